@@ -1,0 +1,3 @@
+//! `flux workflow-token`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The delivery of workflow tokens, for the job manager of Flux.

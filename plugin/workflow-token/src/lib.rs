@@ -1,0 +1,1 @@
+//! workflow-token.so for the job manager.

@@ -1,0 +1,1 @@
+//! The job shell plugin: opens the sealed record and exports the variables.

@@ -1,0 +1,1 @@
+//! Sources of variables: where a workflow token comes from.

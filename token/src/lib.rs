@@ -1,0 +1,1 @@
+//! Workflow tokens: claims, the shape check, issuing.
