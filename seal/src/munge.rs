@@ -1,0 +1,356 @@
+//! MUNGE: the only module that calls libmunge (munge(3), munge_ctx(3)), over the declarations of crate `munge-sys`.
+
+use std::{
+    ffi::{CStr, CString, c_int, c_void},
+    fmt,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    ptr,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use munge_sys as sys;
+use zeroize::{Zeroize, Zeroizing};
+
+/// How to reach munged, and how to encode. Cheap to clone; may be used from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Munge {
+    socket: Option<CString>,
+    cipher: Cipher,
+    mac: Mac,
+    ttl: Ttl,
+}
+
+/// Symmetric ciphers, munge_ctx(3). There is no way to ask for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cipher {
+    /// AES CBC with a 128-bit key.
+    Aes128,
+    /// AES CBC with a 256-bit key.
+    #[default]
+    Aes256,
+}
+
+/// Message authentication codes, munge_ctx(3). The broken ones are not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mac {
+    /// SHA-256.
+    #[default]
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+/// Time to live of a credential, munge_ctx(3). A job that starts later is still served, see [`crate::Staleness`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ttl {
+    /// What munged uses where nobody asks, 300 s unless its operator said otherwise.
+    #[default]
+    Default,
+    /// As long as munged allows, 3600 s unless its operator said otherwise.
+    Maximum,
+    /// Seconds.
+    Seconds(u32),
+}
+
+/// An authentic payload and what MUNGE says of it.
+pub(crate) struct Decoded {
+    pub payload: Zeroizing<Vec<u8>>,
+    pub uid: u32,
+    pub restricted_to: Option<u32>,
+    pub encrypted: bool,
+    pub encoded_at: SystemTime,
+    pub code: sys::munge_err_t,
+}
+
+/// Why MUNGE refused, or could not be reached. The text is MUNGE's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MungeError {
+    code: sys::munge_err_t,
+    text: String,
+    what: &'static str,
+}
+
+impl MungeError {
+    /// Whether trying again may help: the daemon was not there, or did not answer in time.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.code, sys::munge_err_EMUNGE_SOCKET | sys::munge_err_EMUNGE_TIMEOUT)
+    }
+
+    /// Whether the credential is restricted to another uid.
+    pub fn is_unauthorized(&self) -> bool {
+        self.code == sys::munge_err_EMUNGE_CRED_UNAUTHORIZED
+    }
+}
+
+impl fmt::Display for MungeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, text, .. } = self;
+        write!(f, "{what}: {text}")?;
+        if self.is_retryable() {
+            f.write_str(" (is munged running on this node, and is munge-socket right?)")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for MungeError {}
+
+impl Munge {
+    /// MUNGE at `socket`, or where libmunge looks by default.
+    ///
+    /// # Errors
+    /// A path with a NUL.
+    pub fn new(socket: Option<&Path>) -> Result<Self, MungeError> {
+        let socket = match socket {
+            None => None,
+            Some(path) => Some(CString::new(path.as_os_str().as_bytes()).map_err(|_| MungeError {
+                code: sys::munge_err_EMUNGE_BAD_ARG,
+                text: "the socket's path has a NUL".to_owned(),
+                what: "MUNGE cannot be used",
+            })?),
+        };
+        Ok(Self {
+            socket,
+            ..Self::default()
+        })
+    }
+
+    /// With another cipher.
+    pub fn cipher(self, cipher: Cipher) -> Self {
+        Self { cipher, ..self }
+    }
+
+    /// With another message authentication code.
+    pub fn mac(self, mac: Mac) -> Self {
+        Self { mac, ..self }
+    }
+
+    /// With another time to live.
+    pub fn ttl(self, ttl: Ttl) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// Encodes a payload into a credential that `uid` alone can decode. Blocks: libmunge waits up to 2 s for an answer
+    /// and tries 5 times (munged may be stopped).
+    ///
+    /// # Errors
+    /// [`MungeError`], retryable where munged did not answer.
+    pub fn encode(&self, payload: &[u8], uid: u32) -> Result<String, MungeError> {
+        let what = "MUNGE could not seal";
+        let len = c_int::try_from(payload.len()).map_err(|_| MungeError {
+            code: sys::munge_err_EMUNGE_BAD_LENGTH,
+            text: "the payload is too large".to_owned(),
+            what,
+        })?;
+        let ctx = Context::new(self, what)?;
+        ctx.set_int(sys::munge_opt_MUNGE_OPT_CIPHER_TYPE, self.cipher.code())?;
+        ctx.set_int(sys::munge_opt_MUNGE_OPT_MAC_TYPE, self.mac.code())?;
+        // A token does not compress, and compressing what is encrypted tells of its content by its length.
+        ctx.set_int(
+            sys::munge_opt_MUNGE_OPT_ZIP_TYPE,
+            sys::munge_zip_MUNGE_ZIP_NONE as c_int,
+        )?;
+        ctx.set_int(sys::munge_opt_MUNGE_OPT_TTL, self.ttl.code())?;
+        ctx.set_int(sys::munge_opt_MUNGE_OPT_UID_RESTRICTION, uid as c_int)?;
+        let mut cred = ptr::null_mut();
+        // SAFETY: `ctx` is a live context, the buffer is `len` bytes long, and `cred` receives a string to be freed.
+        let code = unsafe { sys::munge_encode(&mut cred, ctx.raw, payload.as_ptr().cast::<c_void>(), len) };
+        if code != sys::munge_err_EMUNGE_SUCCESS {
+            return Err(ctx.error(code));
+        }
+        // SAFETY: on success `cred` is a NUL-terminated string allocated by libmunge, and it is freed once.
+        let text = unsafe {
+            let text = CStr::from_ptr(cred).to_string_lossy().into_owned();
+            libc::free(cred.cast());
+            text
+        };
+        Ok(text)
+    }
+
+    /// Decodes a credential as the uid of this process. Expired, rewound and replayed credentials are authentic and
+    /// authorized when MUNGE says so of them: it checks those three last. They are returned with their code.
+    pub(crate) fn decode(&self, credential: &str) -> Result<Decoded, MungeError> {
+        let what = "MUNGE could not open the sealed record";
+        let ctx = Context::new(self, what)?;
+        let credential = CString::new(credential).map_err(|_| MungeError {
+            code: sys::munge_err_EMUNGE_BAD_CRED,
+            text: "the credential has a NUL".to_owned(),
+            what,
+        })?;
+        let (mut buffer, mut len, mut uid, mut gid) = (ptr::null_mut(), 0, u32::MAX, u32::MAX);
+        // SAFETY: `ctx` is live, the credential is a C string, and the out-parameters are ours.
+        let code =
+            unsafe { sys::munge_decode(credential.as_ptr(), ctx.raw, &mut buffer, &mut len, &mut uid, &mut gid) };
+        let payload = Zeroizing::new(if buffer.is_null() {
+            Vec::new()
+        } else {
+            let len = usize::try_from(len).unwrap_or(0);
+            // SAFETY: libmunge allocated `len` bytes (and one for a NUL) at `buffer`; they are wiped and freed once.
+            unsafe {
+                let bytes = std::slice::from_raw_parts_mut(buffer.cast::<u8>(), len);
+                let copy = bytes.to_vec();
+                bytes.zeroize();
+                libc::free(buffer);
+                copy
+            }
+        });
+        match code {
+            sys::munge_err_EMUNGE_SUCCESS
+            | sys::munge_err_EMUNGE_CRED_EXPIRED
+            | sys::munge_err_EMUNGE_CRED_REWOUND
+            | sys::munge_err_EMUNGE_CRED_REPLAYED => {}
+            code => return Err(ctx.error(code)),
+        }
+        let restricted_to = match ctx.int(sys::munge_opt_MUNGE_OPT_UID_RESTRICTION)? {
+            sys::munge_uid_MUNGE_UID_ANY => None,
+            uid => Some(uid as u32),
+        };
+        let encrypted = ctx.int(sys::munge_opt_MUNGE_OPT_CIPHER_TYPE)? != sys::munge_cipher_MUNGE_CIPHER_NONE as c_int;
+        Ok(Decoded {
+            payload,
+            uid,
+            restricted_to,
+            encrypted,
+            encoded_at: ctx.encode_time()?,
+            code,
+        })
+    }
+}
+
+impl Cipher {
+    fn code(self) -> c_int {
+        (match self {
+            Cipher::Aes128 => sys::munge_cipher_MUNGE_CIPHER_AES128,
+            Cipher::Aes256 => sys::munge_cipher_MUNGE_CIPHER_AES256,
+        }) as c_int
+    }
+}
+
+impl Mac {
+    fn code(self) -> c_int {
+        (match self {
+            Mac::Sha256 => sys::munge_mac_MUNGE_MAC_SHA256,
+            Mac::Sha512 => sys::munge_mac_MUNGE_MAC_SHA512,
+        }) as c_int
+    }
+}
+
+impl Ttl {
+    fn code(self) -> c_int {
+        match self {
+            Ttl::Default => sys::munge_ttl_MUNGE_TTL_DEFAULT as c_int,
+            Ttl::Maximum => sys::munge_ttl_MUNGE_TTL_MAXIMUM as c_int,
+            Ttl::Seconds(seconds) => c_int::try_from(seconds).unwrap_or(c_int::MAX),
+        }
+    }
+}
+
+/// The names as munge(1) spells them.
+impl FromStr for Cipher {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "aes128" => Ok(Cipher::Aes128),
+            "aes256" => Ok(Cipher::Aes256),
+            _ => Err("use aes128 or aes256".to_owned()),
+        }
+    }
+}
+
+/// The names as munge(1) spells them.
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "sha256" => Ok(Mac::Sha256),
+            "sha512" => Ok(Mac::Sha512),
+            _ => Err("use sha256 or sha512".to_owned()),
+        }
+    }
+}
+
+/// A `munge_ctx_t` that is destroyed when dropped.
+struct Context {
+    raw: sys::munge_ctx_t,
+    what: &'static str,
+}
+
+impl Context {
+    fn new(munge: &Munge, what: &'static str) -> Result<Self, MungeError> {
+        // SAFETY: no arguments; a null result is checked below.
+        let raw = unsafe { sys::munge_ctx_create() };
+        if raw.is_null() {
+            return Err(MungeError {
+                code: sys::munge_err_EMUNGE_NO_MEMORY,
+                text: "out of memory".to_owned(),
+                what,
+            });
+        }
+        let ctx = Self { raw, what };
+        if let Some(socket) = &munge.socket {
+            // SAFETY: MUNGE_OPT_SOCKET takes a C string, which libmunge copies.
+            let code =
+                unsafe { sys::munge_ctx_set(ctx.raw, sys::munge_opt_MUNGE_OPT_SOCKET as c_int, socket.as_ptr()) };
+            ctx.check(code)?;
+        }
+        Ok(ctx)
+    }
+
+    fn set_int(&self, option: sys::munge_opt_t, value: c_int) -> Result<(), MungeError> {
+        // SAFETY: callers name options that take an int (munge_ctx(3); uid_t has the size of int).
+        self.check(unsafe { sys::munge_ctx_set(self.raw, option as c_int, value) })
+    }
+
+    fn int(&self, option: sys::munge_opt_t) -> Result<c_int, MungeError> {
+        let mut value: c_int = 0;
+        // SAFETY: callers name options that are read into an int (munge_ctx(3); uid_t has the size of int).
+        self.check(unsafe { sys::munge_ctx_get(self.raw, option as c_int, &mut value as *mut c_int) })?;
+        Ok(value)
+    }
+
+    fn encode_time(&self) -> Result<SystemTime, MungeError> {
+        let mut time: libc::time_t = 0;
+        // SAFETY: MUNGE_OPT_ENCODE_TIME is read into a time_t (munge_ctx(3)).
+        self.check(unsafe {
+            sys::munge_ctx_get(
+                self.raw,
+                sys::munge_opt_MUNGE_OPT_ENCODE_TIME as c_int,
+                &mut time as *mut libc::time_t,
+            )
+        })?;
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time).unwrap_or(0)))
+    }
+
+    fn check(&self, code: sys::munge_err_t) -> Result<(), MungeError> {
+        if code == sys::munge_err_EMUNGE_SUCCESS {
+            Ok(())
+        } else {
+            Err(self.error(code))
+        }
+    }
+
+    fn error(&self, code: sys::munge_err_t) -> MungeError {
+        // SAFETY: both functions return a static or context-owned string, or (the first) null.
+        let text = unsafe {
+            let own = sys::munge_ctx_strerror(self.raw);
+            let text = if own.is_null() { sys::munge_strerror(code) } else { own };
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        };
+        MungeError {
+            code,
+            text,
+            what: self.what,
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: created by `munge_ctx_create` and destroyed once.
+        unsafe { sys::munge_ctx_destroy(self.raw) }
+    }
+}

@@ -1,0 +1,367 @@
+//! The sealed record: what is kept in the job's KVS directory, and the steps in which it is trusted.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use munge_sys as sys;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
+use zeroize::Zeroizing;
+
+use crate::{Error, Munge, Owner, Secret, Variables, munge::Decoded};
+
+/// The key of the record, relative to the job's KVS directory.
+pub const KEY: &str = "workflow-token";
+
+/// The version of records and payloads that this code writes, and the newest that it reads.
+pub const VERSION: u64 = 1;
+
+/// The largest payload, in bytes. munged takes messages of 1 MiB (1,048,576 bytes), of which the header and the
+/// options of a request take less than 1 KiB.
+pub const MAX_PAYLOAD: usize = (1 << 20) - 1024;
+
+/// A sealed record. Nothing in it is secret; nothing in it but the credential is authenticated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Record {
+    version: u64,
+    jobid: u64,
+    uid: u32,
+    sealer: u32,
+    variables: Vec<String>,
+    sealed_at: f64,
+    credential: String,
+}
+
+/// What a record must be to be accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// The job, and the uid of its owner, who is the one that opens.
+    pub owner: Owner,
+    /// The uid that the instance runs as, the only one whose seal counts.
+    pub instance_owner: u32,
+}
+
+/// An opened record.
+#[derive(Debug)]
+pub struct Opened {
+    /// The variables.
+    pub variables: Variables,
+    /// When the credential was encoded, by the clock of the sealing node.
+    pub sealed_at: SystemTime,
+    /// Which of MUNGE's last three checks did not pass.
+    pub staleness: Option<Staleness>,
+}
+
+/// MUNGE checks MAC, authorization, time and replay in this order, so these come with an authentic payload. They are
+/// accepted: jobs wait in long prologs, clocks differ, and several shells of one job run on one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Staleness {
+    /// Older than its time to live.
+    Expired,
+    /// From the future, by this node's clock.
+    Rewound,
+    /// Opened on this node before.
+    Replayed,
+}
+
+impl Record {
+    /// Seals variables for a job, to be opened by its owner only. Blocks while munged is asked, see [`Munge::encode`].
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] before munged is asked; [`Error::Munge`].
+    pub fn seal(munge: &Munge, owner: Owner, sealer: u32, variables: &Variables) -> Result<Self, Error> {
+        let payload = Payload::encode(owner, variables)?;
+        let credential = munge.encode(&payload, owner.uid)?;
+        let sealed_at = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Self {
+            version: VERSION,
+            jobid: owner.jobid,
+            uid: owner.uid,
+            sealer,
+            variables: variables.names().map(str::to_owned).collect(),
+            sealed_at: sealed_at.as_millis() as f64 / 1e3,
+            credential,
+        })
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], [`Error::Version`].
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        // The version decides how the rest is read, so it is looked at alone first.
+        check_version(text.as_bytes())?;
+        serde_json::from_str(text).map_err(|e| Error::Malformed(e.to_string()))
+    }
+
+    /// The text that is kept in the KVS.
+    pub fn to_json(&self) -> String {
+        // Serializing this struct cannot fail: its map keys are strings, and it has no writer but memory.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Opens the record as the uid of this process.
+    ///
+    /// # Errors
+    /// Any of [`Error`] but `TooLarge`: a record is accepted only where every check passes.
+    pub fn open(&self, munge: &Munge, expected: &Expected) -> Result<Opened, Error> {
+        let decoded = munge.decode(&self.credential)?;
+        check_sealer(&decoded, expected)?;
+        check_restriction(&decoded, expected)?;
+        let payload = Payload::decode(&decoded.payload)?;
+        let found = Owner {
+            jobid: payload.jobid,
+            uid: payload.uid,
+        };
+        if found != expected.owner {
+            return Err(Error::Foreign {
+                found,
+                expected: expected.owner,
+            });
+        }
+        let mut variables = Variables::new();
+        for (name, Value(value)) in payload.variables {
+            variables
+                .insert(&name, value)
+                .map_err(|e| Error::Malformed(e.to_string()))?;
+        }
+        Ok(Opened {
+            variables,
+            sealed_at: decoded.encoded_at,
+            staleness: Staleness::of(decoded.code),
+        })
+    }
+
+    /// The version of the record.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The job that the record says it is for.
+    pub fn jobid(&self) -> u64 {
+        self.jobid
+    }
+
+    /// The uid that the record says it is for.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The uid that the record says sealed it. Only opening the record tells for certain.
+    pub fn sealer(&self) -> u32 {
+        self.sealer
+    }
+
+    /// The names of the variables, as the record says.
+    pub fn variables(&self) -> &[String] {
+        &self.variables
+    }
+
+    /// When it was sealed, by the clock of the sealing node.
+    pub fn sealed_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(self.sealed_at).unwrap_or_default()
+    }
+
+    /// The MUNGE credential.
+    pub fn credential(&self) -> &str {
+        &self.credential
+    }
+}
+
+impl Staleness {
+    fn of(code: sys::munge_err_t) -> Option<Self> {
+        match code {
+            sys::munge_err_EMUNGE_CRED_EXPIRED => Some(Staleness::Expired),
+            sys::munge_err_EMUNGE_CRED_REWOUND => Some(Staleness::Rewound),
+            sys::munge_err_EMUNGE_CRED_REPLAYED => Some(Staleness::Replayed),
+            _ => None,
+        }
+    }
+}
+
+fn check_sealer(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
+    if decoded.uid == expected.instance_owner {
+        Ok(())
+    } else {
+        Err(Error::Sealer {
+            found: decoded.uid,
+            owner: expected.instance_owner,
+        })
+    }
+}
+
+/// A credential that anybody could have opened was none of ours: its secret is to be taken as known.
+fn check_restriction(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
+    if decoded.restricted_to == Some(expected.owner.uid) && decoded.encrypted {
+        Ok(())
+    } else {
+        Err(Error::Unrestricted {
+            uid: expected.owner.uid,
+        })
+    }
+}
+
+fn check_version(text: &[u8]) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    let Versioned { version } = serde_json::from_slice(text).map_err(|e| malformed(&e))?;
+    match version {
+        VERSION => Ok(()),
+        0 => Err(Error::Malformed("version 0 does not exist".to_owned())),
+        found => Err(Error::Version { found, known: VERSION }),
+    }
+}
+
+/// What is inside of the credential.
+#[derive(Deserialize)]
+struct Payload {
+    version: u64,
+    jobid: u64,
+    uid: u32,
+    variables: BTreeMap<String, Value>,
+}
+
+impl Payload {
+    fn encode(owner: Owner, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
+        // Sized for the worst case of JSON escapes, so that the buffer is never moved, leaving a copy behind.
+        let text: usize = variables
+            .iter()
+            .map(|(name, value)| name.len() + value.expose_secret().len() + 8)
+            .sum();
+        let mut out = Zeroizing::new(Vec::with_capacity(text.saturating_mul(6).min(MAX_PAYLOAD * 6) + 128));
+        if text > MAX_PAYLOAD {
+            return Err(Error::TooLarge {
+                size: text,
+                limit: MAX_PAYLOAD,
+            });
+        }
+        let view = View {
+            version: VERSION,
+            jobid: owner.jobid,
+            uid: owner.uid,
+            variables: Map(variables),
+        };
+        // Writing to memory cannot fail, and the map's keys are strings.
+        serde_json::to_writer(&mut *out, &view).map_err(|e| malformed(&e))?;
+        if out.len() > MAX_PAYLOAD {
+            return Err(Error::TooLarge {
+                size: out.len(),
+                limit: MAX_PAYLOAD,
+            });
+        }
+        Ok(out)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        check_version(bytes)?;
+        serde_json::from_slice(bytes).map_err(|e| malformed(&e))
+    }
+}
+
+/// Of a JSON error only its kind and place are kept: serde_json quotes what it could not use.
+fn malformed(e: &serde_json::Error) -> Error {
+    Error::Malformed(format!(
+        "{:?} error at line {} column {}",
+        e.classify(),
+        e.line(),
+        e.column()
+    ))
+}
+
+#[derive(Serialize)]
+struct View<'a> {
+    version: u64,
+    jobid: u64,
+    uid: u32,
+    variables: Map<'a>,
+}
+
+struct Map<'a>(&'a Variables);
+
+impl Serialize for Map<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in self.0.iter() {
+            map.serialize_entry(name, value.expose_secret())?;
+        }
+        map.end()
+    }
+}
+
+/// A secret on its way out of a payload.
+struct Value(Secret);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|s| Value(Secret::from(s)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: &str =
+        r#"{"version":1,"jobid":7,"uid":1000,"sealer":100,"variables":["A"],"sealed-at":1.5,"credential":"MUNGE:x:"}"#;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let record = Record::from_json(RECORD).unwrap();
+        assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
+        assert_eq!(record.sealed_at(), SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn a_newer_version_is_named_before_anything_else_of_it_is_read() {
+        let newer = r#"{"version":2,"credential":{"scheme":"unknown"}}"#;
+        let error = Record::from_json(newer).unwrap_err().to_string();
+        assert!(
+            error.contains("version 2") && error.contains("update the plugin"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        for bad in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"version":1}"#,
+            r#"{"version":"1"}"#,
+            r#"{"version":0}"#,
+            &RECORD[..40],
+        ] {
+            assert!(matches!(Record::from_json(bad), Err(Error::Malformed(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_munged_is_asked() {
+        let nowhere = Munge::new(Some(std::path::Path::new("/nonexistent"))).unwrap();
+        let owner = Owner { jobid: 1, uid: 1 };
+        for size in [MAX_PAYLOAD, MAX_PAYLOAD + 1, 3 * MAX_PAYLOAD] {
+            let mut variables = Variables::new();
+            variables.insert("T", Secret::from("x".repeat(size))).unwrap();
+            let error = Record::seal(&nowhere, owner, 0, &variables).unwrap_err();
+            assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_payload_does_not_quote_it() {
+        let bytes = br#"{"version":1,"jobid":1,"uid":1,"variables":"canary"}"#;
+        let Err(error) = Payload::decode(bytes) else {
+            panic!("accepted")
+        };
+        assert!(!format!("{error} {error:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,98 @@
+//! The variables of one job: a map of environment variable names to secret values.
+
+use std::collections::BTreeMap;
+
+use crate::{ExposeSecret, Secret};
+
+/// A map of environment variable names to secret values. Names are valid by construction.
+#[derive(Debug, Default, Clone)]
+pub struct Variables(BTreeMap<String, Secret>);
+
+impl Variables {
+    /// No variables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a variable; a later value replaces the former.
+    ///
+    /// # Errors
+    /// [`NameError`] where `name` is not a name that an environment can carry, or the value has a NUL.
+    pub fn insert(&mut self, name: &str, value: Secret) -> Result<(), NameError> {
+        check_name(name)?;
+        if value.expose_secret().contains('\0') {
+            return Err(NameError::Nul(name.to_owned()));
+        }
+        self.0.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// The names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Names and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Why a variable was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not a name by POSIX.1-2017, section 8.1.
+    #[error("`{0}` is not the name of an environment variable: use letters, digits and `_`, not starting with a digit")]
+    Name(String),
+    /// An environment cannot carry a NUL.
+    #[error("the value for {0} has a NUL character, which an environment cannot carry")]
+    Nul(String),
+}
+
+/// Checks the name of an environment variable (POSIX.1-2017, section 8.1).
+///
+/// # Errors
+/// [`NameError::Name`] where it is not one.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    let mut bytes = name.bytes();
+    let valid = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && name.len() <= 255;
+    if valid {
+        Ok(())
+    } else {
+        Err(NameError::Name(name.escape_default().to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_an_environment_cannot_carry_are_refused() {
+        for bad in ["", "1A", "A=B", "A B", "A\0", "É", &"A".repeat(256)] {
+            assert!(check_name(bad).is_err(), "{bad:?} was accepted");
+        }
+        for good in ["A", "_", "DW_WORKFLOW_TOKEN", "a9"] {
+            check_name(good).unwrap();
+        }
+    }
+
+    #[test]
+    fn values_do_not_print() {
+        let mut variables = Variables::new();
+        variables.insert("T", Secret::from("canary-value".to_owned())).unwrap();
+        assert!(!format!("{variables:?}").contains("canary"));
+    }
+}
