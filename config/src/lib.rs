@@ -1,1 +1,114 @@
-//! The [workflow-token] table of the configuration of Flux, and which rule a job matches.
+//! The `[workflow-token]` table of the configuration of Flux, and which rule a job matches.
+//!
+//! The table is parsed once, at the edge, into a [`Config`] in which nothing is left to check. Every error names the
+//! key. Nothing here knows of Flux: a job is seen through [`Facts`], which the job manager plugin and the job shell
+//! plugin answer each in its own way.
+
+mod duration;
+mod parse;
+mod rule;
+mod template;
+
+use std::{path::PathBuf, time::Duration};
+
+pub use duration::parse_duration;
+pub use parse::{Error, read_files};
+pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
+pub use template::{Template, TemplateError, Values};
+
+/// The table's name in the configuration of Flux.
+pub const TABLE: &str = "workflow-token";
+
+/// The table.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The environment variable that carries the token, unless a rule says otherwise.
+    pub variable: String,
+    /// How long a whole delivery may take.
+    pub timeout: Duration,
+    /// Whether the record is removed when the job has ended.
+    pub unlink: bool,
+    /// How many fetches run at once.
+    pub max_parallel: usize,
+    /// The program that runs the commands of rules, see `source::supervise`; found by itself where not given.
+    pub helper: Option<PathBuf>,
+    /// How to reach MUNGE, and how to seal.
+    pub munge: Munge,
+    /// The rules, of which the first that matches wins.
+    pub rules: Vec<Rule>,
+}
+
+/// How to reach MUNGE, and how to seal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Munge {
+    /// munged's socket; where libmunge looks by default if not given.
+    pub socket: Option<PathBuf>,
+    /// The cipher.
+    pub cipher: seal::Cipher,
+    /// The message authentication code.
+    pub mac: seal::Mac,
+    /// The time to live of credentials.
+    pub ttl: seal::Ttl,
+}
+
+impl Munge {
+    /// The same as `seal` takes it.
+    ///
+    /// # Errors
+    /// A socket path that cannot be one.
+    pub fn client(&self) -> Result<seal::Munge, seal::MungeError> {
+        Ok(seal::Munge::new(self.socket.as_deref())?
+            .cipher(self.cipher)
+            .mac(self.mac)
+            .ttl(self.ttl))
+    }
+}
+
+/// One rule: which jobs it is for, and where their token comes from.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Which jobs.
+    pub conditions: Conditions,
+    /// The environment variable that carries the token.
+    pub variable: String,
+    /// Where the token comes from.
+    pub source: Source,
+    /// How long fetching may take; never longer than the delivery.
+    pub timeout: Duration,
+    /// How the token is checked before it is delivered.
+    pub check: Check,
+}
+
+/// Where a token comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file.
+    File {
+        /// Its absolute path.
+        path: Template,
+    },
+    /// The standard output of a command.
+    Command {
+        /// The program, an absolute path, and its arguments.
+        argv: Vec<Template>,
+    },
+}
+
+impl Source {
+    /// The name that the key `source` gives it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::File { .. } => "file",
+            Source::Command { .. } => "command",
+        }
+    }
+}
+
+/// How a token is checked before it is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// A well-formed JWT that has not expired.
+    Shape,
+    /// Not at all: the secret is opaque.
+    None,
+}

@@ -222,7 +222,6 @@ fn check_version(text: &[u8]) -> Result<(), Error> {
 /// What is inside of the credential.
 #[derive(Deserialize)]
 struct Payload {
-    version: u64,
     jobid: u64,
     uid: u32,
     variables: BTreeMap<String, Value>,

@@ -1,0 +1,573 @@
+//! From the configuration of Flux, an object, to a [`Config`].
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    AttributePath, Check, Conditions, Config, Munge, Principal, Rule, Source, TABLE, Template, parse_duration,
+};
+
+const TABLE_KEYS: &[&str] = &[
+    "variable",
+    "timeout",
+    "unlink",
+    "max-parallel",
+    "helper",
+    "munge-socket",
+    "munge-cipher",
+    "munge-mac",
+    "munge-ttl",
+    "rule",
+];
+const RULE_KEYS: &[&str] = &[
+    "attribute",
+    "queue",
+    "bank",
+    "project",
+    "user",
+    "group",
+    "source",
+    "path",
+    "command",
+    "timeout",
+    "check",
+    "variable",
+];
+
+/// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Why a table was refused: the key, and what is wrong there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    key: String,
+    wrong: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.wrong)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Config {
+    /// Reads the table out of the whole configuration of Flux. Without a table there are no rules, and no job gets a
+    /// token.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn from_json(conf: &Value) -> Result<Self, Error> {
+        Self::with_overrides(conf, &Value::Null)
+    }
+
+    /// The same, with keys that were given when the plugin was loaded in place of the table's.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn with_overrides(conf: &Value, overrides: &Value) -> Result<Self, Error> {
+        let mut table = match conf.get(TABLE) {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(table)) => table.clone(),
+            Some(_) => return Err(wrong(TABLE, "must be a table")),
+        };
+        match overrides {
+            Value::Null => {}
+            Value::Object(keys) => table.extend(keys.clone()),
+            _ => return Err(wrong(TABLE, "the plugin's own configuration must be a table")),
+        }
+        Reader {
+            prefix: TABLE.to_owned(),
+            table: &table,
+        }
+        .config()
+    }
+}
+
+/// Reads configuration as Flux does: one TOML file, or all `*.toml` of a directory, in order, merged by top-level table.
+///
+/// # Errors
+/// The file that cannot be read, or is no TOML.
+pub fn read_files(path: &Path) -> Result<Value, Error> {
+    let at = |path: &Path, e: &dyn fmt::Display| wrong(path.display(), e);
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = fs::read_dir(path).map_err(|e| at(path, &e))?;
+        files = entries
+            .filter_map(|entry| entry.ok().map(|e| e.path()))
+            .collect::<Vec<PathBuf>>();
+        files.retain(|file| file.extension().is_some_and(|e| e == "toml"));
+        files.sort();
+    }
+    let mut all = Map::new();
+    for file in files {
+        let text = fs::read_to_string(&file).map_err(|e| at(&file, &e))?;
+        let tables: Map<String, Value> = toml::from_str(&text).map_err(|e| at(&file, &e.to_string().trim_end()))?;
+        for (name, table) in tables {
+            match (all.get_mut(&name), table) {
+                (Some(Value::Object(old)), Value::Object(new)) => old.extend(new),
+                (_, table) => {
+                    all.insert(name, table);
+                }
+            }
+        }
+    }
+    Ok(Value::Object(all))
+}
+
+fn wrong(key: impl fmt::Display, wrong: impl fmt::Display) -> Error {
+    Error {
+        key: key.to_string(),
+        wrong: wrong.to_string(),
+    }
+}
+
+/// One table, and where it stands.
+struct Reader<'a> {
+    prefix: String,
+    table: &'a Map<String, Value>,
+}
+
+impl Reader<'_> {
+    fn config(&self) -> Result<Config, Error> {
+        self.known(TABLE_KEYS)?;
+        let variable = self.name("variable")?.unwrap_or_else(|| "DW_WORKFLOW_TOKEN".to_owned());
+        let timeout = self.duration("timeout")?.unwrap_or(Duration::from_secs(60));
+        let max_parallel = match self.table.get("max-parallel") {
+            None => 32,
+            Some(value) => match parsed(value).as_u64() {
+                Some(n @ 1..=1024) => n as usize,
+                _ => return Err(self.wrong("max-parallel", "must be a number from 1 to 1024")),
+            },
+        };
+        let unlink = match self.table.get("unlink").map(parsed) {
+            None => true,
+            Some(Value::Bool(b)) => b,
+            Some(_) => return Err(self.wrong("unlink", "must be true or false")),
+        };
+        Ok(Config {
+            timeout,
+            unlink,
+            max_parallel,
+            helper: self.absolute("helper")?,
+            munge: self.munge()?,
+            rules: self.rules(&variable, timeout)?,
+            variable,
+        })
+    }
+
+    fn munge(&self) -> Result<Munge, Error> {
+        let socket = self.absolute("munge-socket")?;
+        if socket
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().len() > MAX_SOCKET_PATH)
+        {
+            return Err(self.wrong(
+                "munge-socket",
+                format!("is longer than {MAX_SOCKET_PATH} bytes, which no socket can be"),
+            ));
+        }
+        let ttl = match self.duration("munge-ttl")? {
+            None => seal::Ttl::Default,
+            Some(ttl) if ttl.subsec_nanos() == 0 && ttl.as_secs() <= 3600 => seal::Ttl::Seconds(ttl.as_secs() as u32),
+            Some(_) => return Err(self.wrong("munge-ttl", "must be whole seconds, 1h at most")),
+        };
+        Ok(Munge {
+            socket,
+            cipher: self
+                .string("munge-cipher")?
+                .map(|s| s.parse())
+                .transpose()
+                .map_err(|e: String| self.wrong("munge-cipher", e))?
+                .unwrap_or_default(),
+            mac: self
+                .string("munge-mac")?
+                .map(|s| s.parse())
+                .transpose()
+                .map_err(|e: String| self.wrong("munge-mac", e))?
+                .unwrap_or_default(),
+            ttl,
+        })
+    }
+
+    fn rules(&self, variable: &str, timeout: Duration) -> Result<Vec<Rule>, Error> {
+        let Some(rules) = self.table.get("rule") else {
+            return Ok(Vec::new());
+        };
+        let Value::Array(rules) = rules else {
+            return Err(self.wrong("rule", "must be an array of tables: write [[workflow-token.rule]]"));
+        };
+        let mut out = Vec::with_capacity(rules.len());
+        for (index, rule) in rules.iter().enumerate() {
+            let prefix = format!("{}.rule[{index}]", self.prefix);
+            let Value::Object(table) = rule else {
+                return Err(wrong(prefix, "must be a table"));
+            };
+            let rule = Reader { prefix, table }.rule(variable, timeout)?;
+            out.push(rule);
+            if out[..index].iter().any(|former| former.conditions.is_empty()) {
+                return Err(wrong(
+                    format!("{}.rule[{index}]", self.prefix),
+                    "is never reached: a rule before it has no condition and is for every job",
+                ));
+            }
+        }
+        Ok(out)
+    }
+
+    fn rule(&self, variable: &str, timeout: Duration) -> Result<Rule, Error> {
+        self.known(RULE_KEYS)?;
+        let conditions = Conditions {
+            attribute: self
+                .string("attribute")?
+                .map(AttributePath::parse)
+                .transpose()
+                .map_err(|e| self.wrong("attribute", e))?,
+            queue: self.nonempty("queue")?,
+            bank: self.nonempty("bank")?,
+            project: self.nonempty("project")?,
+            user: self.principal("user")?,
+            group: self.principal("group")?,
+        };
+        let source = match self.string("source")? {
+            Some("file") => {
+                self.unused("command", "is for source = \"command\"")?;
+                Source::File { path: self.path()? }
+            }
+            Some("command") => {
+                self.unused("path", "is for source = \"file\"")?;
+                Source::Command { argv: self.argv()? }
+            }
+            Some(other) => {
+                return Err(self.wrong(
+                    "source",
+                    format!("`{}` is not a source: use file or command", other.escape_debug()),
+                ));
+            }
+            None => return Err(self.wrong("source", "is missing: use file or command")),
+        };
+        let check = match self.string("check")? {
+            None | Some("shape") => Check::Shape,
+            Some("none") => Check::None,
+            Some(other) => {
+                return Err(self.wrong(
+                    "check",
+                    format!("`{}` is not a check: use shape or none", other.escape_debug()),
+                ));
+            }
+        };
+        Ok(Rule {
+            conditions,
+            variable: self.name("variable")?.unwrap_or_else(|| variable.to_owned()),
+            source,
+            timeout: self.duration("timeout")?.unwrap_or(timeout).min(timeout),
+            check,
+        })
+    }
+
+    fn path(&self) -> Result<Template, Error> {
+        let Some(text) = self.string("path")? else {
+            return Err(self.wrong("path", "is missing: source = \"file\" needs it"));
+        };
+        let template = self.template("path", text)?;
+        if !template.starts_with("/") {
+            return Err(self.wrong("path", "must be absolute"));
+        }
+        Ok(template)
+    }
+
+    fn argv(&self) -> Result<Vec<Template>, Error> {
+        let wanted = "must be an array of strings, the first an absolute path";
+        let argv = match self.table.get("command") {
+            Some(Value::Array(argv)) if !argv.is_empty() => argv,
+            Some(_) => return Err(self.wrong("command", wanted)),
+            None => return Err(self.wrong("command", "is missing: source = \"command\" needs it")),
+        };
+        let argv = argv.iter().map(|word| match word {
+            Value::String(text) => self.template("command", text),
+            _ => Err(self.wrong("command", wanted)),
+        });
+        let argv = argv.collect::<Result<Vec<_>, _>>()?;
+        if !argv[0].starts_with("/") || !argv[0].is_constant() {
+            return Err(self.wrong("command", "the program must be an absolute path without placeholders"));
+        }
+        Ok(argv)
+    }
+
+    fn template(&self, key: &str, text: &str) -> Result<Template, Error> {
+        if text.contains('\0') {
+            return Err(self.wrong(key, "has a NUL character"));
+        }
+        Template::parse(text).map_err(|e| self.wrong(key, e))
+    }
+
+    fn known(&self, keys: &[&str]) -> Result<(), Error> {
+        match self.table.keys().find(|key| !keys.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(self.wrong(
+                &key.escape_debug().to_string(),
+                format!("is not known: use one of {}", keys.join(", ")),
+            )),
+        }
+    }
+
+    fn unused(&self, key: &str, why: &str) -> Result<(), Error> {
+        if self.table.contains_key(key) {
+            Err(self.wrong(key, why))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn string(&self, key: &str) -> Result<Option<&str>, Error> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.wrong(key, "must be a string")),
+        }
+    }
+
+    fn nonempty(&self, key: &str) -> Result<Option<String>, Error> {
+        match self.string(key)? {
+            Some("") => Err(self.wrong(key, "must not be empty")),
+            text => Ok(text.map(str::to_owned)),
+        }
+    }
+
+    fn duration(&self, key: &str) -> Result<Option<Duration>, Error> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => parse_duration(text).map(Some).map_err(|e| self.wrong(key, e)),
+            Some(Value::Number(n)) => parse_duration(&n.to_string()).map(Some).map_err(|e| self.wrong(key, e)),
+            Some(_) => Err(self.wrong(key, "must be a duration, as in \"60s\"")),
+        }
+    }
+
+    fn absolute(&self, key: &str) -> Result<Option<PathBuf>, Error> {
+        match self.string(key)? {
+            None => Ok(None),
+            Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(Some(PathBuf::from(path))),
+            Some(_) => Err(self.wrong(key, "must be an absolute path")),
+        }
+    }
+
+    fn name(&self, key: &str) -> Result<Option<String>, Error> {
+        let Some(name) = self.string(key)? else { return Ok(None) };
+        seal::check_name(name).map_err(|e| self.wrong(key, e))?;
+        Ok(Some(name.to_owned()))
+    }
+
+    fn principal(&self, key: &str) -> Result<Option<Principal>, Error> {
+        let number = |n: u64| u32::try_from(n).ok().filter(|n| *n != u32::MAX).map(Principal::Id);
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(name)) if !name.is_empty() => match name.parse::<u64>() {
+                Ok(n) => number(n).map(Some),
+                Err(_) => Some(Some(Principal::Name(name.clone()))),
+            }
+            .ok_or_else(|| self.wrong(key, "is out of range")),
+            Some(Value::Number(n)) => n
+                .as_u64()
+                .and_then(number)
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, "is out of range")),
+            Some(_) => Err(self.wrong(key, "must be a name or a number")),
+        }
+    }
+
+    fn wrong(&self, key: &str, what: impl fmt::Display) -> Error {
+        wrong(format!("{}.{key}", self.prefix), what)
+    }
+}
+
+/// `flux jobtap load FILE key=value` brings strings where the value is not JSON; booleans and numbers may come as either.
+fn parsed(value: &Value) -> Value {
+    match value {
+        Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| value.clone()),
+        value => value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Facts, Selection};
+
+    fn parse(text: &str) -> Result<Config, Error> {
+        Config::from_json(&toml::from_str(text).unwrap())
+    }
+
+    const DOCUMENTED: &str = r#"
+        [workflow-token]
+        variable = "DW_WORKFLOW_TOKEN"
+        timeout = "60s"
+        unlink = true
+        munge-socket = "/run/munge/munge.socket.2"
+
+        [[workflow-token.rule]]
+        attribute = "system.dw"
+        source = "file"
+        path = "/var/lib/tokens/{jobid}.jwt"
+        check = "shape"
+
+        [[workflow-token.rule]]
+        queue = "debug"
+        source = "command"
+        command = ["/usr/libexec/get-token", "{user}"]
+        timeout = "10s"
+    "#;
+
+    #[test]
+    fn the_documented_example_is_read() {
+        let config = parse(DOCUMENTED).unwrap();
+        assert_eq!(config.variable, "DW_WORKFLOW_TOKEN");
+        assert_eq!(config.timeout, Duration::from_secs(60));
+        assert_eq!(config.rules[0].check, Check::Shape);
+        assert_eq!(config.rules[0].timeout, Duration::from_secs(60));
+        assert_eq!(config.rules[1].timeout, Duration::from_secs(10));
+        assert_eq!(config.rules[1].source.name(), "command");
+    }
+
+    #[test]
+    fn without_a_table_no_job_gets_a_token() {
+        assert!(Config::from_json(&json!({})).unwrap().rules.is_empty());
+    }
+
+    #[test]
+    fn every_mistake_is_refused_and_names_its_key() {
+        let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}");
+        let table = |line: &str| format!("[workflow-token]\n{line}");
+        for (text, key) in [
+            ("workflow-token = 1".to_owned(), "workflow-token"),
+            (table("variable = 1"), "workflow-token.variable"),
+            (table("variable = \"1A\""), "workflow-token.variable"),
+            (table("timeout = true"), "workflow-token.timeout"),
+            (table("timeout = \"soon\""), "workflow-token.timeout"),
+            (table("timeout = 0"), "workflow-token.timeout"),
+            (table("unlink = 1"), "workflow-token.unlink"),
+            (table("max-parallel = 0"), "workflow-token.max-parallel"),
+            (table("helper = \"x\""), "workflow-token.helper"),
+            (table("munge-socket = \"x\""), "workflow-token.munge-socket"),
+            (
+                table(&format!("munge-socket = \"/{}\"", "x".repeat(107))),
+                "workflow-token.munge-socket",
+            ),
+            (table("munge-cipher = \"none\""), "workflow-token.munge-cipher"),
+            (table("munge-mac = \"md5\""), "workflow-token.munge-mac"),
+            (table("munge-ttl = \"2h\""), "workflow-token.munge-ttl"),
+            (table("rule = 1"), "workflow-token.rule"),
+            (table("rule = [1]"), "workflow-token.rule[0]"),
+            (table("tiemout = 1"), "workflow-token.tiemout"),
+            (rule("atribute = \"x\""), "workflow-token.rule[0].atribute"),
+            (rule("attribute = \"system..dw\""), "workflow-token.rule[0].attribute"),
+            (rule("attribute = 1"), "workflow-token.rule[0].attribute"),
+            (rule("queue = \"\""), "workflow-token.rule[0].queue"),
+            (rule("bank = 1"), "workflow-token.rule[0].bank"),
+            (rule("project = []"), "workflow-token.rule[0].project"),
+            (rule("user = -1"), "workflow-token.rule[0].user"),
+            (rule("user = 4294967295"), "workflow-token.rule[0].user"),
+            (rule("group = true"), "workflow-token.rule[0].group"),
+            (rule("check = \"deep\""), "workflow-token.rule[0].check"),
+            (rule("variable = \"A-B\""), "workflow-token.rule[0].variable"),
+            (rule("timeout = \"1w\""), "workflow-token.rule[0].timeout"),
+            (rule("command = [\"/x\"]"), "workflow-token.rule[0].command"),
+            (
+                "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
+                "workflow-token.rule[0].source",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"web\"".to_owned(),
+                "workflow-token.rule[0].source",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"file\"".to_owned(),
+                "workflow-token.rule[0].path",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"file\"\npath = \"t\"".to_owned(),
+                "workflow-token.rule[0].path",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{x}\"".to_owned(),
+                "workflow-token.rule[0].path",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"command\"".to_owned(),
+                "workflow-token.rule[0].command",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"command\"\ncommand = [\"sh\"]".to_owned(),
+                "workflow-token.rule[0].command",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"command\"\ncommand = \"/x y\"".to_owned(),
+                "workflow-token.rule[0].command",
+            ),
+            (
+                format!("{}\n{}", rule(""), rule("queue = \"x\"")),
+                "workflow-token.rule[1]",
+            ),
+        ] {
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{key}: ")), "{text}\ngave: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_given_at_load_time_win() {
+        let conf: Value = toml::from_str(DOCUMENTED).unwrap();
+        let config =
+            Config::with_overrides(&conf, &json!({"timeout": "5s", "unlink": "false", "max-parallel": "3"})).unwrap();
+        assert_eq!(
+            (config.timeout, config.unlink, config.max_parallel),
+            (Duration::from_secs(5), false, 3)
+        );
+        assert_eq!(config.rules[1].timeout, Duration::from_secs(5));
+    }
+
+    /// A job of which the user's groups are not known.
+    struct Job<'a>(&'a [&'a str]);
+
+    impl Facts for Job<'_> {
+        fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
+            Some(self.0.contains(&path.components().join(".").as_str()))
+        }
+        fn system_is(&self, key: &str, value: &str) -> Option<bool> {
+            Some(self.0.contains(&format!("{key}={value}").as_str()))
+        }
+        fn owner_is(&self, user: &Principal) -> Option<bool> {
+            Some(*user == Principal::Name("alice".to_owned()))
+        }
+        fn owner_in(&self, _: &Principal) -> Option<bool> {
+            None
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_wins_and_what_is_not_known_is_not_guessed() {
+        let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}\n");
+        let text = [
+            rule("attribute = \"system.dw\"\nqueue = \"debug\""),
+            rule("attribute = \"system.dw\""),
+            rule("queue = \"batch\"\ngroup = \"staff\""),
+            rule("bank = \"b\"\nuser = \"alice\""),
+            rule("bank = \"b\"\nuser = \"bob\""),
+        ]
+        .concat();
+        let config = parse(&text).unwrap();
+        let select = |facts: &[&str]| config.select(&Job(facts));
+        assert_eq!(select(&["system.dw", "queue=debug"]), Selection::Rule(0));
+        assert_eq!(select(&["system.dw", "queue=batch"]), Selection::Rule(1));
+        assert_eq!(select(&["queue=batch", "bank=b"]), Selection::Unknown);
+        assert_eq!(select(&["bank=b"]), Selection::Rule(3));
+        assert_eq!(select(&["queue=debug"]), Selection::None);
+    }
+}

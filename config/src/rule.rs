@@ -1,0 +1,139 @@
+//! Which rule a job matches.
+
+use crate::Config;
+
+/// The conditions of a rule. All that are given must hold; a rule without any is for every job.
+#[derive(Debug, Clone, Default)]
+pub struct Conditions {
+    /// The jobspec attribute is present, whatever its value (null counts as absent).
+    pub attribute: Option<AttributePath>,
+    /// `attributes.system.queue` is this.
+    pub queue: Option<String>,
+    /// `attributes.system.bank` is this.
+    pub bank: Option<String>,
+    /// `attributes.system.project` is this.
+    pub project: Option<String>,
+    /// The job owner is this user.
+    pub user: Option<Principal>,
+    /// The job owner is in this group, by primary or supplementary membership.
+    pub group: Option<Principal>,
+}
+
+/// A path below `attributes` in the jobspec (RFC 14), such as `system.dw`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttributePath(Vec<String>);
+
+impl AttributePath {
+    /// The longest path, in components.
+    pub const MAX: usize = 6;
+
+    /// Parses a path with its components separated by periods.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let path: Vec<String> = text.split('.').map(str::to_owned).collect();
+        if path.iter().any(|part| part.is_empty() || part.contains('\0')) {
+            return Err(format!(
+                "`{}` is not a path below `attributes`: write it as in system.dw",
+                text.escape_debug()
+            ));
+        }
+        if path.len() > Self::MAX {
+            return Err(format!("`{text}` has more than {} components", Self::MAX));
+        }
+        Ok(Self(path))
+    }
+
+    /// The components.
+    pub fn components(&self) -> &[String] {
+        &self.0
+    }
+}
+
+/// A user or a group, by name or number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Principal {
+    /// By name.
+    Name(String),
+    /// By uid or gid.
+    Id(u32),
+}
+
+/// What is known of a job. `None` says that it is not known (yet), which is not the same as no.
+pub trait Facts {
+    /// Whether the attribute is present.
+    fn has_attribute(&self, path: &AttributePath) -> Option<bool>;
+    /// Whether `attributes.system.<key>` is this string.
+    fn system_is(&self, key: &str, value: &str) -> Option<bool>;
+    /// Whether the job owner is this user.
+    fn owner_is(&self, user: &Principal) -> Option<bool>;
+    /// Whether the job owner is in this group.
+    fn owner_in(&self, group: &Principal) -> Option<bool>;
+}
+
+/// Which rule a job matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    /// The rule of this index.
+    Rule(usize),
+    /// None: the job is left alone.
+    None,
+    /// It depends on facts that are not known.
+    Unknown,
+}
+
+impl Config {
+    /// Which rule a job matches: the first, in the order of the configuration.
+    pub fn select(&self, job: &dyn Facts) -> Selection {
+        for (index, rule) in self.rules.iter().enumerate() {
+            match rule.conditions.hold(job) {
+                Some(false) => {}
+                Some(true) => return Selection::Rule(index),
+                None => return Selection::Unknown,
+            }
+        }
+        Selection::None
+    }
+}
+
+impl Conditions {
+    fn hold(&self, job: &dyn Facts) -> Option<bool> {
+        let system = |key, value: &Option<String>| value.as_ref().map(|value| job.system_is(key, value));
+        let answers = [
+            self.attribute.as_ref().map(|path| job.has_attribute(path)),
+            system("queue", &self.queue),
+            system("bank", &self.bank),
+            system("project", &self.project),
+            self.user.as_ref().map(|user| job.owner_is(user)),
+            self.group.as_ref().map(|group| job.owner_in(group)),
+        ];
+        let mut result = Some(true);
+        for answer in answers.into_iter().flatten() {
+            match answer {
+                Some(false) => return Some(false),
+                Some(true) => {}
+                None => result = None,
+            }
+        }
+        result
+    }
+
+    /// Whether there are none, so that the rule is for every job.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            attribute,
+            queue,
+            bank,
+            project,
+            user,
+            group,
+        } = self;
+        attribute.is_none()
+            && queue.is_none()
+            && bank.is_none()
+            && project.is_none()
+            && user.is_none()
+            && group.is_none()
+    }
+}

@@ -1,0 +1,219 @@
+//! Templates in paths and arguments: text with `{jobid}`, `{user}` and the like.
+
+use std::fmt;
+
+/// Text with placeholders. `{{` and `}}` stand for braces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Placeholder(Placeholder),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Placeholder {
+    F58,
+    F58Plain,
+    Decimal,
+    User,
+    Uid,
+}
+
+/// What the placeholders stand for in one job.
+#[derive(Debug, Clone)]
+pub struct Values {
+    /// The job id in F58, RFC 19.
+    pub f58: String,
+    /// The job id as a number.
+    pub jobid: u64,
+    /// The uid of the job owner.
+    pub uid: u32,
+    /// The name of the job owner, where there is one.
+    pub user: Option<String>,
+}
+
+/// Why a template was refused, or could not be filled in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// A placeholder that does not exist.
+    #[error(
+        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}} or {{uid}}, and {{{{ for a brace"
+    )]
+    Unknown(String),
+    /// A brace without its pair.
+    #[error("a brace is not closed: use {{{{ or }}}} for a brace that is meant as such")]
+    Unclosed,
+    /// The job owner has no name.
+    #[error("uid {0} has no user name, which {{user}} needs: add the user, or use {{uid}}")]
+    NoUser(u32),
+    /// The name of the job owner would lead elsewhere.
+    #[error("the user name of uid {0} cannot be part of a path: use {{uid}}")]
+    UnsafeUser(u32),
+}
+
+impl Template {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// [`TemplateError::Unknown`], [`TemplateError::Unclosed`].
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            plain.push_str(&rest[..at]);
+            let brace = &rest[at..];
+            if brace.starts_with("{{") || brace.starts_with("}}") {
+                plain.push_str(&brace[..1]);
+                rest = &brace[2..];
+                continue;
+            }
+            let name = brace
+                .strip_prefix('{')
+                .and_then(|b| b.split_once('}'))
+                .ok_or(TemplateError::Unclosed)?
+                .0;
+            if !plain.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut plain)));
+            }
+            parts.push(Part::Placeholder(Placeholder::parse(name)?));
+            rest = &brace[name.len() + 2..];
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        Ok(Self { parts })
+    }
+
+    /// Whether it starts with the given text, whatever the job.
+    pub fn starts_with(&self, text: &str) -> bool {
+        matches!(self.parts.first(), Some(Part::Text(first)) if first.starts_with(text))
+    }
+
+    /// Whether the name of the job owner is needed.
+    pub fn needs_user(&self) -> bool {
+        self.parts.contains(&Part::Placeholder(Placeholder::User))
+    }
+
+    /// The text up to the first placeholder.
+    pub fn prefix(&self) -> &str {
+        match self.parts.first() {
+            Some(Part::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// Whether there is no placeholder.
+    pub fn is_constant(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part, Part::Text(_)))
+    }
+
+    /// Fills it in for a job. A user name with a `/`, or one that is `.` or `..`, is refused: it would lead elsewhere.
+    ///
+    /// # Errors
+    /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`].
+    pub fn fill(&self, values: &Values) -> Result<String, TemplateError> {
+        let mut out = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Placeholder(Placeholder::F58) => out.push_str(&values.f58),
+                Part::Placeholder(Placeholder::F58Plain) => out.push_str(&values.f58.replace('ƒ', "f")),
+                Part::Placeholder(Placeholder::Decimal) => out.push_str(&values.jobid.to_string()),
+                Part::Placeholder(Placeholder::Uid) => out.push_str(&values.uid.to_string()),
+                Part::Placeholder(Placeholder::User) => {
+                    let user = values.user.as_deref().ok_or(TemplateError::NoUser(values.uid))?;
+                    if user.is_empty() || user.starts_with('.') || user.contains(['/', '\0']) {
+                        return Err(TemplateError::UnsafeUser(values.uid));
+                    }
+                    out.push_str(user);
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Placeholder {
+    fn parse(name: &str) -> Result<Self, TemplateError> {
+        match name {
+            "jobid" | "jobid.f58" => Ok(Placeholder::F58),
+            "jobid.f58plain" => Ok(Placeholder::F58Plain),
+            "jobid.dec" => Ok(Placeholder::Decimal),
+            "user" => Ok(Placeholder::User),
+            "uid" => Ok(Placeholder::Uid),
+            _ => Err(TemplateError::Unknown(name.escape_debug().to_string())),
+        }
+    }
+}
+
+/// The template as it was written, braces escaped.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}"))?,
+                Part::Placeholder(Placeholder::F58) => f.write_str("{jobid}")?,
+                Part::Placeholder(Placeholder::F58Plain) => f.write_str("{jobid.f58plain}")?,
+                Part::Placeholder(Placeholder::Decimal) => f.write_str("{jobid.dec}")?,
+                Part::Placeholder(Placeholder::User) => f.write_str("{user}")?,
+                Part::Placeholder(Placeholder::Uid) => f.write_str("{uid}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(user: &str) -> Values {
+        Values {
+            f58: "ƒ2u".to_owned(),
+            jobid: 1234,
+            uid: 1000,
+            user: Some(user.to_owned()),
+        }
+    }
+
+    #[test]
+    fn placeholders_are_filled_in() {
+        let template = Template::parse("/t/{jobid}/{jobid.f58plain}/{jobid.dec}-{user}-{uid}{{x}}").unwrap();
+        assert_eq!(
+            template.fill(&values("alice")).unwrap(),
+            "/t/ƒ2u/f2u/1234-alice-1000{x}"
+        );
+        assert_eq!(Template::parse(&template.to_string()).unwrap(), template);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (bad, says) in [
+            ("{job}", "`{job}`"),
+            ("{", "not closed"),
+            ("}", "not closed"),
+            ("{jobid", "not closed"),
+        ] {
+            let error = Template::parse(bad).unwrap_err().to_string();
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_user_name_cannot_lead_to_another_directory() {
+        let template = Template::parse("/t/{user}.jwt").unwrap();
+        for bad in ["../root", "a/b", "..", ""] {
+            assert_eq!(
+                template.fill(&values(bad)),
+                Err(TemplateError::UnsafeUser(1000)),
+                "{bad}"
+            );
+        }
+    }
+}
