@@ -1,1 +1,29 @@
-//! Workflow tokens: claims, the shape check, issuing.
+//! Workflow tokens: reading claims, checking the shape of a token before it is delivered, issuing, and keeping tokens
+//! out of logs.
+//!
+//! Everything here is pure: no Flux, no network, no files, no clock of its own. A function that depends on the time
+//! takes it as an argument.
+//!
+//! | to do this | use |
+//! |---|---|
+//! | decide whether a token may be delivered to a job | [`check_shape`] |
+//! | show a person what a token says | [`Token::inspect`] |
+//! | mint a token as the rabbit software does | [`HmacKey::from_pem`] and [`issue`] |
+//! | log the output of a program that handles tokens | [`redact_lines`], [`redact`], [`redact_known`] |
+//!
+//! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
+//! that shows it.
+
+mod date;
+mod issue;
+mod jws;
+mod key;
+mod redact;
+mod shape;
+
+pub use date::NumericDate;
+pub use issue::issue;
+pub use jws::{Base64Fault, Claims, MAX_LEN, Malformed, Segment, Token};
+pub use key::{HmacKey, KeyError, MIN_KEY_LEN};
+pub use redact::{MAX_LINE_CHARS, MAX_LINES, REDACTED, redact, redact_known, redact_lines};
+pub use shape::{LEEWAY, Shape, ShapeError, check_shape};

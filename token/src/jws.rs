@@ -1,0 +1,513 @@
+//! The compact serialization of a JWS (RFC 7515 section 3.1) as far as one can read it without a key.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use crate::NumericDate;
+
+/// The longest token that is looked at, in bytes. Linux passes no environment variable above 128 KiB to a program, and
+/// HTTP servers refuse headers far shorter than this.
+pub const MAX_LEN: usize = 64 * 1024;
+
+/// A JSON Web Token that was taken apart but **not verified**: whoever made the text chose every value in it.
+///
+/// It does not keep the signature, so that it can be printed: without its signature a token authorizes nothing.
+#[derive(Clone, Debug)]
+pub struct Token {
+    header: Map<String, Value>,
+    alg: String,
+    claims: Claims,
+    signature_len: usize,
+}
+
+impl Token {
+    /// Takes a token in compact serialization apart, to show it to a person (RFC 7515 section 7.1, RFC 7519 section 7.2
+    /// without any of the steps that verify).
+    ///
+    /// This is more lenient than [`check_shape`](crate::check_shape): it reads expired tokens, and unsecured ones
+    /// (`"alg":"none"`, see [`is_unsecured`](Self::is_unsecured)) with their empty signature.
+    ///
+    /// # Errors
+    /// [`Malformed`] tells which part of the text is not as a JWT is; it holds nothing of the text.
+    pub fn inspect(token: &str) -> Result<Self, Malformed> {
+        let [header, claims, signature] = segments(token)?;
+        let header = object(&decode(Segment::Header, header)?, Segment::Header)?;
+        let alg = match header.get("alg") {
+            Some(Value::String(alg)) => alg.clone(),
+            Some(_) => return Err(Malformed::AlgNotString),
+            None => return Err(Malformed::NoAlg),
+        };
+        let claims = Claims(object(&decode(Segment::Claims, claims)?, Segment::Claims)?);
+        let signature_len = if signature.is_empty() && is_none(&alg) {
+            0
+        } else {
+            decode(Segment::Signature, signature)?.len()
+        };
+        Ok(Self {
+            header,
+            alg,
+            claims,
+            signature_len,
+        })
+    }
+
+    /// The JOSE header: a JSON object with a string `alg`.
+    pub fn header(&self) -> &Map<String, Value> {
+        &self.header
+    }
+
+    /// The algorithm that the header names (RFC 7515 section 4.1.1), such as `HS256`.
+    pub fn alg(&self) -> &str {
+        &self.alg
+    }
+
+    /// Whether the header says `"alg":"none"`: anyone can make such a token, and no service may accept it
+    /// (RFC 7519 section 6, RFC 8725 section 3.2).
+    pub fn is_unsecured(&self) -> bool {
+        is_none(&self.alg)
+    }
+
+    /// What the token claims; none of it is verified.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Length of the decoded signature in bytes, 0 where there is none.
+    pub fn signature_len(&self) -> usize {
+        self.signature_len
+    }
+}
+
+/// Libraries have been fooled by `nOnE` before, so it is compared without case although RFC 7515 says otherwise.
+pub(crate) fn is_none(alg: &str) -> bool {
+    alg.eq_ignore_ascii_case("none")
+}
+
+/// The claims of a token (RFC 7519 section 4).
+#[derive(Clone, Debug)]
+pub struct Claims(Map<String, Value>);
+
+impl Claims {
+    /// All claims, by name.
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// `sub`, whom the token is about, where it is a string (RFC 7519 section 4.1.2).
+    pub fn subject(&self) -> Option<&str> {
+        self.0.get("sub").and_then(Value::as_str)
+    }
+
+    /// `exp`, from when on the token is not accepted (RFC 7519 section 4.1.4).
+    ///
+    /// # Errors
+    /// [`Malformed::NotNumber`] where the claim is there and is not a number.
+    pub fn expires(&self) -> Result<Option<NumericDate>, Malformed> {
+        self.date("exp")
+    }
+
+    /// `nbf`, before when the token is not accepted (RFC 7519 section 4.1.5).
+    ///
+    /// # Errors
+    /// [`Malformed::NotNumber`] where the claim is there and is not a number.
+    pub fn not_before(&self) -> Result<Option<NumericDate>, Malformed> {
+        self.date("nbf")
+    }
+
+    /// `iat`, when the token was issued (RFC 7519 section 4.1.6).
+    ///
+    /// # Errors
+    /// [`Malformed::NotNumber`] where the claim is there and is not a number.
+    pub fn issued_at(&self) -> Result<Option<NumericDate>, Malformed> {
+        self.date("iat")
+    }
+
+    fn date(&self, claim: &'static str) -> Result<Option<NumericDate>, Malformed> {
+        let Some(value) = self.0.get(claim) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(seconds) => Ok(Some(NumericDate::from_seconds(seconds))),
+            None => Err(Malformed::NotNumber(claim)),
+        }
+    }
+}
+
+/// One of the three parts of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// The first: the JOSE header.
+    Header,
+    /// The second: the claims.
+    Claims,
+    /// The third: the signature.
+    Signature,
+}
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header => "header (first segment)",
+            Self::Claims => "claims (second segment)",
+            Self::Signature => "signature (third segment)",
+        })
+    }
+}
+
+/// Why a text is not a JWT. Holds positions and counts, never a piece of the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// Nothing at all.
+    #[error("the token is empty")]
+    Empty,
+    /// Longer than [`MAX_LEN`].
+    #[error("the token has {0} bytes, more than the {MAX_LEN} that are accepted")]
+    TooLong(usize),
+    /// The text does not have three segments.
+    #[error("not a JWT: it has {} instead of three separated by dots{}", count(*.0), hint(*.0))]
+    Segments(usize),
+    /// A segment with nothing in it.
+    #[error("not a JWT: its {0} is empty")]
+    EmptySegment(Segment),
+    /// A segment that is not base64url without padding (RFC 7515 section 2).
+    #[error("not a JWT: its {segment} is not base64url: {fault} at its byte {at}")]
+    Base64 {
+        /// Which segment.
+        segment: Segment,
+        /// What is wrong there.
+        fault: Base64Fault,
+        /// Where, in bytes from the start of the segment.
+        at: usize,
+    },
+    /// The decoded segment is not UTF-8.
+    #[error("not a JWT: its {segment} decodes to bytes that are not UTF-8, at byte {at}")]
+    NotUtf8 {
+        /// Which segment.
+        segment: Segment,
+        /// Where, in bytes from the start of the decoded segment.
+        at: usize,
+    },
+    /// The decoded segment is not JSON.
+    #[error("not a JWT: its {segment} decodes to invalid JSON, at line {line} column {column}")]
+    NotJson {
+        /// Which segment.
+        segment: Segment,
+        /// Line within the decoded segment, from 1.
+        line: usize,
+        /// Column within the decoded segment, from 1; 0 is its end.
+        column: usize,
+    },
+    /// The decoded segment is JSON, but no object.
+    #[error("not a JWT: its {0} is JSON but not an object")]
+    NotObject(Segment),
+    /// One of the names that are looked at occurs twice (RFC 7519 section 4 lets a reader refuse that).
+    #[error("not a JWT: its {0} has a name twice, so readers would disagree on its value")]
+    Repeated(Segment),
+    /// The header names no algorithm (RFC 7515 section 4.1.1).
+    #[error("not a JWT: its header has no `alg`")]
+    NoAlg,
+    /// The header's `alg` is not a string.
+    #[error("not a JWT: the `alg` of its header is not a string")]
+    AlgNotString,
+    /// A time claim that is not a number (RFC 7519 section 2, "NumericDate").
+    #[error("the claim `{0}` is not a number of seconds since 1970")]
+    NotNumber(&'static str),
+}
+
+fn count(segments: usize) -> String {
+    match segments {
+        1 => "one segment".to_owned(),
+        n => format!("{n} segments"),
+    }
+}
+
+/// What the text may be instead.
+fn hint(segments: usize) -> &'static str {
+    match segments {
+        1 => " (an opaque secret? a rule's check = \"none\" accepts those)",
+        5 => " (an encrypted token, JWE? those cannot be read without their key)",
+        _ => "",
+    }
+}
+
+/// What makes a segment invalid base64url.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base64Fault {
+    /// `=`: RFC 7515 section 2 omits padding.
+    Padding,
+    /// `+` or `/`: the standard alphabet, not the URL and filename safe one.
+    StandardAlphabet,
+    /// A space, tab or line break.
+    Whitespace,
+    /// Any other character.
+    Character,
+    /// A length that no number of bytes encodes to; the text was probably cut.
+    Length,
+    /// Leftover bits in the last character that are not zero; the text was probably cut.
+    TrailingBits,
+}
+
+impl fmt::Display for Base64Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Padding => "padding (`=`), which a JWT leaves out,",
+            Self::StandardAlphabet => "a `+` or `/` of the standard alphabet",
+            Self::Whitespace => "white space",
+            Self::Character => "a character outside its alphabet",
+            Self::Length => "an impossible length (was the text cut?)",
+            Self::TrailingBits => "leftover bits (was the text cut?)",
+        })
+    }
+}
+
+/// The three segments of a compact serialization. Only that header and claims are not empty is certain of them.
+pub(crate) fn segments(token: &str) -> Result<[&str; 3], Malformed> {
+    if token.is_empty() {
+        return Err(Malformed::Empty);
+    }
+    if token.len() > MAX_LEN {
+        return Err(Malformed::TooLong(token.len()));
+    }
+    let mut parts = token.split('.');
+    let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Malformed::Segments(token.split('.').count()));
+    };
+    for (segment, text) in [(Segment::Header, header), (Segment::Claims, claims)] {
+        if text.is_empty() {
+            return Err(Malformed::EmptySegment(segment));
+        }
+    }
+    Ok([header, claims, signature])
+}
+
+/// Decodes one segment, which must not be empty.
+pub(crate) fn decode(segment: Segment, text: &str) -> Result<Zeroizing<Vec<u8>>, Malformed> {
+    if text.is_empty() {
+        return Err(Malformed::EmptySegment(segment));
+    }
+    // Sized up front: a vector that grows would leave copies behind that nothing zeroizes.
+    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+    let len = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).map_err(|e| {
+        let (fault, at) = fault(text, &e);
+        Malformed::Base64 { segment, fault, at }
+    })?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// What is wrong with `text`, and at which byte. The error's own message would show the byte.
+fn fault(text: &str, error: &base64::DecodeSliceError) -> (Base64Fault, usize) {
+    let bad = text
+        .bytes()
+        .position(|b| !(b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    if let Some(at) = bad {
+        let fault = match text.as_bytes()[at] {
+            b'=' => Base64Fault::Padding,
+            b'+' | b'/' => Base64Fault::StandardAlphabet,
+            b if b.is_ascii_whitespace() => Base64Fault::Whitespace,
+            _ => Base64Fault::Character,
+        };
+        return (fault, at);
+    }
+    match error {
+        base64::DecodeSliceError::DecodeError(base64::DecodeError::InvalidLastSymbol { .. }) => {
+            (Base64Fault::TrailingBits, text.len() - 1)
+        }
+        _ => (Base64Fault::Length, text.len()),
+    }
+}
+
+/// That decoded bytes are the text of something that starts as a JSON object does.
+pub(crate) fn object_text(bytes: &[u8], segment: Segment) -> Result<&str, Malformed> {
+    let text = std::str::from_utf8(bytes).map_err(|e| Malformed::NotUtf8 {
+        segment,
+        at: e.valid_up_to(),
+    })?;
+    if text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+        return Ok(text);
+    }
+    match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        Ok(_) => Err(Malformed::NotObject(segment)),
+        Err(e) => Err(not_json(segment, &e)),
+    }
+}
+
+/// serde_json's error as a position; its message could quote the text.
+pub(crate) fn not_json(segment: Segment, error: &serde_json::Error) -> Malformed {
+    Malformed::NotJson {
+        segment,
+        line: error.line(),
+        column: error.column(),
+    }
+}
+
+fn object(bytes: &[u8], segment: Segment) -> Result<Map<String, Value>, Malformed> {
+    serde_json::from_str(object_text(bytes, segment)?).map_err(|e| not_json(segment, &e))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The example of RFC 7519 section 3.1.
+    pub(crate) const RFC_7519: &str = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
+        eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.\
+        dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+
+    pub(crate) fn encode(json: &str) -> String {
+        URL_SAFE_NO_PAD.encode(json)
+    }
+
+    pub(crate) fn jwt(header: &str, claims: &str) -> String {
+        format!("{}.{}.c2lnbmF0dXJl", encode(header), encode(claims))
+    }
+
+    #[test]
+    fn reads_the_example_of_rfc_7519() {
+        let token = Token::inspect(RFC_7519).unwrap();
+        assert_eq!(token.alg(), "HS256");
+        assert!(!token.is_unsecured());
+        assert_eq!(token.header()["typ"], "JWT");
+        assert_eq!(token.claims().as_map()["iss"], "joe");
+        assert_eq!(token.claims().as_map()["http://example.com/is_root"], true);
+        assert_eq!(
+            token.claims().expires().unwrap().unwrap().to_string(),
+            "2011-03-22T18:43:00Z"
+        );
+        assert_eq!(token.claims().not_before().unwrap(), None);
+        assert_eq!(token.signature_len(), 32);
+    }
+
+    #[test]
+    fn notes_an_unsecured_token() {
+        // RFC 7519 section 6.1
+        let token = "eyJhbGciOiJub25lIn0.\
+            eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
+        let token = Token::inspect(token).unwrap();
+        assert!(token.is_unsecured());
+        assert_eq!(token.signature_len(), 0);
+        assert!(Token::inspect(&jwt(r#"{"alg":"nOnE"}"#, "{}")).unwrap().is_unsecured());
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        let header = encode(r#"{"alg":"HS256"}"#);
+        for (token, says) in [
+            (String::new(), "the token is empty"),
+            (
+                "a".repeat(MAX_LEN + 1),
+                "the token has 65537 bytes, more than the 65536 that are accepted",
+            ),
+            (
+                "hunter2".into(),
+                "not a JWT: it has one segment instead of three separated by dots (an opaque secret?",
+            ),
+            (format!("{header}.e30"), "it has 2 segments instead of three"),
+            (
+                format!("{header}.a.b.c.d"),
+                "it has 5 segments instead of three separated by dots (an encrypted token",
+            ),
+            (".e30.eA".into(), "its header (first segment) is empty"),
+            (format!("{header}..eA"), "its claims (second segment) is empty"),
+            (format!("{header}.e30."), "its signature (third segment) is empty"),
+            (
+                format!("{header}=.e30.eA"),
+                "its header (first segment) is not base64url: padding (`=`), which a JWT leaves out, at its byte 20",
+            ),
+            (
+                format!("{header}.e3+0.eA"),
+                "its claims (second segment) is not base64url: a `+` or `/` of the standard alphabet at its byte 2",
+            ),
+            (
+                format!("{header}.e30.eA\n"),
+                "its signature (third segment) is not base64url: white space at its byte 2",
+            ),
+            (
+                format!("{header}.e30.é"),
+                "a character outside its alphabet at its byte 0",
+            ),
+            (
+                format!("{header}.e30.eAAAA"),
+                "an impossible length (was the text cut?) at its byte 5",
+            ),
+            (
+                format!("{header}.e30.eB"),
+                "leftover bits (was the text cut?) at its byte 1",
+            ),
+            (
+                format!("_w.{header}.eA"),
+                "its header (first segment) decodes to bytes that are not UTF-8, at byte 0",
+            ),
+            (
+                jwt("{\"alg\":\"x\"}", "{"),
+                "its claims (second segment) decodes to invalid JSON, at line 1 column 1",
+            ),
+            (
+                jwt("{\"alg\":\"x\"}", "[1]"),
+                "its claims (second segment) is JSON but not an object",
+            ),
+            (
+                jwt("\"x\"", "{}"),
+                "its header (first segment) is JSON but not an object",
+            ),
+            (jwt("{}", "{}"), "its header has no `alg`"),
+            (jwt("{\"alg\":5}", "{}"), "the `alg` of its header is not a string"),
+        ] {
+            let error = Token::inspect(&token).unwrap_err().to_string();
+            assert!(error.contains(says), "{error:?} does not say {says:?}");
+        }
+    }
+
+    #[test]
+    fn reads_time_claims_as_numbers_only() {
+        let token = Token::inspect(&jwt(r#"{"alg":"x"}"#, r#"{"exp":"soon","nbf":1.5,"iat":null}"#)).unwrap();
+        assert_eq!(
+            token.claims().expires().unwrap_err().to_string(),
+            "the claim `exp` is not a number of seconds since 1970"
+        );
+        assert_eq!(token.claims().not_before().unwrap().unwrap().seconds(), 1.5);
+        assert_eq!(token.claims().issued_at(), Err(Malformed::NotNumber("iat")));
+    }
+
+    #[test]
+    fn keeps_no_signature() {
+        let shown = format!("{:?}", Token::inspect(RFC_7519).unwrap());
+        assert!(!shown.contains("dBjftJeZ4CVP"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in any::<String>()) {
+            let _ = Token::inspect(&text);
+        }
+
+        #[test]
+        fn never_panics_on_what_resembles_a_token(
+            header in "\\PC{0,20}", claims in "\\PC{0,20}", tail in "[A-Za-z0-9_=+/.-]{0,20}"
+        ) {
+            let _ = Token::inspect(&format!("{}.{}.{tail}", encode(&header), encode(&claims)));
+            let _ = Token::inspect(&format!("{}.{}.{tail}", encode(&format!(r#"{{"alg":"x",{header}}}"#)), encode(&claims)));
+        }
+
+        /// An error tells positions; no four characters in a row of the text are in it.
+        #[test]
+        fn an_error_shows_nothing_of_the_text(parts in prop::collection::vec("[A-Z0-9]{12,20}", 1..6)) {
+            let text = parts.join(".");
+            if let Err(e) = Token::inspect(&text) {
+                for shown in [e.to_string(), format!("{e:?}")] {
+                    for window in text.as_bytes().windows(4) {
+                        prop_assert!(!shown.contains(std::str::from_utf8(window).unwrap()), "{shown} {text}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::NumericDate;
+use crate::jws::{self, Malformed, Segment};
+
+/// How far a token's `nbf` may lie in the future: clocks of two machines never agree entirely
+/// (RFC 7519 section 4.1.5 allows for it).
+pub const LEEWAY: Duration = Duration::from_secs(60);
+
+/// The times that a well-formed token states. None of them is verified.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Shape {
+    /// `exp`: from when on the token is not accepted; `None` where it never expires.
+    pub expires: Option<NumericDate>,
+    /// `nbf`: before when the token is not accepted.
+    pub not_before: Option<NumericDate>,
+    /// `iat`: when the token was issued.
+    pub issued_at: Option<NumericDate>,
+}
+
+/// Checks that `token` is a JWT that a service could accept at the time `now`, as far as one can tell without its key.
+///
+/// It is three segments of base64url without padding (RFC 7515 section 3.1), none empty and all together of at most
+/// [`MAX_LEN`](crate::MAX_LEN) bytes; the header is a JSON object with a string `alg` other than `none`; the claims are
+/// a JSON object; `exp`, `nbf` and `iat` are numbers where they are there (RFC 7519 section 4.1); `exp` lies after
+/// `now`, without leeway; `nbf` lies at most [`LEEWAY`] after `now`.
+///
+/// The signature is **not** verified: this catches a source that delivered the wrong thing, and no forger.
+///
+/// It runs for each job. It allocates the three decoded segments, which are zeroized, and no JSON tree.
+///
+/// # Errors
+/// [`ShapeError`] tells what is wrong and what to do; it holds nothing of the token but its times. The caller adds which
+/// job it was.
+pub fn check_shape(token: &str, now: SystemTime) -> Result<Shape, ShapeError> {
+    let [header, claims, signature] = jws::segments(token)?;
+    jws::decode(Segment::Signature, signature)?;
+
+    let header: Header = fields(&jws::decode(Segment::Header, header)?, Segment::Header)?;
+    match header.alg {
+        Some(Field::Text { none: false }) => (),
+        Some(Field::Text { none: true }) => return Err(ShapeError::Unsecured),
+        Some(_) => return Err(Malformed::AlgNotString.into()),
+        None => return Err(Malformed::NoAlg.into()),
+    }
+
+    let claims: Times = fields(&jws::decode(Segment::Claims, claims)?, Segment::Claims)?;
+    let shape = Shape {
+        expires: date("exp", claims.exp)?,
+        not_before: date("nbf", claims.nbf)?,
+        issued_at: date("iat", claims.iat)?,
+    };
+
+    if let Some(at) = shape.expires.filter(|exp| *exp <= now.into()) {
+        return Err(ShapeError::Expired { at, now });
+    }
+    let latest = NumericDate::from_seconds(NumericDate::from(now).seconds() + LEEWAY.as_secs_f64());
+    if let Some(at) = shape.not_before.filter(|nbf| *nbf > latest) {
+        return Err(ShapeError::NotYet { at, now });
+    }
+    Ok(shape)
+}
+
+/// Why a token is not delivered.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// The text is not a JWT.
+    #[error("{0}: see that the source prints one JWT and nothing else")]
+    Malformed(#[from] Malformed),
+    /// The header says `"alg":"none"`.
+    #[error("the token is unsecured (\"alg\":\"none\"), which no service accepts: have its source sign it")]
+    Unsecured,
+    /// `exp` has passed.
+    #[error("the token expired {}, at {at}: have its source issue a fresh one, and compare the clocks", .at.relative_to(*.now))]
+    Expired {
+        /// The token's `exp`.
+        at: NumericDate,
+        /// When it was checked.
+        now: SystemTime,
+    },
+    /// `nbf` is further away than [`LEEWAY`].
+    #[error("the token is not valid before {at}, {}: compare this clock with that of its issuer", .at.relative_to(*.now))]
+    NotYet {
+        /// The token's `nbf`.
+        at: NumericDate,
+        /// When it was checked.
+        now: SystemTime,
+    },
+}
+
+#[derive(serde::Deserialize)]
+struct Header {
+    #[serde(default, deserialize_with = "present")]
+    alg: Option<Field>,
+}
+
+#[derive(serde::Deserialize)]
+struct Times {
+    #[serde(default, deserialize_with = "present")]
+    exp: Option<Field>,
+    #[serde(default, deserialize_with = "present")]
+    nbf: Option<Field>,
+    #[serde(default, deserialize_with = "present")]
+    iat: Option<Field>,
+}
+
+fn date(claim: &'static str, value: Option<Field>) -> Result<Option<NumericDate>, Malformed> {
+    match value {
+        None => Ok(None),
+        Some(Field::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
+        Some(_) => Err(Malformed::NotNumber(claim)),
+    }
+}
+
+/// The fields of `T` out of the JSON object in `bytes`; all others are skipped over.
+fn fields<'de, T: de::Deserialize<'de>>(bytes: &'de [u8], segment: Segment) -> Result<T, Malformed> {
+    serde_json::from_str(jws::object_text(bytes, segment)?).map_err(|e| match e.classify() {
+        // A `Field` takes any value, so this can only be a field that is there twice.
+        serde_json::error::Category::Data => Malformed::Repeated(segment),
+        _ => jws::not_json(segment, &e),
+    })
+}
+
+/// As much of a JSON value as the check needs. It takes any value, so that a claim of the wrong type is reported by its
+/// name.
+enum Field {
+    Number(f64),
+    Text { none: bool },
+    Other,
+}
+
+/// Keeps a `null`, which is not a number, apart from a claim that is not there.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Field>, D::Error> {
+    Field::deserialize(deserializer).map(Some)
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldVisitor)
+    }
+}
+
+struct FieldVisitor;
+
+impl<'de> Visitor<'de> for FieldVisitor {
+    type Value = Field;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_u64<E>(self, seconds: u64) -> Result<Field, E> {
+        Ok(Field::Number(seconds as f64))
+    }
+
+    fn visit_i64<E>(self, seconds: i64) -> Result<Field, E> {
+        Ok(Field::Number(seconds as f64))
+    }
+
+    fn visit_f64<E>(self, seconds: f64) -> Result<Field, E> {
+        Ok(Field::Number(seconds))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Field, E> {
+        Ok(Field::Text {
+            none: jws::is_none(text),
+        })
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Field, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Field, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::jws::tests::{RFC_7519, jwt};
+
+    const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn check(claims: &str, now: u64) -> Result<Shape, ShapeError> {
+        check_shape(&jwt(HS256, claims), at(now))
+    }
+
+    #[test]
+    fn accepts_the_example_of_rfc_7519_until_it_expires() {
+        let shape = check_shape(RFC_7519, at(1_300_819_379)).unwrap();
+        assert_eq!(shape.expires.unwrap().seconds(), 1_300_819_380.0);
+        assert_eq!((shape.not_before, shape.issued_at), (None, None));
+
+        let error = check_shape(RFC_7519, at(1_300_819_380)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the token expired now, at 2011-03-22T18:43:00Z: have its source issue a fresh one, and compare the clocks"
+        );
+        let error = check_shape(RFC_7519, at(1_300_819_380 + 7_380)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("the token expired 2h 3m ago, at 2011-03-22T18:43:00Z"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn accepts_a_token_without_times_as_the_rabbit_software_makes_them() {
+        let shape = check(r#"{"iat":1700000000,"sub":"user-container"}"#, 1_700_000_000).unwrap();
+        assert_eq!(shape.expires, None);
+        assert_eq!(shape.issued_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
+    }
+
+    #[test]
+    fn allows_fractions_of_a_second() {
+        assert!(check(r#"{"exp":1000.5}"#, 1000).is_ok());
+        assert!(check(r#"{"exp":999.999}"#, 1000).is_err());
+        assert!(check(r#"{"exp":1.0005e3}"#, 1000).is_ok());
+    }
+
+    #[test]
+    fn forgives_a_minute_of_clock_difference_for_nbf_only() {
+        assert!(check(r#"{"nbf":1060}"#, 1000).is_ok());
+        let error = check(r#"{"nbf":1061}"#, 1000).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the token is not valid before 1970-01-01T00:17:41Z, in 1m 1s: compare this clock with that of its issuer"
+        );
+        assert!(check(r#"{"exp":1000}"#, 1000).is_err());
+    }
+
+    #[test]
+    fn refuses_times_that_are_not_numbers() {
+        for value in [r#""1000""#, "null", "true", "[1]", r#"{"a":1}"#] {
+            for claim in ["exp", "nbf", "iat"] {
+                let error = check(&format!(r#"{{"{claim}":{value}}}"#), 1000)
+                    .unwrap_err()
+                    .to_string();
+                assert_eq!(
+                    error,
+                    format!(
+                        "the claim `{claim}` is not a number of seconds since 1970: \
+                         see that the source prints one JWT and nothing else"
+                    )
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_no_service_accepts() {
+        for (header, says) in [
+            (r#"{"typ":"JWT"}"#, "has no `alg`"),
+            (r#"{"alg":null}"#, "the `alg` of its header is not a string"),
+            (r#"{"alg":["HS256"]}"#, "the `alg` of its header is not a string"),
+            (r#"{"alg":"none"}"#, "is unsecured"),
+            (r#"{"alg":"None"}"#, "is unsecured"),
+            (r#"["HS256"]"#, "is JSON but not an object"),
+            (r#"{"alg":"HS256","alg":"none"}"#, "has a name twice"),
+            ("[1} ", "invalid JSON"),
+            ("\"x\" y", "invalid JSON"),
+        ] {
+            let error = check_shape(&jwt(header, "{}"), at(0)).unwrap_err().to_string();
+            assert!(error.contains(says), "{header}: {error:?} does not say {says:?}");
+        }
+        for (claims, says) in [
+            ("[1000]", "is JSON but not an object"),
+            (r#"{"exp":5,"exp":5000}"#, "has a name twice"),
+            (r#"{"exp":1e999}"#, "invalid JSON"),
+            (r#"{"exp":5000"#, "invalid JSON"),
+            ("", "is empty"),
+        ] {
+            let error = check(claims, 1000).unwrap_err().to_string();
+            assert!(error.contains(says), "{claims}: {error:?} does not say {says:?}");
+        }
+        let unsigned = jwt(HS256, "{}").rsplit_once('.').unwrap().0.to_owned() + ".";
+        assert!(
+            check_shape(&unsigned, at(0))
+                .unwrap_err()
+                .to_string()
+                .contains("signature (third segment) is empty")
+        );
+        let newline = jwt(HS256, "{}") + "\n";
+        assert!(
+            check_shape(&newline, at(0))
+                .unwrap_err()
+                .to_string()
+                .contains("white space")
+        );
+    }
+
+    #[test]
+    fn skips_claims_that_it_does_not_know_however_deep() {
+        let deep = format!(r#"{{"x":{}{},"exp":2000}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        assert!(check(&deep, 1000).is_ok());
+        let deep = format!(r#"{{"exp":{}{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        assert!(check(&deep, 1000).is_err());
+    }
+
+    #[test]
+    fn takes_a_clock_before_1970() {
+        let now = UNIX_EPOCH - Duration::from_secs(100);
+        assert!(check_shape(&jwt(HS256, r#"{"exp":-50,"nbf":-150}"#), now).is_ok());
+        assert!(check_shape(&jwt(HS256, r#"{"exp":-150}"#), now).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in any::<String>()) {
+            let _ = check_shape(&text, at(0));
+        }
+
+        #[test]
+        fn never_panics_on_any_claims(claims in "\\PC{0,40}", value in "\\PC{0,10}", now in any::<u32>()) {
+            let _ = check(&claims, now.into());
+            let _ = check(&format!(r#"{{"exp":{value}}}"#), now.into());
+        }
+
+        #[test]
+        fn compares_any_exp_with_any_clock(exp in any::<u32>(), now in any::<u32>()) {
+            let shape = check(&format!(r#"{{"exp":{exp}}}"#), now.into());
+            prop_assert_eq!(shape.is_ok(), exp > now);
+        }
+    }
+}
