@@ -1,2 +1,81 @@
-//! The C API of libflux-core, jobtap and the job shell, and safe types over it.
+//! The C API of libflux-core, jobtap and the job shell: declared once, in [`raw`], and safe types over it.
+//!
+//! No Flux header or library is needed to build. The rules of the C side that the types here keep:
+//! - A Flux object belongs to the thread of its reactor: no type here is `Send`.
+//! - What a callback is given lives until the callback returns: such types borrow.
+//! - No panic may cross into C: every callback goes through [`guard`].
+//!
+//! There is no policy here.
+
 pub mod raw;
+
+mod args;
+mod future;
+mod handle;
+mod jobid;
+mod kvs;
+mod message;
+mod plugin;
+mod reactor;
+mod shell;
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+pub use args::{Args, JobState};
+pub use future::{Future, FutureError, PendingFuture};
+pub use handle::{Flux, LogLevel};
+pub use jobid::JobId;
+pub use kvs::Transaction;
+pub use message::Request;
+pub use plugin::{Handler, Jobtap, Kept, Plugin, PluginError, Service};
+pub use reactor::FdWatcher;
+pub use shell::{JobFacts, Shell, ShellLogLevel};
+
+/// Runs what a callback of C calls, and turns a panic into `fallback`. The panic's message is dropped: it may quote
+/// anything.
+pub fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or(fallback)
+}
+
+/// The error of the C call that just failed, from errno.
+fn last_error() -> io::Error {
+    io::Error::last_os_error()
+}
+
+/// Text as C takes it; a NUL, which no C string can have, ends it early.
+fn c_text(text: &str) -> CString {
+    let end = text.find('\0').unwrap_or(text.len());
+    CString::new(&text[..end]).unwrap_or_default()
+}
+
+/// A string that C owns, or nothing where it is null.
+///
+/// # Safety
+/// `text` is null or a NUL-terminated string that outlives `'a`.
+unsafe fn borrowed<'a>(text: *const c_char) -> Option<std::borrow::Cow<'a, str>> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller says so.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy())
+}
+
+/// Takes a string that C allocated with malloc, and frees it.
+///
+/// # Safety
+/// `text` is null or a NUL-terminated string allocated with malloc, and is not used afterwards.
+unsafe fn taken(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller says so.
+    unsafe {
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc::free(text.cast());
+        Some(owned)
+    }
+}

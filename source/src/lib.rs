@@ -1,1 +1,83 @@
-//! Sources of variables: where a workflow token comes from.
+//! Sources of variables: where a workflow token comes from, one module each.
+//!
+//! A [`Source`] is asked for the variables of one job. It never blocks the thread that asks: what may block runs on
+//! threads of the tokio runtime, and every wait ends at the rule's timeout.
+
+mod command;
+mod error;
+mod file;
+pub mod supervise;
+mod value;
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use config::{Rule, Values};
+use seal::Variables;
+
+pub use error::Error;
+pub use value::{ValueError, max_value};
+
+/// Where variables come from.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Fetches the variables of one job.
+    async fn fetch(&self, job: &Values) -> Fetched;
+
+    /// Whether the name of the job owner must be in [`Values`].
+    fn needs_user(&self) -> bool;
+}
+
+/// What a source answered.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The variables, or why there are none.
+    pub result: Result<Variables, Error>,
+    /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
+    pub notes: Vec<String>,
+}
+
+impl Fetched {
+    fn failed(error: Error) -> Self {
+        Self {
+            result: Err(error),
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// Makes the source that a rule names. `helper` is the program that has [`supervise::main`], for `source = "command"`.
+pub fn of_rule(rule: &Rule, helper: Option<PathBuf>) -> Box<dyn Source> {
+    let (variable, timeout) = (rule.variable.clone(), rule.timeout);
+    match &rule.source {
+        config::Source::File { path } => Box::new(file::File {
+            path: path.clone(),
+            variable,
+            timeout,
+        }),
+        config::Source::Command { argv } => Box::new(command::Command {
+            argv: argv.clone(),
+            variable,
+            timeout,
+            helper,
+        }),
+    }
+}
+
+/// One variable, of what a source read.
+fn variable(name: &str, bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<Variables, ValueError> {
+    let value = value::of_bytes(name, bytes)?;
+    let mut variables = Variables::new();
+    // The value has no NUL, which was just checked, and the name is valid since the configuration was read.
+    variables.insert(name, value).map_err(|_| ValueError::Nul)?;
+    Ok(variables)
+}
+
+/// For messages: a duration in seconds, or milliseconds where it is shorter.
+fn seconds(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_millis())
+    } else {
+        format!("{} s", duration.as_secs_f64())
+    }
+}

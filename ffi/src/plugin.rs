@@ -1,0 +1,245 @@
+//! Plugins: flux_plugin_create(3); and what a plugin of the job manager may do: flux-jobtap-plugins(7).
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    fmt, io,
+    marker::PhantomData,
+    path::PathBuf,
+};
+
+use serde_json::Value;
+
+use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, last_error, raw};
+
+/// The plugin that is being loaded, or called. Copies of it are valid for as long as the plugin is loaded.
+#[derive(Clone, Copy)]
+pub struct Plugin<'a> {
+    raw: *mut raw::flux_plugin_t,
+    _borrow: PhantomData<&'a ()>,
+}
+
+/// A callback failed; the text is given to whoever caused the call, where the host has a way to do so.
+#[derive(Debug)]
+pub struct PluginError(pub String);
+
+impl fmt::Display for PluginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'a> Plugin<'a> {
+    /// The plugin that C hands to `flux_plugin_init` and to callbacks.
+    ///
+    /// # Safety
+    /// `raw` is that pointer, and the plugin stays loaded for `'a`.
+    pub unsafe fn borrow(raw: *mut raw::flux_plugin_t) -> Self {
+        Self {
+            raw,
+            _borrow: PhantomData,
+        }
+    }
+
+    /// Names the plugin. The name must have neither `/` nor `.`.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn set_name(self, name: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_plugin_set_name(self.raw, name.as_ptr()) })
+    }
+
+    /// The file that it was loaded from.
+    pub fn path(self) -> Option<PathBuf> {
+        // SAFETY: a live plugin; the string is the plugin's and is copied.
+        unsafe { borrowed(raw::flux_plugin_get_path(self.raw)) }.map(|path| PathBuf::from(path.as_ref()))
+    }
+
+    /// The configuration that was given when it was loaded; null where there was none.
+    pub fn conf(self) -> Value {
+        // SAFETY: a live plugin; the string is the plugin's and is copied.
+        let text = unsafe { borrowed(raw::flux_plugin_get_conf(self.raw)) };
+        text.and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or(Value::Null)
+    }
+
+    /// Keeps `state` with the plugin, and drops it when the plugin is destroyed: for jobtap, when it is removed or the
+    /// job manager ends, before the object is unmapped.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn keep<T: 'static>(self, state: T) -> io::Result<Kept<T>> {
+        let raw_state = Box::into_raw(Box::new(state));
+        // SAFETY: the box is handed over with a function that drops it.
+        let rc = unsafe { raw::flux_plugin_aux_set(self.raw, std::ptr::null(), raw_state.cast(), Some(drop_box::<T>)) };
+        if rc < 0 {
+            let error = last_error();
+            // SAFETY: not handed over after all.
+            drop(unsafe { Box::from_raw(raw_state) });
+            return Err(error);
+        }
+        Ok(Kept(raw_state))
+    }
+
+    /// Calls `f` for a topic. `state` is what [`Plugin::keep`] gave.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn handle<T: 'static, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
+        // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
+        check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), state.0.cast()) })
+    }
+
+    /// The job shell that loaded the plugin.
+    pub fn shell(self) -> Option<crate::Shell<'a>> {
+        // SAFETY: a live plugin; null where it was not loaded by a shell.
+        unsafe { crate::Shell::borrow(raw::flux_plugin_get_shell(self.raw)) }
+    }
+
+    pub(crate) fn raw(self) -> *mut raw::flux_plugin_t {
+        self.raw
+    }
+}
+
+/// State that [`Plugin::keep`] took over: to be named when a handler is added.
+pub struct Kept<T>(*mut T);
+
+/// A function that handles a topic. A closure that captures nothing is one: it is known by its type, and called through
+/// it.
+pub trait Handler<T>: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> + Copy + 'static {}
+
+impl<T, F: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> + Copy + 'static> Handler<T> for F {}
+
+unsafe extern "C" fn drop_box<T>(state: *mut c_void) {
+    // SAFETY: made by `keep`, and destroyed once.
+    let state = unsafe { Box::from_raw(state.cast::<T>()) };
+    guard((), || drop(state));
+}
+
+unsafe extern "C" fn called<T: 'static, H: Handler<T>>(
+    p: *mut raw::flux_plugin_t,
+    _topic: *const c_char,
+    args: *mut raw::flux_plugin_arg_t,
+    data: *mut c_void,
+) -> c_int {
+    const { assert!(size_of::<H>() == 0, "a handler must capture nothing") };
+    // SAFETY: a zero-sized value of a type of which there was one, in `handle`.
+    let handler: H = unsafe { std::mem::zeroed() };
+    // SAFETY: C calls with a live plugin, its arguments, and the argument that `handle` gave.
+    let (plugin, args, state) = unsafe { (Plugin::borrow(p), Args::borrow(args), &*data.cast::<T>()) };
+    let panicked = || Err(PluginError("an internal error: please report it".to_owned()));
+    match guard(panicked(), || handler(state, plugin, &args)) {
+        Ok(()) => 0,
+        Err(error) => {
+            let text = serde_json::json!({ "errmsg": error.0 });
+            // As flux_jobtap_error(3) does it; a host that has no use for it ignores it.
+            args.answer(&text);
+            -1
+        }
+    }
+}
+
+/// What a plugin of the job manager may do. To be made once, from the plugin that is being loaded.
+#[derive(Clone, Copy)]
+pub struct Jobtap<'a> {
+    plugin: Plugin<'a>,
+    flux: Flux<'a>,
+}
+
+impl<'a> Jobtap<'a> {
+    /// The job manager that loads the plugin.
+    pub fn new(plugin: Plugin<'a>) -> Option<Self> {
+        // SAFETY: a live plugin; the handle outlives it.
+        let flux = unsafe { Flux::borrow(raw::flux_jobtap_get_flux(plugin.raw())) }?;
+        Some(Self { plugin, flux })
+    }
+
+    /// The handle of the job manager.
+    pub fn flux(self) -> Flux<'a> {
+        self.flux
+    }
+
+    /// Starts a prolog of the job that the running callback is about: it does not start before the prolog is finished.
+    ///
+    /// # Errors
+    /// EINVAL outside of a callback, or when the job has started or is being cleaned up.
+    pub fn prolog_start(self, description: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_prolog_start(self.plugin.raw(), description.as_ptr()) })
+    }
+
+    /// Finishes a prolog. The status is for information: a failure needs an exception as well.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone, EINVAL where it has started.
+    pub fn prolog_finish(self, job: JobId, description: &CStr, status: c_int) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_prolog_finish(self.plugin.raw(), job.0, description.as_ptr(), status) })
+    }
+
+    /// Raises an exception. Severity 0 ends the job.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone.
+    pub fn raise(self, job: JobId, kind: &CStr, severity: c_int, text: &str) -> io::Result<()> {
+        let text = c_text(text);
+        // SAFETY: a live plugin, C strings that the call copies, and a format that takes one.
+        check(unsafe {
+            raw::flux_jobtap_raise_exception(
+                self.plugin.raw(),
+                job.0,
+                kind.as_ptr(),
+                severity,
+                c"%s".as_ptr(),
+                text.as_ptr(),
+            )
+        })
+    }
+
+    /// What the job manager knows of a job that is active, or was not long ago.
+    pub fn lookup(self, job: JobId) -> Option<Args<'static>> {
+        // SAFETY: a live plugin; the result is ours, or null.
+        unsafe {
+            let args = raw::flux_jobtap_job_lookup(self.plugin.raw(), job.0);
+            (!args.is_null()).then(|| Args::own(args))
+        }
+    }
+
+    /// Serves `job-manager.<plugin name>.<method>` to the instance owner, until the plugin is removed.
+    ///
+    /// # Errors
+    /// From flux_jobtap_service_register(3).
+    pub fn serve<T: 'static, S: Service<T>>(self, method: &CStr, state: &Kept<T>, _: S) -> io::Result<()> {
+        // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
+        check(unsafe {
+            raw::flux_jobtap_service_register(
+                self.plugin.raw(),
+                method.as_ptr(),
+                Some(requested::<T, S>),
+                state.0.cast(),
+            )
+        })
+    }
+}
+
+/// A function that serves requests; as [`Handler`], it captures nothing.
+pub trait Service<T>: Fn(&T, Request<'_>) + Copy + 'static {}
+
+impl<T, F: Fn(&T, Request<'_>) + Copy + 'static> Service<T> for F {}
+
+unsafe extern "C" fn requested<T: 'static, S: Service<T>>(
+    h: *mut raw::flux_t,
+    _: *mut raw::flux_msg_handler_t,
+    msg: *const raw::flux_msg_t,
+    arg: *mut c_void,
+) {
+    const { assert!(size_of::<S>() == 0, "a service must capture nothing") };
+    // SAFETY: as in `called`.
+    let (service, state, request): (S, &T, _) =
+        unsafe { (std::mem::zeroed(), &*arg.cast::<T>(), Request::borrow(h, msg)) };
+    guard((), || service(state, request));
+}
+
+fn check(rc: c_int) -> io::Result<()> {
+    if rc < 0 { Err(last_error()) } else { Ok(()) }
+}

@@ -1,0 +1,56 @@
+//! Watchers of the reactor: flux_fd_watcher_create(3).
+
+use std::{
+    ffi::{c_int, c_void},
+    io,
+    os::fd::RawFd,
+};
+
+use crate::{guard, last_error, raw};
+
+/// Watches a file descriptor; stopped and destroyed when dropped.
+pub struct FdWatcher {
+    raw: *mut raw::flux_watcher_t,
+    callback: *mut Callback,
+}
+
+type Callback = Box<dyn FnMut()>;
+
+impl FdWatcher {
+    pub(crate) fn new(reactor: *mut raw::flux_reactor_t, fd: RawFd, f: Callback) -> io::Result<Self> {
+        if reactor.is_null() {
+            return Err(last_error());
+        }
+        let callback = Box::into_raw(Box::new(f));
+        // SAFETY: a live reactor; the argument outlives the watcher, which is destroyed before it in `drop`.
+        let raw = unsafe {
+            raw::flux_fd_watcher_create(reactor, fd, raw::FLUX_POLLIN, Some(readable), callback.cast::<c_void>())
+        };
+        if raw.is_null() {
+            let error = last_error();
+            // SAFETY: no watcher has it.
+            drop(unsafe { Box::from_raw(callback) });
+            return Err(error);
+        }
+        // SAFETY: just created.
+        unsafe { raw::flux_watcher_start(raw) };
+        Ok(Self { raw, callback })
+    }
+}
+
+impl Drop for FdWatcher {
+    fn drop(&mut self) {
+        // SAFETY: owned; after the watcher is destroyed nobody calls the callback.
+        unsafe {
+            raw::flux_watcher_stop(self.raw);
+            raw::flux_watcher_destroy(self.raw);
+            drop(Box::from_raw(self.callback));
+        }
+    }
+}
+
+unsafe extern "C" fn readable(_: *mut raw::flux_reactor_t, _: *mut raw::flux_watcher_t, _: c_int, arg: *mut c_void) {
+    // SAFETY: the callback outlives its watcher, and the reactor is one thread.
+    let callback = unsafe { &mut *arg.cast::<Callback>() };
+    guard((), callback);
+}

@@ -1,0 +1,171 @@
+//! The job shell: flux-shell-plugins(7), flux_shell_get_info(3), flux_shell_setenvf(3), flux_shell_log(3).
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    io,
+    marker::PhantomData,
+    ptr,
+};
+
+use serde_json::Value;
+
+use crate::{Flux, c_text, last_error, raw, taken};
+
+/// The job shell that loaded the plugin.
+#[derive(Clone, Copy)]
+pub struct Shell<'a> {
+    raw: *mut raw::flux_shell_t,
+    _borrow: PhantomData<&'a ()>,
+}
+
+/// Severities of the shell's log, flux_shell_log(3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum ShellLogLevel {
+    /// Something failed.
+    Error = raw::FLUX_SHELL_ERROR,
+    /// Something is not as it should be.
+    Warn = raw::FLUX_SHELL_WARN,
+    /// Shown with `-o verbose`.
+    Debug = raw::FLUX_SHELL_DEBUG,
+}
+
+/// What the shell knows of its job, without the jobspec.
+#[derive(Debug, Clone, Copy)]
+pub struct JobFacts {
+    /// The job id.
+    pub jobid: u64,
+    /// The uid that the instance runs as.
+    pub instance_owner: u32,
+    /// The rank of this shell in the job.
+    pub rank: i32,
+}
+
+impl Shell<'_> {
+    /// # Safety
+    /// `raw` is null or a shell that lives as long as the result.
+    pub(crate) unsafe fn borrow(raw: *mut raw::flux_shell_t) -> Option<Self> {
+        (!raw.is_null()).then_some(Self {
+            raw,
+            _borrow: PhantomData,
+        })
+    }
+
+    /// The handle of the shell.
+    pub fn flux(&self) -> Option<Flux<'_>> {
+        // SAFETY: a live shell; the handle lives as long.
+        unsafe { Flux::borrow(raw::flux_shell_get_flux(self.raw)) }
+    }
+
+    /// What the shell knows of its job.
+    ///
+    /// # Errors
+    /// From flux_shell_info_unpack(3).
+    pub fn job(&self) -> io::Result<JobFacts> {
+        let (mut jobid, mut instance_owner, mut rank): (i64, c_int, c_int) = (0, 0, 0);
+        // SAFETY: the format takes keys and places: a json_int_t, which is 64 bits, and two ints.
+        let rc = unsafe {
+            raw::flux_shell_info_unpack(
+                self.raw,
+                c"{s:I s:i s:i}".as_ptr(),
+                c"jobid".as_ptr(),
+                &mut jobid as *mut i64,
+                c"instance_owner".as_ptr(),
+                &mut instance_owner as *mut c_int,
+                c"rank".as_ptr(),
+                &mut rank as *mut c_int,
+            )
+        };
+        if rc < 0 {
+            return Err(last_error());
+        }
+        Ok(JobFacts {
+            jobid: jobid as u64,
+            instance_owner: instance_owner as u32,
+            rank,
+        })
+    }
+
+    /// Whether the jobspec, as submitted, has an attribute at a path of 1 to 6 keys below `attributes`.
+    pub fn has_attribute(&self, path: &[String]) -> bool {
+        const FORMATS: [&CStr; 6] = [
+            c"{s:{s?{s?o}}}",
+            c"{s:{s?{s?{s?o}}}}",
+            c"{s:{s?{s?{s?{s?o}}}}}",
+            c"{s:{s?{s?{s?{s?{s?o}}}}}}",
+            c"{s:{s?{s?{s?{s?{s?{s?o}}}}}}}",
+            c"{s:{s?{s?{s?{s?{s?{s?{s?o}}}}}}}}",
+        ];
+        let Some(format) = path.len().checked_sub(1).and_then(|n| FORMATS.get(n)) else {
+            return false;
+        };
+        let mut value: *mut c_void = ptr::null_mut();
+        let out: *mut *mut c_void = &mut value;
+        let keys: Vec<CString> = path.iter().map(|key| c_text(key)).collect();
+        let key = |n: usize| -> *const c_char { keys[n].as_ptr() };
+        let (shell, fmt, j, a) = (self.raw, format.as_ptr(), c"jobspec".as_ptr(), c"attributes".as_ptr());
+        // SAFETY: each format takes two keys, as many more as the path has, and a place for a borrowed json_t.
+        let rc = unsafe {
+            match path.len() {
+                1 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), out),
+                2 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), out),
+                3 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), out),
+                4 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), out),
+                5 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), key(4), out),
+                _ => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), key(4), key(5), out),
+            }
+        };
+        // SAFETY: a json_t starts with its type; it lives as long as the shell's info.
+        rc == 0 && !value.is_null() && unsafe { !crate::args::is_null(value) }
+    }
+
+    /// A shell option, `-o NAME=VALUE`.
+    pub fn option(&self, name: &CStr) -> Option<Value> {
+        let mut json = ptr::null_mut();
+        // SAFETY: a live shell, a C string, and a place for a string that is to be freed.
+        unsafe {
+            if raw::flux_shell_getopt(self.raw, name.as_ptr(), &mut json) != 1 {
+                return None;
+            }
+            serde_json::from_str(&taken(json)?).ok()
+        }
+    }
+
+    /// Sets a variable in the environment of the job's tasks, in place of any former value.
+    ///
+    /// # Errors
+    /// From flux_shell_setenvf(3).
+    pub fn set_env(&self, name: &str, value: &CStr) -> io::Result<()> {
+        let name = c_text(name);
+        // SAFETY: a live shell, C strings that the call copies, and a format that takes one.
+        let rc = unsafe { raw::flux_shell_setenvf(self.raw, 1, name.as_ptr(), c"%s".as_ptr(), value.as_ptr()) };
+        if rc < 0 { Err(last_error()) } else { Ok(()) }
+    }
+
+    /// Writes a line to the log of the shell, which is the standard error of the job.
+    pub fn log(&self, component: &CStr, level: ShellLogLevel, line: &str) {
+        let line = c_text(line);
+        // SAFETY: C strings, and a format that takes one.
+        unsafe {
+            raw::flux_shell_log(
+                component.as_ptr(),
+                level as c_int,
+                c"".as_ptr(),
+                0,
+                c"%s".as_ptr(),
+                line.as_ptr(),
+            );
+        }
+    }
+
+    /// Ends the job with one fatal exception, and this process with exit code 1. Does not return.
+    pub fn fatal(&self, component: &CStr, text: &str) -> ! {
+        let text = c_text(text);
+        // SAFETY: C strings, and a format that takes one.
+        unsafe {
+            raw::flux_shell_fatal(component.as_ptr(), c"".as_ptr(), 0, 0, 1, c"%s".as_ptr(), text.as_ptr());
+        }
+        // flux_shell_fatal(3) exits; were it to return, nothing of the job may start.
+        std::process::exit(1)
+    }
+}

@@ -1,0 +1,34 @@
+//! Why a source gave no variables.
+
+use std::fmt;
+
+/// Why a source gave no variables. It has two readers: the user, who learns what kind of thing failed, and the
+/// operator, who learns the cause. Neither text has a secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    summary: String,
+    detail: String,
+}
+
+impl Error {
+    pub(crate) fn new(summary: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Self {
+            summary: summary.into(),
+            detail: detail.to_string(),
+        }
+    }
+
+    /// For the user: what failed, with no path or other detail of the site.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+}
+
+/// For the operator: what failed, where and why.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.summary, self.detail)
+    }
+}
+
+impl std::error::Error for Error {}
