@@ -496,7 +496,7 @@ mod tests {
             let cut = token.len() - cut.min(token.len() - 8);
             for text in [format!("{before}{token}{after}"), format!("{before}{}", &token[..cut])] {
                 for shown in [redact(&text).into_owned(), redact_lines(text.as_bytes(), &[]).join("\n")] {
-                    for window in token[..cut].as_bytes().windows(12) {
+                    for window in token.as_bytes()[..cut].windows(12) {
                         prop_assert!(!shown.contains(std::str::from_utf8(window).unwrap()), "{text} {shown}");
                     }
                 }
