@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::{fd::OwnedFd, unix::process::CommandExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Stdio},
     time::Duration,
 };
@@ -33,7 +33,7 @@ pub(crate) struct Command {
     pub argv: Vec<Template>,
     pub variable: String,
     pub timeout: Duration,
-    pub helper: Option<PathBuf>,
+    pub helpers: Vec<PathBuf>,
 }
 
 #[async_trait]
@@ -43,30 +43,27 @@ impl Source for Command {
         let failed = |summary: &str, detail: &dyn std::fmt::Display| {
             Fetched::failed(Error::new(summary, format!("{program}: {detail}")))
         };
-        let Some(helper) = &self.helper else {
-            let detail = "the program flux-workflow-token was not found: install it, or set the key helper";
-            return failed("the command that provides it could not be started", &detail);
-        };
         let request = match self.request(job) {
             Ok(request) => request,
             Err(e) => return failed("the command that provides it cannot be formed", &e),
         };
         let limit = request.max_stdout;
-        let (answer, mut output) = match tokio::time::timeout(self.timeout + GRACE, converse(helper, request)).await {
-            Ok(Ok(spoken)) => spoken,
-            Ok(Err(e)) => {
-                let detail = format!("{}: {e}", helper.display());
-                return failed("the command that provides it could not be started", &detail);
-            }
-            Err(_) => {
-                return failed(
-                    "the command that provides it did not answer in time",
-                    &"its helper did not either",
-                );
-            }
-        };
-        let stderr = Zeroizing::new(output.split_off(answer.stdout.min(output.len())));
-        let notes = token::redact_lines(&stderr)
+        let (answer, mut output) =
+            match tokio::time::timeout(self.timeout + GRACE, converse(self.helpers.clone(), request)).await {
+                Ok(Ok(spoken)) => spoken,
+                Ok(Err(e)) => return failed("the command that provides it could not be started", &e),
+                Err(_) => {
+                    return failed(
+                        "the command that provides it did not answer in time",
+                        &"nor did the helper that runs it",
+                    );
+                }
+            };
+        let end = answer.stdout.min(output.len());
+        let stderr = Zeroizing::new(output.split_off(end));
+        // A command may print its token on both of its outputs.
+        let printed = std::str::from_utf8(&output).unwrap_or_default().trim_end();
+        let notes = token::redact_lines(&stderr, &[printed])
             .into_iter()
             .map(|line| format!("{program}: {line}"))
             .collect();
@@ -121,9 +118,9 @@ impl Command {
 
 /// Starts the helper, tells it what to run, and takes its answer. Dropping the future closes the helper's standard
 /// input, upon which it kills the command.
-async fn converse(helper: &Path, request: Request) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {
-    let mut child = Helper(Some(start(helper.to_owned()).await?));
-    let (mut to, mut from) = child.pipes()?;
+async fn converse(helpers: Vec<PathBuf>, request: Request) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {
+    let mut child = Helper(Some(start(helpers).await?));
+    let (mut to, from) = child.pipes()?;
     let limit = request.max_stdout + MAX_STDERR + 4096;
     let mut line = serde_json::to_vec(&request)?;
     line.push(b'\n');
@@ -142,15 +139,30 @@ async fn converse(helper: &Path, request: Request) -> io::Result<(Answer, Zeroiz
     Ok((answer, output))
 }
 
-async fn start(helper: PathBuf) -> io::Result<Child> {
+async fn start(helpers: Vec<PathBuf>) -> io::Result<Child> {
     let spawn = move || {
-        let mut command = std::process::Command::new(helper);
-        command.arg("supervise").process_group(0);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
+        for helper in &helpers {
+            let mut command = std::process::Command::new(helper);
+            command.arg("supervise").process_group(0);
+            match command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+            {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(io::Error::other(format!("its helper {}: {e}", helper.display()))),
+                Ok(child) => return Ok(child),
+            }
+        }
+        let tried = helpers
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", ");
+        Err(io::Error::other(format!(
+            "its helper, the program flux-workflow-token, was not found (tried {tried}): install it, or set the key helper"
+        )))
     };
     tokio::task::spawn_blocking(spawn).await.map_err(io::Error::other)?
 }

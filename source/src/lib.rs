@@ -46,8 +46,9 @@ impl Fetched {
     }
 }
 
-/// Makes the source that a rule names. `helper` is the program that has [`supervise::main`], for `source = "command"`.
-pub fn of_rule(rule: &Rule, helper: Option<PathBuf>) -> Box<dyn Source> {
+/// Makes the source that a rule names. `helpers` is where the program that has [`supervise::main`] may be, for
+/// `source = "command"`: the first that exists is run.
+pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
     let (variable, timeout) = (rule.variable.clone(), rule.timeout);
     match &rule.source {
         config::Source::File { path } => Box::new(file::File {
@@ -59,7 +60,7 @@ pub fn of_rule(rule: &Rule, helper: Option<PathBuf>) -> Box<dyn Source> {
             argv: argv.clone(),
             variable,
             timeout,
-            helper,
+            helpers: helpers.to_vec(),
         }),
     }
 }

@@ -196,7 +196,10 @@ fn fill(pipe: &mut Option<impl Read>, into: &mut Zeroizing<Vec<u8>>, limit: usiz
     match reader.read(&mut buffer[..]) {
         Ok(0) => *pipe = None,
         // One byte beyond the limit is kept, so that who reads it sees that there was more.
-        Ok(n) => into.extend_from_slice(&buffer[..n.min((limit + 1).saturating_sub(into.len()))]),
+        Ok(n) => {
+            let room = (limit + 1).saturating_sub(into.len());
+            into.extend_from_slice(&buffer[..n.min(room)]);
+        }
         Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
         Err(e) => return Err(e),
     }
