@@ -98,7 +98,8 @@ impl Config {
 }
 
 impl Conditions {
-    fn hold(&self, job: &dyn Facts) -> Option<bool> {
+    /// Whether all conditions hold; `None` where that depends on what is not known.
+    pub fn hold(&self, job: &dyn Facts) -> Option<bool> {
         let system = |key, value: &Option<String>| value.as_ref().map(|value| job.system_is(key, value));
         let answers = [
             self.attribute.as_ref().map(|path| job.has_attribute(path)),

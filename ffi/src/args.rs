@@ -212,6 +212,10 @@ impl Args<'_> {
 
     /// Adds results, an object, to what the callback answers.
     pub fn answer(&self, results: &Value) -> bool {
+        if self.raw.is_null() {
+            // Callbacks of the shell have no arguments.
+            return false;
+        }
         let text = crate::c_text(&results.to_string());
         // SAFETY: a C string with JSON.
         unsafe { raw::flux_plugin_arg_set(self.raw, raw::FLUX_PLUGIN_ARG_OUT, text.as_ptr()) == 0 }

@@ -79,3 +79,18 @@ unsafe fn taken(text: *mut c_char) -> Option<String> {
         Some(owned)
     }
 }
+
+/// Keeps the shared object that this code is in mapped for as long as the process lives, whoever closes it.
+///
+/// For threads that cannot be joined because they hang in a system call: they return to code that is still there.
+pub fn pin_object() {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    let here = pin_object as *const () as *const libc::c_void;
+    // SAFETY: an address in this object, and a place for what is known of it; the name is valid where the call succeeds.
+    unsafe {
+        if libc::dladdr(here, info.as_mut_ptr()) != 0 {
+            let name = info.assume_init().dli_fname;
+            libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE);
+        }
+    }
+}

@@ -1,1 +1,59 @@
 //! The delivery of workflow tokens, for the job manager of Flux.
+//!
+//! A job that a rule matches is held in a prolog while its token is fetched, checked, sealed and committed:
+//!
+//! ```text
+//! job.state.run ── prolog-start ──► fetch ──► check ──► seal ──┐   (threads of tokio: `work`)
+//!                                                              │ queue + eventfd (`workers`)
+//! reactor thread (`manager`) ◄─────────────────────────────────┘
+//!    └─► KVS commit ──► prolog-finish status=0 ──► job shells start
+//! ```
+//!
+//! The job manager is one thread that must never wait. Everything that may block happens on other threads, which own
+//! no Flux object and hand plain data back. `manager` holds the state of all deliveries and is the only module that
+//! talks to Flux.
+
+mod facts;
+mod manager;
+mod owner;
+mod resume;
+mod stats;
+mod work;
+mod workers;
+
+use ffi::{Jobtap, Plugin};
+
+pub use manager::{Manager, PROLOG};
+
+/// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
+pub fn init(plugin: Plugin<'static>) -> i32 {
+    match load(plugin) {
+        Ok(()) => 0,
+        Err(error) => {
+            if let Some(jobtap) = Jobtap::new(plugin) {
+                jobtap.flux().log(
+                    ffi::LogLevel::Err,
+                    &format!("workflow-token: cannot be loaded: {error}"),
+                );
+            }
+            -1
+        }
+    }
+}
+
+fn load(plugin: Plugin<'static>) -> std::io::Result<()> {
+    plugin.set_name(c"workflow-token")?;
+    let jobtap = Jobtap::new(plugin).ok_or_else(|| std::io::Error::other("it is a plugin for the job manager"))?;
+    let manager = plugin.keep(Manager::new(jobtap, plugin)?)?;
+    plugin.handle(c"conf.update", &manager, |m: &Manager, _, args| m.conf_update(args))?;
+    plugin.handle(c"job.new", &manager, |m: &Manager, _, args| m.job_new(args))?;
+    plugin.handle(c"job.state.run", &manager, |m: &Manager, _, args| m.job_run(args))?;
+    plugin.handle(c"job.state.cleanup", &manager, |m: &Manager, _, args| {
+        m.job_cleanup(args)
+    })?;
+    plugin.handle(c"job.state.inactive", &manager, |m: &Manager, _, args| {
+        m.job_inactive(args)
+    })?;
+    plugin.handle(c"plugin.query", &manager, |m: &Manager, _, args| m.query(args))?;
+    Ok(())
+}

@@ -1,0 +1,638 @@
+//! The state of all deliveries, on the reactor thread.
+//!
+//! Calls into Flux may call back into this module before they return (an exception takes the job to CLEANUP), so no
+//! `RefCell` is borrowed across one.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, HashSet},
+    ffi::CStr,
+    io,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use config::Config;
+use ffi::{Args, FdWatcher, Flux, Future, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError};
+use serde_json::{Value, json};
+use tokio::task::AbortHandle;
+
+use crate::{
+    facts::JobFacts,
+    resume::{Past, past},
+    stats::{Stats, Stay},
+    work::{Failure, Outcome, Sealed, Setup, Task},
+    workers::{Queue, Workers},
+};
+
+/// The description of the prolog, and the type of exceptions.
+pub const PROLOG: &CStr = c"workflow-token";
+
+/// What is left with the handle for the next one that is loaded, under these names.
+const LEFT_IN_FLIGHT: &CStr = c"workflow-token::in-flight";
+const LEFT_DELIVERED: &CStr = c"workflow-token::delivered";
+/// Not empty while one is loaded.
+const ACTIVE: &CStr = c"workflow-token::active";
+
+/// How many results are taken in one turn of the reactor.
+const TURN: usize = 16;
+
+/// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
+const KVS_TIMEOUT: f64 = 60.0;
+
+/// The plugin's state.
+pub struct Manager(Rc<Inner>);
+
+struct Inner {
+    jobtap: Jobtap<'static>,
+    conf: Value,
+    helpers: Vec<PathBuf>,
+    sealer: u32,
+    setup: RefCell<Option<Arc<Setup>>>,
+    /// What the plugin that was loaded before left, until every job is known again.
+    left: RefCell<Option<Left>>,
+    deliveries: RefCell<HashMap<JobId, Delivery>>,
+    /// Jobs that have a record.
+    delivered: RefCell<HashSet<JobId>>,
+    /// Jobs whose records are to be removed with the next commit.
+    ended: RefCell<Vec<JobId>>,
+    /// Commits and lookups that belong to no delivery, by number.
+    pending: RefCell<HashMap<u64, PendingFuture>>,
+    numbers: Cell<u64>,
+    unlinking: Cell<bool>,
+    queue: Arc<Queue<Done>>,
+    workers: RefCell<Workers>,
+    watcher: RefCell<Option<FdWatcher>>,
+    stats: RefCell<Stats>,
+}
+
+struct Left {
+    in_flight: HashSet<JobId>,
+    delivered: HashSet<JobId>,
+}
+
+/// A delivery on its way. Dropping it cancels what is under way for it.
+struct Delivery {
+    number: u64,
+    began: Instant,
+    timeout: Duration,
+    /// Time spent on the reactor thread.
+    reactor: Duration,
+    stage: Stage,
+}
+
+enum Stage {
+    Working(AbortHandle),
+    Committing { _commit: PendingFuture },
+}
+
+/// What the threads hand back.
+struct Done {
+    job: JobId,
+    number: u64,
+    outcome: Outcome,
+}
+
+impl Manager {
+    /// For the plugin that is being loaded. It does nothing before it is configured.
+    pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
+        let queue = Queue::new()?;
+        Ok(Self(Rc::new(Inner {
+            jobtap,
+            conf: plugin.conf(),
+            helpers: helpers(plugin.path()),
+            sealer: nix::unistd::geteuid().as_raw(),
+            setup: RefCell::default(),
+            left: RefCell::default(),
+            deliveries: RefCell::default(),
+            delivered: RefCell::default(),
+            ended: RefCell::default(),
+            pending: RefCell::default(),
+            numbers: Cell::new(0),
+            unlinking: Cell::new(false),
+            queue,
+            workers: RefCell::default(),
+            watcher: RefCell::default(),
+            stats: RefCell::default(),
+        })))
+    }
+
+    /// `conf.update`: refuses what is wrong, and the former configuration stays. Deliveries under way keep theirs.
+    pub(crate) fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let all = args.all().unwrap_or(Value::Null);
+        let config = Config::with_overrides(&all["conf"], &self.0.conf).map_err(|e| PluginError(e.to_string()))?;
+        let setup = Setup::new(config, &self.0.helpers).map_err(|e| PluginError(e.to_string()))?;
+        if self.0.setup.borrow().is_none() {
+            Inner::activate(&self.0)?;
+        }
+        *self.0.setup.borrow_mut() = Some(Arc::new(setup));
+        Ok(())
+    }
+
+    /// `job.new`: a job that is past SCHED is known from before. Its delivery is taken up where it was left.
+    pub(crate) fn job_new(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let Some((job, uid, state)) = args.job_owner_state() else {
+            return Ok(());
+        };
+        match state {
+            JobState::Run | JobState::Cleanup => Inner::resume(&self.0, args, job, uid, state),
+            JobState::Pending | JobState::Inactive => {}
+        }
+        Ok(())
+    }
+
+    /// `job.state.run`: begins the delivery of a job that a rule matches.
+    pub(crate) fn job_run(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let Some((job, uid, _)) = args.job_owner_state() else {
+            return Ok(());
+        };
+        Inner::start(&self.0, args, job, uid, &stay);
+        Ok(())
+    }
+
+    /// `job.state.cleanup`: the job was canceled, or ended. A delivery under way is given up.
+    pub(crate) fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let Some(job) = args.job() else { return Ok(()) };
+        let Some(delivery) = self.0.deliveries.borrow_mut().remove(&job) else {
+            return Ok(());
+        };
+        // A commit may be done already, whatever becomes of its future.
+        if matches!(delivery.stage, Stage::Committing { .. }) {
+            self.0.delivered.borrow_mut().insert(job);
+        }
+        if let Stage::Working(task) = &delivery.stage {
+            task.abort();
+        }
+        self.0.stats.borrow_mut().canceled += 1;
+        self.0.finish_prolog(job, 1);
+        self.0.account(&stay, None);
+        Ok(())
+    }
+
+    /// `job.state.inactive`: nothing of the job runs any more, and its record is removed.
+    pub(crate) fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let Some(job) = args.job() else { return Ok(()) };
+        if self.0.delivered.borrow_mut().remove(&job) && self.0.unlinks() {
+            self.0.ended.borrow_mut().push(job);
+            Inner::unlink(&self.0);
+        }
+        Ok(())
+    }
+
+    /// `plugin.query`: counters.
+    pub(crate) fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let mut answer = self.0.stats.borrow().to_json();
+        answer["in-flight"] = json!(self.0.deliveries.borrow().len());
+        answer["version"] = json!(env!("CARGO_PKG_VERSION"));
+        answer["rules"] = json!(
+            self.0
+                .setup
+                .borrow()
+                .as_ref()
+                .map_or(0, |setup| setup.config.rules.len())
+        );
+        args.answer(&answer);
+        Ok(())
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Inner {
+    fn flux(&self) -> Flux<'static> {
+        self.jobtap.flux()
+    }
+
+    fn log(&self, level: LogLevel, line: &str) {
+        self.flux().log(level, &format!("workflow-token: {line}"));
+    }
+
+    /// The first configuration has come: this plugin is the one that is in charge, unless another one is already.
+    fn activate(inner: &Rc<Self>) -> Result<(), PluginError> {
+        let flux = inner.flux();
+        if flux.left_jobs(ACTIVE).is_some_and(|active| !active.is_empty()) {
+            return Err(PluginError(
+                "workflow-token is already loaded, under another file name: remove that first".to_owned(),
+            ));
+        }
+        let weak = Rc::downgrade(inner);
+        let watcher = flux.watch(inner.queue.fd(), move || {
+            if let Some(inner) = weak.upgrade() {
+                Inner::take(&inner);
+            }
+        });
+        let watcher = watcher.map_err(|e| PluginError(format!("workflow-token cannot watch its queue: {e}")))?;
+        *inner.watcher.borrow_mut() = Some(watcher);
+        flux.leave_jobs(ACTIVE, &[JobId(0)]);
+        let set = |jobs: Vec<JobId>| jobs.into_iter().collect::<HashSet<_>>();
+        *inner.left.borrow_mut() = match (flux.left_jobs(LEFT_IN_FLIGHT), flux.left_jobs(LEFT_DELIVERED)) {
+            (Some(in_flight), Some(delivered)) => Some(Left {
+                in_flight: set(in_flight),
+                delivered: set(delivered),
+            }),
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// Begins a delivery within the callback of the job's change to RUN.
+    fn start(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
+        if inner.deliveries.borrow().contains_key(&job) {
+            return;
+        }
+        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+            return;
+        };
+        if let Err(e) = inner.jobtap.prolog_start(PROLOG) {
+            // The job must not start without what it was to get.
+            let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
+            inner.raise(job, &why);
+            return;
+        }
+        Self::work(inner, setup, job, uid, candidates, stay);
+    }
+
+    fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Arc<Setup>, Vec<usize>)> {
+        let setup = self.setup.borrow().clone()?;
+        if setup.config.rules.is_empty() {
+            return None;
+        }
+        let facts = JobFacts {
+            args,
+            uid,
+            owner: setup.owners.known(uid),
+        };
+        let candidates = setup.candidates(&facts);
+        (!candidates.is_empty()).then_some((setup, candidates))
+    }
+
+    /// Hands a job whose prolog has started to the threads.
+    fn work(inner: &Rc<Self>, setup: Arc<Setup>, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+        let number = inner.number();
+        let timeout = setup.config.timeout;
+        let task = Task {
+            jobid: job.0,
+            f58: job.to_string(),
+            uid,
+            sealer: inner.sealer,
+            candidates,
+        };
+        let queue = Arc::clone(&inner.queue);
+        inner.stats.borrow_mut().started += 1;
+        let spawned = inner.workers.borrow_mut().spawn(async move {
+            let outcome = setup.run(task).await;
+            queue.send(Done { job, number, outcome });
+        });
+        match spawned {
+            Ok(handle) => {
+                let stage = Stage::Working(handle);
+                let delivery = Delivery {
+                    number,
+                    began: Instant::now(),
+                    timeout,
+                    reactor: stay.took(),
+                    stage,
+                };
+                inner.deliveries.borrow_mut().insert(job, delivery);
+                inner.stats.borrow_mut().callback(stay.took());
+            }
+            Err(e) => {
+                let why = Failure::new("the plugin could not start its threads", e.to_string());
+                inner.fail(job, &why);
+            }
+        }
+    }
+
+    /// Takes what the threads have done.
+    fn take(inner: &Rc<Self>) {
+        let stay = Stay::begin();
+        for Done { job, number, outcome } in inner.queue.take(TURN) {
+            let one = Stay::begin();
+            for note in &outcome.notes {
+                inner.log(LogLevel::Info, &format!("{job}: {note}"));
+            }
+            let left = match inner.deliveries.borrow().get(&job) {
+                Some(delivery) if delivery.number == number => {
+                    delivery.timeout.saturating_sub(delivery.began.elapsed())
+                }
+                // Canceled while it was on its way here.
+                _ => continue,
+            };
+            match outcome.result {
+                Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
+                Ok(Sealed::NoRule) => {
+                    inner.deliveries.borrow_mut().remove(&job);
+                    inner.stats.borrow_mut().no_rule += 1;
+                    inner.finish_prolog(job, 0);
+                }
+                Err(why) => inner.fail(job, &why),
+            }
+            inner.account(&one, Some(job));
+        }
+        inner.stats.borrow_mut().callback(stay.took());
+    }
+
+    /// Puts the record where the job shells find it.
+    fn commit(inner: &Rc<Self>, job: JobId, record: &str, left: Duration) {
+        let weak = Rc::downgrade(inner);
+        let committed = job.kvs_key(seal::KEY).and_then(|key| {
+            let mut transaction = ffi::Transaction::new()?;
+            transaction.put(&key, record)?;
+            // What is left of the delivery's time, and a moment at least.
+            let timeout = left.max(Duration::from_millis(100)).as_secs_f64();
+            inner.flux().commit(transaction)?.then(timeout, move |future| {
+                if let Some(inner) = weak.upgrade() {
+                    inner.committed(job, &future);
+                }
+            })
+        });
+        match committed {
+            Ok(pending) => {
+                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
+                    delivery.stage = Stage::Committing { _commit: pending };
+                }
+            }
+            Err(e) => inner.fail(job, &uncommitted(&e)),
+        }
+    }
+
+    fn committed(&self, job: JobId, future: &Future) {
+        let stay = Stay::begin();
+        if let Err(e) = future.get() {
+            // It may yet be committed: it is removed when the job has ended.
+            self.delivered.borrow_mut().insert(job);
+            self.fail(job, &uncommitted(&e));
+            self.account(&stay, None);
+            return;
+        }
+        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+            return;
+        };
+        self.delivered.borrow_mut().insert(job);
+        self.finish_prolog(job, 0);
+        let took = stay.took();
+        let mut stats = self.stats.borrow_mut();
+        stats.delivered += 1;
+        stats.callback(took);
+        stats.delivery(delivery.reactor + took);
+    }
+
+    /// Ends a delivery that cannot succeed: the job does not start.
+    fn fail(&self, job: JobId, why: &Failure) {
+        self.deliveries.borrow_mut().remove(&job);
+        self.stats.borrow_mut().failed += 1;
+        self.raise(job, why);
+        self.finish_prolog(job, 1);
+    }
+
+    fn raise(&self, job: JobId, why: &Failure) {
+        self.log(
+            LogLevel::Err,
+            &format!("{job}: no token was delivered: {}", why.operator),
+        );
+        let text = format!(
+            "no workflow token for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
+            why.user
+        );
+        if let Err(e) = self.jobtap.raise(job, PROLOG, 0, &text) {
+            self.log(LogLevel::Err, &format!("{job}: the exception could not be raised: {e}"));
+        }
+    }
+
+    fn finish_prolog(&self, job: JobId, status: i32) {
+        if let Err(e) = self.jobtap.prolog_finish(job, PROLOG, status) {
+            self.log(LogLevel::Err, &format!("{job}: the prolog could not be finished: {e}"));
+        }
+    }
+
+    /// Takes up a job that was past SCHED when the plugin was loaded.
+    fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
+        let stay = Stay::begin();
+        let past = inner.left.borrow().as_ref().map(|left| {
+            if left.in_flight.contains(&job) {
+                Past::Outstanding
+            } else if left.delivered.contains(&job) {
+                Past::Finished(0)
+            } else {
+                Past::None
+            }
+        });
+        match past {
+            // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
+            Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
+            Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
+            // Another one: the eventlog in the KVS is complete.
+            None => Self::read_eventlog(inner, job, 3),
+        }
+    }
+
+    /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
+    /// started, prolog-start is refused and the job is left alone.
+    fn late(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
+        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+            return;
+        };
+        if inner.jobtap.prolog_start(PROLOG).is_ok() {
+            Self::work(inner, setup, job, uid, candidates, stay);
+        }
+    }
+
+    fn go_on(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState, past: Past, stay: &Stay) {
+        match (past, state) {
+            (Past::None, _) => {}
+            (Past::Finished(_), _) => {
+                inner.delivered.borrow_mut().insert(job);
+            }
+            (Past::Outstanding, JobState::Run) => {
+                inner.stats.borrow_mut().resumed += 1;
+                match inner.candidates(args, uid) {
+                    Some((setup, candidates)) => Self::work(inner, setup, job, uid, candidates, stay),
+                    None => {
+                        let why = "no rule matches it any more: the configuration was changed during its delivery";
+                        inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
+                    }
+                }
+            }
+            (Past::Outstanding, _) => {
+                inner.stats.borrow_mut().canceled += 1;
+                inner.finish_prolog(job, 1);
+            }
+        }
+    }
+
+    fn read_eventlog(inner: &Rc<Self>, job: JobId, tries: u32) {
+        let number = inner.number();
+        let weak = Rc::downgrade(inner);
+        let asked = job.kvs_key("eventlog").and_then(|key| {
+            inner.flux().lookup(&key)?.then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                match future.value() {
+                    Ok(eventlog) => Self::resume_from(&inner, job, &eventlog.unwrap_or_default()),
+                    Err(e) if tries > 1 => {
+                        inner.log(
+                            LogLevel::Warning,
+                            &format!("{job}: its eventlog could not be read: {e}: trying again"),
+                        );
+                        Self::read_eventlog(&inner, job, tries - 1);
+                    }
+                    Err(e) => inner.unread(job, &e),
+                }
+                drop(done);
+            })
+        });
+        match asked {
+            Ok(pending) => {
+                inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.unread(job, &e),
+        }
+    }
+
+    fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
+        let stay = Stay::begin();
+        let past = past(eventlog, &PROLOG.to_string_lossy());
+        // The job may have changed since.
+        let Some(args) = inner.jobtap.lookup(job) else { return };
+        let Some((_, uid, state)) = args.job_owner_state() else {
+            return;
+        };
+        if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
+            return;
+        }
+        Self::go_on(inner, &args, job, uid, state, past, &stay);
+    }
+
+    fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
+        let line = format!(
+            "{job}: its eventlog could not be read: {e}: if it stays in its prolog, remove and load this plugin again"
+        );
+        self.log(LogLevel::Err, &line);
+    }
+
+    /// Removes the records of jobs that have ended: one commit at a time, for all that have gathered.
+    fn unlink(inner: &Rc<Self>) {
+        if inner.unlinking.get() {
+            return;
+        }
+        let jobs = std::mem::take(&mut *inner.ended.borrow_mut());
+        if jobs.is_empty() {
+            return;
+        }
+        let weak = Rc::downgrade(inner);
+        let number = inner.number();
+        let count = jobs.len() as u64;
+        let removed = (|| {
+            let mut transaction = ffi::Transaction::new()?;
+            for job in &jobs {
+                transaction.unlink(&job.kvs_key(seal::KEY)?)?;
+            }
+            inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                inner.unlinking.set(false);
+                match future.get() {
+                    Ok(()) => inner.stats.borrow_mut().unlinked += count,
+                    Err(e) => inner.log(
+                        LogLevel::Err,
+                        &format!("{count} sealed records could not be removed: {e}"),
+                    ),
+                }
+                Self::unlink(&inner);
+                drop(done);
+            })
+        })();
+        match removed {
+            Ok(pending) => {
+                inner.unlinking.set(true);
+                inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.log(
+                LogLevel::Err,
+                &format!("{count} sealed records could not be removed: {e}"),
+            ),
+        }
+    }
+
+    fn unlinks(&self) -> bool {
+        self.setup.borrow().as_ref().is_some_and(|setup| setup.config.unlink)
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
+    }
+
+    /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
+    fn account(&self, stay: &Stay, job: Option<JobId>) {
+        let took = stay.took();
+        if let Some(job) = job
+            && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
+        {
+            delivery.reactor += took;
+        }
+        self.stats.borrow_mut().callback(took);
+    }
+
+    /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
+    /// loaded takes them up.
+    fn end(&self) {
+        if self.setup.borrow().is_none() {
+            return;
+        }
+        drop(self.watcher.borrow_mut().take());
+        self.pending.borrow_mut().clear();
+        let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
+        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
+        drop(deliveries);
+        let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
+        let flux = self.flux();
+        flux.leave_jobs(LEFT_IN_FLIGHT, &in_flight);
+        flux.leave_jobs(LEFT_DELIVERED, &delivered);
+        flux.leave_jobs(ACTIVE, &[]);
+        if !in_flight.is_empty() {
+            let line = format!(
+                "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",
+                in_flight.len()
+            );
+            self.log(LogLevel::Warning, &line);
+        }
+        if !self.workers.borrow_mut().end() {
+            self.log(
+                LogLevel::Warning,
+                "a thread is stuck in munged or a file: the plugin stays in memory for it",
+            );
+            ffi::pin_object();
+        }
+    }
+}
+
+fn uncommitted(e: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        "it could not be stored",
+        format!("the commit of the sealed record failed: {e}"),
+    )
+}
+
+/// Where the helper of the command source may be: beside the plugin's own tree, or where Flux looks for commands.
+fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
+    const NAME: &str = "flux-workflow-token";
+    let mut places = Vec::new();
+    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so
+    if let Some(prefix) = plugin.as_deref().and_then(|path| path.ancestors().nth(5)) {
+        places.push(prefix.join("libexec/flux/cmd").join(NAME));
+    }
+    if let Some(path) = std::env::var_os("FLUX_EXEC_PATH") {
+        places.extend(std::env::split_paths(&path).map(|dir| dir.join(NAME)));
+    }
+    places.push(PathBuf::from("/usr/libexec/flux/cmd").join(NAME));
+    places
+}

@@ -1,0 +1,204 @@
+//! What the shell is told: the configuration in its initrc, and the shell option `-o workflow-token`.
+//!
+//! The rules are the job manager's. A shell does not see them: the jobspec that it gets is the one that the user signed,
+//! without the updates since, and guests do not read the configuration of the instance. So, by default, a shell asks for
+//! the record of every job. Where the initrc names a copy of the configuration file on the node, a job that no rule can
+//! match is told apart without asking, and for a job that a rule must match a missing record is fatal.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use config::{AttributePath, Config, Facts, Principal, Selection};
+use ffi::Shell;
+use nix::unistd::{Group, User, getegid, geteuid, getgroups};
+use serde_json::Value;
+
+/// The settings of this shell.
+pub(crate) struct Settings {
+    pub munge: config::Munge,
+    /// Whether this is the instance that the settings are for.
+    applies: bool,
+    rules: Option<Config>,
+    /// What is to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// Whether a record is to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expectation {
+    /// No rule can match: there is nothing to ask for.
+    No,
+    /// It cannot be told: one that is missing means that no rule matched.
+    Maybe,
+    /// One that is missing is an error.
+    Yes,
+}
+
+impl Settings {
+    /// Reads `conf` of `plugin.load { file = "workflow-token.so", conf = { … } }`.
+    ///
+    /// # Errors
+    /// The key that is wrong.
+    pub fn of(conf: &Value, instance_owner: u32) -> Result<Self, String> {
+        let mut settings = Self {
+            munge: config::Munge::default(),
+            applies: true,
+            rules: None,
+            warnings: Vec::new(),
+        };
+        let empty = serde_json::Map::new();
+        let table = match conf {
+            Value::Null => &empty,
+            Value::Object(table) => table,
+            // An empty Lua table is an empty array.
+            Value::Array(list) if list.is_empty() => &empty,
+            _ => return Err("its conf in the initrc must be a table".to_owned()),
+        };
+        for (key, value) in table {
+            match (key.as_str(), value) {
+                ("config", Value::String(path)) => settings.read_rules(Path::new(path)),
+                ("munge-socket", Value::String(_)) => {}
+                ("instance-owner", Value::String(owner)) => settings.applies = is_owner(owner, instance_owner)?,
+                ("instance-owner", Value::Number(n)) => settings.applies = n.as_u64() == Some(instance_owner.into()),
+                ("config" | "munge-socket" | "instance-owner", _) => {
+                    return Err(format!("its conf in the initrc: {key} must be a string"));
+                }
+                _ => {
+                    return Err(format!(
+                        "its conf in the initrc: {} is not known: use config, munge-socket or instance-owner",
+                        key.escape_debug()
+                    ));
+                }
+            }
+        }
+        if let Some(Value::String(path)) = table.get("munge-socket") {
+            settings.munge.socket = Some(PathBuf::from(path));
+        }
+        Ok(settings)
+    }
+
+    fn read_rules(&mut self, path: &Path) {
+        match config::read_files(path).and_then(|all| Config::from_json(&all)) {
+            Ok(config) => {
+                self.munge = config.munge.clone();
+                self.rules = Some(config);
+            }
+            // The job manager's rules count, not this copy of them: without it, the record is asked for.
+            Err(e) => self
+                .warnings
+                .push(format!("its rules are not known here, so every job is asked for: {e}")),
+        }
+    }
+
+    /// Whether the job of this shell has a record.
+    pub fn expectation(&self, shell: &Shell<'_>) -> Expectation {
+        match shell.option(c"workflow-token") {
+            Some(Value::Bool(false)) => return Expectation::No,
+            Some(Value::Number(n)) if n.as_i64() == Some(0) => return Expectation::No,
+            Some(_) => return Expectation::Yes,
+            None => {}
+        }
+        if !self.applies {
+            return Expectation::No;
+        }
+        match self.rules.as_ref().map(|config| config.select(&ShellFacts { shell })) {
+            Some(Selection::None) => Expectation::No,
+            Some(Selection::Rule(_)) => Expectation::Yes,
+            Some(Selection::Unknown) | None => Expectation::Maybe,
+        }
+    }
+}
+
+fn is_owner(owner: &str, instance_owner: u32) -> Result<bool, String> {
+    if let Ok(uid) = u32::from_str(owner) {
+        return Ok(uid == instance_owner);
+    }
+    match User::from_name(owner) {
+        Ok(user) => Ok(user.is_some_and(|user| user.uid.as_raw() == instance_owner)),
+        Err(e) => Err(format!(
+            "its conf in the initrc: instance-owner: {owner} could not be looked up: {e}"
+        )),
+    }
+}
+
+/// A job as its shell sees it, which runs as the job owner. Queue, bank and project may have been changed since the
+/// jobspec was signed, so they are not known here.
+struct ShellFacts<'a> {
+    shell: &'a Shell<'a>,
+}
+
+impl Facts for ShellFacts<'_> {
+    fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
+        Some(self.shell.has_attribute(path.components()))
+    }
+
+    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+        None
+    }
+
+    fn owner_is(&self, user: &Principal) -> Option<bool> {
+        match user {
+            Principal::Id(uid) => Some(*uid == geteuid().as_raw()),
+            Principal::Name(name) => Some(User::from_uid(geteuid()).ok()??.name == *name),
+        }
+    }
+
+    fn owner_in(&self, group: &Principal) -> Option<bool> {
+        let gid = match group {
+            Principal::Id(gid) => *gid,
+            Principal::Name(name) => Group::from_name(name).ok()??.gid.as_raw(),
+        };
+        let groups = getgroups().ok()?;
+        Some(getegid().as_raw() == gid || groups.iter().any(|group| group.as_raw() == gid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_conf_is_an_empty_one() {
+        for conf in [json!(null), json!({}), json!([])] {
+            let settings = Settings::of(&conf, 0).unwrap();
+            assert!(settings.applies && settings.rules.is_none() && settings.munge.socket.is_none());
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_key() {
+        for (conf, key) in [
+            (json!({"confg": "/x"}), "confg"),
+            (json!({"config": 1}), "config"),
+            (json!({"munge-socket": true}), "munge-socket"),
+            (json!({"instance-owner": []}), "instance-owner"),
+        ] {
+            let Err(error) = Settings::of(&conf, 0) else {
+                panic!("{conf} was accepted")
+            };
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn it_applies_to_the_instance_of_its_owner_only() {
+        assert!(Settings::of(&json!({"instance-owner": "root"}), 0).unwrap().applies);
+        assert!(!Settings::of(&json!({"instance-owner": "root"}), 1000).unwrap().applies);
+        assert!(!Settings::of(&json!({"instance-owner": 999}), 0).unwrap().applies);
+    }
+
+    #[test]
+    fn a_copy_of_the_rules_that_cannot_be_read_is_said_and_every_job_is_asked_for() {
+        let settings = Settings::of(&json!({"config": "/nonexistent/flux.toml"}), 0).unwrap();
+        assert!(settings.rules.is_none());
+        assert!(
+            settings.warnings[0].contains("/nonexistent/flux.toml"),
+            "{:?}",
+            settings.warnings
+        );
+    }
+}
