@@ -1,9 +1,10 @@
 //! What the shell is told: the configuration in its initrc, and the shell option `-o workflow-token`.
 //!
 //! The rules are the job manager's. A shell does not see them: the jobspec that it gets is the one that the user signed,
-//! without the updates since, and guests do not read the configuration of the instance. So, by default, a shell asks for
-//! the record of every job. Where the initrc names a copy of the configuration file on the node, a job that no rule can
-//! match is told apart without asking, and for a job that a rule must match a missing record is fatal.
+//! without the updates since, and to ask for the configuration of the instance is no cheaper than to ask for the record.
+//! So, by default, a shell asks for the record of every job. Where the initrc names a copy of the configuration file on
+//! the node, a job that no rule can match is told apart without asking, and for a job that a rule must match a missing
+//! record is fatal.
 
 use std::{
     path::{Path, PathBuf},
