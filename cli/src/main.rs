@@ -1,3 +1,62 @@
-//! `flux workflow-token`.
+//! `flux workflow-token`: what operators and users type about the tokens of jobs.
+//!
+//! One module for each subcommand; [`flux`] runs `flux` itself, [`print`] is the only way to standard output. No
+//! subcommand takes a secret as an argument, since arguments are visible to everyone on the node.
 
-fn main() {}
+mod argv;
+mod doctor;
+mod flux;
+mod inspect;
+mod issue;
+mod people;
+mod print;
+mod show;
+mod within;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Workflow tokens for Flux jobs: issue and inspect tokens, show what a job was given, find what is set up wrong.
+#[derive(Parser)]
+#[command(
+    name = "flux-workflow-token",
+    bin_name = "flux workflow-token",
+    version,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Issue(issue::Args),
+    Inspect(inspect::Args),
+    Show(show::Args),
+    Doctor(doctor::Args),
+    /// Run a command for the plugin of the job manager; not to be run by hand.
+    #[command(hide = true)]
+    Supervise,
+}
+
+fn main() -> ExitCode {
+    if let Err(e) = argv::check(std::env::args_os().skip(1)) {
+        return fail(&e);
+    }
+    let cli = Cli::try_parse().unwrap_or_else(|e| argv::exit(&e));
+    let done = match cli.command {
+        Command::Issue(args) => issue::run(&args).map_err(Into::into),
+        Command::Inspect(args) => inspect::run(&args).map_err(Into::into),
+        Command::Show(args) => show::run(&args).map_err(Into::into),
+        Command::Doctor(args) => doctor::run(&args).map_err(Into::into),
+        Command::Supervise => return source::supervise::main(),
+    };
+    done.unwrap_or_else(|e: Box<dyn std::error::Error>| fail(e.as_ref()))
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("flux-workflow-token: {error}");
+    ExitCode::FAILURE
+}

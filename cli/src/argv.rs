@@ -1,0 +1,102 @@
+//! Arguments are no place for secrets: every user of the node can read them in /proc, and shells keep them in their
+//! history.
+
+use std::ffi::OsString;
+use std::io::Write;
+
+/// A secret was given as an argument.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "argument {position} is, or holds, {what}: every user of this node can see arguments, so take that secret as known \
+     and replace it. Give it in a file, on standard input (-) or in an environment variable (--env)"
+)]
+pub struct Exposed {
+    position: usize,
+    what: &'static str,
+}
+
+/// Refuses arguments that hold a token, a credential or a key, before anything can print them.
+pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
+    for (index, arg) in args.enumerate() {
+        let arg = arg.to_string_lossy();
+        let what = if arg.contains("PRIVATE KEY-----") {
+            "a private key"
+        } else if arg.contains("MUNGE:") {
+            "a MUNGE credential"
+        } else if arg
+            .split(|c: char| c.is_whitespace() || "=:\"'/".contains(c))
+            .any(is_token)
+        {
+            "a token"
+        } else {
+            continue;
+        };
+        return Err(Exposed {
+            position: index + 1,
+            what,
+        });
+    }
+    Ok(())
+}
+
+/// Whether a word starts as a JWT does and has its dots; a file can be called so only by intent.
+fn is_token(word: &str) -> bool {
+    word.starts_with("eyJ") && word.matches('.').count() >= 2 && word.len() >= 20
+}
+
+/// Prints what clap has to say, which quotes arguments, and exits as clap would.
+pub fn exit(error: &clap::Error) -> ! {
+    let text = error.render();
+    if error.use_stderr() {
+        let _ = write!(std::io::stderr(), "{}", token::redact(&text.to_string()));
+    } else {
+        let _ = error.print();
+    }
+    std::process::exit(error.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(arg: &str) -> Option<String> {
+        check([OsString::from("inspect"), arg.into()].into_iter())
+            .err()
+            .map(|e| e.to_string())
+    }
+
+    #[test]
+    fn secrets_are_refused_wherever_they_stand_and_not_repeated() {
+        let token = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl";
+        for arg in [
+            token.to_owned(),
+            format!("--env={token}"),
+            format!("Bearer {token}"),
+            format!("TOKEN='{token}'"),
+        ] {
+            let message = refused(&arg).unwrap();
+            assert!(message.starts_with("argument 2 is, or holds, a token: "), "{message}");
+            assert!(!message.contains("eyJ"), "{message}");
+        }
+        assert!(refused("MUNGE:AwQDAAC:").unwrap().contains("a MUNGE credential"));
+        assert!(
+            refused("-----BEGIN EC PRIVATE KEY-----\nMHc")
+                .unwrap()
+                .contains("a private key")
+        );
+    }
+
+    #[test]
+    fn names_of_files_and_jobs_pass() {
+        for arg in [
+            "ƒ2oLkTLb1",
+            "-",
+            "/var/lib/tokens/a.b.jwt",
+            "eyJ.tar.gz",
+            "/run/munge/munge.socket.2",
+            "--env",
+        ] {
+            assert_eq!(refused(arg), None);
+        }
+    }
+}

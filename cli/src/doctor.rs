@@ -1,0 +1,232 @@
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::{flux, people, print};
+
+mod clock;
+mod configuration;
+mod files;
+mod munge;
+mod plugins;
+
+/// Check what workflow tokens need on this node, and say what to do about what is wrong
+///
+/// Run it as the instance owner on the node where the job manager runs (rank 0), since that is who reads token files
+/// and runs commands; the checks of MUNGE and of the job shell plugin are worth running on every node. The exit status
+/// is 0 where nothing failed.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Check the configuration in this TOML file, or directory of them, instead of the running instance's
+    #[arg(long, value_name = "FILE|DIR")]
+    config: Option<PathBuf>,
+
+    /// Socket of munged [default: that of the configuration, or else MUNGE's own]
+    #[arg(long, value_name = "PATH")]
+    munge_socket: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a check found.
+struct Finding {
+    status: Status,
+    /// What was looked at, in a word or two.
+    check: &'static str,
+    /// What is so.
+    what: String,
+    /// What to do about it; empty where nothing is to be done.
+    todo: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Ok,
+    Warn,
+    Fail,
+    Skip,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+fn ok(check: &'static str, what: impl Into<String>) -> Finding {
+    Finding {
+        status: Status::Ok,
+        check,
+        what: what.into(),
+        todo: String::new(),
+    }
+}
+
+fn warn(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
+    Finding {
+        status: Status::Warn,
+        check,
+        what: what.into(),
+        todo: todo.into(),
+    }
+}
+
+fn fail(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
+    Finding {
+        status: Status::Fail,
+        check,
+        what: what.into(),
+        todo: todo.into(),
+    }
+}
+
+fn skip(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
+    Finding {
+        status: Status::Skip,
+        check,
+        what: what.into(),
+        todo: todo.into(),
+    }
+}
+
+/// The Flux instance that this was started in.
+enum Instance {
+    /// There is one, and its owner.
+    Here { owner: u32 },
+    /// There is none to ask, and why.
+    None(flux::Error),
+    /// It does not answer as it should.
+    Broken(flux::Error),
+}
+
+impl Instance {
+    fn find() -> Self {
+        match flux::run(&["getattr", "security.owner"]) {
+            Ok(uid) => match uid.trim().parse() {
+                Ok(owner) => Self::Here { owner },
+                Err(_) => Self::Broken(flux::Error::Failed {
+                    command: "getattr security.owner".to_owned(),
+                    says: "its answer is no uid".to_owned(),
+                }),
+            },
+            Err(e) if e.is_no_instance() => Self::None(e),
+            Err(e) => Self::Broken(e),
+        }
+    }
+
+    /// Why nothing can be asked of it, as a finding.
+    fn absence(&self, check: &'static str) -> Option<Finding> {
+        match self {
+            Self::Here { .. } => None,
+            Self::None(flux::Error::NotFound) => Some(skip(
+                check,
+                "there is no flux on PATH",
+                "add the directory that holds flux to PATH and run this again",
+            )),
+            Self::None(_) => Some(skip(
+                check,
+                "this does not run in a Flux instance",
+                "run it where `flux uptime` works, as the instance owner",
+            )),
+            Self::Broken(_) => Some(skip(check, "the instance does not answer", "see the finding above")),
+        }
+    }
+}
+
+/// Runs all checks and prints what they found.
+pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
+    let instance = Instance::find();
+    let mut findings = vec![caller(&instance), clock::check()];
+    let (config, found) = configuration::check(&instance, args.config.as_deref());
+    findings.push(found);
+    findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
+    findings.push(plugins::job_manager(&instance));
+    findings.push(plugins::shell(&instance));
+    let trusted = match instance {
+        Instance::Here { owner } => owner,
+        Instance::None(_) | Instance::Broken(_) => people::me(),
+    };
+    findings.extend(config.iter().flat_map(|config| files::check(config, trusted)));
+
+    let ok = findings.iter().all(|finding| finding.status != Status::Fail);
+    print::out(&if args.json {
+        print::json(&as_json(&findings, ok)) + "\n"
+    } else {
+        as_text(&findings)
+    })?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the checks see what the instance sees.
+fn caller(instance: &Instance) -> Finding {
+    const CHECK: &str = "instance";
+
+    let me = people::me();
+    match instance {
+        Instance::Here { owner } if *owner == me => {
+            ok(CHECK, format!("run as the instance owner, {}", people::describe(me)))
+        }
+        Instance::Here { owner } => warn(
+            CHECK,
+            format!(
+                "run as {}; the instance belongs to {}",
+                people::describe(me),
+                people::describe(*owner)
+            ),
+            "run this as the instance owner to check what it can read and run",
+        ),
+        Instance::None(_) => instance.absence(CHECK).unwrap_or_else(|| ok(CHECK, "")),
+        Instance::Broken(e) => fail(CHECK, "the Flux instance does not answer", e.to_string()),
+    }
+}
+
+fn as_text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding {
+        status,
+        check,
+        what,
+        todo,
+    } in findings
+    {
+        text.push_str(&format!("{:<4}  {check:<12}  {}\n", status.name(), print::word(what)));
+        if !todo.is_empty() {
+            text.push_str(&format!("{:20}→ {}\n", "", print::word(todo)));
+        }
+    }
+    let count = |status| findings.iter().filter(|finding| finding.status == status).count();
+    text.push_str(&format!(
+        "{} ok, {} warn, {} fail, {} skip\n",
+        count(Status::Ok),
+        count(Status::Warn),
+        count(Status::Fail),
+        count(Status::Skip)
+    ));
+    text
+}
+
+fn as_json(findings: &[Finding], ok: bool) -> Value {
+    let findings: Vec<_> = findings
+        .iter()
+        .map(
+            |Finding {
+                 status,
+                 check,
+                 what,
+                 todo,
+             }| {
+                json!({"status": status.name(), "check": check, "what": what, "do": (!todo.is_empty()).then_some(todo)})
+            },
+        )
+        .collect();
+    json!({"ok": ok, "findings": findings})
+}

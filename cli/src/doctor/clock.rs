@@ -1,0 +1,62 @@
+//! The clock: tokens and credentials live for minutes, so a wrong one lets them expire or come from the future.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use token::NumericDate;
+
+use super::{Finding, fail, ok};
+
+const CHECK: &str = "clock";
+
+/// 2025-01-01T00:00:00Z, before this program existed.
+const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+/// 2100-01-01T00:00:00Z
+const LATEST: Duration = Duration::from_secs(4_102_444_800);
+
+pub(super) fn check() -> Finding {
+    let now = SystemTime::now();
+    // A clock that was set back is behind what was installed on the node.
+    let installed = std::env::current_exe()
+        .and_then(std::fs::metadata)
+        .and_then(|meta| meta.modified());
+    judge(now, installed.ok())
+}
+
+fn judge(now: SystemTime, installed: Option<SystemTime>) -> Finding {
+    const TODO: &str = "set the clock and keep it right with NTP (chronyc tracking, timedatectl), on every node alike";
+
+    let date = NumericDate::from(now);
+    if now < UNIX_EPOCH + EARLIEST || now > UNIX_EPOCH + LATEST {
+        return fail(CHECK, format!("the clock of this node is wrong: it shows {date}"), TODO);
+    }
+    match installed.filter(|installed| *installed > now + Duration::from_secs(60)) {
+        Some(installed) => {
+            let installed = NumericDate::from(installed);
+            let what = format!("the clock of this node shows {date}, before this program was installed ({installed})");
+            fail(CHECK, what, TODO)
+        }
+        None => ok(CHECK, format!("{date}, which is plausible")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    #[test]
+    fn tells_a_wrong_clock() {
+        let day = Duration::from_secs(86_400);
+        let installed = UNIX_EPOCH + EARLIEST + day * 100;
+        for (now, status) in [
+            (UNIX_EPOCH, Status::Fail),
+            (UNIX_EPOCH + LATEST + day, Status::Fail),
+            (installed - day, Status::Fail),
+            (installed + day, Status::Ok),
+        ] {
+            let found = judge(now, Some(installed));
+            assert!(found.status == status, "{}", found.what);
+        }
+        assert!(judge(installed, None).status == Status::Ok);
+    }
+}

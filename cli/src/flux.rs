@@ -1,0 +1,164 @@
+//! Running `flux`, the command, without ever waiting for it for long.
+
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::within::PATIENCE;
+
+/// Why `flux` gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such program.
+    #[error("the command flux is not on PATH: add the directory that holds it, such as /usr/bin, to PATH")]
+    NotFound,
+    /// It could not be run.
+    #[error("flux {command} could not be run: {error}")]
+    NotRun { command: String, error: io::Error },
+    /// It did not end.
+    #[error(
+        "flux {command} did not answer within {} seconds and was killed: see whether the instance hangs (flux uptime)",
+        PATIENCE.as_secs()
+    )]
+    TimedOut { command: String },
+    /// It printed more than anything that is expected of it.
+    #[error("flux {command} printed more than {MAX_OUTPUT} bytes and was killed: is flux on PATH the real one?")]
+    TooMuch { command: String },
+    /// It said no; with what it wrote to its standard error, free of secrets, on one line.
+    #[error("flux {command} failed: {says}")]
+    Failed { command: String, says: String },
+}
+
+impl Error {
+    /// Whether there is no Flux instance that could have answered.
+    pub fn is_no_instance(&self) -> bool {
+        self.says("flux_open") || self.says("broker socket") || matches!(self, Self::NotFound)
+    }
+
+    /// Whether only the owner of the instance is answered.
+    pub fn is_denied(&self) -> bool {
+        [
+            "restricted to",
+            "owner credentials",
+            "not permitted",
+            "Permission denied",
+        ]
+        .iter()
+        .any(|text| self.says(text))
+    }
+
+    /// Whether flux failed and said `text`.
+    pub fn says(&self, text: &str) -> bool {
+        matches!(self, Self::Failed { says, .. } if says.contains(text))
+    }
+}
+
+/// A sealed record takes at most 1.5 MiB; a configuration or a query answer far less.
+const MAX_OUTPUT: usize = 4 << 20;
+
+/// What `flux ARGS…` prints, without the newline at its end.
+///
+/// # Errors
+/// [`Error`], also where what it prints is not UTF-8.
+pub fn run(args: &[&str]) -> Result<String, Error> {
+    let command = || args.join(" ");
+    let mut child = Command::new("flux")
+        .args(args)
+        // The messages that are looked at are those of strerror(3).
+        .env("LC_ALL", "C")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound,
+            _ => Error::NotRun {
+                command: command(),
+                error,
+            },
+        })?;
+
+    let deadline = Instant::now() + PATIENCE;
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let ended = await_end(&mut child, &stdout, &stderr, deadline);
+    if ended.is_none() {
+        kill(&mut child);
+    }
+    let Some((status, output, errors)) = ended else {
+        return Err(Error::TimedOut { command: command() });
+    };
+
+    if output.len() > MAX_OUTPUT {
+        return Err(Error::TooMuch { command: command() });
+    }
+    if !status.success() {
+        let lines = token::redact_lines(&errors, &[]);
+        let says = if lines.is_empty() {
+            status.to_string()
+        } else {
+            lines.join("; ")
+        };
+        return Err(Error::Failed {
+            command: command(),
+            says,
+        });
+    }
+    let mut output = String::from_utf8(output).map_err(|_| Error::Failed {
+        command: command(),
+        says: "its output is not UTF-8".to_owned(),
+    })?;
+    output.truncate(output.trim_end_matches('\n').len());
+    Ok(output)
+}
+
+/// Reads a pipe on a thread, so that neither of two blocks the other. A thread whose pipe some descendant keeps open is
+/// left behind.
+fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (done, wait) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            // What was read before an error is as much as there is.
+            let _ = pipe.take(MAX_OUTPUT as u64 + 1).read_to_end(&mut bytes);
+        }
+        done.send(bytes)
+    });
+    wait
+}
+
+type Ended = (ExitStatus, Vec<u8>, Vec<u8>);
+
+fn await_end(
+    child: &mut Child,
+    stdout: &mpsc::Receiver<Vec<u8>>,
+    stderr: &mpsc::Receiver<Vec<u8>>,
+    deadline: Instant,
+) -> Option<Ended> {
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let output = stdout.recv_timeout(left()).ok()?;
+    let errors = stderr.recv_timeout(left()).ok()?;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some((status, output, errors)),
+            Ok(None) if left().is_zero() => return None,
+            Ok(None) => thread::sleep(Duration::from_millis(2)),
+            Err(_) => return None,
+        }
+    }
+}
+
+fn kill(child: &mut Child) {
+    if let Ok(group) = i32::try_from(child.id()) {
+        // It has ended by itself otherwise.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    let _ = child.wait();
+}

@@ -1,0 +1,199 @@
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use seal::{Expected, KEY, Munge, Owner, Record};
+use serde_json::{Value, json};
+use token::NumericDate;
+
+use crate::{flux, people, print, within};
+
+/// Show the sealed record of a job: the names of its variables, when and by whom it was sealed, no values
+///
+/// The job owner and the instance owner can read the record. Where the job owner runs this, the record is opened and
+/// thrown away, which proves who sealed it; nobody else can do that, not even root.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Job id, in any form that Flux takes
+    #[arg(value_name = "JOBID")]
+    jobid: String,
+
+    /// Socket of munged [default: that of the instance's configuration, or else MUNGE's own]
+    #[arg(long, value_name = "PATH")]
+    munge_socket: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why there is nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}: not a job id: give it as flux jobs prints it (ƒ…), or as a number")]
+    NotJobid(String),
+    #[error("{0}: no such job in this instance: see `flux jobs -a`; jobs that were purged are gone")]
+    NoJob(String),
+    #[error("{0}: only the job owner and the instance owner can read the record of a job: ask one of them")]
+    Denied(String),
+    #[error(
+        "{0}: the job has no record: no rule matched this job, the record was removed at the job's end, or the plugin \
+         was not loaded (operators: see `flux workflow-token doctor`)"
+    )]
+    NoRecord(String),
+    #[error("{0}: there is no Flux instance to ask: run this where `flux jobs` works")]
+    NoInstance(String),
+    #[error("{0}: {1}")]
+    Record(String, seal::Error),
+    #[error("{0}: {1}")]
+    Flux(String, flux::Error),
+    #[error(transparent)]
+    Write(#[from] io::Error),
+}
+
+/// What is certain of who sealed a record.
+enum Seal {
+    /// MUNGE said so, and it is the instance owner.
+    Authentic,
+    /// It could not be opened, and why.
+    Refused(String),
+    /// It was not opened, and why.
+    Unknown(String),
+}
+
+/// Shows a record.
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    let id = print::word(&args.jobid);
+    let jobid = decimal(&id)?;
+    let text = flux::run(&["job", "info", &jobid.to_string(), KEY]).map_err(|e| refusal(id.clone(), e))?;
+    let record = Record::from_json(&text).map_err(|e| Error::Record(id.clone(), e))?;
+
+    let seal = verify(&record, jobid, args.munge_socket.as_deref());
+    let shown = if args.json {
+        print::json(&as_json(&record, jobid, &seal)) + "\n"
+    } else {
+        as_text(&id, &record, &seal)
+    };
+    print::out(&shown)?;
+    Ok(match seal {
+        Seal::Refused(_) => ExitCode::FAILURE,
+        Seal::Authentic | Seal::Unknown(_) => ExitCode::SUCCESS,
+    })
+}
+
+/// The job id as a number; flux knows the forms that it can have.
+fn decimal(id: &str) -> Result<u64, Error> {
+    match flux::run(&["job", "id", "--to=dec", "--", id]) {
+        Ok(number) => number.trim().parse().map_err(|_| Error::NotJobid(id.to_owned())),
+        Err(flux::Error::Failed { .. }) => Err(Error::NotJobid(id.to_owned())),
+        Err(e) => Err(Error::Flux(id.to_owned(), e)),
+    }
+}
+
+/// What flux means by its answer.
+fn refusal(id: String, error: flux::Error) -> Error {
+    if error.says("key not found") {
+        Error::NoRecord(id)
+    } else if error.says("invalid job id") {
+        Error::NoJob(id)
+    } else if error.is_denied() {
+        Error::Denied(id)
+    } else if error.is_no_instance() {
+        Error::NoInstance(id)
+    } else {
+        Error::Flux(id, error)
+    }
+}
+
+/// Opens the record where this process can, and throws away what was in it.
+fn verify(record: &Record, jobid: u64, socket: Option<&Path>) -> Seal {
+    if record.jobid() != jobid {
+        return Seal::Refused(format!("it says that it belongs to job {}", record.jobid()));
+    }
+    if people::me() != record.uid() {
+        return Seal::Unknown("only the job owner can open it".to_owned());
+    }
+    let owner = match flux::run(&["getattr", "security.owner"]).map(|uid| uid.trim().parse::<u32>()) {
+        Ok(Ok(owner)) => owner,
+        Ok(Err(_)) => return Seal::Unknown("flux did not say who owns the instance".to_owned()),
+        Err(e) => return Seal::Unknown(e.to_string()),
+    };
+    let munge = match munge(socket) {
+        Ok(munge) => munge,
+        Err(e) => return Seal::Unknown(e.to_string()),
+    };
+    let expected = Expected {
+        owner: Owner {
+            jobid,
+            uid: record.uid(),
+        },
+        instance_owner: owner,
+    };
+    let record = record.clone();
+    match within::patience(move || record.open(&munge, &expected).map(drop)) {
+        None => Seal::Unknown("munged does not answer: see `flux workflow-token doctor`".to_owned()),
+        Some(Ok(())) => Seal::Authentic,
+        Some(Err(e)) if e.is_retryable() => Seal::Unknown(e.to_string()),
+        Some(Err(e)) => Seal::Refused(e.to_string()),
+    }
+}
+
+/// MUNGE where the caller says, or else as the instance is configured, or else where MUNGE's own default is.
+fn munge(socket: Option<&Path>) -> Result<Munge, seal::MungeError> {
+    if socket.is_some() {
+        return Munge::new(socket);
+    }
+    let configured = flux::run(&["config", "get"]).ok();
+    let configured = configured.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    match configured.and_then(|conf| config::Config::from_json(&conf).ok()) {
+        Some(config) => config.munge.client(),
+        None => Munge::new(None),
+    }
+}
+
+fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
+    let now = SystemTime::now();
+    let sealed_at = NumericDate::from(record.sealed_at());
+    let variables: Vec<_> = record.variables().iter().map(|name| print::word(name)).collect();
+    let certain = match seal {
+        Seal::Authentic => "verified by MUNGE".to_owned(),
+        Seal::Refused(why) => format!("but the record is NOT AUTHENTIC: {}", print::word(why)),
+        Seal::Unknown(why) => format!("by what the record says, not verified: {}", print::word(why)),
+    };
+    format!(
+        "job         {id}\nvariables   {}\nfor         {}\nsealed      {sealed_at} ({})\nsealed by   {}, {certain}\n\
+         record      version {}, credential of {} bytes\n",
+        if variables.is_empty() {
+            "none".to_owned()
+        } else {
+            variables.join(" ")
+        },
+        people::describe(record.uid()),
+        sealed_at.relative_to(now),
+        people::describe(record.sealer()),
+        record.version(),
+        record.credential().len(),
+    )
+}
+
+fn as_json(record: &Record, jobid: u64, seal: &Seal) -> Value {
+    let (verified, why) = match seal {
+        Seal::Authentic => (Some(true), None),
+        Seal::Refused(why) => (Some(false), Some(why)),
+        Seal::Unknown(why) => (None, Some(why)),
+    };
+    json!({
+        "jobid": jobid,
+        "version": record.version(),
+        "variables": record.variables(),
+        "uid": record.uid(),
+        "user": people::name(record.uid()),
+        "sealed-at": NumericDate::from(record.sealed_at()).seconds(),
+        "sealer": record.sealer(),
+        "sealer-name": people::name(record.sealer()),
+        "verified": verified,
+        "not-verified-because": why,
+        "credential-bytes": record.credential().len(),
+    })
+}

@@ -1,0 +1,15 @@
+//! Calls that may block for ever, made to end.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How long this command waits for any one program or daemon.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `call` on a thread of its own, and gives up waiting for it after [`PATIENCE`]. The thread ends with the process.
+pub fn patience<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, wait) = mpsc::channel();
+    thread::spawn(move || done.send(call()));
+    wait.recv_timeout(PATIENCE).ok()
+}

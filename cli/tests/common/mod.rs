@@ -1,0 +1,210 @@
+//! What the tests of the command share: running it with a `flux` that is a script, and a munged of our own.
+
+#![allow(
+    dead_code,
+    reason = "each test file is a program of its own, and uses a part of this"
+)]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The command, in an environment of its own: no token, no Flux instance, and on PATH a `flux` that `script` stands for.
+pub struct Bench {
+    pub dir: TempDir,
+}
+
+/// What one run came to.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+    pub took: Duration,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        let flux = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/flux");
+        std::os::unix::fs::symlink(flux, dir.path().join("bin/flux")).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Has the `flux` on PATH answer by the branches of a shell `case` over its arguments.
+    pub fn flux(&self, cases: &str) -> &Self {
+        let unknown = "*) echo \"flux: no such test case: $*\" >&2; exit 99;;";
+        self.write(
+            "bin/cases",
+            0o644,
+            format!("case \"$*\" in\n{cases}\n{unknown}\nesac\n"),
+        );
+        self
+    }
+
+    /// Puts other words into what `flux` answers.
+    pub fn replace_in_flux(&self, from: &str, to: &str) {
+        let cases = fs::read_to_string(self.path("bin/cases")).unwrap();
+        assert!(cases.contains(from), "no {from:?} in {cases}");
+        self.write("bin/cases", 0o644, cases.replace(from, to));
+    }
+
+    pub fn write(&self, name: &str, mode: u32, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flux-workflow-token"));
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", format!("{}:/usr/bin:/bin", self.path("bin").display()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ran {
+        Ran::of(&mut self.command(args))
+    }
+
+    pub fn run_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Ran {
+        let mut command = self.command(args);
+        let begin = Instant::now();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The command may end without reading all of it.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        Ran::from(child.wait_with_output().unwrap(), begin)
+    }
+}
+
+impl Ran {
+    pub fn of(command: &mut Command) -> Self {
+        let begin = Instant::now();
+        Self::from(command.output().unwrap(), begin)
+    }
+
+    fn from(output: Output, begin: Instant) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+            took: begin.elapsed(),
+        }
+    }
+
+    /// That it failed, printed nothing, and wrote one line with `says` in it.
+    #[track_caller]
+    pub fn refused(&self, says: &str) {
+        assert_eq!(self.code, Some(1), "{}{}", self.out, self.err);
+        assert_eq!(self.out, "");
+        assert_eq!(self.err.lines().count(), 1, "{}", self.err);
+        assert!(self.err.starts_with("flux-workflow-token: "), "{}", self.err);
+        assert!(self.err.contains(says), "{:?} does not say {says:?}", self.err);
+    }
+
+    #[track_caller]
+    pub fn ok(&self) -> &Self {
+        assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
+        self
+    }
+
+    /// The line that has `mark` in it.
+    #[track_caller]
+    pub fn line(&self, mark: &str) -> &str {
+        self.out
+            .lines()
+            .find(|line| line.contains(mark))
+            .unwrap_or_else(|| panic!("no {mark:?} in\n{}", self.out))
+    }
+}
+
+/// A munged with its own key and socket, ended when dropped.
+pub struct Munged {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Munged {
+    /// Starts one; without munged on this machine, says that the test is skipped.
+    pub fn start() -> Option<Self> {
+        let program = ["/usr/sbin/munged", "/usr/bin/munged", "/usr/local/sbin/munged"];
+        let Some(program) = program.into_iter().find(|path| Path::new(path).exists()) else {
+            eprintln!("skip: munged is not installed (package munge)");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        // Clients of any uid go through the directory to the socket.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+        let mut key = vec![0; 128];
+        std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut key).unwrap();
+        fs::write(path("key"), key).unwrap();
+        fs::set_permissions(path("key"), fs::Permissions::from_mode(0o600)).unwrap();
+
+        let child = Command::new(program)
+            .args(["--foreground", "--force"])
+            .arg(format!("--socket={}", path("socket")))
+            .arg(format!("--key-file={}", path("key")))
+            .arg(format!("--pid-file={}", path("pid")))
+            .arg(format!("--log-file={}", path("log")))
+            .arg(format!("--seed-file={}", path("seed")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let munged = Self { child, dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::os::unix::net::UnixStream::connect(munged.socket()).is_err() {
+            assert!(Instant::now() < deadline, "munged did not start");
+            sleep(Duration::from_millis(10));
+        }
+        Some(munged)
+    }
+
+    pub fn socket(&self) -> String {
+        self.dir.path().join("socket").into_os_string().into_string().unwrap()
+    }
+
+    pub fn stop(&self) {
+        self.signal(nix::sys::signal::SIGSTOP);
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+}
+
+impl Drop for Munged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether the test runs as root; else says what it leaves out.
+pub fn is_root(without: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skip: {without}: needs root");
+    }
+    root
+}

@@ -1,0 +1,385 @@
+//! `flux workflow-token doctor`: what is wrong, what to do, and never a hang.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::time::Duration;
+
+use common::{Bench, Munged, Ran, is_root};
+use serde_json::Value;
+
+fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// A node on which nothing is wrong: an instance of ours, both plugins, a token directory and a command.
+fn healthy(munged: &Munged) -> Bench {
+    let bench = Bench::new();
+    for dir in ["shell", "tokens", "libexec"] {
+        fs::create_dir(bench.path(dir)).unwrap();
+    }
+    bench.write("shell/workflow-token.so", 0o755, "");
+    bench.write("libexec/get-token", 0o755, "#!/bin/sh\n");
+    bench.write(
+        "flux.toml",
+        0o644,
+        format!(
+            r#"
+            [workflow-token]
+            munge-socket = "{}"
+            [[workflow-token.rule]]
+            attribute = "system.dw"
+            source = "file"
+            path = "{}/{{jobid}}.jwt"
+            [[workflow-token.rule]]
+            queue = "debug"
+            source = "command"
+            command = ["{}", "{{user}}"]
+            "#,
+            munged.socket(),
+            bench.path("tokens").display(),
+            bench.path("libexec/get-token").display(),
+        ),
+    );
+    let toml = config::read_files(&bench.path("flux.toml")).unwrap();
+    bench.write("bin/conf.json", 0o644, toml.to_string());
+    bench.flux(&format!(
+        r#"
+        "getattr security.owner") echo {};;
+        "getattr conf.shell_pluginpath") echo /nonexistent:{};;
+        "config get") cat "$(dirname "$0")"/conf.json;;
+        "jobtap query workflow-token.so") echo '{{"name":"workflow-token.so","path":"/lib/workflow-token.so",
+            "deliveries":{{"done":3,"failed":1}}}}';;"#,
+        me(),
+        bench.path("shell").display()
+    ));
+    bench
+}
+
+/// That exactly one finding failed, and that it says this and what to do.
+#[track_caller]
+fn fails(ran: &Ran, check: &str, says: &str, todo: &str) {
+    assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+    let mut lines = ran.out.lines().skip_while(|line| !line.starts_with("fail"));
+    let (found, advice) = (lines.next().unwrap(), lines.next().unwrap());
+    assert!(
+        found.starts_with(&format!("fail  {check}")) && found.contains(says),
+        "{}",
+        ran.out
+    );
+    assert!(advice.contains(&format!("→ {todo}")), "{}", ran.out);
+    assert!(ran.out.lines().last().unwrap().contains(", 1 fail, "), "{}", ran.out);
+}
+
+#[test]
+fn finds_nothing_wrong_where_nothing_is() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let ran = bench.run(&["doctor"]);
+    assert_eq!(
+        ran.ok().out.lines().last(),
+        Some("8 ok, 0 warn, 0 fail, 0 skip"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.line("config").contains("valid, 2 rules"), "{}", ran.out);
+    assert!(
+        ran.line("plugin")
+            .contains("/lib/workflow-token.so: deliveries.done=3 deliveries.failed=1"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.line("munge").contains(&munged.socket()), "{}", ran.out);
+    assert!(ran.line("rule 0").contains("tokens/"), "{}", ran.out);
+    assert!(ran.line("rule 1").contains("get-token"), "{}", ran.out);
+
+    let json: Value = serde_json::from_str(&bench.run(&["doctor", "--json"]).ok().out).unwrap();
+    assert_eq!(json["ok"], true);
+    assert_eq!(json["findings"].as_array().unwrap().len(), 8);
+    assert!(
+        json["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|f| f["status"] == "ok" && f["do"].is_null())
+    );
+}
+
+#[test]
+fn says_that_munged_is_not_there() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    drop(munged);
+    fails(&bench.run(&["doctor"]), "munge", "cannot be reached", "start munged");
+    let other = bench.path("other.socket");
+    let ran = bench.run(&["doctor", "--munge-socket", other.to_str().unwrap()]);
+    assert!(
+        ran.line("munge").contains("other.socket cannot be reached"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn does_not_wait_for_a_munged_that_is_stopped() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    munged.stop();
+    let ran = bench.run(&["doctor"]);
+    assert!(ran.took < Duration::from_secs(20), "{:?}", ran.took);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.line("munge").starts_with("fail"), "{}", ran.out);
+}
+
+#[test]
+fn names_the_key_that_is_wrong() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
+    bench.write("bin/conf.json", 0o644, conf.replace("\"command\":[", "\"comand\":["));
+    let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+    fails(
+        &ran,
+        "config",
+        "workflow-token.rule[1].comand",
+        "correct the key; flux-config-workflow-token(5)",
+    );
+}
+
+#[test]
+fn checks_a_file_or_directory_before_it_is_used() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let good = bench.path("flux.toml");
+    let ran = bench.run(&["doctor", "--config", good.to_str().unwrap()]);
+    assert!(
+        ran.ok().line("config").contains("flux.toml: valid, 2 rules"),
+        "{}",
+        ran.out
+    );
+
+    fs::create_dir(bench.path("conf.d")).unwrap();
+    bench.write("conf.d/a.toml", 0o644, "[workflow-token]\ntimeout = \"soon\"\n");
+    let dir = bench.path("conf.d");
+    let ran = bench.run(&[
+        "doctor",
+        "--config",
+        dir.to_str().unwrap(),
+        "--munge-socket",
+        &munged.socket(),
+    ]);
+    fails(&ran, "config", "workflow-token.timeout: ", "correct the key");
+    bench.write("conf.d/a.toml", 0o644, "[workflow-token\n");
+    let ran = bench.run(&[
+        "doctor",
+        "--config",
+        dir.to_str().unwrap(),
+        "--munge-socket",
+        &munged.socket(),
+    ]);
+    fails(&ran, "config", "a.toml", "correct the file");
+}
+
+#[test]
+fn warns_where_no_job_can_get_a_token() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    for (conf, says) in [
+        ("{}", "has no table [workflow-token]"),
+        (r#"{"workflow-token":{}}"#, "has no rule"),
+    ] {
+        bench.write("bin/conf.json", 0o644, conf);
+        let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+        assert!(ran.ok().line("config").starts_with("warn"), "{}", ran.out);
+        assert!(ran.line("config").contains(says), "{}", ran.out);
+    }
+}
+
+#[test]
+fn says_that_a_plugin_is_missing() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    fs::remove_file(bench.path("shell/workflow-token.so")).unwrap();
+    fails(
+        &bench.run(&["doctor"]),
+        "shell",
+        "in no directory of conf.shell_pluginpath",
+        "install it there",
+    );
+
+    let bench = healthy(&munged);
+    let answer = "echo '{\"name\"";
+    bench.replace_in_flux(
+        answer,
+        "echo 'flux-jobtap: ERROR: workflow-token.so: plugin not found' >&2; exit 1; echo '{\"name\"",
+    );
+    fails(
+        &bench.run(&["doctor"]),
+        "plugin",
+        "is not loaded",
+        "load it with `flux jobtap load workflow-token.so`",
+    );
+
+    let bench = healthy(&munged);
+    bench.replace_in_flux(
+        answer,
+        "echo 'flux-jobtap: ERROR: Request requires owner credentials' >&2; exit 1; echo '{\"name\"",
+    );
+    let ran = bench.run(&["doctor"]);
+    assert!(ran.ok().line("plugin").starts_with("skip"), "{}", ran.out);
+}
+
+#[test]
+fn finds_files_that_others_can_change() {
+    let Some(munged) = Munged::start() else { return };
+    let chmod = |bench: &Bench, name: &str, mode| {
+        fs::set_permissions(bench.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (name, mode, check, says, todo) in [
+        (
+            "tokens",
+            0o777,
+            "rule",
+            "can be changed by everyone (mode 0777)",
+            "let only the instance owner",
+        ),
+        (
+            "tokens",
+            0o770,
+            "rule",
+            "can be changed by its group",
+            "let only the instance owner",
+        ),
+        (
+            "libexec/get-token",
+            0o757,
+            "rule",
+            "can be changed by everyone",
+            "let only the instance owner",
+        ),
+        ("libexec/get-token", 0o644, "rule", "is not executable", "chmod 0755"),
+        ("libexec", 0o777, "rule", "its directory", "let only the instance owner"),
+        (
+            "shell/workflow-token.so",
+            0o777,
+            "shell",
+            "can be changed by everyone",
+            "chown root",
+        ),
+    ] {
+        let bench = healthy(&munged);
+        chmod(&bench, name, mode);
+        fails(&bench.run(&["doctor"]), check, says, todo);
+    }
+
+    let bench = healthy(&munged);
+    fs::remove_dir(bench.path("tokens")).unwrap();
+    fails(
+        &bench.run(&["doctor"]),
+        "rule",
+        "No such file or directory",
+        "create it, or correct the rule",
+    );
+
+    if is_root("a token directory of another user") {
+        let bench = healthy(&munged);
+        chown(bench.path("tokens"), Some(54_321), None).unwrap();
+        fails(
+            &bench.run(&["doctor"]),
+            "rule",
+            "can be changed by uid 54321",
+            "let only the instance owner",
+        );
+    }
+}
+
+#[test]
+fn checks_a_token_file_without_placeholders_as_the_source_does() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
+    bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", "shared.jwt"));
+    bench.write("tokens/shared.jwt", 0o600, "");
+    bench.run(&["doctor"]).ok();
+    bench.write("tokens/shared.jwt", 0o640, "");
+    fails(
+        &bench.run(&["doctor"]),
+        "rule",
+        "mode 0640 lets others than its owner in",
+        "chmod 0600",
+    );
+}
+
+#[test]
+fn says_who_should_run_it() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    bench.replace_in_flux(&format!("echo {};;", me()), &format!("echo {};;", me() + 54_321));
+    let ran = bench.run(&["doctor"]);
+    assert!(ran.line("instance").starts_with("warn"), "{}", ran.out);
+    assert!(ran.out.contains("→ run this as the instance owner"), "{}", ran.out);
+}
+
+#[test]
+fn without_an_instance_it_checks_what_it_can() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let shell = bench.path("shell").display().to_string();
+    bench.flux(&format!(
+        r#"
+        "config builtin shell_pluginpath") echo {shell};;
+        *) echo "flux: flux_open: No such file or directory" >&2; exit 1;;"#
+    ));
+    let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+    assert_eq!(
+        ran.ok().out.lines().last(),
+        Some("3 ok, 0 warn, 0 fail, 3 skip"),
+        "{}",
+        ran.out
+    );
+    assert!(
+        ran.line("config").contains("does not run in a Flux instance"),
+        "{}",
+        ran.out
+    );
+
+    let ran = Ran::of(
+        bench
+            .command(&["doctor", "--munge-socket", &munged.socket()])
+            .env("PATH", "/nonexistent"),
+    );
+    assert_eq!(
+        ran.ok().out.lines().last(),
+        Some("2 ok, 0 warn, 0 fail, 4 skip"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.line("plugin").contains("there is no flux on PATH"), "{}", ran.out);
+}
+
+#[test]
+fn an_instance_that_hangs_is_one_finding() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    bench.flux("\"config builtin\"*) echo /nonexistent;;\n*) exec sleep 300;;");
+    let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.took < Duration::from_secs(25), "{:?}", ran.took);
+    assert!(ran.line("instance").starts_with("fail"), "{}", ran.out);
+    assert!(ran.out.contains("did not answer within 10 seconds"), "{}", ran.out);
+}
+
+#[test]
+fn the_version_and_help_are_there_and_supervise_is_not() {
+    let bench = Bench::new();
+    assert_eq!(
+        bench.run(&["--version"]).ok().out,
+        concat!("flux-workflow-token ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let help = bench.run(&["--help"]);
+    for name in ["issue", "inspect", "show", "doctor"] {
+        assert!(help.ok().out.contains(name));
+    }
+    assert!(!help.out.contains("supervise"));
+}

@@ -1,0 +1,239 @@
+//! `flux workflow-token show`: what a job was given, and by whom, without the values.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Bench, Munged, Ran};
+use seal::{Munge, Owner, Record, Secret, Variables};
+use serde_json::Value;
+
+const ID: &str = "ƒ2oLkTLb1";
+const JOBID: u64 = 7_654_321;
+
+fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// A record for `owner` that this process sealed, though it says that `sealer` did.
+fn sealed(munged: &Munged, owner: Owner, sealer: u32) -> String {
+    let munge = Munge::new(Some(Path::new(&munged.socket()))).unwrap();
+    let mut variables = Variables::new();
+    variables.insert("DW_WORKFLOW_TOKEN", Secret::from("canary")).unwrap();
+    variables.insert("OTHER", Secret::from("canary")).unwrap();
+    Record::seal(&munge, owner, sealer, &variables).unwrap().to_json()
+}
+
+/// A record that nobody sealed.
+fn unsealed(uid: u32) -> String {
+    format!(
+        r#"{{"version":1,"jobid":{JOBID},"uid":{uid},"sealer":0,"variables":["DW_WORKFLOW_TOKEN"],
+            "sealed-at":1700000000.0,"credential":"MUNGE:AwQ:"}}"#
+    )
+}
+
+/// An instance of `instance_owner` in which `job info` does what `info` says.
+fn bench(instance_owner: u32, info: &str) -> Bench {
+    let bench = Bench::new();
+    bench.flux(&format!(
+        r#"
+        "job id --to=dec -- {ID}") echo {JOBID};;
+        "job id --to=dec -- "*) echo "flux-job: error parsing jobid" >&2; exit 1;;
+        "job info {JOBID} workflow-token") {info};;
+        "getattr security.owner") echo {instance_owner};;
+        "config get") echo '{{}}';;"#
+    ));
+    bench
+}
+
+fn with_record(instance_owner: u32, record: &str) -> Bench {
+    let bench = bench(instance_owner, "cat \"$(dirname \"$0\")\"/record");
+    bench.write("bin/record", 0o600, record);
+    bench
+}
+
+fn show(bench: &Bench, munged: &Munged) -> Ran {
+    bench.run(&["show", ID, "--munge-socket", &munged.socket()])
+}
+
+#[test]
+fn proves_to_the_job_owner_who_sealed_it() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = with_record(
+        me(),
+        &sealed(
+            &munged,
+            Owner {
+                jobid: JOBID,
+                uid: me(),
+            },
+            me(),
+        ),
+    );
+    // Opened twice: that MUNGE has seen it before does not matter.
+    for _ in 0..2 {
+        let ran = show(&bench, &munged);
+        assert_eq!(ran.ok().line("variables"), "variables   DW_WORKFLOW_TOKEN OTHER");
+        assert!(ran.line("for ").contains(&format!("uid {}", me())), "{}", ran.out);
+        assert!(ran.line("sealed by").ends_with(", verified by MUNGE"), "{}", ran.out);
+        assert!(
+            ran.line("sealed ").ends_with("ago)") || ran.line("sealed ").ends_with("(now)"),
+            "{}",
+            ran.out
+        );
+        assert!(!format!("{}{}", ran.out, ran.err).contains("canary"));
+    }
+}
+
+#[test]
+fn reads_the_socket_from_the_configuration_of_the_instance() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = with_record(
+        me(),
+        &sealed(
+            &munged,
+            Owner {
+                jobid: JOBID,
+                uid: me(),
+            },
+            me(),
+        ),
+    );
+    let conf = format!(r#"{{"workflow-token":{{"munge-socket":"{}"}}}}"#, munged.socket());
+    bench.replace_in_flux("'{}'", &format!("'{conf}'"));
+    let ran = bench.run(&["show", ID]);
+    assert!(
+        ran.ok().line("sealed by").ends_with(", verified by MUNGE"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn tells_a_record_that_the_instance_owner_did_not_seal() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = with_record(
+        me() + 1,
+        &sealed(
+            &munged,
+            Owner {
+                jobid: JOBID,
+                uid: me(),
+            },
+            me() + 1,
+        ),
+    );
+    let ran = show(&bench, &munged);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.line("sealed by").contains("NOT AUTHENTIC"), "{}", ran.out);
+    assert!(ran.line("sealed by").contains("only the instance owner"), "{}", ran.out);
+}
+
+#[test]
+fn tells_a_record_of_another_job() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = with_record(me(), &sealed(&munged, Owner { jobid: 99, uid: me() }, me()));
+    let ran = show(&bench, &munged);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.line("sealed by")
+            .contains("NOT AUTHENTIC: it says that it belongs to job 99"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn shows_to_others_what_the_record_says_and_that_it_is_not_verified() {
+    let bench = with_record(0, &unsealed(4_242_424));
+    let ran = bench.run(&["show", ID]);
+    assert_eq!(ran.ok().line("for "), "for         uid 4242424");
+    assert!(
+        ran.line("sealed ").starts_with("sealed      2023-11-14T22:13:20Z ("),
+        "{}",
+        ran.out
+    );
+    assert_eq!(
+        ran.line("sealed by"),
+        "sealed by   root (uid 0), by what the record says, not verified: only the job owner can open it"
+    );
+
+    let json: Value = serde_json::from_str(&bench.run(&["show", "--json", ID]).ok().out).unwrap();
+    assert_eq!(json["jobid"], JOBID);
+    assert_eq!(json["variables"], serde_json::json!(["DW_WORKFLOW_TOKEN"]));
+    assert_eq!(json["uid"], 4_242_424);
+    assert_eq!(json["sealed-at"], 1_700_000_000.0);
+    assert_eq!(json["sealer-name"], "root");
+    assert_eq!(json["verified"], Value::Null);
+}
+
+#[test]
+fn without_munged_it_shows_the_rest() {
+    let bench = with_record(me(), &unsealed(me()));
+    let ran = bench.run(&["show", ID, "--munge-socket", "/nonexistent/socket"]);
+    assert_eq!(ran.ok().line("variables"), "variables   DW_WORKFLOW_TOKEN");
+    assert!(
+        ran.line("sealed by").contains("not verified: MUNGE could not open"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn says_why_there_is_nothing_to_show() {
+    for (info, says) in [
+        (
+            "echo 'flux-job: workflow-token: key not found' >&2; exit 1",
+            "ƒ2oLkTLb1: the job has no record: no rule matched this job, the record was removed at the job's end, or \
+             the plugin was not loaded",
+        ),
+        (
+            "echo 'flux-job: invalid job id' >&2; exit 1",
+            "ƒ2oLkTLb1: no such job in this instance",
+        ),
+        (
+            "echo 'flux-job: access is restricted to job/instance owner' >&2; exit 1",
+            "ƒ2oLkTLb1: only the job owner and the instance owner can read the record",
+        ),
+        (
+            "echo 'flux-job: flux_open: broker socket /run/flux/local was not found' >&2; exit 1",
+            "ƒ2oLkTLb1: there is no Flux instance to ask",
+        ),
+        (
+            "echo 'flux-job: No space left' >&2; exit 1",
+            "ƒ2oLkTLb1: flux job info 7654321 workflow-token failed: flux-job: No space",
+        ),
+        ("echo '{}'", "ƒ2oLkTLb1: the sealed record is malformed"),
+        ("echo '{\"version\":9}'", "ƒ2oLkTLb1: the sealed record is of version 9"),
+    ] {
+        bench(0, info).run(&["show", ID]).refused(says);
+    }
+    bench(0, "exit 1")
+        .run(&["show", "a b\u{1b}"])
+        .refused("a b\\u{1b}: not a job id");
+    let ran = Ran::of(bench(0, "").command(&["show", ID]).env("PATH", "/nonexistent"));
+    ran.refused("the command flux is not on PATH");
+}
+
+#[test]
+fn a_secret_that_flux_prints_is_not_passed_on() {
+    let ran = bench(0, "echo 'MUNGE:AwQDAACO5f: eyJhbGciOiJIUzI1NiJ9.e30.c2ln' >&2; exit 1").run(&["show", ID]);
+    ran.refused("[redacted]");
+    assert!(!ran.err.contains("AwQD") && !ran.err.contains("eyJ"), "{}", ran.err);
+}
+
+#[test]
+fn names_in_a_record_do_not_steer_the_terminal() {
+    let record = unsealed(4_242_424).replace("DW_WORKFLOW_TOKEN", "\\u001b[2J");
+    let ran = with_record(0, &record).run(&["show", ID]);
+    assert_eq!(ran.ok().line("variables"), "variables   \\u{1b}[2J");
+}
+
+#[test]
+fn does_not_wait_for_a_flux_that_hangs() {
+    // It leaves a process of its group behind that keeps the pipe open.
+    let ran = bench(0, "sleep 300 & sleep 300").run(&["show", ID]);
+    ran.refused("flux job info 7654321 workflow-token did not answer within 10 seconds and was killed");
+    assert!(ran.took < Duration::from_secs(20));
+}
