@@ -259,7 +259,13 @@ fn finds_files_that_others_can_change() {
             "let only the instance owner",
         ),
         ("libexec/get-token", 0o644, "rule", "is not executable", "chmod 0755"),
-        ("libexec", 0o777, "rule", "its directory", "let only the instance owner"),
+        (
+            "libexec",
+            0o777,
+            "rule",
+            "libexec above it can be changed by everyone",
+            "let only the instance owner",
+        ),
         (
             "shell/workflow-token.so",
             0o777,
@@ -272,6 +278,19 @@ fn finds_files_that_others_can_change() {
         chmod(&bench, name, mode);
         fails(&bench.run(&["doctor"]), check, says, todo);
     }
+
+    // In a sticky directory, such as /tmp, nobody can replace what others own.
+    let bench = healthy(&munged);
+    chmod(&bench, "", 0o777);
+    let ran = bench.run(&["doctor"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.line("rule 0").contains(" above it can be changed by everyone"),
+        "{}",
+        ran.out
+    );
+    chmod(&bench, "", 0o1777);
+    bench.run(&["doctor"]).ok();
 
     let bench = healthy(&munged);
     fs::remove_dir(bench.path("tokens")).unwrap();

@@ -109,7 +109,8 @@ fn directory(path: &Path, owner: u32) -> Result<(), Wrong> {
     if !meta.is_dir() {
         return Err(Wrong::new("is not a directory", "name a directory in the rule's path"));
     }
-    unchangeable(path, &meta, owner)
+    unchangeable(path, &meta, owner)?;
+    above(path, owner)
 }
 
 fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
@@ -127,15 +128,29 @@ fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
         ));
     }
     unchangeable(path, &meta, owner)?;
-    match path.parent().map(|parent| (parent, stat(parent))) {
-        Some((parent, Ok(meta))) => unchangeable(parent, &meta, owner).map_err(|wrong| {
+    above(path, owner)
+}
+
+/// That nobody else can put something else in the place of `path` by way of a directory above it.
+fn above(path: &Path, owner: u32) -> Result<(), Wrong> {
+    /// What others own in such a directory stays theirs, as in /tmp.
+    const STICKY: u32 = 0o1000;
+
+    let resolved = fs::canonicalize(path).unwrap_or_default();
+    let dirs = path.ancestors().skip(1).chain(resolved.ancestors().skip(1));
+    for dir in dirs.filter(|dir| !dir.as_os_str().is_empty()) {
+        let meta = stat(dir)?;
+        if meta.mode() & STICKY != 0 && (meta.uid() == owner || meta.uid() == 0) {
+            continue;
+        }
+        unchangeable(dir, &meta, owner).map_err(|wrong| {
             Wrong::new(
-                format!("its directory {}: {}", parent.display(), wrong.what),
+                format!("the directory {} above it {}", dir.display(), wrong.what),
                 wrong.todo,
             )
-        }),
-        _ => Ok(()),
+        })?;
     }
+    Ok(())
 }
 
 fn stat(path: &Path) -> Result<Metadata, Wrong> {
