@@ -1,0 +1,53 @@
+//! `seal-rate SOCKET THREADS SECONDS LENGTH`: prints how many records were sealed each second, by so many threads, with a
+//! payload of so many bytes: what `remunge -e` does, with all that a delivery adds to it.
+
+use std::{
+    env,
+    path::Path,
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use seal::{Munge, Owner, Record, Secret, Variables};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match run(&args) {
+        Ok(rate) => {
+            println!("{rate:.0}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("seal-rate: {why}: usage: seal-rate SOCKET THREADS SECONDS LENGTH");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
+    let [socket, threads, seconds, length] = args else { return Err("wrong number of arguments".into()) };
+    let munge = Munge::new(Some(Path::new(socket)))?;
+    let (threads, seconds, length): (usize, f64, usize) = (threads.parse()?, seconds.parse()?, length.parse()?);
+    // The payload has some 80 bytes around the value.
+    let mut variables = Variables::new();
+    variables.insert("DW_WORKFLOW_TOKEN", Secret::from("x".repeat(length.saturating_sub(80).max(1))))?;
+    let (sealed, start) = (AtomicU64::new(0), Instant::now());
+    let end = start + Duration::from_secs_f64(seconds);
+    thread::scope(|scope| {
+        let seal = || -> Result<(), seal::Error> {
+            for jobid in 0.. {
+                if Instant::now() >= end {
+                    break;
+                }
+                Record::seal(&munge, Owner { jobid, uid: 1000 }, 0, &variables)?.to_json();
+                sealed.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(seal)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+    })?;
+    Ok(sealed.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
+}
