@@ -41,6 +41,15 @@ pub fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or(fallback)
 }
 
+/// Has panics reported by their place only: a panic's message may quote what it stumbled on. To be called once, when a
+/// plugin is loaded; it concerns no other object, as each has its own runtime.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("workflow-token: an internal error at {place}: please report it");
+    }));
+}
+
 /// The error of the C call that just failed, from errno.
 fn last_error() -> io::Error {
     io::Error::last_os_error()

@@ -27,6 +27,7 @@ pub use manager::{Manager, PROLOG};
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
+    ffi::quiet_panics();
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {

@@ -29,6 +29,7 @@ struct Pending {
 
 /// Loads the plugin: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
+    ffi::quiet_panics();
     let Some(shell) = plugin.shell() else { return -1 };
     match load(plugin, &shell) {
         Ok(()) => 0,
