@@ -57,7 +57,7 @@ fn refuses_a_key_that_others_can_read_or_change() {
 
 #[test]
 fn refuses_a_key_of_another_user() {
-    if !is_root("a key of another user") {
+    if !is_root("giving a key to another user") {
         return;
     }
     let bench = Bench::new();
