@@ -95,6 +95,31 @@ struct Done {
     outcome: Outcome,
 }
 
+/// Sends what a task came to when the task ends, whichever way: a job must not wait for a task that has panicked.
+struct Report {
+    queue: Arc<Queue<Done>>,
+    job: JobId,
+    number: u64,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Outcome {
+            result: Err(Failure::new(
+                "an internal error",
+                "the task ended early: its place is in the broker's output",
+            )),
+            notes: Vec::new(),
+        });
+        self.queue.send(Done {
+            job: self.job,
+            number: self.number,
+            outcome,
+        });
+    }
+}
+
 impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
@@ -126,6 +151,10 @@ impl Manager {
         let setup = Setup::new(config, &self.0.helpers).map_err(|e| PluginError(e.to_string()))?;
         if self.0.setup.borrow().is_none() {
             Inner::activate(&self.0)?;
+        }
+        if !setup.config.rules.is_empty() {
+            let started = self.0.workers.borrow_mut().start();
+            started.map_err(|e| PluginError(format!("workflow-token cannot start its threads: {e}")))?;
         }
         *self.0.setup.borrow_mut() = Some(Arc::new(setup));
         Ok(())
@@ -285,11 +314,16 @@ impl Inner {
             sealer: inner.sealer,
             candidates,
         };
-        let queue = Arc::clone(&inner.queue);
+        let report = Report {
+            queue: Arc::clone(&inner.queue),
+            job,
+            number,
+            outcome: None,
+        };
         inner.stats.borrow_mut().started += 1;
         let spawned = inner.workers.borrow_mut().spawn(async move {
-            let outcome = setup.run(task).await;
-            queue.send(Done { job, number, outcome });
+            let mut report = report;
+            report.outcome = Some(setup.run(task).await);
         });
         match spawned {
             Ok(handle) => {

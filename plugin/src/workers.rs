@@ -73,30 +73,41 @@ impl<T> Queue<T> {
     }
 }
 
-/// The threads. They are started with the first task: a plugin that no job needs has none.
+/// The threads. A plugin without rules has none.
 #[derive(Default)]
 pub(crate) struct Workers {
     runtime: Option<Runtime>,
 }
 
 impl Workers {
+    /// Starts the threads, unless they are there.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.runtime().map(|_| ())
+    }
+
     /// Runs a task, which may be aborted by what is returned.
     ///
     /// # Errors
     /// Where no thread can be started.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<AbortHandle> {
-        let runtime = match &self.runtime {
-            Some(runtime) => runtime,
-            None => self.runtime.insert(
-                Builder::new_multi_thread()
+        Ok(self.runtime()?.spawn(task).abort_handle())
+    }
+
+    fn runtime(&mut self) -> io::Result<&Runtime> {
+        match self.runtime {
+            Some(ref runtime) => Ok(runtime),
+            None => {
+                let mut builder = Builder::new_multi_thread();
+                builder
                     .worker_threads(2)
                     .max_blocking_threads(BLOCKING_THREADS)
-                    .thread_name("workflow-token")
-                    .enable_all()
-                    .build()?,
-            ),
-        };
-        Ok(runtime.spawn(task).abort_handle())
+                    .thread_name("workflow-token");
+                Ok(self.runtime.insert(builder.enable_all().build()?))
+            }
+        }
     }
 
     /// Ends all tasks and joins the threads. Returns whether all of them have ended; those that have not are left
