@@ -18,9 +18,10 @@ pub const KEY: &str = "workflow-token";
 /// The version of records and payloads that this code writes, and the newest that it reads.
 pub const VERSION: u64 = 1;
 
-/// The largest payload, in bytes. munged takes messages of 1 MiB (1,048,576 bytes), of which the header and the
-/// options of a request take less than 1 KiB.
-pub const MAX_PAYLOAD: usize = (1 << 20) - 1024;
+/// The largest payload, in bytes. munged takes messages of 1 MiB (1,048,576 bytes). To be opened again, the credential
+/// must fit in one, which has the payload in base64: four bytes for three. Headers, MAC and the options of a request take
+/// less than 1 KiB.
+pub const MAX_PAYLOAD: usize = (3 << 18) - 1024;
 
 /// A sealed record. Nothing in it is secret; nothing in it but the credential is authenticated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
