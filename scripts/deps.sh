@@ -21,6 +21,7 @@ python3:python3
 /usr/share/sharness/sharness.sh:sharness
 setpriv:util-linux
 ps:procps
+openssl:openssl
 pandoc:pandoc
 "
 # bindgen, and with it libclang, is needed only where the real headers are there to compare with.
