@@ -1,3 +1,122 @@
-//! The host.
+//! The host: a stand-in for the job manager, the KVS and the job shell of Flux, where no Flux is installed.
+//!
+//! It loads the very shared objects that Flux loads, through the same C names, and imitates what they see of Flux: job
+//! states and events, prologs, a KVS with asynchronous commits, owner-checked lookups, shells as the job owner. It is no
+//! workload manager: there is one node, it has every resource, and nobody but its caller can submit.
 
-fn main() {}
+mod c;
+mod channel;
+mod control;
+mod eventlog;
+mod exec;
+mod exports;
+mod future;
+mod handle;
+mod instance;
+mod job;
+mod jobid;
+mod jobtap;
+mod kvs;
+mod plugin;
+mod reactor;
+mod run;
+mod shell;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::Value;
+
+#[derive(Parser)]
+#[command(
+    name = "flux-workflow-host",
+    version,
+    about = "Loads the plugins of Flux jobs where no Flux is installed"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run an instance that is controlled by JSON lines on standard input
+    Instance {
+        /// Keep the KVS here, and replay the jobs found in it
+        #[arg(long)]
+        statedir: PathBuf,
+        #[command(flatten)]
+        plugins: Plugins,
+    },
+    /// Run one job in an instance of its own, and exit as it does
+    Run(run::Args),
+    /// Run as a job shell (internal)
+    #[command(hide = true)]
+    Shell,
+}
+
+/// What an instance is configured with.
+#[derive(clap::Args)]
+struct Plugins {
+    /// A TOML file of configuration, or a directory of them
+    #[arg(long, value_name = "FILE|DIR")]
+    config: Option<PathBuf>,
+    /// A plugin for the job manager
+    #[arg(long, value_name = "PATH")]
+    jobtap: Vec<String>,
+    /// A plugin for the job shells
+    #[arg(long, value_name = "PATH")]
+    shell_plugin: Vec<String>,
+}
+
+impl Plugins {
+    fn config(&self) -> Result<Value, String> {
+        self.config
+            .as_deref()
+            .map_or_else(|| Ok(Value::Object(Default::default())), read_config)
+    }
+
+    /// Paths of shell plugins as seen from any working directory.
+    fn shell_plugins(&self) -> Result<Vec<String>, String> {
+        let absolute = |path: &String| match std::path::absolute(path) {
+            Ok(path) => Ok(path.to_string_lossy().into_owned()),
+            Err(e) => Err(format!("{path}: {e}")),
+        };
+        self.shell_plugin.iter().map(absolute).collect()
+    }
+}
+
+/// Reads a TOML file, or all `*.toml` files of a directory in order of their names.
+fn read_config(path: &Path) -> Result<Value, String> {
+    let error = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(|e| error(path, &e))?;
+        files = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+        files.sort();
+    }
+    let mut config = serde_json::Map::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).map_err(|e| error(&file, &e))?;
+        let tables: serde_json::Map<String, Value> = toml::from_str(&text).map_err(|e| error(&file, &e))?;
+        config.extend(tables);
+    }
+    Ok(Value::Object(config))
+}
+
+fn main() -> ExitCode {
+    exports::keep();
+    let result = match Cli::parse().command {
+        Command::Instance { statedir, plugins } => control::main(&statedir, &plugins),
+        Command::Run(args) => run::main(&args),
+        Command::Shell => shell::main(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("flux-workflow-host: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,209 @@
+/* shim.c - what of the host has to be C: the C-variadic functions of the Flux API, and JSON objects in the shape that
+ * their callers expect of them (an unpacked string belongs to the object that it was unpacked from).
+ *
+ * Every function formats or unpacks its arguments, and leaves the rest to a host_* function written in Rust.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LOG_MAX 4096      /* a message of the job shell is cut there, as by Flux */
+#define ERROR_MAX 160     /* flux_error_t */
+#define NOTE_MAX 1024     /* the note of an exception */
+
+typedef struct flux_handle flux_t;
+typedef struct flux_plugin flux_plugin_t;
+typedef struct flux_plugin_arg flux_plugin_arg_t;
+typedef struct flux_shell flux_shell_t;
+
+/* Written in Rust */
+void host_log (flux_t *h, int level, const char *text);
+json_t *host_arg_json (flux_plugin_arg_t *args, int flags);
+void host_arg_error (flux_plugin_arg_t *args, const char *text);
+void host_arg_errmsg (flux_plugin_arg_t *args, const char *text);
+int host_jobtap_raise (flux_plugin_t *p, uint64_t id, const char *type, int severity, const char *note);
+json_t *host_shell_info (flux_shell_t *shell);
+int host_shell_setenv (flux_shell_t *shell, int overwrite, const char *name, const char *value);
+void host_shell_log (const char *component, int level, const char *file, int line, const char *text);
+void host_shell_fatal (const char *component, const char *file, int line, int exit_code, const char *text);
+
+/* JSON objects, for Rust */
+
+void *host_json_parse (const char *text, char *error, size_t size)
+{
+    json_error_t e;
+    json_t *o = json_loads (text, JSON_DECODE_ANY, &e);
+    if (!o)
+        snprintf (error, size, "%s", e.text);
+    return o;
+}
+
+char *host_json_dump (const json_t *o)
+{
+    return json_dumps (o, JSON_COMPACT | JSON_ENCODE_ANY);
+}
+
+int host_json_update (json_t *o, json_t *other)
+{
+    return json_object_update (o, other);
+}
+
+void host_json_free (json_t *o)
+{
+    json_decref (o);
+}
+
+/* Ends a message that did not fit with '+' */
+static void format (char *buf, size_t size, const char *fmt, va_list ap)
+{
+    int n = vsnprintf (buf, size, fmt, ap);
+    if (n < 0)
+        buf[0] = '\0';
+    else if ((size_t)n >= size)
+        buf[size - 2] = '+';
+}
+
+static int invalid (void)
+{
+    errno = EINVAL;
+    return -1;
+}
+
+/* The C-variadic functions */
+
+int flux_log (flux_t *h, int level, const char *fmt, ...)
+{
+    int saved_errno = errno;
+    char *text = NULL;
+    va_list ap;
+
+    if (!fmt)
+        return invalid ();
+    va_start (ap, fmt);
+    int n = vasprintf (&text, fmt, ap);
+    va_end (ap);
+    if (n < 0)
+        return -1;
+    host_log (h, level, text);
+    free (text);
+    errno = saved_errno;
+    return 0;
+}
+
+int flux_plugin_arg_unpack (flux_plugin_arg_t *args, int flags, const char *fmt, ...)
+{
+    json_error_t e;
+    va_list ap;
+
+    if (!args || !fmt)
+        return invalid ();
+    va_start (ap, fmt);
+    int rc = json_vunpack_ex (host_arg_json (args, flags), &e, 0, fmt, ap);
+    va_end (ap);
+    host_arg_error (args, rc < 0 ? e.text : "");
+    return rc;
+}
+
+int flux_jobtap_raise_exception (flux_plugin_t *p, uint64_t id, const char *type, int severity, const char *fmt, ...)
+{
+    char note[NOTE_MAX];
+    va_list ap;
+
+    if (!p || !type || !fmt)
+        return invalid ();
+    va_start (ap, fmt);
+    format (note, sizeof (note), fmt, ap);
+    va_end (ap);
+    return host_jobtap_raise (p, id, type, severity, note);
+}
+
+int flux_jobtap_error (flux_plugin_t *p, flux_plugin_arg_t *args, const char *fmt, ...)
+{
+    char text[ERROR_MAX];
+    va_list ap;
+
+    (void)p;
+    if (args && fmt) {
+        va_start (ap, fmt);
+        format (text, sizeof (text), fmt, ap);
+        va_end (ap);
+        if (text[0] != '\0')
+            host_arg_errmsg (args, text);
+    }
+    return -1;
+}
+
+int flux_shell_info_unpack (flux_shell_t *shell, const char *fmt, ...)
+{
+    json_error_t e;
+    json_t *info;
+    va_list ap;
+
+    if (!shell || !fmt)
+        return invalid ();
+    if (!(info = host_shell_info (shell)))
+        return -1;
+    va_start (ap, fmt);
+    int rc = json_vunpack_ex (info, &e, 0, fmt, ap);
+    va_end (ap);
+    return rc;
+}
+
+int flux_shell_setenvf (flux_shell_t *shell, int overwrite, const char *name, const char *fmt, ...)
+{
+    char *value = NULL;
+    va_list ap;
+
+    if (!shell || !name || !fmt)
+        return invalid ();
+    va_start (ap, fmt);
+    int n = vasprintf (&value, fmt, ap);
+    va_end (ap);
+    if (n < 0)
+        return -1;
+    int rc = host_shell_setenv (shell, overwrite, name, value);
+    /* The value may be a secret: nothing of it stays in freed memory of the host. */
+    explicit_bzero (value, (size_t)n);
+    int saved_errno = errno;
+    free (value);
+    errno = saved_errno;
+    return rc;
+}
+
+void flux_shell_log (const char *component, int level, const char *file, int line, const char *fmt, ...)
+{
+    char text[LOG_MAX];
+    va_list ap;
+
+    if (!fmt)
+        return;
+    va_start (ap, fmt);
+    format (text, sizeof (text), fmt, ap);
+    va_end (ap);
+    host_shell_log (component, level, file, line, text);
+}
+
+void flux_shell_fatal (const char *component,
+                       const char *file,
+                       int line,
+                       int errnum,
+                       int exit_code,
+                       const char *fmt, ...)
+{
+    char text[LOG_MAX];
+    va_list ap;
+
+    va_start (ap, fmt);
+    format (text, sizeof (text), fmt ? fmt : "fatal error", ap);
+    va_end (ap);
+    if (errnum != 0) {
+        size_t used = strlen (text);
+        snprintf (text + used, sizeof (text) - used, ": %s", strerror (errnum));
+    }
+    host_shell_fatal (component, file, line, exit_code, text);
+}

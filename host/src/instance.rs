@@ -1,0 +1,666 @@
+//! The instance: the job manager, with its KVS, its log and its configuration.
+//!
+//! Of Flux: how job-ingest and job-manager take a job from submission to its end, how events are committed in batches,
+//! and how jobs are replayed when an instance starts again. Names and order follow RFC 21 and the job manager 0.88.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fmt;
+use std::path::Path;
+use std::rc::{Rc, Weak};
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use libc::c_int;
+use serde_json::{Value, json};
+
+use crate::eventlog::{self, Entry};
+use crate::exec::Exec;
+use crate::future::{Done, Failure, Outcome};
+use crate::handle::{Broker, Handle, Message, level_name};
+use crate::job::{self, Job, State};
+use crate::jobid::{Generator, JobId};
+use crate::jobtap::Jobtap;
+use crate::kvs::{Kvs, Txn};
+
+/// What is told when a submission is decided.
+type Submitted = Box<dyn FnOnce(Result<JobId, String>)>;
+
+/// Events of one turn, and what waits until they are in the KVS.
+#[derive(Default)]
+struct Batch {
+    txn: Txn,
+    jobs: Vec<Rc<Job>>,
+    events: Vec<Rc<Job>>,
+    responses: Vec<Box<dyn FnOnce()>>,
+}
+
+/// A running instance.
+pub struct Instance {
+    /// Itself, for the plugins.
+    pub me: Weak<Instance>,
+    /// The handle that the plugins get.
+    pub handle: Rc<Handle>,
+    /// The store.
+    pub kvs: Rc<Kvs>,
+    /// The uid that the instance runs as.
+    pub owner: u32,
+    /// Where the plugins are.
+    pub jobtap: Jobtap,
+    /// Where the shells are.
+    pub exec: Exec,
+    config: RefCell<Value>,
+    jobs: RefCell<BTreeMap<JobId, Rc<Job>>>,
+    ids: RefCell<Generator>,
+    batch: RefCell<Option<Batch>>,
+    log: RefCell<Vec<String>>,
+    /// Answers that a test gives in place of another service, by topic.
+    canned: RefCell<BTreeMap<String, Result<Value, Failure>>>,
+    failed: Cell<bool>,
+}
+
+impl Instance {
+    /// Starts an instance: loads the plugins of the configuration, then replays the jobs found in the state directory.
+    pub fn start(
+        statedir: &Path,
+        config: Value,
+        jobtap: &[String],
+        shell_plugins: Vec<String>,
+    ) -> Result<Rc<Instance>, String> {
+        let handle = Handle::new();
+        let kvs = Kvs::open(statedir, handle.reactor.clone()).map_err(|e| format!("{}: {e}", statedir.display()))?;
+        let last = job_dirs(&kvs).last().copied();
+        let instance = Rc::new_cyclic(|me| Instance {
+            me: me.clone(),
+            kvs,
+            owner: nix::unistd::geteuid().as_raw(),
+            jobtap: Jobtap::default(),
+            exec: Exec::new(shell_plugins),
+            config: RefCell::new(config),
+            jobs: RefCell::default(),
+            ids: RefCell::new(Generator::after(last)),
+            batch: RefCell::default(),
+            log: RefCell::default(),
+            canned: RefCell::default(),
+            failed: Cell::new(false),
+            handle,
+        });
+        instance.handle.connect(instance.me.clone());
+        if let Err(error) = instance.load_configured(jobtap) {
+            instance.jobtap.unload_all();
+            return Err(error);
+        }
+        instance.restart();
+        Ok(instance)
+    }
+
+    /// The whole configuration.
+    pub fn config(&self) -> Value {
+        self.config.borrow().clone()
+    }
+
+    /// Takes a new configuration, unless a plugin refuses it.
+    pub fn reconfigure(self: &Rc<Self>, config: Value) -> Result<(), Failure> {
+        self.jobtap.conf_update_all(&config)?;
+        *self.config.borrow_mut() = config;
+        Ok(())
+    }
+
+    /// Logs a message of the host.
+    pub fn log(&self, level: c_int, text: fmt::Arguments<'_>) {
+        self.log_from("job-manager", level, &text.to_string());
+    }
+
+    /// Logs a message of a part of the instance.
+    pub fn log_from(&self, name: &str, level: c_int, text: &str) {
+        let line = format!("{:.6} {name}.{}[0]: {text}", eventlog::now(), level_name(level));
+        self.log.borrow_mut().push(line);
+    }
+
+    /// All messages so far.
+    pub fn dmesg(&self) -> Vec<String> {
+        self.log.borrow().clone()
+    }
+
+    /// The messages after the first `seen`.
+    pub fn dmesg_after(&self, seen: usize) -> Vec<String> {
+        self.log.borrow()[seen..].to_vec()
+    }
+
+    /// A job by its id.
+    pub fn job(&self, id: JobId) -> Option<Rc<Job>> {
+        self.jobs.borrow().get(&id).cloned()
+    }
+
+    /// The jobs that are not inactive, the oldest first.
+    pub fn active_jobs(&self) -> Vec<Rc<Job>> {
+        self.jobs
+            .borrow()
+            .values()
+            .filter(|job| job.state.get() != State::Inactive)
+            .cloned()
+            .collect()
+    }
+
+    /// Answers a topic in place of the service that tests do not run.
+    pub fn can(&self, topic: String, answer: Option<Result<Value, Failure>>) {
+        let mut canned = self.canned.borrow_mut();
+        match answer {
+            Some(answer) => canned.insert(topic, answer),
+            None => canned.remove(&topic),
+        };
+    }
+
+    /// Ends everything in good order: shells are killed, plugins unloaded, events committed.
+    pub fn shutdown(self: &Rc<Self>) {
+        self.exec.kill_all();
+        self.jobtap.unload_all();
+        self.flush();
+        while self.handle.reactor.run_services() {}
+        self.handle.aux.destroy();
+    }
+
+    // Submission
+
+    /// Submits a job. The answer comes when the job is accepted and its first events are in the KVS.
+    pub fn submit(self: &Rc<Self>, userid: u32, urgency: i64, jobspec: Value, done: Submitted) {
+        if let Err(error) = job::check_jobspec(&jobspec) {
+            return done(Err(error));
+        }
+        if !(0..=31).contains(&urgency) {
+            return done(Err(format!("urgency {urgency} is not between 0 and 31")));
+        }
+        let id = self.ids.borrow_mut().next();
+        let job = Rc::new(Job::new(id, userid, urgency, jobspec));
+        let txn = Txn::default()
+            .put(id.kvs_key("J"), sign(userid, &job.jobspec))
+            .put(id.kvs_key("jobspec"), job.redacted().to_string());
+        let instance = Rc::clone(self);
+        self.kvs.commit(txn, move |outcome| match outcome {
+            Ok(_) => {
+                let reactor = instance.handle.reactor.clone();
+                reactor.defer(move || instance.announce(job, done));
+            }
+            Err(failure) => done(Err(format!("KVS commit failed: {}", failure.text))),
+        });
+    }
+
+    fn announce(self: &Rc<Self>, job: Rc<Job>, done: Submitted) {
+        let id = job.id;
+        self.jobs.borrow_mut().insert(id, job.clone());
+        let context = json!({"userid": job.userid.get(), "urgency": job.urgency.get(), "flags": 0, "version": 1});
+        self.post(&job, "submit", context);
+        let accepted = ["job.create", "job.validate"]
+            .iter()
+            .try_for_each(|topic| self.jobtap.call_early(self, &job, topic));
+        if let Err(error) = accepted {
+            self.jobtap.call(self, &job, "job.destroy", Value::Null);
+            self.jobs.borrow_mut().remove(&id);
+            self.flush();
+            self.kvs
+                .commit(Txn::default().unlink(format!("job.{}", id.dothex())), |_| ());
+            return done(Err(error));
+        }
+        self.jobtap.call(self, &job, "job.new", Value::Null);
+        job.hold_events.set(true);
+        self.with_batch(|batch| {
+            batch.jobs.push(job.clone());
+            batch.responses.push(Box::new(move || done(Ok(id))));
+        });
+        self.post(&job, "validate", Value::Null);
+    }
+
+    // Events
+
+    /// Posts an event: changes the job, tells the plugins, takes the next step, and commits the event. False if the
+    /// event is impossible.
+    pub fn post(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) -> bool {
+        job.queue.borrow_mut().push_back(Entry::now(name, context));
+        // The events that this one causes are processed after it, not within it.
+        let later = job.queue.borrow().len() > 1 || job.hold_events.get();
+        later || self.post_deferred(job)
+    }
+
+    fn post_deferred(self: &Rc<Self>, job: &Rc<Job>) -> bool {
+        while job.state.get() != State::Inactive {
+            let Some(entry) = job.queue.borrow().front().cloned() else {
+                break;
+            };
+            if let Err(error) = self.process(job, &entry) {
+                self.log(libc::LOG_ERR, format_args!("{}: {error}", job.id));
+                job.queue.take();
+                return false;
+            }
+            job.queue.borrow_mut().pop_front();
+        }
+        true
+    }
+
+    fn process(self: &Rc<Self>, job: &Rc<Job>, entry: &Entry) -> Result<(), String> {
+        let old_state = job.state.get();
+        if old_state == State::New && entry.name == "exception" && entry.context["severity"] == 0 {
+            return Err("fatal job exception was posted in NEW state".into());
+        }
+        job.update(entry)?;
+        job.eventlog.borrow_mut().push(entry.clone());
+        self.with_batch(|batch| {
+            batch.txn.append(job.id.kvs_key("eventlog"), entry.line());
+            batch.events.push(job.clone());
+        });
+        if job.state.get() != old_state {
+            let more = json!({"entry": entry.object(), "prev_state": old_state as i64});
+            self.jobtap.call(self, job, &job.state.get().topic(), more);
+        }
+        self.act(job);
+        Ok(())
+    }
+
+    /// Takes the step that the state of a job calls for. Does no harm if called twice.
+    fn act(self: &Rc<Self>, job: &Rc<Job>) {
+        match job.state.get() {
+            State::New => (),
+            State::Depend => {
+                if !job.depend_posted.replace(true) {
+                    self.post(job, "depend", Value::Null);
+                }
+            }
+            State::Priority => {
+                if !job.is_queued("priority") {
+                    self.prioritize(job, job.urgency.get());
+                }
+            }
+            State::Sched => self.alloc(job),
+            State::Run => {
+                if job.perilog_active.get() == 0 && !job.is_queued("prolog-start") && !job.start_pending.get() {
+                    self.exec.start(self, job);
+                }
+            }
+            State::Cleanup => self.clean_up(job),
+            State::Inactive => {
+                self.jobtap.call(self, job, "job.inactive-add", Value::Null);
+                self.jobtap.call(self, job, "job.destroy", Value::Null);
+            }
+        }
+    }
+
+    /// Posts a priority for a job that awaits one. Urgency 0 holds a job, and 31 expedites it.
+    pub fn prioritize(self: &Rc<Self>, job: &Rc<Job>, priority: i64) {
+        if job.state.get() != State::Priority && job.state.get() != State::Sched {
+            return;
+        }
+        let priority = match job.urgency.get() {
+            0 => 0,
+            31 => i64::from(u32::MAX),
+            _ => priority,
+        };
+        if job.state.get() == State::Sched && job.priority.get() == priority {
+            return;
+        }
+        self.post(job, "priority", json!({"priority": priority}));
+    }
+
+    /// Asks the scheduler for resources, of which there are always enough. A held job gets none.
+    fn alloc(self: &Rc<Self>, job: &Rc<Job>) {
+        if job.priority.get() == 0 || job.alloc_pending.replace(true) {
+            return;
+        }
+        let (instance, job) = (Rc::clone(self), Rc::clone(job));
+        self.handle.reactor.defer(move || {
+            job.alloc_pending.set(false);
+            match job.state.get() {
+                State::Sched => {
+                    let txn = Txn::default().put(job.id.kvs_key("R"), job.resources().to_string());
+                    instance.kvs.commit(txn, |_| ());
+                    let summary = json!({"sched": {"resource_summary": "rank0/core0"}});
+                    instance.post(&job, "alloc", json!({"annotations": summary}));
+                }
+                _ => instance.act(&job),
+            }
+        });
+    }
+
+    fn clean_up(self: &Rc<Self>, job: &Rc<Job>) {
+        if job.perilog_active.get() > 0 || job.start_pending.get() || job.is_queued("epilog-start") {
+            return;
+        }
+        if job.has_resources.get() {
+            if !job.free_posted.replace(true) {
+                self.post(job, "free", Value::Null);
+            }
+        } else if !job.alloc_pending.get() && !job.is_queued("clean") {
+            self.post(job, "clean", Value::Null);
+        }
+    }
+
+    fn with_batch(self: &Rc<Self>, change: impl FnOnce(&mut Batch)) {
+        let mut batch = self.batch.borrow_mut();
+        if batch.is_none() {
+            let instance = Rc::clone(self);
+            self.handle.reactor.defer(move || instance.flush());
+        }
+        change(batch.get_or_insert_with(Batch::default));
+    }
+
+    /// Commits the events of this turn.
+    fn flush(self: &Rc<Self>) {
+        let Some(mut batch) = self.batch.take() else { return };
+        let instance = Rc::clone(self);
+        self.kvs.commit(std::mem::take(&mut batch.txn), move |outcome| {
+            if let Err(failure) = outcome {
+                // As in Flux: a job manager that cannot keep its eventlogs cannot go on.
+                instance.log(libc::LOG_CRIT, format_args!("eventlog update failed: {}", failure.text));
+                eprintln!("host: eventlog update failed: {}", failure.text);
+                instance.failed.set(true);
+                instance.handle.reactor.stop();
+                return;
+            }
+            let reactor = instance.handle.reactor.clone();
+            reactor.defer(move || instance.committed(batch));
+        });
+    }
+
+    fn committed(self: &Rc<Self>, batch: Batch) {
+        for job in batch.events {
+            job.committed.set(job.committed.get() + 1);
+        }
+        for job in batch.jobs {
+            job.hold_events.set(false);
+            self.post_deferred(&job);
+        }
+        for respond in batch.responses {
+            respond();
+        }
+    }
+
+    /// Whether the instance had to stop.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    // Exceptions
+
+    /// Raises an exception on a job.
+    pub fn raise(self: &Rc<Self>, job: &Rc<Job>, kind: &str, severity: i64, note: &str, userid: u32) -> bool {
+        let context = json!({"type": kind, "severity": severity, "note": note, "userid": userid});
+        let posted = self.post(job, "exception", context);
+        if posted && severity == 0 {
+            self.exec.cancel(self, job);
+        }
+        posted
+    }
+
+    /// What `flux job raise` and `flux cancel` ask for, and a shell that cannot go on.
+    pub fn raise_request(self: &Rc<Self>, payload: &Value, userid: u32) -> Result<(), Failure> {
+        let (Some(id), Some(severity), Some(kind)) = (
+            payload["id"].as_u64(),
+            payload["severity"].as_i64(),
+            payload["type"].as_str(),
+        ) else {
+            return Err(Failure::errno(libc::EPROTO));
+        };
+        if !(0..=7).contains(&severity) {
+            return Err(Failure::new(libc::EPROTO, "invalid exception severity"));
+        }
+        if kind.is_empty() || kind.contains(|c: char| c.is_whitespace() || c == '=') {
+            return Err(Failure::new(libc::EPROTO, "invalid exception type"));
+        }
+        let job = self
+            .job(JobId(id))
+            .ok_or_else(|| Failure::new(libc::ENOENT, "unknown job id"))?;
+        if job.state.get() == State::Inactive {
+            return Err(Failure::new(libc::ENOENT, "job is inactive"));
+        }
+        if userid != self.owner && userid != job.userid.get() {
+            return Err(Failure::new(
+                libc::EPERM,
+                "guests can only raise exceptions on their own jobs",
+            ));
+        }
+        self.raise(&job, kind, severity, payload["note"].as_str().unwrap_or(""), userid);
+        Ok(())
+    }
+
+    // Requests
+
+    /// Answers a request of a user, on a later turn.
+    pub fn request_as(self: &Rc<Self>, userid: u32, topic: String, payload: Option<CString>, done: Done) {
+        let reactor = &self.handle.reactor;
+        let canned = self.canned.borrow().get(&topic).cloned();
+        let instance = Rc::clone(self);
+        if let Some(answer) = canned {
+            reactor.defer_service(move || done(answer.map(|value| json_payload(&value))));
+        } else if topic == "job-info.lookup" {
+            reactor.defer_service(move || done(instance.job_info_lookup(payload.as_ref(), userid)));
+        } else {
+            // Services of the job manager itself, which makes no progress while a plugin blocks.
+            reactor.defer(move || instance.dispatch(userid, &topic, payload, done));
+        }
+    }
+
+    fn dispatch(self: &Rc<Self>, userid: u32, topic: &str, payload: Option<CString>, done: Done) {
+        if topic == "job-manager.raise" {
+            let raised = parse(payload.as_ref()).and_then(|payload| self.raise_request(&payload, userid));
+            return done(raised.map(|()| None));
+        }
+        let message = Message::new(topic, payload, userid, done);
+        if !self.jobtap.serve(self, topic, userid, &message) {
+            let text = format!("No service matching {topic} is registered");
+            message.respond(Err(Failure::new(libc::ENOSYS, text)));
+        }
+        // Nothing else holds the message, so nobody can answer it later.
+        message.respond(Err(Failure::new(
+            libc::EPROTO,
+            format!("{topic}: the service did not respond"),
+        )));
+    }
+
+    /// job-info.lookup: keys of a job, for its owner and the instance owner.
+    fn job_info_lookup(&self, payload: Option<&CString>, userid: u32) -> Outcome {
+        const JSON_DECODE: i64 = 1;
+        const CURRENT: i64 = 2;
+        let request = parse(payload)?;
+        let (Some(id), Some(keys), Some(flags)) = (
+            request["id"].as_u64(),
+            request["keys"].as_array(),
+            request["flags"].as_i64(),
+        ) else {
+            return Err(Failure::errno(libc::EPROTO));
+        };
+        if flags & !(JSON_DECODE | CURRENT) != 0 {
+            return Err(Failure::new(libc::EPROTO, "lookup request rejected with invalid flag"));
+        }
+        let keys = keys.iter().map(Value::as_str).collect::<Option<Vec<&str>>>();
+        let keys = keys.ok_or_else(|| Failure::errno(libc::EPROTO))?;
+
+        let id = JobId(id);
+        let eventlog = self
+            .kvs
+            .get(&id.kvs_key("eventlog"))
+            .map_err(|failure| match failure.errnum {
+                libc::ENOENT => Failure::new(libc::ENOENT, "invalid job id"),
+                _ => failure,
+            })?;
+        let submit = eventlog::decode(&String::from_utf8_lossy(&eventlog))
+            .unwrap_or_default()
+            .into_iter()
+            .next();
+        let owner = submit
+            .and_then(|entry| entry.context["userid"].as_u64())
+            .ok_or_else(|| Failure::new(libc::EPROTO, "error parsing eventlog"))?;
+        if userid != self.owner && u64::from(userid) != owner {
+            return Err(Failure::new(libc::EPERM, "access is restricted to job/instance owner"));
+        }
+        let mut response = json!({"id": id.0});
+        for key in keys {
+            let value = self.kvs.get(&id.kvs_key(key)).map_err(|failure| match failure.errnum {
+                libc::ENOENT => Failure::new(libc::ENOENT, format!("{key}: key not found")),
+                _ => Failure::new(failure.errnum, format!("{key}: {}", failure.text)),
+            })?;
+            if value.is_empty() {
+                return Err(Failure::new(
+                    libc::EPROTO,
+                    format!("{key}: value is unexpectedly empty"),
+                ));
+            }
+            let text = String::from_utf8_lossy(&value);
+            let decode = flags & JSON_DECODE != 0 && (key == "jobspec" || key == "R");
+            response[key] = match decode {
+                true => serde_json::from_str(&text).map_err(|e| Failure::new(libc::EINVAL, format!("{key}: {e}")))?,
+                false => json!(text),
+            };
+        }
+        Ok(json_payload(&response))
+    }
+
+    // Restart
+
+    fn load_configured(self: &Rc<Self>, jobtap: &[String]) -> Result<(), String> {
+        let config = self.config();
+        let plugins = match config.pointer("/job-manager/plugins") {
+            None => Vec::new(),
+            Some(Value::Array(plugins)) => plugins.clone(),
+            Some(_) => return Err("[job-manager.plugins] config must be an array".into()),
+        };
+        let plugins = plugins
+            .into_iter()
+            .chain(jobtap.iter().map(|path| json!({"load": path})));
+        for (i, entry) in plugins.enumerate() {
+            let what = format!("[job-manager.plugins][{i}]");
+            if let Some(name) = entry.get("remove").and_then(Value::as_str) {
+                self.jobtap
+                    .remove(name)
+                    .map_err(|e| format!("{what}: remove {name}: {}", e.text))?;
+            }
+            if let Some(path) = entry.get("load").and_then(Value::as_str) {
+                let conf = entry.get("conf").cloned().unwrap_or(Value::Null);
+                self.jobtap
+                    .load(self, path, &conf)
+                    .map_err(|e| format!("{what}: load: {}", e.text))?;
+            }
+        }
+        self.jobtap.conf_update_all(&config).map_err(|e| e.text)
+    }
+
+    fn restart(self: &Rc<Self>) {
+        for id in job_dirs(&self.kvs) {
+            match self.replay(id) {
+                Ok(job) => {
+                    self.jobs.borrow_mut().insert(id, job.clone());
+                    self.act(&job);
+                }
+                Err(error) => self.log(libc::LOG_ERR, format_args!("job {id} not replayed: {error}")),
+            }
+        }
+        let active = self.active_jobs();
+        self.log(libc::LOG_INFO, format_args!("restart: {} active jobs", active.len()));
+        for job in &active {
+            self.jobtap.call(self, job, "job.create", Value::Null);
+            self.jobtap.call(self, job, "job.new", Value::Null);
+            if job.state.get() == State::Sched {
+                job.priority.set(-1);
+                self.post(job, "flux-restart", Value::Null);
+            }
+        }
+        // Only now may shells start, as job-exec says hello when the job manager is ready.
+        self.exec.hello();
+        for job in active {
+            if job.state.get() == State::Run {
+                self.act(&job);
+            }
+        }
+    }
+
+    fn replay(&self, id: JobId) -> Result<Rc<Job>, String> {
+        let read = |key: &str| {
+            let value = self
+                .kvs
+                .get(&id.kvs_key(key))
+                .map_err(|e| format!("lookup {key}: {}", e.text))?;
+            String::from_utf8(value).map_err(|e| format!("{key}: {e}"))
+        };
+        let entries = eventlog::decode(&read("eventlog")?).ok_or("eventlog is malformed")?;
+        if entries.first().is_none_or(|entry| entry.name != "submit") {
+            return Err("eventlog does not begin with submit".into());
+        }
+        let job = Rc::new(Job::new(id, 0, 16, unsign(&read("J")?).ok_or("J is malformed")?));
+        for entry in entries {
+            job.update(&entry).map_err(|e| format!("eventlog: {e}"))?;
+            job.eventlog.borrow_mut().push(entry);
+            job.committed.set(job.committed.get() + 1);
+        }
+        let seen = |name: &str| job.eventlog.borrow().iter().any(|entry| entry.name == name);
+        job.depend_posted.set(seen("depend"));
+        job.free_posted.set(seen("free"));
+        Ok(job)
+    }
+}
+
+impl Broker for Instance {
+    fn log(&self, level: c_int, text: &str) {
+        self.log_from("job-manager", level, text);
+    }
+
+    fn request(&self, topic: String, payload: Option<CString>, done: Done) {
+        if let Some(instance) = self.me.upgrade() {
+            instance.request_as(self.owner, topic, payload, done);
+        }
+    }
+
+    fn commit(&self, txn: Txn, done: Done) {
+        self.kvs.commit_faulty(txn, done);
+    }
+
+    fn lookup(&self, key: String, done: Done) {
+        let kvs = self.kvs.clone();
+        self.handle.reactor.defer_service(move || {
+            let value = kvs.get(&key);
+            done(value.map(|value| (!value.is_empty()).then(|| crate::c::cstring(value))));
+        });
+    }
+
+    fn progress(&self, _deadline: Option<Instant>) -> Result<(), c_int> {
+        // The services are in this process: if none has anything to do, the future waits for what cannot happen while
+        // the job manager blocks. Flux would hang here.
+        match self.handle.reactor.run_services() {
+            true => Ok(()),
+            false => Err(libc::EDEADLK),
+        }
+    }
+}
+
+/// The ids of all jobs in the store, the oldest first.
+fn job_dirs(kvs: &Kvs) -> Vec<JobId> {
+    let mut ids: Vec<JobId> = kvs
+        .keys()
+        .iter()
+        .filter_map(|key| JobId::parse(key.strip_prefix("job.")?.strip_suffix(".eventlog")?))
+        .collect();
+    ids.sort();
+    ids
+}
+
+/// A jobspec in the form of RFC 15 that a user submits, signed with the mechanism "none".
+fn sign(userid: u32, jobspec: &Value) -> String {
+    let header = format!("version\0i1\0mechanism\0snone\0userid\0i{userid}\0");
+    format!("{}.{}.none", BASE64.encode(header), BASE64.encode(jobspec.to_string()))
+}
+
+fn unsign(signed: &str) -> Option<Value> {
+    let payload = BASE64.decode(signed.split('.').nth(1)?).ok()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+/// The payload of a request, which must be a JSON object.
+fn parse(payload: Option<&CString>) -> Result<Value, Failure> {
+    payload
+        .and_then(|payload| serde_json::from_slice(payload.to_bytes()).ok())
+        .filter(Value::is_object)
+        .ok_or_else(|| Failure::errno(libc::EPROTO))
+}
+
+/// A JSON value as the payload of a response. Its text holds no NUL: JSON escapes it.
+pub fn json_payload(value: &Value) -> Option<CString> {
+    Some(crate::c::cstring(value.to_string()))
+}
