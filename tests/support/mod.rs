@@ -1,6 +1,7 @@
 //! What the tests share.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod host;
 pub mod munged;
 
 use std::io::Write;
@@ -9,7 +10,11 @@ use std::io::Write;
 pub fn skip(test: &str, why: &str) {
     eprintln!("skip {test}: {why}");
     if let Some(path) = std::env::var_os("WORKFLOW_TOKEN_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("the list of skips");
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("the list of skips");
         writeln!(file, "{test}: {why}").expect("the list of skips");
     }
 }

@@ -1,0 +1,162 @@
+//! Drives an instance of the host from a test.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// No test waits longer for an answer; it is no measure of time, but ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The host.
+pub const HOST: &str = env!("CARGO_BIN_EXE_flux-workflow-host");
+
+/// An instance of the host.
+pub struct Instance {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    responses: Receiver<Value>,
+    /// Responses that came before they were asked for.
+    early: Vec<Value>,
+    next_id: u64,
+}
+
+/// A request whose response is still to come.
+#[derive(Clone, Copy)]
+pub struct Request(u64);
+
+impl Instance {
+    /// Starts an instance in a state directory, with more arguments.
+    pub fn start(statedir: &Path, args: &[&str]) -> Instance {
+        let mut child = Command::new(HOST)
+            .arg("instance")
+            .arg("--statedir")
+            .arg(statedir)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the host starts");
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, responses) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let response = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                if sender.send(response).is_err() {
+                    break;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Instance {
+            child,
+            stdin,
+            responses,
+            early: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Sends a command without waiting for its response.
+    pub fn send(&mut self, cmd: &str, fields: Value) -> Request {
+        let mut request = fields;
+        self.next_id += 1;
+        request["cmd"] = json!(cmd);
+        request["id"] = json!(self.next_id);
+        writeln!(self.stdin.as_ref().unwrap(), "{request}").expect("the host reads its commands");
+        Request(self.next_id)
+    }
+
+    /// The response to a request.
+    pub fn response(&mut self, request: Request) -> Value {
+        let is_it = |response: &Value| response["id"] == request.0;
+        if let Some(at) = self.early.iter().position(is_it) {
+            return self.early.remove(at);
+        }
+        loop {
+            let response = self.responses.recv_timeout(PATIENCE).expect("the host answers");
+            if is_it(&response) {
+                return response;
+            }
+            self.early.push(response);
+        }
+    }
+
+    /// Has a command done, which must succeed.
+    #[track_caller]
+    pub fn ok(&mut self, cmd: &str, fields: Value) -> Value {
+        let request = self.send(cmd, fields);
+        let response = self.response(request);
+        assert_eq!(response["ok"], true, "{cmd}: {response}");
+        response
+    }
+
+    /// Has a command done, which must fail. Returns what the host says.
+    #[track_caller]
+    pub fn error(&mut self, cmd: &str, fields: Value) -> String {
+        let request = self.send(cmd, fields);
+        let response = self.response(request);
+        assert_eq!(response["ok"], false, "{cmd}: {response}");
+        response["error"].as_str().unwrap().to_owned()
+    }
+
+    /// Submits a command, and returns the job id.
+    #[track_caller]
+    pub fn submit(&mut self, command: &[&str], more: Value) -> String {
+        let mut request = more;
+        request["command"] = json!(command);
+        self.ok("submit", request)["jobid"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for an event, and returns it.
+    #[track_caller]
+    pub fn wait(&mut self, jobid: &str, event: &str) -> Value {
+        self.ok("wait", json!({"jobid": jobid, "event": event}))["event"].clone()
+    }
+
+    /// The names of the events of a job.
+    pub fn events(&mut self, jobid: &str) -> Vec<String> {
+        let response = self.ok("eventlog", json!({"jobid": jobid}));
+        let entries = response["eventlog"].as_array().unwrap();
+        entries
+            .iter()
+            .map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Shuts the instance down, which must be in good order.
+    pub fn shutdown(mut self) {
+        drop(self.stdin.take());
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    /// Kills the instance with no chance to save anything.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Compiles a plugin of this directory. Other users may read the result.
+pub fn plugin(dir: &Path, source: &str) -> PathBuf {
+    let object = dir.join(source).with_extension("so");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .arg(&object)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(source))
+        .status()
+        .expect("cc runs");
+    assert!(status.success(), "{source} compiles");
+    object
+}
