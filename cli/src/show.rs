@@ -54,12 +54,22 @@ pub enum Error {
 
 /// What is certain of who sealed a record.
 enum Seal {
-    /// MUNGE said so, and it is the instance owner.
-    Authentic,
+    /// MUNGE said who, and it is the instance owner; and when.
+    Authentic { by: u32, at: SystemTime },
     /// It could not be opened, and why.
     Refused(String),
     /// It was not opened, and why.
     Unknown(String),
+}
+
+impl Seal {
+    /// Who sealed a record, and when: as MUNGE says, or else as the record does.
+    fn by_and_at(&self, record: &Record) -> (u32, NumericDate) {
+        match self {
+            Self::Authentic { by, at } => (*by, NumericDate::from(*at)),
+            Self::Refused(_) | Self::Unknown(_) => (record.sealer(), NumericDate::from(record.sealed_at())),
+        }
+    }
 }
 
 /// Shows a record.
@@ -78,7 +88,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     print::out(&shown)?;
     Ok(match seal {
         Seal::Refused(_) => ExitCode::FAILURE,
-        Seal::Authentic | Seal::Unknown(_) => ExitCode::SUCCESS,
+        Seal::Authentic { .. } | Seal::Unknown(_) => ExitCode::SUCCESS,
     })
 }
 
@@ -131,9 +141,9 @@ fn verify(record: &Record, jobid: u64, socket: Option<&Path>) -> Seal {
         instance_owner: owner,
     };
     let record = record.clone();
-    match within::patience(move || record.open(&munge, &expected).map(drop)) {
+    match within::patience(move || record.open(&munge, &expected).map(|opened| opened.sealed_at)) {
         None => Seal::Unknown("munged does not answer: see `flux workflow-token doctor`".to_owned()),
-        Some(Ok(())) => Seal::Authentic,
+        Some(Ok(at)) => Seal::Authentic { by: owner, at },
         Some(Err(e)) if e.is_retryable() => Seal::Unknown(e.to_string()),
         Some(Err(e)) => Seal::Refused(e.to_string()),
     }
@@ -154,10 +164,10 @@ fn munge(socket: Option<&Path>) -> Result<Munge, seal::MungeError> {
 
 fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
     let now = SystemTime::now();
-    let sealed_at = NumericDate::from(record.sealed_at());
+    let (sealer, sealed_at) = seal.by_and_at(record);
     let variables: Vec<_> = record.variables().iter().map(|name| print::word(name)).collect();
     let certain = match seal {
-        Seal::Authentic => "verified by MUNGE".to_owned(),
+        Seal::Authentic { .. } => "verified by MUNGE".to_owned(),
         Seal::Refused(why) => format!("but the record is NOT AUTHENTIC: {}", print::word(why)),
         Seal::Unknown(why) => format!("by what the record says, not verified: {}", print::word(why)),
     };
@@ -171,7 +181,7 @@ fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
         },
         people::describe(record.uid()),
         sealed_at.relative_to(now),
-        people::describe(record.sealer()),
+        people::describe(sealer),
         record.version(),
         record.credential().len(),
     )
@@ -179,19 +189,20 @@ fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
 
 fn as_json(record: &Record, jobid: u64, seal: &Seal) -> Value {
     let (verified, why) = match seal {
-        Seal::Authentic => (Some(true), None),
+        Seal::Authentic { .. } => (Some(true), None),
         Seal::Refused(why) => (Some(false), Some(why)),
         Seal::Unknown(why) => (None, Some(why)),
     };
+    let (sealer, sealed_at) = seal.by_and_at(record);
     json!({
         "jobid": jobid,
         "version": record.version(),
         "variables": record.variables(),
         "uid": record.uid(),
         "user": people::name(record.uid()),
-        "sealed-at": NumericDate::from(record.sealed_at()).seconds(),
-        "sealer": record.sealer(),
-        "sealer-name": people::name(record.sealer()),
+        "sealed-at": sealed_at.seconds(),
+        "sealer": sealer,
+        "sealer-name": people::name(sealer),
         "verified": verified,
         "not-verified-because": why,
         "credential-bytes": record.credential().len(),

@@ -16,8 +16,9 @@ fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// A record for `owner` that this process sealed, though it says that `sealer` did.
-fn sealed(munged: &Munged, owner: Owner, sealer: u32) -> String {
+/// A record for this user, who sealed it, though it says that `sealer` did.
+fn sealed(munged: &Munged, jobid: u64, sealer: u32) -> String {
+    let owner = Owner { jobid, uid: me() };
     let munge = Munge::new(Some(Path::new(&munged.socket()))).unwrap();
     let mut variables = Variables::new();
     variables.insert("DW_WORKFLOW_TOKEN", Secret::from("canary")).unwrap();
@@ -60,17 +61,7 @@ fn show(bench: &Bench, munged: &Munged) -> Ran {
 #[test]
 fn proves_to_the_job_owner_who_sealed_it() {
     let Some(munged) = Munged::start() else { return };
-    let bench = with_record(
-        me(),
-        &sealed(
-            &munged,
-            Owner {
-                jobid: JOBID,
-                uid: me(),
-            },
-            me(),
-        ),
-    );
+    let bench = with_record(me(), &sealed(&munged, JOBID, me()));
     // Opened twice: that MUNGE has seen it before does not matter.
     for _ in 0..2 {
         let ran = show(&bench, &munged);
@@ -87,19 +78,22 @@ fn proves_to_the_job_owner_who_sealed_it() {
 }
 
 #[test]
+fn names_the_sealer_and_the_time_that_munge_knows_where_the_record_lies() {
+    let Some(munged) = Munged::start() else { return };
+    let record = sealed(&munged, JOBID, 54_321).replace("\"sealed-at\":", "\"sealed-at\":1.5,\"x\":");
+    let ran = show(&with_record(me(), &record), &munged);
+    assert!(
+        ran.ok().line("sealed by").contains(&format!("uid {})", me())),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains("54321") && !ran.out.contains("1970"), "{}", ran.out);
+}
+
+#[test]
 fn reads_the_socket_from_the_configuration_of_the_instance() {
     let Some(munged) = Munged::start() else { return };
-    let bench = with_record(
-        me(),
-        &sealed(
-            &munged,
-            Owner {
-                jobid: JOBID,
-                uid: me(),
-            },
-            me(),
-        ),
-    );
+    let bench = with_record(me(), &sealed(&munged, JOBID, me()));
     let conf = format!(r#"{{"workflow-token":{{"munge-socket":"{}"}}}}"#, munged.socket());
     bench.replace_in_flux("'{}'", &format!("'{conf}'"));
     let ran = bench.run(&["show", ID]);
@@ -113,27 +107,20 @@ fn reads_the_socket_from_the_configuration_of_the_instance() {
 #[test]
 fn tells_a_record_that_the_instance_owner_did_not_seal() {
     let Some(munged) = Munged::start() else { return };
-    let bench = with_record(
-        me() + 1,
-        &sealed(
-            &munged,
-            Owner {
-                jobid: JOBID,
-                uid: me(),
-            },
-            me() + 1,
-        ),
-    );
-    let ran = show(&bench, &munged);
-    assert_eq!(ran.code, Some(1));
-    assert!(ran.line("sealed by").contains("NOT AUTHENTIC"), "{}", ran.out);
-    assert!(ran.line("sealed by").contains("only the instance owner"), "{}", ran.out);
+    // Whatever it says itself.
+    for says in [me(), me() + 1] {
+        let bench = with_record(me() + 1, &sealed(&munged, JOBID, says));
+        let ran = show(&bench, &munged);
+        assert_eq!(ran.code, Some(1));
+        assert!(ran.line("sealed by").contains("NOT AUTHENTIC"), "{}", ran.out);
+        assert!(ran.line("sealed by").contains("only the instance owner"), "{}", ran.out);
+    }
 }
 
 #[test]
 fn tells_a_record_of_another_job() {
     let Some(munged) = Munged::start() else { return };
-    let bench = with_record(me(), &sealed(&munged, Owner { jobid: 99, uid: me() }, me()));
+    let bench = with_record(me(), &sealed(&munged, 99, me()));
     let ran = show(&bench, &munged);
     assert_eq!(ran.code, Some(1));
     assert!(
