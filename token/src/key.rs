@@ -122,7 +122,7 @@ fn only_block(text: &str) -> Result<(&str, &str), KeyError> {
     let Some((body, after)) = rest.split_once(&format!("-----END {label}-----")) else {
         return Err(KeyError::NoEnd);
     };
-    if body.contains(BEGIN) || !before.trim_ascii().is_empty() || !after.trim_ascii().is_empty() {
+    if !before.trim_ascii().is_empty() || !after.trim_ascii().is_empty() {
         return Err(KeyError::NotAlone);
     }
     Ok((label, body.trim_ascii()))
