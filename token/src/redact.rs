@@ -223,19 +223,21 @@ fn bearers(text: &str, found: &mut Vec<Range<usize>>) {
 fn private_keys(text: &str, found: &mut Vec<Range<usize>>) {
     const DASHES: &str = "-----";
 
+    let mut hidden = 0;
     for (at, begin) in text.match_indices("-----BEGIN ") {
         let label = at + begin.len();
         let Some(end_of_label) = text[label..].find(DASHES) else {
-            continue;
+            break;
         };
-        if !text[label..label + end_of_label].ends_with("PRIVATE KEY") {
+        if at < hidden || !text[label..label + end_of_label].ends_with("PRIVATE KEY") {
             continue;
         }
         let end = text[label..].find("-----END ").and_then(|end| {
             let end = label + end + "-----END ".len();
             text[end..].find(DASHES).map(|dashes| end + dashes + DASHES.len())
         });
-        found.push(at..end.unwrap_or(text.len()));
+        hidden = end.unwrap_or(text.len());
+        found.push(at..hidden);
     }
 }
 
