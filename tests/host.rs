@@ -352,14 +352,21 @@ fn a_job_that_ran_when_the_instance_went_fails() {
 #[test]
 fn a_shell_plugin_reads_a_key_and_sets_the_environment_of_the_task() {
     let place = Place::new();
-    let mut instance = place.instance(&["--jobtap", &place.jobtap, "--shell-plugin", &place.shell]);
+    let mut instance = place.instance(&[
+        "--jobtap",
+        &place.jobtap,
+        "--shell-plugin",
+        &place.shell,
+        "--shell-conf",
+        "{\"a\":1}",
+    ]);
     let job = instance.submit(
-        &["sh", "-c", "echo $TEST_VALUE $TEST_KEPT"],
+        &["sh", "-c", "echo $TEST_VALUE $TEST_KEPT $TEST_CONF"],
         json!({"env": {"TEST_KEPT": "kept"}}),
     );
     instance.wait(&job, "clean");
     let output = instance.ok("output", json!({"jobid": job}));
-    assert_eq!(output["stdout"], "canary kept\n", "{output}");
+    assert_eq!(output["stdout"], "canary kept {\"a\":1}\n", "{output}");
     let log = "flux-shell[0]:  WARN: test: rank 0 of 1\nflux-shell[0]:  WARN: test: shell.start\n\
                flux-shell[0]:  WARN: test: shell.exit\n";
     assert_eq!(output["stderr"], log);

@@ -2,7 +2,7 @@
 //!
 //! Of Flux, `Aux` imitates the `aux_set(3)` family: a list in which keyed items come first, the newest at the head.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 
 use ffi::raw::flux_free_f;
@@ -19,6 +19,23 @@ pub fn set_errno(errnum: c_int) {
 pub fn fail(errnum: c_int) -> c_int {
     set_errno(errnum);
     -1
+}
+
+thread_local! {
+    static REACTOR_THREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread as the one that the handle and everything of it belongs to.
+pub fn mark_reactor_thread() {
+    REACTOR_THREAD.set(true);
+}
+
+/// Ends the process if a plugin calls Flux in another thread, which Flux does not notice but cannot survive.
+pub fn check_thread() {
+    if !REACTOR_THREAD.get() {
+        eprintln!("host: BUG: a plugin called Flux outside of the reactor thread");
+        std::process::abort();
+    }
 }
 
 /// What strerror(3) says of an error number.

@@ -24,7 +24,7 @@ use crate::future::{Failure, Outcome};
 use crate::instance::Instance;
 use crate::job::{self, Job, State};
 use crate::jobid::JobId;
-use crate::kvs::Txn;
+use crate::kvs::{self, Txn};
 
 /// A request is not longer than that.
 const LINE_MAX: usize = 16 << 20;
@@ -70,7 +70,7 @@ pub fn main(statedir: &Path, plugins: &Plugins) -> Result<ExitCode, String> {
         .create(statedir)
         .map_err(error)?;
     let signals = signals()?;
-    let instance = Instance::start(statedir, plugins.config()?, &plugins.jobtap, plugins.shell_plugins()?)?;
+    let instance = Instance::start(statedir, plugins)?;
     let control = Rc::new(Control {
         instance: instance.clone(),
         input: RefCell::default(),
@@ -245,7 +245,7 @@ impl Control {
                     .iter()
                     .map(|entry| entry.object())
                     .collect();
-                Ok(json!({"eventlog": events}))
+                Ok(json!({"events": events}))
             }
             "post" => {
                 let job = self.active_job(request)?;
@@ -417,9 +417,11 @@ impl Control {
     }
 
     fn kvs_put(&self, request: &Value, reply: Reply) {
-        match required(request, "key").and_then(|key| Ok((key, required(request, "value")?))) {
+        let key = required(request, "key")
+            .and_then(|key| kvs::normalize(key).ok_or_else(|| plain(format!("{key:?} is no key"))));
+        match key.and_then(|key| Ok((key, required(request, "value")?))) {
             Ok((key, value)) => {
-                let txn = Txn::default().put(key.to_owned(), value);
+                let txn = Txn::default().put(key, value);
                 self.instance
                     .kvs
                     .commit(txn, move |outcome| reply.send(outcome.map(|_| json!({}))));

@@ -62,7 +62,7 @@ impl Output {
 
 /// The execution service of an instance.
 pub struct Exec {
-    shell_plugins: Vec<String>,
+    shell_plugins: Value,
     ready: Cell<bool>,
     runs: RefCell<BTreeMap<JobId, Rc<Run>>>,
     outputs: RefCell<BTreeMap<JobId, Output>>,
@@ -92,8 +92,8 @@ struct ShellProcess {
 }
 
 impl Exec {
-    /// A service that is not ready, with the plugins that its shells load.
-    pub fn new(shell_plugins: Vec<String>) -> Exec {
+    /// A service that is not ready, with the plugins that its shells load, and the configuration of each.
+    pub fn new(shell_plugins: Value) -> Exec {
         Exec {
             shell_plugins,
             ready: Cell::new(false),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ffi::raw::{flux_continuation_f, flux_future_t};
 use libc::{c_char, c_int, c_void};
 
-use crate::c::{cstring, fail, strerror};
+use crate::c::{check_thread, cstring, fail, strerror};
 use crate::handle::Handle;
 
 /// An error number, and what to say about it.
@@ -161,6 +161,7 @@ fn seconds(timeout: f64) -> Option<Duration> {
 /// # Safety
 /// `f` is NULL or a future that was not destroyed.
 unsafe fn future<'a>(f: *mut flux_future_t) -> Option<&'a Future> {
+    check_thread();
     // SAFETY: as promised by the caller; a flux_future_t is only ever made from an Rc<Future>.
     unsafe { f.cast::<Future>().cast_const().as_ref() }
 }
@@ -261,6 +262,7 @@ pub unsafe extern "C" fn flux_future_error_string(f: *mut flux_future_t) -> *con
 /// flux_future_destroy(3)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_future_destroy(f: *mut flux_future_t) {
+    check_thread();
     if !f.is_null() {
         // SAFETY: the caller gives up its reference, which into_raw() handed out.
         drop(unsafe { Rc::from_raw(f.cast::<Future>().cast_const()) });

@@ -147,6 +147,7 @@ impl Message {
 /// # Safety
 /// `h` is NULL or a valid handle.
 pub unsafe fn handle(h: *mut flux_t) -> Option<Rc<Handle>> {
+    c::check_thread();
     if h.is_null() {
         set_errno(libc::EINVAL);
         return None;

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use libc::c_int;
 use serde_json::{Value, json};
 
+use crate::Plugins;
 use crate::eventlog::{self, Entry};
 use crate::exec::Exec;
 use crate::future::{Done, Failure, Outcome};
@@ -63,12 +64,8 @@ pub struct Instance {
 
 impl Instance {
     /// Starts an instance: loads the plugins of the configuration, then replays the jobs found in the state directory.
-    pub fn start(
-        statedir: &Path,
-        config: Value,
-        jobtap: &[String],
-        shell_plugins: Vec<String>,
-    ) -> Result<Rc<Instance>, String> {
+    pub fn start(statedir: &Path, plugins: &Plugins) -> Result<Rc<Instance>, String> {
+        let (config, shell_plugins) = (plugins.config()?, plugins.shell_plugins()?);
         let handle = Handle::new();
         let kvs = Kvs::open(statedir, handle.reactor.clone()).map_err(|e| format!("{}: {e}", statedir.display()))?;
         let last = job_dirs(&kvs).last().copied();
@@ -88,7 +85,7 @@ impl Instance {
             handle,
         });
         instance.handle.connect(instance.me.clone());
-        if let Err(error) = instance.load_configured(jobtap) {
+        if let Err(error) = instance.load_configured(&plugins.jobtap) {
             instance.jobtap.unload_all();
             return Err(error);
         }

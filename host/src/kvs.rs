@@ -35,7 +35,7 @@ enum Op {
 pub struct Txn(Vec<Op>);
 
 impl Txn {
-    /// Sets a key.
+    /// Sets a key, which is in normal form.
     pub fn put(mut self, key: String, value: impl Into<Vec<u8>>) -> Txn {
         self.0.push(Op::Put {
             key,
@@ -60,7 +60,7 @@ impl Txn {
 }
 
 /// A key in normal form: without empty parts. None if nothing is left.
-fn normalize(key: &str) -> Option<String> {
+pub fn normalize(key: &str) -> Option<String> {
     let parts: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
     (!parts.is_empty()).then(|| parts.join("."))
 }

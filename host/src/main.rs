@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[derive(Parser)]
 #[command(
@@ -68,6 +68,9 @@ struct Plugins {
     /// A plugin for the job shells
     #[arg(long, value_name = "PATH")]
     shell_plugin: Vec<String>,
+    /// The configuration of the plugins for the job shells, as plugin.load takes it in an initrc
+    #[arg(long, value_name = "JSON")]
+    shell_conf: Option<String>,
 }
 
 impl Plugins {
@@ -77,13 +80,24 @@ impl Plugins {
             .map_or_else(|| Ok(Value::Object(Default::default())), read_config)
     }
 
-    /// Paths of shell plugins as seen from any working directory.
-    fn shell_plugins(&self) -> Result<Vec<String>, String> {
+    /// The plugins for the job shells: the path of each, as seen from any working directory, and its configuration.
+    fn shell_plugins(&self) -> Result<Value, String> {
+        let conf: Value = match &self.shell_conf {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(text).map_err(|e| format!("--shell-conf: {e}"))?,
+        };
+        if !conf.is_null() && !conf.is_object() {
+            return Err("--shell-conf: must be a JSON object".into());
+        }
         let absolute = |path: &String| match std::path::absolute(path) {
-            Ok(path) => Ok(path.to_string_lossy().into_owned()),
+            Ok(path) => Ok(json!({"load": path.to_string_lossy(), "conf": conf})),
             Err(e) => Err(format!("{path}: {e}")),
         };
-        self.shell_plugin.iter().map(absolute).collect()
+        self.shell_plugin
+            .iter()
+            .map(absolute)
+            .collect::<Result<_, _>>()
+            .map(Value::Array)
     }
 }
 
@@ -110,6 +124,7 @@ fn read_config(path: &Path) -> Result<Value, String> {
 
 fn main() -> ExitCode {
     exports::keep();
+    c::mark_reactor_thread();
     let result = match Cli::parse().command {
         Command::Instance { statedir, plugins } => control::main(&statedir, &plugins),
         Command::Run(args) => run::main(&args),

@@ -185,6 +185,7 @@ impl Plugin {
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
 pub unsafe fn plugin<'a>(p: *mut flux_plugin_t) -> Option<&'a Plugin> {
+    c::check_thread();
     // SAFETY: as promised by the caller; a flux_plugin_t is only ever made from an Rc<Plugin>.
     unsafe { p.cast::<Plugin>().cast_const().as_ref() }
 }
@@ -268,6 +269,7 @@ impl PluginArg {
 /// # Safety
 /// `args` is NULL or valid.
 unsafe fn arguments<'a>(args: *mut flux_plugin_arg_t) -> Option<&'a PluginArg> {
+    c::check_thread();
     // SAFETY: as promised by the caller; a flux_plugin_arg_t is only ever a PluginArg.
     unsafe { args.cast::<PluginArg>().cast_const().as_ref() }
 }

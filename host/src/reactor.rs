@@ -14,7 +14,7 @@ use ffi::raw::{FLUX_POLLIN, flux_reactor_t, flux_watcher_f, flux_watcher_t};
 use libc::{c_int, c_void};
 use serde_json::{Value, json};
 
-use crate::c::set_errno;
+use crate::c::{check_thread, set_errno};
 use crate::future::Future;
 
 const FLUX_POLLOUT: c_int = 2;
@@ -336,6 +336,7 @@ pub unsafe extern "C" fn flux_fd_watcher_create(
 /// # Safety
 /// `w` is NULL or a watcher that was not destroyed.
 unsafe fn watcher<'a>(w: *mut flux_watcher_t) -> Option<&'a Watcher> {
+    check_thread();
     // SAFETY: as promised by the caller; a flux_watcher_t is only ever made from an Rc<Watcher>.
     unsafe { w.cast::<Watcher>().cast_const().as_ref() }
 }

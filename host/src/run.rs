@@ -88,13 +88,7 @@ pub fn main(args: &Args) -> Result<ExitCode, String> {
     };
     let signals = control::signals()?;
     let statedir = tempfile::tempdir().map_err(|e| format!("cannot make a directory for the instance: {e}"))?;
-    let plugins = &args.plugins;
-    let instance = Instance::start(
-        statedir.path(),
-        plugins.config()?,
-        &plugins.jobtap,
-        plugins.shell_plugins()?,
-    )?;
+    let instance = Instance::start(statedir.path(), &args.plugins)?;
     let job = Rc::new(Cell::new(None::<Result<Rc<Job>, String>>));
 
     let (submitted, weak) = (job.clone(), instance.me.clone());

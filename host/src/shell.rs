@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -233,14 +233,10 @@ impl Shell {
     }
 
     fn load_plugins(self: &Rc<Self>) {
-        for path in self.init["plugins"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-        {
+        for entry in self.init["plugins"].as_array().into_iter().flatten() {
+            let path = entry["load"].as_str().unwrap_or("");
             let home = Home::Shell(self.me.clone());
-            match Plugin::load(path, &Value::Null, home, self.handle.reactor.clone()) {
+            match Plugin::load(path, &entry["conf"], home, self.handle.reactor.clone()) {
                 Ok(plugin) => {
                     // The last plugin of a name takes the place of the earlier one.
                     let mut plugins = self.plugins.borrow_mut();
@@ -598,6 +594,7 @@ impl Broker for Shell {
 /// # Safety
 /// `shell` is NULL or the shell of this process.
 unsafe fn shell<'a>(shell: *mut flux_shell_t) -> Option<&'a Shell> {
+    c::check_thread();
     // SAFETY: as promised by the caller; a flux_shell_t is only ever made from the Rc<Shell> of this process.
     unsafe { shell.cast::<Shell>().cast_const().as_ref() }
 }
@@ -678,10 +675,14 @@ unsafe extern "C" fn host_shell_setenv(
 ) -> c_int {
     // SAFETY: the shim passes on what its caller gave, and a string of its own.
     unsafe {
-        let (Some(shell), Some(name), Some(value)) = (shell(sh), c::string(name), c::string(value)) else {
+        let (Some(shell), Some(name)) = (shell(sh), c::string(name)) else {
             return fail(libc::EINVAL);
         };
-        shell.set_env(overwrite != 0, &name, &value);
+        // The environment is a JSON object, which holds no other text than UTF-8.
+        let Ok(value) = CStr::from_ptr(value).to_str() else {
+            return fail(libc::ENOMEM);
+        };
+        shell.set_env(overwrite != 0, &name, value);
     }
     0
 }

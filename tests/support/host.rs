@@ -120,7 +120,7 @@ impl Instance {
     /// The names of the events of a job.
     pub fn events(&mut self, jobid: &str) -> Vec<String> {
         let response = self.ok("eventlog", json!({"jobid": jobid}));
-        let entries = response["eventlog"].as_array().unwrap();
+        let entries = response["events"].as_array().unwrap();
         entries
             .iter()
             .map(|entry| entry["name"].as_str().unwrap().to_owned())

@@ -17,6 +17,7 @@ typedef struct flux_shell flux_shell_t;
 typedef int (*flux_plugin_f) (flux_plugin_t *, const char *, flux_plugin_arg_t *, void *);
 
 extern int flux_plugin_set_name (flux_plugin_t *, const char *);
+extern const char *flux_plugin_get_conf (flux_plugin_t *);
 extern int flux_plugin_add_handler (flux_plugin_t *, const char *, flux_plugin_f, void *);
 extern flux_shell_t *flux_plugin_get_shell (flux_plugin_t *);
 extern flux_t *flux_shell_get_flux (flux_shell_t *);
@@ -60,6 +61,7 @@ static int init_cb (flux_plugin_t *p, const char *topic, flux_plugin_arg_t *args
     if (!f || flux_rpc_get (f, &answer) < 0)
         FATAL ("lookup: %s", flux_future_error_string (f));
     flux_shell_setenvf (shell, 1, "TEST_VALUE", "%s", strstr (answer, "canary") ? "canary" : answer);
+    flux_shell_setenvf (shell, 1, "TEST_CONF", "%s", flux_plugin_get_conf (p) ? flux_plugin_get_conf (p) : "none");
     flux_shell_setenvf (shell, 0, "TEST_KEPT", "%s", "overwritten");
     flux_future_destroy (f);
     flux_shell_log ("test", 4, __FILE__, __LINE__, "rank %d of %d", rank, size);
