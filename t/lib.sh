@@ -32,7 +32,8 @@ cleanup tidy
 
 # tidy: ends what is still running.
 tidy() {
-	instance_kill
+	test -z "$INSTANCE" || flux cancel --all >/dev/null 2>&1
+	instance_down || instance_kill
 	munge_kill
 }
 
@@ -72,7 +73,7 @@ munge_up() {
 	local key=$SHARNESS_TRASH_DIRECTORY/munge.key dir=$SHARNESS_TRASH_DIRECTORY
 	test -e "$key" || (umask 077 && head -c 1024 /dev/urandom >"$key") || return
 	munged --force --key-file="$key" --socket="$MUNGE_SOCKET" --pid-file="$dir/munged.pid" \
-		--log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.err" || return
+		--log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.err" 8>&- 9>&- || return
 	MUNGED=$(cat "$dir/munged.pid")
 }
 
@@ -217,6 +218,12 @@ program() {
 # submit …: a job that the rules of most tests match. Prints its id.
 submit() {
 	flux submit --setattr=system.workflow=1 "$@"
+}
+
+# release FIFO: lets go on what waits for a line of it, and waits for the former to come that far.
+release() {
+	# shellcheck disable=SC2016
+	timeout 60 sh -c 'echo >"$1"' - "$1"
 }
 
 # await EVENT ID: until the job has it.

@@ -192,7 +192,7 @@ test_expect_success 'the record names the variables and is gone after the job' '
 	expected = {"version": 1, "jobid": jobid, "uid": uid, "sealer": uid, "variables": ["DW_WORKFLOW_TOKEN"]}
 	assert record == expected, record
 	EOF
-	echo >go &&
+	release go &&
 	await clean "$id" &&
 	eventually has_no_record "$id"
 '
@@ -206,7 +206,7 @@ test_expect_success 'flux workflow-token show prints names and no value' '
 	grep "sealed by .*$me" shown &&
 	! grep -F "$(cut -d. -f2 token)" shown &&
 	! grep -F MUNGE: shown &&
-	echo >go &&
+	release go &&
 	await clean "$id"
 '
 

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""search.py SECRETS HAYSTACK…: looks for secrets where they must not be.
+
+SECRETS is a file with one token on each line. A HAYSTACK is a file, a directory (all files below it), or `proc:PID,…`:
+the arguments and the environment of all processes but those. In SQLite files of the content store each blob is
+unpacked, and its write-ahead log is read with it.
+
+Found is any 23 characters in a row of the signature or of a claim that is a long string: as they are, in base64 at each
+alignment and alphabet (so is the payload), in hexadecimal; and each of these once more inside of base64, which is how
+the KVS keeps values. Prints where something was found, and how much was searched. The exit status is that of grep.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import tempfile
+
+WINDOW = 16
+STEP = 8
+BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{24,}={0,2}")
+
+
+def forms(text):
+    """The forms in which a secret may stand somewhere."""
+    yield text
+    yield text.hex().encode()
+    yield text.hex().upper().encode()
+    for shift in range(3):
+        coded = base64.b64encode(b"\0" * shift + text)
+        # The characters at both ends depend on what stands beside the secret.
+        coded = coded[4:-4]
+        yield coded
+        yield coded.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def parts(token):
+    """What of a token is like no other: its signature, and the claims that are long strings. A window of the payload
+    that leaves those out tells nothing; one that has them is their base64 at one of its alignments."""
+    _, payload, signature = (decode(segment) for segment in token.split("."))
+    yield token.rsplit(".", 1)[1].encode()
+    yield signature
+    yield from (value.encode() for value in json.loads(payload).values() if isinstance(value, str) and len(value) >= 32)
+
+
+def decode(text):
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def windows(secrets):
+    """Everything of WINDOW bytes that gives a secret away."""
+    found = {}
+    for number, token in enumerate(secrets, 1):
+        for part in parts(token):
+            for form in forms(part):
+                for at in range(len(form) - WINDOW + 1):
+                    found[form[at : at + WINDOW]] = number
+    return found
+
+
+def decoded(data):
+    for run in BASE64.finditer(data):
+        text = run[0].rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        text = text[: len(text) - (len(text) % 4 == 1)]
+        yield base64.b64decode(text + b"=" * (-len(text) % 4))
+
+
+def hits(data, needles):
+    """The numbers of the secrets that are in data. Sampling finds whatever is longer than a window by a step."""
+    found = {needles[data[at : at + WINDOW]] for at in range(0, len(data), STEP) if data[at : at + WINDOW] in needles}
+    return found
+
+
+def unpack(packed, size):
+    """A block of LZ4: sequences of literals and matches."""
+    out, at = bytearray(), 0
+
+    def length(number):
+        nonlocal at
+        if number == 15:
+            while True:
+                more = packed[at]
+                at += 1
+                number += more
+                if more != 255:
+                    break
+        return number
+
+    while at < len(packed):
+        token = packed[at]
+        at += 1
+        literals = length(token >> 4)
+        out += packed[at : at + literals]
+        at += literals
+        if at >= len(packed):
+            break
+        offset = packed[at] | packed[at + 1] << 8
+        at += 2
+        for _ in range(length(token & 15) + 4):
+            out.append(out[-offset])
+    if len(out) != size:
+        raise ValueError(f"{len(out)} bytes were unpacked and {size} were expected")
+    return bytes(out)
+
+
+def blobs(path):
+    with tempfile.TemporaryDirectory() as copy:
+        # The broker holds the lock, so a copy is read. Its reader takes the write-ahead log in.
+        for end in ("", "-wal"):
+            if os.path.exists(path + end):
+                shutil.copy(path + end, os.path.join(copy, "content.sqlite" + end))
+        store = sqlite3.connect(os.path.join(copy, "content.sqlite"))
+        for digest, size, packed in store.execute("SELECT CAST(hash AS BLOB), size, object FROM objects"):
+            packed = bytes(packed)
+            yield f"{path}: blob {digest.hex()[:12]}", packed if size == -1 else unpack(packed, size)
+        store.close()
+
+
+def files(path):
+    if not os.path.isdir(path):
+        yield path
+        return
+    for directory, _, names in os.walk(path):
+        yield from (os.path.join(directory, name) for name in names)
+
+
+def haystacks(name):
+    if name.startswith("proc:"):
+        skipped = {*name[5:].split(","), str(os.getpid())}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            for what in ("cmdline", "environ"):
+                try:
+                    with open(f"/proc/{pid}/{what}", "rb") as file:
+                        data = file.read()
+                except OSError:
+                    continue
+                if pid not in skipped:
+                    yield f"/proc/{pid}/{what}", data
+        return
+    for path in files(name):
+        if not os.path.isfile(path):
+            continue
+        with open(path, "rb") as file:
+            yield path, file.read()
+        if path.endswith(".sqlite"):
+            yield from blobs(path)
+
+
+def main():
+    with open(sys.argv[1]) as file:
+        needles = windows(file.read().split())
+    count = size = 0
+    found = False
+    for name in sys.argv[2:]:
+        for where, data in haystacks(name):
+            count += 1
+            size += len(data)
+            numbers = hits(data, needles)
+            for inner in decoded(data):
+                numbers |= hits(inner, needles)
+            for number in sorted(numbers):
+                found = True
+                print(f"found: secret {number} in {where}")
+    print(f"searched: {count} places, {size} bytes")
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+test_description='A token is found nowhere but in the environment of its job'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+
+# Everything that is not to be searched is in here: the canaries.
+mkdir -m 0700 "$base/canaries"
+canaries=$base/canaries
+cleanup 'rm -rf "$canaries"'
+for name in file command stderr expired late; do
+	token_file "$canaries/$name" >/dev/null
+done
+token_file "$canaries/expired" exp=1000000000 >/dev/null
+token_file "$base/canaries/planted" >/dev/null
+
+program print-command <<-EOF
+	#!/bin/sh
+	exec cat "$canaries/command"
+EOF
+program print-stderr <<-EOF
+	#!/bin/sh
+	cat "$canaries/stderr"
+	cat "$canaries/stderr" >&2
+	exit 1
+EOF
+# What it has printed is on its way when the job is canceled.
+program print-late <<-EOF
+	#!/bin/sh
+	cat "$canaries/late"
+	echo printed >"$PWD/late"
+	exec sleep 1000
+EOF
+{
+	for name in file expired; do
+		printf '[[workflow-token.rule]]\nattribute = "system.%s"\nsource = "file"\npath = "%s"\n' \
+			$name "$canaries/$name"
+	done
+	for name in command stderr late; do
+		printf '[[workflow-token.rule]]\nattribute = "system.%s"\nsource = "command"\ncommand = ["%s"]\n' \
+			$name "$PWD/print-$name"
+	done
+} | table
+mkfifo late pids
+
+# A task that says nothing but its process id, and that elsewhere, and is one process only.
+program quiet <<-EOF
+	#!/bin/bash
+	echo \$\$ >"$PWD/pids"
+	exec sleep 300
+EOF
+
+# gather NAME: writes all that Flux tells to files below NAME.
+gather() {
+	local id dir=gathered/$1
+	mkdir -p "$dir" &&
+		flux dmesg >"$dir/dmesg" &&
+		flux jobtap query workflow-token.so >"$dir/query" &&
+		flux job list --all >"$dir/job-list" &&
+		flux jobs -a --json >"$dir/jobs" &&
+		flux config get >"$dir/config" &&
+		flux module stats job-manager >"$dir/stats" &&
+		kvs primary "$dir" || return
+	for id in $ids; do
+		flux job eventlog "$id" >"$dir/eventlog.$id" || return
+		if test "$(flux jobs -no '{state}' "$id")" = INACTIVE; then
+			# It fails with its job.
+			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
+			continue
+		fi
+		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
+			flux job info "$id" guest.output >"$dir/output.$id" &&
+			kvs "job-$(flux job id --to=dec "$id")" "$dir" || return
+	done
+}
+
+# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them.
+kvs() {
+	# The link to the namespace of a job that runs is followed, by its own name.
+	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" --treeobj >"$2/trees.$1"
+}
+
+# everywhere CANARY… : prints where any of them is, of all that is to be searched.
+everywhere() {
+	local name
+	for name; do cat "$canaries/$name" || return; done >"$canaries/secrets"
+	"$TESTS/search.py" "$canaries/secrets" "$PWD" "proc:$tasks" >found
+	echo $? >status
+	cat found
+}
+
+test_expect_success 'an instance takes the plugin' '
+	munge_up &&
+	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	load
+'
+
+test_expect_success 'what is planted is found: in the KVS, the log, files, arguments and environments' '
+	tasks= &&
+	planted=$(cat "$canaries/planted") &&
+	part=$(cut -d. -f2 "$canaries/planted") &&
+	flux kvs put planted.short="$part" &&
+	flux kvs put planted.long="$(printf "%0300d" 0)$planted" &&
+	flux kvs put planted.base64="x$(printf "xx%s" "$planted" | base64 -w0)" &&
+	flux kvs put --sync planted.hex="$(printf %s "$planted" | od -An -tx1 | tr -d " \n")" &&
+	flux logger "planted $part" &&
+	printf "%s" "$planted" | cut -d. -f3 | cut -c 5-30 >fragment &&
+	{ python3 -c "import time; time.sleep(1000)" "$planted" & argument=$!; } &&
+	{ PLANTED=$planted python3 -c "import time; time.sleep(1000)" & environment=$!; } &&
+	test_when_finished "kill $argument $environment" &&
+	ids= &&
+	gather planted &&
+	everywhere planted &&
+	grep "/gathered/planted/values.primary" found &&
+	grep "/gathered/planted/dmesg" found &&
+	grep "/instance.log" found &&
+	grep "/fragment" found &&
+	grep "/proc/$argument/cmdline" found &&
+	grep "/proc/$environment/environ" found &&
+	grep "content.sqlite: blob" found >blobs &&
+	test "$(wc -l <blobs)" -ge 4
+'
+
+test_expect_success 'jobs get their tokens, or do not' '
+	a=$(flux submit -N2 -n2 -o verbose=2 --setattr=system.file=1 "$PWD/quiet" file) &&
+	b=$(flux submit -o verbose=2 --setattr=system.command=1 "$PWD/quiet" command) &&
+	c=$(flux submit -o verbose=2 --setattr=system.stderr=1 true) &&
+	d=$(flux submit -o verbose=2 --setattr=system.expired=1 true) &&
+	e=$(flux submit -o verbose=2 --setattr=system.late=1 true) &&
+	ids="$a $b $c $d $e" &&
+	timeout 60 cat late &&
+	flux cancel "$e" &&
+	for id in $c $d $e; do await clean "$id" && events exception "$id" || return; done &&
+	tasks=$(for n in 1 2 3; do read -r -t 60 pid && echo "$pid"; done <>pids | paste -sd,) &&
+	echo "$tasks"
+'
+
+test_expect_success 'while the jobs run, the tokens are in the environment of their tasks' '
+	record "$a" &&
+	record "$b" &&
+	cat "$canaries/file" "$canaries/command" >"$canaries/secrets" &&
+	for pid in $(echo "$tasks" | tr , " "); do cat /proc/$pid/environ || return; done >"$base/canaries/environ" &&
+	"$TESTS/search.py" "$canaries/secrets" "$canaries/environ" >both &&
+	grep "secret 1" both &&
+	grep "secret 2" both
+'
+
+test_expect_success 'and nowhere else' '
+	gather running &&
+	flux kvs put --sync checkpoint=1 &&
+	everywhere file command stderr expired late &&
+	test "$(cat status)" = 1
+'
+
+test_expect_success 'what was searched is what it should have been' '
+	grep workflow-token gathered/running/keys.primary &&
+	grep MUNGE: gathered/running/values.primary &&
+	test "$(grep -l "exported DW_WORKFLOW_TOKEN" gathered/running/output.* | wc -l)" = 2 &&
+	grep "no token was delivered" gathered/running/dmesg &&
+	grep "\[redacted\]" gathered/running/dmesg &&
+	grep shell.start gathered/running/guest-eventlog.* &&
+	grep delivered gathered/running/query
+'
+
+test_expect_success 'after the jobs it is found nowhere' '
+	flux cancel $a $b &&
+	for id in $ids; do await clean "$id" || return; done &&
+	tasks= &&
+	gather ended &&
+	grep "workflow-token: exported DW_WORKFLOW_TOKEN" gathered/ended/attach.* &&
+	flux kvs put --sync checkpoint=2 &&
+	everywhere file command stderr expired late &&
+	test "$(cat status)" = 1
+'
+
+test_expect_success 'nor after the instance' '
+	instance_down &&
+	everywhere file command stderr expired late &&
+	test "$(cat status)" = 1 &&
+	test -e state/content.sqlite
+'
+
+test_done
