@@ -501,6 +501,15 @@ fn nonsense_is_answered() {
         ("submit", json!({"command": ["true"], "urgency": 99})),
         ("submit", json!({"command": ["true"], "userid": -1})),
         ("submit", json!({"command": ["nul\0"]})),
+        ("submit", json!({"command": ["true"], "attributes": {"system": 1}})),
+        (
+            "submit",
+            json!({"jobspec": {"tasks": [{"command": ["true"]}], "attributes": "none"}}),
+        ),
+        (
+            "submit",
+            json!({"jobspec": {"tasks": [{"command": ["true"]}], "attributes": {"system": {"environment": 1}}}}),
+        ),
         ("load", json!({})),
         ("lookup", json!({"jobid": 1})),
         ("rpc", json!({"topic": "job-info.lookup", "payload": {"id": "x"}})),

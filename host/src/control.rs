@@ -2,7 +2,36 @@
 //!
 //! A request is an object with the member `cmd`; the response has `ok` and, if that is false, `error` (and `errnum`,
 //! where there is one). What a request says as `id`, its response repeats: a response comes when its request is done,
-//! which for a wait is later than those of other requests.
+//! which for a wait is later than those of other requests. A `jobid` is a string in any encoding, or a number; a
+//! `userid` is that of the instance owner unless it is given.
+//!
+//! | `cmd` | members (`?`: may be left out) | response |
+//! |---|---|---|
+//! | `load` | `path`, `conf?` | `name`, as `remove` and `query` want it |
+//! | `remove` | `name`, a glob, or `all` | `count` |
+//! | `list` | | `plugins` |
+//! | `query` | `name` | `result` of `plugin.query` |
+//! | `config-reload` | `config` (object) or `path` | |
+//! | `submit` | `jobspec`, or `command` `env?` `attributes?` `nodes?`; `userid?` `urgency?` | `jobid`, `jobid_dec` |
+//! | `cancel`, `raise` | `jobid`, `userid?` `type?` `severity?` `note?` | |
+//! | `post` | `jobid`, `name`, `context?` | |
+//! | `wait` | `jobid`, `event`, `count?` | `event`, once the count-th of that name is in the KVS |
+//! | `state` | `jobid` | `state`, `perilog_active`, `priority`, `userid`, `end_event` |
+//! | `eventlog` | `jobid` | `events` that are in the KVS |
+//! | `output` | `jobid` | `output`, and its parts `stdout` and `stderr` |
+//! | `lookup` | `jobid`, `key`, `userid?` `flags?` | `value`, by way of job-info.lookup |
+//! | `kvs-get`, `kvs-put`, `kvs-list` | `key`; `key`, `value`; | `value`; ; `keys` |
+//! | `rpc` | `topic`, `payload?` `userid?` | `payload` |
+//! | `service` | `topic`, and `payload` or `errnum` `errstr?` or neither | answers the topic so from now on |
+//! | `dmesg` | | `lines` |
+//! | `wait-log` | `text` | `line`, the first that contains the text |
+//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits` | |
+//! | `wait-held` | `count?` | `held`, once so many commits are held |
+//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, and for each of `topics` `count` `total_us` `max_us` |
+//! | `shutdown` | | |
+//!
+//! A fault is for the commits of plugins: `count` of them fail (all if negative, 0 to end that), or they stay
+//! outstanding.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -345,10 +374,7 @@ impl Control {
                         command.ok_or_else(|| plain("the request needs a \"jobspec\" or a \"command\""))?;
                     let nodes = match &request["nodes"] {
                         Value::Null => 1,
-                        nodes => nodes
-                            .as_u64()
-                            .filter(|n| (1..=64).contains(n))
-                            .ok_or_else(|| plain("\"nodes\" is no number from 1 to 64"))?,
+                        nodes => nodes.as_u64().unwrap_or(0),
                     };
                     let env = request.get("env").cloned().unwrap_or_else(|| json!({}));
                     job::jobspec(&command, nodes, env, &request["attributes"])

@@ -617,11 +617,12 @@ impl Broker for Instance {
         });
     }
 
-    fn progress(&self, _deadline: Option<Instant>) -> Result<(), c_int> {
+    fn progress(&self, deadline: Option<Instant>) -> Result<(), c_int> {
         // The services are in this process: if none has anything to do, the future waits for what cannot happen while
         // the job manager blocks. Flux would hang here.
         match self.handle.reactor.run_services() {
             true => Ok(()),
+            false if deadline.is_some() => Err(libc::ETIMEDOUT),
             false => Err(libc::EDEADLK),
         }
     }

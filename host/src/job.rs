@@ -6,10 +6,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::eventlog::Entry;
 use crate::jobid::JobId;
+
+/// A job has no more nodes: each is a shell, a process of this node.
+pub const NODES_MAX: u64 = 64;
 
 /// The states of a job, with the numbers that Flux gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,31 +251,50 @@ pub fn hostname() -> String {
 
 /// A jobspec, version 1, for a command with one task on each of some nodes.
 pub fn jobspec(command: &[String], nodes: u64, environment: Value, attributes: &Value) -> Value {
-    let mut system = json!({"duration": 0, "environment": environment});
-    if let Some(given) = attributes.get("system").and_then(Value::as_object) {
-        system
-            .as_object_mut()
-            .into_iter()
-            .for_each(|system| system.extend(given.clone()));
+    let mut all = attributes.as_object().cloned().unwrap_or_default();
+    let mut system = Map::from_iter([("duration".into(), json!(0)), ("environment".into(), environment)]);
+    match all.remove("system") {
+        Some(Value::Object(given)) => system.extend(given),
+        None => (),
+        // Left as it is, for the check to name it.
+        Some(other) => return json!({"attributes": {"system": other}}),
     }
+    all.insert("system".into(), system.into());
     let slot = json!({"type": "slot", "count": 1, "label": "task", "with": [{"type": "core", "count": 1}]});
     json!({
         "version": 1,
         "resources": [{"type": "node", "count": nodes, "with": [slot]}],
         "tasks": [{"command": command, "slot": "task", "count": {"per_slot": 1}}],
-        "attributes": {"system": system},
+        "attributes": all,
     })
 }
 
 /// What is wrong with a jobspec, if anything of that which the host uses.
 pub fn check_jobspec(jobspec: &Value) -> Result<(), String> {
     crate::c::Json::parse(&jobspec.to_string()).map_err(|e| format!("jobspec: {e}"))?;
+    for name in [
+        "",
+        "/attributes",
+        "/attributes/system",
+        "/attributes/system/environment",
+    ] {
+        if jobspec.pointer(name).is_some_and(|value| !value.is_object()) {
+            return Err(format!("jobspec{}: must be a dictionary", name.replace('/', ".")));
+        }
+    }
+    let nodes = &jobspec["resources"][0];
+    if nodes["type"] == "node"
+        && !nodes["count"]
+            .as_u64()
+            .is_some_and(|count| (1..=NODES_MAX).contains(&count))
+    {
+        return Err(format!(
+            "jobspec: resources[0].count must be a number of nodes from 1 to {NODES_MAX}"
+        ));
+    }
     let command = jobspec.pointer("/tasks/0/command").and_then(Value::as_array);
     if !command.is_some_and(|words| !words.is_empty() && words.iter().all(Value::is_string)) {
         return Err("jobspec: tasks[0].command must be an array of strings".into());
     }
-    match jobspec.pointer("/attributes/system/environment") {
-        None | Some(Value::Object(_)) => Ok(()),
-        Some(_) => Err("jobspec: attributes.system.environment must be a dictionary".into()),
-    }
+    Ok(())
 }

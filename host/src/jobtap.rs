@@ -1,8 +1,8 @@
 //! jobtap: the plugins of the job manager.
 //!
 //! Of Flux: `flux-jobtap-plugins(7)`, with its order of callbacks at load, at a change of the configuration and at
-//! removal. A plugin is known by the file name of its shared object, and a second one of that name is refused only after
-//! its `flux_plugin_init` has run.
+//! removal. A plugin is known by the file name of its shared object, and a second one of that name is refused only
+//! after its `flux_plugin_init` has run.
 
 use std::cell::RefCell;
 use std::rc::Rc;

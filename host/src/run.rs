@@ -27,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     plugins: Plugins,
     /// The number of nodes, each with a job shell
-    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=job::NODES_MAX))]
     nodes: u64,
     /// An option for the job shell
     #[arg(short = 'o', long = "setopt", value_name = "OPT[=VAL]")]

@@ -20,11 +20,11 @@ use libc::{c_char, c_int, c_void};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, User};
-use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::{Map, Value, json};
 
 use crate::c::{self, Json, cstring, fail, malloced, set_errno, strerror};
 use crate::channel::Channel;
+use crate::exec::exit_fd;
 use crate::future::{Done, Failure};
 use crate::handle::{Broker, Handle};
 use crate::job::hostname;
@@ -390,7 +390,7 @@ impl Shell {
 
     /// Runs the reactor until the task has ended. Returns its exit code, as a login shell counts it.
     fn wait_for(self: &Rc<Self>, mut child: Child, signals: &SignalFd) -> i32 {
-        let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty());
+        let ended = exit_fd(&child);
         let watchers: Vec<Rc<Watcher>> = {
             let reactor = &self.handle.reactor;
             let (shell, signal_shell) = (Rc::clone(self), Rc::clone(self));
@@ -404,9 +404,9 @@ impl Shell {
                     }
                 }),
                 reactor.watch(signals, move || signal_shell.forward_signal(signals)),
-                match &pidfd {
-                    Ok(pidfd) => reactor.watch(pidfd.as_raw_fd(), move || stop.stop()),
-                    Err(e) => self.fatal(None, 1, &format!("pidfd_open: {e}")),
+                match &ended {
+                    Ok(ended) => reactor.watch(ended.as_raw_fd(), move || stop.stop()),
+                    Err(e) => self.fatal(None, 1, &format!("cannot wait for the task: {e}")),
                 },
             ]
         };
