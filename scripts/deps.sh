@@ -4,7 +4,7 @@
 set -eu
 
 command -v cargo >/dev/null || {
-	echo "deps: cargo was not found: install a Rust toolchain (1.85 or newer), for instance with rustup" >&2
+	echo "deps: cargo was not found: install a Rust toolchain (1.88 or newer), for instance with rustup" >&2
 	exit 1
 }
 

@@ -5,25 +5,27 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     ffi::CStr,
     io,
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use config::Config;
 use ffi::{Args, FdWatcher, Flux, Future, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError};
 use serde_json::{Value, json};
-use tokio::task::AbortHandle;
 
 use crate::{
     facts::JobFacts,
     resume::{Past, past},
     stats::{Stats, Stay},
-    work::{Failure, Outcome, Sealed, Setup, Task},
+    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Task},
     workers::{Queue, Workers},
 };
 
@@ -39,6 +41,12 @@ const ACTIVE: &CStr = c"workflow-token::active";
 /// How many results are taken in one turn of the reactor.
 const TURN: usize = 16;
 
+/// How often it is looked for deliveries whose time is over.
+const TICK: Duration = Duration::from_millis(100);
+
+/// For how long the records of jobs that have ended are gathered before they are removed with one commit.
+const GATHER: Duration = Duration::from_secs(1);
+
 /// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
 const KVS_TIMEOUT: f64 = 60.0;
 
@@ -50,7 +58,7 @@ struct Inner {
     conf: Value,
     helpers: Vec<PathBuf>,
     sealer: u32,
-    setup: RefCell<Option<Arc<Setup>>>,
+    setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
     left: RefCell<Option<Left>>,
     deliveries: RefCell<HashMap<JobId, Delivery>>,
@@ -58,14 +66,30 @@ struct Inner {
     delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
     ended: RefCell<Vec<JobId>>,
+    /// Since when they gather.
+    ended_since: Cell<Option<Instant>>,
     /// Commits and lookups that belong to no delivery, by number.
     pending: RefCell<HashMap<u64, PendingFuture>>,
+    /// Rules that have something under way, by number of the delivery: also of those that were given up since.
+    running: RefCell<HashMap<u64, Lane>>,
     numbers: Cell<u64>,
     unlinking: Cell<bool>,
-    queue: Arc<Queue<Done>>,
+    queue: Arc<Queue<Message>>,
+    /// Whether a ticker runs.
+    ticking: Arc<AtomicBool>,
     workers: RefCell<Workers>,
     watcher: RefCell<Option<FdWatcher>>,
     stats: RefCell<Stats>,
+}
+
+/// The deliveries of one rule: how many are under way, and which wait.
+#[derive(Clone, Default)]
+struct Lane(Rc<RefCell<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    running: usize,
+    queue: VecDeque<(JobId, u64)>,
 }
 
 struct Left {
@@ -73,22 +97,46 @@ struct Left {
     delivered: HashSet<JobId>,
 }
 
-/// A delivery on its way. Dropping it cancels what is under way for it.
+/// The configuration in force, and a lane for each of its rules.
+#[derive(Clone)]
+struct Current {
+    setup: Arc<Setup>,
+    lanes: Rc<Vec<Lane>>,
+}
+
+/// A delivery on its way. Dropping it gives up what is under way for it.
 struct Delivery {
     number: u64,
     began: Instant,
-    timeout: Duration,
-    /// Time spent on the reactor thread.
-    reactor: Duration,
-    stage: Stage,
+    setup: Arc<Setup>,
+    /// Processor time spent on the reactor thread.
+    cpu: Duration,
+    progress: Arc<Progress>,
+    /// What is to be done, until it is handed to a thread.
+    task: Option<Task>,
+    /// The commit, once it is under way.
+    commit: Option<PendingFuture>,
 }
 
-enum Stage {
-    Working(AbortHandle),
-    Committing { _commit: PendingFuture },
+impl Delivery {
+    fn left(&self) -> Duration {
+        self.setup.config.timeout.saturating_sub(self.began.elapsed())
+    }
 }
 
-/// What the threads hand back.
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.progress.give_up();
+    }
+}
+
+/// What the threads send.
+enum Message {
+    Done(Done),
+    /// Time has passed.
+    Tick,
+}
+
 struct Done {
     job: JobId,
     number: u64,
@@ -97,10 +145,16 @@ struct Done {
 
 /// Sends what a task came to when the task ends, whichever way: a job must not wait for a task that has panicked.
 struct Report {
-    queue: Arc<Queue<Done>>,
+    queue: Arc<Queue<Message>>,
     job: JobId,
     number: u64,
     outcome: Option<Outcome>,
+}
+
+impl Report {
+    fn send(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
 }
 
 impl Drop for Report {
@@ -112,11 +166,11 @@ impl Drop for Report {
             )),
             notes: Vec::new(),
         });
-        self.queue.send(Done {
+        self.queue.send(Message::Done(Done {
             job: self.job,
             number: self.number,
             outcome,
-        });
+        }));
     }
 }
 
@@ -134,7 +188,10 @@ impl Manager {
             deliveries: RefCell::default(),
             delivered: RefCell::default(),
             ended: RefCell::default(),
+            ended_since: Cell::new(None),
             pending: RefCell::default(),
+            running: RefCell::default(),
+            ticking: Arc::default(),
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             queue,
@@ -156,7 +213,11 @@ impl Manager {
             let started = self.0.workers.borrow_mut().start();
             started.map_err(|e| PluginError(format!("workflow-token cannot start its threads: {e}")))?;
         }
-        *self.0.setup.borrow_mut() = Some(Arc::new(setup));
+        let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
+        *self.0.setup.borrow_mut() = Some(Current {
+            setup: Arc::new(setup),
+            lanes,
+        });
         Ok(())
     }
 
@@ -190,12 +251,10 @@ impl Manager {
             return Ok(());
         };
         // A commit may be done already, whatever becomes of its future.
-        if matches!(delivery.stage, Stage::Committing { .. }) {
+        if delivery.commit.is_some() {
             self.0.delivered.borrow_mut().insert(job);
         }
-        if let Stage::Working(task) = &delivery.stage {
-            task.abort();
-        }
+        drop(delivery);
         self.0.stats.borrow_mut().canceled += 1;
         self.0.finish_prolog(job, 1);
         self.0.account(&stay, None);
@@ -207,7 +266,10 @@ impl Manager {
         let Some(job) = args.job() else { return Ok(()) };
         if self.0.delivered.borrow_mut().remove(&job) && self.0.unlinks() {
             self.0.ended.borrow_mut().push(job);
-            Inner::unlink(&self.0);
+            if self.0.ended_since.get().is_none() {
+                self.0.ended_since.set(Some(Instant::now()));
+            }
+            self.0.tick();
         }
         Ok(())
     }
@@ -222,7 +284,7 @@ impl Manager {
                 .setup
                 .borrow()
                 .as_ref()
-                .map_or(0, |setup| setup.config.rules.len())
+                .map_or(0, |current| current.setup.config.rules.len())
         );
         args.answer(&answer);
         Ok(())
@@ -277,7 +339,7 @@ impl Inner {
         if inner.deliveries.borrow().contains_key(&job) {
             return;
         }
-        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+        let Some((current, candidates)) = inner.candidates(args, uid) else {
             return;
         };
         if let Err(e) = inner.jobtap.prolog_start(PROLOG) {
@@ -286,92 +348,171 @@ impl Inner {
             inner.raise(job, &why);
             return;
         }
-        Self::work(inner, setup, job, uid, candidates, stay);
+        inner.begin(&current, job, uid, candidates, stay);
     }
 
-    fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Arc<Setup>, Vec<usize>)> {
-        let setup = self.setup.borrow().clone()?;
-        if setup.config.rules.is_empty() {
+    fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
+        let current = self.setup.borrow().clone()?;
+        if current.lanes.is_empty() {
             return None;
         }
         let facts = JobFacts {
             args,
             uid,
-            owner: setup.owners.known(uid),
+            owner: current.setup.owners.known(uid),
         };
-        let candidates = setup.candidates(&facts);
-        (!candidates.is_empty()).then_some((setup, candidates))
+        let candidates = current.setup.candidates(&facts);
+        (!candidates.is_empty()).then_some((current, candidates))
     }
 
-    /// Hands a job whose prolog has started to the threads.
-    fn work(inner: &Rc<Self>, setup: Arc<Setup>, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
-        let number = inner.number();
-        let timeout = setup.config.timeout;
+    /// Queues a job whose prolog has started.
+    fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+        let number = self.number();
+        // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
+        let lane = current.lanes[candidates[0]].clone();
         let task = Task {
             jobid: job.0,
             f58: job.to_string(),
             uid,
-            sealer: inner.sealer,
+            sealer: self.sealer,
             candidates,
         };
-        let report = Report {
-            queue: Arc::clone(&inner.queue),
-            job,
+        let delivery = Delivery {
             number,
-            outcome: None,
+            began: Instant::now(),
+            setup: Arc::clone(&current.setup),
+            cpu: Duration::ZERO,
+            progress: Arc::default(),
+            task: Some(task),
+            commit: None,
         };
-        inner.stats.borrow_mut().started += 1;
-        let spawned = inner.workers.borrow_mut().spawn(async move {
-            let mut report = report;
-            report.outcome = Some(setup.run(task).await);
-        });
-        match spawned {
-            Ok(handle) => {
-                let stage = Stage::Working(handle);
-                let delivery = Delivery {
-                    number,
-                    began: Instant::now(),
-                    timeout,
-                    reactor: stay.took(),
-                    stage,
-                };
-                inner.deliveries.borrow_mut().insert(job, delivery);
-                inner.stats.borrow_mut().callback(stay.took());
-            }
-            Err(e) => {
-                let why = Failure::new("the plugin could not start its threads", e.to_string());
-                inner.fail(job, &why);
+        self.deliveries.borrow_mut().insert(job, delivery);
+        self.stats.borrow_mut().started += 1;
+        lane.0.borrow_mut().queue.push_back((job, number));
+        self.advance(&lane);
+        self.tick();
+        self.account(stay, Some(job));
+    }
+
+    /// Hands as many deliveries of a rule to threads as may be under way.
+    fn advance(&self, lane: &Lane) {
+        loop {
+            let Some((job, number)) = lane.0.borrow().queue.front().copied() else {
+                return;
+            };
+            let next = match self.deliveries.borrow_mut().get_mut(&job) {
+                Some(delivery) if delivery.number == number => {
+                    let limit = delivery
+                        .task
+                        .as_ref()
+                        .map_or(0, |task| delivery.setup.parallel(task.candidates[0]));
+                    if lane.0.borrow().running >= limit.max(1) {
+                        return;
+                    }
+                    delivery
+                        .task
+                        .take()
+                        .map(|task| (task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
+                }
+                // Canceled while it waited.
+                _ => None,
+            };
+            lane.0.borrow_mut().queue.pop_front();
+            let Some((task, setup, progress)) = next else { continue };
+            lane.0.borrow_mut().running += 1;
+            self.running.borrow_mut().insert(number, lane.clone());
+            let report = Report {
+                queue: Arc::clone(&self.queue),
+                job,
+                number,
+                outcome: None,
+            };
+            let handed = self
+                .workers
+                .borrow_mut()
+                .block(move || work(setup, task, progress, report));
+            if let Err(e) = handed {
+                self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
             }
         }
     }
 
-    /// Takes what the threads have done.
+    /// Sees to it that time is minded while there is something to be minded.
+    fn tick(&self) {
+        if self.ticking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (queue, ticking) = (Arc::clone(&self.queue), Arc::clone(&self.ticking));
+        let ticker = self.workers.borrow_mut().spawn(async move {
+            while ticking.load(Ordering::Relaxed) {
+                tokio::time::sleep(TICK).await;
+                queue.send(Message::Tick);
+            }
+        });
+        if let Err(e) = ticker {
+            self.ticking.store(false, Ordering::Relaxed);
+            self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
+        }
+    }
+
+    /// Time has passed: gives up deliveries whose time is over, and removes records.
+    fn ticked(inner: &Rc<Self>) {
+        let late: Vec<(JobId, Failure)> = {
+            let deliveries = inner.deliveries.borrow();
+            deliveries
+                .iter()
+                .filter_map(|(job, delivery)| Some((*job, overdue(delivery)?)))
+                .collect()
+        };
+        for (job, why) in late.into_iter().take(TURN) {
+            inner.fail(job, &why);
+        }
+        let gathered = inner.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER);
+        if gathered {
+            Self::unlink(inner);
+        }
+        if inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty() {
+            inner.ticking.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what the threads have sent.
     fn take(inner: &Rc<Self>) {
         let stay = Stay::begin();
-        for Done { job, number, outcome } in inner.queue.take(TURN) {
-            let one = Stay::begin();
-            for note in &outcome.notes {
-                inner.log(LogLevel::Info, &format!("{job}: {note}"));
+        for message in inner.queue.take(TURN) {
+            match message {
+                Message::Tick => Self::ticked(inner),
+                Message::Done(done) => Self::done(inner, done),
             }
-            let left = match inner.deliveries.borrow().get(&job) {
-                Some(delivery) if delivery.number == number => {
-                    delivery.timeout.saturating_sub(delivery.began.elapsed())
-                }
-                // Canceled while it was on its way here.
-                _ => continue,
-            };
-            match outcome.result {
-                Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
-                Ok(Sealed::NoRule) => {
-                    inner.deliveries.borrow_mut().remove(&job);
-                    inner.stats.borrow_mut().no_rule += 1;
-                    inner.finish_prolog(job, 0);
-                }
-                Err(why) => inner.fail(job, &why),
-            }
-            inner.account(&one, Some(job));
         }
-        inner.stats.borrow_mut().callback(stay.took());
+        inner.stats.borrow_mut().callback(stay.length());
+    }
+
+    fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
+        let stay = Stay::begin();
+        let lane = inner.running.borrow_mut().remove(&number);
+        if let Some(lane) = lane {
+            lane.0.borrow_mut().running -= 1;
+            inner.advance(&lane);
+        }
+        let left = match inner.deliveries.borrow().get(&job) {
+            Some(delivery) if delivery.number == number => delivery.left(),
+            // Given up while it was on its way here.
+            _ => return,
+        };
+        for note in &outcome.notes {
+            inner.log(LogLevel::Info, &format!("{job}: {note}"));
+        }
+        match outcome.result {
+            Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
+            Ok(Sealed::NoRule) => {
+                inner.deliveries.borrow_mut().remove(&job);
+                inner.stats.borrow_mut().no_rule += 1;
+                inner.finish_prolog(job, 0);
+            }
+            Err(why) => inner.fail(job, &why),
+        }
+        inner.account(&stay, Some(job));
     }
 
     /// Puts the record where the job shells find it.
@@ -391,7 +532,7 @@ impl Inner {
         match committed {
             Ok(pending) => {
                 if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
-                    delivery.stage = Stage::Committing { _commit: pending };
+                    delivery.commit = Some(pending);
                 }
             }
             Err(e) => inner.fail(job, &uncommitted(&e)),
@@ -411,12 +552,13 @@ impl Inner {
             return;
         };
         self.delivered.borrow_mut().insert(job);
+        let cpu = delivery.cpu + stay.cpu();
+        // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
         self.finish_prolog(job, 0);
-        let took = stay.took();
         let mut stats = self.stats.borrow_mut();
         stats.delivered += 1;
-        stats.callback(took);
-        stats.delivery(delivery.reactor + took);
+        stats.callback(stay.length());
+        stats.delivery(cpu);
     }
 
     /// Ends a delivery that cannot succeed: the job does not start.
@@ -475,7 +617,7 @@ impl Inner {
             return;
         };
         if inner.jobtap.prolog_start(PROLOG).is_ok() {
-            Self::work(inner, setup, job, uid, candidates, stay);
+            inner.begin(&setup, job, uid, candidates, stay);
         }
     }
 
@@ -488,7 +630,7 @@ impl Inner {
             (Past::Outstanding, JobState::Run) => {
                 inner.stats.borrow_mut().resumed += 1;
                 match inner.candidates(args, uid) {
-                    Some((setup, candidates)) => Self::work(inner, setup, job, uid, candidates, stay),
+                    Some((setup, candidates)) => inner.begin(&setup, job, uid, candidates, stay),
                     None => {
                         let why = "no rule matches it any more: the configuration was changed during its delivery";
                         inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
@@ -557,19 +699,15 @@ impl Inner {
         if inner.unlinking.get() {
             return;
         }
-        let jobs = std::mem::take(&mut *inner.ended.borrow_mut());
+        let jobs = inner.take_ended();
         if jobs.is_empty() {
             return;
         }
         let weak = Rc::downgrade(inner);
         let number = inner.number();
         let count = jobs.len() as u64;
-        let removed = (|| {
-            let mut transaction = ffi::Transaction::new()?;
-            for job in &jobs {
-                transaction.unlink(&job.kvs_key(seal::KEY)?)?;
-            }
-            inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
+        let removed = inner.remove_records(&jobs).and_then(|commit| {
+            commit.then(KVS_TIMEOUT, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
                 inner.unlinking.set(false);
@@ -580,10 +718,9 @@ impl Inner {
                         &format!("{count} sealed records could not be removed: {e}"),
                     ),
                 }
-                Self::unlink(&inner);
                 drop(done);
             })
-        })();
+        });
         match removed {
             Ok(pending) => {
                 inner.unlinking.set(true);
@@ -596,8 +733,37 @@ impl Inner {
         }
     }
 
+    /// The same when the plugin is about to go: the request is on its way when this returns, and nobody sees the answer.
+    fn unlink_unseen(&self) {
+        let jobs = self.take_ended();
+        if !jobs.is_empty()
+            && let Err(e) = self.remove_records(&jobs)
+        {
+            self.log(
+                LogLevel::Err,
+                &format!("{} sealed records could not be removed: {e}", jobs.len()),
+            );
+        }
+    }
+
+    fn take_ended(&self) -> Vec<JobId> {
+        self.ended_since.set(None);
+        std::mem::take(&mut *self.ended.borrow_mut())
+    }
+
+    fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        for job in jobs {
+            transaction.unlink(&job.kvs_key(seal::KEY)?)?;
+        }
+        self.flux().commit(transaction)
+    }
+
     fn unlinks(&self) -> bool {
-        self.setup.borrow().as_ref().is_some_and(|setup| setup.config.unlink)
+        self.setup
+            .borrow()
+            .as_ref()
+            .is_some_and(|current| current.setup.config.unlink)
     }
 
     fn number(&self) -> u64 {
@@ -607,13 +773,12 @@ impl Inner {
 
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
     fn account(&self, stay: &Stay, job: Option<JobId>) {
-        let took = stay.took();
         if let Some(job) = job
             && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
         {
-            delivery.reactor += took;
+            delivery.cpu += stay.cpu();
         }
-        self.stats.borrow_mut().callback(took);
+        self.stats.borrow_mut().callback(stay.length());
     }
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
@@ -623,6 +788,8 @@ impl Inner {
             return;
         }
         drop(self.watcher.borrow_mut().take());
+        self.ticking.store(false, Ordering::Relaxed);
+        self.unlink_unseen();
         self.pending.borrow_mut().clear();
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
         let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
@@ -647,6 +814,41 @@ impl Inner {
             ffi::pin_object();
         }
     }
+}
+
+/// Runs on a thread.
+fn work(setup: Arc<Setup>, task: Task, progress: Arc<Progress>, report: Report) {
+    match setup.work(&task, &progress) {
+        Next::Done(outcome) => report.send(outcome),
+        Next::Await(rule, values) => {
+            tokio::runtime::Handle::current().spawn(async move {
+                report.send(setup.fetch(task, progress, rule, values).await);
+            });
+        }
+    }
+}
+
+/// Why a delivery is to be given up, where its time is over.
+fn overdue(delivery: &Delivery) -> Option<Failure> {
+    let config = &delivery.setup.config;
+    let stage = delivery.progress.stage();
+    let over = |limit: Duration, key: &str| {
+        let seconds = limit.as_secs_f64();
+        Failure::new(
+            format!("it took longer than {seconds} s"),
+            format!("it took longer than {seconds} s ({key}) while {}", stage.describe()),
+        )
+    };
+    if delivery.commit.is_some() {
+        // Its future has a timeout of its own.
+        return None;
+    }
+    if delivery.left().is_zero() {
+        return Some(over(config.timeout, "timeout"));
+    }
+    let (rule, since) = delivery.progress.fetching()?;
+    (since.elapsed() > delivery.setup.fetch_limit(rule))
+        .then(|| over(config.rules[rule].timeout, "timeout of its rule"))
 }
 
 fn uncommitted(e: &dyn std::fmt::Display) -> Failure {

@@ -30,7 +30,7 @@ impl Stats {
         self.longest = self.longest.max(took);
     }
 
-    /// One delivery has ended, and all of its callbacks took this long.
+    /// One delivery has ended, and all of its callbacks took this much of the processor.
     pub fn delivery(&mut self, took: Duration) {
         if self.reactor.len() == WINDOW {
             self.reactor.pop_front();
@@ -52,22 +52,41 @@ impl Stats {
             "resumed": self.resumed,
             "unlinked": self.unlinked,
             "reactor-us": {
-                "delivery-median": median,
+                "delivery-cpu-median": median,
                 "callback-max": self.longest.as_micros() as u64,
             },
         })
     }
 }
 
-/// Measures one stay on the reactor thread.
-pub(crate) struct Stay(Instant);
+/// Measures one stay on the reactor thread: its length, and the processor time that it took. The two differ where other
+/// threads were given the processor in between, which waking them may do.
+pub(crate) struct Stay {
+    began: Instant,
+    cpu: Duration,
+}
 
 impl Stay {
     pub fn begin() -> Self {
-        Self(Instant::now())
+        Self {
+            began: Instant::now(),
+            cpu: cpu_time(),
+        }
     }
 
-    pub fn took(&self) -> Duration {
-        self.0.elapsed()
+    /// By the clock.
+    pub fn length(&self) -> Duration {
+        self.began.elapsed()
     }
+
+    /// By the processor.
+    pub fn cpu(&self) -> Duration {
+        cpu_time().saturating_sub(self.cpu)
+    }
+}
+
+fn cpu_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map(Duration::from)
+        .unwrap_or_default()
 }

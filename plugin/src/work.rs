@@ -1,25 +1,36 @@
 //! One delivery as far as it runs beside the reactor thread: fetch, check, seal.
+//!
+//! Where the source does nothing but block, all of it runs on one thread, from the reactor thread and back to it, since
+//! each change of threads is time that a job waits.
 
 use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use config::{Check, Config, Selection, Values};
-use seal::{ExposeSecret, Owner as JobOwner, Record};
-use source::Source;
-use tokio::sync::Semaphore;
+use seal::{ExposeSecret, Owner as JobOwner, Record, Variables};
+use source::{Fetched, Source};
+use tokio::sync::Notify;
 
 use crate::{
     facts::OwnerFacts,
     owner::{Owner, Owners},
 };
 
-/// How many threads are in munged at once. More do not make it faster, and one that is stopped holds no more than these.
-const SEALERS: usize = 4;
+/// How many deliveries of one rule are under way at once, where its source blocks. Those that hang, hang up their rule
+/// only; more do not make munged faster.
+const BLOCKING: usize = 8;
 
 /// Pauses between tries while munged does not answer: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How often a pause is interrupted to see whether it still has a purpose.
+const SLICE: Duration = Duration::from_millis(50);
 
 /// A configuration, with what was made of it. Deliveries keep the one that they began with.
 pub(crate) struct Setup {
@@ -27,12 +38,10 @@ pub(crate) struct Setup {
     pub owners: Owners,
     sources: Vec<Box<dyn Source>>,
     munge: seal::Munge,
-    fetchers: Semaphore,
-    sealers: Semaphore,
 }
 
 /// What is to be delivered to whom.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Task {
     pub jobid: u64,
     pub f58: String,
@@ -78,6 +87,76 @@ impl Failure {
     }
 }
 
+/// How far a task has come: written where it runs, read on the reactor thread, which gives it up when its time is over.
+#[derive(Default)]
+pub(crate) struct Progress {
+    stage: AtomicU8,
+    fetching: OnceLock<(usize, Instant)>,
+    given_up: AtomicBool,
+    cancel: Notify,
+}
+
+/// Where the time goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Waiting,
+    Owner,
+    Fetching,
+    Sealing,
+}
+
+impl Progress {
+    fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    /// What it is at.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Relaxed) {
+            0 => Stage::Waiting,
+            1 => Stage::Owner,
+            2 => Stage::Fetching,
+            _ => Stage::Sealing,
+        }
+    }
+
+    /// For which rule it is fetching, and since when, if that is what it is at.
+    pub fn fetching(&self) -> Option<(usize, Instant)> {
+        self.fetching.get().copied().filter(|_| self.stage() == Stage::Fetching)
+    }
+
+    /// Nobody waits for its result any more.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        self.cancel.notify_one();
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+}
+
+impl Stage {
+    /// For the operator: what was done when the time was over.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Stage::Waiting => "it waited for other deliveries of the same rule (max-parallel)",
+            Stage::Owner => "the job owner was looked up",
+            Stage::Fetching => "its source was asked",
+            Stage::Sealing => "munged was asked to seal: is it running?",
+        }
+    }
+}
+
+/// What is left to do when a thread has done what it can.
+pub(crate) enum Next {
+    /// Nothing.
+    Done(Outcome),
+    /// The source is to be awaited.
+    Await(usize, Values),
+}
+
 impl Setup {
     pub fn new(config: Config, helpers: &[std::path::PathBuf]) -> Result<Self, seal::MungeError> {
         let helpers: Vec<_> = config.helper.iter().chain(helpers).cloned().collect();
@@ -89,8 +168,6 @@ impl Setup {
                 .collect(),
             munge: config.munge.client()?,
             owners: Owners::new(&config),
-            fetchers: Semaphore::new(config.max_parallel),
-            sealers: Semaphore::new(SEALERS),
             config,
         })
     }
@@ -110,76 +187,109 @@ impl Setup {
         }
     }
 
-    /// Fetches, checks and seals, within the time that a delivery may take.
-    pub async fn run(self: Arc<Self>, task: Task) -> Outcome {
-        let timeout = self.config.timeout;
-        let mut notes = Vec::new();
-        let mut stage = "waiting for other deliveries";
-        let result = match tokio::time::timeout(timeout, self.deliver(&task, &mut notes, &mut stage)).await {
-            Ok(result) => result,
-            Err(_) => Err(Failure::new(
-                format!("it took longer than {} s", timeout.as_secs_f64()),
-                format!(
-                    "it took longer than {} s (timeout) while {stage}",
-                    timeout.as_secs_f64()
-                ),
-            )),
-        };
-        Outcome { result, notes }
+    /// How many deliveries of a rule may be under way at once.
+    pub fn parallel(&self, rule: usize) -> usize {
+        if self.sources[rule].is_blocking() {
+            self.config.max_parallel.min(BLOCKING)
+        } else {
+            self.config.max_parallel
+        }
     }
 
-    async fn deliver(
-        self: &Arc<Self>,
-        task: &Task,
-        notes: &mut Vec<String>,
-        stage: &mut &'static str,
-    ) -> Result<Sealed, Failure> {
-        // The semaphores are never closed.
-        let _turn = self.fetchers.acquire().await;
-        *stage = "the job owner was looked up";
-        let Some((index, owner)) = self.choose(task).await? else {
-            return Ok(Sealed::NoRule);
+    /// How long a rule's source may be asked. One that can be awaited minds its own time, with better words, and has a
+    /// moment more to say them.
+    pub fn fetch_limit(&self, rule: usize) -> Duration {
+        let grace = if self.sources[rule].is_blocking() {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(3)
         };
-        *stage = "the token was fetched";
+        self.config.rules[rule].timeout + grace
+    }
+
+    /// Does what can be done on this thread, which may block.
+    pub fn work(&self, task: &Task, progress: &Progress) -> Next {
+        if progress.is_given_up() {
+            return Next::Done(Outcome::given_up());
+        }
+        progress.enter(Stage::Owner);
+        let (index, owner) = match self.choose(task) {
+            Ok(Some(chosen)) => chosen,
+            Ok(None) => {
+                return Next::Done(Outcome {
+                    result: Ok(Sealed::NoRule),
+                    notes: Vec::new(),
+                });
+            }
+            Err(why) => {
+                return Next::Done(Outcome {
+                    result: Err(why),
+                    notes: Vec::new(),
+                });
+            }
+        };
         let values = Values {
             f58: task.f58.clone(),
             jobid: task.jobid,
             uid: task.uid,
             user: owner.and_then(|owner| owner.name),
         };
-        let fetched = self.sources[index].fetch(&values).await;
-        notes.extend(fetched.notes);
-        let variables = fetched.result.map_err(|e| Failure::new(e.summary(), e.to_string()))?;
-        self.check(index, &variables)?;
-        drop(_turn);
-        *stage = "munged was asked to seal: is it running?";
-        self.seal(task, variables, notes).await
+        progress.fetching.get_or_init(|| (index, Instant::now()));
+        progress.enter(Stage::Fetching);
+        match self.sources[index].fetch_here(&values) {
+            Some(fetched) => Next::Done(self.finish(task, progress, index, fetched)),
+            None => Next::Await(index, values),
+        }
+    }
+
+    /// Awaits the source, and does the rest on a thread that may block.
+    pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, index: usize, values: Values) -> Outcome {
+        let fetched = tokio::select! {
+            fetched = self.sources[index].fetch(&values) => fetched,
+            () = progress.cancel.notified() => return Outcome::given_up(),
+        };
+        let rest = tokio::task::spawn_blocking(move || self.finish(&task, &progress, index, fetched));
+        rest.await.unwrap_or_else(|e| Outcome {
+            result: Err(Failure::new("an internal error", e.to_string())),
+            notes: Vec::new(),
+        })
+    }
+
+    fn finish(&self, task: &Task, progress: &Progress, index: usize, fetched: Fetched) -> Outcome {
+        let Fetched { result, mut notes } = fetched;
+        let variables = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
+        let result = variables.and_then(|variables| {
+            self.check(index, &variables)?;
+            progress.enter(Stage::Sealing);
+            self.seal(task, progress, &variables, &mut notes)
+        });
+        Outcome { result, notes }
     }
 
     /// The rule, and the job owner where its source or the choice needs that.
-    async fn choose(self: &Arc<Self>, task: &Task) -> Result<Option<(usize, Option<Owner>)>, Failure> {
+    fn choose(&self, task: &Task) -> Result<Option<(usize, Option<Owner>)>, Failure> {
         let [first, rest @ ..] = task.candidates.as_slice() else {
             return Ok(None);
         };
-        let open = |index: &usize| {
-            let conditions = &self.config.rules[*index].conditions;
-            conditions.user.is_some() || conditions.group.is_some()
-        };
-        if rest.is_empty() && !open(first) && !self.sources[*first].needs_user() {
+        let conditions = &self.config.rules[*first].conditions;
+        let open = conditions.user.is_some() || conditions.group.is_some();
+        if rest.is_empty() && !open && !self.sources[*first].needs_user() {
             return Ok(Some((*first, None)));
         }
-        let (setup, uid) = (Arc::clone(self), task.uid);
-        let owner = tokio::task::spawn_blocking(move || setup.owners.look_up(uid)).await;
-        let owner = owner
-            .unwrap_or_else(|e| Err(e.to_string()))
+        let owner = self
+            .owners
+            .look_up(task.uid)
             .map_err(|e| Failure::new("its owner could not be looked up", e))?;
-        let facts = OwnerFacts { uid, owner: &owner };
+        let facts = OwnerFacts {
+            uid: task.uid,
+            owner: &owner,
+        };
         let mut candidates = task.candidates.iter();
         let chosen = candidates.find(|index| self.config.rules[**index].conditions.hold(&facts) == Some(true));
         Ok(chosen.map(|index| (*index, Some(owner.clone()))))
     }
 
-    fn check(&self, index: usize, variables: &seal::Variables) -> Result<(), Failure> {
+    fn check(&self, index: usize, variables: &Variables) -> Result<(), Failure> {
         let rule = &self.config.rules[index];
         if rule.check == Check::None {
             return Ok(());
@@ -189,47 +299,56 @@ impl Setup {
                 let source = rule.source.name();
                 Failure::new(
                     format!("the token that its source gave was refused: {e}"),
-                    format!("rule {index}, source {source}: the value for {name} was refused: {e} (check = \"none\" is for secrets that are no JWT)"),
+                    format!(
+                        "rule {index}, source {source}: the value for {name} was refused: {e} (check = \"none\" is for \
+                         secrets that are no JWT)"
+                    ),
                 )
             })?;
         }
         Ok(())
     }
 
-    async fn seal(
-        self: &Arc<Self>,
+    /// Seals; while munged does not answer, again and again until it is given up.
+    fn seal(
+        &self,
         task: &Task,
-        variables: seal::Variables,
+        progress: &Progress,
+        variables: &Variables,
         notes: &mut Vec<String>,
     ) -> Result<Sealed, Failure> {
-        let variables = Arc::new(variables);
+        let owner = JobOwner {
+            jobid: task.jobid,
+            uid: task.uid,
+        };
         let mut pause = PAUSES.0;
+        let mut told = false;
         loop {
-            let turn = self.sealers.acquire().await;
-            let (setup, variables) = (Arc::clone(self), Arc::clone(&variables));
-            let (owner, sealer) = (
-                JobOwner {
-                    jobid: task.jobid,
-                    uid: task.uid,
-                },
-                task.sealer,
-            );
-            let sealed =
-                tokio::task::spawn_blocking(move || Record::seal(&setup.munge, owner, sealer, &variables)).await;
-            drop(turn);
-            match sealed {
-                Ok(Ok(record)) => return Ok(Sealed::Record(record.to_json())),
-                Ok(Err(e)) if e.is_retryable() => {
-                    if notes.is_empty() {
-                        notes.push(format!("{e}; trying again until the timeout"));
+            match Record::seal(&self.munge, owner, task.sealer, variables) {
+                Ok(record) => return Ok(Sealed::Record(record.to_json())),
+                Err(e) if e.is_retryable() && !progress.is_given_up() => {
+                    if !std::mem::replace(&mut told, true) {
+                        notes.push(format!("{e}: it was tried again"));
                     }
-                    tokio::time::sleep(pause).await;
+                    let until = Instant::now() + pause;
+                    while Instant::now() < until && !progress.is_given_up() {
+                        thread::sleep(SLICE.min(pause));
+                    }
                     pause = (pause * 2).min(PAUSES.1);
                 }
-                Ok(Err(e @ seal::Error::TooLarge { .. })) => return Err(Failure::new(e.to_string(), e.to_string())),
-                Ok(Err(e)) => return Err(Failure::new("it could not be sealed", e.to_string())),
+                Err(e @ seal::Error::TooLarge { .. }) => return Err(Failure::new(e.to_string(), e.to_string())),
                 Err(e) => return Err(Failure::new("it could not be sealed", e.to_string())),
             }
+        }
+    }
+}
+
+impl Outcome {
+    /// Of a task that nobody waits for: it is not looked at.
+    fn given_up() -> Self {
+        Self {
+            result: Err(Failure::new("it was given up", "it was given up")),
+            notes: Vec::new(),
         }
     }
 }

@@ -10,10 +10,7 @@ use std::{
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::{
-    runtime::{Builder, Runtime},
-    task::AbortHandle,
-};
+use tokio::runtime::{Builder, Runtime};
 
 /// How long the reactor thread waits for the threads to end when the plugin is removed. What takes longer hangs: in
 /// munged, or in a file system. The object is then kept in memory, so that they return to code that is still there.
@@ -88,12 +85,22 @@ impl Workers {
         self.runtime().map(|_| ())
     }
 
-    /// Runs a task, which may be aborted by what is returned.
+    /// Runs something that may block.
     ///
     /// # Errors
     /// Where no thread can be started.
-    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<AbortHandle> {
-        Ok(self.runtime()?.spawn(task).abort_handle())
+    pub fn block(&mut self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.runtime()?.spawn_blocking(work);
+        Ok(())
+    }
+
+    /// Runs a task.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        self.runtime()?.spawn(task);
+        Ok(())
     }
 
     fn runtime(&mut self) -> io::Result<&Runtime> {

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{Error, Fetched, Source, seconds, value::max_value, variable};
 
+#[derive(Clone)]
 pub(crate) struct File {
     pub path: Template,
     pub variable: String,
@@ -23,36 +24,46 @@ pub(crate) struct File {
 #[async_trait]
 impl Source for File {
     async fn fetch(&self, job: &Values) -> Fetched {
-        let path = match self.path.fill(job) {
-            Ok(path) => PathBuf::from(path),
-            Err(e) => return Fetched::failed(Error::new("the name of its file cannot be formed", e)),
-        };
-        let limit = max_value(&self.variable) + 2;
-        let name = path.display().to_string();
+        let (file, job) = (self.clone(), job.clone());
         // A file system may hang: its thread is left behind then, and the delivery goes on to fail.
-        let read = tokio::task::spawn_blocking(move || read(&path, limit));
-        let bytes = match tokio::time::timeout(self.timeout, read).await {
-            Ok(Ok(Ok(bytes))) => bytes,
-            Ok(Ok(Err(e))) => return Fetched::failed(e),
-            Ok(Err(e)) => return Fetched::failed(Error::new("its file could not be read", format!("{name}: {e}"))),
+        let read = tokio::task::spawn_blocking(move || file.read(&job));
+        match tokio::time::timeout(self.timeout, read).await {
+            Ok(Ok(fetched)) => fetched,
+            Ok(Err(e)) => Fetched::failed(Error::new("its file could not be read", e)),
             Err(_) => {
-                let detail = format!(
-                    "{name}: no answer within {}: is the file system hung?",
-                    seconds(self.timeout)
-                );
-                return Fetched::failed(Error::new("its file could not be read in time", detail));
+                let detail = format!("no answer within {}: is the file system hung?", seconds(self.timeout));
+                Fetched::failed(Error::new("its file could not be read in time", detail))
             }
-        };
-        let result = variable(&self.variable, bytes)
-            .map_err(|e| Error::new("its file has no usable value", format!("{name}: {e}")));
-        Fetched {
-            result,
-            notes: Vec::new(),
         }
+    }
+
+    fn fetch_here(&self, job: &Values) -> Option<Fetched> {
+        Some(self.read(job))
+    }
+
+    fn is_blocking(&self) -> bool {
+        true
     }
 
     fn needs_user(&self) -> bool {
         self.path.needs_user()
+    }
+}
+
+impl File {
+    fn read(&self, job: &Values) -> Fetched {
+        let path = match self.path.fill(job) {
+            Ok(path) => PathBuf::from(path),
+            Err(e) => return Fetched::failed(Error::new("the name of its file cannot be formed", e)),
+        };
+        let result = read(&path, max_value(&self.variable) + 2).and_then(|bytes| {
+            variable(&self.variable, bytes)
+                .map_err(|e| Error::new("its file has no usable value", format!("{}: {e}", path.display())))
+        });
+        Fetched {
+            result,
+            notes: Vec::new(),
+        }
     }
 }
 
@@ -89,8 +100,10 @@ fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
         );
         return Err(at("its file was refused", &detail));
     }
-    // One byte more than allowed tells "too long" from "just fits", without reading all of a huge file.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
+    // One byte more than allowed tells "too long" from "just fits", without reading all of a huge file. The buffer is as
+    // long as the file, and a little longer, so that it is not moved, leaving a copy behind.
+    let expected = usize::try_from(meta.len()).unwrap_or(usize::MAX).min(limit);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
     file.take(limit as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| at("its file could not be read", &e))?;

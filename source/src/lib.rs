@@ -24,6 +24,17 @@ pub trait Source: Send + Sync {
     /// Fetches the variables of one job.
     async fn fetch(&self, job: &Values) -> Fetched;
 
+    /// Fetches the variables of one job on the calling thread, which may block: for sources that do nothing but block, so
+    /// that a job does not wait for a change of threads. Its caller minds the time. `None`: use [`Source::fetch`].
+    fn fetch_here(&self, _job: &Values) -> Option<Fetched> {
+        None
+    }
+
+    /// Whether [`Source::fetch_here`] is there.
+    fn is_blocking(&self) -> bool {
+        false
+    }
+
     /// Whether the name of the job owner must be in [`Values`].
     fn needs_user(&self) -> bool;
 }
