@@ -121,9 +121,19 @@ instance_up() {
 	mkdir -p "$RUN"
 	mkfifo up stop
 	exec 8<>up 9<>stop
+	# Jobs that are held must leave room for others, however few cores this machine has.
+	cat >"$CONFIG/resource.toml" <<-EOF
+		[resource]
+		noverify = true
+		norestrict = true
+		[[resource.config]]
+		hosts = "node[0-$((size - 1))]"
+		cores = "0-15"
+	EOF
 	test -e initrc.lua || initrc initrc.lua "munge-socket=$MUNGE_SOCKET"
 	# Its initial program says that it is up, and ends when told to.
-	"$FLUX" start --test-size="$size" --test-rundir="$RUN" --test-exit-timeout=30s --config-path="$CONFIG" \
+	"$FLUX" start --test-size="$size" --test-hosts="node[0-$((size - 1))]" \
+		--test-rundir="$RUN" --test-exit-timeout=30s --config-path="$CONFIG" \
 		-Sstatedir="$SHARNESS_TRASH_DIRECTORY/state" -Sbroker.cleanup-timeout=10s \
 		-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins" \
 		-Sconf.shell_initrc="$SHARNESS_TRASH_DIRECTORY/initrc.lua" "$@" \
