@@ -1,6 +1,6 @@
 //! What of the build needs C: the shim of the host, and the comparison of our declarations with the real Flux headers.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, process::Command};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -31,8 +31,60 @@ fn host_shim() {
     println!("cargo:rerun-if-changed=host/shim.c");
 }
 
-/// Compares the declarations of the crate `ffi` with the headers of flux-core, where they are installed.
-fn abi_check() {}
+/// Compares the declarations of the crate `ffi` with the headers of flux-core, where they are installed: bindgen's view
+/// of the same functions goes to `OUT_DIR/abi.rs`, for `tests/abi.rs`.
+fn abi_check() {
+    println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
+    println!("cargo:rerun-if-changed=ffi/src/raw.rs");
+    println!("cargo:rustc-check-cfg=cfg(flux_headers)");
+    let Some(cflags) = flux_cflags() else { return };
+    let declarations = fs::read_to_string("ffi/src/raw.rs").expect("ffi/src/raw.rs is there");
+    let functions = declarations
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
+    let header = "#define FLUX_SHELL_PLUGIN_NAME \"workflow-token\"\n\
+                  #include <flux/core.h>\n#include <flux/jobtap.h>\n#include <flux/shell.h>\n";
+    let mut builder = bindgen::Builder::default()
+        .header_contents("flux.h", header)
+        .clang_args(cflags)
+        .allowlist_type("flux_job_state_t")
+        .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLLIN|FLUX_NODEID_ANY")
+        // What is only ever seen behind a pointer is taken from `ffi`, so that the types can be compared.
+        .blocklist_type(
+            "flux_(t|future_t|kvs_txn_t|msg_handler_t|msg_t|plugin_arg_t|plugin_t|reactor_t|shell_t|watcher_t)",
+        )
+        .blocklist_type("flux_(handle|future|kvs_txn|msg_handler|msg|plugin_arg|plugin|reactor|shell|watcher)")
+        .prepend_enum_name(false)
+        .layout_tests(false);
+    for function in functions {
+        builder = builder.allowlist_function(function);
+    }
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate())) {
+        Ok(Ok(bindings)) => {
+            bindings
+                .write_to_file(out_dir().join("abi.rs"))
+                .expect("OUT_DIR is writable");
+            println!("cargo:rustc-cfg=flux_headers");
+        }
+        Ok(Err(e)) => panic!("the headers of flux-core were found but bindgen cannot read them: {e}"),
+        Err(_) => {
+            println!("cargo:warning=no libclang: our declarations are not compared with the headers of flux-core")
+        }
+    }
+}
+
+/// How to find the headers, where there are any.
+fn flux_cflags() -> Option<Vec<String>> {
+    let output = Command::new("pkg-config")
+        .args(["--cflags", "flux-core"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output
+        .status
+        .success()
+        .then(|| text.split_whitespace().map(str::to_owned).collect())
+}
 
 fn out_dir() -> PathBuf {
     PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))

@@ -1,0 +1,102 @@
+//! The declarations of the crate `ffi` agree with the headers of flux-core.
+//!
+//! `build.rs` runs bindgen where the headers are installed. A function whose declaration differs does not compile here.
+
+mod support;
+
+#[cfg(flux_headers)]
+#[allow(
+    dead_code,
+    non_camel_case_types,
+    non_upper_case_globals,
+    non_snake_case,
+    missing_docs,
+    clippy::all
+)]
+mod real {
+    // The objects that are only ever seen behind pointers are ours, so that types can be compared.
+    use ffi::raw::{
+        flux_future_t, flux_kvs_txn_t, flux_msg_handler_t, flux_msg_t, flux_plugin_arg_t, flux_plugin_t,
+        flux_reactor_t, flux_shell_t, flux_t, flux_watcher_t,
+    };
+
+    include!(concat!(env!("OUT_DIR"), "/abi.rs"));
+}
+
+#[cfg(flux_headers)]
+macro_rules! coerce {
+    ($($name:ident)*) => {
+        /// Compiled, but never instantiated: the functions are not there to be linked.
+        #[allow(dead_code)]
+        fn each_declaration_has_the_type_of_the_real_function<T>() {
+            $(let _: ffi::raw::signature::$name = real::$name;)*
+        }
+    };
+}
+
+#[cfg(flux_headers)]
+ffi::with_every_function!(coerce);
+
+#[test]
+fn constants_have_the_values_of_the_real_headers() {
+    #[cfg(not(flux_headers))]
+    support::skip(
+        "constants_have_the_values_of_the_real_headers",
+        "the headers of flux-core are not installed",
+    );
+    #[cfg(flux_headers)]
+    for (name, ours, real) in [
+        (
+            "FLUX_PLUGIN_ARG_IN",
+            i64::from(ffi::raw::FLUX_PLUGIN_ARG_IN),
+            i64::from(real::FLUX_PLUGIN_ARG_IN),
+        ),
+        (
+            "FLUX_PLUGIN_ARG_OUT",
+            i64::from(ffi::raw::FLUX_PLUGIN_ARG_OUT),
+            i64::from(real::FLUX_PLUGIN_ARG_OUT),
+        ),
+        (
+            "FLUX_POLLIN",
+            i64::from(ffi::raw::FLUX_POLLIN),
+            i64::from(real::FLUX_POLLIN),
+        ),
+        (
+            "FLUX_NODEID_ANY",
+            i64::from(ffi::raw::FLUX_NODEID_ANY),
+            i64::from(real::FLUX_NODEID_ANY),
+        ),
+        (
+            "FLUX_JOB_STATE_RUN",
+            i64::from(ffi::raw::FLUX_JOB_STATE_RUN),
+            i64::from(real::FLUX_JOB_STATE_RUN),
+        ),
+        (
+            "FLUX_JOB_STATE_CLEANUP",
+            i64::from(ffi::raw::FLUX_JOB_STATE_CLEANUP),
+            i64::from(real::FLUX_JOB_STATE_CLEANUP),
+        ),
+        (
+            "FLUX_JOB_STATE_INACTIVE",
+            i64::from(ffi::raw::FLUX_JOB_STATE_INACTIVE),
+            i64::from(real::FLUX_JOB_STATE_INACTIVE),
+        ),
+        (
+            "FLUX_SHELL_ERROR",
+            i64::from(ffi::raw::FLUX_SHELL_ERROR),
+            i64::from(real::FLUX_SHELL_ERROR),
+        ),
+        (
+            "FLUX_SHELL_WARN",
+            i64::from(ffi::raw::FLUX_SHELL_WARN),
+            i64::from(real::FLUX_SHELL_WARN),
+        ),
+        (
+            "FLUX_SHELL_DEBUG",
+            i64::from(ffi::raw::FLUX_SHELL_DEBUG),
+            i64::from(real::FLUX_SHELL_DEBUG),
+        ),
+    ] {
+        assert_eq!(ours, real, "{name}");
+    }
+}
