@@ -91,15 +91,16 @@ print(
     f" {ms(statistics.median(without_shell))}: {ms(added)} more (wanted: at most 1 ms)"
 )
 print(
-    f"  reactor thread: {quiet['reactor-us']['delivery-median']} µs for a delivery, median, one job at a time"
-    f" ({answer['reactor-us']['delivery-median']} µs for {JOBS} at once; wanted: at most 50 µs)"
+    f"  reactor thread: {quiet['reactor-us']['delivery-cpu-median']} µs of processor time for a delivery, median, one job at a time"
+    f" ({answer['reactor-us']['delivery-cpu-median']} µs for {JOBS} at once; wanted: at most 50 µs)"
 )
 
 # munged is stopped: the reactor thread must not notice.
 load()
 munged = int(os.environ["BENCH_MUNGED"])
 os.kill(munged, signal.SIGSTOP)
-stuck = flux("submit", "--cc=1-20", "--setattr=system.workflow=1", "true").split()
+# One job: it holds its core while it waits, and the others need one.
+stuck = flux("submit", "--setattr=system.workflow=1", "true").split()
 start = time.monotonic()
 flux("submit", "--quiet", "--wait", "--cc=1-20", "--env=FLUX_BENCH_WITHOUT=1", "true")
 others = time.monotonic() - start

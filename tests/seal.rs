@@ -26,7 +26,10 @@ fn me() -> u32 {
 
 /// The job of this test's user, in an instance that this user runs.
 fn expected() -> Expected {
-    Expected { owner: Owner { jobid: JOB, uid: me() }, instance_owner: me() }
+    Expected {
+        owner: Owner { jobid: JOB, uid: me() },
+        instance_owner: me(),
+    }
 }
 
 fn sealed(munge: &Munge) -> Record {
@@ -43,7 +46,12 @@ fn with(record: &Record, member: &str, value: serde_json::Value) -> Record {
 /// A record whose credential was made by munge(1), with a payload of its own.
 fn forged(munged: &Munged, payload: &str, options: &[&str]) -> Record {
     let mut munge = Command::new("munge");
-    munge.arg("--socket").arg(munged.socket()).args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
+    munge
+        .arg("--socket")
+        .arg(munged.socket())
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = munge.spawn().expect("munge(1) is installed with munged");
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), payload.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -65,13 +73,19 @@ fn the_job_owner_opens_it_and_the_record_shows_names_only() {
     let munged = munged!("the_job_owner_opens_it_and_the_record_shows_names_only");
     let record = Record::from_json(&sealed(&munged.client()).to_json()).unwrap();
     let opened = record.open(&munged.client(), &expected()).unwrap();
-    let all: Vec<_> = opened.variables.iter().map(|(name, value)| (name, value.expose_secret())).collect();
+    let all: Vec<_> = opened
+        .variables
+        .iter()
+        .map(|(name, value)| (name, value.expose_secret()))
+        .collect();
     assert_eq!(all, [("DW_WORKFLOW_TOKEN", CANARY)]);
     assert_eq!(opened.staleness, None);
     assert_eq!(record.variables(), ["DW_WORKFLOW_TOKEN"]);
     assert!(!record.to_json().contains(CANARY));
     // Not in any encoding that a credential could have without being encrypted.
-    let inside = STANDARD.decode(record.credential().trim_start_matches("MUNGE:").trim_end_matches(':')).unwrap();
+    let inside = STANDARD
+        .decode(record.credential().trim_start_matches("MUNGE:").trim_end_matches(':'))
+        .unwrap();
     assert!(!inside.windows(CANARY.len()).any(|part| part == CANARY.as_bytes()));
 }
 
@@ -104,9 +118,18 @@ fn a_record_of_another_job_user_or_sealer_is_refused() {
     let munged = munged!("a_record_of_another_job_user_or_sealer_is_refused");
     let munge = munged.client();
     let record = sealed(&munge);
-    let other_job = Expected { owner: Owner { jobid: JOB + 1, uid: me() }, ..expected() };
+    let other_job = Expected {
+        owner: Owner {
+            jobid: JOB + 1,
+            uid: me(),
+        },
+        ..expected()
+    };
     assert!(matches!(record.open(&munge, &other_job), Err(Error::Foreign { .. })));
-    let other_sealer = Expected { instance_owner: me() + 1, ..expected() };
+    let other_sealer = Expected {
+        instance_owner: me() + 1,
+        ..expected()
+    };
     assert!(matches!(record.open(&munge, &other_sealer), Err(Error::Sealer { .. })));
     // Restricted to this user, but its payload names another.
     let uid = me();
@@ -119,7 +142,11 @@ fn a_record_of_another_job_user_or_sealer_is_refused() {
 fn what_the_record_says_in_clear_decides_nothing() {
     let munged = munged!("what_the_record_says_in_clear_decides_nothing");
     let munge = munged.client();
-    let record = with(&with(&sealed(&munge), "jobid", (JOB + 1).into()), "sealer", (me() + 1).into());
+    let record = with(
+        &with(&sealed(&munge), "jobid", (JOB + 1).into()),
+        "sealer",
+        (me() + 1).into(),
+    );
     record.open(&munge, &expected()).unwrap();
 }
 
@@ -130,7 +157,13 @@ fn a_credential_that_others_could_have_opened_is_refused() {
     let payload = format!(r#"{{"version":1,"jobid":{JOB},"uid":{uid},"variables":{{"A":"b"}}}}"#);
     for options in [&[][..], &["--restrict-uid", &uid, "--cipher", "none"][..]] {
         let record = forged(&munged, &payload, options);
-        assert!(matches!(record.open(&munged.client(), &expected()), Err(Error::Unrestricted { .. })), "{options:?}");
+        assert!(
+            matches!(
+                record.open(&munged.client(), &expected()),
+                Err(Error::Unrestricted { .. })
+            ),
+            "{options:?}"
+        );
     }
     // The same, as it should be, is accepted: it was not refused for anything else.
     let record = forged(&munged, &payload, &["--restrict-uid", &uid, "--cipher", "aes128"]);
@@ -152,10 +185,16 @@ fn a_damaged_credential_is_refused() {
     }
     for credential in bad {
         let record = with(&record, "credential", credential.clone().into());
-        assert!(matches!(record.open(&munge, &expected()), Err(Error::Munge(_))), "{credential}");
+        assert!(
+            matches!(record.open(&munge, &expected()), Err(Error::Munge(_))),
+            "{credential}"
+        );
     }
     let foreign_key = munged!("a_damaged_credential_is_refused");
-    assert!(matches!(record.open(&foreign_key.client(), &expected()), Err(Error::Munge(_))));
+    assert!(matches!(
+        record.open(&foreign_key.client(), &expected()),
+        Err(Error::Munge(_))
+    ));
 }
 
 #[test]
@@ -163,14 +202,19 @@ fn a_payload_of_a_newer_version_is_refused() {
     let munged = munged!("a_payload_of_a_newer_version_is_refused");
     let uid = me().to_string();
     let record = forged(&munged, r#"{"version":2,"shape":"unknown"}"#, &["--restrict-uid", &uid]);
-    assert!(matches!(record.open(&munged.client(), &expected()), Err(Error::Version { found: 2, .. })));
+    assert!(matches!(
+        record.open(&munged.client(), &expected()),
+        Err(Error::Version { found: 2, .. })
+    ));
 }
 
 #[test]
 fn the_largest_payload_is_carried() {
     let munged = munged!("the_largest_payload_is_carried");
     let mut variables = Variables::new();
-    variables.insert("A", Secret::from("x".repeat(seal::MAX_PAYLOAD - 100))).unwrap();
+    variables
+        .insert("A", Secret::from("x".repeat(seal::MAX_PAYLOAD - 100)))
+        .unwrap();
     let record = Record::seal(&munged.client(), expected().owner, me(), &variables).unwrap();
     assert_eq!(record.open(&munged.client(), &expected()).unwrap().variables.len(), 1);
 }
@@ -193,7 +237,10 @@ fn root_the_sealer_and_other_users_are_refused() {
         let socket = std::env::var_os("TEST_SOCKET").unwrap();
         let owner: u32 = std::env::var("TEST_OWNER").unwrap().parse().unwrap();
         let munge = Munge::new(Some(std::path::Path::new(&socket))).unwrap();
-        let expected = Expected { owner: Owner { jobid: JOB, uid: owner }, instance_owner: 0 };
+        let expected = Expected {
+            owner: Owner { jobid: JOB, uid: owner },
+            instance_owner: 0,
+        };
         match Record::from_json(&record).unwrap().open(&munge, &expected) {
             Ok(opened) => println!("opened: {}", opened.variables.len()),
             Err(Error::Munge(e)) if e.is_unauthorized() => println!("unauthorized"),
@@ -214,8 +261,14 @@ fn root_the_sealer_and_other_users_are_refused() {
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     for (uid, says) in [(owner, "opened: 1"), (other, "unauthorized"), (0, "unauthorized")] {
         let mut child = Command::new(&program);
-        child.args(["--exact", TEST, "--nocapture"]).uid(uid).gid(uid).current_dir("/");
-        child.env("TEST_RECORD", record.to_json()).env("TEST_SOCKET", munged.socket());
+        child
+            .args(["--exact", TEST, "--nocapture"])
+            .uid(uid)
+            .gid(uid)
+            .current_dir("/");
+        child
+            .env("TEST_RECORD", record.to_json())
+            .env("TEST_SOCKET", munged.socket());
         let output = child.env("TEST_OWNER", owner.to_string()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains(says), "uid {uid}: {text}");

@@ -27,12 +27,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
-    let [socket, threads, seconds, length] = args else { return Err("wrong number of arguments".into()) };
+    let [socket, threads, seconds, length] = args else {
+        return Err("wrong number of arguments".into());
+    };
     let munge = Munge::new(Some(Path::new(socket)))?;
     let (threads, seconds, length): (usize, f64, usize) = (threads.parse()?, seconds.parse()?, length.parse()?);
     // The payload has some 80 bytes around the value.
     let mut variables = Variables::new();
-    variables.insert("DW_WORKFLOW_TOKEN", Secret::from("x".repeat(length.saturating_sub(80).max(1))))?;
+    variables.insert(
+        "DW_WORKFLOW_TOKEN",
+        Secret::from("x".repeat(length.saturating_sub(80).max(1))),
+    )?;
     let (sealed, start) = (AtomicU64::new(0), Instant::now());
     let end = start + Duration::from_secs_f64(seconds);
     thread::scope(|scope| {
@@ -47,7 +52,9 @@ fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
             Ok(())
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(seal)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or(Ok(())))
     })?;
     Ok(sealed.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
 }
