@@ -227,6 +227,12 @@ pub unsafe extern "C" fn flux_job_id_parse(s: *const c_char, id: *mut flux_jobid
     }
 }
 
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,11 +271,5 @@ mod tests {
         let first: Vec<JobId> = (0..3000).map(|_| generator.next()).collect();
         assert!(first.is_sorted_by(|a, b| a < b));
         assert!(Generator::after(first.last().copied()).next() > *first.last().unwrap());
-    }
-}
-
-impl fmt::Debug for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }

@@ -103,23 +103,7 @@ impl Plugins {
 
 /// Reads a TOML file, or all `*.toml` files of a directory in order of their names.
 fn read_config(path: &Path) -> Result<Value, String> {
-    let error = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let mut files = vec![path.to_owned()];
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(|e| error(path, &e))?;
-        files = entries
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
-        files.sort();
-    }
-    let mut config = serde_json::Map::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).map_err(|e| error(&file, &e))?;
-        let tables: serde_json::Map<String, Value> = toml::from_str(&text).map_err(|e| error(&file, &e))?;
-        config.extend(tables);
-    }
-    Ok(Value::Object(config))
+    config::read_files(path).map_err(|e| e.to_string())
 }
 
 fn main() -> ExitCode {

@@ -18,14 +18,20 @@ pub struct Munged {
 impl Munged {
     /// Starts one, unless the program is not installed.
     pub fn start() -> Option<Self> {
-        let dir = tempfile::Builder::new().prefix("munged").tempdir().expect("a temporary directory");
+        let dir = tempfile::Builder::new()
+            .prefix("munged")
+            .tempdir()
+            .expect("a temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("its mode");
         let key = dir.path().join("key");
         let mut bytes = [0; 1024];
-        std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).expect("random bytes");
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| f.read_exact(&mut bytes))
+            .expect("random bytes");
         let mut options = std::fs::OpenOptions::new();
         let file = options.write(true).create_new(true).mode(0o600).open(&key);
-        file.and_then(|mut f| std::io::Write::write_all(&mut f, &bytes)).expect("a key");
+        file.and_then(|mut f| std::io::Write::write_all(&mut f, &bytes))
+            .expect("a key");
         let child = Self::spawn(dir.path())?;
         let munged = Self { dir, child };
         munged.await_answer();
@@ -39,7 +45,11 @@ impl Munged {
         let child = Command::new(program)
             // Its directory is not one for a daemon of root, which a test's need not be.
             .args(["--foreground", "--force", "--num-threads=2"])
-            .args([option("key-file", "key"), option("socket", "socket"), option("pid-file", "pid")])
+            .args([
+                option("key-file", "key"),
+                option("socket", "socket"),
+                option("pid-file", "pid"),
+            ])
             .args([option("log-file", "log"), option("seed-file", "seed")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -57,7 +67,10 @@ impl Munged {
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        panic!("munged does not answer: {}", std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        panic!(
+            "munged does not answer: {}",
+            std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        );
     }
 
     /// Its socket.
