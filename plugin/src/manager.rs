@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -40,6 +40,9 @@ const ACTIVE: &CStr = c"workflow-token::active";
 
 /// How many results are taken in one turn of the reactor.
 const TURN: usize = 16;
+
+/// No ticker runs.
+const IDLE: u64 = 0;
 
 /// How often it is looked for deliveries whose time is over.
 const TICK: Duration = Duration::from_millis(100);
@@ -75,8 +78,8 @@ struct Inner {
     numbers: Cell<u64>,
     unlinking: Cell<bool>,
     queue: Arc<Queue<Message>>,
-    /// Whether a ticker runs.
-    ticking: Arc<AtomicBool>,
+    /// The number of the ticker that runs.
+    ticker: Arc<AtomicU64>,
     workers: RefCell<Workers>,
     watcher: RefCell<Option<FdWatcher>>,
     stats: RefCell<Stats>,
@@ -191,7 +194,7 @@ impl Manager {
             ended_since: Cell::new(None),
             pending: RefCell::default(),
             running: RefCell::default(),
-            ticking: Arc::default(),
+            ticker: Arc::new(AtomicU64::new(IDLE)),
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             queue,
@@ -439,18 +442,21 @@ impl Inner {
 
     /// Sees to it that time is minded while there is something to be minded.
     fn tick(&self) {
-        if self.ticking.swap(true, Ordering::Relaxed) {
+        if self.ticker.load(Ordering::Relaxed) != IDLE {
             return;
         }
-        let (queue, ticking) = (Arc::clone(&self.queue), Arc::clone(&self.ticking));
-        let ticker = self.workers.borrow_mut().spawn(async move {
-            while ticking.load(Ordering::Relaxed) {
+        // Its number tells a ticker that ends from one that was started since.
+        let mine = self.number();
+        self.ticker.store(mine, Ordering::Relaxed);
+        let (queue, ticker) = (Arc::clone(&self.queue), Arc::clone(&self.ticker));
+        let spawned = self.workers.borrow_mut().spawn(async move {
+            while ticker.load(Ordering::Relaxed) == mine {
                 tokio::time::sleep(TICK).await;
                 queue.send(Message::Tick);
             }
         });
-        if let Err(e) = ticker {
-            self.ticking.store(false, Ordering::Relaxed);
+        if let Err(e) = spawned {
+            self.ticker.store(IDLE, Ordering::Relaxed);
             self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
         }
     }
@@ -472,7 +478,7 @@ impl Inner {
             Self::unlink(inner);
         }
         if inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty() {
-            inner.ticking.store(false, Ordering::Relaxed);
+            inner.ticker.store(IDLE, Ordering::Relaxed);
         }
     }
 
@@ -788,7 +794,7 @@ impl Inner {
             return;
         }
         drop(self.watcher.borrow_mut().take());
-        self.ticking.store(false, Ordering::Relaxed);
+        self.ticker.store(IDLE, Ordering::Relaxed);
         self.unlink_unseen();
         self.pending.borrow_mut().clear();
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
