@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     time::{Duration, SystemTime},
 };
 
@@ -230,38 +231,44 @@ struct Payload {
 
 impl Payload {
     fn encode(owner: Owner, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
-        // Sized for the worst case of JSON escapes, so that the buffer is never moved, leaving a copy behind.
-        let text: usize = variables
-            .iter()
-            .map(|(name, value)| name.len() + value.expose_secret().len() + 8)
-            .sum();
-        let mut out = Zeroizing::new(Vec::with_capacity(text.saturating_mul(6).min(MAX_PAYLOAD * 6) + 128));
-        if text > MAX_PAYLOAD {
-            return Err(Error::TooLarge {
-                size: text,
-                limit: MAX_PAYLOAD,
-            });
-        }
         let view = View {
             version: VERSION,
             jobid: owner.jobid,
             uid: owner.uid,
             variables: Map(variables),
         };
+        // Measured first, so that the buffer is never moved, leaving a copy behind.
+        let mut size = Length(0);
         // Writing to memory cannot fail, and the map's keys are strings.
-        serde_json::to_writer(&mut *out, &view).map_err(|e| malformed(&e))?;
-        if out.len() > MAX_PAYLOAD {
+        serde_json::to_writer(&mut size, &view).map_err(|e| malformed(&e))?;
+        if size.0 > MAX_PAYLOAD {
             return Err(Error::TooLarge {
-                size: out.len(),
+                size: size.0,
                 limit: MAX_PAYLOAD,
             });
         }
+        let mut out = Zeroizing::new(Vec::with_capacity(size.0));
+        serde_json::to_writer(&mut *out, &view).map_err(|e| malformed(&e))?;
         Ok(out)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Error> {
         check_version(bytes)?;
         serde_json::from_slice(bytes).map_err(|e| malformed(&e))
+    }
+}
+
+/// A writer that only counts.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
