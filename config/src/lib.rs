@@ -28,7 +28,7 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether the record is removed when the job has ended.
     pub unlink: bool,
-    /// How many fetches run at once.
+    /// How many deliveries of one rule are under way at once.
     pub max_parallel: usize,
     /// The program that runs the commands of rules, see `source::supervise`; found by itself where not given.
     pub helper: Option<PathBuf>,
