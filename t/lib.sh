@@ -32,7 +32,7 @@ cleanup tidy
 
 # tidy: ends what is still running.
 tidy() {
-	test -z "$INSTANCE" || flux cancel --all >/dev/null 2>&1
+	test -z "$INSTANCE" || flux cancel --all --user=all >/dev/null 2>&1
 	instance_down || instance_kill
 	munge_kill
 }
@@ -99,6 +99,9 @@ await_exit() {
 # The instance.
 #
 
+# Who it runs as, where that is another user.
+OWNER=
+
 RUN=$SHARNESS_TRASH_DIRECTORY/run
 CONFIG=$SHARNESS_TRASH_DIRECTORY/config
 
@@ -119,7 +122,8 @@ instance_up() {
 	mkdir -p "$CONFIG" "$SHARNESS_TRASH_DIRECTORY/state"
 	rm -rf "$RUN" up stop
 	mkdir -p "$RUN"
-	mkfifo up stop
+	mkfifo -m 0666 up stop
+	test -z "$OWNER" || chown "$OWNER" "$RUN" state up stop
 	exec 8<>up 9<>stop
 	# Jobs that are held must leave room for others, however few cores this machine has.
 	cat >"$CONFIG/resource.toml" <<-EOF
@@ -132,12 +136,13 @@ instance_up() {
 	EOF
 	test -e initrc.lua || initrc initrc.lua "munge-socket=$MUNGE_SOCKET"
 	# Its initial program says that it is up, and ends when told to.
-	"$FLUX" start --test-size="$size" --test-hosts="node[0-$((size - 1))]" \
+	${OWNER:+setpriv --reuid="$OWNER" --regid="$(id -g "$OWNER")" --init-groups env HOME=/} \
+		"$FLUX" start --test-size="$size" --test-hosts="node[0-$((size - 1))]" \
 		--test-rundir="$RUN" --test-exit-timeout=30s --config-path="$CONFIG" \
 		-Sstatedir="$SHARNESS_TRASH_DIRECTORY/state" -Sbroker.cleanup-timeout=10s \
 		-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins" \
 		-Sconf.shell_initrc="$SHARNESS_TRASH_DIRECTORY/initrc.lua" "$@" \
-		sh -c 'echo up >up; read line <stop' </dev/null >>instance.log 2>&1 8>&- 9>&- &
+		sh -c 'echo up >"$1"; read line <"$2"' - "$PWD/up" "$PWD/stop" </dev/null >>instance.log 2>&1 8>&- 9>&- &
 	INSTANCE=$!
 	export FLUX_URI=local://$RUN/local-0
 	read -r -t 60 up <&8
@@ -193,6 +198,55 @@ unload() {
 # counter NAME: what the plugin counted.
 counter() {
 	flux jobtap query workflow-token.so | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
+}
+
+#
+# Other users, where the test is run by root.
+#
+
+# need_users: finds three users that exist, the instance owner OWNER, the job owner GUEST and one more, OTHER; and an IMP
+# and a munged for them. Copies what is tested to where they can read it.
+need_users() {
+	test "$(id -u)" = 0 || skip "not root: a multi-user instance cannot be started"
+	OWNER=$(first_user "$WORKFLOW_TOKEN_TEST_OWNER" flux) || skip "no user for the instance owner: set WORKFLOW_TOKEN_TEST_OWNER"
+	GUEST=$(first_user "$WORKFLOW_TOKEN_TEST_GUEST" alice nobody) || skip "no user for a guest: set WORKFLOW_TOKEN_TEST_GUEST"
+	OTHER=$(first_user "$WORKFLOW_TOKEN_TEST_OTHER" mallory daemon) || skip "no other user: set WORKFLOW_TOKEN_TEST_OTHER"
+	munge -n 2>/dev/null | unmunge >/dev/null 2>&1 || skip "the munged of the system, with which guests sign jobs, does not run"
+	IMP=${WORKFLOW_TOKEN_TEST_IMP:-$(dirname "$("$FLUX" config builtin shell_path)")/flux-imp}
+	test -u "$IMP" || skip "no IMP that is setuid at $IMP: set WORKFLOW_TOKEN_TEST_IMP"
+	chmod 0755 "$base"
+	cp -R "$STAGE" "$SHARNESS_TRASH_DIRECTORY/stage" || return
+	STAGE=$SHARNESS_TRASH_DIRECTORY/stage
+	JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
+	SHELL_PLUGIN=$STAGE/lib/flux/shell/plugins/workflow-token.so
+	mkdir -p "$CONFIG"
+	cat >"$CONFIG/users.toml" <<-EOF
+		[access]
+		allow-guest-user = true
+		allow-root-owner = true
+		[exec]
+		imp = "$IMP"
+	EOF
+}
+
+first_user() {
+	local user
+	for user; do
+		id "$user" >/dev/null 2>&1 && echo "$user" && return
+	done
+	return 1
+}
+
+# as USER COMMAND…: with an environment as after a login, and the instance at hand (the broker of RANK).
+as() {
+	local user=$1
+	shift
+	(
+		cd / && exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups --inh-caps=-all \
+			env -i HOME="$(getent passwd "$user" | cut -d: -f6)" USER="$user" LOGNAME="$user" SHELL=/bin/sh \
+			LC_ALL=C.UTF-8 PATH="$PATH" FLUX_URI="local://$RUN/local-${RANK:-0}" \
+			FLUX_EXEC_PATH="$STAGE/libexec/flux/cmd" timeout -k 5 60 "$@"
+	)
 }
 
 #
