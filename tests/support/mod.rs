@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod munged;
+pub mod plugins;
 
 use std::io::Write;
 

@@ -1,0 +1,392 @@
+//! The product's plugins on the host, as a site has them: with a munged, secrets, programs and a configuration.
+
+use std::{
+    fs::{self, Permissions},
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{
+    host::{HOST, Instance, plugin},
+    munged::Munged,
+    skip,
+};
+
+/// No test waits longer for what it cannot be told of; it is no measure of time, but ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A user that is neither root nor whoever else runs the tests.
+pub const GUEST: &str = "nobody";
+
+/// The events of a job to which nothing special happens.
+pub const PLAIN: [&str; 10] = [
+    "submit", "validate", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean",
+];
+
+/// What prints the token of a job, and fails where there is none.
+pub const PRINT: &[&str] = &["printenv", "DW_WORKFLOW_TOKEN"];
+
+/// All that an instance needs, and a place for what it leaves behind.
+pub struct Site {
+    pub munged: Munged,
+    dir: TempDir,
+}
+
+impl Site {
+    /// Sets one up. Without munged there is none, and the test is to return.
+    pub fn new(test: &str) -> Option<Site> {
+        let Some(munged) = Munged::start() else {
+            skip(test, "munged is not installed");
+            return None;
+        };
+        // Guests read the shell's plugin and the configuration in here.
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        open(dir.path(), 0o755);
+        for place in ["job-manager", "shell"] {
+            fs::create_dir(dir.path().join(place)).expect("a directory");
+            open(&dir.path().join(place), 0o755);
+        }
+        let site = Site { munged, dir };
+        place(
+            &built("libjobtap_workflow_token.so"),
+            &site.at("job-manager/workflow-token.so"),
+        );
+        place(
+            &built("libshell_workflow_token.so"),
+            &site.at("shell/workflow-token.so"),
+        );
+        Some(site)
+    }
+
+    /// A path in this site.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The same, as text.
+    pub fn path(&self, name: &str) -> String {
+        self.at(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// The plugin for the job manager.
+    pub fn jobtap(&self) -> String {
+        self.path("job-manager/workflow-token.so")
+    }
+
+    /// What the instance keeps.
+    pub fn statedir(&self) -> PathBuf {
+        self.at("state")
+    }
+
+    /// Writes a file, and returns its path.
+    pub fn write(&self, name: &str, mode: u32, content: impl AsRef<[u8]>) -> String {
+        fs::write(self.at(name), content).expect("a file is written");
+        open(&self.at(name), mode);
+        self.path(name)
+    }
+
+    /// A rule for jobs with the attribute `system.NAME`, which get the content of a file.
+    pub fn file_rule(&self, name: &str, content: impl AsRef<[u8]>) -> Value {
+        let path = self.write(&format!("{name}.secret"), 0o600, content);
+        json!({"attribute": format!("system.{name}"), "source": "file", "path": path})
+    }
+
+    /// A rule for jobs with the attribute `system.NAME`, which get what a shell script prints. It is run in this site.
+    pub fn command_rule(&self, name: &str, script: &str, args: &[&str]) -> Value {
+        let script = format!("cd {}\n{script}\n", self.path(""));
+        let path = self.write(&format!("{name}.sh"), 0o600, script);
+        let command: Vec<&str> = ["/bin/sh", &path].into_iter().chain(args.iter().copied()).collect();
+        json!({"attribute": format!("system.{name}"), "source": "command", "command": command})
+    }
+
+    /// The configuration of an instance, with the table of the plugin.
+    pub fn config(&self, table: Value) -> Value {
+        let mut whole = json!({
+            "munge-socket": self.munged.socket(),
+            "helper": built("flux-workflow-token"),
+        });
+        merge(&mut whole, table);
+        json!({"workflow-token": whole})
+    }
+
+    /// Writes the configuration to a file, which also has the instance load the plugin.
+    pub fn configure(&self, table: Value) -> String {
+        let mut config = self.config(table);
+        config["job-manager"] = json!({"plugins": [{"load": self.jobtap()}]});
+        self.write("flux.toml", 0o644, toml::to_string(&config).expect("it is TOML"))
+    }
+
+    /// An instance with both plugins, and such a table.
+    pub fn instance(&self, table: Value) -> Instance {
+        self.configure(table);
+        self.start(json!({}), &[])
+    }
+
+    /// An instance with the plugins, the configuration that was written last, and more for its shells.
+    pub fn start(&self, shell_conf: Value, args: &[&str]) -> Instance {
+        let config = self.path("flux.toml");
+        let all = [&["--config", &config], args].concat();
+        self.without_jobtap(shell_conf, &all)
+    }
+
+    /// An instance with the plugin for the job shells only.
+    pub fn without_jobtap(&self, shell_conf: Value, args: &[&str]) -> Instance {
+        let mut conf = json!({"munge-socket": self.munged.socket()});
+        merge(&mut conf, shell_conf);
+        let (shell, conf) = (self.path("shell/workflow-token.so"), conf.to_string());
+        let all = [&["--shell-plugin", &shell, "--shell-conf", &conf], args].concat();
+        Instance::start(&self.statedir(), &all)
+    }
+
+    /// What loads a plugin that holds every job in a prolog of its own, until its service `job-manager.test.go` is called.
+    pub fn hold(&self) -> Value {
+        json!({"path": plugin(self.dir.path(), "jobtap.c"), "conf": {"manual": 1}})
+    }
+
+    /// How many requests munged has not taken yet: it has taken all unless it is stopped.
+    pub fn waiting_for_munged(&self) -> usize {
+        let socket = self.munged.socket();
+        let table = fs::read_to_string("/proc/net/unix").expect("the sockets of this machine");
+        let all = table
+            .lines()
+            .filter(|line| line.ends_with(socket.to_str().expect("a path in UTF-8")));
+        all.count().saturating_sub(1)
+    }
+}
+
+/// Jobs, as tests of the product look at them.
+impl Instance {
+    /// Runs a command to the end of its job, whose id it returns.
+    #[track_caller]
+    pub fn run(&mut self, command: &[&str], more: Value) -> String {
+        let job = self.submit(command, more);
+        self.wait(&job, "clean");
+        job
+    }
+
+    /// What the tasks of a job wrote to their standard output.
+    #[track_caller]
+    pub fn stdout(&mut self, job: &str) -> String {
+        self.ok("output", json!({"jobid": job}))["stdout"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// What they and the job shells wrote to their standard error.
+    #[track_caller]
+    pub fn stderr(&mut self, job: &str) -> String {
+        self.ok("output", json!({"jobid": job}))["stderr"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// The token that a job with the attribute `system.NAME` finds in its environment.
+    #[track_caller]
+    pub fn token(&mut self, name: &str) -> String {
+        let job = self.run(PRINT, matching(name));
+        self.stdout(&job).trim_end().to_owned()
+    }
+
+    /// The contexts of the events of a name.
+    #[track_caller]
+    pub fn contexts(&mut self, job: &str, name: &str) -> Vec<Value> {
+        let events = self.ok("eventlog", json!({"jobid": job}))["events"].clone();
+        let events = events.as_array().unwrap().iter().filter(|event| event["name"] == name);
+        events.map(|event| event["context"].clone()).collect()
+    }
+
+    /// Waits for the end of a job that gets no token, and looks at how it ended. Returns what its user is told.
+    #[track_caller]
+    pub fn undelivered(&mut self, job: &str) -> String {
+        self.wait(job, "clean");
+        let exceptions = self.contexts(job, "exception");
+        assert_eq!(exceptions.len(), 1, "{job}: {exceptions:?}");
+        assert_eq!(
+            (&exceptions[0]["type"], &exceptions[0]["severity"]),
+            (&json!("workflow-token"), &json!(0)),
+            "{job}: {exceptions:?}"
+        );
+        let finished = json!({"description": "workflow-token", "status": 1});
+        assert_eq!(self.contexts(job, "prolog-finish"), [finished], "{job}");
+        assert!(!self.events(job).contains(&"start".to_owned()), "{job} was started");
+        let note = exceptions[0]["note"].as_str().unwrap().to_owned();
+        assert!(!note.contains('/'), "{job}: its user is told of a path: {note}");
+        note
+    }
+
+    /// Waits for the end of a job whose shell refuses its record. Returns what its user is told.
+    #[track_caller]
+    pub fn refused(&mut self, job: &str) -> String {
+        self.wait(job, "clean");
+        let exceptions = self.contexts(job, "exception");
+        assert_eq!(exceptions.len(), 1, "{job}: {exceptions:?}");
+        assert_eq!(
+            (&exceptions[0]["type"], &exceptions[0]["severity"]),
+            (&json!("exec"), &json!(0)),
+            "{job}: {exceptions:?}"
+        );
+        assert_eq!(self.stdout(job), "", "{job}: its command was run");
+        exceptions[0]["note"].as_str().unwrap().to_owned()
+    }
+
+    /// The log.
+    #[track_caller]
+    pub fn dmesg(&mut self) -> Vec<String> {
+        let lines = self.ok("dmesg", json!({}))["lines"].clone();
+        serde_json::from_value(lines).unwrap()
+    }
+
+    /// What the operator is told of a delivery that failed.
+    #[track_caller]
+    pub fn cause(&mut self, job: &str) -> String {
+        let mut lines = self.dmesg();
+        lines.retain(|line| line.contains(&format!("{job}: no token was delivered: ")));
+        assert_eq!(lines.len(), 1, "{job}: {lines:?}");
+        lines.remove(0)
+    }
+
+    /// Lets the jobs go that are held, see [`Site::hold`].
+    #[track_caller]
+    pub fn go(&mut self) {
+        self.ok("rpc", json!({"topic": "job-manager.test.go"}));
+    }
+
+    /// A counter of the plugin.
+    #[track_caller]
+    pub fn counter(&mut self, name: &str) -> u64 {
+        let all = self.ok("query", json!({"name": "workflow-token.so"}))["result"].clone();
+        all[name].as_u64().unwrap_or_else(|| panic!("no {name} in {all}"))
+    }
+
+    /// The record of a job, while there is one.
+    #[track_caller]
+    pub fn record(&mut self, job: &str) -> Option<Value> {
+        let key = self.record_key(job);
+        let request = self.send("kvs-get", json!({"key": key}));
+        let response = self.response(request);
+        let text = response["value"].as_str()?;
+        Some(serde_json::from_str(text).unwrap_or_else(|e| panic!("{job}: {e}: {text}")))
+    }
+
+    /// Where the record of a job is.
+    #[track_caller]
+    pub fn record_key(&mut self, job: &str) -> String {
+        let id = decimal(job);
+        let part = |shift: u32| format!("{:04x}", (id >> shift) & 0xffff);
+        format!("job.{}.{}.{}.{}.workflow-token", part(48), part(32), part(16), part(0))
+    }
+}
+
+/// More of a submission: the attribute of a rule.
+pub fn matching(name: &str) -> Value {
+    json!({"attributes": {"system": {name: 1}}})
+}
+
+/// The same, with options of the job shell.
+pub fn with_options(name: &str, options: Value) -> Value {
+    json!({"attributes": {"system": {name: 1, "shell": {"options": options}}}})
+}
+
+/// A job id in F58 (RFC 19) as a number.
+pub fn decimal(job: &str) -> u64 {
+    const DIGITS: &str = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+    let digits = job.strip_prefix('ƒ').expect("a job id in F58").chars();
+    digits.fold(0, |id, digit| {
+        id * 58 + DIGITS.find(digit).expect("a digit of F58") as u64
+    })
+}
+
+/// Bytes that there never were before.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let read = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.expect("random bytes");
+    bytes
+}
+
+/// A token that there never was before: a JWT in shape, and signed by nobody. Claims come on top of its own.
+pub fn jwt(claims: Value) -> String {
+    let mut all = json!({"sub": "canary", "jti": random::<16>().map(|byte| format!("{byte:02x}")).concat()});
+    merge(&mut all, claims);
+    let segment = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    format!(
+        "{}.{}.{}",
+        segment(br#"{"alg":"HS256","typ":"JWT"}"#),
+        segment(all.to_string().as_bytes()),
+        segment(&random::<32>())
+    )
+}
+
+/// Waits for something that nobody tells.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "it was waited for in vain that {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits for a file that somebody writes one line to, and returns that.
+#[track_caller]
+pub fn line_of(path: &Path) -> String {
+    let mut text = String::new();
+    until(&format!("{} is written", path.display()), || {
+        text = fs::read_to_string(path).unwrap_or_default();
+        text.ends_with('\n')
+    });
+    text.trim_end().to_owned()
+}
+
+/// Whether a process has ended; it may not have been reaped yet.
+pub fn is_gone(pid: &str) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| text.is_empty()) || !Path::new("/proc").join(pid).exists()
+}
+
+/// Who runs this test.
+pub fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// A user of this machine.
+pub fn user(name: &str) -> nix::unistd::User {
+    let found = nix::unistd::User::from_name(name).expect("the name service answers");
+    found.unwrap_or_else(|| panic!("there is a user {name}"))
+}
+
+/// What was built for this test.
+pub fn built(name: &str) -> PathBuf {
+    let path = Path::new(HOST).with_file_name(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace`",
+        path.display()
+    );
+    path
+}
+
+fn place(from: &Path, to: &Path) {
+    fs::hard_link(from, to)
+        .or_else(|_| fs::copy(from, to).map(|_| ()))
+        .expect("the plugin is put in its place");
+}
+
+fn open(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode is set");
+}
+
+fn merge(into: &mut Value, from: Value) {
+    let (Value::Object(into), Value::Object(from)) = (into, from) else {
+        panic!("both are tables")
+    };
+    into.extend(from);
+}
