@@ -48,12 +48,12 @@ need_flux() {
 	if test -n "$FLUX_PREFIX"; then
 		PATH=$FLUX_PREFIX/bin:$PATH
 	fi
-	FLUX=$(command -v flux) || skip "no Flux found: install it or set FLUX_PREFIX"
+	FLUX=$(type -P flux) || skip "no Flux found: install it or set FLUX_PREFIX"
 	command -v python3 >/dev/null || skip "no python3 found: install it"
 	command -v munged >/dev/null || PATH=$PATH:/usr/sbin
 	command -v munged >/dev/null || skip "no munged found: install the package munge"
 	for file in "$JOBTAP" "$SHELL_PLUGIN" "$STAGE/libexec/flux/cmd/flux-workflow-token"; do
-		test -e "$file" || skip "$file is missing: run make stage"
+		test -e "$file" || error "$file is missing: run make stage"
 	done
 }
 

@@ -141,7 +141,7 @@ def haystacks(name):
                     yield f"/proc/{pid}/{what}", data
         return
     for path in files(name):
-        if not os.path.isfile(path):
+        if not os.path.isfile(path) or os.path.getsize(path) == 0:
             continue
         with open(path, "rb") as file:
             yield path, file.read()
@@ -169,4 +169,10 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except Exception as e:
+        # Python's own status would say that nothing was found.
+        print(f"search.py: {e!r}", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -50,7 +50,7 @@ sed -i /munge-socket/d config/workflow-token.toml
 initrc initrc.lua
 
 instance_up 2 || skip "no instance of $OWNER could be started: $(tail -n 1 instance.log)"
-as "$GUEST" flux run true 2>err || skip "the IMP does not run jobs of $GUEST for $OWNER: $(tail -n 1 err)"
+as "$GUEST" flux run true 2>err || skip "the IMP does not run jobs of $GUEST for $OWNER: $(tr '\n' ' ' <err)"
 
 # run USER OPTION…: a matching job of that user.
 run() {
