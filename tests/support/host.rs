@@ -31,11 +31,13 @@ pub struct Request(u64);
 impl Instance {
     /// Starts an instance in a state directory, with more arguments.
     pub fn start(statedir: &Path, args: &[&str]) -> Instance {
-        let mut child = Command::new(HOST)
-            .arg("instance")
-            .arg("--statedir")
-            .arg(statedir)
-            .args(args)
+        let mut host = Command::new(HOST);
+        Instance::of(host.arg("instance").arg("--statedir").arg(statedir).args(args))
+    }
+
+    /// Starts an instance by a command that comes to run the host.
+    pub fn of(command: &mut Command) -> Instance {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
