@@ -5,17 +5,19 @@
 //! ```text
 //! job.state.run ── prolog-start ──► fetch ──► check ──► seal ──┐   (threads of tokio: `work`)
 //!                                                              │ queue + eventfd (`workers`)
-//! reactor thread (`manager`) ◄─────────────────────────────────┘
+//! reactor thread (`delivery`) ◄─────────────────────────────────┘
 //!    └─► KVS commit ──► prolog-finish status=0 ──► job shells start
 //! ```
 //!
 //! The job manager is one thread that must never wait. Everything that may block happens on other threads, which own
-//! no Flux object and hand plain data back. `manager` holds the state of all deliveries and is the only module that
-//! talks to Flux.
+//! no Flux object and hand plain data back. What talks to Flux runs on the reactor thread: `manager` (the state, and the
+//! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
 
+mod delivery;
 mod facts;
 mod manager;
 mod owner;
+mod records;
 mod resume;
 mod stats;
 mod work;

@@ -1,11 +1,11 @@
-//! The state of all deliveries, on the reactor thread.
+//! The plugin's state, on the reactor thread, and the callbacks that change it.
 //!
-//! Calls into Flux may call back into this module before they return (an exception takes the job to CLEANUP), so no
-//! `RefCell` is borrowed across one.
+//! Calls into Flux may call back before they return (an exception takes the job to CLEANUP), so neither here nor in
+//! `delivery`, `resume` and `records` is a `RefCell` borrowed across one.
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     ffi::CStr,
     io,
     path::PathBuf,
@@ -14,18 +14,17 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use config::Config;
-use ffi::{Args, FdWatcher, Flux, Future, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError};
+use ffi::{Args, FdWatcher, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError};
 use serde_json::{Value, json};
 
 use crate::{
-    facts::JobFacts,
-    resume::{Past, past},
+    delivery::{Current, Delivery, Lane, Message},
     stats::{Stats, Stay},
-    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Task},
+    work::Setup,
     workers::{Queue, Workers},
 };
 
@@ -38,143 +37,47 @@ const LEFT_DELIVERED: &CStr = c"workflow-token::delivered";
 /// Not empty while one is loaded.
 const ACTIVE: &CStr = c"workflow-token::active";
 
-/// How many results are taken in one turn of the reactor.
-const TURN: usize = 16;
-
 /// No ticker runs.
-const IDLE: u64 = 0;
-
-/// How often it is looked for deliveries whose time is over.
-const TICK: Duration = Duration::from_millis(100);
-
-/// For how long the records of jobs that have ended are gathered before they are removed with one commit.
-const GATHER: Duration = Duration::from_secs(1);
+pub(crate) const IDLE: u64 = 0;
 
 /// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
-const KVS_TIMEOUT: f64 = 60.0;
+pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 
 /// The plugin's state.
 pub struct Manager(Rc<Inner>);
 
-struct Inner {
-    jobtap: Jobtap<'static>,
-    conf: Value,
-    helpers: Vec<PathBuf>,
-    sealer: u32,
-    setup: RefCell<Option<Current>>,
+pub(crate) struct Inner {
+    pub(crate) jobtap: Jobtap<'static>,
+    pub(crate) conf: Value,
+    pub(crate) helpers: Vec<PathBuf>,
+    pub(crate) sealer: u32,
+    pub(crate) setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
-    left: RefCell<Option<Left>>,
-    deliveries: RefCell<HashMap<JobId, Delivery>>,
+    pub(crate) left: RefCell<Option<Left>>,
+    pub(crate) deliveries: RefCell<HashMap<JobId, Delivery>>,
     /// Jobs that have a record.
-    delivered: RefCell<HashSet<JobId>>,
+    pub(crate) delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
-    ended: RefCell<Vec<JobId>>,
+    pub(crate) ended: RefCell<Vec<JobId>>,
     /// Since when they gather.
-    ended_since: Cell<Option<Instant>>,
+    pub(crate) ended_since: Cell<Option<Instant>>,
     /// Commits and lookups that belong to no delivery, by number.
-    pending: RefCell<HashMap<u64, PendingFuture>>,
+    pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
-    running: RefCell<HashMap<u64, Lane>>,
-    numbers: Cell<u64>,
-    unlinking: Cell<bool>,
-    queue: Arc<Queue<Message>>,
+    pub(crate) running: RefCell<HashMap<u64, Lane>>,
+    pub(crate) numbers: Cell<u64>,
+    pub(crate) unlinking: Cell<bool>,
+    pub(crate) queue: Arc<Queue<Message>>,
     /// The number of the ticker that runs.
-    ticker: Arc<AtomicU64>,
-    workers: RefCell<Workers>,
-    watcher: RefCell<Option<FdWatcher>>,
-    stats: RefCell<Stats>,
+    pub(crate) ticker: Arc<AtomicU64>,
+    pub(crate) workers: RefCell<Workers>,
+    pub(crate) watcher: RefCell<Option<FdWatcher>>,
+    pub(crate) stats: RefCell<Stats>,
 }
 
-/// The deliveries of one rule: how many are under way, and which wait.
-#[derive(Clone, Default)]
-struct Lane(Rc<RefCell<Waiting>>);
-
-#[derive(Default)]
-struct Waiting {
-    running: usize,
-    queue: VecDeque<(JobId, u64)>,
-}
-
-struct Left {
-    in_flight: HashSet<JobId>,
-    delivered: HashSet<JobId>,
-}
-
-/// The configuration in force, and a lane for each of its rules.
-#[derive(Clone)]
-struct Current {
-    setup: Arc<Setup>,
-    lanes: Rc<Vec<Lane>>,
-}
-
-/// A delivery on its way. Dropping it gives up what is under way for it.
-struct Delivery {
-    number: u64,
-    began: Instant,
-    setup: Arc<Setup>,
-    /// Processor time spent on the reactor thread.
-    cpu: Duration,
-    progress: Arc<Progress>,
-    /// What is to be done, until it is handed to a thread.
-    task: Option<Task>,
-    /// The commit, once it is under way.
-    commit: Option<PendingFuture>,
-}
-
-impl Delivery {
-    fn left(&self) -> Duration {
-        self.setup.config.timeout.saturating_sub(self.began.elapsed())
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        self.progress.give_up();
-    }
-}
-
-/// What the threads send.
-enum Message {
-    Done(Done),
-    /// Time has passed.
-    Tick,
-}
-
-struct Done {
-    job: JobId,
-    number: u64,
-    outcome: Outcome,
-}
-
-/// Sends what a task came to when the task ends, whichever way: a job must not wait for a task that has panicked.
-struct Report {
-    queue: Arc<Queue<Message>>,
-    job: JobId,
-    number: u64,
-    outcome: Option<Outcome>,
-}
-
-impl Report {
-    fn send(mut self, outcome: Outcome) {
-        self.outcome = Some(outcome);
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| Outcome {
-            result: Err(Failure::new(
-                "an internal error",
-                "the task ended early: its place is in the broker's output",
-            )),
-            notes: Vec::new(),
-        });
-        self.queue.send(Message::Done(Done {
-            job: self.job,
-            number: self.number,
-            outcome,
-        }));
-    }
+pub(crate) struct Left {
+    pub(crate) in_flight: HashSet<JobId>,
+    pub(crate) delivered: HashSet<JobId>,
 }
 
 impl Manager {
@@ -301,11 +204,11 @@ impl Drop for Manager {
 }
 
 impl Inner {
-    fn flux(&self) -> Flux<'static> {
+    pub(crate) fn flux(&self) -> Flux<'static> {
         self.jobtap.flux()
     }
 
-    fn log(&self, level: LogLevel, line: &str) {
+    pub(crate) fn log(&self, level: LogLevel, line: &str) {
         self.flux().log(level, &format!("workflow-token: {line}"));
     }
 
@@ -337,448 +240,20 @@ impl Inner {
         Ok(())
     }
 
-    /// Begins a delivery within the callback of the job's change to RUN.
-    fn start(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
-        if inner.deliveries.borrow().contains_key(&job) {
-            return;
-        }
-        let Some((current, candidates)) = inner.candidates(args, uid) else {
-            return;
-        };
-        if let Err(e) = inner.jobtap.prolog_start(PROLOG) {
-            // The job must not start without what it was to get.
-            let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
-            inner.raise(job, &why);
-            return;
-        }
-        inner.begin(&current, job, uid, candidates, stay);
-    }
-
-    fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
-        let current = self.setup.borrow().clone()?;
-        if current.lanes.is_empty() {
-            return None;
-        }
-        let facts = JobFacts {
-            args,
-            uid,
-            owner: current.setup.owners.known(uid),
-        };
-        let candidates = current.setup.candidates(&facts);
-        (!candidates.is_empty()).then_some((current, candidates))
-    }
-
-    /// Queues a job whose prolog has started.
-    fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
-        let number = self.number();
-        // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
-        let lane = current.lanes[candidates[0]].clone();
-        let task = Task {
-            jobid: job.0,
-            f58: job.to_string(),
-            uid,
-            sealer: self.sealer,
-            candidates,
-        };
-        let delivery = Delivery {
-            number,
-            began: Instant::now(),
-            setup: Arc::clone(&current.setup),
-            cpu: Duration::ZERO,
-            progress: Arc::default(),
-            task: Some(task),
-            commit: None,
-        };
-        self.deliveries.borrow_mut().insert(job, delivery);
-        self.stats.borrow_mut().started += 1;
-        lane.0.borrow_mut().queue.push_back((job, number));
-        self.advance(&lane);
-        self.tick();
-        self.account(stay, Some(job));
-    }
-
-    /// Hands as many deliveries of a rule to threads as may be under way.
-    fn advance(&self, lane: &Lane) {
-        loop {
-            let Some((job, number)) = lane.0.borrow().queue.front().copied() else {
-                return;
-            };
-            let next = match self.deliveries.borrow_mut().get_mut(&job) {
-                Some(delivery) if delivery.number == number => {
-                    let limit = delivery
-                        .task
-                        .as_ref()
-                        .map_or(0, |task| delivery.setup.parallel(task.candidates[0]));
-                    if lane.0.borrow().running >= limit.max(1) {
-                        return;
-                    }
-                    delivery
-                        .task
-                        .take()
-                        .map(|task| (task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
-                }
-                // Canceled while it waited.
-                _ => None,
-            };
-            lane.0.borrow_mut().queue.pop_front();
-            let Some((task, setup, progress)) = next else { continue };
-            lane.0.borrow_mut().running += 1;
-            self.running.borrow_mut().insert(number, lane.clone());
-            let report = Report {
-                queue: Arc::clone(&self.queue),
-                job,
-                number,
-                outcome: None,
-            };
-            let handed = self
-                .workers
-                .borrow_mut()
-                .block(move || work(setup, task, progress, report));
-            if let Err(e) = handed {
-                self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
-            }
-        }
-    }
-
-    /// Sees to it that time is minded while there is something to be minded.
-    fn tick(&self) {
-        if self.ticker.load(Ordering::Relaxed) != IDLE {
-            return;
-        }
-        // Its number tells a ticker that ends from one that was started since.
-        let mine = self.number();
-        self.ticker.store(mine, Ordering::Relaxed);
-        let (queue, ticker) = (Arc::clone(&self.queue), Arc::clone(&self.ticker));
-        let spawned = self.workers.borrow_mut().spawn(async move {
-            while ticker.load(Ordering::Relaxed) == mine {
-                tokio::time::sleep(TICK).await;
-                queue.send(Message::Tick);
-            }
-        });
-        if let Err(e) = spawned {
-            self.ticker.store(IDLE, Ordering::Relaxed);
-            self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
-        }
-    }
-
-    /// Time has passed: gives up deliveries whose time is over, and removes records.
-    fn ticked(inner: &Rc<Self>) {
-        let late: Vec<(JobId, Failure)> = {
-            let deliveries = inner.deliveries.borrow();
-            deliveries
-                .iter()
-                .filter_map(|(job, delivery)| Some((*job, overdue(delivery)?)))
-                .collect()
-        };
-        for (job, why) in late.into_iter().take(TURN) {
-            inner.fail(job, &why);
-        }
-        let gathered = inner.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER);
-        if gathered {
-            Self::unlink(inner);
-        }
-        if inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty() {
-            inner.ticker.store(IDLE, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes what the threads have sent.
-    fn take(inner: &Rc<Self>) {
-        let stay = Stay::begin();
-        for message in inner.queue.take(TURN) {
-            match message {
-                Message::Tick => Self::ticked(inner),
-                Message::Done(done) => Self::done(inner, done),
-            }
-        }
-        inner.stats.borrow_mut().callback(stay.length());
-    }
-
-    fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
-        let stay = Stay::begin();
-        let lane = inner.running.borrow_mut().remove(&number);
-        if let Some(lane) = lane {
-            lane.0.borrow_mut().running -= 1;
-            inner.advance(&lane);
-        }
-        let left = match inner.deliveries.borrow().get(&job) {
-            Some(delivery) if delivery.number == number => delivery.left(),
-            // Given up while it was on its way here.
-            _ => return,
-        };
-        for note in &outcome.notes {
-            inner.log(LogLevel::Info, &format!("{job}: {note}"));
-        }
-        match outcome.result {
-            Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
-            Ok(Sealed::NoRule) => {
-                inner.deliveries.borrow_mut().remove(&job);
-                inner.stats.borrow_mut().no_rule += 1;
-                inner.finish_prolog(job, 0);
-            }
-            Err(why) => inner.fail(job, &why),
-        }
-        inner.account(&stay, Some(job));
-    }
-
-    /// Puts the record where the job shells find it.
-    fn commit(inner: &Rc<Self>, job: JobId, record: &str, left: Duration) {
-        let weak = Rc::downgrade(inner);
-        let committed = job.kvs_key(seal::KEY).and_then(|key| {
-            let mut transaction = ffi::Transaction::new()?;
-            transaction.put(&key, record)?;
-            // What is left of the delivery's time, and a moment at least.
-            let timeout = left.max(Duration::from_millis(100)).as_secs_f64();
-            inner.flux().commit(transaction)?.then(timeout, move |future| {
-                if let Some(inner) = weak.upgrade() {
-                    inner.committed(job, &future);
-                }
-            })
-        });
-        match committed {
-            Ok(pending) => {
-                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
-                    delivery.commit = Some(pending);
-                }
-            }
-            Err(e) => inner.fail(job, &uncommitted(&e)),
-        }
-    }
-
-    fn committed(&self, job: JobId, future: &Future) {
-        let stay = Stay::begin();
-        if let Err(e) = future.get() {
-            // It may yet be committed: it is removed when the job has ended.
-            self.delivered.borrow_mut().insert(job);
-            self.fail(job, &uncommitted(&e));
-            self.account(&stay, None);
-            return;
-        }
-        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
-            return;
-        };
-        self.delivered.borrow_mut().insert(job);
-        let cpu = delivery.cpu + stay.cpu();
-        // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
-        self.finish_prolog(job, 0);
-        let mut stats = self.stats.borrow_mut();
-        stats.delivered += 1;
-        stats.callback(stay.length());
-        stats.delivery(cpu);
-    }
-
-    /// Ends a delivery that cannot succeed: the job does not start.
-    fn fail(&self, job: JobId, why: &Failure) {
-        self.deliveries.borrow_mut().remove(&job);
-        self.stats.borrow_mut().failed += 1;
-        self.raise(job, why);
-        self.finish_prolog(job, 1);
-    }
-
-    fn raise(&self, job: JobId, why: &Failure) {
-        self.log(
-            LogLevel::Err,
-            &format!("{job}: no token was delivered: {}", why.operator),
-        );
-        let text = format!(
-            "no workflow token for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
-            why.user
-        );
-        if let Err(e) = self.jobtap.raise(job, PROLOG, 0, &text) {
-            self.log(LogLevel::Err, &format!("{job}: the exception could not be raised: {e}"));
-        }
-    }
-
-    fn finish_prolog(&self, job: JobId, status: i32) {
-        if let Err(e) = self.jobtap.prolog_finish(job, PROLOG, status) {
-            self.log(LogLevel::Err, &format!("{job}: the prolog could not be finished: {e}"));
-        }
-    }
-
-    /// Takes up a job that was past SCHED when the plugin was loaded.
-    fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
-        let stay = Stay::begin();
-        let past = inner.left.borrow().as_ref().map(|left| {
-            if left.in_flight.contains(&job) {
-                Past::Outstanding
-            } else if left.delivered.contains(&job) {
-                Past::Finished(0)
-            } else {
-                Past::None
-            }
-        });
-        match past {
-            // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
-            Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
-            Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
-            // Another one: the eventlog in the KVS is complete.
-            None => Self::read_eventlog(inner, job, 3),
-        }
-    }
-
-    /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
-    /// started, prolog-start is refused and the job is left alone.
-    fn late(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
-        let Some((setup, candidates)) = inner.candidates(args, uid) else {
-            return;
-        };
-        if inner.jobtap.prolog_start(PROLOG).is_ok() {
-            inner.begin(&setup, job, uid, candidates, stay);
-        }
-    }
-
-    fn go_on(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState, past: Past, stay: &Stay) {
-        match (past, state) {
-            (Past::None, _) => {}
-            (Past::Finished(_), _) => {
-                inner.delivered.borrow_mut().insert(job);
-            }
-            (Past::Outstanding, JobState::Run) => {
-                inner.stats.borrow_mut().resumed += 1;
-                match inner.candidates(args, uid) {
-                    Some((setup, candidates)) => inner.begin(&setup, job, uid, candidates, stay),
-                    None => {
-                        let why = "no rule matches it any more: the configuration was changed during its delivery";
-                        inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
-                    }
-                }
-            }
-            (Past::Outstanding, _) => {
-                inner.stats.borrow_mut().canceled += 1;
-                inner.finish_prolog(job, 1);
-            }
-        }
-    }
-
-    fn read_eventlog(inner: &Rc<Self>, job: JobId, tries: u32) {
-        let number = inner.number();
-        let weak = Rc::downgrade(inner);
-        let asked = job.kvs_key("eventlog").and_then(|key| {
-            inner.flux().lookup(&key)?.then(KVS_TIMEOUT, move |future| {
-                let Some(inner) = weak.upgrade() else { return };
-                let done = inner.pending.borrow_mut().remove(&number);
-                match future.value() {
-                    Ok(eventlog) => Self::resume_from(&inner, job, &eventlog.unwrap_or_default()),
-                    Err(e) if tries > 1 => {
-                        inner.log(
-                            LogLevel::Warning,
-                            &format!("{job}: its eventlog could not be read: {e}: trying again"),
-                        );
-                        Self::read_eventlog(&inner, job, tries - 1);
-                    }
-                    Err(e) => inner.unread(job, &e),
-                }
-                drop(done);
-            })
-        });
-        match asked {
-            Ok(pending) => {
-                inner.pending.borrow_mut().insert(number, pending);
-            }
-            Err(e) => inner.unread(job, &e),
-        }
-    }
-
-    fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
-        let stay = Stay::begin();
-        let past = past(eventlog, &PROLOG.to_string_lossy());
-        // The job may have changed since.
-        let Some(args) = inner.jobtap.lookup(job) else { return };
-        let Some((_, uid, state)) = args.job_owner_state() else {
-            return;
-        };
-        if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
-            return;
-        }
-        Self::go_on(inner, &args, job, uid, state, past, &stay);
-    }
-
-    fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
-        let line = format!(
-            "{job}: its eventlog could not be read: {e}: if it stays in its prolog, remove and load this plugin again"
-        );
-        self.log(LogLevel::Err, &line);
-    }
-
-    /// Removes the records of jobs that have ended: one commit at a time, for all that have gathered.
-    fn unlink(inner: &Rc<Self>) {
-        if inner.unlinking.get() {
-            return;
-        }
-        let jobs = inner.take_ended();
-        if jobs.is_empty() {
-            return;
-        }
-        let weak = Rc::downgrade(inner);
-        let number = inner.number();
-        let count = jobs.len() as u64;
-        let removed = inner.remove_records(&jobs).and_then(|commit| {
-            commit.then(KVS_TIMEOUT, move |future| {
-                let Some(inner) = weak.upgrade() else { return };
-                let done = inner.pending.borrow_mut().remove(&number);
-                inner.unlinking.set(false);
-                match future.get() {
-                    Ok(()) => inner.stats.borrow_mut().unlinked += count,
-                    Err(e) => inner.log(
-                        LogLevel::Err,
-                        &format!("{count} sealed records could not be removed: {e}"),
-                    ),
-                }
-                drop(done);
-            })
-        });
-        match removed {
-            Ok(pending) => {
-                inner.unlinking.set(true);
-                inner.pending.borrow_mut().insert(number, pending);
-            }
-            Err(e) => inner.log(
-                LogLevel::Err,
-                &format!("{count} sealed records could not be removed: {e}"),
-            ),
-        }
-    }
-
-    /// The same when the plugin is about to go: the request is on its way when this returns, and nobody sees the answer.
-    fn unlink_unseen(&self) {
-        let jobs = self.take_ended();
-        if !jobs.is_empty()
-            && let Err(e) = self.remove_records(&jobs)
-        {
-            self.log(
-                LogLevel::Err,
-                &format!("{} sealed records could not be removed: {e}", jobs.len()),
-            );
-        }
-    }
-
-    fn take_ended(&self) -> Vec<JobId> {
-        self.ended_since.set(None);
-        std::mem::take(&mut *self.ended.borrow_mut())
-    }
-
-    fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
-        let mut transaction = ffi::Transaction::new()?;
-        for job in jobs {
-            transaction.unlink(&job.kvs_key(seal::KEY)?)?;
-        }
-        self.flux().commit(transaction)
-    }
-
-    fn unlinks(&self) -> bool {
+    pub(crate) fn unlinks(&self) -> bool {
         self.setup
             .borrow()
             .as_ref()
             .is_some_and(|current| current.setup.config.unlink)
     }
 
-    fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.numbers.set(self.numbers.get() + 1);
         self.numbers.get()
     }
 
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
-    fn account(&self, stay: &Stay, job: Option<JobId>) {
+    pub(crate) fn account(&self, stay: &Stay, job: Option<JobId>) {
         if let Some(job) = job
             && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
         {
@@ -820,48 +295,6 @@ impl Inner {
             ffi::pin_object();
         }
     }
-}
-
-/// Runs on a thread.
-fn work(setup: Arc<Setup>, task: Task, progress: Arc<Progress>, report: Report) {
-    match setup.work(&task, &progress) {
-        Next::Done(outcome) => report.send(outcome),
-        Next::Await(rule, values) => {
-            tokio::runtime::Handle::current().spawn(async move {
-                report.send(setup.fetch(task, progress, rule, values).await);
-            });
-        }
-    }
-}
-
-/// Why a delivery is to be given up, where its time is over.
-fn overdue(delivery: &Delivery) -> Option<Failure> {
-    let config = &delivery.setup.config;
-    let stage = delivery.progress.stage();
-    let over = |limit: Duration, key: &str| {
-        let seconds = limit.as_secs_f64();
-        Failure::new(
-            format!("it took longer than {seconds} s"),
-            format!("it took longer than {seconds} s ({key}) while {}", stage.describe()),
-        )
-    };
-    if delivery.commit.is_some() {
-        // Its future has a timeout of its own.
-        return None;
-    }
-    if delivery.left().is_zero() {
-        return Some(over(config.timeout, "timeout"));
-    }
-    let (rule, since) = delivery.progress.fetching()?;
-    (since.elapsed() > delivery.setup.fetch_limit(rule))
-        .then(|| over(config.rules[rule].timeout, "timeout of its rule"))
-}
-
-fn uncommitted(e: &dyn std::fmt::Display) -> Failure {
-    Failure::new(
-        "it could not be stored",
-        format!("the commit of the sealed record failed: {e}"),
-    )
 }
 
 /// Where the helper of the command source may be: beside the plugin's own tree, or where Flux looks for commands.

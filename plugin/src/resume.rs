@@ -1,6 +1,15 @@
-//! What a job's eventlog says of its delivery: for a job manager that starts again.
+//! Deliveries that were begun by a plugin that has been removed since, or by a job manager that has ended.
 
+use std::rc::Rc;
+
+use ffi::{Args, JobId, JobState, LogLevel};
 use serde_json::Value;
+
+use crate::{
+    manager::{Inner, KVS_TIMEOUT, PROLOG},
+    stats::Stay,
+    work::Failure,
+};
 
 /// How far the delivery of a job had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +40,121 @@ pub(crate) fn past(eventlog: &str, prolog: &str) -> Past {
         }
     }
     past
+}
+
+impl Inner {
+    /// Takes up a job that was past SCHED when the plugin was loaded.
+    pub(crate) fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
+        let stay = Stay::begin();
+        let past = inner.left.borrow().as_ref().map(|left| {
+            if left.in_flight.contains(&job) {
+                Past::Outstanding
+            } else if left.delivered.contains(&job) {
+                Past::Finished(0)
+            } else {
+                Past::None
+            }
+        });
+        match past {
+            // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
+            Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
+            Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
+            // Another one: the eventlog in the KVS is complete.
+            None => Self::read_eventlog(inner, job, 3),
+        }
+    }
+
+    /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
+    /// started, prolog-start is refused and the job is left alone.
+    pub(crate) fn late(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
+        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+            return;
+        };
+        if inner.jobtap.prolog_start(PROLOG).is_ok() {
+            inner.begin(&setup, job, uid, candidates, stay);
+        }
+    }
+
+    pub(crate) fn go_on(
+        inner: &Rc<Self>,
+        args: &Args<'_>,
+        job: JobId,
+        uid: u32,
+        state: JobState,
+        past: Past,
+        stay: &Stay,
+    ) {
+        match (past, state) {
+            (Past::None, _) => {}
+            (Past::Finished(_), _) => {
+                inner.delivered.borrow_mut().insert(job);
+            }
+            (Past::Outstanding, JobState::Run) => {
+                inner.stats.borrow_mut().resumed += 1;
+                match inner.candidates(args, uid) {
+                    Some((setup, candidates)) => inner.begin(&setup, job, uid, candidates, stay),
+                    None => {
+                        let why = "no rule matches it any more: the configuration was changed during its delivery";
+                        inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
+                    }
+                }
+            }
+            (Past::Outstanding, _) => {
+                inner.stats.borrow_mut().canceled += 1;
+                inner.finish_prolog(job, 1);
+            }
+        }
+    }
+
+    pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId, tries: u32) {
+        let number = inner.number();
+        let weak = Rc::downgrade(inner);
+        let asked = job.kvs_key("eventlog").and_then(|key| {
+            inner.flux().lookup(&key)?.then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                match future.value() {
+                    Ok(eventlog) => Self::resume_from(&inner, job, &eventlog.unwrap_or_default()),
+                    Err(e) if tries > 1 => {
+                        inner.log(
+                            LogLevel::Warning,
+                            &format!("{job}: its eventlog could not be read: {e}: trying again"),
+                        );
+                        Self::read_eventlog(&inner, job, tries - 1);
+                    }
+                    Err(e) => inner.unread(job, &e),
+                }
+                drop(done);
+            })
+        });
+        match asked {
+            Ok(pending) => {
+                inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.unread(job, &e),
+        }
+    }
+
+    pub(crate) fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
+        let stay = Stay::begin();
+        let past = past(eventlog, &PROLOG.to_string_lossy());
+        // The job may have changed since.
+        let Some(args) = inner.jobtap.lookup(job) else { return };
+        let Some((_, uid, state)) = args.job_owner_state() else {
+            return;
+        };
+        if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
+            return;
+        }
+        Self::go_on(inner, &args, job, uid, state, past, &stay);
+    }
+
+    pub(crate) fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
+        let line = format!(
+            "{job}: its eventlog could not be read: {e}: if it stays in its prolog, remove and load this plugin again"
+        );
+        self.log(LogLevel::Err, &line);
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,415 @@
+//! Deliveries on the reactor thread: from prolog-start to prolog-finish.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ffi::{Args, Future, JobId, LogLevel, PendingFuture};
+
+use crate::{
+    facts::JobFacts,
+    manager::{IDLE, Inner, PROLOG},
+    records::GATHER,
+    stats::Stay,
+    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Task},
+    workers::Queue,
+};
+
+/// How often it is looked for deliveries whose time is over.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How many results are taken in one turn of the reactor.
+const TURN: usize = 16;
+
+/// The deliveries of one rule: how many are under way, and which wait.
+#[derive(Clone, Default)]
+pub(crate) struct Lane(Rc<RefCell<Waiting>>);
+
+#[derive(Default)]
+pub(crate) struct Waiting {
+    pub(crate) running: usize,
+    pub(crate) queue: VecDeque<(JobId, u64)>,
+}
+
+/// The configuration in force, and a lane for each of its rules.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) lanes: Rc<Vec<Lane>>,
+}
+
+/// A delivery on its way. Dropping it gives up what is under way for it.
+pub(crate) struct Delivery {
+    pub(crate) number: u64,
+    pub(crate) began: Instant,
+    pub(crate) setup: Arc<Setup>,
+    /// Processor time spent on the reactor thread.
+    pub(crate) cpu: Duration,
+    pub(crate) progress: Arc<Progress>,
+    /// What is to be done, until it is handed to a thread.
+    pub(crate) task: Option<Task>,
+    /// The commit, once it is under way.
+    pub(crate) commit: Option<PendingFuture>,
+}
+
+impl Delivery {
+    pub(crate) fn left(&self) -> Duration {
+        self.setup.config.timeout.saturating_sub(self.began.elapsed())
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.progress.give_up();
+    }
+}
+
+/// What the threads send.
+pub(crate) enum Message {
+    Done(Done),
+    /// Time has passed.
+    Tick,
+}
+
+pub(crate) struct Done {
+    pub(crate) job: JobId,
+    pub(crate) number: u64,
+    pub(crate) outcome: Outcome,
+}
+
+/// Sends what a task came to when the task ends, whichever way: a job must not wait for a task that has panicked.
+pub(crate) struct Report {
+    pub(crate) queue: Arc<Queue<Message>>,
+    pub(crate) job: JobId,
+    pub(crate) number: u64,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl Report {
+    pub(crate) fn send(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Outcome {
+            result: Err(Failure::new(
+                "an internal error",
+                "the task ended early: its place is in the broker's output",
+            )),
+            notes: Vec::new(),
+        });
+        self.queue.send(Message::Done(Done {
+            job: self.job,
+            number: self.number,
+            outcome,
+        }));
+    }
+}
+
+impl Inner {
+    /// Begins a delivery within the callback of the job's change to RUN.
+    pub(crate) fn start(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
+        if inner.deliveries.borrow().contains_key(&job) {
+            return;
+        }
+        let Some((current, candidates)) = inner.candidates(args, uid) else {
+            return;
+        };
+        if let Err(e) = inner.jobtap.prolog_start(PROLOG) {
+            // The job must not start without what it was to get.
+            let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
+            inner.raise(job, &why);
+            return;
+        }
+        inner.begin(&current, job, uid, candidates, stay);
+    }
+
+    pub(crate) fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
+        let current = self.setup.borrow().clone()?;
+        if current.lanes.is_empty() {
+            return None;
+        }
+        let facts = JobFacts {
+            args,
+            uid,
+            owner: current.setup.owners.known(uid),
+        };
+        let candidates = current.setup.candidates(&facts);
+        (!candidates.is_empty()).then_some((current, candidates))
+    }
+
+    /// Queues a job whose prolog has started.
+    pub(crate) fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+        let number = self.number();
+        // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
+        let lane = current.lanes[candidates[0]].clone();
+        let task = Task {
+            jobid: job.0,
+            f58: job.to_string(),
+            uid,
+            sealer: self.sealer,
+            candidates,
+        };
+        let delivery = Delivery {
+            number,
+            began: Instant::now(),
+            setup: Arc::clone(&current.setup),
+            cpu: Duration::ZERO,
+            progress: Arc::default(),
+            task: Some(task),
+            commit: None,
+        };
+        self.deliveries.borrow_mut().insert(job, delivery);
+        self.stats.borrow_mut().started += 1;
+        lane.0.borrow_mut().queue.push_back((job, number));
+        self.advance(&lane);
+        self.tick();
+        self.account(stay, Some(job));
+    }
+
+    /// Hands as many deliveries of a rule to threads as may be under way.
+    pub(crate) fn advance(&self, lane: &Lane) {
+        loop {
+            let Some((job, number)) = lane.0.borrow().queue.front().copied() else {
+                return;
+            };
+            let next = match self.deliveries.borrow_mut().get_mut(&job) {
+                Some(delivery) if delivery.number == number => {
+                    let limit = delivery
+                        .task
+                        .as_ref()
+                        .map_or(0, |task| delivery.setup.parallel(task.candidates[0]));
+                    if lane.0.borrow().running >= limit.max(1) {
+                        return;
+                    }
+                    delivery
+                        .task
+                        .take()
+                        .map(|task| (task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
+                }
+                // Canceled while it waited.
+                _ => None,
+            };
+            lane.0.borrow_mut().queue.pop_front();
+            let Some((task, setup, progress)) = next else { continue };
+            lane.0.borrow_mut().running += 1;
+            self.running.borrow_mut().insert(number, lane.clone());
+            let report = Report {
+                queue: Arc::clone(&self.queue),
+                job,
+                number,
+                outcome: None,
+            };
+            let handed = self
+                .workers
+                .borrow_mut()
+                .block(move || work(setup, task, progress, report));
+            if let Err(e) = handed {
+                self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
+            }
+        }
+    }
+
+    /// Sees to it that time is minded while there is something to be minded.
+    pub(crate) fn tick(&self) {
+        if self.ticker.load(Ordering::Relaxed) != IDLE {
+            return;
+        }
+        // Its number tells a ticker that ends from one that was started since.
+        let mine = self.number();
+        self.ticker.store(mine, Ordering::Relaxed);
+        let (queue, ticker) = (Arc::clone(&self.queue), Arc::clone(&self.ticker));
+        let spawned = self.workers.borrow_mut().spawn(async move {
+            while ticker.load(Ordering::Relaxed) == mine {
+                tokio::time::sleep(TICK).await;
+                queue.send(Message::Tick);
+            }
+        });
+        if let Err(e) = spawned {
+            self.ticker.store(IDLE, Ordering::Relaxed);
+            self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
+        }
+    }
+
+    /// Time has passed: gives up deliveries whose time is over, and removes records.
+    pub(crate) fn ticked(inner: &Rc<Self>) {
+        let late: Vec<(JobId, Failure)> = {
+            let deliveries = inner.deliveries.borrow();
+            deliveries
+                .iter()
+                .filter_map(|(job, delivery)| Some((*job, overdue(delivery)?)))
+                .collect()
+        };
+        for (job, why) in late.into_iter().take(TURN) {
+            inner.fail(job, &why);
+        }
+        let gathered = inner.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER);
+        if gathered {
+            Self::unlink(inner);
+        }
+        if inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty() {
+            inner.ticker.store(IDLE, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what the threads have sent.
+    pub(crate) fn take(inner: &Rc<Self>) {
+        let stay = Stay::begin();
+        for message in inner.queue.take(TURN) {
+            match message {
+                Message::Tick => Self::ticked(inner),
+                Message::Done(done) => Self::done(inner, done),
+            }
+        }
+        inner.stats.borrow_mut().callback(stay.length());
+    }
+
+    pub(crate) fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
+        let stay = Stay::begin();
+        let lane = inner.running.borrow_mut().remove(&number);
+        if let Some(lane) = lane {
+            lane.0.borrow_mut().running -= 1;
+            inner.advance(&lane);
+        }
+        let left = match inner.deliveries.borrow().get(&job) {
+            Some(delivery) if delivery.number == number => delivery.left(),
+            // Given up while it was on its way here.
+            _ => return,
+        };
+        for note in &outcome.notes {
+            inner.log(LogLevel::Info, &format!("{job}: {note}"));
+        }
+        match outcome.result {
+            Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
+            Ok(Sealed::NoRule) => {
+                inner.deliveries.borrow_mut().remove(&job);
+                inner.stats.borrow_mut().no_rule += 1;
+                inner.finish_prolog(job, 0);
+            }
+            Err(why) => inner.fail(job, &why),
+        }
+        inner.account(&stay, Some(job));
+    }
+
+    /// Puts the record where the job shells find it.
+    pub(crate) fn commit(inner: &Rc<Self>, job: JobId, record: &str, left: Duration) {
+        let weak = Rc::downgrade(inner);
+        let committed = job.kvs_key(seal::KEY).and_then(|key| {
+            let mut transaction = ffi::Transaction::new()?;
+            transaction.put(&key, record)?;
+            // What is left of the delivery's time, and a moment at least.
+            let timeout = left.max(Duration::from_millis(100)).as_secs_f64();
+            inner.flux().commit(transaction)?.then(timeout, move |future| {
+                if let Some(inner) = weak.upgrade() {
+                    inner.committed(job, &future);
+                }
+            })
+        });
+        match committed {
+            Ok(pending) => {
+                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
+                    delivery.commit = Some(pending);
+                }
+            }
+            Err(e) => inner.fail(job, &uncommitted(&e)),
+        }
+    }
+
+    pub(crate) fn committed(&self, job: JobId, future: &Future) {
+        let stay = Stay::begin();
+        if let Err(e) = future.get() {
+            // It may yet be committed: it is removed when the job has ended.
+            self.delivered.borrow_mut().insert(job);
+            self.fail(job, &uncommitted(&e));
+            self.account(&stay, None);
+            return;
+        }
+        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+            return;
+        };
+        self.delivered.borrow_mut().insert(job);
+        let cpu = delivery.cpu + stay.cpu();
+        // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
+        self.finish_prolog(job, 0);
+        let mut stats = self.stats.borrow_mut();
+        stats.delivered += 1;
+        stats.callback(stay.length());
+        stats.delivery(cpu);
+    }
+
+    /// Ends a delivery that cannot succeed: the job does not start.
+    pub(crate) fn fail(&self, job: JobId, why: &Failure) {
+        self.deliveries.borrow_mut().remove(&job);
+        self.stats.borrow_mut().failed += 1;
+        self.raise(job, why);
+        self.finish_prolog(job, 1);
+    }
+
+    pub(crate) fn raise(&self, job: JobId, why: &Failure) {
+        self.log(
+            LogLevel::Err,
+            &format!("{job}: no token was delivered: {}", why.operator),
+        );
+        let text = format!(
+            "no workflow token for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
+            why.user
+        );
+        if let Err(e) = self.jobtap.raise(job, PROLOG, 0, &text) {
+            self.log(LogLevel::Err, &format!("{job}: the exception could not be raised: {e}"));
+        }
+    }
+
+    pub(crate) fn finish_prolog(&self, job: JobId, status: i32) {
+        if let Err(e) = self.jobtap.prolog_finish(job, PROLOG, status) {
+            self.log(LogLevel::Err, &format!("{job}: the prolog could not be finished: {e}"));
+        }
+    }
+}
+
+/// Runs on a thread.
+fn work(setup: Arc<Setup>, task: Task, progress: Arc<Progress>, report: Report) {
+    match setup.work(&task, &progress) {
+        Next::Done(outcome) => report.send(outcome),
+        Next::Await(rule, values) => {
+            tokio::runtime::Handle::current().spawn(async move {
+                report.send(setup.fetch(task, progress, rule, values).await);
+            });
+        }
+    }
+}
+
+/// Why a delivery is to be given up, where its time is over.
+fn overdue(delivery: &Delivery) -> Option<Failure> {
+    let config = &delivery.setup.config;
+    let stage = delivery.progress.stage();
+    let over = |limit: Duration, key: &str| {
+        let seconds = limit.as_secs_f64();
+        Failure::new(
+            format!("it took longer than {seconds} s"),
+            format!("it took longer than {seconds} s ({key}) while {}", stage.describe()),
+        )
+    };
+    if delivery.commit.is_some() {
+        // Its future has a timeout of its own.
+        return None;
+    }
+    if delivery.left().is_zero() {
+        return Some(over(config.timeout, "timeout"));
+    }
+    let (rule, since) = delivery.progress.fetching()?;
+    (since.elapsed() > delivery.setup.fetch_limit(rule))
+        .then(|| over(config.rules[rule].timeout, "timeout of its rule"))
+}
+
+fn uncommitted(e: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        "it could not be stored",
+        format!("the commit of the sealed record failed: {e}"),
+    )
+}

@@ -1,0 +1,77 @@
+//! The records of jobs that have ended are removed, a second's worth at a time: a commit costs about the same for many.
+
+use std::{io, rc::Rc, time::Duration};
+
+use ffi::{Future, JobId, LogLevel};
+
+use crate::manager::{Inner, KVS_TIMEOUT};
+
+/// For how long the records of jobs that have ended are gathered before they are removed with one commit.
+pub(crate) const GATHER: Duration = Duration::from_secs(1);
+
+impl Inner {
+    /// Removes the records of jobs that have ended: one commit at a time, for all that have gathered.
+    pub(crate) fn unlink(inner: &Rc<Self>) {
+        if inner.unlinking.get() {
+            return;
+        }
+        let jobs = inner.take_ended();
+        if jobs.is_empty() {
+            return;
+        }
+        let weak = Rc::downgrade(inner);
+        let number = inner.number();
+        let count = jobs.len() as u64;
+        let removed = inner.remove_records(&jobs).and_then(|commit| {
+            commit.then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                inner.unlinking.set(false);
+                match future.get() {
+                    Ok(()) => inner.stats.borrow_mut().unlinked += count,
+                    Err(e) => inner.log(
+                        LogLevel::Err,
+                        &format!("{count} sealed records could not be removed: {e}"),
+                    ),
+                }
+                drop(done);
+            })
+        });
+        match removed {
+            Ok(pending) => {
+                inner.unlinking.set(true);
+                inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.log(
+                LogLevel::Err,
+                &format!("{count} sealed records could not be removed: {e}"),
+            ),
+        }
+    }
+
+    /// The same when the plugin is about to go: the request is on its way when this returns, and nobody sees the answer.
+    pub(crate) fn unlink_unseen(&self) {
+        let jobs = self.take_ended();
+        if !jobs.is_empty()
+            && let Err(e) = self.remove_records(&jobs)
+        {
+            self.log(
+                LogLevel::Err,
+                &format!("{} sealed records could not be removed: {e}", jobs.len()),
+            );
+        }
+    }
+
+    pub(crate) fn take_ended(&self) -> Vec<JobId> {
+        self.ended_since.set(None);
+        std::mem::take(&mut *self.ended.borrow_mut())
+    }
+
+    pub(crate) fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        for job in jobs {
+            transaction.unlink(&job.kvs_key(seal::KEY)?)?;
+        }
+        self.flux().commit(transaction)
+    }
+}
