@@ -3,14 +3,22 @@
 
 mod support;
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use nix::sys::signal::Signal;
 use seal::{Error, Expected, Owner, Record};
 use serde_json::{Value, json};
 use support::{
     host::Instance,
-    plugins::{GUEST, PLAIN, PRINT, Site, decimal, is_gone, jwt, line_of, matching, me, until, user},
+    plugins::{GUEST, PLAIN, PRINT, Site, decimal, is_gone, jwt, line_of, matching, me, until, user, with_options},
+    search::Search,
     skip,
 };
 
@@ -809,5 +817,238 @@ fn the_record_is_kept_where_the_configuration_says_so() {
     let removed = instance.run(PRINT, matching("dw"));
     until("a later record is removed", || instance.record(&removed).is_none());
     assert!(instance.record(&kept).is_some());
+    instance.shutdown();
+}
+
+// Canaries
+
+/// All that the instance tells, and keeps where it can be asked for, each with a name.
+fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for command in ["dmesg", "stats", "list", "kvs-list"] {
+        all.push((command.to_owned(), instance.ok(command, json!({})).to_string()));
+    }
+    let query = instance.ok("query", json!({"name": "workflow-token.so"}));
+    all.push(("query".to_owned(), query.to_string()));
+    for key in instance.ok("kvs-list", json!({}))["keys"].as_array().unwrap() {
+        let value = instance.ok("kvs-get", json!({"key": key}))["value"].clone();
+        all.push((format!("key {key}"), value.as_str().unwrap().to_owned()));
+    }
+    for job in jobs {
+        for command in ["eventlog", "state"] {
+            all.push((
+                format!("{command} of {job}"),
+                instance.ok(command, json!({"jobid": job})).to_string(),
+            ));
+        }
+        all.push((format!("standard error of {job}"), instance.stderr(job)));
+    }
+    all
+}
+
+/// Where the secrets are found: in what the instance tells, in its files and munged's, and in processes.
+fn found(site: &Site, instance: &mut Instance, jobs: &[String], search: &Search) -> Vec<String> {
+    let mut found = search.processes();
+    let told = told(instance, jobs);
+    found.extend(
+        told.into_iter()
+            .filter(|(_, text)| search.finds(text.as_bytes()))
+            .map(|(name, _)| name),
+    );
+    for dir in [site.statedir(), site.munged.socket().parent().unwrap().to_owned()] {
+        found.extend(search.files(&dir).into_iter().map(|path| path.display().to_string()));
+    }
+    found
+}
+
+#[test]
+fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
+    let Some(site) = Site::new("a_token_is_found_nowhere_but_in_the_environment_of_its_job") else {
+        return;
+    };
+    let canaries: Vec<String> = (0..12).map(|_| jwt(json!({}))).collect();
+    let expired = jwt(json!({"exp": 1_000_000_000}));
+    let mut names = Vec::new();
+    let mut rules = Vec::new();
+    let mut file = |name: &'static str, content: String, mode: u32| {
+        rules.push(site.file_rule(name, content));
+        site.write(
+            &format!("{name}.secret"),
+            mode,
+            fs::read(site.at(&format!("{name}.secret"))).unwrap(),
+        );
+        names.push(name);
+    };
+    file("file", canaries[0].clone(), 0o600);
+    file("readable", canaries[1].clone(), 0o644);
+    file("lines", format!("{}\n\n", canaries[2]), 0o600);
+    file("nul", format!("{}\0", canaries[3]), 0o600);
+    file("expired", expired.clone(), 0o600);
+    file("huge", canaries[4].repeat(2000), 0o600);
+    file("cut", canaries[5][..canaries[5].len() - 50].to_owned(), 0o600);
+    let print = |n: usize| {
+        site.write(&format!("canary{n}"), 0o600, &canaries[n]);
+        format!("cat canary{n}; cat canary{n} >&2")
+    };
+    let mut command = |name: &'static str, n: usize, rest: &str| {
+        let mut rule = site.command_rule(name, &format!("{}; {rest}", print(n)), &["{jobid}"]);
+        if name == "slow" {
+            rule["timeout"] = json!("500ms");
+        }
+        rules.push(rule);
+        names.push(name);
+    };
+    let wait = |name: &str| format!("touch printed-{name}; until [ -e go ]; do sleep 0.02; done");
+    command("command", 6, &wait("command"));
+    command("failing", 7, "exit 3");
+    command("slow", 8, "sleep 1000");
+    command("canceled", 9, &wait("canceled"));
+    command("late", 10, &wait("late"));
+    let mut instance = site.instance(json!({"timeout": "30s", "max-parallel": 64, "rule": rules}));
+    let search = Search::tokens(canaries.iter().chain([&expired]).map(String::as_str));
+
+    // While the commands run and have printed.
+    let verbose = |name: &str| with_options(name, json!({"verbose": 2}));
+    let running = format!(
+        "until [ -e {} ]; do sleep 0.02; done; {}",
+        site.path("end"),
+        PRINT.join(" ")
+    );
+    let jobs: Vec<String> = names
+        .iter()
+        .map(|name| instance.submit(&["sh", "-c", &running], verbose(name)))
+        .collect();
+    let job = |name: &str| jobs[names.iter().position(|other| *other == name).unwrap()].clone();
+    for name in ["command", "canceled", "late"] {
+        until("the command has printed", || {
+            site.at(&format!("printed-{name}")).exists()
+        });
+    }
+    assert_eq!(found(&site, &mut instance, &[], &search), [""; 0]);
+    instance.ok("cancel", json!({"jobid": job("canceled")}));
+    for name in ["readable", "lines", "nul", "expired", "huge", "cut", "failing", "slow"] {
+        instance.undelivered(&job(name));
+    }
+    instance.wait(&job("file"), "start");
+    instance.ok("fault", json!({"what": "hold-commits"}));
+    site.write("go", 0o600, "");
+    instance.ok("wait-held", json!({"count": 2}));
+    instance.ok("cancel", json!({"jobid": job("late")}));
+    instance.wait(&job("late"), "clean");
+    instance.ok("fault", json!({"what": "release-commits"}));
+    instance.wait(&job("command"), "start");
+    instance.ok("fault", json!({"what": "commit", "count": -1}));
+    let refused = instance.submit(&["true"], verbose("file"));
+    instance.undelivered(&refused);
+    instance.ok("fault", json!({"what": "commit", "count": 0}));
+
+    // While the jobs run.
+    assert!(instance.record(&job("file")).is_some());
+    assert_eq!(found(&site, &mut instance, &jobs, &search), [""; 0]);
+    site.write("end", 0o600, "");
+    for (name, n) in [("file", 0), ("command", 6)] {
+        instance.wait(&job(name), "clean");
+        let output = instance.stdout(&job(name));
+        assert_eq!(output.trim_end(), canaries[n]);
+        assert!(
+            search.finds(output.as_bytes()),
+            "the search does not find what there is"
+        );
+        let stderr = instance.stderr(&job(name));
+        assert!(stderr.contains("exported DW_WORKFLOW_TOKEN"), "{stderr}");
+    }
+
+    // A record that is damaged on its way to the shell.
+    instance.ok("load", site.hold());
+    let damaged = instance.submit(&["echo", "started"], verbose("file"));
+    instance.wait(&damaged, "prolog-finish");
+    let (key, mut record) = (instance.record_key(&damaged), instance.record(&damaged).unwrap());
+    let credential = record["credential"].as_str().unwrap().replacen('A', "B", 1);
+    record["credential"] = json!(credential);
+    instance.ok("kvs-put", json!({"key": key, "value": record.to_string()}));
+    instance.go();
+    instance.refused(&damaged);
+
+    let all = [jobs, vec![refused, damaged]].concat();
+    assert_eq!(found(&site, &mut instance, &all, &search), [""; 0]);
+    instance.shutdown();
+}
+
+#[test]
+fn the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_encoded() {
+    let Some(site) = Site::new("the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_encoded")
+    else {
+        return;
+    };
+    let planted = jwt(json!({}));
+    let search = Search::tokens([planted.as_str()]);
+    let mut instance = site.instance(json!({}));
+    let part = &planted[planted.len() - 25..];
+    site.write("part", 0o600, part);
+    let command = format!("cat {} >&2; exec sleep 1000", site.path("part"));
+    let job = instance.submit(&["sh", "-c", &command], json!({}));
+    until("the job has written", || !instance.stderr(&job).is_empty());
+    assert_eq!(found(&site, &mut instance, &[], &search), [""; 0]);
+
+    let payload = planted.split('.').nth(1).unwrap();
+    let forms = [
+        ("plain", planted.clone()),
+        ("payload", format!("xx{payload}")),
+        ("part", part.to_owned()),
+        ("base64", format!("xxx{}", STANDARD.encode(format!("x{planted}")))),
+        ("twice", STANDARD.encode(STANDARD.encode(format!("xx{part}")))),
+        ("hex", planted.bytes().map(|byte| format!("{byte:02X}")).collect()),
+        (
+            "claims",
+            String::from_utf8(URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap(),
+        ),
+    ];
+    for (name, value) in &forms {
+        instance.ok("kvs-put", json!({"key": format!("planted.{name}"), "value": value}));
+    }
+    instance.ok(
+        "raise",
+        json!({"jobid": job, "severity": 7, "type": "test", "note": part}),
+    );
+    fs::write(site.munged.socket().with_file_name("planted"), part).unwrap();
+    // They end when their standard input does.
+    let mut argument = Command::new("cat");
+    let mut environment = Command::new("cat");
+    argument.args(["-", part]);
+    environment.arg("-u").env("PLANTED", part);
+    let processes = [argument, environment].map(|mut command| {
+        let command = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.spawn().unwrap()
+    });
+    let mut places = Vec::new();
+    let expected = [
+        "/content",
+        "/munged",
+        "cat - ",
+        "cat -u",
+        "eventlog of",
+        "standard error of",
+    ];
+    // A process has its arguments a moment after it was started.
+    until("all is found", || {
+        places = found(&site, &mut instance, std::slice::from_ref(&job), &search);
+        let is_found = |place: &&str| places.iter().any(|found| found.contains(*place));
+        expected.iter().all(is_found)
+    });
+    for mut process in processes {
+        drop(process.stdin.take());
+        process.wait().unwrap();
+    }
+    for (name, _) in &forms {
+        assert!(
+            places.contains(&format!("key \"planted.{name}\"")),
+            "{name}: {places:?}"
+        );
+    }
+    instance.ok("cancel", json!({"jobid": job}));
+    instance.wait(&job, "clean");
     instance.shutdown();
 }

@@ -4,6 +4,7 @@
 pub mod host;
 pub mod munged;
 pub mod plugins;
+pub mod search;
 
 use std::io::Write;
 

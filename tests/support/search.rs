@@ -1,0 +1,130 @@
+//! A search for secrets where they must not be.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use base64::{
+    Engine,
+    alphabet::STANDARD as ALPHABET,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
+};
+
+/// So many bytes in a row give a secret away. Whatever is shorter is found by chance.
+const WINDOW: usize = 16;
+
+/// Secrets in all forms in which they may stand somewhere: as they are, in base64 at each alignment and in both of its
+/// alphabets, in hexadecimal.
+pub struct Search {
+    windows: HashSet<[u8; WINDOW]>,
+}
+
+impl Search {
+    /// For what is secret in tokens: not their headers, which are all alike.
+    pub fn tokens<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Search {
+        let mut search = Search {
+            windows: HashSet::new(),
+        };
+        for token in tokens {
+            let (header, rest) = token.split_once('.').expect("a JWT");
+            assert!(header.starts_with("eyJ"));
+            search.add(rest.as_bytes());
+            for segment in rest.split('.') {
+                let content = decode(segment.as_bytes());
+                // Of the claims, what is random.
+                match serde_json::from_slice::<serde_json::Value>(&content) {
+                    Ok(claims) => search.add(claims["jti"].as_str().expect("a token of these tests").as_bytes()),
+                    Err(_) => search.add(&content),
+                }
+            }
+        }
+        search
+    }
+
+    fn add(&mut self, secret: &[u8]) {
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
+        for shift in 0..3 {
+            let coded = STANDARD.encode([&vec![0; shift], secret].concat());
+            // The characters at both ends depend on what stands beside the secret.
+            let coded = &coded[4..coded.len() - 4];
+            forms.push(coded.as_bytes().to_vec());
+            forms.push(coded.replace('+', "-").replace('/', "_").into_bytes());
+        }
+        for form in forms {
+            self.windows.extend(form.windows(WINDOW).map(window));
+        }
+    }
+
+    /// Whether there is something of a secret in the data, or in what is base64 in it.
+    pub fn finds(&self, data: &[u8]) -> bool {
+        let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte);
+        self.is_in(data)
+            || data
+                .split(|byte| !is_base64(byte))
+                .filter(|run| run.len() >= WINDOW)
+                .any(|run| self.is_in(&decode(run)))
+    }
+
+    fn is_in(&self, data: &[u8]) -> bool {
+        data.windows(WINDOW).any(|part| self.windows.contains(&window(part)))
+    }
+
+    /// The files below a directory in which it finds something.
+    pub fn files(&self, dir: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir)
+            .expect("a directory")
+            .map(|entry| entry.expect("its entry"))
+        {
+            let kind = entry.file_type().expect("its type");
+            if kind.is_dir() {
+                found.extend(self.files(&entry.path()));
+            } else if kind.is_file() && self.finds(&fs::read(entry.path()).expect("a file that can be read")) {
+                found.push(entry.path());
+            }
+        }
+        found
+    }
+
+    /// The processes in whose arguments, or in whose environment, it finds something, with what they have there. Tasks
+    /// of jobs have tokens in their environment.
+    pub fn processes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let processes = fs::read_dir("/proc").expect("the processes of this machine");
+        for process in processes.map_while(Result::ok).map(|entry| entry.path()) {
+            // What is no process has none of these; one that has ended meanwhile has none any more.
+            let read = |name: &str| fs::read(process.join(name)).unwrap_or_default();
+            let (arguments, environment) = (read("cmdline"), read("environ"));
+            let is_task = environment.windows(15).any(|part| part == b"FLUX_TASK_RANK=");
+            if self.finds(&arguments) || (!is_task && self.finds(&environment)) {
+                found.push(String::from_utf8_lossy(&arguments).replace('\0', " "));
+            }
+        }
+        found
+    }
+}
+
+fn window(part: &[u8]) -> [u8; WINDOW] {
+    part.try_into().expect("it is as long as that")
+}
+
+/// What is encoded in base64 of either alphabet, as far as it can be decoded.
+fn decode(run: &[u8]) -> Vec<u8> {
+    let lenient = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let usual = |byte: &u8| match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        byte => *byte,
+    };
+    let mut text: Vec<u8> = run.iter().map(usual).collect();
+    if text.len() % 4 == 1 {
+        text.pop();
+    }
+    let decoded = GeneralPurpose::new(&ALPHABET, lenient).decode(text);
+    decoded.expect("it is made of the characters of base64")
+}
