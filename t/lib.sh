@@ -119,6 +119,8 @@ initrc() {
 instance_up() {
 	local size=$1 up=
 	shift
+	# One that would not end in a test before.
+	instance_kill
 	mkdir -p "$CONFIG" "$SHARNESS_TRASH_DIRECTORY/state"
 	rm -rf "$RUN" up stop
 	mkdir -p "$RUN"

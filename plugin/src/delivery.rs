@@ -390,9 +390,17 @@ fn overdue(delivery: &Delivery) -> Option<Failure> {
     let stage = delivery.progress.stage();
     let over = |limit: Duration, key: &str| {
         let seconds = limit.as_secs_f64();
+        let trouble = delivery
+            .progress
+            .trouble()
+            .map(|e| format!(" ({e})"))
+            .unwrap_or_default();
         Failure::new(
             format!("it took longer than {seconds} s"),
-            format!("it took longer than {seconds} s ({key}) while {}", stage.describe()),
+            format!(
+                "it took longer than {seconds} s ({key}) while {}{trouble}",
+                stage.describe()
+            ),
         )
     };
     if delivery.commit.is_some() {

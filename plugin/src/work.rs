@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     thread,
@@ -94,6 +94,7 @@ pub(crate) struct Progress {
     fetching: OnceLock<(usize, Instant)>,
     given_up: AtomicBool,
     cancel: Notify,
+    trouble: Mutex<Option<String>>,
 }
 
 /// Where the time goes.
@@ -130,6 +131,15 @@ impl Progress {
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
         self.cancel.notify_one();
+    }
+
+    /// What it struggles with, for the operator: what went wrong and is tried again.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn struggles(&self, trouble: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
     }
 
     fn is_given_up(&self) -> bool {
@@ -330,6 +340,7 @@ impl Setup {
                     if !std::mem::replace(&mut told, true) {
                         notes.push(format!("{e}: it was tried again"));
                     }
+                    progress.struggles(e.to_string());
                     let until = Instant::now() + pause;
                     while Instant::now() < until && !progress.is_given_up() {
                         thread::sleep(SLICE.min(pause));

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::SigSet;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{PidfdFlags, Signal, kill_process_group, pidfd_open},
@@ -95,6 +96,8 @@ fn run(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()> {
 }
 
 fn start(request: &Request) -> io::Result<Child> {
+    // Threads of the broker have all signals blocked, which is inherited; the command gets them as a login shell would.
+    SigSet::empty().thread_set_mask()?;
     let (program, args) = request
         .argv
         .split_first()
