@@ -259,8 +259,9 @@ impl Setup {
             () = progress.cancel.notified() => return Outcome::given_up(),
         };
         let rest = tokio::task::spawn_blocking(move || self.finish(&task, &progress, index, fetched));
-        rest.await.unwrap_or_else(|e| Outcome {
-            result: Err(Failure::new("an internal error", e.to_string())),
+        // What a panic said is not repeated: it may quote anything.
+        rest.await.unwrap_or_else(|_| Outcome {
+            result: Err(Failure::new("an internal error", "its place is in the broker's output")),
             notes: Vec::new(),
         })
     }

@@ -144,6 +144,14 @@ impl Munge {
             text: "the payload is too large".to_owned(),
             what,
         })?;
+        if uid as c_int == sys::munge_uid_MUNGE_UID_ANY {
+            // To MUNGE it stands for everybody.
+            return Err(MungeError {
+                code: sys::munge_err_EMUNGE_BAD_ARG,
+                text: format!("uid {uid} is nobody's"),
+                what,
+            });
+        }
         let ctx = Context::new(self, what)?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_CIPHER_TYPE, self.cipher.code())?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_MAC_TYPE, self.mac.code())?;

@@ -29,6 +29,9 @@ use crate::{
 /// How much longer than its command's timeout the helper may take to kill it and answer.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What is shorter on a command's standard output is not looked for in its standard error: half of all words would go.
+const MIN_SECRET: usize = 4;
+
 pub(crate) struct Command {
     pub argv: Vec<Template>,
     pub variable: String,
@@ -61,9 +64,14 @@ impl Source for Command {
             };
         let end = answer.stdout.min(output.len());
         let stderr = Zeroizing::new(output.split_off(end));
-        // A command may print its token on both of its outputs.
-        let printed = std::str::from_utf8(&output).unwrap_or_default().trim_end();
-        let notes = token::redact_lines(&stderr, &[printed])
+        // A command may print its token, or a part of it, on both of its outputs.
+        let printed = Zeroizing::new(String::from_utf8_lossy(&output).into_owned());
+        let secrets: Vec<&str> = printed
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.len() >= MIN_SECRET)
+            .collect();
+        let notes = token::redact_lines(&stderr, &secrets)
             .into_iter()
             .map(|line| format!("{program}: {line}"))
             .collect();
@@ -164,7 +172,10 @@ async fn start(helpers: Vec<PathBuf>) -> io::Result<Child> {
             "its helper, the program flux-workflow-token, was not found (tried {tried}): install it, or set the key helper"
         )))
     };
-    tokio::task::spawn_blocking(spawn).await.map_err(io::Error::other)?
+    // What a panic said is not repeated: it may quote anything.
+    tokio::task::spawn_blocking(spawn)
+        .await
+        .map_err(|_| io::Error::other("an internal error"))?
 }
 
 /// The helper, which is reaped when dropped, unless the broker did so before.

@@ -1,15 +1,20 @@
 //! `source = "file"`: a file for each job, or for each user, that only the instance owner can read.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    os::{
+        fd::AsFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use config::{Template, Values};
+use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
 use crate::{Error, Fetched, Source, seconds, value::max_value, variable};
@@ -29,7 +34,8 @@ impl Source for File {
         let read = tokio::task::spawn_blocking(move || file.read(&job));
         match tokio::time::timeout(self.timeout, read).await {
             Ok(Ok(fetched)) => fetched,
-            Ok(Err(e)) => Fetched::failed(Error::new("its file could not be read", e)),
+            // What a panic said is not repeated: it may quote anything.
+            Ok(Err(_)) => Fetched::failed(Error::new("its file could not be read", "an internal error")),
             Err(_) => {
                 let detail = format!("no answer within {}: is the file system hung?", seconds(self.timeout));
                 Fetched::failed(Error::new("its file could not be read in time", detail))
@@ -56,10 +62,20 @@ impl File {
             Ok(path) => PathBuf::from(path),
             Err(e) => return Fetched::failed(Error::new("the name of its file cannot be formed", e)),
         };
-        let result = read(&path, max_value(&self.variable) + 2).and_then(|bytes| {
-            variable(&self.variable, bytes)
-                .map_err(|e| Error::new("its file has no usable value", format!("{}: {e}", path.display())))
-        });
+        let at = |summary: &str, detail: &dyn std::fmt::Display| {
+            Error::new(summary, format!("{}: {detail}", path.display()))
+        };
+        let result = open(Path::new(self.path.prefix()), &path)
+            .map_err(|refusal| match refusal {
+                Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("its file does not exist", &e),
+                Refusal::Io(e) => at("its file could not be read", &e),
+                Refusal::Untrusted(why) => at("its file was refused", &why),
+            })
+            .and_then(|file| {
+                let bytes = read(file, max_value(&self.variable) + 2);
+                bytes.map_err(|e| at("its file could not be read", &e))
+            })
+            .and_then(|bytes| variable(&self.variable, bytes).map_err(|e| at("its file has no usable value", &e)));
         Fetched {
             result,
             notes: Vec::new(),
@@ -67,46 +83,122 @@ impl File {
     }
 }
 
-/// Reads up to `limit` bytes of a file that nobody but its owner can read, who is this user or root.
-fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let at =
-        |summary: &str, detail: &dyn std::fmt::Display| Error::new(summary, format!("{}: {detail}", path.display()));
-    // Opening a FIFO would wait for a writer without O_NONBLOCK.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => at("its file does not exist", &e),
-            _ => at("its file could not be read", &e),
-        })?;
-    let meta = file.metadata().map_err(|e| at("its file could not be read", &e))?;
+/// Why a file was not opened.
+enum Refusal {
+    Io(io::Error),
+    Untrusted(String),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(e: io::Error) -> Self {
+        Self::Io(e)
+    }
+}
+
+impl From<rustix::io::Errno> for Refusal {
+    fn from(e: rustix::io::Errno) -> Self {
+        Self::Io(e.into())
+    }
+}
+
+/// Opens a file that nobody could have put there but its owner and those whom the path is trusted to: root and this user.
+///
+/// Every directory on the way must belong to one of these two and be closed to writing by others (a sticky one, such as
+/// /tmp, is as good: what others put there is theirs, and refused). Links are followed in the constant part of the
+/// template only, which the operator wrote; below it, a link could lead to the file of another job.
+fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
+    // What precedes the last slash of the constant part is a directory in any case.
+    let text = constant.as_os_str().as_bytes();
+    let end = text.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let base = Path::new(OsStr::from_bytes(&text[..end.max(1)]));
+    let rest = path
+        .strip_prefix(base)
+        .map_err(|_| Refusal::Untrusted("it has no absolute path".to_owned()))?;
+    let real = fs::canonicalize(base)?;
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open("/", directory, Mode::empty())?;
+    let mut so_far = PathBuf::from("/");
+    let mut names: Vec<_> = real.components().chain(rest.components()).collect();
+    let Some(Component::Normal(last)) = names.pop() else {
+        return Err(Refusal::Untrusted("not a regular file".to_owned()));
+    };
+    trusted_directory(&at, &so_far)?;
+    for component in names {
+        let name = match component {
+            Component::RootDir | Component::CurDir => continue,
+            Component::Normal(name) => name,
+            _ => return Err(Refusal::Untrusted("its path has `..`".to_owned())),
+        };
+        so_far.push(name);
+        at = rustix::fs::openat(&at, name, directory, Mode::empty()).map_err(|e| no_link(e, &so_far))?;
+        trusted_directory(&at, &so_far)?;
+    }
+    so_far.push(last);
+    // Opening a FIFO would wait for a writer without NONBLOCK.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&at, last, flags, Mode::empty()).map_err(|e| no_link(e, &so_far))?;
+    let file = fs::File::from(file);
+    let meta = file.metadata()?;
     if !meta.is_file() {
-        return Err(at("its file was refused", &"not a regular file"));
+        return Err(Refusal::Untrusted("not a regular file".to_owned()));
     }
     let me = nix::unistd::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {
-        let detail = format!(
+        return Err(Refusal::Untrusted(format!(
             "owned by uid {}, and must be by uid {me} or root: use chown",
             meta.uid()
-        );
-        return Err(at("its file was refused", &detail));
+        )));
     }
     if meta.mode() & 0o077 != 0 {
-        let detail = format!(
+        return Err(Refusal::Untrusted(format!(
             "mode {:04o} lets others than its owner in: use chmod 0600",
             meta.mode() & 0o7777
-        );
-        return Err(at("its file was refused", &detail));
+        )));
     }
-    // One byte more than allowed tells "too long" from "just fits", without reading all of a huge file. The buffer is as
-    // long as the file, and a little longer, so that it is not moved, leaving a copy behind.
-    let expected = usize::try_from(meta.len()).unwrap_or(usize::MAX).min(limit);
+    if meta.nlink() != 1 {
+        return Err(Refusal::Untrusted(
+            "it has more than one name (hard links): give each job a file of its own".to_owned(),
+        ));
+    }
+    Ok(file)
+}
+
+fn no_link(e: rustix::io::Errno, path: &Path) -> Refusal {
+    match e {
+        rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => Refusal::Untrusted(format!(
+            "{} is a symbolic link, or no directory: name the real one",
+            path.display()
+        )),
+        e => e.into(),
+    }
+}
+
+fn trusted_directory(directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
+    let stat = rustix::fs::fstat(directory)?;
+    let me = nix::unistd::geteuid().as_raw();
+    if stat.st_uid != me && stat.st_uid != 0 {
+        return Err(Refusal::Untrusted(format!(
+            "the directory {} belongs to uid {}, and must to uid {me} or root",
+            path.display(),
+            stat.st_uid
+        )));
+    }
+    let sticky = stat.st_mode & 0o1000 != 0;
+    if stat.st_mode & 0o022 != 0 && !sticky {
+        return Err(Refusal::Untrusted(format!(
+            "others can write to the directory {}: use chmod go-w",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Reads up to `limit` bytes, and one more where there is more.
+fn read(file: fs::File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    // The buffer is as long as the file, and a little longer, so that it is not moved, leaving a copy behind.
+    let expected = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(limit);
     let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
-    file.take(limit as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| at("its file could not be read", &e))?;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -182,6 +274,43 @@ mod tests {
         }
         let error = fetch("/nonexistent/{jobid}").result.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/ƒ2u"), "{error}");
+    }
+
+    #[test]
+    fn a_link_below_the_constant_part_does_not_lead_to_the_file_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other.jwt");
+        write(&other, 0o600, b"canary");
+        // A directory that another user owns cannot be made here by everybody; a link is what such a user would put there.
+        fs::create_dir(dir.path().join("alice")).unwrap();
+        std::os::unix::fs::symlink(&other, dir.path().join("alice/token.jwt")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("1000")).unwrap();
+        for path in ["{user}/token.jwt", "{uid}/other.jwt"] {
+            let error = fetch(&format!("{}/{path}", dir.path().display()))
+                .result
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("symbolic link"), "{path}: {error}");
+        }
+        fs::hard_link(&other, dir.path().join("alice/hard.jwt")).unwrap();
+        let error = fetch(&format!("{}/{{user}}/hard.jwt", dir.path().display()))
+            .result
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("hard links"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("alice");
+        fs::create_dir(&open).unwrap();
+        write(&open.join("token.jwt"), 0o600, b"canary");
+        let template = format!("{}/{{user}}/token.jwt", dir.path().display());
+        fetch(&template).result.unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = fetch(&template).result.unwrap_err().to_string();
+        assert!(error.contains("chmod go-w"), "{error}");
     }
 
     #[test]

@@ -96,6 +96,8 @@ fn run(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()> {
 }
 
 fn start(request: &Request) -> io::Result<Child> {
+    // What the broker leaves open for its children is none of a command's business.
+    close_fds::set_fds_cloexec(3, &[]);
     // Threads of the broker have all signals blocked, which is inherited; the command gets them as a login shell would.
     SigSet::empty().thread_set_mask()?;
     let (program, args) = request
