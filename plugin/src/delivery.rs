@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -29,10 +29,39 @@ const TURN: usize = 16;
 #[derive(Clone, Default)]
 pub(crate) struct Lane(Rc<RefCell<Waiting>>);
 
+/// Users take turns, so that one who submits many jobs does not keep those of others waiting.
 #[derive(Default)]
 pub(crate) struct Waiting {
-    pub(crate) running: usize,
-    pub(crate) queue: VecDeque<(JobId, u64)>,
+    running: usize,
+    /// Whose turn it is; each user that has jobs waiting is here once.
+    turns: VecDeque<u32>,
+    jobs: HashMap<u32, VecDeque<(JobId, u64)>>,
+}
+
+impl Waiting {
+    fn push(&mut self, uid: u32, job: JobId, number: u64) {
+        let jobs = self.jobs.entry(uid).or_default();
+        if jobs.is_empty() {
+            self.turns.push_back(uid);
+        }
+        jobs.push_back((job, number));
+    }
+
+    fn first(&self) -> Option<(JobId, u64)> {
+        self.jobs.get(self.turns.front()?)?.front().copied()
+    }
+
+    /// Takes the first out, and gives the turn to the next user.
+    fn pop(&mut self) {
+        let Some(uid) = self.turns.pop_front() else { return };
+        let Some(jobs) = self.jobs.get_mut(&uid) else { return };
+        jobs.pop_front();
+        if jobs.is_empty() {
+            self.jobs.remove(&uid);
+        } else {
+            self.turns.push_back(uid);
+        }
+    }
 }
 
 /// The configuration in force, and a lane for each of its rules.
@@ -127,7 +156,7 @@ impl Inner {
             inner.raise(job, &why);
             return;
         }
-        inner.begin(&current, job, uid, candidates, stay);
+        inner.unless_it_panics(job, || inner.begin(&current, job, uid, candidates, stay));
     }
 
     pub(crate) fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
@@ -167,16 +196,17 @@ impl Inner {
         };
         self.deliveries.borrow_mut().insert(job, delivery);
         self.stats.borrow_mut().started += 1;
-        lane.0.borrow_mut().queue.push_back((job, number));
-        self.advance(&lane);
+        lane.0.borrow_mut().push(uid, job, number);
+        // Time is minded before anything else may go wrong.
         self.tick();
+        self.advance(&lane);
         self.account(stay, Some(job));
     }
 
     /// Hands as many deliveries of a rule to threads as may be under way.
     pub(crate) fn advance(&self, lane: &Lane) {
         loop {
-            let Some((job, number)) = lane.0.borrow().queue.front().copied() else {
+            let Some((job, number)) = lane.0.borrow().first() else {
                 return;
             };
             let next = match self.deliveries.borrow_mut().get_mut(&job) {
@@ -196,7 +226,7 @@ impl Inner {
                 // Canceled while it waited.
                 _ => None,
             };
-            lane.0.borrow_mut().queue.pop_front();
+            lane.0.borrow_mut().pop();
             let Some((task, setup, progress)) = next else { continue };
             lane.0.borrow_mut().running += 1;
             self.running.borrow_mut().insert(number, lane.clone());
@@ -253,7 +283,9 @@ impl Inner {
         if gathered {
             Self::unlink(inner);
         }
-        if inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty() {
+        Self::ask_again(inner);
+        let idle = inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty();
+        if idle && inner.unknown.borrow().is_empty() {
             inner.ticker.store(IDLE, Ordering::Relaxed);
         }
     }
@@ -263,8 +295,11 @@ impl Inner {
         let stay = Stay::begin();
         for message in inner.queue.take(TURN) {
             match message {
-                Message::Tick => Self::ticked(inner),
-                Message::Done(done) => Self::done(inner, done),
+                Message::Tick => ffi::guard((), || Self::ticked(inner)),
+                Message::Done(done) => {
+                    let job = done.job;
+                    inner.unless_it_panics(job, || Self::done(inner, done));
+                }
             }
         }
         inner.stats.borrow_mut().callback(stay.length());
@@ -273,10 +308,17 @@ impl Inner {
     pub(crate) fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
         let stay = Stay::begin();
         let lane = inner.running.borrow_mut().remove(&number);
-        if let Some(lane) = lane {
+        if let Some(lane) = &lane {
             lane.0.borrow_mut().running -= 1;
-            inner.advance(&lane);
         }
+        Self::settle(inner, job, number, outcome);
+        if let Some(lane) = &lane {
+            inner.advance(lane);
+        }
+        inner.account(&stay, Some(job));
+    }
+
+    fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
         let left = match inner.deliveries.borrow().get(&job) {
             Some(delivery) if delivery.number == number => delivery.left(),
             // Given up while it was on its way here.
@@ -294,7 +336,18 @@ impl Inner {
             }
             Err(why) => inner.fail(job, &why),
         }
-        inner.account(&stay, Some(job));
+    }
+
+    /// A job whose delivery comes upon a fault of this plugin fails; it does not wait for ever.
+    pub(crate) fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
+        let done = ffi::guard(false, || {
+            f();
+            true
+        });
+        if !done {
+            let why = Failure::new("an internal error", "its place is in the broker's output");
+            ffi::guard((), || self.fail(job, &why));
+        }
     }
 
     /// Puts the record where the job shells find it.
@@ -347,11 +400,13 @@ impl Inner {
     pub(crate) fn fail(&self, job: JobId, why: &Failure) {
         self.deliveries.borrow_mut().remove(&job);
         self.stats.borrow_mut().failed += 1;
-        self.raise(job, why);
-        self.finish_prolog(job, 1);
+        if self.raise(job, why) {
+            self.finish_prolog(job, 1);
+        }
     }
 
-    pub(crate) fn raise(&self, job: JobId, why: &Failure) {
+    /// Returns whether the job has ended: without an exception it must not leave its prolog, or it would start.
+    pub(crate) fn raise(&self, job: JobId, why: &Failure) -> bool {
         self.log(
             LogLevel::Err,
             &format!("{job}: no token was delivered: {}", why.operator),
@@ -360,8 +415,13 @@ impl Inner {
             "no workflow token for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
             why.user
         );
-        if let Err(e) = self.jobtap.raise(job, PROLOG, 0, &text) {
-            self.log(LogLevel::Err, &format!("{job}: the exception could not be raised: {e}"));
+        match self.jobtap.raise(job, PROLOG, 0, &text) {
+            Ok(()) => true,
+            Err(e) => {
+                let line = format!("{job}: the exception could not be raised: {e}: it stays in its prolog: cancel it");
+                self.log(LogLevel::Err, &line);
+                false
+            }
         }
     }
 

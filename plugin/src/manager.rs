@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::CStr,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::{
         Arc,
@@ -34,6 +34,7 @@ pub const PROLOG: &CStr = c"workflow-token";
 /// What is left with the handle for the next one that is loaded, under these names.
 const LEFT_IN_FLIGHT: &CStr = c"workflow-token::in-flight";
 const LEFT_DELIVERED: &CStr = c"workflow-token::delivered";
+const LEFT_UNKNOWN: &CStr = c"workflow-token::unknown";
 /// Not empty while one is loaded.
 const ACTIVE: &CStr = c"workflow-token::active";
 
@@ -61,6 +62,10 @@ pub(crate) struct Inner {
     pub(crate) ended: RefCell<Vec<JobId>>,
     /// Since when they gather.
     pub(crate) ended_since: Cell<Option<Instant>>,
+    /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
+    pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Whether this is the one that is in charge.
+    pub(crate) active: Cell<bool>,
     /// Commits and lookups that belong to no delivery, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
@@ -77,6 +82,7 @@ pub(crate) struct Inner {
 
 pub(crate) struct Left {
     pub(crate) in_flight: HashSet<JobId>,
+    pub(crate) unknown: HashSet<JobId>,
     pub(crate) delivered: HashSet<JobId>,
 }
 
@@ -95,6 +101,8 @@ impl Manager {
             delivered: RefCell::default(),
             ended: RefCell::default(),
             ended_since: Cell::new(None),
+            unknown: RefCell::default(),
+            active: Cell::new(false),
             pending: RefCell::default(),
             running: RefCell::default(),
             ticker: Arc::new(AtomicU64::new(IDLE)),
@@ -112,12 +120,12 @@ impl Manager {
         let all = args.all().unwrap_or(Value::Null);
         let config = Config::with_overrides(&all["conf"], &self.0.conf).map_err(|e| PluginError(e.to_string()))?;
         let setup = Setup::new(config, &self.0.helpers).map_err(|e| PluginError(e.to_string()))?;
-        if self.0.setup.borrow().is_none() {
-            Inner::activate(&self.0)?;
-        }
         if !setup.config.rules.is_empty() {
             let started = self.0.workers.borrow_mut().start();
             started.map_err(|e| PluginError(format!("workflow-token cannot start its threads: {e}")))?;
+        }
+        if !self.0.active.get() {
+            Inner::activate(&self.0)?;
         }
         let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
         *self.0.setup.borrow_mut() = Some(Current {
@@ -229,10 +237,12 @@ impl Inner {
         let watcher = watcher.map_err(|e| PluginError(format!("workflow-token cannot watch its queue: {e}")))?;
         *inner.watcher.borrow_mut() = Some(watcher);
         flux.leave_jobs(ACTIVE, &[JobId(0)]);
+        inner.active.set(true);
         let set = |jobs: Vec<JobId>| jobs.into_iter().collect::<HashSet<_>>();
         *inner.left.borrow_mut() = match (flux.left_jobs(LEFT_IN_FLIGHT), flux.left_jobs(LEFT_DELIVERED)) {
             (Some(in_flight), Some(delivered)) => Some(Left {
                 in_flight: set(in_flight),
+                unknown: set(flux.left_jobs(LEFT_UNKNOWN).unwrap_or_default()),
                 delivered: set(delivered),
             }),
             _ => None,
@@ -265,27 +275,8 @@ impl Inner {
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
     fn end(&self) {
-        if self.setup.borrow().is_none() {
-            return;
-        }
-        drop(self.watcher.borrow_mut().take());
-        self.ticker.store(IDLE, Ordering::Relaxed);
-        self.unlink_unseen();
-        self.pending.borrow_mut().clear();
-        let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
-        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
-        drop(deliveries);
-        let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
-        let flux = self.flux();
-        flux.leave_jobs(LEFT_IN_FLIGHT, &in_flight);
-        flux.leave_jobs(LEFT_DELIVERED, &delivered);
-        flux.leave_jobs(ACTIVE, &[]);
-        if !in_flight.is_empty() {
-            let line = format!(
-                "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",
-                in_flight.len()
-            );
-            self.log(LogLevel::Warning, &line);
+        if self.active.get() {
+            self.leave();
         }
         if !self.workers.borrow_mut().end() {
             self.log(
@@ -295,6 +286,32 @@ impl Inner {
             ffi::pin_object();
         }
     }
+
+    fn leave(&self) {
+        let watcher = self.watcher.borrow_mut().take();
+        drop(watcher);
+        self.ticker.store(IDLE, Ordering::Relaxed);
+        self.unlink_unseen();
+        let pending = std::mem::take(&mut *self.pending.borrow_mut());
+        drop(pending);
+        let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
+        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
+        drop(deliveries);
+        let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
+        let flux = self.flux();
+        flux.leave_jobs(LEFT_IN_FLIGHT, &in_flight);
+        flux.leave_jobs(LEFT_DELIVERED, &delivered);
+        let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
+        flux.leave_jobs(LEFT_UNKNOWN, &unknown);
+        flux.leave_jobs(ACTIVE, &[]);
+        if !in_flight.is_empty() {
+            let line = format!(
+                "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",
+                in_flight.len()
+            );
+            self.log(LogLevel::Warning, &line);
+        }
+    }
 }
 
 /// Where the helper of the command source may be: beside the plugin's own tree, or where Flux looks for commands.
@@ -302,7 +319,15 @@ fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     const NAME: &str = "flux-workflow-token";
     let mut places = Vec::new();
     // PREFIX/lib/flux/job-manager/plugins/workflow-token.so
-    if let Some(prefix) = plugin.as_deref().and_then(|path| path.ancestors().nth(5)) {
+    let in_place = |path: &Path| {
+        path.parent()
+            .is_some_and(|dir| dir.ends_with("flux/job-manager/plugins"))
+    };
+    if let Some(prefix) = plugin
+        .as_deref()
+        .filter(|path| in_place(path))
+        .and_then(|path| path.ancestors().nth(5))
+    {
         places.push(prefix.join("libexec/flux/cmd").join(NAME));
     }
     if let Some(path) = std::env::var_os("FLUX_EXEC_PATH") {

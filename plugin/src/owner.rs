@@ -11,7 +11,7 @@ use config::{Config, Principal};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 /// How long an answer counts. A new membership is seen after this time at the latest.
-const FRESH: Duration = Duration::from_secs(300);
+const FRESH: Duration = Duration::from_secs(60);
 
 /// What the name service says of a job owner, as far as any rule asks.
 #[derive(Debug, Clone)]
@@ -88,6 +88,10 @@ impl Owners {
                     owner.groups.insert(group.clone());
                 }
             }
+        }
+        if owner.name.is_none() {
+            // Perhaps it is known in a moment.
+            return Ok(owner);
         }
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.retain(|_, (at, _)| at.elapsed() < FRESH);

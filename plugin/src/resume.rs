@@ -1,6 +1,9 @@
 //! Deliveries that were begun by a plugin that has been removed since, or by a job manager that has ended.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use ffi::{Args, JobId, JobState, LogLevel};
 use serde_json::Value;
@@ -10,6 +13,12 @@ use crate::{
     stats::Stay,
     work::Failure,
 };
+
+/// After what time an eventlog that could not be read is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// The same where there was no answer at all: later than the lookup's own timeout.
+const ASK_AGAIN_UNANSWERED: Duration = Duration::from_secs(90);
 
 /// How far the delivery of a job had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,21 +55,23 @@ impl Inner {
     /// Takes up a job that was past SCHED when the plugin was loaded.
     pub(crate) fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
         let stay = Stay::begin();
-        let past = inner.left.borrow().as_ref().map(|left| {
-            if left.in_flight.contains(&job) {
-                Past::Outstanding
+        let past = inner.left.borrow().as_ref().and_then(|left| {
+            if left.unknown.contains(&job) {
+                None
+            } else if left.in_flight.contains(&job) {
+                Some(Past::Outstanding)
             } else if left.delivered.contains(&job) {
-                Past::Finished(0)
+                Some(Past::Finished(0))
             } else {
-                Past::None
+                Some(Past::None)
             }
         });
         match past {
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
             Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
-            // Another one: the eventlog in the KVS is complete.
-            None => Self::read_eventlog(inner, job, 3),
+            // Another one: what it wrote of the job is in the KVS.
+            None => Self::read_eventlog(inner, job),
         }
     }
 
@@ -71,7 +82,7 @@ impl Inner {
             return;
         };
         if inner.jobtap.prolog_start(PROLOG).is_ok() {
-            inner.begin(&setup, job, uid, candidates, stay);
+            inner.unless_it_panics(job, || inner.begin(&setup, job, uid, candidates, stay));
         }
     }
 
@@ -106,7 +117,12 @@ impl Inner {
         }
     }
 
-    pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId, tries: u32) {
+    pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId) {
+        inner
+            .unknown
+            .borrow_mut()
+            .insert(job, Instant::now() + ASK_AGAIN_UNANSWERED);
+        inner.tick();
         let number = inner.number();
         let weak = Rc::downgrade(inner);
         let asked = job.kvs_key("eventlog").and_then(|key| {
@@ -114,13 +130,9 @@ impl Inner {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
                 match future.value() {
-                    Ok(eventlog) => Self::resume_from(&inner, job, &eventlog.unwrap_or_default()),
-                    Err(e) if tries > 1 => {
-                        inner.log(
-                            LogLevel::Warning,
-                            &format!("{job}: its eventlog could not be read: {e}: trying again"),
-                        );
-                        Self::read_eventlog(&inner, job, tries - 1);
+                    Ok(eventlog) => {
+                        inner.unknown.borrow_mut().remove(&job);
+                        Self::resume_from(&inner, job, &eventlog.unwrap_or_default());
                     }
                     Err(e) => inner.unread(job, &e),
                 }
@@ -132,6 +144,23 @@ impl Inner {
                 inner.pending.borrow_mut().insert(number, pending);
             }
             Err(e) => inner.unread(job, &e),
+        }
+    }
+
+    /// Asks for the eventlogs that could not be read before.
+    pub(crate) fn ask_again(inner: &Rc<Self>) {
+        let now = Instant::now();
+        let due: Vec<JobId> = {
+            let unknown = inner.unknown.borrow();
+            unknown
+                .iter()
+                .filter(|(_, at)| **at <= now)
+                .map(|(job, _)| *job)
+                .take(16)
+                .collect()
+        };
+        for job in due {
+            Self::read_eventlog(inner, job);
         }
     }
 
@@ -149,11 +178,18 @@ impl Inner {
         Self::go_on(inner, &args, job, uid, state, past, &stay);
     }
 
-    pub(crate) fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
-        let line = format!(
-            "{job}: its eventlog could not be read: {e}: if it stays in its prolog, remove and load this plugin again"
+    /// The job's prolog may be outstanding, and only the eventlog tells: it is asked for until it can be read.
+    fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
+        // A job that is gone has none.
+        if self.jobtap.lookup(job).is_none() {
+            self.unknown.borrow_mut().remove(&job);
+            return;
+        }
+        self.unknown.borrow_mut().insert(job, Instant::now() + ASK_AGAIN);
+        self.log(
+            LogLevel::Err,
+            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait in its prolog"),
         );
-        self.log(LogLevel::Err, &line);
     }
 }
 

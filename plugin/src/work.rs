@@ -282,8 +282,7 @@ impl Setup {
         let [first, rest @ ..] = task.candidates.as_slice() else {
             return Ok(None);
         };
-        let conditions = &self.config.rules[*first].conditions;
-        let open = conditions.user.is_some() || conditions.group.is_some();
+        let open = asks_for_owner(&self.config.rules[*first]);
         if rest.is_empty() && !open && !self.sources[*first].needs_user() {
             return Ok(Some((*first, None)));
         }
@@ -291,6 +290,18 @@ impl Setup {
             .owners
             .look_up(task.uid)
             .map_err(|e| Failure::new("its owner could not be looked up", e))?;
+        if owner.name.is_none()
+            && task
+                .candidates
+                .iter()
+                .any(|index| asks_for_owner(&self.config.rules[*index]))
+        {
+            let why = format!(
+                "uid {} is not in the user database, and a rule asks for its name or groups",
+                task.uid
+            );
+            return Err(Failure::new("its owner could not be looked up", why));
+        }
         let facts = OwnerFacts {
             uid: task.uid,
             owner: &owner,
@@ -353,6 +364,11 @@ impl Setup {
             }
         }
     }
+}
+
+/// Whether the name service is to be asked for who the job owner is.
+fn asks_for_owner(rule: &config::Rule) -> bool {
+    matches!(rule.conditions.user, Some(config::Principal::Name(_))) || rule.conditions.group.is_some()
 }
 
 impl Outcome {

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -90,8 +91,10 @@ impl Workers {
     /// # Errors
     /// Where no thread can be started.
     pub fn block(&mut self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.runtime()?.spawn_blocking(work);
-        Ok(())
+        let runtime = self.runtime()?;
+        // It panics where it cannot start a thread and has none; `work` is dropped then.
+        let spawned = panic::catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(work))));
+        spawned.map_err(|_| io::Error::other("the system has no more threads"))
     }
 
     /// Runs a task.
