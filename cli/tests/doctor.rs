@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::time::Duration;
 
 use common::{Bench, Munged, Ran, is_root};
@@ -333,6 +333,129 @@ fn checks_a_token_file_without_placeholders_as_the_source_does() {
         "mode 0640 lets others than its owner in",
         "chmod 0600",
     );
+}
+
+#[test]
+fn a_token_file_that_is_a_link_is_refused() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
+    bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", "shared.jwt"));
+    let file = bench.write("tokens/real.jwt", 0o600, "");
+    symlink(file, bench.path("tokens/shared.jwt")).unwrap();
+    fails(
+        &bench.run(&["doctor"]),
+        "rule",
+        "shared.jwt: is a symbolic link",
+        "name the file that it leads to",
+    );
+}
+
+/// What it says of rule 0 whose file has this path below the token directory.
+fn of_path(bench: &Bench, munged: &Munged, path: &str) -> Ran {
+    let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
+    bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", path));
+    let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+    bench.write("bin/conf.json", 0o644, conf);
+    ran
+}
+
+#[test]
+fn warns_of_a_directory_that_a_placeholder_names() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    for (path, component) in [
+        ("{user}/.dw/token.jwt", "directory {user} in"),
+        ("a-{uid}/{jobid}", "directory a-{uid} in"),
+    ] {
+        let ran = of_path(&bench, &munged, path);
+        let line = ran.ok().line("rule 0");
+        assert!(line.starts_with("warn") && line.contains(component), "{}", ran.out);
+        assert!(
+            ran.out.contains("→ name the file, not a directory, after the job"),
+            "{}",
+            ran.out
+        );
+    }
+    for path in ["{{user}}-{uid}.jwt", "{user}-{jobid}"] {
+        let ran = of_path(&bench, &munged, path);
+        assert!(ran.ok().line("rule 0").starts_with("ok"), "{}", ran.out);
+    }
+}
+
+#[test]
+fn finds_a_directory_of_the_user_it_is_named_after() {
+    if !is_root("giving a directory to another user") {
+        return;
+    }
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    for name in ["of-54321", "of-0", "of-1"] {
+        fs::create_dir(bench.path("tokens").join(name)).unwrap();
+    }
+    chown(bench.path("tokens/of-54321"), Some(54_321), None).unwrap();
+    let ran = of_path(&bench, &munged, "of-{uid}/token.jwt");
+    fails(
+        &ran,
+        "rule",
+        "tokens/of-54321, which can be changed by uid 54321",
+        "name the file",
+    );
+    let ran = of_path(&bench, &munged, "of-{jobid.dec}/token.jwt");
+    assert!(ran.ok().line("rule 0").starts_with("warn"), "{}", ran.out);
+}
+
+#[test]
+fn warns_of_a_secret_among_the_arguments_of_a_command() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
+    let secret = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl";
+    bench.write(
+        "bin/conf.json",
+        0o644,
+        conf.replace("{user}", &format!("--key={secret}")),
+    );
+    let ran = bench.run(&["doctor"]);
+    let line = ran.ok().line("looks like a secret");
+    assert!(line.starts_with("warn") && line.contains("rule 1"), "{}", ran.out);
+    assert!(line.contains("argument 1 of the command"), "{}", ran.out);
+    assert!(!ran.out.contains(&secret[..10]), "{}", ran.out);
+}
+
+#[test]
+fn warns_of_plugins_in_more_than_one_file() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    fs::create_dir(bench.path("conf.d")).unwrap();
+    fs::rename(bench.path("flux.toml"), bench.path("conf.d/token.toml")).unwrap();
+    let plugins = "[[job-manager.plugins]]\nload = \"some.so\"\n";
+    let directory = bench.path("conf.d").display().to_string();
+    for (name, text) in [
+        ("conf.d/b.toml", plugins),
+        ("conf.d/c.toml.old", plugins),
+        ("conf.d/d.toml", "[job-manager]\n"),
+    ] {
+        bench.write(name, 0o644, text);
+    }
+    let ran = bench.run(&["doctor", "--config", &directory]);
+    assert!(ran.ok().out.contains(" 0 warn, "), "{}", ran.out);
+
+    bench.write("conf.d/a.toml", 0o644, plugins);
+    let cases = fs::read_to_string(bench.path("bin/cases")).unwrap();
+    let attribute = format!("in\n\"getattr config.path\") echo {directory};;");
+    bench.write("bin/cases", 0o644, cases.replacen("in\n", &attribute, 1));
+    for args in [&["doctor", "--config", &directory][..], &["doctor"]] {
+        let ran = bench.run(args);
+        let line = ran.ok().line("[job-manager]");
+        assert!(line.starts_with("warn"), "{}", ran.out);
+        assert!(
+            line.contains(&format!("{directory}/a.toml, {directory}/b.toml: Flux takes only one")),
+            "{}",
+            ran.out
+        );
+        assert!(ran.out.contains("→ list all plugins in one array"), "{}", ran.out);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The table `[workflow-token]`: of a file, or of the running instance.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use config::{Config, TABLE};
 use serde_json::Value;
@@ -44,6 +45,35 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
             (Some(config), finding)
         }
     }
+}
+
+/// Whether the array of the job manager's plugins stands in more than one file. Flux merges tables, but not arrays, and
+/// says nothing.
+pub(super) fn plugin_arrays(path: Option<&Path>) -> Option<Finding> {
+    let directory = match path {
+        Some(path) => path.to_owned(),
+        None => PathBuf::from(flux::run(&["getattr", "config.path"]).ok()?),
+    };
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .ok()?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|file| file.extension().is_some_and(|e| e == "toml"))
+        // What cannot be read is a finding of its own.
+        .filter(|file| config::read_files(file).is_ok_and(|conf| conf["job-manager"].get("plugins").is_some()))
+        .map(|file| file.display().to_string())
+        .collect();
+    if files.len() < 2 {
+        return None;
+    }
+    files.sort();
+    Some(warn(
+        CHECK,
+        format!(
+            "[job-manager] has an array `plugins` in each of {}: Flux takes only one of them",
+            files.join(", ")
+        ),
+        "list all plugins in one array, in one file",
+    ))
 }
 
 fn of_instance(instance: &Instance) -> Result<Value, Finding> {

@@ -5,9 +5,9 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use config::{Config, Rule, Source, Template};
+use config::{Config, Rule, Source, Template, Values};
 
-use super::{Finding, fail, ok};
+use super::{Finding, fail, ok, warn};
 use crate::people;
 
 const CHECK: &str = "rule";
@@ -18,7 +18,8 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
         .rules
         .iter()
         .enumerate()
-        .map(|(index, rule)| of_rule(index, rule, owner))
+        .flat_map(|(index, rule)| [Some(of_rule(index, rule, owner)), secrets(index, rule)])
+        .flatten()
         .collect();
     if let Some(helper) = &config.helper {
         findings.push(match program(helper, owner) {
@@ -52,10 +53,85 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Finding {
         }
     };
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
-    match checked {
-        Ok(()) => ok(CHECK, what),
-        Err(wrong) => fail(CHECK, format!("{what}: {}", wrong.what), wrong.todo),
+    match (checked, &rule.source) {
+        (Err(wrong), _) => fail(CHECK, format!("{what}: {}", wrong.what), wrong.todo),
+        (Ok(()), Source::File { path }) => placeholder_directory(path, &what, owner).unwrap_or_else(|| ok(CHECK, what)),
+        (Ok(()), Source::Command { .. }) => ok(CHECK, what),
     }
+}
+
+/// What a directory whose name depends on the job leads to: it does not exist yet, or is one of many, and may belong to
+/// the user it is named after.
+fn placeholder_directory(path: &Template, what: &str, owner: u32) -> Option<Finding> {
+    let todo = "name the file, not a directory, after the job or its owner, as in /var/lib/tokens/{uid}.jwt";
+    let text = path.to_string();
+    let (directories, _) = text.rsplit_once('/')?;
+    let (component, template) = directories
+        .split('/')
+        .filter_map(|name| Some((name, Template::parse(name).ok()?)))
+        .find(|(_, template)| !template.is_constant())?;
+    Some(match of_its_user(&directory_of(path), &template, owner) {
+        Some((directory, uid)) => fail(
+            CHECK,
+            format!(
+                "{what}: the directory {component} in {text} is one of users, such as {}, which can be changed by {}: \
+                 a file there is refused",
+                directory.display(),
+                people::describe(uid)
+            ),
+            todo,
+        ),
+        None => warn(
+            CHECK,
+            format!(
+                "{what}: the name of the directory {component} in {text} depends on the job: a file there is refused \
+                 unless the directory belongs to the instance owner or root, cannot be written by others, and is no \
+                 symbolic link"
+            ),
+            todo,
+        ),
+    })
+}
+
+/// A directory in `base` that is named after a user as `name` says, and belongs to that user.
+fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32)> {
+    /// There may be a directory for each user of a large site.
+    const MAX_ENTRIES: usize = 1000;
+
+    fs::read_dir(base).ok()?.take(MAX_ENTRIES).flatten().find_map(|entry| {
+        let uid = entry.metadata().ok().filter(Metadata::is_dir)?.uid();
+        if uid == owner || uid == 0 {
+            return None;
+        }
+        let values = Values {
+            f58: String::new(),
+            jobid: 0,
+            uid,
+            user: people::name(uid),
+        };
+        let named = name.fill(&values).ok()?;
+        (entry.file_name().to_str() == Some(&*named)).then(|| (entry.path(), uid))
+    })
+}
+
+/// Whether an argument of a command has the form of a secret. It is not shown.
+fn secrets(index: usize, rule: &Rule) -> Option<Finding> {
+    let Source::Command { argv } = &rule.source else {
+        return None;
+    };
+    let mut arguments = argv.iter().enumerate().skip(1);
+    let (number, _) = arguments.find(|(_, argument)| {
+        let text = argument.to_string();
+        token::redact(&text) != text
+    })?;
+    Some(warn(
+        CHECK,
+        format!(
+            "rule {index} (source command): argument {number} of the command looks like a secret, and every user can \
+             read the configuration (flux config get)"
+        ),
+        "let the command read the secret from a file that only the instance owner can read",
+    ))
 }
 
 /// What is wrong with a file, and what to do.
@@ -85,6 +161,12 @@ fn token_file(path: &Path, owner: u32) -> Result<(), Wrong> {
         directory(parent, owner)?;
     }
     let meta = stat(path)?;
+    if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) {
+        return Err(Wrong::new(
+            "is a symbolic link, so it is refused",
+            "name the file that it leads to",
+        ));
+    }
     if !meta.is_file() {
         return Err(Wrong::new(
             "is not a regular file",
