@@ -1,11 +1,14 @@
 # make demo     the main job, step by step
 # make check    every check and test
-# make install  to PREFIX (and DESTDIR)
+# make install  to PREFIX (and DESTDIR); LIBDIR, LIBEXECDIR and MANDIR where they are not lib, libexec and share/man there
 # make bench    what it costs
 #
 # A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
 
 PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+LIBEXECDIR ?= $(PREFIX)/libexec
+MANDIR ?= $(PREFIX)/share/man
 PROFILE ?= release
 CARGO ?= cargo
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -19,44 +22,53 @@ endif
 built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # A tree as `make install` makes it, of what was built for the tests.
 export WORKFLOW_TOKEN_STAGE = $(CARGO_TARGET_DIR)/stage
+install_to_stage = $(MAKE) --no-print-directory install DESTDIR= PREFIX=$(WORKFLOW_TOKEN_STAGE) \
+	LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
 man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
+# apt-get has a lock.
+.NOTPARALLEL:
 .PHONY: all deps build stage demo check bench install man clean
 all: build
 
+# What all of these need, which is more than a build does.
 deps:
-	@scripts/deps.sh
+	@scripts/deps.sh check
 
-build: deps
+build:
+	@scripts/deps.sh build
 	$(CARGO) build --workspace --profile $(PROFILE)
 
 stage:
-	@$(MAKE) --no-print-directory install PROFILE=dev PREFIX=$(WORKFLOW_TOKEN_STAGE) DESTDIR=
+	@$(install_to_stage) PROFILE=dev
 
-demo: stage
+demo: deps stage
 	@scripts/demo
 
 check: deps
 	@scripts/check
 
-bench: build
-	@$(MAKE) --no-print-directory install PREFIX=$(WORKFLOW_TOKEN_STAGE) DESTDIR= >/dev/null
+bench: deps
+	@$(install_to_stage) >/dev/null
 	@bench/run
 
 install: build man
-	install -d $(DESTDIR)$(PREFIX)/lib/flux/job-manager/plugins $(DESTDIR)$(PREFIX)/lib/flux/shell/plugins
-	install -d $(DESTDIR)$(PREFIX)/libexec/flux/cmd
-	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(PREFIX)/lib/flux/job-manager/plugins/workflow-token.so
-	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(PREFIX)/lib/flux/shell/plugins/workflow-token.so
-	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(PREFIX)/libexec/flux/cmd/flux-workflow-token
+	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
+	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd
+	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
+	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
+	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
 	@for page in $(man); do \
-		dir=$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}; \
+		[ -e $(CARGO_TARGET_DIR)/man/$$page ] || continue; \
+		dir=$(DESTDIR)$(MANDIR)/man$${page##*.}; \
 		install -d $$dir && install -m 0644 $(CARGO_TARGET_DIR)/man/$$page $$dir/$$page || exit 1; \
 	done
 
-man:
+# After the build, which installs pandoc where it can.
+man: build
 	@mkdir -p $(CARGO_TARGET_DIR)/man
-	@for page in $(man); do \
+	@command -v pandoc >/dev/null || { echo "man: no manual pages are made, since pandoc was not found" >&2; exit 0; }; \
+	for page in $(man); do \
 		[ $(CARGO_TARGET_DIR)/man/$$page -nt doc/$$page.md ] || \
 		pandoc -s -f markdown -t man doc/$$page.md -o $(CARGO_TARGET_DIR)/man/$$page || exit 1; \
 	done
