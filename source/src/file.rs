@@ -115,7 +115,8 @@ fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
         .strip_prefix(base)
         .map_err(|_| Refusal::Untrusted("it has no absolute path".to_owned()))?;
     let real = fs::canonicalize(base)?;
-    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A directory that can be searched need not be readable.
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at = rustix::fs::open("/", directory, Mode::empty())?;
     let mut so_far = PathBuf::from("/");
     let mut names: Vec<_> = real.components().chain(rest.components()).collect();
