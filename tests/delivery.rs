@@ -520,10 +520,8 @@ fn a_delivery_waits_for_munged_that_is_absent_and_comes() {
     };
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
-    site.munged.kill();
-    let job = instance.submit(PRINT, matching("dw"));
-    instance.wait(&job, "prolog-start");
-    site.munged.restart();
+    let mut job = String::new();
+    site.restart_munged_late(|| job = instance.submit(PRINT, matching("dw")));
     instance.wait(&job, "clean");
     assert_eq!(instance.stdout(&job).trim_end(), token);
     instance.shutdown();
@@ -552,7 +550,7 @@ fn munged_that_stays_away_fails_the_job_and_not_the_next_one() {
     };
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "1s", "rule": [site.file_rule("dw", &token)]}));
-    site.munged.kill();
+    site.kill_munged();
     let job = instance.submit(&["true"], matching("dw"));
     assert_fails(
         &mut instance,

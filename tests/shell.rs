@@ -377,10 +377,7 @@ fn a_shell_waits_for_munged_that_is_being_restarted() {
     instance.ok("load", site.hold());
     let job = instance.submit(PRINT, matching("dw"));
     instance.wait(&job, "prolog-finish");
-    site.munged.kill();
-    instance.go();
-    instance.wait(&job, "start");
-    site.munged.restart();
+    site.restart_munged_late(|| instance.go());
     instance.wait(&job, "clean");
     assert_eq!(instance.stdout(&job).trim_end(), token);
     instance.shutdown();
@@ -395,7 +392,7 @@ fn a_shell_without_munged_fails_the_job_and_says_so() {
     instance.ok("load", site.hold());
     let job = instance.submit(&["echo", "started"], matching("dw"));
     instance.wait(&job, "prolog-finish");
-    site.munged.kill();
+    site.kill_munged();
     instance.go();
     let note = instance.refused(&job);
     assert!(note.contains("is munged running on this node"), "{note}");

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io::Read,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -148,6 +148,31 @@ impl Site {
     /// What loads a plugin that holds every job in a prolog of its own, until its service `job-manager.test.go` is called.
     pub fn hold(&self) -> Value {
         json!({"path": plugin(self.dir.path(), "jobtap.c"), "conf": {"manual": 1}})
+    }
+
+    /// Kills munged and removes its socket. Where that is there, libmunge itself tries for seconds.
+    pub fn kill_munged(&mut self) {
+        self.munged.kill();
+        fs::remove_file(self.munged.socket()).expect("munged had a socket");
+    }
+
+    /// Has munged killed and in its place nobody who answers, until it was asked more often than libmunge asks by itself.
+    /// Then munged is restarted.
+    pub fn restart_munged_late(&mut self, begin: impl FnOnce()) {
+        /// More than libmunge asks in one call.
+        const MORE: usize = 12;
+
+        self.kill_munged();
+        let nobody = UnixListener::bind(self.munged.socket()).expect("the socket was removed");
+        nobody.set_nonblocking(true).expect("a listener");
+        begin();
+        let mut asked = 0;
+        until("munged was asked again and again", || {
+            asked += usize::from(nobody.accept().is_ok());
+            asked > MORE
+        });
+        drop(nobody);
+        self.munged.restart();
     }
 
     /// How many requests munged has not taken yet: it has taken all unless it is stopped.
