@@ -22,6 +22,9 @@ use crate::{
 /// How often it is looked for deliveries whose time is over.
 const TICK: Duration = Duration::from_millis(100);
 
+/// After how many ticks with nothing to mind the ticker ends. It is not started anew for each of jobs that come one by one.
+const IDLE_TICKS: u32 = 50;
+
 /// How many results are taken in one turn of the reactor.
 const TURN: usize = 16;
 
@@ -284,8 +287,12 @@ impl Inner {
             Self::unlink(inner);
         }
         Self::ask_again(inner);
-        let idle = inner.deliveries.borrow().is_empty() && inner.ended.borrow().is_empty();
-        if idle && inner.unknown.borrow().is_empty() {
+        let idle = inner.deliveries.borrow().is_empty()
+            && inner.ended.borrow().is_empty()
+            && inner.unknown.borrow().is_empty();
+        inner.idle_ticks.set(if idle { inner.idle_ticks.get() + 1 } else { 0 });
+        if inner.idle_ticks.get() >= IDLE_TICKS {
+            inner.idle_ticks.set(0);
             inner.ticker.store(IDLE, Ordering::Relaxed);
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct Inner {
     pub(crate) queue: Arc<Queue<Message>>,
     /// The number of the ticker that runs.
     pub(crate) ticker: Arc<AtomicU64>,
+    /// For how many ticks there was nothing to mind.
+    pub(crate) idle_ticks: Cell<u32>,
     pub(crate) workers: RefCell<Workers>,
     pub(crate) watcher: RefCell<Option<FdWatcher>>,
     pub(crate) stats: RefCell<Stats>,
@@ -106,6 +108,7 @@ impl Manager {
             pending: RefCell::default(),
             running: RefCell::default(),
             ticker: Arc::new(AtomicU64::new(IDLE)),
+            idle_ticks: Cell::new(0),
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             queue,
@@ -318,17 +321,14 @@ impl Inner {
 fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     const NAME: &str = "flux-workflow-token";
     let mut places = Vec::new();
-    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so
+    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so, or one deeper, as in PREFIX/lib/x86_64-linux-gnu.
     let in_place = |path: &Path| {
         path.parent()
             .is_some_and(|dir| dir.ends_with("flux/job-manager/plugins"))
     };
-    if let Some(prefix) = plugin
-        .as_deref()
-        .filter(|path| in_place(path))
-        .and_then(|path| path.ancestors().nth(5))
-    {
-        places.push(prefix.join("libexec/flux/cmd").join(NAME));
+    if let Some(path) = plugin.as_deref().filter(|path| in_place(path)) {
+        let prefixes = path.ancestors().skip(5).take(2);
+        places.extend(prefixes.map(|prefix| prefix.join("libexec/flux/cmd").join(NAME)));
     }
     if let Some(path) = std::env::var_os("FLUX_EXEC_PATH") {
         places.extend(std::env::split_paths(&path).map(|dir| dir.join(NAME)));
