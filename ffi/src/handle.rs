@@ -11,6 +11,9 @@ pub struct Flux<'a> {
     _borrow: PhantomData<&'a ()>,
 }
 
+/// What the names start with under which job ids are left.
+const LEFT: &[u8] = b"workflow-token::";
+
 /// Severities of the log, syslog(3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
@@ -85,7 +88,11 @@ impl<'a> Flux<'a> {
     }
 
     /// Job ids that were left with [`Flux::leave_jobs`] by a plugin that has since been removed; nothing where none was.
+    /// Names start with `workflow-token::`: nobody else keeps anything there.
     pub fn left_jobs(self, name: &CStr) -> Option<Vec<JobId>> {
+        if !name.to_bytes().starts_with(LEFT) {
+            return None;
+        }
         // SAFETY: what is kept under a name of ours was put there by `leave_jobs`: a count, and so many ids.
         unsafe {
             let block = raw::flux_aux_get(self.raw, name.as_ptr()).cast::<u64>();
@@ -99,6 +106,9 @@ impl<'a> Flux<'a> {
 
     /// Leaves job ids with the handle, where they outlive the plugin: the memory is plain, and freed by C.
     pub fn leave_jobs(self, name: &CStr, jobs: &[JobId]) {
+        if !name.to_bytes().starts_with(LEFT) {
+            return;
+        }
         // SAFETY: the block has room for a count and the ids, and is handed over to be freed with free(3).
         unsafe {
             let block = libc::calloc(jobs.len() + 1, size_of::<u64>()).cast::<u64>();

@@ -133,7 +133,7 @@ unsafe extern "C" fn called<T: 'static, H: Handler<T>>(
         Err(error) => {
             let text = serde_json::json!({ "errmsg": error.0 });
             // As flux_jobtap_error(3) does it; a host that has no use for it ignores it.
-            args.answer(&text);
+            guard(false, || args.answer(&text));
             -1
         }
     }

@@ -72,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) running: RefCell<HashMap<u64, Lane>>,
     pub(crate) numbers: Cell<u64>,
     pub(crate) unlinking: Cell<bool>,
+    /// Whether the last removal failed.
+    pub(crate) unlink_failed: Cell<bool>,
     pub(crate) queue: Arc<Queue<Message>>,
     /// The number of the ticker that runs.
     pub(crate) ticker: Arc<AtomicU64>,
@@ -111,6 +113,7 @@ impl Manager {
             idle_ticks: Cell::new(0),
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
+            unlink_failed: Cell::new(false),
             queue,
             workers: RefCell::default(),
             watcher: RefCell::default(),

@@ -1,6 +1,10 @@
 //! The records of jobs that have ended are removed, a second's worth at a time: a commit costs about the same for many.
 
-use std::{io, rc::Rc, time::Duration};
+use std::{
+    io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use ffi::{Future, JobId, LogLevel};
 
@@ -21,18 +25,18 @@ impl Inner {
         }
         let weak = Rc::downgrade(inner);
         let number = inner.number();
-        let count = jobs.len() as u64;
+        let again = jobs.clone();
         let removed = inner.remove_records(&jobs).and_then(|commit| {
             commit.then(KVS_TIMEOUT, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
                 inner.unlinking.set(false);
                 match future.get() {
-                    Ok(()) => inner.stats.borrow_mut().unlinked += count,
-                    Err(e) => inner.log(
-                        LogLevel::Err,
-                        &format!("{count} sealed records could not be removed: {e}"),
-                    ),
+                    Ok(()) => {
+                        inner.unlink_failed.set(false);
+                        inner.stats.borrow_mut().unlinked += again.len() as u64;
+                    }
+                    Err(e) => inner.not_removed(again, &e),
                 }
                 drop(done);
             })
@@ -42,11 +46,18 @@ impl Inner {
                 inner.unlinking.set(true);
                 inner.pending.borrow_mut().insert(number, pending);
             }
-            Err(e) => inner.log(
-                LogLevel::Err,
-                &format!("{count} sealed records could not be removed: {e}"),
-            ),
+            Err(e) => inner.not_removed(jobs, &e),
         }
+    }
+
+    /// They are tried again, with those that have ended by then. It is said once, until it works again.
+    fn not_removed(&self, jobs: Vec<JobId>, e: &dyn std::fmt::Display) {
+        if !self.unlink_failed.replace(true) {
+            let line = format!("{} sealed records could not be removed: {e}: trying again", jobs.len());
+            self.log(LogLevel::Err, &line);
+        }
+        self.ended.borrow_mut().extend(jobs);
+        self.ended_since.set(Some(Instant::now()));
     }
 
     /// The same when the plugin is about to go: the request is on its way when this returns, and nobody sees the answer.
