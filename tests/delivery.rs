@@ -140,7 +140,10 @@ fn the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable() {
     // Each rule hands out its own name as a secret, and under that name.
     let conditions = [
         ("BOTH", json!({"attribute": "system.a", "queue": "q"})),
-        ("OTHER_USER", json!({"attribute": "system.u", "user": GUEST})),
+        (
+            "OTHER_USER",
+            json!({"attribute": "system.u", "user": if me() == 0 { GUEST } else { "root" }}),
+        ),
         ("OTHER_UID", json!({"attribute": "system.u", "user": me() + 1})),
         ("USER", json!({"attribute": "system.u", "user": owner.name})),
         (

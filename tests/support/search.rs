@@ -79,10 +79,11 @@ impl Search {
             .expect("a directory")
             .map(|entry| entry.expect("its entry"))
         {
-            let kind = entry.file_type().expect("its type");
+            let kind = entry.metadata().expect("its type");
             if kind.is_dir() {
                 found.extend(self.files(&entry.path()));
-            } else if kind.is_file() && self.finds(&fs::read(entry.path()).expect("a file that can be read")) {
+            // An empty one, as a lock is, may be closed to its owner.
+            } else if kind.is_file() && kind.len() > 0 && self.finds(&fs::read(entry.path()).expect("its content")) {
                 found.push(entry.path());
             }
         }
