@@ -276,6 +276,11 @@ eventually() {
 	done
 }
 
+# is_gone PID: it has ended, whether or not its parent knows.
+is_gone() {
+	! test -e "/proc/$1/cmdline" || test -z "$(tr -d '\0' <"/proc/$1/cmdline")"
+}
+
 # program FILE: makes a program out of standard input.
 program() {
 	cat >"$1" && chmod 0755 "$1"

@@ -253,6 +253,12 @@ test_expect_success 'the plugin counts what it did, and tells no secret' '
 	! grep -F "$(cut -d. -f2 token)" query
 '
 
+test_expect_success 'the log has no complaint of the plugin' '
+	flux dmesg >dmesg &&
+	test -s dmesg &&
+	! grep "\.\(err\|warning\)\[0\]: workflow-token: " dmesg
+'
+
 test_expect_success 'removed, it leaves jobs alone' '
 	unload &&
 	! flux jobtap list | grep workflow-token &&

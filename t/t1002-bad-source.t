@@ -90,10 +90,6 @@ fails() {
 		grep -F "$3" cause
 }
 
-is_gone() {
-	! test -e /proc/$1/cmdline || test -z "$(tr -d '\0' </proc/$1/cmdline)"
-}
-
 # says TEXT: the log has it, and none of the tokens.
 says() {
 	flux dmesg >dmesg &&

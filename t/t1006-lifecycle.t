@@ -79,10 +79,6 @@ waits() {
 	has_no_event prolog-finish "$1" && has_no_event exception "$1"
 }
 
-is_gone() {
-	! test -e /proc/$1/cmdline || test -z "$(tr -d '\0' </proc/$1/cmdline)"
-}
-
 reload() {
 	flux jobtap load --remove=workflow-token.so "$JOBTAP"
 }
