@@ -43,7 +43,8 @@ fn assert_own_secret(instance: &mut Instance, job: &str) {
 #[track_caller]
 fn assert_delivered(instance: &mut Instance, job: &str, token: &str) {
     instance.wait(job, "clean");
-    assert_eq!(instance.stdout(job).trim_end(), token);
+    let exceptions = instance.contexts(job, "exception");
+    assert_eq!(instance.stdout(job).trim_end(), token, "{job}: {exceptions:?}");
     let count = |events: &[String], name: &str| events.iter().filter(|event| *event == name).count();
     let events = instance.events(job);
     for (event, expected) in [
@@ -422,6 +423,9 @@ fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
     let jobs: Vec<String> = (0..12).map(|_| instance.submit(PRINT, matching("dw"))).collect();
+    for job in &jobs {
+        instance.wait(job, "prolog-start");
+    }
     until("munged is asked", || site.waiting_for_munged() > 0);
     instance.ok("remove", json!({"name": NAME}));
     instance.ok("wait-log", json!({"text": "a thread is stuck in munged"}));
