@@ -120,7 +120,7 @@ test_expect_success 'not restricted: refused' '
 '
 
 test_expect_success 'not encrypted: refused' '
-	hold && put "$(frame "$(seal --cipher none)")" && refused "refused"
+	hold && put "$(frame "$(seal --cipher none)")" && refused "not encrypted"
 '
 
 test_expect_success 'by a munged of another key: refused' '

@@ -209,7 +209,7 @@ const REFUSED: &[Case] = &[
             let options = ["--restrict-uid", &me().to_string(), "--cipher", "none"];
             forge.munge(id, &payload(id), &options)
         },
-        "not restricted to uid",
+        "not encrypted: it was refused",
     ),
 ];
 

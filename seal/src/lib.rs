@@ -61,6 +61,9 @@ pub enum Error {
         /// The job owner.
         uid: u32,
     },
+    /// The credential is authentic but whoever had it could read it.
+    #[error("the sealed record is not encrypted: it was refused")]
+    Unencrypted,
     /// The credential is authentic but belongs to another job or user.
     #[error("the sealed record belongs to {found} and this is {expected}: it was refused")]
     Foreign {

@@ -346,7 +346,9 @@ impl Context {
         let text = unsafe {
             let own = sys::munge_ctx_strerror(self.raw);
             let text = if own.is_null() { sys::munge_strerror(code) } else { own };
-            CStr::from_ptr(text).to_string_lossy().into_owned()
+            CStr::from_ptr(text)
+                .to_string_lossy()
+                .replace(" (Did you start munged?)", "")
         };
         MungeError {
             code,

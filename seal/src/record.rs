@@ -199,12 +199,15 @@ fn check_sealer(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
 
 /// A credential that anybody could have opened was none of ours: its secret is to be taken as known.
 fn check_restriction(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
-    if decoded.restricted_to == Some(expected.owner.uid) && decoded.encrypted {
+    if decoded.restricted_to != Some(expected.owner.uid) {
+        return Err(Error::Unrestricted {
+            uid: expected.owner.uid,
+        });
+    }
+    if decoded.encrypted {
         Ok(())
     } else {
-        Err(Error::Unrestricted {
-            uid: expected.owner.uid,
-        })
+        Err(Error::Unencrypted)
     }
 }
 

@@ -94,7 +94,9 @@ fn open(settings: &Settings, record: &Record, expected: &Expected) -> Result<Ope
 }
 
 fn refused(e: &dyn std::fmt::Display) -> String {
-    format!("the workflow token of this job cannot be used: {e}")
+    format!(
+        "the workflow token of this job cannot be used: {e}: submit it again, and tell the operators if this goes on"
+    )
 }
 
 fn report(opened: &Opened) -> String {
