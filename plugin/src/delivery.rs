@@ -286,6 +286,12 @@ impl Inner {
         if gathered {
             Self::unlink(inner);
         }
+        // By the first tick, each job that is active has been seen.
+        let ended = std::mem::take(&mut *inner.ended_meanwhile.borrow_mut());
+        if !ended.is_empty() && inner.unlinks() {
+            inner.ended.borrow_mut().extend(ended);
+            inner.ended_since.set(Some(Instant::now()));
+        }
         Self::ask_again(inner);
         let idle = inner.deliveries.borrow().is_empty()
             && inner.ended.borrow().is_empty()

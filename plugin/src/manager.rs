@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
     pub(crate) ended: RefCell<Vec<JobId>>,
+    /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
+    pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
     /// Since when they gather.
     pub(crate) ended_since: Cell<Option<Instant>>,
     /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
@@ -104,6 +106,7 @@ impl Manager {
             deliveries: RefCell::default(),
             delivered: RefCell::default(),
             ended: RefCell::default(),
+            ended_meanwhile: RefCell::default(),
             ended_since: Cell::new(None),
             unknown: RefCell::default(),
             active: Cell::new(false),
@@ -126,7 +129,7 @@ impl Manager {
         let all = args.all().unwrap_or(Value::Null);
         let config = Config::with_overrides(&all["conf"], &self.0.conf).map_err(|e| PluginError(e.to_string()))?;
         let setup = Setup::new(config, &self.0.helpers).map_err(|e| PluginError(e.to_string()))?;
-        if !setup.config.rules.is_empty() {
+        if !setup.config.rules.is_empty() || self.0.flux().left_jobs(LEFT_DELIVERED).is_some() {
             let started = self.0.workers.borrow_mut().start();
             started.map_err(|e| PluginError(format!("workflow-token cannot start its threads: {e}")))?;
         }
@@ -138,6 +141,9 @@ impl Manager {
             setup: Arc::new(setup),
             lanes,
         });
+        if !self.0.ended_meanwhile.borrow().is_empty() {
+            self.0.tick();
+        }
         Ok(())
     }
 
@@ -253,6 +259,9 @@ impl Inner {
             }),
             _ => None,
         };
+        if let Some(left) = &*inner.left.borrow() {
+            *inner.ended_meanwhile.borrow_mut() = left.delivered.clone();
+        }
         Ok(())
     }
 

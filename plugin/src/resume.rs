@@ -31,6 +31,14 @@ pub(crate) enum Past {
     Finished(i64),
 }
 
+/// Whether the job has started, RFC 21.
+fn has_started(eventlog: &str) -> bool {
+    let events = eventlog
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.into_iter().any(|event| event["name"] == "start")
+}
+
 /// Reads an eventlog, RFC 18: one JSON object for each line, with the context of prologs as RFC 21 has it.
 pub(crate) fn past(eventlog: &str, prolog: &str) -> Past {
     let mut past = Past::None;
@@ -55,6 +63,8 @@ impl Inner {
     /// Takes up a job that was past SCHED when the plugin was loaded.
     pub(crate) fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
         let stay = Stay::begin();
+        // It is active: its record, if it has one, is not to be removed yet.
+        inner.ended_meanwhile.borrow_mut().remove(&job);
         let past = inner.left.borrow().as_ref().and_then(|left| {
             if left.unknown.contains(&job) {
                 None
@@ -175,7 +185,28 @@ impl Inner {
         if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
             return;
         }
+        if past == Past::None && state == JobState::Run && !has_started(eventlog) {
+            inner.too_late(&args, job, uid);
+            return;
+        }
         Self::go_on(inner, &args, job, uid, state, past, &stay);
+    }
+
+    /// The job entered RUN before there was a plugin in this job manager, and something else still holds it. A prolog can
+    /// be started from within its callbacks only, of which none may come before it starts.
+    fn too_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
+        if self.candidates(args, uid).is_some() {
+            let why =
+                "it was in RUN, and not started, when the plugin was loaded into this job manager for the first time";
+            self.stats.borrow_mut().failed += 1;
+            self.raise(
+                job,
+                &Failure::new(
+                    "it was allocated before tokens were delivered here: submit it again",
+                    why,
+                ),
+            );
+        }
     }
 
     /// The job's prolog may be outstanding, and only the eventlog tells: it is asked for until it can be read.

@@ -151,7 +151,7 @@ impl Stage {
     /// For the operator: what was done when the time was over.
     pub fn describe(self) -> &'static str {
         match self {
-            Stage::Waiting => "it waited for other deliveries of the same rule (max-parallel)",
+            Stage::Waiting => "it waited for its turn (max-parallel), or for a thread",
             Stage::Owner => "the job owner was looked up",
             Stage::Fetching => "its source was asked",
             Stage::Sealing => "munged was asked to seal: is it running?",
