@@ -27,7 +27,7 @@ mod real {
 macro_rules! coerce {
     ($($name:ident)*) => {
         /// Compiled, but never instantiated: the functions are not there to be linked.
-        #[allow(dead_code)]
+        #[allow(dead_code, clippy::extra_unused_type_parameters)]
         fn each_declaration_has_the_type_of_the_real_function<T>() {
             $(let _: ffi::raw::signature::$name = real::$name;)*
         }
