@@ -453,6 +453,54 @@ fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_
     instance.shutdown();
 }
 
+#[test]
+fn a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back() {
+    let Some(site) = Site::new("a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back") else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
+    let wait = format!("until [ -e {} ]; do sleep 0.02; done", site.path("go"));
+    let job = instance.submit(&["sh", "-c", &wait], matching("dw"));
+    instance.wait(&job, "start");
+    instance.ok("remove", json!({"name": NAME}));
+    site.write("go", 0o600, "");
+    instance.wait(&job, "clean");
+    assert!(instance.record(&job).is_some());
+    instance.ok("load", json!({"path": site.jobtap()}));
+    until("the record is removed", || instance.record(&job).is_none());
+    instance.shutdown();
+}
+
+#[test]
+fn a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_token() {
+    let Some(site) = Site::new("a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_token")
+    else {
+        return;
+    };
+    let mut instance = site.without_jobtap(json!({}), &[]);
+    instance.ok("load", site.hold());
+    let rule = site.file_rule("dw", jwt(json!({})));
+    instance.ok("config-reload", json!({"config": site.config(json!({"rule": [rule]}))}));
+    let job = instance.submit(PRINT, matching("dw"));
+    let other = instance.submit(&["true"], json!({}));
+    instance.wait(&other, "prolog-start");
+    instance.wait(&job, "prolog-start");
+    instance.ok("load", json!({"path": site.jobtap()}));
+    let exception = instance.wait(&job, "exception");
+    let note = exception["context"]["note"].as_str().unwrap_or_default().to_owned();
+    assert!(note.contains("submit it again"), "{exception}");
+    instance.go();
+    instance.wait(&job, "clean");
+    assert!(!instance.events(&job).contains(&"start".to_owned()), "the job started");
+    instance.wait(&other, "clean");
+    assert!(
+        instance.events(&other).contains(&"start".to_owned()),
+        "another job did not"
+    );
+    instance.shutdown();
+}
+
 // The instance restarted
 
 #[test]
