@@ -23,17 +23,22 @@ pub(super) fn check() -> Finding {
 }
 
 fn judge(now: SystemTime, installed: Option<SystemTime>) -> Finding {
-    const TODO: &str = "set the clock and keep it right with NTP (chronyc tracking, timedatectl), on every node alike";
+    const ADVICE: &str =
+        "set the clock and keep it right with NTP (chronyc tracking, timedatectl), on every node alike";
 
     let date = NumericDate::from(now);
     if now < UNIX_EPOCH + EARLIEST || now > UNIX_EPOCH + LATEST {
-        return fail(CHECK, format!("the clock of this node is wrong: it shows {date}"), TODO);
+        return fail(
+            CHECK,
+            format!("the clock of this node is wrong: it shows {date}"),
+            ADVICE,
+        );
     }
     match installed.filter(|installed| *installed > now + Duration::from_secs(60)) {
         Some(installed) => {
             let installed = NumericDate::from(installed);
             let what = format!("the clock of this node shows {date}, before this program was installed ({installed})");
-            fail(CHECK, what, TODO)
+            fail(CHECK, what, ADVICE)
         }
         None => ok(CHECK, format!("{date}, which is plausible")),
     }

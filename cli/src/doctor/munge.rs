@@ -95,11 +95,15 @@ fn round_trip(munge: &Munge) -> Result<Trip, seal::Error> {
 
 /// A trip of a second or two leaves no room for any of these.
 fn judge(trip: &Trip) -> Option<Finding> {
-    const TODO: &str = "see that the clock of this node does not jump (chronyc tracking), and restart munged";
+    const ADVICE: &str = "see that the clock of this node does not jump (chronyc tracking), and restart munged";
 
     match trip.staleness {
-        Some(Staleness::Expired) => Some(warn(CHECK, "munged calls a fresh credential expired", TODO)),
-        Some(Staleness::Rewound) => Some(warn(CHECK, "munged calls a fresh credential one from the future", TODO)),
+        Some(Staleness::Expired) => Some(warn(CHECK, "munged calls a fresh credential expired", ADVICE)),
+        Some(Staleness::Rewound) => Some(warn(
+            CHECK,
+            "munged calls a fresh credential one from the future",
+            ADVICE,
+        )),
         // A credential holds random bits; this one was opened once.
         Some(Staleness::Replayed) => Some(warn(
             CHECK,
@@ -108,7 +112,7 @@ fn judge(trip: &Trip) -> Option<Finding> {
         )),
         None if trip.skew > Duration::from_secs(5) => {
             let what = format!("munged dates a fresh credential {} seconds off", trip.skew.as_secs());
-            Some(warn(CHECK, what, TODO))
+            Some(warn(CHECK, what, ADVICE))
         }
         None => None,
     }
