@@ -43,16 +43,17 @@ fn abi_check() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
     let header = "#define FLUX_SHELL_PLUGIN_NAME \"workflow-token\"\n\
-                  #include <flux/core.h>\n#include <flux/jobtap.h>\n#include <flux/shell.h>\n";
+                  #include <jansson.h>\n#include <flux/core.h>\n#include <flux/jobtap.h>\n#include <flux/shell.h>\n";
     let mut builder = bindgen::Builder::default()
         .header_contents("flux.h", header)
         .clang_args(cflags)
         .allowlist_type("flux_job_state_t")
-        .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLLIN|FLUX_NODEID_ANY")
+        .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLLIN|FLUX_NODEID_ANY|JSON_.*")
         // What is only ever seen behind a pointer is taken from `ffi`, so that the types can be compared.
         .blocklist_type(
             "flux_(t|future_t|kvs_txn_t|msg_handler_t|msg_t|plugin_arg_t|plugin_t|reactor_t|shell_t|watcher_t)",
         )
+        .blocklist_type("json_(t|error_t)")
         .blocklist_type("flux_(handle|future|kvs_txn|msg_handler|msg|plugin_arg|plugin|reactor|shell|watcher)")
         .prepend_enum_name(false)
         .layout_tests(false);

@@ -17,7 +17,7 @@ mod real {
     // The objects that are only ever seen behind pointers are ours, so that types can be compared.
     use ffi::raw::{
         flux_future_t, flux_kvs_txn_t, flux_msg_handler_t, flux_msg_t, flux_plugin_arg_t, flux_plugin_t,
-        flux_reactor_t, flux_shell_t, flux_t, flux_watcher_t,
+        flux_reactor_t, flux_shell_t, flux_t, flux_watcher_t, json_error_t, json_t,
     };
 
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
@@ -55,6 +55,16 @@ fn constants_have_the_values_of_the_real_headers() {
             "FLUX_PLUGIN_ARG_OUT",
             i64::from(ffi::raw::FLUX_PLUGIN_ARG_OUT),
             i64::from(real::FLUX_PLUGIN_ARG_OUT),
+        ),
+        (
+            "FLUX_JOB_STATE_DEPEND",
+            i64::from(ffi::raw::FLUX_JOB_STATE_DEPEND),
+            i64::from(real::FLUX_JOB_STATE_DEPEND),
+        ),
+        (
+            "JSON_COMPACT",
+            ffi::raw::JSON_COMPACT as i64,
+            i64::from(real::JSON_COMPACT),
         ),
         (
             "FLUX_POLLIN",

@@ -22,7 +22,9 @@ pub struct Args<'a> {
 /// The states of a job that matter to a delivery, RFC 21.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobState {
-    /// NEW, DEPEND, PRIORITY or SCHED.
+    /// DEPEND: dependencies are outstanding.
+    Depend,
+    /// NEW, PRIORITY or SCHED.
     Pending,
     /// RUN: resources are assigned; prologs run in this state.
     Run,
@@ -31,21 +33,6 @@ pub enum JobState {
     /// INACTIVE.
     Inactive,
 }
-
-/// `{s:{s:…{s?o}…}}`: the value at a path of 1 to 8 keys, each optional.
-const OPTIONAL: [&std::ffi::CStr; 8] = [
-    c"{s?o}",
-    c"{s?{s?o}}",
-    c"{s?{s?{s?o}}}",
-    c"{s?{s?{s?{s?o}}}}",
-    c"{s?{s?{s?{s?{s?o}}}}}",
-    c"{s?{s?{s?{s?{s?{s?o}}}}}}",
-    c"{s?{s?{s?{s?{s?{s?{s?o}}}}}}}",
-    c"{s?{s?{s?{s?{s?{s?{s?{s?o}}}}}}}}",
-];
-
-/// The same, for a string.
-const STRING: [&std::ffi::CStr; 4] = [c"{s?s}", c"{s?{s?s}}", c"{s?{s?{s?s}}}", c"{s?{s?{s?{s?s}}}}"];
 
 /// `json_type` of jansson for null: the first word of a json_t.
 const JSON_NULL: c_int = 7;
@@ -57,6 +44,47 @@ const JSON_NULL: c_int = 7;
 pub(crate) unsafe fn is_null(value: *const c_void) -> bool {
     // SAFETY: the caller says so.
     unsafe { *value.cast::<c_int>() == JSON_NULL }
+}
+
+/// How deep a value may be that is unpacked.
+const DEPTH: usize = 8;
+
+/// The place of a value in an object, as json_unpack(3) takes it: a format, the keys, and where the value goes. A
+/// C-variadic function does not look at arguments that its format has no use for, so that one call serves every depth.
+pub(crate) struct At {
+    format: CString,
+    keys: Vec<CString>,
+    out: *mut c_void,
+}
+
+impl At {
+    /// A value below keys that must be there, and then below keys that may be. None where there are none or too many.
+    pub(crate) fn new(present: &[&str], path: &[&str], kind: char, out: *mut c_void) -> Option<Self> {
+        let depth = present.len() + path.len();
+        if path.is_empty() || depth > DEPTH {
+            return None;
+        }
+        let format = "{s:".repeat(present.len()) + &"{s?".repeat(path.len()) + &kind.to_string() + &"}".repeat(depth);
+        Some(Self {
+            format: crate::c_text(&format),
+            keys: present.iter().chain(path).map(|key| crate::c_text(key)).collect(),
+            out,
+        })
+    }
+
+    pub(crate) fn format(&self) -> *const c_char {
+        self.format.as_ptr()
+    }
+
+    /// The keys, then where the value goes, then nulls.
+    pub(crate) fn arguments(&self) -> [*const c_void; DEPTH + 1] {
+        let mut arguments = [ptr::null(); DEPTH + 1];
+        for (argument, key) in arguments.iter_mut().zip(&self.keys) {
+            *argument = key.as_ptr().cast();
+        }
+        arguments[self.keys.len()] = self.out;
+        arguments
+    }
 }
 
 impl Args<'_> {
@@ -114,6 +142,7 @@ impl Args<'_> {
             )
         };
         let state = match state {
+            raw::FLUX_JOB_STATE_DEPEND => JobState::Depend,
             raw::FLUX_JOB_STATE_RUN => JobState::Run,
             raw::FLUX_JOB_STATE_CLEANUP => JobState::Cleanup,
             raw::FLUX_JOB_STATE_INACTIVE => JobState::Inactive,
@@ -124,78 +153,82 @@ impl Args<'_> {
 
     /// Whether there is a value, other than null, at a path of 1 to 8 keys. Other lengths are never there.
     pub fn has(&self, path: &[&str]) -> bool {
-        let Some(format) = path.len().checked_sub(1).and_then(|n| OPTIONAL.get(n)) else {
-            return false;
-        };
-        let mut value: *mut c_void = ptr::null_mut();
-        let out: *mut *mut c_void = &mut value;
-        let keys: Vec<CString> = path.iter().map(|key| crate::c_text(key)).collect();
-        let key = |n: usize| -> *const c_char { keys[n].as_ptr() };
-        let (args, flags, fmt) = (self.raw, raw::FLUX_PLUGIN_ARG_IN, format.as_ptr());
-        // SAFETY: each format takes as many keys as it has levels, and a place for a borrowed json_t.
-        let rc = unsafe {
-            match path.len() {
-                1 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), out),
-                2 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), out),
-                3 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), out),
-                4 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), key(3), out),
-                5 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), key(3), key(4), out),
-                6 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), key(3), key(4), key(5), out),
-                7 => raw::flux_plugin_arg_unpack(
-                    args,
-                    flags,
-                    fmt,
-                    key(0),
-                    key(1),
-                    key(2),
-                    key(3),
-                    key(4),
-                    key(5),
-                    key(6),
-                    out,
-                ),
-                _ => raw::flux_plugin_arg_unpack(
-                    args,
-                    flags,
-                    fmt,
-                    key(0),
-                    key(1),
-                    key(2),
-                    key(3),
-                    key(4),
-                    key(5),
-                    key(6),
-                    key(7),
-                    out,
-                ),
-            }
-        };
-        // SAFETY: the json_t lives as long as the arguments.
-        rc == 0 && !value.is_null() && unsafe { !is_null(value) }
+        !self.value(path).is_null()
     }
 
-    /// The string at a path of 1 to 4 keys, where there is one.
-    pub fn string(&self, path: &[&str]) -> Option<String> {
-        let format = STRING.get(path.len().checked_sub(1)?)?;
-        let mut text: *const c_char = ptr::null();
-        let out: *mut *const c_char = &mut text;
-        let keys: Vec<CString> = path.iter().map(|key| crate::c_text(key)).collect();
-        let key = |n: usize| -> *const c_char { keys[n].as_ptr() };
-        let (args, flags, fmt) = (self.raw, raw::FLUX_PLUGIN_ARG_IN, format.as_ptr());
-        // SAFETY: each format takes as many keys as it has levels, and a place for a borrowed string.
-        let rc = unsafe {
-            match path.len() {
-                1 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), out),
-                2 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), out),
-                3 => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), out),
-                _ => raw::flux_plugin_arg_unpack(args, flags, fmt, key(0), key(1), key(2), key(3), out),
-            }
-        };
-        if rc != 0 {
+    /// The JSON value at a path of 1 to 8 keys, other than null, as text.
+    pub fn json(&self, path: &[&str]) -> Option<String> {
+        let value = self.value(path);
+        if value.is_null() {
             return None;
         }
-        // SAFETY: the string lives as long as the arguments, and is copied here.
-        unsafe { borrowed(text) }.map(|text| text.into_owned())
+        // SAFETY: a live json_t, which belongs to the arguments; the text is ours to free.
+        unsafe { taken(raw::json_dumps(value.cast(), raw::JSON_COMPACT | raw::JSON_ENCODE_ANY)) }
+    }
+
+    /// The string at a path of 1 to 8 keys, where there is one.
+    pub fn string(&self, path: &[&str]) -> Option<String> {
+        let mut text: *const c_char = ptr::null();
+        let out: *mut *const c_char = &mut text;
+        // SAFETY: `s` takes a place for a string that belongs to the arguments, and is copied here.
+        unsafe {
+            if !self.unpack(path, 's', out.cast()) {
+                return None;
+            }
+            borrowed(text).map(|text| text.into_owned())
+        }
+    }
+
+    /// The integer at a path of 1 to 8 keys, where there is one.
+    pub fn integer(&self, path: &[&str]) -> Option<i64> {
+        // No integer that is looked for is this one: `?` leaves the place as it was.
+        let mut value = i64::MIN;
+        let out: *mut i64 = &mut value;
+        // SAFETY: `I` takes a place for a json_int_t, which is 64 bits.
+        let found = unsafe { self.unpack(path, 'I', out.cast()) };
+        (found && value != i64::MIN).then_some(value)
+    }
+
+    /// The json_t at a path, which belongs to the arguments; null where there is none, or JSON's null.
+    fn value(&self, path: &[&str]) -> *const c_void {
+        let mut value: *mut c_void = ptr::null_mut();
+        let out: *mut *mut c_void = &mut value;
+        // SAFETY: `o` takes a place for a borrowed json_t, which lives as long as the arguments.
+        unsafe {
+            if !self.unpack(path, 'o', out.cast()) || value.is_null() || is_null(value) {
+                return ptr::null();
+            }
+        }
+        value
+    }
+
+    /// Unpacks what is at a path of 1 to 8 keys, each optional. What is not there leaves `out` as it was.
+    ///
+    /// # Safety
+    /// `out` is a place for what the format `kind` unpacks.
+    unsafe fn unpack(&self, path: &[&str], kind: char, out: *mut c_void) -> bool {
+        let Some(at) = At::new(&[], path, kind, out) else {
+            return false;
+        };
+        let a = at.arguments();
+        // SAFETY: the format takes as many keys as the path has, and then `out`; what follows is not looked at.
+        let rc = unsafe {
+            raw::flux_plugin_arg_unpack(
+                self.raw,
+                raw::FLUX_PLUGIN_ARG_IN,
+                at.format(),
+                a[0],
+                a[1],
+                a[2],
+                a[3],
+                a[4],
+                a[5],
+                a[6],
+                a[7],
+                a[8],
+            )
+        };
+        rc == 0
     }
 
     /// All of the arguments. Not for hot paths: they are printed and parsed.

@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr};
 
-use crate::{Future, JobId, Transaction, c_text, raw, reactor::FdWatcher};
+use crate::{Future, JobId, Transaction, c_text, raw, reactor::Watcher};
 
 /// A handle that belongs to the job manager or to the job shell.
 #[derive(Clone, Copy)]
@@ -49,10 +49,20 @@ impl<'a> Flux<'a> {
     ///
     /// # Errors
     /// From flux_fd_watcher_create(3).
-    pub fn watch(self, fd: RawFd, f: impl FnMut() + 'static) -> io::Result<FdWatcher> {
+    pub fn watch(self, fd: RawFd, f: impl FnMut() + 'static) -> io::Result<Watcher> {
         // SAFETY: a live handle has a reactor, or the call gives null, which is checked.
         let reactor = unsafe { raw::flux_get_reactor(self.raw) };
-        FdWatcher::new(reactor, fd, Box::new(f))
+        Watcher::readable(reactor, fd, Box::new(f))
+    }
+
+    /// Calls `f` on the reactor thread once, after so many seconds, unless the watcher is dropped before.
+    ///
+    /// # Errors
+    /// From flux_timer_watcher_create(3).
+    pub fn after(self, seconds: f64, f: impl FnMut() + 'static) -> io::Result<Watcher> {
+        // SAFETY: as above.
+        let reactor = unsafe { raw::flux_get_reactor(self.raw) };
+        Watcher::after(reactor, seconds, Box::new(f))
     }
 
     /// Sends a request to the nearest broker that serves the topic.

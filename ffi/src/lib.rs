@@ -30,9 +30,9 @@ pub use future::{Future, FutureError, PendingFuture};
 pub use handle::{Flux, LogLevel};
 pub use jobid::JobId;
 pub use kvs::Transaction;
-pub use message::Request;
+pub use message::{KeptRequest, Request};
 pub use plugin::{Handler, Jobtap, Kept, Plugin, PluginError, Service};
-pub use reactor::FdWatcher;
+pub use reactor::Watcher;
 pub use shell::{JobFacts, Shell, ShellLogLevel};
 
 /// Runs what a callback of C calls, and turns a panic into `fallback`. The panic's message is dropped: it may quote

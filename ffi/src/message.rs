@@ -1,8 +1,13 @@
 //! Requests to a service that a plugin registers: flux_request_decode(3), flux_respond(3).
 
-use std::{ffi::c_int, io, marker::PhantomData, ptr};
+use std::{
+    ffi::{CStr, c_int},
+    io,
+    marker::PhantomData,
+    ptr,
+};
 
-use crate::{Flux, borrowed, c_text, last_error, raw};
+use crate::{Flux, c_text, last_error, raw};
 
 /// A request, for as long as the handler runs.
 pub struct Request<'a> {
@@ -28,18 +33,22 @@ impl Request<'_> {
         unsafe { Flux::borrow(self.flux) }
     }
 
-    /// The payload.
+    /// The payload, which stays where it is: it may have a secret in it.
     ///
     /// # Errors
     /// EPROTO.
-    pub fn payload(&self) -> io::Result<Option<String>> {
+    pub fn payload(&self) -> io::Result<Option<&str>> {
         let mut text = ptr::null();
-        // SAFETY: a live message, and a place for a string that it owns, which is copied.
+        // SAFETY: a live message, and a place for a string that it owns and that lives as long.
         unsafe {
             if raw::flux_request_decode(self.raw, ptr::null_mut(), &mut text) < 0 {
                 return Err(last_error());
             }
-            Ok(borrowed(text).map(|text| text.into_owned()))
+            if text.is_null() {
+                return Ok(None);
+            }
+            let text = CStr::from_ptr(text).to_str();
+            text.map(Some).map_err(|_| io::Error::from_raw_os_error(libc::EPROTO))
         }
     }
 
@@ -57,18 +66,23 @@ impl Request<'_> {
         }
     }
 
+    /// Keeps the request, to be answered after the handler has returned.
+    pub fn keep(&self) -> KeptRequest {
+        // SAFETY: a live message, of which one more reference is taken.
+        unsafe { raw::flux_msg_incref(self.raw) };
+        KeptRequest {
+            flux: self.flux,
+            raw: self.raw,
+        }
+    }
+
     /// Answers.
     ///
     /// # Errors
     /// From flux_respond(3).
-    pub fn respond(self, payload: &str) -> io::Result<()> {
-        let payload = c_text(payload);
-        // SAFETY: a live handle, a live message, and a C string that the call copies.
-        if unsafe { raw::flux_respond(self.flux, self.raw, payload.as_ptr()) } < 0 {
-            Err(last_error())
-        } else {
-            Ok(())
-        }
+    pub fn respond(self, payload: Option<&str>) -> io::Result<()> {
+        // SAFETY: a live handle and a live message.
+        unsafe { respond(self.flux, self.raw, payload) }
     }
 
     /// Answers with an error.
@@ -76,9 +90,59 @@ impl Request<'_> {
     /// # Errors
     /// From flux_respond_error(3).
     pub fn refuse(self, errno: c_int, text: &str) -> io::Result<()> {
-        let text = c_text(text);
-        // SAFETY: a live handle, a live message, and a C string that the call copies.
-        let rc = unsafe { raw::flux_respond_error(self.flux, self.raw, errno, text.as_ptr()) };
-        if rc < 0 { Err(last_error()) } else { Ok(()) }
+        // SAFETY: a live handle and a live message.
+        unsafe { refuse(self.flux, self.raw, errno, text) }
     }
+}
+
+/// A request that is answered later. Its handle must live then: that of the job manager outlives each of its plugins.
+pub struct KeptRequest {
+    flux: *mut raw::flux_t,
+    raw: *const raw::flux_msg_t,
+}
+
+impl KeptRequest {
+    /// Answers.
+    ///
+    /// # Errors
+    /// From flux_respond(3).
+    pub fn respond(self, payload: Option<&str>) -> io::Result<()> {
+        // SAFETY: the handle outlives the plugin, and the message is held.
+        unsafe { respond(self.flux, self.raw, payload) }
+    }
+
+    /// Answers with an error.
+    ///
+    /// # Errors
+    /// From flux_respond_error(3).
+    pub fn refuse(self, errno: c_int, text: &str) -> io::Result<()> {
+        // SAFETY: the handle outlives the plugin, and the message is held.
+        unsafe { refuse(self.flux, self.raw, errno, text) }
+    }
+}
+
+impl Drop for KeptRequest {
+    fn drop(&mut self) {
+        // SAFETY: the reference that `keep` took, given back once.
+        unsafe { raw::flux_msg_decref(self.raw) }
+    }
+}
+
+/// # Safety
+/// A live handle and a live message.
+unsafe fn respond(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, payload: Option<&str>) -> io::Result<()> {
+    let payload = payload.map(c_text);
+    let text = payload.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+    // SAFETY: the caller says so; null, or a C string that the call copies.
+    let rc = unsafe { raw::flux_respond(flux, msg, text) };
+    if rc < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// # Safety
+/// A live handle and a live message.
+unsafe fn refuse(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, errno: c_int, text: &str) -> io::Result<()> {
+    let text = c_text(text);
+    // SAFETY: the caller says so; a C string that the call copies.
+    let rc = unsafe { raw::flux_respond_error(flux, msg, errno, text.as_ptr()) };
+    if rc < 0 { Err(last_error()) } else { Ok(()) }
 }

@@ -196,6 +196,81 @@ impl<'a> Jobtap<'a> {
         })
     }
 
+    /// Starts an epilog of the job that the running callback is about: its resources are held until it is finished.
+    ///
+    /// # Errors
+    /// EINVAL outside of a callback, or where the job is not being cleaned up.
+    pub fn epilog_start(self, description: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_epilog_start(self.plugin.raw(), description.as_ptr()) })
+    }
+
+    /// Finishes an epilog. The status is for information.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone.
+    pub fn epilog_finish(self, job: JobId, description: &CStr, status: c_int) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_epilog_finish(self.plugin.raw(), job.0, description.as_ptr(), status) })
+    }
+
+    /// Adds a dependency: the job stays in DEPEND until it is removed. One that the job has already, from before a
+    /// restart, is not added again. From within `job.state.depend` only.
+    ///
+    /// # Errors
+    /// EINVAL where the job is past DEPEND.
+    pub fn dependency_add(self, job: JobId, description: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_dependency_add(self.plugin.raw(), job.0, description.as_ptr()) })
+    }
+
+    /// Removes a dependency.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone, EINVAL where it is past DEPEND.
+    pub fn dependency_remove(self, job: JobId, description: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin, and a C string that the call copies.
+        check(unsafe { raw::flux_jobtap_dependency_remove(self.plugin.raw(), job.0, description.as_ptr()) })
+    }
+
+    /// Has the handlers of `job.event.*` called for this job. A plugin that asks twice is called twice.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone.
+    pub fn subscribe(self, job: JobId) -> io::Result<()> {
+        // SAFETY: a live plugin.
+        check(unsafe { raw::flux_jobtap_job_subscribe(self.plugin.raw(), job.0) })
+    }
+
+    /// Whether an event of this name was posted to the eventlog of the job.
+    pub fn was_posted(self, job: JobId, event: &CStr) -> bool {
+        // SAFETY: a live plugin, and a C string.
+        unsafe { raw::flux_jobtap_job_event_posted(self.plugin.raw(), job.0, event.as_ptr()) > 0 }
+    }
+
+    /// Posts an event to the eventlog of the job. Its context is kept there for ever, readable by the job owner.
+    ///
+    /// # Errors
+    /// ENOENT where the job is gone, EINVAL where the context is not an object.
+    pub fn post(self, job: JobId, event: &CStr, context: &Value) -> io::Result<()> {
+        let context = to_jansson(context)?;
+        // SAFETY: a live plugin, C strings that are copied, and a format that takes one json_t and the reference to it.
+        check(unsafe {
+            raw::flux_jobtap_event_post_pack(self.plugin.raw(), job.0, event.as_ptr(), c"o".as_ptr(), context)
+        })
+    }
+
+    /// Updates the jobspec of a job that is not running: an object with the path of each value in the jobspec, its
+    /// components separated by dots, as its key. Not for the job that the running callback is about.
+    ///
+    /// # Errors
+    /// EINVAL where that cannot be done now, or such an update cannot be.
+    pub fn update_jobspec(self, job: JobId, updates: &Value) -> io::Result<()> {
+        let updates = to_jansson(updates)?;
+        // SAFETY: a live plugin, and a format that takes one json_t and the reference to it.
+        check(unsafe { raw::flux_jobtap_jobspec_update_id_pack(self.plugin.raw(), job.0, c"o".as_ptr(), updates) })
+    }
+
     /// What the job manager knows of a job that is active, or was not long ago.
     pub fn lookup(self, job: JobId) -> Option<Args<'static>> {
         // SAFETY: a live plugin; the result is ours, or null.
@@ -238,6 +313,18 @@ unsafe extern "C" fn requested<T: 'static, S: Service<T>>(
     let (service, state, request): (S, &T, _) =
         unsafe { (std::mem::zeroed(), &*arg.cast::<T>(), Request::borrow(h, msg)) };
     guard((), || service(state, request));
+}
+
+/// A new json_t, whose one reference is the caller's.
+fn to_jansson(value: &Value) -> io::Result<*mut raw::json_t> {
+    let text = c_text(&value.to_string());
+    // SAFETY: a C string; nobody asks for the error's text.
+    let json = unsafe { raw::json_loads(text.as_ptr(), 0, std::ptr::null_mut()) };
+    if json.is_null() {
+        Err(io::Error::from_raw_os_error(libc::EINVAL))
+    } else {
+        Ok(json)
+    }
 }
 
 fn check(rc: c_int) -> io::Result<()> {

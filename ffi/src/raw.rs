@@ -22,7 +22,8 @@ macro_rules! opaque {
 
 opaque! {
     flux_t, flux_reactor_t, flux_watcher_t, flux_future_t, flux_kvs_txn_t, flux_msg_t, flux_msg_handler_t,
-    flux_plugin_t, flux_plugin_arg_t, flux_shell_t,
+    flux_plugin_t, flux_plugin_arg_t, flux_shell_t, json_t,
+    json_error_t,
 }
 
 /// RFC 19: a job id, 64 bits.
@@ -51,9 +52,15 @@ pub const FLUX_POLLIN: c_int = 1;
 /// flux_rpc(3): the nearest broker that serves the topic.
 pub const FLUX_NODEID_ANY: u32 = u32::MAX;
 /// Job states, RFC 21.
+pub const FLUX_JOB_STATE_DEPEND: c_int = 2;
 pub const FLUX_JOB_STATE_RUN: c_int = 16;
 pub const FLUX_JOB_STATE_CLEANUP: c_int = 32;
 pub const FLUX_JOB_STATE_INACTIVE: c_int = 64;
+/// jobtap.h: the job that the running callback is about.
+pub const FLUX_JOBTAP_CURRENT_JOB: flux_jobid_t = flux_jobid_t::MAX;
+/// jansson, json_dumps(): no white space; any value, not only objects and arrays.
+pub const JSON_COMPACT: usize = 0x20;
+pub const JSON_ENCODE_ANY: usize = 0x200;
 /// Log levels of the job shell, flux-shell-plugins(7).
 pub const FLUX_SHELL_ERROR: c_int = 3;
 pub const FLUX_SHELL_WARN: c_int = 4;
@@ -86,6 +93,7 @@ functions! {
     fn flux_aux_set(h: *mut flux_t, name: *const c_char, aux: *mut c_void, destroy: flux_free_f) -> c_int;
     fn flux_log(h: *mut flux_t, level: c_int, fmt: *const c_char, ...) -> c_int;
     fn flux_fd_watcher_create(r: *mut flux_reactor_t, fd: c_int, events: c_int, cb: flux_watcher_f, arg: *mut c_void) -> *mut flux_watcher_t;
+    fn flux_timer_watcher_create(r: *mut flux_reactor_t, after: f64, repeat: f64, cb: flux_watcher_f, arg: *mut c_void) -> *mut flux_watcher_t;
     fn flux_watcher_start(w: *mut flux_watcher_t);
     fn flux_watcher_stop(w: *mut flux_watcher_t);
     fn flux_watcher_destroy(w: *mut flux_watcher_t);
@@ -102,6 +110,8 @@ functions! {
     fn flux_respond(h: *mut flux_t, request: *const flux_msg_t, s: *const c_char) -> c_int;
     fn flux_respond_error(h: *mut flux_t, request: *const flux_msg_t, errnum: c_int, errstr: *const c_char) -> c_int;
     fn flux_msg_get_userid(msg: *const flux_msg_t, userid: *mut u32) -> c_int;
+    fn flux_msg_incref(msg: *const flux_msg_t) -> *const flux_msg_t;
+    fn flux_msg_decref(msg: *const flux_msg_t);
     // libflux-core: KVS
     fn flux_kvs_txn_create() -> *mut flux_kvs_txn_t;
     fn flux_kvs_txn_destroy(txn: *mut flux_kvs_txn_t);
@@ -134,13 +144,25 @@ functions! {
     fn flux_jobtap_error(p: *mut flux_plugin_t, args: *mut flux_plugin_arg_t, fmt: *const c_char, ...) -> c_int;
     fn flux_jobtap_job_lookup(p: *mut flux_plugin_t, id: flux_jobid_t) -> *mut flux_plugin_arg_t;
     fn flux_plugin_arg_destroy(args: *mut flux_plugin_arg_t);
+    fn flux_jobtap_epilog_start(p: *mut flux_plugin_t, description: *const c_char) -> c_int;
+    fn flux_jobtap_epilog_finish(p: *mut flux_plugin_t, id: flux_jobid_t, description: *const c_char, status: c_int) -> c_int;
+    fn flux_jobtap_dependency_add(p: *mut flux_plugin_t, id: flux_jobid_t, description: *const c_char) -> c_int;
+    fn flux_jobtap_dependency_remove(p: *mut flux_plugin_t, id: flux_jobid_t, description: *const c_char) -> c_int;
+    fn flux_jobtap_job_subscribe(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int;
+    fn flux_jobtap_job_event_posted(p: *mut flux_plugin_t, id: flux_jobid_t, name: *const c_char) -> c_int;
+    fn flux_jobtap_event_post_pack(p: *mut flux_plugin_t, id: flux_jobid_t, name: *const c_char, fmt: *const c_char, ...) -> c_int;
+    fn flux_jobtap_jobspec_update_id_pack(p: *mut flux_plugin_t, id: flux_jobid_t, fmt: *const c_char, ...) -> c_int;
     // job shell
     fn flux_plugin_get_shell(p: *mut flux_plugin_t) -> *mut flux_shell_t;
     fn flux_shell_get_flux(shell: *mut flux_shell_t) -> *mut flux_t;
     fn flux_shell_get_info(shell: *mut flux_shell_t, json_str: *mut *mut c_char) -> c_int;
     fn flux_shell_info_unpack(shell: *mut flux_shell_t, fmt: *const c_char, ...) -> c_int;
     fn flux_shell_getopt(shell: *mut flux_shell_t, name: *const c_char, json_str: *mut *mut c_char) -> c_int;
+    fn flux_shell_setopt(shell: *mut flux_shell_t, name: *const c_char, json_str: *const c_char) -> c_int;
     fn flux_shell_setenvf(shell: *mut flux_shell_t, overwrite: c_int, name: *const c_char, fmt: *const c_char, ...) -> c_int;
     fn flux_shell_log(component: *const c_char, level: c_int, file: *const c_char, line: c_int, fmt: *const c_char, ...);
     fn flux_shell_fatal(component: *const c_char, file: *const c_char, line: c_int, errnum: c_int, exit_code: c_int, fmt: *const c_char, ...);
+    // jansson, whose objects Flux takes and gives
+    fn json_loads(input: *const c_char, flags: usize, error: *mut json_error_t) -> *mut json_t;
+    fn json_dumps(json: *const json_t, flags: usize) -> *mut c_char;
 }

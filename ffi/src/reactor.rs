@@ -1,4 +1,4 @@
-//! Watchers of the reactor: flux_fd_watcher_create(3).
+//! Watchers of the reactor: flux_fd_watcher_create(3), flux_timer_watcher_create(3).
 
 use std::{
     ffi::{c_int, c_void},
@@ -8,24 +8,41 @@ use std::{
 
 use crate::{guard, last_error, raw};
 
-/// Watches a file descriptor; stopped and destroyed when dropped.
-pub struct FdWatcher {
+/// Watches a file descriptor, or waits for a time to pass; stopped and destroyed when dropped.
+pub struct Watcher {
     raw: *mut raw::flux_watcher_t,
     callback: *mut Callback,
 }
 
 type Callback = Box<dyn FnMut()>;
 
-impl FdWatcher {
-    pub(crate) fn new(reactor: *mut raw::flux_reactor_t, fd: RawFd, f: Callback) -> io::Result<Self> {
+impl Watcher {
+    /// Calls `f` whenever the descriptor is readable.
+    pub(crate) fn readable(reactor: *mut raw::flux_reactor_t, fd: RawFd, f: Callback) -> io::Result<Self> {
+        // SAFETY: a live reactor, and an argument that outlives the watcher.
+        Self::new(reactor, f, |arg| unsafe {
+            raw::flux_fd_watcher_create(reactor, fd, raw::FLUX_POLLIN, Some(called), arg)
+        })
+    }
+
+    /// Calls `f` once, after so many seconds.
+    pub(crate) fn after(reactor: *mut raw::flux_reactor_t, seconds: f64, f: Callback) -> io::Result<Self> {
+        // SAFETY: a live reactor, and an argument that outlives the watcher.
+        Self::new(reactor, f, |arg| unsafe {
+            raw::flux_timer_watcher_create(reactor, seconds, 0.0, Some(called), arg)
+        })
+    }
+
+    fn new(
+        reactor: *mut raw::flux_reactor_t,
+        f: Callback,
+        create: impl FnOnce(*mut c_void) -> *mut raw::flux_watcher_t,
+    ) -> io::Result<Self> {
         if reactor.is_null() {
             return Err(last_error());
         }
         let callback = Box::into_raw(Box::new(f));
-        // SAFETY: a live reactor; the argument outlives the watcher, which is destroyed before it in `drop`.
-        let raw = unsafe {
-            raw::flux_fd_watcher_create(reactor, fd, raw::FLUX_POLLIN, Some(readable), callback.cast::<c_void>())
-        };
+        let raw = create(callback.cast::<c_void>());
         if raw.is_null() {
             let error = last_error();
             // SAFETY: no watcher has it.
@@ -38,7 +55,7 @@ impl FdWatcher {
     }
 }
 
-impl Drop for FdWatcher {
+impl Drop for Watcher {
     fn drop(&mut self) {
         // SAFETY: owned; after the watcher is destroyed nobody calls the callback.
         unsafe {
@@ -49,7 +66,7 @@ impl Drop for FdWatcher {
     }
 }
 
-unsafe extern "C" fn readable(_: *mut raw::flux_reactor_t, _: *mut raw::flux_watcher_t, _: c_int, arg: *mut c_void) {
+unsafe extern "C" fn called(_: *mut raw::flux_reactor_t, _: *mut raw::flux_watcher_t, _: c_int, arg: *mut c_void) {
     // SAFETY: the callback outlives its watcher, and the reactor is one thread.
     let callback = unsafe { &mut *arg.cast::<Callback>() };
     guard((), callback);

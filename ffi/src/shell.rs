@@ -1,7 +1,7 @@
 //! The job shell: flux-shell-plugins(7), flux_shell_get_info(3), flux_shell_setenvf(3), flux_shell_log(3).
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_void},
+    ffi::{CStr, c_int, c_void},
     io,
     marker::PhantomData,
     ptr,
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Flux, c_text, last_error, raw, taken};
+use crate::{Flux, args::At, c_text, last_error, raw, taken};
 
 /// The job shell that loaded the plugin.
 #[derive(Clone, Copy)]
@@ -39,6 +39,8 @@ pub struct JobFacts {
     pub instance_owner: u32,
     /// The rank of this shell in the job.
     pub rank: i32,
+    /// How many shells the job has.
+    pub size: i32,
 }
 
 impl Shell<'_> {
@@ -62,18 +64,20 @@ impl Shell<'_> {
     /// # Errors
     /// From flux_shell_info_unpack(3).
     pub fn job(&self) -> io::Result<JobFacts> {
-        let (mut jobid, mut instance_owner, mut rank): (i64, c_int, c_int) = (0, 0, 0);
-        // SAFETY: the format takes keys and places: a json_int_t, which is 64 bits, and two ints.
+        let (mut jobid, mut instance_owner, mut rank, mut size): (i64, c_int, c_int, c_int) = (0, 0, 0, 0);
+        // SAFETY: the format takes keys and places: a json_int_t, which is 64 bits, and three ints.
         let rc = unsafe {
             raw::flux_shell_info_unpack(
                 self.raw,
-                c"{s:I s:i s:i}".as_ptr(),
+                c"{s:I s:i s:i s:i}".as_ptr(),
                 c"jobid".as_ptr(),
                 &mut jobid as *mut i64,
                 c"instance_owner".as_ptr(),
                 &mut instance_owner as *mut c_int,
                 c"rank".as_ptr(),
                 &mut rank as *mut c_int,
+                c"size".as_ptr(),
+                &mut size as *mut c_int,
             )
         };
         if rc < 0 {
@@ -83,40 +87,37 @@ impl Shell<'_> {
             jobid: jobid as u64,
             instance_owner: instance_owner as u32,
             rank,
+            size,
         })
     }
 
     /// Whether the jobspec, as submitted, has an attribute at a path of 1 to 6 keys below `attributes`.
     pub fn has_attribute(&self, path: &[String]) -> bool {
-        const FORMATS: [&CStr; 6] = [
-            c"{s:{s?{s?o}}}",
-            c"{s:{s?{s?{s?o}}}}",
-            c"{s:{s?{s?{s?{s?o}}}}}",
-            c"{s:{s?{s?{s?{s?{s?o}}}}}}",
-            c"{s:{s?{s?{s?{s?{s?{s?o}}}}}}}",
-            c"{s:{s?{s?{s?{s?{s?{s?{s?o}}}}}}}}",
-        ];
-        let Some(format) = path.len().checked_sub(1).and_then(|n| FORMATS.get(n)) else {
-            return false;
-        };
         let mut value: *mut c_void = ptr::null_mut();
         let out: *mut *mut c_void = &mut value;
-        let keys: Vec<CString> = path.iter().map(|key| c_text(key)).collect();
-        let key = |n: usize| -> *const c_char { keys[n].as_ptr() };
-        let (shell, fmt, j, a) = (self.raw, format.as_ptr(), c"jobspec".as_ptr(), c"attributes".as_ptr());
-        // SAFETY: each format takes two keys, as many more as the path has, and a place for a borrowed json_t.
-        let rc = unsafe {
-            match path.len() {
-                1 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), out),
-                2 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), out),
-                3 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), out),
-                4 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), out),
-                5 => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), key(4), out),
-                _ => raw::flux_shell_info_unpack(shell, fmt, j, a, key(0), key(1), key(2), key(3), key(4), key(5), out),
-            }
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let Some(at) = At::new(&["jobspec", "attributes"], &path, 'o', out.cast()) else {
+            return false;
         };
-        // SAFETY: a json_t starts with its type; it lives as long as the shell's info.
-        rc == 0 && !value.is_null() && unsafe { !crate::args::is_null(value) }
+        let a = at.arguments();
+        // SAFETY: the format takes as many keys as there are, and then a place for a borrowed json_t; what follows is
+        // not looked at. A json_t starts with its type, and lives as long as the shell's info.
+        unsafe {
+            let rc = raw::flux_shell_info_unpack(
+                self.raw,
+                at.format(),
+                a[0],
+                a[1],
+                a[2],
+                a[3],
+                a[4],
+                a[5],
+                a[6],
+                a[7],
+                a[8],
+            );
+            rc == 0 && !value.is_null() && !crate::args::is_null(value)
+        }
     }
 
     /// A shell option, `-o NAME=VALUE`.
@@ -129,6 +130,16 @@ impl Shell<'_> {
             }
             serde_json::from_str(&taken(json)?).ok()
         }
+    }
+
+    /// Sets a shell option, as `-o NAME=VALUE` does, for plugins that are loaded later.
+    ///
+    /// # Errors
+    /// From flux_shell_setopt(3).
+    pub fn set_option(&self, name: &CStr, value: &CStr) -> io::Result<()> {
+        // SAFETY: a live shell, a C string, and one with JSON, of which the call makes its own copy.
+        let rc = unsafe { raw::flux_shell_setopt(self.raw, name.as_ptr(), value.as_ptr()) };
+        if rc < 0 { Err(last_error()) } else { Ok(()) }
     }
 
     /// Sets a variable in the environment of the job's tasks, in place of any former value.

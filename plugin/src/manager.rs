@@ -18,7 +18,7 @@ use std::{
 };
 
 use config::Config;
-use ffi::{Args, FdWatcher, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError};
+use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
 use serde_json::{Value, json};
 
 use crate::{
@@ -82,7 +82,7 @@ pub(crate) struct Inner {
     /// For how many ticks there was nothing to mind.
     pub(crate) idle_ticks: Cell<u32>,
     pub(crate) workers: RefCell<Workers>,
-    pub(crate) watcher: RefCell<Option<FdWatcher>>,
+    pub(crate) watcher: RefCell<Option<Watcher>>,
     pub(crate) stats: RefCell<Stats>,
 }
 
@@ -154,7 +154,7 @@ impl Manager {
         };
         match state {
             JobState::Run | JobState::Cleanup => Inner::resume(&self.0, args, job, uid, state),
-            JobState::Pending | JobState::Inactive => {}
+            JobState::Depend | JobState::Pending | JobState::Inactive => {}
         }
         Ok(())
     }
