@@ -3,19 +3,21 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
+    io,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use ffi::{Args, Future, JobId, LogLevel, PendingFuture};
+use ffi::{Args, FutureError, JobId, LogLevel};
+use seal::Variables;
 
 use crate::{
     facts::JobFacts,
-    manager::{IDLE, Inner, PROLOG},
+    manager::{IDLE, Inner, KVS_TIMEOUT},
     records::GATHER,
     stats::Stay,
-    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Task},
+    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
     workers::Queue,
 };
 
@@ -27,6 +29,12 @@ const IDLE_TICKS: u32 = 50;
 
 /// How many results are taken in one turn of the reactor.
 const TURN: usize = 16;
+
+/// The most records in one commit, and the most bytes of them.
+const COMMIT: (usize, usize) = (256, 4 << 20);
+
+/// A commit that takes longer does not keep others waiting.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// The deliveries of one rule: how many are under way, and which wait.
 #[derive(Clone, Default)]
@@ -72,6 +80,8 @@ impl Waiting {
 pub(crate) struct Current {
     pub(crate) setup: Arc<Setup>,
     pub(crate) lanes: Rc<Vec<Lane>>,
+    /// The lane of deliveries that no rule is for.
+    pub(crate) given: Lane,
 }
 
 /// A delivery on its way. Dropping it gives up what is under way for it.
@@ -84,8 +94,20 @@ pub(crate) struct Delivery {
     pub(crate) progress: Arc<Progress>,
     /// What is to be done, until it is handed to a thread.
     pub(crate) task: Option<Task>,
-    /// The commit, once it is under way.
-    pub(crate) commit: Option<PendingFuture>,
+    /// Whether its record is being committed.
+    pub(crate) committing: bool,
+    /// What is to be told of its end. Where there is nothing, its end is that of the prolog.
+    pub(crate) end: Option<End>,
+}
+
+/// Told how a delivery ended, unless it was given up.
+pub(crate) type End = Box<dyn FnOnce(Result<(), Failure>)>;
+
+/// A sealed record that is to be committed.
+pub(crate) struct Stored {
+    job: JobId,
+    number: u64,
+    record: String,
 }
 
 impl Delivery {
@@ -129,12 +151,9 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| Outcome {
-            result: Err(Failure::new(
-                "an internal error",
-                "the task ended early: its place is in the broker's output",
-            )),
-            notes: Vec::new(),
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            let why = "the task ended early: its place is in the broker's output";
+            Outcome::of(Err(Failure::new("an internal error", why)))
         });
         self.queue.send(Message::Done(Done {
             job: self.job,
@@ -153,7 +172,7 @@ impl Inner {
         let Some((current, candidates)) = inner.candidates(args, uid) else {
             return;
         };
-        if let Err(e) = inner.jobtap.prolog_start(PROLOG) {
+        if let Err(e) = inner.jobtap.prolog_start(inner.kind.prolog) {
             // The job must not start without what it was to get.
             let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
             inner.raise(job, &why);
@@ -176,17 +195,45 @@ impl Inner {
         (!candidates.is_empty()).then_some((current, candidates))
     }
 
+    /// Begins the delivery of variables that are there already, to a job whose prolog has started.
+    pub(crate) fn give(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
+        let stay = Stay::begin();
+        let current = self.setup.borrow().clone();
+        match current {
+            Some(current) => {
+                let lane = current.given.clone();
+                self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
+            }
+            // It is configured before it is called for any job.
+            None => self.fail(job, &Failure::new("an internal error", "the plugin has no configuration")),
+        }
+    }
+
     /// Queues a job whose prolog has started.
     pub(crate) fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
-        let number = self.number();
         // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
         let lane = current.lanes[candidates[0]].clone();
+        self.queue_up(current, &lane, job, uid, What::Rules(candidates), None, stay);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of it is what a delivery is made of")]
+    fn queue_up(
+        &self,
+        current: &Current,
+        lane: &Lane,
+        job: JobId,
+        uid: u32,
+        what: What,
+        end: Option<End>,
+        stay: &Stay,
+    ) {
+        let number = self.number();
         let task = Task {
             jobid: job.0,
             f58: job.to_string(),
             uid,
             sealer: self.sealer,
-            candidates,
+            what,
         };
         let delivery = Delivery {
             number,
@@ -195,14 +242,15 @@ impl Inner {
             cpu: Duration::ZERO,
             progress: Arc::default(),
             task: Some(task),
-            commit: None,
+            committing: false,
+            end,
         };
         self.deliveries.borrow_mut().insert(job, delivery);
         self.stats.borrow_mut().started += 1;
         lane.0.borrow_mut().push(uid, job, number);
         // Time is minded before anything else may go wrong.
         self.tick();
-        self.advance(&lane);
+        self.advance(lane);
         self.account(stay, Some(job));
     }
 
@@ -217,7 +265,7 @@ impl Inner {
                     let limit = delivery
                         .task
                         .as_ref()
-                        .map_or(0, |task| delivery.setup.parallel(task.candidates[0]));
+                        .map_or(0, |task| delivery.setup.parallel(&task.what));
                     if lane.0.borrow().running >= limit.max(1) {
                         return;
                     }
@@ -293,6 +341,7 @@ impl Inner {
             inner.ended_since.set(Some(Instant::now()));
         }
         Self::ask_again(inner);
+        Self::commit(inner);
         let idle = inner.deliveries.borrow().is_empty()
             && inner.ended.borrow().is_empty()
             && inner.unknown.borrow().is_empty();
@@ -305,7 +354,7 @@ impl Inner {
 
     /// Takes what the threads have sent.
     pub(crate) fn take(inner: &Rc<Self>) {
-        let stay = Stay::begin();
+        let began = Instant::now();
         for message in inner.queue.take(TURN) {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
@@ -315,7 +364,8 @@ impl Inner {
                 }
             }
         }
-        inner.stats.borrow_mut().callback(stay.length());
+        ffi::guard((), || Self::commit(inner));
+        inner.stats.borrow_mut().callback(began.elapsed());
     }
 
     pub(crate) fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
@@ -332,16 +382,16 @@ impl Inner {
     }
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
-        let left = match inner.deliveries.borrow().get(&job) {
-            Some(delivery) if delivery.number == number => delivery.left(),
+        match inner.deliveries.borrow().get(&job) {
+            Some(delivery) if delivery.number == number => delivery.progress.enter(Stage::Storing),
             // Given up while it was on its way here.
             _ => return,
-        };
+        }
         for note in &outcome.notes {
             inner.log(LogLevel::Info, &format!("{job}: {note}"));
         }
         match outcome.result {
-            Ok(Sealed::Record(record)) => Self::commit(inner, job, &record, left),
+            Ok(Sealed::Record(record)) => inner.sealed.borrow_mut().push(Stored { job, number, record }),
             Ok(Sealed::NoRule) => {
                 inner.deliveries.borrow_mut().remove(&job);
                 inner.stats.borrow_mut().no_rule += 1;
@@ -363,36 +413,88 @@ impl Inner {
         }
     }
 
-    /// Puts the record where the job shells find it.
-    pub(crate) fn commit(inner: &Rc<Self>, job: JobId, record: &str, left: Duration) {
-        let weak = Rc::downgrade(inner);
-        let committed = job.kvs_key(seal::KEY).and_then(|key| {
-            let mut transaction = ffi::Transaction::new()?;
-            transaction.put(&key, record)?;
-            // What is left of the delivery's time, and a moment at least.
-            let timeout = left.max(Duration::from_millis(100)).as_secs_f64();
-            inner.flux().commit(transaction)?.then(timeout, move |future| {
-                if let Some(inner) = weak.upgrade() {
-                    inner.committed(job, &future);
+    /// Puts the records that wait where the job shells find them: one commit at a time, for all that have gathered
+    /// meanwhile. To the KVS, one for many costs little more than one for one.
+    pub(crate) fn commit(inner: &Rc<Self>) {
+        loop {
+            let waits = inner.commit_began.get().is_some_and(|began| began.elapsed() < SLOW);
+            if inner.commits.get() > 0 && waits {
+                return;
+            }
+            let records = inner.next_records();
+            if records.is_empty() {
+                return;
+            }
+            let stay = Stay::begin();
+            let jobs: Vec<JobId> = records.iter().map(|stored| stored.job).collect();
+            if let Err(e) = Self::put(inner, &records) {
+                for job in jobs {
+                    inner.unless_it_panics(job, || inner.fail(job, &uncommitted(&e)));
                 }
-            })
-        });
-        match committed {
-            Ok(pending) => {
-                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
-                    delivery.commit = Some(pending);
+                continue;
+            }
+            let share = stay.cpu() / u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+            let mut deliveries = inner.deliveries.borrow_mut();
+            for job in jobs {
+                if let Some(delivery) = deliveries.get_mut(&job) {
+                    delivery.committing = true;
+                    delivery.cpu += share;
                 }
             }
-            Err(e) => inner.fail(job, &uncommitted(&e)),
         }
     }
 
-    pub(crate) fn committed(&self, job: JobId, future: &Future) {
+    /// The records of the next commit, without those of deliveries that were given up.
+    fn next_records(&self) -> Vec<Stored> {
+        let deliveries = self.deliveries.borrow();
+        let mut sealed = self.sealed.borrow_mut();
+        sealed.retain(|stored| {
+            let delivery = deliveries.get(&stored.job);
+            delivery.is_some_and(|delivery| delivery.number == stored.number)
+        });
+        let mut bytes = 0;
+        let fits = sealed.iter().take(COMMIT.0).take_while(|stored| {
+            bytes += stored.record.len();
+            bytes <= COMMIT.1 || bytes == stored.record.len()
+        });
+        let count = fits.count();
+        sealed.drain(..count).collect()
+    }
+
+    fn put(inner: &Rc<Self>, records: &[Stored]) -> io::Result<()> {
+        let mut transaction = ffi::Transaction::new()?;
+        for stored in records {
+            transaction.put(&stored.job.kvs_key(inner.kind.key)?, &stored.record)?;
+        }
+        let jobs: Vec<(JobId, u64)> = records.iter().map(|stored| (stored.job, stored.number)).collect();
+        let (weak, number) = (Rc::downgrade(inner), inner.number());
+        // Each delivery minds its own time.
+        let pending = inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
+            let Some(inner) = weak.upgrade() else { return };
+            let done = inner.pending.borrow_mut().remove(&number);
+            inner.commits.set(inner.commits.get() - 1);
+            let result = future.get();
+            for (job, number) in jobs {
+                inner.unless_it_panics(job, || inner.committed(job, number, &result));
+            }
+            drop(done);
+            Self::commit(&inner);
+        })?;
+        inner.pending.borrow_mut().insert(number, pending);
+        inner.commits.set(inner.commits.get() + 1);
+        inner.commit_began.set(Some(Instant::now()));
+        Ok(())
+    }
+
+    fn committed(&self, job: JobId, number: u64, result: &Result<(), FutureError>) {
         let stay = Stay::begin();
-        if let Err(e) = future.get() {
-            // It may yet be committed: it is removed when the job has ended.
-            self.delivered.borrow_mut().insert(job);
-            self.fail(job, &uncommitted(&e));
+        let is_it = |delivery: &Delivery| delivery.number == number;
+        if !self.deliveries.borrow().get(&job).is_some_and(is_it) {
+            // Given up; then it is known already that there may be a record.
+            return;
+        }
+        if let Err(e) = result {
+            self.fail(job, &uncommitted(e));
             self.account(&stay, None);
             return;
         }
@@ -402,33 +504,49 @@ impl Inner {
         self.delivered.borrow_mut().insert(job);
         let cpu = delivery.cpu + stay.cpu();
         // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
-        self.finish_prolog(job, 0);
+        self.ended_well(job, delivery);
         let mut stats = self.stats.borrow_mut();
         stats.delivered += 1;
         stats.callback(stay.length());
         stats.delivery(cpu);
     }
 
+    fn ended_well(&self, job: JobId, mut delivery: Delivery) {
+        match delivery.end.take() {
+            Some(end) => end(Ok(())),
+            None => self.finish_prolog(job, 0),
+        }
+    }
+
     /// Ends a delivery that cannot succeed: the job does not start.
     pub(crate) fn fail(&self, job: JobId, why: &Failure) {
-        self.deliveries.borrow_mut().remove(&job);
+        let delivery = self.deliveries.borrow_mut().remove(&job);
         self.stats.borrow_mut().failed += 1;
-        if self.raise(job, why) {
+        // It may yet be committed: it is removed when the job has ended.
+        if delivery.as_ref().is_some_and(|delivery| delivery.committing) {
+            self.delivered.borrow_mut().insert(job);
+        }
+        if let Some(end) = delivery.and_then(|mut delivery| delivery.end.take()) {
+            self.log_failure(job, why);
+            end(Err(why.clone()));
+        } else if self.raise(job, why) {
             self.finish_prolog(job, 1);
         }
     }
 
+    fn log_failure(&self, job: JobId, why: &Failure) {
+        let line = format!("{job}: no {} was delivered: {}", self.kind.what, why.operator);
+        self.log(LogLevel::Err, &line);
+    }
+
     /// Returns whether the job has ended: without an exception it must not leave its prolog, or it would start.
     pub(crate) fn raise(&self, job: JobId, why: &Failure) -> bool {
-        self.log(
-            LogLevel::Err,
-            &format!("{job}: no token was delivered: {}", why.operator),
-        );
+        self.log_failure(job, why);
         let text = format!(
-            "no workflow token for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
-            why.user
+            "no {} for this job: {}: if this goes on, ask the operators: the cause is in the log of Flux",
+            self.kind.what, why.user
         );
-        match self.jobtap.raise(job, PROLOG, 0, &text) {
+        match self.jobtap.raise(job, self.kind.prolog, 0, &text) {
             Ok(()) => true,
             Err(e) => {
                 let line = format!("{job}: the exception could not be raised: {e}: it stays in its prolog: cancel it");
@@ -439,7 +557,7 @@ impl Inner {
     }
 
     pub(crate) fn finish_prolog(&self, job: JobId, status: i32) {
-        if let Err(e) = self.jobtap.prolog_finish(job, PROLOG, status) {
+        if let Err(e) = self.jobtap.prolog_finish(job, self.kind.prolog, status) {
             self.log(LogLevel::Err, &format!("{job}: the prolog could not be finished: {e}"));
         }
     }
@@ -447,11 +565,11 @@ impl Inner {
 
 /// Runs on a thread.
 fn work(setup: Arc<Setup>, task: Task, progress: Arc<Progress>, report: Report) {
-    match setup.work(&task, &progress) {
+    match setup.work(task, &progress) {
         Next::Done(outcome) => report.send(outcome),
-        Next::Await(rule, values) => {
+        Next::Await(task, which, values) => {
             tokio::runtime::Handle::current().spawn(async move {
-                report.send(setup.fetch(task, progress, rule, values).await);
+                report.send(setup.fetch(task, progress, which, values).await);
             });
         }
     }
@@ -476,16 +594,15 @@ fn overdue(delivery: &Delivery) -> Option<Failure> {
             ),
         )
     };
-    if delivery.commit.is_some() {
-        // Its future has a timeout of its own.
-        return None;
-    }
     if delivery.left().is_zero() {
         return Some(over(config.timeout, "timeout"));
     }
-    let (rule, since) = delivery.progress.fetching()?;
-    (since.elapsed() > delivery.setup.fetch_limit(rule))
-        .then(|| over(config.rules[rule].timeout, "timeout of its rule"))
+    let (which, since) = delivery.progress.fetching()?;
+    let key = match which {
+        Which::Rule(_) => "timeout of its rule",
+        Which::Rabbit => "timeout of the source for rabbit jobs",
+    };
+    (since.elapsed() > delivery.setup.fetch_limit(which)).then(|| over(delivery.setup.fetch_timeout(which), key))
 }
 
 fn uncommitted(e: &dyn std::fmt::Display) -> Failure {

@@ -25,7 +25,7 @@ mod workers;
 
 use ffi::{Jobtap, Plugin};
 
-pub use manager::{Manager, PROLOG};
+use manager::Manager;
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {

@@ -22,21 +22,42 @@ use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, 
 use serde_json::{Value, json};
 
 use crate::{
-    delivery::{Current, Delivery, Lane, Message},
+    delivery::{Current, Delivery, Lane, Message, Stored},
     stats::{Stats, Stay},
     work::Setup,
     workers::{Queue, Workers},
 };
 
-/// The description of the prolog, and the type of exceptions.
-pub const PROLOG: &CStr = c"workflow-token";
+/// What tells the plugins apart that deliver.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// The name of the plugin, and the start of its lines in the log.
+    pub(crate) name: &'static str,
+    /// The description of the prolog in which a job is held, and the type of exceptions.
+    pub(crate) prolog: &'static CStr,
+    /// The key of the records, in the directory of the job.
+    pub(crate) key: &'static str,
+    /// What the job lacks without its record, for its user.
+    pub(crate) what: &'static str,
+    /// What is left with the handle for the next one that is loaded, under these names: jobs under way, jobs that have a
+    /// record, jobs of which nothing is known yet; and the last, not empty while one is loaded.
+    pub(crate) left_in_flight: &'static CStr,
+    pub(crate) left_delivered: &'static CStr,
+    pub(crate) left_unknown: &'static CStr,
+    pub(crate) active: &'static CStr,
+}
 
-/// What is left with the handle for the next one that is loaded, under these names.
-const LEFT_IN_FLIGHT: &CStr = c"workflow-token::in-flight";
-const LEFT_DELIVERED: &CStr = c"workflow-token::delivered";
-const LEFT_UNKNOWN: &CStr = c"workflow-token::unknown";
-/// Not empty while one is loaded.
-const ACTIVE: &CStr = c"workflow-token::active";
+/// The plugin that delivers workflow tokens.
+static WORKFLOW_TOKEN: Kind = Kind {
+    name: "workflow-token",
+    prolog: c"workflow-token",
+    key: seal::key::WORKFLOW_TOKEN,
+    what: "workflow token",
+    left_in_flight: c"workflow-token::in-flight",
+    left_delivered: c"workflow-token::delivered",
+    left_unknown: c"workflow-token::unknown",
+    active: c"workflow-token::active",
+};
 
 /// No ticker runs.
 pub(crate) const IDLE: u64 = 0;
@@ -44,10 +65,12 @@ pub(crate) const IDLE: u64 = 0;
 /// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
 pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 
-/// The plugin's state.
-pub struct Manager(Rc<Inner>);
+/// The state of the plugin `workflow-token`.
+pub(crate) struct Manager(Rc<Inner>);
 
+/// Deliveries, on the reactor thread: what all plugins of this crate have in common.
 pub(crate) struct Inner {
+    pub(crate) kind: &'static Kind,
     pub(crate) jobtap: Jobtap<'static>,
     pub(crate) conf: Value,
     pub(crate) helpers: Vec<PathBuf>,
@@ -68,7 +91,12 @@ pub(crate) struct Inner {
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
-    /// Commits and lookups that belong to no delivery, by number.
+    /// Records that wait for a commit to be free, and how many commits of records are under way.
+    pub(crate) sealed: RefCell<Vec<Stored>>,
+    pub(crate) commits: Cell<usize>,
+    /// When the last of them began.
+    pub(crate) commit_began: Cell<Option<Instant>>,
+    /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
     pub(crate) running: RefCell<HashMap<u64, Lane>>,
@@ -95,56 +123,12 @@ pub(crate) struct Left {
 impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
-        let queue = Queue::new()?;
-        Ok(Self(Rc::new(Inner {
-            jobtap,
-            conf: plugin.conf(),
-            helpers: helpers(plugin.path()),
-            sealer: nix::unistd::geteuid().as_raw(),
-            setup: RefCell::default(),
-            left: RefCell::default(),
-            deliveries: RefCell::default(),
-            delivered: RefCell::default(),
-            ended: RefCell::default(),
-            ended_meanwhile: RefCell::default(),
-            ended_since: Cell::new(None),
-            unknown: RefCell::default(),
-            active: Cell::new(false),
-            pending: RefCell::default(),
-            running: RefCell::default(),
-            ticker: Arc::new(AtomicU64::new(IDLE)),
-            idle_ticks: Cell::new(0),
-            numbers: Cell::new(0),
-            unlinking: Cell::new(false),
-            unlink_failed: Cell::new(false),
-            queue,
-            workers: RefCell::default(),
-            watcher: RefCell::default(),
-            stats: RefCell::default(),
-        })))
+        Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()).map(Self)
     }
 
     /// `conf.update`: refuses what is wrong, and the former configuration stays. Deliveries under way keep theirs.
     pub(crate) fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let all = args.all().unwrap_or(Value::Null);
-        let config = Config::with_overrides(&all["conf"], &self.0.conf).map_err(|e| PluginError(e.to_string()))?;
-        let setup = Setup::new(config, &self.0.helpers).map_err(|e| PluginError(e.to_string()))?;
-        if !setup.config.rules.is_empty() || self.0.flux().left_jobs(LEFT_DELIVERED).is_some() {
-            let started = self.0.workers.borrow_mut().start();
-            started.map_err(|e| PluginError(format!("workflow-token cannot start its threads: {e}")))?;
-        }
-        if !self.0.active.get() {
-            Inner::activate(&self.0)?;
-        }
-        let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
-        *self.0.setup.borrow_mut() = Some(Current {
-            setup: Arc::new(setup),
-            lanes,
-        });
-        if !self.0.ended_meanwhile.borrow().is_empty() {
-            self.0.tick();
-        }
-        Ok(())
+        Inner::configure(&self.0, args)
     }
 
     /// `job.new`: a job that is past SCHED is known from before. Its delivery is taken up where it was left.
@@ -173,46 +157,24 @@ impl Manager {
     pub(crate) fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let stay = Stay::begin();
         let Some(job) = args.job() else { return Ok(()) };
-        let Some(delivery) = self.0.deliveries.borrow_mut().remove(&job) else {
-            return Ok(());
-        };
-        // A commit may be done already, whatever becomes of its future.
-        if delivery.commit.is_some() {
-            self.0.delivered.borrow_mut().insert(job);
+        if self.0.give_up(job) {
+            self.0.finish_prolog(job, 1);
+            self.0.account(&stay, None);
         }
-        drop(delivery);
-        self.0.stats.borrow_mut().canceled += 1;
-        self.0.finish_prolog(job, 1);
-        self.0.account(&stay, None);
         Ok(())
     }
 
     /// `job.state.inactive`: nothing of the job runs any more, and its record is removed.
     pub(crate) fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let Some(job) = args.job() else { return Ok(()) };
-        if self.0.delivered.borrow_mut().remove(&job) && self.0.unlinks() {
-            self.0.ended.borrow_mut().push(job);
-            if self.0.ended_since.get().is_none() {
-                self.0.ended_since.set(Some(Instant::now()));
-            }
-            self.0.tick();
+        if let Some(job) = args.job() {
+            self.0.ended(job);
         }
         Ok(())
     }
 
     /// `plugin.query`: counters.
     pub(crate) fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let mut answer = self.0.stats.borrow().to_json();
-        answer["in-flight"] = json!(self.0.deliveries.borrow().len());
-        answer["version"] = json!(env!("CARGO_PKG_VERSION"));
-        answer["rules"] = json!(
-            self.0
-                .setup
-                .borrow()
-                .as_ref()
-                .map_or(0, |current| current.setup.config.rules.len())
-        );
-        args.answer(&answer);
+        args.answer(&self.0.counters());
         Ok(())
     }
 }
@@ -224,21 +186,127 @@ impl Drop for Manager {
 }
 
 impl Inner {
+    /// For a plugin that is being loaded. `overrides` are keys in place of those of the configuration's table.
+    pub(crate) fn new(
+        kind: &'static Kind,
+        jobtap: Jobtap<'static>,
+        plugin: Plugin<'_>,
+        overrides: Value,
+    ) -> io::Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            kind,
+            jobtap,
+            conf: overrides,
+            helpers: helpers(plugin.path()),
+            sealer: nix::unistd::geteuid().as_raw(),
+            setup: RefCell::default(),
+            left: RefCell::default(),
+            deliveries: RefCell::default(),
+            delivered: RefCell::default(),
+            ended: RefCell::default(),
+            ended_meanwhile: RefCell::default(),
+            ended_since: Cell::new(None),
+            unknown: RefCell::default(),
+            active: Cell::new(false),
+            pending: RefCell::default(),
+            sealed: RefCell::default(),
+            commits: Cell::new(0),
+            commit_began: Cell::new(None),
+            running: RefCell::default(),
+            ticker: Arc::new(AtomicU64::new(IDLE)),
+            idle_ticks: Cell::new(0),
+            numbers: Cell::new(0),
+            unlinking: Cell::new(false),
+            unlink_failed: Cell::new(false),
+            queue: Queue::new()?,
+            workers: RefCell::default(),
+            watcher: RefCell::default(),
+            stats: RefCell::default(),
+        }))
+    }
+
+    /// Takes a configuration, or refuses it and keeps the former. The first one makes the plugin active.
+    pub(crate) fn configure(inner: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+        let all = args.all().unwrap_or(Value::Null);
+        let mut config = Config::with_overrides(&all["conf"], &inner.conf).map_err(|e| PluginError(e.to_string()))?;
+        if !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN) {
+            // They are for the plugin of that name.
+            config.rules.clear();
+        }
+        let setup = Setup::new(config, &inner.helpers).map_err(|e| PluginError(e.to_string()))?;
+        let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
+            || !setup.config.rules.is_empty()
+            || inner.flux().left_jobs(inner.kind.left_delivered).is_some();
+        if works {
+            let started = inner.workers.borrow_mut().start();
+            started.map_err(|e| PluginError(format!("{} cannot start its threads: {e}", inner.kind.name)))?;
+        }
+        if !inner.active.get() {
+            Self::activate(inner)?;
+        }
+        let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
+        *inner.setup.borrow_mut() = Some(Current {
+            setup: Arc::new(setup),
+            lanes,
+            given: Lane::default(),
+        });
+        if !inner.ended_meanwhile.borrow().is_empty() {
+            inner.tick();
+        }
+        Ok(())
+    }
+
+    /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
+    pub(crate) fn give_up(&self, job: JobId) -> bool {
+        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+            return false;
+        };
+        // A commit may be done already, whatever is heard of it.
+        if delivery.committing {
+            self.delivered.borrow_mut().insert(job);
+        }
+        drop(delivery);
+        self.stats.borrow_mut().canceled += 1;
+        true
+    }
+
+    /// A job is inactive: its record, if it has one, is removed.
+    pub(crate) fn ended(&self, job: JobId) {
+        if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
+            self.ended.borrow_mut().push(job);
+            if self.ended_since.get().is_none() {
+                self.ended_since.set(Some(Instant::now()));
+            }
+            self.tick();
+        }
+    }
+
+    /// What `plugin.query` answers with.
+    pub(crate) fn counters(&self) -> Value {
+        let mut answer = self.stats.borrow().to_json();
+        answer["in-flight"] = json!(self.deliveries.borrow().len());
+        answer["version"] = json!(env!("CARGO_PKG_VERSION"));
+        let setup = self.setup.borrow();
+        answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));
+        answer
+    }
+
     pub(crate) fn flux(&self) -> Flux<'static> {
         self.jobtap.flux()
     }
 
     pub(crate) fn log(&self, level: LogLevel, line: &str) {
-        self.flux().log(level, &format!("workflow-token: {line}"));
+        self.flux().log(level, &format!("{}: {line}", self.kind.name));
     }
 
     /// The first configuration has come: this plugin is the one that is in charge, unless another one is already.
     fn activate(inner: &Rc<Self>) -> Result<(), PluginError> {
         let flux = inner.flux();
-        if flux.left_jobs(ACTIVE).is_some_and(|active| !active.is_empty()) {
-            return Err(PluginError(
-                "workflow-token is already loaded, under another file name: remove that first".to_owned(),
-            ));
+        if flux.left_jobs(inner.kind.active).is_some_and(|active| !active.is_empty()) {
+            return Err(PluginError(format!(
+                "{} is already loaded, under another file name: remove that first",
+                inner.kind.name
+            )));
         }
         let weak = Rc::downgrade(inner);
         let watcher = flux.watch(inner.queue.fd(), move || {
@@ -246,15 +314,15 @@ impl Inner {
                 Inner::take(&inner);
             }
         });
-        let watcher = watcher.map_err(|e| PluginError(format!("workflow-token cannot watch its queue: {e}")))?;
+        let watcher = watcher.map_err(|e| PluginError(format!("{} cannot watch its queue: {e}", inner.kind.name)))?;
         *inner.watcher.borrow_mut() = Some(watcher);
-        flux.leave_jobs(ACTIVE, &[JobId(0)]);
+        flux.leave_jobs(inner.kind.active, &[JobId(0)]);
         inner.active.set(true);
         let set = |jobs: Vec<JobId>| jobs.into_iter().collect::<HashSet<_>>();
-        *inner.left.borrow_mut() = match (flux.left_jobs(LEFT_IN_FLIGHT), flux.left_jobs(LEFT_DELIVERED)) {
+        *inner.left.borrow_mut() = match (flux.left_jobs(inner.kind.left_in_flight), flux.left_jobs(inner.kind.left_delivered)) {
             (Some(in_flight), Some(delivered)) => Some(Left {
                 in_flight: set(in_flight),
-                unknown: set(flux.left_jobs(LEFT_UNKNOWN).unwrap_or_default()),
+                unknown: set(flux.left_jobs(inner.kind.left_unknown).unwrap_or_default()),
                 delivered: set(delivered),
             }),
             _ => None,
@@ -289,7 +357,7 @@ impl Inner {
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.active.get() {
             self.leave();
         }
@@ -310,15 +378,16 @@ impl Inner {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
+        self.sealed.borrow_mut().clear();
         let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
         drop(deliveries);
         let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
         let flux = self.flux();
-        flux.leave_jobs(LEFT_IN_FLIGHT, &in_flight);
-        flux.leave_jobs(LEFT_DELIVERED, &delivered);
+        flux.leave_jobs(self.kind.left_in_flight, &in_flight);
+        flux.leave_jobs(self.kind.left_delivered, &delivered);
         let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
-        flux.leave_jobs(LEFT_UNKNOWN, &unknown);
-        flux.leave_jobs(ACTIVE, &[]);
+        flux.leave_jobs(self.kind.left_unknown, &unknown);
+        flux.leave_jobs(self.kind.active, &[]);
         if !in_flight.is_empty() {
             let line = format!(
                 "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",

@@ -81,7 +81,7 @@ impl Inner {
     pub(crate) fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         for job in jobs {
-            transaction.unlink(&job.kvs_key(seal::KEY)?)?;
+            transaction.unlink(&job.kvs_key(self.kind.key)?)?;
         }
         self.flux().commit(transaction)
     }

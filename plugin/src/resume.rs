@@ -9,7 +9,7 @@ use ffi::{Args, JobId, JobState, LogLevel};
 use serde_json::Value;
 
 use crate::{
-    manager::{Inner, KVS_TIMEOUT, PROLOG},
+    manager::{Inner, KVS_TIMEOUT},
     stats::Stay,
     work::Failure,
 };
@@ -91,7 +91,7 @@ impl Inner {
         let Some((setup, candidates)) = inner.candidates(args, uid) else {
             return;
         };
-        if inner.jobtap.prolog_start(PROLOG).is_ok() {
+        if inner.jobtap.prolog_start(inner.kind.prolog).is_ok() {
             inner.unless_it_panics(job, || inner.begin(&setup, job, uid, candidates, stay));
         }
     }
@@ -176,7 +176,7 @@ impl Inner {
 
     pub(crate) fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
         let stay = Stay::begin();
-        let past = past(eventlog, &PROLOG.to_string_lossy());
+        let past = past(eventlog, &inner.kind.prolog.to_string_lossy());
         // The job may have changed since.
         let Some(args) = inner.jobtap.lookup(job) else { return };
         let Some((_, uid, state)) = args.job_owner_state() else {

@@ -37,6 +37,8 @@ pub(crate) struct Setup {
     pub config: Config,
     pub owners: Owners,
     sources: Vec<Box<dyn Source>>,
+    /// The source for rabbit jobs, beside what their service sends.
+    rabbit: Option<Box<dyn Source>>,
     munge: seal::Munge,
 }
 
@@ -48,8 +50,24 @@ pub(crate) struct Task {
     pub uid: u32,
     /// The uid that the instance runs as.
     pub sealer: u32,
-    /// The rules that may be for this job; of those with open conditions, the job owner decides.
-    pub candidates: Vec<usize>,
+    pub what: What,
+}
+
+/// Where the variables of a delivery come from.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// From the source of one of these rules, which may be for this job; of those with open conditions, the job owner
+    /// decides.
+    Rules(Vec<usize>),
+    /// From who began the delivery. What the source for rabbit jobs gives, where there is one, is added, and wins.
+    Given(Variables),
+}
+
+/// Which source: that of a rule, or the one for rabbit jobs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which {
+    Rule(usize),
+    Rabbit,
 }
 
 /// How a task ended.
@@ -91,7 +109,7 @@ impl Failure {
 #[derive(Default)]
 pub(crate) struct Progress {
     stage: AtomicU8,
-    fetching: OnceLock<(usize, Instant)>,
+    fetching: OnceLock<(Which, Instant)>,
     given_up: AtomicBool,
     cancel: Notify,
     trouble: Mutex<Option<String>>,
@@ -105,10 +123,11 @@ pub(crate) enum Stage {
     Owner,
     Fetching,
     Sealing,
+    Storing,
 }
 
 impl Progress {
-    fn enter(&self, stage: Stage) {
+    pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
     }
 
@@ -118,12 +137,13 @@ impl Progress {
             0 => Stage::Waiting,
             1 => Stage::Owner,
             2 => Stage::Fetching,
-            _ => Stage::Sealing,
+            3 => Stage::Sealing,
+            _ => Stage::Storing,
         }
     }
 
-    /// For which rule it is fetching, and since when, if that is what it is at.
-    pub fn fetching(&self) -> Option<(usize, Instant)> {
+    /// Which source it is asking, and since when, if that is what it is at.
+    pub fn fetching(&self) -> Option<(Which, Instant)> {
         self.fetching.get().copied().filter(|_| self.stage() == Stage::Fetching)
     }
 
@@ -155,6 +175,7 @@ impl Stage {
             Stage::Owner => "the job owner was looked up",
             Stage::Fetching => "its source was asked",
             Stage::Sealing => "munged was asked to seal: is it running?",
+            Stage::Storing => "the KVS was asked to store it",
         }
     }
 }
@@ -164,7 +185,7 @@ pub(crate) enum Next {
     /// Nothing.
     Done(Outcome),
     /// The source is to be awaited.
-    Await(usize, Values),
+    Await(Task, Which, Values),
 }
 
 impl Setup {
@@ -176,6 +197,7 @@ impl Setup {
                 .iter()
                 .map(|rule| source::of_rule(rule, &helpers))
                 .collect(),
+            rabbit: None,
             munge: config.munge.client()?,
             owners: Owners::new(&config),
             config,
@@ -197,46 +219,56 @@ impl Setup {
         }
     }
 
-    /// How many deliveries of a rule may be under way at once.
-    pub fn parallel(&self, rule: usize) -> usize {
-        if self.sources[rule].is_blocking() {
+    /// How many deliveries like this one may be under way at once.
+    pub fn parallel(&self, what: &What) -> usize {
+        let blocking = match what {
+            What::Rules(candidates) => candidates.first().is_some_and(|rule| self.sources[*rule].is_blocking()),
+            What::Given(_) => self.rabbit.is_none(),
+        };
+        if blocking {
             self.config.max_parallel.min(BLOCKING)
         } else {
             self.config.max_parallel
         }
     }
 
-    /// How long a rule's source may be asked. One that can be awaited minds its own time, with better words, and has a
+    fn source(&self, which: Which) -> Option<&dyn Source> {
+        match which {
+            Which::Rule(rule) => self.sources.get(rule).map(|source| &**source),
+            Which::Rabbit => self.rabbit.as_deref(),
+        }
+    }
+
+    /// How long a source may be asked, as configured.
+    pub fn fetch_timeout(&self, which: Which) -> Duration {
+        match which {
+            Which::Rule(rule) => self.config.rules[rule].timeout,
+            Which::Rabbit => self.config.timeout,
+        }
+    }
+
+    /// The same, after which it is given up. One that can be awaited minds its own time, with better words, and has a
     /// moment more to say them.
-    pub fn fetch_limit(&self, rule: usize) -> Duration {
-        let grace = if self.sources[rule].is_blocking() {
-            Duration::ZERO
-        } else {
-            Duration::from_secs(3)
-        };
-        self.config.rules[rule].timeout + grace
+    pub fn fetch_limit(&self, which: Which) -> Duration {
+        let blocking = self.source(which).is_some_and(Source::is_blocking);
+        let grace = if blocking { Duration::ZERO } else { Duration::from_secs(3) };
+        self.fetch_timeout(which) + grace
     }
 
     /// Does what can be done on this thread, which may block.
-    pub fn work(&self, task: &Task, progress: &Progress) -> Next {
+    pub fn work(&self, task: Task, progress: &Progress) -> Next {
         if progress.is_given_up() {
             return Next::Done(Outcome::given_up());
         }
         progress.enter(Stage::Owner);
-        let (index, owner) = match self.choose(task) {
+        let (which, owner) = match self.choose(&task) {
             Ok(Some(chosen)) => chosen,
-            Ok(None) => {
-                return Next::Done(Outcome {
-                    result: Ok(Sealed::NoRule),
-                    notes: Vec::new(),
-                });
-            }
-            Err(why) => {
-                return Next::Done(Outcome {
-                    result: Err(why),
-                    notes: Vec::new(),
-                });
-            }
+            Ok(None) => return Next::Done(Outcome::of(Ok(Sealed::NoRule))),
+            Err(why) => return Next::Done(Outcome::of(Err(why))),
+        };
+        let Some(source) = self.source(which) else {
+            // There is nothing to be added to what was given.
+            return Next::Done(self.finish(task, progress, which, Fetched::nothing()));
         };
         let values = Values {
             f58: task.f58.clone(),
@@ -244,55 +276,78 @@ impl Setup {
             uid: task.uid,
             user: owner.and_then(|owner| owner.name),
         };
-        progress.fetching.get_or_init(|| (index, Instant::now()));
+        progress.fetching.get_or_init(|| (which, Instant::now()));
         progress.enter(Stage::Fetching);
-        match self.sources[index].fetch_here(&values) {
-            Some(fetched) => Next::Done(self.finish(task, progress, index, fetched)),
-            None => Next::Await(index, values),
+        match source.fetch_here(&values) {
+            Some(fetched) => Next::Done(self.finish(task, progress, which, fetched)),
+            None => Next::Await(task, which, values),
         }
     }
 
     /// Awaits the source, and does the rest on a thread that may block.
-    pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, index: usize, values: Values) -> Outcome {
+    pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, which: Which, values: Values) -> Outcome {
+        let Some(source) = self.source(which) else {
+            return Outcome::given_up();
+        };
         let fetched = tokio::select! {
-            fetched = self.sources[index].fetch(&values) => fetched,
+            fetched = source.fetch(&values) => fetched,
             () = progress.cancel.notified() => return Outcome::given_up(),
         };
-        let rest = tokio::task::spawn_blocking(move || self.finish(&task, &progress, index, fetched));
+        let rest = tokio::task::spawn_blocking(move || self.finish(task, &progress, which, fetched));
         // What a panic said is not repeated: it may quote anything.
-        rest.await.unwrap_or_else(|_| Outcome {
-            result: Err(Failure::new("an internal error", "its place is in the broker's output")),
-            notes: Vec::new(),
+        rest.await.unwrap_or_else(|_| {
+            Outcome::of(Err(Failure::new(
+                "an internal error",
+                "its place is in the broker's output",
+            )))
         })
     }
 
-    fn finish(&self, task: &Task, progress: &Progress, index: usize, fetched: Fetched) -> Outcome {
+    fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
         let Fetched { result, mut notes } = fetched;
-        let variables = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
-        let result = variables.and_then(|variables| {
-            self.check(index, &variables)?;
+        let owner = JobOwner {
+            jobid: task.jobid,
+            uid: task.uid,
+        };
+        let fetched = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
+        let result = fetched.and_then(|fetched| {
+            self.check(which, &fetched)?;
+            let variables = match task.what {
+                What::Rules(_) => fetched,
+                What::Given(mut variables) => {
+                    variables.extend(fetched);
+                    variables
+                }
+            };
             progress.enter(Stage::Sealing);
-            self.seal(task, progress, &variables, &mut notes)
+            self.seal(owner, task.sealer, progress, &variables, &mut notes)
         });
         Outcome { result, notes }
     }
 
-    /// The rule, and the job owner where its source or the choice needs that.
-    fn choose(&self, task: &Task) -> Result<Option<(usize, Option<Owner>)>, Failure> {
-        let [first, rest @ ..] = task.candidates.as_slice() else {
+    /// The source, and the job owner where it or the choice of the rule needs that.
+    fn choose(&self, task: &Task) -> Result<Option<(Which, Option<Owner>)>, Failure> {
+        let look_up = || {
+            let owner = self.owners.look_up(task.uid);
+            owner.map_err(|e| Failure::new("its owner could not be looked up", e))
+        };
+        let candidates = match &task.what {
+            What::Rules(candidates) => candidates.as_slice(),
+            What::Given(_) if self.rabbit.as_ref().is_some_and(|source| source.needs_user()) => {
+                return Ok(Some((Which::Rabbit, Some(look_up()?))));
+            }
+            What::Given(_) => return Ok(Some((Which::Rabbit, None))),
+        };
+        let [first, rest @ ..] = candidates else {
             return Ok(None);
         };
         let open = asks_for_owner(&self.config.rules[*first]);
         if rest.is_empty() && !open && !self.sources[*first].needs_user() {
-            return Ok(Some((*first, None)));
+            return Ok(Some((Which::Rule(*first), None)));
         }
-        let owner = self
-            .owners
-            .look_up(task.uid)
-            .map_err(|e| Failure::new("its owner could not be looked up", e))?;
+        let owner = look_up()?;
         if owner.name.is_none()
-            && task
-                .candidates
+            && candidates
                 .iter()
                 .any(|index| asks_for_owner(&self.config.rules[*index]))
         {
@@ -306,12 +361,14 @@ impl Setup {
             uid: task.uid,
             owner: &owner,
         };
-        let mut candidates = task.candidates.iter();
+        let mut candidates = candidates.iter();
         let chosen = candidates.find(|index| self.config.rules[**index].conditions.hold(&facts) == Some(true));
-        Ok(chosen.map(|index| (*index, Some(owner.clone()))))
+        Ok(chosen.map(|index| (Which::Rule(*index), Some(owner.clone()))))
     }
 
-    fn check(&self, index: usize, variables: &Variables) -> Result<(), Failure> {
+    fn check(&self, which: Which, variables: &Variables) -> Result<(), Failure> {
+        // What is given to a rabbit job is the business of its service.
+        let Which::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
         if rule.check == Check::None {
             return Ok(());
@@ -334,19 +391,16 @@ impl Setup {
     /// Seals; while munged does not answer, again and again until it is given up.
     fn seal(
         &self,
-        task: &Task,
+        owner: JobOwner,
+        sealer: u32,
         progress: &Progress,
         variables: &Variables,
         notes: &mut Vec<String>,
     ) -> Result<Sealed, Failure> {
-        let owner = JobOwner {
-            jobid: task.jobid,
-            uid: task.uid,
-        };
         let mut pause = PAUSES.0;
         let mut told = false;
         loop {
-            match Record::seal(&self.munge, owner, task.sealer, variables) {
+            match Record::seal(&self.munge, owner, sealer, variables) {
                 Ok(record) => return Ok(Sealed::Record(record.to_json())),
                 Err(e) if e.is_retryable() && !progress.is_given_up() => {
                     if !std::mem::replace(&mut told, true) {
@@ -372,11 +426,16 @@ fn asks_for_owner(rule: &config::Rule) -> bool {
 }
 
 impl Outcome {
-    /// Of a task that nobody waits for: it is not looked at.
-    fn given_up() -> Self {
+    /// With nothing to be noted.
+    pub fn of(result: Result<Sealed, Failure>) -> Self {
         Self {
-            result: Err(Failure::new("it was given up", "it was given up")),
+            result,
             notes: Vec::new(),
         }
+    }
+
+    /// Of a task that nobody waits for: it is not looked at.
+    fn given_up() -> Self {
+        Self::of(Err(Failure::new("it was given up", "it was given up")))
     }
 }

@@ -11,7 +11,7 @@ mod record;
 mod variables;
 
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
-pub use record::{Expected, KEY, MAX_PAYLOAD, Opened, Record, Staleness, VERSION};
+pub use record::{Expected, MAX_PAYLOAD, Opened, Record, Staleness, VERSION, key};
 pub use secrecy::{ExposeSecret, SecretString as Secret};
 pub use variables::{NameError, Variables, check_name};
 

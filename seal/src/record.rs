@@ -13,8 +13,17 @@ use zeroize::Zeroizing;
 
 use crate::{Error, Munge, Owner, Secret, Variables, munge::Decoded};
 
-/// The key of the record, relative to the job's KVS directory.
-pub const KEY: &str = "workflow-token";
+/// The keys of sealed records, relative to the job's KVS directory: one for each plugin that delivers.
+pub mod key {
+    /// The workflow token.
+    pub const WORKFLOW_TOKEN: &str = "workflow-token";
+    /// The variables that Data Workflow Services give to a rabbit job.
+    pub const DWS_ENVIRONMENT: &str = "dws-environment";
+    /// What Cray's libpmi wires a job up with.
+    pub const CRAY_PMI_BOOTSTRAP: &str = "cray-pmi-bootstrap";
+    /// All of them.
+    pub const ALL: [&str; 3] = [WORKFLOW_TOKEN, DWS_ENVIRONMENT, CRAY_PMI_BOOTSTRAP];
+}
 
 /// The version of records and payloads that this code writes, and the newest that it reads.
 pub const VERSION: u64 = 1;

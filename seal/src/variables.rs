@@ -27,6 +27,11 @@ impl Variables {
         Ok(())
     }
 
+    /// Adds all of another map; its values replace former ones.
+    pub fn extend(&mut self, other: Variables) {
+        self.0.extend(other.0);
+    }
+
     /// The names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

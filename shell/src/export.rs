@@ -73,7 +73,7 @@ fn record_text(shell: &Shell<'_>, expectation: Expectation, lookup: &Future) -> 
         Err(e) => return Err(failed(&e)),
     };
     let answer: Value = serde_json::from_str(&answer).map_err(|e| failed(&e))?;
-    match &answer[seal::KEY] {
+    match &answer[seal::key::WORKFLOW_TOKEN] {
         Value::String(text) => Ok(Some(text.clone())),
         _ => Err(failed(&"the answer has no record in it")),
     }

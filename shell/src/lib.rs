@@ -52,7 +52,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     if expectation == Expectation::No {
         return Ok(());
     }
-    let payload = json!({ "id": job.jobid, "keys": [seal::KEY], "flags": 0 }).to_string();
+    let payload = json!({ "id": job.jobid, "keys": [seal::key::WORKFLOW_TOKEN], "flags": 0 }).to_string();
     let flux = shell
         .flux()
         .ok_or("the plugin cannot be loaded: the shell has no handle")?;

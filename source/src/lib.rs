@@ -49,6 +49,14 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// No variables, where none are wanted.
+    pub fn nothing() -> Self {
+        Self {
+            result: Ok(Variables::new()),
+            notes: Vec::new(),
+        }
+    }
+
     fn failed(error: Error) -> Self {
         Self {
             result: Err(error),
