@@ -26,10 +26,16 @@ void host_log (flux_t *h, int level, const char *text);
 json_t *host_arg_json (flux_plugin_arg_t *args, int flags);
 void host_arg_error (flux_plugin_arg_t *args, const char *text);
 void host_arg_errmsg (flux_plugin_arg_t *args, const char *text);
+int host_jobtap_is_active (flux_plugin_t *p, uint64_t id);
+int host_jobtap_post (flux_plugin_t *p, uint64_t id, const char *name, const char *context);
+int host_jobtap_may_update (flux_plugin_t *p, uint64_t id);
+int host_jobtap_update (flux_plugin_t *p, uint64_t id, const char *updates);
 int host_jobtap_raise (flux_plugin_t *p, uint64_t id, const char *type, int severity, const char *note);
 json_t *host_shell_info (flux_shell_t *shell);
+json_t *host_shell_option (flux_shell_t *shell, const char *name);
 int host_shell_setenv (flux_shell_t *shell, int overwrite, const char *name, const char *value);
 void host_shell_log (const char *component, int level, const char *file, int line, const char *text);
+void flux_shell_log (const char *component, int level, const char *file, int line, const char *fmt, ...);
 void host_shell_fatal (const char *component, const char *file, int line, int exit_code, const char *text);
 
 /* JSON objects, for Rust */
@@ -72,6 +78,18 @@ static int invalid (void)
 {
     errno = EINVAL;
     return -1;
+}
+
+/* Packs JSON from arguments, and returns its text */
+static char *pack (const char *fmt, va_list ap)
+{
+    json_t *o = json_vpack_ex (NULL, 0, fmt, ap);
+    char *text = o ? host_json_dump (o) : NULL;
+
+    json_decref (o);
+    if (!text)
+        errno = EINVAL;
+    return text;
 }
 
 /* The C-variadic functions */
@@ -122,6 +140,47 @@ int flux_jobtap_raise_exception (flux_plugin_t *p, uint64_t id, const char *type
     return host_jobtap_raise (p, id, type, severity, note);
 }
 
+int flux_jobtap_event_post_pack (flux_plugin_t *p, uint64_t id, const char *name, const char *fmt, ...)
+{
+    char *context = NULL;
+    va_list ap;
+
+    if (!p || !name)
+        return invalid ();
+    if (host_jobtap_is_active (p, id) < 0)
+        return -1;
+    if (fmt) {
+        va_start (ap, fmt);
+        context = pack (fmt, ap);
+        va_end (ap);
+        if (!context)
+            return -1;
+    }
+    int rc = host_jobtap_post (p, id, name, context);
+    int saved_errno = errno;
+    free (context);
+    errno = saved_errno;
+    return rc;
+}
+
+int flux_jobtap_jobspec_update_id_pack (flux_plugin_t *p, uint64_t id, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (!p || !fmt || host_jobtap_may_update (p, id) < 0)
+        return invalid ();
+    va_start (ap, fmt);
+    char *updates = pack (fmt, ap);
+    va_end (ap);
+    if (!updates)
+        return -1;
+    int rc = host_jobtap_update (p, id, updates);
+    int saved_errno = errno;
+    free (updates);
+    errno = saved_errno;
+    return rc;
+}
+
 int flux_jobtap_error (flux_plugin_t *p, flux_plugin_arg_t *args, const char *fmt, ...)
 {
     char text[ERROR_MAX];
@@ -152,6 +211,26 @@ int flux_shell_info_unpack (flux_shell_t *shell, const char *fmt, ...)
     int rc = json_vunpack_ex (info, &e, 0, fmt, ap);
     va_end (ap);
     return rc;
+}
+
+int flux_shell_getopt_unpack (flux_shell_t *shell, const char *name, const char *fmt, ...)
+{
+    json_error_t e;
+    json_t *option;
+    va_list ap;
+
+    if (!shell || !name)
+        return invalid ();
+    if (!(option = host_shell_option (shell, name)))
+        return 0;
+    va_start (ap, fmt);
+    int rc = json_vunpack_ex (option, &e, 0, fmt, ap);
+    va_end (ap);
+    if (rc < 0) {
+        flux_shell_log (NULL, 3, __FILE__, __LINE__, "shell_getopt: unpack error: %s", e.text);
+        return -1;
+    }
+    return 1;
 }
 
 int flux_shell_setenvf (flux_shell_t *shell, int overwrite, const char *name, const char *fmt, ...)

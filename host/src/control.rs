@@ -16,19 +16,26 @@
 //! | `cancel`, `raise` | `jobid`, `userid?` `type?` `severity?` `note?` | |
 //! | `post` | `jobid`, `name`, `context?` | |
 //! | `wait` | `jobid`, `event`, `count?` | `event`, once the count-th of that name is in the KVS |
-//! | `state` | `jobid` | `state`, `perilog_active`, `priority`, `userid`, `end_event` |
+//! | `state` | `jobid` | `state`, `dependencies`, `perilog_active`, `priority`, `userid`, `end_event` |
 //! | `eventlog` | `jobid` | `events` that are in the KVS |
 //! | `output` | `jobid` | `output`, and its parts `stdout` and `stderr` |
-//! | `lookup` | `jobid`, `key`, `userid?` `flags?` | `value`, by way of job-info.lookup |
+//! | `lookup` | `jobid`, `key` or `keys`, `userid?` `flags?` | `value` or, by key, `values`, by way of job-info.lookup |
 //! | `kvs-get`, `kvs-put`, `kvs-list` | `key`; `key`, `value`; | `value`; ; `keys` |
 //! | `rpc` | `topic`, `payload?` `userid?` | `payload` |
-//! | `service` | `topic`, and `payload` or `errnum` `errstr?` or neither | answers the topic so from now on |
+//! | `service` | `topic`, and `payload`, or `errnum` `errstr?`, or `hold` true, or none | answers the topic so from now on |
+//! | `requests` | | `requests`: for each topic that a test plays or that nobody serves, the payloads so far |
+//! | `wait-request` | `topic`, `count?` | `payload` of the count-th request of the topic, once it has come |
+//! | `respond` | `topic`, `count?`, and `payload` or `errnum` `errstr?` or neither | `payload` of the request |
 //! | `dmesg` | | `lines` |
 //! | `wait-log` | `text` | `line`, the first that contains the text |
 //! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits` | |
 //! | `wait-held` | `count?` | `held`, once so many commits are held |
 //! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, and for each of `topics` `count` `total_us` `max_us` |
 //! | `shutdown` | | |
+//!
+//! A request whose topic is held waits for a `respond`, which is for the count-th request of the topic, or for the first
+//! that waits. A request that a plugin neither answers nor keeps fails with EPROTO, and with ENOSYS one that was kept by a
+//! plugin that is removed.
 //!
 //! A fault is for the commits of plugins: `count` of them fail (all if negative, 0 to end that), or they stay
 //! outstanding.
@@ -50,10 +57,11 @@ use crate::Plugins;
 use crate::c::cstring;
 use crate::exec::Stream;
 use crate::future::{Failure, Outcome};
-use crate::instance::Instance;
+use crate::instance::{Instance, json_payload};
 use crate::job::{self, Job, State};
 use crate::jobid::JobId;
 use crate::kvs::{self, Txn};
+use crate::stage::Act;
 
 /// A request is not longer than that.
 const LINE_MAX: usize = 16 << 20;
@@ -159,6 +167,17 @@ fn userid(request: &Value, default: u32) -> Result<u32, Failure> {
     }
 }
 
+/// The failure that a request wants something to be answered with.
+fn failure(request: &Value) -> Option<Failure> {
+    let errnum = request["errnum"]
+        .as_i64()
+        .and_then(|errnum| i32::try_from(errnum).ok())?;
+    Some(match request["errstr"].as_str() {
+        Some(text) => Failure::new(errnum, text),
+        None => Failure::errno(errnum),
+    })
+}
+
 fn jobid(request: &Value) -> Result<JobId, Failure> {
     match &request["jobid"] {
         Value::String(text) => JobId::parse(text).ok_or_else(|| plain(format!("{text:?} is no job id"))),
@@ -217,6 +236,7 @@ impl Control {
             Some("wait") => self.wait(request),
             Some("wait-held") => Ok(self.wait_held(request)),
             Some("wait-log") => self.wait_log(request),
+            Some("wait-request") => self.wait_request(request),
             _ => return reply.send(self.answer(request)),
         };
         match result {
@@ -234,7 +254,7 @@ impl Control {
                 let name = jobtap.load(instance, required(request, "path")?, &request["conf"])?;
                 Ok(json!({"name": name}))
             }
-            "remove" => Ok(json!({"count": jobtap.remove(required(request, "name")?)?})),
+            "remove" => Ok(json!({"count": jobtap.remove(instance, required(request, "name")?)?})),
             "list" => Ok(json!({"plugins": jobtap.list()})),
             "query" => Ok(json!({"result": jobtap.query(required(request, "name")?)?})),
             "config-reload" => {
@@ -261,6 +281,7 @@ impl Control {
                 let job = self.job(request)?;
                 Ok(json!({
                     "state": job.state.get().name(),
+                    "dependencies": *job.dependencies.borrow(),
                     "perilog_active": job.perilog_active.get(),
                     "priority": job.priority.get(),
                     "userid": job.userid.get(),
@@ -302,6 +323,8 @@ impl Control {
             "dmesg" => Ok(json!({"lines": instance.dmesg()})),
             "fault" => self.fault(request),
             "service" => self.service(request),
+            "requests" => Ok(json!({"requests": instance.stage.requests()})),
+            "respond" => self.respond(request),
             "stats" => {
                 let reactor = &instance.handle.reactor;
                 let mut stats = reactor.stats();
@@ -348,17 +371,30 @@ impl Control {
         Ok(json!({}))
     }
 
-    /// Answers a topic in place of a service of Flux: with a payload, with an error, or no longer.
+    /// Answers a topic in place of a service of Flux: with a payload, with an error, later, or no longer.
     fn service(&self, request: &Value) -> Answer {
-        let errnum = request["errnum"].as_i64().and_then(|errnum| i32::try_from(errnum).ok());
-        let answer = match (errnum, request["errstr"].as_str(), request.get("payload")) {
-            (Some(errnum), Some(text), _) => Some(Err(Failure::new(errnum, text))),
-            (Some(errnum), None, _) => Some(Err(Failure::errno(errnum))),
-            (None, _, Some(payload)) => Some(Ok(payload.clone())),
-            (None, _, None) => None,
+        let act = match (failure(request), request.get("payload")) {
+            _ if request["hold"] == true => Some(Act::Hold),
+            (Some(failure), _) => Some(Act::Answer(Err(failure))),
+            (None, Some(payload)) => Some(Act::Answer(Ok(payload.clone()))),
+            (None, None) => None,
         };
-        self.instance.can(required(request, "topic")?.to_owned(), answer);
+        self.instance.stage.play(required(request, "topic")?.to_owned(), act);
         Ok(json!({}))
+    }
+
+    /// Responds to a request that is held.
+    fn respond(&self, request: &Value) -> Answer {
+        let topic = required(request, "topic")?;
+        let count = request["count"].as_u64().and_then(|count| usize::try_from(count).ok());
+        let outcome = match failure(request) {
+            Some(failure) => Err(failure),
+            None => Ok(request.get("payload").and_then(json_payload)),
+        };
+        match self.instance.stage.respond(topic, count, outcome) {
+            Some(payload) => Ok(json!({"payload": payload})),
+            None => Err(plain(format!("{topic}: no such request is held"))),
+        }
     }
 
     fn submit(&self, request: &Value, reply: Reply) {
@@ -419,23 +455,32 @@ impl Control {
         instance.request_as(userid, topic.to_owned(), payload, Box::new(done));
     }
 
-    /// Reads a key of a job as `flux job info` does.
+    /// Reads keys of a job as `flux job info` does.
     fn lookup(&self, request: &Value, reply: Reply) {
         let instance = &self.instance;
-        let prepared = userid(request, instance.owner)
-            .and_then(|userid| Ok((userid, jobid(request)?, required(request, "key")?.to_owned())));
-        let (userid, id, key) = match prepared {
+        let prepared = userid(request, instance.owner).and_then(|userid| {
+            let keys = match &request["keys"] {
+                Value::Array(_) => request["keys"].clone(),
+                _ => json!([required(request, "key")?]),
+            };
+            Ok((userid, jobid(request)?, keys))
+        });
+        let (userid, id, keys) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return reply.send(Err(failure)),
         };
-        let payload = json!({"id": id.0, "keys": [key], "flags": request["flags"].as_i64().unwrap_or(0)});
+        let payload = json!({"id": id.0, "keys": keys, "flags": request["flags"].as_i64().unwrap_or(0)});
+        let key = request["key"].as_str().map(str::to_owned);
         let done = move |outcome: Outcome| {
             reply.send(outcome.map(|payload| {
                 let text = payload
                     .map(|payload| payload.to_string_lossy().into_owned())
                     .unwrap_or_default();
                 let response: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-                json!({"value": response[&key]})
+                match key {
+                    Some(key) => json!({"value": response[&key]}),
+                    None => json!({"values": response}),
+                }
             }));
         };
         let payload = Some(cstring(payload.to_string()));
@@ -487,6 +532,17 @@ impl Control {
         let count = request["count"].as_u64().unwrap_or(1) as usize;
         let kvs = self.instance.kvs.clone();
         Box::new(move || (kvs.held() >= count).then(|| Ok(json!({"held": kvs.held()}))))
+    }
+
+    /// Waits until so many requests of a topic have come.
+    fn wait_request(&self, request: &Value) -> Result<Condition, Failure> {
+        let topic = required(request, "topic")?.to_owned();
+        let count = request["count"].as_u64().unwrap_or(1).max(1) as usize;
+        let instance = self.instance.clone();
+        Ok(Box::new(move || {
+            let payload = instance.stage.request(&topic, count)?;
+            Some(Ok(json!({"payload": payload})))
+        }))
     }
 
     /// Waits until a message with a text was logged.

@@ -203,7 +203,7 @@ impl Exec {
             "instance_owner": instance.owner,
             "userid": userid,
             "jobspec": job.jobspec,
-            "R": job.resources(),
+            "R": *job.resources.borrow(),
             "plugins": self.shell_plugins,
         }));
         run.shells.borrow_mut().push(shell.clone());
@@ -424,7 +424,7 @@ impl ShellProcess {
         self.watchers
             .borrow()
             .iter()
-            .filter(|watcher| watcher.fd() == fd)
+            .filter(|watcher| watcher.fd() == Some(fd))
             .for_each(|watcher| watcher.stop());
     }
 

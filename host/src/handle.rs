@@ -110,7 +110,7 @@ pub fn level_name(level: c_int) -> &'static str {
     NAMES[(level & 7) as usize]
 }
 
-/// A request in the hands of the service that answers it.
+/// A request in the hands of the service that answers it, which may keep it until it does.
 pub struct Message {
     topic: CString,
     payload: Option<CString>,
@@ -120,13 +120,13 @@ pub struct Message {
 
 impl Message {
     /// A request by a user.
-    pub fn new(topic: &str, payload: Option<CString>, userid: u32, done: Done) -> Message {
-        Message {
+    pub fn new(topic: &str, payload: Option<CString>, userid: u32, done: Done) -> Rc<Message> {
+        Rc::new(Message {
             topic: c::cstring(topic),
             payload,
             userid,
             done: Cell::new(Some(done)),
-        }
+        })
     }
 
     /// Answers, unless that was done.
@@ -136,9 +136,17 @@ impl Message {
         }
     }
 
-    /// The message as C sees it, borrowed.
-    pub fn as_ptr(&self) -> *const flux_msg_t {
-        std::ptr::from_ref(self).cast()
+    /// What it asks for.
+    pub fn topic(&self) -> String {
+        self.topic.to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // Nobody holds the message any more, so nobody can answer. In Flux, who asked would wait for ever.
+        let text = format!("{}: the service did not respond", self.topic());
+        self.respond(Err(Failure::new(libc::EPROTO, text)));
     }
 }
 
@@ -347,6 +355,27 @@ pub unsafe extern "C" fn flux_respond_error(
         }));
     }
     0
+}
+
+/// flux_msg_incref(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_msg_incref(msg: *const flux_msg_t) -> *const flux_msg_t {
+    c::check_thread();
+    if !msg.is_null() {
+        // SAFETY: a flux_msg_t is only ever made from an Rc<Message>, of which the caller has a reference.
+        unsafe { Rc::increment_strong_count(msg.cast::<Message>()) };
+    }
+    msg
+}
+
+/// flux_msg_decref(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_msg_decref(msg: *const flux_msg_t) {
+    c::check_thread();
+    if !msg.is_null() {
+        // SAFETY: the caller gives up a reference that flux_msg_incref gave it.
+        drop(unsafe { Rc::from_raw(msg.cast::<Message>()) });
+    }
 }
 
 /// flux_msg_get_userid(3)

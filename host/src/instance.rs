@@ -25,6 +25,11 @@ use crate::job::{self, Job, State};
 use crate::jobid::{Generator, JobId};
 use crate::jobtap::Jobtap;
 use crate::kvs::{Kvs, Txn};
+use crate::plugin::Plugin;
+use crate::stage::{Act, Stage};
+
+/// Flux gives the names of events numbers, and keeps a bitmap of so many with each job.
+const EVENT_NAMES_MAX: usize = 64;
 
 /// What is told when a submission is decided.
 type Submitted = Box<dyn FnOnce(Result<JobId, String>)>;
@@ -57,8 +62,10 @@ pub struct Instance {
     ids: RefCell<Generator>,
     batch: RefCell<Option<Batch>>,
     log: RefCell<Vec<String>>,
-    /// Answers that a test gives in place of another service, by topic.
-    canned: RefCell<BTreeMap<String, Result<Value, Failure>>>,
+    /// Services that a test plays, and what was asked of services that are not there.
+    pub stage: Stage,
+    /// The names of events that were posted or asked about, in the order in which they came up.
+    event_names: RefCell<Vec<String>>,
     failed: Cell<bool>,
 }
 
@@ -80,13 +87,14 @@ impl Instance {
             ids: RefCell::new(Generator::after(last)),
             batch: RefCell::default(),
             log: RefCell::default(),
-            canned: RefCell::default(),
+            stage: Stage::default(),
+            event_names: RefCell::default(),
             failed: Cell::new(false),
             handle,
         });
         instance.handle.connect(instance.me.clone());
         if let Err(error) = instance.load_configured(&plugins.jobtap) {
-            instance.jobtap.unload_all();
+            instance.jobtap.unload_all(&instance);
             return Err(error);
         }
         instance.restart();
@@ -141,21 +149,22 @@ impl Instance {
             .collect()
     }
 
-    /// Answers a topic in place of the service that tests do not run.
-    pub fn can(&self, topic: String, answer: Option<Result<Value, Failure>>) {
-        let mut canned = self.canned.borrow_mut();
-        match answer {
-            Some(answer) => canned.insert(topic, answer),
-            None => canned.remove(&topic),
-        };
+    /// A plugin is told of no more events.
+    pub fn unsubscribe(&self, plugin: &Rc<Plugin>) {
+        for job in self.jobs.borrow().values() {
+            job.subscribers
+                .borrow_mut()
+                .retain(|subscriber| !Rc::ptr_eq(subscriber, plugin));
+        }
     }
 
     /// Ends everything in good order: shells are killed, plugins unloaded, events committed.
     pub fn shutdown(self: &Rc<Self>) {
         self.exec.kill_all();
-        self.jobtap.unload_all();
+        self.jobtap.unload_all(self);
         self.flush();
         while self.handle.reactor.run_services() {}
+        self.stage.close();
         self.handle.aux.destroy();
     }
 
@@ -173,7 +182,7 @@ impl Instance {
         let job = Rc::new(Job::new(id, userid, urgency, jobspec));
         let txn = Txn::default()
             .put(id.kvs_key("J"), sign(userid, &job.jobspec))
-            .put(id.kvs_key("jobspec"), job.redacted().to_string());
+            .put(id.kvs_key("jobspec"), job.current.borrow().to_string());
         let instance = Rc::clone(self);
         self.kvs.commit(txn, move |outcome| match outcome {
             Ok(_) => {
@@ -211,41 +220,68 @@ impl Instance {
 
     // Events
 
-    /// Posts an event: changes the job, tells the plugins, takes the next step, and commits the event. False if the
-    /// event is impossible.
+    /// Posts an event of the host itself. False if it is impossible.
     pub fn post(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) -> bool {
+        self.try_post(job, name, context).is_ok()
+    }
+
+    /// Posts an event: changes the job, tells the plugins, takes the next step, and commits the event. An error number
+    /// if the event is impossible, as far as that is known now.
+    pub fn try_post(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) -> Result<(), c_int> {
+        if name.is_empty() || !(context.is_object() || context.is_null()) {
+            return Err(libc::EINVAL);
+        }
+        if job.state.get() == State::Inactive {
+            return Err(libc::EROFS);
+        }
         job.queue.borrow_mut().push_back(Entry::now(name, context));
         // The events that this one causes are processed after it, not within it.
         let later = job.queue.borrow().len() > 1 || job.hold_events.get();
-        later || self.post_deferred(job)
+        match later {
+            true => Ok(()),
+            false => self.post_deferred(job),
+        }
     }
 
-    fn post_deferred(self: &Rc<Self>, job: &Rc<Job>) -> bool {
+    fn post_deferred(self: &Rc<Self>, job: &Rc<Job>) -> Result<(), c_int> {
         while job.state.get() != State::Inactive {
             let Some(entry) = job.queue.borrow().front().cloned() else {
                 break;
             };
-            if let Err(error) = self.process(job, &entry) {
-                self.log(libc::LOG_ERR, format_args!("{}: {error}", job.id));
+            if let Err(failure) = self.process(job, &entry) {
+                self.log(libc::LOG_ERR, format_args!("{}: {}", job.id, failure.text));
+                // As in Flux: what waits behind an impossible event is lost with it.
                 job.queue.take();
-                return false;
+                return Err(failure.errnum);
             }
             job.queue.borrow_mut().pop_front();
         }
-        true
+        Ok(())
     }
 
-    fn process(self: &Rc<Self>, job: &Rc<Job>, entry: &Entry) -> Result<(), String> {
+    fn process(self: &Rc<Self>, job: &Rc<Job>, entry: &Entry) -> Result<(), Failure> {
         let old_state = job.state.get();
         if old_state == State::New && entry.name == "exception" && entry.context["severity"] == 0 {
-            return Err("fatal job exception was posted in NEW state".into());
+            let text = "fatal job exception was posted in NEW state";
+            return Err(Failure::new(libc::EINVAL, text));
         }
         job.update(entry)?;
+        let number = self.event_number(&entry.name).ok_or_else(|| {
+            let text = format!("event {}: too many names of events", entry.name);
+            Failure::new(libc::ENOSPC, text)
+        })?;
+        job.posted.borrow_mut().insert(number);
         job.eventlog.borrow_mut().push(entry.clone());
         self.with_batch(|batch| {
             batch.txn.append(job.id.kvs_key("eventlog"), entry.line());
             batch.events.push(job.clone());
         });
+        // In this order: whoever is told of the new state knows of the event and of the update already.
+        self.jobtap.notify_subscribers(self, job, entry);
+        if entry.name == "jobspec-update" {
+            self.jobtap
+                .call(self, job, "job.update", json!({"updates": entry.context}));
+        }
         if job.state.get() != old_state {
             let more = json!({"entry": entry.object(), "prev_state": old_state as i64});
             self.jobtap.call(self, job, &job.state.get().topic(), more);
@@ -254,12 +290,30 @@ impl Instance {
         Ok(())
     }
 
+    /// Whether an event of a name was posted on a job by this job manager: those that were replayed do not count. None
+    /// if there are too many names to tell.
+    pub fn was_posted(&self, job: &Job, name: &str) -> Option<bool> {
+        let number = self.event_number(name)?;
+        Some(job.posted.borrow().contains(&number))
+    }
+
+    fn event_number(&self, name: &str) -> Option<usize> {
+        let mut names = self.event_names.borrow_mut();
+        let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name.to_owned());
+            names.len() - 1
+        });
+        // The first is number 1.
+        (at + 1 < EVENT_NAMES_MAX).then_some(at + 1)
+    }
+
     /// Takes the step that the state of a job calls for. Does no harm if called twice.
     fn act(self: &Rc<Self>, job: &Rc<Job>) {
         match job.state.get() {
             State::New => (),
             State::Depend => {
-                if !job.depend_posted.replace(true) {
+                let waits = !job.dependencies.borrow().is_empty() || job.is_queued("dependency-add");
+                if !waits && !job.depend_posted.replace(true) {
                     self.post(job, "depend", Value::Null);
                 }
             }
@@ -308,9 +362,19 @@ impl Instance {
             job.alloc_pending.set(false);
             match job.state.get() {
                 State::Sched => {
-                    let txn = Txn::default().put(job.id.kvs_key("R"), job.resources().to_string());
+                    let Some(nodes) = job.wanted() else {
+                        instance.raise(&job, "alloc", 0, "unsatisfiable request", instance.owner);
+                        return;
+                    };
+                    job.allocate(nodes);
+                    let resources = job.resources.borrow().clone().unwrap_or_default();
+                    let txn = Txn::default().put(job.id.kvs_key("R"), resources.to_string());
                     instance.kvs.commit(txn, |_| ());
-                    let summary = json!({"sched": {"resource_summary": "rank0/core0"}});
+                    let ranks = match nodes {
+                        1 => "rank0/core0".to_owned(),
+                        _ => format!("rank[0-{}]/core0", nodes - 1),
+                    };
+                    let summary = json!({"sched": {"resource_summary": ranks}});
                     instance.post(&job, "alloc", json!({"annotations": summary}));
                 }
                 _ => instance.act(&job),
@@ -364,7 +428,8 @@ impl Instance {
         }
         for job in batch.jobs {
             job.hold_events.set(false);
-            self.post_deferred(&job);
+            // What is impossible was logged.
+            let _ = self.post_deferred(&job);
         }
         for respond in batch.responses {
             respond();
@@ -380,12 +445,24 @@ impl Instance {
 
     /// Raises an exception on a job.
     pub fn raise(self: &Rc<Self>, job: &Rc<Job>, kind: &str, severity: i64, note: &str, userid: u32) -> bool {
+        self.try_raise(job, kind, severity, note, userid).is_ok()
+    }
+
+    /// The same, with an error number if it is impossible.
+    pub fn try_raise(
+        self: &Rc<Self>,
+        job: &Rc<Job>,
+        kind: &str,
+        severity: i64,
+        note: &str,
+        userid: u32,
+    ) -> Result<(), c_int> {
         let context = json!({"type": kind, "severity": severity, "note": note, "userid": userid});
-        let posted = self.post(job, "exception", context);
-        if posted && severity == 0 {
+        self.try_post(job, "exception", context)?;
+        if severity == 0 {
             self.exec.cancel(self, job);
         }
-        posted
+        Ok(())
     }
 
     /// What `flux job raise` and `flux cancel` ask for, and a shell that cannot go on.
@@ -424,10 +501,15 @@ impl Instance {
     /// Answers a request of a user, on a later turn.
     pub fn request_as(self: &Rc<Self>, userid: u32, topic: String, payload: Option<CString>, done: Done) {
         let reactor = &self.handle.reactor;
-        let canned = self.canned.borrow().get(&topic).cloned();
         let instance = Rc::clone(self);
-        if let Some(answer) = canned {
-            reactor.defer_service(move || done(answer.map(|value| json_payload(&value))));
+        if let Some(act) = self.stage.act(&topic) {
+            match act {
+                Act::Answer(answer) => {
+                    self.stage.record(&topic, payload.as_ref(), None);
+                    reactor.defer_service(move || done(answer.map(|value| json_payload(&value))));
+                }
+                Act::Hold => self.stage.record(&topic, payload.as_ref(), Some(done)),
+            }
         } else if topic == "job-info.lookup" {
             reactor.defer_service(move || done(instance.job_info_lookup(payload.as_ref(), userid)));
         } else {
@@ -441,16 +523,13 @@ impl Instance {
             let raised = parse(payload.as_ref()).and_then(|payload| self.raise_request(&payload, userid));
             return done(raised.map(|()| None));
         }
-        let message = Message::new(topic, payload, userid, done);
-        if !self.jobtap.serve(self, topic, userid, &message) {
+        if !self.jobtap.serves(topic) {
+            self.stage.record(topic, payload.as_ref(), None);
             let text = format!("No service matching {topic} is registered");
-            message.respond(Err(Failure::new(libc::ENOSYS, text)));
+            return done(Err(Failure::new(libc::ENOSYS, text)));
         }
-        // Nothing else holds the message, so nobody can answer it later.
-        message.respond(Err(Failure::new(
-            libc::EPROTO,
-            format!("{topic}: the service did not respond"),
-        )));
+        self.jobtap
+            .serve(self, topic, userid, &Message::new(topic, payload, userid, done));
     }
 
     /// job-info.lookup: keys of a job, for its owner and the instance owner.
@@ -479,11 +558,9 @@ impl Instance {
                 libc::ENOENT => Failure::new(libc::ENOENT, "invalid job id"),
                 _ => failure,
             })?;
-        let submit = eventlog::decode(&String::from_utf8_lossy(&eventlog))
-            .unwrap_or_default()
-            .into_iter()
-            .next();
-        let owner = submit
+        let entries = eventlog::decode(&String::from_utf8_lossy(&eventlog)).unwrap_or_default();
+        let owner = entries
+            .first()
             .and_then(|entry| entry.context["userid"].as_u64())
             .ok_or_else(|| Failure::new(libc::EPROTO, "error parsing eventlog"))?;
         if userid != self.owner && u64::from(userid) != owner {
@@ -501,7 +578,12 @@ impl Instance {
                     format!("{key}: value is unexpectedly empty"),
                 ));
             }
-            let text = String::from_utf8_lossy(&value);
+            let mut text = String::from_utf8_lossy(&value).into_owned();
+            if flags & CURRENT != 0 && key == "jobspec" {
+                text = with_updates(&text, &entries)
+                    .map_err(|e| Failure::new(e.errnum, format!("{key}: {}", e.text)))?
+                    .to_string();
+            }
             let decode = flags & JSON_DECODE != 0 && (key == "jobspec" || key == "R");
             response[key] = match decode {
                 true => serde_json::from_str(&text).map_err(|e| Failure::new(libc::EINVAL, format!("{key}: {e}")))?,
@@ -527,7 +609,7 @@ impl Instance {
             let what = format!("[job-manager.plugins][{i}]");
             if let Some(name) = entry.get("remove").and_then(Value::as_str) {
                 self.jobtap
-                    .remove(name)
+                    .remove(self, name)
                     .map_err(|e| format!("{what}: remove {name}: {}", e.text))?;
             }
             if let Some(path) = entry.get("load").and_then(Value::as_str) {
@@ -583,10 +665,11 @@ impl Instance {
         }
         let job = Rc::new(Job::new(id, 0, 16, unsign(&read("J")?).ok_or("J is malformed")?));
         for entry in entries {
-            job.update(&entry).map_err(|e| format!("eventlog: {e}"))?;
+            job.update(&entry).map_err(|e| format!("eventlog: {}", e.text))?;
             job.eventlog.borrow_mut().push(entry);
             job.committed.set(job.committed.get() + 1);
         }
+        *job.resources.borrow_mut() = read("R").ok().and_then(|text| serde_json::from_str(&text).ok());
         let seen = |name: &str| job.eventlog.borrow().iter().any(|entry| entry.name == name);
         job.depend_posted.set(seen("depend"));
         job.free_posted.set(seen("free"));
@@ -656,6 +739,14 @@ fn parse(payload: Option<&CString>) -> Result<Value, Failure> {
         .and_then(|payload| serde_json::from_slice(payload.to_bytes()).ok())
         .filter(Value::is_object)
         .ok_or_else(|| Failure::errno(libc::EPROTO))
+}
+
+/// A jobspec as its job got it, with the updates that the events of the job made since.
+fn with_updates(jobspec: &str, entries: &[Entry]) -> Result<Value, Failure> {
+    let mut jobspec = serde_json::from_str(jobspec).map_err(|e| Failure::new(libc::EINVAL, e.to_string()))?;
+    let mut updates = entries.iter().filter(|entry| entry.name == "jobspec-update");
+    updates.try_for_each(|entry| job::apply_updates(&mut jobspec, &entry.context))?;
+    Ok(jobspec)
 }
 
 /// A JSON value as the payload of a response. Its text holds no NUL: JSON escapes it.

@@ -1,15 +1,18 @@
 //! Jobs: their data, and what each event changes in it.
 //!
 //! Of Flux: the state machine of RFC 21, as far as a job goes through it here. There are no dependencies other than
-//! those that nobody adds, and one resource that never runs out.
+//! those that plugins add, and one resource that never runs out.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::eventlog::Entry;
+use crate::eventlog::{self, Entry};
+use crate::future::Failure;
 use crate::jobid::JobId;
+use crate::plugin::Plugin;
 
 /// A job has no more nodes: each is a shell, a process of this node.
 pub const NODES_MAX: u64 = 64;
@@ -61,8 +64,20 @@ pub struct Job {
     pub userid: Cell<u32>,
     /// The state, driven by events.
     pub state: Cell<State>,
-    /// What the user asked for, with the environment.
+    /// What the user asked for, with the environment. The shells get it as it is, without later updates.
     pub jobspec: Value,
+    /// The jobspec as plugins see it: without the environment, and with the updates.
+    pub current: RefCell<Value>,
+    /// The resource set, once there was one: it stays when the resources are given back.
+    pub resources: RefCell<Option<Value>>,
+    /// Dependencies that are outstanding, in the order in which they were added.
+    pub dependencies: RefCell<Vec<String>>,
+    /// All that there ever were: one that was removed does not come back.
+    grudges: RefCell<BTreeSet<String>>,
+    /// Plugins that are told of each event, as often as they have subscribed.
+    pub subscribers: RefCell<Vec<Rc<Plugin>>>,
+    /// The numbers of the names of events that this job manager has posted.
+    pub posted: RefCell<BTreeSet<usize>>,
     /// Event lines as they were posted.
     pub eventlog: RefCell<Vec<Entry>>,
     /// How many of them are in the KVS.
@@ -99,6 +114,12 @@ impl Job {
     /// A job before its first event.
     pub fn new(id: JobId, userid: u32, urgency: i64, jobspec: Value) -> Job {
         Job {
+            current: RefCell::new(redacted(&jobspec)),
+            resources: RefCell::default(),
+            dependencies: RefCell::default(),
+            grudges: RefCell::default(),
+            subscribers: RefCell::default(),
+            posted: RefCell::default(),
             id,
             userid: Cell::new(userid),
             state: Cell::new(State::New),
@@ -121,40 +142,47 @@ impl Job {
         }
     }
 
-    /// The jobspec as plugins and the KVS get it: without the environment.
-    pub fn redacted(&self) -> Value {
-        redacted(&self.jobspec)
-    }
-
-    /// The number of nodes that the job asks for.
-    pub fn nodes(&self) -> usize {
-        let resource = &self.jobspec["resources"][0];
+    /// The number of nodes that the job asks for. None if there are not so many.
+    pub fn wanted(&self) -> Option<usize> {
+        let resource = &self.current.borrow()["resources"][0];
         match resource["type"] == "node" {
-            true => resource["count"].as_u64().unwrap_or(1).max(1) as usize,
-            false => 1,
+            true => usize::try_from(node_count(resource)?).ok(),
+            false => Some(1),
         }
     }
 
-    /// The resource set, version 1 of RFC 20, with one core on each node.
-    pub fn resources(&self) -> Value {
-        let ranks = match self.nodes() {
+    /// The number of nodes that the job has, or had.
+    pub fn nodes(&self) -> usize {
+        let ranks = |resources: &Value| {
+            resources
+                .pointer("/execution/R_lite/0/rank")?
+                .as_str()
+                .and_then(size_of_range)
+        };
+        self.resources.borrow().as_ref().and_then(ranks).unwrap_or(1)
+    }
+
+    /// Gives the job so many nodes: a resource set, version 1 of RFC 20, with one core on each.
+    pub fn allocate(&self, nodes: usize) {
+        let ranks = match nodes {
             1 => "0".to_owned(),
             n => format!("0-{}", n - 1),
         };
-        let hosts: Vec<String> = vec![hostname(); self.nodes()];
-        json!({
+        // All nodes are this one, as those of a test instance of Flux are: its name comes once for each, in one hostlist.
+        let hosts = vec![hostname(); nodes].join(",");
+        *self.resources.borrow_mut() = Some(json!({
             "version": 1,
             "execution": {
                 "R_lite": [{"rank": ranks, "children": {"core": "0"}}],
-                "starttime": 0, "expiration": 0, "nodelist": hosts,
+                "starttime": eventlog::now(), "expiration": 0.0, "nslots": nodes, "nodelist": [hosts],
             },
-        })
+        }));
     }
 
     /// What a callback gets to know of the job.
     pub fn args(&self) -> Value {
         let mut args = json!({
-            "jobspec": self.redacted(),
+            "jobspec": *self.current.borrow(),
             "id": self.id.0,
             "userid": self.userid.get(),
             "urgency": self.urgency.get(),
@@ -162,8 +190,8 @@ impl Job {
             "priority": self.priority.get(),
             "t_submit": self.t_submit.get(),
         });
-        if self.has_resources.get() {
-            args["R"] = self.resources();
+        if let Some(resources) = &*self.resources.borrow() {
+            args["R"] = resources.clone();
         }
         if let Some(entry) = &*self.end_event.borrow() {
             args["end_event"] = entry.object();
@@ -176,31 +204,65 @@ impl Job {
         self.queue.borrow().iter().any(|entry| entry.name == name)
     }
 
-    /// Changes the job as an event says. An error is what is wrong with the event.
-    pub fn update(&self, entry: &Entry) -> Result<(), String> {
+    /// Changes the job as an event says. A failure is what is wrong with the event.
+    pub fn update(&self, entry: &Entry) -> Result<(), Failure> {
         let state = self.state.get();
         let context = &entry.context;
+        let malformed = |what: &str| Failure::new(libc::EPROTO, format!("event {}: {what}", entry.name));
         let integer = |key: &str| {
-            context[key]
-                .as_i64()
-                .ok_or_else(|| format!("event {}: context has no integer {key:?}", entry.name))
+            let value = context[key].as_i64();
+            value.ok_or_else(|| malformed(&format!("context has no integer {key:?}")))
+        };
+        let string = |key: &str| {
+            let value = context[key].as_str();
+            value.ok_or_else(|| malformed(&format!("context has no string {key:?}")))
         };
         match entry.name.as_str() {
             "submit" => {
                 self.t_submit.set(entry.timestamp);
                 self.urgency.set(integer("urgency")?);
-                self.userid
-                    .set(u32::try_from(integer("userid")?).map_err(|e| e.to_string())?);
+                let userid = u32::try_from(integer("userid")?);
+                self.userid.set(userid.map_err(|e| malformed(&e.to_string()))?);
             }
             "validate" => self.state.set(State::Depend),
+            "jobspec-update" => {
+                apply_updates(&mut self.current.borrow_mut(), context)?;
+                // The priority may depend on what has changed.
+                if state == State::Sched {
+                    self.state.set(State::Priority);
+                }
+            }
+            "dependency-add" if state == State::Depend || state == State::New => {
+                let description = string("description")?;
+                if self.grudges.borrow_mut().insert(description.to_owned()) {
+                    self.dependencies.borrow_mut().push(description.to_owned());
+                }
+            }
+            "dependency-remove" if state == State::Depend || state == State::New => {
+                let description = string("description")?;
+                let mut dependencies = self.dependencies.borrow_mut();
+                match dependencies.iter().position(|known| known == description) {
+                    Some(at) => drop(dependencies.remove(at)),
+                    None => return Err(Failure::new(libc::ENOENT, format!("no dependency {description}"))),
+                }
+            }
             "depend" if state == State::Depend => self.state.set(State::Priority),
             "priority" if state == State::Priority || state == State::Sched => {
                 self.priority.set(integer("priority")?);
                 self.state.set(State::Sched);
             }
-            "exception" if state != State::Inactive && state != State::New && integer("severity")? == 0 => {
-                self.end_event.borrow_mut().get_or_insert_with(|| entry.clone());
-                self.state.set(State::Cleanup);
+            "urgency" => {
+                self.urgency.set(integer("urgency")?);
+                if state == State::Sched {
+                    self.state.set(State::Priority);
+                }
+            }
+            "exception" if state != State::Inactive && state != State::New => {
+                string("type")?;
+                if integer("severity")? == 0 {
+                    self.end_event.borrow_mut().get_or_insert_with(|| entry.clone());
+                    self.state.set(State::Cleanup);
+                }
             }
             "alloc" => {
                 self.has_resources.set(true);
@@ -215,22 +277,58 @@ impl Job {
                 self.state.set(State::Cleanup);
             }
             "clean" if state == State::Cleanup => self.state.set(State::Inactive),
-            "prolog-start" | "epilog-start" => {
-                let count = self
-                    .perilog_active
-                    .get()
-                    .checked_add(1)
-                    .ok_or("too many prologs and epilogs")?;
-                self.perilog_active.set(count);
-            }
-            "prolog-finish" | "epilog-finish" => {
-                self.perilog_active.set(self.perilog_active.get().saturating_sub(1));
-            }
             "flux-restart" if state == State::Sched => self.state.set(State::Priority),
-            _ => (),
+            name => match (name.strip_prefix("prolog-"), name.strip_prefix("epilog-")) {
+                (Some(what), _) if !self.start_pending.get() => self.update_perilog(what)?,
+                (_, Some(what)) if state == State::Cleanup => self.update_perilog(what)?,
+                _ => (),
+            },
         }
         Ok(())
     }
+
+    /// Counts a prolog or an epilog that has started or finished.
+    fn update_perilog(&self, what: &str) -> Result<(), Failure> {
+        let active = self.perilog_active.get();
+        self.perilog_active.set(match what {
+            "start" => active.checked_add(1).ok_or_else(|| Failure::errno(libc::EOVERFLOW))?,
+            "finish" => active.saturating_sub(1),
+            _ => return Err(Failure::errno(libc::EPROTO)),
+        });
+        Ok(())
+    }
+}
+
+/// Whether a plugin may update a jobspec so: of each path, only the beginning is looked at.
+pub fn may_update(updates: &Value) -> bool {
+    let mut paths = updates.as_object().into_iter().flat_map(Map::keys);
+    paths.all(|path| matches!(path.split('.').next(), Some("attributes" | "resources" | "tasks")))
+}
+
+/// Sets what is at each of the paths, whose parts are separated by dots, and makes the objects on the way there.
+pub fn apply_updates(jobspec: &mut Value, updates: &Value) -> Result<(), Failure> {
+    for (path, value) in updates.as_object().into_iter().flatten() {
+        let mut place = &mut *jobspec;
+        for part in path.split('.') {
+            let object = place.as_object_mut().filter(|_| !part.is_empty());
+            let Some(object) = object else {
+                return Err(Failure::new(
+                    libc::EINVAL,
+                    format!("jobspec-update: there is no place for {path}"),
+                ));
+            };
+            place = object.entry(part).or_insert_with(|| json!({}));
+        }
+        *place = value.clone();
+    }
+    Ok(())
+}
+
+/// The number of ids in "N" or "N-M".
+fn size_of_range(range: &str) -> Option<usize> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+    last.checked_sub(first)?.checked_add(1)
 }
 
 /// A jobspec without its environment.
@@ -269,6 +367,13 @@ pub fn jobspec(command: &[String], nodes: u64, environment: Value, attributes: &
     })
 }
 
+/// The number of nodes that a resource asks for. None if there are not so many.
+fn node_count(resource: &Value) -> Option<u64> {
+    resource["count"]
+        .as_u64()
+        .filter(|count| (1..=NODES_MAX).contains(count))
+}
+
 /// What is wrong with a jobspec, if anything of that which the host uses.
 pub fn check_jobspec(jobspec: &Value) -> Result<(), String> {
     crate::c::Json::parse(&jobspec.to_string()).map_err(|e| format!("jobspec: {e}"))?;
@@ -283,11 +388,7 @@ pub fn check_jobspec(jobspec: &Value) -> Result<(), String> {
         }
     }
     let nodes = &jobspec["resources"][0];
-    if nodes["type"] == "node"
-        && !nodes["count"]
-            .as_u64()
-            .is_some_and(|count| (1..=NODES_MAX).contains(&count))
-    {
+    if nodes["type"] == "node" && node_count(nodes).is_none() {
         return Err(format!(
             "jobspec: resources[0].count must be a number of nodes from 1 to {NODES_MAX}"
         ));

@@ -5,7 +5,7 @@
 //! after its `flux_plugin_init` has run.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use ffi::raw::{
     flux_jobid_t, flux_msg_handler_f, flux_msg_handler_t, flux_msg_t, flux_plugin_arg_t, flux_plugin_t, flux_t,
@@ -14,10 +14,11 @@ use libc::{c_char, c_int, c_void};
 use serde_json::{Value, json};
 
 use crate::c::{self, cstring, fail, set_errno};
+use crate::eventlog::Entry;
 use crate::future::Failure;
 use crate::handle::Message;
 use crate::instance::Instance;
-use crate::job::{Job, State};
+use crate::job::{self, Job, State};
 use crate::jobid::JobId;
 use crate::plugin::{Home, Plugin, PluginArg, plugin};
 
@@ -33,11 +34,16 @@ pub struct Jobtap {
     current: RefCell<Vec<Rc<Job>>>,
 }
 
+/// A topic of a callback is not longer, with the NUL that ends it.
+const TOPIC_MAX: usize = 64;
+
 struct Service {
     plugin: *const Plugin,
     topic: String,
     callback: unsafe extern "C" fn(*mut flux_t, *mut flux_msg_handler_t, *const flux_msg_t, *mut c_void),
     arg: *mut c_void,
+    /// Requests that the plugin was given; it may keep them, and answer later.
+    given: RefCell<Vec<Weak<Message>>>,
 }
 
 impl Jobtap {
@@ -53,12 +59,12 @@ impl Jobtap {
         let plugin = match Plugin::load(&path, conf, home, instance.handle.reactor.clone()) {
             Ok(plugin) => plugin,
             Err((plugin, failure)) => {
-                plugin.into_iter().for_each(|plugin| self.unload(&plugin));
+                plugin.into_iter().for_each(|plugin| self.unload(instance, &plugin));
                 return Err(failure);
             }
         };
         if let Err(failure) = self.accept(instance, &plugin) {
-            self.unload(&plugin);
+            self.unload(instance, &plugin);
             return Err(failure);
         }
         self.plugins.borrow_mut().push(plugin.clone());
@@ -94,7 +100,7 @@ impl Jobtap {
     }
 
     /// Removes plugins by name, by glob, or "all" of them.
-    pub fn remove(&self, name: &str) -> Result<usize, Failure> {
+    pub fn remove(&self, instance: &Rc<Instance>, name: &str) -> Result<usize, Failure> {
         let matches = |plugin: &Rc<Plugin>| {
             let basename = plugin.basename();
             let (pattern, text) = (cstring(name), cstring(basename.clone()));
@@ -108,20 +114,30 @@ impl Jobtap {
         if gone.is_empty() && name != "all" {
             return Err(Failure::new(libc::ENOENT, "Failed to find plugin to remove"));
         }
-        gone.iter().for_each(|plugin| self.unload(plugin));
+        gone.iter().for_each(|plugin| self.unload(instance, plugin));
         Ok(gone.len())
     }
 
     /// Removes all plugins.
-    pub fn unload_all(&self) {
-        let _ = self.remove("all");
+    pub fn unload_all(&self, instance: &Rc<Instance>) {
+        let _ = self.remove(instance, "all");
     }
 
-    fn unload(&self, plugin: &Rc<Plugin>) {
-        self.services
-            .borrow_mut()
-            .retain(|service| service.plugin != Rc::as_ptr(plugin));
+    fn unload(&self, instance: &Rc<Instance>, plugin: &Rc<Plugin>) {
+        let services = self.services.take();
+        let (gone, kept): (Vec<_>, Vec<_>) = services
+            .into_iter()
+            .partition(|service| service.plugin == Rc::as_ptr(plugin));
+        *self.services.borrow_mut() = kept;
+        instance.unsubscribe(plugin);
         plugin.destroy();
+        // In Flux, who asked waits for ever. Here it is told, so that no test does.
+        for message in gone.iter().flat_map(|service| service.given.take()) {
+            if let Some(message) = message.upgrade() {
+                let text = format!("{}: the plugin was removed before it responded", message.topic());
+                message.respond(Err(Failure::new(libc::ENOSYS, text)));
+            }
+        }
     }
 
     fn find(&self, basename: &str) -> Option<Rc<Plugin>> {
@@ -199,6 +215,36 @@ impl Jobtap {
         if !plugins.iter().any(|plugin| plugin.handles(topic)) {
             return None;
         }
+        self.call_each(instance, &plugins, job, topic, more)
+    }
+
+    /// Tells the plugins that have subscribed of an event, each as often as it has. The job has changed already.
+    pub fn notify_subscribers(&self, instance: &Rc<Instance>, job: &Rc<Job>, entry: &Entry) {
+        let subscribers = job.subscribers.borrow().clone();
+        if subscribers.is_empty() {
+            return;
+        }
+        let (name, topic) = (&entry.name, format!("job.event.{}", entry.name));
+        let called = (topic.len() < TOPIC_MAX)
+            .then(|| self.call_each(instance, &subscribers, job, &topic, json!({"entry": entry.object()})))
+            .flatten();
+        if !matches!(called, Some((_, Ok(())))) {
+            let id = job.id;
+            instance.log(
+                libc::LOG_ERR,
+                format_args!("jobtap: event.{name} callback failed for job {id}"),
+            );
+        }
+    }
+
+    fn call_each(
+        &self,
+        instance: &Rc<Instance>,
+        plugins: &[Rc<Plugin>],
+        job: &Rc<Job>,
+        topic: &str,
+        more: Value,
+    ) -> Option<(PluginArg, Result<(), ()>)> {
         let mut input = job.args();
         if let (Value::Object(input), Value::Object(more)) = (&mut input, more) {
             input.extend(more);
@@ -226,25 +272,30 @@ impl Jobtap {
         Some((args, result))
     }
 
-    /// Has a plugin answer a request. False if none serves the topic.
-    pub fn serve(&self, instance: &Rc<Instance>, topic: &str, userid: u32, message: &Message) -> bool {
-        let service = self
-            .services
-            .borrow()
-            .iter()
-            .find(|service| service.topic == topic)
-            .cloned();
-        let Some(service) = service else { return false };
+    /// Whether a plugin serves a topic.
+    pub fn serves(&self, topic: &str) -> bool {
+        self.service(topic).is_some()
+    }
+
+    fn service(&self, topic: &str) -> Option<Rc<Service>> {
+        let services = self.services.borrow();
+        services.iter().find(|service| service.topic == topic).cloned()
+    }
+
+    /// Has the plugin that serves a topic answer a request, now or later.
+    pub fn serve(&self, instance: &Rc<Instance>, topic: &str, userid: u32, message: &Rc<Message>) {
+        let Some(service) = self.service(topic) else { return };
         if userid != instance.owner {
             message.respond(Err(Failure::new(libc::EPERM, "Request requires owner credentials")));
-            return true;
+            return;
         }
+        service.given.borrow_mut().retain(|given| given.strong_count() > 0);
+        service.given.borrow_mut().push(Rc::downgrade(message));
         let mh = Rc::as_ptr(&service).cast_mut().cast();
         // SAFETY: the plugin gave this callback for this argument, and is loaded: its services go when it does.
         instance.handle.reactor.timed(topic, || unsafe {
-            (service.callback)(instance.handle.as_ptr(), mh, message.as_ptr(), service.arg);
+            (service.callback)(instance.handle.as_ptr(), mh, Rc::as_ptr(message).cast(), service.arg);
         });
-        true
     }
 
     fn current(&self) -> Option<Rc<Job>> {
@@ -356,28 +407,79 @@ pub unsafe extern "C" fn flux_jobtap_service_register(
             topic,
             callback,
             arg,
+            given: RefCell::default(),
         };
         instance.jobtap.services.borrow_mut().push(Rc::new(service));
     }
     0
 }
 
+/// What a C function returns for an event that was posted, or was not.
+fn posted(posted: Result<(), c_int>) -> c_int {
+    match posted {
+        Ok(()) => 0,
+        Err(errnum) => fail(errnum),
+    }
+}
+
+/// A prolog or an epilog of the current job starts.
+///
+/// # Safety
+/// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
+unsafe fn perilog_start(p: *mut flux_plugin_t, description: *const c_char, prolog: bool) -> c_int {
+    // SAFETY: as promised by the caller.
+    let (instance, description) = unsafe { (instance_of(p), c::string(description)) };
+    let Some((instance, description)) = instance.zip(description) else {
+        return fail(libc::EINVAL);
+    };
+    let Some(job) = instance.jobtap.current() else {
+        return fail(libc::EINVAL);
+    };
+    let cleanup = job.state.get() == State::Cleanup;
+    let (event, possible) = match prolog {
+        true => ("prolog-start", !cleanup && !job.start_pending.get()),
+        false => ("epilog-start", cleanup),
+    };
+    match possible {
+        true => posted(instance.try_post(&job, event, json!({"description": description}))),
+        false => fail(libc::EINVAL),
+    }
+}
+
+/// A prolog or an epilog of an active job has finished.
+///
+/// # Safety
+/// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
+unsafe fn perilog_finish(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    description: *const c_char,
+    status: c_int,
+    prolog: bool,
+) -> c_int {
+    // SAFETY: as promised by the caller.
+    let (found, description) = unsafe { (active_job_of(p, id), c::string(description)) };
+    let Some((instance, job)) = found else {
+        return -1;
+    };
+    let (event, possible) = match prolog {
+        true => ("prolog-finish", !job.start_pending.get()),
+        false => ("epilog-finish", job.state.get() == State::Cleanup),
+    };
+    match description.filter(|_| possible) {
+        Some(description) => {
+            let context = json!({"description": description, "status": status});
+            posted(instance.try_post(&job, event, context))
+        }
+        None => fail(libc::EINVAL),
+    }
+}
+
 /// flux_jobtap_prolog_start(3)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_jobtap_prolog_start(p: *mut flux_plugin_t, description: *const c_char) -> c_int {
     // SAFETY: the caller passes NULL or valid pointers.
-    unsafe {
-        let (Some(description), Some(instance)) = (c::string(description), instance_of(p)) else {
-            return fail(libc::EINVAL);
-        };
-        let Some(job) = instance.jobtap.current() else {
-            return fail(libc::EINVAL);
-        };
-        if job.start_pending.get() || job.state.get() == State::Cleanup {
-            return fail(libc::EINVAL);
-        }
-        posted(instance.post(&job, "prolog-start", json!({"description": description})))
-    }
+    unsafe { perilog_start(p, description, true) }
 }
 
 /// flux_jobtap_prolog_finish(3)
@@ -389,23 +491,180 @@ pub unsafe extern "C" fn flux_jobtap_prolog_finish(
     status: c_int,
 ) -> c_int {
     // SAFETY: the caller passes NULL or valid pointers.
-    unsafe {
-        let Some((instance, job)) = active_job_of(p, id) else {
-            return -1;
-        };
-        let Some(description) = c::string(description) else {
-            return fail(libc::EINVAL);
-        };
-        if job.start_pending.get() {
-            return fail(libc::EINVAL);
-        }
-        let context = json!({"description": description, "status": status});
-        posted(instance.post(&job, "prolog-finish", context))
+    unsafe { perilog_finish(p, id, description, status, true) }
+}
+
+/// flux_jobtap_epilog_start(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_epilog_start(p: *mut flux_plugin_t, description: *const c_char) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    unsafe { perilog_start(p, description, false) }
+}
+
+/// flux_jobtap_epilog_finish(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_epilog_finish(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    description: *const c_char,
+    status: c_int,
+) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    unsafe { perilog_finish(p, id, description, status, false) }
+}
+
+/// Posts an event of a dependency. Unlike elsewhere, `FLUX_JOBTAP_CURRENT_JOB` names no job here.
+///
+/// # Safety
+/// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
+unsafe fn dependency(p: *mut flux_plugin_t, id: flux_jobid_t, description: *const c_char, add: bool) -> c_int {
+    // SAFETY: as promised by the caller.
+    let (instance, description) = unsafe { (instance_of(p), c::string(description)) };
+    let Some(instance) = instance else {
+        return fail(libc::EINVAL);
+    };
+    let current = instance.jobtap.current().filter(|job| job.id.0 == id);
+    let active = || instance.job(JobId(id)).filter(|job| job.state.get() != State::Inactive);
+    let Some(job) = current.or_else(active) else {
+        return fail(libc::ENOENT);
+    };
+    let Some(description) = description.filter(|_| matches!(job.state.get(), State::New | State::Depend)) else {
+        return fail(libc::EINVAL);
+    };
+    if add && job.dependencies.borrow().contains(&description) {
+        return 0;
+    }
+    let event = if add { "dependency-add" } else { "dependency-remove" };
+    posted(instance.try_post(&job, event, json!({"description": description})))
+}
+
+/// flux_jobtap_dependency_add(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_dependency_add(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    description: *const c_char,
+) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    unsafe { dependency(p, id, description, true) }
+}
+
+/// flux_jobtap_dependency_remove(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_dependency_remove(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    description: *const c_char,
+) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    unsafe { dependency(p, id, description, false) }
+}
+
+/// flux_jobtap_job_subscribe(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_job_subscribe(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int {
+    // SAFETY: the caller passes NULL or a loaded plugin.
+    let Some((_, job)) = (unsafe { active_job_of(p, id) }) else {
+        return -1;
+    };
+    let p = p.cast::<Plugin>().cast_const();
+    // SAFETY: the plugin is loaded, as a job was found with it, and a flux_plugin_t is only ever made from an Rc<Plugin>.
+    let plugin = unsafe {
+        Rc::increment_strong_count(p);
+        Rc::from_raw(p)
+    };
+    job.subscribers.borrow_mut().push(plugin);
+    0
+}
+
+/// flux_jobtap_job_event_posted(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_jobtap_job_event_posted(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    name: *const c_char,
+) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    let (name, found) = unsafe { (c::string(name), job_of(p, id)) };
+    match name.zip(found) {
+        Some((name, (instance, job))) => instance
+            .was_posted(&job, &name)
+            .map_or_else(|| fail(libc::EINVAL), c_int::from),
+        None if p.is_null() => fail(libc::EINVAL),
+        None => -1,
     }
 }
 
-fn posted(posted: bool) -> c_int {
-    if posted { 0 } else { fail(libc::EINVAL) }
+/// Whether flux_jobtap_event_post_pack(3) knows the job, before it looks at the context.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn host_jobtap_is_active(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int {
+    // SAFETY: the shim passes on what its caller gave.
+    unsafe { active_job_of(p, id) }.map_or(-1, |_| 0)
+}
+
+/// The tail of flux_jobtap_event_post_pack(3). The context is JSON text, or NULL for none.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn host_jobtap_post(
+    p: *mut flux_plugin_t,
+    id: flux_jobid_t,
+    name: *const c_char,
+    context: *const c_char,
+) -> c_int {
+    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    let (found, name, context) = unsafe { (active_job_of(p, id), c::string(name), c::string(context)) };
+    let Some((instance, job)) = found else {
+        return -1;
+    };
+    let context = match context {
+        // An event has a context that is an object, or none.
+        Some(text) => Some(serde_json::from_str(&text).unwrap_or(Value::Null)).filter(Value::is_object),
+        None => Some(Value::Null),
+    };
+    match context.zip(name) {
+        Some((context, name)) => posted(instance.try_post(&job, &name, context)),
+        None => fail(libc::EINVAL),
+    }
+}
+
+/// The job that flux_jobtap_jobspec_update_id_pack(3) may update: one that does not run yet, and that no callback is
+/// about.
+///
+/// # Safety
+/// `p` is NULL or a plugin that is loaded.
+unsafe fn updatable(p: *mut flux_plugin_t, id: flux_jobid_t) -> Option<(Rc<Instance>, Rc<Job>)> {
+    // SAFETY: as promised by the caller.
+    let found = unsafe { active_job_of(p, id) }.filter(|(instance, job)| {
+        let current = instance.jobtap.current();
+        let current = current.is_some_and(|current| Rc::ptr_eq(&current, job));
+        !current && !matches!(job.state.get(), State::Run | State::Cleanup)
+    });
+    if found.is_none() {
+        // Also for a job that there is not.
+        set_errno(libc::EINVAL);
+    }
+    found
+}
+
+/// Whether flux_jobtap_jobspec_update_id_pack(3) may update the job, before it looks at the updates.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn host_jobtap_may_update(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int {
+    // SAFETY: the shim passes on what its caller gave.
+    unsafe { updatable(p, id) }.map_or(-1, |_| 0)
+}
+
+/// The tail of flux_jobtap_jobspec_update_id_pack(3). The updates are JSON text.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn host_jobtap_update(p: *mut flux_plugin_t, id: flux_jobid_t, updates: *const c_char) -> c_int {
+    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    let (found, updates) = unsafe { (updatable(p, id), c::string(updates)) };
+    let Some((instance, job)) = found else {
+        return -1;
+    };
+    let updates = updates.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    match updates.filter(|updates| updates.is_object() && job::may_update(updates)) {
+        Some(updates) => posted(instance.try_post(&job, "jobspec-update", updates)),
+        None => fail(libc::EINVAL),
+    }
 }
 
 /// The tail of flux_jobtap_raise_exception(3).
@@ -423,7 +682,7 @@ unsafe extern "C" fn host_jobtap_raise(
             return -1;
         };
         let (kind, note) = (c::string(kind).unwrap_or_default(), c::string(note).unwrap_or_default());
-        posted(instance.raise(&job, &kind, i64::from(severity), &note, instance.owner))
+        posted(instance.try_raise(&job, &kind, i64::from(severity), &note, instance.owner))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The host: a stand-in for the job manager, the KVS and the job shell of Flux, where no Flux is installed.
 //!
 //! It loads the very shared objects that Flux loads, through the same C names, and imitates what they see of Flux: job
-//! states and events, prologs, a KVS with asynchronous commits, owner-checked lookups, shells as the job owner. It is
-//! no workload manager: there is one node, it has every resource, and nobody but its caller can submit.
+//! states and events, dependencies, prologs and epilogs, updates of the jobspec, a KVS with asynchronous commits,
+//! owner-checked lookups, shells as the job owner. It is no workload manager: there is one node, it has every resource,
+//! and nobody but its caller can submit.
 
 mod c;
 mod channel;
@@ -21,6 +22,7 @@ mod plugin;
 mod reactor;
 mod run;
 mod shell;
+mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

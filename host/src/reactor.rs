@@ -1,7 +1,7 @@
 //! The reactor: one thread that serves descriptors, futures, timers and deferred work in turns, and measures how long
 //! each callback of a plugin keeps it.
 //!
-//! Of Flux: `flux_fd_watcher_create(3)` and the order of a turn of the job manager. What is served by another module of
+//! Of Flux: `flux_fd_watcher_create(3)`, `flux_timer_watcher_create(3)` and the order of a turn of the job manager. What is served by another module of
 //! the broker there (KVS, job-info) is a *service* here: it makes progress also while a plugin blocks on a future.
 
 use std::cell::{Cell, RefCell};
@@ -49,12 +49,25 @@ struct Topic {
     max: Duration,
 }
 
-/// A descriptor that is watched, by the host or by a plugin.
+/// What is watched, by the host or by a plugin.
 pub struct Watcher {
-    fd: RawFd,
-    events: c_int,
+    source: Source,
     active: Cell<bool>,
     callback: Callback,
+}
+
+enum Source {
+    Fd {
+        fd: RawFd,
+        events: c_int,
+    },
+    Timer {
+        after: Duration,
+        /// Zero for a timer that goes off once.
+        repeat: Duration,
+        /// None for never.
+        deadline: Cell<Option<Instant>>,
+    },
 }
 
 enum Callback {
@@ -100,9 +113,12 @@ impl Reactor {
     }
 
     fn add(&self, fd: RawFd, events: c_int, callback: Callback, active: bool) -> Rc<Watcher> {
+        self.add_source(Source::Fd { fd, events }, callback, active)
+    }
+
+    fn add_source(&self, source: Source, callback: Callback, active: bool) -> Rc<Watcher> {
         let watcher = Rc::new(Watcher {
-            fd,
-            events,
+            source,
             active: Cell::new(active),
             callback,
         });
@@ -168,12 +184,29 @@ impl Reactor {
         for (_, task) in due {
             task();
         }
+        for watcher in self.active_watchers() {
+            if watcher.deadline().is_some_and(|deadline| deadline <= now) {
+                watcher.go_off(self, now);
+            }
+        }
+    }
+
+    fn active_watchers(&self) -> Vec<Rc<Watcher>> {
+        let mut watchers = self.watchers.borrow_mut();
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        let alive = watchers.iter().filter_map(Weak::upgrade);
+        alive.filter(|watcher| watcher.active.get()).collect()
     }
 
     /// Milliseconds for poll(2), rounded up.
     fn until_next_timer(&self) -> c_int {
         let timers = self.timers.borrow();
-        match timers.iter().map(|(deadline, _)| *deadline).min() {
+        let tasks = timers.iter().map(|(deadline, _)| *deadline);
+        let watchers = self.active_watchers();
+        match tasks
+            .chain(watchers.iter().filter_map(|watcher| watcher.deadline()))
+            .min()
+        {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 c_int::try_from(left.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX)
@@ -183,23 +216,11 @@ impl Reactor {
     }
 
     fn poll(&self, timeout: c_int) -> Vec<(Rc<Watcher>, c_int)> {
-        let watchers: Vec<Rc<Watcher>> = {
-            let mut watchers = self.watchers.borrow_mut();
-            watchers.retain(|watcher| watcher.strong_count() > 0);
-            watchers
-                .iter()
-                .filter_map(Weak::upgrade)
-                .filter(|watcher| watcher.active.get())
-                .collect()
-        };
-        let mut fds: Vec<libc::pollfd> = watchers
-            .iter()
-            .map(|watcher| libc::pollfd {
-                fd: watcher.fd,
-                events: watcher.poll_events(),
-                revents: 0,
-            })
-            .collect();
+        let watchers = self.active_watchers();
+        let (watchers, mut fds): (Vec<Rc<Watcher>>, Vec<libc::pollfd>) = watchers
+            .into_iter()
+            .filter_map(|watcher| watcher.poll_fd().map(|fd| (watcher, fd)))
+            .unzip();
         // SAFETY: the array is valid for its length. EINTR leaves revents zero, which counts as a turn without events.
         let n = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
         if n <= 0 {
@@ -255,25 +276,70 @@ fn take<T>(queue: &RefCell<VecDeque<T>>) -> VecDeque<T> {
 }
 
 impl Watcher {
-    fn poll_events(&self) -> i16 {
-        let mut events = 0;
-        if self.events & FLUX_POLLIN != 0 {
-            events |= libc::POLLIN;
+    fn poll_fd(&self) -> Option<libc::pollfd> {
+        let Source::Fd { fd, events } = self.source else {
+            return None;
+        };
+        let flag = |flux, poll| if events & flux != 0 { poll } else { 0 };
+        Some(libc::pollfd {
+            fd,
+            events: flag(FLUX_POLLIN, libc::POLLIN) | flag(FLUX_POLLOUT, libc::POLLOUT),
+            revents: 0,
+        })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.source {
+            Source::Timer { deadline, .. } => deadline.get(),
+            Source::Fd { .. } => None,
         }
-        if self.events & FLUX_POLLOUT != 0 {
-            events |= libc::POLLOUT;
+    }
+
+    /// Starts; a timer counts from here, unless it counts already.
+    fn start(&self) {
+        if self.active.replace(true) {
+            return;
         }
-        events
+        if let Source::Timer { after, deadline, .. } = &self.source {
+            deadline.set(Instant::now().checked_add(*after));
+        }
+    }
+
+    /// Calls back for a timer that is due, and has it count again or stop.
+    fn go_off(self: Rc<Self>, reactor: &Reactor, now: Instant) {
+        let (Source::Timer { repeat, deadline, .. }, Callback::Plugin(callback, arg)) = (&self.source, &self.callback)
+        else {
+            return;
+        };
+        // An earlier callback of this turn may have stopped it, or destroyed it: then this reference is the only one.
+        if !self.active.get() || Rc::strong_count(&self) == 1 {
+            return;
+        }
+        match repeat.is_zero() {
+            true => self.active.set(false),
+            // One that is late does not go off more often to make up for it.
+            false => deadline.set(
+                deadline
+                    .get()
+                    .and_then(|last| Some(last.checked_add(*repeat)?.max(now))),
+            ),
+        }
+        let r = std::ptr::from_ref(reactor).cast_mut().cast();
+        let w = Rc::as_ptr(&self).cast_mut().cast();
+        // SAFETY: the plugin gave this callback for this argument, and destroys the watcher before either becomes
+        // invalid. The reference held here keeps the watcher alive if the callback destroys it.
+        reactor.timed("timer", || unsafe { callback(r, w, 0, *arg) });
     }
 
     fn dispatch(self: Rc<Self>, reactor: &Reactor, revents: c_int) {
         // An earlier callback of this turn may have stopped it, or destroyed it: then this reference is the only one.
+        let Source::Fd { fd, events } = self.source else { return };
         if !self.active.get() || Rc::strong_count(&self) == 1 {
             return;
         }
         if revents & c_int::from(libc::POLLNVAL) != 0 {
             self.active.set(false);
-            eprintln!("host: BUG: descriptor {} was closed while it was watched", self.fd);
+            eprintln!("host: BUG: descriptor {fd} was closed while it was watched");
             return;
         }
         match &self.callback {
@@ -283,13 +349,13 @@ impl Watcher {
                 let hangup = revents & c_int::from(libc::POLLHUP | libc::POLLERR) != 0;
                 let mut flux = 0;
                 if hangup || revents & c_int::from(libc::POLLIN) != 0 {
-                    flux |= self.events & FLUX_POLLIN;
+                    flux |= events & FLUX_POLLIN;
                 }
                 if hangup || revents & c_int::from(libc::POLLOUT) != 0 {
-                    flux |= self.events & FLUX_POLLOUT;
+                    flux |= events & FLUX_POLLOUT;
                 }
                 if hangup {
-                    flux |= self.events & FLUX_POLLERR;
+                    flux |= events & FLUX_POLLERR;
                 }
                 let r = std::ptr::from_ref(reactor).cast_mut().cast();
                 let w = Rc::as_ptr(&self).cast_mut().cast();
@@ -300,9 +366,12 @@ impl Watcher {
         }
     }
 
-    /// The descriptor.
-    pub fn fd(&self) -> RawFd {
-        self.fd
+    /// The descriptor; a timer has none.
+    pub fn fd(&self) -> Option<RawFd> {
+        match self.source {
+            Source::Fd { fd, .. } => Some(fd),
+            Source::Timer { .. } => None,
+        }
     }
 
     /// Stops for good, also if the callback runs now.
@@ -331,6 +400,34 @@ pub unsafe extern "C" fn flux_fd_watcher_create(
         .cast()
 }
 
+/// flux_timer_watcher_create(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_timer_watcher_create(
+    r: *mut flux_reactor_t,
+    after: f64,
+    repeat: f64,
+    cb: flux_watcher_f,
+    arg: *mut c_void,
+) -> *mut flux_watcher_t {
+    check_thread();
+    let (false, Some(cb)) = (r.is_null() || !(after >= 0.0 && repeat >= 0.0), cb) else {
+        set_errno(libc::EINVAL);
+        return std::ptr::null_mut();
+    };
+    // A time that is too long to express never comes.
+    let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    let source = Source::Timer {
+        after: duration(after),
+        repeat: duration(repeat),
+        deadline: Cell::default(),
+    };
+    // SAFETY: a flux_reactor_t is only ever a Reactor, which lives as long as the process runs plugins.
+    let reactor = unsafe { &*r.cast::<Reactor>() };
+    Rc::into_raw(reactor.add_source(source, Callback::Plugin(cb, arg), false))
+        .cast_mut()
+        .cast()
+}
+
 /// The watcher behind a C pointer.
 ///
 /// # Safety
@@ -346,7 +443,7 @@ unsafe fn watcher<'a>(w: *mut flux_watcher_t) -> Option<&'a Watcher> {
 pub unsafe extern "C" fn flux_watcher_start(w: *mut flux_watcher_t) {
     // SAFETY: the caller passes NULL or a valid watcher.
     if let Some(watcher) = unsafe { watcher(w) } {
-        watcher.active.set(true);
+        watcher.start();
     }
 }
 

@@ -54,6 +54,10 @@ pub struct Shell {
     /// Every version of the shell's info that C code may have borrowed strings from; the last one is current.
     info: RefCell<Vec<Json>>,
     info_stale: Cell<bool>,
+    /// Options that C code may have borrowed strings from.
+    options: RefCell<Vec<Json>>,
+    /// As the job asked for; a plugin that sets the option later changes nothing.
+    verbosity: OnceCell<c_int>,
     plugins: RefCell<Vec<Rc<Plugin>>>,
     pending: RefCell<BTreeMap<u64, Done>>,
     next_seq: Cell<u64>,
@@ -83,6 +87,8 @@ pub fn main() -> ! {
         init,
         info: RefCell::default(),
         info_stale: Cell::new(true),
+        options: RefCell::default(),
+        verbosity: OnceCell::new(),
         plugins: RefCell::default(),
         pending: RefCell::default(),
         next_seq: Cell::new(0),
@@ -151,10 +157,27 @@ impl Shell {
             .cloned()
     }
 
+    /// Sets an option of the job shell, or removes it. False if there is none to remove.
+    fn set_option(&self, name: &str, value: Option<Value>) -> bool {
+        self.verbose();
+        let mut jobspec = self.jobspec.borrow_mut();
+        let options = object_at(&mut jobspec, &["attributes", "system", "shell", "options"]);
+        self.info_stale.set(true);
+        match value {
+            Some(value) => {
+                options.insert(name.to_owned(), value);
+                true
+            }
+            None => options.remove(name).is_some(),
+        }
+    }
+
     fn verbose(&self) -> c_int {
-        self.option("verbose")
-            .and_then(|verbose| verbose.as_i64())
-            .map_or(0, |verbose| verbose.clamp(0, 2) as c_int)
+        *self.verbosity.get_or_init(|| {
+            self.option("verbose")
+                .and_then(|verbose| verbose.as_i64())
+                .map_or(0, |verbose| verbose.clamp(0, 2) as c_int)
+        })
     }
 
     /// All stages. Returns the exit code.
@@ -272,14 +295,9 @@ impl Shell {
 
     fn set_env(&self, overwrite: bool, name: &str, value: &str) {
         let mut jobspec = self.jobspec.borrow_mut();
-        let environment = ["attributes", "system", "environment"]
-            .iter()
-            .fold(&mut *jobspec, |object, key| &mut object[key]);
-        if !environment.is_object() {
-            *environment = json!({});
-        }
-        if overwrite || environment.get(name).is_none() {
-            environment[name] = json!(value);
+        let environment = object_at(&mut jobspec, &["attributes", "system", "environment"]);
+        if overwrite || !environment.contains_key(name) {
+            environment.insert(name.to_owned(), json!(value));
             self.info_stale.set(true);
         }
     }
@@ -589,6 +607,25 @@ impl Broker for Shell {
     }
 }
 
+/// The object at a path in a JSON value, which is made one where it is none.
+fn object_at<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Map<String, Value> {
+    let object = as_object(value);
+    match path.split_first() {
+        Some((first, rest)) => object_at(object.entry(*first).or_insert(Value::Null), rest),
+        None => object,
+    }
+}
+
+fn as_object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    match value {
+        Value::Object(object) => object,
+        _ => unreachable!("it was made an object"),
+    }
+}
+
 /// The shell behind a C pointer.
 ///
 /// # Safety
@@ -656,6 +693,44 @@ pub unsafe extern "C" fn flux_shell_getopt(
         }
     }
     1
+}
+
+/// flux_shell_setopt(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_shell_setopt(
+    sh: *mut flux_shell_t,
+    name: *const c_char,
+    json_str: *const c_char,
+) -> c_int {
+    // SAFETY: the caller passes NULL or valid pointers.
+    let (shell, name, text) = unsafe { (shell(sh), c::string(name), c::string(json_str)) };
+    let (Some(shell), Some(name)) = (shell, name) else {
+        return fail(libc::EINVAL);
+    };
+    let value = match text.map(|text| Json::parse(&text)) {
+        None => None,
+        Some(Ok(json)) => Some(json.value()),
+        // What Flux leaves errno at then is left to chance.
+        Some(Err(_)) => return fail(libc::EINVAL),
+    };
+    match shell.set_option(&name, value) {
+        true => 0,
+        false => -1,
+    }
+}
+
+/// The option that flux_shell_getopt_unpack(3) reads, borrowed; NULL if there is none.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn host_shell_option(sh: *mut flux_shell_t, name: *const c_char) -> *mut c_void {
+    // SAFETY: the shim passes on what its caller gave.
+    let (shell, name) = unsafe { (shell(sh), c::string(name)) };
+    let option = shell.and_then(|shell| Some((shell, shell.option(&name?)?)));
+    let Some((shell, Ok(json))) = option.map(|(shell, value)| (shell, Json::parse(&value.to_string()))) else {
+        return std::ptr::null_mut();
+    };
+    let pointer = json.as_ptr();
+    shell.options.borrow_mut().push(json);
+    pointer
 }
 
 /// The object that flux_shell_info_unpack(3) reads, borrowed.
