@@ -158,7 +158,7 @@ test_expect_success 'what was searched is what it should have been' '
 	grep workflow-token gathered/running/keys.primary &&
 	grep MUNGE: gathered/running/values.primary &&
 	test "$(grep -l "exported DW_WORKFLOW_TOKEN" gathered/running/output.* | wc -l)" = 2 &&
-	grep "no token was delivered" gathered/running/dmesg &&
+	grep "no workflow token was delivered" gathered/running/dmesg &&
 	grep "\[redacted\]" gathered/running/dmesg &&
 	grep shell.start gathered/running/guest-eventlog.* &&
 	grep delivered gathered/running/query

@@ -84,7 +84,7 @@ fails() {
 		! test -e started.$1 &&
 		! grep -F "$PWD" exceptions &&
 		flux dmesg >dmesg &&
-		grep -F "$id: no token was delivered:" dmesg >cause &&
+		grep -F "$id: no workflow token was delivered:" dmesg >cause &&
 		cat cause &&
 		test "$(wc -l <cause)" = 1 &&
 		grep -F "$3" cause

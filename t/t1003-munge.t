@@ -49,7 +49,7 @@ test_expect_success 'munged absent: one clear exception when the time is over, a
 	is_failed_delivery "$id" "it took longer than 2 s" &&
 	! test -e started &&
 	flux dmesg >dmesg &&
-	grep "$id: no token was delivered: .*munged.*is it running" dmesg &&
+	grep "$id: no workflow token was delivered: .*munged.*is it running" dmesg &&
 	grep -F "$MUNGE_SOCKET" dmesg &&
 	has_no_record "$id"
 '

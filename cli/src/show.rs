@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use seal::{Expected, KEY, Munge, Owner, Record};
+use seal::{Expected, Munge, Owner, Record, key};
 use serde_json::{Value, json};
 use token::NumericDate;
 
@@ -18,6 +18,10 @@ pub struct Args {
     /// Job id, in any form that Flux takes
     #[arg(value_name = "JOBID")]
     jobid: String,
+
+    /// Which record: each plugin that delivers keeps its own
+    #[arg(long, value_name = "KEY", default_value = key::WORKFLOW_TOKEN, value_parser = key::ALL)]
+    record: String,
 
     /// Socket of munged [default: that of the instance's configuration, or else MUNGE's own]
     #[arg(long, value_name = "PATH")]
@@ -38,7 +42,7 @@ pub enum Error {
     #[error("{0}: only the job owner and the instance owner can read the record of a job: ask one of them")]
     Denied(String),
     #[error(
-        "{0}: the job has no record: no rule matched this job, the record was removed at the job's end, or the plugin \
+        "{0}: the job has no such record: no rule matched this job, the record was removed at the job's end, or the plugin \
          was not loaded (operators: see `flux workflow-token doctor`)"
     )]
     NoRecord(String),
@@ -76,14 +80,14 @@ impl Seal {
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let id = print::word(&args.jobid);
     let jobid = decimal(&id)?;
-    let text = flux::run(&["job", "info", &jobid.to_string(), KEY]).map_err(|e| refusal(id.clone(), e))?;
+    let text = flux::run(&["job", "info", &jobid.to_string(), &args.record]).map_err(|e| refusal(id.clone(), e))?;
     let record = Record::from_json(&text).map_err(|e| Error::Record(id.clone(), e))?;
 
     let seal = verify(&record, jobid, args.munge_socket.as_deref());
     let shown = if args.json {
-        print::json(&as_json(&record, jobid, &seal)) + "\n"
+        print::json(&as_json(&args.record, &record, jobid, &seal)) + "\n"
     } else {
-        as_text(&id, &record, &seal)
+        as_text(&id, &args.record, &record, &seal)
     };
     print::out(&shown)?;
     Ok(match seal {
@@ -162,7 +166,7 @@ fn munge(socket: Option<&Path>) -> Result<Munge, seal::MungeError> {
     }
 }
 
-fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
+fn as_text(id: &str, key: &str, record: &Record, seal: &Seal) -> String {
     let now = SystemTime::now();
     let (sealer, sealed_at) = seal.by_and_at(record);
     let variables: Vec<_> = record.variables().iter().map(|name| print::word(name)).collect();
@@ -173,7 +177,7 @@ fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
     };
     format!(
         "job         {id}\nvariables   {}\nfor         {}\nsealed      {sealed_at} ({})\nsealed by   {}, {certain}\n\
-         record      version {}, credential of {} bytes\n",
+         record      {key}, version {}, credential of {} bytes\n",
         if variables.is_empty() {
             "none".to_owned()
         } else {
@@ -187,7 +191,7 @@ fn as_text(id: &str, record: &Record, seal: &Seal) -> String {
     )
 }
 
-fn as_json(record: &Record, jobid: u64, seal: &Seal) -> Value {
+fn as_json(key: &str, record: &Record, jobid: u64, seal: &Seal) -> Value {
     let (verified, why) = match seal {
         Seal::Authentic { .. } => (Some(true), None),
         Seal::Refused(why) => (Some(false), Some(why)),
@@ -196,6 +200,7 @@ fn as_json(record: &Record, jobid: u64, seal: &Seal) -> Value {
     let (sealer, sealed_at) = seal.by_and_at(record);
     json!({
         "jobid": jobid,
+        "record": key,
         "version": record.version(),
         "variables": record.variables(),
         "uid": record.uid(),

@@ -172,7 +172,7 @@ fn says_why_there_is_nothing_to_show() {
     for (info, says) in [
         (
             "echo 'flux-job: workflow-token: key not found' >&2; exit 1",
-            "ƒ2oLkTLb1: the job has no record: no rule matched this job, the record was removed at the job's end, or \
+            "ƒ2oLkTLb1: the job has no such record: no rule matched this job, the record was removed at the job's end, or \
              the plugin was not loaded",
         ),
         (

@@ -205,7 +205,10 @@ impl Inner {
                 self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
             }
             // It is configured before it is called for any job.
-            None => self.fail(job, &Failure::new("an internal error", "the plugin has no configuration")),
+            None => self.fail(
+                job,
+                &Failure::new("an internal error", "the plugin has no configuration"),
+            ),
         }
     }
 

@@ -302,7 +302,10 @@ impl Inner {
     /// The first configuration has come: this plugin is the one that is in charge, unless another one is already.
     fn activate(inner: &Rc<Self>) -> Result<(), PluginError> {
         let flux = inner.flux();
-        if flux.left_jobs(inner.kind.active).is_some_and(|active| !active.is_empty()) {
+        if flux
+            .left_jobs(inner.kind.active)
+            .is_some_and(|active| !active.is_empty())
+        {
             return Err(PluginError(format!(
                 "{} is already loaded, under another file name: remove that first",
                 inner.kind.name
@@ -319,7 +322,10 @@ impl Inner {
         flux.leave_jobs(inner.kind.active, &[JobId(0)]);
         inner.active.set(true);
         let set = |jobs: Vec<JobId>| jobs.into_iter().collect::<HashSet<_>>();
-        *inner.left.borrow_mut() = match (flux.left_jobs(inner.kind.left_in_flight), flux.left_jobs(inner.kind.left_delivered)) {
+        *inner.left.borrow_mut() = match (
+            flux.left_jobs(inner.kind.left_in_flight),
+            flux.left_jobs(inner.kind.left_delivered),
+        ) {
             (Some(in_flight), Some(delivered)) => Some(Left {
                 in_flight: set(in_flight),
                 unknown: set(flux.left_jobs(inner.kind.left_unknown).unwrap_or_default()),

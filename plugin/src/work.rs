@@ -251,7 +251,11 @@ impl Setup {
     /// moment more to say them.
     pub fn fetch_limit(&self, which: Which) -> Duration {
         let blocking = self.source(which).is_some_and(Source::is_blocking);
-        let grace = if blocking { Duration::ZERO } else { Duration::from_secs(3) };
+        let grace = if blocking {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(3)
+        };
         self.fetch_timeout(which) + grace
     }
 

@@ -274,7 +274,7 @@ impl Instance {
     #[track_caller]
     pub fn cause(&mut self, job: &str) -> String {
         let mut lines = self.dmesg();
-        lines.retain(|line| line.contains(&format!("{job}: no token was delivered: ")));
+        lines.retain(|line| line.contains(&format!("{job}: no workflow token was delivered: ")));
         assert_eq!(lines.len(), 1, "{job}: {lines:?}");
         lines.remove(0)
     }
