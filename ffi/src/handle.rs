@@ -1,6 +1,6 @@
 //! The handle: flux_log(3), flux_aux_set(3), flux_rpc(3), flux_kvs_lookup(3).
 
-use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr};
+use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc};
 
 use crate::{Future, JobId, Transaction, c_text, raw, reactor::Watcher};
 
@@ -49,20 +49,20 @@ impl<'a> Flux<'a> {
     ///
     /// # Errors
     /// From flux_fd_watcher_create(3).
-    pub fn watch(self, fd: RawFd, f: impl FnMut() + 'static) -> io::Result<Watcher> {
+    pub fn watch(self, fd: RawFd, f: impl Fn() + 'static) -> io::Result<Watcher> {
         // SAFETY: a live handle has a reactor, or the call gives null, which is checked.
         let reactor = unsafe { raw::flux_get_reactor(self.raw) };
-        Watcher::readable(reactor, fd, Box::new(f))
+        Watcher::readable(reactor, fd, Rc::new(f))
     }
 
     /// Calls `f` on the reactor thread once, after so many seconds, unless the watcher is dropped before.
     ///
     /// # Errors
     /// From flux_timer_watcher_create(3).
-    pub fn after(self, seconds: f64, f: impl FnMut() + 'static) -> io::Result<Watcher> {
+    pub fn after(self, seconds: f64, f: impl Fn() + 'static) -> io::Result<Watcher> {
         // SAFETY: as above.
         let reactor = unsafe { raw::flux_get_reactor(self.raw) };
-        Watcher::after(reactor, seconds, Box::new(f))
+        Watcher::after(reactor, seconds, Rc::new(f))
     }
 
     /// Sends a request to the nearest broker that serves the topic.

@@ -4,6 +4,7 @@ use std::{
     ffi::{c_int, c_void},
     io,
     os::fd::RawFd,
+    rc::Rc,
 };
 
 use crate::{guard, last_error, raw};
@@ -14,7 +15,8 @@ pub struct Watcher {
     callback: *mut Callback,
 }
 
-type Callback = Box<dyn FnMut()>;
+/// Shared with the call that is running: a callback may come to drop its own watcher.
+type Callback = Rc<dyn Fn()>;
 
 impl Watcher {
     /// Calls `f` whenever the descriptor is readable.
@@ -68,6 +70,6 @@ impl Drop for Watcher {
 
 unsafe extern "C" fn called(_: *mut raw::flux_reactor_t, _: *mut raw::flux_watcher_t, _: c_int, arg: *mut c_void) {
     // SAFETY: the callback outlives its watcher, and the reactor is one thread.
-    let callback = unsafe { &mut *arg.cast::<Callback>() };
-    guard((), callback);
+    let callback = unsafe { Rc::clone(&*arg.cast::<Callback>()) };
+    guard((), || callback());
 }

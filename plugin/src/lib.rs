@@ -14,6 +14,7 @@
 //! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
 
 mod delivery;
+mod dws;
 mod facts;
 mod manager;
 mod owner;
@@ -29,15 +30,22 @@ use manager::Manager;
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
+    loaded(plugin, "workflow-token", load)
+}
+
+/// Loads the plugin `dws`, for rabbit jobs: to be called by `flux_plugin_init`. Returns what that returns.
+pub fn init_dws(plugin: Plugin<'static>) -> i32 {
+    loaded(plugin, "dws", dws::load)
+}
+
+fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {
             if let Some(jobtap) = Jobtap::new(plugin) {
-                jobtap.flux().log(
-                    ffi::LogLevel::Err,
-                    &format!("workflow-token: cannot be loaded: {error}"),
-                );
+                let line = format!("{name}: cannot be loaded: {error}");
+                jobtap.flux().log(ffi::LogLevel::Err, &line);
             }
             -1
         }

@@ -32,27 +32,29 @@ pub(crate) enum Past {
 }
 
 /// Whether the job has started, RFC 21.
-fn has_started(eventlog: &str) -> bool {
+pub(crate) fn has_started(eventlog: &str) -> bool {
     let events = eventlog
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     events.into_iter().any(|event| event["name"] == "start")
 }
 
-/// Reads an eventlog, RFC 18: one JSON object for each line, with the context of prologs as RFC 21 has it.
-pub(crate) fn past(eventlog: &str, prolog: &str) -> Past {
+/// Reads an eventlog, RFC 18: one JSON object for each line, with the context of prologs and epilogs (`which`) as RFC 21
+/// has it.
+pub(crate) fn past(eventlog: &str, which: &str, description: &str) -> Past {
+    let (start, finish) = (format!("{which}-start"), format!("{which}-finish"));
     let mut past = Past::None;
     for line in eventlog.lines() {
         let Ok(event) = serde_json::from_str::<Value>(line) else {
             continue;
         };
         let context = &event["context"];
-        if context["description"] != prolog {
+        if context["description"] != description {
             continue;
         }
         match event["name"].as_str() {
-            Some("prolog-start") => past = Past::Outstanding,
-            Some("prolog-finish") => past = Past::Finished(context["status"].as_i64().unwrap_or(1)),
+            Some(name) if name == start => past = Past::Outstanding,
+            Some(name) if name == finish => past = Past::Finished(context["status"].as_i64().unwrap_or(1)),
             _ => {}
         }
     }
@@ -176,7 +178,7 @@ impl Inner {
 
     pub(crate) fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
         let stay = Stay::begin();
-        let past = past(eventlog, &inner.kind.prolog.to_string_lossy());
+        let past = past(eventlog, "prolog", &inner.kind.prolog.to_string_lossy());
         // The job may have changed since.
         let Some(args) = inner.jobtap.lookup(job) else { return };
         let Some((_, uid, state)) = args.job_owner_state() else {
@@ -235,7 +237,7 @@ mod tests {
 
     #[test]
     fn only_the_prolog_of_this_plugin_counts() {
-        let log = |lines: &[&str]| past(&lines.join("\n"), "workflow-token");
+        let log = |lines: &[&str]| past(&lines.join("\n"), "prolog", "workflow-token");
         assert_eq!(log(&[OTHER]), Past::None);
         assert_eq!(log(&[START, OTHER]), Past::Outstanding);
         assert_eq!(log(&[START, FINISH, OTHER]), Past::Finished(0));

@@ -1,0 +1,37 @@
+//! The constraints of a job's resources, RFC 31, when the service excludes rabbits that are down.
+
+use serde_json::{Value, json};
+
+/// The constraints that a job has, and those that are added to them. A job that may also run on rabbits themselves
+/// (`allow_rabbits`) has them as an alternative, since what is excluded are the compute nodes of a rabbit.
+pub(super) fn combine(old: Option<Value>, add: Value, allow_rabbits: bool) -> Value {
+    let both = match old {
+        None => add,
+        Some(old) => json!({ "and": [old, add] }),
+    };
+    if allow_rabbits {
+        json!({ "or": [{ "properties": ["rabbit"] }, both] })
+    } else {
+        both
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constraints_are_added_to_what_the_job_has() {
+        let add = json!({ "not": [{ "properties": ["badrabbit"] }] });
+        let old = json!({ "hostlist": ["a"] });
+        assert_eq!(combine(None, add.clone(), false), add);
+        assert_eq!(
+            combine(Some(old.clone()), add.clone(), false),
+            json!({ "and": [old, add] })
+        );
+        assert_eq!(
+            combine(None, add.clone(), true),
+            json!({ "or": [{ "properties": ["rabbit"] }, add] })
+        );
+    }
+}
