@@ -1224,7 +1224,7 @@ fn a_shell_plugin_sets_options_for_those_after_it() {
         .unwrap()
         .to_owned();
     let expected = [
-        "taskmap: 1 {\"scheme\":\"manual\",\"value\":\"[]\"}",
+        "made: 1 {\"scheme\":\"manual\",\"value\":\"[]\"}",
         "unpacked: 1 manual",
         "info: 0 manual",
         "given: 0",

@@ -31,14 +31,14 @@ static int init_cb (flux_plugin_t *p, const char *topic, flux_plugin_arg_t *args
     (void)topic;
     (void)args;
     (void)arg;
-    rc = flux_shell_getopt (shell, "taskmap", &text);
-    WARN ("taskmap: %d %s", rc, rc == 1 ? text : "");
+    rc = flux_shell_getopt (shell, "made", &text);
+    WARN ("made: %d %s", rc, rc == 1 ? text : "");
     free (text);
-    rc = flux_shell_getopt_unpack (shell, "taskmap", "{s:s}", "scheme", &scheme);
+    rc = flux_shell_getopt_unpack (shell, "made", "{s:s}", "scheme", &scheme);
     WARN ("unpacked: %d %s", rc, rc == 1 ? scheme : "");
     rc = flux_shell_info_unpack (shell,
                                  "{s:{s:{s:{s:{s:{s:{s:s}}}}}}}",
-                                 "jobspec", "attributes", "system", "shell", "options", "taskmap", "scheme", &mapping);
+                                 "jobspec", "attributes", "system", "shell", "options", "made", "scheme", &mapping);
     WARN ("info: %d %s", rc, rc == 0 ? mapping : "");
     WARN ("given: %d", flux_shell_getopt (shell, "given", NULL));
     WARN ("unset again: %d", flux_shell_setopt (shell, "given", NULL));
@@ -53,7 +53,7 @@ int flux_plugin_init (flux_plugin_t *p)
 
     if (flux_plugin_set_name (p, "option") < 0
         || flux_plugin_add_handler (p, "shell.init", init_cb, NULL) < 0
-        || flux_shell_setopt (shell, "taskmap", "{\"scheme\":\"manual\",\"value\":\"[]\"}") < 0
+        || flux_shell_setopt (shell, "made", "{\"scheme\":\"manual\",\"value\":\"[]\"}") < 0
         || flux_shell_setopt (shell, "verbose", "2") < 0
         || (stop == 1 && flux_shell_setopt (shell, "fatal", "\"why\"") < 0)
         || (flux_shell_getopt (shell, "given", NULL) == 1 && flux_shell_setopt (shell, "given", NULL) < 0))
