@@ -33,10 +33,19 @@ pub(crate) enum Past {
 
 /// Whether the job has started, RFC 21.
 pub(crate) fn has_started(eventlog: &str) -> bool {
-    let events = eventlog
+    has_event(eventlog, "start")
+}
+
+/// Whether its shells have finished, RFC 21.
+pub(crate) fn has_finished(eventlog: &str) -> bool {
+    has_event(eventlog, "finish")
+}
+
+fn has_event(eventlog: &str, name: &str) -> bool {
+    let mut events = eventlog
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.into_iter().any(|event| event["name"] == "start")
+    events.any(|event| event["name"] == name)
 }
 
 /// Reads an eventlog, RFC 18: one JSON object for each line, with the context of prologs and epilogs (`which`) as RFC 21

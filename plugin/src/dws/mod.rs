@@ -93,9 +93,15 @@ struct Rabbit {
     uid: u32,
     /// Whether it is from before this plugin was loaded, so that its workflow may be there already.
     from_before: bool,
+    /// Whether the service was asked to create its workflow.
+    asked: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Box<dyn FnOnce(&Rc<Rabbits>)>>>,
     subscribed: bool,
+    /// Whether it is known to have started. Of jobs that were replayed after a restart, Flux itself does not tell.
+    started: bool,
+    /// Whether its epilog is to be started with the next callback, and whether the job had run.
+    epilog_due: Option<bool>,
     prolog: Stage,
     /// Whether `dws.setup` is still to be sent.
     setup_to_come: bool,
@@ -312,9 +318,24 @@ impl Rabbits {
     // DEPEND
 
     fn depend(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        let Some(job) = self.rabbit_job(args) else {
-            return Ok(());
-        };
+        match self.rabbit_job(args) {
+            Some(job) => self.create(job, args),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the service create the workflow of a job, which waits for it with a dependency.
+    fn create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
+        if let Err(e) = self.jobtap().dependency_add(job, DEPENDENCY) {
+            let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
+            self.inner.log(LogLevel::Err, &line);
+            return Err(self.raise_current(job, "Failed to add dws jobtap dependency"));
+        }
+        self.subscribe(job)?;
+        self.ask_to_create(job, args)
+    }
+
+    fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
         let tolerance = match (args.integer(&TOLERANCE), args.has(&TOLERANCE)) {
             (Some(tolerance), _) => tolerance,
             (None, false) => 0,
@@ -323,13 +344,10 @@ impl Rabbits {
                 return Err(self.raise_current(job, text));
             }
         };
-        if let Err(e) = self.jobtap().dependency_add(job, DEPENDENCY) {
-            let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
-            return Err(self.raise_current(job, "Failed to add dws jobtap dependency"));
-        }
-        self.subscribe(job)?;
-        let uid = self.with(job, |rabbit| rabbit.uid);
+        let uid = self.with(job, |rabbit| {
+            rabbit.asked = true;
+            rabbit.uid
+        });
         let json_of = |path: &[&str]| args.json(path).unwrap_or_else(|| "null".to_owned());
         let payload = format!(
             r#"{{"dw_directives":{},"jobid":{},"resources":{},"userid":{uid},"failure_tolerance":{tolerance}}}"#,
@@ -346,15 +364,20 @@ impl Rabbits {
             })
     }
 
-    fn created(&self, job: JobId, future: &ffi::Future) {
+    fn created(self: &Rc<Self>, job: JobId, future: &ffi::Future) {
+        let from_before = self.with(job, |rabbit| rabbit.from_before);
         match answer(future) {
             Ok(Answer::Success) => self.counts.created.set(self.counts.created.get() + 1),
             // It was created for the plugin that was there before this one, or before a restart.
-            Ok(Answer::Failure(Some(why)))
-                if self.with(job, |rabbit| rabbit.from_before) && why.contains("already exists") => {}
+            Ok(Answer::Failure(Some(why))) if from_before && why.contains("already exists") => {}
             Ok(Answer::Failure(why)) => {
                 let why = why.unwrap_or_else(|| "dws.create RPC returned failure".to_owned());
                 self.fail(job, DEPENDENCY, &why);
+            }
+            // After a restart, the service may take longer to be there than the job manager.
+            Err(Unanswered::NoService) if from_before => {
+                self.with(job, |rabbit| rabbit.asked = false);
+                self.create_later(job, resume::NO_SERVICE);
             }
             Err(Unanswered::NoService) => self.fail(
                 job,
@@ -575,7 +598,7 @@ impl Rabbits {
         };
         self.end_prolog(job);
         // A job that has started ends with a `finish` event, where its epilog begins.
-        if self.jobtap().was_posted(job, c"start") {
+        if self.has_started(job) || self.with(job, |rabbit| rabbit.unread.is_some()) {
             return Ok(());
         }
         self.start_epilog(job, false)
@@ -588,6 +611,11 @@ impl Rabbits {
         }
     }
 
+    fn has_started(&self, job: JobId) -> bool {
+        self.with(job, |rabbit| rabbit.started) || self.jobtap().was_posted(job, c"start")
+    }
+
+    /// Starts an epilog from within a callback that is about the job.
     fn start_epilog(self: &Rc<Self>, job: JobId, has_run: bool) -> Result<(), PluginError> {
         if self.with(job, |rabbit| rabbit.epilog != Stage::ToCome) {
             return Ok(());
@@ -695,12 +723,15 @@ impl Rabbits {
 
     // Whatever the state
 
-    fn exception(&self, args: &Args<'_>) -> Result<(), PluginError> {
+    fn exception(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let context = ["entry", "context"];
-        let severity = args.integer(&[context[0], context[1], "severity"]);
-        let (Some(job), Some(0)) = (args.job(), severity) else {
+        let Some(job) = args.job() else { return Ok(()) };
+        if let Some(has_run) = self.with(job, |rabbit| rabbit.epilog_due.take()) {
+            return self.start_epilog(job, has_run);
+        }
+        if args.integer(&[context[0], context[1], "severity"]) != Some(0) {
             return Ok(());
-        };
+        }
         if self.end_prolog(job) {
             return Ok(());
         }

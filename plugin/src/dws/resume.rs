@@ -12,15 +12,23 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 use crate::{
     dws::{Call, EPILOG, PROLOG, Rabbits, Stage},
     manager::Inner,
-    resume::{Past, has_started, past},
+    resume::{Past, has_finished, has_started, past},
 };
 
 /// After how many seconds an eventlog is complete in the KVS: the job manager writes events in batches of 10 ms.
 const WRITTEN: f64 = 0.5;
 
+/// After how many seconds a job in DEPEND gets its callback, if at all: it comes when a plugin is loaded, not when jobs are
+/// replayed after a restart.
+const CALLED: f64 = 0.5;
+
+/// After how many seconds the service is asked again, if it was not there.
+pub(super) const NO_SERVICE: f64 = 5.0;
+
 const LEFT_PROLOGS: &CStr = c"workflow-token::dws-prologs";
 const LEFT_EPILOGS: &CStr = c"workflow-token::dws-epilogs";
 const LEFT_EPILOGS_DONE: &CStr = c"workflow-token::dws-epilogs-done";
+const LEFT_STARTED: &CStr = c"workflow-token::dws-started";
 const LEFT_TO_SET_UP: &CStr = c"workflow-token::dws-to-set-up";
 /// All jobs whose stages are known.
 const LEFT_KNOWN: &CStr = c"workflow-token::dws-known";
@@ -31,6 +39,7 @@ pub(super) struct Left {
     epilogs: HashSet<JobId>,
     epilogs_done: HashSet<JobId>,
     to_set_up: HashSet<JobId>,
+    started: HashSet<JobId>,
     known: HashSet<JobId>,
 }
 
@@ -47,6 +56,7 @@ impl Left {
             epilogs: set(LEFT_EPILOGS),
             epilogs_done: set(LEFT_EPILOGS_DONE),
             to_set_up: set(LEFT_TO_SET_UP),
+            started: set(LEFT_STARTED),
             known: set(LEFT_KNOWN),
         })
     }
@@ -68,6 +78,7 @@ impl Rabbits {
         flux.leave_jobs(LEFT_EPILOGS, &which(|rabbit| rabbit.epilog == Stage::Outstanding));
         flux.leave_jobs(LEFT_EPILOGS_DONE, &which(|rabbit| rabbit.epilog == Stage::Finished));
         flux.leave_jobs(LEFT_TO_SET_UP, &which(|rabbit| rabbit.setup_to_come));
+        flux.leave_jobs(LEFT_STARTED, &which(|rabbit| rabbit.started));
         flux.leave_jobs(LEFT_KNOWN, &which(|_| true));
         for request in jobs.into_values().flat_map(|rabbit| rabbit.requests) {
             self.answer(request, Err("the plugin dws-jobtap is being removed".to_owned()));
@@ -88,7 +99,7 @@ impl Rabbits {
         self.with(job, |rabbit| rabbit.from_before = true);
         self.subscribe(job)?;
         if state == JobState::Depend {
-            // Its callback follows.
+            self.create_later(job, CALLED);
             return Ok(());
         }
         // It is active: its record, if it has one, is not to be removed yet.
@@ -107,7 +118,7 @@ impl Rabbits {
 
     /// A job that the plugin before this one knew.
     fn take_up(self: &Rc<Self>, job: JobId, state: JobState) -> Result<(), PluginError> {
-        let (prolog, epilog, to_set_up) = {
+        let (prolog, epilog, to_set_up, started) = {
             let left = self.left.borrow();
             let is_in =
                 |which: fn(&Left) -> &HashSet<JobId>| left.as_ref().is_some_and(|left| which(left).contains(&job));
@@ -119,8 +130,15 @@ impl Rabbits {
             // In RUN, a prolog that is not outstanding is over, unless the job came there while there was no plugin.
             let prolog = stage(is_in(|left| &left.prologs), true);
             let epilog = stage(is_in(|left| &left.epilogs), is_in(|left| &left.epilogs_done));
-            (prolog, epilog, is_in(|left| &left.to_set_up))
+            (
+                prolog,
+                epilog,
+                is_in(|left| &left.to_set_up),
+                is_in(|left| &left.started),
+            )
         };
+        self.with(job, |rabbit| rabbit.started = started);
+        let has_run = self.has_started(job);
         let in_flight = {
             let left = self.inner.left.borrow();
             left.as_ref().is_some_and(|left| left.in_flight.contains(&job))
@@ -134,7 +152,7 @@ impl Rabbits {
         }
         // A job of DEPEND or SCHED may have come to RUN meanwhile: then nothing held it, or another prolog does.
         let never_ran = !had_record && prolog == Stage::Finished && state == JobState::Run;
-        if never_ran && !self.jobtap().was_posted(job, c"start") && self.jobtap().prolog_start(PROLOG).is_ok() {
+        if never_ran && !has_run && self.jobtap().prolog_start(PROLOG).is_ok() {
             self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
             self.set_up(job);
             return Ok(());
@@ -146,7 +164,6 @@ impl Rabbits {
                 self.mind_epilog(job);
             }
             // It ended while there was no plugin.
-            let has_run = self.jobtap().was_posted(job, c"start");
             if !has_run || self.jobtap().was_posted(job, c"finish") {
                 return self.start_epilog(job, has_run);
             }
@@ -209,7 +226,9 @@ impl Rabbits {
         };
         let prolog = stage(past(eventlog, "prolog", &PROLOG.to_string_lossy()));
         let epilog = stage(past(eventlog, "epilog", &EPILOG.to_string_lossy()));
+        let started = has_started(eventlog);
         self.with(job, |rabbit| {
+            rabbit.started |= started;
             rabbit.prolog = prolog;
             // It may have begun since.
             if rabbit.epilog == Stage::ToCome {
@@ -222,7 +241,7 @@ impl Rabbits {
             self.inner.delivered.borrow_mut().insert(job);
         }
         match self.state(job) {
-            Some(JobState::Run) if prolog == Stage::ToCome && !has_started(eventlog) => self.raise(
+            Some(JobState::Run) if prolog == Stage::ToCome && !started => self.raise(
                 job,
                 c"dws",
                 "the job was allocated before the plugin dws-jobtap was loaded: its rabbits are not set up: submit it again",
@@ -231,13 +250,8 @@ impl Rabbits {
                 self.end_prolog(job);
                 match epilog {
                     Stage::Outstanding if self.with(job, |rabbit| rabbit.timer.is_none()) => self.mind_epilog(job),
-                    Stage::ToCome if prolog != Stage::ToCome => {
-                        let line = format!(
-                            "{job}: it ended while the plugin was not loaded: its workflow is not torn down by Flux: see \
-                             that it is removed in Kubernetes"
-                        );
-                        self.inner.log(LogLevel::Err, &line);
-                    }
+                    // Its shells may still be running: then its epilog begins when they have finished.
+                    Stage::ToCome if !started || has_finished(eventlog) => self.start_epilog_soon(job, started),
                     _ => {}
                 }
             }
@@ -245,6 +259,41 @@ impl Rabbits {
         }
         for f in waiting {
             f(self);
+        }
+    }
+
+    /// An epilog can be started from within a callback about its job only, so one is brought about.
+    fn start_epilog_soon(&self, job: JobId, has_run: bool) {
+        self.with(job, |rabbit| rabbit.epilog_due = Some(has_run));
+        let text = "it ended while the plugin dws-jobtap was not there: its rabbits are torn down now";
+        if let Err(e) = self.jobtap().raise(job, c"dws", 3, text) {
+            let line =
+                format!("{job}: its epilog could not be started: {e}: see that its workflow is removed in Kubernetes");
+            self.inner.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Has the service create the workflow of a job from before, unless it was asked meanwhile. The workflow may be there
+    /// already, which is no error then.
+    pub(super) fn create_later(self: &Rc<Self>, job: JobId, seconds: f64) {
+        let weak = Rc::downgrade(self);
+        let later = self.inner.flux().after(seconds, move || {
+            let Some(me) = weak.upgrade() else { return };
+            if me.with(job, |rabbit| rabbit.asked) {
+                return;
+            }
+            let Some(args) = me.jobtap().lookup(job) else { return };
+            if args
+                .job_owner_state()
+                .is_some_and(|(_, _, state)| state == JobState::Depend)
+            {
+                // What failed was said to the job.
+                let _ = me.ask_to_create(job, &args);
+            }
+        });
+        match later {
+            Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
+            Err(e) => self.inner.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
         }
     }
 
