@@ -96,7 +96,7 @@ struct Rabbit {
     /// Whether the service was asked to create its workflow.
     asked: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
-    unread: Option<Vec<Box<dyn FnOnce(&Rc<Rabbits>)>>>,
+    unread: Option<Vec<Waiting>>,
     subscribed: bool,
     /// Whether it is known to have started. Of jobs that were replayed after a restart, Flux itself does not tell.
     started: bool,
@@ -113,6 +113,9 @@ struct Rabbit {
     timer: Option<Watcher>,
     later: Option<Watcher>,
 }
+
+/// What waits until it is known how far a job is.
+type Waiting = Box<dyn FnOnce(&Rc<Rabbits>)>;
 
 /// A prolog or an epilog of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
