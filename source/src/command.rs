@@ -30,7 +30,7 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What is shorter on a command's standard output is not looked for in its standard error: half of all words would go.
-const MIN_SECRET: usize = 4;
+pub(crate) const MIN_SECRET: usize = 4;
 
 pub(crate) struct Command {
     pub argv: Vec<Template>,

@@ -147,10 +147,14 @@ impl Fetch<'_> {
                 (Kind::Permanent, _) => return Err(self.failed(&trouble)),
                 (Kind::Passing(after), _) => after,
                 (Kind::Missing, _) => {
-                    let since: &mut Instant = missing.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= MISSING.min(self.of.timeout / 2) {
+                    let patience = MISSING.min(self.of.timeout / 2);
+                    let until = *missing.get_or_insert_with(|| Instant::now() + patience);
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
                         return Err(self.failed(&trouble));
                     }
+                    // The last try is at the end of it.
+                    pause = pause.min(left);
                     None
                 }
                 (Kind::Refused, Ok(connection)) if !renewed => {

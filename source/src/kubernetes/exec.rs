@@ -25,7 +25,7 @@ use super::{
     trouble::{CREDENTIAL, Trouble, quote},
 };
 use crate::{
-    command::converse,
+    command::{MIN_SECRET, converse},
     seconds,
     supervise::{Ended, Request},
 };
@@ -138,7 +138,10 @@ impl Exec {
         let stderr = Zeroizing::new(output.split_off(end));
         let read: Result<ExecCredential, _> = serde_json::from_slice(&output);
         let status = read.as_ref().ok().and_then(|read| read.status.as_ref());
-        let secrets: Vec<&str> = status.iter().flat_map(|status| status.secrets()).collect();
+        // Whatever it is, what was printed is not repeated.
+        let printed = Zeroizing::new(String::from_utf8_lossy(&output).into_owned());
+        let lines = printed.lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET);
+        let secrets: Vec<&str> = status.iter().flat_map(|status| status.secrets()).chain(lines).collect();
         let notes = token::redact_lines(&stderr, &secrets)
             .into_iter()
             .map(|line| format!("{}: {line}", self.name()))
