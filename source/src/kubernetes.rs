@@ -28,7 +28,7 @@ use config::Values;
 use seal::Variables;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use self::examine::{Examined, examine};
+pub use self::examine::{Examined, examine, exec_program};
 use self::{
     connection::{Cluster, Connection},
     objects::{GROUP, SecretName},

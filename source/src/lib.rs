@@ -18,7 +18,7 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
-pub use kubernetes::{Examined, examine};
+pub use kubernetes::{Examined, examine, exec_program};
 pub use value::{ValueError, max_value};
 
 /// Where variables come from.

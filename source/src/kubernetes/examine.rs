@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    access,
     connection::{Cluster, Connection},
     group_target, no_group, objects,
     request::Target,
@@ -14,30 +15,38 @@ use super::{
 };
 use crate::seconds;
 
-/// What was looked at, and how it is.
+/// What was looked at, and how it is; where something is to be done, what.
 #[derive(Debug)]
-pub struct Examined {
-    /// What is so: good where there is nothing to do.
-    pub what: String,
-    /// What to do about it, where it is not good.
-    pub todo: Option<String>,
+pub enum Examined {
+    /// As it should be.
+    Good(String),
+    /// It works, and is not as it should be.
+    Unwise {
+        /// What is so.
+        what: String,
+        /// What to do about it.
+        todo: String,
+    },
+    /// No job gets its token.
+    Bad {
+        /// What is so.
+        what: String,
+        /// What to do about it.
+        todo: String,
+    },
 }
 
 impl Examined {
-    fn good(what: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            todo: None,
-        }
-    }
-
     fn bad(what: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
+        Self::Bad {
             what: what.into(),
-            todo: Some(todo.into()),
+            todo: todo.into(),
         }
     }
 }
+
+/// For one question; less than for all of them, so that what was answered is told.
+const QUESTION: Duration = Duration::from_secs(5);
 
 /// The answer to a `SelfSubjectAccessReview` of the API group `authorization.k8s.io/v1`.
 #[derive(Deserialize)]
@@ -80,6 +89,13 @@ pub fn examine(settings: &config::Kubernetes, helpers: &[PathBuf], limit: Durati
     found
 }
 
+/// The absolute path of the program that gives the credential, where the kubeconfig file names one. Blocks.
+pub fn exec_program(settings: &config::Kubernetes) -> Option<PathBuf> {
+    let access = access::load(settings.kubeconfig.as_deref(), settings.context.as_deref()).ok()?;
+    let exec = access.exec?;
+    exec.program().is_absolute().then(|| exec.program().to_owned())
+}
+
 struct Examination {
     cluster: std::sync::Arc<Cluster>,
     settings: config::Kubernetes,
@@ -98,29 +114,26 @@ impl Examination {
             Err(trouble) => return found.push(bad(&trouble, "")),
         };
         let server = &connection.base;
-        found.push(Examined::good(format!("{origin}: can be used, for {server}")));
+        found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
 
         let version = match self.get(&connection, &group_target()).await {
             Ok(body) => objects::preferred_version(&body),
             Err(trouble) => Err(no_group(trouble)),
         };
         match version {
-            Ok(version) => found.push(Examined::good(format!(
+            Ok(version) => found.push(Examined::Good(format!(
                 "{server} answers, its certificate is good, and it serves {} in version {version}",
                 objects::GROUP
             ))),
             Err(trouble) => return found.push(bad(&trouble, server)),
         }
-        let namespace = &self.settings.namespace;
         self.may_get(&connection, objects::GROUP, "workflows", found).await;
         self.may_get(&connection, "", "secrets", found).await;
         match self.may(&connection, "*", "*", "*", None).await {
-            Ok(true) => found.push(Examined::bad(
-                format!(
-                    "the credential may do everything there, and needs to read {namespace}'s Workflows and Secrets only"
-                ),
-                "use a service account with the permissions in doc/kubernetes-rbac.yaml",
-            )),
+            Ok(true) => found.push(Examined::Unwise {
+                what: "the credential may do everything there, and needs to read Workflows and Secrets only".to_owned(),
+                todo: "use a service account with the permissions in doc/kubernetes-rbac.yaml".to_owned(),
+            }),
             Ok(false) => {}
             Err(trouble) => found.push(bad(&trouble, server)),
         }
@@ -130,7 +143,7 @@ impl Examination {
         let namespace = &self.settings.namespace;
         found.push(
             match self.may(connection, "get", group, resource, Some(namespace)).await {
-                Ok(true) => Examined::good(format!("may get {resource} in the namespace {namespace}")),
+                Ok(true) => Examined::Good(format!("may get {resource} in the namespace {namespace}")),
                 Ok(false) => Examined::bad(
                     format!("may not get {resource} in the namespace {namespace}"),
                     "grant it as doc/kubernetes-rbac.yaml does",
@@ -163,7 +176,7 @@ impl Examination {
         });
         let question = question.to_string().into_bytes();
         let body = connection
-            .post(&self.cluster.permits, &target, question, self.left())
+            .post(&self.cluster.permits, &target, question, QUESTION)
             .await?;
         let review: Review = serde_json::from_slice(&body).map_err(|_| {
             Trouble::permanent(
@@ -176,7 +189,7 @@ impl Examination {
     }
 
     async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, Trouble> {
-        connection.get(&self.cluster.permits, target, self.left()).await
+        connection.get(&self.cluster.permits, target, QUESTION).await
     }
 
     fn left(&self) -> Duration {
