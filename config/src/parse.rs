@@ -677,6 +677,12 @@ mod tests {
             panic!("{:?}", config.rules[0].source);
         };
         assert_eq!(dws.kubernetes.as_ref(), Some(of_rule));
+        let table = json!({"kubeconfig": "/k", "context": "c", "namespace": "n", "object": "o-{jobid.dec}"});
+        let by_itself = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap();
+        assert_eq!(by_itself, *of_rule);
+        let table = json!({"timeout": "1s"});
+        let error = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with("t.timeout: "), "{error}");
         assert_eq!(of_rule.kubeconfig, Some(PathBuf::from("/k")));
         assert_eq!(of_rule.object.to_string(), "o-{jobid.dec}");
     }

@@ -408,8 +408,12 @@ async fn a_secret_that_is_not_there_yet_is_waited_for() {
     let mut status = ready();
     status["workflowToken"]["secretName"] = json!("late");
     api.workflow(NAME, UID, status);
+    // Until the end, since the Workflow says that it is to come.
+    let fetched = site.fetch_within(Duration::from_secs(2)).await;
+    fetched.failed(&["not within 2 s", "Secret nnf/late is not there (404)"]);
+    let before = api.asked("/secrets/late").len();
     let create = async {
-        api.until(|api| api.asked("/secrets/late").len() >= 2).await;
+        api.until(|api| api.asked("/secrets/late").len() >= before + 2).await;
         api.secret("nnf/late", data(TOKEN));
     };
     let (fetched, ()) = tokio::join!(site.fetch(), create);

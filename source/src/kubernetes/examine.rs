@@ -146,7 +146,7 @@ impl Examination {
                 Ok(true) => Examined::Good(format!("may get {resource} in the namespace {namespace}")),
                 Ok(false) => Examined::bad(
                     format!("may not get {resource} in the namespace {namespace}"),
-                    "grant it as doc/kubernetes-rbac.yaml does",
+                    "grant it as doc/kubernetes-rbac.yaml does; to get Secrets, wherever Workflows name them",
                 ),
                 Err(trouble) => bad(&trouble, &connection.base),
             },
