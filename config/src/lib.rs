@@ -5,6 +5,7 @@
 //! plugin answer each in its own way.
 
 mod duration;
+mod kubernetes;
 mod parse;
 mod rule;
 mod template;
@@ -12,6 +13,7 @@ mod template;
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
+pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
 pub use parse::{Error, read_files};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
@@ -34,6 +36,8 @@ pub struct Config {
     pub helper: Option<PathBuf>,
     /// How to reach MUNGE, and how to seal.
     pub munge: Munge,
+    /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
+    pub dws: Option<Dws>,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -92,6 +96,8 @@ pub enum Source {
         /// The program, an absolute path, and its arguments.
         argv: Vec<Template>,
     },
+    /// The Workflow of a rabbit job, and the Secret that it names.
+    Kubernetes(Kubernetes),
 }
 
 impl Source {
@@ -100,6 +106,7 @@ impl Source {
         match self {
             Source::File { .. } => "file",
             Source::Command { .. } => "command",
+            Source::Kubernetes(_) => "kubernetes",
         }
     }
 }

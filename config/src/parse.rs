@@ -9,7 +9,8 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::{
-    AttributePath, Check, Conditions, Config, Munge, Principal, Rule, Source, TABLE, Template, parse_duration,
+    AttributePath, Check, Conditions, Config, Dws, Kubernetes, Munge, Principal, Rule, Source, TABLE, Template,
+    kubernetes, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -22,6 +23,7 @@ const TABLE_KEYS: &[&str] = &[
     "munge-cipher",
     "munge-mac",
     "munge-ttl",
+    "dws",
     "rule",
 ];
 const RULE_KEYS: &[&str] = &[
@@ -34,9 +36,21 @@ const RULE_KEYS: &[&str] = &[
     "source",
     "path",
     "command",
+    "object",
+    "namespace",
+    "kubeconfig",
+    "context",
     "timeout",
     "check",
     "variable",
+];
+const DWS_KEYS: &[&str] = &["source", "object", "namespace", "kubeconfig", "context", "timeout"];
+
+/// The sources, and the keys that only they have.
+const SOURCE_KEYS: &[(&str, &[&str])] = &[
+    ("file", &["path"]),
+    ("command", &["command"]),
+    ("kubernetes", kubernetes::KEYS),
 ];
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
@@ -87,6 +101,21 @@ impl Config {
             table: &table,
         }
         .config()
+    }
+}
+
+impl Kubernetes {
+    /// Reads the keys of a table, which may have no others; `name` is what messages call the table.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn from_table(name: &str, table: &Map<String, Value>) -> Result<Self, Error> {
+        let reader = Reader {
+            prefix: name.to_owned(),
+            table,
+        };
+        reader.known(kubernetes::KEYS)?;
+        reader.kubernetes()
     }
 }
 
@@ -157,6 +186,7 @@ impl Reader<'_> {
             max_parallel,
             helper: self.absolute("helper")?,
             munge: self.munge()?,
+            dws: self.dws(timeout)?,
             rules: self.rules(&variable, timeout)?,
             variable,
         })
@@ -236,22 +266,21 @@ impl Reader<'_> {
             group: self.principal("group")?,
         };
         let source = match self.string("source")? {
-            Some("file") => {
-                self.unused("command", "is for source = \"command\"")?;
-                Source::File { path: self.path()? }
-            }
-            Some("command") => {
-                self.unused("path", "is for source = \"file\"")?;
-                Source::Command { argv: self.argv()? }
-            }
+            Some("file") => Source::File { path: self.path()? },
+            Some("command") => Source::Command { argv: self.argv()? },
+            Some("kubernetes") => Source::Kubernetes(self.kubernetes()?),
             Some(other) => {
                 return Err(self.wrong(
                     "source",
-                    format!("`{}` is not a source: use file or command", other.escape_debug()),
+                    format!(
+                        "`{}` is not a source: use file, command or kubernetes",
+                        other.escape_debug()
+                    ),
                 ));
             }
-            None => return Err(self.wrong("source", "is missing: use file or command")),
+            None => return Err(self.wrong("source", "is missing: use file, command or kubernetes")),
         };
+        self.keys_of_other_sources(Some(source.name()))?;
         let check = match self.string("check")? {
             None | Some("shape") => Check::Shape,
             Some("none") => Check::None,
@@ -269,6 +298,67 @@ impl Reader<'_> {
             timeout: self.duration("timeout")?.unwrap_or(timeout).min(timeout),
             check,
         })
+    }
+
+    fn dws(&self, timeout: Duration) -> Result<Option<Dws>, Error> {
+        let table = match self.table.get("dws").map(parsed) {
+            None => return Ok(None),
+            Some(Value::Object(table)) => table,
+            Some(_) => return Err(self.wrong("dws", "must be a table: write [workflow-token.dws]")),
+        };
+        let reader = Reader {
+            prefix: format!("{}.dws", self.prefix),
+            table: &table,
+        };
+        reader.known(DWS_KEYS)?;
+        let source = reader.string("source")?;
+        reader.keys_of_other_sources(source)?;
+        let kubernetes = match source {
+            None => None,
+            Some("kubernetes") => Some(reader.kubernetes()?),
+            Some(other) => {
+                return Err(reader.wrong(
+                    "source",
+                    format!(
+                        "`{}` is not a source of this table: use kubernetes, or leave it out",
+                        other.escape_debug()
+                    ),
+                ));
+            }
+        };
+        Ok(Some(Dws {
+            kubernetes,
+            timeout: reader.duration("timeout")?.unwrap_or(timeout).min(timeout),
+        }))
+    }
+
+    fn kubernetes(&self) -> Result<Kubernetes, Error> {
+        let object = self.string("object")?.unwrap_or(kubernetes::OBJECT);
+        let object = self.template("object", object)?;
+        kubernetes::check_object(&object).map_err(|e| self.wrong("object", e))?;
+        let namespace = self.string("namespace")?.unwrap_or(kubernetes::NAMESPACE);
+        kubernetes::check_namespace(namespace).map_err(|e| self.wrong("namespace", e))?;
+        let kubeconfig = self.absolute("kubeconfig")?;
+        let context = self.nonempty("context")?;
+        if context.is_some() && kubeconfig.is_none() {
+            return Err(self.wrong("context", "is of a kubeconfig file: set the key kubeconfig too"));
+        }
+        Ok(Kubernetes {
+            kubeconfig,
+            context,
+            namespace: namespace.to_owned(),
+            object,
+        })
+    }
+
+    /// Refuses keys that are not for this source.
+    fn keys_of_other_sources(&self, source: Option<&str>) -> Result<(), Error> {
+        for (name, keys) in SOURCE_KEYS.iter().filter(|(name, _)| Some(*name) != source) {
+            for key in *keys {
+                self.unused(key, &format!("is for source = \"{name}\""))?;
+            }
+        }
+        Ok(())
     }
 
     fn path(&self) -> Result<Template, Error> {
@@ -445,6 +535,8 @@ mod tests {
     fn every_mistake_is_refused_and_names_its_key() {
         let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}");
         let table = |line: &str| format!("[workflow-token]\n{line}");
+        let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
+        let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
         for (text, key) in [
             ("workflow-token = 1".to_owned(), "workflow-token"),
             (table("variable = 1"), "workflow-token.variable"),
@@ -479,6 +571,34 @@ mod tests {
             (rule("variable = \"A-B\""), "workflow-token.rule[0].variable"),
             (rule("timeout = \"1w\""), "workflow-token.rule[0].timeout"),
             (rule("command = [\"/x\"]"), "workflow-token.rule[0].command"),
+            (rule("namespace = \"default\""), "workflow-token.rule[0].namespace"),
+            (kubernetes("path = \"/t\""), "workflow-token.rule[0].path"),
+            (kubernetes("command = [\"/x\"]"), "workflow-token.rule[0].command"),
+            (kubernetes("object = \"{jobid}\""), "workflow-token.rule[0].object"),
+            (kubernetes("object = \"{job}\""), "workflow-token.rule[0].object"),
+            (kubernetes("object = \"a/{uid}\""), "workflow-token.rule[0].object"),
+            (kubernetes("object = 1"), "workflow-token.rule[0].object"),
+            (kubernetes("namespace = \"\""), "workflow-token.rule[0].namespace"),
+            (kubernetes("namespace = \"../x\""), "workflow-token.rule[0].namespace"),
+            (
+                kubernetes("kubeconfig = \"~/.kube/config\""),
+                "workflow-token.rule[0].kubeconfig",
+            ),
+            (kubernetes("context = \"c\""), "workflow-token.rule[0].context"),
+            (
+                kubernetes("kubeconfig = \"/k\"\ncontext = \"\""),
+                "workflow-token.rule[0].context",
+            ),
+            (kubernetes("server = \"x\""), "workflow-token.rule[0].server"),
+            (table("dws = 1"), "workflow-token.dws"),
+            (dws("source = \"file\""), "workflow-token.dws.source"),
+            (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
+            (
+                dws("source = \"kubernetes\"\nobject = \"A\""),
+                "workflow-token.dws.object",
+            ),
+            (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
+            (dws("variable = \"X\""), "workflow-token.dws.variable"),
             (
                 "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
                 "workflow-token.rule[0].source",
@@ -519,6 +639,52 @@ mod tests {
             let error = parse(&text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{key}: ")), "{text}\ngave: {error}");
         }
+    }
+
+    #[test]
+    fn a_rule_finds_the_workflow_of_a_job_where_flux_coral2_puts_it() {
+        let config = parse("[[workflow-token.rule]]\nsource = \"kubernetes\"").unwrap();
+        let Source::Kubernetes(found) = &config.rules[0].source else {
+            panic!("{:?}", config.rules[0].source);
+        };
+        assert_eq!(found.object.to_string(), "fluxjob-{jobid.dec}");
+        assert_eq!(found.namespace, "default");
+        assert_eq!((&found.kubeconfig, &found.context), (&None, &None));
+        assert_eq!(config.rules[0].variable, "DW_WORKFLOW_TOKEN");
+        assert_eq!(config.dws, None);
+    }
+
+    #[test]
+    fn the_table_dws_has_the_same_keys() {
+        let service_only = parse("[workflow-token.dws]").unwrap().dws.unwrap();
+        assert_eq!(
+            (service_only.kubernetes, service_only.timeout),
+            (None, Duration::from_secs(60))
+        );
+
+        let keys = "kubeconfig = \"/k\"\ncontext = \"c\"\nnamespace = \"n\"\nobject = \"o-{jobid.dec}\"\nsource = \"kubernetes\"";
+        let config = parse(&format!(
+            "[workflow-token]\ntimeout = \"30s\"\n[workflow-token.dws]\ntimeout = \"40s\"\n{keys}\n[[workflow-token.rule]]\n{keys}"
+        ))
+        .unwrap();
+        let dws = config.dws.unwrap();
+        assert_eq!(
+            dws.timeout,
+            Duration::from_secs(30),
+            "a part is never longer than the whole"
+        );
+        let Source::Kubernetes(of_rule) = &config.rules[0].source else {
+            panic!("{:?}", config.rules[0].source);
+        };
+        assert_eq!(dws.kubernetes.as_ref(), Some(of_rule));
+        let table = json!({"kubeconfig": "/k", "context": "c", "namespace": "n", "object": "o-{jobid.dec}"});
+        let by_itself = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap();
+        assert_eq!(by_itself, *of_rule);
+        let table = json!({"timeout": "1s"});
+        let error = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with("t.timeout: "), "{error}");
+        assert_eq!(of_rule.kubeconfig, Some(PathBuf::from("/k")));
+        assert_eq!(of_rule.object.to_string(), "o-{jobid.dec}");
     }
 
     #[test]

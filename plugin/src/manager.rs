@@ -229,9 +229,12 @@ impl Inner {
     pub(crate) fn configure(inner: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let all = args.all().unwrap_or(Value::Null);
         let mut config = Config::with_overrides(&all["conf"], &inner.conf).map_err(|e| PluginError(e.to_string()))?;
+        // Each plugin takes what is for it out of the one table.
         if !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN) {
-            // They are for the plugin of that name.
             config.rules.clear();
+        }
+        if !std::ptr::eq(inner.kind, &crate::dws::DWS) {
+            config.dws = None;
         }
         let setup = Setup::new(config, &inner.helpers).map_err(|e| PluginError(e.to_string()))?;
         let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)

@@ -197,7 +197,15 @@ impl Setup {
                 .iter()
                 .map(|rule| source::of_rule(rule, &helpers))
                 .collect(),
-            rabbit: None,
+            rabbit: config.dws.as_ref().and_then(|dws| {
+                let kubernetes = dws.kubernetes.as_ref()?;
+                Some(source::of_kubernetes(
+                    kubernetes,
+                    &config.variable,
+                    dws.timeout,
+                    &helpers,
+                ))
+            }),
             munge: config.munge.client()?,
             owners: Owners::new(&config),
             config,
@@ -243,7 +251,7 @@ impl Setup {
     pub fn fetch_timeout(&self, which: Which) -> Duration {
         match which {
             Which::Rule(rule) => self.config.rules[rule].timeout,
-            Which::Rabbit => self.config.timeout,
+            Which::Rabbit => self.config.dws.as_ref().map_or(self.config.timeout, |dws| dws.timeout),
         }
     }
 

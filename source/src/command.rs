@@ -30,7 +30,7 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What is shorter on a command's standard output is not looked for in its standard error: half of all words would go.
-const MIN_SECRET: usize = 4;
+pub(crate) const MIN_SECRET: usize = 4;
 
 pub(crate) struct Command {
     pub argv: Vec<Template>,
@@ -126,11 +126,12 @@ impl Command {
 
 /// Starts the helper, tells it what to run, and takes its answer. Dropping the future closes the helper's standard
 /// input, upon which it kills the command.
-async fn converse(helpers: Vec<PathBuf>, request: Request) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {
+pub(crate) async fn converse(helpers: Vec<PathBuf>, request: Request) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {
     let mut child = Helper(Some(start(helpers).await?));
     let (mut to, from) = child.pipes()?;
     let limit = request.max_stdout + MAX_STDERR + 4096;
-    let mut line = serde_json::to_vec(&request)?;
+    // Arguments and variables may be secret.
+    let mut line = Zeroizing::new(serde_json::to_vec(&request)?);
     line.push(b'\n');
     to.write_all(&line).await?;
     let mut all = Zeroizing::new(Vec::with_capacity(limit));

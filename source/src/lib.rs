@@ -6,7 +6,9 @@
 mod command;
 mod error;
 mod file;
+mod kubernetes;
 pub mod supervise;
+mod trust;
 mod value;
 
 use std::{path::PathBuf, time::Duration};
@@ -16,6 +18,7 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
+pub use kubernetes::{Examined, examine, exec_program};
 pub use value::{ValueError, max_value};
 
 /// Where variables come from.
@@ -81,7 +84,21 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
             timeout,
             helpers: helpers.to_vec(),
         }),
+        config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
     }
+}
+
+/// Makes the source of the variables of Workflows: those of `status.env`, and as `variable` the token, where a Workflow has
+/// one. Nothing is read and nobody is asked before the first fetch. Sources that reach an API server by the same settings
+/// share their connections. `helpers` is as in [`of_rule`], for an `exec` in the kubeconfig file.
+pub fn of_kubernetes(
+    settings: &config::Kubernetes,
+    variable: &str,
+    timeout: Duration,
+    helpers: &[PathBuf],
+) -> Box<dyn Source> {
+    let variable = variable.to_owned();
+    Box::new(kubernetes::Kubernetes::new(settings, variable, timeout, helpers))
 }
 
 /// One variable, of what a source read.

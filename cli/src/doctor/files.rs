@@ -18,7 +18,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
         .rules
         .iter()
         .enumerate()
-        .flat_map(|(index, rule)| [Some(of_rule(index, rule, owner)), secrets(index, rule)])
+        .flat_map(|(index, rule)| [of_rule(index, rule, owner), secrets(index, rule)])
         .flatten()
         .collect();
     if let Some(helper) = &config.helper {
@@ -34,7 +34,16 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     findings
 }
 
-fn of_rule(index: usize, rule: &Rule, owner: u32) -> Finding {
+/// The program that a kubeconfig file names.
+pub(super) fn exec_program(check: &'static str, path: &Path, owner: u32) -> Finding {
+    let what = format!("the exec command {}", path.display());
+    match program(path, owner) {
+        Ok(()) => ok(check, what),
+        Err(wrong) => fail(check, format!("{what}: {}", wrong.what), wrong.todo),
+    }
+}
+
+fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
     let (path, checked) = match &rule.source {
         Source::File { path } if path.is_constant() => {
             let path = PathBuf::from(path.prefix());
@@ -51,13 +60,15 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Finding {
             let checked = program(&path, owner);
             (path, checked)
         }
+        // See the checks of API servers.
+        Source::Kubernetes(_) => return None,
     };
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
-    match (checked, &rule.source) {
+    Some(match (checked, &rule.source) {
         (Err(wrong), _) => fail(CHECK, format!("{what}: {}", wrong.what), wrong.todo),
         (Ok(()), Source::File { path }) => placeholder_directory(path, &what, owner).unwrap_or_else(|| ok(CHECK, what)),
-        (Ok(()), Source::Command { .. }) => ok(CHECK, what),
-    }
+        (Ok(()), _) => ok(CHECK, what),
+    })
 }
 
 /// What a directory whose name depends on the job leads to: it does not exist yet, or is one of many, and may belong to

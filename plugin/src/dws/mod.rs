@@ -56,7 +56,7 @@ const TOLERANCE: [&str; 4] = ["jobspec", "attributes", "system", "dw_failure_tol
 const CONSTRAINTS: [&str; 4] = ["jobspec", "attributes", "system", "constraints"];
 const ALLOW_RABBITS: [&str; 4] = ["jobspec", "attributes", "system", "allow_rabbits"];
 
-static DWS: Kind = Kind {
+pub(crate) static DWS: Kind = Kind {
     name: "dws",
     prolog: PROLOG,
     key: seal::key::DWS_ENVIRONMENT,

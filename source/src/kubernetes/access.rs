@@ -1,0 +1,505 @@
+//! How an API server is reached, and as whom: what a kubeconfig file says, or what Kubernetes gives to each pod.
+//!
+//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files", and the type
+//! `Config` in k8s.io/client-go/tools/clientcmd/api/v1). What is not supported is refused rather than ignored, since it
+//! would be missed: proxies, impersonation, passwords, and the `auth-provider` of old, which client-go itself has given
+//! up for `exec`.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::Uri;
+use kube::config::{AuthInfo, Cluster, Kubeconfig, KubeconfigError};
+use seal::{ExposeSecret, Secret};
+use zeroize::Zeroizing;
+
+use super::{
+    exec::Exec,
+    trouble::{Trouble, quote},
+};
+use crate::trust::{self, Refusal};
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: usize = 1 << 20;
+
+/// Where a pod finds the credential of its service account ("Accessing the Kubernetes API from a Pod").
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// How an API server is reached, and as whom, at one time.
+pub(super) struct Access {
+    /// `https`, with a host.
+    pub server: Uri,
+    /// What the server's certificate must be for, where it is not the host.
+    pub server_name: Option<String>,
+    /// The certificates to trust, in PEM; those of the system if not given.
+    pub authorities: Option<Vec<u8>>,
+    /// The client certificate.
+    pub identity: Option<Identity>,
+    /// The bearer token.
+    pub token: Option<Secret>,
+    /// The command that gives one of these.
+    pub exec: Option<Exec>,
+    /// What this was read from. When one of these changes, all of it is read again.
+    pub files: Vec<Stamp>,
+}
+
+/// A certificate, in PEM, and its private key.
+pub(super) struct Identity {
+    pub certificate: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+/// A file as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    path: PathBuf,
+    state: Option<[i64; 6]>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        // Links are followed: in a pod, a link to the directory of all the files is what changes.
+        let state = fs::metadata(path).ok().map(|meta| {
+            [
+                i64::from_ne_bytes(meta.ino().to_ne_bytes()),
+                i64::from_ne_bytes(meta.len().to_ne_bytes()),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.ctime(),
+                meta.ctime_nsec(),
+            ]
+        });
+        Self {
+            path: path.to_owned(),
+            state,
+        }
+    }
+
+    /// Whether the file is another one now.
+    pub fn is_stale(&self) -> bool {
+        *self != Self::of(&self.path)
+    }
+}
+
+/// Reads the kubeconfig file, and all that it names. Blocks.
+pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Access, Trouble> {
+    match kubeconfig {
+        Some(path) => of_file(path, context),
+        None => of_pod(|name| std::env::var(name).ok(), Path::new(SERVICE_ACCOUNT)),
+    }
+}
+
+fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Access, Trouble> {
+    let given = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let (Some(host), Some(port)) = (given("KUBERNETES_SERVICE_HOST"), given("KUBERNETES_SERVICE_PORT")) else {
+        return Err(Trouble::credential(
+            "there is no kubeconfig file to use, and the broker does not run in a pod (KUBERNETES_SERVICE_HOST is not set)",
+            "set the key kubeconfig to the absolute path of one",
+        ));
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let server = server(&format!("https://{host}:{port}"), &"KUBERNETES_SERVICE_HOST")?;
+    let mut files = Vec::new();
+    let mut read = |name: &str| {
+        let path = dir.join(name);
+        files.push(Stamp::of(&path));
+        read_file(&path, name, Readers::Any)
+    };
+    let authorities = read("ca.crt")?.to_vec();
+    let token = bearer(&read("token")?, "token")?;
+    Ok(Access {
+        server,
+        server_name: None,
+        authorities: Some(authorities),
+        identity: None,
+        token: Some(token),
+        exec: None,
+        files,
+    })
+}
+
+fn of_file(path: &Path, context: Option<&str>) -> Result<Access, Trouble> {
+    let mut files = vec![Stamp::of(path)];
+    let text = read_file(path, "kubeconfig", Readers::Unless(&has_secrets))?;
+    let config = parse(&text, path)?;
+    let (cluster, user) = choose(config, context, path)?;
+    let at = Place { path };
+    at.supported(&cluster, &user)?;
+
+    let address = cluster.server.as_deref().unwrap_or_default();
+    let server = server(address, &at)?;
+    let mut file = |name: &str, readers| {
+        let path = at.resolve(name);
+        files.push(Stamp::of(&path));
+        move |key| read_file(&path, key, readers)
+    };
+    let authorities = match (
+        nonempty(&cluster.certificate_authority_data),
+        nonempty(&cluster.certificate_authority),
+    ) {
+        (Some(data), _) => Some(at.decode("certificate-authority-data", data)?.to_vec()),
+        (None, Some(name)) => Some(file(name, Readers::Any)("certificate-authority")?.to_vec()),
+        (None, None) => None,
+    };
+    let certificate = match (
+        nonempty(&user.client_certificate_data),
+        nonempty(&user.client_certificate),
+    ) {
+        (Some(data), _) => Some(at.decode("client-certificate-data", data)?),
+        (None, Some(name)) => Some(file(name, Readers::Any)("client-certificate")?),
+        (None, None) => None,
+    };
+    let key = match (secret(&user.client_key_data), nonempty(&user.client_key)) {
+        (Some(data), _) => Some(at.decode("client-key-data", data)?),
+        (None, Some(name)) => Some(file(name, Readers::Owner)("client-key")?),
+        (None, None) => None,
+    };
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Identity {
+            certificate: certificate.to_vec(),
+            key,
+        }),
+        (None, None) => None,
+        (Some(_), None) => return Err(at.wrong("client-key is missing", "client-certificate needs it")),
+        (None, Some(_)) => return Err(at.wrong("client-certificate is missing", "client-key needs it")),
+    };
+    // The file wins over the token beside it ("tokenFile" in k8s.io/client-go/tools/clientcmd/api/v1).
+    let token = match (nonempty(&user.token_file), secret(&user.token)) {
+        (Some(name), _) => Some(bearer(&file(name, Readers::Owner)("tokenFile")?, "tokenFile")?),
+        (None, Some(token)) => Some(bearer(token.as_bytes(), "token")?),
+        (None, None) => None,
+    };
+    let exec = match (&user.exec, &token) {
+        (Some(exec), None) => Some(Exec::new(exec, &cluster, |command| at.resolve(command)).map_err(|e| at.of(&e))?),
+        _ => None,
+    };
+    if identity.is_none() && token.is_none() && exec.is_none() {
+        return Err(at.wrong(
+            "its user has no credential",
+            "give it a token, a tokenFile, a client-certificate with its key, or exec",
+        ));
+    }
+    Ok(Access {
+        server,
+        server_name: nonempty(&cluster.tls_server_name).map(str::to_owned),
+        authorities,
+        identity,
+        token,
+        exec,
+        files,
+    })
+}
+
+/// Where in the site's configuration something stands.
+struct Place<'a> {
+    path: &'a Path,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the kubeconfig file {}", self.path.display())
+    }
+}
+
+impl Place<'_> {
+    fn wrong(&self, what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
+        Trouble::credential(format_args!("{self}: {what}"), todo)
+    }
+
+    /// The same trouble, with the file named.
+    fn of(&self, trouble: &Trouble) -> Trouble {
+        self.wrong(trouble.what(), trouble.todo())
+    }
+
+    /// Paths in the file are relative to its directory.
+    fn resolve(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("/")).join(name)
+    }
+
+    fn decode(&self, key: &str, data: &str) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        decode(data).ok_or_else(|| {
+            self.wrong(
+                format_args!("{key} is not base64"),
+                "write the file's content in base64, in one line",
+            )
+        })
+    }
+
+    fn supported(&self, cluster: &Cluster, user: &AuthInfo) -> Result<(), Trouble> {
+        if cluster.insecure_skip_tls_verify == Some(true) {
+            return Err(self.wrong(
+                "insecure-skip-tls-verify is set: whoever is in between could read the tokens of all jobs",
+                "remove it, and set certificate-authority",
+            ));
+        }
+        if nonempty(&cluster.proxy_url).is_some() {
+            return Err(self.wrong(
+                "proxy-url is set, which is not supported",
+                "name a server that this node reaches without a proxy",
+            ));
+        }
+        if let Some(provider) = &user.auth_provider {
+            return Err(self.wrong(
+                format_args!(
+                    "auth-provider {} is set, which is of old and not supported",
+                    quote(&provider.name, &[])
+                ),
+                "use exec, a tokenFile or a client certificate",
+            ));
+        }
+        if nonempty(&user.username).is_some() || user.password.is_some() {
+            return Err(self.wrong(
+                "username and password are set, which are not supported",
+                "use exec, a tokenFile or a client certificate",
+            ));
+        }
+        let impersonates = nonempty(&user.impersonate).is_some()
+            || user.impersonate_uid.is_some()
+            || user.impersonate_groups.is_some()
+            || user.impersonate_user_extra.is_some();
+        if impersonates {
+            return Err(self.wrong(
+                "its user is to act as another (as, as-uid, as-groups), which is not supported",
+                "use the credential of a service account that has the permissions itself",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where a server is: an https address.
+fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
+    const TODO: &str = "set server to an address such as https://kubernetes.example.com:6443";
+
+    if address.is_empty() {
+        return Err(Trouble::credential(
+            format_args!("{at}: its cluster has no server"),
+            TODO,
+        ));
+    }
+    let uri: Option<Uri> = address.parse().ok();
+    let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()) else {
+        return Err(Trouble::credential(
+            format_args!("{at}: the address of its server is not valid"),
+            TODO,
+        ));
+    };
+    if uri.scheme_str() != Some("https") {
+        return Err(Trouble::credential(
+            format_args!("{at}: its server is not https: tokens would be sent in clear"),
+            TODO,
+        ));
+    }
+    if uri
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        return Err(Trouble::credential(
+            format_args!("{at}: the address of its server has a user name in it, which is not supported"),
+            TODO,
+        ));
+    }
+    Ok(uri)
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<Kubeconfig, Trouble> {
+    let at = Place { path };
+    let text = std::str::from_utf8(text).map_err(|e| {
+        at.wrong(
+            format_args!("it is not UTF-8 (at byte {})", e.valid_up_to()),
+            "write it again",
+        )
+    })?;
+    // The parser's own words quote the file, and with it what is secret.
+    Kubeconfig::from_yaml(text).map_err(|e| {
+        let line = match e {
+            KubeconfigError::Parse(e) => e.location().map(|location| location.line()),
+            _ => None,
+        };
+        let line = line.map(|line| format!(" (line {line})")).unwrap_or_default();
+        at.wrong(
+            format_args!("it is not a kubeconfig{line}"),
+            "see what kubectl --kubeconfig says to it",
+        )
+    })
+}
+
+fn choose(config: Kubeconfig, context: Option<&str>, path: &Path) -> Result<(Cluster, AuthInfo), Trouble> {
+    let at = Place { path };
+    let Some(name) = context.or(config.current_context.as_deref().filter(|name| !name.is_empty())) else {
+        return Err(at.wrong("it has no current-context", "set the key context"));
+    };
+    let quoted = quote(name, &[]);
+    let found = config.contexts.iter().find(|named| named.name == name);
+    let Some(context) = found.and_then(|named| named.context.as_ref()) else {
+        return Err(at.wrong(
+            format_args!("it has no context `{quoted}`"),
+            "set the key context to one that it has (kubectl config get-contexts)",
+        ));
+    };
+    let missing = |kind: &str| {
+        at.wrong(
+            format_args!("the {kind} of its context `{quoted}` is not there"),
+            "add it, or set the key context to another one",
+        )
+    };
+    let clusters = config.clusters.into_iter();
+    let cluster = clusters
+        .filter(|named| named.name == context.cluster)
+        .find_map(|named| named.cluster);
+    let users = config.auth_infos.into_iter();
+    let user = users
+        .filter(|named| Some(&named.name) == context.user.as_ref())
+        .find_map(|named| named.auth_info);
+    Ok((
+        cluster.ok_or_else(|| missing("cluster"))?,
+        user.ok_or_else(|| missing("user"))?,
+    ))
+}
+
+/// Whether a kubeconfig file has something in it that only its owner may read. What cannot be parsed is refused anyway.
+fn has_secrets(text: &[u8]) -> bool {
+    let config = std::str::from_utf8(text).map(Kubeconfig::from_yaml);
+    let Ok(Ok(config)) = config else { return false };
+    let mut users = config.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
+    users.any(|user| {
+        let in_exec = user.exec.as_ref().is_some_and(|exec| exec.env.is_some());
+        [&user.token, &user.password, &user.client_key_data]
+            .into_iter()
+            .any(|secret| secret.is_some())
+            || user.auth_provider.is_some()
+            || in_exec
+    })
+}
+
+/// Who may read a file.
+#[derive(Clone, Copy)]
+enum Readers<'a> {
+    /// Everybody: it has no secret, or Kubernetes itself has put it there.
+    Any,
+    /// Its owner only.
+    Owner,
+    /// Everybody, unless this finds a secret in it.
+    Unless(&'a dyn Fn(&[u8]) -> bool),
+}
+
+/// Reads a file that nobody else can change; `key` is where it is named.
+fn read_file(path: &Path, key: &str, readers: Readers<'_>) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    let wrong = |what: &dyn fmt::Display, todo: &str| {
+        Trouble::credential(format_args!("{key}: {} {what}", path.display()), todo)
+    };
+    let refused = |refusal| match refusal {
+        Refusal::Io(e) => {
+            let todo = match e.kind() {
+                io::ErrorKind::PermissionDenied => "let the instance owner read it (chown)",
+                _ => "create it, or correct its path",
+            };
+            wrong(&format_args!("could not be read ({e})"), todo)
+        }
+        Refusal::Untrusted(why) => wrong(
+            &format_args!("was refused ({why})"),
+            "let nobody but the instance owner and root change it, and nobody else read secrets in it",
+        ),
+    };
+    // The operator wrote the path, or its file did: links in it are followed, and where they lead to is what is checked.
+    let real = fs::canonicalize(path).map_err(|e| refused(e.into()))?;
+    let file = trust::open(&real, &real).map_err(refused)?;
+    let meta = file.metadata().map_err(|e| refused(e.into()))?;
+    if let Readers::Owner = readers {
+        trust::private(&meta).map_err(refused)?;
+    }
+    let bytes = trust::read(file, MAX_FILE).map_err(|e| refused(e.into()))?;
+    if bytes.len() > MAX_FILE {
+        return Err(wrong(&"is longer than 1 MiB", "see that it is the file that is meant"));
+    }
+    if let Readers::Unless(has_secrets) = readers
+        && has_secrets(&bytes)
+    {
+        trust::private(&meta).map_err(refused)?;
+    }
+    Ok(bytes)
+}
+
+/// A bearer token: what may stand in a header (RFC 6750, section 2.1), with nothing around it.
+pub(super) fn bearer(bytes: &[u8], key: &str) -> Result<Secret, Trouble> {
+    let token = bytes.trim_ascii();
+    let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    let text = std::str::from_utf8(token).ok().filter(|_| is_token);
+    text.map(Secret::from).ok_or_else(|| {
+        Trouble::credential(
+            format_args!("{key} is not a bearer token (it is empty, or has spaces or other characters in it)"),
+            "write the token into it, and nothing else",
+        )
+    })
+}
+
+/// Decodes base64, as it stands in YAML and JSON.
+pub(super) fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    // A YAML writer may have broken the line.
+    let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));
+    compact.extend(text.bytes().filter(|b| !b.is_ascii_whitespace()));
+    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(compact.len())]);
+    let len = STANDARD.decode_slice(compact.as_slice(), &mut bytes[..]).ok()?;
+    bytes.truncate(len);
+    Some(bytes)
+}
+
+fn nonempty(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.is_empty())
+}
+
+fn secret(text: &Option<Secret>) -> Option<&str> {
+    text.as_ref().map(Secret::expose_secret).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_pod_uses_the_credential_that_kubernetes_gives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // As the kubelet lays it out: links through a link that is exchanged as a whole, readable by the pod's users.
+        fs::create_dir(dir.path().join("..1")).unwrap();
+        for (name, content) in [("ca.crt", "authority"), ("token", "first\n")] {
+            let path = dir.path().join("..1").join(name);
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            symlink(format!("..data/{name}"), dir.path().join(name)).unwrap();
+        }
+        symlink("..1", dir.path().join("..data")).unwrap();
+        let variable = |name: &str| {
+            Some(match name {
+                "KUBERNETES_SERVICE_HOST" => "fd00::1".to_owned(),
+                "KUBERNETES_SERVICE_PORT" => "443".to_owned(),
+                _ => return None,
+            })
+        };
+        let access = of_pod(variable, dir.path()).map_err(|e| e.to_string()).unwrap();
+        assert_eq!(access.server, "https://[fd00::1]:443");
+        assert_eq!(access.authorities.as_deref(), Some(b"authority".as_slice()));
+        assert_eq!(secret(&access.token), Some("first"));
+        assert!(!access.files.iter().any(Stamp::is_stale));
+
+        fs::create_dir(dir.path().join("..2")).unwrap();
+        fs::copy(dir.path().join("..1/ca.crt"), dir.path().join("..2/ca.crt")).unwrap();
+        fs::write(dir.path().join("..2/token"), "second").unwrap();
+        fs::remove_file(dir.path().join("..data")).unwrap();
+        symlink("..2", dir.path().join("..data")).unwrap();
+        assert!(access.files.iter().any(Stamp::is_stale));
+        let access = of_pod(variable, dir.path()).map_err(|e| e.to_string()).unwrap();
+        assert_eq!(secret(&access.token), Some("second"));
+    }
+
+    #[test]
+    fn outside_of_a_pod_a_kubeconfig_file_is_asked_for() {
+        let error = of_pod(|_| None, Path::new("/nonexistent")).map(drop).unwrap_err();
+        assert!(error.to_string().contains("set the key kubeconfig"), "{error}");
+    }
+}

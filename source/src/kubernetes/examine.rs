@@ -1,0 +1,206 @@
+//! What an operator wants to know before a job does: whether the API server can be reached, and what it lets us read.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    access,
+    connection::{Cluster, Connection},
+    group_target, no_group, objects,
+    request::Target,
+    trouble::{Trouble, UNWELL},
+};
+use crate::seconds;
+
+/// What was looked at, and how it is; where something is to be done, what.
+#[derive(Debug)]
+pub enum Examined {
+    /// As it should be.
+    Good(String),
+    /// It works, and is not as it should be.
+    Unwise {
+        /// What is so.
+        what: String,
+        /// What to do about it.
+        todo: String,
+    },
+    /// No job gets its token.
+    Bad {
+        /// What is so.
+        what: String,
+        /// What to do about it.
+        todo: String,
+    },
+}
+
+impl Examined {
+    fn bad(what: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self::Bad {
+            what: what.into(),
+            todo: todo.into(),
+        }
+    }
+}
+
+/// For one question; less than for all of them, so that what was answered is told.
+const QUESTION: Duration = Duration::from_secs(5);
+
+/// The answer to a `SelfSubjectAccessReview` of the API group `authorization.k8s.io/v1`.
+#[derive(Deserialize)]
+struct Review {
+    status: ReviewStatus,
+}
+
+#[derive(Deserialize)]
+struct ReviewStatus {
+    allowed: bool,
+}
+
+/// Looks whether the API server can be reached, serves Workflows, and lets them and their Secrets be read. Blocks, no
+/// longer than `limit`. `helpers` are as in [`crate::of_rule`].
+#[must_use]
+pub fn examine(settings: &config::Kubernetes, helpers: &[PathBuf], limit: Duration) -> Vec<Examined> {
+    let mut found = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else {
+        found.push(Examined::bad(
+            "the system has no more file descriptors",
+            "see ulimit -n, and run this again",
+        ));
+        return found;
+    };
+    let all = Examination {
+        cluster: Cluster::of(settings, helpers),
+        settings: settings.clone(),
+        until: Instant::now() + limit,
+    };
+    let done = runtime.block_on(async { timeout(limit, all.run(&mut found)).await });
+    if done.is_err() {
+        found.push(Examined::bad(
+            format!("the API server did not answer all questions within {}", seconds(limit)),
+            "see that it is well, and that no firewall is in between",
+        ));
+    }
+    // A name service that hangs is not waited for.
+    runtime.shutdown_background();
+    found
+}
+
+/// The absolute path of the program that gives the credential, where the kubeconfig file names one. Blocks.
+pub fn exec_program(settings: &config::Kubernetes) -> Option<PathBuf> {
+    let access = access::load(settings.kubeconfig.as_deref(), settings.context.as_deref()).ok()?;
+    let exec = access.exec?;
+    exec.program().is_absolute().then(|| exec.program().to_owned())
+}
+
+struct Examination {
+    cluster: std::sync::Arc<Cluster>,
+    settings: config::Kubernetes,
+    until: Instant,
+}
+
+impl Examination {
+    async fn run(&self, found: &mut Vec<Examined>) {
+        let origin = match &self.settings.kubeconfig {
+            Some(path) => format!("kubeconfig {}", path.display()),
+            None => "the pod's own credential".to_owned(),
+        };
+        let notes = std::sync::Mutex::default();
+        let connection = match self.cluster.connection(self.left() * 3 / 4, &notes).await {
+            Ok(connection) => connection,
+            Err(trouble) => return found.push(bad(&trouble, "")),
+        };
+        let server = &connection.base;
+        found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
+
+        let version = match self.get(&connection, &group_target()).await {
+            Ok(body) => objects::preferred_version(&body),
+            Err(trouble) => Err(no_group(trouble)),
+        };
+        match version {
+            Ok(version) => found.push(Examined::Good(format!(
+                "{server} answers, its certificate is good, and it serves {} in version {version}",
+                objects::GROUP
+            ))),
+            Err(trouble) => return found.push(bad(&trouble, server)),
+        }
+        self.may_get(&connection, objects::GROUP, "workflows", found).await;
+        self.may_get(&connection, "", "secrets", found).await;
+        match self.may(&connection, "*", "*", "*", None).await {
+            Ok(true) => found.push(Examined::Unwise {
+                what: "the credential may do everything there, and needs to read Workflows and Secrets only".to_owned(),
+                todo: "use a service account with the permissions in doc/kubernetes-rbac.yaml".to_owned(),
+            }),
+            Ok(false) => {}
+            Err(trouble) => found.push(bad(&trouble, server)),
+        }
+    }
+
+    async fn may_get(&self, connection: &Connection, group: &str, resource: &str, found: &mut Vec<Examined>) {
+        let namespace = &self.settings.namespace;
+        found.push(
+            match self.may(connection, "get", group, resource, Some(namespace)).await {
+                Ok(true) => Examined::Good(format!("may get {resource} in the namespace {namespace}")),
+                Ok(false) => Examined::bad(
+                    format!("may not get {resource} in the namespace {namespace}"),
+                    "grant it as doc/kubernetes-rbac.yaml does; to get Secrets, wherever Workflows name them",
+                ),
+                Err(trouble) => bad(&trouble, &connection.base),
+            },
+        );
+    }
+
+    async fn may(
+        &self,
+        connection: &Connection,
+        verb: &str,
+        group: &str,
+        resource: &str,
+        namespace: Option<&str>,
+    ) -> Result<bool, Trouble> {
+        let target = Target {
+            path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews".to_owned(),
+            resource: "selfsubjectaccessreviews.authorization.k8s.io",
+            name: "API group authorization.k8s.io".to_owned(),
+            namespace: None,
+        };
+        let question = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {
+                "verb": verb, "group": group, "resource": resource, "namespace": namespace,
+            }},
+        });
+        let question = question.to_string().into_bytes();
+        let body = connection
+            .post(&self.cluster.permits, &target, question, QUESTION)
+            .await?;
+        let review: Review = serde_json::from_slice(&body).map_err(|_| {
+            Trouble::permanent(
+                UNWELL,
+                "its answer is no SelfSubjectAccessReview in JSON",
+                "see that the address in the kubeconfig file is the one of an API server",
+            )
+        })?;
+        Ok(review.status.allowed)
+    }
+
+    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, Trouble> {
+        connection.get(&self.cluster.permits, target, QUESTION).await
+    }
+
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
+fn bad(trouble: &Trouble, server: &str) -> Examined {
+    let what = match server {
+        "" => trouble.what().to_owned(),
+        server => format!("{server}: {}", trouble.what()),
+    };
+    Examined::bad(what, trouble.todo())
+}
