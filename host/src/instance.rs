@@ -290,6 +290,14 @@ impl Instance {
         Ok(())
     }
 
+    /// Tells of an event that changes nothing, and is in no eventlog.
+    fn publish(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) {
+        if let Some(number) = self.event_number(name) {
+            job.posted.borrow_mut().insert(number);
+            self.jobtap.notify_subscribers(self, job, &Entry::now(name, context));
+        }
+    }
+
     /// Whether an event of a name was posted on a job by this job manager: those that were replayed do not count. None
     /// if there are too many names to tell.
     pub fn was_posted(&self, job: &Job, name: &str) -> Option<bool> {
@@ -375,7 +383,9 @@ impl Instance {
                         _ => format!("rank[0-{}]/core0", nodes - 1),
                     };
                     let summary = json!({"sched": {"resource_summary": ranks}});
-                    instance.post(&job, "alloc", json!({"annotations": summary}));
+                    let context = json!({"annotations": summary});
+                    instance.publish(&job, "annotations", context.clone());
+                    instance.post(&job, "alloc", context);
                 }
                 _ => instance.act(&job),
             }

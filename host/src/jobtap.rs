@@ -586,13 +586,15 @@ pub unsafe extern "C" fn flux_jobtap_job_event_posted(
 ) -> c_int {
     // SAFETY: the caller passes NULL or valid pointers.
     let (name, found) = unsafe { (c::string(name), job_of(p, id)) };
-    match name.zip(found) {
-        Some((name, (instance, job))) => instance
-            .was_posted(&job, &name)
-            .map_or_else(|| fail(libc::EINVAL), c_int::from),
-        None if p.is_null() => fail(libc::EINVAL),
-        None => -1,
-    }
+    let Some(name) = name else {
+        return fail(libc::EINVAL);
+    };
+    let Some((instance, job)) = found else {
+        return -1;
+    };
+    instance
+        .was_posted(&job, &name)
+        .map_or_else(|| fail(libc::EINVAL), c_int::from)
 }
 
 /// Whether flux_jobtap_event_post_pack(3) knows the job, before it looks at the context.
