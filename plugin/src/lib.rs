@@ -17,6 +17,7 @@ mod delivery;
 mod facts;
 mod manager;
 mod owner;
+mod pmi;
 mod records;
 mod resume;
 mod stats;
@@ -29,15 +30,22 @@ use manager::Manager;
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
+    loaded(plugin, "workflow-token", load)
+}
+
+/// Loads the plugin `cray-pmi-bootstrap`: to be called by `flux_plugin_init`. Returns what that returns.
+pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
+    loaded(plugin, "cray-pmi-bootstrap", pmi::load)
+}
+
+fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {
             if let Some(jobtap) = Jobtap::new(plugin) {
-                jobtap.flux().log(
-                    ffi::LogLevel::Err,
-                    &format!("workflow-token: cannot be loaded: {error}"),
-                );
+                let line = format!("{name}: cannot be loaded: {error}");
+                jobtap.flux().log(ffi::LogLevel::Err, &line);
             }
             -1
         }
