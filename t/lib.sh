@@ -257,7 +257,7 @@ as() {
 
 # new_token [CLAIM=VALUE…]: a token that there never was before.
 new_token() {
-	"$TESTS/token.py" "$@"
+	"$TESTS/new-token.py" "$@"
 }
 
 # token_file FILE [CLAIM=VALUE…]: a new token in a file that its owner alone can read; and on standard output.
