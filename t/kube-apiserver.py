@@ -23,7 +23,7 @@ What is otherwise is set with PATCH on `/control` (a merge patch), and GET tells
     versions      those of the API group that are served, the preferred one first
     refuse        users whose credential is not accepted: 401
     forbid        for a user, the resources that are withheld: 403
-    down          whether every request is answered with 503
+    down          users whose requests are all answered with 503
 """
 
 import asyncio
@@ -387,7 +387,7 @@ class Server:
             "versions": ["v1alpha7", "v1alpha6"],
             "refuse": [],
             "forbid": {},
-            "down": False,
+            "down": [],
         }
         self.store = Store()
         self.dws = Dws(self.store, self.settings, rabbits)
@@ -490,7 +490,7 @@ class Server:
         path = request.path.strip("/").split("/")
         if path == ["control"] and user == "admin":
             return self.control(request)
-        if self.settings["down"]:
+        if user in self.settings["down"]:
             raise Refused(503, "ServiceUnavailable", "the server is currently unable to handle the request")
         match path:
             case ["api"]:

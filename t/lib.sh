@@ -37,6 +37,7 @@ tidy() {
 	dws_kill
 	kube_kill
 	munge_kill
+	rm -rf "$base/canaries"
 }
 
 # skip REASON: skips the whole test.
@@ -274,6 +275,28 @@ workflow_token() {
 		kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d
 }
 
+# workflow_is_in ID STATE: it is there, and is to be there.
+workflow_is_in() {
+	test "$(workflow "$1" | python3 -c '
+import json, sys
+workflow = json.load(sys.stdin)
+print(workflow["spec"]["desiredState"], workflow["status"]["state"])')" = "$2 $2" 2>/dev/null
+}
+
+# The plugins for rabbit jobs, and directives for them.
+DWS_JOBTAP=$STAGE/lib/flux/job-manager/plugins/dws-jobtap.so
+DW='#DW jobdw type=xfs capacity=10GiB name=project1'
+
+# dws_initrc [NAME=VALUE…]: has job shells load the plugin for rabbit jobs.
+dws_initrc() {
+	SHELL_PLUGIN=${SHELL_PLUGIN%/*}/dws_environment.so initrc initrc.lua "munge-socket=$MUNGE_SOCKET" "$@"
+}
+
+# rabbit …: submits a job with the directives $DW. Prints its id.
+rabbit() {
+	flux submit --setattr=system.dw="$DW" "$@"
+}
+
 # need_dws_service: skips the test where the service of flux-coral2 is not there.
 need_dws_service() {
 	test -n "$FLUX_CORAL2_SERVICE" ||
@@ -353,6 +376,58 @@ as() {
 			LC_ALL=C.UTF-8 PATH="$PATH" FLUX_URI="local://$RUN/local-${RANK:-0}" \
 			FLUX_EXEC_PATH="$STAGE/libexec/flux/cmd" timeout -k 5 60 "$@"
 	)
+}
+
+#
+# Secrets, and where they are looked for.
+#
+
+# need_canaries: makes the directory $canaries, which is not searched.
+need_canaries() {
+	canaries=$base/canaries
+	mkdir -m 0700 "$canaries"
+}
+
+# gather NAME PLUGIN: writes all that Flux tells, of the jobs in $ids among others, to files below NAME.
+gather() {
+	local id dir=gathered/$1
+	mkdir -p "$dir" &&
+		flux dmesg >"$dir/dmesg" &&
+		flux jobtap query "$2" >"$dir/query" &&
+		flux job list --all >"$dir/job-list" &&
+		flux jobs -a --json >"$dir/jobs" &&
+		flux config get >"$dir/config" &&
+		flux module stats job-manager >"$dir/stats" &&
+		kvs primary "$dir" || return
+	for id in $ids; do
+		flux job eventlog "$id" >"$dir/eventlog.$id" || return
+		if test "$(flux jobs -no '{state}' "$id")" = INACTIVE; then
+			# It fails with its job.
+			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
+			continue
+		fi
+		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
+			flux job info "$id" guest.output >"$dir/output.$id" &&
+			kvs "job-$(flux job id --to=dec "$id")" "$dir" || return
+	done
+}
+
+# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them.
+kvs() {
+	# The link to the namespace of a job that runs is followed, by its own name.
+	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" --treeobj >"$2/trees.$1"
+}
+
+# everywhere CANARY… : prints where any of them is, of all that is to be searched, which is not the processes in $tasks.
+# Leaves what it has found in `found`, and the status of search.py in `status`.
+everywhere() {
+	local name
+	for name; do cat "$canaries/$name" || return; done >"$canaries/secrets"
+	"$TESTS/search.py" "$canaries/secrets" "$PWD" "proc:$tasks" >found
+	echo $? >status
+	cat found
 }
 
 #
