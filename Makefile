@@ -58,6 +58,9 @@ install: build man
 	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
 	install -m 0755 $(built)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
 	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
+	install -m 0755 $(built)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
 	@for page in $(man); do \
 		[ -e $(CARGO_TARGET_DIR)/man/$$page ] || continue; \

@@ -22,6 +22,8 @@ pub enum LogLevel {
     Err = libc::LOG_ERR,
     /// Something is not as it should be.
     Warning = libc::LOG_WARNING,
+    /// As it should be, and still to be seen.
+    Notice = libc::LOG_NOTICE,
     /// Worth to know.
     Info = libc::LOG_INFO,
     /// For those who look for a fault.

@@ -344,6 +344,9 @@ impl Inner {
             inner.ended_since.set(Some(Instant::now()));
         }
         Self::ask_again(inner);
+        if let Some(hooks) = inner.hooks() {
+            hooks.ticked();
+        }
         Self::commit(inner);
         let idle = inner.deliveries.borrow().is_empty()
             && inner.ended.borrow().is_empty()

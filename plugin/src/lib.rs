@@ -18,6 +18,7 @@ mod dws;
 mod facts;
 mod manager;
 mod owner;
+mod pmi;
 mod records;
 mod resume;
 mod stats;
@@ -36,6 +37,11 @@ pub fn init(plugin: Plugin<'static>) -> i32 {
 /// Loads the plugin `dws`, for rabbit jobs: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init_dws(plugin: Plugin<'static>) -> i32 {
     loaded(plugin, "dws", dws::load)
+}
+
+/// Loads the plugin `cray-pmi-bootstrap`: to be called by `flux_plugin_init`. Returns what that returns.
+pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
+    loaded(plugin, "cray-pmi-bootstrap", pmi::load)
 }
 
 fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {

@@ -4,12 +4,12 @@
 //! `delivery`, `resume` and `records` is a `RefCell` borrowed across one.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashMap, HashSet},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -47,6 +47,14 @@ pub(crate) struct Kind {
     pub(crate) active: &'static CStr,
 }
 
+/// What a plugin does in place of what is done for rules. Where it is of no use, a plugin has none.
+pub(crate) trait Hooks {
+    /// The eventlog of a job was read that was past SCHED when the plugin was loaded, and of which nothing was known.
+    fn resume(&self, job: JobId, eventlog: &str);
+    /// Time has passed: a tick, which comes while there is something to mind.
+    fn ticked(&self);
+}
+
 /// The plugin that delivers workflow tokens.
 static WORKFLOW_TOKEN: Kind = Kind {
     name: "workflow-token",
@@ -71,6 +79,7 @@ pub(crate) struct Manager(Rc<Inner>);
 /// Deliveries, on the reactor thread: what all plugins of this crate have in common.
 pub(crate) struct Inner {
     pub(crate) kind: &'static Kind,
+    pub(crate) hooks: OnceCell<Weak<dyn Hooks>>,
     pub(crate) jobtap: Jobtap<'static>,
     pub(crate) conf: Value,
     pub(crate) helpers: Vec<PathBuf>,
@@ -195,6 +204,7 @@ impl Inner {
     ) -> io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             kind,
+            hooks: OnceCell::new(),
             jobtap,
             conf: overrides,
             helpers: helpers(plugin.path()),
@@ -289,6 +299,10 @@ impl Inner {
         let setup = self.setup.borrow();
         answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));
         answer
+    }
+
+    pub(crate) fn hooks(&self) -> Option<Rc<dyn Hooks>> {
+        self.hooks.get()?.upgrade()
     }
 
     pub(crate) fn flux(&self) -> Flux<'static> {

@@ -76,24 +76,27 @@ impl Inner {
         let stay = Stay::begin();
         // It is active: its record, if it has one, is not to be removed yet.
         inner.ended_meanwhile.borrow_mut().remove(&job);
-        let past = inner.left.borrow().as_ref().and_then(|left| {
-            if left.unknown.contains(&job) {
-                None
-            } else if left.in_flight.contains(&job) {
-                Some(Past::Outstanding)
-            } else if left.delivered.contains(&job) {
-                Some(Past::Finished(0))
-            } else {
-                Some(Past::None)
-            }
-        });
-        match past {
+        match inner.past_left(job) {
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
             Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
             // Another one: what it wrote of the job is in the KVS.
             None => Self::read_eventlog(inner, job),
         }
+    }
+
+    /// How far the delivery of a job had come, by what the plugin before this one left: nothing where there was none in this
+    /// job manager, or where it did not know.
+    pub(crate) fn past_left(&self, job: JobId) -> Option<Past> {
+        let left = self.left.borrow();
+        let left = left.as_ref().filter(|left| !left.unknown.contains(&job))?;
+        Some(if left.in_flight.contains(&job) {
+            Past::Outstanding
+        } else if left.delivered.contains(&job) {
+            Past::Finished(0)
+        } else {
+            Past::None
+        })
     }
 
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
@@ -153,7 +156,11 @@ impl Inner {
                 match future.value() {
                     Ok(eventlog) => {
                         inner.unknown.borrow_mut().remove(&job);
-                        Self::resume_from(&inner, job, &eventlog.unwrap_or_default());
+                        let eventlog = eventlog.unwrap_or_default();
+                        match inner.hooks() {
+                            Some(hooks) => hooks.resume(job, &eventlog),
+                            None => Self::resume_from(&inner, job, &eventlog),
+                        }
                     }
                     Err(e) => inner.unread(job, &e),
                 }

@@ -12,9 +12,11 @@ use std::{
 };
 
 use config::{AttributePath, Config, Facts, Principal, Selection};
-use ffi::Shell;
+use ffi::{Shell, ShellLogLevel};
 use nix::unistd::{Group, User, getegid, geteuid, getgroups};
 use serde_json::Value;
+
+use crate::record::Kind;
 
 /// The settings of this shell.
 pub(crate) struct Settings {
@@ -22,6 +24,8 @@ pub(crate) struct Settings {
     /// Whether this is the instance that the settings are for.
     applies: bool,
     rules: Option<Config>,
+    /// Whether rabbit jobs without a record are looked for in their eventlogs.
+    pub legacy: bool,
     /// What is to be logged.
     pub warnings: Vec<String>,
 }
@@ -38,15 +42,16 @@ pub(crate) enum Expectation {
 }
 
 impl Settings {
-    /// Reads `conf` of `plugin.load { file = "workflow-token.so", conf = { … } }`.
+    /// Reads `conf` of `plugin.load { file = …, conf = { … } }`.
     ///
     /// # Errors
     /// The key that is wrong.
-    pub fn of(conf: &Value, instance_owner: u32) -> Result<Self, String> {
+    pub fn of(kind: &Kind, conf: &Value, instance_owner: u32) -> Result<Self, String> {
         let mut settings = Self {
             munge: config::Munge::default(),
             applies: true,
             rules: None,
+            legacy: true,
             warnings: Vec::new(),
         };
         let empty = serde_json::Map::new();
@@ -58,20 +63,22 @@ impl Settings {
             _ => return Err("its conf in the initrc must be a table".to_owned()),
         };
         for (key, value) in table {
+            if !kind.keys.contains(&key.as_str()) {
+                let (last, rest) = kind.keys.split_last().unwrap_or((&"", &[]));
+                return Err(format!(
+                    "its conf in the initrc: {} is not known: use {} or {last}",
+                    key.escape_debug(),
+                    rest.join(", ")
+                ));
+            }
             match (key.as_str(), value) {
-                ("config", Value::String(path)) => settings.read_rules(Path::new(path)),
+                ("config", Value::String(path)) => settings.read_rules(kind, Path::new(path)),
                 ("munge-socket", Value::String(_)) => {}
                 ("instance-owner", Value::String(owner)) => settings.applies = is_owner(owner, instance_owner)?,
                 ("instance-owner", Value::Number(n)) => settings.applies = n.as_u64() == Some(instance_owner.into()),
-                ("config" | "munge-socket" | "instance-owner", _) => {
-                    return Err(format!("its conf in the initrc: {key} must be a string"));
-                }
-                _ => {
-                    return Err(format!(
-                        "its conf in the initrc: {} is not known: use config, munge-socket or instance-owner",
-                        key.escape_debug()
-                    ));
-                }
+                ("legacy", Value::Bool(legacy)) => settings.legacy = *legacy,
+                ("legacy", _) => return Err("its conf in the initrc: legacy must be true or false".to_owned()),
+                _ => return Err(format!("its conf in the initrc: {key} must be a string")),
             }
         }
         if let Some(Value::String(path)) = table.get("munge-socket") {
@@ -80,16 +87,26 @@ impl Settings {
         Ok(settings)
     }
 
-    fn read_rules(&mut self, path: &Path) {
+    /// Logs what is to be logged.
+    pub fn warn(&self, kind: &Kind, shell: &Shell<'_>) {
+        for warning in &self.warnings {
+            shell.log(kind.name, ShellLogLevel::Warn, warning);
+        }
+    }
+
+    /// Whether this is the instance that the settings are for.
+    pub fn applies(&self) -> bool {
+        self.applies
+    }
+
+    fn read_rules(&mut self, kind: &Kind, path: &Path) {
         match config::read_files(path).and_then(|all| Config::from_json(&all)) {
             Ok(config) => {
                 self.munge = config.munge.clone();
                 self.rules = Some(config);
             }
             // The job manager's rules count, not this copy of them: without it, the record is asked for.
-            Err(e) => self
-                .warnings
-                .push(format!("its rules are not known here, so every job is asked for: {e}")),
+            Err(e) => self.warnings.push(format!("{}: {e}", kind.without_config)),
         }
     }
 
@@ -161,11 +178,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::{dws, token};
+
+    fn of(conf: Value, instance_owner: u32) -> Result<Settings, String> {
+        Settings::of(&token::KIND, &conf, instance_owner)
+    }
 
     #[test]
     fn no_conf_is_an_empty_one() {
         for conf in [json!(null), json!({}), json!([])] {
-            let settings = Settings::of(&conf, 0).unwrap();
+            let settings = of(conf, 0).unwrap();
             assert!(settings.applies && settings.rules.is_none() && settings.munge.socket.is_none());
         }
     }
@@ -177,8 +199,10 @@ mod tests {
             (json!({"config": 1}), "config"),
             (json!({"munge-socket": true}), "munge-socket"),
             (json!({"instance-owner": []}), "instance-owner"),
+            // For rabbit jobs only.
+            (json!({"legacy": false}), "legacy"),
         ] {
-            let Err(error) = Settings::of(&conf, 0) else {
+            let Err(error) = of(conf.clone(), 0) else {
                 panic!("{conf} was accepted")
             };
             assert!(error.contains(key), "{error}");
@@ -187,19 +211,29 @@ mod tests {
 
     #[test]
     fn it_applies_to_the_instance_of_its_owner_only() {
-        assert!(Settings::of(&json!({"instance-owner": "root"}), 0).unwrap().applies);
-        assert!(!Settings::of(&json!({"instance-owner": "root"}), 1000).unwrap().applies);
-        assert!(!Settings::of(&json!({"instance-owner": 999}), 0).unwrap().applies);
+        assert!(of(json!({"instance-owner": "root"}), 0).unwrap().applies);
+        assert!(!of(json!({"instance-owner": "root"}), 1000).unwrap().applies);
+        assert!(!of(json!({"instance-owner": 999}), 0).unwrap().applies);
     }
 
     #[test]
     fn a_copy_of_the_rules_that_cannot_be_read_is_said_and_every_job_is_asked_for() {
-        let settings = Settings::of(&json!({"config": "/nonexistent/flux.toml"}), 0).unwrap();
+        let settings = of(json!({"config": "/nonexistent/flux.toml"}), 0).unwrap();
         assert!(settings.rules.is_none());
         assert!(
             settings.warnings[0].contains("/nonexistent/flux.toml"),
             "{:?}",
             settings.warnings
         );
+    }
+
+    #[test]
+    fn eventlogs_are_looked_at_unless_that_is_switched_off() {
+        let legacy = |conf: Value| Settings::of(&dws::KIND, &conf, 0).map(|settings| settings.legacy);
+        assert_eq!(legacy(json!({})), Ok(true));
+        assert_eq!(legacy(json!({"legacy": false})), Ok(false));
+        for bad in [json!({"legacy": "false"}), json!({"Legacy": false})] {
+            assert!(legacy(bad.clone()).unwrap_err().contains("egacy"), "{bad}");
+        }
     }
 }

@@ -1,0 +1,548 @@
+//! The plugin `cray-pmi-bootstrap`: gives each job that has several nodes two ports and a secret, with which Cray's libpmi
+//! wires it up. It takes the place of the plugin of that name of flux-coral2, whose event has the secret in it; here, the
+//! event has the ports alone, and the secret is sealed.
+//!
+//! A job has its ports from RUN until none of its tasks is left. Who has which is known after a reload by what is left with
+//! the handle, and after a restart by the eventlogs: until all of them were read, jobs that are new wait in their prologs.
+
+mod hosts;
+mod ports;
+
+use std::{
+    cell::{Cell, RefCell},
+    ffi::CStr,
+    fmt::Write,
+    io,
+    rc::Rc,
+    time::Instant,
+};
+
+use ffi::{Args, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError};
+use seal::{Secret, Variables};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::{
+    manager::{Hooks, Inner, Kind},
+    resume::{Past, past},
+    stats::Stay,
+    work::Failure,
+};
+use ports::{Pair, Ports};
+
+/// What is delivered: the ports as libpmi takes them, and the secret.
+const PORT: &str = "PMI_CONTROL_PORT";
+const SECRET: &str = "PMI_SHARED_SECRET";
+
+/// The event that tells the ports of a job.
+const EVENT: &CStr = c"cray-pmi-bootstrap";
+
+static KIND: Kind = Kind {
+    name: "cray-pmi-bootstrap",
+    prolog: c"cray-pmi-bootstrap",
+    key: seal::key::CRAY_PMI_BOOTSTRAP,
+    what: "secret for Cray PMI",
+    left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
+    left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
+    left_unknown: c"workflow-token::cray-pmi-bootstrap::unknown",
+    active: c"workflow-token::cray-pmi-bootstrap::active",
+};
+
+/// What is left with the handle besides: for each job that has ports, its id and the ports.
+const LEFT_PORTS: &CStr = c"workflow-token::cray-pmi-bootstrap::ports";
+
+/// Loads the plugin.
+///
+/// # Errors
+/// What is wrong with its configuration; ENOMEM.
+pub(crate) fn load(plugin: Plugin<'static>) -> io::Result<()> {
+    plugin.set_name(c"cray-pmi-bootstrap")?;
+    let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;
+    let pmi = plugin.keep(Pmi::new(jobtap, plugin)?)?;
+    plugin.handle(c"conf.update", &pmi, |p: &Pmi, _, args| p.0.conf_update(args))?;
+    plugin.handle(c"job.new", &pmi, |p: &Pmi, _, args| p.0.job_new(args))?;
+    plugin.handle(c"job.state.run", &pmi, |p: &Pmi, _, args| p.0.job_run(args))?;
+    plugin.handle(c"job.state.cleanup", &pmi, |p: &Pmi, _, args| p.0.job_cleanup(args))?;
+    plugin.handle(c"job.state.inactive", &pmi, |p: &Pmi, _, args| p.0.job_inactive(args))?;
+    plugin.handle(c"plugin.query", &pmi, |p: &Pmi, _, args| p.0.query(args))?;
+    Ok(())
+}
+
+/// The state of the plugin, as it is kept with it.
+struct Pmi(Rc<State>);
+
+struct State {
+    inner: Rc<Inner>,
+    ports: RefCell<Ports>,
+    /// Jobs in their prologs that get their ports when it is known which are free, in the order in which they came.
+    waiting: RefCell<Vec<Waiting>>,
+    /// How many jobs went on without ports, for want of them.
+    without: Cell<u64>,
+    /// Whether it was looked at what the plugin before this one left.
+    looked: Cell<bool>,
+}
+
+#[derive(Clone, Copy)]
+struct Waiting {
+    job: JobId,
+    uid: u32,
+    since: Instant,
+}
+
+impl Pmi {
+    fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
+        let mut conf = plugin.conf();
+        let ports = configured(&mut conf, |level, line| {
+            jobtap.flux().log(level, &format!("{}: {line}", KIND.name));
+        });
+        let ports = ports.map_err(io::Error::other)?;
+        let state = Rc::new(State {
+            inner: Inner::new(&KIND, jobtap, plugin, conf)?,
+            ports: RefCell::new(ports),
+            waiting: RefCell::default(),
+            without: Cell::new(0),
+            looked: Cell::new(false),
+        });
+        let hooks = Rc::downgrade(&state);
+        // It has none yet.
+        let _ = state.inner.hooks.set(hooks);
+        Ok(Self(state))
+    }
+}
+
+/// The ports to be handed out; what is left in `conf` is for the engine.
+fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, String> {
+    let given = conf
+        .as_object_mut()
+        .map_or((None, None), |conf| (conf.remove("port-min"), conf.remove("port-max")));
+    let (start, end) = (ports::DEFAULT.start, ports::DEFAULT.end);
+    match given {
+        (Some(Value::Number(min)), Some(Value::Number(max))) if min.is_i64() && max.is_i64() => {
+            Ports::new(min.as_i64().unwrap_or(0), max.as_i64().unwrap_or(0))
+        }
+        (None, None) => {
+            let line = format!(
+                "Port range not specified in config with port-min and port-max. Using defaults of {start} and {end}."
+            );
+            log(LogLevel::Notice, &line);
+            Ports::new(start, end)
+        }
+        // As the plugin did that this one takes the place of, though not without a word: an instance must not fail to
+        // start that did start with it.
+        _ => {
+            let line = format!(
+                "port-min and port-max are not both integers, and count for nothing: using defaults of {start} and {end}: \
+                 give both"
+            );
+            log(LogLevel::Warning, &line);
+            Ports::new(start, end)
+        }
+    }
+}
+
+impl Drop for Pmi {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl State {
+    fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        Inner::configure(&self.inner, args)?;
+        if !self.looked.replace(true) {
+            self.take_left();
+        }
+        Ok(())
+    }
+
+    /// Takes up the ports of jobs that still have them, of what was left in this job manager.
+    fn take_left(&self) {
+        let left = self.inner.flux().left_jobs(LEFT_PORTS).unwrap_or_default();
+        for entry in left.chunks_exact(2) {
+            let (job, ports) = (entry[0], entry[1].0);
+            let Some(args) = self.inner.jobtap.lookup(job) else {
+                continue;
+            };
+            if !is_over(&args) {
+                let pair = [(ports >> 16) as u16, ports as u16];
+                self.ports.borrow_mut().claim(job, pair);
+            }
+        }
+    }
+
+    /// A job that is past SCHED was here before this plugin.
+    fn job_new(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let Some((job, uid, state)) = args.job_owner_state() else {
+            return Ok(());
+        };
+        if !matches!(state, JobState::Run | JobState::Cleanup) {
+            return Ok(());
+        }
+        let inner = &self.inner;
+        // It is active: its record, if it has one, is not to be removed yet.
+        inner.ended_meanwhile.borrow_mut().remove(&job);
+        match inner.past_left(job) {
+            // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
+            Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
+            Some(past) => self.go_on(job, uid, state, past),
+            None => Inner::read_eventlog(inner, job),
+        }
+        Ok(())
+    }
+
+    fn job_run(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let Some((job, uid, _)) = args.job_owner_state() else {
+            return Ok(());
+        };
+        if self.is_for(args, job) {
+            self.begin(job, uid);
+        }
+        self.inner.account(&stay, None);
+        Ok(())
+    }
+
+    /// Whether a job gets ports: it has several nodes, and none yet.
+    fn is_for(&self, args: &Args<'_>, job: JobId) -> bool {
+        let nodelist = args.json(&["R", "execution", "nodelist"]);
+        let hosts = nodelist
+            .ok_or_else(|| "it has no R".to_owned())
+            .and_then(|text| hosts::count(&text));
+        match hosts {
+            Ok(hosts) => hosts > 1 && self.ports.borrow().of(job).is_none(),
+            Err(e) => {
+                let line = format!(
+                    "{job}: the hosts in execution.nodelist of its R cannot be counted: {e}: it goes on without ports"
+                );
+                self.inner.log(LogLevel::Err, &line);
+                false
+            }
+        }
+    }
+
+    /// Within the callback of the job's change to RUN.
+    fn begin(&self, job: JobId, uid: u32) {
+        let known = self.all_known();
+        // Before the prolog: a job for which there are none goes on as if this plugin were not there.
+        let pair = if known { self.take(job) } else { None };
+        if known && pair.is_none() {
+            return;
+        }
+        if let Err(e) = self.inner.jobtap.prolog_start(KIND.prolog) {
+            self.ports.borrow_mut().give_back(job);
+            let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
+            self.inner.raise(job, &why);
+            return;
+        }
+        self.inner.unless_it_panics(job, || match pair {
+            Some(pair) => self.tell_and_deliver(job, uid, pair),
+            None => self.wait(job, uid),
+        });
+    }
+
+    /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has started,
+    /// prolog-start is refused and the job is left alone.
+    fn late(&self, args: &Args<'_>, job: JobId, uid: u32) {
+        if self.is_for(args, job) && self.inner.jobtap.prolog_start(KIND.prolog).is_ok() {
+            self.inner.unless_it_panics(job, || self.assign(job, uid));
+        }
+    }
+
+    /// Takes up a job from before, whose ports are known if it has any.
+    fn go_on(&self, job: JobId, uid: u32, state: JobState, past: Past) {
+        let inner = &self.inner;
+        match (past, state) {
+            (Past::None, _) => {}
+            (Past::Finished(_), _) => {
+                inner.delivered.borrow_mut().insert(job);
+            }
+            (Past::Outstanding, JobState::Run) => {
+                inner.stats.borrow_mut().resumed += 1;
+                let pair = self.ports.borrow().of(job);
+                inner.unless_it_panics(job, || match pair {
+                    // It has not started: a new secret does as well.
+                    Some(pair) => self.deliver(job, uid, pair),
+                    None => self.assign(job, uid),
+                });
+            }
+            (Past::Outstanding, _) => {
+                inner.stats.borrow_mut().canceled += 1;
+                inner.finish_prolog(job, 1);
+            }
+        }
+    }
+
+    /// Whether it is known of each job which ports it has.
+    fn all_known(&self) -> bool {
+        self.inner.unknown.borrow().is_empty()
+    }
+
+    /// Ports for a job in its prolog: now, or when it is known which are free.
+    fn assign(&self, job: JobId, uid: u32) {
+        if !self.all_known() {
+            self.wait(job, uid);
+            return;
+        }
+        match self.take(job) {
+            Some(pair) => self.tell_and_deliver(job, uid, pair),
+            None => self.inner.finish_prolog(job, 0),
+        }
+    }
+
+    fn wait(&self, job: JobId, uid: u32) {
+        let since = Instant::now();
+        self.waiting.borrow_mut().push(Waiting { job, uid, since });
+    }
+
+    /// Whether a job waited, as it does not any more.
+    fn unwait(&self, job: JobId) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let at = waiting.iter().position(|waiting| waiting.job == job);
+        at.map(|at| waiting.remove(at)).is_some()
+    }
+
+    /// Goes on with the jobs that wait, when there is nothing more to wait for.
+    fn proceed(&self) {
+        if !self.all_known() {
+            return;
+        }
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for Waiting { job, uid, .. } in waiting {
+            self.inner.unless_it_panics(job, || self.assign(job, uid));
+        }
+    }
+
+    fn take(&self, job: JobId) -> Option<Pair> {
+        let pair = self.ports.borrow_mut().take(job);
+        if pair.is_none() {
+            self.without.set(self.without.get() + 1);
+            let line = format!("{job}: no ports are free: it goes on without: raise port-max");
+            self.inner.log(LogLevel::Err, &line);
+        }
+        pair
+    }
+
+    /// For a job in its prolog.
+    fn tell_and_deliver(&self, job: JobId, uid: u32, pair: Pair) {
+        if let Err(e) = self.inner.jobtap.post(job, EVENT, &json!({ "ports": pair })) {
+            // A job manager that comes after this one would not know whose they are.
+            self.ports.borrow_mut().give_back(job);
+            let why = format!("the event with its ports could not be posted: {e}");
+            self.inner.fail(job, &Failure::new("its ports could not be kept", why));
+            return;
+        }
+        self.deliver(job, uid, pair);
+    }
+
+    fn deliver(&self, job: JobId, uid: u32, pair: Pair) {
+        match variables(pair) {
+            Ok(variables) => self.inner.give(job, uid, variables, None),
+            Err(e) => {
+                let why = format!("the system gave no random bytes: {e}");
+                self.inner.fail(job, &Failure::new("no secret could be made", why));
+            }
+        }
+    }
+
+    /// The job was canceled, or ended. Its tasks may still be there, unless they were what ended it.
+    fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let Some(job) = args.job() else { return Ok(()) };
+        if self.unwait(job) {
+            self.inner.stats.borrow_mut().canceled += 1;
+            self.inner.finish_prolog(job, 1);
+        } else if self.inner.give_up(job) {
+            self.inner.finish_prolog(job, 1);
+        }
+        if is_over(args) {
+            self.ports.borrow_mut().give_back(job);
+        }
+        self.inner.account(&stay, None);
+        Ok(())
+    }
+
+    fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        if let Some(job) = args.job() {
+            self.inner.ended(job);
+            self.ports.borrow_mut().give_back(job);
+            // Whatever its eventlog would tell, it has no ports any more.
+            self.inner.unknown.borrow_mut().remove(&job);
+            self.proceed();
+        }
+        Ok(())
+    }
+
+    fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let mut answer = self.inner.counters();
+        let ports = self.ports.borrow();
+        answer["port-min"] = json!(ports.range().start);
+        answer["port-max"] = json!(ports.range().end);
+        answer["ports-free"] = json!(ports.free());
+        answer["jobs-with-ports"] = json!(ports.held().count());
+        answer["jobs-waiting"] = json!(self.waiting.borrow().len());
+        answer["out-of-ports"] = json!(self.without.get());
+        args.answer(&answer);
+        Ok(())
+    }
+
+    /// The plugin is being removed, or the job manager ends. What the next one must know is left.
+    fn end(&self) {
+        let inner = &self.inner;
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().keys().copied().collect();
+        in_flight.extend(waiting.iter().map(|waiting| waiting.job));
+        inner.end();
+        if inner.active.get() {
+            // Once more, since the engine knows nothing of those that wait.
+            inner.flux().leave_jobs(KIND.left_in_flight, &in_flight);
+            let ports = self.ports.borrow();
+            let held = ports
+                .held()
+                .flat_map(|(job, [first, second])| [job, JobId(u64::from(first) << 16 | u64::from(second))]);
+            inner.flux().leave_jobs(LEFT_PORTS, &held.collect::<Vec<_>>());
+        }
+    }
+}
+
+impl Hooks for State {
+    fn resume(&self, job: JobId, eventlog: &str) {
+        let inner = &self.inner;
+        let stay = Stay::begin();
+        let told = told(eventlog);
+        // The job may have changed since it was asked for.
+        if let Some(args) = inner.jobtap.lookup(job)
+            && let Some((_, uid, state)) = args.job_owner_state()
+            && state != JobState::Inactive
+            && !inner.deliveries.borrow().contains_key(&job)
+        {
+            if told.is_none() && inner.jobtap.was_posted(job, EVENT) {
+                // By whoever was loaded before in this job manager, which has not written it yet.
+                inner.unknown.borrow_mut().insert(job, Instant::now());
+                inner.tick();
+                return;
+            }
+            if let Some(pair) = told.flatten().filter(|_| !is_over(&args)) {
+                self.ports.borrow_mut().claim(job, pair);
+            }
+            self.go_on(job, uid, state, past(eventlog, "prolog", KIND.name));
+        }
+        self.proceed();
+        inner.account(&stay, None);
+    }
+
+    fn ticked(&self) {
+        let limit = {
+            let setup = self.inner.setup.borrow();
+            setup.as_ref().map(|current| current.setup.config.timeout)
+        };
+        let is_late = |waiting: &Waiting| limit.is_some_and(|limit| waiting.since.elapsed() > limit);
+        let late: Vec<Waiting> = self.waiting.borrow().iter().copied().filter(is_late).collect();
+        for Waiting { job, .. } in late {
+            if self.unwait(job) {
+                let what = "the ports of jobs that run could not be learned from their eventlogs in time (timeout)";
+                self.inner.fail(job, &Failure::new("it took too long", what));
+            }
+        }
+        // The last of them may have become known by its end.
+        self.proceed();
+    }
+}
+
+/// Whether none of the job's tasks is left: they have ended, and were not ended by an exception.
+fn is_over(args: &Args<'_>) -> bool {
+    let ended = args.string(&["end_event", "name"]).is_some_and(|name| name == "finish");
+    ended || matches!(args.job_owner_state(), Some((_, _, JobState::Inactive)))
+}
+
+/// The ports that an eventlog (RFC 18) tells, with the last event of the name. Nothing where there is no such event.
+fn told(eventlog: &str) -> Option<Option<Pair>> {
+    let events = eventlog
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut events = events.filter(|event| event["name"].as_str() == Some(KIND.name));
+    events.next_back().map(|event| ports::from_context(&event["context"]))
+}
+
+/// What a job gets: its ports, and a secret that there never was before.
+fn variables(pair: Pair) -> io::Result<Variables> {
+    let mut bytes = Zeroizing::new([0; 8]);
+    let filled = rustix::rand::getrandom(bytes.as_mut_slice(), rustix::rand::GetRandomFlags::empty())?;
+    if filled < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // No number of 64 bits has more digits, so that the text is not moved, leaving a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(20));
+    let number = Zeroizing::new(u64::from_ne_bytes(*bytes));
+    write!(text, "{}", *number).map_err(io::Error::other)?;
+    let mut variables = Variables::new();
+    let [first, second] = pair;
+    for (name, value) in [
+        (PORT, Secret::from(format!("{first},{second}"))),
+        (SECRET, Secret::from(text.as_str())),
+    ] {
+        variables.insert(name, value).map_err(io::Error::other)?;
+    }
+    Ok(variables)
+}
+
+#[cfg(test)]
+mod tests {
+    use seal::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn each_job_has_a_secret_of_its_own() {
+        let secret = || {
+            let variables = variables([11_999, 11_998]).unwrap();
+            let found: Vec<_> = variables
+                .iter()
+                .map(|(n, v)| (n.to_owned(), v.expose_secret().to_owned()))
+                .collect();
+            assert_eq!(found[0], (PORT.to_owned(), "11999,11998".to_owned()));
+            assert_eq!(found[1].0, SECRET);
+            found[1].1.parse::<u64>().unwrap()
+        };
+        assert_ne!(secret(), secret());
+    }
+
+    #[test]
+    fn the_last_event_tells_the_ports() {
+        let line = |name: &str, ports: &str| format!(r#"{{"timestamp":1.0,"name":"{name}","context":{{{ports}}}}}"#);
+        let (ours, others) = (KIND.name, "other");
+        let log = |lines: &[String]| told(&lines.join("\n"));
+        assert_eq!(log(&[line(others, r#""ports":[1,2]"#)]), None);
+        assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), Some(None));
+        let old = r#""ports":[11999,11998],"random_integer":-3"#;
+        assert_eq!(
+            log(&[
+                "no event".to_owned(),
+                line(ours, r#""ports":[1,2]"#),
+                line(ours, old),
+                line(others, "")
+            ]),
+            Some(Some([11_999, 11_998]))
+        );
+    }
+
+    #[test]
+    fn the_range_is_configured_by_both_ends_or_not_at_all() {
+        for (conf, range, level) in [
+            (json!(null), 11_000..12_000, Some(LogLevel::Notice)),
+            (json!({}), 11_000..12_000, Some(LogLevel::Notice)),
+            (json!({"port-min": 2000, "port-max": 2050}), 2000..2050, None),
+            (json!({"port-min": 2000}), 11_000..12_000, Some(LogLevel::Warning)),
+            (
+                json!({"port-min": "2000", "port-max": "2100"}),
+                11_000..12_000,
+                Some(LogLevel::Warning),
+            ),
+        ] {
+            let (mut rest, said) = (conf.clone(), Cell::new(None));
+            let ports = configured(&mut rest, |level, _| said.set(Some(level))).unwrap();
+            assert_eq!((ports.range(), said.get()), (&range, level), "{conf}");
+            assert!(rest.as_object().is_none_or(|rest| rest.is_empty()), "{rest}");
+        }
+        assert!(configured(&mut json!({"port-min": 0, "port-max": 12_000}), |_, _| {}).is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! `cray-pmi-bootstrap.so`: hands ports and secret of a job to the plugin `cray_pals.so` of flux-coral2, as it is.
+//!
+//! That plugin takes them from the shell option `cray-pals` where they are there when it is loaded, and reads them from the
+//! job's eventlog otherwise, where the secret is not any more. So this one is to be loaded before it, and sets the option.
+
+use std::{ffi::CString, fmt::Write};
+
+use ffi::{Plugin, Shell, ShellLogLevel};
+use seal::{ExposeSecret, Variables};
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use crate::{
+    record::{Kind, late, look_up},
+    settings::Settings,
+};
+
+/// The plugin.
+pub(crate) static KIND: Kind = Kind {
+    name: c"cray-pmi-bootstrap",
+    key: seal::key::CRAY_PMI_BOOTSTRAP,
+    what: "secret for Cray PMI",
+    keys: &["config", "munge-socket", "instance-owner"],
+    without_config: "its MUNGE settings are not known here, so munged is asked where it is by default",
+};
+
+/// The member of the option that has ports and secret, or "off".
+const MEMBER: &str = "pmi-bootstrap";
+
+pub(crate) fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
+    let wrong = |e: std::io::Error| format!("the plugin cannot be loaded: {e}");
+    let job = shell.job().map_err(wrong)?;
+    if job.size < 2 {
+        return Ok(());
+    }
+    let Some(use_) = Use::of(shell.option(c"pmi")) else {
+        return Ok(());
+    };
+    let Some(option) = members(shell.option(c"cray-pals")) else {
+        return Ok(());
+    };
+    let settings = Settings::of(&KIND, &plugin.conf(), job.instance_owner)?;
+    settings.warn(&KIND, shell);
+    if !settings.applies() {
+        return Ok(());
+    }
+    let lookup = look_up(shell, job.jobid, KIND.key).map_err(wrong)?;
+    let opened = match KIND.open(shell, &settings, &lookup) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => {
+            let line = "there is no sealed record: cray_pals.so looks for ports and secret itself";
+            shell.log(KIND.name, ShellLogLevel::Debug, line);
+            return Ok(());
+        }
+        Err(why) => shell.fatal(KIND.name, &why),
+    };
+    if use_ == Use::Certain && cray_pals_is_loaded() {
+        let why = "ports and secret for Cray PMI come too late, since cray_pals.so was loaded before this plugin: have the \
+                   operators load cray-pmi-bootstrap.so first, in the initrc of the shell";
+        shell.fatal(KIND.name, why);
+    }
+    let text = match text(&option, &opened.variables) {
+        Ok(text) => text,
+        Err(why) => shell.fatal(KIND.name, &KIND.refused(&why)),
+    };
+    shell
+        .set_option(c"cray-pals", &text)
+        .map_err(|e| format!("the shell option cray-pals could not be set: {e}"))?;
+    let line = format!("set cray-pals.{MEMBER}{}", late(opened.staleness));
+    shell.log(KIND.name, ShellLogLevel::Debug, &line);
+    Ok(())
+}
+
+/// Whether `cray_pals.so` is of use to the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Certain,
+    /// An initrc that comes later may ask for it.
+    Possible,
+}
+
+impl Use {
+    /// By the option `pmi`, a list of names.
+    fn of(pmi: Option<Value>) -> Option<Self> {
+        match pmi {
+            None => Some(Use::Possible),
+            Some(Value::String(list)) => list.split(',').any(|name| name == "cray-pals").then_some(Use::Certain),
+            // cray_pals.so says what is wrong with it.
+            Some(_) => None,
+        }
+    }
+}
+
+/// The members of the option `cray-pals` to which ports and secret are to be added. Nothing where the user gave some, or
+/// the option is not what it should be, as `cray_pals.so` will say.
+fn members(option: Option<Value>) -> Option<Map<String, Value>> {
+    match option {
+        None => Some(Map::new()),
+        Some(Value::Object(members)) if !members.contains_key(MEMBER) => Some(members),
+        Some(_) => None,
+    }
+}
+
+/// The option with ports and secret, `[port1, port2, secret]`: as integers of 64 bits with a sign, which is all that JSON
+/// can carry in Flux; `cray_pals.so` takes the sign away again.
+fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing<CString>, String> {
+    let value = |wanted: &str| {
+        let found = variables.iter().find(|(name, _)| *name == wanted);
+        found
+            .map(|(_, value)| value.expose_secret())
+            .ok_or_else(|| format!("{wanted} is not in the sealed record"))
+    };
+    let (port, secret) = ("PMI_CONTROL_PORT", "PMI_SHARED_SECRET");
+    // No error quotes a value.
+    let ports = value(port)?.split_once(',');
+    let ports = ports.and_then(|(first, second)| Some((first.parse::<u16>().ok()?, second.parse::<u16>().ok()?)));
+    let (first, second) = ports.ok_or_else(|| format!("{port} in the sealed record is not two ports"))?;
+    let number: Zeroizing<u64> = Zeroizing::new(
+        value(secret)?
+            .parse()
+            .map_err(|_| format!("{secret} in the sealed record is not a number of 64 bits"))?,
+    );
+    let mut kept = Value::Object(members.clone()).to_string();
+    // The bracket at its end.
+    kept.pop();
+    // Room for all of it, so that the text is not moved, leaving a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(kept.len() + 80));
+    let comma = if members.is_empty() { "" } else { "," };
+    let signed = Zeroizing::new(number.cast_signed());
+    write!(text, "{kept}{comma}\"{MEMBER}\":[{first},{second},{}]}}", *signed).map_err(|e| e.to_string())?;
+    let text = CString::new(text.as_bytes()).map_err(|_| "the option cray-pals has a NUL in it".to_owned())?;
+    Ok(Zeroizing::new(text))
+}
+
+/// Whether the object is in this process already. Which of two plugins a glob in the initrc loads first depends on the
+/// collation of the locale.
+fn cray_pals_is_loaded() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().any(|line| line.ends_with("/cray_pals.so"))
+}
+
+#[cfg(test)]
+mod tests {
+    use seal::Secret;
+    use serde_json::json;
+
+    use super::*;
+
+    fn variables(port: &str, secret: &str) -> Variables {
+        let mut variables = Variables::new();
+        variables.insert("PMI_CONTROL_PORT", Secret::from(port)).unwrap();
+        variables.insert("PMI_SHARED_SECRET", Secret::from(secret)).unwrap();
+        variables
+    }
+
+    #[test]
+    fn ports_and_secret_are_added_to_what_is_there() {
+        for (option, secret, expected) in [
+            (json!({}), "7", json!({"pmi-bootstrap": [11_999, 11_998, 7]})),
+            (
+                json!({"no-edit-env": 1, "x": "\"}"}),
+                "18446744073709551615",
+                json!({"no-edit-env": 1, "x": "\"}", "pmi-bootstrap": [11_999, 11_998, -1]}),
+            ),
+            (
+                json!({}),
+                "9223372036854775808",
+                json!({"pmi-bootstrap": [11_999, 11_998, i64::MIN]}),
+            ),
+        ] {
+            let members = members(Some(option)).unwrap();
+            let text = text(&members, &variables("11999,11998", secret)).unwrap();
+            let found: Value = serde_json::from_str(text.to_str().unwrap()).unwrap();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn what_the_user_gave_is_left_alone() {
+        assert!(members(None).is_some());
+        for given in [
+            json!({"pmi-bootstrap": "off"}),
+            json!({"pmi-bootstrap": [1, 2, 3]}),
+            json!({"pmi-bootstrap": null}),
+            json!(1),
+        ] {
+            assert!(members(Some(given.clone())).is_none(), "{given}");
+        }
+    }
+
+    #[test]
+    fn jobs_with_another_pmi_are_not_asked_for() {
+        assert_eq!(Use::of(None), Some(Use::Possible));
+        for list in ["cray-pals", "simple,cray-pals", "cray-pals,simple"] {
+            assert_eq!(Use::of(Some(json!(list))), Some(Use::Certain), "{list}");
+        }
+        for other in [json!("off"), json!("simple"), json!("cray-pals2"), json!(""), json!(1)] {
+            assert_eq!(Use::of(Some(other.clone())), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_has_something_else_is_refused_and_not_quoted() {
+        for (port, secret) in [
+            ("11999", "1"),
+            ("1,2,4711", "1"),
+            ("1,4711000", "1"),
+            ("1,2", "-4711"),
+            ("1,2", "4711x"),
+        ] {
+            let error = text(&Map::new(), &variables(port, secret)).unwrap_err();
+            assert!(!error.contains("4711"), "{error}");
+        }
+        assert!(text(&Map::new(), &Variables::new()).is_err());
+    }
+}

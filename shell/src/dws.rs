@@ -1,0 +1,274 @@
+//! `dws_environment.so`: puts the variables that Data Workflow Services give to a rabbit job into the environment of its
+//! tasks. It takes the place of the plugin of that name of flux-coral2, which reads them from the job's eventlog.
+//!
+//! Jobs that were prepared before `dws-jobtap.so` was replaced have them in their eventlogs still, and get them from there
+//! unless that is switched off.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ffi::{Args, Future, Plugin, PluginError, Shell, ShellLogLevel};
+use seal::Secret;
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroizing;
+
+use crate::{
+    record::{Kind, LOOKUP_TIMEOUT, answer, look_up},
+    settings::Settings,
+};
+
+/// The plugin.
+pub(crate) static KIND: Kind = Kind {
+    name: c"dws_environment",
+    key: seal::key::DWS_ENVIRONMENT,
+    what: "rabbit environment",
+    keys: &["config", "munge-socket", "instance-owner", "legacy"],
+    without_config: "its MUNGE settings are not known here, so munged is asked where it is by default",
+};
+
+/// The event that has the variables, or where they are sealed only their names.
+const EVENT: &str = "dws_environment";
+
+/// How long it is waited before an eventlog that is behind is looked up again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+struct Pending {
+    settings: Settings,
+    jobid: u64,
+    lookup: RefCell<Option<Future>>,
+}
+
+pub(crate) fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
+    let wrong = |e: std::io::Error| format!("the plugin cannot be loaded: {e}");
+    if !shell.has_attribute(&["system".to_owned(), "dw".to_owned()]) {
+        return Ok(());
+    }
+    let job = shell.job().map_err(wrong)?;
+    let settings = Settings::of(&KIND, &plugin.conf(), job.instance_owner)?;
+    settings.warn(&KIND, shell);
+    if !settings.applies() {
+        return Ok(());
+    }
+    let lookup = look_up(shell, job.jobid, KIND.key).map_err(wrong)?;
+    let pending = Pending {
+        settings,
+        jobid: job.jobid,
+        lookup: RefCell::new(Some(lookup)),
+    };
+    let pending = plugin.keep(pending).map_err(wrong)?;
+    plugin.handle(c"shell.init", &pending, shell_init).map_err(wrong)
+}
+
+fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(), PluginError> {
+    let Some(shell) = plugin.shell() else { return Ok(()) };
+    let Some(lookup) = pending.lookup.take() else {
+        return Ok(());
+    };
+    match export(&shell, pending, &lookup) {
+        Ok(()) => Ok(()),
+        Err(why) => shell.fatal(KIND.name, &why),
+    }
+}
+
+/// Exports the variables of the job, or says why the job must not start.
+fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), String> {
+    if let Some(opened) = KIND.open(shell, &pending.settings, lookup)? {
+        return KIND.export(shell, &opened);
+    }
+    let no_record = "this job has #DW directives, but there is no sealed record with the variables of its rabbits";
+    if !pending.settings.legacy {
+        return Err(format!(
+            "{no_record}: dws-jobtap.so is not loaded in the job manager, or another one is than the one that seals \
+             them: tell the operators"
+        ));
+    }
+    match event(shell, pending.jobid)? {
+        Told::Variables(variables) => {
+            KIND.set(shell, variables.iter().map(|(name, value)| (name.as_str(), value)))?;
+            let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
+            let line = format!(
+                "exported {} from the job's eventlog, where they stand in clear: this job was prepared by a dws-jobtap.so \
+                 that does not seal them: have the job manager load the one that was installed with this plugin",
+                names.join(", ")
+            );
+            shell.log(KIND.name, ShellLogLevel::Warn, &line);
+            Ok(())
+        }
+        Told::Sealed => Err(format!(
+            "{no_record}, though they were sealed: it was removed, or lost: submit the job again, and tell the operators \
+             if this goes on"
+        )),
+        Told::Nothing => Err(format!(
+            "{no_record}, and no event {EVENT} in its eventlog: dws-jobtap.so is not loaded in the job manager: tell the \
+             operators"
+        )),
+    }
+}
+
+/// What an eventlog tells of the variables.
+enum Told {
+    Variables(Vec<(String, Secret)>),
+    /// They are elsewhere.
+    Sealed,
+    Nothing,
+}
+
+/// Reads the eventlog of the job. It is behind by what the job manager has not written yet; all that was posted before the
+/// job started is there when that event is (RFC 21).
+fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("the eventlog of the job could not be looked up: {e}");
+    let begun = Instant::now();
+    loop {
+        let lookup = look_up(shell, jobid, "eventlog").map_err(|e| failed(&e))?;
+        let text = answer(&lookup)
+            .map_err(|e| failed(&e))?
+            .ok_or_else(|| failed(&"there is none"))?;
+        let eventlog = eventlog_of(&text).ok_or_else(|| failed(&"the answer has none in it"))?;
+        let (told, started) = read(&eventlog)?;
+        if started || !matches!(told, Told::Nothing) || begun.elapsed().as_secs_f64() > LOOKUP_TIMEOUT {
+            return Ok(told);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn eventlog_of(answer: &str) -> Option<Zeroizing<String>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        eventlog: String,
+    }
+    let answer = serde_json::from_str::<Answer>(answer).ok()?;
+    Some(Zeroizing::new(answer.eventlog))
+}
+
+/// What the last of the events tells, and whether the job has started.
+fn read(eventlog: &str) -> Result<(Told, bool), String> {
+    #[derive(Deserialize)]
+    struct Name {
+        name: String,
+    }
+    #[derive(Deserialize)]
+    struct Event {
+        #[serde(default)]
+        context: Context,
+    }
+    #[derive(Deserialize, Default)]
+    struct Context {
+        #[serde(default)]
+        variables: Option<BTreeMap<String, Value>>,
+    }
+    let (mut last, mut started) = (None, false);
+    for line in eventlog.lines() {
+        // The rest of events that are none of this plugin's business is not kept.
+        match serde_json::from_str::<Name>(line) {
+            Ok(Name { name }) if name == EVENT => last = Some(line),
+            Ok(Name { name }) => started |= name == "start",
+            Err(_) => {}
+        }
+    }
+    let Some(line) = last else {
+        return Ok((Told::Nothing, started));
+    };
+    let malformed = |why: &str| {
+        format!(
+            "the event {EVENT} of this job cannot be used: {why}: submit it again, and tell the operators if this goes on"
+        )
+    };
+    // What serde_json says quotes what it could not use.
+    let event: Event =
+        serde_json::from_str(line).map_err(|_| malformed("its variables are not an object of strings"))?;
+    let Some(variables) = event.context.variables else {
+        return Ok((Told::Sealed, started));
+    };
+    let mut told = Vec::new();
+    for (name, Value(value)) in variables {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(malformed(
+                "an environment cannot carry the name of one of its variables",
+            ));
+        }
+        told.push((name, value));
+    }
+    Ok((Told::Variables(told), started))
+}
+
+/// A secret on its way out of an event.
+struct Value(Secret);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Value(Secret::from(text)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seal::ExposeSecret;
+
+    use super::*;
+
+    fn line(name: &str, context: &str) -> String {
+        format!("{{\"timestamp\":1.5,\"name\":\"{name}\",\"context\":{context}}}\n")
+    }
+
+    fn variables(eventlog: &str) -> Vec<(String, String)> {
+        match read(eventlog).unwrap().0 {
+            Told::Variables(variables) => variables
+                .into_iter()
+                .map(|(name, value)| (name, value.expose_secret().to_owned()))
+                .collect(),
+            _ => panic!("no variables: {eventlog}"),
+        }
+    }
+
+    #[test]
+    fn the_last_event_counts() {
+        let log = [
+            line(EVENT, r#"{"variables":{"A":"1"}}"#),
+            "no event\n".to_owned(),
+            line(
+                EVENT,
+                r#"{"variables":{"B-1":"2 \"x\"","C":""},"rabbits":{"r":1},"copy_offload":null}"#,
+            ),
+            line("start", "null"),
+        ]
+        .concat();
+        let expected = [("B-1", "2 \"x\""), ("C", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(variables(&log), expected);
+        assert!(read(&log).unwrap().1);
+    }
+
+    #[test]
+    fn an_event_without_variables_is_one_of_a_record() {
+        for context in ["{}", r#"{"names":["A"]}"#, r#"{"variables":null}"#] {
+            assert!(
+                matches!(read(&line(EVENT, context)), Ok((Told::Sealed, false))),
+                "{context}"
+            );
+        }
+        assert!(matches!(read(""), Ok((Told::Nothing, false))));
+        let others = [line("dws_environment2", "{}"), line("start", "{}")].concat();
+        assert!(matches!(read(&others), Ok((Told::Nothing, true))));
+    }
+
+    #[test]
+    fn what_cannot_be_exported_is_refused_and_not_quoted() {
+        for context in [
+            r#"{"variables":{"A":4711}}"#,
+            r#"{"variables":"4711"}"#,
+            r#"{"variables":["4711"]}"#,
+            r#"{"variables":{"A=4711":"x"}}"#,
+            r#"{"variables":{"":"4711"}}"#,
+            "[4711]",
+        ] {
+            let Err(error) = read(&line(EVENT, context)) else {
+                panic!("{context} was accepted")
+            };
+            assert!(!error.contains("4711"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What the plugins for job shells have in common: from the lookup of a record to the variables in it.
+
+use std::{
+    ffi::{CStr, CString},
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use ffi::{Future, Shell, ShellLogLevel};
+use seal::{Expected, ExposeSecret, Opened, Owner, Record, Secret, Staleness};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::settings::Settings;
+
+/// What tells the plugins apart.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// The plugin's name, and the component of what it logs.
+    pub name: &'static CStr,
+    /// The key of the record, in the directory of the job.
+    pub key: &'static str,
+    /// What the record gives, for the user.
+    pub what: &'static str,
+    /// What its `conf` in the initrc may have.
+    pub keys: &'static [&'static str],
+    /// What follows where the file that `config` names cannot be read.
+    pub without_config: &'static str,
+}
+
+/// How long a lookup may take, in seconds. The job manager has the answer in its cache; what takes longer is broken.
+pub(crate) const LOOKUP_TIMEOUT: f64 = 60.0;
+
+/// How long a munged that is being restarted is waited for.
+const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
+
+const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
+
+/// Asks for what is kept under a key in the job's directory.
+///
+/// # Errors
+/// Where the request cannot be sent.
+pub(crate) fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
+    let payload = json!({ "id": jobid, "keys": [key], "flags": 0 }).to_string();
+    let flux = shell
+        .flux()
+        .ok_or_else(|| io::Error::other("the shell has no handle"))?;
+    flux.rpc(c"job-info.lookup", &payload)
+}
+
+/// The answer, as it was sent; nothing where there is no such key. It may have secrets in it.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
+    match lookup.wait(LOOKUP_TIMEOUT).and_then(|()| lookup.rpc()) {
+        Ok(answer) => Ok(Some(Zeroizing::new(answer.unwrap_or_default()))),
+        Err(e) if e.errno() == ENOENT => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+impl Kind {
+    /// The variables in the record of the job; nothing where there is no record.
+    ///
+    /// # Errors
+    /// Why they cannot be had, for the user.
+    pub fn open(&self, shell: &Shell<'_>, settings: &Settings, lookup: &Future) -> Result<Option<Opened>, String> {
+        let failed = |e: &dyn std::fmt::Display| format!("the sealed record of the job could not be looked up: {e}");
+        let Some(answer) = answer(lookup).map_err(|e| failed(&e))? else {
+            return Ok(None);
+        };
+        let answer: Value = serde_json::from_str(&answer).map_err(|e| failed(&e))?;
+        let Value::String(text) = &answer[self.key] else {
+            return Err(failed(&"the answer has no record in it"));
+        };
+        let record = Record::from_json(text).map_err(|e| self.refused(&e))?;
+        let job = shell.job().map_err(|e| self.refused(&e))?;
+        let expected = Expected {
+            owner: Owner {
+                jobid: job.jobid,
+                uid: nix::unistd::geteuid().as_raw(),
+            },
+            instance_owner: job.instance_owner,
+        };
+        let munge = settings.munge.client().map_err(|e| self.refused(&e))?;
+        let start = Instant::now();
+        loop {
+            match record.open(&munge, &expected) {
+                Ok(opened) => return Ok(Some(opened)),
+                Err(e) if e.is_retryable() && start.elapsed() < MUNGED_TIMEOUT => {
+                    thread::sleep(Duration::from_millis(200));
+                }
+                Err(e) => return Err(self.refused(&e)),
+            }
+        }
+    }
+
+    /// Sets the variables in the environment of the job's tasks.
+    ///
+    /// # Errors
+    /// Why they cannot be set, for the user.
+    pub fn export(&self, shell: &Shell<'_>, opened: &Opened) -> Result<(), String> {
+        self.set(shell, opened.variables.iter())?;
+        let names: Vec<_> = opened.variables.names().collect();
+        let line = format!("exported {}{}", names.join(", "), late(opened.staleness));
+        shell.log(self.name, ShellLogLevel::Debug, &line);
+        Ok(())
+    }
+
+    /// The same, of variables from anywhere.
+    pub fn set<'a>(
+        &self,
+        shell: &Shell<'_>,
+        variables: impl Iterator<Item = (&'a str, &'a Secret)>,
+    ) -> Result<(), String> {
+        for (name, value) in variables {
+            // No variable has a NUL: such a record does not open. The C string wipes itself when dropped.
+            let value = Zeroizing::new(CString::new(value.expose_secret()).map_err(|e| self.refused(&e))?);
+            shell
+                .set_env(name, &value)
+                .map_err(|e| format!("{name} could not be set in the environment of the job: {e}"))?;
+        }
+        Ok(())
+    }
+
+    /// For the user: the record is there, and of no use.
+    pub fn refused(&self, e: &dyn std::fmt::Display) -> String {
+        let what = self.what;
+        format!("the {what} of this job cannot be used: {e}: submit it again, and tell the operators if this goes on")
+    }
+}
+
+/// Which of MUNGE's last checks did not pass, for the log.
+pub(crate) fn late(staleness: Option<Staleness>) -> &'static str {
+    match staleness {
+        None => "",
+        Some(Staleness::Expired) => ", its credential older than MUNGE's time to live",
+        Some(Staleness::Rewound) => ", its credential from the future by this node's clock",
+        Some(Staleness::Replayed) => ", its credential opened on this node before",
+    }
+}
