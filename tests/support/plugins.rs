@@ -80,6 +80,13 @@ impl Site {
         self.path("job-manager/workflow-token.so")
     }
 
+    /// Puts another object of the product in its place, for `job-manager` or `shell`, and returns its path.
+    pub fn install(&self, object: &str, whose: &str, name: &str) -> String {
+        let path = format!("{whose}/{name}");
+        place(&built(object), &self.at(&path));
+        self.path(&path)
+    }
+
     /// What the instance keeps.
     pub fn statedir(&self) -> PathBuf {
         self.at("state")
@@ -305,10 +312,15 @@ impl Instance {
     /// Where the record of a job is.
     #[track_caller]
     pub fn record_key(&mut self, job: &str) -> String {
-        let id = decimal(job);
-        let part = |shift: u32| format!("{:04x}", (id >> shift) & 0xffff);
-        format!("job.{}.{}.{}.{}.workflow-token", part(48), part(32), part(16), part(0))
+        kvs_key(job, "workflow-token")
     }
+}
+
+/// The key of something in the directory of a job.
+pub fn kvs_key(job: &str, name: &str) -> String {
+    let id = decimal(job);
+    let part = |shift: u32| format!("{:04x}", (id >> shift) & 0xffff);
+    format!("job.{}.{}.{}.{}.{name}", part(48), part(32), part(16), part(0))
 }
 
 /// More of a submission: the attribute of a rule.
