@@ -440,6 +440,66 @@ fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on() {
     }
 }
 
+#[test]
+fn new_jobs_wait_until_it_is_known_which_ports_are_taken() {
+    let Some(site) = Site::new("new_jobs_wait_until_it_is_known_which_ports_are_taken") else {
+        return;
+    };
+    let mut instance = without_plugin(&site);
+    instance.ok("load", site.hold());
+    let former = instance.submit(&["true"], nodes(2));
+    let context = json!({"ports": [11_999, 11_998], "random_integer": -7});
+    instance.wait(&former, "prolog-start");
+    instance.ok("post", json!({"jobid": former, "name": KEY, "context": context}));
+    instance.wait(&former, KEY);
+    instance.ok("fault", json!({"what": "hold-lookups"}));
+    let with_timeout = |timeout: &str| json!({"config": site.config(json!({"timeout": timeout}))});
+    instance.ok("config-reload", with_timeout("500ms"));
+    instance.ok("load", load(&site, json!({})));
+    let waits = |instance: &mut Instance| {
+        let job = instance.submit(SHOW, nodes(2));
+        instance.ok("wait", json!({"jobid": job, "event": "prolog-start", "count": 2}));
+        job
+    };
+    // One of them for too long.
+    let late = waits(&mut instance);
+    let exception = instance.wait(&late, "exception");
+    assert_eq!(exception["context"]["type"], KEY, "{exception}");
+    instance.ok("config-reload", with_timeout("60s"));
+    // One is canceled, and two go on: the second after a reload.
+    let (canceled, first, second) = (waits(&mut instance), waits(&mut instance), waits(&mut instance));
+    assert_eq!(counter(&mut instance, "jobs-waiting"), 3);
+    instance.ok("cancel", json!({ "jobid": canceled }));
+    instance.ok("wait", json!({"jobid": canceled, "event": "prolog-finish"}));
+    instance.ok("remove", json!({ "name": NAME }));
+    instance.ok("load", load(&site, json!({})));
+    assert_eq!(counter(&mut instance, "jobs-waiting"), 2);
+    instance.ok("fault", json!({"what": "release-lookups"}));
+    for job in [&first, &second] {
+        instance.wait(job, KEY);
+    }
+    let mut given = [ports(&mut instance, &first), ports(&mut instance, &second)];
+    given.sort_unstable();
+    assert_eq!(given, [[11_995, 11_994], [11_997, 11_996]]);
+    instance.go();
+    for job in [&former, &late, &canceled, &first, &second] {
+        instance.wait(job, "clean");
+    }
+    for job in [&late, &canceled] {
+        assert_eq!(instance.contexts(job, KEY).len(), 0);
+        assert!(!instance.events(job).contains(&"start".to_owned()), "{job} started");
+        let finished = json!({"description": KEY, "status": 1});
+        let finishes = instance.contexts(job, "prolog-finish");
+        assert_eq!(
+            finishes.iter().filter(|context| **context == finished).count(),
+            1,
+            "{finishes:?}"
+        );
+    }
+    assert_eq!(counter(&mut instance, "ports-free"), 1000);
+    instance.shutdown();
+}
+
 // What a shell accepts
 
 #[test]

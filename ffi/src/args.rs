@@ -34,6 +34,16 @@ pub enum JobState {
     Inactive,
 }
 
+fn state_of(state: c_int) -> JobState {
+    match state {
+        raw::FLUX_JOB_STATE_DEPEND => JobState::Depend,
+        raw::FLUX_JOB_STATE_RUN => JobState::Run,
+        raw::FLUX_JOB_STATE_CLEANUP => JobState::Cleanup,
+        raw::FLUX_JOB_STATE_INACTIVE => JobState::Inactive,
+        _ => JobState::Pending,
+    }
+}
+
 /// `json_type` of jansson for null: the first word of a json_t.
 const JSON_NULL: c_int = 7;
 
@@ -141,14 +151,13 @@ impl Args<'_> {
                 &mut state as *mut c_int,
             )
         };
-        let state = match state {
-            raw::FLUX_JOB_STATE_DEPEND => JobState::Depend,
-            raw::FLUX_JOB_STATE_RUN => JobState::Run,
-            raw::FLUX_JOB_STATE_CLEANUP => JobState::Cleanup,
-            raw::FLUX_JOB_STATE_INACTIVE => JobState::Inactive,
-            _ => JobState::Pending,
-        };
-        (rc == 0).then_some((JobId(id as u64), uid as u32, state))
+        (rc == 0).then_some((JobId(id as u64), uid as u32, state_of(state)))
+    }
+
+    /// The state that a job was in before, in a callback of its change of state.
+    pub fn previous_state(&self) -> Option<JobState> {
+        let state = c_int::try_from(self.integer(&["prev_state"])?).ok()?;
+        Some(state_of(state))
     }
 
     /// Whether there is a value, other than null, at a path of 1 to 8 keys. Other lengths are never there.

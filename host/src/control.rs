@@ -28,7 +28,7 @@
 //! | `respond` | `topic`, `count?`, and `payload` or `errnum` `errstr?` or neither | `payload` of the request |
 //! | `dmesg` | | `lines` |
 //! | `wait-log` | `text` | `line`, the first that contains the text |
-//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits` | |
+//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups` | |
 //! | `wait-held` | `count?` | `held`, once so many commits are held |
 //! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, and for each of `topics` `count` `total_us` `max_us` |
 //! | `shutdown` | | |
@@ -38,7 +38,7 @@
 //! plugin that is removed.
 //!
 //! A fault is for the commits of plugins: `count` of them fail (all if negative, 0 to end that), or they stay
-//! outstanding.
+//! outstanding. Lookups in the KVS can be left outstanding likewise.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -366,6 +366,8 @@ impl Control {
             }
             "hold-commits" => kvs.hold(),
             "release-commits" => kvs.release(),
+            "hold-lookups" => kvs.hold_lookups(),
+            "release-lookups" => kvs.release_lookups(),
             other => return Err(plain(format!("unknown fault {other:?}"))),
         }
         Ok(json!({}))

@@ -705,8 +705,10 @@ impl Broker for Instance {
     fn lookup(&self, key: String, done: Done) {
         let kvs = self.kvs.clone();
         self.handle.reactor.defer_service(move || {
-            let value = kvs.get(&key);
-            done(value.map(|value| (!value.is_empty()).then(|| crate::c::cstring(value))));
+            kvs.look_up(Box::new(move |kvs: &Kvs| {
+                let value = kvs.get(&key);
+                done(value.map(|value| (!value.is_empty()).then(|| crate::c::cstring(value))));
+            }));
         });
     }
 

@@ -68,6 +68,9 @@ pub fn normalize(key: &str) -> Option<String> {
 /// A commit that waits, to be completed by `Kvs::apply`.
 type Commit = (Txn, Done);
 
+/// A lookup that waits.
+type Lookup = Box<dyn FnOnce(&Kvs)>;
+
 /// The store.
 pub struct Kvs {
     reactor: Rc<Reactor>,
@@ -77,6 +80,8 @@ pub struct Kvs {
     journal: RefCell<File>,
     held: RefCell<VecDeque<Commit>>,
     holding: Cell<bool>,
+    lookups: RefCell<Vec<Lookup>>,
+    holding_lookups: Cell<bool>,
     /// Refuse so many commits of plugins with the error number; negative for all.
     refuse: Cell<(i64, c_int)>,
 }
@@ -103,6 +108,8 @@ impl Kvs {
             journal: RefCell::new(journal),
             held: RefCell::default(),
             holding: Cell::new(false),
+            lookups: RefCell::default(),
+            holding_lookups: Cell::new(false),
             refuse: Cell::new((0, 0)),
         };
         for line in lines.lines() {
@@ -149,6 +156,28 @@ impl Kvs {
         self.holding.set(false);
         for (txn, done) in self.held.take() {
             self.commit(txn, done);
+        }
+    }
+
+    /// Looks up for a plugin, now or when lookups are not held any more.
+    pub fn look_up(&self, lookup: Lookup) {
+        if self.holding_lookups.get() {
+            self.lookups.borrow_mut().push(lookup);
+        } else {
+            lookup(self);
+        }
+    }
+
+    /// Leaves lookups of plugins outstanding from now on.
+    pub fn hold_lookups(&self) {
+        self.holding_lookups.set(true);
+    }
+
+    /// Does the lookups that were held.
+    pub fn release_lookups(&self) {
+        self.holding_lookups.set(false);
+        for lookup in self.lookups.take() {
+            lookup(self);
         }
     }
 

@@ -535,6 +535,8 @@ impl Inner {
         if let Some(end) = delivery.and_then(|mut delivery| delivery.end.take()) {
             self.log_failure(job, why);
             end(Err(why.clone()));
+        } else if self.hooks().is_some_and(|hooks| hooks.fails(job, why)) {
+            self.log_failure(job, why);
         } else if self.raise(job, why) {
             self.finish_prolog(job, 1);
         }

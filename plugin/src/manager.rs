@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     delivery::{Current, Delivery, Lane, Message, Stored},
     stats::{Stats, Stay},
-    work::Setup,
+    work::{Failure, Setup},
     workers::{Queue, Workers},
 };
 
@@ -53,6 +53,11 @@ pub(crate) trait Hooks {
     fn resume(&self, job: JobId, eventlog: &str);
     /// Time has passed: a tick, which comes while there is something to mind.
     fn ticked(&self);
+    /// A job cannot get what it was to get, and no delivery is under way that could be told so. Returns whether the plugin
+    /// sees to its end itself, exception and prolog.
+    fn fails(&self, _job: JobId, _why: &Failure) -> bool {
+        false
+    }
 }
 
 /// The plugin that delivers workflow tokens.

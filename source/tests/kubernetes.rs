@@ -5,13 +5,7 @@
 #[path = "support/api.rs"]
 mod api;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use api::{Api, Authority, Fault, Setup};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -790,14 +784,12 @@ async fn a_token_file_that_is_rotated_is_read_again() {
         .collect();
     assert_eq!(all, [format!("Bearer {BEARER}"), "Bearer canary-bearer-2".to_owned()]);
 
-    // In the middle of being written it is no reason to give up.
+    // It may be in the middle of being written: that is no reason to give up.
     site.write("token", 0o600, "");
-    let before = api.asked("").len();
-    let task = tokio::spawn(async move { fetch(&*source, JOB).await });
-    tokio::task::yield_now().await;
+    let fetched = site.fetch_within(Duration::from_secs(2)).await;
+    fetched.failed(&["not within 2 s", "tokenFile is not a bearer token"]);
     site.write("token", 0o600, "canary-bearer-2");
-    task.await.unwrap().has_token(TOKEN);
-    assert!(api.asked("").len() > before);
+    fetch(&*source, JOB).await.has_token(TOKEN);
 }
 
 #[tokio::test]
@@ -996,6 +988,20 @@ async fn a_thousand_jobs_run_a_command_once() {
 }
 
 #[tokio::test]
+async fn a_command_that_fails_is_not_run_for_each_of_a_hundred_jobs() {
+    let (api, site) = healthy();
+    site.configure(&api, exec(&site, "exit 1"));
+    let source: Arc<dyn Source> = site.source(Duration::from_secs(2)).into();
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let source = source.clone();
+        all.spawn(async move { fetch(&*source, JOB).await.failed(&["failed (exit code 1)"]) });
+    }
+    all.join_all().await;
+    assert!(runs(&site) <= 10, "it was run {} times in 2 s", runs(&site));
+}
+
+#[tokio::test]
 async fn a_command_that_gives_no_credential_is_told() {
     let (api, site) = healthy();
     for (script, says) in [
@@ -1162,6 +1168,36 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
 }
 
 #[tokio::test]
+async fn the_context_that_is_named_is_the_one_that_is_used() {
+    let (api, site) = healthy();
+    let authority = STANDARD.encode(api.authority.pem());
+    let kubeconfig = json!({
+        "current-context": "elsewhere",
+        "contexts": [
+            {"name": "elsewhere", "context": {"cluster": "other", "user": "nobody"}},
+            {"name": "rabbits", "context": {"cluster": "c", "user": "u"}},
+        ],
+        "clusters": [
+            {"name": "other", "cluster": {"server": "https://127.0.0.1:1"}},
+            {"name": "c", "cluster": {"server": api.url(), "certificate-authority-data": authority}},
+        ],
+        "users": [{"name": "nobody", "user": {"token": "canary-nobody"}}, {"name": "u", "user": {"token": BEARER}}],
+    });
+    site.write("kubeconfig", 0o600, &kubeconfig.to_string());
+    let settings = config::Kubernetes {
+        context: Some("rabbits".to_owned()),
+        ..site.settings()
+    };
+    let source = source::of_kubernetes(&settings, "DW_WORKFLOW_TOKEN", PATIENCE, &[]);
+    fetch(&*source, JOB).await.has_token(TOKEN);
+    assert!(
+        api.asked("")
+            .iter()
+            .all(|asked| asked.authorization.as_deref() == Some("Bearer canary-bearer-1"))
+    );
+}
+
+#[tokio::test]
 async fn what_is_no_kubeconfig_file_is_told_without_quoting_it() {
     let (_api, site) = healthy();
     for (content, says) in [
@@ -1189,15 +1225,12 @@ async fn what_is_no_kubeconfig_file_is_told_without_quoting_it() {
     }
     let settings = config::Kubernetes {
         context: Some("elsewhere".to_owned()),
-        ..Site::new(&Api::start()).settings()
+        ..site.settings()
     };
-    fs::create_dir_all(settings.kubeconfig.as_deref().and_then(Path::parent).unwrap()).unwrap();
-    fs::copy(site.path("kubeconfig"), settings.kubeconfig.as_deref().unwrap()).unwrap();
     let source = source::of_kubernetes(&settings, "T", PATIENCE, &[]);
     fetch(&*source, JOB)
         .await
         .failed(&["no context `elsewhere`", "set the key context"]);
-    fs::remove_dir_all(settings.kubeconfig.as_deref().and_then(Path::parent).unwrap()).unwrap();
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@
 //! exception `dws-epilog-timeout`, which comes when the option `epilog-timeout` says so, finishes the epilog and has the
 //! service disable what was not cleaned up (`dws.abort`).
 //!
+//! Where it is not known how far a job is, as after a restart, its eventlog is read. A job that comes to CLEANUP meanwhile is
+//! held by its epilog, of which the service hears when it is known whether shells are running.
+//!
 //! A prolog is finished only where it is known to be outstanding: Flux counts prologs, and one finish too many would
 //! finish that of somebody else.
 
@@ -38,7 +41,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     dws::request::{EpilogRemove, Malformed, PrologRemove, ResourceUpdate},
-    manager::{Inner, Kind},
+    manager::{Hooks, Inner, Kind},
     work::Failure,
 };
 
@@ -77,6 +80,8 @@ struct Rabbits {
     epilog_timeout: f64,
     /// What the plugin that was loaded before left, until the jobs are known again.
     left: RefCell<Option<resume::Left>>,
+    /// Whether it was said that a job waits for the service.
+    no_service: Cell<bool>,
     counts: Counts,
 }
 
@@ -93,28 +98,31 @@ struct Rabbit {
     uid: u32,
     /// Whether it is from before this plugin was loaded, so that its workflow may be there already.
     from_before: bool,
-    /// Whether the service was asked to create its workflow.
-    asked: bool,
+    /// Whether it has the dependency again that it has from before, and whether it needs none any more.
+    held: bool,
+    released: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Waiting>>,
     subscribed: bool,
     /// Whether it is known to have started. Of jobs that were replayed after a restart, Flux itself does not tell.
     started: bool,
-    /// Whether its epilog is to be started with the next callback, and whether the job had run.
-    epilog_due: Option<bool>,
+    /// Whether none of its shells will be heard of again.
+    over: bool,
     prolog: Stage,
     /// Whether `dws.setup` is still to be sent.
     setup_to_come: bool,
     epilog: Stage,
+    /// Whether `dws.post_run` is still to be sent.
+    post_run_to_come: bool,
     /// Who is waiting to hear that the prolog is finished.
-    requests: Vec<KeptRequest>,
+    requests: Vec<Asker>,
     calls: HashMap<Call, PendingFuture>,
     /// When its epilog is over, and when its eventlog is to be read.
     timer: Option<Watcher>,
     later: Option<Watcher>,
 }
 
-/// What waits until it is known how far a job is.
+/// What is done once it is known how far a job is.
 type Waiting = Box<dyn FnOnce(&Rc<Rabbits>)>;
 
 /// A prolog or an epilog of a job.
@@ -133,7 +141,21 @@ enum Call {
     Resources,
     Setup,
     PostRun,
+    Written,
     Eventlog,
+}
+
+/// A request that waits for its answer. It gets one whatever becomes of the job.
+struct Asker(Option<KeptRequest>);
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        if let Some(request) = self.0.take() {
+            let why = "the job has ended, or the plugin dws-jobtap is being removed";
+            // Nobody else would be told.
+            let _ = request.refuse(nix::errno::Errno::EINVAL as i32, why);
+        }
+    }
 }
 
 /// Loads the plugin `dws`.
@@ -148,6 +170,7 @@ pub(crate) fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.handle(c"job.state.cleanup", &dws, |d: &Dws, _, args| d.0.cleanup(args))?;
     plugin.handle(c"job.state.inactive", &dws, |d: &Dws, _, args| d.0.inactive(args))?;
     plugin.handle(c"job.event.finish", &dws, |d: &Dws, _, args| d.0.finish(args))?;
+    plugin.handle(c"job.event.release", &dws, |d: &Dws, _, args| d.0.release(args))?;
     plugin.handle(c"job.event.exception", &dws, |d: &Dws, _, args| d.0.exception(args))?;
     plugin.handle(c"plugin.query", &dws, |d: &Dws, _, args| d.0.query(args))?;
     jobtap.serve(c"resource-update", &dws, |d: &Dws, request| {
@@ -187,13 +210,18 @@ impl Dws {
             }
         };
         inner.log(LogLevel::Info, &format!("epilog timeout = {epilog_timeout:.3}s"));
-        Ok(Self(Rc::new(Rabbits {
+        let rabbits = Rc::new(Rabbits {
             inner,
             jobs: RefCell::default(),
             epilog_timeout,
             left: RefCell::default(),
+            no_service: Cell::default(),
             counts: Counts::default(),
-        })))
+        });
+        let hooks = Rc::downgrade(&rabbits);
+        // It has none yet.
+        let _ = rabbits.inner.hooks.set(hooks);
+        Ok(Self(rabbits))
     }
 }
 
@@ -201,6 +229,18 @@ impl Drop for Dws {
     fn drop(&mut self) {
         self.0.leave();
         self.0.inner.end();
+    }
+}
+
+impl Hooks for Rabbits {
+    /// Eventlogs are read by [`Rabbits`] itself.
+    fn resume(&self, _: JobId, _: &str) {}
+
+    fn ticked(&self) {}
+
+    fn fails(&self, job: JobId, why: &Failure) -> bool {
+        self.undelivered(job, why);
+        true
     }
 }
 
@@ -321,23 +361,29 @@ impl Rabbits {
     // DEPEND
 
     fn depend(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        match self.rabbit_job(args) {
-            Some(job) => self.create(job, args),
-            None => Ok(()),
-        }
-    }
-
-    /// Has the service create the workflow of a job, which waits for it with a dependency.
-    fn create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
-        if let Err(e) = self.jobtap().dependency_add(job, DEPENDENCY) {
-            let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
-            return Err(self.raise_current(job, "Failed to add dws jobtap dependency"));
-        }
+        let Some(job) = self.rabbit_job(args) else {
+            return Ok(());
+        };
+        self.hold(job)?;
         self.subscribe(job)?;
+        if self.with(job, |rabbit| rabbit.from_before) {
+            // It is held until its eventlog tells whether it still has to be.
+            self.with(job, |rabbit| rabbit.held = true);
+            return Ok(());
+        }
         self.ask_to_create(job, args)
     }
 
+    /// Has a job wait for its workflow, if it does not yet.
+    fn hold(&self, job: JobId) -> Result<(), PluginError> {
+        self.jobtap().dependency_add(job, DEPENDENCY).map_err(|e| {
+            let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
+            self.inner.log(LogLevel::Err, &line);
+            self.raise_current(job, "Failed to add dws jobtap dependency")
+        })
+    }
+
+    /// Has the service create the workflow of a job that waits for it.
     fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
         let tolerance = match (args.integer(&TOLERANCE), args.has(&TOLERANCE)) {
             (Some(tolerance), _) => tolerance,
@@ -347,10 +393,7 @@ impl Rabbits {
                 return Err(self.raise_current(job, text));
             }
         };
-        let uid = self.with(job, |rabbit| {
-            rabbit.asked = true;
-            rabbit.uid
-        });
+        let uid = self.with(job, |rabbit| rabbit.uid);
         let json_of = |path: &[&str]| args.json(path).unwrap_or_else(|| "null".to_owned());
         let payload = format!(
             r#"{{"dw_directives":{},"jobid":{},"resources":{},"userid":{uid},"failure_tolerance":{tolerance}}}"#,
@@ -370,7 +413,10 @@ impl Rabbits {
     fn created(self: &Rc<Self>, job: JobId, future: &ffi::Future) {
         let from_before = self.with(job, |rabbit| rabbit.from_before);
         match answer(future) {
-            Ok(Answer::Success) => self.counts.created.set(self.counts.created.get() + 1),
+            Ok(Answer::Success) => {
+                self.no_service.set(false);
+                self.counts.created.set(self.counts.created.get() + 1);
+            }
             // It was created for the plugin that was there before this one, or before a restart.
             Ok(Answer::Failure(Some(why))) if from_before && why.contains("already exists") => {}
             Ok(Answer::Failure(why)) => {
@@ -379,8 +425,11 @@ impl Rabbits {
             }
             // After a restart, the service may take longer to be there than the job manager.
             Err(Unanswered::NoService) if from_before => {
-                self.with(job, |rabbit| rabbit.asked = false);
-                self.create_later(job, resume::NO_SERVICE);
+                if !self.no_service.replace(true) {
+                    let line = format!("{job}: dws.create: {}: asking again", Unanswered::NoService.text());
+                    self.inner.log(LogLevel::Err, &line);
+                }
+                self.create_again(job);
             }
             Err(Unanswered::NoService) => self.fail(
                 job,
@@ -427,12 +476,18 @@ impl Rabbits {
             updates.insert("attributes.system.constraints".to_owned(), constraints);
         }
         drop(args);
+        // Before what comes next: the job may go on within it.
+        self.with(job, |rabbit| rabbit.released = true);
         if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
             let why = "could not update jobspec with new constraints and resources";
             self.inner.log(LogLevel::Err, &format!("{job}: {why}: {e}"));
             self.fail(job, c"dws", "Internal error: failed to update jobspec");
             return Err(why.to_owned());
         }
+        self.let_go(job)
+    }
+
+    fn let_go(&self, job: JobId) -> Result<(), String> {
         self.jobtap().dependency_remove(job, DEPENDENCY).map_err(|e| {
             let why = "Failed to remove dependency for job";
             self.inner.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
@@ -447,6 +502,8 @@ impl Rabbits {
             return Ok(());
         };
         self.subscribe(job)?;
+        // Whatever it was before, it begins here.
+        let waiting = self.with(job, |rabbit| rabbit.unread.take());
         if let Err(e) = self.jobtap().prolog_start(PROLOG) {
             let line = format!("Failed to start dws jobtap prolog for {job}: {e}");
             self.inner.log(LogLevel::Err, &line);
@@ -454,6 +511,9 @@ impl Rabbits {
         }
         self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
         self.set_up(job);
+        for f in waiting.into_iter().flatten() {
+            f(self);
+        }
         Ok(())
     }
 
@@ -463,6 +523,10 @@ impl Rabbits {
         let asked = job.kvs_key("R").and_then(|key| self.inner.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
             me.with(job, |rabbit| rabbit.setup_to_come = false);
+            if me.with(job, |rabbit| rabbit.prolog != Stage::Outstanding) {
+                // It was canceled meanwhile, and the service was told to tear its workflow down.
+                return;
+            }
             let resources = future.value().ok().flatten();
             // It goes on as it is.
             match resources.filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) {
@@ -511,24 +575,24 @@ impl Rabbits {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "prolog-remove", malformed.and_then(Result::err)),
         };
-        let kept = request.keep();
-        self.when_known(remove.job, move |me| me.deliver(remove, kept));
+        let asker = Asker(Some(request.keep()));
+        self.when_known(remove.job, move |me| me.deliver(remove, asker));
     }
 
     /// Seals the variables; the prolog is finished when they are where the job shells find them.
-    fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, request: KeptRequest) {
+    fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, asker: Asker) {
         let prolog = self.jobs.borrow().get(&job).map(|rabbit| rabbit.prolog);
         match prolog {
             Some(Stage::Outstanding) => {}
             // The service was restarted, and says again what it said before.
-            Some(Stage::Finished) => return self.answer(request, Ok(())),
-            Some(Stage::ToCome) | None => {
+            Some(Stage::Finished) if self.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
+            Some(Stage::Finished | Stage::ToCome) | None => {
                 let why = "the job has no prolog dws-setup: it is not a rabbit job in RUN";
-                return self.answer(request, Err(why.to_owned()));
+                return self.answer(asker, Err(why.to_owned()));
             }
         }
         let first = self.with(job, |rabbit| {
-            rabbit.requests.push(request);
+            rabbit.requests.push(asker);
             rabbit.requests.len() == 1
         });
         if !first {
@@ -553,14 +617,19 @@ impl Rabbits {
             let line = format!("{job}: failed to post the event dws_environment: {e}");
             self.inner.log(LogLevel::Err, &line);
         }
+        let askers = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         let result = self.finish_prolog(job, 0);
         if result.is_ok() {
             self.counts.set_up.set(self.counts.set_up.get() + 1);
         }
-        self.answer_all(job, &result);
+        for asker in askers {
+            self.answer(asker, result.clone());
+        }
     }
 
     fn undelivered(&self, job: JobId, why: &Failure) {
+        // The exception, which comes first, would answer them with less.
+        let askers = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         self.fail_prolog(
             job,
             &format!(
@@ -569,10 +638,12 @@ impl Rabbits {
                 why.user
             ),
         );
-        self.answer_all(
-            job,
-            &Err(format!("its environment could not be delivered: {}", why.user)),
-        );
+        for asker in askers {
+            self.answer(
+                asker,
+                Err(format!("its environment could not be delivered: {}", why.user)),
+            );
+        }
     }
 
     fn finish_prolog(&self, job: JobId, status: i32) -> Result<(), String> {
@@ -599,42 +670,90 @@ impl Rabbits {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
+        self.subscribe(job)?;
         self.end_prolog(job);
-        // A job that has started ends with a `finish` event, where its epilog begins.
-        if self.has_started(job) || self.with(job, |rabbit| rabbit.unread.is_some()) {
+        if self.with(job, |rabbit| rabbit.epilog != Stage::ToCome) {
             return Ok(());
         }
-        self.start_epilog(job, false)
+        if self.with(job, |rabbit| rabbit.unread.is_some()) {
+            if args.previous_state() == Some(JobState::Run) {
+                return self.start_epilog(job);
+            }
+            // It has not started, whatever its eventlog says.
+            let waiting = self.with(job, |rabbit| rabbit.unread.take());
+            let started = self.start_epilog(job);
+            for f in waiting.into_iter().flatten() {
+                f(self);
+            }
+            return started;
+        }
+        // The epilog of a job that has started begins when its shells have finished.
+        if self.has_started(job) {
+            return Ok(());
+        }
+        self.start_epilog(job)
     }
 
+    /// The shells of a job have finished.
     fn finish(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         match self.rabbit_job(args) {
-            Some(job) => self.start_epilog(job, true),
+            Some(job) => self.shells_are_over(job, true),
             None => Ok(()),
         }
+    }
+
+    /// Nothing of a job uses its resources any more. Where its shells were lost, there is no `finish` before.
+    fn release(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+        let is_final = args.json(&["entry", "context", "final"]).as_deref() == Some("true");
+        match self.rabbit_job(args).filter(|_| is_final) {
+            Some(job) => self.shells_are_over(job, false),
+            None => Ok(()),
+        }
+    }
+
+    fn shells_are_over(self: &Rc<Self>, job: JobId, finished: bool) -> Result<(), PluginError> {
+        self.with(job, |rabbit| {
+            rabbit.over = true;
+            rabbit.started |= finished;
+        });
+        if self.with(job, |rabbit| rabbit.epilog == Stage::ToCome) && self.state(job) == Some(JobState::Cleanup) {
+            return self.start_epilog(job);
+        }
+        self.send_post_run(job);
+        Ok(())
     }
 
     fn has_started(&self, job: JobId) -> bool {
         self.with(job, |rabbit| rabbit.started) || self.jobtap().was_posted(job, c"start")
     }
 
-    /// Starts an epilog from within a callback that is about the job.
-    fn start_epilog(self: &Rc<Self>, job: JobId, has_run: bool) -> Result<(), PluginError> {
-        if self.with(job, |rabbit| rabbit.epilog != Stage::ToCome) {
-            return Ok(());
-        }
+    /// Starts the epilog, from within a callback that is about the job.
+    fn start_epilog(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
         if let Err(e) = self.jobtap().epilog_start(EPILOG) {
             let line = format!("Failed to start jobtap epilog for {job}: {e}");
             self.inner.log(LogLevel::Err, &line);
             return Err(self.raise_current(job, "Failed to start jobtap epilog"));
         }
-        self.with(job, |rabbit| rabbit.epilog = Stage::Outstanding);
-        self.mind_epilog(job);
-        self.send_post_run(job, has_run);
+        self.with(job, |rabbit| {
+            rabbit.epilog = Stage::Outstanding;
+            rabbit.post_run_to_come = true;
+        });
+        self.send_post_run(job);
         Ok(())
     }
 
-    fn send_post_run(self: &Rc<Self>, job: JobId, has_run: bool) {
+    /// Has the service tear the workflow down, once it is known that no shell is running.
+    fn send_post_run(self: &Rc<Self>, job: JobId) {
+        let has_run = self.has_started(job);
+        let due = self.with(job, |rabbit| {
+            let due = rabbit.post_run_to_come && rabbit.unread.is_none() && (rabbit.over || !has_run);
+            rabbit.post_run_to_come &= !due;
+            due
+        });
+        if !due {
+            return;
+        }
+        self.mind_epilog(job);
         let payload = json!({ "jobid": job.0, "run_started": has_run }).to_string();
         let asked = self.inner.flux().rpc(c"dws.post_run", &payload);
         let sent = self.call(job, Call::PostRun, asked, move |me, future| match answer(&future) {
@@ -665,7 +784,7 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let timer = self.inner.flux().after(self.epilog_timeout, move || {
             let Some(me) = weak.upgrade() else { return };
-            if me.state(job) == Some(JobState::Cleanup) {
+            if me.in_epilog(job) {
                 me.raise(job, EPILOG_TIMEOUT, "DWS epilog timed out");
             }
         });
@@ -680,6 +799,9 @@ impl Rabbits {
     }
 
     fn fail_epilog(&self, job: JobId, why: &str) {
+        if !self.in_epilog(job) {
+            return;
+        }
         let line = format!("Failed to clean up DWS workflow object for job {job}");
         self.inner.log(LogLevel::Err, &line);
         // The exception has the workflow torn down, if the epilog is outstanding still.
@@ -688,11 +810,16 @@ impl Rabbits {
         let _ = self.finish_epilog(job, 1);
     }
 
+    fn in_epilog(&self, job: JobId) -> bool {
+        self.with(job, |rabbit| rabbit.epilog == Stage::Outstanding)
+    }
+
     fn finish_epilog(&self, job: JobId, status: i32) -> Result<(), String> {
         let was = self.with(job, |rabbit| {
             let was = rabbit.epilog;
             if was == Stage::Outstanding {
                 rabbit.epilog = Stage::Finished;
+                rabbit.post_run_to_come = false;
             }
             was
         });
@@ -711,16 +838,16 @@ impl Rabbits {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "epilog-remove", malformed.and_then(Result::err)),
         };
-        let kept = request.keep();
+        let asker = Asker(Some(request.keep()));
         self.when_known(job, move |me| {
             if me.state(job) != Some(JobState::Cleanup) {
-                return me.answer(kept, Err("job not found in CLEANUP state".to_owned()));
+                return me.answer(asker, Err("job not found in CLEANUP state".to_owned()));
             }
             let result = me.finish_epilog(job, 0);
             if result.is_ok() {
                 me.counts.torn_down.set(me.counts.torn_down.get() + 1);
             }
-            me.answer(kept, result);
+            me.answer(asker, result);
         });
     }
 
@@ -729,16 +856,13 @@ impl Rabbits {
     fn exception(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let context = ["entry", "context"];
         let Some(job) = args.job() else { return Ok(()) };
-        if let Some(has_run) = self.with(job, |rabbit| rabbit.epilog_due.take()) {
-            return self.start_epilog(job, has_run);
-        }
         if args.integer(&[context[0], context[1], "severity"]) != Some(0) {
             return Ok(());
         }
         if self.end_prolog(job) {
             return Ok(());
         }
-        if self.with(job, |rabbit| rabbit.epilog != Stage::Outstanding) {
+        if !self.in_epilog(job) {
             return Ok(());
         }
         let kind = args.string(&[context[0], context[1], "type"]);
@@ -746,14 +870,17 @@ impl Rabbits {
             self.tell(job, c"dws.abort");
             self.finish_epilog(job, 1).map_err(PluginError)
         } else {
-            self.tell(job, c"dws.teardown");
+            // Where the service has not been told of the end yet, it will be.
+            if self.with(job, |rabbit| !rabbit.post_run_to_come) {
+                self.tell(job, c"dws.teardown");
+            }
             Ok(())
         }
     }
 
     /// Finishes the prolog of a job that must not start, if it is outstanding.
     fn end_prolog(&self, job: JobId) -> bool {
-        if self.with(job, |rabbit| rabbit.prolog != Stage::Outstanding) || !self.jobs.borrow().contains_key(&job) {
+        if !self.with(job, |rabbit| rabbit.prolog == Stage::Outstanding) {
             return false;
         }
         self.inner.give_up(job);
@@ -792,16 +919,17 @@ impl Rabbits {
     }
 
     fn respond(&self, request: Request<'_>, result: Result<(), String>) {
-        self.answer(request.keep(), result);
+        self.answer(Asker(Some(request.keep())), result);
     }
 
     fn answer_all(&self, job: JobId, result: &Result<(), String>) {
-        for request in self.with(job, |rabbit| std::mem::take(&mut rabbit.requests)) {
-            self.answer(request, result.clone());
+        for asker in self.with(job, |rabbit| std::mem::take(&mut rabbit.requests)) {
+            self.answer(asker, result.clone());
         }
     }
 
-    fn answer(&self, request: KeptRequest, result: Result<(), String>) {
+    fn answer(&self, mut asker: Asker, result: Result<(), String>) {
+        let Some(request) = asker.0.take() else { return };
         let sent = match result {
             Ok(()) => request.respond(None),
             Err(why) => request.refuse(nix::errno::Errno::EINVAL as i32, &why),

@@ -4,13 +4,17 @@
 //! Within one job manager, this plugin leaves with the handle where each job was. In all other cases the eventlog tells: it
 //! is complete in the KVS after a restart; where another plugin was removed a moment ago it may be behind by a batch, so it
 //! is read only after that batch is written.
+//!
+//! What is in CLEANUP then may be gone before its eventlog is read, so it is held by an epilog of its own meanwhile. If it
+//! turns out to have had one, one of the two is finished.
 
 use std::{collections::HashSet, ffi::CStr, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
+use serde_json::Value;
 
 use crate::{
-    dws::{Call, EPILOG, PROLOG, Rabbits, Stage},
+    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage},
     manager::Inner,
     resume::{Past, has_finished, has_started, past},
 };
@@ -18,17 +22,17 @@ use crate::{
 /// After how many seconds an eventlog is complete in the KVS: the job manager writes events in batches of 10 ms.
 const WRITTEN: f64 = 0.5;
 
-/// After how many seconds a job in DEPEND gets its callback, if at all: it comes when a plugin is loaded, not when jobs are
-/// replayed after a restart.
-const CALLED: f64 = 0.5;
+/// After how many seconds the service is asked again, if it was not there; and an eventlog, if it could not be read.
+const AGAIN: f64 = 5.0;
 
-/// After how many seconds the service is asked again, if it was not there.
-pub(super) const NO_SERVICE: f64 = 5.0;
+/// There is no such key. It is removed to learn when all is written that was to be written before.
+const NO_KEY: &str = "dws-jobtap-was-here";
 
 const LEFT_PROLOGS: &CStr = c"workflow-token::dws-prologs";
 const LEFT_EPILOGS: &CStr = c"workflow-token::dws-epilogs";
 const LEFT_EPILOGS_DONE: &CStr = c"workflow-token::dws-epilogs-done";
 const LEFT_STARTED: &CStr = c"workflow-token::dws-started";
+const LEFT_TO_TEAR_DOWN: &CStr = c"workflow-token::dws-to-tear-down";
 const LEFT_TO_SET_UP: &CStr = c"workflow-token::dws-to-set-up";
 /// All jobs whose stages are known.
 const LEFT_KNOWN: &CStr = c"workflow-token::dws-known";
@@ -39,6 +43,7 @@ pub(super) struct Left {
     epilogs: HashSet<JobId>,
     epilogs_done: HashSet<JobId>,
     to_set_up: HashSet<JobId>,
+    to_tear_down: HashSet<JobId>,
     started: HashSet<JobId>,
     known: HashSet<JobId>,
 }
@@ -56,6 +61,7 @@ impl Left {
             epilogs: set(LEFT_EPILOGS),
             epilogs_done: set(LEFT_EPILOGS_DONE),
             to_set_up: set(LEFT_TO_SET_UP),
+            to_tear_down: set(LEFT_TO_TEAR_DOWN),
             started: set(LEFT_STARTED),
             known: set(LEFT_KNOWN),
         })
@@ -78,11 +84,10 @@ impl Rabbits {
         flux.leave_jobs(LEFT_EPILOGS, &which(|rabbit| rabbit.epilog == Stage::Outstanding));
         flux.leave_jobs(LEFT_EPILOGS_DONE, &which(|rabbit| rabbit.epilog == Stage::Finished));
         flux.leave_jobs(LEFT_TO_SET_UP, &which(|rabbit| rabbit.setup_to_come));
+        flux.leave_jobs(LEFT_TO_TEAR_DOWN, &which(|rabbit| rabbit.post_run_to_come));
         flux.leave_jobs(LEFT_STARTED, &which(|rabbit| rabbit.started));
         flux.leave_jobs(LEFT_KNOWN, &which(|_| true));
-        for request in jobs.into_values().flat_map(|rabbit| rabbit.requests) {
-            self.answer(request, Err("the plugin dws-jobtap is being removed".to_owned()));
-        }
+        drop(jobs);
     }
 
     /// `job.new`: of a job that has just been submitted, or of one from before.
@@ -99,7 +104,8 @@ impl Rabbits {
         self.with(job, |rabbit| rabbit.from_before = true);
         self.subscribe(job)?;
         if state == JobState::Depend {
-            self.create_later(job, CALLED);
+            self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
+            self.read_eventlog(job, WRITTEN);
             return Ok(());
         }
         // It is active: its record, if it has one, is not to be removed yet.
@@ -110,10 +116,18 @@ impl Rabbits {
             .as_ref()
             .is_some_and(|left| left.known.contains(&job));
         if known {
-            self.take_up(job, state)
-        } else {
-            self.read_eventlog(job)
+            return self.take_up(job, state);
         }
+        self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
+        self.read_eventlog(job, WRITTEN);
+        if state == JobState::Cleanup {
+            let posted = |event| self.jobtap().was_posted(job, event);
+            // Of shells from before a restart nothing is heard, unless the job was in RUN after it.
+            let over = posted(c"finish") || !(posted(c"start") || posted(c"exception"));
+            self.with(job, |rabbit| (rabbit.over, rabbit.held) = (over, true));
+            return self.start_epilog(job);
+        }
+        Ok(())
     }
 
     /// A job that the plugin before this one knew.
@@ -160,12 +174,21 @@ impl Rabbits {
         self.with(job, |rabbit| (rabbit.prolog, rabbit.epilog) = (prolog, epilog));
         if state == JobState::Cleanup {
             self.end_prolog(job);
-            if epilog == Stage::Outstanding {
-                self.mind_epilog(job);
-            }
-            // It ended while there was no plugin.
-            if !has_run || self.jobtap().was_posted(job, c"finish") {
-                return self.start_epilog(job, has_run);
+            let over = self.jobtap().was_posted(job, c"finish");
+            let to_tear_down = self
+                .left
+                .borrow()
+                .as_ref()
+                .is_some_and(|left| left.to_tear_down.contains(&job));
+            self.with(job, |rabbit| {
+                (rabbit.over, rabbit.post_run_to_come) = (over, to_tear_down)
+            });
+            match epilog {
+                Stage::Outstanding if to_tear_down => self.send_post_run(job),
+                Stage::Outstanding => self.mind_epilog(job),
+                // It ended while there was no plugin.
+                Stage::ToCome if over || !has_run => return self.start_epilog(job),
+                Stage::ToCome | Stage::Finished => {}
             }
             return Ok(());
         }
@@ -182,23 +205,37 @@ impl Rabbits {
         Ok(())
     }
 
-    /// A job that no plugin of this kind knew.
-    fn read_eventlog(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
-        self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
+    /// A job of which it is not known how far it is.
+    fn read_eventlog(self: &Rc<Self>, job: JobId, seconds: f64) {
         let weak = Rc::downgrade(self);
-        let later = self.inner.flux().after(WRITTEN, move || {
+        let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
                 me.look_up_eventlog(job);
             }
         });
         match later {
             Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
-            Err(e) => self.unread(job, &e),
+            Err(e) => self
+                .inner
+                .log(LogLevel::Err, &format!("{job}: no timer: {e}: load the plugin again")),
         }
-        Ok(())
     }
 
     fn look_up_eventlog(self: &Rc<Self>, job: JobId) {
+        let written = ffi::Transaction::new().and_then(|mut transaction| {
+            transaction.unlink(NO_KEY)?;
+            self.inner.flux().commit(transaction)
+        });
+        let sent = self.call(job, Call::Written, written, move |me, future| match future.get() {
+            Ok(()) => me.look_up_what_is_written(job),
+            Err(e) => me.unread(job, &e),
+        });
+        if let Err(e) = sent {
+            self.unread(job, &e);
+        }
+    }
+
+    fn look_up_what_is_written(self: &Rc<Self>, job: JobId) {
         let asked = job.kvs_key("eventlog").and_then(|key| self.inner.flux().lookup(&key));
         let sent = self.call(job, Call::Eventlog, asked, move |me, future| match future.value() {
             Ok(eventlog) => me.resume_from(job, &eventlog.unwrap_or_default()),
@@ -209,84 +246,113 @@ impl Rabbits {
         }
     }
 
-    fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
-        let line =
-            format!("{job}: its eventlog could not be read: {e}: if it waits in its prolog or epilog, load again");
-        self.inner.log(LogLevel::Err, &line);
+    /// It is asked for again: until then, the job may wait in its prolog or epilog.
+    fn unread(self: &Rc<Self>, job: JobId, e: &dyn std::fmt::Display) {
+        if self.with(job, |rabbit| rabbit.unread.is_some()) {
+            let line = format!("{job}: its eventlog could not be read: {e}: trying again");
+            self.inner.log(LogLevel::Err, &line);
+            self.read_eventlog(job, AGAIN);
+        }
     }
 
     fn resume_from(self: &Rc<Self>, job: JobId, eventlog: &str) {
         let Some(waiting) = self.with(job, |rabbit| rabbit.unread.take()) else {
             return;
         };
-        let stage = |past| match past {
-            Past::None => Stage::ToCome,
-            Past::Outstanding => Stage::Outstanding,
-            Past::Finished(_) => Stage::Finished,
-        };
-        let prolog = stage(past(eventlog, "prolog", &PROLOG.to_string_lossy()));
-        let epilog = stage(past(eventlog, "epilog", &EPILOG.to_string_lossy()));
-        let started = has_started(eventlog);
-        self.with(job, |rabbit| {
-            rabbit.started |= started;
-            rabbit.prolog = prolog;
-            // It may have begun since.
-            if rabbit.epilog == Stage::ToCome {
-                rabbit.epilog = epilog;
-            }
-        });
-        let epilog = self.with(job, |rabbit| rabbit.epilog);
-        if prolog == Stage::Finished {
-            // There may be a record.
-            self.inner.delivered.borrow_mut().insert(job);
-        }
         match self.state(job) {
-            Some(JobState::Run) if prolog == Stage::ToCome && !started => self.raise(
-                job,
-                c"dws",
-                "the job was allocated before the plugin dws-jobtap was loaded: its rabbits are not set up: submit it again",
-            ),
-            Some(JobState::Cleanup) => {
-                self.end_prolog(job);
-                match epilog {
-                    Stage::Outstanding if self.with(job, |rabbit| rabbit.timer.is_none()) => self.mind_epilog(job),
-                    // Its shells may still be running: then its epilog begins when they have finished.
-                    Stage::ToCome if !started || has_finished(eventlog) => self.start_epilog_soon(job, started),
-                    _ => {}
-                }
-            }
-            _ => {}
+            Some(JobState::Depend) => self.resume_depend(job, eventlog),
+            Some(state @ (JobState::Run | JobState::Cleanup)) => self.resume_run(job, state, eventlog),
+            Some(JobState::Pending | JobState::Inactive) | None => {}
         }
         for f in waiting {
             f(self);
         }
     }
 
-    /// An epilog can be started from within a callback about its job only, so one is brought about.
-    fn start_epilog_soon(&self, job: JobId, has_run: bool) {
-        self.with(job, |rabbit| rabbit.epilog_due = Some(has_run));
-        let text = "it ended while the plugin dws-jobtap was not there: its rabbits are torn down now";
-        if let Err(e) = self.jobtap().raise(job, c"dws", 3, text) {
-            let line =
-                format!("{job}: its epilog could not be started: {e}: see that its workflow is removed in Kubernetes");
-            self.inner.log(LogLevel::Err, &line);
+    /// Has the service create the workflow of a job that still waits for it, which may be there already.
+    fn resume_depend(self: &Rc<Self>, job: JobId, eventlog: &str) {
+        if self.with(job, |rabbit| rabbit.released) {
+            return;
+        }
+        let dependency = Dependency::of(eventlog);
+        if dependency.was_removed {
+            // It waits for something else.
+            self.with(job, |rabbit| rabbit.released = true);
+            if dependency.is_there || self.with(job, |rabbit| rabbit.held) {
+                // What failed was logged.
+                let _ = self.let_go(job);
+            }
+            return;
+        }
+        let Some(args) = self.jobtap().lookup(job) else { return };
+        // What failed was said to the job.
+        let _ = self.hold(job).and_then(|()| self.ask_to_create(job, &args));
+    }
+
+    fn resume_run(self: &Rc<Self>, job: JobId, state: JobState, eventlog: &str) {
+        let prolog = Stage::from(past(eventlog, "prolog", &PROLOG.to_string_lossy()));
+        self.with(job, |rabbit| {
+            rabbit.started |= has_started(eventlog);
+            rabbit.over |= has_finished(eventlog);
+            rabbit.prolog = prolog;
+        });
+        if prolog == Stage::Finished {
+            // There may be a record.
+            self.inner.delivered.borrow_mut().insert(job);
+        }
+        if state == JobState::Cleanup {
+            self.end_prolog(job);
+            self.resume_epilog(job, eventlog);
+        } else if prolog == Stage::ToCome && !self.has_started(job) {
+            self.raise(
+                job,
+                c"dws",
+                "the job was allocated before the plugin dws-jobtap was loaded: its rabbits are not set up: submit it again",
+            );
         }
     }
 
-    /// Has the service create the workflow of a job from before, unless it was asked meanwhile. The workflow may be there
-    /// already, which is no error then.
-    pub(super) fn create_later(self: &Rc<Self>, job: JobId, seconds: f64) {
-        let weak = Rc::downgrade(self);
-        let later = self.inner.flux().after(seconds, move || {
-            let Some(me) = weak.upgrade() else { return };
-            if me.with(job, |rabbit| rabbit.asked) {
+    /// A job in CLEANUP, which is held by an epilog that was started for that.
+    fn resume_epilog(self: &Rc<Self>, job: JobId, eventlog: &str) {
+        let held = self.with(job, |rabbit| std::mem::take(&mut rabbit.held));
+        if held && self.in_epilog(job) {
+            let (mut started, mut finished) = (0_usize, 0_usize);
+            for (name, description) in described(eventlog) {
+                if description == EPILOG.to_string_lossy() {
+                    started += usize::from(name == "epilog-start");
+                    finished += usize::from(name == "epilog-finish");
+                }
+            }
+            if started > 1 {
+                // It had one before, of which the service was told.
+                self.with(job, |rabbit| rabbit.post_run_to_come = false);
+                if started > finished + 1 {
+                    if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
+                        self.inner.log(
+                            LogLevel::Err,
+                            &format!("{job}: one of its two epilogs could not be finished: {e}"),
+                        );
+                    }
+                    self.mind_epilog(job);
+                } else {
+                    // The log says what went wrong.
+                    let _ = self.finish_epilog(job, 0);
+                }
                 return;
             }
-            let Some(args) = me.jobtap().lookup(job) else { return };
-            if args
-                .job_owner_state()
-                .is_some_and(|(_, _, state)| state == JobState::Depend)
-            {
+        }
+        self.send_post_run(job);
+    }
+
+    /// Asks the service again, later.
+    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
+        let weak = Rc::downgrade(self);
+        let later = self.inner.flux().after(AGAIN, move || {
+            let Some(me) = weak.upgrade() else { return };
+            if me.with(job, |rabbit| rabbit.released) || me.state(job) != Some(JobState::Depend) {
+                return;
+            }
+            if let Some(args) = me.jobtap().lookup(job) {
                 // What failed was said to the job.
                 let _ = me.ask_to_create(job, &args);
             }
@@ -306,5 +372,76 @@ impl Rabbits {
         }
         drop(jobs);
         f(self);
+    }
+}
+
+impl From<Past> for Stage {
+    fn from(past: Past) -> Self {
+        match past {
+            Past::None => Stage::ToCome,
+            Past::Outstanding => Stage::Outstanding,
+            Past::Finished(_) => Stage::Finished,
+        }
+    }
+}
+
+/// What an eventlog tells of the dependency of a job.
+#[derive(Debug, PartialEq, Eq)]
+struct Dependency {
+    is_there: bool,
+    /// Its resources are known, and are in its jobspec.
+    was_removed: bool,
+}
+
+impl Dependency {
+    fn of(eventlog: &str) -> Self {
+        let mut dependency = Self {
+            is_there: false,
+            was_removed: false,
+        };
+        for (name, description) in described(eventlog) {
+            if description == DEPENDENCY.to_string_lossy() {
+                dependency.is_there = name == "dependency-add";
+                dependency.was_removed |= name == "dependency-remove";
+            }
+        }
+        dependency
+    }
+}
+
+/// The names of events, RFC 21, and what their contexts have as `description`.
+fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
+    let events = eventlog
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter_map(|event| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some((text(&event["name"])?, text(&event["context"]["description"])?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependency_that_was_removed_is_known_though_it_was_added_again() {
+        let line = |name: &str, description: &str| {
+            format!("{{\"timestamp\":1.0,\"name\":\"{name}\",\"context\":{{\"description\":\"{description}\"}}}}\n")
+        };
+        let (add, remove) = (
+            line("dependency-add", "dws-create"),
+            line("dependency-remove", "dws-create"),
+        );
+        let other = [line("dependency-add", "after"), line("dependency-remove", "after")].concat();
+        for (eventlog, is_there, was_removed) in [
+            (other.clone(), false, false),
+            (add.clone() + &other, true, false),
+            (add.clone() + &remove, false, true),
+            (add.clone() + &remove + &add + &other, true, true),
+        ] {
+            let expected = Dependency { is_there, was_removed };
+            assert_eq!(Dependency::of(&eventlog), expected, "{eventlog}");
+        }
     }
 }
