@@ -35,6 +35,7 @@ tidy() {
 	test -z "$INSTANCE" || flux cancel --all --user=all >/dev/null 2>&1
 	instance_down || instance_kill
 	dws_kill
+	server_kill
 	kube_kill
 	munge_kill
 	rm -rf "$base/canaries"
@@ -275,6 +276,11 @@ workflow_token() {
 		kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d
 }
 
+# kube_key FILE: the key that tokens are signed with from now on.
+kube_key() {
+	python3 -c 'import json, sys; print(json.dumps({"key": sys.stdin.read()}))' <"$1" | kube PATCH /control >/dev/null
+}
+
 # make_workflow ID STATE [UID]: has the Workflow of a job come to a state, as its service would, and perhaps of somebody else.
 make_workflow() {
 	timeout 60 python3 "$TESTS/kube-apiserver.py" workflow "$KUBE" "fluxjob-$(flux job id --to=dec "$1")" \
@@ -305,14 +311,23 @@ rabbit() {
 
 # need_dws_service: skips the test where the service of flux-coral2 is not there.
 need_dws_service() {
-	test -n "$FLUX_CORAL2_SERVICE" ||
-		skip "FLUX_CORAL2_SERVICE is not set: set it to the path of coral2_dws.py of flux-coral2, and PYTHONPATH to where its flux_k8s is"
-	test -r "$FLUX_CORAL2_SERVICE" || skip "FLUX_CORAL2_SERVICE, $FLUX_CORAL2_SERVICE, cannot be read"
-	flux python -c 'import kubernetes, flux_k8s' 2>/dev/null ||
-		skip "flux_k8s or kubernetes cannot be imported by flux python: set PYTHONPATH"
+	local why
+	why=$(why_no_dws_service)
+	test -z "$why" || skip "$why"
+}
+
+# why_no_dws_service: says why the service cannot be run here, if it cannot.
+why_no_dws_service() {
+	if test -z "$FLUX_CORAL2_SERVICE"; then
+		echo "FLUX_CORAL2_SERVICE is not set: set it to the path of coral2_dws.py of flux-coral2, and PYTHONPATH to where its flux_k8s is"
+	elif ! test -r "$FLUX_CORAL2_SERVICE"; then
+		echo "$FLUX_CORAL2_SERVICE (FLUX_CORAL2_SERVICE) cannot be read"
+	elif ! flux python -c 'import kubernetes, flux_k8s' 2>/dev/null; then
+		echo "flux_k8s or kubernetes cannot be imported by flux python: set PYTHONPATH"
 	# Those that check types refuse the number 0 for the version that a watch begins with.
-	flux python -c 'import sys, kubernetes.client; sys.exit("pydantic" in sys.modules)' ||
-		skip "the service does not work with this version of the Python package kubernetes, which checks types: install 33.1.0"
+	elif ! flux python -c 'import sys, kubernetes.client; sys.exit("pydantic" in sys.modules)'; then
+		echo "flux-coral2 does not work with this version of the Python package kubernetes, which checks types: install 33.1.0"
+	fi
 }
 
 # dws_up: starts the service; returns when it answers.
@@ -338,6 +353,14 @@ service_up() {
 	read -r -t 60 ready <&7
 	exec 7>&-
 	test "$ready" = ready
+}
+
+# server_kill: of what a test has started beside, SERVER_PID.
+server_kill() {
+	test -n "$SERVER_PID" || return 0
+	kill -KILL "$SERVER_PID" 2>/dev/null
+	wait "$SERVER_PID" 2>/dev/null
+	SERVER_PID=
 }
 
 # dws_kill: as a crash would.
@@ -476,7 +499,7 @@ eventually() {
 
 # is_gone PID: it has ended, whether or not its parent knows.
 is_gone() {
-	! test -e "/proc/$1/cmdline" || test -z "$(tr -d '\0' <"/proc/$1/cmdline")"
+	! test -e "/proc/$1/stat" || grep -q ") [ZX] " "/proc/$1/stat"
 }
 
 # program FILE: makes a program out of standard input.

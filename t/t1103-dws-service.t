@@ -84,8 +84,7 @@ for line in sys.stdin:
 test_expect_success 'an instance takes the plugin, and the service is there' '
 	munge_up &&
 	kube_up rabbit0=node0,node1 &&
-	python3 -c "import json, sys; print(json.dumps({\"key\": sys.stdin.read()}))" <"$canaries/key.pem" >"$canaries/key" &&
-	kube PATCH /control <"$canaries/key" >/dev/null &&
+	kube_key "$canaries/key.pem" &&
 	kube_set "{\"watch-for\": 0.2}" &&
 	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
 	flux jobtap load "$DWS_JOBTAP" &&
@@ -102,8 +101,7 @@ test_expect_success 'a job comes through all states, and has the variables of it
 '
 
 test_expect_success 'a job with the token of a copy-offload server has it too' '
-	printf "{\"env\": {\"DW_CANARY\": \"%s\"}}" "$(cat "$canaries/env")" >"$canaries/settings" &&
-	kube PATCH /control <"$canaries/settings" >/dev/null &&
+	kube_set "{\"env\": {\"DW_CANARY\": \"$(cat "$canaries/env")\"}}" &&
 	DW="$DW requires=copy-offload" begins &&
 	has_environment with-token &&
 	{ workflow_token "$id" && echo; } >"$canaries/token" &&

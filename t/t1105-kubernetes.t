@@ -78,12 +78,8 @@ is_asked_for() {
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&
 	kube_up &&
-	python3 - "$canaries" <<-EOF >"$canaries/settings" &&
-	import json, sys
-	read = lambda name: open(f"{sys.argv[1]}/{name}").read()
-	print(json.dumps({"env": {"DW_CANARY": read("env").strip()}, "key": read("key.pem")}))
-	EOF
-	kube PATCH /control <"$canaries/settings" >/dev/null &&
+	kube_key "$canaries/key.pem" &&
+	kube_set "{\"env\": {\"DW_CANARY\": \"$(cat "$canaries/env")\"}}" &&
 	sed -n "s/.*token: //p" "$KUBE/flux-workflow-token.kubeconfig" | tr -d \" >"$canaries/bearer" &&
 	rule &&
 	instance_up 1 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
