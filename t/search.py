@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """search.py SECRETS HAYSTACK…: looks for secrets where they must not be.
 
-SECRETS is a file with one token on each line. A HAYSTACK is a file, a directory (all files below it), or `proc:PID,…`:
+SECRETS is a file with one token on each line, or a number of 16 digits and more. A HAYSTACK is a file, a directory (all files below it), or `proc:PID,…`:
 the arguments and the environment of all processes but those. In SQLite files of the content store each blob is
 unpacked, and its write-ahead log is read with it.
 
 Found is any 23 characters in a row of the signature or of a claim that is a long string: as they are, in base64 at each
 alignment and alphabet (so is the payload), in hexadecimal; and each of these once more inside of base64, which is how
-the KVS keeps values. Prints where something was found, and how much was searched. The exit status is that of grep.
+the KVS keeps values. Of a number, 16 digits in a row, in the same forms. Prints where something was found, and how much was searched. The exit status is that of grep.
 """
 
 import base64
@@ -39,7 +39,13 @@ def forms(text):
 
 def parts(token):
     """What of a token is like no other: its signature, and the claims that are long strings. A window of the payload
-    that leaves those out tells nothing; one that has them is their base64 at one of its alignments."""
+    that leaves those out tells nothing; one that has them is their base64 at one of its alignments. A number is all
+    secret."""
+    if token.isdigit():
+        if len(token) < WINDOW:
+            raise ValueError("a number has too few digits")
+        yield token.encode()
+        return
     _, payload, signature = (decode(segment) for segment in token.split("."))
     yield token.rsplit(".", 1)[1].encode()
     yield signature
@@ -68,9 +74,9 @@ def decoded(data):
         yield base64.b64decode(text + b"=" * (-len(text) % 4))
 
 
-def hits(data, needles):
+def hits(data, needles, step):
     """The numbers of the secrets that are in data. Sampling finds whatever is longer than a window by a step."""
-    found = {needles[data[at : at + WINDOW]] for at in range(0, len(data), STEP) if data[at : at + WINDOW] in needles}
+    found = {needles[data[at : at + WINDOW]] for at in range(0, len(data), step) if data[at : at + WINDOW] in needles}
     return found
 
 
@@ -151,16 +157,18 @@ def haystacks(name):
 
 def main():
     with open(sys.argv[1]) as file:
-        needles = windows(file.read().split())
+        secrets = file.read().split()
+    needles = windows(secrets)
+    step = 1 if any(map(str.isdigit, secrets)) else STEP
     count = size = 0
     found = False
     for name in sys.argv[2:]:
         for where, data in haystacks(name):
             count += 1
             size += len(data)
-            numbers = hits(data, needles)
+            numbers = hits(data, needles, step)
             for inner in decoded(data):
-                numbers |= hits(inner, needles)
+                numbers |= hits(inner, needles, step)
             for number in sorted(numbers):
                 found = True
                 print(f"found: secret {number} in {where}")

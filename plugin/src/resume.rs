@@ -8,17 +8,16 @@ use std::{
 use ffi::{Args, JobId, JobState, LogLevel};
 use serde_json::Value;
 
-use crate::{
-    manager::{Inner, KVS_TIMEOUT},
-    stats::Stay,
-    work::Failure,
-};
+use crate::{manager::Inner, stats::Stay, work::Failure};
 
 /// After what time an eventlog that could not be read is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// The same where there was no answer at all: later than the lookup's own timeout.
+/// The same where there was no answer at all.
 const ASK_AGAIN_UNANSWERED: Duration = Duration::from_secs(90);
+
+/// A timer of Flux that is started before its reactor has run, as at a restart, is over at once.
+const NO_TIMER: f64 = -1.0;
 
 /// How far the delivery of a job had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,12 +149,15 @@ impl Inner {
         let number = inner.number();
         let weak = Rc::downgrade(inner);
         let asked = job.kvs_key("eventlog").and_then(|key| {
-            inner.flux().lookup(&key)?.then(KVS_TIMEOUT, move |future| {
+            inner.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
+                if inner.unknown.borrow_mut().remove(&job).is_none() {
+                    // It was asked twice, and this is the later answer.
+                    return;
+                }
                 match future.value() {
                     Ok(eventlog) => {
-                        inner.unknown.borrow_mut().remove(&job);
                         let eventlog = eventlog.unwrap_or_default();
                         match inner.hooks() {
                             Some(hooks) => hooks.resume(job, &eventlog),
