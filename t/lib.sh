@@ -20,7 +20,7 @@ base=$(mktemp -d "${TMPDIR:-/tmp}/workflow-token.XXXXXX") || exit 1
 export SHARNESS_TEST_SRCDIR=$TESTS SHARNESS_TEST_DIRECTORY=$base SHARNESS_BUILD_DIRECTORY=$STAGE/libexec/flux/cmd
 # An instance that the caller is in is no business of these tests.
 for name in $(compgen -e FLUX_); do
-	test "$name" = FLUX_PREFIX || unset "$name"
+	case $name in FLUX_PREFIX | FLUX_CORAL2_*) ;; *) unset "$name" ;; esac
 done
 # shellcheck source=/dev/null
 . "$sharness"
@@ -34,7 +34,10 @@ cleanup tidy
 tidy() {
 	test -z "$INSTANCE" || flux cancel --all --user=all >/dev/null 2>&1
 	instance_down || instance_kill
+	dws_kill
+	kube_kill
 	munge_kill
+	rm -rf "$base/canaries"
 }
 
 # skip REASON: skips the whole test.
@@ -203,6 +206,130 @@ counter() {
 }
 
 #
+# A stand-in for a Kubernetes API server, and the service of flux-coral2.
+#
+
+# Not below the trash directory, which is searched for secrets.
+KUBE=$base/kube
+WORKFLOWS=/apis/dataworkflowservices.github.io/v1alpha7/namespaces/default/workflows
+
+need_kube() {
+	command -v openssl >/dev/null || skip "no openssl found: install it"
+}
+
+# kube_up [RABBIT=HOST,…]…: starts it; returns when it serves.
+kube_up() {
+	local ready
+	rm -f kube.ready
+	mkfifo kube.ready
+	exec 7<>kube.ready
+	python3 "$TESTS/kube-apiserver.py" serve "$KUBE" "${@:-rabbit0=node0}" >&7 2>>kube.log 7>&- 8>&- 9>&- &
+	KUBE_PID=$!
+	read -r -t 60 ready <&7
+	exec 7>&-
+	test "$ready" = ready || { cat kube.log; return 1; }
+}
+
+kube_kill() {
+	test -n "$KUBE_PID" || return 0
+	kill -KILL "$KUBE_PID" 2>/dev/null
+	wait "$KUBE_PID" 2>/dev/null
+	KUBE_PID=
+	rm -rf "$KUBE"
+}
+
+# kube METHOD PATH: what it answers, to who may do everything. A body comes from standard input.
+kube() {
+	timeout 60 python3 "$TESTS/kube-apiserver.py" ask "$KUBE" "$@"
+}
+
+# kube_set JSON: settings of kube-apiserver.py.
+kube_set() {
+	kube PATCH /control <<<"$1" >/dev/null
+}
+
+# member PATH: a member of the JSON on standard input, as jq has it. Strings come without quotes.
+member() {
+	python3 -c '
+import json, sys
+value = json.load(sys.stdin)
+for name in sys.argv[1].split("."):
+    value = value[name]
+print(value if isinstance(value, str) else json.dumps(value))' "$1"
+}
+
+# workflow ID: the Workflow of a job.
+workflow() {
+	kube GET "$WORKFLOWS/fluxjob-$(flux job id --to=dec "$1")"
+}
+
+# workflow_is_gone ID
+workflow_is_gone() {
+	! workflow "$1" >gone && grep NotFound gone
+}
+
+# workflow_token ID: its token, as the Secret has it.
+workflow_token() {
+	local secret
+	secret=$(workflow "$1" | member status.workflowToken.secretName) &&
+		kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d
+}
+
+# workflow_is_in ID STATE: it is there, and is to be there.
+workflow_is_in() {
+	test "$(workflow "$1" | python3 -c '
+import json, sys
+workflow = json.load(sys.stdin)
+print(workflow["spec"]["desiredState"], workflow["status"]["state"])')" = "$2 $2" 2>/dev/null
+}
+
+# The plugins for rabbit jobs, and directives for them.
+DWS_JOBTAP=$STAGE/lib/flux/job-manager/plugins/dws-jobtap.so
+DW='#DW jobdw type=xfs capacity=10GiB name=project1'
+
+# dws_initrc [NAME=VALUE…]: has job shells load the plugin for rabbit jobs.
+dws_initrc() {
+	SHELL_PLUGIN=${SHELL_PLUGIN%/*}/dws_environment.so initrc initrc.lua "munge-socket=$MUNGE_SOCKET" "$@"
+}
+
+# rabbit …: submits a job with the directives $DW. Prints its id.
+rabbit() {
+	flux submit --setattr=system.dw="$DW" "$@"
+}
+
+# need_dws_service: skips the test where the service of flux-coral2 is not there.
+need_dws_service() {
+	test -n "$FLUX_CORAL2_SERVICE" ||
+		skip "FLUX_CORAL2_SERVICE is not set: set it to the path of coral2_dws.py of flux-coral2, and PYTHONPATH to where its flux_k8s is"
+	test -r "$FLUX_CORAL2_SERVICE" || skip "FLUX_CORAL2_SERVICE, $FLUX_CORAL2_SERVICE, cannot be read"
+	flux python -c 'import kubernetes, flux_k8s' 2>/dev/null ||
+		skip "flux_k8s or kubernetes cannot be imported by flux python: set PYTHONPATH"
+	# Those that check types refuse the number 0 for the version that a watch begins with.
+	flux python -c 'import sys, kubernetes.client; sys.exit("pydantic" in sys.modules)' ||
+		skip "the service does not work with this version of the Python package kubernetes, which checks types: install 33.1.0"
+}
+
+# dws_up: starts the service; returns when it answers.
+dws_up() {
+	# As its unit for systemd does, but that there is no Fluxion, and that it looks more often.
+	"$FLUX" python "$FLUX_CORAL2_SERVICE" --disable-fluxion -vvv --watch-interval=1 </dev/null >>dws.log 2>&1 8>&- 9>&- &
+	DWS=$!
+	eventually dws_answers_or_is_gone && ! is_gone "$DWS" || { cat dws.log; return 1; }
+}
+
+dws_answers_or_is_gone() {
+	is_gone "$DWS" || flux python -c 'import flux; flux.Flux().rpc("dws.status").get()' 2>/dev/null
+}
+
+# dws_kill: as a crash would.
+dws_kill() {
+	test -n "$DWS" || return 0
+	kill -KILL "$DWS" 2>/dev/null
+	wait "$DWS" 2>/dev/null
+	DWS=
+}
+
+#
 # Other users, where the test is run by root.
 #
 
@@ -252,12 +379,64 @@ as() {
 }
 
 #
+# Secrets, and where they are looked for.
+#
+
+# need_canaries: makes the directory $canaries, which is not searched.
+need_canaries() {
+	canaries=$base/canaries
+	mkdir -m 0700 "$canaries"
+}
+
+# gather NAME PLUGIN: writes all that Flux tells, of the jobs in $ids among others, to files below NAME.
+gather() {
+	local id dir=gathered/$1
+	mkdir -p "$dir" &&
+		flux dmesg >"$dir/dmesg" &&
+		flux jobtap query "$2" >"$dir/query" &&
+		flux job list --all >"$dir/job-list" &&
+		flux jobs -a --json >"$dir/jobs" &&
+		flux config get >"$dir/config" &&
+		flux module stats job-manager >"$dir/stats" &&
+		kvs primary "$dir" || return
+	for id in $ids; do
+		flux job eventlog "$id" >"$dir/eventlog.$id" || return
+		if test "$(flux jobs -no '{state}' "$id")" = INACTIVE; then
+			# It fails with its job.
+			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
+			continue
+		fi
+		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
+			flux job info "$id" guest.output >"$dir/output.$id" &&
+			kvs "job-$(flux job id --to=dec "$id")" "$dir" || return
+	done
+}
+
+# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them.
+kvs() {
+	# The link to the namespace of a job that runs is followed, by its own name.
+	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&
+		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" --treeobj >"$2/trees.$1"
+}
+
+# everywhere CANARY… : prints where any of them is, of all that is to be searched, which is not the processes in $tasks.
+# Leaves what it has found in `found`, and the status of search.py in `status`.
+everywhere() {
+	local name
+	for name; do cat "$canaries/$name" || return; done >"$canaries/secrets"
+	"$TESTS/search.py" "$canaries/secrets" "$PWD" "proc:$tasks" >found
+	echo $? >status
+	cat found
+}
+
+#
 # Tokens and jobs.
 #
 
 # new_token [CLAIM=VALUE…]: a token that there never was before.
 new_token() {
-	"$TESTS/token.py" "$@"
+	"$TESTS/new-token.py" "$@"
 }
 
 # token_file FILE [CLAIM=VALUE…]: a new token in a file that its owner alone can read; and on standard output.

@@ -22,7 +22,7 @@ cat >config/queues.toml <<-EOF
 EOF
 program mint <<-EOF
 	#!/bin/sh
-	"$TESTS/token.py" "args=\$*" "env=\$FLUX_JOB_ID \$FLUX_JOB_USERID" | tee "$PWD/minted.\$2"
+	"$TESTS/new-token.py" "args=\$*" "env=\$FLUX_JOB_ID \$FLUX_JOB_USERID" | tee "$PWD/minted.\$2"
 EOF
 table <<-EOF
 	[[workflow-token.rule]]

@@ -4,10 +4,7 @@ test_description='A token is found nowhere but in the environment of its job'
 . "$(dirname "$0")/lib.sh"
 need_flux
 
-# Everything that is not to be searched is in here: the canaries.
-mkdir -m 0700 "$base/canaries"
-canaries=$base/canaries
-cleanup 'rm -rf "$canaries"'
+need_canaries
 for name in file command stderr expired late; do
 	token_file "$canaries/$name" >/dev/null
 done
@@ -50,47 +47,6 @@ program quiet <<-EOF
 	exec sleep 300
 EOF
 
-# gather NAME: writes all that Flux tells to files below NAME.
-gather() {
-	local id dir=gathered/$1
-	mkdir -p "$dir" &&
-		flux dmesg >"$dir/dmesg" &&
-		flux jobtap query workflow-token.so >"$dir/query" &&
-		flux job list --all >"$dir/job-list" &&
-		flux jobs -a --json >"$dir/jobs" &&
-		flux config get >"$dir/config" &&
-		flux module stats job-manager >"$dir/stats" &&
-		kvs primary "$dir" || return
-	for id in $ids; do
-		flux job eventlog "$id" >"$dir/eventlog.$id" || return
-		if test "$(flux jobs -no '{state}' "$id")" = INACTIVE; then
-			# It fails with its job.
-			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
-			continue
-		fi
-		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
-			flux job info "$id" guest.output >"$dir/output.$id" &&
-			kvs "job-$(flux job id --to=dec "$id")" "$dir" || return
-	done
-}
-
-# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them.
-kvs() {
-	# The link to the namespace of a job that runs is followed, by its own name.
-	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
-		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&
-		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" --treeobj >"$2/trees.$1"
-}
-
-# everywhere CANARY… : prints where any of them is, of all that is to be searched.
-everywhere() {
-	local name
-	for name; do cat "$canaries/$name" || return; done >"$canaries/secrets"
-	"$TESTS/search.py" "$canaries/secrets" "$PWD" "proc:$tasks" >found
-	echo $? >status
-	cat found
-}
-
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&
 	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
@@ -111,7 +67,7 @@ test_expect_success 'what is planted is found: in the KVS, the log, files, argum
 	{ PLANTED=$planted python3 -c "import time; time.sleep(1000)" & environment=$!; } &&
 	test_when_finished "kill $argument $environment" &&
 	ids= &&
-	gather planted &&
+	gather planted workflow-token.so &&
 	everywhere planted &&
 	grep "/gathered/planted/values.primary" found &&
 	grep "/gathered/planted/dmesg" found &&
@@ -148,7 +104,7 @@ test_expect_success 'while the jobs run, the tokens are in the environment of th
 '
 
 test_expect_success 'and nowhere else' '
-	gather running &&
+	gather running workflow-token.so &&
 	flux kvs put --sync checkpoint=1 &&
 	everywhere file command stderr expired late &&
 	test "$(cat status)" = 1
@@ -168,7 +124,7 @@ test_expect_success 'after the jobs it is found nowhere' '
 	flux cancel $a $b &&
 	for id in $ids; do await clean "$id" || return; done &&
 	tasks= &&
-	gather ended &&
+	gather ended workflow-token.so &&
 	grep "workflow-token: exported DW_WORKFLOW_TOKEN" gathered/ended/attach.* &&
 	flux kvs put --sync checkpoint=2 &&
 	everywhere file command stderr expired late &&

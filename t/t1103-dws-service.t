@@ -1,0 +1,344 @@
+#!/usr/bin/env bash
+test_description='Rabbit jobs with the service of flux-coral2 as it is, and a stand-in for its Kubernetes'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_kube
+need_dws_service
+
+# What they are compared with, where it is there.
+if test -r "$FLUX_CORAL2_JOBTAP"; then
+	test_set_prereq THEIRS
+else
+	echo "# FLUX_CORAL2_JOBTAP is not set: nothing is compared with flux-coral2's own plugin: set it to its dws-jobtap.so"
+fi
+
+need_canaries
+token_file "$canaries/env" >/dev/null
+openssl ecparam -name prime256v1 -genkey -noout -out "$canaries/key.pem"
+
+mkdir -p config
+cat >config/rabbit.toml <<-EOF
+	[rabbit]
+	kubeconfig = "$KUBE/flux-dws.kubeconfig"
+EOF
+dws_initrc
+table </dev/null
+mkfifo go pids
+
+# A task that keeps its environment where it is not searched, says its process id, and waits.
+program keep <<-EOF
+	#!/bin/bash
+	tr '\0' '\n' </proc/\$\$/environ | grep ^DW_ | sort >"$canaries/environ"
+	echo \$\$ >"$PWD/pids"
+	read -r line <"$PWD/go"
+EOF
+
+# begins …: submits a rabbit job that keeps its environment; returns when it has. Its id is in $id, its process in $tasks.
+begins() {
+	rm -f "$canaries/environ"
+	id=$(rabbit "$@" "$PWD/keep") && has_begun
+}
+
+has_begun() {
+	read -r -t 60 tasks <>pids
+}
+
+# ends: lets that job go on, and waits for the end of all.
+ends() {
+	release go && await clean "$id" && eventually workflow_is_gone "$id"
+}
+
+# has_environment [with-token]: the job that begins has what its Workflow has, and no more.
+has_environment() {
+	workflow "$id" | python3 -c '
+import json, sys
+for name, value in sorted(json.load(sys.stdin)["status"]["env"].items()):
+    print(f"{name}={value}")' >"$canaries/expected" &&
+		{ test -z "$1" || echo "DW_WORKFLOW_TOKEN=$(workflow_token "$id")" >>"$canaries/expected"; } &&
+		sort -o "$canaries/expected" "$canaries/expected" &&
+		grep DW_JOB_project1= "$canaries/expected" &&
+		cmp "$canaries/expected" "$canaries/environ"
+}
+
+# holds STATE …: submits a rabbit job whose Workflow does not complete this state; returns when it is there.
+holds() {
+	kube_set "{\"hold\": [\"$1\"]}" && id=$(rabbit "${@:2}") && eventually workflow_is_in "$id" "$1"
+}
+
+# story ID: what happened to a job, without when it did, and without numbers that are others each time.
+story() {
+	flux job eventlog --format=json "$1" | python3 -c '
+import json, re, sys
+for line in sys.stdin:
+    event = json.loads(line)
+    context = event.get("context") or {}
+    keys = ("description", "type", "severity", "status", "note")
+    what = [re.sub("ƒ?[0-9]{6,}", "N", str(context[key])) for key in keys if key in context]
+    if event["name"] == "memo":
+        what += sorted(context)
+    print(event["name"], *what)'
+}
+
+test_expect_success 'an instance takes the plugin, and the service is there' '
+	munge_up &&
+	kube_up rabbit0=node0,node1 &&
+	python3 -c "import json, sys; print(json.dumps({\"key\": sys.stdin.read()}))" <"$canaries/key.pem" >"$canaries/key" &&
+	kube PATCH /control <"$canaries/key" >/dev/null &&
+	kube_set "{\"watch-for\": 0.2}" &&
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	flux jobtap load "$DWS_JOBTAP" &&
+	dws_up
+'
+
+test_expect_success 'a job comes through all states, and has the variables of its Workflow' '
+	begins &&
+	has_environment &&
+	ends &&
+	story "$id" >well &&
+	cat well &&
+	test "$(grep -c "^\(dependency-remove dws-create\|prolog-finish dws-setup 0\|dws_environment\|epilog-finish dws-epilog 0\|clean\)$" well)" = 5
+'
+
+test_expect_success 'a job with the token of a copy-offload server has it too' '
+	printf "{\"env\": {\"DW_CANARY\": \"%s\"}}" "$(cat "$canaries/env")" >"$canaries/settings" &&
+	kube PATCH /control <"$canaries/settings" >/dev/null &&
+	DW="$DW requires=copy-offload" begins &&
+	has_environment with-token &&
+	{ workflow_token "$id" && echo; } >"$canaries/token" &&
+	flux job info "$id" dws-environment | member variables | grep DW_WORKFLOW_TOKEN
+'
+
+test_expect_success 'while it runs, its token and its variables are found nowhere else' '
+	ids=$id &&
+	gather running dws-jobtap.so &&
+	flux kvs put --sync checkpoint=1 &&
+	grep MUNGE: gathered/running/values.primary &&
+	grep dws_environment gathered/running/eventlog.* &&
+	everywhere token env &&
+	test "$(cat status)" = 1
+'
+
+test_expect_success 'after it, its token is found nowhere' '
+	ends &&
+	tasks= &&
+	gather ended dws-jobtap.so &&
+	flux kvs put --sync checkpoint=2 &&
+	everywhere token &&
+	test "$(cat status)" = 1
+'
+
+# The service writes the Workflow of a job that ends into the KVS, with its status.env as it is.
+test_expect_success 'its variables are where the service itself has written them, and nowhere else' '
+	everywhere env &&
+	grep "values.primary" found &&
+	! grep "^found" found | grep -v "/gathered/ended/\(values\|trees\).primary$\|content.sqlite" &&
+	flux job info "$id" rabbit_workflow >"$canaries/rabbit-workflow" &&
+	grep DW_CANARY "$canaries/rabbit-workflow"
+'
+
+test_expect_success 'a job waits in DEPEND for the service that is killed, and goes on with the next one' '
+	holds Proposal "$PWD/keep" &&
+	dws_kill &&
+	dws_up &&
+	has_no_event dependency-remove "$id" &&
+	kube_set "{\"hold\": []}" &&
+	has_begun &&
+	has_environment &&
+	ends
+'
+
+test_expect_success 'so it does where the Workflow goes on while there is no service' '
+	holds Proposal "$PWD/keep" &&
+	dws_kill &&
+	kube_set "{\"hold\": []}" &&
+	dws_up &&
+	has_begun &&
+	has_environment &&
+	ends
+'
+
+for state in Setup DataIn PreRun; do
+	test_expect_success "the service is killed while a job is in its prolog, its Workflow in $state" '
+		holds $state "$PWD/keep" &&
+		await prolog-start "$id" &&
+		dws_kill &&
+		kube_set "{\"hold\": []}" &&
+		dws_up &&
+		has_begun &&
+		has_environment &&
+		ends
+	'
+done
+
+test_expect_success 'the service is killed while a job runs: what it says again changes nothing' '
+	begins &&
+	dws_kill &&
+	dws_up &&
+	ends &&
+	test "$(events dws_environment "$id" | wc -l)" = 1 &&
+	test "$(events prolog-finish "$id" | wc -l)" = 1 &&
+	has_no_event exception "$id"
+'
+
+test_expect_success 'the service is killed while a job is in its epilog' '
+	holds DataOut true &&
+	await epilog-start "$id" &&
+	dws_kill &&
+	dws_up &&
+	has_no_event epilog-finish "$id" &&
+	kube_set "{\"hold\": []}" &&
+	await clean "$id" &&
+	events epilog-finish "$id" | grep status=0 &&
+	eventually workflow_is_gone "$id"
+'
+
+for state in Proposal PreRun DataOut; do
+	test_expect_success "the plugin is loaded anew while a Workflow is in $state" '
+		holds $state true &&
+		flux jobtap remove dws-jobtap.so &&
+		flux jobtap load "$DWS_JOBTAP" &&
+		kube_set "{\"hold\": []}" &&
+		await clean "$id" &&
+		story "$id" >loaded-anew &&
+		cat loaded-anew &&
+		test_cmp well loaded-anew &&
+		eventually workflow_is_gone "$id"
+	'
+done
+
+# asked_for RESOURCE: how often the plugin has asked the API server for one.
+asked_for() {
+	kube GET /control | python3 -c '
+import json, sys
+print(json.load(sys.stdin)["requests"].get("flux-workflow-token get " + sys.argv[1], 0))' "$1"
+}
+
+test_expect_success 'with source = "kubernetes" the plugin reads the same from Kubernetes, with its own credential' '
+	test "$(asked_for workflows)" = 0 &&
+	table <<-EOF &&
+	[workflow-token.dws]
+	source = "kubernetes"
+	kubeconfig = "$KUBE/flux-workflow-token.kubeconfig"
+	EOF
+	DW="$DW requires=copy-offload" begins &&
+	has_environment with-token &&
+	test "$(asked_for workflows)" = 1 &&
+	test "$(asked_for secrets)" = 1 &&
+	ends
+'
+
+test_expect_success 'where the two differ, what Kubernetes says wins' '
+	kube_set "{\"down\": [\"flux-workflow-token\"]}" &&
+	id=$(rabbit "$PWD/keep") &&
+	is_delivering() { test "$(flux jobtap query dws-jobtap.so | member in-flight)" = 1; } &&
+	eventually is_delivering &&
+	kube PATCH "$WORKFLOWS/fluxjob-$(flux job id --to=dec "$id")" \
+		<<<"{\"status\": {\"env\": {\"DW_JOB_project1\": \"/mnt/later\"}}}" >/dev/null &&
+	kube_set "{\"down\": []}" &&
+	has_begun &&
+	grep DW_JOB_project1=/mnt/later "$canaries/environ" &&
+	has_environment &&
+	ends &&
+	table </dev/null
+'
+
+# tell_all DIR: writes the stories of jobs to files below it.
+tell_all() {
+	local state
+	mkdir -p "$1" &&
+		id=$(rabbit true) && told "$1/well" &&
+		id=$(rabbit false) && told "$1/badly" &&
+		id=$(DW='#DW jobdw type=xfs' rabbit true) && told "$1/refused" || return
+	for state in Proposal Setup DataIn PreRun PostRun DataOut; do
+		kube_set "{\"fail\": {\"$state\": \"the rabbit is ill\"}}" &&
+			id=$(rabbit true) && told "$1/failed-in-$state" || return
+	done
+	kube_set '{"fail": {}}' || return
+	for state in Proposal Setup DataIn PreRun PostRun DataOut; do
+		holds $state true && flux cancel "$id" && told "$1/canceled-in-$state" || return
+	done
+	kube_set '{"hold": []}' &&
+		id=$(rabbit sleep 1000) && await start "$id" && flux cancel "$id" && told "$1/canceled" &&
+		id=$(rabbit sleep 1000) && await start "$id" && dws_kill &&
+		flux cancel "$id" && await clean "$id" && story "$id" >"$1/canceled-without-service" &&
+		id=$(rabbit true) && await clean "$id" && story "$id" >"$1/submitted-without-service" &&
+		dws_up
+}
+
+told() {
+	await clean "$id" && story "$id" >"$1" && eventually workflow_is_gone "$id"
+}
+
+test_expect_success 'Workflows that fail in each state, jobs that are canceled in each, and a service that is not there' '
+	tell_all ours &&
+	head -n 100 ours/*
+'
+
+test_expect_success 'the job of a Workflow that fails gets an exception that says so' '
+	for state in Proposal Setup DataIn PreRun; do
+		grep "^exception .* 0 DWS/Rabbit interactions failed: workflow hit an error: the rabbit is ill$" ours/failed-in-$state &&
+			! grep "^start" ours/failed-in-$state || return
+	done &&
+	grep "prolog-finish dws-setup 1" ours/failed-in-Setup &&
+	grep "epilog-finish dws-epilog 0" ours/failed-in-Setup
+'
+
+test_expect_success 'canceled in its prolog, a job ends and its Workflow is torn down' '
+	grep "prolog-finish dws-setup 1" ours/canceled-in-DataIn &&
+	grep "epilog-finish dws-epilog 0" ours/canceled-in-DataIn &&
+	! grep "^start" ours/canceled-in-DataIn
+'
+
+test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have their environment all the same' '
+	flux jobtap remove dws-jobtap.so &&
+	flux jobtap load "$FLUX_CORAL2_JOBTAP" &&
+	begins &&
+	has_environment &&
+	ends
+'
+
+test_expect_success THEIRS 'and the same happens to them, in the same order' '
+	tell_all theirs &&
+	diff -r theirs ours
+'
+
+test_expect_success 'an instance that is configured to load the plugin crashes with jobs in DEPEND and in their prologs' '
+	flux jobtap remove dws-jobtap.so &&
+	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >config/job-manager.toml &&
+	dws_kill &&
+	instance_down &&
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 &&
+	dws_up &&
+	holds Proposal true &&
+	depend=$id &&
+	kube_set "{\"hold\": [\"DataIn\"]}" &&
+	id=$(rabbit "$PWD/keep") &&
+	eventually workflow_is_in "$id" DataIn &&
+	kube_set "{\"hold\": [\"Proposal\", \"DataIn\"]}" &&
+	flux kvs put --sync checkpoint=3 &&
+	dws_kill &&
+	instance_kill
+'
+
+test_expect_success 'after the restart both go on' '
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 &&
+	dws_up &&
+	has_no_event prolog-finish "$id" &&
+	has_no_event exception "$id" &&
+	kube_set "{\"hold\": []}" &&
+	has_begun &&
+	has_environment &&
+	ends &&
+	await clean "$depend" &&
+	story "$depend" &&
+	has_no_event exception "$depend" &&
+	events finish "$depend" | grep status=0
+'
+
+test_expect_success 'the instance ends well' '
+	dws_kill &&
+	instance_down
+'
+
+test_done
