@@ -1,7 +1,8 @@
-"""Stands in for the service flux-coral2-dws: answers at once, as if Kubernetes took no time."""
+"""service.py [FILE]: stands in for the service flux-coral2-dws: answers at once, as if Kubernetes took no time. The
+variables that it gives to jobs are those in FILE, an object in JSON, where there is one."""
 
 import json
-import os
+import sys
 
 import flux
 from flux.constants import FLUX_MSGTYPE_REQUEST
@@ -16,9 +17,16 @@ def create(handle, _watcher, message, _arg):
     handle.rpc("job-manager.dws.resource-update", payload=payload)
 
 
+def variables():
+    if len(sys.argv) == 1:
+        return VARIABLES
+    with open(sys.argv[1]) as file:
+        return json.load(file)
+
+
 def setup(handle, _watcher, message, _arg):
     handle.respond(message, {"success": True})
-    handle.rpc("job-manager.dws.prolog-remove", payload={"id": message.payload["jobid"], "variables": VARIABLES})
+    handle.rpc("job-manager.dws.prolog-remove", payload={"id": message.payload["jobid"], "variables": variables()})
 
 
 def post_run(handle, _watcher, message, _arg):

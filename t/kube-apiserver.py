@@ -4,6 +4,8 @@ flux-coral2 and the plugins use them.
 
 kube-apiserver.py serve DIR RABBIT=HOST,… …   serves until it is ended, and says "ready" when it does
 kube-apiserver.py ask DIR METHOD PATH         asks it something as who may do everything; a body is standard input
+kube-apiserver.py workflow DIR NAME UID STATE DIRECTIVE …
+                                              makes a Workflow and has it go on to a state, as a workload manager would
 
 In DIR, which is made, is a kubeconfig file for each user (`USER.kubeconfig`): `admin`, `flux-dws` for the service, and
 `flux-workflow-token` for the plugins, who may do what doc/kubernetes-rbac.yaml says. Certificates and bearer tokens are
@@ -31,6 +33,7 @@ import base64
 import copy
 import hashlib
 import hmac
+import http.client
 import itertools
 import json
 import os
@@ -111,12 +114,16 @@ def segment(content):
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def sign(key):
-    """A token as nnf-dm's copy-offload server takes it, which no other is like."""
-    der = base64.b64decode("".join(key.split("-----")[2].split()))
-    claims = {"sub": "user-container", "iat": int(time.time()), "jti": os.urandom(16).hex()}
+def sign(key, subject):
+    """A token that no other is like."""
+    claims = {"sub": subject, "iat": int(time.time()), "jti": os.urandom(16).hex()}
     text = ".".join(segment(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-    return text + "." + segment(hmac.digest(der, text.encode(), hashlib.sha256))
+    return text + "." + segment(hmac.digest(key, text.encode(), hashlib.sha256))
+
+
+def content(pem):
+    """What is in a PEM block: the copy-offload server of nnf-dm takes all of it for its key."""
+    return base64.b64decode("".join(pem.split("-----")[2].split()))
 
 
 class Store:
@@ -316,7 +323,7 @@ class Dws:
                 ]
                 self.store.update(DWS, "servers", dict(servers, status={"ready": True, "allocationSets": made}))
             if "copy-offload" in status["requires"]:
-                token = base64.b64encode(sign(self.settings["key"]).encode()).decode()
+                token = base64.b64encode(sign(content(self.settings["key"]), "user-container").encode()).decode()
                 where = self.settings["secret-namespace"]
                 self.make("secrets", f"{name}-token", labels, where, type="Opaque", data={"token": token})
                 status["workflowToken"] = {"secretName": f"{name}-token", "secretNamespace": where}
@@ -391,7 +398,8 @@ class Server:
         }
         self.store = Store()
         self.dws = Dws(self.store, self.settings, rabbits)
-        self.tokens = {os.urandom(16).hex(): user for user in ("admin", "flux-dws", "flux-workflow-token")}
+        key = os.urandom(32)
+        self.tokens = {sign(key, user): user for user in ("admin", "flux-dws", "flux-workflow-token")}
         self.connections = {"now": 0, "most": 0, "total": 0}
         self.requests = {}
         self.at_once = {"now": 0, "most": 0}
@@ -692,23 +700,62 @@ users:
     os.rename(path + ".new", path)
 
 
-def ask(directory, method, path):
+class Client:
     """As kubectl would, without being it."""
-    import http.client
 
-    with open(f"{directory}/admin.kubeconfig") as file:
-        words = file.read().split()
-    server = urllib.parse.urlsplit(words[words.index("server:") + 1])
-    token = words[words.index("token:") + 1].strip('"')
-    context = ssl.create_default_context(cafile=f"{directory}/ca.pem")
-    connection = http.client.HTTPSConnection(server.hostname, server.port, context=context, timeout=60)
-    headers = {"Authorization": f"Bearer {token}"}
-    body = None
-    if method in ("PATCH", "POST"):
-        body = sys.stdin.buffer.read()
-        headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
+    def __init__(self, directory):
+        with open(f"{directory}/admin.kubeconfig") as file:
+            words = file.read().split()
+        self.server = urllib.parse.urlsplit(words[words.index("server:") + 1])
+        self.token = words[words.index("token:") + 1].strip('"')
+        self.context = ssl.create_default_context(cafile=f"{directory}/ca.pem")
+
+    def request(self, method, path, body=None):
+        connection = http.client.HTTPSConnection(self.server.hostname, self.server.port, context=self.context, timeout=60)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        connection.request(method, path, body, headers)
+        return connection.getresponse()
+
+    def workflow(self, name, uid, state, directives):
+        """Returns when it is in that state, complete or not."""
+        apis = f"/apis/{DWS}/v1alpha7/namespaces/default"
+        path = f"{apis}/workflows"
+        spec = {"desiredState": "Proposal", "dwDirectives": directives, "userID": uid, "groupID": 0}
+        spec.update(jobID=name.removeprefix("fluxjob-"), wlmID="flux")
+        self.must("POST", path, {"metadata": {"name": name}, "spec": spec})
+        for before, now in itertools.pairwise(STATES[: STATES.index(state) + 1]):
+            self.wait(path, name, lambda status: status.get("state") == before and status["ready"])
+            if before == "Proposal":
+                storage = [{"name": "rabbit0", "allocationCount": 1}]
+                allocation = {"label": "xfs", "allocationSize": 10 << 30, "storage": storage}
+                for number in range(len(directives)):
+                    self.must("PATCH", f"{apis}/servers/{name}-{number}", {"spec": {"allocationSets": [allocation]}})
+                self.must("PATCH", f"{apis}/computes/{name}", {"data": [{"name": "node0"}]})
+            self.must("PATCH", f"{path}/{name}", {"spec": {"desiredState": now}})
+        self.wait(path, name, lambda status: status.get("state") == state)
+
+    def must(self, method, path, body):
+        answer = self.request(method, path, json.dumps(body))
+        if answer.status >= 300:
+            raise SystemExit(f"{method} {path}: {answer.read().decode()}")
+
+    def wait(self, path, name, condition):
+        for line in self.request("GET", f"{path}?watch=1&timeoutSeconds=60"):
+            item = json.loads(line)["object"]
+            if item["metadata"]["name"] != name:
+                continue
+            if condition(item["status"]):
+                return
+            if item["status"].get("status") == "Error":
+                raise SystemExit(f"{name} has failed: {item['status']['message']}")
+        raise SystemExit(f"{name} does not get there")
+
+
+def ask(directory, method, path):
+    body = sys.stdin.buffer.read() if method in ("PATCH", "POST") else None
+    answer = Client(directory).request(method, path, body)
     print(answer.read().decode())
     return 0 if answer.status < 300 else 1
 
@@ -727,6 +774,8 @@ def main():
             asyncio.run(serve(directory, {rabbit: hosts.split(",") for rabbit, hosts in pairs}))
         case ["ask", directory, method, path]:
             return ask(directory, method, path)
+        case ["workflow", directory, name, uid, state, *directives]:
+            Client(directory).workflow(name, int(uid), state, directives)
         case _:
             print(__doc__, file=sys.stderr)
             return 2

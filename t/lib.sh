@@ -275,6 +275,12 @@ workflow_token() {
 		kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d
 }
 
+# make_workflow ID STATE [UID]: has the Workflow of a job come to a state, as its service would, and perhaps of somebody else.
+make_workflow() {
+	timeout 60 python3 "$TESTS/kube-apiserver.py" workflow "$KUBE" "fluxjob-$(flux job id --to=dec "$1")" \
+		"${3:-$(id -u)}" "$2" "$DW requires=copy-offload"
+}
+
 # workflow_is_in ID STATE: it is there, and is to be there.
 workflow_is_in() {
 	test "$(workflow "$1" | python3 -c '
@@ -319,6 +325,19 @@ dws_up() {
 
 dws_answers_or_is_gone() {
 	is_gone "$DWS" || flux python -c 'import flux; flux.Flux().rpc("dws.status").get()' 2>/dev/null
+}
+
+# service_up FILE: starts one that answers at once, with the variables in FILE, and knows nothing of Kubernetes.
+service_up() {
+	local ready
+	rm -f service.ready
+	mkfifo service.ready
+	exec 7<>service.ready
+	"$FLUX" python "$TESTS/../bench/service.py" "$1" </dev/null >&7 2>>dws.log 7>&- 8>&- 9>&- &
+	DWS=$!
+	read -r -t 60 ready <&7
+	exec 7>&-
+	test "$ready" = ready
 }
 
 # dws_kill: as a crash would.

@@ -7,10 +7,11 @@ need_kube
 need_dws_service
 
 # What they are compared with, where it is there.
-if test -r "$FLUX_CORAL2_JOBTAP"; then
+THEIRS=$FLUX_CORAL2_PLUGINS/job-manager/plugins/dws-jobtap.so
+if test -r "$THEIRS"; then
 	test_set_prereq THEIRS
 else
-	echo "# FLUX_CORAL2_JOBTAP is not set: nothing is compared with flux-coral2's own plugin: set it to its dws-jobtap.so"
+	echo "# nothing is compared with flux-coral2's own plugin: set FLUX_CORAL2_PLUGINS to where its job-manager/plugins is"
 fi
 
 need_canaries
@@ -292,7 +293,7 @@ test_expect_success 'canceled in its prolog, a job ends and its Workflow is torn
 
 test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have their environment all the same' '
 	flux jobtap remove dws-jobtap.so &&
-	flux jobtap load "$FLUX_CORAL2_JOBTAP" &&
+	flux jobtap load "$THEIRS" &&
 	begins &&
 	has_environment &&
 	ends

@@ -96,12 +96,14 @@ pub(crate) struct Delivery {
     pub(crate) task: Option<Task>,
     /// Whether its record is being committed.
     pub(crate) committing: bool,
+    /// The names of its variables, once they are sealed.
+    names: Vec<String>,
     /// What is to be told of its end. Where there is nothing, its end is that of the prolog.
     pub(crate) end: Option<End>,
 }
 
-/// Told how a delivery ended, unless it was given up.
-pub(crate) type End = Box<dyn FnOnce(Result<(), Failure>)>;
+/// Told how a delivery ended, unless it was given up: with the names of the variables, or why not.
+pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 
 /// A sealed record that is to be committed.
 pub(crate) struct Stored {
@@ -246,6 +248,7 @@ impl Inner {
             progress: Arc::default(),
             task: Some(task),
             committing: false,
+            names: Vec::new(),
             end,
         };
         self.deliveries.borrow_mut().insert(job, delivery);
@@ -397,7 +400,12 @@ impl Inner {
             inner.log(LogLevel::Info, &format!("{job}: {note}"));
         }
         match outcome.result {
-            Ok(Sealed::Record(record)) => inner.sealed.borrow_mut().push(Stored { job, number, record }),
+            Ok(Sealed::Record(record, names)) => {
+                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
+                    delivery.names = names;
+                }
+                inner.sealed.borrow_mut().push(Stored { job, number, record });
+            }
             Ok(Sealed::NoRule) => {
                 inner.deliveries.borrow_mut().remove(&job);
                 inner.stats.borrow_mut().no_rule += 1;
@@ -519,7 +527,7 @@ impl Inner {
 
     fn ended_well(&self, job: JobId, mut delivery: Delivery) {
         match delivery.end.take() {
-            Some(end) => end(Ok(())),
+            Some(end) => end(Ok(std::mem::take(&mut delivery.names))),
             None => self.finish_prolog(job, 0),
         }
     }

@@ -81,8 +81,8 @@ pub(crate) struct Outcome {
 /// What there is to be kept.
 #[derive(Debug)]
 pub(crate) enum Sealed {
-    /// The record, as it is kept.
-    Record(String),
+    /// The record, as it is kept, and the names of its variables.
+    Record(String, Vec<String>),
     /// No rule is for this job, after all.
     NoRule,
 }
@@ -413,7 +413,10 @@ impl Setup {
         let mut told = false;
         loop {
             match Record::seal(&self.munge, owner, sealer, variables) {
-                Ok(record) => return Ok(Sealed::Record(record.to_json())),
+                Ok(record) => {
+                    let names = variables.names().map(str::to_owned).collect();
+                    return Ok(Sealed::Record(record.to_json(), names));
+                }
                 Err(e) if e.is_retryable() && !progress.is_given_up() => {
                     if !std::mem::replace(&mut told, true) {
                         notes.push(format!("{e}: it was tried again"));

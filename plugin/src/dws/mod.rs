@@ -599,12 +599,11 @@ impl Rabbits {
             return;
         }
         let uid = self.with(job, |rabbit| rabbit.uid);
-        let names: Vec<String> = variables.names().map(str::to_owned).collect();
         let weak = Rc::downgrade(self);
-        let end = move |result: Result<(), Failure>| {
+        let end = move |result: Result<Vec<String>, Failure>| {
             let Some(me) = weak.upgrade() else { return };
             match result {
-                Ok(()) => me.delivered(job, &names),
+                Ok(names) => me.delivered(job, &names),
                 Err(why) => me.undelivered(job, &why),
             }
         };
