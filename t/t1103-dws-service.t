@@ -302,6 +302,47 @@ test_expect_success THEIRS 'and the same happens to them, in the same order' '
 	diff -r theirs ours
 '
 
+# by_ours: puts the plugin in the place of flux-coral2's, and lets Workflows go on.
+by_ours() {
+	flux jobtap remove dws-jobtap.so && flux jobtap load "$DWS_JOBTAP" && kube_set '{"hold": []}'
+}
+
+# by_theirs: puts flux-coral2's back, which does not take up jobs from before: those in DEPEND fail, and no others get an
+# epilog. So it is done when there is none.
+by_theirs() {
+	flux jobtap remove dws-jobtap.so && flux jobtap load "$THEIRS"
+}
+
+for state in Proposal Setup PreRun; do
+	test_expect_success THEIRS "the plugin of flux-coral2 is replaced while a Workflow is in $state" '
+		holds $state "$PWD/keep" &&
+		by_ours &&
+		has_begun &&
+		has_environment &&
+		ends &&
+		has_no_event exception "$id" &&
+		by_theirs
+	'
+done
+
+test_expect_success THEIRS 'it is replaced while a job runs' '
+	begins &&
+	by_ours &&
+	ends &&
+	has_no_event exception "$id" &&
+	events epilog-finish "$id" | grep status=0 &&
+	by_theirs
+'
+
+test_expect_success THEIRS 'it is replaced while a job is in its epilog' '
+	holds DataOut true &&
+	by_ours &&
+	await clean "$id" &&
+	has_no_event exception "$id" &&
+	events epilog-finish "$id" | grep status=0 &&
+	eventually workflow_is_gone "$id"
+'
+
 test_expect_success 'an instance that is configured to load the plugin crashes with jobs in DEPEND and in their prologs' '
 	flux jobtap remove dws-jobtap.so &&
 	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >config/job-manager.toml &&
