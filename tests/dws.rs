@@ -795,6 +795,7 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
     assert_eq!(instance.rpc("prolog-remove", remove(id)), no_prolog);
     assert_eq!(instance.events(&job), WHOLE);
     assert_eq!(instance.stdout(&job), "x\n");
+    assert_eq!((instance.counted("/started"), instance.counted("/delivered")), (1, 1));
     instance.shutdown();
 }
 
@@ -1401,6 +1402,13 @@ fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(
         return;
     };
     let mut instance = rabbits.start();
+    // Nothing but its prolog holds it.
+    let alone = instance.in_prolog(&["true"]);
+    instance.ok("remove", json!({"name": NAME}));
+    instance.ok("cancel", json!({"jobid": alone}));
+    instance.wait(&alone, "exception");
+    instance.ok("load", rabbits.load(json!({})));
+    assert_eq!(instance.failed(&alone), "");
     // The plugin of somebody else keeps jobs in their epilogs.
     let other = json!([{"do": "epilog-start", "description": "other"}]);
     rabbits.puppet(&mut instance, json!({"job.state.cleanup": other}));

@@ -173,24 +173,7 @@ impl Rabbits {
         }
         self.with(job, |rabbit| (rabbit.prolog, rabbit.epilog) = (prolog, epilog));
         if state == JobState::Cleanup {
-            self.end_prolog(job);
-            let over = self.jobtap().was_posted(job, c"finish");
-            let to_tear_down = self
-                .left
-                .borrow()
-                .as_ref()
-                .is_some_and(|left| left.to_tear_down.contains(&job));
-            self.with(job, |rabbit| {
-                (rabbit.over, rabbit.post_run_to_come) = (over, to_tear_down)
-            });
-            match epilog {
-                Stage::Outstanding if to_tear_down => self.send_post_run(job),
-                Stage::Outstanding => self.mind_epilog(job),
-                // It ended while there was no plugin.
-                Stage::ToCome if over || !has_run => return self.start_epilog(job),
-                Stage::ToCome | Stage::Finished => {}
-            }
-            return Ok(());
+            return self.take_up_cleanup(job, epilog);
         }
         if prolog == Stage::Outstanding && in_flight {
             // What the service sent was in memory only.
@@ -203,6 +186,33 @@ impl Rabbits {
             self.set_up(job);
         }
         Ok(())
+    }
+
+    /// Its prolog is finished last: nothing else may hold the job, which would be gone then.
+    fn take_up_cleanup(self: &Rc<Self>, job: JobId, epilog: Stage) -> Result<(), PluginError> {
+        let over = self.jobtap().was_posted(job, c"finish");
+        let to_tear_down = {
+            let left = self.left.borrow();
+            left.as_ref().is_some_and(|left| left.to_tear_down.contains(&job))
+        };
+        self.with(job, |rabbit| {
+            (rabbit.over, rabbit.post_run_to_come) = (over, to_tear_down);
+        });
+        let started = match epilog {
+            Stage::Outstanding if to_tear_down => {
+                self.send_post_run(job);
+                Ok(())
+            }
+            Stage::Outstanding => {
+                self.mind_epilog(job);
+                Ok(())
+            }
+            // It ended while there was no plugin.
+            Stage::ToCome if over || !self.has_started(job) => self.start_epilog(job),
+            Stage::ToCome | Stage::Finished => Ok(()),
+        };
+        self.end_prolog(job);
+        started
     }
 
     /// A job of which it is not known how far it is.
