@@ -82,10 +82,14 @@ impl Rabbits {
         args.map(str::to_owned).to_vec()
     }
 
-    fn start_with(&self, conf: Value, table: Value) -> Instance {
+    fn start_without_service(&self, conf: Value, table: Value) -> Instance {
         let args = self.args(conf, table);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut instance = Instance::start(&self.site.statedir(), &args);
+        Instance::start(&self.site.statedir(), &args)
+    }
+
+    fn start_with(&self, conf: Value, table: Value) -> Instance {
+        let mut instance = self.start_without_service(conf, table);
         for topic in SERVICE {
             instance.service(topic, json!({"payload": {"success": true}}));
         }
@@ -1541,6 +1545,34 @@ fn what_cannot_be_asked_after_a_reload_is_asked_again() {
     instance.give(&asked, json!({"DW_JOB_a": "x"}));
     instance.tear_down(&asked);
     assert_eq!(instance.stdout(&asked), "x\n");
+    instance.shutdown();
+}
+
+#[test]
+fn a_service_that_comes_later_than_a_restarted_job_manager_is_asked_again() {
+    let Some(rabbits) = Rabbits::new("a_service_that_comes_later_than_a_restarted_job_manager_is_asked_again") else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    let running = instance.in_prolog(&["sleep", "1000"]);
+    instance.give(&running, json!({}));
+    instance.wait(&running, "start");
+    instance.kill();
+    let mut instance = rabbits.start_without_service(json!({}), json!({}));
+    instance.ok("wait-log", json!({"text": "dws.post_run: no service answers to it"}));
+    assert_eq!(instance.perilogs(&running), 1, "its workflow would be forgotten");
+    // A job from now on is told so.
+    let job = instance.rabbit(&["true"]);
+    instance.wait(&job, "clean");
+    assert_eq!(instance.notes(&job)[0].0, "dws-create");
+    for topic in SERVICE {
+        instance.service(topic, json!({"payload": {"success": true}}));
+    }
+    until("it is asked again", || {
+        instance.seen("dws.post_run", &running).len() == 2
+    });
+    instance.tear_down(&running);
+    assert_eq!(instance.contexts(&running, "epilog-finish")[0]["status"], 0);
     instance.shutdown();
 }
 

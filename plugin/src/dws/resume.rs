@@ -14,7 +14,7 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 use serde_json::Value;
 
 use crate::{
-    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage},
+    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage, Unanswered},
     manager::Inner,
     resume::{Past, has_finished, has_started, past},
 };
@@ -95,7 +95,7 @@ impl Rabbits {
         let Some((_, _, state)) = args.job_owner_state() else {
             return Ok(());
         };
-        if !matches!(state, JobState::Depend | JobState::Run | JobState::Cleanup) {
+        if matches!(state, JobState::New | JobState::Inactive) {
             return Ok(());
         }
         let Some(job) = self.rabbit_job(args) else {
@@ -103,6 +103,9 @@ impl Rabbits {
         };
         self.with(job, |rabbit| rabbit.from_before = true);
         self.subscribe(job)?;
+        if state == JobState::Pending {
+            return Ok(());
+        }
         if state == JobState::Depend {
             self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
             self.read_eventlog(job, WRITTEN);
@@ -272,7 +275,7 @@ impl Rabbits {
         match self.state(job) {
             Some(JobState::Depend) => self.resume_depend(job, eventlog),
             Some(state @ (JobState::Run | JobState::Cleanup)) => self.resume_run(job, state, eventlog),
-            Some(JobState::Pending | JobState::Inactive) | None => {}
+            Some(JobState::New | JobState::Pending | JobState::Inactive) | None => {}
         }
         for f in waiting {
             f(self);
@@ -354,22 +357,32 @@ impl Rabbits {
         self.send_post_run(job);
     }
 
-    /// Asks the service again, later.
-    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
+    /// Asks the service again, later: of a job from before, since after a restart the service may take longer to be there
+    /// than the job manager.
+    pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
+        if !self.no_service.replace(true) {
+            let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
+            self.inner.log(LogLevel::Err, &line);
+        }
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(AGAIN, move || {
-            let Some(me) = weak.upgrade() else { return };
-            if me.with(job, |rabbit| rabbit.released) || me.state(job) != Some(JobState::Depend) {
-                return;
-            }
-            if let Some(args) = me.jobtap().lookup(job) {
-                // What failed was said to the job.
-                let _ = me.ask_to_create(job, &args);
+            if let Some(me) = weak.upgrade() {
+                ask(&me, job);
             }
         });
         match later {
             Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
             Err(e) => self.inner.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
+        }
+    }
+
+    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
+        if self.with(job, |rabbit| rabbit.released) || self.state(job) != Some(JobState::Depend) {
+            return;
+        }
+        if let Some(args) = self.jobtap().lookup(job) {
+            // What failed was said to the job.
+            let _ = self.ask_to_create(job, &args);
         }
     }
 
