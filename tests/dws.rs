@@ -82,10 +82,14 @@ impl Rabbits {
         args.map(str::to_owned).to_vec()
     }
 
-    fn start_with(&self, conf: Value, table: Value) -> Instance {
+    fn start_without_service(&self, conf: Value, table: Value) -> Instance {
         let args = self.args(conf, table);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut instance = Instance::start(&self.site.statedir(), &args);
+        Instance::start(&self.site.statedir(), &args)
+    }
+
+    fn start_with(&self, conf: Value, table: Value) -> Instance {
+        let mut instance = self.start_without_service(conf, table);
         for topic in SERVICE {
             instance.service(topic, json!({"payload": {"success": true}}));
         }
@@ -795,6 +799,7 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
     assert_eq!(instance.rpc("prolog-remove", remove(id)), no_prolog);
     assert_eq!(instance.events(&job), WHOLE);
     assert_eq!(instance.stdout(&job), "x\n");
+    assert_eq!((instance.counted("/started"), instance.counted("/delivered")), (1, 1));
     instance.shutdown();
 }
 
@@ -1401,6 +1406,13 @@ fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(
         return;
     };
     let mut instance = rabbits.start();
+    // Nothing but its prolog holds it.
+    let alone = instance.in_prolog(&["true"]);
+    instance.ok("remove", json!({"name": NAME}));
+    instance.ok("cancel", json!({"jobid": alone}));
+    instance.wait(&alone, "exception");
+    instance.ok("load", rabbits.load(json!({})));
+    assert_eq!(instance.failed(&alone), "");
     // The plugin of somebody else keeps jobs in their epilogs.
     let other = json!([{"do": "epilog-start", "description": "other"}]);
     rabbits.puppet(&mut instance, json!({"job.state.cleanup": other}));
@@ -1533,6 +1545,34 @@ fn what_cannot_be_asked_after_a_reload_is_asked_again() {
     instance.give(&asked, json!({"DW_JOB_a": "x"}));
     instance.tear_down(&asked);
     assert_eq!(instance.stdout(&asked), "x\n");
+    instance.shutdown();
+}
+
+#[test]
+fn a_service_that_comes_later_than_a_restarted_job_manager_is_asked_again() {
+    let Some(rabbits) = Rabbits::new("a_service_that_comes_later_than_a_restarted_job_manager_is_asked_again") else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    let running = instance.in_prolog(&["sleep", "1000"]);
+    instance.give(&running, json!({}));
+    instance.wait(&running, "start");
+    instance.kill();
+    let mut instance = rabbits.start_without_service(json!({}), json!({}));
+    instance.ok("wait-log", json!({"text": "dws.post_run: no service answers to it"}));
+    assert_eq!(instance.perilogs(&running), 1, "its workflow would be forgotten");
+    // A job from now on is told so.
+    let job = instance.rabbit(&["true"]);
+    instance.wait(&job, "clean");
+    assert_eq!(instance.notes(&job)[0].0, "dws-create");
+    for topic in SERVICE {
+        instance.service(topic, json!({"payload": {"success": true}}));
+    }
+    until("it is asked again", || {
+        instance.seen("dws.post_run", &running).len() == 2
+    });
+    instance.tear_down(&running);
+    assert_eq!(instance.contexts(&running, "epilog-finish")[0]["status"], 0);
     instance.shutdown();
 }
 

@@ -347,6 +347,8 @@ fn a_job_that_ran_when_the_instance_went_fails() {
     let note = instance.wait(&job, "exception")["context"]["note"].clone();
     assert!(note.as_str().unwrap().contains("the instance was restarted"), "{note}");
     instance.wait(&job, "clean");
+    let events = instance.events(&job);
+    assert_eq!(events[5..], ["start", "exception", "release", "free", "clean"]);
     instance.shutdown();
 }
 

@@ -22,9 +22,11 @@ pub struct Args<'a> {
 /// The states of a job that matter to a delivery, RFC 21.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobState {
+    /// NEW: it is being submitted.
+    New,
     /// DEPEND: dependencies are outstanding.
     Depend,
-    /// NEW, PRIORITY or SCHED.
+    /// PRIORITY or SCHED.
     Pending,
     /// RUN: resources are assigned; prologs run in this state.
     Run,
@@ -36,6 +38,7 @@ pub enum JobState {
 
 fn state_of(state: c_int) -> JobState {
     match state {
+        raw::FLUX_JOB_STATE_NEW => JobState::New,
         raw::FLUX_JOB_STATE_DEPEND => JobState::Depend,
         raw::FLUX_JOB_STATE_RUN => JobState::Run,
         raw::FLUX_JOB_STATE_CLEANUP => JobState::Cleanup,

@@ -52,6 +52,7 @@ pub const FLUX_POLLIN: c_int = 1;
 /// flux_rpc(3): the nearest broker that serves the topic.
 pub const FLUX_NODEID_ANY: u32 = u32::MAX;
 /// Job states, RFC 21.
+pub const FLUX_JOB_STATE_NEW: c_int = 1;
 pub const FLUX_JOB_STATE_DEPEND: c_int = 2;
 pub const FLUX_JOB_STATE_RUN: c_int = 16;
 pub const FLUX_JOB_STATE_CLEANUP: c_int = 32;

@@ -309,7 +309,8 @@ impl Exec {
     fn complete(&self, instance: &Rc<Instance>, run: &Rc<Run>) {
         self.runs.borrow_mut().remove(&run.job.id);
         let job = &run.job;
-        if job.started.get() {
+        // Of shells that were lost with an earlier instance, nobody knows how they ended.
+        if job.started.get() && !run.shells.borrow().is_empty() {
             let status = match run.status.get() {
                 0 if run.exception.get() => 1 << 8,
                 status => status,

@@ -152,7 +152,7 @@ impl Manager {
         };
         match state {
             JobState::Run | JobState::Cleanup => Inner::resume(&self.0, args, job, uid, state),
-            JobState::Depend | JobState::Pending | JobState::Inactive => {}
+            JobState::New | JobState::Depend | JobState::Pending | JobState::Inactive => {}
         }
         Ok(())
     }

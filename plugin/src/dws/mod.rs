@@ -414,7 +414,6 @@ impl Rabbits {
         let from_before = self.with(job, |rabbit| rabbit.from_before);
         match answer(future) {
             Ok(Answer::Success) => {
-                self.no_service.set(false);
                 self.counts.created.set(self.counts.created.get() + 1);
             }
             // It was created for the plugin that was there before this one, or before a restart.
@@ -425,11 +424,7 @@ impl Rabbits {
             }
             // After a restart, the service may take longer to be there than the job manager.
             Err(Unanswered::NoService) if from_before => {
-                if !self.no_service.replace(true) {
-                    let line = format!("{job}: dws.create: {}: asking again", Unanswered::NoService.text());
-                    self.inner.log(LogLevel::Err, &line);
-                }
-                self.create_again(job);
+                self.again(job, "dws.create", |me, job| me.create_again(job));
             }
             Err(Unanswered::NoService) => self.fail(
                 job,
@@ -548,6 +543,14 @@ impl Rabbits {
             Ok(Answer::Success) => {}
             Ok(Answer::Failure(why)) => {
                 me.fail_prolog(job, why.as_deref().unwrap_or("dws.setup RPC returned failure"));
+            }
+            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.from_before) => {
+                me.with(job, |rabbit| rabbit.setup_to_come = true);
+                me.again(job, "dws.setup", |me, job| {
+                    if me.with(job, |rabbit| rabbit.prolog == Stage::Outstanding) {
+                        me.set_up(job);
+                    }
+                });
             }
             Err(e) => {
                 me.inner.log(LogLevel::Err, &format!("{job}: dws.setup: {}", e.text()));
@@ -760,6 +763,11 @@ impl Rabbits {
             Ok(Answer::Failure(why)) => {
                 me.fail_epilog(job, why.as_deref().unwrap_or("<no error string provided>"));
             }
+            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.from_before) => {
+                let in_epilog = me.in_epilog(job);
+                me.with(job, |rabbit| rabbit.post_run_to_come = in_epilog);
+                me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
+            }
             Err(e) => {
                 me.inner
                     .log(LogLevel::Err, &format!("{job}: dws.post_run: {}", e.text()));
@@ -777,7 +785,7 @@ impl Rabbits {
 
     /// Raises the exception that ends the epilog, when its time is over.
     fn mind_epilog(self: &Rc<Self>, job: JobId) {
-        if self.epilog_timeout <= 0.0 {
+        if self.epilog_timeout <= 0.0 || self.with(job, |rabbit| rabbit.timer.is_some()) {
             return;
         }
         let weak = Rc::downgrade(self);
@@ -929,6 +937,8 @@ impl Rabbits {
 
     fn answer(&self, mut asker: Asker, result: Result<(), String>) {
         let Some(request) = asker.0.take() else { return };
+        // It is there.
+        self.no_service.set(false);
         let sent = match result {
             Ok(()) => request.respond(None),
             Err(why) => request.refuse(nix::errno::Errno::EINVAL as i32, &why),

@@ -14,7 +14,7 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 use serde_json::Value;
 
 use crate::{
-    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage},
+    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage, Unanswered},
     manager::Inner,
     resume::{Past, has_finished, has_started, past},
 };
@@ -95,7 +95,7 @@ impl Rabbits {
         let Some((_, _, state)) = args.job_owner_state() else {
             return Ok(());
         };
-        if !matches!(state, JobState::Depend | JobState::Run | JobState::Cleanup) {
+        if matches!(state, JobState::New | JobState::Inactive) {
             return Ok(());
         }
         let Some(job) = self.rabbit_job(args) else {
@@ -103,6 +103,9 @@ impl Rabbits {
         };
         self.with(job, |rabbit| rabbit.from_before = true);
         self.subscribe(job)?;
+        if state == JobState::Pending {
+            return Ok(());
+        }
         if state == JobState::Depend {
             self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
             self.read_eventlog(job, WRITTEN);
@@ -173,24 +176,7 @@ impl Rabbits {
         }
         self.with(job, |rabbit| (rabbit.prolog, rabbit.epilog) = (prolog, epilog));
         if state == JobState::Cleanup {
-            self.end_prolog(job);
-            let over = self.jobtap().was_posted(job, c"finish");
-            let to_tear_down = self
-                .left
-                .borrow()
-                .as_ref()
-                .is_some_and(|left| left.to_tear_down.contains(&job));
-            self.with(job, |rabbit| {
-                (rabbit.over, rabbit.post_run_to_come) = (over, to_tear_down)
-            });
-            match epilog {
-                Stage::Outstanding if to_tear_down => self.send_post_run(job),
-                Stage::Outstanding => self.mind_epilog(job),
-                // It ended while there was no plugin.
-                Stage::ToCome if over || !has_run => return self.start_epilog(job),
-                Stage::ToCome | Stage::Finished => {}
-            }
-            return Ok(());
+            return self.take_up_cleanup(job, epilog);
         }
         if prolog == Stage::Outstanding && in_flight {
             // What the service sent was in memory only.
@@ -203,6 +189,33 @@ impl Rabbits {
             self.set_up(job);
         }
         Ok(())
+    }
+
+    /// Its prolog is finished last: nothing else may hold the job, which would be gone then.
+    fn take_up_cleanup(self: &Rc<Self>, job: JobId, epilog: Stage) -> Result<(), PluginError> {
+        let over = self.jobtap().was_posted(job, c"finish");
+        let to_tear_down = {
+            let left = self.left.borrow();
+            left.as_ref().is_some_and(|left| left.to_tear_down.contains(&job))
+        };
+        self.with(job, |rabbit| {
+            (rabbit.over, rabbit.post_run_to_come) = (over, to_tear_down);
+        });
+        let started = match epilog {
+            Stage::Outstanding if to_tear_down => {
+                self.send_post_run(job);
+                Ok(())
+            }
+            Stage::Outstanding => {
+                self.mind_epilog(job);
+                Ok(())
+            }
+            // It ended while there was no plugin.
+            Stage::ToCome if over || !self.has_started(job) => self.start_epilog(job),
+            Stage::ToCome | Stage::Finished => Ok(()),
+        };
+        self.end_prolog(job);
+        started
     }
 
     /// A job of which it is not known how far it is.
@@ -262,7 +275,7 @@ impl Rabbits {
         match self.state(job) {
             Some(JobState::Depend) => self.resume_depend(job, eventlog),
             Some(state @ (JobState::Run | JobState::Cleanup)) => self.resume_run(job, state, eventlog),
-            Some(JobState::Pending | JobState::Inactive) | None => {}
+            Some(JobState::New | JobState::Pending | JobState::Inactive) | None => {}
         }
         for f in waiting {
             f(self);
@@ -344,22 +357,32 @@ impl Rabbits {
         self.send_post_run(job);
     }
 
-    /// Asks the service again, later.
-    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
+    /// Asks the service again, later: of a job from before, since after a restart the service may take longer to be there
+    /// than the job manager.
+    pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
+        if !self.no_service.replace(true) {
+            let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
+            self.inner.log(LogLevel::Err, &line);
+        }
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(AGAIN, move || {
-            let Some(me) = weak.upgrade() else { return };
-            if me.with(job, |rabbit| rabbit.released) || me.state(job) != Some(JobState::Depend) {
-                return;
-            }
-            if let Some(args) = me.jobtap().lookup(job) {
-                // What failed was said to the job.
-                let _ = me.ask_to_create(job, &args);
+            if let Some(me) = weak.upgrade() {
+                ask(&me, job);
             }
         });
         match later {
             Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
             Err(e) => self.inner.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
+        }
+    }
+
+    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
+        if self.with(job, |rabbit| rabbit.released) || self.state(job) != Some(JobState::Depend) {
+            return;
+        }
+        if let Some(args) = self.jobtap().lookup(job) {
+            // What failed was said to the job.
+            let _ = self.ask_to_create(job, &args);
         }
     }
 
