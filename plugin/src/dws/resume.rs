@@ -101,7 +101,7 @@ impl Rabbits {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
-        self.with(job, |rabbit| rabbit.from_before = true);
+        self.with(job, |rabbit| (rabbit.from_before, rabbit.created) = (true, true));
         self.subscribe(job)?;
         if state == JobState::Pending {
             return Ok(());
@@ -336,29 +336,23 @@ impl Rabbits {
                     finished += usize::from(name == "epilog-finish");
                 }
             }
-            if started > 1 {
-                // It had one before, of which the service was told.
-                self.with(job, |rabbit| rabbit.post_run_to_come = false);
-                if started > finished + 1 {
-                    if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
-                        self.inner.log(
-                            LogLevel::Err,
-                            &format!("{job}: one of its two epilogs could not be finished: {e}"),
-                        );
-                    }
-                    self.mind_epilog(job);
-                } else {
-                    // The log says what went wrong.
-                    let _ = self.finish_epilog(job, 0);
+            if started > finished + 1 {
+                // It had one before. Whether the service was told, nobody knows; if it was, it has no use for it.
+                self.with(job, |rabbit| (rabbit.over, rabbit.post_run_again) = (true, true));
+                if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
+                    let line = format!("{job}: one of its two epilogs could not be finished: {e}");
+                    self.inner.log(LogLevel::Err, &line);
                 }
+            } else if started > 1 {
+                // It is over. The log says what goes wrong.
+                let _ = self.finish_epilog(job, 0);
                 return;
             }
         }
         self.send_post_run(job);
     }
 
-    /// Asks the service again, later: of a job from before, since after a restart the service may take longer to be there
-    /// than the job manager.
+    /// Asks the service again, later: after a restart it may take longer to be there than the job manager.
     pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
         if !self.no_service.replace(true) {
             let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
