@@ -20,7 +20,10 @@ base=$(mktemp -d "${TMPDIR:-/tmp}/workflow-token.XXXXXX") || exit 1
 export SHARNESS_TEST_SRCDIR=$TESTS SHARNESS_TEST_DIRECTORY=$base SHARNESS_BUILD_DIRECTORY=$STAGE/libexec/flux/cmd
 # An instance that the caller is in is no business of these tests.
 for name in $(compgen -e FLUX_); do
-	test "$name" = FLUX_PREFIX || unset "$name"
+	case $name in
+	FLUX_PREFIX | FLUX_CORAL2_PLUGINS) ;;
+	*) unset "$name" ;;
+	esac
 done
 # shellcheck source=/dev/null
 . "$sharness"

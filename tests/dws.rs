@@ -1281,9 +1281,8 @@ impl Everywhere {
         let update = json!({"id": decimal(&self.asked), "resources": resources, "exclude": null});
         assert_eq!(instance.rpc("resource-update", update), Ok(()));
         // The one that waits for something else waits for that alone.
-        until("it is let go", || {
-            instance.ok("state", json!({"jobid": self.waits_for_other}))["dependencies"] == json!([OTHER])
-        });
+        let state = instance.ok("state", json!({"jobid": self.waits_for_other}));
+        assert_eq!(state["dependencies"], json!([OTHER]));
         rabbits.puppet(instance, json!({}));
         let other = json!([{"do": "dependency-remove", "description": OTHER}]);
         let payload = json!({"id": decimal(&self.waits_for_other), "actions": other});

@@ -100,9 +100,10 @@ struct Rabbit {
     from_before: bool,
     /// Whether it may have a workflow.
     created: bool,
-    /// Whether it has the dependency again that it has from before, and whether it needs none any more.
-    held: bool,
+    /// Whether its resources are known, so that it does not wait for its workflow any more.
     released: bool,
+    /// Whether its epilog was started to hold it, while it is not known whether it had one before.
+    held: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Waiting>>,
     subscribed: bool,
@@ -371,8 +372,7 @@ impl Rabbits {
         self.hold(job)?;
         self.subscribe(job)?;
         if self.with(job, |rabbit| rabbit.from_before) {
-            // It is held until its eventlog tells whether it still has to be.
-            self.with(job, |rabbit| rabbit.held = true);
+            // Its eventlog tells whether it still has to wait.
             return Ok(());
         }
         self.ask_to_create(job, args)
@@ -484,10 +484,6 @@ impl Rabbits {
             self.fail(job, c"dws", "Internal error: failed to update jobspec");
             return Err(why.to_owned());
         }
-        self.let_go(job)
-    }
-
-    fn let_go(&self, job: JobId) -> Result<(), String> {
         self.jobtap().dependency_remove(job, DEPENDENCY).map_err(|e| {
             let why = "Failed to remove dependency for job";
             self.inner.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
