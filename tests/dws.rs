@@ -1500,6 +1500,40 @@ fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_l
 }
 
 #[test]
+fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() {
+    let Some(rabbits) = Rabbits::new("a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then")
+    else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    instance.ok("remove", json!({"name": NAME}));
+    // Its rabbits were set up by another plugin, and it waits for something else.
+    let act = |what: &str, description: &str| json!({"do": what, "description": description, "status": 0});
+    rabbits.puppet(
+        &mut instance,
+        json!({"job.state.run": [act("prolog-start", "dws-setup"), act("prolog-start", "other")]}),
+    );
+    let finish = |instance: &mut Instance, job: &str, which: &str| {
+        let payload = json!({"id": decimal(job), "actions": [act("prolog-finish", which)]});
+        instance.ok("rpc", json!({"topic": "job-manager.puppet.do", "payload": payload}));
+    };
+    let job = instance.rabbit(&["true"]);
+    instance.wait(&job, "prolog-start");
+    finish(&mut instance, &job, "dws-setup");
+    instance.ok("fault", json!({"what": "hold-lookups"}));
+    instance.ok("load", rabbits.load(json!({})));
+    instance.ok("cancel", json!({"jobid": job}));
+    finish(&mut instance, &job, "other");
+    assert_eq!(instance.perilogs(&job), 1, "its workflow is forgotten");
+    instance.ok("fault", json!({"what": "release-lookups"}));
+    assert_eq!(instance.asked("dws.post_run", &job)["run_started"], false);
+    instance.tear_down(&job);
+    assert_eq!(instance.contexts(&job, "prolog-finish").len(), 2);
+    assert_eq!(instance.contexts(&job, "epilog-start").len(), 1);
+    instance.shutdown();
+}
+
+#[test]
 fn a_job_whose_resources_were_allocated_without_the_plugin_does_not_start() {
     let Some(rabbits) = Rabbits::new("a_job_whose_resources_were_allocated_without_the_plugin_does_not_start") else {
         return;
