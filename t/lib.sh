@@ -33,6 +33,7 @@ cleanup tidy
 # tidy: ends what is still running.
 tidy() {
 	test -z "$INSTANCE" || flux cancel --all --user=all >/dev/null 2>&1
+	stand_in_down
 	instance_down || instance_kill
 	dws_kill
 	server_kill
@@ -559,4 +560,56 @@ is_failed_delivery() {
 	is_refused "$1" workflow-token "$2" &&
 		events prolog-finish "$1" | grep 'description="workflow-token" status=1' &&
 		has_no_event start "$1"
+}
+
+#
+# Rabbits.
+#
+
+# need_rabbits: skips the test where the stand-in for the service cannot run.
+need_rabbits() {
+	DWS_SHELL=$STAGE/lib/flux/shell/plugins/dws_environment.so
+	"$FLUX" python -c 'import flux' 2>/dev/null || skip "the Python bindings of Flux cannot be used: see flux python"
+}
+
+# stand_in_up: starts the service, and returns when it takes requests. What jobs get is in the file VARIABLES.
+stand_in_up() {
+	local ready
+	mkdir -p dws/workflows || return
+	test -p dws/ready || mkfifo dws/ready || return
+	exec 7<>dws/ready
+	"$FLUX" python "$TESTS/dws-service.py" serve "$PWD/dws" "$VARIABLES" >>dws/output 2>&1 7>&- 8>&- 9>&- &
+	STAND_IN=$!
+	read -r -t 60 ready <&7
+	exec 7>&-
+	test "$ready" = ready
+}
+
+stand_in_down() {
+	test -n "$STAND_IN" || return 0
+	kill "$STAND_IN" 2>/dev/null
+	wait "$STAND_IN" 2>/dev/null
+	STAND_IN=
+}
+
+# rabbit_job HOW OPTION…: submits a rabbit job to which the service does what dws-service.py says. Prints its id.
+rabbit_job() {
+	local how=$1
+	shift
+	flux submit --setattr=system.dw="$how" "$@"
+}
+
+# asked TOPIC ID [PAYLOAD]: the service is asked that for the job; asks are in dws/log.
+asked() {
+	eventually grep -q "^$1 $(flux job id --to=dec "$2") .*$3" dws/log
+}
+
+# was_not_asked TOPIC ID
+was_not_asked() {
+	grep -q " $(flux job id --to=dec "$2") " dws/log && ! grep "^$1 $(flux job id --to=dec "$2") " dws/log
+}
+
+# tell METHOD ID [MEMBERS]: what the service would.
+tell() {
+	flux python "$TESTS/dws-service.py" rpc "job-manager.dws.$1" "{\"id\":$(flux job id --to=dec "$2")${3:+,$3}}"
 }

@@ -98,9 +98,12 @@ struct Rabbit {
     uid: u32,
     /// Whether it is from before this plugin was loaded, so that its workflow may be there already.
     from_before: bool,
-    /// Whether it has the dependency again that it has from before, and whether it needs none any more.
-    held: bool,
+    /// Whether it may have a workflow.
+    created: bool,
+    /// Whether its resources are known, so that it does not wait for its workflow any more.
     released: bool,
+    /// Whether its epilog was started to hold it, while it is not known whether it had one before.
+    held: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Waiting>>,
     subscribed: bool,
@@ -114,6 +117,8 @@ struct Rabbit {
     epilog: Stage,
     /// Whether `dws.post_run` is still to be sent.
     post_run_to_come: bool,
+    /// Whether that was sent before, for all that is known.
+    post_run_again: bool,
     /// Who is waiting to hear that the prolog is finished.
     requests: Vec<Asker>,
     calls: HashMap<Call, PendingFuture>,
@@ -367,8 +372,7 @@ impl Rabbits {
         self.hold(job)?;
         self.subscribe(job)?;
         if self.with(job, |rabbit| rabbit.from_before) {
-            // It is held until its eventlog tells whether it still has to be.
-            self.with(job, |rabbit| rabbit.held = true);
+            // Its eventlog tells whether it still has to wait.
             return Ok(());
         }
         self.ask_to_create(job, args)
@@ -414,6 +418,7 @@ impl Rabbits {
         let from_before = self.with(job, |rabbit| rabbit.from_before);
         match answer(future) {
             Ok(Answer::Success) => {
+                self.with(job, |rabbit| rabbit.created = true);
                 self.counts.created.set(self.counts.created.get() + 1);
             }
             // It was created for the plugin that was there before this one, or before a restart.
@@ -479,10 +484,6 @@ impl Rabbits {
             self.fail(job, c"dws", "Internal error: failed to update jobspec");
             return Err(why.to_owned());
         }
-        self.let_go(job)
-    }
-
-    fn let_go(&self, job: JobId) -> Result<(), String> {
         self.jobtap().dependency_remove(job, DEPENDENCY).map_err(|e| {
             let why = "Failed to remove dependency for job";
             self.inner.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
@@ -760,13 +761,22 @@ impl Rabbits {
         let asked = self.inner.flux().rpc(c"dws.post_run", &payload);
         let sent = self.call(job, Call::PostRun, asked, move |me, future| match answer(&future) {
             Ok(Answer::Success) => {}
-            Ok(Answer::Failure(why)) => {
-                me.fail_epilog(job, why.as_deref().unwrap_or("<no error string provided>"));
-            }
-            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.from_before) => {
+            // Where there is a workflow, it must not be forgotten: not in a shutdown either, which may end the service first.
+            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.created) => {
                 let in_epilog = me.in_epilog(job);
                 me.with(job, |rabbit| rabbit.post_run_to_come = in_epilog);
                 me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
+            }
+            Ok(Answer::Failure(why)) if me.with(job, |rabbit| rabbit.post_run_again) => {
+                // It is on its way already, or gone.
+                let why = why.unwrap_or_default();
+                let line = format!(
+                    "{job}: dws.post_run, which may have been sent before: {why}: waiting for the service to end its epilog"
+                );
+                me.inner.log(LogLevel::Warning, &line);
+            }
+            Ok(Answer::Failure(why)) => {
+                me.fail_epilog(job, why.as_deref().unwrap_or("<no error string provided>"));
             }
             Err(e) => {
                 me.inner

@@ -101,7 +101,7 @@ impl Rabbits {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
-        self.with(job, |rabbit| rabbit.from_before = true);
+        self.with(job, |rabbit| (rabbit.from_before, rabbit.created) = (true, true));
         self.subscribe(job)?;
         if state == JobState::Pending {
             return Ok(());
@@ -287,14 +287,9 @@ impl Rabbits {
         if self.with(job, |rabbit| rabbit.released) {
             return;
         }
-        let dependency = Dependency::of(eventlog);
-        if dependency.was_removed {
-            // It waits for something else.
+        if was_released(eventlog) {
+            // It waits for something else. Flux does not take the same dependency twice.
             self.with(job, |rabbit| rabbit.released = true);
-            if dependency.is_there || self.with(job, |rabbit| rabbit.held) {
-                // What failed was logged.
-                let _ = self.let_go(job);
-            }
             return;
         }
         let Some(args) = self.jobtap().lookup(job) else { return };
@@ -336,29 +331,23 @@ impl Rabbits {
                     finished += usize::from(name == "epilog-finish");
                 }
             }
-            if started > 1 {
-                // It had one before, of which the service was told.
-                self.with(job, |rabbit| rabbit.post_run_to_come = false);
-                if started > finished + 1 {
-                    if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
-                        self.inner.log(
-                            LogLevel::Err,
-                            &format!("{job}: one of its two epilogs could not be finished: {e}"),
-                        );
-                    }
-                    self.mind_epilog(job);
-                } else {
-                    // The log says what went wrong.
-                    let _ = self.finish_epilog(job, 0);
+            if started > finished + 1 {
+                // It had one before. Whether the service was told, nobody knows; if it was, it has no use for it.
+                self.with(job, |rabbit| (rabbit.over, rabbit.post_run_again) = (true, true));
+                if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
+                    let line = format!("{job}: one of its two epilogs could not be finished: {e}");
+                    self.inner.log(LogLevel::Err, &line);
                 }
+            } else if started > 1 {
+                // It is over. The log says what goes wrong.
+                let _ = self.finish_epilog(job, 0);
                 return;
             }
         }
         self.send_post_run(job);
     }
 
-    /// Asks the service again, later: of a job from before, since after a restart the service may take longer to be there
-    /// than the job manager.
+    /// Asks the service again, later: after a restart it may take longer to be there than the job manager.
     pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
         if !self.no_service.replace(true) {
             let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
@@ -408,28 +397,10 @@ impl From<Past> for Stage {
     }
 }
 
-/// What an eventlog tells of the dependency of a job.
-#[derive(Debug, PartialEq, Eq)]
-struct Dependency {
-    is_there: bool,
-    /// Its resources are known, and are in its jobspec.
-    was_removed: bool,
-}
-
-impl Dependency {
-    fn of(eventlog: &str) -> Self {
-        let mut dependency = Self {
-            is_there: false,
-            was_removed: false,
-        };
-        for (name, description) in described(eventlog) {
-            if description == DEPENDENCY.to_string_lossy() {
-                dependency.is_there = name == "dependency-add";
-                dependency.was_removed |= name == "dependency-remove";
-            }
-        }
-        dependency
-    }
+/// Whether the dependency of a job was removed: its resources are known, and are in its jobspec.
+fn was_released(eventlog: &str) -> bool {
+    let name = DEPENDENCY.to_string_lossy();
+    described(eventlog).any(|(event, description)| event == "dependency-remove" && description == name)
 }
 
 /// The names of events, RFC 21, and what their contexts have as `description`.
@@ -457,14 +428,13 @@ mod tests {
             line("dependency-remove", "dws-create"),
         );
         let other = [line("dependency-add", "after"), line("dependency-remove", "after")].concat();
-        for (eventlog, is_there, was_removed) in [
-            (other.clone(), false, false),
-            (add.clone() + &other, true, false),
-            (add.clone() + &remove, false, true),
-            (add.clone() + &remove + &add + &other, true, true),
+        for (eventlog, released) in [
+            (other.clone(), false),
+            (add.clone() + &other, false),
+            (add.clone() + &remove, true),
+            (add.clone() + &remove + &add + &other, true),
         ] {
-            let expected = Dependency { is_there, was_removed };
-            assert_eq!(Dependency::of(&eventlog), expected, "{eventlog}");
+            assert_eq!(was_released(&eventlog), released, "{eventlog}");
         }
     }
 }

@@ -1,0 +1,461 @@
+#!/usr/bin/env bash
+test_description='Rabbit jobs: their life, what becomes of them when something fails, and that reloads and restarts lose none'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_rabbits
+
+# What is not to be searched is in here: the canary, and what tasks found.
+mkdir -m 0700 "$base/canaries"
+canaries=$base/canaries
+cleanup 'rm -rf "$canaries"'
+canary=$(new_token)
+echo "$canary" >"$canaries/secrets"
+printf '{"DW_JOB_a":"/mnt/nnf/a","DW_WORKFLOW_TOKEN":"%s"}' "$canary" >"$canaries/variables"
+VARIABLES=$canaries/variables
+{
+	printf 'plugin.load { file = "%s", conf = { ["munge-socket"] = "%s" } }\n' "$DWS_SHELL" "$MUNGE_SOCKET"
+	printf 'plugin.load { file = "%s", conf = { ["munge-socket"] = "%s" } }\n' "$SHELL_PLUGIN" "$MUNGE_SOCKET"
+} >initrc.lua
+table </dev/null
+program keep <<-EOF
+	#!/bin/sh
+	echo "\${DW_JOB_a-unset} \${DW_WORKFLOW_TOKEN-unset}" >>"$canaries/\$(flux job id --to=dec \$FLUX_JOB_ID)"
+EOF
+program wait <<-EOF
+	#!/bin/sh
+	until test -e "$PWD/go"; do sleep 0.05; done
+	exec "$PWD/keep"
+EOF
+
+# found ID [COUNT]: so many tasks found the variables.
+found() {
+	for n in $(seq "${2:-1}"); do echo "/mnt/nnf/a $canary"; done >"$canaries/expected"
+	cmp "$canaries/expected" "$canaries/$(flux job id --to=dec "$1")"
+}
+
+# lives ID: it comes to a good end, having had one prolog and one epilog, and its variables.
+lives() {
+	await clean "$1" &&
+		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
+		has_no_event exception "$1" &&
+		is_balanced "$1" &&
+		found "$1"
+}
+
+# is_balanced ID: its prolog began once and ended once, and as many epilogs ended as began. After a restart, a job may have one
+# more, which holds it until it is known how far it is.
+is_balanced() {
+	test "$(events prolog-start "$1" | grep -c dws-setup)" = 1 &&
+		test "$(events prolog-finish "$1" | grep -c dws-setup)" = 1 &&
+		test "$(events epilog-start "$1" | grep -c dws-epilog)" -ge 1 &&
+		test "$(events epilog-start "$1" | grep -c dws-epilog)" = "$(events epilog-finish "$1" | grep -c dws-epilog)"
+}
+
+# ends ID STARTED: it ends, and the service was told whether it had started.
+ends() {
+	await clean "$1" && asked post_run "$1" "\"run_started\": $2" && is_gone_from_service "$1"
+}
+
+is_gone_from_service() {
+	! test -e "dws/workflows/$(flux job id --to=dec "$1")"
+}
+
+counter() {
+	flux jobtap query dws-jobtap.so | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
+}
+
+in_flight() {
+	test "$(counter in-flight)" = "$1"
+}
+
+says() {
+	flux dmesg | grep "$1"
+}
+
+# has_no_environment ID: not for any other reason than that there is none.
+has_no_environment() {
+	! flux job info "$1" dws-environment 2>record.err && grep -i "key not found\|No such file" record.err
+}
+
+# is_refused_by ID TYPE TEXT: as is_refused.
+is_refused_by() {
+	local id=$1 type=$2
+	shift 2
+	is_refused "$id" "$type" "$*"
+}
+
+reload() {
+	flux jobtap load --remove=dws-jobtap.so "$DWS_JOBTAP"
+}
+
+# waits ID: the job is in its prolog still.
+waits() {
+	has_no_event prolog-finish "$1" && has_no_event exception "$1"
+}
+
+test_expect_success 'an instance takes the plugin' '
+	munge_up &&
+	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	flux jobtap load "$DWS_JOBTAP" epilog-timeout=-1.0 &&
+	flux dmesg | grep "dws: epilog timeout = -1." &&
+	flux jobtap remove dws-jobtap.so &&
+	flux jobtap load "$DWS_JOBTAP" &&
+	flux dmesg | grep "dws: epilog timeout = 0.000s"
+'
+
+test_expect_success 'without a service a rabbit job fails, and says whom to ask' '
+	id=$(rabbit_job ok true) &&
+	await clean "$id" &&
+	events exception "$id" | grep "dws-create.*Admins: is the flux-coral2-dws service loaded" &&
+	has_no_event alloc "$id"
+'
+
+test_expect_success 'the life of a rabbit job, on two nodes' '
+	stand_in_up &&
+	id=$(rabbit_job ok -N2 -n2 -o verbose=2 "$PWD/keep") &&
+	await clean "$id" &&
+	test "$(flux jobs -no "{result}" "$id")" = COMPLETED &&
+	found "$id" 2 &&
+	is_balanced "$id" &&
+	flux job eventlog "$id" | cut -d" " -f2 | grep -v release | paste -sd" " >order &&
+	echo "submit validate dependency-add jobspec-update dependency-remove depend priority alloc prolog-start" \
+		"dws_environment prolog-finish start finish epilog-start epilog-finish free clean" >expected &&
+	test_cmp expected order &&
+	events dws_environment "$id" | grep -F "names=[\"DW_JOB_a\",\"DW_WORKFLOW_TOKEN\"]" &&
+	asked create "$id" "\"failure_tolerance\": 0"
+'
+
+test_expect_success 'its record is there while it runs, and not afterwards' '
+	id=$(rabbit_job ok "$PWD/wait") &&
+	await start "$id" &&
+	flux job info "$id" dws-environment >record &&
+	grep MUNGE: record &&
+	>go &&
+	lives "$id" &&
+	eventually has_no_environment "$id" &&
+	rm go
+'
+
+test_expect_success 'a job without rabbits is left alone' '
+	id=$(flux submit true) &&
+	await clean "$id" &&
+	for event in prolog-start epilog-start dependency-add; do has_no_event $event "$id" || return; done
+'
+
+test_expect_success 'a workflow that cannot be created ends the job' '
+	for how in "create=fail dws-create create failed" "create=errmsg dws no such file system" \
+		"create=malformed exception received malformed dws.resource-update RPC"; do
+		set -- $how &&
+		id=$(rabbit_job "$1" true) &&
+		shift &&
+		is_refused_by "$id" "$@" || return
+	done
+'
+
+test_expect_success 'constraints that the service adds come on top of those of the job' '
+	id=$(rabbit_job exclude=bad --requires="host:node[0-1]" "$PWD/keep") &&
+	lives "$id" &&
+	flux job info "$id" jobspec | tr -d " " >jobspec &&
+	grep -F "{\"and\":[{\"hostlist\":[\"node[0-1]\"]},{\"not\":[{\"properties\":[\"bad\"]}]}]}" jobspec
+'
+
+test_expect_success 'rabbits that cannot be set up end the job before it starts' '
+	id=$(rabbit_job setup=fail true) &&
+	is_refused_by "$id" dws-setup setup failed &&
+	is_balanced "$id" &&
+	ends "$id" false
+'
+
+test_expect_success 'a workflow that cannot be torn down ends the job' '
+	id=$(rabbit_job post_run=fail "$PWD/keep") &&
+	await clean "$id" &&
+	events exception "$id" | grep "dws-epilog.*post_run failed" &&
+	events epilog-finish "$id" | grep status=1 &&
+	found "$id"
+'
+
+test_expect_success 'a job canceled in its prolog is torn down' '
+	id=$(rabbit_job setup=held true) &&
+	asked setup "$id" &&
+	flux cancel "$id" &&
+	ends "$id" false &&
+	is_balanced "$id" &&
+	has_no_event start "$id" &&
+	was_not_asked teardown "$id"
+'
+
+test_expect_success 'a job canceled while it runs is torn down when it has finished' '
+	id=$(rabbit_job ok sleep 1000) &&
+	await start "$id" &&
+	flux cancel "$id" &&
+	ends "$id" true &&
+	is_balanced "$id" &&
+	flux job eventlog "$id" | grep -E " (finish|epilog-start) " | cut -d" " -f2 | paste -sd" " >order &&
+	test "$(cat order)" = "finish epilog-start"
+'
+
+test_expect_success 'an exception in the epilog has the workflow torn down at once' '
+	id=$(rabbit_job post_run=held true) &&
+	asked post_run "$id" &&
+	flux cancel "$id" &&
+	await clean "$id" &&
+	asked teardown "$id" &&
+	is_balanced "$id" &&
+	events epilog-finish "$id" | grep status=0
+'
+
+test_expect_success 'and dws-epilog-timeout has it given up' '
+	id=$(rabbit_job post_run=held true) &&
+	asked post_run "$id" &&
+	flux job raise --type=dws-epilog-timeout "$id" &&
+	await clean "$id" &&
+	asked abort "$id" &&
+	was_not_asked teardown "$id" &&
+	is_balanced "$id" &&
+	events epilog-finish "$id" | grep status=1
+'
+
+test_expect_success 'which an option does after some time' '
+	flux jobtap load --remove=dws-jobtap.so "$DWS_JOBTAP" epilog-timeout=0.1 &&
+	id=$(rabbit_job post_run=held true) &&
+	await clean "$id" &&
+	events exception "$id" | grep "dws-epilog-timeout.*DWS epilog timed out" &&
+	asked abort "$id" &&
+	reload
+'
+
+test_expect_success 'what is malformed ends its job, and quotes nothing' '
+	for variables in "\"variables\":[\"$canary\"]" "\"variables\":{\"A\":{\"B\":\"$canary\"}}" \
+		"\"variables\":{\"A=B\":\"$canary\"}" "\"variable\":\"$canary\""; do
+		id=$(rabbit_job setup=held true) &&
+		asked setup "$id" &&
+		! tell prolog-remove "$id" "$variables" 2>err &&
+		grep "received malformed dws.prolog-remove RPC" err &&
+		is_refused_by "$id" exception malformed &&
+		is_balanced "$id" || return
+	done
+'
+
+test_expect_success 'what the service says of no job of its own is refused' '
+	id=$(flux submit sleep 1000) &&
+	await start "$id" &&
+	! tell prolog-remove "$id" "\"variables\":{}" 2>err &&
+	grep "it is not a rabbit job in RUN" err &&
+	! tell epilog-remove "$id" 2>err &&
+	grep "not found in CLEANUP" err &&
+	flux cancel "$id" &&
+	await clean "$id" &&
+	! tell epilog-remove "$id" &&
+	! tell prolog-remove 1 "\"variables\":{}" 2>err &&
+	has_no_event dws_environment "$id"
+'
+
+test_expect_success 'while munged is stopped a job waits, and can be canceled' '
+	munge_signal STOP &&
+	test_when_finished "munge_signal CONT" &&
+	a=$(rabbit_job ok "$PWD/keep") &&
+	b=$(rabbit_job ok "$PWD/keep") &&
+	asked setup "$a" &&
+	asked setup "$b" &&
+	eventually in_flight 2 &&
+	flux cancel "$a" &&
+	ends "$a" false &&
+	waits "$b" &&
+	munge_signal CONT &&
+	lives "$b" &&
+	grep "^prolog-remove $(flux job id --to=dec "$a") error .*the job has got an exception" dws/log
+'
+
+test_expect_success 'a job whose record cannot be sealed in time fails once, and the cause is in the log' '
+	table <<-EOF &&
+		timeout = "500ms"
+	EOF
+	munge_signal STOP &&
+	test_when_finished "munge_signal CONT" &&
+	id=$(rabbit_job ok true) &&
+	is_refused_by "$id" dws-setup its environment could not be delivered &&
+	is_balanced "$id" &&
+	flux dmesg | grep "$id: no environment from DWS was delivered: it took longer than 0.5 s" &&
+	munge_signal CONT &&
+	table </dev/null &&
+	id=$(rabbit_job ok "$PWD/keep") &&
+	lives "$id"
+'
+
+# The other plugin holds the job until a command ends.
+mkfifo fetching fetched
+program held <<-EOF
+	#!/bin/sh
+	echo fetching >"$PWD/fetching"
+	read line <"$PWD/fetched"
+	echo token-of-the-other-plugin
+EOF
+test_expect_success 'the prolog of another plugin is not finished with this one, nor twice' '
+	table <<-EOF &&
+		[[workflow-token.rule]]
+		attribute = "system.other"
+		source = "command"
+		command = ["$PWD/held"]
+		check = "none"
+	EOF
+	flux jobtap load "$JOBTAP" &&
+	id=$(rabbit_job setup=held --setattr=system.other=1 "$PWD/keep") &&
+	timeout 60 cat fetching &&
+	asked setup "$id" &&
+	for n in 1 2 3; do tell prolog-remove "$id" "\"variables\":{\"DW_JOB_a\":\"a\"}" || return; done &&
+	reload &&
+	tell prolog-remove "$id" "\"variables\":{\"DW_JOB_a\":\"a\"}" &&
+	test "$(events prolog-finish "$id" | wc -l)" = 1 &&
+	has_no_event start "$id" &&
+	release fetched &&
+	await clean "$id" &&
+	test "$(events prolog-finish "$id" | wc -l)" = 2 &&
+	is_balanced "$id" &&
+	test "$(cat "$canaries/$(flux job id --to=dec "$id")")" = "a token-of-the-other-plugin" &&
+	id=$(rabbit_job setup=held --setattr=system.other=1 true) &&
+	timeout 60 cat fetching &&
+	asked setup "$id" &&
+	flux cancel "$id" &&
+	ends "$id" false &&
+	is_balanced "$id" &&
+	flux jobtap remove workflow-token.so &&
+	table </dev/null
+'
+
+# everywhere: jobs at all points of their lives.
+everywhere() {
+	rm -f go
+	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
+		running=$(rabbit_job ok "$PWD/wait") && await start "$running" &&
+		in_prolog=$(rabbit_job setup=held "$PWD/keep") && asked setup "$in_prolog" &&
+		created=$(rabbit_job create=held "$PWD/keep") && asked create "$created" &&
+		unanswered=$(rabbit_job create=none "$PWD/keep") && asked create "$unanswered" &&
+		first=$(flux submit --urgency=hold true) &&
+		waiting=$(rabbit_job ok --dependency=afterok:"$first" "$PWD/keep") &&
+		asked resource-update "$waiting" ok &&
+		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
+}
+
+# go_on: they go on.
+go_on() {
+	>go
+	local id resources='"resources":[{"type":"slot","count":1,"label":"task","with":[{"type":"core","count":1}]}],"exclude":null'
+	for id in $created $unanswered; do
+		eventually tell resource-update "$id" "$resources" && lives "$id" || return
+	done
+	tell prolog-remove "$in_prolog" "$(sed "s/^/\"variables\":/" "$canaries/variables")" && lives "$in_prolog" &&
+		flux job urgency "$first" default && lives "$waiting" &&
+		flux job urgency "$scheduled" default && lives "$scheduled" &&
+		tell epilog-remove "$in_epilog" && lives "$in_epilog"
+}
+
+test_expect_success 'the plugin loaded anew: jobs at all points of their lives go on' '
+	everywhere &&
+	reload &&
+	go_on &&
+	lives "$running" &&
+	test "$(grep -c "^setup $(flux job id --to=dec "$in_prolog") " dws/log)" = 1 &&
+	test "$(grep -c "^post_run $(flux job id --to=dec "$in_epilog") " dws/log)" = 1
+'
+
+test_expect_success 'removed and loaded 20 times while jobs pass: none is lost' '
+	{ while ! test -e enough; do
+		rabbit_job "post_run=none teardown=held" true || return
+	done >stream & } &&
+	for n in $(seq 20); do reload || return; done &&
+	touch enough &&
+	wait $! &&
+	for id in $(cat stream); do
+		asked post_run "$id" &&
+		tell epilog-remove "$id" &&
+		await clean "$id" &&
+		is_balanced "$id" || return
+	done &&
+	wc -l stream
+'
+
+test_expect_success 'a job that is canceled while the plugin is not there ends when it is back' '
+	id=$(rabbit_job setup=held true) &&
+	asked setup "$id" &&
+	flux jobtap remove dws-jobtap.so &&
+	flux cancel "$id" &&
+	await exception "$id" &&
+	flux jobtap load "$DWS_JOBTAP" &&
+	ends "$id" false &&
+	is_balanced "$id"
+'
+
+test_expect_success 'a delivery that was under way at the removal fails, and says so' '
+	munge_signal STOP &&
+	test_when_finished "munge_signal CONT" &&
+	id=$(rabbit_job ok true) &&
+	asked setup "$id" &&
+	eventually in_flight 1 &&
+	reload &&
+	is_refused_by "$id" dws-setup submit it again &&
+	munge_signal CONT &&
+	is_balanced "$id"
+'
+
+test_expect_success 'the instance restarted: jobs at all points of their lives go on' '
+	instance_down &&
+	stand_in_down &&
+	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >"$CONFIG/job-manager.toml" &&
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	stand_in_up &&
+	everywhere &&
+	stand_in_down &&
+	instance_down &&
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	eventually says "no service answers to it: is flux-coral2-dws running?: asking again" &&
+	stand_in_up &&
+	ends "$running" true &&
+	is_balanced "$running" &&
+	go_on
+'
+
+test_expect_success 'so they do after a crash; and what was being torn down still is' '
+	everywhere &&
+	sealed=$running &&
+	flux kvs put --sync checkpoint=1 &&
+	instance_kill &&
+	stand_in_down &&
+	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
+	stand_in_up &&
+	ends "$running" true &&
+	go_on &&
+	eventually has_no_environment "$sealed"
+'
+
+test_expect_success 'after all that nothing is left over' '
+	test "$(counter in-flight)" = 0 &&
+	flux jobtap query dws-jobtap.so | grep -E "\"active\": *0" &&
+	flux jobs -no "{id}" >left &&
+	test ! -s left
+'
+
+test_expect_success 'the canary is found nowhere' '
+	id=$(rabbit_job ok -o verbose=2 "$PWD/keep") &&
+	lives "$id" &&
+	flux dmesg >dmesg &&
+	flux jobs -a --json >jobs &&
+	flux jobtap query dws-jobtap.so >query &&
+	for id in $(flux jobs -ano "{id}"); do
+		flux job eventlog "$id" || return
+		flux job attach --show-events --show-exec "$id" 2>&1 || :
+	done >all &&
+	grep "exported DW_JOB_a, DW_WORKFLOW_TOKEN" all &&
+	flux kvs put --sync checkpoint=3 &&
+	test_expect_code 1 "$TESTS/search.py" "$canaries/secrets" "$PWD" proc: &&
+	test_expect_code 0 "$TESTS/search.py" "$canaries/secrets" "$canaries/variables"
+'
+
+test_expect_success 'nor after the instance, which ends well' '
+	stand_in_down &&
+	instance_down &&
+	test_expect_code 1 "$TESTS/search.py" "$canaries/secrets" "$PWD" &&
+	test -e state/content.sqlite
+'
+
+test_done

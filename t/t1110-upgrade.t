@@ -1,0 +1,213 @@
+#!/usr/bin/env bash
+test_description='The plugins of flux-coral2 for rabbit jobs are replaced while jobs are there, and put back'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_rabbits
+OLD=$FLUX_CORAL2_PLUGINS
+test -n "$OLD" || skip "the plugins of flux-coral2 are not here: set FLUX_CORAL2_PLUGINS to what has job-manager/plugins and shell/plugins"
+OLD_DWS=$OLD/job-manager/plugins/dws-jobtap.so
+OLD_SHELL=$OLD/shell/plugins/dws_environment.so
+for file in "$OLD_DWS" "$OLD_SHELL"; do
+	test -e "$file" || skip "there is no $file: see FLUX_CORAL2_PLUGINS"
+done
+
+VARIABLES=$PWD/variables
+echo '{"DW_JOB_a":"/mnt/nnf/a"}' >variables
+table </dev/null
+# shells OLD|NEW: what job shells load from now on.
+shells() {
+	case $1 in
+	OLD) printf 'plugin.load { file = "%s" }\n' "$OLD_SHELL" ;;
+	NEW) printf 'plugin.load { file = "%s", conf = { ["munge-socket"] = "%s" } }\n' "$DWS_SHELL" "$MUNGE_SOCKET" ;;
+	esac >initrc.lua
+}
+shells OLD
+mkdir found
+program keep <<-EOF
+	#!/bin/sh
+	echo "\${DW_JOB_a-unset}" >"$PWD/found/\$(flux job id --to=dec \$FLUX_JOB_ID)"
+EOF
+program wait <<-EOF
+	#!/bin/sh
+	until test -e "$PWD/go"; do sleep 0.05; done
+	exec "$PWD/keep"
+EOF
+
+# replace FILE: by this one.
+replace() {
+	flux jobtap load --remove=dws-jobtap.so "$1"
+}
+
+# lives ID: it comes to a good end, and was torn down, once.
+lives() {
+	await clean "$1" &&
+		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
+		has_no_event exception "$1" &&
+		test "$(cat "found/$(flux job id --to=dec "$1")")" = /mnt/nnf/a &&
+		test "$(events prolog-start "$1" | wc -l)" = "$(events prolog-finish "$1" | wc -l)" &&
+		test "$(events epilog-start "$1" | wc -l)" -ge 1 &&
+		test "$(events epilog-start "$1" | wc -l)" = "$(events epilog-finish "$1" | wc -l)" &&
+		asked post_run "$1"
+}
+
+is_sealed() {
+	events dws_environment "$1" | grep "names=" && ! events dws_environment "$1" | grep variables=
+}
+
+is_clear() {
+	events dws_environment "$1" | grep "variables=.*/mnt/nnf/a"
+}
+
+# everywhere: jobs at all points of their lives.
+everywhere() {
+	rm -f go
+	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
+		running=$(rabbit_job ok "$PWD/wait") && await start "$running" &&
+		in_prolog=$(rabbit_job setup=held "$PWD/keep") && asked setup "$in_prolog" &&
+		canceled=$(rabbit_job setup=held "$PWD/keep") && asked setup "$canceled" &&
+		created=$(rabbit_job create=held "$PWD/keep") && asked create "$created" &&
+		first=$(flux submit --urgency=hold true) &&
+		waiting=$(rabbit_job ok --dependency=afterok:"$first" "$PWD/keep") &&
+		asked resource-update "$waiting" ok &&
+		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
+}
+
+resources='"resources":[{"type":"slot","count":1,"label":"task","with":[{"type":"core","count":1}]}],"exclude":null'
+given() {
+	tell prolog-remove "$1" "\"variables\":$(cat variables)"
+}
+
+# A prolog of somebody else, in which jobs are whose rabbits are ready.
+mkfifo fetching fetched
+program held <<-EOF
+	#!/bin/sh
+	echo fetching >"$PWD/fetching"
+	read line <"$PWD/fetched"
+	echo something
+EOF
+
+test_expect_success 'an instance with the plugins of flux-coral2' '
+	munge_up &&
+	instance_up 2 &&
+	flux jobtap load "$OLD_DWS" &&
+	stand_in_up &&
+	id=$(rabbit_job ok "$PWD/keep") &&
+	lives "$id" &&
+	is_clear "$id"
+'
+
+test_expect_success 'first the job shells: jobs have what the eventlog has' '
+	shells NEW &&
+	id=$(rabbit_job ok -o verbose=1 "$PWD/keep") &&
+	lives "$id" &&
+	is_clear "$id" &&
+	flux job attach "$id" 2>&1 | grep "in clear: this job was prepared by a dws-jobtap.so that does not seal them"
+'
+
+test_expect_success 'then the job manager: jobs at all points of their lives go on' '
+	everywhere &&
+	replace "$DWS_JOBTAP" &&
+	flux cancel "$canceled" &&
+	tell epilog-remove "$in_epilog" &&
+	lives "$in_epilog" &&
+	>go &&
+	lives "$running" &&
+	given "$in_prolog" &&
+	lives "$in_prolog" &&
+	is_sealed "$in_prolog" &&
+	tell resource-update "$created" "$resources" &&
+	lives "$created" &&
+	flux job urgency "$first" default &&
+	lives "$waiting" &&
+	flux job urgency "$scheduled" default &&
+	lives "$scheduled" &&
+	for id in $created $waiting $scheduled; do is_sealed "$id" || return; done &&
+	await clean "$canceled" &&
+	asked post_run "$canceled" "\"run_started\": false"
+'
+
+test_expect_success 'a job whose variables are in the eventlog, and that has not started, has them' '
+	replace "$OLD_DWS" &&
+	table <<-EOF &&
+		[[workflow-token.rule]]
+		attribute = "system.other"
+		source = "command"
+		command = ["$PWD/held"]
+		check = "none"
+	EOF
+	flux jobtap load "$JOBTAP" &&
+	id=$(rabbit_job ok --setattr=system.other=1 "$PWD/keep") &&
+	timeout 60 cat fetching &&
+	asked prolog-remove "$id" ok &&
+	replace "$DWS_JOBTAP" &&
+	release fetched &&
+	lives "$id" &&
+	is_clear "$id"
+'
+
+# ends ID: it had its variables, and comes to a good end.
+ends() {
+	await clean "$1" &&
+		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
+		test "$(cat "found/$(flux job id --to=dec "$1")")" = /mnt/nnf/a
+}
+
+test_expect_success 'put back: what has no resources yet, or is in its epilog, goes on' '
+	everywhere &&
+	flux jobtap query dws-jobtap.so | grep "\"in-flight\": *0" &&
+	replace "$OLD_DWS" &&
+	shells OLD &&
+	tell epilog-remove "$in_epilog" &&
+	lives "$in_epilog" &&
+	flux job urgency "$scheduled" default &&
+	lives "$scheduled" &&
+	is_clear "$scheduled"
+'
+
+test_expect_success 'what waits for its workflow fails: it is there already' '
+	for id in $created $waiting; do
+		await clean "$id" &&
+		events exception "$id" | grep "dws-create.*already exists" || return
+	done
+'
+
+test_expect_success 'what is in its prolog, or runs, ends well, and its workflow is left to the operators' '
+	given "$in_prolog" &&
+	>go &&
+	for id in $in_prolog $running; do
+		ends "$id" &&
+		has_no_event epilog-start "$id" &&
+		test -e "dws/workflows/$(flux job id --to=dec "$id")" || return
+	done &&
+	is_clear "$in_prolog"
+'
+
+test_expect_success 'a job that is canceled in its prolog hangs until the service is spoken for' '
+	flux cancel "$canceled" &&
+	await epilog-finish "$canceled" &&
+	has_no_event clean "$canceled" &&
+	given "$canceled" &&
+	await clean "$canceled" &&
+	has_no_event start "$canceled"
+'
+
+test_expect_success 'a job whose variables are sealed, and that has not started, does not start' '
+	replace "$DWS_JOBTAP" &&
+	id=$(rabbit_job ok --setattr=system.other=1 "$PWD/keep") &&
+	timeout 60 cat fetching &&
+	asked prolog-remove "$id" ok &&
+	is_sealed "$id" &&
+	replace "$OLD_DWS" &&
+	release fetched &&
+	await clean "$id" &&
+	events exception "$id" &&
+	! test -e "found/$(flux job id --to=dec "$id")"
+'
+
+test_expect_success 'the instance ends well' '
+	stand_in_down &&
+	instance_down
+'
+
+test_done
