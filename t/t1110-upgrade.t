@@ -153,6 +153,22 @@ ends() {
 		test "$(cat "found/$(flux job id --to=dec "$1")")" = /mnt/nnf/a
 }
 
+test_expect_success 'installed over the one that is loaded, and loaded in its place' '
+	mkdir -p installed &&
+	install "$OLD_DWS" installed/dws-jobtap.so &&
+	replace "$PWD/installed/dws-jobtap.so" &&
+	id=$(rabbit_job setup=held "$PWD/keep") &&
+	asked setup "$id" &&
+	install "$DWS_JOBTAP" installed/dws-jobtap.so &&
+	flux jobtap query dws-jobtap.so >query &&
+	! grep in-flight query &&
+	replace "$PWD/installed/dws-jobtap.so" &&
+	flux jobtap query dws-jobtap.so | grep in-flight &&
+	given "$id" &&
+	lives "$id" &&
+	is_sealed "$id"
+'
+
 test_expect_success 'put back: what has no resources yet, or is in its epilog, goes on' '
 	everywhere &&
 	flux jobtap query dws-jobtap.so | grep "\"in-flight\": *0" &&

@@ -284,8 +284,9 @@ fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_th
         return;
     };
     let mut instance = rabbits.start();
-    let print = "echo $DW_JOB_a $DW_WORKFLOW_NAME";
-    let job = instance.rabbit_with(&["sh", "-c", print], json!({"dw_failure_tolerance": 3}));
+    // A name that a shell cannot write, as rabbits of old have it.
+    let print = "echo $DW_JOB_a $DW_WORKFLOW_NAME; env | grep ^DW_JOB_my-files=";
+    let job = instance.rabbit_with(&["bash", "-c", print], json!({"dw_failure_tolerance": 3}));
     let id = decimal(&job);
 
     let resources = instance.asked("dws.create", &job)["resources"].clone();
@@ -319,19 +320,26 @@ fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_th
     assert_eq!(instance.perilogs(&job), 1);
     assert_eq!(instance.environment(&job), None);
     // Names in no order, since JSON has none.
-    instance.give(&job, json!({"DW_WORKFLOW_NAME": "fluxjob-1", "DW_JOB_a": "/mnt/nnf/a"}));
+    let given = json!({"DW_WORKFLOW_NAME": "fluxjob-1", "DW_JOB_a": "/mnt/nnf/a", "DW_JOB_my-files": "/mnt/nnf/b"});
+    instance.give(&job, given);
 
     assert_eq!(
         instance.asked("dws.post_run", &job),
         json!({"jobid": id, "run_started": true})
     );
-    assert_eq!(instance.stdout(&job), "/mnt/nnf/a fluxjob-1\n");
+    assert_eq!(
+        instance.stdout(&job),
+        "/mnt/nnf/a fluxjob-1\nDW_JOB_my-files=/mnt/nnf/b\n"
+    );
     assert_eq!(instance.contexts(&job, "epilog-finish"), [Value::Null; 0]);
     let record = instance.environment(&job).expect("a record");
-    assert_eq!(record["variables"], json!(["DW_JOB_a", "DW_WORKFLOW_NAME"]));
+    assert_eq!(
+        record["variables"],
+        json!(["DW_JOB_a", "DW_JOB_my-files", "DW_WORKFLOW_NAME"])
+    );
     assert_eq!(
         instance.contexts(&job, "dws_environment"),
-        [json!({"names": ["DW_JOB_a", "DW_WORKFLOW_NAME"]})]
+        [json!({"names": ["DW_JOB_a", "DW_JOB_my-files", "DW_WORKFLOW_NAME"]})]
     );
     instance.tear_down(&job);
     assert_eq!(instance.events(&job), WHOLE);

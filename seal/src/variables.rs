@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{ExposeSecret, Secret};
 
-/// A map of environment variable names to secret values. Names are valid by construction.
+/// A map of environment variable names to secret values. An environment can carry the names, by construction.
 #[derive(Debug, Default, Clone)]
 pub struct Variables(BTreeMap<String, Secret>);
 
@@ -19,7 +19,10 @@ impl Variables {
     /// # Errors
     /// [`NameError`] where `name` is not a name that an environment can carry, or the value has a NUL.
     pub fn insert(&mut self, name: &str, value: Secret) -> Result<(), NameError> {
-        check_name(name)?;
+        // Names like DW_JOB_my-files are given by others, and no shell has to be able to write them.
+        if name.is_empty() || name.len() > NAME_MAX || name.contains(|c: char| c == '=' || c.is_control()) {
+            return Err(NameError::Impossible(name.escape_default().to_string()));
+        }
         if value.expose_secret().contains('\0') {
             return Err(NameError::Nul(name.to_owned()));
         }
@@ -59,12 +62,18 @@ pub enum NameError {
     /// Not a name by POSIX.1-2017, section 8.1.
     #[error("`{0}` is not the name of an environment variable: use letters, digits and `_`, not starting with a digit")]
     Name(String),
+    /// An environment cannot carry it.
+    #[error("`{0}` cannot be the name of an environment variable")]
+    Impossible(String),
     /// An environment cannot carry a NUL.
     #[error("the value for {0} has a NUL character, which an environment cannot carry")]
     Nul(String),
 }
 
-/// Checks the name of an environment variable (POSIX.1-2017, section 8.1).
+/// No name is longer.
+const NAME_MAX: usize = 255;
+
+/// Checks the name of an environment variable (POSIX.1-2017, section 8.1), as somebody chooses it.
 ///
 /// # Errors
 /// [`NameError::Name`] where it is not one.
@@ -72,7 +81,7 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     let mut bytes = name.bytes();
     let valid = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        && name.len() <= 255;
+        && name.len() <= NAME_MAX;
     if valid {
         Ok(())
     } else {
@@ -91,6 +100,17 @@ mod tests {
         }
         for good in ["A", "_", "DW_WORKFLOW_TOKEN", "a9"] {
             check_name(good).unwrap();
+        }
+    }
+
+    #[test]
+    fn names_that_no_shell_can_write_are_carried_nevertheless() {
+        let insert = |name: &str| Variables::new().insert(name, Secret::from("x".to_owned()));
+        for good in ["DW_JOB_my-files", "1A", "A.B", "É"] {
+            insert(good).unwrap();
+        }
+        for bad in ["", "A=B", "A\0", "A\nB", &"A".repeat(256)] {
+            assert!(insert(bad).is_err(), "{bad:?} was accepted");
         }
     }
 

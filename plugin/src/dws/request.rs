@@ -8,12 +8,14 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 /// A request that is not as it should be. A job that it names is known all the same. The text quotes nothing of it.
+#[derive(Debug)]
 pub(super) struct Malformed {
     pub job: Option<JobId>,
     pub why: String,
 }
 
 /// `job-manager.dws.resource-update`: what the job needs is known.
+#[derive(Debug)]
 pub(super) struct ResourceUpdate {
     pub job: JobId,
     pub resources: Value,
@@ -23,12 +25,14 @@ pub(super) struct ResourceUpdate {
 }
 
 /// `job-manager.dws.prolog-remove`: the job may start, with these variables.
+#[derive(Debug)]
 pub(super) struct PrologRemove {
     pub job: JobId,
     pub variables: Variables,
 }
 
 /// `job-manager.dws.epilog-remove`: the file systems of the job are gone.
+#[derive(Debug)]
 pub(super) struct EpilogRemove {
     pub job: JobId,
 }
@@ -182,20 +186,19 @@ impl<'de> Deserialize<'de> for OnlyString {
 mod tests {
     use super::*;
 
-    // A job id prints by way of Flux, which is not there in these tests.
+    // How a job id is written, Flux knows, which is not there in these tests.
 
     #[test]
     fn requests_of_the_service_are_read() {
-        let update = ResourceUpdate::parse(Some(r#"{"id":7,"resources":[1],"exclude":null,"copy-offload":false}"#));
-        let Ok(update) = update else { panic!("refused") };
+        let update = ResourceUpdate::parse(Some(r#"{"id":7,"resources":[1],"exclude":null,"copy-offload":false}"#))
+            .ok()
+            .unwrap();
         assert_eq!((update.job.0, update.exclude), (7, Value::Null));
-        let remove = PrologRemove::parse(Some(r#"{"id":7,"variables":{"A":"x","B":""},"rabbits":{}}"#));
-        let Ok(remove) = remove else { panic!("refused") };
+        let remove = PrologRemove::parse(Some(r#"{"id":7,"variables":{"A":"x","B":""},"rabbits":{}}"#))
+            .ok()
+            .unwrap();
         assert_eq!(remove.variables.names().collect::<Vec<_>>(), ["A", "B"]);
-        let Ok(EpilogRemove { job }) = EpilogRemove::parse(Some(r#"{"id":7}"#)) else {
-            panic!("refused")
-        };
-        assert_eq!(job.0, 7);
+        assert_eq!(EpilogRemove::parse(Some(r#"{"id":7}"#)).ok().unwrap().job.0, 7);
     }
 
     #[test]
@@ -210,10 +213,8 @@ mod tests {
             (Some(r#"{"id":7,"variables":{"A=":"canary"}}"#), Some(7)),
             (Some(r#"{"id":7,"variables":{"A":"canary\u0000"}}"#), Some(7)),
         ] {
-            let Err(e) = PrologRemove::parse(payload) else {
-                panic!("accepted: {payload:?}")
-            };
-            assert!(e.job.map(|job| job.0) == job, "{payload:?}");
+            let e = PrologRemove::parse(payload).err().unwrap();
+            assert_eq!(e.job.map(|job| job.0), job, "{payload:?}");
             assert!(!e.why.contains("canary"), "{}", e.why);
         }
         // A key that must be there may be null, but not missing.
