@@ -9,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::EncodingKey;
 use secrecy::ExposeSecret;
-use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier};
+use serde_json::{Value, json};
+use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, VerifyError};
 
 pub const ISSUER: &str = "https://hpc.example.org";
 pub const AUDIENCE: &str = "copy-offload";
@@ -89,7 +90,7 @@ pub fn sign(key: &SigningKey, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]
         Algorithm::Rs256 => (Other::RS256, EncodingKey::from_rsa_pem(pem)),
         Algorithm::Hs256 => (Other::HS256, Ok(EncodingKey::from_secret(&secret(key)))),
     };
-    with(
+    signed(
         format!("{}.{}", encode(header), encode(payload)),
         &key.unwrap(),
         algorithm,
@@ -99,14 +100,63 @@ pub fn sign(key: &SigningKey, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]
 /// Signs with HMAC SHA-256 and any secret.
 pub fn sign_hs256(secret: &[u8], header: &str, payload: &str) -> String {
     let message = format!("{}.{}", encode(header), encode(payload));
-    with(
+    signed(
         message,
         &EncodingKey::from_secret(secret),
         jsonwebtoken::Algorithm::HS256,
     )
 }
 
-fn with(message: String, key: &EncodingKey, algorithm: jsonwebtoken::Algorithm) -> String {
+fn signed(message: String, key: &EncodingKey, algorithm: jsonwebtoken::Algorithm) -> String {
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), key, algorithm).unwrap();
     format!("{message}.{signature}")
+}
+
+/// The header that a token of `key` has.
+pub fn header(key: &SigningKey) -> Value {
+    json!({"alg": key.algorithm().as_str(), "kid": key.kid(), "typ": "JWT"})
+}
+
+/// The claims of the token of a job.
+pub fn payload() -> Value {
+    json!({"iss": ISSUER, "sub": "alice", "aud": AUDIENCE, "exp": NOW + 600, "nbf": NOW, "iat": NOW, "jti": "1",
+        "scope": "session", "workspace": "hydro",
+        "flux": {"jobid": "f4dVSvb", "uid": 1000, "instance": "ƒ2u"}})
+}
+
+/// `value` with some members replaced, or left out where they are null.
+pub fn with(mut value: Value, changes: Value) -> String {
+    for (name, change) in changes.as_object().unwrap() {
+        match change {
+            Value::Null => drop(value.as_object_mut().unwrap().remove(name)),
+            change => value[name] = change.clone(),
+        }
+    }
+    value.to_string()
+}
+
+/// Why a token is refused.
+pub fn refused(token: &str) -> VerifyError {
+    let refused = verifier().verify(token, now()).err();
+    refused.unwrap_or_else(|| {
+        panic!(
+            "accepted: {}",
+            String::from_utf8_lossy(&decode(token.split('.').next().unwrap()))
+        )
+    })
+}
+
+/// Says that a test cannot run here, and why. The test then returns; `make check` counts it as skipped.
+pub fn skip(test: &str, why: &str) {
+    use std::io::Write;
+
+    eprintln!("skip {test}: {why}");
+    if let Some(path) = std::env::var_os("WORKFLOW_TOKEN_SKIPS") {
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("the list of skips");
+        writeln!(file, "{test}: {why}").expect("the list of skips");
+    }
 }
