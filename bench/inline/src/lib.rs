@@ -1,7 +1,8 @@
 //! `bench-inline.so`: the simplest plugin that could deliver, for comparison only. It calls munge_encode(3) in
 //! `job.state.run`, on the thread of the job manager, which stands still as long as munged does.
 //!
-//! Its `conf` has `socket`, that of munged, and `path`, the file with the token.
+//! Its `conf` has `socket`, that of munged, and `path`, the file with the token. Without a socket it seals nothing, and
+//! commits what is in the file: below what this takes, nothing can be that keeps something in the KVS for each job.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +22,7 @@ const PROLOG: &CStr = c"workflow-token";
 
 struct Inline {
     jobtap: Jobtap<'static>,
-    munge: Munge,
+    munge: Option<Munge>,
     path: String,
     commits: Rc<RefCell<HashMap<JobId, PendingFuture>>>,
     longest: Cell<u64>,
@@ -43,13 +44,13 @@ impl Inline {
 
     fn deliver(&self, job: JobId, uid: u32) -> io::Result<()> {
         self.jobtap.prolog_start(PROLOG)?;
-        let mut variables = Variables::new();
-        let token = Secret::from(fs::read_to_string(&self.path)?);
-        variables.insert("DW_WORKFLOW_TOKEN", token).map_err(io::Error::other)?;
-        let owner = Owner { jobid: job.0, uid };
-        let record = Record::seal(&self.munge, owner, 0, &variables).map_err(io::Error::other)?;
+        let value = fs::read_to_string(&self.path)?;
+        let value = match &self.munge {
+            Some(munge) => seal(munge, Owner { jobid: job.0, uid }, value)?,
+            None => value,
+        };
         let mut transaction = Transaction::new()?;
-        transaction.put(&job.kvs_key(seal::key::WORKFLOW_TOKEN)?, &record.to_json())?;
+        transaction.put(&job.kvs_key(seal::key::WORKFLOW_TOKEN)?, &value)?;
         let (jobtap, commits) = (self.jobtap, self.commits.clone());
         let commit = self.jobtap.flux().commit(transaction)?.then(60.0, move |future| {
             let status = i32::from(future.get().is_err());
@@ -61,6 +62,14 @@ impl Inline {
         self.commits.borrow_mut().insert(job, commit);
         Ok(())
     }
+}
+
+fn seal(munge: &Munge, owner: Owner, token: String) -> io::Result<String> {
+    let mut variables = Variables::new();
+    let token = Secret::from(token);
+    variables.insert("DW_WORKFLOW_TOKEN", token).map_err(io::Error::other)?;
+    let record = Record::seal(munge, owner, 0, &variables).map_err(io::Error::other)?;
+    Ok(record.to_json())
 }
 
 /// What the job manager calls when it has loaded the object, flux-jobtap-plugins(7).
@@ -80,11 +89,11 @@ fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.set_name(c"bench-inline")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;
     let conf = plugin.conf();
-    let text = |key: &str| conf[key].as_str().unwrap_or_default().to_owned();
+    let munge = conf["socket"].as_str().map(|path| Munge::new(Some(Path::new(path))));
     let inline = plugin.keep(Inline {
         jobtap,
-        munge: Munge::new(Some(Path::new(&text("socket")))).map_err(io::Error::other)?,
-        path: text("path"),
+        munge: munge.transpose().map_err(io::Error::other)?,
+        path: conf["path"].as_str().unwrap_or_default().to_owned(),
         commits: Rc::default(),
         longest: Cell::new(0),
     })?;
