@@ -7,8 +7,9 @@ mod command;
 mod error;
 mod file;
 mod kubernetes;
+mod paths;
 pub mod supervise;
-mod trust;
+pub mod trust;
 mod value;
 
 use std::{path::PathBuf, time::Duration};
@@ -19,6 +20,7 @@ use seal::Variables;
 
 pub use error::Error;
 pub use kubernetes::{Examined, examine, exec_program};
+pub use paths::expand;
 pub use value::{ValueError, max_value};
 
 /// Where variables come from.
@@ -85,6 +87,7 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
             helpers: helpers.to_vec(),
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
+        config::Source::Issuer(_) => todo!(),
     }
 }
 
