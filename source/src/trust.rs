@@ -1,17 +1,20 @@
 //! Files that are trusted: nobody could have put them there, or changed them, but root and whoever this runs as.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt, fs,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::{MetadataExt, PermissionsExt},
+        },
     },
     path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use zeroize::Zeroizing;
 
 /// Why a file was not opened.
@@ -155,6 +158,91 @@ impl Directory {
         }
         Ok(file)
     }
+
+    /// The names of what is in it, sorted, without those that start with a period. More than `most` are refused.
+    pub(crate) fn names(&self, most: usize) -> Result<Vec<OsString>, Refusal> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let readable = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(readable)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name.starts_with(b".") {
+                continue;
+            }
+            if names.len() == most {
+                return Err(Refusal::Untrusted(format!("it has more than {most} entries")));
+            }
+            names.push(OsString::from_vec(name));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Creates a directory in it, unless there is one already, and opens it.
+    pub(crate) fn make_directory(&self, name: &OsStr, mode: u32) -> Result<Self, Refusal> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => self.sync()?,
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.directory(name)
+    }
+
+    /// Writes a file in one step: whoever opens it finds all of it, or what was there before, also after a crash. At no
+    /// moment can others than its owner read it, unless `mode` says so.
+    pub(crate) fn write(&self, name: &OsStr, mode: u32, bytes: &[u8], replace: bool) -> Result<(), Refusal> {
+        let temporary = format!(".new-{:016x}", fastrand::u64(..));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.fd, &*temporary, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut file = fs::File::from(file);
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+            .and_then(|()| file.sync_all())
+            .map_err(Refusal::from)
+            .and_then(|()| {
+                let flags = if replace {
+                    RenameFlags::empty()
+                } else {
+                    RenameFlags::NOREPLACE
+                };
+                Ok(rustix::fs::renameat_with(
+                    &self.fd, &*temporary, &self.fd, name, flags,
+                )?)
+            });
+        if written.is_err() {
+            // It is of no use to anybody; what went wrong is more important than that it stays.
+            let _ = rustix::fs::unlinkat(&self.fd, &*temporary, AtFlags::empty());
+        }
+        written?;
+        self.sync()
+    }
+
+    /// Removes a file. Returns whether it was there.
+    pub(crate) fn remove(&self, name: &OsStr) -> Result<bool, Refusal> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) => self.sync().map(|()| true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Keeps others out who lock it too, until what is returned is dropped. Does not wait: `None` where somebody has it.
+    pub(crate) fn lock(&self) -> Result<Option<OwnedFd>, Refusal> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(fd)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn sync(&self) -> Result<(), Refusal> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
+        Ok(rustix::fs::fsync(fd)?)
+    }
 }
 
 /// A directory that can be searched need not be readable.
@@ -213,7 +301,8 @@ pub(crate) fn read(file: fs::File, limit: usize) -> io::Result<Zeroizing<Vec<u8>
     Ok(bytes)
 }
 
-fn read_all(file: fs::File, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+/// Reads a file to its end, and refuses one with more than `limit` bytes.
+pub(crate) fn read_all(file: fs::File, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let bytes = read(file, limit)?;
     if bytes.len() > limit {
         return Err(Refusal::Untrusted(format!(
