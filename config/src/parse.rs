@@ -299,10 +299,7 @@ impl Reader<'_> {
             Some(other) => {
                 return Err(self.wrong(
                     "source",
-                    format!(
-                        "`{}` is not a source: use {SOURCES}",
-                        other.escape_debug()
-                    ),
+                    format!("`{}` is not a source: use {SOURCES}", other.escape_debug()),
                 ));
             }
             None => return Err(self.wrong("source", format!("is missing: use {SOURCES}"))),
@@ -793,7 +790,10 @@ mod tests {
             panic!("{:?}", login.keys);
         };
         assert_eq!(discovery.proxy.as_deref(), Some("http://proxy:3128"));
-        assert_eq!((discovery.refresh, login.leeway), (Duration::from_secs(3600), Duration::from_secs(60)));
+        assert_eq!(
+            (discovery.refresh, login.leeway),
+            (Duration::from_secs(3600), Duration::from_secs(60))
+        );
         assert_eq!(config.rules[1].check, Check::Shape);
     }
 

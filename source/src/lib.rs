@@ -6,11 +6,13 @@
 mod command;
 mod error;
 mod file;
+pub mod keys;
 mod kubernetes;
 mod paths;
 pub mod supervise;
 pub mod trust;
 mod value;
+pub mod verify;
 
 use std::{path::PathBuf, time::Duration};
 

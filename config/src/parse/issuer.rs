@@ -87,7 +87,10 @@ impl Reader<'_> {
         self.known(TRUST_KEYS)?;
         let keys = match (self.key_path("keys")?, self.key_path("secret")?) {
             (Some(_), Some(_)) => {
-                return Err(self.wrong("secret", "is for tokens of HS256, keys for all others: give one of them"));
+                return Err(self.wrong(
+                    "secret",
+                    "is for tokens of HS256, keys for all others: give one of them",
+                ));
             }
             (Some(path), None) => TrustedKeys::Path(path),
             (None, Some(path)) => TrustedKeys::Secret(path),
@@ -99,7 +102,10 @@ impl Reader<'_> {
         };
         if !matches!(keys, TrustedKeys::Discovered(_)) {
             for key in DISCOVERY_KEYS {
-                self.unused(key, "is for keys that are fetched from the issuer, and these are in a file")?;
+                self.unused(
+                    key,
+                    "is for keys that are fetched from the issuer, and these are in a file",
+                )?;
             }
         }
         let leeway = self.duration("leeway")?.unwrap_or(LEEWAY);
@@ -144,7 +150,12 @@ impl Reader<'_> {
 
     /// The key `audience`: a string, or several.
     pub(super) fn audience(&self) -> Result<Option<Vec<String>>, Error> {
-        let wrong = || self.wrong("audience", "must be a string, or an array of strings, none of them empty");
+        let wrong = || {
+            self.wrong(
+                "audience",
+                "must be a string, or an array of strings, none of them empty",
+            )
+        };
         let all = match self.table.get("audience") {
             None => return Ok(None),
             Some(Value::String(one)) => vec![one.clone()],
