@@ -7,14 +7,16 @@
 mod duration;
 mod kubernetes;
 mod parse;
+mod project;
 mod rule;
 mod template;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
-pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
+pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
 pub use parse::{Error, read_files};
+pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub munge: Munge,
     /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
     pub dws: Option<Dws>,
+    /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
+    pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -107,6 +111,15 @@ impl Source {
             Source::File { .. } => "file",
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
+        }
+    }
+
+    /// Whether it has nothing for a job that is in no project.
+    pub fn needs_project(&self) -> bool {
+        match self {
+            Source::File { path } => path.needs_project(),
+            Source::Command { argv } => argv.iter().any(Template::needs_project),
+            Source::Kubernetes(settings) => settings.object.needs_project(),
         }
     }
 }

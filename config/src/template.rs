@@ -21,6 +21,7 @@ enum Placeholder {
     Decimal,
     User,
     Uid,
+    Project,
 }
 
 /// What the placeholders stand for in one job.
@@ -34,6 +35,8 @@ pub struct Values {
     pub uid: u32,
     /// The name of the job owner, where there is one.
     pub user: Option<String>,
+    /// The project that the job is in.
+    pub project: Option<String>,
 }
 
 /// Why a template was refused, or could not be filled in.
@@ -41,7 +44,7 @@ pub struct Values {
 pub enum TemplateError {
     /// A placeholder that does not exist.
     #[error(
-        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}} or {{uid}}, and {{{{ for a brace"
+        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}}, {{uid}} or {{project}}, and {{{{ for a brace"
     )]
     Unknown(String),
     /// A brace without its pair.
@@ -53,6 +56,9 @@ pub enum TemplateError {
     /// The name of the job owner would lead elsewhere.
     #[error("the user name of uid {0} cannot be part of a path: use {{uid}}")]
     UnsafeUser(u32),
+    /// The job is in no project.
+    #[error("the job is in no project, which {{project}} needs: use -S project=NAME")]
+    NoProject,
 }
 
 impl Template {
@@ -100,6 +106,22 @@ impl Template {
         self.parts.contains(&Part::Placeholder(Placeholder::User))
     }
 
+    /// Whether the project of the job is needed.
+    pub fn needs_project(&self) -> bool {
+        self.parts.contains(&Part::Placeholder(Placeholder::Project))
+    }
+
+    /// Whether it names the user, and nothing else of a job.
+    pub fn is_of_user(&self) -> bool {
+        let mut placeholders = self
+            .parts
+            .iter()
+            .filter(|part| matches!(part, Part::Placeholder(_)))
+            .peekable();
+        let is_user = |part| matches!(part, &Part::Placeholder(Placeholder::User | Placeholder::Uid));
+        placeholders.peek().is_some() && placeholders.all(is_user)
+    }
+
     /// The text up to the first placeholder.
     pub fn prefix(&self) -> &str {
         match self.parts.first() {
@@ -116,7 +138,7 @@ impl Template {
     /// Fills it in for a job. A user name with a `/`, or one that is `.` or `..`, is refused: it would lead elsewhere.
     ///
     /// # Errors
-    /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`].
+    /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`], [`TemplateError::NoProject`].
     pub fn fill(&self, values: &Values) -> Result<String, TemplateError> {
         let mut out = String::new();
         for part in &self.parts {
@@ -133,6 +155,10 @@ impl Template {
                     }
                     out.push_str(user);
                 }
+                // A name of a project has nothing that could lead elsewhere.
+                Part::Placeholder(Placeholder::Project) => {
+                    out.push_str(values.project.as_deref().ok_or(TemplateError::NoProject)?);
+                }
             }
         }
         Ok(out)
@@ -147,6 +173,7 @@ impl Placeholder {
             "jobid.dec" => Ok(Placeholder::Decimal),
             "user" => Ok(Placeholder::User),
             "uid" => Ok(Placeholder::Uid),
+            "project" => Ok(Placeholder::Project),
             _ => Err(TemplateError::Unknown(name.escape_debug().to_string())),
         }
     }
@@ -163,6 +190,7 @@ impl fmt::Display for Template {
                 Part::Placeholder(Placeholder::Decimal) => f.write_str("{jobid.dec}")?,
                 Part::Placeholder(Placeholder::User) => f.write_str("{user}")?,
                 Part::Placeholder(Placeholder::Uid) => f.write_str("{uid}")?,
+                Part::Placeholder(Placeholder::Project) => f.write_str("{project}")?,
             }
         }
         Ok(())
@@ -179,15 +207,16 @@ mod tests {
             jobid: 1234,
             uid: 1000,
             user: Some(user.to_owned()),
+            project: Some("hydro".to_owned()),
         }
     }
 
     #[test]
     fn placeholders_are_filled_in() {
-        let template = Template::parse("/t/{jobid}/{jobid.f58plain}/{jobid.dec}-{user}-{uid}{{x}}").unwrap();
+        let template = Template::parse("/t/{jobid}/{jobid.f58plain}/{jobid.dec}-{user}-{uid}-{project}{{x}}").unwrap();
         assert_eq!(
             template.fill(&values("alice")).unwrap(),
-            "/t/ƒ2u/f2u/1234-alice-1000{x}"
+            "/t/ƒ2u/f2u/1234-alice-1000-hydro{x}"
         );
         assert_eq!(Template::parse(&template.to_string()).unwrap(), template);
     }
