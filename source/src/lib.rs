@@ -6,6 +6,7 @@
 mod command;
 mod error;
 mod file;
+mod identity;
 mod kubernetes;
 pub mod supervise;
 mod trust;
@@ -18,6 +19,7 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
+pub use identity::{Claimed, claimed, read_identity};
 pub use kubernetes::{Examined, examine, exec_program};
 pub use value::{ValueError, max_value};
 

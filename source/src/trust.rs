@@ -38,6 +38,25 @@ impl From<rustix::io::Errno> for Refusal {
 /// /tmp, is as good: what others put there is theirs, and refused). Links are followed in the constant part of the
 /// template only, which the operator wrote; below it, a link could lead to the file of another job.
 pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
+    open_trusting(None, constant, path)
+}
+
+/// Opens a file with a secret of one job or user, see [`open`]: closed to everyone but its owner, and under no other name,
+/// which could be that of another job or user. `user`, if there is one, is trusted as well: with what only concerns that
+/// user.
+pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
+    let file = open_trusting(user, constant, path)?;
+    let meta = file.metadata()?;
+    private(&meta)?;
+    if meta.nlink() != 1 {
+        return Err(Refusal::Untrusted(
+            "it has more than one name (hard links): give each job a file of its own".to_owned(),
+        ));
+    }
+    Ok(file)
+}
+
+fn open_trusting(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
     // What precedes the last slash of the constant part is a directory in any case.
     let text = constant.as_os_str().as_bytes();
     let end = text.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
@@ -54,7 +73,7 @@ pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
     let Some(Component::Normal(last)) = names.pop() else {
         return Err(Refusal::Untrusted("not a regular file".to_owned()));
     };
-    trusted_directory(&at, &so_far)?;
+    trusted_directory(user, &at, &so_far)?;
     for component in names {
         let name = match component {
             Component::RootDir | Component::CurDir => continue,
@@ -63,7 +82,7 @@ pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
         };
         so_far.push(name);
         at = rustix::fs::openat(&at, name, directory, Mode::empty()).map_err(|e| no_link(e, &so_far))?;
-        trusted_directory(&at, &so_far)?;
+        trusted_directory(user, &at, &so_far)?;
     }
     so_far.push(last);
     // Opening a FIFO would wait for a writer without NONBLOCK.
@@ -75,7 +94,7 @@ pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
         return Err(Refusal::Untrusted("not a regular file".to_owned()));
     }
     let me = nix::unistd::geteuid().as_raw();
-    if meta.uid() != me && meta.uid() != 0 {
+    if !is_trusted(user, meta.uid()) {
         return Err(Refusal::Untrusted(format!(
             "owned by uid {}, and must be by uid {me} or root: use chown",
             meta.uid()
@@ -111,10 +130,14 @@ fn no_link(e: rustix::io::Errno, path: &Path) -> Refusal {
     }
 }
 
-fn trusted_directory(directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
+fn is_trusted(user: Option<u32>, uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw() || Some(uid) == user
+}
+
+fn trusted_directory(user: Option<u32>, directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
     let stat = rustix::fs::fstat(directory)?;
     let me = nix::unistd::geteuid().as_raw();
-    if stat.st_uid != me && stat.st_uid != 0 {
+    if !is_trusted(user, stat.st_uid) {
         return Err(Refusal::Untrusted(format!(
             "the directory {} belongs to uid {}, and must to uid {me} or root",
             path.display(),

@@ -121,6 +121,7 @@ async fn fetch(source: &dyn Source, jobid: u64) -> Fetched {
         jobid,
         uid: UID,
         user: Some("alice".to_owned()),
+        project: None,
     };
     let fetched = source.fetch(&job).await;
     let said = format!("{fetched:?} {:?}", fetched.result.as_ref().map_err(ToString::to_string));
@@ -653,6 +654,7 @@ async fn an_object_whose_name_cannot_be_formed_is_told() {
         jobid: JOB,
         uid: UID,
         user: Some("Alice_X".to_owned()),
+        project: None,
     };
     let error = source.fetch(&job).await.result.unwrap_err().to_string();
     assert!(error.contains("the key object, `fluxjob-1234-{user}`"), "{error}");

@@ -119,6 +119,7 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
             jobid: 0,
             uid,
             user: people::name(uid),
+            project: None,
         };
         let named = name.fill(&values).ok()?;
         (entry.file_name().to_str() == Some(&*named)).then(|| (entry.path(), uid))
