@@ -8,6 +8,7 @@ mod duration;
 mod issuer;
 mod kubernetes;
 mod parse;
+mod project;
 mod rule;
 mod template;
 
@@ -15,8 +16,9 @@ use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
 pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
-pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
+pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
 pub use parse::{Error, read_files};
+pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub dws: Option<Dws>,
     /// Whom tokens are verified against, by name.
     pub trusts: Vec<Trust>,
+    /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
+    pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -114,6 +118,16 @@ impl Source {
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
             Source::Issuer(_) => "issuer",
+        }
+    }
+
+    /// Whether it has nothing for a job that is in no project.
+    pub fn needs_project(&self) -> bool {
+        match self {
+            Source::File { path } => path.needs_project(),
+            Source::Command { argv } => argv.iter().any(Template::needs_project),
+            Source::Kubernetes(settings) => settings.object.needs_project(),
+            Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
         }
     }
 }

@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod file;
 pub mod keys;
+mod identity;
 mod kubernetes;
 mod paths;
 pub mod supervise;
@@ -21,6 +22,7 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
+pub use identity::{Claimed, claimed, read_identity};
 pub use kubernetes::{Examined, examine, exec_program};
 pub use paths::expand;
 pub use value::{ValueError, max_value};
