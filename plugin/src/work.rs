@@ -12,15 +12,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use config::{Check, Config, Selection, Values};
+use config::{Asked, Check, Config, Selection, Values};
 use seal::{ExposeSecret, Owner as JobOwner, Record, Variables};
 use source::{Fetched, Source};
 use tokio::sync::Notify;
 
-use crate::{
-    facts::OwnerFacts,
-    owner::{Owner, Owners},
-};
+use crate::{facts::OwnerFacts, owner::Owners};
 
 /// How many deliveries of one rule are under way at once, where its source blocks. Those that hang, hang up their rule
 /// only; more do not make munged faster.
@@ -50,6 +47,8 @@ pub(crate) struct Task {
     pub uid: u32,
     /// The uid that the instance runs as.
     pub sealer: u32,
+    /// The project that the job asks for.
+    pub asked: Asked,
     pub what: What,
 }
 
@@ -180,6 +179,13 @@ impl Stage {
     }
 }
 
+/// Which source is asked, and what it is told of the job beside what is known anyway.
+struct Chosen {
+    which: Which,
+    user: Option<String>,
+    project: Option<String>,
+}
+
 /// What is left to do when a thread has done what it can.
 pub(crate) enum Next {
     /// Nothing.
@@ -207,7 +213,7 @@ impl Setup {
                 ))
             }),
             munge: config.munge.client()?,
-            owners: Owners::new(&config),
+            owners: Owners::new(&config, crate::identity::verify(&config)),
             config,
         })
     }
@@ -273,7 +279,7 @@ impl Setup {
             return Next::Done(Outcome::given_up());
         }
         progress.enter(Stage::Owner);
-        let (which, owner) = match self.choose(&task) {
+        let Chosen { which, user, project } = match self.choose(&task) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return Next::Done(Outcome::of(Ok(Sealed::NoRule))),
             Err(why) => return Next::Done(Outcome::of(Err(why))),
@@ -286,7 +292,8 @@ impl Setup {
             f58: task.f58.clone(),
             jobid: task.jobid,
             uid: task.uid,
-            user: owner.and_then(|owner| owner.name),
+            user,
+            project,
         };
         progress.fetching.get_or_init(|| (which, Instant::now()));
         progress.enter(Stage::Fetching);
@@ -337,45 +344,84 @@ impl Setup {
         Outcome { result, notes }
     }
 
-    /// The source, and the job owner where it or the choice of the rule needs that.
-    fn choose(&self, task: &Task) -> Result<Option<(Which, Option<Owner>)>, Failure> {
-        let look_up = || {
-            let owner = self.owners.look_up(task.uid);
-            owner.map_err(|e| Failure::new("its owner could not be looked up", e))
-        };
-        let candidates = match &task.what {
-            What::Rules(candidates) => candidates.as_slice(),
-            What::Given(_) if self.rabbit.as_ref().is_some_and(|source| source.needs_user()) => {
-                return Ok(Some((Which::Rabbit, Some(look_up()?))));
+    /// The source, and what it is to be told: the job owner and the project, where these or the choice of the rule need that.
+    /// This is where it counts who is in which project, whatever was found when the job was submitted or updated.
+    fn choose(&self, task: &Task) -> Result<Option<Chosen>, Failure> {
+        let (candidates, needs_user, is_open) = match &task.what {
+            What::Rules(candidates) => {
+                let Some(first) = candidates.first() else {
+                    return Ok(None);
+                };
+                let is_open = candidates.len() > 1 || asks_for_owner(&self.config.rules[*first]);
+                (candidates.as_slice(), self.sources[*first].needs_user(), is_open)
             }
-            What::Given(_) => return Ok(Some((Which::Rabbit, None))),
+            What::Given(_) => {
+                let needs_user = self.rabbit.as_ref().is_some_and(|source| source.needs_user());
+                (&[] as &[usize], needs_user, false)
+            }
         };
-        let [first, rest @ ..] = candidates else {
-            return Ok(None);
+        let given = Chosen {
+            which: candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule)),
+            user: None,
+            project: None,
         };
-        let open = asks_for_owner(&self.config.rules[*first]);
-        if rest.is_empty() && !open && !self.sources[*first].needs_user() {
-            return Ok(Some((Which::Rule(*first), None)));
+        let projects = &self.config.projects;
+        if !needs_user && !is_open && projects.is_empty() {
+            return Ok(Some(given));
         }
-        let owner = look_up()?;
-        if owner.name.is_none()
-            && candidates
-                .iter()
-                .any(|index| asks_for_owner(&self.config.rules[*index]))
-        {
+        let owner = self.owners.look_up(task.uid);
+        let owner = owner.map_err(|e| Failure::new("its owner could not be looked up", e))?;
+        let project = projects.of_job(&task.asked, &owner);
+        let project = project.map_err(|denied| {
+            let detail = match &owner.refused {
+                Some(why) => format!("{denied}: the identity token: {}", why.operator),
+                None => denied.to_string(),
+            };
+            Failure::new(denied.to_string(), detail)
+        })?;
+        let project = project.map(|project| &*project.name);
+        let asks = |index: &usize| asks_for_owner(&self.config.rules[*index]);
+        if owner.name.is_none() && candidates.iter().any(asks) {
             let why = format!(
                 "uid {} is not in the user database, and a rule asks for its name or groups",
                 task.uid
             );
             return Err(Failure::new("its owner could not be looked up", why));
         }
-        let facts = OwnerFacts {
-            uid: task.uid,
-            owner: &owner,
+        let which = match &task.what {
+            What::Given(_) => Which::Rabbit,
+            What::Rules(_) => {
+                let facts = OwnerFacts {
+                    owner: &owner,
+                    project: (!projects.is_empty()).then_some(project),
+                };
+                let mut candidates = candidates.iter();
+                let holds = |index: &&usize| self.config.rules[**index].conditions.hold(&facts) == Some(true);
+                match candidates.find(holds) {
+                    Some(rule) => Which::Rule(*rule),
+                    None => return Ok(None),
+                }
+            }
         };
-        let mut candidates = candidates.iter();
-        let chosen = candidates.find(|index| self.config.rules[**index].conditions.hold(&facts) == Some(true));
-        Ok(chosen.map(|index| (Which::Rule(*index), Some(owner.clone()))))
+        if project.is_none() && self.needs_project(which) {
+            let denied = projects.needed(&owner);
+            return Err(Failure::new(denied.to_string(), denied.to_string()));
+        }
+        Ok(Some(Chosen {
+            which,
+            project: project.map(str::to_owned),
+            user: owner.name,
+        }))
+    }
+
+    fn needs_project(&self, which: Which) -> bool {
+        match which {
+            Which::Rule(rule) => self.config.rules[rule].source.needs_project(),
+            Which::Rabbit => {
+                let kubernetes = self.config.dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
+                kubernetes.is_some_and(|settings| settings.object.needs_project())
+            }
+        }
     }
 
     fn check(&self, which: Which, variables: &Variables) -> Result<(), Failure> {
