@@ -6,6 +6,7 @@
 mod command;
 mod error;
 mod file;
+mod http;
 mod kubernetes;
 pub mod supervise;
 mod trust;
