@@ -5,6 +5,7 @@
 //! plugin answer each in its own way.
 
 mod duration;
+mod issuer;
 mod kubernetes;
 mod parse;
 mod rule;
@@ -13,6 +14,7 @@ mod template;
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
+pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
 pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
 pub use parse::{Error, read_files};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
@@ -38,6 +40,8 @@ pub struct Config {
     pub munge: Munge,
     /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
     pub dws: Option<Dws>,
+    /// Whom tokens are verified against, by name.
+    pub trusts: Vec<Trust>,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -98,6 +102,8 @@ pub enum Source {
     },
     /// The Workflow of a rabbit job, and the Secret that it names.
     Kubernetes(Kubernetes),
+    /// The instance itself.
+    Issuer(Issuer),
 }
 
 impl Source {
@@ -107,6 +113,7 @@ impl Source {
             Source::File { .. } => "file",
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
+            Source::Issuer(_) => "issuer",
         }
     }
 }
@@ -116,6 +123,8 @@ impl Source {
 pub enum Check {
     /// A well-formed JWT that has not expired.
     Shape,
+    /// By whom it claims to be from, against the keys of [`Config::trusts`] of this index.
+    Verify(usize),
     /// Not at all: the secret is opaque.
     None,
 }

@@ -1,6 +1,6 @@
 //! Templates in paths and arguments: text with `{jobid}`, `{user}` and the like.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// Text with placeholders. `{{` and `}}` stand for braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ enum Placeholder {
     Uid,
 }
 
-/// What the placeholders stand for in one job.
+/// What is known of one job: what the placeholders stand for, and what a token says of it.
 #[derive(Debug, Clone)]
 pub struct Values {
     /// The job id in F58, RFC 19.
@@ -34,6 +34,24 @@ pub struct Values {
     pub uid: u32,
     /// The name of the job owner, where there is one.
     pub user: Option<String>,
+    /// How long the job may run; `None` where there is no limit.
+    pub limit: Option<Duration>,
+    /// What Flux calls the instance.
+    pub instance: String,
+}
+
+impl Values {
+    /// A job that is no real one, to try templates with.
+    pub fn example() -> Self {
+        Self {
+            f58: "ƒ2oLkTLb1".to_owned(),
+            jobid: 1,
+            uid: 1,
+            user: Some("alice".to_owned()),
+            limit: None,
+            instance: "example".to_owned(),
+        }
+    }
 }
 
 /// Why a template was refused, or could not be filled in.
@@ -179,6 +197,7 @@ mod tests {
             jobid: 1234,
             uid: 1000,
             user: Some(user.to_owned()),
+            ..Values::example()
         }
     }
 

@@ -114,6 +114,7 @@ mod tests {
             jobid: 99,
             uid: 1000,
             user: Some("alice".to_owned()),
+            ..Values::example()
         };
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -8,8 +8,9 @@ mod error;
 mod file;
 mod http;
 mod kubernetes;
+mod paths;
 pub mod supervise;
-mod trust;
+pub mod trust;
 mod value;
 
 use std::{path::PathBuf, time::Duration};
@@ -20,6 +21,7 @@ use seal::Variables;
 
 pub use error::Error;
 pub use kubernetes::{Examined, examine, exec_program};
+pub use paths::expand;
 pub use value::{ValueError, max_value};
 
 /// Where variables come from.
@@ -86,6 +88,7 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
             helpers: helpers.to_vec(),
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
+        config::Source::Issuer(_) => todo!(),
     }
 }
 

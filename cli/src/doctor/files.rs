@@ -115,10 +115,9 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
             return None;
         }
         let values = Values {
-            f58: String::new(),
-            jobid: 0,
             uid,
             user: people::name(uid),
+            ..Values::example()
         };
         let named = name.fill(&values).ok()?;
         (entry.file_name().to_str() == Some(&*named)).then(|| (entry.path(), uid))
