@@ -77,7 +77,9 @@ pub fn check_namespace(name: &str) -> Result<(), &'static str> {
 
 /// Checks the names that a template will form, by one job as an example.
 pub(crate) fn check_object(template: &Template) -> Result<(), String> {
-    let name = template.fill(&Values::example()).map_err(|e: TemplateError| e.to_string())?;
+    let name = template
+        .fill(&Values::example())
+        .map_err(|e: TemplateError| e.to_string())?;
     check_object_name(&name).map_err(|wrong| {
         format!("{wrong}, as in {OBJECT}; of the job id, only {{jobid.dec}} can be part of an object's name")
     })

@@ -7,18 +7,22 @@
 mod duration;
 mod issuer;
 mod kubernetes;
+mod oauth2;
 mod parse;
 mod rule;
 mod template;
+mod url;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
 pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
 pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
+pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, read_files};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
+pub use url::{check_issuer_url, check_proxy_url, check_url};
 
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";
@@ -104,6 +108,8 @@ pub enum Source {
     Kubernetes(Kubernetes),
     /// The instance itself.
     Issuer(Issuer),
+    /// An external authorization server.
+    OAuth2(Box<OAuth2>),
 }
 
 impl Source {
@@ -114,6 +120,7 @@ impl Source {
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
             Source::Issuer(_) => "issuer",
+            Source::OAuth2(_) => "oauth2",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From the configuration of Flux, an object, to a [`Config`].
 
 mod issuer;
+mod oauth2;
 
 use std::{
     fmt, fs,
@@ -12,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Rule, Source, TABLE, Template, Trust,
-    issuer as minting, kubernetes, parse_duration,
+    issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -46,6 +47,20 @@ const RULE_KEYS: &[&str] = &[
     "context",
     "audience",
     "workspace",
+    "issuer",
+    "token-endpoint",
+    "client-id",
+    "client-secret",
+    "client-key",
+    "client-authentication",
+    "grant",
+    "share",
+    "subject-token",
+    "subject-token-type",
+    "scope",
+    "resource",
+    "proxy",
+    "ca-file",
     "timeout",
     "check",
     "trust",
@@ -59,10 +74,11 @@ const SOURCE_KEYS: &[(&str, &[&str])] = &[
     ("command", &["command"]),
     ("kubernetes", kubernetes::KEYS),
     ("issuer", minting::RULE_KEYS),
+    ("oauth2", authorization::KEYS),
 ];
 
 /// The same, for messages.
-const SOURCES: &str = "file, command, kubernetes or issuer";
+const SOURCES: &str = "file, command, kubernetes, issuer or oauth2";
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -296,13 +312,11 @@ impl Reader<'_> {
             Some("command") => Source::Command { argv: self.argv()? },
             Some("kubernetes") => Source::Kubernetes(self.kubernetes()?),
             Some("issuer") => Source::Issuer(self.minted(defaults.issuer)?),
+            Some("oauth2") => Source::OAuth2(Box::new(self.oauth2()?)),
             Some(other) => {
                 return Err(self.wrong(
                     "source",
-                    format!(
-                        "`{}` is not a source: use {SOURCES}",
-                        other.escape_debug()
-                    ),
+                    format!("`{}` is not a source: use {SOURCES}", other.escape_debug()),
                 ));
             }
             None => return Err(self.wrong("source", format!("is missing: use {SOURCES}"))),
@@ -373,8 +387,14 @@ impl Reader<'_> {
 
     /// Refuses keys that are not for this source.
     fn keys_of_other_sources(&self, source: Option<&str>) -> Result<(), Error> {
-        for (name, keys) in SOURCE_KEYS.iter().filter(|(name, _)| Some(*name) != source) {
-            for key in *keys {
+        let of = |name| {
+            SOURCE_KEYS
+                .iter()
+                .filter(move |(other, _)| (source == Some(*other)) == name)
+        };
+        let own: Vec<_> = of(true).flat_map(|(_, keys)| *keys).collect();
+        for (name, keys) in of(false) {
+            for key in keys.iter().filter(|key| !own.contains(key)) {
                 self.unused(key, &format!("is for source = \"{name}\""))?;
             }
         }
@@ -657,7 +677,12 @@ mod tests {
             (table("trust.a = 1"), "workflow-token.trust.a"),
             (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
             (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
-            (trust("issuer = \"i\""), "workflow-token.trust.t.audience"),
+            (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+            (
+                trust("issuer = \"i\"\nkeys = \"/k\""),
+                "workflow-token.trust.t.audience",
+            ),
+            (trust("typ = []"), "workflow-token.trust.t.typ"),
             (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
             (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
             (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
@@ -793,7 +818,10 @@ mod tests {
             panic!("{:?}", login.keys);
         };
         assert_eq!(discovery.proxy.as_deref(), Some("http://proxy:3128"));
-        assert_eq!((discovery.refresh, login.leeway), (Duration::from_secs(3600), Duration::from_secs(60)));
+        assert_eq!(
+            (discovery.refresh, login.leeway),
+            (Duration::from_secs(3600), Duration::from_secs(60))
+        );
         assert_eq!(config.rules[1].check, Check::Shape);
     }
 

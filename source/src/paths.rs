@@ -74,7 +74,10 @@ mod tests {
             ("$RELATIVE/x", "is not an absolute path"),
         ] {
             let error = expanded(path).unwrap_err();
-            assert!(error.starts_with(&format!("{path}: ")) && error.contains(says), "{error}");
+            assert!(
+                error.starts_with(&format!("{path}: ")) && error.contains(says),
+                "{error}"
+            );
         }
     }
 }

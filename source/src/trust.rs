@@ -206,9 +206,7 @@ impl Directory {
                 } else {
                     RenameFlags::NOREPLACE
                 };
-                Ok(rustix::fs::renameat_with(
-                    &self.fd, &*temporary, &self.fd, name, flags,
-                )?)
+                Ok(rustix::fs::renameat_with(&self.fd, &*temporary, &self.fd, name, flags)?)
             });
         if written.is_err() {
             // It is of no use to anybody; what went wrong is more important than that it stays.
