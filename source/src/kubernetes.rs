@@ -27,7 +27,7 @@ use config::Values;
 use seal::Variables;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use self::examine::{Examined, examine, exec_program};
+pub use self::examine::{examine, exec_program};
 use self::{
     connection::{Cluster, Connection},
     objects::{GROUP, SecretName},

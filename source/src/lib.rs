@@ -5,10 +5,13 @@
 
 mod command;
 mod error;
+mod examined;
 mod file;
 mod http;
 mod kubernetes;
 mod paths;
+mod remote;
+mod stamp;
 pub mod supervise;
 pub mod trust;
 mod value;
@@ -20,7 +23,8 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
-pub use kubernetes::{Examined, examine, exec_program};
+pub use examined::Examined;
+pub use kubernetes::{examine, exec_program};
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 

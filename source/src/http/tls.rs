@@ -17,21 +17,45 @@ pub(crate) struct Identity {
     pub key: Zeroizing<Vec<u8>>,
 }
 
-/// TLS 1.2 and 1.3, with the certificates to trust in PEM, or those of the system. Blocks.
+/// Whose certificates are accepted. They are in PEM.
+#[derive(Clone, Copy)]
+pub(crate) enum Roots<'a> {
+    /// Those of the system.
+    System,
+    /// These, and no others.
+    Only(&'a [u8]),
+    /// Those of the system, and these.
+    Also(&'a [u8]),
+}
+
+/// TLS 1.2 and 1.3. Blocks.
 pub(crate) fn client_config(
-    authorities: Option<&[u8]>,
+    roots: Roots<'_>,
     identity: Option<&Identity>,
     peer: &Peer,
 ) -> Result<ClientConfig, Trouble> {
-    let roots = match authorities {
-        Some(pem) => of_pem(pem, peer)?,
-        None => of_system(peer)?,
-    };
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::System => {}
+        Roots::Only(pem) | Roots::Also(pem) => add_pem(&mut store, pem, peer)?,
+    }
+    match roots {
+        Roots::Only(_) => {}
+        Roots::System | Roots::Also(_) => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if store.is_empty() {
+        return Err(peer.wrong_credential(
+            "there are no certificates to trust, neither set nor the system's own",
+            format_args!("set {}, or install the package ca-certificates", peer.authorities),
+        ));
+    }
     // The provider is named since a process may have several, and its default may be another's.
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| peer.wrong_credential(format_args!("TLS is not there ({e})"), "build the plugin anew"))?
-        .with_root_certificates(roots);
+        .with_root_certificates(store);
     let Some(identity) = identity else {
         return Ok(builder.with_no_client_auth());
     };
@@ -44,36 +68,23 @@ pub(crate) fn client_config(
     })
 }
 
-fn of_pem(pem: &[u8], peer: &Peer) -> Result<RootCertStore, Trouble> {
+fn add_pem(store: &mut RootCertStore, pem: &[u8], peer: &Peer) -> Result<(), Trouble> {
     let wrong = |what: &str| {
         peer.wrong_credential(
             format_args!("{} {what}", peer.authorities),
             "give it the certificate in PEM (BEGIN CERTIFICATE) that signs the server's",
         )
     };
-    let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|_| wrong("is not PEM"))?;
-        roots
+        store
             .add(certificate)
             .map_err(|_| wrong("has a certificate that is damaged"))?;
     }
-    if roots.is_empty() {
+    if store.is_empty() {
         return Err(wrong("has no certificate"));
     }
-    Ok(roots)
-}
-
-fn of_system(peer: &Peer) -> Result<RootCertStore, Trouble> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(peer.wrong_credential(
-            "there are no certificates to trust, neither set nor the system's own",
-            format_args!("set {}, or install the package ca-certificates", peer.authorities),
-        ));
-    }
-    Ok(roots)
+    Ok(())
 }
 
 fn client_certificate(

@@ -7,7 +7,6 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +22,7 @@ use super::{
 };
 use crate::{
     http::tls::Identity,
+    stamp::Stamp,
     trust::{self, Refusal},
 };
 
@@ -48,38 +48,6 @@ pub(super) struct Access {
     pub exec: Option<Exec>,
     /// What this was read from. When one of these changes, all of it is read again.
     pub files: Vec<Stamp>,
-}
-
-/// A file as it was.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    path: PathBuf,
-    state: Option<[i64; 6]>,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        // Links are followed: in a pod, a link to the directory of all the files is what changes.
-        let state = fs::metadata(path).ok().map(|meta| {
-            [
-                i64::from_ne_bytes(meta.ino().to_ne_bytes()),
-                i64::from_ne_bytes(meta.len().to_ne_bytes()),
-                meta.mtime(),
-                meta.mtime_nsec(),
-                meta.ctime(),
-                meta.ctime_nsec(),
-            ]
-        });
-        Self {
-            path: path.to_owned(),
-            state,
-        }
-    }
-
-    /// Whether the file is another one now.
-    pub fn is_stale(&self) -> bool {
-        *self != Self::of(&self.path)
-    }
 }
 
 /// Reads the kubeconfig file, and all that it names. Blocks.

@@ -17,13 +17,16 @@ use seal::{ExposeSecret, Secret};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
-    access::{self, Access, Stamp},
+    access::{self, Access},
     exec::Credential,
     trouble::{API_SERVER, Kind, Trouble, credential},
 };
-use crate::http::{
-    self, Http, Way,
-    tls::{self, Identity},
+use crate::{
+    http::{
+        self, Http, Way,
+        tls::{self, Identity, Roots},
+    },
+    stamp::Stamp,
 };
 
 /// How many requests are under way at once, to one API server.
@@ -200,7 +203,7 @@ fn client(
         )
     })?;
     Ok(http::client(Way {
-        tls: tls::client_config(authorities, identity, &API_SERVER)?,
+        tls: tls::client_config(authorities.map_or(Roots::System, Roots::Only), identity, &API_SERVER)?,
         server_name,
         proxy: None,
         plain: false,
