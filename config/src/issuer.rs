@@ -3,7 +3,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{Template, Values, check_namespace};
+use crate::{Template, Values, check_label};
 
 /// The keys of the table `issuer`.
 pub(crate) const ISSUER_KEYS: &[&str] = &["keys", "name", "audience", "margin", "max-lifetime", "instance"];
@@ -125,5 +125,5 @@ pub struct Discovery {
 /// Checks the workspaces that a template will form, by one job as an example.
 pub(crate) fn check_workspace(template: &Template) -> Result<(), String> {
     let name = template.fill(&Values::example()).map_err(|e| e.to_string())?;
-    check_namespace(&name).map_err(|wrong| format!("{wrong}; of the job id, only {{jobid.dec}} can be part of it"))
+    check_label(&name).map_err(|wrong| format!("{wrong}; of the job id, only {{jobid.dec}} can be part of it"))
 }

@@ -63,11 +63,11 @@ pub fn check_object_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Checks the name of a namespace: a DNS label (RFC 1123).
+/// Checks a DNS label (RFC 1123), which the name of a namespace is, and that of a project.
 ///
 /// # Errors
 /// What is wrong with it, in words. The name is not repeated.
-pub fn check_namespace(name: &str) -> Result<(), &'static str> {
+pub fn check_label(name: &str) -> Result<(), &'static str> {
     if name.len() <= MAX_LABEL && !name.contains('.') && check_object_name(name).is_ok() {
         Ok(())
     } else {
@@ -110,8 +110,8 @@ mod tests {
         for good in ["fluxjob-123", "a.b-c.9", "a"] {
             check_object_name(good).unwrap();
         }
-        assert!(check_namespace("a.b").is_err());
-        assert!(check_namespace(&"a".repeat(64)).is_err());
-        check_namespace("nnf-system").unwrap();
+        assert!(check_label("a.b").is_err());
+        assert!(check_label(&"a".repeat(64)).is_err());
+        check_label("nnf-system").unwrap();
     }
 }

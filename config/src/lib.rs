@@ -9,6 +9,7 @@ mod issuer;
 mod kubernetes;
 mod oauth2;
 mod parse;
+mod project;
 mod rule;
 mod template;
 mod url;
@@ -17,9 +18,10 @@ use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
 pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
-pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
+pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, read_files};
+pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
 pub use url::{check_issuer_url, check_proxy_url, check_url};
@@ -46,6 +48,8 @@ pub struct Config {
     pub dws: Option<Dws>,
     /// Whom tokens are verified against, by name.
     pub trusts: Vec<Trust>,
+    /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
+    pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -121,6 +125,16 @@ impl Source {
             Source::Kubernetes(_) => "kubernetes",
             Source::Issuer(_) => "issuer",
             Source::OAuth2(_) => "oauth2",
+        }
+    }
+
+    /// Whether it has nothing for a job that is in no project.
+    pub fn needs_project(&self) -> bool {
+        match self {
+            Source::File { path } => path.needs_project(),
+            Source::Command { argv } => argv.iter().any(Template::needs_project),
+            Source::Kubernetes(settings) => settings.object.needs_project(),
+            Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod issuer;
 mod oauth2;
+mod project;
 
 use std::{
     fmt, fs,
@@ -12,8 +13,8 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::{
-    AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Rule, Source, TABLE, Template, Trust,
-    issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
+    AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Projects, Rule, Source, TABLE,
+    Template, Trust, issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -29,6 +30,8 @@ const TABLE_KEYS: &[&str] = &[
     "dws",
     "issuer",
     "trust",
+    "project",
+    "identity",
     "rule",
 ];
 const RULE_KEYS: &[&str] = &[
@@ -190,6 +193,7 @@ struct Defaults<'a> {
     timeout: Duration,
     issuer: Option<&'a Issuer>,
     trusts: &'a [Trust],
+    projects: &'a Projects,
 }
 
 /// One table, and where it stands.
@@ -216,20 +220,29 @@ impl Reader<'_> {
             Some(_) => return Err(self.wrong("unlink", "must be true or false")),
         };
         let trusts = self.trusts()?;
+        let projects = self.projects()?;
+        let rules = self.rules(&Defaults {
+            variable: &variable,
+            timeout,
+            issuer: self.issuer()?.as_ref(),
+            trusts: &trusts,
+            projects: &projects,
+        })?;
+        let dws = self.dws(timeout)?;
+        let object = dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
+        if projects.is_empty() && object.is_some_and(|settings| settings.object.needs_project()) {
+            return Err(self.wrong("dws.object", project::OPEN));
+        }
         Ok(Config {
             timeout,
             unlink,
             max_parallel,
             helper: self.absolute("helper")?,
             munge: self.munge()?,
-            dws: self.dws(timeout)?,
-            rules: self.rules(&Defaults {
-                variable: &variable,
-                timeout,
-                issuer: self.issuer()?.as_ref(),
-                trusts: &trusts,
-            })?,
+            dws,
+            projects,
             trusts,
+            rules,
             variable,
         })
     }
@@ -281,7 +294,9 @@ impl Reader<'_> {
             let Value::Object(table) = rule else {
                 return Err(wrong(prefix, "must be a table"));
             };
-            let rule = Reader { prefix, table }.rule(defaults)?;
+            let reader = Reader { prefix, table };
+            let rule = reader.rule(defaults)?;
+            reader.rule_of_projects(&rule, defaults.projects)?;
             out.push(rule);
             if out[..index].iter().any(|former| former.conditions.is_empty()) {
                 return Err(wrong(
@@ -371,7 +386,7 @@ impl Reader<'_> {
         let object = self.template("object", object)?;
         kubernetes::check_object(&object).map_err(|e| self.wrong("object", e))?;
         let namespace = self.string("namespace")?.unwrap_or(kubernetes::NAMESPACE);
-        kubernetes::check_namespace(namespace).map_err(|e| self.wrong("namespace", e))?;
+        kubernetes::check_label(namespace).map_err(|e| self.wrong("namespace", e))?;
         let kubeconfig = self.absolute("kubeconfig")?;
         let context = self.nonempty("context")?;
         if context.is_some() && kubeconfig.is_none() {
@@ -494,21 +509,8 @@ impl Reader<'_> {
     }
 
     fn principal(&self, key: &str) -> Result<Option<Principal>, Error> {
-        let number = |n: u64| u32::try_from(n).ok().filter(|n| *n != u32::MAX).map(Principal::Id);
-        match self.table.get(key) {
-            None => Ok(None),
-            Some(Value::String(name)) if !name.is_empty() => match name.parse::<u64>() {
-                Ok(n) => number(n).map(Some),
-                Err(_) => Some(Some(Principal::Name(name.clone()))),
-            }
-            .ok_or_else(|| self.wrong(key, "is out of range")),
-            Some(Value::Number(n)) => n
-                .as_u64()
-                .and_then(number)
-                .map(Some)
-                .ok_or_else(|| self.wrong(key, "is out of range")),
-            Some(_) => Err(self.wrong(key, "must be a name or a number")),
-        }
+        let value = self.table.get(key).map(project::principal);
+        value.transpose().map_err(|e| self.wrong(key, e))
     }
 
     fn wrong(&self, key: &str, what: impl fmt::Display) -> Error {
@@ -583,6 +585,17 @@ mod tests {
             let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
             format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
         };
+        let project = |line: &str| format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}");
+        // The table, with one of its keys replaced.
+        let identity = |key: &str, line: &str| {
+            let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
+            let others: Vec<&str> = all
+                .into_iter()
+                .filter(|l| key.is_empty() || !l.starts_with(key))
+                .collect();
+            format!("[workflow-token.identity]\n{}\n{line}", others.join("\n"))
+        };
+        let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
         for (text, key) in [
             ("workflow-token = 1".to_owned(), "workflow-token"),
             (table("variable = 1"), "workflow-token.variable"),
@@ -664,6 +677,11 @@ mod tests {
                 minted("audience = \"a\"", "workspace = \"{jobid}\""),
                 "workflow-token.rule[0].workspace",
             ),
+            (minted("audience = \"a\"", ""), "workflow-token.rule[0].workspace"),
+            (
+                minted("audience = \"a\"", "workspace = \"{project}\""),
+                "workflow-token.rule[0]",
+            ),
             (
                 minted("audience = \"a\"", "path = \"/t\""),
                 "workflow-token.rule[0].path",
@@ -694,6 +712,66 @@ mod tests {
                 "workflow-token.rule[0].trust",
             ),
             (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
+            (table("project = 1"), "workflow-token.project"),
+            (table("project = [1]"), "workflow-token.project[0]"),
+            (project(""), "workflow-token.project[0]"),
+            (project("users = []\ngroups = []"), "workflow-token.project[0]"),
+            (project("user = \"a\""), "workflow-token.project[0].user"),
+            (project("users = \"a\""), "workflow-token.project[0].users"),
+            (project("users = [\"a\", \"\"]"), "workflow-token.project[0].users[1]"),
+            (project("users = [4294967295]"), "workflow-token.project[0].users[0]"),
+            (project("groups = [-1]"), "workflow-token.project[0].groups[0]"),
+            (project("groups = [true]"), "workflow-token.project[0].groups[0]"),
+            (
+                project("users = [\"a\"]\ndefault = 1"),
+                "workflow-token.project[0].default",
+            ),
+            (project("claims = [\"x\"]"), "workflow-token.project[0].claims"),
+            (identified("claims = [1]"), "workflow-token.project[0].claims[0]"),
+            (identified("claims = [\"\"]"), "workflow-token.project[0].claims[0]"),
+            (
+                table("[[workflow-token.project]]\nusers = [\"a\"]"),
+                "workflow-token.project[0].name",
+            ),
+            (
+                format!("{}\n{}", project("users = [\"a\"]"), project("users = [\"b\"]")),
+                "workflow-token.project[1].name",
+            ),
+            (
+                format!(
+                    "{}\n[[workflow-token.project]]\nname = \"b\"\nusers = [\"a\"]\ndefault = true",
+                    project("users = [\"a\"]\ndefault = true")
+                ),
+                "workflow-token.project[1].default",
+            ),
+            (table("identity = 1"), "workflow-token.identity"),
+            (identity("token", ""), "workflow-token.identity.token"),
+            (
+                identity("token", "token = \"run/{uid}\""),
+                "workflow-token.identity.token",
+            ),
+            (
+                identity("token", "token = \"/run/token\""),
+                "workflow-token.identity.token",
+            ),
+            (
+                identity("token", "token = \"/run/{uid}/{jobid}\""),
+                "workflow-token.identity.token",
+            ),
+            (identity("trust", ""), "workflow-token.identity.trust"),
+            (identity("claim", ""), "workflow-token.identity.claim"),
+            (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
+            (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
+            (identity("", "user = \"\""), "workflow-token.identity.user"),
+            (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
+            (
+                "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{project}\"".to_owned(),
+                "workflow-token.rule[0]",
+            ),
+            (
+                format!("{}\n{}", project("users = [\"a\"]"), rule("project = \"other\"")),
+                "workflow-token.rule[0].project",
+            ),
             (table("dws = 1"), "workflow-token.dws"),
             (dws("source = \"file\""), "workflow-token.dws.source"),
             (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
@@ -703,6 +781,10 @@ mod tests {
             ),
             (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
             (dws("variable = \"X\""), "workflow-token.dws.variable"),
+            (
+                dws("source = \"kubernetes\"\nobject = \"{project}\""),
+                "workflow-token.dws.object",
+            ),
             (
                 "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
                 "workflow-token.rule[0].source",
@@ -785,6 +867,10 @@ mod tests {
             workspace = "u-{uid}"
             check = "verify"
             trust = "site"
+
+            [[workflow-token.project]]
+            name = "hydro"
+            users = ["alice"]
 
             [[workflow-token.rule]]
             source = "issuer"
@@ -870,6 +956,86 @@ mod tests {
         assert_eq!(config.rules[1].timeout, Duration::from_secs(5));
     }
 
+    #[test]
+    fn projects_are_read_with_who_is_in_them() {
+        let config = parse(
+            r#"
+            [workflow-token.identity]
+            token = "/run/user/{uid}/identity.jwt"
+            trust = "site"
+            claim = "groups"
+
+            [[workflow-token.project]]
+            name = "hydro"
+            users = ["alice", 1000, "1001"]
+            groups = ["hydro", 100]
+            claims = ["hydro-team"]
+            default = true
+
+            [[workflow-token.project]]
+            name = "0"
+            groups = ["fusion"]
+
+            [[workflow-token.rule]]
+            project = "hydro"
+            source = "file"
+            path = "/tokens/{project}/{user}"
+        "#,
+        )
+        .unwrap();
+        let name = |name: &str| Principal::Name(name.to_owned());
+        let [hydro, other] = config.projects.list.as_slice() else {
+            panic!("{:?}", config.projects.list);
+        };
+        assert_eq!(hydro.users, [name("alice"), Principal::Id(1000), Principal::Id(1001)]);
+        assert_eq!(hydro.groups, [name("hydro"), Principal::Id(100)]);
+        assert_eq!(
+            (hydro.claims.as_slice(), hydro.default),
+            (&["hydro-team".to_owned()][..], true)
+        );
+        assert_eq!((&*other.name, other.default), ("0", false));
+        let identity = config.projects.identity().unwrap();
+        assert_eq!(identity.token.to_string(), "/run/user/{uid}/identity.jwt");
+        assert_eq!(
+            (&*identity.trust, &*identity.claim, &*identity.user),
+            ("site", "groups", "sub")
+        );
+        assert!(config.rules[0].source.needs_project());
+    }
+
+    #[test]
+    fn names_of_projects_are_labels() {
+        let project = |name: &str| {
+            parse(&format!(
+                "[[workflow-token.project]]\nname = {}\nusers = [\"a\"]",
+                json!(name)
+            ))
+        };
+        for good in ["a", "0", "a-b", "a--b", &"a".repeat(63)] {
+            assert_eq!(project(good).unwrap().projects.list[0].name, good);
+        }
+        for bad in [
+            "",
+            "-",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "a_b",
+            "ä",
+            "a b",
+            "a\n",
+            &"a".repeat(64),
+        ] {
+            let error = project(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with("workflow-token.project[0].name: must be"),
+                "{bad:?}: {error}"
+            );
+        }
+    }
+
     /// A job of which the user's groups are not known.
     struct Job<'a>(&'a [&'a str]);
 
@@ -879,6 +1045,9 @@ mod tests {
         }
         fn system_is(&self, key: &str, value: &str) -> Option<bool> {
             Some(self.0.contains(&format!("{key}={value}").as_str()))
+        }
+        fn project_is(&self, name: &str) -> Option<bool> {
+            self.system_is("project", name)
         }
         fn owner_is(&self, user: &Principal) -> Option<bool> {
             Some(*user == Principal::Name("alice".to_owned()))

@@ -1,8 +1,7 @@
 //! `source = "file"`: a file for each job, or for each user, that only the instance owner can read.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -63,7 +62,7 @@ impl File {
         let at = |summary: &str, detail: &dyn std::fmt::Display| {
             Error::new(summary, format!("{}: {detail}", path.display()))
         };
-        let result = open(Path::new(self.path.prefix()), &path)
+        let result = trust::open_private(None, Path::new(self.path.prefix()), &path)
             .map_err(|refusal| match refusal {
                 Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("its file does not exist", &e),
                 Refusal::Io(e) => at("its file could not be read", &e),
@@ -81,23 +80,9 @@ impl File {
     }
 }
 
-/// Opens the file of a job, see [`trust::open`]: closed to everyone but its owner, and under no other name, which could
-/// be that of another job.
-fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
-    let file = trust::open(constant, path)?;
-    let meta = file.metadata()?;
-    trust::private(&meta)?;
-    if meta.nlink() != 1 {
-        return Err(Refusal::Untrusted(
-            "it has more than one name (hard links): give each job a file of its own".to_owned(),
-        ));
-    }
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use seal::ExposeSecret;
 

@@ -8,6 +8,8 @@ mod error;
 mod examined;
 mod file;
 mod http;
+mod identity;
+pub mod keys;
 mod kubernetes;
 mod paths;
 mod remote;
@@ -15,6 +17,7 @@ mod stamp;
 pub mod supervise;
 pub mod trust;
 mod value;
+pub mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -24,6 +27,7 @@ use seal::Variables;
 
 pub use error::Error;
 pub use examined::Examined;
+pub use identity::{Claimed, claimed, read_identity};
 pub use kubernetes::{examine, exec_program};
 pub use paths::expand;
 pub use value::{ValueError, max_value};

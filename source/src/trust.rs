@@ -76,6 +76,25 @@ pub fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Ref
 /// /tmp, is as good: what others put there is theirs, and refused). Links are followed in the constant part of the
 /// template only, which the operator wrote; below it, a link could lead to the file of another job.
 pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
+    open_trusting(None, constant, path)
+}
+
+/// Opens a file with a secret of one job or user, see [`open`]: closed to everyone but its owner, and under no other name,
+/// which could be that of another job or user. `user`, if there is one, is trusted as well: with what only concerns that
+/// user.
+pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
+    let file = open_trusting(user, constant, path)?;
+    let meta = file.metadata()?;
+    private(&meta)?;
+    if meta.nlink() != 1 {
+        return Err(Refusal::Untrusted(
+            "it has more than one name (hard links): give each job a file of its own".to_owned(),
+        ));
+    }
+    Ok(file)
+}
+
+fn open_trusting(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
     // What precedes the last slash of the constant part is a directory in any case.
     let text = constant.as_os_str().as_bytes();
     let end = text.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
@@ -88,11 +107,13 @@ pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
     let Some(Component::Normal(last)) = names.pop() else {
         return Err(Refusal::Untrusted("not a regular file".to_owned()));
     };
-    Directory::walk(names.into_iter())?.open(last)
+    Directory::walk(user, names.into_iter())?.open(last)
 }
 
 /// A directory that is trusted, as [`open`] says, with all on the way to it.
 pub(crate) struct Directory {
+    /// A user who is trusted as well.
+    user: Option<u32>,
     fd: OwnedFd,
     path: PathBuf,
 }
@@ -100,16 +121,17 @@ pub(crate) struct Directory {
 impl Directory {
     /// Opens one. Links to it are followed.
     pub(crate) fn at(path: &Path) -> Result<Self, Refusal> {
-        Self::walk(fs::canonicalize(path)?.components())
+        Self::walk(None, fs::canonicalize(path)?.components())
     }
 
-    fn walk<'a>(components: impl Iterator<Item = Component<'a>>) -> Result<Self, Refusal> {
+    fn walk<'a>(user: Option<u32>, components: impl Iterator<Item = Component<'a>>) -> Result<Self, Refusal> {
         let root = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
         let mut at = Self {
+            user,
             fd: root,
             path: PathBuf::from("/"),
         };
-        trusted_directory(&at.fd, &at.path)?;
+        trusted_directory(user, &at.fd, &at.path)?;
         for component in components {
             match component {
                 Component::RootDir | Component::CurDir => {}
@@ -129,8 +151,12 @@ impl Directory {
     pub(crate) fn directory(&self, name: &OsStr) -> Result<Self, Refusal> {
         let path = self.path.join(name);
         let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty()).map_err(|e| no_link(e, &path))?;
-        trusted_directory(&fd, &path)?;
-        Ok(Self { fd, path })
+        trusted_directory(self.user, &fd, &path)?;
+        Ok(Self {
+            user: self.user,
+            fd,
+            path,
+        })
     }
 
     /// A file in it, not by a link, that nobody else could have put there or changed.
@@ -144,7 +170,7 @@ impl Directory {
             return Err(Refusal::Untrusted("not a regular file".to_owned()));
         }
         let me = nix::unistd::geteuid().as_raw();
-        if meta.uid() != me && meta.uid() != 0 {
+        if !is_trusted(self.user, meta.uid()) {
             return Err(Refusal::Untrusted(format!(
                 "owned by uid {}, and must be by uid {me} or root: use chown",
                 meta.uid()
@@ -270,10 +296,14 @@ fn no_link(e: rustix::io::Errno, path: &Path) -> Refusal {
     }
 }
 
-fn trusted_directory(directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
+fn is_trusted(user: Option<u32>, uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw() || Some(uid) == user
+}
+
+fn trusted_directory(user: Option<u32>, directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
     let stat = rustix::fs::fstat(directory)?;
     let me = nix::unistd::geteuid().as_raw();
-    if stat.st_uid != me && stat.st_uid != 0 {
+    if !is_trusted(user, stat.st_uid) {
         return Err(Refusal::Untrusted(format!(
             "the directory {} belongs to uid {}, and must to uid {me} or root",
             path.display(),

@@ -32,7 +32,7 @@ pub struct Looked<T> {
 
 /// One issuer that is trusted, and what its tokens must say.
 pub struct Trusted {
-    keys: Box<dyn IssuerKeys>,
+    keys: Arc<dyn IssuerKeys>,
     issuer: String,
     audience: Vec<String>,
     leeway: Duration,
@@ -53,9 +53,9 @@ impl Trusted {
     /// # Errors
     /// What is wrong with the paths in it, in words.
     pub fn new(trust: &config::Trust) -> Result<Self, String> {
-        let keys: Box<dyn IssuerKeys> = match &trust.keys {
-            config::TrustedKeys::Path(path) => Box::new(KeyStore::shared(crate::expand(path)?)),
-            config::TrustedKeys::Secret(path) => Box::new(KeyStore::secret(crate::expand(path)?)),
+        let keys: Arc<dyn IssuerKeys> = match &trust.keys {
+            config::TrustedKeys::Path(path) => KeyStore::verifying(crate::expand(path)?),
+            config::TrustedKeys::Secret(path) => KeyStore::secret(crate::expand(path)?),
             config::TrustedKeys::Discovered(_) => {
                 return Err(format!(
                     "{}: its keys cannot be discovered yet: give the key `keys`",
@@ -80,7 +80,7 @@ impl Trusted {
         };
         let verified = match self.verifier(keys).verify(token, now) {
             Err(VerifyError::UnknownKid(kid)) => {
-                let again = self.keys.asked_again(&kid);
+                let again = self.keys.asked_again(kid.as_str());
                 notes.extend(again.notes);
                 match again.result {
                     Ok(keys) => self.verifier(keys).verify(token, now),
@@ -94,6 +94,8 @@ impl Trusted {
 
     fn verifier(&self, keys: Arc<KeySet>) -> Verifier {
         let verifier = Verifier::new(keys).issuer(&self.issuer).leeway(self.leeway);
-        self.audience.iter().fold(verifier, |verifier, audience| verifier.audience(audience))
+        self.audience
+            .iter()
+            .fold(verifier, |verifier, audience| verifier.audience(audience))
     }
 }

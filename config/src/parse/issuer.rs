@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Error, Reader, parsed};
 use crate::{
-    Check, Discovery, Issuer, KeyPath, Trust, TrustedKeys, check_issuer_url, check_namespace,
+    Check, Discovery, Issuer, KeyPath, Trust, TrustedKeys, check_issuer_url, check_label,
     issuer::{DISCOVERY_KEYS, ISSUER_KEYS, LEEWAY, MARGIN, MAX_LEEWAY, MAX_LIFETIME, TRUST_KEYS, check_workspace},
 };
 
@@ -71,7 +71,7 @@ impl Reader<'_> {
                 prefix: prefix.clone(),
                 table: &tables,
             };
-            check_namespace(name).map_err(|wrong| reader.wrong(&name.escape_debug().to_string(), wrong))?;
+            check_label(name).map_err(|wrong| reader.wrong(&name.escape_debug().to_string(), wrong))?;
             let Value::Object(table) = table else {
                 return Err(reader.wrong(name, format!("must be a table: write [workflow-token.trust.{name}]")));
             };

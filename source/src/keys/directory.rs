@@ -12,8 +12,7 @@
 
 use std::{
     ffi::OsStr,
-    fmt,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -104,7 +103,7 @@ impl fmt::Display for KeysError {
 impl std::error::Error for KeysError {}
 
 /// What is wanted of a key directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// What tokens are verified with. Private keys need not be readable.
     Verifying,
@@ -181,7 +180,7 @@ impl Reader {
                 if path.extension().is_some_and(|extension| extension == "jwk") {
                     let key = secret_of_jwk(&path, &private_content(&directory, &name)?)?;
                     self.insert(&path, key.verifying_key())?;
-                    secrets.push(key);
+                    secrets.push(Arc::new(key));
                 }
             }
         }
@@ -189,12 +188,16 @@ impl Reader {
             return self.some(directory.path());
         }
 
-        let mut private: Vec<String> = secrets.iter().map(|key| key.kid().to_owned()).collect();
+        let mut private = Vec::new();
         let signing_directory = optional(directory.directory(SIGNING.as_ref()), &at(SIGNING.as_ref()))?;
         if let Some(directory) = &signing_directory {
             for name in names(directory)? {
                 let path = directory.path().join(&name);
-                let Some(kid) = path.to_str().filter(|path| path.ends_with(".pem")).and(path.file_stem()) else {
+                let Some(kid) = path
+                    .to_str()
+                    .filter(|path| path.ends_with(".pem"))
+                    .and(path.file_stem())
+                else {
                     continue;
                 };
                 // Also of those that are not active yet: what others could read once may have been copied.
@@ -207,8 +210,8 @@ impl Reader {
             Some(kid) => {
                 let path = at(ACTIVE.as_ref());
                 let key = match &signing_directory {
-                    Some(directory) if private_key_exists(directory, &kid) => Some(private_key(directory, &kid)?),
-                    _ => secrets.into_iter().find(|key| key.kid() == kid),
+                    Some(directory) if private.contains(&kid) => Some(Arc::new(private_key(directory, &kid)?)),
+                    _ => secrets.iter().find(|key| key.kid() == kid).cloned(),
                 };
                 let Some(key) = key else {
                     let why = format!(
@@ -227,9 +230,10 @@ impl Reader {
                     );
                     return Err(KeysError::new(&path, why));
                 }
-                Some(Arc::new(key))
+                Some(key)
             }
         };
+        private.extend(secrets.iter().map(|key| key.kid().to_owned()));
         Ok(Keys {
             signing,
             private,
@@ -240,7 +244,10 @@ impl Reader {
     fn some(self, path: &Path) -> Result<Keys, KeysError> {
         if self.verifying.is_empty() {
             let skipped = self.notes.first().map(|note| format!(" ({note})")).unwrap_or_default();
-            return Err(KeysError::new(path, format!("it has no key to verify tokens with{skipped}")));
+            return Err(KeysError::new(
+                path,
+                format!("it has no key to verify tokens with{skipped}"),
+            ));
         }
         Ok(Keys {
             verifying: Arc::new(self.verifying),
@@ -278,7 +285,10 @@ impl Reader {
         let thumbprint = key.thumbprint();
         match self.verifying.insert(key) {
             Some(former) if former.thumbprint() != thumbprint => {
-                let why = format!("another file has another key of the same kid, {}: give one of them its own", former.kid());
+                let why = format!(
+                    "another file has another key of the same kid, {}: give one of them its own",
+                    former.kid()
+                );
                 Err(KeysError::new(path, why))
             }
             _ => Ok(()),
@@ -313,14 +323,13 @@ pub(super) fn private_key(signing: &Directory, kid: &str) -> Result<SigningKey, 
     let path = signing.path().join(&name);
     let key = SigningKey::from_pem(&private_content(signing, name.as_ref())?).map_err(|e| KeysError::new(&path, e))?;
     if key.kid() != kid {
-        let why = format!("its key is {}, and not the one that it is named after: rename it", key.kid());
+        let why = format!(
+            "its key is {}, and not the one that it is named after: rename it",
+            key.kid()
+        );
         return Err(KeysError::new(&path, why));
     }
     Ok(key)
-}
-
-pub(super) fn private_key_exists(signing: &Directory, kid: &str) -> bool {
-    signing.open(format!("{kid}.pem").as_ref()).is_ok()
 }
 
 fn secret_of_jwk(path: &Path, bytes: &[u8]) -> Result<SigningKey, KeysError> {
