@@ -98,6 +98,14 @@ pub enum Grant {
 }
 
 impl Grant {
+    /// The file with the token that is exchanged, if one is.
+    pub fn subject_token(&self) -> Option<&Template> {
+        match self {
+            Self::ClientCredentials { .. } => None,
+            Self::TokenExchange { subject_token, .. } => Some(subject_token),
+        }
+    }
+
     /// What the protocol calls it.
     pub fn uri(&self) -> &'static str {
         match self {

@@ -217,7 +217,7 @@ async fn collect(mut body: Incoming, max: usize, peer: &Peer) -> Result<Zeroizin
 }
 
 /// A vector that grows leaves what it held behind, as it is. This one does not.
-fn append(all: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
+pub(crate) fn append(all: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
     if all.capacity() - all.len() < data.len() {
         let mut larger = Zeroizing::new(Vec::with_capacity((all.len() + data.len()) * 2));
         larger.extend_from_slice(all);

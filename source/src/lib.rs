@@ -9,8 +9,10 @@ mod examined;
 mod file;
 mod http;
 mod identity;
+mod issuers;
 pub mod keys;
 mod kubernetes;
+mod oauth2;
 mod paths;
 mod remote;
 mod stamp;
@@ -28,7 +30,9 @@ use seal::Variables;
 pub use error::Error;
 pub use examined::Examined;
 pub use identity::{Claimed, claimed, read_identity};
+pub use issuers::Issuer;
 pub use kubernetes::{examine, exec_program};
+pub use oauth2::examine_oauth2;
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 
@@ -97,6 +101,7 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
         config::Source::Issuer(_) => todo!(),
+        config::Source::OAuth2(settings) => Box::new(oauth2::OAuth2::new(settings, variable, timeout)),
     }
 }
 

@@ -19,7 +19,6 @@ use zeroize::Zeroizing;
 pub(crate) use self::discovery::Metadata;
 use crate::{
     http::{self, Answer, Http, Kind, Peer, Trouble, Way, tls},
-    seconds,
     stamp::Stamp,
     trust,
 };
@@ -110,13 +109,9 @@ impl Remote {
             let http = self.client().await?;
             http::exchange(&http, request, max_body, self.peer).await
         };
-        timeout(limit, answer).await.unwrap_or_else(|_| {
-            Err(Trouble::passing(
-                self.peer.unreachable,
-                format_args!("it did not answer within {}", seconds(limit)),
-                "see that the server is well, and that no firewall is in between",
-            ))
-        })
+        timeout(limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.peer.silent(limit)))
     }
 
     /// What requests are sent with; another one when the file of certificates has changed.

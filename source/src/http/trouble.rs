@@ -4,6 +4,8 @@ use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use rustls::{AlertDescription, CertificateError};
 
+use crate::seconds;
+
 /// How much of a text of somebody else is repeated in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
@@ -29,6 +31,15 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// It did not answer in this time.
+    pub fn silent(&self, limit: Duration) -> Trouble {
+        Trouble::passing(
+            self.unreachable,
+            format_args!("it did not answer within {}", seconds(limit)),
+            "see that the server is well, and that no firewall is in between",
+        )
+    }
+
     /// The credential for it, or the file that names it, is not good.
     pub fn wrong_credential(&self, what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
         Trouble::permanent(self.credential, what, todo)
@@ -74,6 +85,12 @@ impl Trouble {
 
     pub fn passing(summary: &'static str, what: impl fmt::Display, todo: impl fmt::Display) -> Self {
         Self::new(Kind::Passing(None), summary, what, todo)
+    }
+
+    /// The same, with the address where it happened.
+    pub fn at(mut self, url: &str) -> Self {
+        self.what = format!("{url}: {}", self.what);
+        self
     }
 
     /// What is so.

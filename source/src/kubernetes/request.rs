@@ -18,10 +18,7 @@ use super::{
     connection::Connection,
     trouble::{API_SERVER, CREDENTIAL, Kind, NOT_READY, Trouble, UNREACHABLE, UNWELL, credential, quote},
 };
-use crate::{
-    http::{self, Answer},
-    seconds,
-};
+use crate::http::{self, Answer};
 
 /// The longest body, in bytes. An object is of 1.5 MiB at most in etcd, and a Secret of 1 MiB before its base64.
 pub(super) const MAX_BODY: usize = 3 << 20;
@@ -81,13 +78,7 @@ impl Connection {
             .map_err(|_| Trouble::passing(UNREACHABLE, "an internal error", "report it"))?;
         let answer = match timeout(limit, self.send(method, &target.path, body)).await {
             Ok(answer) => answer?,
-            Err(_) => {
-                return Err(Trouble::passing(
-                    UNREACHABLE,
-                    format_args!("it did not answer within {}", seconds(limit)),
-                    "see that the server is well, and that no firewall is in between",
-                ));
-            }
+            Err(_) => return Err(API_SERVER.silent(limit)),
         };
         self.judge(answer, verb, target)
     }
