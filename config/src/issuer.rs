@@ -13,7 +13,7 @@ pub(crate) const RULE_KEYS: &[&str] = &["audience", "workspace"];
 
 /// The keys of a table `trust.NAME`.
 pub(crate) const TRUST_KEYS: &[&str] = &[
-    "issuer", "keys", "secret", "audience", "leeway", "proxy", "ca-file", "refresh",
+    "issuer", "keys", "secret", "audience", "typ", "leeway", "proxy", "ca-file", "refresh",
 ];
 
 /// The keys of that table for keys that come from the issuer's URL.
@@ -94,6 +94,8 @@ pub struct Trust {
     pub keys: TrustedKeys,
     /// The claim `aud`: one of these is demanded. At least one.
     pub audience: Vec<String>,
+    /// The types of tokens (`typ` in their header) of which one is demanded; where there are none, `JWT` or no type.
+    pub types: Vec<String>,
     /// How much the clocks may differ.
     pub leeway: Duration,
 }

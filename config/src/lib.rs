@@ -7,20 +7,24 @@
 mod duration;
 mod issuer;
 mod kubernetes;
+mod oauth2;
 mod parse;
 mod project;
 mod rule;
 mod template;
+mod url;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
 pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
 pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
+pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
+pub use url::{check_issuer_url, check_proxy_url, check_url};
 
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";
@@ -108,6 +112,8 @@ pub enum Source {
     Kubernetes(Kubernetes),
     /// The instance itself.
     Issuer(Issuer),
+    /// An external authorization server.
+    OAuth2(Box<OAuth2>),
 }
 
 impl Source {
@@ -118,6 +124,7 @@ impl Source {
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
             Source::Issuer(_) => "issuer",
+            Source::OAuth2(_) => "oauth2",
         }
     }
 
@@ -128,6 +135,7 @@ impl Source {
             Source::Command { argv } => argv.iter().any(Template::needs_project),
             Source::Kubernetes(settings) => settings.object.needs_project(),
             Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
+            Source::OAuth2(settings) => settings.grant.subject_token().is_some_and(Template::needs_project),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From the configuration of Flux, an object, to a [`Config`].
 
 mod issuer;
+mod oauth2;
 mod project;
 
 use std::{
@@ -13,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Projects, Rule, Source, TABLE,
-    Template, Trust, issuer as minting, kubernetes, parse_duration,
+    Template, Trust, issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -49,6 +50,20 @@ const RULE_KEYS: &[&str] = &[
     "context",
     "audience",
     "workspace",
+    "issuer",
+    "token-endpoint",
+    "client-id",
+    "client-secret",
+    "client-key",
+    "client-authentication",
+    "grant",
+    "share",
+    "subject-token",
+    "subject-token-type",
+    "scope",
+    "resource",
+    "proxy",
+    "ca-file",
     "timeout",
     "check",
     "trust",
@@ -62,10 +77,11 @@ const SOURCE_KEYS: &[(&str, &[&str])] = &[
     ("command", &["command"]),
     ("kubernetes", kubernetes::KEYS),
     ("issuer", minting::RULE_KEYS),
+    ("oauth2", authorization::KEYS),
 ];
 
 /// The same, for messages.
-const SOURCES: &str = "file, command, kubernetes or issuer";
+const SOURCES: &str = "file, command, kubernetes, issuer or oauth2";
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -311,6 +327,7 @@ impl Reader<'_> {
             Some("command") => Source::Command { argv: self.argv()? },
             Some("kubernetes") => Source::Kubernetes(self.kubernetes()?),
             Some("issuer") => Source::Issuer(self.minted(defaults.issuer)?),
+            Some("oauth2") => Source::OAuth2(Box::new(self.oauth2()?)),
             Some(other) => {
                 return Err(self.wrong(
                     "source",
@@ -385,8 +402,14 @@ impl Reader<'_> {
 
     /// Refuses keys that are not for this source.
     fn keys_of_other_sources(&self, source: Option<&str>) -> Result<(), Error> {
-        for (name, keys) in SOURCE_KEYS.iter().filter(|(name, _)| Some(*name) != source) {
-            for key in *keys {
+        let of = |name| {
+            SOURCE_KEYS
+                .iter()
+                .filter(move |(other, _)| (source == Some(*other)) == name)
+        };
+        let own: Vec<_> = of(true).flat_map(|(_, keys)| *keys).collect();
+        for (name, keys) in of(false) {
+            for key in keys.iter().filter(|key| !own.contains(key)) {
                 self.unused(key, &format!("is for source = \"{name}\""))?;
             }
         }
@@ -672,7 +695,12 @@ mod tests {
             (table("trust.a = 1"), "workflow-token.trust.a"),
             (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
             (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
-            (trust("issuer = \"i\""), "workflow-token.trust.t.audience"),
+            (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+            (
+                trust("issuer = \"i\"\nkeys = \"/k\""),
+                "workflow-token.trust.t.audience",
+            ),
+            (trust("typ = []"), "workflow-token.trust.t.typ"),
             (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
             (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
             (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),

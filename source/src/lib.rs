@@ -5,12 +5,18 @@
 
 mod command;
 mod error;
+mod examined;
 mod file;
+mod http;
 mod identity;
 mod issuer;
+mod issuers;
 pub mod keys;
 mod kubernetes;
+mod oauth2;
 mod paths;
+mod remote;
+mod stamp;
 pub mod supervise;
 pub mod trust;
 mod value;
@@ -23,8 +29,11 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
+pub use examined::Examined;
 pub use identity::{Claimed, claimed, read_identity};
-pub use kubernetes::{Examined, examine, exec_program};
+pub use issuers::Issuer;
+pub use kubernetes::{examine, exec_program};
+pub use oauth2::examine_oauth2;
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 
@@ -96,6 +105,7 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, Stri
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
         config::Source::Issuer(settings) => Box::new(issuer::Issuer::new(settings, variable, timeout)?),
+        config::Source::OAuth2(settings) => Box::new(oauth2::OAuth2::new(settings, variable, timeout)),
     })
 }
 

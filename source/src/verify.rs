@@ -8,7 +8,7 @@ use std::{
 
 use token::{Claims, KeySet, Verifier, VerifyError};
 
-use crate::{Error, keys::KeyStore};
+use crate::{Error, Issuer, keys::KeyStore};
 
 /// The keys of one issuer, wherever they come from. Its calls may block: they are for worker threads, of the tokio runtime,
 /// where what is to be awaited is.
@@ -35,6 +35,7 @@ pub struct Trusted {
     keys: Arc<dyn IssuerKeys>,
     issuer: String,
     audience: Vec<String>,
+    types: Vec<String>,
     leeway: Duration,
 }
 
@@ -51,22 +52,21 @@ impl Trusted {
     /// The issuer of a table `trust.NAME`. Nothing is read, and nobody is asked, before the first token.
     ///
     /// # Errors
-    /// What is wrong with the paths in it, in words.
+    /// The key of the table that is wrong where this runs, and what is wrong with it.
     pub fn new(trust: &config::Trust) -> Result<Self, String> {
+        let expand = |key: &str, path| {
+            crate::expand(path).map_err(|e| format!("workflow-token.trust.{}.{key}: {e}", trust.name))
+        };
         let keys: Arc<dyn IssuerKeys> = match &trust.keys {
-            config::TrustedKeys::Path(path) => KeyStore::verifying(crate::expand(path)?),
-            config::TrustedKeys::Secret(path) => KeyStore::secret(crate::expand(path)?),
-            config::TrustedKeys::Discovered(_) => {
-                return Err(format!(
-                    "{}: its keys cannot be discovered yet: give the key `keys`",
-                    trust.name
-                ));
-            }
+            config::TrustedKeys::Path(path) => KeyStore::verifying(expand("keys", path)?),
+            config::TrustedKeys::Secret(path) => KeyStore::secret(expand("secret", path)?),
+            config::TrustedKeys::Discovered(discovery) => Issuer::of(&trust.issuer, discovery),
         };
         Ok(Self {
             keys,
             issuer: trust.issuer.clone(),
             audience: trust.audience.clone(),
+            types: trust.types.clone(),
             leeway: trust.leeway,
         })
     }
@@ -94,8 +94,7 @@ impl Trusted {
 
     fn verifier(&self, keys: Arc<KeySet>) -> Verifier {
         let verifier = Verifier::new(keys).issuer(&self.issuer).leeway(self.leeway);
-        self.audience
-            .iter()
-            .fold(verifier, |verifier, audience| verifier.audience(audience))
+        let verifier = self.audience.iter().fold(verifier, Verifier::audience);
+        self.types.iter().fold(verifier, Verifier::typ)
     }
 }

@@ -1108,7 +1108,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         ),
         (
             cluster("certificate-authority-data", json!("Y2FuYXJ5")),
-            ["certificate-authority has no certificate", "PEM"],
+            ["certificate-authority in the kubeconfig file has no certificate", "PEM"],
         ),
         (
             cluster("tls-server-name", json!("a b")),

@@ -61,7 +61,7 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
             (path, checked)
         }
         // See the checks of API servers, and of keys.
-        Source::Kubernetes(_) | Source::Issuer(_) => return None,
+        Source::Kubernetes(_) | Source::Issuer(_) | Source::OAuth2(_) => return None,
     };
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
     Some(match (checked, &rule.source) {

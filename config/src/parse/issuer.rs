@@ -6,10 +6,8 @@ use serde_json::Value;
 
 use super::{Error, Reader, parsed};
 use crate::{
-    Check, Discovery, Issuer, KeyPath, Trust, TrustedKeys, check_label,
-    issuer::{
-        DISCOVERY_KEYS, ISSUER_KEYS, LEEWAY, MARGIN, MAX_LEEWAY, MAX_LIFETIME, REFRESH, TRUST_KEYS, check_workspace,
-    },
+    Check, Discovery, Issuer, KeyPath, Trust, TrustedKeys, check_issuer_url, check_label,
+    issuer::{DISCOVERY_KEYS, ISSUER_KEYS, LEEWAY, MARGIN, MAX_LEEWAY, MAX_LIFETIME, TRUST_KEYS, check_workspace},
 };
 
 impl Reader<'_> {
@@ -94,11 +92,7 @@ impl Reader<'_> {
             }
             (Some(path), None) => TrustedKeys::Path(path),
             (None, Some(path)) => TrustedKeys::Secret(path),
-            (None, None) => TrustedKeys::Discovered(Discovery {
-                proxy: self.nonempty("proxy")?,
-                ca_file: self.absolute("ca-file")?,
-                refresh: self.duration("refresh")?.unwrap_or(REFRESH),
-            }),
+            (None, None) => TrustedKeys::Discovered(self.discovery()?),
         };
         if !matches!(keys, TrustedKeys::Discovered(_)) {
             for key in DISCOVERY_KEYS {
@@ -108,6 +102,7 @@ impl Reader<'_> {
                 )?;
             }
         }
+        let types = self.strings("typ")?.unwrap_or_default();
         let leeway = self.duration("leeway")?.unwrap_or(LEEWAY);
         if leeway > MAX_LEEWAY {
             return Err(self.wrong("leeway", "must be 10m at most: clocks do not differ more, so set them"));
@@ -117,8 +112,20 @@ impl Reader<'_> {
             issuer: self.needed("issuer", self.nonempty("issuer")?)?,
             keys,
             audience: self.needed("audience", self.audience()?)?,
+            types,
             leeway,
         })
+    }
+
+    /// How the keys of an issuer are found by its URL.
+    fn discovery(&self) -> Result<Discovery, Error> {
+        if let Some(issuer) = self.string("issuer")? {
+            check_issuer_url(issuer).map_err(|e| {
+                let what = format!("{e}, since its keys are asked for there; or give the key keys, a file with them");
+                self.wrong("issuer", what)
+            })?;
+        }
+        self.network()
     }
 
     /// How the tokens of this rule are checked.
@@ -150,13 +157,12 @@ impl Reader<'_> {
 
     /// The key `audience`: a string, or several.
     pub(super) fn audience(&self) -> Result<Option<Vec<String>>, Error> {
-        let wrong = || {
-            self.wrong(
-                "audience",
-                "must be a string, or an array of strings, none of them empty",
-            )
-        };
-        let all = match self.table.get("audience") {
+        self.strings("audience")
+    }
+
+    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<String>>, Error> {
+        let wrong = || self.wrong(key, "must be a string, or an array of strings, none of them empty");
+        let all = match self.table.get(key) {
             None => return Ok(None),
             Some(Value::String(one)) => vec![one.clone()],
             Some(Value::Array(many)) => {
