@@ -77,14 +77,9 @@ pub fn check_label(name: &str) -> Result<(), &'static str> {
 
 /// Checks the names that a template will form, by one job as an example.
 pub(crate) fn check_object(template: &Template) -> Result<(), String> {
-    let example = Values {
-        f58: "ƒ2oLkTLb1".to_owned(),
-        jobid: 1,
-        uid: 1,
-        user: Some("alice".to_owned()),
-        project: Some("hydro".to_owned()),
-    };
-    let name = template.fill(&example).map_err(|e: TemplateError| e.to_string())?;
+    let name = template
+        .fill(&Values::example())
+        .map_err(|e: TemplateError| e.to_string())?;
     check_object_name(&name).map_err(|wrong| {
         format!("{wrong}, as in {OBJECT}; of the job id, only {{jobid.dec}} can be part of an object's name")
     })

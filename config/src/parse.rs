@@ -1,5 +1,7 @@
 //! From the configuration of Flux, an object, to a [`Config`].
 
+mod issuer;
+mod oauth2;
 mod project;
 
 use std::{
@@ -11,8 +13,8 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::{
-    AttributePath, Check, Conditions, Config, Dws, Kubernetes, Munge, Principal, Projects, Rule, Source, TABLE,
-    Template, kubernetes, parse_duration,
+    AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Projects, Rule, Source, TABLE,
+    Template, Trust, issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -26,6 +28,8 @@ const TABLE_KEYS: &[&str] = &[
     "munge-mac",
     "munge-ttl",
     "dws",
+    "issuer",
+    "trust",
     "project",
     "identity",
     "rule",
@@ -44,8 +48,25 @@ const RULE_KEYS: &[&str] = &[
     "namespace",
     "kubeconfig",
     "context",
+    "audience",
+    "workspace",
+    "issuer",
+    "token-endpoint",
+    "client-id",
+    "client-secret",
+    "client-key",
+    "client-authentication",
+    "grant",
+    "share",
+    "subject-token",
+    "subject-token-type",
+    "scope",
+    "resource",
+    "proxy",
+    "ca-file",
     "timeout",
     "check",
+    "trust",
     "variable",
 ];
 const DWS_KEYS: &[&str] = &["source", "object", "namespace", "kubeconfig", "context", "timeout"];
@@ -55,7 +76,12 @@ const SOURCE_KEYS: &[(&str, &[&str])] = &[
     ("file", &["path"]),
     ("command", &["command"]),
     ("kubernetes", kubernetes::KEYS),
+    ("issuer", minting::RULE_KEYS),
+    ("oauth2", authorization::KEYS),
 ];
+
+/// The same, for messages.
+const SOURCES: &str = "file, command, kubernetes, issuer or oauth2";
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -161,6 +187,15 @@ fn wrong(key: impl fmt::Display, wrong: impl fmt::Display) -> Error {
     }
 }
 
+/// What rules have from the whole table.
+struct Defaults<'a> {
+    variable: &'a str,
+    timeout: Duration,
+    issuer: Option<&'a Issuer>,
+    trusts: &'a [Trust],
+    projects: &'a Projects,
+}
+
 /// One table, and where it stands.
 struct Reader<'a> {
     prefix: String,
@@ -184,8 +219,15 @@ impl Reader<'_> {
             Some(Value::Bool(b)) => b,
             Some(_) => return Err(self.wrong("unlink", "must be true or false")),
         };
+        let trusts = self.trusts()?;
         let projects = self.projects()?;
-        let rules = self.rules(&variable, timeout, &projects)?;
+        let rules = self.rules(&Defaults {
+            variable: &variable,
+            timeout,
+            issuer: self.issuer()?.as_ref(),
+            trusts: &trusts,
+            projects: &projects,
+        })?;
         let dws = self.dws(timeout)?;
         let object = dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
         if projects.is_empty() && object.is_some_and(|settings| settings.object.needs_project()) {
@@ -199,6 +241,7 @@ impl Reader<'_> {
             munge: self.munge()?,
             dws,
             projects,
+            trusts,
             rules,
             variable,
         })
@@ -238,7 +281,7 @@ impl Reader<'_> {
         })
     }
 
-    fn rules(&self, variable: &str, timeout: Duration, projects: &Projects) -> Result<Vec<Rule>, Error> {
+    fn rules(&self, defaults: &Defaults<'_>) -> Result<Vec<Rule>, Error> {
         let Some(rules) = self.table.get("rule") else {
             return Ok(Vec::new());
         };
@@ -252,8 +295,8 @@ impl Reader<'_> {
                 return Err(wrong(prefix, "must be a table"));
             };
             let reader = Reader { prefix, table };
-            let rule = reader.rule(variable, timeout)?;
-            reader.rule_of_projects(&rule, projects)?;
+            let rule = reader.rule(defaults)?;
+            reader.rule_of_projects(&rule, defaults.projects)?;
             out.push(rule);
             if out[..index].iter().any(|former| former.conditions.is_empty()) {
                 return Err(wrong(
@@ -265,7 +308,7 @@ impl Reader<'_> {
         Ok(out)
     }
 
-    fn rule(&self, variable: &str, timeout: Duration) -> Result<Rule, Error> {
+    fn rule(&self, defaults: &Defaults<'_>) -> Result<Rule, Error> {
         self.known(RULE_KEYS)?;
         let conditions = Conditions {
             attribute: self
@@ -283,34 +326,26 @@ impl Reader<'_> {
             Some("file") => Source::File { path: self.path()? },
             Some("command") => Source::Command { argv: self.argv()? },
             Some("kubernetes") => Source::Kubernetes(self.kubernetes()?),
+            Some("issuer") => Source::Issuer(self.minted(defaults.issuer)?),
+            Some("oauth2") => Source::OAuth2(Box::new(self.oauth2()?)),
             Some(other) => {
                 return Err(self.wrong(
                     "source",
-                    format!(
-                        "`{}` is not a source: use file, command or kubernetes",
-                        other.escape_debug()
-                    ),
+                    format!("`{}` is not a source: use {SOURCES}", other.escape_debug()),
                 ));
             }
-            None => return Err(self.wrong("source", "is missing: use file, command or kubernetes")),
+            None => return Err(self.wrong("source", format!("is missing: use {SOURCES}"))),
         };
         self.keys_of_other_sources(Some(source.name()))?;
-        let check = match self.string("check")? {
-            None | Some("shape") => Check::Shape,
-            Some("none") => Check::None,
-            Some(other) => {
-                return Err(self.wrong(
-                    "check",
-                    format!("`{}` is not a check: use shape or none", other.escape_debug()),
-                ));
-            }
-        };
         Ok(Rule {
             conditions,
-            variable: self.name("variable")?.unwrap_or_else(|| variable.to_owned()),
+            variable: self.name("variable")?.unwrap_or_else(|| defaults.variable.to_owned()),
             source,
-            timeout: self.duration("timeout")?.unwrap_or(timeout).min(timeout),
-            check,
+            timeout: self
+                .duration("timeout")?
+                .unwrap_or(defaults.timeout)
+                .min(defaults.timeout),
+            check: self.check(defaults.trusts)?,
         })
     }
 
@@ -367,8 +402,14 @@ impl Reader<'_> {
 
     /// Refuses keys that are not for this source.
     fn keys_of_other_sources(&self, source: Option<&str>) -> Result<(), Error> {
-        for (name, keys) in SOURCE_KEYS.iter().filter(|(name, _)| Some(*name) != source) {
-            for key in *keys {
+        let of = |name| {
+            SOURCE_KEYS
+                .iter()
+                .filter(move |(other, _)| (source == Some(*other)) == name)
+        };
+        let own: Vec<_> = of(true).flat_map(|(_, keys)| *keys).collect();
+        for (name, keys) in of(false) {
+            for key in keys.iter().filter(|key| !own.contains(key)) {
                 self.unused(key, &format!("is for source = \"{name}\""))?;
             }
         }
@@ -490,7 +531,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{Facts, Selection};
+    use crate::{Check, Facts, KeyPath, Selection, TrustedKeys};
 
     fn parse(text: &str) -> Result<Config, Error> {
         Config::from_json(&toml::from_str(text).unwrap())
@@ -538,6 +579,12 @@ mod tests {
         let table = |line: &str| format!("[workflow-token]\n{line}");
         let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
         let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
+        let issuer = |line: &str| format!("[workflow-token.issuer]\n{line}");
+        let trust = |line: &str| format!("[workflow-token.trust.t]\n{line}");
+        let minted = |of_table: &str, of_rule: &str| {
+            let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
+            format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
+        };
         let project = |line: &str| format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}");
         // The table, with one of its keys replaced.
         let identity = |key: &str, line: &str| {
@@ -602,6 +649,69 @@ mod tests {
                 "workflow-token.rule[0].context",
             ),
             (kubernetes("server = \"x\""), "workflow-token.rule[0].server"),
+            (table("issuer = 1"), "workflow-token.issuer"),
+            (issuer(""), "workflow-token.issuer.keys"),
+            (issuer("keys = \"k\""), "workflow-token.issuer.keys"),
+            (issuer("keys = \"/k\""), "workflow-token.issuer.name"),
+            (issuer("keys = \"/k\"\nname = \"\""), "workflow-token.issuer.name"),
+            (issuer("key = \"/k\""), "workflow-token.issuer.key"),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\naudience = []"),
+                "workflow-token.issuer.audience",
+            ),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\nmargin = \"inf\""),
+                "workflow-token.issuer.margin",
+            ),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\nmax-lifetime = \"10ms\""),
+                "workflow-token.issuer.max-lifetime",
+            ),
+            (minted("", ""), "workflow-token.rule[0].audience"),
+            (minted("", "audience = [\"a\", 1]"), "workflow-token.rule[0].audience"),
+            (
+                minted("audience = \"a\"", "workspace = \"A\""),
+                "workflow-token.rule[0].workspace",
+            ),
+            (
+                minted("audience = \"a\"", "workspace = \"{jobid}\""),
+                "workflow-token.rule[0].workspace",
+            ),
+            (minted("audience = \"a\"", ""), "workflow-token.rule[0].workspace"),
+            (
+                minted("audience = \"a\"", "workspace = \"{project}\""),
+                "workflow-token.rule[0]",
+            ),
+            (
+                minted("audience = \"a\"", "path = \"/t\""),
+                "workflow-token.rule[0].path",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"issuer\"".to_owned(),
+                "workflow-token.rule[0].source",
+            ),
+            (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
+            (table("trust = 1"), "workflow-token.trust"),
+            (table("trust.a = 1"), "workflow-token.trust.a"),
+            (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
+            (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
+            (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+            (
+                trust("issuer = \"i\"\nkeys = \"/k\""),
+                "workflow-token.trust.t.audience",
+            ),
+            (trust("typ = []"), "workflow-token.trust.t.typ"),
+            (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
+            (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
+            (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
+            (trust("leeway = \"11m\""), "workflow-token.trust.t.leeway"),
+            (trust("ca-file = \"c\""), "workflow-token.trust.t.ca-file"),
+            (rule("check = \"verify\""), "workflow-token.rule[0].trust"),
+            (
+                rule("check = \"verify\"\ntrust = \"t\""),
+                "workflow-token.rule[0].trust",
+            ),
+            (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
             (table("project = 1"), "workflow-token.project"),
             (table("project = [1]"), "workflow-token.project[0]"),
             (project(""), "workflow-token.project[0]"),
@@ -728,6 +838,77 @@ mod tests {
         assert_eq!((&found.kubeconfig, &found.context), (&None, &None));
         assert_eq!(config.rules[0].variable, "DW_WORKFLOW_TOKEN");
         assert_eq!(config.dws, None);
+    }
+
+    #[test]
+    fn a_rule_mints_by_the_table_issuer_and_verifies_by_a_table_trust() {
+        let config = parse(
+            r#"
+            [workflow-token.issuer]
+            keys = "~/keys"
+            name = "https://hpc.example.org"
+            audience = "copy-offload"
+            margin = "5m"
+
+            [workflow-token.trust.site]
+            issuer = "https://hpc.example.org"
+            keys = "$KEYS/site.jwks"
+            audience = ["copy-offload", "other"]
+
+            [workflow-token.trust.login]
+            issuer = "https://login.example.org"
+            audience = "hpc"
+            proxy = "http://proxy:3128"
+
+            [[workflow-token.rule]]
+            queue = "debug"
+            source = "issuer"
+            audience = ["a", "b"]
+            workspace = "u-{uid}"
+            check = "verify"
+            trust = "site"
+
+            [[workflow-token.project]]
+            name = "hydro"
+            users = ["alice"]
+
+            [[workflow-token.rule]]
+            source = "issuer"
+            "#,
+        )
+        .unwrap();
+        let minted = |rule: usize| match &config.rules[rule].source {
+            Source::Issuer(issuer) => issuer.clone(),
+            other => panic!("{other:?}"),
+        };
+        let (first, second) = (minted(0), minted(1));
+        assert_eq!(first.audience, ["a", "b"]);
+        assert_eq!(first.workspace.unwrap().to_string(), "u-{uid}");
+        assert_eq!(second.audience, ["copy-offload"]);
+        assert_eq!((second.workspace, second.instance), (None, None));
+        assert_eq!((second.keys.as_str(), second.name), ("~/keys", first.name));
+        assert_eq!(
+            (second.margin, second.max_lifetime),
+            (Duration::from_secs(300), Duration::from_secs(86_400))
+        );
+        let Check::Verify(trust) = config.rules[0].check else {
+            panic!("{:?}", config.rules[0].check);
+        };
+        assert_eq!(config.trusts[trust].name, "site");
+        assert_eq!(
+            config.trusts[trust].keys,
+            TrustedKeys::Path(KeyPath::parse("$KEYS/site.jwks").unwrap())
+        );
+        let login = config.trusts.iter().find(|trust| trust.name == "login").unwrap();
+        let TrustedKeys::Discovered(discovery) = &login.keys else {
+            panic!("{:?}", login.keys);
+        };
+        assert_eq!(discovery.proxy.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(
+            (discovery.refresh, login.leeway),
+            (Duration::from_secs(3600), Duration::from_secs(60))
+        );
+        assert_eq!(config.rules[1].check, Check::Shape);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Templates in paths and arguments: text with `{jobid}`, `{user}` and the like.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// Text with placeholders. `{{` and `}}` stand for braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ enum Placeholder {
     Project,
 }
 
-/// What the placeholders stand for in one job.
+/// What is known of one job: what the placeholders stand for, and what a token says of it.
 #[derive(Debug, Clone)]
 pub struct Values {
     /// The job id in F58, RFC 19.
@@ -37,6 +37,38 @@ pub struct Values {
     pub user: Option<String>,
     /// The project that the job is in.
     pub project: Option<String>,
+    /// How long the job may run; `None` where there is no limit.
+    pub limit: Option<Duration>,
+    /// What Flux calls the instance.
+    pub instance: String,
+}
+
+impl Values {
+    /// A user, of whom there is no job: for templates that name nothing of one.
+    pub fn of_user(uid: u32, user: Option<String>) -> Self {
+        Self {
+            f58: String::new(),
+            jobid: 0,
+            uid,
+            user,
+            project: None,
+            limit: None,
+            instance: String::new(),
+        }
+    }
+
+    /// A job that is no real one, to try templates with.
+    pub fn example() -> Self {
+        Self {
+            f58: "ƒ2oLkTLb1".to_owned(),
+            jobid: 1,
+            uid: 1,
+            user: Some("alice".to_owned()),
+            limit: None,
+            project: Some("hydro".to_owned()),
+            instance: "example".to_owned(),
+        }
+    }
 }
 
 /// Why a template was refused, or could not be filled in.
@@ -207,7 +239,7 @@ mod tests {
             jobid: 1234,
             uid: 1000,
             user: Some(user.to_owned()),
-            project: Some("hydro".to_owned()),
+            ..Values::example()
         }
     }
 

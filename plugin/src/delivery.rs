@@ -9,12 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::Asked;
 use ffi::{Args, FutureError, JobId, LogLevel};
 use seal::Variables;
 
 use crate::{
-    facts::{self, JobFacts},
+    facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
     membership::Known,
     records::GATHER,
@@ -86,11 +85,11 @@ pub(crate) struct Current {
     pub(crate) given: Lane,
 }
 
-/// What there is for a job: its configuration, the rules that may be for it, and the project that it asks for.
+/// What there is for a job: its configuration, the rules that may be for it, and what its jobspec says.
 pub(crate) struct Matching {
     current: Current,
     candidates: Vec<usize>,
-    asked: Asked,
+    spec: Spec,
 }
 
 /// A delivery on its way. Dropping it gives up what is under way for it.
@@ -199,20 +198,20 @@ impl Inner {
         if current.lanes.is_empty() {
             return None;
         }
-        let asked = facts::asked(args);
+        let spec = Spec::of(args);
         let owner = current.setup.owners.known(uid);
         let facts = JobFacts {
             args,
             uid,
             projects: &current.setup.config.projects,
-            asked: &asked,
+            asked: &spec.asked,
             owner: owner.as_ref(),
         };
         let candidates = current.setup.candidates(&facts);
         (!candidates.is_empty()).then_some(Matching {
             current,
             candidates,
-            asked,
+            spec,
         })
     }
 
@@ -224,11 +223,8 @@ impl Inner {
             Some(current) => {
                 let lane = current.given.clone();
                 // Of the jobspec, updates included.
-                let asked = self
-                    .jobtap
-                    .lookup(job)
-                    .map_or(Asked::Nothing, |args| facts::asked(&args));
-                self.queue_up(&current, &lane, job, uid, What::Given(variables), asked, end, &stay);
+                let spec = self.jobtap.lookup(job).map_or_else(Spec::none, |args| Spec::of(&args));
+                self.queue_up(&current, &lane, job, uid, What::Given(variables), spec, end, &stay);
             }
             // It is configured before it is called for any job.
             None => self.fail(
@@ -243,11 +239,11 @@ impl Inner {
         let Matching {
             current,
             candidates,
-            asked,
+            spec,
         } = matching;
         // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
         let lane = current.lanes[candidates[0]].clone();
-        self.queue_up(&current, &lane, job, uid, What::Rules(candidates), asked, None, stay);
+        self.queue_up(&current, &lane, job, uid, What::Rules(candidates), spec, None, stay);
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it is what a delivery is made of")]
@@ -258,7 +254,7 @@ impl Inner {
         job: JobId,
         uid: u32,
         what: What,
-        asked: Asked,
+        spec: Spec,
         end: Option<End>,
         stay: &Stay,
     ) {
@@ -268,7 +264,7 @@ impl Inner {
             f58: job.to_string(),
             uid,
             sealer: self.sealer,
-            asked,
+            spec,
             what,
         };
         let delivery = Delivery {

@@ -1,5 +1,7 @@
 //! What a callback's arguments and the cache of job owners tell of a job, for the choice of its rule.
 
+use std::time::Duration;
+
 use config::{Asked, AttributePath, Facts, Person, Principal, Projects};
 use ffi::Args;
 
@@ -16,6 +18,40 @@ pub(crate) fn asked(args: &Args<'_>) -> Asked {
 /// The same of an update, by its value.
 pub(crate) fn asked_anew(args: &Args<'_>) -> Asked {
     asked_at(args, &["value"])
+}
+
+/// How long a job may run, by the jobspec as the callback has it, updates included: `attributes.system.duration` in
+/// seconds (RFC 14), where 0 is no limit. So is what cannot be a duration.
+pub(crate) fn time_limit(args: &Args<'_>) -> Option<Duration> {
+    let seconds = args.number(&["jobspec", "attributes", "system", "duration"])?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|limit| !limit.is_zero())
+}
+
+/// What a delivery needs to know of a job's jobspec.
+pub(crate) struct Spec {
+    /// The project that it asks for.
+    pub asked: Asked,
+    /// How long it may run.
+    pub limit: Option<Duration>,
+}
+
+impl Spec {
+    pub fn of(args: &Args<'_>) -> Self {
+        Self {
+            asked: asked(args),
+            limit: time_limit(args),
+        }
+    }
+
+    /// Of a job that is gone.
+    pub fn none() -> Self {
+        Self {
+            asked: Asked::Nothing,
+            limit: None,
+        }
+    }
 }
 
 fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {

@@ -313,7 +313,7 @@ impl Inner {
         if std::ptr::eq(inner.kind, &crate::pmi::CRAY_PMI) {
             config.projects = Projects::default();
         }
-        let setup = Setup::new(config, &inner.helpers).map_err(|e| PluginError(e.to_string()))?;
+        let setup = Setup::new(config, &inner.helpers, instance(inner.flux())).map_err(PluginError)?;
         let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
             || !setup.config.rules.is_empty()
             || !setup.config.projects.is_empty()
@@ -525,4 +525,12 @@ fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     }
     places.push(PathBuf::from("/usr/libexec/flux/cmd").join(NAME));
     places
+}
+
+/// What this instance is called in tokens: the host that its first broker runs on, and, where it runs in another instance,
+/// the ids of the jobs that lead to it. Both stay when it is restarted, unlike `broker.uuid`.
+fn instance(flux: Flux<'_>) -> String {
+    let host = flux.attribute(c"hostname").unwrap_or_default();
+    let path = flux.attribute(c"jobid-path").unwrap_or_default();
+    format!("{host}{}", path.trim_end_matches('/'))
 }

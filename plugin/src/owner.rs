@@ -243,13 +243,7 @@ impl Owners {
         let Some((identity, verify)) = &self.identity else {
             return;
         };
-        let user = Values {
-            f58: String::new(),
-            jobid: 0,
-            uid: owner.uid,
-            user: Some(name.to_owned()),
-            project: None,
-        };
+        let user = Values::of_user(owner.uid, Some(name.to_owned()));
         let verified = match source::read_identity(identity, &user) {
             Ok(None) => return,
             Ok(Some(token)) => verify(&token),

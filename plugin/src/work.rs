@@ -12,12 +12,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use config::{Asked, Check, Config, Selection, Values};
+use config::{Check, Config, Selection, Values};
 use seal::{ExposeSecret, Owner as JobOwner, Record, Variables};
-use source::{Fetched, Source};
+use source::{
+    Fetched, Source,
+    verify::{Trusted, Unverified},
+};
 use tokio::sync::Notify;
 
-use crate::{facts::OwnerFacts, owner::Owners};
+use crate::{
+    facts::{OwnerFacts, Spec},
+    owner::Owners,
+};
 
 /// How many deliveries of one rule are under way at once, where its source blocks. Those that hang, hang up their rule
 /// only; more do not make munged faster.
@@ -36,19 +42,21 @@ pub(crate) struct Setup {
     sources: Vec<Box<dyn Source>>,
     /// The source for rabbit jobs, beside what their service sends.
     rabbit: Option<Box<dyn Source>>,
+    /// Whom tokens are verified against, in the order of the configuration.
+    trusted: Vec<Arc<Trusted>>,
+    /// What Flux calls the instance.
+    instance: String,
     munge: seal::Munge,
 }
 
 /// What is to be delivered to whom.
-#[derive(Debug)]
 pub(crate) struct Task {
     pub jobid: u64,
     pub f58: String,
     pub uid: u32,
     /// The uid that the instance runs as.
     pub sealer: u32,
-    /// The project that the job asks for.
-    pub asked: Asked,
+    pub spec: Spec,
     pub what: What,
 }
 
@@ -121,6 +129,7 @@ pub(crate) enum Stage {
     Waiting,
     Owner,
     Fetching,
+    Checking,
     Sealing,
     Storing,
 }
@@ -136,7 +145,8 @@ impl Progress {
             0 => Stage::Waiting,
             1 => Stage::Owner,
             2 => Stage::Fetching,
-            3 => Stage::Sealing,
+            3 => Stage::Checking,
+            4 => Stage::Sealing,
             _ => Stage::Storing,
         }
     }
@@ -173,6 +183,7 @@ impl Stage {
             Stage::Waiting => "it waited for its turn (max-parallel), or for a thread",
             Stage::Owner => "the job owner was looked up",
             Stage::Fetching => "its source was asked",
+            Stage::Checking => "its token was verified",
             Stage::Sealing => "munged was asked to seal: is it running?",
             Stage::Storing => "the KVS was asked to store it",
         }
@@ -195,14 +206,17 @@ pub(crate) enum Next {
 }
 
 impl Setup {
-    pub fn new(config: Config, helpers: &[std::path::PathBuf]) -> Result<Self, seal::MungeError> {
+    /// # Errors
+    /// The key of the configuration that is wrong here, and what is wrong with it; or what keeps MUNGE from being used.
+    pub fn new(config: Config, helpers: &[std::path::PathBuf], instance: String) -> Result<Self, String> {
         let helpers: Vec<_> = config.helper.iter().chain(helpers).cloned().collect();
+        let rules = config.rules.iter();
+        let sources = rules.map(|rule| source::of_rule(rule, &helpers));
+        let trusts = config.trusts.iter();
+        let trusted = trusts.map(|trust| Trusted::new(trust).map(Arc::new));
+        let trusted = trusted.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            sources: config
-                .rules
-                .iter()
-                .map(|rule| source::of_rule(rule, &helpers))
-                .collect(),
+            sources: sources.collect::<Result<_, _>>()?,
             rabbit: config.dws.as_ref().and_then(|dws| {
                 let kubernetes = dws.kubernetes.as_ref()?;
                 Some(source::of_kubernetes(
@@ -212,8 +226,10 @@ impl Setup {
                     &helpers,
                 ))
             }),
-            munge: config.munge.client()?,
-            owners: Owners::new(&config, crate::identity::verify(&config)),
+            munge: config.munge.client().map_err(|e| e.to_string())?,
+            owners: Owners::new(&config, crate::identity::verify(&config, &trusted)?),
+            trusted,
+            instance,
             config,
         })
     }
@@ -294,6 +310,8 @@ impl Setup {
             uid: task.uid,
             user,
             project,
+            limit: task.spec.limit,
+            instance: self.instance.clone(),
         };
         progress.fetching.get_or_init(|| (which, Instant::now()));
         progress.enter(Stage::Fetching);
@@ -330,7 +348,8 @@ impl Setup {
         };
         let fetched = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
         let result = fetched.and_then(|fetched| {
-            self.check(which, &fetched)?;
+            progress.enter(Stage::Checking);
+            self.check(which, &task, &fetched, &mut notes)?;
             let variables = match task.what {
                 What::Rules(_) => fetched,
                 What::Given(mut variables) => {
@@ -371,7 +390,7 @@ impl Setup {
         }
         let owner = self.owners.look_up(task.uid);
         let owner = owner.map_err(|e| Failure::new("its owner could not be looked up", e))?;
-        let project = projects.of_job(&task.asked, &owner);
+        let project = projects.of_job(&task.spec.asked, &owner);
         let project = project.map_err(|denied| {
             let detail = match &owner.refused {
                 Some(why) => format!("{denied}: the identity token: {}", why.operator),
@@ -424,24 +443,38 @@ impl Setup {
         }
     }
 
-    fn check(&self, which: Which, variables: &Variables) -> Result<(), Failure> {
+    fn check(&self, which: Which, task: &Task, variables: &Variables, notes: &mut Vec<String>) -> Result<(), Failure> {
         // What is given to a rabbit job is the business of its service.
         let Which::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
-        if rule.check == Check::None {
-            return Ok(());
-        }
+        let source = rule.source.name();
         for (name, value) in variables.iter().filter(|(name, _)| *name == rule.variable) {
-            token::check_shape(value.expose_secret(), SystemTime::now()).map_err(|e| {
-                let source = rule.source.name();
+            let refused = |e: &dyn std::fmt::Display, hint: &str| {
                 Failure::new(
                     format!("the token that its source gave was refused: {e}"),
-                    format!(
-                        "rule {index}, source {source}: the value for {name} was refused: {e} (check = \"none\" is for \
-                         secrets that are no JWT)"
-                    ),
+                    format!("rule {index}, source {source}: the value for {name} was refused: {e}{hint}"),
                 )
-            })?;
+            };
+            match rule.check {
+                Check::None => {}
+                Check::Shape => {
+                    let hint = " (check = \"none\" is for secrets that are no JWT)";
+                    token::check_shape(value.expose_secret(), SystemTime::now()).map_err(|e| refused(&e, hint))?;
+                }
+                Check::Verify(trust) => {
+                    let hint = format!(" (trust = \"{}\")", self.config.trusts[trust].name);
+                    let (verified, said) = self.trusted[trust].verify(value.expose_secret(), SystemTime::now());
+                    notes.extend(said);
+                    let claims = verified.map_err(|e| match e {
+                        Unverified::Refused(e) => refused(&e, &hint),
+                        Unverified::NoKeys(e) => Failure::new(
+                            format!("the token that its source gave could not be verified: {}", e.summary()),
+                            format!("rule {index}, source {source}: the value for {name} was not verified: {e}{hint}"),
+                        ),
+                    })?;
+                    of_this_job(&claims, task).map_err(|e| refused(&e, &hint))?;
+                }
+            }
         }
         Ok(())
     }
@@ -479,6 +512,24 @@ impl Setup {
             }
         }
     }
+}
+
+/// A token that is bound to a job is for no other.
+fn of_this_job(claims: &token::Claims, task: &Task) -> Result<(), &'static str> {
+    let Some(job) = claims.job() else { return Ok(()) };
+    if job.uid != task.uid {
+        Err("it is the token of a job of another user")
+    } else if is_id_of(job.id, task) {
+        Ok(())
+    } else {
+        Err("it is the token of another job")
+    }
+}
+
+/// Whether a text is the id of a job, in F58 or as a number.
+fn is_id_of(text: &str, task: &Task) -> bool {
+    let f58 = task.f58.parse::<token::Session>();
+    f58.is_ok_and(|id| id.as_str() == text) || text.parse() == Ok(task.jobid)
 }
 
 /// Whether the name service is to be asked for who the job owner is.

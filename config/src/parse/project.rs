@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Error, Reader, parsed, wrong};
-use crate::{Identity, Principal, Project, Projects, Rule, kubernetes};
+use crate::{Identity, Principal, Project, Projects, Rule, Source, kubernetes};
 
 const PROJECT_KEYS: &[&str] = &["name", "users", "groups", "claims", "default"];
 const IDENTITY_KEYS: &[&str] = &["token", "trust", "claim", "user"];
@@ -108,6 +108,15 @@ impl Reader<'_> {
     /// Refuses a rule that is for projects that there are not, or would let users name any project.
     pub(super) fn rule_of_projects(&self, rule: &Rule, projects: &Projects) -> Result<(), Error> {
         if projects.is_empty() {
+            if let Source::Issuer(issuer) = &rule.source
+                && issuer.workspace.is_none()
+            {
+                return Err(self.wrong(
+                    "workspace",
+                    "is missing, and there are no projects: say which workspace its tokens are for, or who is in which \
+                     project by [[workflow-token.project]]",
+                ));
+            }
             if rule.source.needs_project() {
                 return Err(wrong(&self.prefix, OPEN));
             }
