@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 /// Where the token is.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct Place {
     /// File that holds the token; - is standard input, as is no FILE where that is not a terminal
     #[arg(value_name = "FILE", conflicts_with = "env")]
     file: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`].
-pub fn read(args: &Args) -> Result<(String, Zeroizing<String>), Error> {
+pub fn read(args: &Place) -> Result<(String, Zeroizing<String>), Error> {
     if let Some(name) = &args.env {
         // The value is copied once more by the conversion; the process's environment keeps it anyway.
         let value = std::env::var_os(name).ok_or_else(|| Error::NoVariable(name.clone()))?;

@@ -14,7 +14,7 @@ use crate::{input, print};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    token: input::Args,
+    token: input::Place,
 
     /// Print one JSON object
     #[arg(long)]

@@ -20,7 +20,7 @@ use crate::{input, print};
     group = ArgGroup::new("for").required(true))]
 pub struct Args {
     #[command(flatten)]
-    token: input::Args,
+    token: input::Place,
 
     /// The keys of its issuer: a key directory, or a file with a JWKS, a JWK or a PEM block
     #[arg(long, value_name = "PATH", group = "with")]

@@ -74,6 +74,7 @@ fn trusted(keys: config::TrustedKeys) -> Trusted {
         issuer: "https://hpc.example.org".to_owned(),
         keys,
         audience: vec!["service".to_owned()],
+        types: Vec::new(),
         leeway: Duration::from_secs(60),
     })
     .unwrap()
