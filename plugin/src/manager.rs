@@ -233,7 +233,7 @@ impl Inner {
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             unlink_failed: Cell::new(false),
-            queue: Queue::new()?,
+            queue: Arc::new(Queue::open()?),
             workers: RefCell::default(),
             watcher: RefCell::default(),
             stats: RefCell::default(),
