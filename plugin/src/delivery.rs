@@ -153,10 +153,10 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| {
-            let why = "the task ended early: its place is in the broker's output";
-            Outcome::of(Err(Failure::new("an internal error", why)))
-        });
+        let outcome = self
+            .outcome
+            .take()
+            .unwrap_or_else(|| Outcome::of(Err(Failure::internal())));
         self.queue.send(Message::Done(Done {
             job: self.job,
             number: self.number,
@@ -207,10 +207,7 @@ impl Inner {
                 self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
             }
             // It is configured before it is called for any job.
-            None => self.fail(
-                job,
-                &Failure::new("an internal error", "the plugin has no configuration"),
-            ),
+            None => self.fail(job, &Failure::internal()),
         }
     }
 
@@ -326,6 +323,7 @@ impl Inner {
 
     /// Time has passed: gives up deliveries whose time is over, and removes records.
     pub(crate) fn ticked(inner: &Rc<Self>) {
+        ffi::stumble("tick");
         let late: Vec<(JobId, Failure)> = {
             let deliveries = inner.deliveries.borrow();
             deliveries
@@ -363,6 +361,7 @@ impl Inner {
 
     /// Takes what the threads have sent.
     pub(crate) fn take(inner: &Rc<Self>) {
+        ffi::stumble("watcher");
         let began = Instant::now();
         for message in inner.queue.take(TURN) {
             match message {
@@ -383,7 +382,8 @@ impl Inner {
         if let Some(lane) = &lane {
             lane.0.borrow_mut().running -= 1;
         }
-        Self::settle(inner, job, number, outcome);
+        // Whatever becomes of this one, the next one's turn comes.
+        inner.unless_it_panics(job, || Self::settle(inner, job, number, outcome));
         if let Some(lane) = &lane {
             inner.advance(lane);
         }
@@ -391,6 +391,7 @@ impl Inner {
     }
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
+        ffi::stumble("done");
         match inner.deliveries.borrow().get(&job) {
             Some(delivery) if delivery.number == number => delivery.progress.enter(Stage::Storing),
             // Given up while it was on its way here.
@@ -422,8 +423,7 @@ impl Inner {
             true
         });
         if !done {
-            let why = Failure::new("an internal error", "its place is in the broker's output");
-            ffi::guard((), || self.fail(job, &why));
+            ffi::guard((), || self.fail(job, &Failure::internal()));
         }
     }
 
@@ -441,7 +441,12 @@ impl Inner {
             }
             let stay = Stay::begin();
             let jobs: Vec<JobId> = records.iter().map(|stored| stored.job).collect();
-            if let Err(e) = Self::put(inner, &records) {
+            let panicked = || {
+                Err(io::Error::other(
+                    "an internal error: its place is in the broker's output",
+                ))
+            };
+            if let Err(e) = ffi::guard(panicked(), || Self::put(inner, &records)) {
                 for job in jobs {
                     inner.unless_it_panics(job, || inner.fail(job, &uncommitted(&e)));
                 }
@@ -476,6 +481,7 @@ impl Inner {
     }
 
     fn put(inner: &Rc<Self>, records: &[Stored]) -> io::Result<()> {
+        ffi::stumble("put");
         let mut transaction = ffi::Transaction::new()?;
         for stored in records {
             transaction.put(&stored.job.kvs_key(inner.kind.key)?, &stored.record)?;
@@ -501,6 +507,7 @@ impl Inner {
     }
 
     fn committed(&self, job: JobId, number: u64, result: &Result<(), FutureError>) {
+        ffi::stumble("committed");
         let stay = Stay::begin();
         let is_it = |delivery: &Delivery| delivery.number == number;
         if !self.deliveries.borrow().get(&job).is_some_and(is_it) {

@@ -46,6 +46,7 @@ pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
 
 fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
+    ffi::stumble("flux_plugin_init");
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {

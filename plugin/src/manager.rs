@@ -18,7 +18,7 @@ use std::{
 };
 
 use config::Config;
-use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
+use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, State, Watcher};
 use serde_json::{Value, json};
 
 use crate::{
@@ -193,6 +193,12 @@ impl Manager {
     }
 }
 
+impl State for Manager {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.panicked(topic, args);
+    }
+}
+
 impl Drop for Manager {
     fn drop(&mut self) {
         self.0.end();
@@ -309,6 +315,29 @@ impl Inner {
         answer
     }
 
+    /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here: it must not start
+    /// without what it was to get, and no prolog of this plugin may be left.
+    pub(crate) fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        let Some(job) = args.job() else { return };
+        let state = args.job_owner_state().map(|(_, _, state)| state);
+        match topic.to_bytes() {
+            b"job.new" if matches!(state, Some(JobState::Run | JobState::Cleanup)) => {
+                self.fail(job, &Failure::internal())
+            }
+            b"job.state.run" => {
+                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                let held = self.deliveries.borrow().contains_key(&job);
+                if held || self.jobtap.prolog_start(self.kind.prolog).is_ok() {
+                    self.fail(job, &Failure::internal());
+                } else {
+                    self.raise(job, &Failure::internal());
+                }
+            }
+            b"job.state.cleanup" if self.give_up(job) => self.finish_prolog(job, 1),
+            _ => {}
+        }
+    }
+
     pub(crate) fn hooks(&self) -> Option<Rc<dyn Hooks>> {
         self.hooks.get()?.upgrade()
     }
@@ -387,7 +416,9 @@ impl Inner {
     /// loaded takes them up.
     pub(crate) fn end(&self) {
         if self.active.get() {
-            self.leave();
+            ffi::guard((), || self.leave());
+            // Whatever went wrong: the next one must not be kept out, nor threads left behind.
+            self.flux().leave_jobs(self.kind.active, &[]);
         }
         if !self.workers.borrow_mut().end() {
             self.log(
@@ -402,6 +433,7 @@ impl Inner {
         let watcher = self.watcher.borrow_mut().take();
         drop(watcher);
         self.ticker.store(IDLE, Ordering::Relaxed);
+        ffi::stumble("leave");
         self.unlink_unseen();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
@@ -415,7 +447,6 @@ impl Inner {
         flux.leave_jobs(self.kind.left_delivered, &delivered);
         let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
         flux.leave_jobs(self.kind.left_unknown, &unknown);
-        flux.leave_jobs(self.kind.active, &[]);
         if !in_flight.is_empty() {
             let line = format!(
                 "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",

@@ -156,16 +156,19 @@ impl Inner {
                     // It was asked twice, and this is the later answer.
                     return;
                 }
-                match future.value() {
-                    Ok(eventlog) => {
-                        let eventlog = eventlog.unwrap_or_default();
-                        match inner.hooks() {
-                            Some(hooks) => hooks.resume(job, &eventlog),
-                            None => Self::resume_from(&inner, job, &eventlog),
+                inner.unless_it_panics(job, || {
+                    ffi::stumble("eventlog");
+                    match future.value() {
+                        Ok(eventlog) => {
+                            let eventlog = eventlog.unwrap_or_default();
+                            match inner.hooks() {
+                                Some(hooks) => hooks.resume(job, &eventlog),
+                                None => Self::resume_from(&inner, job, &eventlog),
+                            }
                         }
+                        Err(e) => inner.unread(job, &e),
                     }
-                    Err(e) => inner.unread(job, &e),
-                }
+                });
                 drop(done);
             })
         });

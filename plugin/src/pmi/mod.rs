@@ -140,6 +140,12 @@ fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, S
     }
 }
 
+impl ffi::State for Pmi {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.inner.panicked(topic, args);
+    }
+}
+
 impl Drop for Pmi {
     fn drop(&mut self) {
         self.0.end();
