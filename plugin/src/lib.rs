@@ -13,6 +13,7 @@
 //! no Flux object and hand plain data back. What talks to Flux runs on the reactor thread: `manager` (the state, and the
 //! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
 
+mod deliveries;
 mod delivery;
 mod dws;
 mod facts;

@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
@@ -22,7 +22,8 @@ use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, 
 use serde_json::{Value, json};
 
 use crate::{
-    delivery::{Current, Delivery, Lane, Message, Stored},
+    deliveries::{Deliveries, Lane},
+    delivery::{Current, Message, Stored},
     stats::{Stats, Stay},
     work::{Failure, Setup},
     workers::{Queue, Workers},
@@ -92,28 +93,31 @@ pub(crate) struct Inner {
     pub(crate) setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
     pub(crate) left: RefCell<Option<Left>>,
-    pub(crate) deliveries: RefCell<HashMap<JobId, Delivery>>,
+    pub(crate) deliveries: RefCell<Deliveries>,
     /// Jobs that have a record.
     pub(crate) delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
-    pub(crate) ended: RefCell<Vec<JobId>>,
+    pub(crate) ended: RefCell<VecDeque<JobId>>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
     /// Since when they gather.
     pub(crate) ended_since: Cell<Option<Instant>>,
     /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Those of them of which nobody has been asked yet, and how many are being asked about.
+    pub(crate) unasked: RefCell<VecDeque<JobId>>,
+    pub(crate) asking: Cell<usize>,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
-    /// Records that wait for a commit to be free, and how many commits of records are under way.
-    pub(crate) sealed: RefCell<Vec<Stored>>,
+    /// Records that wait for a commit to be free, by number of the delivery, and how many commits of records are under way.
+    pub(crate) sealed: RefCell<BTreeMap<u64, Stored>>,
     pub(crate) commits: Cell<usize>,
     /// When the last of them began.
     pub(crate) commit_began: Cell<Option<Instant>>,
     /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
-    pub(crate) running: RefCell<HashMap<u64, Lane>>,
+    pub(crate) running: RefCell<HashMap<u64, (Lane, JobId)>>,
     pub(crate) numbers: Cell<u64>,
     pub(crate) unlinking: Cell<bool>,
     /// Whether the last removal failed.
@@ -228,6 +232,8 @@ impl Inner {
             ended_meanwhile: RefCell::default(),
             ended_since: Cell::new(None),
             unknown: RefCell::default(),
+            unasked: RefCell::default(),
+            asking: Cell::new(0),
             active: Cell::new(false),
             pending: RefCell::default(),
             sealed: RefCell::default(),
@@ -282,7 +288,7 @@ impl Inner {
 
     /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
     pub(crate) fn give_up(&self, job: JobId) -> bool {
-        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+        let Some(delivery) = self.take_out(job) else {
             return false;
         };
         // A commit may be done already, whatever is heard of it.
@@ -297,7 +303,7 @@ impl Inner {
     /// A job is inactive: its record, if it has one, is removed.
     pub(crate) fn ended(&self, job: JobId) {
         if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
-            self.ended.borrow_mut().push(job);
+            self.ended.borrow_mut().push_back(job);
             if self.ended_since.get().is_none() {
                 self.ended_since.set(Some(Instant::now()));
             }
@@ -326,7 +332,7 @@ impl Inner {
             }
             b"job.state.run" => {
                 // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
-                let held = self.deliveries.borrow().contains_key(&job);
+                let held = self.deliveries.borrow().contains(job);
                 if held || self.jobtap.prolog_start(self.kind.prolog).is_ok() {
                     self.fail(job, &Failure::internal());
                 } else {
@@ -405,7 +411,7 @@ impl Inner {
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
     pub(crate) fn account(&self, stay: &Stay, job: Option<JobId>) {
         if let Some(job) = job
-            && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
+            && let Some(delivery) = self.deliveries.borrow_mut().of(job)
         {
             delivery.cpu += stay.cpu();
         }
@@ -439,7 +445,7 @@ impl Inner {
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
         self.sealed.borrow_mut().clear();
-        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
+        let in_flight: Vec<JobId> = deliveries.jobs().collect();
         drop(deliveries);
         let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
         let flux = self.flux();
