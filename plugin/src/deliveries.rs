@@ -191,7 +191,7 @@ mod tests {
             waiting.push(number as u32, JobId(number), number);
             waiting.remove(number as u32, number);
         }
-        assert_eq!(waiting.first(), None);
+        assert!(waiting.first().is_none());
         assert!(waiting.jobs.is_empty() && waiting.turns.is_empty());
     }
 }
