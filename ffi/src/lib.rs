@@ -14,6 +14,7 @@ mod future;
 mod handle;
 mod jobid;
 mod kvs;
+pub mod memory;
 mod message;
 mod plugin;
 mod reactor;

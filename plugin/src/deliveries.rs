@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// For how many entries a table keeps memory when it is nearly empty.
-pub(crate) const ROOM: usize = 1024;
+pub(crate) const ROOM: usize = 64;
 
 /// The deliveries of one rule: how many are under way, and which wait.
 #[derive(Clone, Default)]

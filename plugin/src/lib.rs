@@ -30,6 +30,10 @@ use ffi::{Jobtap, Plugin};
 
 use manager::Manager;
 
+/// That of each shared object is its own.
+#[global_allocator]
+static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
+
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
     loaded(plugin, "workflow-token", load)

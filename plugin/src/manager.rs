@@ -315,6 +315,7 @@ impl Inner {
     pub(crate) fn counters(&self) -> Value {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
+        answer["memory"] = json!(crate::MEMORY.bytes());
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
         let setup = self.setup.borrow();
         answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const BLOCKING_THREADS: usize = 64;
 
 /// For how many items the queue keeps memory when it is empty.
-const ROOM: usize = 1024;
+const ROOM: usize = 64;
 
 /// What wakes the reactor: readable from a ring until it is silenced, however often it was rung.
 pub(crate) trait Bell {
