@@ -14,7 +14,9 @@ use std::{
     time::Instant,
 };
 
-use ffi::{Args, JobId, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, Transaction, guard, raw::flux_plugin_t};
+use ffi::{
+    Args, JobId, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, State, Transaction, guard, raw::flux_plugin_t,
+};
 use seal::{Munge, Owner, Record, Secret, Variables};
 use serde_json::json;
 
@@ -27,6 +29,9 @@ struct Inline {
     commits: Rc<RefCell<HashMap<JobId, PendingFuture>>>,
     longest: Cell<u64>,
 }
+
+// A benchmark that panics has failed.
+impl State for Inline {}
 
 impl Inline {
     fn run(&self, args: &Args<'_>) -> Result<(), PluginError> {

@@ -222,7 +222,10 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
-                me.look_up_eventlog(job);
+                me.unless_it_panics(job, || {
+                    ffi::stumble("timer");
+                    me.look_up_eventlog(job);
+                });
             }
         });
         match later {
@@ -355,7 +358,7 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(AGAIN, move || {
             if let Some(me) = weak.upgrade() {
-                ask(&me, job);
+                me.unless_it_panics(job, || ask(&me, job));
             }
         });
         match later {

@@ -140,6 +140,12 @@ fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, S
     }
 }
 
+impl ffi::State for Pmi {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.inner.panicked(topic, args);
+    }
+}
+
 impl Drop for Pmi {
     fn drop(&mut self) {
         self.0.end();
@@ -389,7 +395,7 @@ impl State {
     fn end(&self) {
         let inner = &self.inner;
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().keys().copied().collect();
+        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().jobs().collect();
         in_flight.extend(waiting.iter().map(|waiting| waiting.job));
         inner.end();
         if inner.active.get() {
@@ -413,7 +419,7 @@ impl Hooks for State {
         if let Some(args) = inner.jobtap.lookup(job)
             && let Some((_, uid, state)) = args.job_owner_state()
             && state != JobState::Inactive
-            && !inner.deliveries.borrow().contains_key(&job)
+            && !inner.deliveries.borrow().contains(job)
         {
             if told.is_none() && inner.jobtap.was_posted(job, EVENT) {
                 // By whoever was loaded before in this job manager, which has not written it yet.
