@@ -182,6 +182,10 @@ impl State {
         // It is active: its record, if it has one, is not to be removed yet.
         inner.ended_meanwhile.borrow_mut().remove(&job);
         match inner.past_left(job) {
+            // Another plugin was loaded in between, and gave it ports.
+            Some(Past::None) if self.ports.borrow().of(job).is_none() && inner.jobtap.was_posted(job, EVENT) => {
+                Inner::read_eventlog(inner, job);
+            }
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
