@@ -104,6 +104,8 @@ struct Rabbit {
     released: bool,
     /// Whether its epilog was started to hold it, while it is not known whether it had one before.
     held: bool,
+    /// The same of a prolog.
+    held_in_prolog: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Waiting>>,
     subscribed: bool,
