@@ -107,9 +107,9 @@ pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 
 /// A sealed record that is to be committed.
 pub(crate) struct Stored {
-    job: JobId,
-    number: u64,
-    record: String,
+    pub(crate) job: JobId,
+    pub(crate) number: u64,
+    pub(crate) record: String,
 }
 
 impl Delivery {
@@ -476,14 +476,10 @@ impl Inner {
     }
 
     fn put(inner: &Rc<Self>, records: &[Stored]) -> io::Result<()> {
-        let mut transaction = ffi::Transaction::new()?;
-        for stored in records {
-            transaction.put(&stored.job.kvs_key(inner.kind.key)?, &stored.record)?;
-        }
         let jobs: Vec<(JobId, u64)> = records.iter().map(|stored| (stored.job, stored.number)).collect();
         let (weak, number) = (Rc::downgrade(inner), inner.number());
         // Each delivery minds its own time.
-        let pending = inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
+        let pending = inner.put_all(records)?.then(KVS_TIMEOUT, move |future| {
             let Some(inner) = weak.upgrade() else { return };
             let done = inner.pending.borrow_mut().remove(&number);
             inner.commits.set(inner.commits.get() - 1);

@@ -1,6 +1,7 @@
 //! The records of jobs that have ended are removed, a second's worth at a time: a commit costs about the same for many.
 
 use std::{
+    collections::HashMap,
     io,
     rc::Rc,
     time::{Duration, Instant},
@@ -8,7 +9,11 @@ use std::{
 
 use ffi::{Future, JobId, LogLevel};
 
-use crate::manager::{Inner, KVS_TIMEOUT};
+use crate::{
+    delivery::{Done, Message, Stored},
+    manager::{Inner, KVS_TIMEOUT},
+    work::Sealed,
+};
 
 /// For how long the records of jobs that have ended are gathered before they are removed with one commit.
 pub(crate) const GATHER: Duration = Duration::from_secs(1);
@@ -71,6 +76,35 @@ impl Inner {
                 &format!("{} sealed records could not be removed: {e}", jobs.len()),
             );
         }
+    }
+
+    /// Commits what was sealed for deliveries that were under way when the plugin was removed, by those who had not been heard
+    /// yet too. The request is on its way when this returns, and nobody sees the answer.
+    pub(crate) fn commit_unseen(&self, under_way: &HashMap<JobId, u64>, mut sealed: Vec<Stored>) {
+        for message in self.queue.take(usize::MAX) {
+            if let Message::Done(Done { job, number, outcome }) = message
+                && let Ok(Sealed::Record(record, _)) = outcome.result
+            {
+                sealed.push(Stored { job, number, record });
+            }
+        }
+        sealed.retain(|stored| under_way.get(&stored.job) == Some(&stored.number));
+        if sealed.is_empty() {
+            return;
+        }
+        if let Err(e) = self.put_all(&sealed) {
+            let line = format!("{} sealed records could not be committed: {e}", sealed.len());
+            self.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Asks for one commit of all these records.
+    pub(crate) fn put_all(&self, records: &[Stored]) -> io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        for stored in records {
+            transaction.put(&stored.job.kvs_key(self.kind.key)?, &stored.record)?;
+        }
+        self.flux().commit(transaction)
     }
 
     pub(crate) fn take_ended(&self) -> Vec<JobId> {

@@ -63,6 +63,7 @@ pub(crate) static DWS: Kind = Kind {
     name: "dws",
     prolog: PROLOG,
     key: seal::key::DWS_ENVIRONMENT,
+    looks_for_records: true,
     what: "environment from DWS",
     left_in_flight: c"workflow-token::dws-in-flight",
     left_delivered: c"workflow-token::dws-delivered",
@@ -121,6 +122,8 @@ struct Rabbit {
     post_run_to_come: bool,
     /// Whether that was sent before, for all that is known.
     post_run_again: bool,
+    /// Whether it is looked for the record that the plugin before this one may have committed.
+    looking: bool,
     /// Who is waiting to hear that the prolog is finished.
     requests: Vec<Asker>,
     calls: HashMap<Call, PendingFuture>,
@@ -150,6 +153,7 @@ enum Call {
     PostRun,
     Written,
     Eventlog,
+    Record,
 }
 
 /// A request that waits for its answer. It gets one whatever becomes of the job.
@@ -234,8 +238,9 @@ impl Dws {
 
 impl Drop for Dws {
     fn drop(&mut self) {
-        self.0.leave();
+        let looking = self.0.leave();
         self.0.inner.end();
+        self.0.leave_looking(looking);
     }
 }
 
@@ -597,10 +602,12 @@ impl Rabbits {
                 return self.answer(asker, Err(why.to_owned()));
             }
         }
-        let first = self.with(job, |rabbit| {
+        let (first, lookup) = self.with(job, |rabbit| {
             rabbit.requests.push(asker);
-            rabbit.requests.len() == 1
+            rabbit.looking = false;
+            (rabbit.requests.len() == 1, rabbit.calls.remove(&Call::Record))
         });
+        drop(lookup);
         if !first {
             return;
         }

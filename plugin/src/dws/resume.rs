@@ -78,9 +78,10 @@ impl Left {
 
 impl Rabbits {
     /// Leaves what the next plugin is to know. Who waits for an answer hears that it will not come.
-    pub(super) fn leave(&self) {
+    /// Returns the jobs for whose records it was being looked.
+    pub(super) fn leave(&self) -> Vec<JobId> {
         if !self.inner.active.get() {
-            return;
+            return Vec::new();
         }
         let jobs = std::mem::take(&mut *self.jobs.borrow_mut());
         let those = |f: fn(&super::Rabbit) -> bool| -> Vec<JobId> {
@@ -103,7 +104,20 @@ impl Rabbits {
         flux.leave_jobs(LEFT_HELD_IN_EPILOG, &those(|rabbit| rabbit.held));
         let had_resources = |rabbit: &super::Rabbit| (rabbit.prolog, rabbit.epilog) != (Stage::ToCome, Stage::ToCome);
         flux.leave_jobs(LEFT_KNOWN, &which(had_resources));
+        let looking = those(|rabbit| rabbit.looking);
         drop(jobs);
+        looking
+    }
+
+    /// Leaves those with the deliveries that are under way, which the engine has left.
+    pub(super) fn leave_looking(&self, looking: Vec<JobId>) {
+        if looking.is_empty() {
+            return;
+        }
+        let flux = self.inner.flux();
+        let mut in_flight = flux.left_jobs(self.inner.kind.left_in_flight).unwrap_or_default();
+        in_flight.extend(looking);
+        flux.leave_jobs(self.inner.kind.left_in_flight, &in_flight);
     }
 
     /// `job.new`: of a job that has just been submitted, or of one from before.
@@ -210,16 +224,62 @@ impl Rabbits {
             return self.take_up_cleanup(job, epilog);
         }
         if prolog == Stage::Outstanding && in_flight {
-            // What the service sent was in memory only.
-            self.inner.stats.borrow_mut().failed += 1;
-            self.fail_prolog(
-                job,
-                "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it again",
-            );
+            self.look_for_record(job);
         } else if prolog == Stage::Outstanding && to_set_up {
             self.set_up(job);
         }
         Ok(())
+    }
+
+    /// What the service sent was in memory only, but may have been sealed and committed when the plugin was removed.
+    fn look_for_record(self: &Rc<Self>, job: JobId) {
+        self.with(job, |rabbit| rabbit.looking = true);
+        let written = self.commit_nothing();
+        let sent = self.call(job, Call::Record, written, move |me, future| {
+            let asked = job.kvs_key(me.inner.kind.key);
+            let asked = asked.and_then(|key| match future.get() {
+                Ok(()) => me.inner.flux().lookup(&key),
+                Err(e) => Err(std::io::Error::other(e.to_string())),
+            });
+            let sent = me.call(job, Call::Record, asked, move |me, future| {
+                let record = future.value().ok().flatten();
+                me.looked_for_record(job, record.and_then(|text| seal::Record::from_json(&text).ok()));
+            });
+            if sent.is_err() {
+                me.looked_for_record(job, None);
+            }
+        });
+        if sent.is_err() {
+            self.looked_for_record(job, None);
+        }
+    }
+
+    fn looked_for_record(&self, job: JobId, record: Option<seal::Record>) {
+        let looking = self.with(job, |rabbit| std::mem::take(&mut rabbit.looking));
+        if !looking || self.with(job, |rabbit| rabbit.prolog != Stage::Outstanding) {
+            return;
+        }
+        match record {
+            Some(record) => {
+                self.inner.stats.borrow_mut().resumed += 1;
+                self.delivered(job, record.variables());
+            }
+            None => {
+                self.inner.stats.borrow_mut().failed += 1;
+                self.fail_prolog(
+                    job,
+                    "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it \
+                     again",
+                );
+            }
+        }
+    }
+
+    /// When that is done, all is written that was to be written before.
+    fn commit_nothing(&self) -> std::io::Result<ffi::Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        transaction.unlink(NO_KEY)?;
+        self.inner.flux().commit(transaction)
     }
 
     /// Its prolog is finished last: nothing else may hold the job, which would be gone then.
@@ -266,10 +326,7 @@ impl Rabbits {
     }
 
     fn look_up_eventlog(self: &Rc<Self>, job: JobId) {
-        let written = ffi::Transaction::new().and_then(|mut transaction| {
-            transaction.unlink(NO_KEY)?;
-            self.inner.flux().commit(transaction)
-        });
+        let written = self.commit_nothing();
         let sent = self.call(job, Call::Written, written, move |me, future| match future.get() {
             Ok(()) => me.look_up_what_is_written(job),
             Err(e) => me.unread(job, &e),

@@ -41,6 +41,7 @@ static KIND: Kind = Kind {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
+    looks_for_records: false,
     what: "secret for Cray PMI",
     left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
     left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
