@@ -97,6 +97,16 @@ test_expect_success 'an instance with the plugins of flux-coral2' '
 	is_clear "$id"
 '
 
+doctor() {
+	flux workflow-token doctor >doctor || :
+	grep "  \(plugin\|shell\)  " doctor
+}
+
+test_expect_success 'the doctor says which plugin it is' '
+	doctor &&
+	grep "^warn  plugin .*dws-jobtap.so that is loaded, from $OLD_DWS, .* flux-coral2" doctor
+'
+
 test_expect_success 'first the job shells: jobs have what the eventlog has' '
 	shells NEW &&
 	id=$(rabbit_job ok -o verbose=1 "$PWD/keep") &&
@@ -125,6 +135,13 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 	for id in $created $waiting $scheduled; do is_sealed "$id" || return; done &&
 	await clean "$canceled" &&
 	asked post_run "$canceled" "\"run_started\": false"
+'
+
+test_expect_success 'the doctor says that it is the new one, and finds the part for job shells' '
+	doctor &&
+	grep "^ok    plugin .*loaded from $DWS_JOBTAP: .*in-flight=" doctor &&
+	grep "^ok    shell .*dws_environment.so is there" doctor &&
+	! grep "no line of .* loads dws_environment.so" doctor
 '
 
 test_expect_success 'a job whose variables are in the eventlog, and that has not started, has them' '

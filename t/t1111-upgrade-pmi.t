@@ -118,6 +118,16 @@ test_expect_success 'an instance with the plugin of flux-coral2' '
 	is_clear "$id"
 '
 
+doctor() {
+	flux workflow-token doctor >doctor || :
+	grep "  \(plugin\|shell\)  " doctor
+}
+
+test_expect_success 'the doctor says which plugin it is' '
+	doctor &&
+	grep "^warn  plugin .*cray-pmi-bootstrap.so that is loaded, from $OLD_PMI, .* flux-coral2" doctor
+'
+
 test_expect_success 'first the job shells: jobs have what the eventlog has' '
 	shells NEW &&
 	id=$(job ok "$PWD/keep") &&
@@ -141,6 +151,13 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 	flux job urgency "$scheduled" default &&
 	lives "$scheduled" &&
 	is_sealed "$scheduled"
+'
+
+test_expect_success 'the doctor says that it is the new one, and that job shells load theirs in the right order' '
+	doctor &&
+	grep "^ok    plugin .*loaded from $PMI: .*ports-free=" doctor &&
+	grep "^ok    shell .*cray-pmi-bootstrap.so is there" doctor &&
+	grep "^ok    shell .*initrc.lua loads cray-pmi-bootstrap.so before cray_pals.so" doctor
 '
 
 test_expect_success 'the ports of one that still runs are not given again, and come back' '
