@@ -56,8 +56,8 @@ pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 
 /// A sealed record that is to be committed.
 pub(crate) struct Stored {
-    job: JobId,
-    record: String,
+    pub(crate) job: JobId,
+    pub(crate) record: String,
 }
 
 /// What the threads send.
@@ -472,24 +472,22 @@ impl Inner {
 
     fn put(inner: &Rc<Self>, records: &[(u64, Stored)]) -> io::Result<()> {
         ffi::stumble("put");
-        let mut transaction = ffi::Transaction::new()?;
-        for (_, stored) in records {
-            transaction.put(&stored.job.kvs_key(inner.kind.key)?, &stored.record)?;
-        }
         let jobs: Vec<(JobId, u64)> = records.iter().map(|(number, stored)| (stored.job, *number)).collect();
         let (weak, number) = (Rc::downgrade(inner), inner.number());
         // Each delivery minds its own time.
-        let pending = inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
-            let Some(inner) = weak.upgrade() else { return };
-            let done = inner.pending.borrow_mut().remove(&number);
-            inner.commits.set(inner.commits.get() - 1);
-            let result = future.get();
-            for (job, number) in jobs {
-                inner.unless_it_panics(job, || inner.committed(job, number, &result));
-            }
-            drop(done);
-            Self::commit(&inner);
-        })?;
+        let pending = inner
+            .put_all(records.iter().map(|(_, stored)| stored))?
+            .then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                inner.commits.set(inner.commits.get() - 1);
+                let result = future.get();
+                for (job, number) in jobs {
+                    inner.unless_it_panics(job, || inner.committed(job, number, &result));
+                }
+                drop(done);
+                Self::commit(&inner);
+            })?;
         inner.pending.borrow_mut().insert(number, pending);
         inner.commits.set(inner.commits.get() + 1);
         inner.commit_began.set(Some(Instant::now()));

@@ -39,6 +39,8 @@ pub(crate) struct Kind {
     pub(crate) prolog: &'static CStr,
     /// The key of the records, in the directory of the job.
     pub(crate) key: &'static str,
+    /// Whether the next plugin looks for records of deliveries that were under way, since it cannot do them once more.
+    pub(crate) looks_for_records: bool,
     /// What the job lacks without its record, for its user.
     pub(crate) what: &'static str,
     /// What is left with the handle for the next one that is loaded, under these names: jobs under way, jobs that have a
@@ -67,6 +69,7 @@ static WORKFLOW_TOKEN: Kind = Kind {
     name: "workflow-token",
     prolog: c"workflow-token",
     key: seal::key::WORKFLOW_TOKEN,
+    looks_for_records: false,
     what: "workflow token",
     left_in_flight: c"workflow-token::in-flight",
     left_delivered: c"workflow-token::delivered",
@@ -497,15 +500,20 @@ impl Inner {
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
     pub(crate) fn end(&self) {
+        let (mut under_way, mut sealed) = Default::default();
         if self.active.get() {
-            ffi::guard((), || self.leave());
+            ffi::guard((), || (under_way, sealed) = self.leave());
             // Whatever went wrong: the next one must not be kept out, nor threads left behind.
             self.flux().leave_jobs(self.kind.active, &[]);
         }
         // Who looks at it sees that it is in force no more.
         let setup = self.setup.borrow_mut().take();
         drop(setup);
-        if !self.workers.borrow_mut().end() {
+        let have_ended = self.workers.borrow_mut().end();
+        if self.kind.looks_for_records {
+            ffi::guard((), || self.commit_unseen(&under_way, sealed));
+        }
+        if !have_ended {
             self.log(
                 LogLevel::Warning,
                 "a thread is stuck in munged or a file: the plugin stays in memory for it",
@@ -514,7 +522,8 @@ impl Inner {
         }
     }
 
-    fn leave(&self) {
+    /// Returns the deliveries that were under way, with their numbers, and what of them is sealed and not committed.
+    fn leave(&self) -> (HashMap<u64, JobId>, BTreeMap<u64, Stored>) {
         let watcher = self.watcher.borrow_mut().take();
         drop(watcher);
         self.ticker.store(IDLE, Ordering::Relaxed);
@@ -523,8 +532,9 @@ impl Inner {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
-        self.sealed.borrow_mut().clear();
+        let sealed = std::mem::take(&mut *self.sealed.borrow_mut());
         let in_flight: Vec<JobId> = deliveries.jobs().collect();
+        let under_way = deliveries.numbers().collect();
         drop(deliveries);
         let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
         let flux = self.flux();
@@ -542,6 +552,7 @@ impl Inner {
             );
             self.log(LogLevel::Warning, &line);
         }
+        (under_way, sealed)
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) static CRAY_PMI: Kind = Kind {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
+    looks_for_records: false,
     what: "secret for Cray PMI",
     left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
     left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
@@ -188,6 +189,10 @@ impl State {
         // It is active: its record, if it has one, is not to be removed yet.
         inner.ended_meanwhile.borrow_mut().remove(&job);
         match inner.past_left(job) {
+            // Another plugin was loaded in between, and gave it ports.
+            Some(Past::None) if self.ports.borrow().of(job).is_none() && inner.jobtap.was_posted(job, EVENT) => {
+                Inner::read_eventlog(inner, job);
+            }
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
