@@ -308,6 +308,26 @@ async fn jobs_share_a_token_where_the_configuration_says_so() {
 }
 
 #[tokio::test]
+async fn a_token_with_less_than_was_asked_for_is_noted() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for (scope, noted) in [("data:write data:read more", false), ("data:read", true), ("", true)] {
+        login.gives(
+            200,
+            json!({"access_token": "canary-{n}", "token_type": "Bearer", "scope": scope}),
+        );
+        let fetched = site.source(PATIENCE).fetch(&Values::example()).await;
+        fetched.result.unwrap();
+        let notes = fetched.notes.join("\n");
+        assert_eq!(
+            notes.contains(&format!("has the scope `{scope}`")),
+            noted,
+            "{scope}: {notes}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_secret_that_is_changed_is_used() {
     let login = Login::start();
     let site = Site::new(&login);
