@@ -9,6 +9,7 @@ use crate::{flux, people, print};
 mod clock;
 mod configuration;
 mod files;
+mod keys;
 mod kubernetes;
 mod munge;
 mod plugins;
@@ -158,6 +159,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
         Instance::None(_) | Instance::Broken(_) => people::me(),
     };
     findings.extend(config.iter().flat_map(|config| files::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| keys::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
 
     let ok = findings.iter().all(|finding| finding.status != Status::Fail);

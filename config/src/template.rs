@@ -44,6 +44,19 @@ pub struct Values {
 }
 
 impl Values {
+    /// A user, of whom there is no job: for templates that name nothing of one.
+    pub fn of_user(uid: u32, user: Option<String>) -> Self {
+        Self {
+            f58: String::new(),
+            jobid: 0,
+            uid,
+            user,
+            project: None,
+            limit: None,
+            instance: String::new(),
+        }
+    }
+
     /// A job that is no real one, to try templates with.
     pub fn example() -> Self {
         Self {

@@ -13,8 +13,9 @@ use ffi::{Args, FutureError, JobId, LogLevel};
 use seal::Variables;
 
 use crate::{
-    facts::JobFacts,
+    facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
+    membership::Known,
     records::GATHER,
     stats::Stay,
     work::{Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
@@ -84,6 +85,13 @@ pub(crate) struct Current {
     pub(crate) given: Lane,
 }
 
+/// What there is for a job: its configuration, the rules that may be for it, and what its jobspec says.
+pub(crate) struct Matching {
+    current: Current,
+    candidates: Vec<usize>,
+    spec: Spec,
+}
+
 /// A delivery on its way. Dropping it gives up what is under way for it.
 pub(crate) struct Delivery {
     pub(crate) number: u64,
@@ -127,6 +135,8 @@ impl Drop for Delivery {
 /// What the threads send.
 pub(crate) enum Message {
     Done(Done),
+    /// A user was looked up.
+    Known(Known),
     /// Time has passed.
     Tick,
 }
@@ -171,7 +181,7 @@ impl Inner {
         if inner.deliveries.borrow().contains_key(&job) {
             return;
         }
-        let Some((current, candidates)) = inner.candidates(args, uid) else {
+        let Some(matching) = inner.matching(args, uid) else {
             return;
         };
         if let Err(e) = inner.jobtap.prolog_start(inner.kind.prolog) {
@@ -180,21 +190,29 @@ impl Inner {
             inner.raise(job, &why);
             return;
         }
-        inner.unless_it_panics(job, || inner.begin(&current, job, uid, candidates, stay));
+        inner.unless_it_panics(job, || inner.begin(matching, job, uid, stay));
     }
 
-    pub(crate) fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
+    pub(crate) fn matching(&self, args: &Args<'_>, uid: u32) -> Option<Matching> {
         let current = self.setup.borrow().clone()?;
         if current.lanes.is_empty() {
             return None;
         }
+        let spec = Spec::of(args);
+        let owner = current.setup.owners.known(uid);
         let facts = JobFacts {
             args,
             uid,
-            owner: current.setup.owners.known(uid),
+            projects: &current.setup.config.projects,
+            asked: &spec.asked,
+            owner: owner.as_ref(),
         };
         let candidates = current.setup.candidates(&facts);
-        (!candidates.is_empty()).then_some((current, candidates))
+        (!candidates.is_empty()).then_some(Matching {
+            current,
+            candidates,
+            spec,
+        })
     }
 
     /// Begins the delivery of variables that are there already, to a job whose prolog has started.
@@ -204,7 +222,9 @@ impl Inner {
         match current {
             Some(current) => {
                 let lane = current.given.clone();
-                self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
+                // Of the jobspec, updates included.
+                let spec = self.jobtap.lookup(job).map_or_else(Spec::none, |args| Spec::of(&args));
+                self.queue_up(&current, &lane, job, uid, What::Given(variables), spec, end, &stay);
             }
             // It is configured before it is called for any job.
             None => self.fail(
@@ -215,10 +235,15 @@ impl Inner {
     }
 
     /// Queues a job whose prolog has started.
-    pub(crate) fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+    pub(crate) fn begin(&self, matching: Matching, job: JobId, uid: u32, stay: &Stay) {
+        let Matching {
+            current,
+            candidates,
+            spec,
+        } = matching;
         // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
         let lane = current.lanes[candidates[0]].clone();
-        self.queue_up(current, &lane, job, uid, What::Rules(candidates), None, stay);
+        self.queue_up(&current, &lane, job, uid, What::Rules(candidates), spec, None, stay);
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it is what a delivery is made of")]
@@ -229,6 +254,7 @@ impl Inner {
         job: JobId,
         uid: u32,
         what: What,
+        spec: Spec,
         end: Option<End>,
         stay: &Stay,
     ) {
@@ -238,6 +264,7 @@ impl Inner {
             f58: job.to_string(),
             uid,
             sealer: self.sealer,
+            spec,
             what,
         };
         let delivery = Delivery {
@@ -347,13 +374,15 @@ impl Inner {
             inner.ended_since.set(Some(Instant::now()));
         }
         Self::ask_again(inner);
+        Self::mind_held(inner);
         if let Some(hooks) = inner.hooks() {
             hooks.ticked();
         }
         Self::commit(inner);
         let idle = inner.deliveries.borrow().is_empty()
             && inner.ended.borrow().is_empty()
-            && inner.unknown.borrow().is_empty();
+            && inner.unknown.borrow().is_empty()
+            && inner.membership.is_idle();
         inner.idle_ticks.set(if idle { inner.idle_ticks.get() + 1 } else { 0 });
         if inner.idle_ticks.get() >= IDLE_TICKS {
             inner.idle_ticks.set(0);
@@ -367,6 +396,7 @@ impl Inner {
         for message in inner.queue.take(TURN) {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
+                Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
                 Message::Done(done) => {
                     let job = done.job;
                     inner.unless_it_panics(job, || Self::done(inner, done));

@@ -17,12 +17,13 @@ use std::{
     time::Instant,
 };
 
-use config::Config;
-use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
+use config::{Config, Projects};
+use ffi::{Args, Flux, JobId, JobState, Jobtap, Kept, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
 use serde_json::{Value, json};
 
 use crate::{
     delivery::{Current, Delivery, Lane, Message, Stored},
+    membership::{LEFT_HELD, Membership},
     stats::{Stats, Stay},
     work::{Failure, Setup},
     workers::{Queue, Workers},
@@ -78,8 +79,17 @@ pub(crate) const IDLE: u64 = 0;
 /// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
 pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 
+/// Which updates this plugin has a say in.
+const UPDATE: &CStr = c"job.update.attributes.system.project";
+
 /// The state of the plugin `workflow-token`.
-pub(crate) struct Manager(Rc<Inner>);
+pub(crate) struct Manager {
+    inner: Rc<Inner>,
+    /// Whether it handles [`UPDATE`]. A plugin that does consents to such updates, where nobody else may.
+    updates: Cell<bool>,
+    /// Itself, as callbacks are given it.
+    kept: OnceCell<Kept<Manager>>,
+}
 
 /// Deliveries, on the reactor thread: what all plugins of this crate have in common.
 pub(crate) struct Inner {
@@ -103,6 +113,8 @@ pub(crate) struct Inner {
     pub(crate) ended_since: Cell<Option<Instant>>,
     /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Jobs that are held until it is known in which projects their owners are.
+    pub(crate) membership: Membership,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
     /// Records that wait for a commit to be free, and how many commits of records are under way.
@@ -132,17 +144,60 @@ pub(crate) struct Left {
     pub(crate) in_flight: HashSet<JobId>,
     pub(crate) unknown: HashSet<JobId>,
     pub(crate) delivered: HashSet<JobId>,
+    pub(crate) held: HashSet<JobId>,
 }
 
 impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
-        Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()).map(Self)
+        Ok(Self {
+            inner: Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf())?,
+            updates: Cell::new(false),
+            kept: OnceCell::new(),
+        })
+    }
+
+    /// Tells it how callbacks are given it.
+    pub(crate) fn is_kept(&self, kept: Kept<Manager>) {
+        // Once, when the plugin is loaded.
+        let _ = self.kept.set(kept);
     }
 
     /// `conf.update`: refuses what is wrong, and the former configuration stays. Deliveries under way keep theirs.
-    pub(crate) fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        Inner::configure(&self.0, args)
+    pub(crate) fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
+        Inner::configure(&self.inner, args)?;
+        let wanted = self.inner.has_projects();
+        let Some(kept) = self.kept.get().filter(|_| wanted != self.updates.get()) else {
+            return Ok(());
+        };
+        let changed = match wanted {
+            true => plugin.handle(UPDATE, kept, |m: &Manager, _, args| m.update_project(args)),
+            false => plugin.unhandle(UPDATE),
+        };
+        changed.map_err(|e| PluginError(format!("updates of projects cannot be handled: {e}")))?;
+        self.updates.set(wanted);
+        Ok(())
+    }
+
+    /// `job.validate`: refuses a job whose owner is not in the project that it is to be in.
+    pub(crate) fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let answer = Inner::validate(&self.inner, args);
+        self.inner.account(&stay, None);
+        answer
+    }
+
+    /// `job.update.attributes.system.project`: refuses an update to a project that the job owner is not in.
+    fn update_project(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        Inner::update_project(&self.inner, args)
+    }
+
+    /// `job.state.depend`: holds a job while it is not known whether its owner is in its project.
+    pub(crate) fn job_depend(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        Inner::depend(&self.inner, args);
+        self.inner.account(&stay, None);
+        Ok(())
     }
 
     /// `job.new`: a job that is past SCHED is known from before. Its delivery is taken up where it was left.
@@ -151,8 +206,9 @@ impl Manager {
             return Ok(());
         };
         match state {
-            JobState::Run | JobState::Cleanup => Inner::resume(&self.0, args, job, uid, state),
-            JobState::New | JobState::Depend | JobState::Pending | JobState::Inactive => {}
+            JobState::Run | JobState::Cleanup => Inner::resume(&self.inner, args, job, uid, state),
+            JobState::Depend => Inner::depended(&self.inner, job, uid),
+            JobState::New | JobState::Pending | JobState::Inactive => {}
         }
         Ok(())
     }
@@ -163,7 +219,7 @@ impl Manager {
         let Some((job, uid, _)) = args.job_owner_state() else {
             return Ok(());
         };
-        Inner::start(&self.0, args, job, uid, &stay);
+        Inner::start(&self.inner, args, job, uid, &stay);
         Ok(())
     }
 
@@ -171,9 +227,10 @@ impl Manager {
     pub(crate) fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let stay = Stay::begin();
         let Some(job) = args.job() else { return Ok(()) };
-        if self.0.give_up(job) {
-            self.0.finish_prolog(job, 1);
-            self.0.account(&stay, None);
+        self.inner.membership.forget(job);
+        if self.inner.give_up(job) {
+            self.inner.finish_prolog(job, 1);
+            self.inner.account(&stay, None);
         }
         Ok(())
     }
@@ -181,21 +238,21 @@ impl Manager {
     /// `job.state.inactive`: nothing of the job runs any more, and its record is removed.
     pub(crate) fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if let Some(job) = args.job() {
-            self.0.ended(job);
+            self.inner.ended(job);
         }
         Ok(())
     }
 
     /// `plugin.query`: counters.
     pub(crate) fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        args.answer(&self.0.counters());
+        args.answer(&self.inner.counters());
         Ok(())
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        self.0.end();
+        self.inner.end();
     }
 }
 
@@ -222,6 +279,7 @@ impl Inner {
             ended_meanwhile: RefCell::default(),
             ended_since: Cell::new(None),
             unknown: RefCell::default(),
+            membership: Membership::default(),
             active: Cell::new(false),
             pending: RefCell::default(),
             sealed: RefCell::default(),
@@ -251,9 +309,14 @@ impl Inner {
         if !std::ptr::eq(inner.kind, &crate::dws::DWS) {
             config.dws = None;
         }
-        let setup = Setup::new(config, &inner.helpers).map_err(|e| PluginError(e.to_string()))?;
+        // What Cray PMI needs is no token.
+        if std::ptr::eq(inner.kind, &crate::pmi::CRAY_PMI) {
+            config.projects = Projects::default();
+        }
+        let setup = Setup::new(config, &inner.helpers, instance(inner.flux())).map_err(PluginError)?;
         let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
             || !setup.config.rules.is_empty()
+            || !setup.config.projects.is_empty()
             || inner.flux().left_jobs(inner.kind.left_delivered).is_some();
         if works {
             let started = inner.workers.borrow_mut().start();
@@ -263,12 +326,14 @@ impl Inner {
             Self::activate(inner)?;
         }
         let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
+        let setup = Arc::new(setup);
+        inner.prepare(&setup);
         *inner.setup.borrow_mut() = Some(Current {
-            setup: Arc::new(setup),
+            setup,
             lanes,
             given: Lane::default(),
         });
-        if !inner.ended_meanwhile.borrow().is_empty() {
+        if !inner.ended_meanwhile.borrow().is_empty() || !inner.membership.is_idle() {
             inner.tick();
         }
         Ok(())
@@ -303,10 +368,19 @@ impl Inner {
     pub(crate) fn counters(&self) -> Value {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
+        answer["held"] = json!(self.membership.held().len());
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
         let setup = self.setup.borrow();
+        answer["known-users"] = json!(setup.as_ref().map_or(0, |current| current.setup.owners.count()));
         answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));
         answer
+    }
+
+    fn has_projects(&self) -> bool {
+        let setup = self.setup.borrow();
+        setup
+            .as_ref()
+            .is_some_and(|current| !current.setup.config.projects.is_empty())
     }
 
     pub(crate) fn hooks(&self) -> Option<Rc<dyn Hooks>> {
@@ -352,6 +426,7 @@ impl Inner {
                 in_flight: set(in_flight),
                 unknown: set(flux.left_jobs(inner.kind.left_unknown).unwrap_or_default()),
                 delivered: set(delivered),
+                held: set(flux.left_jobs(LEFT_HELD).unwrap_or_default()),
             }),
             _ => None,
         };
@@ -389,6 +464,9 @@ impl Inner {
         if self.active.get() {
             self.leave();
         }
+        // Who looks at it sees that it is in force no more.
+        let setup = self.setup.borrow_mut().take();
+        drop(setup);
         if !self.workers.borrow_mut().end() {
             self.log(
                 LogLevel::Warning,
@@ -413,6 +491,9 @@ impl Inner {
         let flux = self.flux();
         flux.leave_jobs(self.kind.left_in_flight, &in_flight);
         flux.leave_jobs(self.kind.left_delivered, &delivered);
+        if std::ptr::eq(self.kind, &WORKFLOW_TOKEN) {
+            flux.leave_jobs(LEFT_HELD, &self.membership.held());
+        }
         let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
         flux.leave_jobs(self.kind.left_unknown, &unknown);
         flux.leave_jobs(self.kind.active, &[]);
@@ -444,4 +525,12 @@ fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     }
     places.push(PathBuf::from("/usr/libexec/flux/cmd").join(NAME));
     places
+}
+
+/// What this instance is called in tokens: the host that its first broker runs on, and, where it runs in another instance,
+/// the ids of the jobs that lead to it. Both stay when it is restarted, unlike `broker.uuid`.
+fn instance(flux: Flux<'_>) -> String {
+    let host = flux.attribute(c"hostname").unwrap_or_default();
+    let path = flux.attribute(c"jobid-path").unwrap_or_default();
+    format!("{host}{}", path.trim_end_matches('/'))
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use config::{Template, Values};
 
 use crate::{
-    Error, Fetched, Source, seconds,
+    Error, Fetched, Source, blocking,
     trust::{self, Refusal, read},
     value::max_value,
     variable,
@@ -27,17 +27,7 @@ pub(crate) struct File {
 impl Source for File {
     async fn fetch(&self, job: &Values) -> Fetched {
         let (file, job) = (self.clone(), job.clone());
-        // A file system may hang: its thread is left behind then, and the delivery goes on to fail.
-        let read = tokio::task::spawn_blocking(move || file.read(&job));
-        match tokio::time::timeout(self.timeout, read).await {
-            Ok(Ok(fetched)) => fetched,
-            // What a panic said is not repeated: it may quote anything.
-            Ok(Err(_)) => Fetched::failed(Error::new("its file could not be read", "an internal error")),
-            Err(_) => {
-                let detail = format!("no answer within {}: is the file system hung?", seconds(self.timeout));
-                Fetched::failed(Error::new("its file could not be read in time", detail))
-            }
-        }
+        blocking("its file could not be read", self.timeout, move || file.read(&job)).await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {

@@ -98,7 +98,7 @@ mod tests {
             jobid: 0,
             uid,
             user: Some("alice".to_owned()),
-            project: None,
+            ..Values::example()
         };
         match read_identity(&identity(dir), &user) {
             Ok(token) => Ok(token.map(|token| token.to_string())),

@@ -96,6 +96,11 @@ impl KeyStore {
         store
     }
 
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The keys as they are now, or, where they cannot be read, as they were read last; and lines for the operator's log.
     ///
     /// # Errors

@@ -52,11 +52,14 @@ impl Trusted {
     /// The issuer of a table `trust.NAME`. Nothing is read, and nobody is asked, before the first token.
     ///
     /// # Errors
-    /// What is wrong with the paths in it, in words.
+    /// The key of the table that is wrong where this runs, and what is wrong with it.
     pub fn new(trust: &config::Trust) -> Result<Self, String> {
+        let expand = |key: &str, path| {
+            crate::expand(path).map_err(|e| format!("workflow-token.trust.{}.{key}: {e}", trust.name))
+        };
         let keys: Arc<dyn IssuerKeys> = match &trust.keys {
-            config::TrustedKeys::Path(path) => KeyStore::verifying(crate::expand(path)?),
-            config::TrustedKeys::Secret(path) => KeyStore::secret(crate::expand(path)?),
+            config::TrustedKeys::Path(path) => KeyStore::verifying(expand("keys", path)?),
+            config::TrustedKeys::Secret(path) => KeyStore::secret(expand("secret", path)?),
             config::TrustedKeys::Discovered(discovery) => Issuer::of(&trust.issuer, discovery),
         };
         Ok(Self {

@@ -1,7 +1,7 @@
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::HmacKey;
+use crate::{HmacKey, json};
 
 /// The header that the rabbit software writes, its names in alphabetical order.
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
@@ -18,8 +18,7 @@ pub fn issue(key: &HmacKey, sub: &str, iat: u64) -> SecretString {
 
 /// A JSON string as Go's `json.Marshal` writes it, which also escapes what HTML or JavaScript would take for syntax.
 fn go_string(text: &str) -> String {
-    // A string serializes without fail: it has no key of a map and no number.
-    let json = serde_json::to_string(text).expect("a string is JSON");
+    let json = json::quoted(text);
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
         match c {

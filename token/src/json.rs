@@ -195,6 +195,12 @@ pub(crate) fn place(part: &str, whole: &str) -> Option<std::ops::Range<usize>> {
     (end <= whole.len()).then_some(start..end)
 }
 
+/// A JSON string.
+pub(crate) fn quoted(text: &str) -> String {
+    // A string serializes without fail: it has no key of a map and no number.
+    serde_json::to_string(text).expect("a string is JSON")
+}
+
 /// A member whose value is any.
 pub(crate) fn value<'de, A: MapAccess<'de>>(map: &mut A, into: &mut Option<Value<'de>>) -> Result<bool, A::Error> {
     *into = Some(map.next_value()?);

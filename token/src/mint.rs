@@ -1,11 +1,10 @@
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rsa::rand_core::{OsRng, RngCore};
+use rand::RngCore;
 use secrecy::SecretString;
-use zeroize::Zeroizing;
 
 use crate::{Name, Scope, Session, SigningKey};
 
@@ -72,71 +71,75 @@ pub fn mint(key: &SigningKey, claims: &ClaimsToIssue) -> SecretString {
     key.sign_jwt(to_json(claims).as_bytes())
 }
 
-fn to_json(claims: &ClaimsToIssue) -> Zeroizing<String> {
-    let mut json = Zeroizing::new(String::with_capacity(512));
+/// Without a signature, it is no secret. It is pieced together by hand: to format it takes as long as to sign it.
+fn to_json(claims: &ClaimsToIssue) -> String {
     let iat = claims.iat.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let exp = iat.saturating_add(claims.lifetime.as_secs());
-    let mut jti = [0; 16];
-    OsRng.fill_bytes(&mut jti);
-    let mut encoded = [0; 22];
-    // 16 bytes are 22 characters, all of which are ASCII.
-    let written = URL_SAFE_NO_PAD.encode_slice(jti, &mut encoded);
-    debug_assert_eq!(written, Ok(encoded.len()));
-    let jti = std::str::from_utf8(&encoded).unwrap_or_default();
-
-    let written = write!(
-        json,
-        r#"{{"iss":{},"sub":{},"aud":{},"exp":{exp},"nbf":{iat},"iat":{iat},"jti":"{jti}","scope":"{}""#,
-        Quoted(&claims.iss),
-        Quoted(&claims.sub),
-        OneOrMore(&claims.aud),
-        claims.grant.scope(),
-    )
-    .and_then(|()| match &claims.grant {
-        Grant::Cluster => Ok(()),
-        Grant::Workspaces(names) | Grant::System(names) => write!(json, r#","workspace":{}"#, OneOrMore(names)),
-        Grant::Session { workspace, job } => write!(
-            json,
-            r#","workspace":"{workspace}","flux":{{"jobid":"{}","uid":{},"instance":{}}}"#,
-            job.id,
-            job.uid,
-            Quoted(&job.instance)
-        ),
-    });
-    // Writing to a string does not fail.
-    debug_assert_eq!(written, Ok(()));
-    json.push('}');
-    json
-}
-
-/// A JSON string.
-struct Quoted<'a>(&'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
-            return write!(f, "\"{}\"", self.0);
+    let mut json = Json(String::with_capacity(512));
+    json.raw(r#"{"iss":"#).quoted(&claims.iss);
+    json.raw(r#","sub":"#).quoted(&claims.sub);
+    json.raw(r#","aud":"#).one_or_more(&claims.aud);
+    json.raw(r#","exp":"#).number(exp);
+    json.raw(r#","nbf":"#).number(iat);
+    json.raw(r#","iat":"#).number(iat);
+    json.raw(r#","jti":""#).random();
+    json.raw(r#"","scope":""#).raw(claims.grant.scope().as_str()).raw("\"");
+    match &claims.grant {
+        Grant::Cluster => (),
+        Grant::Workspaces(names) | Grant::System(names) => {
+            json.raw(r#","workspace":"#).one_or_more(names);
         }
-        f.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
+        Grant::Session { workspace, job } => {
+            json.raw(r#","workspace":"#).quoted(workspace.as_str());
+            json.raw(r#","flux":{"jobid":"#).quoted(job.id.as_str());
+            json.raw(r#","uid":"#).number(job.uid.into());
+            json.raw(r#","instance":"#).quoted(&job.instance).raw("}");
+        }
     }
+    json.raw("}");
+    json.0
 }
 
-/// A string, or an array of them where there are several or none.
-struct OneOrMore<'a, T>(&'a [T]);
+struct Json(String);
 
-impl<T: AsRef<str>> fmt::Display for OneOrMore<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let [only] = self.0 {
-            return Quoted(only.as_ref()).fmt(f);
+impl Json {
+    fn raw(&mut self, json: &str) -> &mut Self {
+        self.0.push_str(json);
+        self
+    }
+
+    fn quoted(&mut self, text: &str) -> &mut Self {
+        if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
+            return self.raw("\"").raw(text).raw("\"");
         }
-        f.write_char('[')?;
-        for (i, text) in self.0.iter().enumerate() {
-            if i > 0 {
-                f.write_char(',')?;
-            }
-            Quoted(text.as_ref()).fmt(f)?;
+        self.raw(&crate::json::quoted(text))
+    }
+
+    /// A string, or an array of them where there are several or none.
+    fn one_or_more<T: AsRef<str>>(&mut self, texts: &[T]) -> &mut Self {
+        if let [only] = texts {
+            return self.quoted(only.as_ref());
         }
-        f.write_char(']')
+        self.raw("[");
+        for (i, text) in texts.iter().enumerate() {
+            self.raw(if i > 0 { "," } else { "" }).quoted(text.as_ref());
+        }
+        self.raw("]")
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        // Writing to a string does not fail.
+        let written = write!(self.0, "{number}");
+        debug_assert_eq!(written, Ok(()));
+        self
+    }
+
+    fn random(&mut self) -> &mut Self {
+        let mut bytes = [0; 16];
+        // Seeded by the operating system, which is asked less often.
+        rand::thread_rng().fill_bytes(&mut bytes);
+        URL_SAFE_NO_PAD.encode_string(bytes, &mut self.0);
+        self
     }
 }
 

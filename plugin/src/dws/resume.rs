@@ -11,12 +11,11 @@
 use std::{collections::HashSet, ffi::CStr, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
-use serde_json::Value;
 
 use crate::{
     dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage, Unanswered},
     manager::Inner,
-    resume::{Past, has_finished, has_started, past},
+    resume::{Past, described, has_finished, has_started, past},
 };
 
 /// After how many seconds an eventlog is complete in the KVS: the job manager writes events in batches of 10 ms.
@@ -401,17 +400,6 @@ impl From<Past> for Stage {
 fn was_released(eventlog: &str) -> bool {
     let name = DEPENDENCY.to_string_lossy();
     described(eventlog).any(|(event, description)| event == "dependency-remove" && description == name)
-}
-
-/// The names of events, RFC 21, and what their contexts have as `description`.
-fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
-    let events = eventlog
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.filter_map(|event| {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        Some((text(&event["name"])?, text(&event["context"]["description"])?))
-    })
 }
 
 #[cfg(test)]

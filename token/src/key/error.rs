@@ -59,6 +59,9 @@ pub enum KeyError {
     /// An RSA key of more bits than are worth the time.
     #[error("the RSA key has {0} bits, more than the {max} that are taken", max = crate::key::MAX_RSA_BITS)]
     RsaTooLong(usize),
+    /// An RSA key of a generator with a defect.
+    #[error("the RSA key is one of those that anyone can factor (CVE-2017-15361): generate another, elsewhere")]
+    Roca,
     /// The content is not one whole DER sequence.
     #[error("its content is not one whole DER sequence as every key is: the file is damaged, copy it again")]
     NotDer,

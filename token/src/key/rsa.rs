@@ -32,5 +32,26 @@ fn check(n: &BigUint, e: &BigUint) -> Result<(), KeyError> {
     if !odd(n) || !odd(e) || *e < BigUint::from(3_u8) {
         return Err(INVALID);
     }
+    if is_weak(n) {
+        return Err(KeyError::Roca);
+    }
     Ok(())
+}
+
+/// Whether the modulus was made by a generator whose primes are powers of 65537 modulo the product of many small ones, so
+/// that it can be factored (CVE-2017-15361, "The Return of Coppersmith's Attack", section 3.1).
+fn is_weak(n: &BigUint) -> bool {
+    const PRIMES: [u16; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107,
+        109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+    ];
+
+    PRIMES.iter().all(|&prime| {
+        let rest = n % BigUint::from(prime);
+        let mut power = 1;
+        (1..prime).any(|_| {
+            power = power * 65537 % u32::from(prime);
+            rest == BigUint::from(power)
+        })
+    })
 }

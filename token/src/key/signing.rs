@@ -12,13 +12,13 @@ use rsa::traits::{PrivateKeyParts, PublicKeyParts};
 use rsa::{RsaPrivateKey, pkcs1v15};
 use secrecy::SecretString;
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::jwk::{self, Jwk};
 use super::mac::Secret;
 use super::verifying::{EC, ED25519, P256, Public, RSA};
 use super::{KeyError, MAX_SIGNATURE_LEN, MIN_KEY_LEN, MIN_RSA_BITS, VerifyingKey, pem, rsa as rsa_key};
-use crate::Algorithm;
+use crate::{Algorithm, json};
 
 /// A key that signs tokens, by one algorithm only. Zeroized when it is dropped.
 pub struct SigningKey {
@@ -182,7 +182,7 @@ impl SigningKey {
                 jwk.push_str(piece);
             }
         };
-        member("kid", &json_string(self.kid()));
+        member("kid", &json::quoted(self.kid()));
         let quoted = |text: &str| Zeroizing::new(format!("\"{text}\""));
         member("alg", &quoted(self.algorithm().as_str()));
         member("use", &quoted("sig"));
@@ -216,10 +216,11 @@ impl SigningKey {
         token.push_str(header);
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(payload, &mut token);
-        let mut buffer = Zeroizing::new([0; MAX_SIGNATURE_LEN]);
+        let mut buffer = [0; MAX_SIGNATURE_LEN];
         let signature = self.private.sign(token.as_bytes(), &mut buffer);
         token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        URL_SAFE_NO_PAD.encode_string(&*signature, &mut token);
+        signature.zeroize();
         SecretString::from(token)
     }
 }
@@ -233,9 +234,9 @@ impl fmt::Debug for SigningKey {
 
 /// A header, encoded.
 fn header(key: &VerifyingKey, members: &[(&str, &str)]) -> String {
-    let mut header = format!(r#"{{"alg":"{}","kid":{}"#, key.algorithm(), json_string(key.kid()));
+    let mut header = format!(r#"{{"alg":"{}","kid":{}"#, key.algorithm(), json::quoted(key.kid()));
     for (name, value) in members {
-        header.push_str(&format!(",{}:{}", json_string(name), json_string(value)));
+        header.push_str(&format!(",{}:{}", json::quoted(name), json::quoted(value)));
     }
     header.push('}');
     encode(header.as_bytes())
@@ -243,11 +244,6 @@ fn header(key: &VerifyingKey, members: &[(&str, &str)]) -> String {
 
 pub(super) fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
-}
-
-fn json_string(text: &str) -> String {
-    // A string serializes without fail: it has no key of a map and no number.
-    serde_json::to_string(text).expect("a string is JSON")
 }
 
 impl Private {
@@ -333,7 +329,7 @@ impl Private {
         }
     }
 
-    fn sign<'a>(&self, message: &[u8], buffer: &'a mut [u8; MAX_SIGNATURE_LEN]) -> &'a [u8] {
+    fn sign<'a>(&self, message: &[u8], buffer: &'a mut [u8; MAX_SIGNATURE_LEN]) -> &'a mut [u8] {
         let signature = &mut buffer[..self.signature_len()];
         match self {
             Self::Ed(key) => signature.copy_from_slice(&key.sign(message).to_bytes()),

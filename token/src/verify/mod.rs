@@ -162,11 +162,11 @@ impl Rules {
                 None => return Err(VerifyError::Missing("iss")),
             }
         }
-        if let Some(audiences) = &self.audiences {
-            if !claims.aud().any(|aud| audiences.iter().any(|audience| audience == aud)) {
-                let aud = claims.aud().next().unwrap_or("nobody");
-                return Err(VerifyError::WrongAudience(Shown::new(aud)));
-            }
+        if let Some(audiences) = &self.audiences
+            && !claims.aud().any(|aud| audiences.iter().any(|audience| audience == aud))
+        {
+            let aud = claims.aud().next().unwrap_or("nobody");
+            return Err(VerifyError::WrongAudience(Shown::new(aud)));
         }
         Ok(())
     }
