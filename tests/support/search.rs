@@ -43,6 +43,15 @@ impl Search {
         search
     }
 
+    /// For any secrets.
+    pub fn secrets<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Search {
+        let mut search = Search {
+            windows: HashSet::new(),
+        };
+        secrets.into_iter().for_each(|secret| search.add(secret));
+        search
+    }
+
     fn add(&mut self, secret: &[u8]) {
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
