@@ -15,6 +15,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, VerifyError};
 
+#[allow(unused_imports, reason = "each test program uses some of them")]
 pub use skip::skip;
 
 pub const ISSUER: &str = "https://hpc.example.org";
