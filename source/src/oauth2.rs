@@ -106,6 +106,7 @@ impl Source for OAuth2 {
         Fetched {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
