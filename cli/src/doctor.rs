@@ -13,6 +13,7 @@ mod keys;
 mod kubernetes;
 mod munge;
 mod plugins;
+mod servers;
 
 /// Check what workflow tokens need on this node, and say what to do about what is wrong
 ///
@@ -161,6 +162,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.extend(config.iter().flat_map(|config| files::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| keys::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
 
     let ok = findings.iter().all(|finding| finding.status != Status::Fail);
     print::out(&if args.json {

@@ -127,6 +127,11 @@ impl Issuer {
     /// # Errors
     /// There are none, and the issuer does not give any.
     pub async fn keys(&self) -> Result<Arc<KeySet>, Error> {
+        let known = self.state().keys.clone();
+        if known.is_some_and(|keys| keys.is_empty()) {
+            // An issuer may be without keys for a while only.
+            return self.keys_where(|keys| !keys.is_empty()).await;
+        }
         let mut task = self.task();
         let until = Instant::now() + PATIENCE;
         let mut attempt = {
@@ -157,13 +162,18 @@ impl Issuer {
     /// # Errors
     /// There are none, and the issuer does not give any.
     pub async fn keys_with(&self, kid: &str) -> Result<Arc<KeySet>, Error> {
+        self.keys_where(|keys| keys.get(kid).is_some()).await
+    }
+
+    /// The keys, for which the issuer is asked again unless they are as they should be, and it was not asked too often.
+    async fn keys_where(&self, good: impl Fn(&KeySet) -> bool) -> Result<Arc<KeySet>, Error> {
         let mut task = self.task();
         let until = Instant::now() + PATIENCE;
         // An attempt that was under way already may have begun before the key was there.
         for _ in 0..2 {
             let attempt = {
                 let mut state = self.state();
-                if state.keys.as_ref().is_some_and(|keys| keys.get(kid).is_some()) {
+                if state.keys.as_ref().is_some_and(|keys| good(keys)) {
                     break;
                 }
                 state.next_attempt(&task)
@@ -315,7 +325,7 @@ impl Issuer {
     #[must_use]
     pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
         let issuer = Self::of(url, discovery);
-        let fetched = await_here(timeout(limit, issuer.fetch(None)));
+        let fetched = await_here(async { timeout(limit, issuer.fetch(None)).await });
         let fetched = fetched.unwrap_or(Ok(Err(ISSUER.wrong_credential(
             "the system has no more file descriptors",
             "see ulimit -n, and run this again",

@@ -98,6 +98,7 @@ impl Source for OAuth2 {
             of: self,
             until: Instant::now() + self.timeout,
             progress: Mutex::default(),
+            notes: Mutex::default(),
         };
         let result = match timeout(self.timeout, fetch.variables(job)).await {
             Ok(result) => result,
@@ -105,7 +106,8 @@ impl Source for OAuth2 {
         };
         Fetched {
             result,
-            notes: Vec::new(),
+            notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
+            warnings: Vec::new(),
         }
     }
 
@@ -176,6 +178,7 @@ struct Fetch<'a> {
     of: &'a OAuth2,
     until: Instant,
     progress: Mutex<Option<Trouble>>,
+    notes: Mutex<Vec<String>>,
 }
 
 impl Fetch<'_> {
@@ -228,7 +231,10 @@ impl Fetch<'_> {
         let mut moved = false;
         loop {
             let trouble = match self.of.ask(subject.as_ref(), limit).await {
-                Ok(given) => return Ok(given),
+                Ok(given) => {
+                    self.note_scope(&given);
+                    return Ok(given);
+                }
                 Err(trouble) => trouble,
             };
             let pause = match trouble.kind {
@@ -243,6 +249,19 @@ impl Fetch<'_> {
             };
             *self.progress() = Some(trouble);
             sleep(pause).await;
+        }
+    }
+
+    /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
+    fn note_scope(&self, given: &Given) {
+        let asked = self.of.settings.scope.as_deref().unwrap_or_default();
+        let Some(has) = &given.scope else { return };
+        if asked.split(' ').any(|word| !has.split(' ').any(|other| other == word)) && !asked.is_empty() {
+            let note = format!(
+                "{}: the token has the scope `{has}`, and `{asked}` was asked for",
+                self.place()
+            );
+            self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
         }
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Given {
     pub token: Secret,
     /// How long it is good, where the server says so.
     pub lifetime: Option<Duration>,
+    /// Its scope, where the server says that it is not the one that was asked for.
+    pub scope: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +36,7 @@ struct Success {
     access_token: Option<Zeroizing<String>>,
     token_type: Option<String>,
     expires_in: Option<Value>,
+    scope: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +88,7 @@ fn success(body: &[u8], exchanged: bool) -> Result<Given, Trouble> {
     Ok(Given {
         token: Secret::from(token.as_str()),
         lifetime: answer.expires_in.as_ref().and_then(lifetime),
+        scope: answer.scope.map(|scope| quote(&scope, &[&token])),
     })
 }
 

@@ -90,7 +90,10 @@ impl Login {
         let login = Self(StandIn::of(authority, setup, World::default()));
         login.metadata(METADATA, &login.url());
         login.publish(&[]);
-        login.gives(200, json!({"access_token": "canary-{n}", "token_type": "Bearer", "expires_in": 600}));
+        login.gives(
+            200,
+            json!({"access_token": "canary-{n}", "token_type": "Bearer", "expires_in": 600}),
+        );
         login
     }
 
