@@ -6,6 +6,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use support::{
+    host::plugin,
     names::{Asking, BOB, HELD, Place, held_job, job, projects},
     plugins::{PRINT, jwt, me, until},
 };
@@ -367,6 +368,33 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
     instance.release(&id);
     instance.wait(&id, "clean");
     assert_eq!(instance.stdout(&id).trim_end(), fusion);
+    instance.shutdown();
+}
+
+#[test]
+fn another_plugin_that_consents_is_no_way_around() {
+    let Some(place) = Place::new("another_plugin_that_consents_is_no_way_around") else {
+        return;
+    };
+    place.names(&[("hydro", 5000, &["alice"])]);
+    let mut instance = place.instance(json!({"project": projects()}));
+    let out = json!({
+        // One that finds nothing to be validated, and one that changes more than it is asked for.
+        "job.update.attributes.system.project": {"validated": 1},
+        "job.update.attributes.system.bank": {"updates": {"attributes.system.project": "fusion"}},
+        "job.update.attributes.system.queue": {"updates": {"attributes.system": {"project": "fusion"}}},
+    });
+    let puppet = plugin(&place.site.at("job-manager"), "puppet.c");
+    instance.ok("load", json!({"path": puppet, "conf": {"out": out}}));
+    until("alice is known", || instance.counter("known-users") > 0);
+    let id = instance.submit_held(me(), Some("hydro"));
+    for key in ["project", "bank", "queue"] {
+        let update = json!({format!("attributes.system.{key}"): "fusion"});
+        let text = instance.update(&id, me(), update);
+        let not_in = "alice is not in project fusion: needed is group fusion";
+        assert_eq!(text, Err(not_in.to_owned()), "{key}");
+    }
+    assert_eq!(instance.contexts(&id, "jobspec-update"), [json!(null); 0]);
     instance.shutdown();
 }
 
