@@ -40,7 +40,7 @@ tidy() {
 	kube_kill
 	oidc_kill
 	munge_kill
-	rm -rf "$base/canaries"
+	rm -rf "$base/canaries" "$OIDC"
 }
 
 # skip REASON: skips the whole test.
