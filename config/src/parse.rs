@@ -220,7 +220,7 @@ impl Reader<'_> {
             Some(_) => return Err(self.wrong("unlink", "must be true or false")),
         };
         let trusts = self.trusts()?;
-        let projects = self.projects()?;
+        let projects = self.projects(&trusts)?;
         let rules = self.rules(&Defaults {
             variable: &variable,
             timeout,
@@ -593,7 +593,8 @@ mod tests {
                 .into_iter()
                 .filter(|l| key.is_empty() || !l.starts_with(key))
                 .collect();
-            format!("[workflow-token.identity]\n{}\n{line}", others.join("\n"))
+            let site = "[workflow-token.trust.site]\nissuer = \"https://i\"\naudience = \"a\"";
+            format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
         };
         let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
         for (text, key) in [
@@ -759,6 +760,7 @@ mod tests {
                 "workflow-token.identity.token",
             ),
             (identity("trust", ""), "workflow-token.identity.trust"),
+            (identity("trust", "trust = \"other\""), "workflow-token.identity.trust"),
             (identity("claim", ""), "workflow-token.identity.claim"),
             (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
             (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
@@ -960,6 +962,10 @@ mod tests {
     fn projects_are_read_with_who_is_in_them() {
         let config = parse(
             r#"
+            [workflow-token.trust.site]
+            issuer = "https://login.example.org"
+            audience = "cluster"
+
             [workflow-token.identity]
             token = "/run/user/{uid}/identity.jwt"
             trust = "site"

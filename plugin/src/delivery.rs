@@ -421,6 +421,10 @@ impl Inner {
     }
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
+        // They are told once, and are of more than this job.
+        for warning in &outcome.warnings {
+            inner.log(LogLevel::Err, warning);
+        }
         match inner.deliveries.borrow().get(&job) {
             Some(delivery) if delivery.number == number => delivery.progress.enter(Stage::Storing),
             // Given up while it was on its way here.

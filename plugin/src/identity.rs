@@ -7,6 +7,7 @@ use std::{
 
 use config::Config;
 use source::verify::{Trusted, Unverified};
+use token::VerifyError;
 
 use crate::{
     owner::{Verified, Verify},
@@ -33,7 +34,7 @@ pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option
         // What is told of keys is told with the tokens of jobs, too.
         let (verified, _) = trusted.verify(token, SystemTime::now());
         let claims = verified.map_err(|e| match e {
-            Unverified::Refused(e) => Failure::new(e.to_string(), e.to_string()),
+            Unverified::Refused(e) => Failure::new(summary(&e), e.to_string()),
             Unverified::NoKeys(e) => Failure::new(e.summary(), e.to_string()),
         })?;
         let until = Duration::try_from_secs_f64(claims.exp().seconds()).ok();
@@ -42,4 +43,17 @@ pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option
             until: until.and_then(|until| UNIX_EPOCH.checked_add(until)),
         })
     })))
+}
+
+/// Why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
+fn summary(e: &VerifyError) -> &'static str {
+    match e {
+        VerifyError::Expired { .. } => "it has expired",
+        VerifyError::NotYet { .. } => "it is not valid yet",
+        VerifyError::WrongAudience(_) => "it is for another service",
+        VerifyError::WrongIssuer(_) => "it is of another issuer",
+        VerifyError::BadSignature => "its signature is wrong",
+        VerifyError::UnknownKid(_) => "its key is not known",
+        _ => "it was refused",
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use config::{Check, Config, Selection, Values};
+use config::{Asked, Check, Config, Denied, Selection, Values};
 use seal::{ExposeSecret, Owner as JobOwner, Record, Variables};
 use source::{
     Fetched, Source,
@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use crate::{
     facts::{OwnerFacts, Spec},
-    owner::Owners,
+    owner::{Owner, Owners},
 };
 
 /// How many deliveries of one rule are under way at once, where its source blocks. Those that hang, hang up their rule
@@ -83,6 +83,8 @@ pub(crate) struct Outcome {
     pub result: Result<Sealed, Failure>,
     /// For the operator's log.
     pub notes: Vec<String>,
+    /// The same, of what the operator must see to.
+    pub warnings: Vec<String>,
 }
 
 /// What there is to be kept.
@@ -193,8 +195,7 @@ impl Stage {
 /// Which source is asked, and what it is told of the job beside what is known anyway.
 struct Chosen {
     which: Which,
-    user: Option<String>,
-    project: Option<String>,
+    values: Values,
 }
 
 /// What is left to do when a thread has done what it can.
@@ -295,7 +296,7 @@ impl Setup {
             return Next::Done(Outcome::given_up());
         }
         progress.enter(Stage::Owner);
-        let Chosen { which, user, project } = match self.choose(&task) {
+        let Chosen { which, values } = match self.choose(&task) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return Next::Done(Outcome::of(Ok(Sealed::NoRule))),
             Err(why) => return Next::Done(Outcome::of(Err(why))),
@@ -303,15 +304,6 @@ impl Setup {
         let Some(source) = self.source(which) else {
             // There is nothing to be added to what was given.
             return Next::Done(self.finish(task, progress, which, Fetched::nothing()));
-        };
-        let values = Values {
-            f58: task.f58.clone(),
-            jobid: task.jobid,
-            uid: task.uid,
-            user,
-            project,
-            limit: task.spec.limit,
-            instance: self.instance.clone(),
         };
         progress.fetching.get_or_init(|| (which, Instant::now()));
         progress.enter(Stage::Fetching);
@@ -341,7 +333,11 @@ impl Setup {
     }
 
     fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
-        let Fetched { result, mut notes } = fetched;
+        let Fetched {
+            result,
+            mut notes,
+            mut warnings,
+        } = fetched;
         let owner = JobOwner {
             jobid: task.jobid,
             uid: task.uid,
@@ -349,7 +345,7 @@ impl Setup {
         let fetched = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
         let result = fetched.and_then(|fetched| {
             progress.enter(Stage::Checking);
-            self.check(which, &task, &fetched, &mut notes)?;
+            self.check(which, &task, &fetched, &mut warnings)?;
             let variables = match task.what {
                 What::Rules(_) => fetched,
                 What::Given(mut variables) => {
@@ -360,7 +356,11 @@ impl Setup {
             progress.enter(Stage::Sealing);
             self.seal(owner, task.sealer, progress, &variables, &mut notes)
         });
-        Outcome { result, notes }
+        Outcome {
+            result,
+            notes,
+            warnings,
+        }
     }
 
     /// The source, and what it is to be told: the job owner and the project, where these or the choice of the rule need that.
@@ -379,25 +379,17 @@ impl Setup {
                 (&[] as &[usize], needs_user, false)
             }
         };
-        let given = Chosen {
-            which: candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule)),
-            user: None,
-            project: None,
-        };
         let projects = &self.config.projects;
         if !needs_user && !is_open && projects.is_empty() {
-            return Ok(Some(given));
+            return Ok(Some(Chosen {
+                which: candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule)),
+                values: self.values(task, None, None),
+            }));
         }
         let owner = self.owners.look_up(task.uid);
         let owner = owner.map_err(|e| Failure::new("its owner could not be looked up", e))?;
         let project = projects.of_job(&task.spec.asked, &owner);
-        let project = project.map_err(|denied| {
-            let detail = match &owner.refused {
-                Some(why) => format!("{denied}: the identity token: {}", why.operator),
-                None => denied.to_string(),
-            };
-            Failure::new(denied.to_string(), detail)
-        })?;
+        let project = project.map_err(|denied| denied_to(&owner, &denied))?;
         let project = project.map(|project| &*project.name);
         let asks = |index: &usize| asks_for_owner(&self.config.rules[*index]);
         if owner.name.is_none() && candidates.iter().any(asks) {
@@ -423,14 +415,44 @@ impl Setup {
             }
         };
         if project.is_none() && self.needs_project(which) {
-            let denied = projects.needed(&owner);
-            return Err(Failure::new(denied.to_string(), denied.to_string()));
+            return Err(denied_to(&owner, &projects.needed(&owner)));
         }
-        Ok(Some(Chosen {
-            which,
+        let values = self.values(task, owner.name.clone(), project);
+        self.admit(which, &values, &owner)?;
+        Ok(Some(Chosen { which, values }))
+    }
+
+    /// Refuses a token for the workspace that is a project's, as its rule has it, to who is not in that project.
+    fn admit(&self, which: Which, values: &Values, owner: &Owner) -> Result<(), Failure> {
+        let rule = match which {
+            Which::Rule(rule) => &self.config.rules[rule],
+            Which::Rabbit => return Ok(()),
+        };
+        let config::Source::Issuer(settings) = &rule.source else {
+            return Ok(());
+        };
+        let projects = &self.config.projects;
+        // What cannot be filled in is told by the source.
+        let Some(Ok(workspace)) = settings.workspace.as_ref().map(|workspace| workspace.fill(values)) else {
+            return Ok(());
+        };
+        if !projects.list.iter().any(|project| project.name == workspace) {
+            return Ok(());
+        }
+        let admitted = projects.of_job(&Asked::Project(workspace), owner);
+        admitted.map(|_| ()).map_err(|denied| denied_to(owner, &denied))
+    }
+
+    fn values(&self, task: &Task, user: Option<String>, project: Option<&str>) -> Values {
+        Values {
+            f58: task.f58.clone(),
+            jobid: task.jobid,
+            uid: task.uid,
+            user,
             project: project.map(str::to_owned),
-            user: owner.name,
-        }))
+            limit: task.spec.limit,
+            instance: self.instance.clone(),
+        }
     }
 
     fn needs_project(&self, which: Which) -> bool {
@@ -443,7 +465,13 @@ impl Setup {
         }
     }
 
-    fn check(&self, which: Which, task: &Task, variables: &Variables, notes: &mut Vec<String>) -> Result<(), Failure> {
+    fn check(
+        &self,
+        which: Which,
+        task: &Task,
+        variables: &Variables,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
         // What is given to a rabbit job is the business of its service.
         let Which::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
@@ -464,7 +492,7 @@ impl Setup {
                 Check::Verify(trust) => {
                     let hint = format!(" (trust = \"{}\")", self.config.trusts[trust].name);
                     let (verified, said) = self.trusted[trust].verify(value.expose_secret(), SystemTime::now());
-                    notes.extend(said);
+                    warnings.extend(said);
                     let claims = verified.map_err(|e| match e {
                         Unverified::Refused(e) => refused(&e, &hint),
                         Unverified::NoKeys(e) => Failure::new(
@@ -532,6 +560,15 @@ fn is_id_of(text: &str, task: &Task) -> bool {
     f58.is_ok_and(|id| id.as_str() == text) || text.parse() == Ok(task.jobid)
 }
 
+/// Why the owner of a job gets no token for a project.
+fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
+    let detail = match &owner.refused {
+        Some(why) => format!("{denied}: the identity token: {}", why.operator),
+        None => denied.to_string(),
+    };
+    Failure::new(denied.to_string(), detail)
+}
+
 /// Whether the name service is to be asked for who the job owner is.
 fn asks_for_owner(rule: &config::Rule) -> bool {
     matches!(rule.conditions.user, Some(config::Principal::Name(_))) || rule.conditions.group.is_some()
@@ -543,6 +580,7 @@ impl Outcome {
         Self {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 

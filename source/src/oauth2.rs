@@ -107,6 +107,7 @@ impl Source for OAuth2 {
         Fetched {
             result,
             notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
+            warnings: Vec::new(),
         }
     }
 

@@ -332,6 +332,18 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             "not a JWT: its claims (second segment) has a name twice",
         ),
         (
+            "a claim twice, after many others",
+            sign(
+                ed,
+                &good_header,
+                format!(
+                    "{{{},\"x\":1,\"x\":1}}",
+                    (0..100).map(|i| format!("\"y{i}\":1")).collect::<Vec<_>>().join(",")
+                ),
+            ),
+            "not a JWT: its claims (second segment) has a name twice",
+        ),
+        (
             "a name twice within a claim",
             sign(
                 ed,

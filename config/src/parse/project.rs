@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Error, Reader, parsed, wrong};
-use crate::{Identity, Principal, Project, Projects, Rule, Source, kubernetes};
+use crate::{Identity, Principal, Project, Projects, Rule, Source, Trust, kubernetes};
 
 const PROJECT_KEYS: &[&str] = &["name", "users", "groups", "claims", "default"];
 const IDENTITY_KEYS: &[&str] = &["token", "trust", "claim", "user"];
@@ -13,8 +13,8 @@ pub(super) const OPEN: &str =
     "has {project}, which any user could name: say who is in it by [[workflow-token.project]]";
 
 impl Reader<'_> {
-    pub(super) fn projects(&self) -> Result<Projects, Error> {
-        let identity = self.identity()?;
+    pub(super) fn projects(&self, trusts: &[Trust]) -> Result<Projects, Error> {
+        let identity = self.identity(trusts)?;
         let tables = match self.table.get("project").map(parsed) {
             None => Vec::new(),
             Some(Value::Array(tables)) => tables,
@@ -76,7 +76,7 @@ impl Reader<'_> {
         Ok(project)
     }
 
-    fn identity(&self) -> Result<Option<Identity>, Error> {
+    fn identity(&self, trusts: &[Trust]) -> Result<Option<Identity>, Error> {
         let table = match self.table.get("identity").map(parsed) {
             None => return Ok(None),
             Some(Value::Object(table)) => table,
@@ -97,9 +97,14 @@ impl Reader<'_> {
             let why = "must name the user, and nothing of a job: use {user} or {uid}";
             return Err(reader.wrong("token", why));
         }
+        let trust = reader.nonempty("trust")?.ok_or_else(|| missing("trust"))?;
+        if !trusts.iter().any(|known| known.name == trust) {
+            let why = format!("there is no table [workflow-token.trust.{}]", trust.escape_debug());
+            return Err(reader.wrong("trust", why));
+        }
         Ok(Some(Identity {
             token,
-            trust: reader.nonempty("trust")?.ok_or_else(|| missing("trust"))?,
+            trust,
             claim: reader.nonempty("claim")?.ok_or_else(|| missing("claim"))?,
             user: reader.nonempty("user")?.unwrap_or_else(|| "sub".to_owned()),
         }))

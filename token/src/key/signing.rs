@@ -277,9 +277,6 @@ impl Private {
 
     fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
         let key = rsa::pkcs1::RsaPrivateKey::try_from(der).map_err(|_| KeyError::NotDer)?;
-        if key.other_prime_infos.is_some() {
-            return Err(KeyError::OtherKind);
-        }
         rsa_key::private(
             key.modulus.as_bytes(),
             key.public_exponent.as_bytes(),
