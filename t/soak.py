@@ -181,7 +181,7 @@ class Soak:
             self.wrong.append(f"{job}: {problem}: {digest} {log}")
         if failed:
             note = "".join(c for c in failed[0]["note"] if not c.isdigit())
-            self.outcomes[f"{failed[0]['type']}: {note[:70]}…"] += 1
+            self.outcomes[f"{failed[0]['type']}: {note[-120:]}"] += 1
         else:
             self.outcomes["canceled" if fatal else "with its token"] += 1
 
