@@ -9,9 +9,12 @@ use crate::{flux, people, print};
 mod clock;
 mod configuration;
 mod files;
+mod initrc;
+mod job_manager;
+mod keys;
 mod kubernetes;
 mod munge;
-mod plugins;
+mod shell;
 
 /// Check what workflow tokens need on this node, and say what to do about what is wrong
 ///
@@ -151,13 +154,15 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.push(found);
     findings.extend(configuration::plugin_arrays(args.config.as_deref()));
     findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
-    findings.push(plugins::job_manager(&instance));
-    findings.push(plugins::shell(&instance));
+    let (loaded, found) = job_manager::check(&instance, config.as_ref());
+    findings.extend(found);
+    findings.extend(shell::check(&instance, loaded, config.as_ref()));
     let trusted = match instance {
         Instance::Here { owner } => owner,
         Instance::None(_) | Instance::Broken(_) => people::me(),
     };
     findings.extend(config.iter().flat_map(|config| files::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| keys::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
 
     let ok = findings.iter().all(|finding| finding.status != Status::Fail);

@@ -70,7 +70,17 @@ impl<'a> Plugin<'a> {
     /// # Errors
     /// ENOMEM.
     pub fn keep<T: State>(self, state: T) -> io::Result<Kept<T>> {
+        self.keep_with(state, |_, _| ())
+    }
+
+    /// The same, for state that handles more topics later on, for which it is told how callbacks are given it.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn keep_with<T: State>(self, state: T, tell: impl FnOnce(&T, Kept<T>)) -> io::Result<Kept<T>> {
         let raw_state = Box::into_raw(Box::new(state));
+        // SAFETY: it was just made, and nobody else has it.
+        tell(unsafe { &*raw_state }, Kept(raw_state));
         // SAFETY: the box is handed over with a function that drops it.
         let rc = unsafe { raw::flux_plugin_aux_set(self.raw, std::ptr::null(), raw_state.cast(), Some(drop_box::<T>)) };
         if rc < 0 {
@@ -89,6 +99,15 @@ impl<'a> Plugin<'a> {
     pub fn handle<T: State, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
         // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
         check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), state.0.cast()) })
+    }
+
+    /// Has a topic not handled any more. Where handlers count as consent, this is how to give none.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn unhandle(self, topic: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin and a C string; no callback stands for removal.
+        check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), None, std::ptr::null_mut()) })
     }
 
     /// The job shell that loaded the plugin.
@@ -114,6 +133,14 @@ pub trait State: 'static {
 
 /// State that [`Plugin::keep`] took over: to be named when a handler is added.
 pub struct Kept<T>(*mut T);
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Kept<T> {}
 
 /// A function that handles a topic. A closure that captures nothing is one: it is known by its type, and called through
 /// it.

@@ -14,6 +14,7 @@
 //! | `config-reload` | `config` (object) or `path` | |
 //! | `submit` | `jobspec`, or `command` `env?` `attributes?` `nodes?`; `userid?` `urgency?` | `jobid`, `jobid_dec` |
 //! | `cancel`, `raise` | `jobid`, `userid?` `type?` `severity?` `note?` | |
+//! | `update` | `jobid`, `updates`, `userid?` | |
 //! | `post` | `jobid`, `name`, `context?` | |
 //! | `wait` | `jobid`, `event`, `count?` | `event`, once the count-th of that name is in the KVS |
 //! | `state` | `jobid` | `state`, `dependencies`, `perilog_active`, `priority`, `userid`, `end_event` |
@@ -276,6 +277,11 @@ impl Control {
                 instance
                     .raise_request(&payload, userid(request, instance.owner)?)
                     .map(|()| json!({}))
+            }
+            "update" => {
+                let userid = userid(request, instance.owner)?;
+                let updated = instance.update_request(jobid(request)?, &request["updates"], userid);
+                updated.map(|()| json!({}))
             }
             "state" => {
                 let job = self.job(request)?;

@@ -123,6 +123,11 @@ impl Deliveries {
         self.jobs.keys().copied()
     }
 
+    /// Their numbers, and whose they are.
+    pub fn numbers(&self) -> impl Iterator<Item = (u64, JobId)> {
+        self.jobs.iter().map(|(job, delivery)| (delivery.number, *job))
+    }
+
     pub fn insert(&mut self, job: JobId, delivery: Delivery) {
         self.deadlines.insert((delivery.deadline, delivery.number), job);
         self.jobs.insert(job, delivery);

@@ -12,8 +12,9 @@ use seal::Variables;
 
 use crate::{
     deliveries::{Delivery, Lane, ROOM, shrink},
-    facts::JobFacts,
+    facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
+    membership::Known,
     stats::Stay,
     work::{Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
     workers::Queue,
@@ -43,18 +44,27 @@ pub(crate) struct Current {
     pub(crate) given: Lane,
 }
 
+/// What there is for a job: its configuration, the rules that may be for it, and what its jobspec says.
+pub(crate) struct Matching {
+    current: Current,
+    candidates: Vec<usize>,
+    spec: Spec,
+}
+
 /// Told how a delivery ended, unless it was given up: with the names of the variables, or why not.
 pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 
 /// A sealed record that is to be committed.
 pub(crate) struct Stored {
-    job: JobId,
-    record: String,
+    pub(crate) job: JobId,
+    pub(crate) record: String,
 }
 
 /// What the threads send.
 pub(crate) enum Message {
     Done(Done),
+    /// A user was looked up.
+    Known(Known),
     /// Time has passed.
     Tick,
 }
@@ -99,7 +109,7 @@ impl Inner {
         if inner.deliveries.borrow().contains(job) {
             return;
         }
-        let Some((current, candidates)) = inner.candidates(args, uid) else {
+        let Some(matching) = inner.matching(args, uid) else {
             return;
         };
         if let Err(e) = inner.jobtap.prolog_start(inner.kind.prolog) {
@@ -108,21 +118,29 @@ impl Inner {
             inner.raise(job, &why);
             return;
         }
-        inner.unless_it_panics(job, || inner.begin(&current, job, uid, candidates, stay));
+        inner.unless_it_panics(job, || inner.begin(matching, job, uid, stay));
     }
 
-    pub(crate) fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
+    pub(crate) fn matching(&self, args: &Args<'_>, uid: u32) -> Option<Matching> {
         let current = self.setup.borrow().clone()?;
         if current.lanes.is_empty() {
             return None;
         }
+        let spec = Spec::of(args);
+        let owner = current.setup.owners.known(uid);
         let facts = JobFacts {
             args,
             uid,
-            owner: current.setup.owners.known(uid),
+            projects: &current.setup.config.projects,
+            asked: &spec.asked,
+            owner: owner.as_ref(),
         };
         let candidates = current.setup.candidates(&facts);
-        (!candidates.is_empty()).then_some((current, candidates))
+        (!candidates.is_empty()).then_some(Matching {
+            current,
+            candidates,
+            spec,
+        })
     }
 
     /// Begins the delivery of variables that are there already, to a job whose prolog has started.
@@ -132,7 +150,9 @@ impl Inner {
         match current {
             Some(current) => {
                 let lane = current.given.clone();
-                self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
+                // Of the jobspec, updates included.
+                let spec = self.jobtap.lookup(job).map_or_else(Spec::none, |args| Spec::of(&args));
+                self.queue_up(&current, &lane, job, uid, What::Given(variables), spec, end, &stay);
             }
             // It is configured before it is called for any job.
             None => self.fail(job, &Failure::internal()),
@@ -140,10 +160,15 @@ impl Inner {
     }
 
     /// Queues a job whose prolog has started.
-    pub(crate) fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+    pub(crate) fn begin(&self, matching: Matching, job: JobId, uid: u32, stay: &Stay) {
+        let Matching {
+            current,
+            candidates,
+            spec,
+        } = matching;
         // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
         let lane = current.lanes[candidates[0]].clone();
-        self.queue_up(current, &lane, job, uid, What::Rules(candidates), None, stay);
+        self.queue_up(&current, &lane, job, uid, What::Rules(candidates), spec, None, stay);
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it is what a delivery is made of")]
@@ -154,6 +179,7 @@ impl Inner {
         job: JobId,
         uid: u32,
         what: What,
+        spec: Spec,
         end: Option<End>,
         stay: &Stay,
     ) {
@@ -163,6 +189,7 @@ impl Inner {
             f58: job.to_string(),
             uid,
             sealer: self.sealer,
+            spec,
             what,
         };
         let delivery = Delivery {
@@ -273,6 +300,7 @@ impl Inner {
             inner.ended_since.set(Some(Instant::now()));
         }
         Self::ask_again(inner);
+        Self::mind_held(inner);
         if let Some(hooks) = inner.hooks() {
             hooks.ticked();
         }
@@ -280,7 +308,8 @@ impl Inner {
         inner.give_memory_back();
         let idle = inner.deliveries.borrow().len() == 0
             && inner.ended.borrow().is_empty()
-            && inner.unknown.borrow().is_empty();
+            && inner.unknown.borrow().is_empty()
+            && inner.membership.is_idle();
         inner.idle_ticks.set(if idle { inner.idle_ticks.get() + 1 } else { 0 });
         if inner.idle_ticks.get() >= IDLE_TICKS {
             inner.idle_ticks.set(0);
@@ -328,6 +357,7 @@ impl Inner {
         for message in inner.queue.take(TURN) {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
+                Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
                 Message::Done(done) => {
                     let job = done.job;
                     inner.unless_it_panics(job, || Self::done(inner, done));
@@ -442,24 +472,22 @@ impl Inner {
 
     fn put(inner: &Rc<Self>, records: &[(u64, Stored)]) -> io::Result<()> {
         ffi::stumble("put");
-        let mut transaction = ffi::Transaction::new()?;
-        for (_, stored) in records {
-            transaction.put(&stored.job.kvs_key(inner.kind.key)?, &stored.record)?;
-        }
         let jobs: Vec<(JobId, u64)> = records.iter().map(|(number, stored)| (stored.job, *number)).collect();
         let (weak, number) = (Rc::downgrade(inner), inner.number());
         // Each delivery minds its own time.
-        let pending = inner.flux().commit(transaction)?.then(KVS_TIMEOUT, move |future| {
-            let Some(inner) = weak.upgrade() else { return };
-            let done = inner.pending.borrow_mut().remove(&number);
-            inner.commits.set(inner.commits.get() - 1);
-            let result = future.get();
-            for (job, number) in jobs {
-                inner.unless_it_panics(job, || inner.committed(job, number, &result));
-            }
-            drop(done);
-            Self::commit(&inner);
-        })?;
+        let pending = inner
+            .put_all(records.iter().map(|(_, stored)| stored))?
+            .then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                inner.commits.set(inner.commits.get() - 1);
+                let result = future.get();
+                for (job, number) in jobs {
+                    inner.unless_it_panics(job, || inner.committed(job, number, &result));
+                }
+                drop(done);
+                Self::commit(&inner);
+            })?;
         inner.pending.borrow_mut().insert(number, pending);
         inner.commits.set(inner.commits.get() + 1);
         inner.commit_began.set(Some(Instant::now()));

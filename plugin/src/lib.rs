@@ -17,7 +17,9 @@ mod deliveries;
 mod delivery;
 mod dws;
 mod facts;
+mod identity;
 mod manager;
+mod membership;
 mod owner;
 mod pmi;
 mod records;
@@ -67,8 +69,13 @@ fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std:
 fn load(plugin: Plugin<'static>) -> std::io::Result<()> {
     plugin.set_name(c"workflow-token")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| std::io::Error::other("it is a plugin for the job manager"))?;
-    let manager = plugin.keep(Manager::new(jobtap, plugin)?)?;
-    plugin.handle(c"conf.update", &manager, |m: &Manager, _, args| m.conf_update(args))?;
+    let manager = Manager::new(jobtap, plugin)?;
+    let manager = plugin.keep_with(manager, |manager, kept| manager.is_kept(kept))?;
+    plugin.handle(c"conf.update", &manager, |m: &Manager, plugin, args| {
+        m.conf_update(plugin, args)
+    })?;
+    plugin.handle(c"job.validate", &manager, |m: &Manager, _, args| m.validate(args))?;
+    plugin.handle(c"job.state.depend", &manager, |m: &Manager, _, args| m.job_depend(args))?;
     plugin.handle(c"job.new", &manager, |m: &Manager, _, args| m.job_new(args))?;
     plugin.handle(c"job.state.run", &manager, |m: &Manager, _, args| m.job_run(args))?;
     plugin.handle(c"job.state.cleanup", &manager, |m: &Manager, _, args| {

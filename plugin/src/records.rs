@@ -1,6 +1,7 @@
 //! The records of jobs that have ended are removed a second later, many at a time: a commit costs about the same for many.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     io,
     rc::Rc,
     time::{Duration, Instant},
@@ -8,7 +9,11 @@ use std::{
 
 use ffi::{Future, JobId, LogLevel};
 
-use crate::manager::{Inner, KVS_TIMEOUT};
+use crate::{
+    delivery::{Done, Message, Stored},
+    manager::{Inner, KVS_TIMEOUT},
+    work::Sealed,
+};
 
 /// For how long the records of jobs that have ended are gathered before they are removed with one commit.
 pub(crate) const GATHER: Duration = Duration::from_secs(1);
@@ -97,6 +102,35 @@ impl Inner {
             ended.shrink_to(COMMIT);
         }
         jobs
+    }
+
+    /// Commits what was sealed for deliveries that were under way when the plugin was removed, by those who had not been heard
+    /// yet too. The request is on its way when this returns, and nobody sees the answer.
+    pub(crate) fn commit_unseen(&self, under_way: &HashMap<u64, JobId>, mut sealed: BTreeMap<u64, Stored>) {
+        for message in self.queue.take(usize::MAX) {
+            if let Message::Done(Done { job, number, outcome }) = message
+                && let Ok(Sealed::Record(record, _)) = outcome.result
+            {
+                sealed.insert(number, Stored { job, record });
+            }
+        }
+        sealed.retain(|number, _| under_way.contains_key(number));
+        if sealed.is_empty() {
+            return;
+        }
+        if let Err(e) = self.put_all(sealed.values()) {
+            let line = format!("{} sealed records could not be committed: {e}", sealed.len());
+            self.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Asks for one commit of all these records.
+    pub(crate) fn put_all<'a>(&self, records: impl Iterator<Item = &'a Stored>) -> io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        for stored in records {
+            transaction.put(&stored.job.kvs_key(self.kind.key)?, &stored.record)?;
+        }
+        self.flux().commit(transaction)
     }
 
     fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {

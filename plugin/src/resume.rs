@@ -72,6 +72,17 @@ pub(crate) fn past(eventlog: &str, which: &str, description: &str) -> Past {
     past
 }
 
+/// The names of events, RFC 21, and what their contexts have as `description`.
+pub(crate) fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
+    let events = eventlog
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter_map(|event| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some((text(&event["name"])?, text(&event["context"]["description"])?))
+    })
+}
+
 impl Inner {
     /// Takes up a job that was past SCHED when the plugin was loaded.
     pub(crate) fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
@@ -104,11 +115,11 @@ impl Inner {
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
     /// started, prolog-start is refused and the job is left alone.
     pub(crate) fn late(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
-        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+        let Some(matching) = inner.matching(args, uid) else {
             return;
         };
         if inner.jobtap.prolog_start(inner.kind.prolog).is_ok() {
-            inner.unless_it_panics(job, || inner.begin(&setup, job, uid, candidates, stay));
+            inner.unless_it_panics(job, || inner.begin(matching, job, uid, stay));
         }
     }
 
@@ -128,8 +139,8 @@ impl Inner {
             }
             (Past::Outstanding, JobState::Run) => {
                 inner.stats.borrow_mut().resumed += 1;
-                match inner.candidates(args, uid) {
-                    Some((setup, candidates)) => inner.begin(&setup, job, uid, candidates, stay),
+                match inner.matching(args, uid) {
+                    Some(matching) => inner.begin(matching, job, uid, stay),
                     None => {
                         let why = "no rule matches it any more: the configuration was changed during its delivery";
                         inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
@@ -237,6 +248,9 @@ impl Inner {
         if state == JobState::Inactive || inner.deliveries.borrow().contains(job) {
             return;
         }
+        if state == JobState::Depend {
+            return inner.depended_on(job, uid, eventlog);
+        }
         if past == Past::None && state == JobState::Run && !has_started(eventlog) {
             inner.too_late(&args, job, uid);
             return;
@@ -247,7 +261,7 @@ impl Inner {
     /// The job entered RUN before there was a plugin in this job manager, and something else still holds it. A prolog can
     /// be started from within its callbacks only, of which none may come before it starts.
     fn too_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
-        if self.candidates(args, uid).is_some() {
+        if self.matching(args, uid).is_some() {
             let why =
                 "it was in RUN, and not started, when the plugin was loaded into this job manager for the first time";
             self.stats.borrow_mut().failed += 1;
@@ -271,7 +285,7 @@ impl Inner {
         self.unknown.borrow_mut().insert(job, Instant::now() + ASK_AGAIN);
         self.log(
             LogLevel::Err,
-            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait in its prolog"),
+            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait"),
         );
     }
 }

@@ -43,12 +43,15 @@ impl Search {
         search
     }
 
-    /// For any secrets.
-    pub fn secrets<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Search {
+    /// For secrets that are no tokens.
+    pub fn secrets<S: AsRef<[u8]>>(secrets: impl IntoIterator<Item = S>) -> Search {
         let mut search = Search {
             windows: HashSet::new(),
         };
-        secrets.into_iter().for_each(|secret| search.add(secret));
+        for secret in secrets {
+            assert!(secret.as_ref().len() >= 2 * WINDOW);
+            search.add(secret.as_ref());
+        }
         search
     }
 

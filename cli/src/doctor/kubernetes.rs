@@ -20,7 +20,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     let rules = config.rules.iter().enumerate();
     let of_rules = rules.filter_map(|(index, rule)| match &rule.source {
         Source::Kubernetes(settings) => Some((format!("rule {index}"), settings)),
-        Source::File { .. } | Source::Command { .. } => None,
+        _ => None,
     });
     let of_dws = config.dws.iter().filter_map(|dws| dws.kubernetes.as_ref());
     let mut distinct: Vec<(String, &Kubernetes)> = Vec::new();

@@ -63,6 +63,7 @@ pub(crate) static DWS: Kind = Kind {
     name: "dws",
     prolog: PROLOG,
     key: seal::key::DWS_ENVIRONMENT,
+    looks_for_records: true,
     what: "environment from DWS",
     left_in_flight: c"workflow-token::dws-in-flight",
     left_delivered: c"workflow-token::dws-delivered",
@@ -104,6 +105,8 @@ struct Rabbit {
     released: bool,
     /// Whether its epilog was started to hold it, while it is not known whether it had one before.
     held: bool,
+    /// The same of a prolog.
+    held_in_prolog: bool,
     /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
     unread: Option<Vec<Waiting>>,
     subscribed: bool,
@@ -119,6 +122,8 @@ struct Rabbit {
     post_run_to_come: bool,
     /// Whether that was sent before, for all that is known.
     post_run_again: bool,
+    /// Whether it is looked for the record that the plugin before this one may have committed.
+    looking: bool,
     /// Who is waiting to hear that the prolog is finished.
     requests: Vec<Asker>,
     calls: HashMap<Call, PendingFuture>,
@@ -148,6 +153,7 @@ enum Call {
     PostRun,
     Written,
     Eventlog,
+    Record,
 }
 
 impl Call {
@@ -160,6 +166,7 @@ impl Call {
             Call::PostRun => "answer-post-run",
             Call::Written => "answer-written",
             Call::Eventlog => "answer-eventlog",
+            Call::Record => "answer-record",
         }
     }
 }
@@ -258,8 +265,9 @@ impl ffi::State for Dws {
 
 impl Drop for Dws {
     fn drop(&mut self) {
-        ffi::guard((), || self.0.leave());
+        let looking = ffi::guard(Vec::new(), || self.0.leave());
         self.0.inner.end();
+        self.0.leave_looking(looking);
     }
 }
 
@@ -690,10 +698,12 @@ impl Rabbits {
                 return self.answer(asker, Err(why.to_owned()));
             }
         }
-        let first = self.with(job, |rabbit| {
+        let (first, lookup) = self.with(job, |rabbit| {
             rabbit.requests.push(asker);
-            rabbit.requests.len() == 1
+            rabbit.looking = false;
+            (rabbit.requests.len() == 1, rabbit.calls.remove(&Call::Record))
         });
+        drop(lookup);
         if !first {
             return;
         }

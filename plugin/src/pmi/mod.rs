@@ -37,10 +37,11 @@ const SECRET: &str = "PMI_SHARED_SECRET";
 /// The event that tells the ports of a job.
 const EVENT: &CStr = c"cray-pmi-bootstrap";
 
-static KIND: Kind = Kind {
+pub(crate) static CRAY_PMI: Kind = Kind {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
+    looks_for_records: false,
     what: "secret for Cray PMI",
     left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
     left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
@@ -93,11 +94,11 @@ impl Pmi {
     fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         let mut conf = plugin.conf();
         let ports = configured(&mut conf, |level, line| {
-            jobtap.flux().log(level, &format!("{}: {line}", KIND.name));
+            jobtap.flux().log(level, &format!("{}: {line}", CRAY_PMI.name));
         });
         let ports = ports.map_err(io::Error::other)?;
         let state = Rc::new(State {
-            inner: Inner::new(&KIND, jobtap, plugin, conf)?,
+            inner: Inner::new(&CRAY_PMI, jobtap, plugin, conf)?,
             ports: RefCell::new(ports),
             waiting: RefCell::default(),
             without: Cell::new(0),
@@ -188,6 +189,10 @@ impl State {
         // It is active: its record, if it has one, is not to be removed yet.
         inner.ended_meanwhile.borrow_mut().remove(&job);
         match inner.past_left(job) {
+            // Another plugin was loaded in between, and gave it ports.
+            Some(Past::None) if self.ports.borrow().of(job).is_none() && inner.jobtap.was_posted(job, EVENT) => {
+                Inner::read_eventlog(inner, job);
+            }
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
@@ -234,7 +239,7 @@ impl State {
         if known && pair.is_none() {
             return;
         }
-        if let Err(e) = self.inner.jobtap.prolog_start(KIND.prolog) {
+        if let Err(e) = self.inner.jobtap.prolog_start(CRAY_PMI.prolog) {
             self.ports.borrow_mut().give_back(job);
             let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
             self.inner.raise(job, &why);
@@ -249,7 +254,7 @@ impl State {
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has started,
     /// prolog-start is refused and the job is left alone.
     fn late(&self, args: &Args<'_>, job: JobId, uid: u32) {
-        if self.is_for(args, job) && self.inner.jobtap.prolog_start(KIND.prolog).is_ok() {
+        if self.is_for(args, job) && self.inner.jobtap.prolog_start(CRAY_PMI.prolog).is_ok() {
             self.inner.unless_it_panics(job, || self.assign(job, uid));
         }
     }
@@ -400,7 +405,7 @@ impl State {
         inner.end();
         if inner.active.get() {
             // Once more, since the engine knows nothing of those that wait.
-            inner.flux().leave_jobs(KIND.left_in_flight, &in_flight);
+            inner.flux().leave_jobs(CRAY_PMI.left_in_flight, &in_flight);
             let ports = self.ports.borrow();
             let held = ports
                 .held()
@@ -430,7 +435,7 @@ impl Hooks for State {
             if let Some(pair) = told.flatten().filter(|_| !is_over(&args)) {
                 self.ports.borrow_mut().claim(job, pair);
             }
-            self.go_on(job, uid, state, past(eventlog, "prolog", KIND.name));
+            self.go_on(job, uid, state, past(eventlog, "prolog", CRAY_PMI.name));
         }
         self.proceed();
         inner.account(&stay, None);
@@ -465,7 +470,7 @@ fn told(eventlog: &str) -> Option<Option<Pair>> {
     let events = eventlog
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut events = events.filter(|event| event["name"].as_str() == Some(KIND.name));
+    let mut events = events.filter(|event| event["name"].as_str() == Some(CRAY_PMI.name));
     events.next_back().map(|event| ports::from_context(&event["context"]))
 }
 
@@ -515,7 +520,7 @@ mod tests {
     #[test]
     fn the_last_event_tells_the_ports() {
         let line = |name: &str, ports: &str| format!(r#"{{"timestamp":1.0,"name":"{name}","context":{{{ports}}}}}"#);
-        let (ours, others) = (KIND.name, "other");
+        let (ours, others) = (CRAY_PMI.name, "other");
         let log = |lines: &[String]| told(&lines.join("\n"));
         assert_eq!(log(&[line(others, r#""ports":[1,2]"#)]), None);
         assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), Some(None));
