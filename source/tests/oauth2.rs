@@ -88,7 +88,7 @@ impl Site {
             timeout,
             check: config::Check::Shape,
         };
-        source::of_rule(&rule, &[])
+        source::of_rule(&rule, &[]).unwrap()
     }
 
     async fn fetch(&self) -> Result<String, String> {

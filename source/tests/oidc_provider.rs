@@ -243,7 +243,7 @@ async fn fetch(settings: OAuth2, timeout: Duration) -> Result<String, String> {
         uid: UID,
         ..Values::example()
     };
-    let fetched = source::of_rule(&rule, &[]).fetch(&job).await;
+    let fetched = source::of_rule(&rule, &[]).unwrap().fetch(&job).await;
     match fetched.result {
         Ok(variables) => Ok(variables.iter().next().unwrap().1.expose_secret().to_owned()),
         Err(e) => {
