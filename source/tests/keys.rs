@@ -274,12 +274,7 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         // A secret, or a private key, where public keys are.
         ("secret.jwk", 0o600, secret.as_str(), ""),
         ("private.pem", 0o600, &private, "private key"),
-        (
-            "private.jwk",
-            0o600,
-            &other.to_jwk().expose_secret().to_owned(),
-            "private key",
-        ),
+        ("private.jwk", 0o600, other.to_jwk().expose_secret(), "private key"),
         ("other.jwk", 0o644, &same_kid, "another key of the same kid"),
         ("text.pem", 0o644, "hello", "no PEM block"),
         ("text.jwk", 0o644, "{", ""),
@@ -413,6 +408,18 @@ fn a_change_that_cannot_be_read_is_told_once_and_does_no_harm() {
     // Without any keys from before, there is nothing to go on with.
     let never = KeyStore::signing(site.dir.path().join("never"));
     assert!(never.keys().0.unwrap_err().to_string().contains("never"));
+}
+
+#[test]
+fn changes_that_follow_each_other_at_once_are_all_seen() {
+    let site = Site::new(Algorithm::EdDsa);
+    let kids = [site.kid.clone(), keys::add(&site.keys, Algorithm::EdDsa).unwrap()];
+    let store = site.store();
+    // In place and of the same length: nothing but the time tells, and that is kept in steps.
+    for kid in kids.iter().cycle().take(500) {
+        fs::write(site.at("active"), format!("{kid}\n")).unwrap();
+        assert_eq!(store.keys().0.unwrap().signing().unwrap().kid(), kid);
+    }
 }
 
 #[test]
