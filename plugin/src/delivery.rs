@@ -384,6 +384,10 @@ impl Inner {
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
         ffi::stumble("done");
+        // They are told once, and are of more than this job.
+        for warning in &outcome.warnings {
+            inner.log(LogLevel::Err, warning);
+        }
         match inner.deliveries.borrow_mut().numbered(job, number) {
             Some(delivery) => delivery.progress.enter(Stage::Storing),
             // Given up while it was on its way here.

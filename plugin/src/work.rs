@@ -83,6 +83,8 @@ pub(crate) struct Outcome {
     pub result: Result<Sealed, Failure>,
     /// For the operator's log.
     pub notes: Vec<String>,
+    /// The same, of what the operator must see to.
+    pub warnings: Vec<String>,
 }
 
 /// What there is to be kept.
@@ -336,7 +338,11 @@ impl Setup {
 
     fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
         ffi::stumble("finish");
-        let Fetched { result, mut notes } = fetched;
+        let Fetched {
+            result,
+            mut notes,
+            mut warnings,
+        } = fetched;
         let owner = JobOwner {
             jobid: task.jobid,
             uid: task.uid,
@@ -344,7 +350,7 @@ impl Setup {
         let fetched = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
         let result = fetched.and_then(|fetched| {
             progress.enter(Stage::Checking);
-            self.check(which, &task, &fetched, &mut notes)?;
+            self.check(which, &task, &fetched, &mut warnings)?;
             let variables = match task.what {
                 What::Rules(_) => fetched,
                 What::Given(mut variables) => {
@@ -355,7 +361,11 @@ impl Setup {
             progress.enter(Stage::Sealing);
             self.seal(owner, task.sealer, progress, &variables, &mut notes)
         });
-        Outcome { result, notes }
+        Outcome {
+            result,
+            notes,
+            warnings,
+        }
     }
 
     /// The source, and what it is to be told: the job owner and the project, where these or the choice of the rule need that.
@@ -460,7 +470,13 @@ impl Setup {
         }
     }
 
-    fn check(&self, which: Which, task: &Task, variables: &Variables, notes: &mut Vec<String>) -> Result<(), Failure> {
+    fn check(
+        &self,
+        which: Which,
+        task: &Task,
+        variables: &Variables,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
         // What is given to a rabbit job is the business of its service.
         let Which::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
@@ -481,7 +497,7 @@ impl Setup {
                 Check::Verify(trust) => {
                     let hint = format!(" (trust = \"{}\")", self.config.trusts[trust].name);
                     let (verified, said) = self.trusted[trust].verify(value.expose_secret(), SystemTime::now());
-                    notes.extend(said);
+                    warnings.extend(said);
                     let claims = verified.map_err(|e| match e {
                         Unverified::Refused(e) => refused(&e, &hint),
                         Unverified::NoKeys(e) => Failure::new(
@@ -569,6 +585,7 @@ impl Outcome {
         Self {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 

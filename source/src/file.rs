@@ -66,6 +66,7 @@ impl File {
         Fetched {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }

@@ -34,7 +34,7 @@ impl Issuer {
 
     /// Mints the token of a job. Blocks, as the keys are files.
     fn mint(&self, job: &Values) -> Fetched {
-        let (keys, notes) = self.keys.keys();
+        let (keys, warnings) = self.keys.keys();
         let result = self.claims(job).and_then(|claims| {
             let unreadable = |e: &dyn Display| Error::new("there is no key to sign it with", e);
             let keys = keys.map_err(|e| unreadable(&e))?;
@@ -50,7 +50,11 @@ impl Issuer {
             inserted.map_err(|e| Error::new("it has no usable value", e))?;
             Ok(variables)
         });
-        Fetched { result, notes }
+        Fetched {
+            result,
+            notes: Vec::new(),
+            warnings,
+        }
     }
 
     fn claims(&self, job: &Values) -> Result<ClaimsToIssue, Error> {

@@ -7,12 +7,12 @@ mod directory;
 mod write;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     ffi::OsString,
     fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,7 +40,7 @@ pub struct KeyStore {
 }
 
 /// What is at the path of a [`KeyStore`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Keys(Want),
     Secret,
@@ -61,7 +61,10 @@ struct State {
 
 /// All stores that are in use, so that those of the same path share what they know: a configuration that is loaded again
 /// does not forget the last good keys.
-static STORES: Mutex<Option<HashMap<(PathBuf, What), Weak<KeyStore>>>> = Mutex::new(None);
+static STORES: Mutex<Vec<Weak<KeyStore>>> = Mutex::new(Vec::new());
+
+/// What the operator was told last of a path that cannot be read. More than one store may be of it, and one note is enough.
+static TOLD: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 
 impl KeyStore {
     /// A key directory, whose active key signs. Nothing is read yet.
@@ -81,18 +84,17 @@ impl KeyStore {
 
     fn shared(path: PathBuf, what: What) -> Arc<Self> {
         let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-        let stores = stores.get_or_insert_default();
-        stores.retain(|_, store| store.strong_count() > 0);
-        let at = (path, what);
-        if let Some(store) = stores.get(&at).and_then(Weak::upgrade) {
+        stores.retain(|store| store.strong_count() > 0);
+        let same = |store: &Arc<Self>| store.path == path && store.what == what;
+        if let Some(store) = stores.iter().filter_map(Weak::upgrade).find(same) {
             return store;
         }
         let store = Arc::new(Self {
-            path: at.0.clone(),
+            path,
             what,
             state: Mutex::default(),
         });
-        stores.insert(at, Arc::downgrade(&store));
+        stores.push(Arc::downgrade(&store));
         store
     }
 
@@ -202,21 +204,27 @@ impl State {
             Ok(keys) => {
                 let is_news = self.good.as_ref().is_none_or(|former| former.notes() != keys.notes());
                 let mut notes = if is_news { keys.notes().to_vec() } else { Vec::new() };
-                if self.failure.take().is_some() && self.good.is_some() {
+                self.failure = None;
+                if self.good.is_some() && told().remove(path).is_some() {
                     notes.push(format!("the keys in {} are in order again, and used", path.display()));
                 }
                 self.good = Some(Arc::new(keys));
                 notes
             }
             Err(e) => {
-                let is_news = self.good.is_some() && self.failure.as_ref() != Some(&e);
                 let note =
                     format!("the keys cannot be read any more, and those that were read last go on being used: {e}");
                 self.failure = Some(e);
+                let is_news =
+                    self.good.is_some() && told().insert(path.to_owned(), note.clone()).as_ref() != Some(&note);
                 if is_news { vec![note] } else { Vec::new() }
             }
         }
     }
+}
+
+fn told() -> MutexGuard<'static, BTreeMap<PathBuf, String>> {
+    TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What files look like: what changes when one of them does.

@@ -87,6 +87,7 @@ impl Source for Kubernetes {
         Fetched {
             result,
             notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
+            warnings: Vec::new(),
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Fetched {
     pub result: Result<Variables, Error>,
     /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
     pub notes: Vec<String>,
+    /// The same, of what somebody must see to, though it has done no harm yet.
+    pub warnings: Vec<String>,
 }
 
 impl Fetched {
@@ -73,6 +75,7 @@ impl Fetched {
         Self {
             result: Ok(Variables::new()),
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -80,6 +83,7 @@ impl Fetched {
         Self {
             result: Err(error),
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }

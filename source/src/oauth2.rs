@@ -98,7 +98,7 @@ impl Source for OAuth2 {
             of: self,
             until: Instant::now() + self.timeout,
             progress: Mutex::default(),
-            notes: Mutex::default(),
+            warnings: Mutex::default(),
         };
         let result = match timeout(self.timeout, fetch.variables(job)).await {
             Ok(result) => result,
@@ -106,7 +106,8 @@ impl Source for OAuth2 {
         };
         Fetched {
             result,
-            notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
+            notes: Vec::new(),
+            warnings: fetch.warnings.into_inner().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
@@ -177,7 +178,7 @@ struct Fetch<'a> {
     of: &'a OAuth2,
     until: Instant,
     progress: Mutex<Option<Trouble>>,
-    notes: Mutex<Vec<String>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl Fetch<'_> {
@@ -231,7 +232,7 @@ impl Fetch<'_> {
         loop {
             let trouble = match self.of.ask(subject.as_ref(), limit).await {
                 Ok(given) => {
-                    self.note_scope(&given);
+                    self.warn_of_scope(&given);
                     return Ok(given);
                 }
                 Err(trouble) => trouble,
@@ -252,15 +253,18 @@ impl Fetch<'_> {
     }
 
     /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
-    fn note_scope(&self, given: &Given) {
+    fn warn_of_scope(&self, given: &Given) {
         let asked = self.of.settings.scope.as_deref().unwrap_or_default();
         let Some(has) = &given.scope else { return };
         if asked.split(' ').any(|word| !has.split(' ').any(|other| other == word)) && !asked.is_empty() {
-            let note = format!(
+            let warning = format!(
                 "{}: the token has the scope `{has}`, and `{asked}` was asked for",
                 self.place()
             );
-            self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+            self.warnings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(warning);
         }
     }
 

@@ -318,7 +318,7 @@ async fn a_token_with_less_than_was_asked_for_is_noted() {
         );
         let fetched = site.source(PATIENCE).fetch(&Values::example()).await;
         fetched.result.unwrap();
-        let notes = fetched.notes.join("\n");
+        let notes = fetched.warnings.join("\n");
         assert_eq!(
             notes.contains(&format!("has the scope `{scope}`")),
             noted,

@@ -34,7 +34,7 @@ pub(super) struct Subject {
 pub(super) enum Client {
     Basic(Secret),
     Post(Secret),
-    Key(SigningKey),
+    Key(Box<SigningKey>),
 }
 
 /// A request for a token.
@@ -92,7 +92,7 @@ impl Client {
                 } else {
                     SigningKey::from_pem(&bytes)
                 };
-                key.map(Self::Key).map_err(|e| {
+                key.map(|key| Self::Key(Box::new(key))).map_err(|e| {
                     wrong(
                         &format_args!("has no private key ({e})"),
                         "write the key again, in PEM or as a JWK",

@@ -1,4 +1,5 @@
 //! An HTTP proxy that makes tunnels (RFC 9110 section 9.3.6).
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::sync::{Arc, Mutex};
 
