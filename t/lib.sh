@@ -121,9 +121,15 @@ initrc() {
 	printf 'plugin.load { file = "%s", conf = { %s} }\n' "$SHELL_PLUGIN" "$conf" >"$file"
 }
 
+# The hosts of its brokers, where these are not to be a node for each; and the cores of each broker. Jobs that are held must
+# leave room for others, however few cores this machine has.
+HOSTS=
+CORES=0-15
+
 # instance_up SIZE [OPTION…]: starts it, and returns when it takes jobs. What OPTION is goes to flux start.
 instance_up() {
 	local size=$1 up=
+	local hosts=${HOSTS:-node[0-$((size - 1))]}
 	shift
 	# One that would not end in a test before.
 	instance_kill
@@ -133,19 +139,18 @@ instance_up() {
 	mkfifo -m 0666 up stop
 	test -z "$OWNER" || chown "$OWNER" "$RUN" state up stop
 	exec 8<>up 9<>stop
-	# Jobs that are held must leave room for others, however few cores this machine has.
+	# Not as an array of the configuration, which takes no host twice.
+	"$FLUX" R encode --ranks="0-$((size - 1))" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
 	cat >"$CONFIG/resource.toml" <<-EOF
 		[resource]
 		noverify = true
 		norestrict = true
-		[[resource.config]]
-		hosts = "node[0-$((size - 1))]"
-		cores = "0-15"
+		path = "$CONFIG/R"
 	EOF
 	test -e initrc.lua || initrc initrc.lua "munge-socket=$MUNGE_SOCKET"
 	# Its initial program says that it is up, and ends when told to.
 	${OWNER:+setpriv --reuid="$OWNER" --regid="$(id -g "$OWNER")" --init-groups env HOME=/} \
-		"$FLUX" start --test-size="$size" --test-hosts="node[0-$((size - 1))]" \
+		"$FLUX" start --test-size="$size" --test-hosts="$hosts" \
 		--test-rundir="$RUN" --test-exit-timeout=30s --config-path="$CONFIG" \
 		-Sstatedir="$SHARNESS_TRASH_DIRECTORY/state" -Sbroker.cleanup-timeout=10s \
 		-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins" \
@@ -447,6 +452,7 @@ need_users() {
 	STAGE=$SHARNESS_TRASH_DIRECTORY/stage
 	JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
 	SHELL_PLUGIN=$STAGE/lib/flux/shell/plugins/workflow-token.so
+	DWS_JOBTAP=$STAGE/lib/flux/job-manager/plugins/dws-jobtap.so
 	mkdir -p "$CONFIG"
 	cat >"$CONFIG/users.toml" <<-EOF
 		[access]

@@ -97,6 +97,16 @@ test_expect_success 'an instance with the plugins of flux-coral2' '
 	is_clear "$id"
 '
 
+doctor() {
+	flux workflow-token doctor >doctor || :
+	grep "  \(plugin\|shell\)  " doctor
+}
+
+test_expect_success 'the doctor says which plugin it is' '
+	doctor &&
+	grep "^warn  plugin .*dws-jobtap.so that is loaded, from $OLD_DWS, .* flux-coral2" doctor
+'
+
 test_expect_success 'first the job shells: jobs have what the eventlog has' '
 	shells NEW &&
 	id=$(rabbit_job ok -o verbose=1 "$PWD/keep") &&
@@ -125,6 +135,13 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 	for id in $created $waiting $scheduled; do is_sealed "$id" || return; done &&
 	await clean "$canceled" &&
 	asked post_run "$canceled" "\"run_started\": false"
+'
+
+test_expect_success 'the doctor says that it is the new one, and finds the part for job shells' '
+	doctor &&
+	grep "^ok    plugin .*loaded from $DWS_JOBTAP: .*in-flight=" doctor &&
+	grep "^ok    shell .*dws_environment.so is there" doctor &&
+	! grep "no line of .* loads dws_environment.so" doctor
 '
 
 test_expect_success 'a job whose variables are in the eventlog, and that has not started, has them' '
@@ -219,6 +236,77 @@ test_expect_success 'a job whose variables are sealed, and that has not started,
 	await clean "$id" &&
 	events exception "$id" &&
 	! test -e "found/$(flux job id --to=dec "$id")"
+'
+
+# What the one leaves with the handle tells nothing of what became of jobs while the other was there.
+test_expect_success 'put back for a while: jobs that went on meanwhile go on' '
+	shells NEW &&
+	rm -f go &&
+	replace "$DWS_JOBTAP" &&
+	in_prolog=$(rabbit_job setup=held --urgency=hold "$PWD/keep") && await priority "$in_prolog" &&
+	running=$(rabbit_job ok --urgency=hold "$PWD/wait") && await priority "$running" &&
+	in_epilog=$(rabbit_job post_run=held --urgency=hold "$PWD/keep") && await priority "$in_epilog" &&
+	canceled=$(rabbit_job setup=held --urgency=hold "$PWD/keep") && await priority "$canceled" &&
+	started=$(rabbit_job setup=held "$PWD/wait") && asked setup "$started" &&
+	replace "$OLD_DWS" &&
+	for id in $in_prolog $running $in_epilog $canceled; do flux job urgency "$id" default || return; done &&
+	asked setup "$in_prolog" &&
+	asked setup "$canceled" &&
+	await start "$running" &&
+	asked post_run "$in_epilog" &&
+	given "$started" &&
+	await start "$started" &&
+	replace "$DWS_JOBTAP" &&
+	given "$in_prolog" &&
+	lives "$in_prolog" &&
+	is_sealed "$in_prolog" &&
+	test "$(grep -c "^setup $(flux job id --to=dec "$in_prolog") " dws/log)" = 1 &&
+	tell epilog-remove "$in_epilog" &&
+	lives "$in_epilog" &&
+	flux cancel "$canceled" &&
+	await clean "$canceled" &&
+	has_no_event start "$canceled" &&
+	test "$(events prolog-start "$canceled" | wc -l)" = "$(events prolog-finish "$canceled" | wc -l)" &&
+	>go &&
+	lives "$running" &&
+	lives "$started"
+'
+
+# With a prolog of somebody else, which the one that is finished too often would end.
+program hold-both <<-EOF
+	#!/bin/sh
+	echo fetching >"$PWD/fetching"
+	until test -e "$PWD/let-go"; do sleep 0.05; done
+	echo something
+EOF
+test_expect_success 'so do those that another plugin holds: what was finished is not finished again' '
+	table <<-EOF &&
+		[[workflow-token.rule]]
+		attribute = "system.both"
+		source = "command"
+		command = ["$PWD/hold-both"]
+		check = "none"
+	EOF
+	id=$(rabbit_job setup=held --setattr=system.both=1 "$PWD/keep") &&
+	timeout 60 cat fetching &&
+	asked setup "$id" &&
+	later=$(rabbit_job ok --setattr=system.both=1 --urgency=hold "$PWD/keep") && await priority "$later" &&
+	replace "$OLD_DWS" &&
+	given "$id" &&
+	flux job urgency "$later" default &&
+	timeout 60 cat fetching &&
+	asked prolog-remove "$later" ok &&
+	replace "$DWS_JOBTAP" &&
+	given "$id" &&
+	given "$later" &&
+	test "$(events prolog-finish "$id" | wc -l)" = 1 &&
+	has_no_event start "$id" &&
+	has_no_event start "$later" &&
+	>let-go &&
+	lives "$id" &&
+	lives "$later" &&
+	is_clear "$id" &&
+	is_clear "$later"
 '
 
 test_expect_success 'the instance ends well' '

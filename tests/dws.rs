@@ -1005,6 +1005,41 @@ fn the_timeout_is_a_number_and_what_is_no_option_is_refused() {
 // Deliveries that fail
 
 #[test]
+fn a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing() {
+    let Some(rabbits) = Rabbits::new("a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing") else {
+        return;
+    };
+    let mine = json!({"name": "mine", "users": [me()]});
+    let projects = json!([mine, {"name": "other", "users": [me() + 1]}]);
+    let mut instance = rabbits.start_with(json!({}), json!({"project": projects}));
+    let canary = jwt(json!({}));
+    let variables = json!({"DW_JOB_a": canary});
+    for project in [Value::Null, json!("mine")] {
+        let job = instance.rabbit_with(PRINT, json!({"project": project}));
+        instance.create(&job);
+        instance.asked("dws.setup", &job);
+        instance.give(&job, variables.clone());
+        instance.tear_down(&job);
+        assert_eq!(instance.stdout(&job).trim_end(), canary, "{project}");
+    }
+    for (project, says) in [
+        (json!("other"), "is not in project other"),
+        (json!("none"), "there is no project `none`"),
+    ] {
+        let job = instance.rabbit_with(&["true"], json!({"project": project}));
+        instance.create(&job);
+        instance.asked("dws.setup", &job);
+        let payload = json!({"id": decimal(&job), "variables": variables});
+        let error = instance.rpc("prolog-remove", payload).unwrap_err();
+        assert!(error.contains(says), "{error}");
+        let note = instance.failed(&job);
+        assert!(note.contains(says), "{note}");
+        assert_eq!(instance.environment(&job), None);
+    }
+    instance.shutdown();
+}
+
+#[test]
 fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception() {
     let Some(mut rabbits) =
         Rabbits::new("a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception")
@@ -1322,6 +1357,54 @@ impl Everywhere {
 }
 
 #[test]
+fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_is_there_or_known_not_to_be() {
+    let Some(rabbits) = Rabbits::new(
+        "a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_is_there_or_known_not_to_be",
+    ) else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    let prolog_remove = |job: &str, value: &str| {
+        let payload = json!({"id": decimal(job), "variables": {"DW_JOB_a": value}});
+        json!({"topic": "job-manager.dws.prolog-remove", "payload": payload})
+    };
+    let [stored, again, canceled, refused] = [(); 4].map(|()| instance.in_prolog(PRINT));
+    instance.ok("fault", json!({"what": "hold-commits"}));
+    for (n, job) in [&stored, &again, &canceled].into_iter().enumerate() {
+        instance.send("rpc", prolog_remove(job, "first"));
+        // The first goes alone; the others wait for it to be committed, or are being sealed.
+        until("it is under way", || instance.counted("/in-flight") == n as u64 + 1);
+    }
+    instance.ok("wait-held", json!({"count": 1}));
+    rabbits.reload(&mut instance);
+    // Not yet known; removed once more.
+    rabbits.reload(&mut instance);
+    let waits = instance.send("rpc", prolog_remove(&again, "second"));
+    instance.ok("cancel", json!({"jobid": canceled}));
+    instance.ok("fault", json!({"what": "release-commits"}));
+    assert_eq!(instance.response(waits)["ok"], true);
+    for (job, found) in [(&stored, "first\n"), (&again, "second\n")] {
+        instance.tear_down(job);
+        assert_eq!(instance.stdout(job), found);
+        assert_eq!(instance.events(job), WHOLE);
+    }
+    instance.tear_down(&canceled);
+    assert!(
+        !instance.events(&canceled).contains(&"start".to_owned()),
+        "it was started"
+    );
+
+    instance.ok("fault", json!({"what": "hold-commits"}));
+    instance.send("rpc", prolog_remove(&refused, "never"));
+    instance.ok("wait-held", json!({"count": 1}));
+    instance.ok("fault", json!({"what": "commit", "count": -1}));
+    rabbits.reload(&mut instance);
+    let note = instance.failed(&refused);
+    assert!(note.contains("submit it again"), "{note}");
+    instance.shutdown();
+}
+
+#[test]
 fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
     let Some(rabbits) = Rabbits::new("jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew") else {
         return;
@@ -1344,9 +1427,10 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
     instance.give(&jobs.set_up_later, json!({"DW_JOB_a": "later"}));
     instance.tear_down(&jobs.set_up_later);
     assert_eq!(instance.stdout(&jobs.set_up_later), "later\n");
-    // What it was to get was in memory only.
-    let note = instance.failed(&jobs.in_flight);
-    assert!(note.contains("submit it again"), "{note}");
+    // What it was to get was sealed, and was on its way into the KVS.
+    instance.tear_down(&jobs.in_flight);
+    assert_eq!(instance.stdout(&jobs.in_flight), "in flight\n");
+    assert_eq!(instance.events(&jobs.in_flight), WHOLE);
     rabbits.site.write("go", 0o600, "");
     instance.tear_down(&jobs.running);
     assert_eq!(instance.stdout(&jobs.running), "running\n");
@@ -1532,11 +1616,12 @@ fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() 
     instance.ok("load", rabbits.load(json!({})));
     instance.ok("cancel", json!({"jobid": job}));
     finish(&mut instance, &job, "other");
-    assert_eq!(instance.perilogs(&job), 1, "its workflow is forgotten");
+    // A prolog, since the other plugin may have left the job without, and the epilog.
+    assert_eq!(instance.perilogs(&job), 2, "its workflow is forgotten");
     instance.ok("fault", json!({"what": "release-lookups"}));
     assert_eq!(instance.asked("dws.post_run", &job)["run_started"], false);
     instance.tear_down(&job);
-    assert_eq!(instance.contexts(&job, "prolog-finish").len(), 2);
+    assert_eq!(instance.contexts(&job, "prolog-finish").len(), 3);
     assert_eq!(instance.contexts(&job, "epilog-start").len(), 1);
     instance.shutdown();
 }

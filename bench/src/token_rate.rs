@@ -1,5 +1,6 @@
 //! `token-rate ROUNDS`: how many tokens are issued and verified each second on one core, by each algorithm, and the ratio to
-//! bare jsonwebtoken with the same key, header and claims. The two are run in turns, and medians compared.
+//! bare jsonwebtoken with the same key, header and claims. The two are run in turns, and medians compared. A line each, with
+//! tabs between: what, ours, the peer's, and the ratio.
 
 use std::env;
 use std::hint::black_box;
@@ -58,7 +59,6 @@ fn main() -> ExitCode {
 }
 
 fn run(rounds: usize) -> Result<()> {
-    println!("Tokens a second on one core (the peer: jsonwebtoken, same key, header and claims)");
     for algorithm in Algorithm::ALL {
         let key = SigningKey::generate(algorithm);
         let peer = Peer::of(&key)?;
@@ -170,7 +170,7 @@ fn compare(what: &str, rounds: usize, ours: impl Fn() -> bool, peer: impl Fn() -
         ratios.push(our / other);
     }
     println!(
-        "  {what}: {:.0}, peer {:.0}: ratio {:.2} (wanted: at least 0.90)",
+        "{what}\t{:.0}\t{:.0}\t{:.4}",
         median(our_rates),
         median(peer_rates),
         median(ratios)

@@ -9,11 +9,13 @@ use crate::{flux, people, print};
 mod clock;
 mod configuration;
 mod files;
+mod initrc;
+mod job_manager;
 mod keys;
 mod kubernetes;
 mod munge;
-mod plugins;
 mod servers;
+mod shell;
 
 /// Check what workflow tokens need on this node, and say what to do about what is wrong
 ///
@@ -153,8 +155,9 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.push(found);
     findings.extend(configuration::plugin_arrays(args.config.as_deref()));
     findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
-    findings.push(plugins::job_manager(&instance));
-    findings.push(plugins::shell(&instance));
+    let (loaded, found) = job_manager::check(&instance, config.as_ref());
+    findings.extend(found);
+    findings.extend(shell::check(&instance, loaded, config.as_ref()));
     let trusted = match instance {
         Instance::Here { owner } => owner,
         Instance::None(_) | Instance::Broken(_) => people::me(),

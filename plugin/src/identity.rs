@@ -22,14 +22,14 @@ pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option
     let Some(identity) = config.projects.identity() else {
         return Ok(None);
     };
-    let position = config.trusts.iter().position(|trust| trust.name == identity.trust);
-    let Some(trusted) = position.and_then(|index| trusted.get(index)) else {
+    let mut trusts = config.trusts.iter().zip(trusted);
+    let Some((trust, trusted)) = trusts.find(|(trust, _)| trust.name == identity.trust) else {
         return Err(format!(
             "workflow-token.identity.trust: there is no table [workflow-token.trust.{}]",
             identity.trust.escape_debug()
         ));
     };
-    let trusted = Arc::clone(trusted);
+    let (trusted, leeway) = (Arc::clone(trusted), trust.leeway);
     Ok(Some(Box::new(move |token| {
         // What is told of keys is told with the tokens of jobs, too.
         let (verified, _) = trusted.verify(token, SystemTime::now());
@@ -40,7 +40,7 @@ pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option
         let until = Duration::try_from_secs_f64(claims.exp().seconds()).ok();
         Ok(Verified {
             claims: serde_json::from_str(claims.as_json()).unwrap_or_default(),
-            until: until.and_then(|until| UNIX_EPOCH.checked_add(until)),
+            until: until.and_then(|until| UNIX_EPOCH.checked_add(until.saturating_add(leeway))),
         })
     })))
 }

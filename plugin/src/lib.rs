@@ -13,6 +13,7 @@
 //! no Flux object and hand plain data back. What talks to Flux runs on the reactor thread: `manager` (the state, and the
 //! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
 
+mod deliveries;
 mod delivery;
 mod dws;
 mod facts;
@@ -31,6 +32,10 @@ use ffi::{Jobtap, Plugin};
 
 use manager::Manager;
 
+/// That of each shared object is its own.
+#[global_allocator]
+static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
+
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
     loaded(plugin, "workflow-token", load)
@@ -48,6 +53,7 @@ pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
 
 fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
+    ffi::stumble("flux_plugin_init");
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {

@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
@@ -18,11 +18,12 @@ use std::{
 };
 
 use config::{Config, Projects};
-use ffi::{Args, Flux, JobId, JobState, Jobtap, Kept, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
+use ffi::{Args, Flux, JobId, JobState, Jobtap, Kept, LogLevel, PendingFuture, Plugin, PluginError, State, Watcher};
 use serde_json::{Value, json};
 
 use crate::{
-    delivery::{Current, Delivery, Lane, Message, Stored},
+    deliveries::{Deliveries, Lane},
+    delivery::{Current, Message, Stored},
     membership::{LEFT_HELD, Membership},
     stats::{Stats, Stay},
     work::{Failure, Setup},
@@ -38,6 +39,8 @@ pub(crate) struct Kind {
     pub(crate) prolog: &'static CStr,
     /// The key of the records, in the directory of the job.
     pub(crate) key: &'static str,
+    /// Whether the next plugin looks for records of deliveries that were under way, since it cannot do them once more.
+    pub(crate) looks_for_records: bool,
     /// What the job lacks without its record, for its user.
     pub(crate) what: &'static str,
     /// What is left with the handle for the next one that is loaded, under these names: jobs under way, jobs that have a
@@ -66,6 +69,7 @@ static WORKFLOW_TOKEN: Kind = Kind {
     name: "workflow-token",
     prolog: c"workflow-token",
     key: seal::key::WORKFLOW_TOKEN,
+    looks_for_records: false,
     what: "workflow token",
     left_in_flight: c"workflow-token::in-flight",
     left_delivered: c"workflow-token::delivered",
@@ -102,11 +106,11 @@ pub(crate) struct Inner {
     pub(crate) setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
     pub(crate) left: RefCell<Option<Left>>,
-    pub(crate) deliveries: RefCell<HashMap<JobId, Delivery>>,
+    pub(crate) deliveries: RefCell<Deliveries>,
     /// Jobs that have a record.
     pub(crate) delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
-    pub(crate) ended: RefCell<Vec<JobId>>,
+    pub(crate) ended: RefCell<VecDeque<JobId>>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
     /// Since when they gather.
@@ -115,17 +119,20 @@ pub(crate) struct Inner {
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
     /// Jobs that are held until it is known in which projects their owners are.
     pub(crate) membership: Membership,
+    /// Those of them of which nobody has been asked yet, and how many are being asked about.
+    pub(crate) unasked: RefCell<VecDeque<JobId>>,
+    pub(crate) asking: Cell<usize>,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
-    /// Records that wait for a commit to be free, and how many commits of records are under way.
-    pub(crate) sealed: RefCell<Vec<Stored>>,
+    /// Records that wait for a commit to be free, by number of the delivery, and how many commits of records are under way.
+    pub(crate) sealed: RefCell<BTreeMap<u64, Stored>>,
     pub(crate) commits: Cell<usize>,
     /// When the last of them began.
     pub(crate) commit_began: Cell<Option<Instant>>,
     /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
-    pub(crate) running: RefCell<HashMap<u64, Lane>>,
+    pub(crate) running: RefCell<HashMap<u64, (Lane, JobId)>>,
     pub(crate) numbers: Cell<u64>,
     pub(crate) unlinking: Cell<bool>,
     /// Whether the last removal failed.
@@ -250,6 +257,12 @@ impl Manager {
     }
 }
 
+impl State for Manager {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.inner.panicked(topic, args);
+    }
+}
+
 impl Drop for Manager {
     fn drop(&mut self) {
         self.inner.end();
@@ -280,6 +293,8 @@ impl Inner {
             ended_since: Cell::new(None),
             unknown: RefCell::default(),
             membership: Membership::default(),
+            unasked: RefCell::default(),
+            asking: Cell::new(0),
             active: Cell::new(false),
             pending: RefCell::default(),
             sealed: RefCell::default(),
@@ -291,7 +306,7 @@ impl Inner {
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             unlink_failed: Cell::new(false),
-            queue: Queue::new()?,
+            queue: Arc::new(Queue::open()?),
             workers: RefCell::default(),
             watcher: RefCell::default(),
             stats: RefCell::default(),
@@ -341,7 +356,7 @@ impl Inner {
 
     /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
     pub(crate) fn give_up(&self, job: JobId) -> bool {
-        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+        let Some(delivery) = self.take_out(job) else {
             return false;
         };
         // A commit may be done already, whatever is heard of it.
@@ -356,7 +371,7 @@ impl Inner {
     /// A job is inactive: its record, if it has one, is removed.
     pub(crate) fn ended(&self, job: JobId) {
         if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
-            self.ended.borrow_mut().push(job);
+            self.ended.borrow_mut().push_back(job);
             if self.ended_since.get().is_none() {
                 self.ended_since.set(Some(Instant::now()));
             }
@@ -369,6 +384,7 @@ impl Inner {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
         answer["held"] = json!(self.membership.held().len());
+        answer["memory"] = json!(crate::MEMORY.bytes());
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
         let setup = self.setup.borrow();
         answer["known-users"] = json!(setup.as_ref().map_or(0, |current| current.setup.owners.count()));
@@ -381,6 +397,29 @@ impl Inner {
         setup
             .as_ref()
             .is_some_and(|current| !current.setup.config.projects.is_empty())
+    }
+
+    /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here: it must not start
+    /// without what it was to get, and no prolog of this plugin may be left.
+    pub(crate) fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        let Some(job) = args.job() else { return };
+        let state = args.job_owner_state().map(|(_, _, state)| state);
+        match topic.to_bytes() {
+            b"job.new" if matches!(state, Some(JobState::Run | JobState::Cleanup)) => {
+                self.fail(job, &Failure::internal())
+            }
+            b"job.state.run" => {
+                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                let held = self.deliveries.borrow().contains(job);
+                if held || self.jobtap.prolog_start(self.kind.prolog).is_ok() {
+                    self.fail(job, &Failure::internal());
+                } else {
+                    self.raise(job, &Failure::internal());
+                }
+            }
+            b"job.state.cleanup" if self.give_up(job) => self.finish_prolog(job, 1),
+            _ => {}
+        }
     }
 
     pub(crate) fn hooks(&self) -> Option<Rc<dyn Hooks>> {
@@ -451,23 +490,30 @@ impl Inner {
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
     pub(crate) fn account(&self, stay: &Stay, job: Option<JobId>) {
         if let Some(job) = job
-            && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
+            && let Some(delivery) = self.deliveries.borrow_mut().of(job)
         {
             delivery.cpu += stay.cpu();
         }
-        self.stats.borrow_mut().callback(stay.length());
+        self.stats.borrow_mut().callback(stay);
     }
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
     pub(crate) fn end(&self) {
+        let (mut under_way, mut sealed) = Default::default();
         if self.active.get() {
-            self.leave();
+            ffi::guard((), || (under_way, sealed) = self.leave());
+            // Whatever went wrong: the next one must not be kept out, nor threads left behind.
+            self.flux().leave_jobs(self.kind.active, &[]);
         }
         // Who looks at it sees that it is in force no more.
         let setup = self.setup.borrow_mut().take();
         drop(setup);
-        if !self.workers.borrow_mut().end() {
+        let have_ended = self.workers.borrow_mut().end();
+        if self.kind.looks_for_records {
+            ffi::guard((), || self.commit_unseen(&under_way, sealed));
+        }
+        if !have_ended {
             self.log(
                 LogLevel::Warning,
                 "a thread is stuck in munged or a file: the plugin stays in memory for it",
@@ -476,16 +522,19 @@ impl Inner {
         }
     }
 
-    fn leave(&self) {
+    /// Returns the deliveries that were under way, with their numbers, and what of them is sealed and not committed.
+    fn leave(&self) -> (HashMap<u64, JobId>, BTreeMap<u64, Stored>) {
         let watcher = self.watcher.borrow_mut().take();
         drop(watcher);
         self.ticker.store(IDLE, Ordering::Relaxed);
+        ffi::stumble("leave");
         self.unlink_unseen();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
-        self.sealed.borrow_mut().clear();
-        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
+        let sealed = std::mem::take(&mut *self.sealed.borrow_mut());
+        let in_flight: Vec<JobId> = deliveries.jobs().collect();
+        let under_way = deliveries.numbers().collect();
         drop(deliveries);
         let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
         let flux = self.flux();
@@ -496,7 +545,6 @@ impl Inner {
         }
         let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
         flux.leave_jobs(self.kind.left_unknown, &unknown);
-        flux.leave_jobs(self.kind.active, &[]);
         if !in_flight.is_empty() {
             let line = format!(
                 "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",
@@ -504,6 +552,7 @@ impl Inner {
             );
             self.log(LogLevel::Warning, &line);
         }
+        (under_way, sealed)
     }
 }
 

@@ -258,7 +258,10 @@ impl Inner {
             };
         };
         match config.projects.of_job(asked, owner) {
-            Err(why) => Standing::Denied(why),
+            Err(why) => {
+                self.log_refused(owner);
+                Standing::Denied(why)
+            }
             Ok(Some(_)) => Standing::Fine,
             Ok(None) => match config.select(&job) {
                 Selection::Rule(rule) if needs_project(&rule) => Standing::Denied(config.projects.needed(owner)),
@@ -330,7 +333,6 @@ impl Inner {
         let is_current = current.is_some_and(|current| Arc::ptr_eq(&current.setup, &known.setup));
         let again = match &known.result {
             Ok(owner) if is_current => {
-                inner.log_refused(owner);
                 for job in jobs {
                     inner.unless_it_panics(job, || {
                         inner.decide(job, Some(owner));

@@ -16,6 +16,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// The same where there was no answer at all.
 const ASK_AGAIN_UNANSWERED: Duration = Duration::from_secs(90);
 
+/// How many eventlogs are asked for at once.
+const AT_ONCE: usize = 64;
+
 /// A timer of Flux that is started before its reactor has run, as at a restart, is over at once.
 const NO_TIMER: f64 = -1.0;
 
@@ -151,38 +154,66 @@ impl Inner {
         }
     }
 
+    /// The eventlog of a job tells how far its delivery had come. It is asked for when fewer others are.
     pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId) {
         inner
             .unknown
             .borrow_mut()
             .insert(job, Instant::now() + ASK_AGAIN_UNANSWERED);
+        inner.unasked.borrow_mut().push_back(job);
         inner.tick();
+        Self::ask(inner);
+    }
+
+    fn ask(inner: &Rc<Self>) {
+        while inner.asking.get() < AT_ONCE {
+            let Some(job) = inner.unasked.borrow_mut().pop_front() else {
+                return;
+            };
+            if let Some(at) = inner.unknown.borrow_mut().get_mut(&job) {
+                *at = Instant::now() + ASK_AGAIN_UNANSWERED;
+            } else {
+                // It is known meanwhile, or gone.
+                continue;
+            }
+            Self::ask_for_eventlog(inner, job);
+        }
+    }
+
+    fn ask_for_eventlog(inner: &Rc<Self>, job: JobId) {
         let number = inner.number();
         let weak = Rc::downgrade(inner);
         let asked = job.kvs_key("eventlog").and_then(|key| {
             inner.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
-                if inner.unknown.borrow_mut().remove(&job).is_none() {
-                    // It was asked twice, and this is the later answer.
-                    return;
-                }
-                match future.value() {
-                    Ok(eventlog) => {
-                        let eventlog = eventlog.unwrap_or_default();
-                        match inner.hooks() {
-                            Some(hooks) => hooks.resume(job, &eventlog),
-                            None => Self::resume_from(&inner, job, &eventlog),
-                        }
-                    }
-                    Err(e) => inner.unread(job, &e),
+                inner.asking.set(inner.asking.get() - 1);
+                // It may have been asked twice, and this be the later answer.
+                if inner.unknown.borrow_mut().remove(&job).is_some() {
+                    inner.unless_it_panics(job, || Self::was_read(&inner, job, &future));
                 }
                 drop(done);
+                Self::ask(&inner);
             })
         });
         match asked {
             Ok(pending) => {
+                inner.asking.set(inner.asking.get() + 1);
                 inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.unread(job, &e),
+        }
+    }
+
+    fn was_read(inner: &Rc<Self>, job: JobId, future: &ffi::Future) {
+        ffi::stumble("eventlog");
+        match future.value() {
+            Ok(eventlog) => {
+                let eventlog = eventlog.unwrap_or_default();
+                match inner.hooks() {
+                    Some(hooks) => hooks.resume(job, &eventlog),
+                    None => Self::resume_from(inner, job, &eventlog),
+                }
             }
             Err(e) => inner.unread(job, &e),
         }
@@ -201,7 +232,8 @@ impl Inner {
                 .collect()
         };
         for job in due {
-            Self::read_eventlog(inner, job);
+            inner.unknown.borrow_mut().insert(job, now + ASK_AGAIN_UNANSWERED);
+            Self::ask_for_eventlog(inner, job);
         }
     }
 
@@ -213,7 +245,7 @@ impl Inner {
         let Some((_, uid, state)) = args.job_owner_state() else {
             return;
         };
-        if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
+        if state == JobState::Inactive || inner.deliveries.borrow().contains(job) {
             return;
         }
         if state == JobState::Depend {

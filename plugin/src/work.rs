@@ -112,6 +112,14 @@ impl Failure {
             operator: operator.into(),
         }
     }
+
+    /// A fault of this plugin. What the panic said is not repeated: it may quote anything.
+    pub fn internal() -> Self {
+        Self::new(
+            "an internal error",
+            "an internal error: its place is in the broker's output",
+        )
+    }
 }
 
 /// How far a task has come: written where it runs, read on the reactor thread, which gives it up when its time is over.
@@ -292,6 +300,7 @@ impl Setup {
 
     /// Does what can be done on this thread, which may block.
     pub fn work(&self, task: Task, progress: &Progress) -> Next {
+        ffi::stumble("work");
         if progress.is_given_up() {
             return Next::Done(Outcome::given_up());
         }
@@ -315,6 +324,7 @@ impl Setup {
 
     /// Awaits the source, and does the rest on a thread that may block.
     pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, which: Which, values: Values) -> Outcome {
+        ffi::stumble("fetch");
         let Some(source) = self.source(which) else {
             return Outcome::given_up();
         };
@@ -323,16 +333,11 @@ impl Setup {
             () = progress.cancel.notified() => return Outcome::given_up(),
         };
         let rest = tokio::task::spawn_blocking(move || self.finish(task, &progress, which, fetched));
-        // What a panic said is not repeated: it may quote anything.
-        rest.await.unwrap_or_else(|_| {
-            Outcome::of(Err(Failure::new(
-                "an internal error",
-                "its place is in the broker's output",
-            )))
-        })
+        rest.await.unwrap_or_else(|_| Outcome::of(Err(Failure::internal())))
     }
 
     fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
+        ffi::stumble("finish");
         let Fetched {
             result,
             mut notes,

@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod munged;
+pub mod names;
 pub mod plugins;
 pub mod search;
 mod skip;

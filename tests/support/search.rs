@@ -44,13 +44,13 @@ impl Search {
     }
 
     /// For secrets that are no tokens.
-    pub fn secrets<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Search {
+    pub fn secrets<S: AsRef<[u8]>>(secrets: impl IntoIterator<Item = S>) -> Search {
         let mut search = Search {
             windows: HashSet::new(),
         };
         for secret in secrets {
-            assert!(secret.len() >= 2 * WINDOW);
-            search.add(secret.as_bytes());
+            assert!(secret.as_ref().len() >= 2 * WINDOW);
+            search.add(secret.as_ref());
         }
         search
     }

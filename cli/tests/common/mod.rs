@@ -218,3 +218,66 @@ fn skip(why: &str) {
         writeln!(file, "{line}").unwrap();
     }
 }
+
+pub fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// A node on which nothing is wrong: an instance of ours, both plugins, a token directory and a command.
+pub fn healthy(munged: &Munged) -> Bench {
+    let bench = Bench::new();
+    for dir in ["shell", "tokens", "libexec"] {
+        fs::create_dir(bench.path(dir)).unwrap();
+    }
+    bench.write("shell/workflow-token.so", 0o755, "");
+    bench.write("libexec/get-token", 0o755, "#!/bin/sh\n");
+    bench.write(
+        "flux.toml",
+        0o644,
+        format!(
+            r#"
+            [workflow-token]
+            munge-socket = "{}"
+            [[workflow-token.rule]]
+            attribute = "system.dw"
+            source = "file"
+            path = "{}/{{jobid}}.jwt"
+            [[workflow-token.rule]]
+            queue = "debug"
+            source = "command"
+            command = ["{}", "{{user}}"]
+            "#,
+            munged.socket(),
+            bench.path("tokens").display(),
+            bench.path("libexec/get-token").display(),
+        ),
+    );
+    let toml = config::read_files(&bench.path("flux.toml")).unwrap();
+    bench.write("bin/conf.json", 0o644, toml.to_string());
+    bench.flux(&format!(
+        r#"
+        "getattr security.owner") echo {};;
+        "getattr conf.shell_pluginpath") echo /nonexistent:{};;
+        "config get") cat "$(dirname "$0")"/conf.json;;
+        "jobtap query workflow-token.so") echo '{{"name":"workflow-token.so","path":"/lib/workflow-token.so",
+            "deliveries":{{"done":3,"failed":1}}}}';;"#,
+        me(),
+        bench.path("shell").display()
+    ));
+    bench
+}
+
+/// That exactly one finding failed, and that it says this and what to do.
+#[track_caller]
+pub fn fails(ran: &Ran, check: &str, says: &str, todo: &str) {
+    assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+    let mut lines = ran.out.lines().skip_while(|line| !line.starts_with("fail"));
+    let (found, advice) = (lines.next().unwrap(), lines.next().unwrap());
+    assert!(
+        found.starts_with(&format!("fail  {check}")) && found.contains(says),
+        "{}",
+        ran.out
+    );
+    assert!(advice.contains(&format!("→ {todo}")), "{}", ran.out);
+    assert!(ran.out.lines().last().unwrap().contains(", 1 fail, "), "{}", ran.out);
+}

@@ -1,19 +1,20 @@
 //! Rabbit jobs that were active when the plugin was loaded: from a plugin that was removed, from an earlier job manager, or
 //! from the plugin of flux-coral2.
 //!
-//! Within one job manager, this plugin leaves with the handle where each job was. In all other cases the eventlog tells: it
-//! is complete in the KVS after a restart; where another plugin was removed a moment ago it may be behind by a batch, so it
-//! is read only after that batch is written.
+//! Within one job manager, this plugin leaves with the handle where each job was that had resources. In all other cases the
+//! eventlog tells: it is complete in the KVS after a restart; where another plugin was removed a moment ago it may be behind
+//! by a batch, so it is read only after that batch is written.
 //!
 //! What is in CLEANUP then may be gone before its eventlog is read, so it is held by an epilog of its own meanwhile. If it
-//! turns out to have had one, one of the two is finished.
+//! turns out to have had one, one of the two is finished. What is in RUN, and came there while no plugin or another one was
+//! loaded into this job manager, is held by a prolog in the same way.
 
 use std::{collections::HashSet, ffi::CStr, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
 use crate::{
-    dws::{Call, DEPENDENCY, EPILOG, PROLOG, Rabbits, Stage, Unanswered},
+    dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, Unanswered},
     manager::Inner,
     resume::{Past, described, has_finished, has_started, past},
 };
@@ -33,7 +34,10 @@ const LEFT_EPILOGS_DONE: &CStr = c"workflow-token::dws-epilogs-done";
 const LEFT_STARTED: &CStr = c"workflow-token::dws-started";
 const LEFT_TO_TEAR_DOWN: &CStr = c"workflow-token::dws-to-tear-down";
 const LEFT_TO_SET_UP: &CStr = c"workflow-token::dws-to-set-up";
-/// All jobs whose stages are known.
+/// Jobs that are held until their eventlogs are read.
+const LEFT_HELD_IN_PROLOG: &CStr = c"workflow-token::dws-held-in-prolog";
+const LEFT_HELD_IN_EPILOG: &CStr = c"workflow-token::dws-held-in-epilog";
+/// Jobs whose stages are known. Of those that had no resources yet nothing is: what comes in between may have handled them.
 const LEFT_KNOWN: &CStr = c"workflow-token::dws-known";
 
 /// What the plugin that was loaded before left.
@@ -44,6 +48,8 @@ pub(super) struct Left {
     to_set_up: HashSet<JobId>,
     to_tear_down: HashSet<JobId>,
     started: HashSet<JobId>,
+    held_in_prolog: HashSet<JobId>,
+    held_in_epilog: HashSet<JobId>,
     known: HashSet<JobId>,
 }
 
@@ -62,6 +68,8 @@ impl Left {
             to_set_up: set(LEFT_TO_SET_UP),
             to_tear_down: set(LEFT_TO_TEAR_DOWN),
             started: set(LEFT_STARTED),
+            held_in_prolog: set(LEFT_HELD_IN_PROLOG),
+            held_in_epilog: set(LEFT_HELD_IN_EPILOG),
             known: set(LEFT_KNOWN),
         })
     }
@@ -69,14 +77,20 @@ impl Left {
 
 impl Rabbits {
     /// Leaves what the next plugin is to know. Who waits for an answer hears that it will not come.
-    pub(super) fn leave(&self) {
+    /// Returns the jobs for whose records it was being looked.
+    pub(super) fn leave(&self) -> Vec<JobId> {
         if !self.inner.active.get() {
-            return;
+            return Vec::new();
         }
         let jobs = std::mem::take(&mut *self.jobs.borrow_mut());
-        let which = |f: fn(&super::Rabbit) -> bool| -> Vec<JobId> {
-            let jobs = jobs.iter().filter(|(_, rabbit)| rabbit.unread.is_none() && f(rabbit));
+        let those = |f: fn(&super::Rabbit) -> bool| -> Vec<JobId> {
+            let jobs = jobs.iter().filter(|(_, rabbit)| f(rabbit));
             jobs.map(|(job, _)| *job).collect()
+        };
+        let which = |f: fn(&super::Rabbit) -> bool| -> Vec<JobId> {
+            let mut known = those(|rabbit| rabbit.unread.is_none());
+            known.retain(|job| jobs.get(job).is_some_and(f));
+            known
         };
         let flux = self.inner.flux();
         flux.leave_jobs(LEFT_PROLOGS, &which(|rabbit| rabbit.prolog == Stage::Outstanding));
@@ -85,8 +99,24 @@ impl Rabbits {
         flux.leave_jobs(LEFT_TO_SET_UP, &which(|rabbit| rabbit.setup_to_come));
         flux.leave_jobs(LEFT_TO_TEAR_DOWN, &which(|rabbit| rabbit.post_run_to_come));
         flux.leave_jobs(LEFT_STARTED, &which(|rabbit| rabbit.started));
-        flux.leave_jobs(LEFT_KNOWN, &which(|_| true));
+        flux.leave_jobs(LEFT_HELD_IN_PROLOG, &those(|rabbit| rabbit.held_in_prolog));
+        flux.leave_jobs(LEFT_HELD_IN_EPILOG, &those(|rabbit| rabbit.held));
+        let had_resources = |rabbit: &super::Rabbit| (rabbit.prolog, rabbit.epilog) != (Stage::ToCome, Stage::ToCome);
+        flux.leave_jobs(LEFT_KNOWN, &which(had_resources));
+        let looking = those(|rabbit| rabbit.looking);
         drop(jobs);
+        looking
+    }
+
+    /// Leaves those with the deliveries that are under way, which the engine has left.
+    pub(super) fn leave_looking(&self, looking: Vec<JobId>) {
+        if looking.is_empty() {
+            return;
+        }
+        let flux = self.inner.flux();
+        let mut in_flight = flux.left_jobs(self.inner.kind.left_in_flight).unwrap_or_default();
+        in_flight.extend(looking);
+        flux.leave_jobs(self.inner.kind.left_in_flight, &in_flight);
     }
 
     /// `job.new`: of a job that has just been submitted, or of one from before.
@@ -112,21 +142,41 @@ impl Rabbits {
         }
         // It is active: its record, if it has one, is not to be removed yet.
         self.inner.ended_meanwhile.borrow_mut().remove(&job);
-        let known = self
-            .left
-            .borrow()
-            .as_ref()
-            .is_some_and(|left| left.known.contains(&job));
+        let (same_manager, known, held_in_prolog, held_in_epilog) = {
+            let left = self.left.borrow();
+            let is_in =
+                |which: fn(&Left) -> &HashSet<JobId>| left.as_ref().is_some_and(|left| which(left).contains(&job));
+            (
+                left.is_some(),
+                is_in(|left| &left.known),
+                is_in(|left| &left.held_in_prolog),
+                is_in(|left| &left.held_in_epilog),
+            )
+        };
         if known {
             return self.take_up(job, state);
         }
-        self.with(job, |rabbit| rabbit.unread = Some(Vec::new()));
+        self.with(job, |rabbit| {
+            rabbit.unread = Some(Vec::new());
+            rabbit.held_in_prolog = held_in_prolog;
+        });
         self.read_eventlog(job, WRITTEN);
+        if state == JobState::Run && same_manager && !held_in_prolog && !self.has_started(job) {
+            // After a restart, Flux does not tell whether it has started.
+            let held = self.jobtap().prolog_start(PROLOG).is_ok();
+            self.with(job, |rabbit| rabbit.held_in_prolog = held);
+        }
         if state == JobState::Cleanup {
             let posted = |event| self.jobtap().was_posted(job, event);
             // Of shells from before a restart nothing is heard, unless the job was in RUN after it.
             let over = posted(c"finish") || !(posted(c"start") || posted(c"exception"));
             self.with(job, |rabbit| (rabbit.over, rabbit.held) = (over, true));
+            if held_in_epilog {
+                self.with(job, |rabbit| {
+                    (rabbit.epilog, rabbit.post_run_to_come) = (Stage::Outstanding, true);
+                });
+                return Ok(());
+            }
             return self.start_epilog(job);
         }
         Ok(())
@@ -143,51 +193,92 @@ impl Rabbits {
                 (false, true) => Stage::Finished,
                 (false, false) => Stage::ToCome,
             };
-            // In RUN, a prolog that is not outstanding is over, unless the job came there while there was no plugin.
-            let prolog = stage(is_in(|left| &left.prologs), true);
-            let epilog = stage(is_in(|left| &left.epilogs), is_in(|left| &left.epilogs_done));
             (
-                prolog,
-                epilog,
+                stage(is_in(|left| &left.prologs), true),
+                stage(is_in(|left| &left.epilogs), is_in(|left| &left.epilogs_done)),
                 is_in(|left| &left.to_set_up),
                 is_in(|left| &left.started),
             )
         };
         self.with(job, |rabbit| rabbit.started = started);
-        let has_run = self.has_started(job);
-        let in_flight = {
-            let left = self.inner.left.borrow();
-            left.as_ref().is_some_and(|left| left.in_flight.contains(&job))
+        // The plugin of flux-coral2, loaded in between, finishes the prologs of jobs that it did not know, and posts the event.
+        let prolog = if self.has_started(job) || self.jobtap().was_posted(job, EVENT) {
+            Stage::Finished
+        } else {
+            prolog
         };
-        let had_record = {
+        let (in_flight, had_record) = {
             let left = self.inner.left.borrow();
-            left.as_ref().is_some_and(|left| left.delivered.contains(&job))
+            let left = left.as_ref();
+            (
+                left.is_some_and(|left| left.in_flight.contains(&job)),
+                left.is_some_and(|left| left.delivered.contains(&job)),
+            )
         };
         if had_record || in_flight {
             self.inner.delivered.borrow_mut().insert(job);
-        }
-        // A job of DEPEND or SCHED may have come to RUN meanwhile: then nothing held it, or another prolog does.
-        let never_ran = !had_record && prolog == Stage::Finished && state == JobState::Run;
-        if never_ran && !has_run && self.jobtap().prolog_start(PROLOG).is_ok() {
-            self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
-            self.set_up(job);
-            return Ok(());
         }
         self.with(job, |rabbit| (rabbit.prolog, rabbit.epilog) = (prolog, epilog));
         if state == JobState::Cleanup {
             return self.take_up_cleanup(job, epilog);
         }
         if prolog == Stage::Outstanding && in_flight {
-            // What the service sent was in memory only.
-            self.inner.stats.borrow_mut().failed += 1;
-            self.fail_prolog(
-                job,
-                "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it again",
-            );
+            self.look_for_record(job);
         } else if prolog == Stage::Outstanding && to_set_up {
             self.set_up(job);
         }
         Ok(())
+    }
+
+    /// What the service sent was in memory only, but may have been sealed and committed when the plugin was removed.
+    fn look_for_record(self: &Rc<Self>, job: JobId) {
+        self.with(job, |rabbit| rabbit.looking = true);
+        let written = self.commit_nothing();
+        let sent = self.call(job, Call::Record, written, move |me, future| {
+            let asked = job.kvs_key(me.inner.kind.key);
+            let asked = asked.and_then(|key| match future.get() {
+                Ok(()) => me.inner.flux().lookup(&key),
+                Err(e) => Err(std::io::Error::other(e.to_string())),
+            });
+            let sent = me.call(job, Call::Record, asked, move |me, future| {
+                let record = future.value().ok().flatten();
+                me.looked_for_record(job, record.and_then(|text| seal::Record::from_json(&text).ok()));
+            });
+            if sent.is_err() {
+                me.looked_for_record(job, None);
+            }
+        });
+        if sent.is_err() {
+            self.looked_for_record(job, None);
+        }
+    }
+
+    fn looked_for_record(&self, job: JobId, record: Option<seal::Record>) {
+        let looking = self.with(job, |rabbit| std::mem::take(&mut rabbit.looking));
+        if !looking || self.with(job, |rabbit| rabbit.prolog != Stage::Outstanding) {
+            return;
+        }
+        match record {
+            Some(record) => {
+                self.inner.stats.borrow_mut().resumed += 1;
+                self.delivered(job, record.variables());
+            }
+            None => {
+                self.inner.stats.borrow_mut().failed += 1;
+                self.fail_prolog(
+                    job,
+                    "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it \
+                     again",
+                );
+            }
+        }
+    }
+
+    /// When that is done, all is written that was to be written before.
+    fn commit_nothing(&self) -> std::io::Result<ffi::Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        transaction.unlink(NO_KEY)?;
+        self.inner.flux().commit(transaction)
     }
 
     /// Its prolog is finished last: nothing else may hold the job, which would be gone then.
@@ -222,7 +313,10 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
-                me.look_up_eventlog(job);
+                me.unless_it_panics(job, || {
+                    ffi::stumble("timer");
+                    me.look_up_eventlog(job);
+                });
             }
         });
         match later {
@@ -234,10 +328,7 @@ impl Rabbits {
     }
 
     fn look_up_eventlog(self: &Rc<Self>, job: JobId) {
-        let written = ffi::Transaction::new().and_then(|mut transaction| {
-            transaction.unlink(NO_KEY)?;
-            self.inner.flux().commit(transaction)
-        });
+        let written = self.commit_nothing();
         let sent = self.call(job, Call::Written, written, move |me, future| match future.get() {
             Ok(()) => me.look_up_what_is_written(job),
             Err(e) => me.unread(job, &e),
@@ -298,19 +389,27 @@ impl Rabbits {
 
     fn resume_run(self: &Rc<Self>, job: JobId, state: JobState, eventlog: &str) {
         let prolog = Stage::from(past(eventlog, "prolog", &PROLOG.to_string_lossy()));
-        self.with(job, |rabbit| {
+        let held = self.with(job, |rabbit| {
             rabbit.started |= has_started(eventlog);
             rabbit.over |= has_finished(eventlog);
             rabbit.prolog = prolog;
+            std::mem::take(&mut rabbit.held_in_prolog)
         });
-        if prolog == Stage::Finished {
+        let is_new = if held {
+            self.release_from_prolog(job, eventlog)
+        } else {
+            prolog == Stage::ToCome
+        };
+        if self.with(job, |rabbit| rabbit.prolog == Stage::Finished) {
             // There may be a record.
             self.inner.delivered.borrow_mut().insert(job);
         }
         if state == JobState::Cleanup {
             self.end_prolog(job);
             self.resume_epilog(job, eventlog);
-        } else if prolog == Stage::ToCome && !self.has_started(job) {
+        } else if is_new && held && was_released(eventlog) {
+            self.set_up(job);
+        } else if is_new && !self.has_started(job) {
             self.raise(
                 job,
                 c"dws",
@@ -319,17 +418,28 @@ impl Rabbits {
         }
     }
 
+    /// Finishes the prolog that was started to hold a job, if it had one before. Returns whether it had none.
+    fn release_from_prolog(&self, job: JobId, eventlog: &str) -> bool {
+        let (started, finished) = counts(eventlog, "prolog", &PROLOG.to_string_lossy());
+        self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
+        if started > finished + 1 {
+            // One of the two.
+            if let Err(e) = self.jobtap().prolog_finish(job, PROLOG, 0) {
+                let line = format!("{job}: one of its two prologs could not be finished: {e}");
+                self.inner.log(LogLevel::Err, &line);
+            }
+        } else if started > 1 {
+            // The other one is over. The log says what goes wrong.
+            let _ = self.finish_prolog(job, 0);
+        }
+        started <= 1
+    }
+
     /// A job in CLEANUP, which is held by an epilog that was started for that.
     fn resume_epilog(self: &Rc<Self>, job: JobId, eventlog: &str) {
         let held = self.with(job, |rabbit| std::mem::take(&mut rabbit.held));
         if held && self.in_epilog(job) {
-            let (mut started, mut finished) = (0_usize, 0_usize);
-            for (name, description) in described(eventlog) {
-                if description == EPILOG.to_string_lossy() {
-                    started += usize::from(name == "epilog-start");
-                    finished += usize::from(name == "epilog-finish");
-                }
-            }
+            let (started, finished) = counts(eventlog, "epilog", &EPILOG.to_string_lossy());
             if started > finished + 1 {
                 // It had one before. Whether the service was told, nobody knows; if it was, it has no use for it.
                 self.with(job, |rabbit| (rabbit.over, rabbit.post_run_again) = (true, true));
@@ -355,7 +465,7 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(AGAIN, move || {
             if let Some(me) = weak.upgrade() {
-                ask(&me, job);
+                me.unless_it_panics(job, || ask(&me, job));
             }
         });
         match later {
@@ -400,6 +510,17 @@ impl From<Past> for Stage {
 fn was_released(eventlog: &str) -> bool {
     let name = DEPENDENCY.to_string_lossy();
     described(eventlog).any(|(event, description)| event == "dependency-remove" && description == name)
+}
+
+/// How many prologs or epilogs (`which`) of a description were started, and how many were finished.
+fn counts(eventlog: &str, which: &str, description: &str) -> (usize, usize) {
+    let (start, finish) = (format!("{which}-start"), format!("{which}-finish"));
+    let (mut started, mut finished) = (0, 0);
+    for (name, _) in described(eventlog).filter(|(_, described)| described == description) {
+        started += usize::from(name == start);
+        finished += usize::from(name == finish);
+    }
+    (started, finished)
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ pub(crate) static CRAY_PMI: Kind = Kind {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
+    looks_for_records: false,
     what: "secret for Cray PMI",
     left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
     left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
@@ -140,6 +141,12 @@ fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, S
     }
 }
 
+impl ffi::State for Pmi {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.inner.panicked(topic, args);
+    }
+}
+
 impl Drop for Pmi {
     fn drop(&mut self) {
         self.0.end();
@@ -182,6 +189,10 @@ impl State {
         // It is active: its record, if it has one, is not to be removed yet.
         inner.ended_meanwhile.borrow_mut().remove(&job);
         match inner.past_left(job) {
+            // Another plugin was loaded in between, and gave it ports.
+            Some(Past::None) if self.ports.borrow().of(job).is_none() && inner.jobtap.was_posted(job, EVENT) => {
+                Inner::read_eventlog(inner, job);
+            }
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
@@ -389,7 +400,7 @@ impl State {
     fn end(&self) {
         let inner = &self.inner;
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().keys().copied().collect();
+        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().jobs().collect();
         in_flight.extend(waiting.iter().map(|waiting| waiting.job));
         inner.end();
         if inner.active.get() {
@@ -413,7 +424,7 @@ impl Hooks for State {
         if let Some(args) = inner.jobtap.lookup(job)
             && let Some((_, uid, state)) = args.job_owner_state()
             && state != JobState::Inactive
-            && !inner.deliveries.borrow().contains_key(&job)
+            && !inner.deliveries.borrow().contains(job)
         {
             if told.is_none() && inner.jobtap.was_posted(job, EVENT) {
                 // By whoever was loaded before in this job manager, which has not written it yet.

@@ -1,0 +1,171 @@
+//! The plugins that the job manager has loaded: those of this project, or the ones of flux-coral2 whose names they have.
+
+use config::Config;
+use serde_json::Value;
+
+use super::{Finding, Instance, fail, ok, skip, warn};
+use crate::flux;
+
+const CHECK: &str = "plugin";
+
+const WORKFLOW_TOKEN: &str = "workflow-token.so";
+const DWS: &str = "dws-jobtap.so";
+const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
+
+/// Which of the plugins of this project are loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Loaded {
+    pub workflow_token: bool,
+    pub dws: bool,
+    pub cray_pmi: bool,
+}
+
+/// Asks the job manager for the state of each plugin.
+pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Vec<Finding>) {
+    if let Some(absence) = instance.absence(CHECK) {
+        return (Loaded::default(), vec![absence]);
+    }
+    let answers = [WORKFLOW_TOKEN, DWS, CRAY_PMI].map(Answer::of);
+    let loaded = Loaded {
+        workflow_token: matches!(answers[0], Answer::Ours { .. }),
+        dws: matches!(answers[1], Answer::Ours { .. }),
+        cray_pmi: matches!(answers[2], Answer::Ours { .. }),
+    };
+    let [workflow_token, dws, cray_pmi] = answers;
+    let mut findings = vec![judge_workflow_token(workflow_token, loaded, config)];
+    let is_configured = config.is_some_and(|config| config.dws.is_some());
+    let what = "the variables of rabbit jobs, their tokens among them";
+    findings.extend(judge_replacing(DWS, dws, what).or_else(|| {
+        (is_configured && !loaded.dws).then(|| {
+            fail(
+                CHECK,
+                format!(
+                    "{DWS} is not loaded in the job manager, and the configuration has a table [workflow-token.dws]"
+                ),
+                how_to_load(DWS),
+            )
+        })
+    }));
+    findings.extend(judge_replacing(CRAY_PMI, cray_pmi, "the secret for Cray PMI"));
+    (loaded, findings)
+}
+
+/// What the job manager says of a plugin.
+enum Answer {
+    NotLoaded,
+    Ours {
+        path: String,
+        counters: String,
+    },
+    /// It is loaded, and says nothing that a plugin of this project says.
+    Theirs {
+        path: String,
+    },
+    /// Nobody but the instance owner is answered.
+    Denied,
+    NoJson,
+    Failed(flux::Error),
+}
+
+impl Answer {
+    fn of(object: &str) -> Self {
+        let answer = match flux::run(&["jobtap", "query", object]) {
+            Ok(answer) => answer,
+            Err(e) if e.says("not found") => return Self::NotLoaded,
+            Err(e) if e.is_denied() => return Self::Denied,
+            Err(e) => return Self::Failed(e),
+        };
+        let Ok(answer) = serde_json::from_str::<Value>(&answer) else {
+            return Self::NoJson;
+        };
+        let path = answer["path"]
+            .as_str()
+            .unwrap_or("a path that it does not tell")
+            .to_owned();
+        let mut counters = Vec::new();
+        numbers("", &answer, &mut counters);
+        if counters.is_empty() {
+            return Self::Theirs { path };
+        }
+        let counters = counters.join(" ");
+        Self::Ours { path, counters }
+    }
+}
+
+fn judge_workflow_token(answer: Answer, loaded: Loaded, config: Option<&Config>) -> Finding {
+    let has_no_rule = config.is_some_and(|config| config.rules.is_empty());
+    match answer {
+        Answer::NotLoaded if has_no_rule && (loaded.dws || loaded.cray_pmi) => ok(
+            CHECK,
+            format!("{WORKFLOW_TOKEN} is not loaded, and no rule asks for it"),
+        ),
+        Answer::NotLoaded => fail(
+            CHECK,
+            format!("{WORKFLOW_TOKEN} is not loaded in the job manager, so no job gets a token"),
+            how_to_load(WORKFLOW_TOKEN),
+        ),
+        Answer::Ours { path, counters } => ok(CHECK, format!("loaded from {path}: {counters}")),
+        // There is no other one of this name.
+        Answer::Theirs { path } => ok(CHECK, format!("loaded from {path}: no counters")),
+        Answer::Denied => skip(
+            CHECK,
+            "only the instance owner can ask the job manager",
+            "run this as the instance owner",
+        ),
+        Answer::Failed(e) => fail(
+            CHECK,
+            e.to_string(),
+            "see whether the job manager is well (flux module list)",
+        ),
+        Answer::NoJson => fail(
+            CHECK,
+            "flux jobtap query printed no JSON",
+            "see that flux on PATH is the real one",
+        ),
+    }
+}
+
+/// Of a plugin that takes the place of one of flux-coral2, where it is loaded. What else is wrong with the job manager was
+/// found for the first plugin.
+fn judge_replacing(object: &str, answer: Answer, what: &str) -> Option<Finding> {
+    match answer {
+        Answer::Ours { path, counters } => Some(ok(CHECK, format!("loaded from {path}: {counters}"))),
+        Answer::Theirs { path } => Some(warn(
+            CHECK,
+            format!(
+                "{object} that is loaded, from {path}, is not the one of this project but that of flux-coral2, which writes \
+                 {what} in clear into eventlogs"
+            ),
+            format!(
+                "install the plugins for the job shell on every node, then the one for the job manager, and run flux jobtap \
+                 load --remove={object} {object}; doc/upgrade.md has the steps"
+            ),
+        )),
+        Answer::NotLoaded | Answer::Denied | Answer::Failed(_) | Answer::NoJson => None,
+    }
+}
+
+fn how_to_load(object: &str) -> String {
+    format!(
+        "load it with `flux jobtap load {object}`, and at every start by plugins = [{{ load = \"{object}\" }}] in the table \
+         [job-manager]"
+    )
+}
+
+/// All numbers in a JSON value, as `name.name=number`.
+fn numbers(name: &str, value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Number(number) => found.push(format!("{name}={number}")),
+        Value::Object(object) => {
+            for (key, value) in object {
+                let name = if name.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{name}.{key}")
+                };
+                numbers(&name, value, found);
+            }
+        }
+        _ => (),
+    }
+}

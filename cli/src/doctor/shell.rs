@@ -1,0 +1,183 @@
+//! The plugins of the job shell: those that are needed are where it looks for them, its initrc loads them, and in the right
+//! order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use config::Config;
+
+use super::initrc::{Initrc, Order};
+use super::job_manager::Loaded;
+use super::{Finding, Instance, fail, files, ok, skip, warn};
+use crate::{flux, people};
+
+const CHECK: &str = "shell";
+
+const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
+/// Of flux-coral2. It takes ports and secret for Cray PMI from the one before.
+const CRAY_PALS: &str = "cray_pals.so";
+
+/// An object, what the job lacks without it, and what a file of this project has in it, where there is another one of the
+/// same name.
+struct Object {
+    name: &'static str,
+    without: &'static str,
+    mark: Option<&'static str>,
+}
+
+const WORKFLOW_TOKEN: Object = Object {
+    name: "workflow-token.so",
+    without: "without it a job starts without its token",
+    mark: None,
+};
+const DWS_ENVIRONMENT: Object = Object {
+    name: "dws_environment.so",
+    without: "without it a rabbit job starts without its variables",
+    // The key of the record that it looks for.
+    mark: Some(seal::key::DWS_ENVIRONMENT),
+};
+const CRAY_PMI_BOOTSTRAP: Object = Object {
+    name: CRAY_PMI,
+    without: "without it cray_pals.so finds no secret, and jobs of several nodes do not start",
+    mark: None,
+};
+
+/// Looks where the job shell looks for plugins, for the parts of those that the job manager has loaded.
+pub(super) fn check(instance: &Instance, loaded: Loaded, config: Option<&Config>) -> Vec<Finding> {
+    let dirs = match setting(instance, "shell_pluginpath") {
+        Ok(dirs) => dirs,
+        Err(flux::Error::NotFound) => {
+            let todo = "add the directory that holds flux to PATH";
+            return vec![skip(CHECK, "there is no flux on PATH", todo)];
+        }
+        Err(e) => return vec![fail(CHECK, e.to_string(), "see that flux on PATH is the real one")],
+    };
+    let dirs: Vec<_> = dirs
+        .split(':')
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .collect();
+
+    let has_no_rule = config.is_some_and(|config| config.rules.is_empty());
+    let is_needed = loaded.workflow_token || !has_no_rule || !(loaded.dws || loaded.cray_pmi);
+    let needed = [
+        is_needed.then_some(WORKFLOW_TOKEN),
+        loaded.dws.then_some(DWS_ENVIRONMENT),
+        loaded.cray_pmi.then_some(CRAY_PMI_BOOTSTRAP),
+    ];
+    let initrc = setting(instance, "shell_initrc")
+        .ok()
+        .and_then(|path| Initrc::read(Path::new(&path), &dirs));
+    let mut findings = Vec::new();
+    for object in needed.into_iter().flatten() {
+        let finding = object.find(&dirs);
+        let is_there = finding.status == super::Status::Ok;
+        findings.push(finding);
+        findings.extend(
+            initrc
+                .iter()
+                .filter(|_| is_there)
+                .filter_map(|initrc| initrc.check(&object)),
+        );
+    }
+    if loaded.cray_pmi {
+        findings.extend(initrc.and_then(|initrc| initrc.check_order()));
+    }
+    findings
+}
+
+/// What the instance says, or else what flux was built with.
+fn setting(instance: &Instance, name: &str) -> Result<String, flux::Error> {
+    match instance {
+        Instance::Here { .. } => flux::run(&["getattr", &format!("conf.{name}")]),
+        Instance::None(_) | Instance::Broken(_) => flux::run(&["config", "builtin", name]),
+    }
+}
+
+impl Object {
+    /// The first directory has precedence.
+    fn find(&self, dirs: &[PathBuf]) -> Finding {
+        let Self { name, without, .. } = self;
+        let Some(path) = dirs.iter().map(|dir| dir.join(name)).find(|path| path.exists()) else {
+            let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+            return fail(
+                CHECK,
+                format!(
+                    "{name} is in no directory of conf.shell_pluginpath ({})",
+                    dirs.join(":")
+                ),
+                format!("install it there, on every node: {without}"),
+            );
+        };
+        let shown = path.display();
+        match fs::metadata(&path).map(|meta| files::writers(&meta, people::me())) {
+            Ok(None) if !self.is_ours(&path) => fail(
+                CHECK,
+                format!(
+                    "{shown} is not the one of this project but that of flux-coral2, which cannot open what is sealed"
+                ),
+                "install that of this project there, on every node: until then rabbit jobs do not start",
+            ),
+            Ok(None) => ok(CHECK, format!("{shown} is there")),
+            Ok(Some(who)) => fail(
+                CHECK,
+                format!("{shown} can be changed by {who}, and runs in the shell of every job"),
+                format!("chown root {shown} && chmod 0755 {shown}"),
+            ),
+            Err(e) => warn(CHECK, format!("{shown}: {e}"), "see that every user can read it"),
+        }
+    }
+
+    /// Whether it is of this project. What cannot be read is not called another one's.
+    fn is_ours(&self, path: &Path) -> bool {
+        let Some(mark) = self.mark else { return true };
+        let Ok(content) = fs::read(path) else { return true };
+        content.windows(mark.len()).any(|part| part == mark.as_bytes())
+    }
+}
+
+impl Initrc {
+    /// Whether an object that is where it should be is loaded.
+    fn check(&self, object: &Object) -> Option<Finding> {
+        let Object { name, without, .. } = object;
+        let path = self.path.display();
+        (!self.loads(name)).then(|| {
+            warn(
+                CHECK,
+                format!("no line of {path} loads {name}"),
+                format!(
+                    "add plugin.load {{ file = \"{name}\" }} to it, on every node, unless a file that it sources does so: \
+                     {without}"
+                ),
+            )
+        })
+    }
+
+    /// Whether the secret for Cray PMI is there when it is looked for.
+    fn check_order(&self) -> Option<Finding> {
+        let path = self.path.display();
+        let todo = format!(
+            "have {path} load it by name before all others, on every node: plugin.load {{ file = \"{CRAY_PMI}\" }} as the \
+             first line"
+        );
+        match self.order(CRAY_PMI, CRAY_PALS)? {
+            Order::Before => Some(ok(CHECK, format!("{path} loads {CRAY_PMI} before {CRAY_PALS}"))),
+            Order::Together => Some(warn(
+                CHECK,
+                format!(
+                    "one line of {path} loads both {CRAY_PMI} and {CRAY_PALS}, in an order that depends on the locale of the \
+                     job shell; in the wrong one, jobs of several nodes do not start"
+                ),
+                todo,
+            )),
+            Order::After => Some(fail(
+                CHECK,
+                format!(
+                    "{path} loads {CRAY_PMI} after {CRAY_PALS}, which looks for the secret for Cray PMI too early: jobs of \
+                     several nodes do not start"
+                ),
+                todo,
+            )),
+        }
+    }
+}
