@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-from lib import PLUGINS, events, flux
+from lib import PLUGINS, at_most, events, flux, row, section
 
 JOBS = int(os.environ.get("BENCH_KUBE_JOBS", 1000))
 ANSWER = 0.005
@@ -51,14 +51,11 @@ some = [events(job) for job in ids[:: max(1, JOBS // 50)] + ids[-1:]]
 took = max(event["prolog-finish"] for event in some) - min(event["prolog-start"] for event in some)
 assert answer["delivered"] == JOBS and answer["failed"] == 0, answer
 requests = sum(count for what, count in counted["requests"].items() if what.startswith("flux-workflow-token "))
-print(f"Kubernetes, {JOBS} jobs allocated at once, an API server that takes {ANSWER * 1e3:.0f} ms for each answer")
-print(
-    f"  all served in {took:.2f} s: {requests} requests, {counted['requests-at-once']} at once (wanted: at most 16), over"
-    # Those of who asks it for this are not meant.
-    f" {counted['connections']['total'] - before - 1} connections"
-)
+section(f"Kubernetes, {JOBS} jobs allocated at once, an API server that takes {ANSWER * 1e3:.0f} ms for each answer")
+row("all served", f"{took:.2f} s", "", f"{requests} requests")
+at_most("requests at once", "", "", counted["requests-at-once"], 16, "")
+# Those of who asks it for this are not meant.
+row("connections", str(counted["connections"]["total"] - before - 1), "", "")
 reactor = answer["reactor-us"]
-print(
-    f"  reactor thread, processor time for a delivery, median: {reactor['delivery-cpu-median']} µs (wanted: at most 50 µs);"
-    f" longest callback {reactor['callback-max']} µs by the clock, with the API server on the same cores"
-)
+at_most("reactor thread, processor time for a delivery, median", "", "", reactor["delivery-cpu-median"], 50, "µs")
+row("longest callback by the clock, with the API server on the same cores", f"{reactor['callback-max']} µs", "", "")

@@ -45,3 +45,33 @@ def ratio(these, those):
 
 def ms(seconds):
     return f"{statistics.median(seconds) * 1e3:.2f} ms"
+
+
+def section(title):
+    """What follows is about this."""
+    _keep({"section": title})
+    print(title, flush=True)
+
+
+def row(figure, ours, peer, result, wanted="", met=None):
+    """One figure: what was measured of ours and of the peer, and what is wanted of their ratio or difference."""
+    _keep({"figure": figure, "ours": ours, "peer": peer, "result": result, "wanted": wanted, "met": met})
+    verdict = "" if met is None else ", met" if met else ", NOT MET"
+    measured = ", ".join(filter(None, (ours, peer)))
+    wanted = f" (wanted: {wanted}{verdict})" if wanted else ""
+    print("  " + ": ".join(filter(None, (figure, measured, result))) + wanted, flush=True)
+
+
+def at_least(figure, ours, peer, value, bound):
+    """A ratio that is to be high."""
+    row(figure, ours, peer, f"ratio {value:.2f}", f"at least {bound:.2f}", value >= bound)
+
+
+def at_most(figure, ours, peer, value, bound, unit):
+    """A cost that is to be low."""
+    row(figure, ours, peer, f"{value:.2f} {unit}".strip(), f"at most {bound} {unit}".strip(), value <= bound)
+
+
+def _keep(what):
+    with open(os.environ["BENCH_ROWS"], "a") as rows:
+        rows.write(json.dumps(what) + "\n")

@@ -25,6 +25,9 @@ if [ "$what_for" = check ]; then
 	jq:jq
 	prove:perl
 	python3:python3
+	pip3:python3-pip
+	node:nodejs
+	npm:npm
 	/usr/share/sharness/sharness.sh:sharness
 	setpriv:util-linux
 	ps:procps

@@ -38,8 +38,9 @@ tidy() {
 	dws_kill
 	server_kill
 	kube_kill
+	oidc_kill
 	munge_kill
-	rm -rf "$base/canaries"
+	rm -rf "$base/canaries" "$OIDC"
 }
 
 # skip REASON: skips the whole test.
@@ -299,6 +300,61 @@ workflow_is_in() {
 import json, sys
 workflow = json.load(sys.stdin)
 print(workflow["spec"]["desiredState"], workflow["status"]["state"])')" = "$2 $2" 2>/dev/null
+}
+
+#
+# An authorization server.
+#
+
+# Not below the trash directory, which is searched for secrets.
+OIDC=$base/oidc
+OIDC_MODULES=$(dirname "$STAGE")/npm
+
+# need_oidc: skips the test where oidc-provider cannot run. Installs it, where it is not yet.
+need_oidc() {
+	command -v node >/dev/null || skip "no node found: install it"
+	test -e "$OIDC_MODULES/node_modules/oidc-provider/package.json" ||
+		npm install --no-audit --no-fund --ignore-scripts --prefix "$OIDC_MODULES" oidc-provider@9 >/dev/null 2>&1 ||
+		skip "npm could not install oidc-provider: is there a registry?"
+	mkdir -m 0700 "$OIDC"
+}
+
+# oidc_key: makes a key, which it signs with from its next start or oidc_again on. The former ones stay.
+oidc_key() {
+	node -e '
+const fs = require("fs");
+const [file] = process.argv.slice(1);
+const { generateKeyPairSync, randomUUID } = require("crypto");
+const jwk = generateKeyPairSync("ed25519").privateKey.export({ format: "jwk" });
+const { keys } = fs.existsSync(file) ? JSON.parse(fs.readFileSync(file)) : { keys: [] };
+keys.unshift({ ...jwk, kid: randomUUID(), alg: "EdDSA", use: "sig" });
+fs.writeFileSync(file, JSON.stringify({ keys }), { mode: 0o600 });' "$OIDC/keys.json"
+}
+
+# oidc_up: starts it, where it was before; returns when it serves. Sets ISSUER.
+oidc_up() {
+	rm -f oidc.ready
+	mkfifo oidc.ready
+	exec 6<>oidc.ready
+	node "$TESTS/oidc-provider.mjs" "$OIDC_MODULES" "$OIDC" "${ISSUER##*:}" >&6 2>>oidc.log 6>&- 7>&- 8>&- 9>&- &
+	OIDC_PID=$!
+	read -r -t 60 ISSUER <&6
+	test "${ISSUER%:*}" = http://127.0.0.1 || { cat oidc.log; return 1; }
+}
+ISSUER=:0
+
+# oidc_again: has it read its files again.
+oidc_again() {
+	local line
+	kill -HUP "$OIDC_PID" && read -r -t 60 line <&6 && test "$line" = again
+}
+
+oidc_kill() {
+	test -n "$OIDC_PID" || return 0
+	kill -KILL "$OIDC_PID" 2>/dev/null
+	wait "$OIDC_PID" 2>/dev/null
+	OIDC_PID=
+	exec 6>&-
 }
 
 # The plugins for rabbit jobs, and directives for them.

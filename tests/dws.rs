@@ -1005,6 +1005,41 @@ fn the_timeout_is_a_number_and_what_is_no_option_is_refused() {
 // Deliveries that fail
 
 #[test]
+fn a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing() {
+    let Some(rabbits) = Rabbits::new("a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing") else {
+        return;
+    };
+    let mine = json!({"name": "mine", "users": [me()]});
+    let projects = json!([mine, {"name": "other", "users": [me() + 1]}]);
+    let mut instance = rabbits.start_with(json!({}), json!({"project": projects}));
+    let canary = jwt(json!({}));
+    let variables = json!({"DW_JOB_a": canary});
+    for project in [Value::Null, json!("mine")] {
+        let job = instance.rabbit_with(PRINT, json!({"project": project}));
+        instance.create(&job);
+        instance.asked("dws.setup", &job);
+        instance.give(&job, variables.clone());
+        instance.tear_down(&job);
+        assert_eq!(instance.stdout(&job).trim_end(), canary, "{project}");
+    }
+    for (project, says) in [
+        (json!("other"), "is not in project other"),
+        (json!("none"), "there is no project `none`"),
+    ] {
+        let job = instance.rabbit_with(&["true"], json!({"project": project}));
+        instance.create(&job);
+        instance.asked("dws.setup", &job);
+        let payload = json!({"id": decimal(&job), "variables": variables});
+        let error = instance.rpc("prolog-remove", payload).unwrap_err();
+        assert!(error.contains(says), "{error}");
+        let note = instance.failed(&job);
+        assert!(note.contains(says), "{note}");
+        assert_eq!(instance.environment(&job), None);
+    }
+    instance.shutdown();
+}
+
+#[test]
 fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception() {
     let Some(mut rabbits) =
         Rabbits::new("a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception")

@@ -1,5 +1,6 @@
-//! `seal-rate SOCKET THREADS SECONDS LENGTH`: prints how many records were sealed each second, by so many threads, with a
-//! payload of so many bytes: what `remunge -e` does, with all that a delivery adds to it.
+//! `seal-rate seal|open SOCKET THREADS SECONDS LENGTH`: prints how many records were sealed each second, or sealed and
+//! opened, by so many threads, with a payload of so many bytes: what `remunge -e` and `remunge -d` do, with all that a
+//! delivery and a job shell add to it.
 
 use std::{
     env,
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seal::{Munge, Owner, Record, Secret, Variables};
+use seal::{Expected, Munge, Owner, Record, Secret, Variables};
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -20,16 +21,23 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("seal-rate: {why}: usage: seal-rate SOCKET THREADS SECONDS LENGTH");
+            eprintln!("seal-rate: {why}: usage: seal-rate seal|open SOCKET THREADS SECONDS LENGTH");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
-    let [socket, threads, seconds, length] = args else {
+    let [what, socket, threads, seconds, length] = args else {
         return Err("wrong number of arguments".into());
     };
+    let open = match what.as_str() {
+        "seal" => false,
+        "open" => true,
+        _ => return Err("neither seal nor open".into()),
+    };
+    let me = rustix::process::getuid().as_raw();
+    let uid = if open { me } else { 1000 };
     let munge = Munge::new(Some(Path::new(socket)))?;
     let (threads, seconds, length): (usize, f64, usize) = (threads.parse()?, seconds.parse()?, length.parse()?);
     // The payload has some 80 bytes around the value.
@@ -46,7 +54,12 @@ fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
                 if Instant::now() >= end {
                     break;
                 }
-                Record::seal(&munge, Owner { jobid, uid: 1000 }, 0, &variables)?.to_json();
+                let owner = Owner { jobid, uid };
+                let record = Record::seal(&munge, owner, 0, &variables)?.to_json();
+                if open {
+                    let instance_owner = me;
+                    Record::from_json(&record)?.open(&munge, &Expected { owner, instance_owner })?;
+                }
                 sealed.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())

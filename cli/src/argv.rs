@@ -19,7 +19,7 @@ pub struct Exposed {
 pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
     for (index, arg) in args.enumerate() {
         let arg = arg.to_string_lossy();
-        let what = if arg.contains("PRIVATE KEY-----") {
+        let what = if arg.contains("PRIVATE KEY-----") || is_private_jwk(&arg) {
             "a private key"
         } else if arg.contains("MUNGE:") {
             "a MUNGE credential"
@@ -37,6 +37,12 @@ pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
         });
     }
     Ok(())
+}
+
+/// Whether it is, or holds, a JWK with a private part or a secret (RFC 7518 section 6).
+fn is_private_jwk(arg: &str) -> bool {
+    let plain: String = arg.chars().filter(|c| !c.is_whitespace() && *c != '\\').collect();
+    plain.contains("\"kty\":") && (plain.contains("\"d\":") || plain.contains("\"k\":"))
 }
 
 /// Whether a word starts as a JWT does and has its dots; a file can be called so only by intent.
@@ -79,6 +85,16 @@ mod tests {
             assert!(!message.contains("eyJ"), "{message}");
         }
         assert!(refused("MUNGE:AwQDAAC:").unwrap().contains("a MUNGE credential"));
+        for jwk in [
+            r#"{"kty":"oct","k":"c2VjcmV0"}"#,
+            r#"{"d" : "c2VjcmV0", "kty" : "OKP"}"#,
+        ] {
+            let message = refused(jwk).unwrap();
+            assert!(
+                message.contains("a private key") && !message.contains("c2VjcmV0"),
+                "{message}"
+            );
+        }
         assert!(
             refused("-----BEGIN EC PRIVATE KEY-----\nMHc")
                 .unwrap()

@@ -11,8 +11,10 @@ mod configuration;
 mod files;
 mod initrc;
 mod job_manager;
+mod keys;
 mod kubernetes;
 mod munge;
+mod servers;
 mod shell;
 
 /// Check what workflow tokens need on this node, and say what to do about what is wrong
@@ -161,7 +163,9 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
         Instance::None(_) | Instance::Broken(_) => people::me(),
     };
     findings.extend(config.iter().flat_map(|config| files::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| keys::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
 
     let ok = findings.iter().all(|finding| finding.status != Status::Fail);
     print::out(&if args.json {

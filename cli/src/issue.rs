@@ -1,34 +1,81 @@
-use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::ArgGroup;
 use clap::builder::NonEmptyStringValueParser;
-use secrecy::ExposeSecret;
-use token::{HmacKey, KeyError};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use source::keys::{self, KeysError, MAX_KEY_FILE, Want};
+use source::trust::{self, Refusal};
+use token::{ClaimsToIssue, Grant, HmacKey, Job, KeyError, Name, NumericDate, Scope, Session};
 use zeroize::Zeroizing;
 
-use crate::{people, print};
+use crate::print;
 
-/// Issue a token as the rabbit software does: HS256 over the DER bytes of a PEM private key
+/// Issue a token: of a user or of a job, by a key directory; or as the rabbit software does
 ///
-/// The token is printed to standard output and nowhere else. It never expires: whoever has it can use it until the key
-/// is replaced.
+/// The token is printed to standard output and nowhere else. With --key it is one that the rabbit software would issue:
+/// HS256 over the DER bytes of a PEM private key. Such a token never expires: whoever has it can use it until the key is
+/// replaced.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("signer").required(true))]
 pub struct Args {
-    /// PEM file with the private key; it must be owned by you or root and closed to everyone else (mode 0600)
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    /// PEM file with the private key, for a token of the rabbit software; it must be owned by you or root and closed to
+    /// everyone else (mode 0600)
+    #[arg(long, value_name = "FILE", group = "signer")]
+    key: Option<PathBuf>,
 
-    /// Whom the token is about (claim `sub`); the rabbit software uses "user-container"
+    /// Key directory, whose active key signs
+    #[arg(long, value_name = "DIR", group = "signer", requires_all = ["issuer", "audience", "scope"])]
+    keys: Option<PathBuf>,
+
+    /// Whom the token is about (claim `sub`): a user; the rabbit software uses "user-container"
     #[arg(long, value_name = "SUBJECT", value_parser = NonEmptyStringValueParser::new())]
     sub: String,
 
     /// When it was issued (claim `iat`), in seconds since 1970 [default: now]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "keys")]
     iat: Option<u64>,
+
+    /// Who issues it (claim `iss`)
+    #[arg(long, value_name = "ISSUER", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
+    issuer: Option<String>,
+
+    /// A service that it is for (claim `aud`); may be given several times
+    #[arg(long, value_name = "AUDIENCE", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
+    audience: Vec<String>,
+
+    /// What it is good for: cluster (everything), workspace (those that are listed), system (an executor, for those that it
+    /// is bound to) or session (one job)
+    #[arg(long, value_name = "SCOPE", conflicts_with = "key")]
+    scope: Option<Scope>,
+
+    /// A workspace (claim `workspace`); may be given several times, unless the scope is session
+    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    workspace: Vec<Name>,
+
+    /// How long it is good for
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = config::parse_duration,
+        conflicts_with = "key")]
+    lifetime: Duration,
+
+    /// The job, for the scope session: its id, as flux jobs prints it
+    #[arg(long, value_name = "JOBID", conflicts_with = "key")]
+    job: Option<Session>,
+
+    /// The uid of the job owner, for the scope session
+    #[arg(long, value_name = "UID", conflicts_with = "key")]
+    uid: Option<u32>,
+
+    /// The instance of Flux that the job runs in, for the scope session
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
+    instance: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Why no token was issued.
@@ -37,33 +84,98 @@ pub enum Error {
     #[error("--key -: a key is read from a file only, whose owner and mode show that nobody else has it")]
     KeyFromStdin,
     #[error("key file {0}: {1}")]
-    Unreadable(String, std::io::Error),
-    #[error("key file {0}: not a regular file: give the path of the PEM file itself")]
-    NotFile(String),
-    #[error(
-        "key file {path}: owned by {owner}, who could have made the key: it must be owned by {me} or root (use chown)"
-    )]
-    Owner { path: String, owner: String, me: String },
-    #[error(
-        "key file {path}: mode {mode:04o} lets others than its owner in: use chmod 0600, and replace the key if it was readable for long"
-    )]
-    Mode { path: String, mode: u32 },
-    #[error("key file {0}: larger than {MAX_KEY_FILE} bytes, which no key is: see that it is the right file")]
-    TooLarge(String),
+    Unreadable(String, Refusal),
     #[error("key file {0}: {1}")]
     NotKey(String, KeyError),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("{0}: no key is the active one: have one sign with `flux workflow-token rotate promote`")]
+    NoActive(String),
+    #[error("--scope {scope} {needs}")]
+    Scope { scope: Scope, needs: &'static str },
     #[error("the clock of this node is before 1970: set it, or give --iat")]
     Clock,
     #[error("the token could not be written: {0}")]
-    Write(std::io::Error),
+    Write(io::Error),
 }
-
-/// An RSA key of 16,384 bits takes 13 KiB.
-const MAX_KEY_FILE: u64 = 64 * 1024;
 
 /// Issues a token.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
-    let key = read_key(&args.key)?;
+    let (token, kid, expires) = match (&args.keys, &args.key) {
+        (Some(keys), _) => {
+            let (token, kid, expires) = mint(args, keys)?;
+            (token, Some(kid), Some(expires))
+        }
+        (None, Some(key)) => (rabbit(args, key)?, None, None),
+        // clap demands one of them.
+        (None, None) => return Err(Error::KeyFromStdin),
+    };
+    // Neither a token nor a kid that names a file has a character that JSON escapes.
+    let line = Zeroizing::new(if args.json {
+        format!(
+            "{{\"token\": \"{}\", \"kid\": {}, \"expires\": {}}}\n",
+            token.expose_secret(),
+            json!(kid),
+            json!(expires.map(|time| time.to_string()))
+        )
+    } else {
+        format!("{}\n", token.expose_secret())
+    });
+    print::out(&line).map_err(Error::Write)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mint(args: &Args, path: &Path) -> Result<(SecretString, String, NumericDate), Error> {
+    let grant = grant(args)?;
+    let keys = keys::read(path, Want::Signing)?;
+    let Some(key) = keys.signing() else {
+        return Err(Error::NoActive(path.display().to_string()));
+    };
+    let claims = ClaimsToIssue {
+        // clap demands them with --keys.
+        iss: args.issuer.clone().unwrap_or_default(),
+        aud: args.audience.clone(),
+        sub: args.sub.clone(),
+        iat: SystemTime::now(),
+        lifetime: args.lifetime,
+        grant,
+    };
+    let iat = claims.iat.duration_since(UNIX_EPOCH).map_err(|_| Error::Clock)?;
+    let expires = NumericDate::from_seconds(iat.as_secs().saturating_add(claims.lifetime.as_secs()) as f64);
+    Ok((token::mint(key, &claims), key.kid().to_owned(), expires))
+}
+
+/// What the scope needs, and nothing else.
+fn grant(args: &Args) -> Result<Grant, Error> {
+    // clap demands it with --keys.
+    let scope = args.scope.unwrap_or(Scope::Session);
+    let wrong = |needs| Err(Error::Scope { scope, needs });
+    if scope != Scope::Session && (args.job.is_some() || args.uid.is_some() || args.instance.is_some()) {
+        return wrong("is of no job: leave --job, --uid and --instance out");
+    }
+    match (scope, args.workspace.as_slice()) {
+        (Scope::Cluster, []) => Ok(Grant::Cluster),
+        (Scope::Cluster, _) => wrong("is for everything: leave --workspace out"),
+        (_, []) => wrong("needs --workspace"),
+        (Scope::Workspace, names) => Ok(Grant::Workspaces(names.to_vec())),
+        (Scope::System, names) => Ok(Grant::System(names.to_vec())),
+        (Scope::Session, [workspace]) => match (&args.job, args.uid, &args.instance) {
+            (Some(id), Some(uid), Some(instance)) => Ok(Grant::Session {
+                workspace: workspace.clone(),
+                job: Job {
+                    id: id.clone(),
+                    uid,
+                    instance: instance.clone(),
+                },
+            }),
+            _ => wrong("needs --job, --uid and --instance"),
+        },
+        (Scope::Session, _) => wrong("has one --workspace, that of the job"),
+    }
+}
+
+fn rabbit(args: &Args, key: &Path) -> Result<SecretString, Error> {
+    let key = read_key(key)?;
     let iat = match args.iat {
         Some(iat) => iat,
         None => SystemTime::now()
@@ -71,11 +183,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             .map_err(|_| Error::Clock)?
             .as_secs(),
     };
-    let token = token::issue(&key, &args.sub, iat);
-    print::out(token.expose_secret())
-        .and_then(|()| print::out("\n"))
-        .map_err(Error::Write)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(token::issue(&key, &args.sub, iat))
 }
 
 fn read_key(path: &Path) -> Result<HmacKey, Error> {
@@ -83,45 +191,6 @@ fn read_key(path: &Path) -> Result<HmacKey, Error> {
         return Err(Error::KeyFromStdin);
     }
     let name = || path.display().to_string();
-    // A FIFO or device is refused below; opening one must not block.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
-        .open(path)
-        .map_err(|e| Error::Unreadable(name(), e))?;
-    check_file(&file, path)?;
-
-    // One byte more tells "too large" from "just fits"; sized up front, so that no copy is left behind.
-    let mut pem = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
-    file.take(MAX_KEY_FILE + 1)
-        .read_to_end(&mut pem)
-        .map_err(|e| Error::Unreadable(name(), e))?;
-    if pem.len() as u64 > MAX_KEY_FILE {
-        return Err(Error::TooLarge(name()));
-    }
+    let pem = trust::read_private(path, MAX_KEY_FILE).map_err(|e| Error::Unreadable(name(), e))?;
     HmacKey::from_pem(&pem).map_err(|e| Error::NotKey(name(), e))
-}
-
-/// Looks at the file that was opened, not at its name, which may be another file by then.
-fn check_file(file: &File, path: &Path) -> Result<(), Error> {
-    let name = || path.display().to_string();
-    let meta = file.metadata().map_err(|e| Error::Unreadable(name(), e))?;
-    if !meta.is_file() {
-        return Err(Error::NotFile(name()));
-    }
-    let me = people::me();
-    if meta.uid() != me && meta.uid() != 0 {
-        return Err(Error::Owner {
-            path: name(),
-            owner: people::describe(meta.uid()),
-            me: people::describe(me),
-        });
-    }
-    if meta.mode() & 0o077 != 0 {
-        return Err(Error::Mode {
-            path: name(),
-            mode: meta.mode() & 0o7777,
-        });
-    }
-    Ok(())
 }

@@ -6,18 +6,24 @@
 mod argv;
 mod doctor;
 mod flux;
+mod input;
 mod inspect;
 mod issue;
+mod jwks;
+mod keygen;
 mod people;
 mod print;
+mod rotate;
 mod show;
+mod verify;
 mod within;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Workflow tokens for Flux jobs: issue and inspect tokens, show what a job was given, find what is set up wrong.
+/// Workflow tokens for Flux jobs: keep keys, issue, verify and inspect tokens, show what a job was given, find what is set
+/// up wrong.
 #[derive(Parser)]
 #[command(
     name = "flux-workflow-token",
@@ -32,7 +38,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Issue(issue::Args),
+    Keygen(keygen::Args),
+    Rotate(rotate::Args),
+    Jwks(jwks::Args),
+    Issue(Box<issue::Args>),
+    Verify(verify::Args),
     Inspect(inspect::Args),
     Show(show::Args),
     Doctor(doctor::Args),
@@ -47,6 +57,10 @@ fn main() -> ExitCode {
     }
     let cli = Cli::try_parse().unwrap_or_else(|e| argv::exit(&e));
     let done = match cli.command {
+        Command::Keygen(args) => keygen::run(&args).map_err(Into::into),
+        Command::Rotate(args) => rotate::run(&args).map_err(Into::into),
+        Command::Jwks(args) => jwks::run(&args).map_err(Into::into),
+        Command::Verify(args) => return verify::run(&args),
         Command::Issue(args) => issue::run(&args).map_err(Into::into),
         Command::Inspect(args) => inspect::run(&args).map_err(Into::into),
         Command::Show(args) => show::run(&args).map_err(Into::into),

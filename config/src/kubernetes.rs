@@ -63,11 +63,11 @@ pub fn check_object_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Checks the name of a namespace: a DNS label (RFC 1123).
+/// Checks a DNS label (RFC 1123), which the name of a namespace is, and that of a project.
 ///
 /// # Errors
 /// What is wrong with it, in words. The name is not repeated.
-pub fn check_namespace(name: &str) -> Result<(), &'static str> {
+pub fn check_label(name: &str) -> Result<(), &'static str> {
     if name.len() <= MAX_LABEL && !name.contains('.') && check_object_name(name).is_ok() {
         Ok(())
     } else {
@@ -77,13 +77,9 @@ pub fn check_namespace(name: &str) -> Result<(), &'static str> {
 
 /// Checks the names that a template will form, by one job as an example.
 pub(crate) fn check_object(template: &Template) -> Result<(), String> {
-    let example = Values {
-        f58: "ƒ2oLkTLb1".to_owned(),
-        jobid: 1,
-        uid: 1,
-        user: Some("alice".to_owned()),
-    };
-    let name = template.fill(&example).map_err(|e: TemplateError| e.to_string())?;
+    let name = template
+        .fill(&Values::example())
+        .map_err(|e: TemplateError| e.to_string())?;
     check_object_name(&name).map_err(|wrong| {
         format!("{wrong}, as in {OBJECT}; of the job id, only {{jobid.dec}} can be part of an object's name")
     })
@@ -114,8 +110,8 @@ mod tests {
         for good in ["fluxjob-123", "a.b-c.9", "a"] {
             check_object_name(good).unwrap();
         }
-        assert!(check_namespace("a.b").is_err());
-        assert!(check_namespace(&"a".repeat(64)).is_err());
-        check_namespace("nnf-system").unwrap();
+        assert!(check_label("a.b").is_err());
+        assert!(check_label(&"a".repeat(64)).is_err());
+        check_label("nnf-system").unwrap();
     }
 }

@@ -5,18 +5,26 @@
 //! plugin answer each in its own way.
 
 mod duration;
+mod issuer;
 mod kubernetes;
+mod oauth2;
 mod parse;
+mod project;
 mod rule;
 mod template;
+mod url;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use duration::parse_duration;
-pub use kubernetes::{Dws, Kubernetes, check_namespace, check_object_name};
+pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
+pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
+pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, read_files};
+pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
+pub use url::{check_issuer_url, check_proxy_url, check_url};
 
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";
@@ -38,6 +46,10 @@ pub struct Config {
     pub munge: Munge,
     /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
     pub dws: Option<Dws>,
+    /// Whom tokens are verified against, by name.
+    pub trusts: Vec<Trust>,
+    /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
+    pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
 }
@@ -98,6 +110,10 @@ pub enum Source {
     },
     /// The Workflow of a rabbit job, and the Secret that it names.
     Kubernetes(Kubernetes),
+    /// The instance itself.
+    Issuer(Issuer),
+    /// An external authorization server.
+    OAuth2(Box<OAuth2>),
 }
 
 impl Source {
@@ -107,6 +123,19 @@ impl Source {
             Source::File { .. } => "file",
             Source::Command { .. } => "command",
             Source::Kubernetes(_) => "kubernetes",
+            Source::Issuer(_) => "issuer",
+            Source::OAuth2(_) => "oauth2",
+        }
+    }
+
+    /// Whether it has nothing for a job that is in no project.
+    pub fn needs_project(&self) -> bool {
+        match self {
+            Source::File { path } => path.needs_project(),
+            Source::Command { argv } => argv.iter().any(Template::needs_project),
+            Source::Kubernetes(settings) => settings.object.needs_project(),
+            Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
+            Source::OAuth2(settings) => settings.grant.subject_token().is_some_and(Template::needs_project),
         }
     }
 }
@@ -116,6 +145,8 @@ impl Source {
 pub enum Check {
     /// A well-formed JWT that has not expired.
     Shape,
+    /// By whom it claims to be from, against the keys of [`Config::trusts`] of this index.
+    Verify(usize),
     /// Not at all: the secret is opaque.
     None,
 }

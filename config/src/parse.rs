@@ -1,5 +1,9 @@
 //! From the configuration of Flux, an object, to a [`Config`].
 
+mod issuer;
+mod oauth2;
+mod project;
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -9,8 +13,8 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::{
-    AttributePath, Check, Conditions, Config, Dws, Kubernetes, Munge, Principal, Rule, Source, TABLE, Template,
-    kubernetes, parse_duration,
+    AttributePath, Conditions, Config, Dws, Issuer, Kubernetes, Munge, Principal, Projects, Rule, Source, TABLE,
+    Template, Trust, issuer as minting, kubernetes, oauth2 as authorization, parse_duration,
 };
 
 const TABLE_KEYS: &[&str] = &[
@@ -24,6 +28,10 @@ const TABLE_KEYS: &[&str] = &[
     "munge-mac",
     "munge-ttl",
     "dws",
+    "issuer",
+    "trust",
+    "project",
+    "identity",
     "rule",
 ];
 const RULE_KEYS: &[&str] = &[
@@ -40,8 +48,25 @@ const RULE_KEYS: &[&str] = &[
     "namespace",
     "kubeconfig",
     "context",
+    "audience",
+    "workspace",
+    "issuer",
+    "token-endpoint",
+    "client-id",
+    "client-secret",
+    "client-key",
+    "client-authentication",
+    "grant",
+    "share",
+    "subject-token",
+    "subject-token-type",
+    "scope",
+    "resource",
+    "proxy",
+    "ca-file",
     "timeout",
     "check",
+    "trust",
     "variable",
 ];
 const DWS_KEYS: &[&str] = &["source", "object", "namespace", "kubeconfig", "context", "timeout"];
@@ -51,7 +76,12 @@ const SOURCE_KEYS: &[(&str, &[&str])] = &[
     ("file", &["path"]),
     ("command", &["command"]),
     ("kubernetes", kubernetes::KEYS),
+    ("issuer", minting::RULE_KEYS),
+    ("oauth2", authorization::KEYS),
 ];
+
+/// The same, for messages.
+const SOURCES: &str = "file, command, kubernetes, issuer or oauth2";
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -157,6 +187,15 @@ fn wrong(key: impl fmt::Display, wrong: impl fmt::Display) -> Error {
     }
 }
 
+/// What rules have from the whole table.
+struct Defaults<'a> {
+    variable: &'a str,
+    timeout: Duration,
+    issuer: Option<&'a Issuer>,
+    trusts: &'a [Trust],
+    projects: &'a Projects,
+}
+
 /// One table, and where it stands.
 struct Reader<'a> {
     prefix: String,
@@ -180,14 +219,30 @@ impl Reader<'_> {
             Some(Value::Bool(b)) => b,
             Some(_) => return Err(self.wrong("unlink", "must be true or false")),
         };
+        let trusts = self.trusts()?;
+        let projects = self.projects(&trusts)?;
+        let rules = self.rules(&Defaults {
+            variable: &variable,
+            timeout,
+            issuer: self.issuer()?.as_ref(),
+            trusts: &trusts,
+            projects: &projects,
+        })?;
+        let dws = self.dws(timeout)?;
+        let object = dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
+        if projects.is_empty() && object.is_some_and(|settings| settings.object.needs_project()) {
+            return Err(self.wrong("dws.object", project::OPEN));
+        }
         Ok(Config {
             timeout,
             unlink,
             max_parallel,
             helper: self.absolute("helper")?,
             munge: self.munge()?,
-            dws: self.dws(timeout)?,
-            rules: self.rules(&variable, timeout)?,
+            dws,
+            projects,
+            trusts,
+            rules,
             variable,
         })
     }
@@ -226,7 +281,7 @@ impl Reader<'_> {
         })
     }
 
-    fn rules(&self, variable: &str, timeout: Duration) -> Result<Vec<Rule>, Error> {
+    fn rules(&self, defaults: &Defaults<'_>) -> Result<Vec<Rule>, Error> {
         let Some(rules) = self.table.get("rule") else {
             return Ok(Vec::new());
         };
@@ -239,7 +294,9 @@ impl Reader<'_> {
             let Value::Object(table) = rule else {
                 return Err(wrong(prefix, "must be a table"));
             };
-            let rule = Reader { prefix, table }.rule(variable, timeout)?;
+            let reader = Reader { prefix, table };
+            let rule = reader.rule(defaults)?;
+            reader.rule_of_projects(&rule, defaults.projects)?;
             out.push(rule);
             if out[..index].iter().any(|former| former.conditions.is_empty()) {
                 return Err(wrong(
@@ -251,7 +308,7 @@ impl Reader<'_> {
         Ok(out)
     }
 
-    fn rule(&self, variable: &str, timeout: Duration) -> Result<Rule, Error> {
+    fn rule(&self, defaults: &Defaults<'_>) -> Result<Rule, Error> {
         self.known(RULE_KEYS)?;
         let conditions = Conditions {
             attribute: self
@@ -269,34 +326,26 @@ impl Reader<'_> {
             Some("file") => Source::File { path: self.path()? },
             Some("command") => Source::Command { argv: self.argv()? },
             Some("kubernetes") => Source::Kubernetes(self.kubernetes()?),
+            Some("issuer") => Source::Issuer(self.minted(defaults.issuer)?),
+            Some("oauth2") => Source::OAuth2(Box::new(self.oauth2()?)),
             Some(other) => {
                 return Err(self.wrong(
                     "source",
-                    format!(
-                        "`{}` is not a source: use file, command or kubernetes",
-                        other.escape_debug()
-                    ),
+                    format!("`{}` is not a source: use {SOURCES}", other.escape_debug()),
                 ));
             }
-            None => return Err(self.wrong("source", "is missing: use file, command or kubernetes")),
+            None => return Err(self.wrong("source", format!("is missing: use {SOURCES}"))),
         };
         self.keys_of_other_sources(Some(source.name()))?;
-        let check = match self.string("check")? {
-            None | Some("shape") => Check::Shape,
-            Some("none") => Check::None,
-            Some(other) => {
-                return Err(self.wrong(
-                    "check",
-                    format!("`{}` is not a check: use shape or none", other.escape_debug()),
-                ));
-            }
-        };
         Ok(Rule {
             conditions,
-            variable: self.name("variable")?.unwrap_or_else(|| variable.to_owned()),
+            variable: self.name("variable")?.unwrap_or_else(|| defaults.variable.to_owned()),
             source,
-            timeout: self.duration("timeout")?.unwrap_or(timeout).min(timeout),
-            check,
+            timeout: self
+                .duration("timeout")?
+                .unwrap_or(defaults.timeout)
+                .min(defaults.timeout),
+            check: self.check(defaults.trusts)?,
         })
     }
 
@@ -337,7 +386,7 @@ impl Reader<'_> {
         let object = self.template("object", object)?;
         kubernetes::check_object(&object).map_err(|e| self.wrong("object", e))?;
         let namespace = self.string("namespace")?.unwrap_or(kubernetes::NAMESPACE);
-        kubernetes::check_namespace(namespace).map_err(|e| self.wrong("namespace", e))?;
+        kubernetes::check_label(namespace).map_err(|e| self.wrong("namespace", e))?;
         let kubeconfig = self.absolute("kubeconfig")?;
         let context = self.nonempty("context")?;
         if context.is_some() && kubeconfig.is_none() {
@@ -353,8 +402,14 @@ impl Reader<'_> {
 
     /// Refuses keys that are not for this source.
     fn keys_of_other_sources(&self, source: Option<&str>) -> Result<(), Error> {
-        for (name, keys) in SOURCE_KEYS.iter().filter(|(name, _)| Some(*name) != source) {
-            for key in *keys {
+        let of = |name| {
+            SOURCE_KEYS
+                .iter()
+                .filter(move |(other, _)| (source == Some(*other)) == name)
+        };
+        let own: Vec<_> = of(true).flat_map(|(_, keys)| *keys).collect();
+        for (name, keys) in of(false) {
+            for key in keys.iter().filter(|key| !own.contains(key)) {
                 self.unused(key, &format!("is for source = \"{name}\""))?;
             }
         }
@@ -454,21 +509,8 @@ impl Reader<'_> {
     }
 
     fn principal(&self, key: &str) -> Result<Option<Principal>, Error> {
-        let number = |n: u64| u32::try_from(n).ok().filter(|n| *n != u32::MAX).map(Principal::Id);
-        match self.table.get(key) {
-            None => Ok(None),
-            Some(Value::String(name)) if !name.is_empty() => match name.parse::<u64>() {
-                Ok(n) => number(n).map(Some),
-                Err(_) => Some(Some(Principal::Name(name.clone()))),
-            }
-            .ok_or_else(|| self.wrong(key, "is out of range")),
-            Some(Value::Number(n)) => n
-                .as_u64()
-                .and_then(number)
-                .map(Some)
-                .ok_or_else(|| self.wrong(key, "is out of range")),
-            Some(_) => Err(self.wrong(key, "must be a name or a number")),
-        }
+        let value = self.table.get(key).map(project::principal);
+        value.transpose().map_err(|e| self.wrong(key, e))
     }
 
     fn wrong(&self, key: &str, what: impl fmt::Display) -> Error {
@@ -489,7 +531,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{Facts, Selection};
+    use crate::{Check, Facts, KeyPath, Selection, TrustedKeys};
 
     fn parse(text: &str) -> Result<Config, Error> {
         Config::from_json(&toml::from_str(text).unwrap())
@@ -537,6 +579,24 @@ mod tests {
         let table = |line: &str| format!("[workflow-token]\n{line}");
         let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
         let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
+        let issuer = |line: &str| format!("[workflow-token.issuer]\n{line}");
+        let trust = |line: &str| format!("[workflow-token.trust.t]\n{line}");
+        let minted = |of_table: &str, of_rule: &str| {
+            let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
+            format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
+        };
+        let project = |line: &str| format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}");
+        // The table, with one of its keys replaced.
+        let identity = |key: &str, line: &str| {
+            let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
+            let others: Vec<&str> = all
+                .into_iter()
+                .filter(|l| key.is_empty() || !l.starts_with(key))
+                .collect();
+            let site = "[workflow-token.trust.site]\nissuer = \"https://i\"\naudience = \"a\"";
+            format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
+        };
+        let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
         for (text, key) in [
             ("workflow-token = 1".to_owned(), "workflow-token"),
             (table("variable = 1"), "workflow-token.variable"),
@@ -590,6 +650,130 @@ mod tests {
                 "workflow-token.rule[0].context",
             ),
             (kubernetes("server = \"x\""), "workflow-token.rule[0].server"),
+            (table("issuer = 1"), "workflow-token.issuer"),
+            (issuer(""), "workflow-token.issuer.keys"),
+            (issuer("keys = \"k\""), "workflow-token.issuer.keys"),
+            (issuer("keys = \"/k\""), "workflow-token.issuer.name"),
+            (issuer("keys = \"/k\"\nname = \"\""), "workflow-token.issuer.name"),
+            (issuer("key = \"/k\""), "workflow-token.issuer.key"),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\naudience = []"),
+                "workflow-token.issuer.audience",
+            ),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\nmargin = \"inf\""),
+                "workflow-token.issuer.margin",
+            ),
+            (
+                issuer("keys = \"/k\"\nname = \"n\"\nmax-lifetime = \"10ms\""),
+                "workflow-token.issuer.max-lifetime",
+            ),
+            (minted("", ""), "workflow-token.rule[0].audience"),
+            (minted("", "audience = [\"a\", 1]"), "workflow-token.rule[0].audience"),
+            (
+                minted("audience = \"a\"", "workspace = \"A\""),
+                "workflow-token.rule[0].workspace",
+            ),
+            (
+                minted("audience = \"a\"", "workspace = \"{jobid}\""),
+                "workflow-token.rule[0].workspace",
+            ),
+            (minted("audience = \"a\"", ""), "workflow-token.rule[0].workspace"),
+            (
+                minted("audience = \"a\"", "workspace = \"{project}\""),
+                "workflow-token.rule[0]",
+            ),
+            (
+                minted("audience = \"a\"", "path = \"/t\""),
+                "workflow-token.rule[0].path",
+            ),
+            (
+                "[[workflow-token.rule]]\nsource = \"issuer\"".to_owned(),
+                "workflow-token.rule[0].source",
+            ),
+            (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
+            (table("trust = 1"), "workflow-token.trust"),
+            (table("trust.a = 1"), "workflow-token.trust.a"),
+            (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
+            (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
+            (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+            (
+                trust("issuer = \"i\"\nkeys = \"/k\""),
+                "workflow-token.trust.t.audience",
+            ),
+            (trust("typ = []"), "workflow-token.trust.t.typ"),
+            (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
+            (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
+            (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
+            (trust("leeway = \"11m\""), "workflow-token.trust.t.leeway"),
+            (trust("ca-file = \"c\""), "workflow-token.trust.t.ca-file"),
+            (rule("check = \"verify\""), "workflow-token.rule[0].trust"),
+            (
+                rule("check = \"verify\"\ntrust = \"t\""),
+                "workflow-token.rule[0].trust",
+            ),
+            (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
+            (table("project = 1"), "workflow-token.project"),
+            (table("project = [1]"), "workflow-token.project[0]"),
+            (project(""), "workflow-token.project[0]"),
+            (project("users = []\ngroups = []"), "workflow-token.project[0]"),
+            (project("user = \"a\""), "workflow-token.project[0].user"),
+            (project("users = \"a\""), "workflow-token.project[0].users"),
+            (project("users = [\"a\", \"\"]"), "workflow-token.project[0].users[1]"),
+            (project("users = [4294967295]"), "workflow-token.project[0].users[0]"),
+            (project("groups = [-1]"), "workflow-token.project[0].groups[0]"),
+            (project("groups = [true]"), "workflow-token.project[0].groups[0]"),
+            (
+                project("users = [\"a\"]\ndefault = 1"),
+                "workflow-token.project[0].default",
+            ),
+            (project("claims = [\"x\"]"), "workflow-token.project[0].claims"),
+            (identified("claims = [1]"), "workflow-token.project[0].claims[0]"),
+            (identified("claims = [\"\"]"), "workflow-token.project[0].claims[0]"),
+            (
+                table("[[workflow-token.project]]\nusers = [\"a\"]"),
+                "workflow-token.project[0].name",
+            ),
+            (
+                format!("{}\n{}", project("users = [\"a\"]"), project("users = [\"b\"]")),
+                "workflow-token.project[1].name",
+            ),
+            (
+                format!(
+                    "{}\n[[workflow-token.project]]\nname = \"b\"\nusers = [\"a\"]\ndefault = true",
+                    project("users = [\"a\"]\ndefault = true")
+                ),
+                "workflow-token.project[1].default",
+            ),
+            (table("identity = 1"), "workflow-token.identity"),
+            (identity("token", ""), "workflow-token.identity.token"),
+            (
+                identity("token", "token = \"run/{uid}\""),
+                "workflow-token.identity.token",
+            ),
+            (
+                identity("token", "token = \"/run/token\""),
+                "workflow-token.identity.token",
+            ),
+            (
+                identity("token", "token = \"/run/{uid}/{jobid}\""),
+                "workflow-token.identity.token",
+            ),
+            (identity("trust", ""), "workflow-token.identity.trust"),
+            (identity("trust", "trust = \"other\""), "workflow-token.identity.trust"),
+            (identity("claim", ""), "workflow-token.identity.claim"),
+            (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
+            (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
+            (identity("", "user = \"\""), "workflow-token.identity.user"),
+            (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
+            (
+                "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{project}\"".to_owned(),
+                "workflow-token.rule[0]",
+            ),
+            (
+                format!("{}\n{}", project("users = [\"a\"]"), rule("project = \"other\"")),
+                "workflow-token.rule[0].project",
+            ),
             (table("dws = 1"), "workflow-token.dws"),
             (dws("source = \"file\""), "workflow-token.dws.source"),
             (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
@@ -599,6 +783,10 @@ mod tests {
             ),
             (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
             (dws("variable = \"X\""), "workflow-token.dws.variable"),
+            (
+                dws("source = \"kubernetes\"\nobject = \"{project}\""),
+                "workflow-token.dws.object",
+            ),
             (
                 "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
                 "workflow-token.rule[0].source",
@@ -655,6 +843,77 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_mints_by_the_table_issuer_and_verifies_by_a_table_trust() {
+        let config = parse(
+            r#"
+            [workflow-token.issuer]
+            keys = "~/keys"
+            name = "https://hpc.example.org"
+            audience = "copy-offload"
+            margin = "5m"
+
+            [workflow-token.trust.site]
+            issuer = "https://hpc.example.org"
+            keys = "$KEYS/site.jwks"
+            audience = ["copy-offload", "other"]
+
+            [workflow-token.trust.login]
+            issuer = "https://login.example.org"
+            audience = "hpc"
+            proxy = "http://proxy:3128"
+
+            [[workflow-token.rule]]
+            queue = "debug"
+            source = "issuer"
+            audience = ["a", "b"]
+            workspace = "u-{uid}"
+            check = "verify"
+            trust = "site"
+
+            [[workflow-token.project]]
+            name = "hydro"
+            users = ["alice"]
+
+            [[workflow-token.rule]]
+            source = "issuer"
+            "#,
+        )
+        .unwrap();
+        let minted = |rule: usize| match &config.rules[rule].source {
+            Source::Issuer(issuer) => issuer.clone(),
+            other => panic!("{other:?}"),
+        };
+        let (first, second) = (minted(0), minted(1));
+        assert_eq!(first.audience, ["a", "b"]);
+        assert_eq!(first.workspace.unwrap().to_string(), "u-{uid}");
+        assert_eq!(second.audience, ["copy-offload"]);
+        assert_eq!((second.workspace, second.instance), (None, None));
+        assert_eq!((second.keys.as_str(), second.name), ("~/keys", first.name));
+        assert_eq!(
+            (second.margin, second.max_lifetime),
+            (Duration::from_secs(300), Duration::from_secs(86_400))
+        );
+        let Check::Verify(trust) = config.rules[0].check else {
+            panic!("{:?}", config.rules[0].check);
+        };
+        assert_eq!(config.trusts[trust].name, "site");
+        assert_eq!(
+            config.trusts[trust].keys,
+            TrustedKeys::Path(KeyPath::parse("$KEYS/site.jwks").unwrap())
+        );
+        let login = config.trusts.iter().find(|trust| trust.name == "login").unwrap();
+        let TrustedKeys::Discovered(discovery) = &login.keys else {
+            panic!("{:?}", login.keys);
+        };
+        assert_eq!(discovery.proxy.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(
+            (discovery.refresh, login.leeway),
+            (Duration::from_secs(3600), Duration::from_secs(60))
+        );
+        assert_eq!(config.rules[1].check, Check::Shape);
+    }
+
+    #[test]
     fn the_table_dws_has_the_same_keys() {
         let service_only = parse("[workflow-token.dws]").unwrap().dws.unwrap();
         assert_eq!(
@@ -699,6 +958,90 @@ mod tests {
         assert_eq!(config.rules[1].timeout, Duration::from_secs(5));
     }
 
+    #[test]
+    fn projects_are_read_with_who_is_in_them() {
+        let config = parse(
+            r#"
+            [workflow-token.trust.site]
+            issuer = "https://login.example.org"
+            audience = "cluster"
+
+            [workflow-token.identity]
+            token = "/run/user/{uid}/identity.jwt"
+            trust = "site"
+            claim = "groups"
+
+            [[workflow-token.project]]
+            name = "hydro"
+            users = ["alice", 1000, "1001"]
+            groups = ["hydro", 100]
+            claims = ["hydro-team"]
+            default = true
+
+            [[workflow-token.project]]
+            name = "0"
+            groups = ["fusion"]
+
+            [[workflow-token.rule]]
+            project = "hydro"
+            source = "file"
+            path = "/tokens/{project}/{user}"
+        "#,
+        )
+        .unwrap();
+        let name = |name: &str| Principal::Name(name.to_owned());
+        let [hydro, other] = config.projects.list.as_slice() else {
+            panic!("{:?}", config.projects.list);
+        };
+        assert_eq!(hydro.users, [name("alice"), Principal::Id(1000), Principal::Id(1001)]);
+        assert_eq!(hydro.groups, [name("hydro"), Principal::Id(100)]);
+        assert_eq!(
+            (hydro.claims.as_slice(), hydro.default),
+            (&["hydro-team".to_owned()][..], true)
+        );
+        assert_eq!((&*other.name, other.default), ("0", false));
+        let identity = config.projects.identity().unwrap();
+        assert_eq!(identity.token.to_string(), "/run/user/{uid}/identity.jwt");
+        assert_eq!(
+            (&*identity.trust, &*identity.claim, &*identity.user),
+            ("site", "groups", "sub")
+        );
+        assert!(config.rules[0].source.needs_project());
+    }
+
+    #[test]
+    fn names_of_projects_are_labels() {
+        let project = |name: &str| {
+            parse(&format!(
+                "[[workflow-token.project]]\nname = {}\nusers = [\"a\"]",
+                json!(name)
+            ))
+        };
+        for good in ["a", "0", "a-b", "a--b", &"a".repeat(63)] {
+            assert_eq!(project(good).unwrap().projects.list[0].name, good);
+        }
+        for bad in [
+            "",
+            "-",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "a_b",
+            "ä",
+            "a b",
+            "a\n",
+            &"a".repeat(64),
+        ] {
+            let error = project(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with("workflow-token.project[0].name: must be"),
+                "{bad:?}: {error}"
+            );
+        }
+    }
+
     /// A job of which the user's groups are not known.
     struct Job<'a>(&'a [&'a str]);
 
@@ -708,6 +1051,9 @@ mod tests {
         }
         fn system_is(&self, key: &str, value: &str) -> Option<bool> {
             Some(self.0.contains(&format!("{key}={value}").as_str()))
+        }
+        fn project_is(&self, name: &str) -> Option<bool> {
+            self.system_is("project", name)
         }
         fn owner_is(&self, user: &Principal) -> Option<bool> {
             Some(*user == Principal::Name("alice".to_owned()))

@@ -1,5 +1,7 @@
 //! Which rule a job matches.
 
+use std::fmt;
+
 use crate::Config;
 
 /// The conditions of a rule. All that are given must hold; a rule without any is for every job.
@@ -11,7 +13,7 @@ pub struct Conditions {
     pub queue: Option<String>,
     /// `attributes.system.bank` is this.
     pub bank: Option<String>,
-    /// `attributes.system.project` is this.
+    /// The job is in this project; where there are no [`crate::Projects`], `attributes.system.project` is this.
     pub project: Option<String>,
     /// The job owner is this user.
     pub user: Option<Principal>,
@@ -60,12 +62,24 @@ pub enum Principal {
     Id(u32),
 }
 
+/// The name, or the number.
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Principal::Name(name) => write!(f, "{}", name.escape_debug()),
+            Principal::Id(id) => id.fmt(f),
+        }
+    }
+}
+
 /// What is known of a job. `None` says that it is not known (yet), which is not the same as no.
 pub trait Facts {
     /// Whether the attribute is present.
     fn has_attribute(&self, path: &AttributePath) -> Option<bool>;
     /// Whether `attributes.system.<key>` is this string.
     fn system_is(&self, key: &str, value: &str) -> Option<bool>;
+    /// Whether the job is in this project.
+    fn project_is(&self, name: &str) -> Option<bool>;
     /// Whether the job owner is this user.
     fn owner_is(&self, user: &Principal) -> Option<bool>;
     /// Whether the job owner is in this group.
@@ -105,7 +119,7 @@ impl Conditions {
             self.attribute.as_ref().map(|path| job.has_attribute(path)),
             system("queue", &self.queue),
             system("bank", &self.bank),
-            system("project", &self.project),
+            self.project.as_ref().map(|name| job.project_is(name)),
             self.user.as_ref().map(|user| job.owner_is(user)),
             self.group.as_ref().map(|group| job.owner_in(group)),
         ];

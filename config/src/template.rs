@@ -1,6 +1,6 @@
 //! Templates in paths and arguments: text with `{jobid}`, `{user}` and the like.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// Text with placeholders. `{{` and `}}` stand for braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,9 +21,10 @@ enum Placeholder {
     Decimal,
     User,
     Uid,
+    Project,
 }
 
-/// What the placeholders stand for in one job.
+/// What is known of one job: what the placeholders stand for, and what a token says of it.
 #[derive(Debug, Clone)]
 pub struct Values {
     /// The job id in F58, RFC 19.
@@ -34,6 +35,40 @@ pub struct Values {
     pub uid: u32,
     /// The name of the job owner, where there is one.
     pub user: Option<String>,
+    /// The project that the job is in.
+    pub project: Option<String>,
+    /// How long the job may run; `None` where there is no limit.
+    pub limit: Option<Duration>,
+    /// What Flux calls the instance.
+    pub instance: String,
+}
+
+impl Values {
+    /// A user, of whom there is no job: for templates that name nothing of one.
+    pub fn of_user(uid: u32, user: Option<String>) -> Self {
+        Self {
+            f58: String::new(),
+            jobid: 0,
+            uid,
+            user,
+            project: None,
+            limit: None,
+            instance: String::new(),
+        }
+    }
+
+    /// A job that is no real one, to try templates with.
+    pub fn example() -> Self {
+        Self {
+            f58: "ƒ2oLkTLb1".to_owned(),
+            jobid: 1,
+            uid: 1,
+            user: Some("alice".to_owned()),
+            limit: None,
+            project: Some("hydro".to_owned()),
+            instance: "example".to_owned(),
+        }
+    }
 }
 
 /// Why a template was refused, or could not be filled in.
@@ -41,7 +76,7 @@ pub struct Values {
 pub enum TemplateError {
     /// A placeholder that does not exist.
     #[error(
-        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}} or {{uid}}, and {{{{ for a brace"
+        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}}, {{uid}} or {{project}}, and {{{{ for a brace"
     )]
     Unknown(String),
     /// A brace without its pair.
@@ -53,6 +88,9 @@ pub enum TemplateError {
     /// The name of the job owner would lead elsewhere.
     #[error("the user name of uid {0} cannot be part of a path: use {{uid}}")]
     UnsafeUser(u32),
+    /// The job is in no project.
+    #[error("the job is in no project, which {{project}} needs: use -S project=NAME")]
+    NoProject,
 }
 
 impl Template {
@@ -100,6 +138,22 @@ impl Template {
         self.parts.contains(&Part::Placeholder(Placeholder::User))
     }
 
+    /// Whether the project of the job is needed.
+    pub fn needs_project(&self) -> bool {
+        self.parts.contains(&Part::Placeholder(Placeholder::Project))
+    }
+
+    /// Whether it names the user, and nothing else of a job.
+    pub fn is_of_user(&self) -> bool {
+        let mut placeholders = self
+            .parts
+            .iter()
+            .filter(|part| matches!(part, Part::Placeholder(_)))
+            .peekable();
+        let is_user = |part| matches!(part, &Part::Placeholder(Placeholder::User | Placeholder::Uid));
+        placeholders.peek().is_some() && placeholders.all(is_user)
+    }
+
     /// The text up to the first placeholder.
     pub fn prefix(&self) -> &str {
         match self.parts.first() {
@@ -116,7 +170,7 @@ impl Template {
     /// Fills it in for a job. A user name with a `/`, or one that is `.` or `..`, is refused: it would lead elsewhere.
     ///
     /// # Errors
-    /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`].
+    /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`], [`TemplateError::NoProject`].
     pub fn fill(&self, values: &Values) -> Result<String, TemplateError> {
         let mut out = String::new();
         for part in &self.parts {
@@ -133,6 +187,10 @@ impl Template {
                     }
                     out.push_str(user);
                 }
+                // A name of a project has nothing that could lead elsewhere.
+                Part::Placeholder(Placeholder::Project) => {
+                    out.push_str(values.project.as_deref().ok_or(TemplateError::NoProject)?);
+                }
             }
         }
         Ok(out)
@@ -147,6 +205,7 @@ impl Placeholder {
             "jobid.dec" => Ok(Placeholder::Decimal),
             "user" => Ok(Placeholder::User),
             "uid" => Ok(Placeholder::Uid),
+            "project" => Ok(Placeholder::Project),
             _ => Err(TemplateError::Unknown(name.escape_debug().to_string())),
         }
     }
@@ -163,6 +222,7 @@ impl fmt::Display for Template {
                 Part::Placeholder(Placeholder::Decimal) => f.write_str("{jobid.dec}")?,
                 Part::Placeholder(Placeholder::User) => f.write_str("{user}")?,
                 Part::Placeholder(Placeholder::Uid) => f.write_str("{uid}")?,
+                Part::Placeholder(Placeholder::Project) => f.write_str("{project}")?,
             }
         }
         Ok(())
@@ -179,15 +239,16 @@ mod tests {
             jobid: 1234,
             uid: 1000,
             user: Some(user.to_owned()),
+            ..Values::example()
         }
     }
 
     #[test]
     fn placeholders_are_filled_in() {
-        let template = Template::parse("/t/{jobid}/{jobid.f58plain}/{jobid.dec}-{user}-{uid}{{x}}").unwrap();
+        let template = Template::parse("/t/{jobid}/{jobid.f58plain}/{jobid.dec}-{user}-{uid}-{project}{{x}}").unwrap();
         assert_eq!(
             template.fill(&values("alice")).unwrap(),
-            "/t/ƒ2u/f2u/1234-alice-1000{x}"
+            "/t/ƒ2u/f2u/1234-alice-1000-hydro{x}"
         );
         assert_eq!(Template::parse(&template.to_string()).unwrap(), template);
     }

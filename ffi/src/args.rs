@@ -201,6 +201,16 @@ impl Args<'_> {
         (found && value != i64::MIN).then_some(value)
     }
 
+    /// The number at a path of 1 to 8 keys, where there is one.
+    pub fn number(&self, path: &[&str]) -> Option<f64> {
+        // No number of JSON is this one: `?` leaves the place as it was.
+        let mut value = f64::NAN;
+        let out: *mut f64 = &mut value;
+        // SAFETY: `F` takes a place for a double, and converts integers.
+        let found = unsafe { self.unpack(path, 'F', out.cast()) };
+        (found && !value.is_nan()).then_some(value)
+    }
+
     /// The json_t at a path, which belongs to the arguments; null where there is none, or JSON's null.
     fn value(&self, path: &[&str]) -> *const c_void {
         let mut value: *mut c_void = ptr::null_mut();

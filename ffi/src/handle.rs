@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc};
 
-use crate::{Future, JobId, Transaction, c_text, raw, reactor::Watcher};
+use crate::{Future, JobId, Transaction, borrowed, c_text, raw, reactor::Watcher};
 
 /// A handle that belongs to the job manager or to the job shell.
 #[derive(Clone, Copy)]
@@ -45,6 +45,13 @@ impl<'a> Flux<'a> {
         let line = c_text(line);
         // SAFETY: the format takes one C string.
         unsafe { raw::flux_log(self.raw, level as i32, c"%s".as_ptr(), line.as_ptr()) };
+    }
+
+    /// A broker attribute, flux_attr_get(3), where there is one. Of those that never change, such as `hostname` and
+    /// `jobid-path`, each module has a copy from when it was loaded; for others the broker is asked, and waited for.
+    pub fn attribute(self, name: &CStr) -> Option<String> {
+        // SAFETY: a live handle and a C string; the result, where there is one, lives until the next call, and is copied.
+        unsafe { borrowed(raw::flux_attr_get(self.raw, name.as_ptr())) }.map(|value| value.into_owned())
     }
 
     /// Calls `f` on the reactor thread whenever the descriptor is readable, until the watcher is dropped.

@@ -14,6 +14,7 @@ mod future;
 mod handle;
 mod jobid;
 mod kvs;
+pub mod memory;
 mod message;
 mod plugin;
 mod reactor;
@@ -31,7 +32,7 @@ pub use handle::{Flux, LogLevel};
 pub use jobid::JobId;
 pub use kvs::Transaction;
 pub use message::{KeptRequest, Request};
-pub use plugin::{Handler, Jobtap, Kept, Plugin, PluginError, Service};
+pub use plugin::{Handler, Jobtap, Kept, Plugin, PluginError, Service, State};
 pub use reactor::Watcher;
 pub use shell::{JobFacts, Shell, ShellLogLevel};
 
@@ -48,6 +49,23 @@ pub fn quiet_panics() {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         eprintln!("workflow-token: an internal error at {place}: please report it");
     }));
+}
+
+/// A place where a test can have the caller panic, to see what becomes of the job: the environment variable
+/// `WORKFLOW_TOKEN_STUMBLE` names a file, and where that holds the name of the place, it is removed, and the caller panics.
+/// A build without debug assertions, as that for a release, has none of it.
+#[inline]
+#[track_caller]
+pub fn stumble(place: &str) {
+    #[cfg(debug_assertions)]
+    if let Some(file) = std::env::var_os("WORKFLOW_TOKEN_STUMBLE")
+        && std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == place)
+        && std::fs::remove_file(&file).is_ok()
+    {
+        panic!("a test wants that");
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = place;
 }
 
 /// The error of the C call that just failed, from errno.

@@ -1,10 +1,9 @@
 //! Requests to a service that a plugin registers: flux_request_decode(3), flux_respond(3).
 
 use std::{
+    cell::Cell,
     ffi::{CStr, c_int},
-    io,
-    marker::PhantomData,
-    ptr,
+    io, ptr,
 };
 
 use crate::{Flux, c_text, last_error, raw};
@@ -13,18 +12,15 @@ use crate::{Flux, c_text, last_error, raw};
 pub struct Request<'a> {
     flux: *mut raw::flux_t,
     raw: *const raw::flux_msg_t,
-    _borrow: PhantomData<&'a ()>,
+    /// Set when it was answered, or kept, which answers it at the latest when it is dropped.
+    taken: &'a Cell<bool>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     /// # Safety
     /// Both live for as long as the result.
-    pub(crate) unsafe fn borrow(flux: *mut raw::flux_t, raw: *const raw::flux_msg_t) -> Self {
-        Self {
-            flux,
-            raw,
-            _borrow: PhantomData,
-        }
+    pub(crate) unsafe fn borrow(flux: *mut raw::flux_t, raw: *const raw::flux_msg_t, taken: &'a Cell<bool>) -> Self {
+        Self { flux, raw, taken }
     }
 
     /// The handle that it came over.
@@ -68,6 +64,7 @@ impl Request<'_> {
 
     /// Keeps the request, to be answered after the handler has returned.
     pub fn keep(&self) -> KeptRequest {
+        self.taken.set(true);
         // SAFETY: a live message, of which one more reference is taken.
         unsafe { raw::flux_msg_incref(self.raw) };
         KeptRequest {
@@ -81,6 +78,7 @@ impl Request<'_> {
     /// # Errors
     /// From flux_respond(3).
     pub fn respond(self, payload: Option<&str>) -> io::Result<()> {
+        self.taken.set(true);
         // SAFETY: a live handle and a live message.
         unsafe { respond(self.flux, self.raw, payload) }
     }
@@ -90,6 +88,7 @@ impl Request<'_> {
     /// # Errors
     /// From flux_respond_error(3).
     pub fn refuse(self, errno: c_int, text: &str) -> io::Result<()> {
+        self.taken.set(true);
         // SAFETY: a live handle and a live message.
         unsafe { refuse(self.flux, self.raw, errno, text) }
     }

@@ -1,6 +1,7 @@
 //! Plugins: flux_plugin_create(3); and what a plugin of the job manager may do: flux-jobtap-plugins(7).
 
 use std::{
+    cell::Cell,
     ffi::{CStr, c_char, c_int, c_void},
     fmt, io,
     marker::PhantomData,
@@ -9,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, last_error, raw};
+use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, last_error, raw, stumble};
 
 /// The plugin that is being loaded, or called. Copies of it are valid for as long as the plugin is loaded.
 #[derive(Clone, Copy)]
@@ -68,8 +69,18 @@ impl<'a> Plugin<'a> {
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn keep<T: 'static>(self, state: T) -> io::Result<Kept<T>> {
+    pub fn keep<T: State>(self, state: T) -> io::Result<Kept<T>> {
+        self.keep_with(state, |_, _| ())
+    }
+
+    /// The same, for state that handles more topics later on, for which it is told how callbacks are given it.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn keep_with<T: State>(self, state: T, tell: impl FnOnce(&T, Kept<T>)) -> io::Result<Kept<T>> {
         let raw_state = Box::into_raw(Box::new(state));
+        // SAFETY: it was just made, and nobody else has it.
+        tell(unsafe { &*raw_state }, Kept(raw_state));
         // SAFETY: the box is handed over with a function that drops it.
         let rc = unsafe { raw::flux_plugin_aux_set(self.raw, std::ptr::null(), raw_state.cast(), Some(drop_box::<T>)) };
         if rc < 0 {
@@ -85,9 +96,18 @@ impl<'a> Plugin<'a> {
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn handle<T: 'static, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
+    pub fn handle<T: State, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
         // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
         check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), state.0.cast()) })
+    }
+
+    /// Has a topic not handled any more. Where handlers count as consent, this is how to give none.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn unhandle(self, topic: &CStr) -> io::Result<()> {
+        // SAFETY: a live plugin and a C string; no callback stands for removal.
+        check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), None, std::ptr::null_mut()) })
     }
 
     /// The job shell that loaded the plugin.
@@ -101,8 +121,26 @@ impl<'a> Plugin<'a> {
     }
 }
 
+/// What a plugin keeps, and what it does when one of its own handlers has panicked: nothing, unless it says otherwise. The
+/// caller is told of an error in either case, but of most callbacks the job manager does not mind the result.
+pub trait State: 'static {
+    /// The handler of a topic has panicked.
+    fn panicked(&self, _topic: &CStr, _args: &Args<'_>) {}
+
+    /// A service has panicked, over a request with this payload.
+    fn request_panicked(&self, _payload: Option<&str>) {}
+}
+
 /// State that [`Plugin::keep`] took over: to be named when a handler is added.
 pub struct Kept<T>(*mut T);
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Kept<T> {}
 
 /// A function that handles a topic. A closure that captures nothing is one: it is known by its type, and called through
 /// it.
@@ -116,9 +154,9 @@ unsafe extern "C" fn drop_box<T>(state: *mut c_void) {
     guard((), || drop(state));
 }
 
-unsafe extern "C" fn called<T: 'static, H: Handler<T>>(
+unsafe extern "C" fn called<T: State, H: Handler<T>>(
     p: *mut raw::flux_plugin_t,
-    _topic: *const c_char,
+    topic: *const c_char,
     args: *mut raw::flux_plugin_arg_t,
     data: *mut c_void,
 ) -> c_int {
@@ -127,8 +165,21 @@ unsafe extern "C" fn called<T: 'static, H: Handler<T>>(
     let handler: H = unsafe { std::mem::zeroed() };
     // SAFETY: C calls with a live plugin, its arguments, and the argument that `handle` gave.
     let (plugin, args, state) = unsafe { (Plugin::borrow(p), Args::borrow(args), &*data.cast::<T>()) };
-    let panicked = || Err(PluginError("an internal error: please report it".to_owned()));
-    match guard(panicked(), || handler(state, plugin, &args)) {
+    let topic = if topic.is_null() {
+        c""
+    } else {
+        // SAFETY: the topic of the call, which lives as long.
+        unsafe { CStr::from_ptr(topic) }
+    };
+    let done = guard(None, || {
+        stumble(&topic.to_string_lossy());
+        Some(handler(state, plugin, &args))
+    });
+    let result = done.unwrap_or_else(|| {
+        guard((), || state.panicked(topic, &args));
+        Err(PluginError("an internal error: please report it".to_owned()))
+    });
+    match result {
         Ok(()) => 0,
         Err(error) => {
             let text = serde_json::json!({ "errmsg": error.0 });
@@ -284,7 +335,7 @@ impl<'a> Jobtap<'a> {
     ///
     /// # Errors
     /// From flux_jobtap_service_register(3).
-    pub fn serve<T: 'static, S: Service<T>>(self, method: &CStr, state: &Kept<T>, _: S) -> io::Result<()> {
+    pub fn serve<T: State, S: Service<T>>(self, method: &CStr, state: &Kept<T>, _: S) -> io::Result<()> {
         // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
         check(unsafe {
             raw::flux_jobtap_service_register(
@@ -302,17 +353,31 @@ pub trait Service<T>: Fn(&T, Request<'_>) + Copy + 'static {}
 
 impl<T, F: Fn(&T, Request<'_>) + Copy + 'static> Service<T> for F {}
 
-unsafe extern "C" fn requested<T: 'static, S: Service<T>>(
+unsafe extern "C" fn requested<T: State, S: Service<T>>(
     h: *mut raw::flux_t,
     _: *mut raw::flux_msg_handler_t,
     msg: *const raw::flux_msg_t,
     arg: *mut c_void,
 ) {
     const { assert!(size_of::<S>() == 0, "a service must capture nothing") };
-    // SAFETY: as in `called`.
+    let taken = Cell::new(false);
+    // SAFETY: as in `called`; the message outlives this call.
     let (service, state, request): (S, &T, _) =
-        unsafe { (std::mem::zeroed(), &*arg.cast::<T>(), Request::borrow(h, msg)) };
-    guard((), || service(state, request));
+        unsafe { (std::mem::zeroed(), &*arg.cast::<T>(), Request::borrow(h, msg, &taken)) };
+    let done = guard(false, || {
+        service(state, request);
+        true
+    });
+    if done {
+        return;
+    }
+    // SAFETY: as above.
+    let request = unsafe { Request::borrow(h, msg, &taken) };
+    guard((), || state.request_panicked(request.payload().ok().flatten()));
+    if !taken.get() {
+        // Nobody else would be told. What goes wrong here cannot be mended.
+        let _ = request.refuse(libc::EPROTO, "an internal error: please report it");
+    }
 }
 
 /// A new json_t, whose one reference is the caller's.

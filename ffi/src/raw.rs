@@ -90,6 +90,7 @@ macro_rules! functions {
 functions! {
     // libflux-core: handle, log, reactor
     fn flux_get_reactor(h: *mut flux_t) -> *mut flux_reactor_t;
+    fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *const c_char;
     fn flux_aux_get(h: *mut flux_t, name: *const c_char) -> *mut c_void;
     fn flux_aux_set(h: *mut flux_t, name: *const c_char, aux: *mut c_void, destroy: flux_free_f) -> c_int;
     fn flux_log(h: *mut flux_t, level: c_int, fmt: *const c_char, ...) -> c_int;

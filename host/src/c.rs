@@ -218,3 +218,23 @@ impl AuxItem {
         unsafe { free(self.value) }
     }
 }
+
+/// Objects of a kind that C holds, for plugins that do not give them back to be found out.
+pub struct Held(std::sync::atomic::AtomicI64);
+
+/// Futures and watchers of plugins.
+pub static FUTURES: Held = Held(std::sync::atomic::AtomicI64::new(0));
+/// See [`FUTURES`].
+pub static WATCHERS: Held = Held(std::sync::atomic::AtomicI64::new(0));
+
+impl Held {
+    /// One more was handed out, or one was given back.
+    pub fn add(&self, change: i64) {
+        self.0.fetch_add(change, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> i64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

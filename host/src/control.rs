@@ -14,6 +14,7 @@
 //! | `config-reload` | `config` (object) or `path` | |
 //! | `submit` | `jobspec`, or `command` `env?` `attributes?` `nodes?`; `userid?` `urgency?` | `jobid`, `jobid_dec` |
 //! | `cancel`, `raise` | `jobid`, `userid?` `type?` `severity?` `note?` | |
+//! | `update` | `jobid`, `updates`, `userid?` | |
 //! | `post` | `jobid`, `name`, `context?` | |
 //! | `wait` | `jobid`, `event`, `count?` | `event`, once the count-th of that name is in the KVS |
 //! | `state` | `jobid` | `state`, `dependencies`, `perilog_active`, `priority`, `userid`, `end_event` |
@@ -30,7 +31,7 @@
 //! | `wait-log` | `text` | `line`, the first that contains the text |
 //! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups` | |
 //! | `wait-held` | `count?` | `held`, once so many commits are held |
-//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, and for each of `topics` `count` `total_us` `max_us` |
+//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `futures` and `watchers` that plugins have, and for each of `topics` `count` `total_us` `max_us` |
 //! | `shutdown` | | |
 //!
 //! A request whose topic is held waits for a `respond`, which is for the count-th request of the topic, or for the first
@@ -277,6 +278,11 @@ impl Control {
                     .raise_request(&payload, userid(request, instance.owner)?)
                     .map(|()| json!({}))
             }
+            "update" => {
+                let userid = userid(request, instance.owner)?;
+                let updated = instance.update_request(jobid(request)?, &request["updates"], userid);
+                updated.map(|()| json!({}))
+            }
             "state" => {
                 let job = self.job(request)?;
                 Ok(json!({
@@ -329,6 +335,8 @@ impl Control {
                 let reactor = &instance.handle.reactor;
                 let mut stats = reactor.stats();
                 stats["held_commits"] = json!(instance.kvs.held());
+                stats["futures"] = json!(crate::c::FUTURES.count());
+                stats["watchers"] = json!(crate::c::WATCHERS.count());
                 if request["reset"] == true {
                     reactor.reset_stats();
                 }

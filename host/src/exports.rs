@@ -15,7 +15,7 @@ macro_rules! check {
 check! {
     future: flux_future_then flux_future_get flux_future_wait_for flux_future_has_error flux_future_error_string
         flux_future_destroy flux_rpc_get flux_kvs_lookup_get;
-    handle: flux_get_reactor flux_aux_get flux_aux_set flux_rpc flux_kvs_commit flux_kvs_lookup flux_request_decode
+    handle: flux_get_reactor flux_attr_get flux_aux_get flux_aux_set flux_rpc flux_kvs_commit flux_kvs_lookup flux_request_decode
         flux_respond flux_respond_error flux_msg_get_userid flux_msg_incref flux_msg_decref;
     jobid: flux_job_kvs_key flux_job_id_encode flux_job_id_parse;
     jobtap: flux_jobtap_get_flux flux_jobtap_service_register flux_jobtap_prolog_start flux_jobtap_prolog_finish

@@ -76,6 +76,7 @@ impl Future {
 
     /// Hands a reference to C, which gives it up with flux_future_destroy(3).
     pub fn into_raw(self: Rc<Self>) -> *mut flux_future_t {
+        crate::c::FUTURES.add(1);
         Rc::into_raw(self).cast_mut().cast()
     }
 
@@ -264,6 +265,7 @@ pub unsafe extern "C" fn flux_future_error_string(f: *mut flux_future_t) -> *con
 pub unsafe extern "C" fn flux_future_destroy(f: *mut flux_future_t) {
     check_thread();
     if !f.is_null() {
+        crate::c::FUTURES.add(-1);
         // SAFETY: the caller gives up its reference, which into_raw() handed out.
         drop(unsafe { Rc::from_raw(f.cast::<Future>().cast_const()) });
     }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, OnceCell};
 use std::ffi::{CStr, CString};
 use std::rc::{Rc, Weak};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use ffi::raw::{flux_free_f, flux_future_t, flux_kvs_txn_t, flux_msg_t, flux_reactor_t, flux_t};
@@ -175,6 +176,28 @@ pub unsafe extern "C" fn flux_get_reactor(h: *mut flux_t) -> *mut flux_reactor_t
     match unsafe { handle(h) } {
         Some(handle) => Rc::as_ptr(&handle.reactor).cast_mut().cast(),
         None => std::ptr::null_mut(),
+    }
+}
+
+/// flux_attr_get(3), for those attributes that plugins look at.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *const c_char {
+    static HOSTNAME: OnceLock<CString> = OnceLock::new();
+    if h.is_null() || name.is_null() {
+        set_errno(libc::EINVAL);
+        return std::ptr::null();
+    }
+    // SAFETY: not NULL, and so a C string.
+    match unsafe { CStr::from_ptr(name) }.to_bytes() {
+        b"hostname" => HOSTNAME
+            .get_or_init(|| CString::new(crate::job::hostname()).unwrap_or_default())
+            .as_ptr(),
+        // It runs in no other instance.
+        b"jobid-path" => c"/".as_ptr(),
+        _ => {
+            set_errno(libc::ENOENT);
+            std::ptr::null()
+        }
     }
 }
 

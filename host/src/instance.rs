@@ -200,7 +200,7 @@ impl Instance {
         self.post(&job, "submit", context);
         let accepted = ["job.create", "job.validate"]
             .iter()
-            .try_for_each(|topic| self.jobtap.call_early(self, &job, topic));
+            .try_for_each(|topic| self.jobtap.call_early(self, &job, topic, Value::Null));
         if let Err(error) = accepted {
             self.jobtap.call(self, &job, "job.destroy", Value::Null);
             self.jobs.borrow_mut().remove(&id);

@@ -102,6 +102,8 @@ pub struct Job {
     pub has_resources: Cell<bool>,
     /// A request for resources is outstanding.
     pub alloc_pending: Cell<bool>,
+    /// Only the instance owner may update it.
+    pub immutable: Cell<bool>,
     /// `depend` was posted.
     pub depend_posted: Cell<bool>,
     /// `free` was posted.
@@ -136,6 +138,7 @@ impl Job {
             started: Cell::new(false),
             has_resources: Cell::new(false),
             alloc_pending: Cell::new(false),
+            immutable: Cell::new(false),
             depend_posted: Cell::new(false),
             free_posted: Cell::new(false),
             end_event: RefCell::default(),
@@ -268,6 +271,12 @@ impl Job {
                 self.has_resources.set(true);
                 if state == State::Sched {
                     self.state.set(State::Run);
+                }
+            }
+            "set-flags" => {
+                let flags = context["flags"].as_array().into_iter().flatten();
+                if flags.into_iter().any(|flag| flag == "immutable") {
+                    self.immutable.set(true);
                 }
             }
             "start" => self.started.set(true),

@@ -11,7 +11,7 @@ use ffi::raw::{
     flux_jobid_t, flux_msg_handler_f, flux_msg_handler_t, flux_msg_t, flux_plugin_arg_t, flux_plugin_t, flux_t,
 };
 use libc::{c_char, c_int, c_void};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::c::{self, cstring, fail, set_errno};
 use crate::eventlog::Entry;
@@ -36,6 +36,18 @@ pub struct Jobtap {
 
 /// A topic of a callback is not longer, with the NUL that ends it.
 const TOPIC_MAX: usize = 64;
+
+/// What plugins say to the update of a key.
+#[derive(Default)]
+pub struct Consent {
+    /// Whether the result need not be validated.
+    pub validated: bool,
+    /// What is to be updated as well.
+    pub updates: Map<String, Value>,
+}
+
+/// The longest text of an error, in bytes (`flux_error_t`).
+const ERROR_MAX: usize = 159;
 
 struct Service {
     plugin: *const Plugin,
@@ -194,12 +206,36 @@ impl Jobtap {
     }
 
     /// Calls all plugins about a job that any of them may refuse.
-    pub fn call_early(&self, instance: &Rc<Instance>, job: &Rc<Job>, topic: &str) -> Result<(), String> {
-        match self.stack_call(instance, job, topic, Value::Null) {
-            Some((args, Err(()))) => Err(args
-                .errmsg()
-                .unwrap_or_else(|| "rejected by job-manager plugin".to_owned())),
+    pub fn call_early(&self, instance: &Rc<Instance>, job: &Rc<Job>, topic: &str, more: Value) -> Result<(), String> {
+        match self.stack_call(instance, job, topic, more) {
+            Some((args, Err(()))) => Err(error_of(&args, "rejected by job-manager plugin")),
             _ => Ok(()),
+        }
+    }
+
+    /// Asks all plugins for their consent to an update of a key. None if no plugin has a say in it.
+    pub fn call_update(
+        &self,
+        instance: &Rc<Instance>,
+        job: &Rc<Job>,
+        key: &str,
+        value: &Value,
+        userid: u32,
+    ) -> Result<Option<Consent>, String> {
+        // FLUX_ROLE_OWNER, FLUX_ROLE_USER
+        let rolemask = if userid == instance.owner { 1 } else { 2 };
+        let cred = json!({"userid": userid, "rolemask": rolemask});
+        let more = json!({"cred": cred, "key": key, "value": value});
+        match self.stack_call(instance, job, &format!("job.update.{key}"), more) {
+            None => Ok(None),
+            Some((args, Err(()))) => Err(error_of(&args, "update rejected by job-manager plugin")),
+            Some((args, Ok(()))) => {
+                let results = args.results();
+                Ok(Some(Consent {
+                    validated: results["validated"].as_i64().is_some_and(|validated| validated != 0),
+                    updates: results["updates"].as_object().cloned().unwrap_or_default(),
+                }))
+            }
         }
     }
 
@@ -301,6 +337,20 @@ impl Jobtap {
     fn current(&self) -> Option<Rc<Job>> {
         self.current.borrow().last().cloned()
     }
+}
+
+/// What plugins say of their refusal, as much of it as Flux has room for.
+fn error_of(args: &PluginArg, default: &str) -> String {
+    let mut text = args.errmsg().unwrap_or_else(|| default.to_owned());
+    if text.len() > ERROR_MAX {
+        let mut end = ERROR_MAX - 1;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('+');
+    }
+    text
 }
 
 fn conf_update(plugin: &Rc<Plugin>, config: &Value) -> Result<(), Failure> {

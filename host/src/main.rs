@@ -23,6 +23,7 @@ mod reactor;
 mod run;
 mod shell;
 mod stage;
+mod update;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

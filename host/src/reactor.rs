@@ -395,6 +395,7 @@ pub unsafe extern "C" fn flux_fd_watcher_create(
     };
     // SAFETY: a flux_reactor_t is only ever a Reactor, which lives as long as the process runs plugins.
     let reactor = unsafe { &*r.cast::<Reactor>() };
+    crate::c::WATCHERS.add(1);
     Rc::into_raw(reactor.add(fd, events, Callback::Plugin(cb, arg), false))
         .cast_mut()
         .cast()
@@ -423,6 +424,7 @@ pub unsafe extern "C" fn flux_timer_watcher_create(
     };
     // SAFETY: a flux_reactor_t is only ever a Reactor, which lives as long as the process runs plugins.
     let reactor = unsafe { &*r.cast::<Reactor>() };
+    crate::c::WATCHERS.add(1);
     Rc::into_raw(reactor.add_source(source, Callback::Plugin(cb, arg), false))
         .cast_mut()
         .cast()
@@ -463,6 +465,7 @@ pub unsafe extern "C" fn flux_watcher_destroy(w: *mut flux_watcher_t) {
     unsafe {
         let Some(watcher) = watcher(w) else { return };
         watcher.active.set(false);
+        crate::c::WATCHERS.add(-1);
         drop(Rc::from_raw(w.cast::<Watcher>().cast_const()));
     }
 }

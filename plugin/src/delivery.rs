@@ -1,8 +1,6 @@
 //! Deliveries on the reactor thread: from prolog-start to prolog-finish.
 
 use std::{
-    cell::RefCell,
-    collections::{HashMap, VecDeque},
     io,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -13,9 +11,10 @@ use ffi::{Args, FutureError, JobId, LogLevel};
 use seal::Variables;
 
 use crate::{
-    facts::JobFacts,
+    deliveries::{Delivery, Lane, ROOM, shrink},
+    facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
-    records::GATHER,
+    membership::Known,
     stats::Stay,
     work::{Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
     workers::Queue,
@@ -36,45 +35,6 @@ const COMMIT: (usize, usize) = (256, 4 << 20);
 /// A commit that takes longer does not keep others waiting.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// The deliveries of one rule: how many are under way, and which wait.
-#[derive(Clone, Default)]
-pub(crate) struct Lane(Rc<RefCell<Waiting>>);
-
-/// Users take turns, so that one who submits many jobs does not keep those of others waiting.
-#[derive(Default)]
-pub(crate) struct Waiting {
-    running: usize,
-    /// Whose turn it is; each user that has jobs waiting is here once.
-    turns: VecDeque<u32>,
-    jobs: HashMap<u32, VecDeque<(JobId, u64)>>,
-}
-
-impl Waiting {
-    fn push(&mut self, uid: u32, job: JobId, number: u64) {
-        let jobs = self.jobs.entry(uid).or_default();
-        if jobs.is_empty() {
-            self.turns.push_back(uid);
-        }
-        jobs.push_back((job, number));
-    }
-
-    fn first(&self) -> Option<(JobId, u64)> {
-        self.jobs.get(self.turns.front()?)?.front().copied()
-    }
-
-    /// Takes the first out, and gives the turn to the next user.
-    fn pop(&mut self) {
-        let Some(uid) = self.turns.pop_front() else { return };
-        let Some(jobs) = self.jobs.get_mut(&uid) else { return };
-        jobs.pop_front();
-        if jobs.is_empty() {
-            self.jobs.remove(&uid);
-        } else {
-            self.turns.push_back(uid);
-        }
-    }
-}
-
 /// The configuration in force, and a lane for each of its rules.
 #[derive(Clone)]
 pub(crate) struct Current {
@@ -84,22 +44,11 @@ pub(crate) struct Current {
     pub(crate) given: Lane,
 }
 
-/// A delivery on its way. Dropping it gives up what is under way for it.
-pub(crate) struct Delivery {
-    pub(crate) number: u64,
-    pub(crate) began: Instant,
-    pub(crate) setup: Arc<Setup>,
-    /// Processor time spent on the reactor thread.
-    pub(crate) cpu: Duration,
-    pub(crate) progress: Arc<Progress>,
-    /// What is to be done, until it is handed to a thread.
-    pub(crate) task: Option<Task>,
-    /// Whether its record is being committed.
-    pub(crate) committing: bool,
-    /// The names of its variables, once they are sealed.
-    names: Vec<String>,
-    /// What is to be told of its end. Where there is nothing, its end is that of the prolog.
-    pub(crate) end: Option<End>,
+/// What there is for a job: its configuration, the rules that may be for it, and what its jobspec says.
+pub(crate) struct Matching {
+    current: Current,
+    candidates: Vec<usize>,
+    spec: Spec,
 }
 
 /// Told how a delivery ended, unless it was given up: with the names of the variables, or why not.
@@ -108,25 +57,14 @@ pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 /// A sealed record that is to be committed.
 pub(crate) struct Stored {
     pub(crate) job: JobId,
-    pub(crate) number: u64,
     pub(crate) record: String,
-}
-
-impl Delivery {
-    pub(crate) fn left(&self) -> Duration {
-        self.setup.config.timeout.saturating_sub(self.began.elapsed())
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        self.progress.give_up();
-    }
 }
 
 /// What the threads send.
 pub(crate) enum Message {
     Done(Done),
+    /// A user was looked up.
+    Known(Known),
     /// Time has passed.
     Tick,
 }
@@ -153,10 +91,10 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| {
-            let why = "the task ended early: its place is in the broker's output";
-            Outcome::of(Err(Failure::new("an internal error", why)))
-        });
+        let outcome = self
+            .outcome
+            .take()
+            .unwrap_or_else(|| Outcome::of(Err(Failure::internal())));
         self.queue.send(Message::Done(Done {
             job: self.job,
             number: self.number,
@@ -168,10 +106,10 @@ impl Drop for Report {
 impl Inner {
     /// Begins a delivery within the callback of the job's change to RUN.
     pub(crate) fn start(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
-        if inner.deliveries.borrow().contains_key(&job) {
+        if inner.deliveries.borrow().contains(job) {
             return;
         }
-        let Some((current, candidates)) = inner.candidates(args, uid) else {
+        let Some(matching) = inner.matching(args, uid) else {
             return;
         };
         if let Err(e) = inner.jobtap.prolog_start(inner.kind.prolog) {
@@ -180,21 +118,29 @@ impl Inner {
             inner.raise(job, &why);
             return;
         }
-        inner.unless_it_panics(job, || inner.begin(&current, job, uid, candidates, stay));
+        inner.unless_it_panics(job, || inner.begin(matching, job, uid, stay));
     }
 
-    pub(crate) fn candidates(&self, args: &Args<'_>, uid: u32) -> Option<(Current, Vec<usize>)> {
+    pub(crate) fn matching(&self, args: &Args<'_>, uid: u32) -> Option<Matching> {
         let current = self.setup.borrow().clone()?;
         if current.lanes.is_empty() {
             return None;
         }
+        let spec = Spec::of(args);
+        let owner = current.setup.owners.known(uid);
         let facts = JobFacts {
             args,
             uid,
-            owner: current.setup.owners.known(uid),
+            projects: &current.setup.config.projects,
+            asked: &spec.asked,
+            owner: owner.as_ref(),
         };
         let candidates = current.setup.candidates(&facts);
-        (!candidates.is_empty()).then_some((current, candidates))
+        (!candidates.is_empty()).then_some(Matching {
+            current,
+            candidates,
+            spec,
+        })
     }
 
     /// Begins the delivery of variables that are there already, to a job whose prolog has started.
@@ -204,21 +150,25 @@ impl Inner {
         match current {
             Some(current) => {
                 let lane = current.given.clone();
-                self.queue_up(&current, &lane, job, uid, What::Given(variables), end, &stay);
+                // Of the jobspec, updates included.
+                let spec = self.jobtap.lookup(job).map_or_else(Spec::none, |args| Spec::of(&args));
+                self.queue_up(&current, &lane, job, uid, What::Given(variables), spec, end, &stay);
             }
             // It is configured before it is called for any job.
-            None => self.fail(
-                job,
-                &Failure::new("an internal error", "the plugin has no configuration"),
-            ),
+            None => self.fail(job, &Failure::internal()),
         }
     }
 
     /// Queues a job whose prolog has started.
-    pub(crate) fn begin(&self, current: &Current, job: JobId, uid: u32, candidates: Vec<usize>, stay: &Stay) {
+    pub(crate) fn begin(&self, matching: Matching, job: JobId, uid: u32, stay: &Stay) {
+        let Matching {
+            current,
+            candidates,
+            spec,
+        } = matching;
         // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
         let lane = current.lanes[candidates[0]].clone();
-        self.queue_up(current, &lane, job, uid, What::Rules(candidates), None, stay);
+        self.queue_up(&current, &lane, job, uid, What::Rules(candidates), spec, None, stay);
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it is what a delivery is made of")]
@@ -229,6 +179,7 @@ impl Inner {
         job: JobId,
         uid: u32,
         what: What,
+        spec: Spec,
         end: Option<End>,
         stay: &Stay,
     ) {
@@ -238,15 +189,18 @@ impl Inner {
             f58: job.to_string(),
             uid,
             sealer: self.sealer,
+            spec,
             what,
         };
         let delivery = Delivery {
             number,
-            began: Instant::now(),
+            deadline: Instant::now() + current.setup.config.timeout,
             setup: Arc::clone(&current.setup),
             cpu: Duration::ZERO,
             progress: Arc::default(),
             task: Some(task),
+            lane: lane.clone(),
+            uid,
             committing: false,
             names: Vec::new(),
             end,
@@ -263,11 +217,11 @@ impl Inner {
     /// Hands as many deliveries of a rule to threads as may be under way.
     pub(crate) fn advance(&self, lane: &Lane) {
         loop {
-            let Some((job, number)) = lane.0.borrow().first() else {
+            let Some((job, number)) = lane.0.borrow_mut().first() else {
                 return;
             };
-            let next = match self.deliveries.borrow_mut().get_mut(&job) {
-                Some(delivery) if delivery.number == number => {
+            let next = match self.deliveries.borrow_mut().numbered(job, number) {
+                Some(delivery) => {
                     let limit = delivery
                         .task
                         .as_ref()
@@ -280,13 +234,13 @@ impl Inner {
                         .take()
                         .map(|task| (task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
                 }
-                // Canceled while it waited.
-                _ => None,
+                // It is taken out with its delivery.
+                None => None,
             };
             lane.0.borrow_mut().pop();
             let Some((task, setup, progress)) = next else { continue };
             lane.0.borrow_mut().running += 1;
-            self.running.borrow_mut().insert(number, lane.clone());
+            self.running.borrow_mut().insert(number, (lane.clone(), job));
             let report = Report {
                 queue: Arc::clone(&self.queue),
                 job,
@@ -326,18 +280,17 @@ impl Inner {
 
     /// Time has passed: gives up deliveries whose time is over, and removes records.
     pub(crate) fn ticked(inner: &Rc<Self>) {
-        let late: Vec<(JobId, Failure)> = {
-            let deliveries = inner.deliveries.borrow();
-            deliveries
-                .iter()
-                .filter_map(|(job, delivery)| Some((*job, overdue(delivery)?)))
-                .collect()
-        };
+        ffi::stumble("tick");
+        let late = inner.overdue_ones();
+        let more = late.len() > TURN;
         for (job, why) in late.into_iter().take(TURN) {
             inner.fail(job, &why);
         }
-        let gathered = inner.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER);
-        if gathered {
+        if more {
+            // After others had their turn.
+            inner.queue.send(Message::Tick);
+        }
+        if inner.has_gathered() {
             Self::unlink(inner);
         }
         // By the first tick, each job that is active has been seen.
@@ -347,13 +300,16 @@ impl Inner {
             inner.ended_since.set(Some(Instant::now()));
         }
         Self::ask_again(inner);
+        Self::mind_held(inner);
         if let Some(hooks) = inner.hooks() {
             hooks.ticked();
         }
         Self::commit(inner);
-        let idle = inner.deliveries.borrow().is_empty()
+        inner.give_memory_back();
+        let idle = inner.deliveries.borrow().len() == 0
             && inner.ended.borrow().is_empty()
-            && inner.unknown.borrow().is_empty();
+            && inner.unknown.borrow().is_empty()
+            && inner.membership.is_idle();
         inner.idle_ticks.set(if idle { inner.idle_ticks.get() + 1 } else { 0 });
         if inner.idle_ticks.get() >= IDLE_TICKS {
             inner.idle_ticks.set(0);
@@ -361,12 +317,47 @@ impl Inner {
         }
     }
 
+    /// Deliveries whose time is over: some of them, and one more than can be failed in a turn where there are more. Of those
+    /// that wait, only the first is looked at; how long sources may be asked is minded for those that are under way, of
+    /// which there are few.
+    fn overdue_ones(&self) -> Vec<(JobId, Failure)> {
+        let now = Instant::now();
+        let mut deliveries = self.deliveries.borrow_mut();
+        let late = deliveries.late(now).take(TURN + 1);
+        let mut late: Vec<_> = late.map(|(job, delivery)| (job, overdue(delivery))).collect();
+        for (number, (_, job)) in &*self.running.borrow() {
+            if late.len() > TURN {
+                break;
+            }
+            if let Some(delivery) = deliveries
+                .numbered(*job, *number)
+                .filter(|delivery| now < delivery.deadline)
+            {
+                late.extend(fetched_too_long(delivery).map(|why| (*job, why)));
+            }
+        }
+        late
+    }
+
+    /// After a burst, memory is kept for what there is.
+    fn give_memory_back(&self) {
+        self.deliveries.borrow_mut().shrink();
+        shrink(&mut self.running.borrow_mut());
+        shrink(&mut self.pending.borrow_mut());
+        let mut delivered = self.delivered.borrow_mut();
+        if delivered.capacity() > ROOM.max(delivered.len() * 4) {
+            delivered.shrink_to(ROOM);
+        }
+    }
+
     /// Takes what the threads have sent.
     pub(crate) fn take(inner: &Rc<Self>) {
-        let began = Instant::now();
+        ffi::stumble("watcher");
+        let stay = Stay::begin();
         for message in inner.queue.take(TURN) {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
+                Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
                 Message::Done(done) => {
                     let job = done.job;
                     inner.unless_it_panics(job, || Self::done(inner, done));
@@ -374,40 +365,47 @@ impl Inner {
             }
         }
         ffi::guard((), || Self::commit(inner));
-        inner.stats.borrow_mut().callback(began.elapsed());
+        inner.stats.borrow_mut().callback(&stay);
     }
 
     pub(crate) fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
         let stay = Stay::begin();
         let lane = inner.running.borrow_mut().remove(&number);
-        if let Some(lane) = &lane {
+        if let Some((lane, _)) = &lane {
             lane.0.borrow_mut().running -= 1;
         }
-        Self::settle(inner, job, number, outcome);
-        if let Some(lane) = &lane {
+        // Whatever becomes of this one, the next one's turn comes.
+        inner.unless_it_panics(job, || Self::settle(inner, job, number, outcome));
+        if let Some((lane, _)) = &lane {
             inner.advance(lane);
         }
         inner.account(&stay, Some(job));
     }
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
-        match inner.deliveries.borrow().get(&job) {
-            Some(delivery) if delivery.number == number => delivery.progress.enter(Stage::Storing),
+        ffi::stumble("done");
+        // They are told once, and are of more than this job.
+        for warning in &outcome.warnings {
+            inner.log(LogLevel::Err, warning);
+        }
+        match inner.deliveries.borrow_mut().numbered(job, number) {
+            Some(delivery) => delivery.progress.enter(Stage::Storing),
             // Given up while it was on its way here.
-            _ => return,
+            None => return,
         }
         for note in &outcome.notes {
             inner.log(LogLevel::Info, &format!("{job}: {note}"));
         }
         match outcome.result {
             Ok(Sealed::Record(record, names)) => {
-                if let Some(delivery) = inner.deliveries.borrow_mut().get_mut(&job) {
+                if let Some(delivery) = inner.deliveries.borrow_mut().of(job) {
                     delivery.names = names;
                 }
-                inner.sealed.borrow_mut().push(Stored { job, number, record });
+                inner.sealed.borrow_mut().insert(number, Stored { job, record });
             }
             Ok(Sealed::NoRule) => {
-                inner.deliveries.borrow_mut().remove(&job);
+                let delivery = inner.deliveries.borrow_mut().remove(job);
+                drop(delivery);
                 inner.stats.borrow_mut().no_rule += 1;
                 inner.finish_prolog(job, 0);
             }
@@ -422,8 +420,7 @@ impl Inner {
             true
         });
         if !done {
-            let why = Failure::new("an internal error", "its place is in the broker's output");
-            ffi::guard((), || self.fail(job, &why));
+            ffi::guard((), || self.fail(job, &Failure::internal()));
         }
     }
 
@@ -440,8 +437,13 @@ impl Inner {
                 return;
             }
             let stay = Stay::begin();
-            let jobs: Vec<JobId> = records.iter().map(|stored| stored.job).collect();
-            if let Err(e) = Self::put(inner, &records) {
+            let jobs: Vec<JobId> = records.iter().map(|(_, stored)| stored.job).collect();
+            let panicked = || {
+                Err(io::Error::other(
+                    "an internal error: its place is in the broker's output",
+                ))
+            };
+            if let Err(e) = ffi::guard(panicked(), || Self::put(inner, &records)) {
                 for job in jobs {
                     inner.unless_it_panics(job, || inner.fail(job, &uncommitted(&e)));
                 }
@@ -450,7 +452,7 @@ impl Inner {
             let share = stay.cpu() / u32::try_from(jobs.len()).unwrap_or(u32::MAX);
             let mut deliveries = inner.deliveries.borrow_mut();
             for job in jobs {
-                if let Some(delivery) = deliveries.get_mut(&job) {
+                if let Some(delivery) = deliveries.of(job) {
                     delivery.committing = true;
                     delivery.cpu += share;
                 }
@@ -458,38 +460,38 @@ impl Inner {
         }
     }
 
-    /// The records of the next commit, without those of deliveries that were given up.
-    fn next_records(&self) -> Vec<Stored> {
-        let deliveries = self.deliveries.borrow();
+    /// The records of the next commit, with the numbers of their deliveries.
+    fn next_records(&self) -> Vec<(u64, Stored)> {
         let mut sealed = self.sealed.borrow_mut();
-        sealed.retain(|stored| {
-            let delivery = deliveries.get(&stored.job);
-            delivery.is_some_and(|delivery| delivery.number == stored.number)
-        });
-        let mut bytes = 0;
-        let fits = sealed.iter().take(COMMIT.0).take_while(|stored| {
-            bytes += stored.record.len();
-            bytes <= COMMIT.1 || bytes == stored.record.len()
-        });
-        let count = fits.count();
-        sealed.drain(..count).collect()
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while let Some(first) = sealed.first_entry() {
+            bytes += first.get().record.len();
+            if records.len() == COMMIT.0 || (bytes > COMMIT.1 && !records.is_empty()) {
+                break;
+            }
+            records.push(first.remove_entry());
+        }
+        records
     }
 
-    fn put(inner: &Rc<Self>, records: &[Stored]) -> io::Result<()> {
-        let jobs: Vec<(JobId, u64)> = records.iter().map(|stored| (stored.job, stored.number)).collect();
+    fn put(inner: &Rc<Self>, records: &[(u64, Stored)]) -> io::Result<()> {
+        ffi::stumble("put");
+        let jobs: Vec<(JobId, u64)> = records.iter().map(|(number, stored)| (stored.job, *number)).collect();
         let (weak, number) = (Rc::downgrade(inner), inner.number());
         // Each delivery minds its own time.
-        let pending = inner.put_all(records)?.then(KVS_TIMEOUT, move |future| {
-            let Some(inner) = weak.upgrade() else { return };
-            let done = inner.pending.borrow_mut().remove(&number);
-            inner.commits.set(inner.commits.get() - 1);
-            let result = future.get();
-            for (job, number) in jobs {
-                inner.unless_it_panics(job, || inner.committed(job, number, &result));
-            }
-            drop(done);
-            Self::commit(&inner);
-        })?;
+        let pending = inner
+            .put_all(records.iter().map(|(_, stored)| stored))?
+            .then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.pending.borrow_mut().remove(&number);
+                inner.commits.set(inner.commits.get() - 1);
+                let result = future.get();
+                for (job, number) in jobs {
+                    inner.unless_it_panics(job, || inner.committed(job, number, &result));
+                }
+                drop(done);
+                Self::commit(&inner);
+            })?;
         inner.pending.borrow_mut().insert(number, pending);
         inner.commits.set(inner.commits.get() + 1);
         inner.commit_began.set(Some(Instant::now()));
@@ -497,9 +499,9 @@ impl Inner {
     }
 
     fn committed(&self, job: JobId, number: u64, result: &Result<(), FutureError>) {
+        ffi::stumble("committed");
         let stay = Stay::begin();
-        let is_it = |delivery: &Delivery| delivery.number == number;
-        if !self.deliveries.borrow().get(&job).is_some_and(is_it) {
+        if self.deliveries.borrow_mut().numbered(job, number).is_none() {
             // Given up; then it is known already that there may be a record.
             return;
         }
@@ -508,17 +510,22 @@ impl Inner {
             self.account(&stay, None);
             return;
         }
-        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
-            return;
-        };
+        let Some(delivery) = self.take_out(job) else { return };
         self.delivered.borrow_mut().insert(job);
         let cpu = delivery.cpu + stay.cpu();
         // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
         self.ended_well(job, delivery);
         let mut stats = self.stats.borrow_mut();
         stats.delivered += 1;
-        stats.callback(stay.length());
+        stats.callback(&stay);
         stats.delivery(cpu);
+    }
+
+    /// Takes a delivery out of all tables. The result of what is under way for it is dropped when it comes.
+    pub(crate) fn take_out(&self, job: JobId) -> Option<Delivery> {
+        let delivery = self.deliveries.borrow_mut().remove(job)?;
+        self.sealed.borrow_mut().remove(&delivery.number);
+        Some(delivery)
     }
 
     fn ended_well(&self, job: JobId, mut delivery: Delivery) {
@@ -530,7 +537,7 @@ impl Inner {
 
     /// Ends a delivery that cannot succeed: the job does not start.
     pub(crate) fn fail(&self, job: JobId, why: &Failure) {
-        let delivery = self.deliveries.borrow_mut().remove(&job);
+        let delivery = self.take_out(job);
         self.stats.borrow_mut().failed += 1;
         // It may yet be committed: it is removed when the job has ended.
         if delivery.as_ref().is_some_and(|delivery| delivery.committing) {
@@ -587,34 +594,36 @@ fn work(setup: Arc<Setup>, task: Task, progress: Arc<Progress>, report: Report) 
     }
 }
 
-/// Why a delivery is to be given up, where its time is over.
-fn overdue(delivery: &Delivery) -> Option<Failure> {
-    let config = &delivery.setup.config;
-    let stage = delivery.progress.stage();
-    let over = |limit: Duration, key: &str| {
-        let seconds = limit.as_secs_f64();
-        let trouble = delivery
-            .progress
-            .trouble()
-            .map(|e| format!(" ({e})"))
-            .unwrap_or_default();
-        Failure::new(
-            format!("it took longer than {seconds} s"),
-            format!(
-                "it took longer than {seconds} s ({key}) while {}{trouble}",
-                stage.describe()
-            ),
-        )
-    };
-    if delivery.left().is_zero() {
-        return Some(over(config.timeout, "timeout"));
-    }
+/// Why a delivery is given up, whose time is over.
+fn overdue(delivery: &Delivery) -> Failure {
+    too_long(delivery, delivery.setup.config.timeout, "timeout")
+}
+
+/// The same, where it is the time of its source.
+fn fetched_too_long(delivery: &Delivery) -> Option<Failure> {
     let (which, since) = delivery.progress.fetching()?;
     let key = match which {
         Which::Rule(_) => "timeout of its rule",
         Which::Rabbit => "timeout of the source for rabbit jobs",
     };
-    (since.elapsed() > delivery.setup.fetch_limit(which)).then(|| over(delivery.setup.fetch_timeout(which), key))
+    let over = since.elapsed() > delivery.setup.fetch_limit(which);
+    over.then(|| too_long(delivery, delivery.setup.fetch_timeout(which), key))
+}
+
+fn too_long(delivery: &Delivery, limit: Duration, key: &str) -> Failure {
+    let (seconds, stage) = (limit.as_secs_f64(), delivery.progress.stage());
+    let trouble = delivery
+        .progress
+        .trouble()
+        .map(|e| format!(" ({e})"))
+        .unwrap_or_default();
+    Failure::new(
+        format!("it took longer than {seconds} s"),
+        format!(
+            "it took longer than {seconds} s ({key}) while {}{trouble}",
+            stage.describe()
+        ),
+    )
 }
 
 fn uncommitted(e: &dyn std::fmt::Display) -> Failure {

@@ -1,16 +1,75 @@
 //! What a callback's arguments and the cache of job owners tell of a job, for the choice of its rule.
 
-use config::{AttributePath, Facts, Principal};
+use std::time::Duration;
+
+use config::{Asked, AttributePath, Facts, Person, Principal, Projects};
 use ffi::Args;
 
 use crate::owner::Owner;
+
+/// Where a job says which project it is to be in.
+const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
+
+/// The project that a job asks for, by the jobspec as the callback has it.
+pub(crate) fn asked(args: &Args<'_>) -> Asked {
+    asked_at(args, &PROJECT)
+}
+
+/// The same of an update, by its value.
+pub(crate) fn asked_anew(args: &Args<'_>) -> Asked {
+    asked_at(args, &["value"])
+}
+
+/// How long a job may run, by the jobspec as the callback has it, updates included: `attributes.system.duration` in
+/// seconds (RFC 14), where 0 is no limit. So is what cannot be a duration.
+pub(crate) fn time_limit(args: &Args<'_>) -> Option<Duration> {
+    let seconds = args.number(&["jobspec", "attributes", "system", "duration"])?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|limit| !limit.is_zero())
+}
+
+/// What a delivery needs to know of a job's jobspec.
+pub(crate) struct Spec {
+    /// The project that it asks for.
+    pub asked: Asked,
+    /// How long it may run.
+    pub limit: Option<Duration>,
+}
+
+impl Spec {
+    pub fn of(args: &Args<'_>) -> Self {
+        Self {
+            asked: asked(args),
+            limit: time_limit(args),
+        }
+    }
+
+    /// Of a job that is gone.
+    pub fn none() -> Self {
+        Self {
+            asked: Asked::Nothing,
+            limit: None,
+        }
+    }
+}
+
+fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
+    match args.string(path) {
+        Some(name) => Asked::Project(name),
+        None if args.has(path) => Asked::Malformed,
+        None => Asked::Nothing,
+    }
+}
 
 /// A job as its callback shows it.
 pub(crate) struct JobFacts<'a> {
     pub args: &'a Args<'a>,
     pub uid: u32,
+    pub projects: &'a Projects,
+    pub asked: &'a Asked,
     /// What is known of the job owner, if that was looked up not long ago.
-    pub owner: Option<Owner>,
+    pub owner: Option<&'a Owner>,
 }
 
 impl Facts for JobFacts<'_> {
@@ -24,22 +83,35 @@ impl Facts for JobFacts<'_> {
         Some(self.args.string(&["jobspec", "attributes", "system", key]).as_deref() == Some(value))
     }
 
+    fn project_is(&self, name: &str) -> Option<bool> {
+        match self.asked {
+            Asked::Project(asked) => Some(asked == name),
+            Asked::Malformed => Some(false),
+            Asked::Nothing if self.projects.is_empty() => Some(false),
+            Asked::Nothing => {
+                let project = self.projects.of_job(self.asked, self.owner?);
+                Some(project.is_ok_and(|project| project.is_some_and(|project| project.name == name)))
+            }
+        }
+    }
+
     fn owner_is(&self, user: &Principal) -> Option<bool> {
         match user {
             Principal::Id(uid) => Some(*uid == self.uid),
-            Principal::Name(_) => self.owner.as_ref().map(|owner| owner.is(user)),
+            Principal::Name(_) => self.owner.map(|owner| owner.is(user)),
         }
     }
 
     fn owner_in(&self, group: &Principal) -> Option<bool> {
-        self.owner.as_ref().map(|owner| owner.is_in(group))
+        self.owner.map(|owner| owner.is_in(group))
     }
 }
 
 /// A job of which everything is known, but by way of what was asked before: for the rules that were left open.
 pub(crate) struct OwnerFacts<'a> {
-    pub uid: u32,
     pub owner: &'a Owner,
+    /// The project that the job is in, where there are any; otherwise that was asked before, too.
+    pub project: Option<Option<&'a str>>,
 }
 
 impl Facts for OwnerFacts<'_> {
@@ -51,11 +123,12 @@ impl Facts for OwnerFacts<'_> {
         Some(true)
     }
 
+    fn project_is(&self, name: &str) -> Option<bool> {
+        Some(self.project.is_none_or(|project| project == Some(name)))
+    }
+
     fn owner_is(&self, user: &Principal) -> Option<bool> {
-        match user {
-            Principal::Id(uid) => Some(*uid == self.uid),
-            Principal::Name(_) => Some(self.owner.is(user)),
-        }
+        Some(self.owner.is(user))
     }
 
     fn owner_in(&self, group: &Principal) -> Option<bool> {

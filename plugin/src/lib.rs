@@ -13,10 +13,13 @@
 //! no Flux object and hand plain data back. What talks to Flux runs on the reactor thread: `manager` (the state, and the
 //! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
 
+mod deliveries;
 mod delivery;
 mod dws;
 mod facts;
+mod identity;
 mod manager;
+mod membership;
 mod owner;
 mod pmi;
 mod records;
@@ -28,6 +31,10 @@ mod workers;
 use ffi::{Jobtap, Plugin};
 
 use manager::Manager;
+
+/// That of each shared object is its own.
+#[global_allocator]
+static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
@@ -46,6 +53,7 @@ pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
 
 fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
+    ffi::stumble("flux_plugin_init");
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {
@@ -61,8 +69,13 @@ fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std:
 fn load(plugin: Plugin<'static>) -> std::io::Result<()> {
     plugin.set_name(c"workflow-token")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| std::io::Error::other("it is a plugin for the job manager"))?;
-    let manager = plugin.keep(Manager::new(jobtap, plugin)?)?;
-    plugin.handle(c"conf.update", &manager, |m: &Manager, _, args| m.conf_update(args))?;
+    let manager = Manager::new(jobtap, plugin)?;
+    let manager = plugin.keep_with(manager, |manager, kept| manager.is_kept(kept))?;
+    plugin.handle(c"conf.update", &manager, |m: &Manager, plugin, args| {
+        m.conf_update(plugin, args)
+    })?;
+    plugin.handle(c"job.validate", &manager, |m: &Manager, _, args| m.validate(args))?;
+    plugin.handle(c"job.state.depend", &manager, |m: &Manager, _, args| m.job_depend(args))?;
     plugin.handle(c"job.new", &manager, |m: &Manager, _, args| m.job_new(args))?;
     plugin.handle(c"job.state.run", &manager, |m: &Manager, _, args| m.job_run(args))?;
     plugin.handle(c"job.state.cleanup", &manager, |m: &Manager, _, args| {

@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
@@ -17,12 +17,14 @@ use std::{
     time::Instant,
 };
 
-use config::Config;
-use ffi::{Args, Flux, JobId, JobState, Jobtap, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
+use config::{Config, Projects};
+use ffi::{Args, Flux, JobId, JobState, Jobtap, Kept, LogLevel, PendingFuture, Plugin, PluginError, State, Watcher};
 use serde_json::{Value, json};
 
 use crate::{
-    delivery::{Current, Delivery, Lane, Message, Stored},
+    deliveries::{Deliveries, Lane},
+    delivery::{Current, Message, Stored},
+    membership::{LEFT_HELD, Membership},
     stats::{Stats, Stay},
     work::{Failure, Setup},
     workers::{Queue, Workers},
@@ -81,8 +83,17 @@ pub(crate) const IDLE: u64 = 0;
 /// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
 pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 
+/// Which updates this plugin has a say in.
+const UPDATE: &CStr = c"job.update.attributes.system.project";
+
 /// The state of the plugin `workflow-token`.
-pub(crate) struct Manager(Rc<Inner>);
+pub(crate) struct Manager {
+    inner: Rc<Inner>,
+    /// Whether it handles [`UPDATE`]. A plugin that does consents to such updates, where nobody else may.
+    updates: Cell<bool>,
+    /// Itself, as callbacks are given it.
+    kept: OnceCell<Kept<Manager>>,
+}
 
 /// Deliveries, on the reactor thread: what all plugins of this crate have in common.
 pub(crate) struct Inner {
@@ -95,28 +106,33 @@ pub(crate) struct Inner {
     pub(crate) setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
     pub(crate) left: RefCell<Option<Left>>,
-    pub(crate) deliveries: RefCell<HashMap<JobId, Delivery>>,
+    pub(crate) deliveries: RefCell<Deliveries>,
     /// Jobs that have a record.
     pub(crate) delivered: RefCell<HashSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
-    pub(crate) ended: RefCell<Vec<JobId>>,
+    pub(crate) ended: RefCell<VecDeque<JobId>>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
     /// Since when they gather.
     pub(crate) ended_since: Cell<Option<Instant>>,
     /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Jobs that are held until it is known in which projects their owners are.
+    pub(crate) membership: Membership,
+    /// Those of them of which nobody has been asked yet, and how many are being asked about.
+    pub(crate) unasked: RefCell<VecDeque<JobId>>,
+    pub(crate) asking: Cell<usize>,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
-    /// Records that wait for a commit to be free, and how many commits of records are under way.
-    pub(crate) sealed: RefCell<Vec<Stored>>,
+    /// Records that wait for a commit to be free, by number of the delivery, and how many commits of records are under way.
+    pub(crate) sealed: RefCell<BTreeMap<u64, Stored>>,
     pub(crate) commits: Cell<usize>,
     /// When the last of them began.
     pub(crate) commit_began: Cell<Option<Instant>>,
     /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
-    pub(crate) running: RefCell<HashMap<u64, Lane>>,
+    pub(crate) running: RefCell<HashMap<u64, (Lane, JobId)>>,
     pub(crate) numbers: Cell<u64>,
     pub(crate) unlinking: Cell<bool>,
     /// Whether the last removal failed.
@@ -135,17 +151,60 @@ pub(crate) struct Left {
     pub(crate) in_flight: HashSet<JobId>,
     pub(crate) unknown: HashSet<JobId>,
     pub(crate) delivered: HashSet<JobId>,
+    pub(crate) held: HashSet<JobId>,
 }
 
 impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
-        Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()).map(Self)
+        Ok(Self {
+            inner: Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf())?,
+            updates: Cell::new(false),
+            kept: OnceCell::new(),
+        })
+    }
+
+    /// Tells it how callbacks are given it.
+    pub(crate) fn is_kept(&self, kept: Kept<Manager>) {
+        // Once, when the plugin is loaded.
+        let _ = self.kept.set(kept);
     }
 
     /// `conf.update`: refuses what is wrong, and the former configuration stays. Deliveries under way keep theirs.
-    pub(crate) fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        Inner::configure(&self.0, args)
+    pub(crate) fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
+        Inner::configure(&self.inner, args)?;
+        let wanted = self.inner.has_projects();
+        let Some(kept) = self.kept.get().filter(|_| wanted != self.updates.get()) else {
+            return Ok(());
+        };
+        let changed = match wanted {
+            true => plugin.handle(UPDATE, kept, |m: &Manager, _, args| m.update_project(args)),
+            false => plugin.unhandle(UPDATE),
+        };
+        changed.map_err(|e| PluginError(format!("updates of projects cannot be handled: {e}")))?;
+        self.updates.set(wanted);
+        Ok(())
+    }
+
+    /// `job.validate`: refuses a job whose owner is not in the project that it is to be in.
+    pub(crate) fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        let answer = Inner::validate(&self.inner, args);
+        self.inner.account(&stay, None);
+        answer
+    }
+
+    /// `job.update.attributes.system.project`: refuses an update to a project that the job owner is not in.
+    fn update_project(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        Inner::update_project(&self.inner, args)
+    }
+
+    /// `job.state.depend`: holds a job while it is not known whether its owner is in its project.
+    pub(crate) fn job_depend(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let stay = Stay::begin();
+        Inner::depend(&self.inner, args);
+        self.inner.account(&stay, None);
+        Ok(())
     }
 
     /// `job.new`: a job that is past SCHED is known from before. Its delivery is taken up where it was left.
@@ -154,8 +213,9 @@ impl Manager {
             return Ok(());
         };
         match state {
-            JobState::Run | JobState::Cleanup => Inner::resume(&self.0, args, job, uid, state),
-            JobState::New | JobState::Depend | JobState::Pending | JobState::Inactive => {}
+            JobState::Run | JobState::Cleanup => Inner::resume(&self.inner, args, job, uid, state),
+            JobState::Depend => Inner::depended(&self.inner, job, uid),
+            JobState::New | JobState::Pending | JobState::Inactive => {}
         }
         Ok(())
     }
@@ -166,7 +226,7 @@ impl Manager {
         let Some((job, uid, _)) = args.job_owner_state() else {
             return Ok(());
         };
-        Inner::start(&self.0, args, job, uid, &stay);
+        Inner::start(&self.inner, args, job, uid, &stay);
         Ok(())
     }
 
@@ -174,9 +234,10 @@ impl Manager {
     pub(crate) fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let stay = Stay::begin();
         let Some(job) = args.job() else { return Ok(()) };
-        if self.0.give_up(job) {
-            self.0.finish_prolog(job, 1);
-            self.0.account(&stay, None);
+        self.inner.membership.forget(job);
+        if self.inner.give_up(job) {
+            self.inner.finish_prolog(job, 1);
+            self.inner.account(&stay, None);
         }
         Ok(())
     }
@@ -184,21 +245,27 @@ impl Manager {
     /// `job.state.inactive`: nothing of the job runs any more, and its record is removed.
     pub(crate) fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if let Some(job) = args.job() {
-            self.0.ended(job);
+            self.inner.ended(job);
         }
         Ok(())
     }
 
     /// `plugin.query`: counters.
     pub(crate) fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        args.answer(&self.0.counters());
+        args.answer(&self.inner.counters());
         Ok(())
+    }
+}
+
+impl State for Manager {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.inner.panicked(topic, args);
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        self.0.end();
+        self.inner.end();
     }
 }
 
@@ -225,6 +292,9 @@ impl Inner {
             ended_meanwhile: RefCell::default(),
             ended_since: Cell::new(None),
             unknown: RefCell::default(),
+            membership: Membership::default(),
+            unasked: RefCell::default(),
+            asking: Cell::new(0),
             active: Cell::new(false),
             pending: RefCell::default(),
             sealed: RefCell::default(),
@@ -236,7 +306,7 @@ impl Inner {
             numbers: Cell::new(0),
             unlinking: Cell::new(false),
             unlink_failed: Cell::new(false),
-            queue: Queue::new()?,
+            queue: Arc::new(Queue::open()?),
             workers: RefCell::default(),
             watcher: RefCell::default(),
             stats: RefCell::default(),
@@ -254,9 +324,14 @@ impl Inner {
         if !std::ptr::eq(inner.kind, &crate::dws::DWS) {
             config.dws = None;
         }
-        let setup = Setup::new(config, &inner.helpers).map_err(|e| PluginError(e.to_string()))?;
+        // What Cray PMI needs is no token.
+        if std::ptr::eq(inner.kind, &crate::pmi::CRAY_PMI) {
+            config.projects = Projects::default();
+        }
+        let setup = Setup::new(config, &inner.helpers, instance(inner.flux())).map_err(PluginError)?;
         let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
             || !setup.config.rules.is_empty()
+            || !setup.config.projects.is_empty()
             || inner.flux().left_jobs(inner.kind.left_delivered).is_some();
         if works {
             let started = inner.workers.borrow_mut().start();
@@ -266,12 +341,14 @@ impl Inner {
             Self::activate(inner)?;
         }
         let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
+        let setup = Arc::new(setup);
+        inner.prepare(&setup);
         *inner.setup.borrow_mut() = Some(Current {
-            setup: Arc::new(setup),
+            setup,
             lanes,
             given: Lane::default(),
         });
-        if !inner.ended_meanwhile.borrow().is_empty() {
+        if !inner.ended_meanwhile.borrow().is_empty() || !inner.membership.is_idle() {
             inner.tick();
         }
         Ok(())
@@ -279,7 +356,7 @@ impl Inner {
 
     /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
     pub(crate) fn give_up(&self, job: JobId) -> bool {
-        let Some(delivery) = self.deliveries.borrow_mut().remove(&job) else {
+        let Some(delivery) = self.take_out(job) else {
             return false;
         };
         // A commit may be done already, whatever is heard of it.
@@ -294,7 +371,7 @@ impl Inner {
     /// A job is inactive: its record, if it has one, is removed.
     pub(crate) fn ended(&self, job: JobId) {
         if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
-            self.ended.borrow_mut().push(job);
+            self.ended.borrow_mut().push_back(job);
             if self.ended_since.get().is_none() {
                 self.ended_since.set(Some(Instant::now()));
             }
@@ -306,10 +383,43 @@ impl Inner {
     pub(crate) fn counters(&self) -> Value {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
+        answer["held"] = json!(self.membership.held().len());
+        answer["memory"] = json!(crate::MEMORY.bytes());
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
         let setup = self.setup.borrow();
+        answer["known-users"] = json!(setup.as_ref().map_or(0, |current| current.setup.owners.count()));
         answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));
         answer
+    }
+
+    fn has_projects(&self) -> bool {
+        let setup = self.setup.borrow();
+        setup
+            .as_ref()
+            .is_some_and(|current| !current.setup.config.projects.is_empty())
+    }
+
+    /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here: it must not start
+    /// without what it was to get, and no prolog of this plugin may be left.
+    pub(crate) fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        let Some(job) = args.job() else { return };
+        let state = args.job_owner_state().map(|(_, _, state)| state);
+        match topic.to_bytes() {
+            b"job.new" if matches!(state, Some(JobState::Run | JobState::Cleanup)) => {
+                self.fail(job, &Failure::internal())
+            }
+            b"job.state.run" => {
+                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                let held = self.deliveries.borrow().contains(job);
+                if held || self.jobtap.prolog_start(self.kind.prolog).is_ok() {
+                    self.fail(job, &Failure::internal());
+                } else {
+                    self.raise(job, &Failure::internal());
+                }
+            }
+            b"job.state.cleanup" if self.give_up(job) => self.finish_prolog(job, 1),
+            _ => {}
+        }
     }
 
     pub(crate) fn hooks(&self) -> Option<Rc<dyn Hooks>> {
@@ -355,6 +465,7 @@ impl Inner {
                 in_flight: set(in_flight),
                 unknown: set(flux.left_jobs(inner.kind.left_unknown).unwrap_or_default()),
                 delivered: set(delivered),
+                held: set(flux.left_jobs(LEFT_HELD).unwrap_or_default()),
             }),
             _ => None,
         };
@@ -379,24 +490,28 @@ impl Inner {
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
     pub(crate) fn account(&self, stay: &Stay, job: Option<JobId>) {
         if let Some(job) = job
-            && let Some(delivery) = self.deliveries.borrow_mut().get_mut(&job)
+            && let Some(delivery) = self.deliveries.borrow_mut().of(job)
         {
             delivery.cpu += stay.cpu();
         }
-        self.stats.borrow_mut().callback(stay.length());
+        self.stats.borrow_mut().callback(stay);
     }
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
     pub(crate) fn end(&self) {
-        let (under_way, sealed) = if self.active.get() {
-            self.leave()
-        } else {
-            Default::default()
-        };
+        let (mut under_way, mut sealed) = Default::default();
+        if self.active.get() {
+            ffi::guard((), || (under_way, sealed) = self.leave());
+            // Whatever went wrong: the next one must not be kept out, nor threads left behind.
+            self.flux().leave_jobs(self.kind.active, &[]);
+        }
+        // Who looks at it sees that it is in force no more.
+        let setup = self.setup.borrow_mut().take();
+        drop(setup);
         let have_ended = self.workers.borrow_mut().end();
         if self.kind.looks_for_records {
-            self.commit_unseen(&under_way, sealed);
+            ffi::guard((), || self.commit_unseen(&under_way, sealed));
         }
         if !have_ended {
             self.log(
@@ -408,28 +523,28 @@ impl Inner {
     }
 
     /// Returns the deliveries that were under way, with their numbers, and what of them is sealed and not committed.
-    fn leave(&self) -> (HashMap<JobId, u64>, Vec<Stored>) {
+    fn leave(&self) -> (HashMap<u64, JobId>, BTreeMap<u64, Stored>) {
         let watcher = self.watcher.borrow_mut().take();
         drop(watcher);
         self.ticker.store(IDLE, Ordering::Relaxed);
+        ffi::stumble("leave");
         self.unlink_unseen();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
         let sealed = std::mem::take(&mut *self.sealed.borrow_mut());
-        let in_flight: Vec<JobId> = deliveries.keys().copied().collect();
-        let under_way = deliveries
-            .iter()
-            .map(|(job, delivery)| (*job, delivery.number))
-            .collect();
+        let in_flight: Vec<JobId> = deliveries.jobs().collect();
+        let under_way = deliveries.numbers().collect();
         drop(deliveries);
         let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
         let flux = self.flux();
         flux.leave_jobs(self.kind.left_in_flight, &in_flight);
         flux.leave_jobs(self.kind.left_delivered, &delivered);
+        if std::ptr::eq(self.kind, &WORKFLOW_TOKEN) {
+            flux.leave_jobs(LEFT_HELD, &self.membership.held());
+        }
         let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
         flux.leave_jobs(self.kind.left_unknown, &unknown);
-        flux.leave_jobs(self.kind.active, &[]);
         if !in_flight.is_empty() {
             let line = format!(
                 "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",
@@ -459,4 +574,12 @@ fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     }
     places.push(PathBuf::from("/usr/libexec/flux/cmd").join(NAME));
     places
+}
+
+/// What this instance is called in tokens: the host that its first broker runs on, and, where it runs in another instance,
+/// the ids of the jobs that lead to it. Both stay when it is restarted, unlike `broker.uuid`.
+fn instance(flux: Flux<'_>) -> String {
+    let host = flux.attribute(c"hostname").unwrap_or_default();
+    let path = flux.attribute(c"jobid-path").unwrap_or_default();
+    format!("{host}{}", path.trim_end_matches('/'))
 }

@@ -1,7 +1,7 @@
-//! The records of jobs that have ended are removed, a second's worth at a time: a commit costs about the same for many.
+//! The records of jobs that have ended are removed a second later, many at a time: a commit costs about the same for many.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     rc::Rc,
     time::{Duration, Instant},
@@ -18,8 +18,16 @@ use crate::{
 /// For how long the records of jobs that have ended are gathered before they are removed with one commit.
 pub(crate) const GATHER: Duration = Duration::from_secs(1);
 
+/// How many are removed with one commit, which the reactor thread makes up in one go.
+const COMMIT: usize = 256;
+
 impl Inner {
-    /// Removes the records of jobs that have ended: one commit at a time, for all that have gathered.
+    /// Whether records are to be removed now.
+    pub(crate) fn has_gathered(&self) -> bool {
+        self.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER)
+    }
+
+    /// Removes the records of jobs that have ended, as many as one commit takes: one commit at a time.
     pub(crate) fn unlink(inner: &Rc<Self>) {
         if inner.unlinking.get() {
             return;
@@ -36,10 +44,15 @@ impl Inner {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
                 inner.unlinking.set(false);
+                ffi::stumble("unlinked");
                 match future.get() {
                     Ok(()) => {
                         inner.unlink_failed.set(false);
                         inner.stats.borrow_mut().unlinked += again.len() as u64;
+                        // There may be more than one commit took.
+                        if inner.has_gathered() {
+                            Self::unlink(&inner);
+                        }
                     }
                     Err(e) => inner.not_removed(again, &e),
                 }
@@ -65,41 +78,54 @@ impl Inner {
         self.ended_since.set(Some(Instant::now()));
     }
 
-    /// The same when the plugin is about to go: the request is on its way when this returns, and nobody sees the answer.
+    /// The same when the plugin is about to go: the requests are on their way when this returns, and nobody sees the answers.
     pub(crate) fn unlink_unseen(&self) {
-        let jobs = self.take_ended();
-        if !jobs.is_empty()
-            && let Err(e) = self.remove_records(&jobs)
-        {
-            self.log(
-                LogLevel::Err,
-                &format!("{} sealed records could not be removed: {e}", jobs.len()),
-            );
+        loop {
+            let jobs = self.take_ended();
+            if jobs.is_empty() {
+                return;
+            }
+            if let Err(e) = self.remove_records(&jobs) {
+                let line = format!("{} sealed records could not be removed: {e}", jobs.len());
+                self.log(LogLevel::Err, &line);
+            }
         }
+    }
+
+    /// The first of those that have ended. The others have gathered as long.
+    fn take_ended(&self) -> Vec<JobId> {
+        let mut ended = self.ended.borrow_mut();
+        let count = ended.len().min(COMMIT);
+        let jobs = ended.drain(..count).collect();
+        if ended.is_empty() {
+            self.ended_since.set(None);
+            ended.shrink_to(COMMIT);
+        }
+        jobs
     }
 
     /// Commits what was sealed for deliveries that were under way when the plugin was removed, by those who had not been heard
     /// yet too. The request is on its way when this returns, and nobody sees the answer.
-    pub(crate) fn commit_unseen(&self, under_way: &HashMap<JobId, u64>, mut sealed: Vec<Stored>) {
+    pub(crate) fn commit_unseen(&self, under_way: &HashMap<u64, JobId>, mut sealed: BTreeMap<u64, Stored>) {
         for message in self.queue.take(usize::MAX) {
             if let Message::Done(Done { job, number, outcome }) = message
                 && let Ok(Sealed::Record(record, _)) = outcome.result
             {
-                sealed.push(Stored { job, number, record });
+                sealed.insert(number, Stored { job, record });
             }
         }
-        sealed.retain(|stored| under_way.get(&stored.job) == Some(&stored.number));
+        sealed.retain(|number, _| under_way.contains_key(number));
         if sealed.is_empty() {
             return;
         }
-        if let Err(e) = self.put_all(&sealed) {
+        if let Err(e) = self.put_all(sealed.values()) {
             let line = format!("{} sealed records could not be committed: {e}", sealed.len());
             self.log(LogLevel::Err, &line);
         }
     }
 
     /// Asks for one commit of all these records.
-    pub(crate) fn put_all(&self, records: &[Stored]) -> io::Result<Future> {
+    pub(crate) fn put_all<'a>(&self, records: impl Iterator<Item = &'a Stored>) -> io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         for stored in records {
             transaction.put(&stored.job.kvs_key(self.kind.key)?, &stored.record)?;
@@ -107,12 +133,7 @@ impl Inner {
         self.flux().commit(transaction)
     }
 
-    pub(crate) fn take_ended(&self) -> Vec<JobId> {
-        self.ended_since.set(None);
-        std::mem::take(&mut *self.ended.borrow_mut())
-    }
-
-    pub(crate) fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
+    fn remove_records(&self, jobs: &[JobId]) -> io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         for job in jobs {
             transaction.unlink(&job.kvs_key(self.kind.key)?)?;

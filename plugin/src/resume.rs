@@ -16,6 +16,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// The same where there was no answer at all.
 const ASK_AGAIN_UNANSWERED: Duration = Duration::from_secs(90);
 
+/// How many eventlogs are asked for at once.
+const AT_ONCE: usize = 64;
+
 /// A timer of Flux that is started before its reactor has run, as at a restart, is over at once.
 const NO_TIMER: f64 = -1.0;
 
@@ -69,6 +72,17 @@ pub(crate) fn past(eventlog: &str, which: &str, description: &str) -> Past {
     past
 }
 
+/// The names of events, RFC 21, and what their contexts have as `description`.
+pub(crate) fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
+    let events = eventlog
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter_map(|event| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some((text(&event["name"])?, text(&event["context"]["description"])?))
+    })
+}
+
 impl Inner {
     /// Takes up a job that was past SCHED when the plugin was loaded.
     pub(crate) fn resume(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
@@ -101,11 +115,11 @@ impl Inner {
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
     /// started, prolog-start is refused and the job is left alone.
     pub(crate) fn late(inner: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, stay: &Stay) {
-        let Some((setup, candidates)) = inner.candidates(args, uid) else {
+        let Some(matching) = inner.matching(args, uid) else {
             return;
         };
         if inner.jobtap.prolog_start(inner.kind.prolog).is_ok() {
-            inner.unless_it_panics(job, || inner.begin(&setup, job, uid, candidates, stay));
+            inner.unless_it_panics(job, || inner.begin(matching, job, uid, stay));
         }
     }
 
@@ -125,8 +139,8 @@ impl Inner {
             }
             (Past::Outstanding, JobState::Run) => {
                 inner.stats.borrow_mut().resumed += 1;
-                match inner.candidates(args, uid) {
-                    Some((setup, candidates)) => inner.begin(&setup, job, uid, candidates, stay),
+                match inner.matching(args, uid) {
+                    Some(matching) => inner.begin(matching, job, uid, stay),
                     None => {
                         let why = "no rule matches it any more: the configuration was changed during its delivery";
                         inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
@@ -140,38 +154,66 @@ impl Inner {
         }
     }
 
+    /// The eventlog of a job tells how far its delivery had come. It is asked for when fewer others are.
     pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId) {
         inner
             .unknown
             .borrow_mut()
             .insert(job, Instant::now() + ASK_AGAIN_UNANSWERED);
+        inner.unasked.borrow_mut().push_back(job);
         inner.tick();
+        Self::ask(inner);
+    }
+
+    fn ask(inner: &Rc<Self>) {
+        while inner.asking.get() < AT_ONCE {
+            let Some(job) = inner.unasked.borrow_mut().pop_front() else {
+                return;
+            };
+            if let Some(at) = inner.unknown.borrow_mut().get_mut(&job) {
+                *at = Instant::now() + ASK_AGAIN_UNANSWERED;
+            } else {
+                // It is known meanwhile, or gone.
+                continue;
+            }
+            Self::ask_for_eventlog(inner, job);
+        }
+    }
+
+    fn ask_for_eventlog(inner: &Rc<Self>, job: JobId) {
         let number = inner.number();
         let weak = Rc::downgrade(inner);
         let asked = job.kvs_key("eventlog").and_then(|key| {
             inner.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
-                if inner.unknown.borrow_mut().remove(&job).is_none() {
-                    // It was asked twice, and this is the later answer.
-                    return;
-                }
-                match future.value() {
-                    Ok(eventlog) => {
-                        let eventlog = eventlog.unwrap_or_default();
-                        match inner.hooks() {
-                            Some(hooks) => hooks.resume(job, &eventlog),
-                            None => Self::resume_from(&inner, job, &eventlog),
-                        }
-                    }
-                    Err(e) => inner.unread(job, &e),
+                inner.asking.set(inner.asking.get() - 1);
+                // It may have been asked twice, and this be the later answer.
+                if inner.unknown.borrow_mut().remove(&job).is_some() {
+                    inner.unless_it_panics(job, || Self::was_read(&inner, job, &future));
                 }
                 drop(done);
+                Self::ask(&inner);
             })
         });
         match asked {
             Ok(pending) => {
+                inner.asking.set(inner.asking.get() + 1);
                 inner.pending.borrow_mut().insert(number, pending);
+            }
+            Err(e) => inner.unread(job, &e),
+        }
+    }
+
+    fn was_read(inner: &Rc<Self>, job: JobId, future: &ffi::Future) {
+        ffi::stumble("eventlog");
+        match future.value() {
+            Ok(eventlog) => {
+                let eventlog = eventlog.unwrap_or_default();
+                match inner.hooks() {
+                    Some(hooks) => hooks.resume(job, &eventlog),
+                    None => Self::resume_from(inner, job, &eventlog),
+                }
             }
             Err(e) => inner.unread(job, &e),
         }
@@ -190,7 +232,8 @@ impl Inner {
                 .collect()
         };
         for job in due {
-            Self::read_eventlog(inner, job);
+            inner.unknown.borrow_mut().insert(job, now + ASK_AGAIN_UNANSWERED);
+            Self::ask_for_eventlog(inner, job);
         }
     }
 
@@ -202,8 +245,11 @@ impl Inner {
         let Some((_, uid, state)) = args.job_owner_state() else {
             return;
         };
-        if state == JobState::Inactive || inner.deliveries.borrow().contains_key(&job) {
+        if state == JobState::Inactive || inner.deliveries.borrow().contains(job) {
             return;
+        }
+        if state == JobState::Depend {
+            return inner.depended_on(job, uid, eventlog);
         }
         if past == Past::None && state == JobState::Run && !has_started(eventlog) {
             inner.too_late(&args, job, uid);
@@ -215,7 +261,7 @@ impl Inner {
     /// The job entered RUN before there was a plugin in this job manager, and something else still holds it. A prolog can
     /// be started from within its callbacks only, of which none may come before it starts.
     fn too_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
-        if self.candidates(args, uid).is_some() {
+        if self.matching(args, uid).is_some() {
             let why =
                 "it was in RUN, and not started, when the plugin was loaded into this job manager for the first time";
             self.stats.borrow_mut().failed += 1;
@@ -239,7 +285,7 @@ impl Inner {
         self.unknown.borrow_mut().insert(job, Instant::now() + ASK_AGAIN);
         self.log(
             LogLevel::Err,
-            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait in its prolog"),
+            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait"),
         );
     }
 }

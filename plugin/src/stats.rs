@@ -1,17 +1,12 @@
 //! Counters for `flux jobtap query`, and how long the reactor thread was kept.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// How many deliveries the median of their reactor time is taken over.
-const WINDOW: usize = 1024;
-
 /// What happened since the plugin was loaded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stats {
     pub started: u64,
     pub delivered: u64,
@@ -20,29 +15,76 @@ pub(crate) struct Stats {
     pub no_rule: u64,
     pub resumed: u64,
     pub unlinked: u64,
-    reactor: VecDeque<Duration>,
-    longest: Duration,
+    deliveries: Times,
+    callbacks: Times,
+    callbacks_cpu: Times,
+}
+
+/// How long things took, each counted where its time belongs: the memory is the same for any number of them, and percentiles
+/// are right to 1 %.
+#[derive(Debug)]
+struct Times(Histogram<u64>);
+
+impl Times {
+    /// What takes longer counts as that, in nanoseconds.
+    const LONGEST: u64 = 60_000_000_000;
+
+    fn new() -> Self {
+        let counts = Histogram::new_with_bounds(1, Self::LONGEST, 2);
+        // Bounds and digits are in range.
+        Self(counts.unwrap_or_else(|_| unreachable!("a histogram of these bounds")))
+    }
+
+    fn count(&mut self, took: Duration) {
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.0.saturating_record(nanoseconds.max(1));
+    }
+
+    fn percentile(&self, percent: f64) -> f64 {
+        microseconds(self.0.value_at_percentile(percent))
+    }
+
+    fn longest(&self) -> f64 {
+        microseconds(self.0.max())
+    }
+}
+
+/// With one decimal.
+fn microseconds(nanoseconds: u64) -> f64 {
+    (nanoseconds as f64 / 100.0).round() / 10.0
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            started: 0,
+            delivered: 0,
+            failed: 0,
+            canceled: 0,
+            no_rule: 0,
+            resumed: 0,
+            unlinked: 0,
+            deliveries: Times::new(),
+            callbacks: Times::new(),
+            callbacks_cpu: Times::new(),
+        }
+    }
 }
 
 impl Stats {
-    /// One callback took this long.
-    pub fn callback(&mut self, took: Duration) {
-        self.longest = self.longest.max(took);
+    /// One callback is over.
+    pub fn callback(&mut self, stay: &Stay) {
+        self.callbacks.count(stay.length());
+        self.callbacks_cpu.count(stay.cpu());
     }
 
     /// One delivery has ended, and all of its callbacks took this much of the processor.
     pub fn delivery(&mut self, took: Duration) {
-        if self.reactor.len() == WINDOW {
-            self.reactor.pop_front();
-        }
-        self.reactor.push_back(took);
+        self.deliveries.count(took);
     }
 
     /// The answer to `plugin.query`.
     pub fn to_json(&self) -> Value {
-        let mut sorted: Vec<_> = self.reactor.iter().collect();
-        sorted.sort();
-        let median = sorted.get(sorted.len() / 2).map_or(0, |d| d.as_micros() as u64);
         json!({
             "started": self.started,
             "delivered": self.delivered,
@@ -52,8 +94,15 @@ impl Stats {
             "resumed": self.resumed,
             "unlinked": self.unlinked,
             "reactor-us": {
-                "delivery-cpu-median": median,
-                "callback-max": self.longest.as_micros() as u64,
+                "deliveries": self.deliveries.0.len(),
+                "delivery-cpu-median": self.deliveries.percentile(50.0),
+                "delivery-cpu-p99": self.deliveries.percentile(99.0),
+                "delivery-cpu-max": self.deliveries.longest(),
+                "callbacks": self.callbacks.0.len(),
+                "callback-median": self.callbacks.percentile(50.0),
+                "callback-p99": self.callbacks.percentile(99.0),
+                "callback-max": self.callbacks.longest(),
+                "callback-cpu-max": self.callbacks_cpu.longest(),
             },
         })
     }
@@ -89,4 +138,29 @@ fn cpu_time() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
         .map(Duration::from)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_they_were_to_one_percent() {
+        let mut stats = Stats::default();
+        for microseconds in 1..=1000 {
+            stats.delivery(Duration::from_micros(microseconds));
+        }
+        stats.callbacks.count(Duration::MAX);
+        let told = stats.to_json()["reactor-us"].clone();
+        for (key, expected) in [
+            ("delivery-cpu-median", 500.0),
+            ("delivery-cpu-p99", 990.0),
+            ("delivery-cpu-max", 1000.0),
+            ("callback-max", 60e6),
+        ] {
+            let value = told[key].as_f64().unwrap();
+            assert!((value - expected).abs() <= expected / 100.0, "{key}: {value}");
+        }
+        assert_eq!((&told["deliveries"], &told["callbacks"]), (&json!(1000), &json!(1)));
+    }
 }

@@ -12,13 +12,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use config::{Check, Config, Selection, Values};
+use config::{Asked, Check, Config, Denied, Selection, Values};
 use seal::{ExposeSecret, Owner as JobOwner, Record, Variables};
-use source::{Fetched, Source};
+use source::{
+    Fetched, Source,
+    verify::{Trusted, Unverified},
+};
 use tokio::sync::Notify;
 
 use crate::{
-    facts::OwnerFacts,
+    facts::{OwnerFacts, Spec},
     owner::{Owner, Owners},
 };
 
@@ -39,17 +42,21 @@ pub(crate) struct Setup {
     sources: Vec<Box<dyn Source>>,
     /// The source for rabbit jobs, beside what their service sends.
     rabbit: Option<Box<dyn Source>>,
+    /// Whom tokens are verified against, in the order of the configuration.
+    trusted: Vec<Arc<Trusted>>,
+    /// What Flux calls the instance.
+    instance: String,
     munge: seal::Munge,
 }
 
 /// What is to be delivered to whom.
-#[derive(Debug)]
 pub(crate) struct Task {
     pub jobid: u64,
     pub f58: String,
     pub uid: u32,
     /// The uid that the instance runs as.
     pub sealer: u32,
+    pub spec: Spec,
     pub what: What,
 }
 
@@ -76,6 +83,8 @@ pub(crate) struct Outcome {
     pub result: Result<Sealed, Failure>,
     /// For the operator's log.
     pub notes: Vec<String>,
+    /// The same, of what the operator must see to.
+    pub warnings: Vec<String>,
 }
 
 /// What there is to be kept.
@@ -103,6 +112,14 @@ impl Failure {
             operator: operator.into(),
         }
     }
+
+    /// A fault of this plugin. What the panic said is not repeated: it may quote anything.
+    pub fn internal() -> Self {
+        Self::new(
+            "an internal error",
+            "an internal error: its place is in the broker's output",
+        )
+    }
 }
 
 /// How far a task has come: written where it runs, read on the reactor thread, which gives it up when its time is over.
@@ -122,6 +139,7 @@ pub(crate) enum Stage {
     Waiting,
     Owner,
     Fetching,
+    Checking,
     Sealing,
     Storing,
 }
@@ -137,7 +155,8 @@ impl Progress {
             0 => Stage::Waiting,
             1 => Stage::Owner,
             2 => Stage::Fetching,
-            3 => Stage::Sealing,
+            3 => Stage::Checking,
+            4 => Stage::Sealing,
             _ => Stage::Storing,
         }
     }
@@ -174,10 +193,17 @@ impl Stage {
             Stage::Waiting => "it waited for its turn (max-parallel), or for a thread",
             Stage::Owner => "the job owner was looked up",
             Stage::Fetching => "its source was asked",
+            Stage::Checking => "its token was verified",
             Stage::Sealing => "munged was asked to seal: is it running?",
             Stage::Storing => "the KVS was asked to store it",
         }
     }
+}
+
+/// Which source is asked, and what it is told of the job beside what is known anyway.
+struct Chosen {
+    which: Which,
+    values: Values,
 }
 
 /// What is left to do when a thread has done what it can.
@@ -189,14 +215,17 @@ pub(crate) enum Next {
 }
 
 impl Setup {
-    pub fn new(config: Config, helpers: &[std::path::PathBuf]) -> Result<Self, seal::MungeError> {
+    /// # Errors
+    /// The key of the configuration that is wrong here, and what is wrong with it; or what keeps MUNGE from being used.
+    pub fn new(config: Config, helpers: &[std::path::PathBuf], instance: String) -> Result<Self, String> {
         let helpers: Vec<_> = config.helper.iter().chain(helpers).cloned().collect();
+        let rules = config.rules.iter();
+        let sources = rules.map(|rule| source::of_rule(rule, &helpers));
+        let trusts = config.trusts.iter();
+        let trusted = trusts.map(|trust| Trusted::new(trust).map(Arc::new));
+        let trusted = trusted.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            sources: config
-                .rules
-                .iter()
-                .map(|rule| source::of_rule(rule, &helpers))
-                .collect(),
+            sources: sources.collect::<Result<_, _>>()?,
             rabbit: config.dws.as_ref().and_then(|dws| {
                 let kubernetes = dws.kubernetes.as_ref()?;
                 Some(source::of_kubernetes(
@@ -206,8 +235,10 @@ impl Setup {
                     &helpers,
                 ))
             }),
-            munge: config.munge.client()?,
-            owners: Owners::new(&config),
+            munge: config.munge.client().map_err(|e| e.to_string())?,
+            owners: Owners::new(&config, crate::identity::verify(&config, &trusted)?),
+            trusted,
+            instance,
             config,
         })
     }
@@ -269,11 +300,12 @@ impl Setup {
 
     /// Does what can be done on this thread, which may block.
     pub fn work(&self, task: Task, progress: &Progress) -> Next {
+        ffi::stumble("work");
         if progress.is_given_up() {
             return Next::Done(Outcome::given_up());
         }
         progress.enter(Stage::Owner);
-        let (which, owner) = match self.choose(&task) {
+        let Chosen { which, values } = match self.choose(&task) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return Next::Done(Outcome::of(Ok(Sealed::NoRule))),
             Err(why) => return Next::Done(Outcome::of(Err(why))),
@@ -281,12 +313,6 @@ impl Setup {
         let Some(source) = self.source(which) else {
             // There is nothing to be added to what was given.
             return Next::Done(self.finish(task, progress, which, Fetched::nothing()));
-        };
-        let values = Values {
-            f58: task.f58.clone(),
-            jobid: task.jobid,
-            uid: task.uid,
-            user: owner.and_then(|owner| owner.name),
         };
         progress.fetching.get_or_init(|| (which, Instant::now()));
         progress.enter(Stage::Fetching);
@@ -298,6 +324,7 @@ impl Setup {
 
     /// Awaits the source, and does the rest on a thread that may block.
     pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, which: Which, values: Values) -> Outcome {
+        ffi::stumble("fetch");
         let Some(source) = self.source(which) else {
             return Outcome::given_up();
         };
@@ -306,24 +333,24 @@ impl Setup {
             () = progress.cancel.notified() => return Outcome::given_up(),
         };
         let rest = tokio::task::spawn_blocking(move || self.finish(task, &progress, which, fetched));
-        // What a panic said is not repeated: it may quote anything.
-        rest.await.unwrap_or_else(|_| {
-            Outcome::of(Err(Failure::new(
-                "an internal error",
-                "its place is in the broker's output",
-            )))
-        })
+        rest.await.unwrap_or_else(|_| Outcome::of(Err(Failure::internal())))
     }
 
     fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
-        let Fetched { result, mut notes } = fetched;
+        ffi::stumble("finish");
+        let Fetched {
+            result,
+            mut notes,
+            mut warnings,
+        } = fetched;
         let owner = JobOwner {
             jobid: task.jobid,
             uid: task.uid,
         };
         let fetched = result.map_err(|e| Failure::new(e.summary(), e.to_string()));
         let result = fetched.and_then(|fetched| {
-            self.check(which, &fetched)?;
+            progress.enter(Stage::Checking);
+            self.check(which, &task, &fetched, &mut warnings)?;
             let variables = match task.what {
                 What::Rules(_) => fetched,
                 What::Given(mut variables) => {
@@ -334,68 +361,153 @@ impl Setup {
             progress.enter(Stage::Sealing);
             self.seal(owner, task.sealer, progress, &variables, &mut notes)
         });
-        Outcome { result, notes }
+        Outcome {
+            result,
+            notes,
+            warnings,
+        }
     }
 
-    /// The source, and the job owner where it or the choice of the rule needs that.
-    fn choose(&self, task: &Task) -> Result<Option<(Which, Option<Owner>)>, Failure> {
-        let look_up = || {
-            let owner = self.owners.look_up(task.uid);
-            owner.map_err(|e| Failure::new("its owner could not be looked up", e))
-        };
-        let candidates = match &task.what {
-            What::Rules(candidates) => candidates.as_slice(),
-            What::Given(_) if self.rabbit.as_ref().is_some_and(|source| source.needs_user()) => {
-                return Ok(Some((Which::Rabbit, Some(look_up()?))));
+    /// The source, and what it is to be told: the job owner and the project, where these or the choice of the rule need that.
+    /// This is where it counts who is in which project, whatever was found when the job was submitted or updated.
+    fn choose(&self, task: &Task) -> Result<Option<Chosen>, Failure> {
+        let (candidates, needs_user, is_open) = match &task.what {
+            What::Rules(candidates) => {
+                let Some(first) = candidates.first() else {
+                    return Ok(None);
+                };
+                let is_open = candidates.len() > 1 || asks_for_owner(&self.config.rules[*first]);
+                (candidates.as_slice(), self.sources[*first].needs_user(), is_open)
             }
-            What::Given(_) => return Ok(Some((Which::Rabbit, None))),
+            What::Given(_) => {
+                let needs_user = self.rabbit.as_ref().is_some_and(|source| source.needs_user());
+                (&[] as &[usize], needs_user, false)
+            }
         };
-        let [first, rest @ ..] = candidates else {
-            return Ok(None);
-        };
-        let open = asks_for_owner(&self.config.rules[*first]);
-        if rest.is_empty() && !open && !self.sources[*first].needs_user() {
-            return Ok(Some((Which::Rule(*first), None)));
+        let projects = &self.config.projects;
+        if !needs_user && !is_open && projects.is_empty() {
+            return Ok(Some(Chosen {
+                which: candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule)),
+                values: self.values(task, None, None),
+            }));
         }
-        let owner = look_up()?;
-        if owner.name.is_none()
-            && candidates
-                .iter()
-                .any(|index| asks_for_owner(&self.config.rules[*index]))
-        {
+        let owner = self.owners.look_up(task.uid);
+        let owner = owner.map_err(|e| Failure::new("its owner could not be looked up", e))?;
+        let project = projects.of_job(&task.spec.asked, &owner);
+        let project = project.map_err(|denied| denied_to(&owner, &denied))?;
+        let project = project.map(|project| &*project.name);
+        let asks = |index: &usize| asks_for_owner(&self.config.rules[*index]);
+        if owner.name.is_none() && candidates.iter().any(asks) {
             let why = format!(
                 "uid {} is not in the user database, and a rule asks for its name or groups",
                 task.uid
             );
             return Err(Failure::new("its owner could not be looked up", why));
         }
-        let facts = OwnerFacts {
-            uid: task.uid,
-            owner: &owner,
+        let which = match &task.what {
+            What::Given(_) => Which::Rabbit,
+            What::Rules(_) => {
+                let facts = OwnerFacts {
+                    owner: &owner,
+                    project: (!projects.is_empty()).then_some(project),
+                };
+                let mut candidates = candidates.iter();
+                let holds = |index: &&usize| self.config.rules[**index].conditions.hold(&facts) == Some(true);
+                match candidates.find(holds) {
+                    Some(rule) => Which::Rule(*rule),
+                    None => return Ok(None),
+                }
+            }
         };
-        let mut candidates = candidates.iter();
-        let chosen = candidates.find(|index| self.config.rules[**index].conditions.hold(&facts) == Some(true));
-        Ok(chosen.map(|index| (Which::Rule(*index), Some(owner.clone()))))
+        if project.is_none() && self.needs_project(which) {
+            return Err(denied_to(&owner, &projects.needed(&owner)));
+        }
+        let values = self.values(task, owner.name.clone(), project);
+        self.admit(which, &values, &owner)?;
+        Ok(Some(Chosen { which, values }))
     }
 
-    fn check(&self, which: Which, variables: &Variables) -> Result<(), Failure> {
+    /// Refuses a token for the workspace that is a project's, as its rule has it, to who is not in that project.
+    fn admit(&self, which: Which, values: &Values, owner: &Owner) -> Result<(), Failure> {
+        let rule = match which {
+            Which::Rule(rule) => &self.config.rules[rule],
+            Which::Rabbit => return Ok(()),
+        };
+        let config::Source::Issuer(settings) = &rule.source else {
+            return Ok(());
+        };
+        let projects = &self.config.projects;
+        // What cannot be filled in is told by the source.
+        let Some(Ok(workspace)) = settings.workspace.as_ref().map(|workspace| workspace.fill(values)) else {
+            return Ok(());
+        };
+        if !projects.list.iter().any(|project| project.name == workspace) {
+            return Ok(());
+        }
+        let admitted = projects.of_job(&Asked::Project(workspace), owner);
+        admitted.map(|_| ()).map_err(|denied| denied_to(owner, &denied))
+    }
+
+    fn values(&self, task: &Task, user: Option<String>, project: Option<&str>) -> Values {
+        Values {
+            f58: task.f58.clone(),
+            jobid: task.jobid,
+            uid: task.uid,
+            user,
+            project: project.map(str::to_owned),
+            limit: task.spec.limit,
+            instance: self.instance.clone(),
+        }
+    }
+
+    fn needs_project(&self, which: Which) -> bool {
+        match which {
+            Which::Rule(rule) => self.config.rules[rule].source.needs_project(),
+            Which::Rabbit => {
+                let kubernetes = self.config.dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
+                kubernetes.is_some_and(|settings| settings.object.needs_project())
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        which: Which,
+        task: &Task,
+        variables: &Variables,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
         // What is given to a rabbit job is the business of its service.
         let Which::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
-        if rule.check == Check::None {
-            return Ok(());
-        }
+        let source = rule.source.name();
         for (name, value) in variables.iter().filter(|(name, _)| *name == rule.variable) {
-            token::check_shape(value.expose_secret(), SystemTime::now()).map_err(|e| {
-                let source = rule.source.name();
+            let refused = |e: &dyn std::fmt::Display, hint: &str| {
                 Failure::new(
                     format!("the token that its source gave was refused: {e}"),
-                    format!(
-                        "rule {index}, source {source}: the value for {name} was refused: {e} (check = \"none\" is for \
-                         secrets that are no JWT)"
-                    ),
+                    format!("rule {index}, source {source}: the value for {name} was refused: {e}{hint}"),
                 )
-            })?;
+            };
+            match rule.check {
+                Check::None => {}
+                Check::Shape => {
+                    let hint = " (check = \"none\" is for secrets that are no JWT)";
+                    token::check_shape(value.expose_secret(), SystemTime::now()).map_err(|e| refused(&e, hint))?;
+                }
+                Check::Verify(trust) => {
+                    let hint = format!(" (trust = \"{}\")", self.config.trusts[trust].name);
+                    let (verified, said) = self.trusted[trust].verify(value.expose_secret(), SystemTime::now());
+                    warnings.extend(said);
+                    let claims = verified.map_err(|e| match e {
+                        Unverified::Refused(e) => refused(&e, &hint),
+                        Unverified::NoKeys(e) => Failure::new(
+                            format!("the token that its source gave could not be verified: {}", e.summary()),
+                            format!("rule {index}, source {source}: the value for {name} was not verified: {e}{hint}"),
+                        ),
+                    })?;
+                    of_this_job(&claims, task).map_err(|e| refused(&e, &hint))?;
+                }
+            }
         }
         Ok(())
     }
@@ -435,6 +547,33 @@ impl Setup {
     }
 }
 
+/// A token that is bound to a job is for no other.
+fn of_this_job(claims: &token::Claims, task: &Task) -> Result<(), &'static str> {
+    let Some(job) = claims.job() else { return Ok(()) };
+    if job.uid != task.uid {
+        Err("it is the token of a job of another user")
+    } else if is_id_of(job.id, task) {
+        Ok(())
+    } else {
+        Err("it is the token of another job")
+    }
+}
+
+/// Whether a text is the id of a job, in F58 or as a number.
+fn is_id_of(text: &str, task: &Task) -> bool {
+    let f58 = task.f58.parse::<token::Session>();
+    f58.is_ok_and(|id| id.as_str() == text) || text.parse() == Ok(task.jobid)
+}
+
+/// Why the owner of a job gets no token for a project.
+fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
+    let detail = match &owner.refused {
+        Some(why) => format!("{denied}: the identity token: {}", why.operator),
+        None => denied.to_string(),
+    };
+    Failure::new(denied.to_string(), detail)
+}
+
 /// Whether the name service is to be asked for who the job owner is.
 fn asks_for_owner(rule: &config::Rule) -> bool {
     matches!(rule.conditions.user, Some(config::Principal::Name(_))) || rule.conditions.group.is_some()
@@ -446,6 +585,7 @@ impl Outcome {
         Self {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 

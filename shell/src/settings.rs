@@ -156,6 +156,10 @@ impl Facts for ShellFacts<'_> {
         None
     }
 
+    fn project_is(&self, _: &str) -> Option<bool> {
+        None
+    }
+
     fn owner_is(&self, user: &Principal) -> Option<bool> {
         match user {
             Principal::Id(uid) => Some(*uid == geteuid().as_raw()),

@@ -29,6 +29,8 @@ struct Pending {
     lookup: RefCell<Option<Future>>,
 }
 
+impl ffi::State for Pending {}
+
 pub(crate) fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let wrong = |e: std::io::Error| format!("the plugin cannot be loaded: {e}");
     let job = shell.job().map_err(wrong)?;

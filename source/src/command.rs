@@ -101,7 +101,11 @@ impl Source for Command {
             ),
             Ended::NotStarted(why) => fail("the command that provides it could not be started".to_owned(), &why),
         };
-        Fetched { result, notes }
+        Fetched {
+            result,
+            notes,
+            warnings: Vec::new(),
+        }
     }
 
     fn needs_user(&self) -> bool {

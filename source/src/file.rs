@@ -1,8 +1,7 @@
 //! `source = "file"`: a file for each job, or for each user, that only the instance owner can read.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +10,7 @@ use async_trait::async_trait;
 use config::{Template, Values};
 
 use crate::{
-    Error, Fetched, Source, seconds,
+    Error, Fetched, Source, blocking,
     trust::{self, Refusal, read},
     value::max_value,
     variable,
@@ -28,17 +27,7 @@ pub(crate) struct File {
 impl Source for File {
     async fn fetch(&self, job: &Values) -> Fetched {
         let (file, job) = (self.clone(), job.clone());
-        // A file system may hang: its thread is left behind then, and the delivery goes on to fail.
-        let read = tokio::task::spawn_blocking(move || file.read(&job));
-        match tokio::time::timeout(self.timeout, read).await {
-            Ok(Ok(fetched)) => fetched,
-            // What a panic said is not repeated: it may quote anything.
-            Ok(Err(_)) => Fetched::failed(Error::new("its file could not be read", "an internal error")),
-            Err(_) => {
-                let detail = format!("no answer within {}: is the file system hung?", seconds(self.timeout));
-                Fetched::failed(Error::new("its file could not be read in time", detail))
-            }
-        }
+        blocking("its file could not be read", self.timeout, move || file.read(&job)).await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {
@@ -63,7 +52,7 @@ impl File {
         let at = |summary: &str, detail: &dyn std::fmt::Display| {
             Error::new(summary, format!("{}: {detail}", path.display()))
         };
-        let result = open(Path::new(self.path.prefix()), &path)
+        let result = trust::open_private(None, Path::new(self.path.prefix()), &path)
             .map_err(|refusal| match refusal {
                 Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("its file does not exist", &e),
                 Refusal::Io(e) => at("its file could not be read", &e),
@@ -77,27 +66,14 @@ impl File {
         Fetched {
             result,
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }
 
-/// Opens the file of a job, see [`trust::open`]: closed to everyone but its owner, and under no other name, which could
-/// be that of another job.
-fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
-    let file = trust::open(constant, path)?;
-    let meta = file.metadata()?;
-    trust::private(&meta)?;
-    if meta.nlink() != 1 {
-        return Err(Refusal::Untrusted(
-            "it has more than one name (hard links): give each job a file of its own".to_owned(),
-        ));
-    }
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use seal::ExposeSecret;
 
@@ -114,6 +90,7 @@ mod tests {
             jobid: 99,
             uid: 1000,
             user: Some("alice".to_owned()),
+            ..Values::example()
         };
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

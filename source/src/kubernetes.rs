@@ -14,7 +14,6 @@ mod examine;
 mod exec;
 mod objects;
 mod request;
-mod tls;
 mod trouble;
 
 use std::{
@@ -28,14 +27,14 @@ use config::Values;
 use seal::Variables;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use self::examine::{Examined, examine, exec_program};
+pub use self::examine::{examine, exec_program};
 use self::{
     connection::{Cluster, Connection},
     objects::{GROUP, SecretName},
     request::Target,
     trouble::{Kind, NOT_READY, Trouble, UNREACHABLE},
 };
-use crate::{Error, Fetched, Source, seconds};
+use crate::{Error, Fetched, Source, http::Backoff, seconds};
 
 /// Pauses between tries: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -88,6 +87,7 @@ impl Source for Kubernetes {
         Fetched {
             result,
             notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
+            warnings: Vec::new(),
         }
     }
 
@@ -130,7 +130,7 @@ struct Progress {
 impl Fetch<'_> {
     /// Tries until it works, or what is wrong will not pass.
     async fn tries(&self) -> Result<Variables, Error> {
-        let mut pause = PAUSES.0;
+        let mut backoff = Backoff::new(PAUSES);
         let mut renewed = false;
         let mut missing = None;
         loop {
@@ -154,7 +154,7 @@ impl Fetch<'_> {
                         return Err(self.failed(&trouble));
                     }
                     // The last try is at the end of it.
-                    pause = pause.min(left);
+                    backoff.limit(left);
                     None
                 }
                 (Kind::Refused, Ok(connection)) if !renewed => {
@@ -169,14 +169,7 @@ impl Fetch<'_> {
                 return Err(self.too_late(&trouble, after.unwrap_or_default()));
             }
             self.remember(trouble);
-            // Jobs that start at once do not ask at once again.
-            sleep(
-                after
-                    .unwrap_or_default()
-                    .max(pause.mul_f64(0.5 + fastrand::f64() / 2.0)),
-            )
-            .await;
-            pause = (pause * 2).min(PAUSES.1);
+            sleep(backoff.pause(after)).await;
         }
     }
 

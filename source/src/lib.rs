@@ -5,11 +5,22 @@
 
 mod command;
 mod error;
+mod examined;
 mod file;
+mod http;
+mod identity;
+mod issuer;
+mod issuers;
+pub mod keys;
 mod kubernetes;
+mod oauth2;
+mod paths;
+mod remote;
+mod stamp;
 pub mod supervise;
-mod trust;
+pub mod trust;
 mod value;
+pub mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -18,7 +29,12 @@ use config::{Rule, Values};
 use seal::Variables;
 
 pub use error::Error;
-pub use kubernetes::{Examined, examine, exec_program};
+pub use examined::Examined;
+pub use identity::{Claimed, claimed, read_identity};
+pub use issuers::Issuer;
+pub use kubernetes::{examine, exec_program};
+pub use oauth2::examine_oauth2;
+pub use paths::expand;
 pub use value::{ValueError, max_value};
 
 /// Where variables come from.
@@ -49,6 +65,8 @@ pub struct Fetched {
     pub result: Result<Variables, Error>,
     /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
     pub notes: Vec<String>,
+    /// The same, of what somebody must see to, though it has done no harm yet.
+    pub warnings: Vec<String>,
 }
 
 impl Fetched {
@@ -57,6 +75,7 @@ impl Fetched {
         Self {
             result: Ok(Variables::new()),
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -64,15 +83,19 @@ impl Fetched {
         Self {
             result: Err(error),
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }
 
 /// Makes the source that a rule names. `helpers` is where the program that has [`supervise::main`] may be, for
 /// `source = "command"`: the first that exists is run.
-pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
+///
+/// # Errors
+/// The key of the configuration that is wrong where this runs, and what is wrong with it.
+pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, String> {
     let (variable, timeout) = (rule.variable.clone(), rule.timeout);
-    match &rule.source {
+    Ok(match &rule.source {
         config::Source::File { path } => Box::new(file::File {
             path: path.clone(),
             variable,
@@ -85,7 +108,9 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Box<dyn Source> {
             helpers: helpers.to_vec(),
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
-    }
+        config::Source::Issuer(settings) => Box::new(issuer::Issuer::new(settings, variable, timeout)?),
+        config::Source::OAuth2(settings) => Box::new(oauth2::OAuth2::new(settings, variable, timeout)),
+    })
 }
 
 /// Makes the source of the variables of Workflows: those of `status.env`, and as `variable` the token, where a Workflow has
@@ -108,6 +133,20 @@ fn variable(name: &str, bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<Variables,
     // The value has no NUL, which was just checked, and the name is valid since the configuration was read.
     variables.insert(name, value).map_err(|_| ValueError::Nul)?;
     Ok(variables)
+}
+
+/// Does something that blocks on a thread of its own, and stops waiting for it when the time is over: a file system may
+/// hang. Its thread is left behind then, and the delivery goes on to fail. `failed` is for the user.
+async fn blocking(failed: &str, timeout: Duration, work: impl FnOnce() -> Fetched + Send + 'static) -> Fetched {
+    match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(fetched)) => fetched,
+        // What a panic said is not repeated: it may quote anything.
+        Ok(Err(_)) => Fetched::failed(Error::new(failed, "an internal error")),
+        Err(_) => {
+            let detail = format!("no answer within {}: is the file system hung?", seconds(timeout));
+            Fetched::failed(Error::new(format!("{failed} in time"), detail))
+        }
+    }
 }
 
 /// For messages: a duration in seconds, or milliseconds where it is shorter.

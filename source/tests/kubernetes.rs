@@ -121,6 +121,7 @@ async fn fetch(source: &dyn Source, jobid: u64) -> Fetched {
         jobid,
         uid: UID,
         user: Some("alice".to_owned()),
+        ..Values::example()
     };
     let fetched = source.fetch(&job).await;
     let said = format!("{fetched:?} {:?}", fetched.result.as_ref().map_err(ToString::to_string));
@@ -649,10 +650,10 @@ async fn an_object_whose_name_cannot_be_formed_is_told() {
     let source = source::of_kubernetes(&settings, "T", PATIENCE, &[]);
     assert!(source.needs_user());
     let job = Values {
-        f58: String::new(),
         jobid: JOB,
         uid: UID,
         user: Some("Alice_X".to_owned()),
+        ..Values::example()
     };
     let error = source.fetch(&job).await.result.unwrap_err().to_string();
     assert!(error.contains("the key object, `fluxjob-1234-{user}`"), "{error}");
@@ -1107,7 +1108,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         ),
         (
             cluster("certificate-authority-data", json!("Y2FuYXJ5")),
-            ["certificate-authority has no certificate", "PEM"],
+            ["certificate-authority in the kubeconfig file has no certificate", "PEM"],
         ),
         (
             cluster("tls-server-name", json!("a b")),

@@ -87,6 +87,18 @@ impl Instance {
         }
     }
 
+    /// The response to a request, if it has come.
+    pub fn answered(&mut self, request: Request) -> Option<Value> {
+        self.early.extend(self.responses.try_iter());
+        let at = self.early.iter().position(|response| response["id"] == request.0)?;
+        Some(self.early.swap_remove(at))
+    }
+
+    /// The process of the instance.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Has a command done, which must succeed.
     #[track_caller]
     pub fn ok(&mut self, cmd: &str, fields: Value) -> Value {

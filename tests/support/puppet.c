@@ -4,7 +4,7 @@
  * service "do" takes {"id": ID, "actions": [ACTION, ...]}, does that outside of any callback, and responds with
  * {"results": [...]}. An action is an object: "do" says what, "description", "name", "status" and so on are arguments
  * of the function of Flux, and with "current" the job is named as the current one. A result has "did", "rc" and, if
- * that is negative, "errno".
+ * that is negative, "errno". The configuration {"out": {TOPIC: OBJECT}} is what it gives out in callbacks.
  *
  * The query of the plugin shows "calls": a callback with its "topic" and all arguments, the results of actions, answers
  * to requests, and timers, all in order.
@@ -255,6 +255,17 @@ static int callback (flux_plugin_t *p, const char *topic, flux_plugin_arg_t *arg
     return 0;
 }
 
+static int out_cb (flux_plugin_t *p, const char *topic, flux_plugin_arg_t *args, void *arg)
+{
+    struct puppet *t = arg;
+    char *s = json_dumps (json_object_get (json_object_get (t->conf, "out"), topic), 0);
+    int rc = flux_plugin_arg_set (args, 1, s);
+
+    (void)p;
+    free (s);
+    return rc;
+}
+
 static int query_cb (flux_plugin_t *p, const char *topic, flux_plugin_arg_t *args, void *arg)
 {
     struct puppet *t = arg;
@@ -362,6 +373,8 @@ int flux_plugin_init (flux_plugin_t *p)
     };
     struct puppet *t = calloc (1, sizeof (*t));
     const char *conf = flux_plugin_get_conf (p);
+    const char *topic;
+    json_t *out;
 
     flux_plugin_set_name (p, "puppet");
     t->p = p;
@@ -372,6 +385,9 @@ int flux_plugin_init (flux_plugin_t *p)
         return -1;
     for (size_t i = 0; i < sizeof (topics) / sizeof (topics[0]); i++)
         if (flux_plugin_add_handler (p, topics[i], callback, t) < 0)
+            return -1;
+    json_object_foreach (json_object_get (t->conf, "out"), topic, out)
+        if (flux_plugin_add_handler (p, topic, out_cb, t) < 0)
             return -1;
     if (flux_plugin_add_handler (p, "plugin.query", query_cb, t) < 0
         || flux_jobtap_service_register (p, "do", do_cb, t) < 0

@@ -43,6 +43,18 @@ impl Search {
         search
     }
 
+    /// For secrets that are no tokens.
+    pub fn secrets<S: AsRef<[u8]>>(secrets: impl IntoIterator<Item = S>) -> Search {
+        let mut search = Search {
+            windows: HashSet::new(),
+        };
+        for secret in secrets {
+            assert!(secret.as_ref().len() >= 2 * WINDOW);
+            search.add(secret.as_ref());
+        }
+        search
+    }
+
     fn add(&mut self, secret: &[u8]) {
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];

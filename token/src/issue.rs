@@ -1,14 +1,9 @@
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::Algorithm;
-use jsonwebtoken::crypto::rust_crypto::DEFAULT_PROVIDER;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::HmacKey;
+use crate::{HmacKey, json};
 
-/// The header that the rabbit software writes, its names in alphabetical order. The crate jsonwebtoken would write `typ`
-/// first.
+/// The header that the rabbit software writes, its names in alphabetical order.
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
 /// Issues a token for `sub` that was issued at `iat`, in seconds since 1970, signed with HMAC SHA-256
@@ -18,33 +13,12 @@ const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 /// `{"alg":"HS256","typ":"JWT"}` and the claims `{"iat":…,"sub":…}`, as Go's `encoding/json` writes them.
 pub fn issue(key: &HmacKey, sub: &str, iat: u64) -> SecretString {
     let claims = Zeroizing::new(format!(r#"{{"iat":{iat},"sub":{}}}"#, go_string(sub)));
-    let message = Zeroizing::new(format!(
-        "{}.{}",
-        URL_SAFE_NO_PAD.encode(HEADER),
-        URL_SAFE_NO_PAD.encode(claims.as_bytes())
-    ));
-
-    // The provider is named, not the process's default: that one panics where another crate of the process enables a
-    // second one. Neither call can fail: the key is an HMAC key by its type, and HMAC takes keys of any length.
-    let signature = Zeroizing::new(
-        (DEFAULT_PROVIDER.signer_factory)(&Algorithm::HS256, key.encoding_key())
-            .expect("an HMAC key suits HS256")
-            .sign(message.as_bytes()),
-    );
-
-    // Sized to the byte, so that making it a boxed str does not move it and leave a copy behind.
-    let signature_len = base64::encoded_len(signature.len(), false).expect("a hash is short");
-    let mut token = String::with_capacity(message.len() + 1 + signature_len);
-    token.push_str(&message);
-    token.push('.');
-    URL_SAFE_NO_PAD.encode_string(&*signature, &mut token);
-    SecretString::from(token)
+    key.sign(HEADER, &claims)
 }
 
 /// A JSON string as Go's `json.Marshal` writes it, which also escapes what HTML or JavaScript would take for syntax.
 fn go_string(text: &str) -> String {
-    // A string serializes without fail: it has no key of a map and no number.
-    let json = serde_json::to_string(text).expect("a string is JSON");
+    let json = json::quoted(text);
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
@@ -59,13 +33,14 @@ fn go_string(text: &str) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use base64::engine::general_purpose::STANDARD;
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use proptest::prelude::*;
     use secrecy::ExposeSecret;
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::key::tests::RABBIT;
+    use crate::key::hmac::tests::RABBIT;
     use crate::{Token, check_shape};
 
     fn key() -> HmacKey {

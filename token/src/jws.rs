@@ -20,7 +20,7 @@ pub const MAX_LEN: usize = 64 * 1024;
 pub struct Token {
     header: Map<String, Value>,
     alg: String,
-    claims: Claims,
+    claims: UnverifiedClaims,
     signature_len: usize,
 }
 
@@ -41,7 +41,7 @@ impl Token {
             Some(_) => return Err(Malformed::AlgNotString),
             None => return Err(Malformed::NoAlg),
         };
-        let claims = Claims(object(&decode(Segment::Claims, claims)?, Segment::Claims)?);
+        let claims = UnverifiedClaims(object(&decode(Segment::Claims, claims)?, Segment::Claims)?);
         let signature_len = if signature.is_empty() && is_none(&alg) {
             0
         } else {
@@ -72,7 +72,7 @@ impl Token {
     }
 
     /// What the token claims; none of it is verified.
-    pub fn claims(&self) -> &Claims {
+    pub fn claims(&self) -> &UnverifiedClaims {
         &self.claims
     }
 
@@ -87,11 +87,11 @@ pub(crate) fn is_none(alg: &str) -> bool {
     alg.eq_ignore_ascii_case("none")
 }
 
-/// The claims of a token (RFC 7519 section 4).
+/// The claims of a token (RFC 7519 section 4), as whoever made it wrote them.
 #[derive(Clone, Debug)]
-pub struct Claims(Map<String, Value>);
+pub struct UnverifiedClaims(Map<String, Value>);
 
-impl Claims {
+impl UnverifiedClaims {
     /// All claims, by name.
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0
@@ -267,6 +267,17 @@ impl fmt::Display for Base64Fault {
 
 /// The three segments of a compact serialization. Only that header and claims are not empty is certain of them.
 pub(crate) fn segments(token: &str) -> Result<[&str; 3], Malformed> {
+    let [header, claims, signature] = split(token)?;
+    for (segment, text) in [(Segment::Header, header), (Segment::Claims, claims)] {
+        if text.is_empty() {
+            return Err(Malformed::EmptySegment(segment));
+        }
+    }
+    Ok([header, claims, signature])
+}
+
+/// The three segments of a compact serialization, any of which may be empty.
+pub(crate) fn split(token: &str) -> Result<[&str; 3], Malformed> {
     if token.is_empty() {
         return Err(Malformed::Empty);
     }
@@ -278,11 +289,6 @@ pub(crate) fn segments(token: &str) -> Result<[&str; 3], Malformed> {
     else {
         return Err(Malformed::Segments(token.split('.').count()));
     };
-    for (segment, text) in [(Segment::Header, header), (Segment::Claims, claims)] {
-        if text.is_empty() {
-            return Err(Malformed::EmptySegment(segment));
-        }
-    }
     Ok([header, claims, signature])
 }
 
@@ -293,12 +299,17 @@ pub(crate) fn decode(segment: Segment, text: &str) -> Result<Zeroizing<Vec<u8>>,
     }
     // Sized up front: a vector that grows would leave copies behind that nothing zeroizes.
     let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
-    let len = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).map_err(|e| {
-        let (fault, at) = fault(text, &e);
-        Malformed::Base64 { segment, fault, at }
-    })?;
+    let len = URL_SAFE_NO_PAD
+        .decode_slice(text, &mut bytes)
+        .map_err(|e| base64(segment, text, &e))?;
     bytes.truncate(len);
     Ok(bytes)
+}
+
+/// The decoder's error as a position.
+pub(crate) fn base64(segment: Segment, text: &str, error: &base64::DecodeSliceError) -> Malformed {
+    let (fault, at) = fault(text, error);
+    Malformed::Base64 { segment, fault, at }
 }
 
 /// What is wrong with `text`, and at which byte. The error's own message would show the byte.

@@ -14,16 +14,32 @@
 //! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
 //! that shows it.
 
+mod algorithm;
+mod claims;
 mod date;
 mod issue;
+mod json;
 mod jws;
 mod key;
+mod mint;
+mod name;
+mod object;
 mod redact;
 mod shape;
+mod verify;
 
+pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub use claims::{Claims, JobClaim, Kind, Scope, UnknownScope};
 pub use date::NumericDate;
 pub use issue::issue;
-pub use jws::{Base64Fault, Claims, MAX_LEN, Malformed, Segment, Token};
-pub use key::{HmacKey, KeyError, MIN_KEY_LEN};
+pub use jws::{Base64Fault, MAX_LEN, Malformed, Segment, Token, UnverifiedClaims};
+pub use key::{
+    HmacKey, KeyError, KeySet, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
+    VerifyingKey,
+};
+pub use mint::{ClaimsToIssue, Grant, Job, mint, workflow_lifetime};
+pub use name::{Name, NameError, Session, SessionError};
+pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};
 pub use redact::{MAX_LINE_CHARS, MAX_LINES, REDACTED, redact, redact_known, redact_lines};
 pub use shape::{LEEWAY, Shape, ShapeError, check_shape};
+pub use verify::{Shown, Verifier, VerifyError};

@@ -342,7 +342,7 @@ mod tests {
 
     use super::*;
     use crate::jws::tests::{RFC_7519, jwt};
-    use crate::key::tests::RABBIT;
+    use crate::key::hmac::tests::RABBIT;
 
     #[test]
     fn hides_tokens_and_leaves_the_message() {

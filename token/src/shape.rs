@@ -1,9 +1,9 @@
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer};
 
 use crate::NumericDate;
+use crate::json::Value;
 use crate::jws::{self, Malformed, Segment};
 
 /// How far a token's `nbf` may lie in the future: clocks of two machines never agree entirely
@@ -40,15 +40,17 @@ pub fn check_shape(token: &str, now: SystemTime) -> Result<Shape, ShapeError> {
     let [header, claims, signature] = jws::segments(token)?;
     jws::decode(Segment::Signature, signature)?;
 
-    let header: Header = fields(&jws::decode(Segment::Header, header)?, Segment::Header)?;
+    let bytes = jws::decode(Segment::Header, header)?;
+    let header: Header = fields(&bytes, Segment::Header)?;
     match header.alg {
-        Some(Field::Text { none: false }) => (),
-        Some(Field::Text { none: true }) => return Err(ShapeError::Unsecured),
+        Some(Value::Text(alg)) if jws::is_none(&alg) => return Err(ShapeError::Unsecured),
+        Some(Value::Text(_)) => (),
         Some(_) => return Err(Malformed::AlgNotString.into()),
         None => return Err(Malformed::NoAlg.into()),
     }
 
-    let claims: Times = fields(&jws::decode(Segment::Claims, claims)?, Segment::Claims)?;
+    let bytes = jws::decode(Segment::Claims, claims)?;
+    let claims: Times = fields(&bytes, Segment::Claims)?;
     let shape = Shape {
         expires: date("exp", claims.exp)?,
         not_before: date("nbf", claims.nbf)?,
@@ -94,25 +96,25 @@ pub enum ShapeError {
 }
 
 #[derive(serde::Deserialize)]
-struct Header {
-    #[serde(default, deserialize_with = "present")]
-    alg: Option<Field>,
+struct Header<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    alg: Option<Value<'a>>,
 }
 
 #[derive(serde::Deserialize)]
-struct Times {
-    #[serde(default, deserialize_with = "present")]
-    exp: Option<Field>,
-    #[serde(default, deserialize_with = "present")]
-    nbf: Option<Field>,
-    #[serde(default, deserialize_with = "present")]
-    iat: Option<Field>,
+struct Times<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    exp: Option<Value<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    nbf: Option<Value<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    iat: Option<Value<'a>>,
 }
 
-fn date(claim: &'static str, value: Option<Field>) -> Result<Option<NumericDate>, Malformed> {
+fn date(claim: &'static str, value: Option<Value>) -> Result<Option<NumericDate>, Malformed> {
     match value {
         None => Ok(None),
-        Some(Field::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
+        Some(Value::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
         Some(_) => Err(Malformed::NotNumber(claim)),
     }
 }
@@ -120,75 +122,15 @@ fn date(claim: &'static str, value: Option<Field>) -> Result<Option<NumericDate>
 /// The fields of `T` out of the JSON object in `bytes`; all others are skipped over.
 fn fields<'de, T: de::Deserialize<'de>>(bytes: &'de [u8], segment: Segment) -> Result<T, Malformed> {
     serde_json::from_str(jws::object_text(bytes, segment)?).map_err(|e| match e.classify() {
-        // A `Field` takes any value, so this can only be a field that is there twice.
+        // A [`Value`] is read from any, so this can only be a field that is there twice.
         serde_json::error::Category::Data => Malformed::Repeated(segment),
         _ => jws::not_json(segment, &e),
     })
 }
 
-/// As much of a JSON value as the check needs. It takes any value, so that a claim of the wrong type is reported by its
-/// name.
-enum Field {
-    Number(f64),
-    Text { none: bool },
-    Other,
-}
-
 /// Keeps a `null`, which is not a number, apart from a claim that is not there.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Field>, D::Error> {
-    Field::deserialize(deserializer).map(Some)
-}
-
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FieldVisitor)
-    }
-}
-
-struct FieldVisitor;
-
-impl<'de> Visitor<'de> for FieldVisitor {
-    type Value = Field;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_u64<E>(self, seconds: u64) -> Result<Field, E> {
-        Ok(Field::Number(seconds as f64))
-    }
-
-    fn visit_i64<E>(self, seconds: i64) -> Result<Field, E> {
-        Ok(Field::Number(seconds as f64))
-    }
-
-    fn visit_f64<E>(self, seconds: f64) -> Result<Field, E> {
-        Ok(Field::Number(seconds))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Field, E> {
-        Ok(Field::Text {
-            none: jws::is_none(text),
-        })
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Field, E> {
-        Ok(Field::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Field, E> {
-        Ok(Field::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Field::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Field::Other)
-    }
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value<'de>>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 #[cfg(test)]

@@ -60,8 +60,8 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
             let checked = program(&path, owner);
             (path, checked)
         }
-        // See the checks of API servers.
-        Source::Kubernetes(_) => return None,
+        // See the checks of API servers, and of keys.
+        Source::Kubernetes(_) | Source::Issuer(_) | Source::OAuth2(_) => return None,
     };
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
     Some(match (checked, &rule.source) {
@@ -114,12 +114,7 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
         if uid == owner || uid == 0 {
             return None;
         }
-        let values = Values {
-            f58: String::new(),
-            jobid: 0,
-            uid,
-            user: people::name(uid),
-        };
+        let values = Values::of_user(uid, people::name(uid));
         let named = name.fill(&values).ok()?;
         (entry.file_name().to_str() == Some(&*named)).then(|| (entry.path(), uid))
     })

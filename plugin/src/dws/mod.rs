@@ -156,6 +156,21 @@ enum Call {
     Record,
 }
 
+impl Call {
+    /// What it is called where tests have its answer come upon a fault.
+    fn name(self) -> &'static str {
+        match self {
+            Call::Create => "answer-create",
+            Call::Resources => "answer-resources",
+            Call::Setup => "answer-setup",
+            Call::PostRun => "answer-post-run",
+            Call::Written => "answer-written",
+            Call::Eventlog => "answer-eventlog",
+            Call::Record => "answer-record",
+        }
+    }
+}
+
 /// A request that waits for its answer. It gets one whatever becomes of the job.
 struct Asker(Option<KeptRequest>);
 
@@ -236,9 +251,21 @@ impl Dws {
     }
 }
 
+impl ffi::State for Dws {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.panicked(topic, args);
+    }
+
+    fn request_panicked(&self, payload: Option<&str>) {
+        if let Some(job) = request::job(payload) {
+            self.0.fault(job);
+        }
+    }
+}
+
 impl Drop for Dws {
     fn drop(&mut self) {
-        let looking = self.0.leave();
+        let looking = ffi::guard(Vec::new(), || self.0.leave());
         self.0.inner.end();
         self.0.leave_looking(looking);
     }
@@ -320,6 +347,70 @@ impl Rabbits {
         })
     }
 
+    // Faults of this plugin
+
+    /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here.
+    fn panicked(self: &Rc<Self>, topic: &CStr, args: &Args<'_>) {
+        let Some((job, _, state)) = args.job_owner_state() else {
+            return;
+        };
+        if self.rabbit_job(args).is_none() {
+            return;
+        }
+        match topic.to_bytes() {
+            // It is not known to any other callback yet, and cannot have an exception in NEW.
+            b"job.new" if state == JobState::New => {}
+            // Another exception would come here again.
+            b"job.event.exception" => drop(self.end_prolog(job)),
+            b"job.state.inactive" => drop(self.jobs.borrow_mut().remove(&job)),
+            b"job.state.run" => {
+                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                let to_come = self.with(job, |rabbit| rabbit.prolog == Stage::ToCome);
+                if to_come && self.jobtap().prolog_start(PROLOG).is_ok() {
+                    self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
+                }
+                self.fault(job);
+            }
+            b"job.state.cleanup" => {
+                // Its workflow is torn down all the same, once its shells are over.
+                self.end_prolog(job);
+                let to_come = self.with(job, |rabbit| rabbit.epilog == Stage::ToCome);
+                if to_come && !self.has_started(job) {
+                    // The log says what goes wrong.
+                    let _ = self.start_epilog(job);
+                }
+                self.fault(job);
+            }
+            b"job.event.finish" | b"job.event.release" => {
+                let _ = self.shells_are_over(job, topic == c"job.event.finish");
+                self.fault(job);
+            }
+            _ => self.fault(job),
+        }
+    }
+
+    /// What is done for a job, which fails where it comes upon a fault of this plugin.
+    fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
+        let done = ffi::guard(false, || {
+            f();
+            true
+        });
+        if !done {
+            ffi::guard((), || self.fault(job));
+        }
+    }
+
+    /// The callback of the exception finishes what is outstanding.
+    fn fault(&self, job: JobId) {
+        let line = format!("{job}: an internal error: its place is in the broker's output");
+        self.inner.log(LogLevel::Err, &line);
+        // Without it nobody hears of the exception; what goes wrong is in the log.
+        let _ = self.subscribe(job);
+        let text = "an internal error of the plugin dws-jobtap: if this goes on, ask the operators: the cause is in the log of \
+                    Flux";
+        self.raise(job, c"dws", text);
+    }
+
     // Exceptions
 
     /// The exception of a callback that failed.
@@ -354,7 +445,10 @@ impl Rabbits {
         let pending = asked?.then(-1.0, move |future| {
             let Some(me) = weak.upgrade() else { return };
             let done = me.with(job, |rabbit| rabbit.calls.remove(&call));
-            then(&me, future);
+            me.unless_it_panics(job, || {
+                ffi::stumble(call.name());
+                then(&me, future);
+            });
             drop(done);
         })?;
         self.with(job, |rabbit| rabbit.calls.insert(call, pending));
@@ -451,6 +545,7 @@ impl Rabbits {
     }
 
     fn resource_update(&self, request: Request<'_>) {
+        ffi::stumble("resource-update");
         let update = match request.payload().ok().map(ResourceUpdate::parse) {
             Some(Ok(update)) => update,
             malformed => return self.malformed(request, "resource-update", malformed.and_then(Result::err)),
@@ -582,6 +677,7 @@ impl Rabbits {
     }
 
     fn prolog_remove(self: &Rc<Self>, request: Request<'_>) {
+        ffi::stumble("prolog-remove");
         let remove = match request.payload().ok().map(PrologRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "prolog-remove", malformed.and_then(Result::err)),
@@ -810,9 +906,12 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let timer = self.inner.flux().after(self.epilog_timeout, move || {
             let Some(me) = weak.upgrade() else { return };
-            if me.in_epilog(job) {
-                me.raise(job, EPILOG_TIMEOUT, "DWS epilog timed out");
-            }
+            me.unless_it_panics(job, || {
+                ffi::stumble("epilog-timeout");
+                if me.in_epilog(job) {
+                    me.raise(job, EPILOG_TIMEOUT, "DWS epilog timed out");
+                }
+            });
         });
         match timer {
             Ok(timer) => self.with(job, |rabbit| rabbit.timer = Some(timer)),
@@ -860,6 +959,7 @@ impl Rabbits {
     }
 
     fn epilog_remove(self: &Rc<Self>, request: Request<'_>) {
+        ffi::stumble("epilog-remove");
         let EpilogRemove { job } = match request.payload().ok().map(EpilogRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "epilog-remove", malformed.and_then(Result::err)),

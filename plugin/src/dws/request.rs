@@ -80,6 +80,12 @@ impl EpilogRemove {
     }
 }
 
+/// The job that a request names.
+pub(super) fn job(payload: Option<&str>) -> Option<JobId> {
+    let Id { id } = serde_json::from_str(payload?).ok()?;
+    Some(JobId(id))
+}
+
 #[derive(Deserialize)]
 struct Id {
     id: u64,
@@ -89,7 +95,7 @@ struct Id {
 fn parse<'a, T: Deserialize<'a>>(payload: Option<&'a str>) -> Result<T, Malformed> {
     let text = payload.unwrap_or_default();
     serde_json::from_str(text).map_err(|e| Malformed {
-        job: serde_json::from_str::<Id>(text).ok().map(|Id { id }| JobId(id)),
+        job: job(payload),
         why: format!("{:?} error at line {} column {}", e.classify(), e.line(), e.column()),
     })
 }

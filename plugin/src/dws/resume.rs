@@ -12,12 +12,11 @@
 use std::{collections::HashSet, ffi::CStr, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
-use serde_json::Value;
 
 use crate::{
     dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, Unanswered},
     manager::Inner,
-    resume::{Past, has_finished, has_started, past},
+    resume::{Past, described, has_finished, has_started, past},
 };
 
 /// After how many seconds an eventlog is complete in the KVS: the job manager writes events in batches of 10 ms.
@@ -314,7 +313,10 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
-                me.look_up_eventlog(job);
+                me.unless_it_panics(job, || {
+                    ffi::stumble("timer");
+                    me.look_up_eventlog(job);
+                });
             }
         });
         match later {
@@ -463,7 +465,7 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(AGAIN, move || {
             if let Some(me) = weak.upgrade() {
-                ask(&me, job);
+                me.unless_it_panics(job, || ask(&me, job));
             }
         });
         match later {
@@ -519,17 +521,6 @@ fn counts(eventlog: &str, which: &str, description: &str) -> (usize, usize) {
         finished += usize::from(name == finish);
     }
     (started, finished)
-}
-
-/// The names of events, RFC 21, and what their contexts have as `description`.
-fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
-    let events = eventlog
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.filter_map(|event| {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        Some((text(&event["name"])?, text(&event["context"]["description"])?))
-    })
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ const SECRET: &str = "PMI_SHARED_SECRET";
 /// The event that tells the ports of a job.
 const EVENT: &CStr = c"cray-pmi-bootstrap";
 
-static KIND: Kind = Kind {
+pub(crate) static CRAY_PMI: Kind = Kind {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
@@ -94,11 +94,11 @@ impl Pmi {
     fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         let mut conf = plugin.conf();
         let ports = configured(&mut conf, |level, line| {
-            jobtap.flux().log(level, &format!("{}: {line}", KIND.name));
+            jobtap.flux().log(level, &format!("{}: {line}", CRAY_PMI.name));
         });
         let ports = ports.map_err(io::Error::other)?;
         let state = Rc::new(State {
-            inner: Inner::new(&KIND, jobtap, plugin, conf)?,
+            inner: Inner::new(&CRAY_PMI, jobtap, plugin, conf)?,
             ports: RefCell::new(ports),
             waiting: RefCell::default(),
             without: Cell::new(0),
@@ -138,6 +138,12 @@ fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, S
             log(LogLevel::Warning, &line);
             Ports::new(start, end)
         }
+    }
+}
+
+impl ffi::State for Pmi {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.0.inner.panicked(topic, args);
     }
 }
 
@@ -233,7 +239,7 @@ impl State {
         if known && pair.is_none() {
             return;
         }
-        if let Err(e) = self.inner.jobtap.prolog_start(KIND.prolog) {
+        if let Err(e) = self.inner.jobtap.prolog_start(CRAY_PMI.prolog) {
             self.ports.borrow_mut().give_back(job);
             let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
             self.inner.raise(job, &why);
@@ -248,7 +254,7 @@ impl State {
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has started,
     /// prolog-start is refused and the job is left alone.
     fn late(&self, args: &Args<'_>, job: JobId, uid: u32) {
-        if self.is_for(args, job) && self.inner.jobtap.prolog_start(KIND.prolog).is_ok() {
+        if self.is_for(args, job) && self.inner.jobtap.prolog_start(CRAY_PMI.prolog).is_ok() {
             self.inner.unless_it_panics(job, || self.assign(job, uid));
         }
     }
@@ -394,12 +400,12 @@ impl State {
     fn end(&self) {
         let inner = &self.inner;
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().keys().copied().collect();
+        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().jobs().collect();
         in_flight.extend(waiting.iter().map(|waiting| waiting.job));
         inner.end();
         if inner.active.get() {
             // Once more, since the engine knows nothing of those that wait.
-            inner.flux().leave_jobs(KIND.left_in_flight, &in_flight);
+            inner.flux().leave_jobs(CRAY_PMI.left_in_flight, &in_flight);
             let ports = self.ports.borrow();
             let held = ports
                 .held()
@@ -418,7 +424,7 @@ impl Hooks for State {
         if let Some(args) = inner.jobtap.lookup(job)
             && let Some((_, uid, state)) = args.job_owner_state()
             && state != JobState::Inactive
-            && !inner.deliveries.borrow().contains_key(&job)
+            && !inner.deliveries.borrow().contains(job)
         {
             if told.is_none() && inner.jobtap.was_posted(job, EVENT) {
                 // By whoever was loaded before in this job manager, which has not written it yet.
@@ -429,7 +435,7 @@ impl Hooks for State {
             if let Some(pair) = told.flatten().filter(|_| !is_over(&args)) {
                 self.ports.borrow_mut().claim(job, pair);
             }
-            self.go_on(job, uid, state, past(eventlog, "prolog", KIND.name));
+            self.go_on(job, uid, state, past(eventlog, "prolog", CRAY_PMI.name));
         }
         self.proceed();
         inner.account(&stay, None);
@@ -464,7 +470,7 @@ fn told(eventlog: &str) -> Option<Option<Pair>> {
     let events = eventlog
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut events = events.filter(|event| event["name"].as_str() == Some(KIND.name));
+    let mut events = events.filter(|event| event["name"].as_str() == Some(CRAY_PMI.name));
     events.next_back().map(|event| ports::from_context(&event["context"]))
 }
 
@@ -514,7 +520,7 @@ mod tests {
     #[test]
     fn the_last_event_tells_the_ports() {
         let line = |name: &str, ports: &str| format!(r#"{{"timestamp":1.0,"name":"{name}","context":{{{ports}}}}}"#);
-        let (ours, others) = (KIND.name, "other");
+        let (ours, others) = (CRAY_PMI.name, "other");
         let log = |lines: &[String]| told(&lines.join("\n"));
         assert_eq!(log(&[line(others, r#""ports":[1,2]"#)]), None);
         assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), Some(None));

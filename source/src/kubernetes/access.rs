@@ -7,7 +7,6 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -19,9 +18,13 @@ use zeroize::Zeroizing;
 
 use super::{
     exec::Exec,
-    trouble::{Trouble, quote},
+    trouble::{Trouble, credential, quote},
 };
-use crate::trust::{self, Refusal};
+use crate::{
+    http::tls::Identity,
+    stamp::Stamp,
+    trust::{self, Refusal},
+};
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: usize = 1 << 20;
@@ -47,44 +50,6 @@ pub(super) struct Access {
     pub files: Vec<Stamp>,
 }
 
-/// A certificate, in PEM, and its private key.
-pub(super) struct Identity {
-    pub certificate: Vec<u8>,
-    pub key: Zeroizing<Vec<u8>>,
-}
-
-/// A file as it was.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    path: PathBuf,
-    state: Option<[i64; 6]>,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        // Links are followed: in a pod, a link to the directory of all the files is what changes.
-        let state = fs::metadata(path).ok().map(|meta| {
-            [
-                i64::from_ne_bytes(meta.ino().to_ne_bytes()),
-                i64::from_ne_bytes(meta.len().to_ne_bytes()),
-                meta.mtime(),
-                meta.mtime_nsec(),
-                meta.ctime(),
-                meta.ctime_nsec(),
-            ]
-        });
-        Self {
-            path: path.to_owned(),
-            state,
-        }
-    }
-
-    /// Whether the file is another one now.
-    pub fn is_stale(&self) -> bool {
-        *self != Self::of(&self.path)
-    }
-}
-
 /// Reads the kubeconfig file, and all that it names. Blocks.
 pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Access, Trouble> {
     match kubeconfig {
@@ -96,7 +61,7 @@ pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<A
 fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Access, Trouble> {
     let given = |name: &str| variable(name).filter(|value| !value.is_empty());
     let (Some(host), Some(port)) = (given("KUBERNETES_SERVICE_HOST"), given("KUBERNETES_SERVICE_PORT")) else {
-        return Err(Trouble::credential(
+        return Err(credential(
             "there is no kubeconfig file to use, and the broker does not run in a pod (KUBERNETES_SERVICE_HOST is not set)",
             "set the key kubeconfig to the absolute path of one",
         ));
@@ -207,7 +172,7 @@ impl fmt::Display for Place<'_> {
 
 impl Place<'_> {
     fn wrong(&self, what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
-        Trouble::credential(format_args!("{self}: {what}"), todo)
+        credential(format_args!("{self}: {what}"), todo)
     }
 
     /// The same trouble, with the file named.
@@ -276,20 +241,17 @@ fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
     const TODO: &str = "set server to an address such as https://kubernetes.example.com:6443";
 
     if address.is_empty() {
-        return Err(Trouble::credential(
-            format_args!("{at}: its cluster has no server"),
-            TODO,
-        ));
+        return Err(credential(format_args!("{at}: its cluster has no server"), TODO));
     }
     let uri: Option<Uri> = address.parse().ok();
     let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()) else {
-        return Err(Trouble::credential(
+        return Err(credential(
             format_args!("{at}: the address of its server is not valid"),
             TODO,
         ));
     };
     if uri.scheme_str() != Some("https") {
-        return Err(Trouble::credential(
+        return Err(credential(
             format_args!("{at}: its server is not https: tokens would be sent in clear"),
             TODO,
         ));
@@ -298,7 +260,7 @@ fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
         .authority()
         .is_some_and(|authority| authority.as_str().contains('@'))
     {
-        return Err(Trouble::credential(
+        return Err(credential(
             format_args!("{at}: the address of its server has a user name in it, which is not supported"),
             TODO,
         ));
@@ -389,9 +351,8 @@ enum Readers<'a> {
 
 /// Reads a file that nobody else can change; `key` is where it is named.
 fn read_file(path: &Path, key: &str, readers: Readers<'_>) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let wrong = |what: &dyn fmt::Display, todo: &str| {
-        Trouble::credential(format_args!("{key}: {} {what}", path.display()), todo)
-    };
+    let wrong =
+        |what: &dyn fmt::Display, todo: &str| credential(format_args!("{key}: {} {what}", path.display()), todo);
     let refused = |refusal| match refusal {
         Refusal::Io(e) => {
             let todo = match e.kind() {
@@ -430,7 +391,7 @@ pub(super) fn bearer(bytes: &[u8], key: &str) -> Result<Secret, Trouble> {
     let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     let text = std::str::from_utf8(token).ok().filter(|_| is_token);
     text.map(Secret::from).ok_or_else(|| {
-        Trouble::credential(
+        credential(
             format_args!("{key} is not a bearer token (it is empty, or has spaces or other characters in it)"),
             "write the token into it, and nothing else",
         )

@@ -1,8 +1,6 @@
 //! Connections to an API server, shared by all deliveries of the rules that use the same one.
 //!
-//! What is spoken is HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and one
-//! that hangs does not hold up the others. How many requests are under way at once is bounded by [`MAX_REQUESTS`], and
-//! with it the number of connections.
+//! How many requests are under way at once is bounded by [`MAX_REQUESTS`], and with it the number of connections.
 //!
 //! A [`Connection`] never changes. When a file that it was made from does, its credential is about to expire, or the
 //! server refused it, a new one is made, by one delivery while the others wait.
@@ -13,39 +11,29 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderValue, Uri};
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use ::http::{HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 use seal::{ExposeSecret, Secret};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
-    access::{self, Access, Identity, Stamp},
+    access::{self, Access},
     exec::Credential,
-    tls,
-    trouble::{Kind, Trouble},
+    trouble::{API_SERVER, Kind, Trouble, credential},
+};
+use crate::{
+    http::{
+        self, Http, Way,
+        tls::{self, Identity, Roots},
+    },
+    stamp::Stamp,
 };
 
 /// How many requests are under way at once, to one API server.
 pub(super) const MAX_REQUESTS: usize = 16;
 
-/// How long a connection that nobody uses is kept.
-const IDLE: Duration = Duration::from_secs(60);
-
-/// After what time a peer that is silent is asked whether it is there, so that one that was cut off is not used again.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
 /// For how long the reason why there is no connection is told to others, instead of trying again for each.
 const REST: Duration = Duration::from_secs(1);
-
-/// What requests are sent with.
-pub(super) type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// An API server, as the configuration names it, and how it is reached at present.
 pub(super) struct Cluster {
@@ -208,34 +196,26 @@ fn client(
     authorities: Option<&[u8]>,
     identity: Option<&Identity>,
 ) -> Result<Http, Trouble> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(KEEPALIVE));
-    let mut tls = HttpsConnectorBuilder::new()
-        .with_tls_config(tls::client_config(authorities, identity)?)
-        .https_only();
-    if let Some(name) = server_name {
-        let name = ServerName::try_from(name).map_err(|_| {
-            Trouble::credential(
-                "tls-server-name in the kubeconfig file is no name of a host",
-                "set it to the name that the server's certificate is for",
-            )
-        })?;
-        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
-    }
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(MAX_REQUESTS)
-        .build(tls.enable_http1().wrap_connector(tcp)))
+    let server_name = server_name.map(ServerName::try_from).transpose().map_err(|_| {
+        credential(
+            "tls-server-name in the kubeconfig file is no name of a host",
+            "set it to the name that the server's certificate is for",
+        )
+    })?;
+    Ok(http::client(Way {
+        tls: tls::client_config(authorities.map_or(Roots::System, Roots::Only), identity, &API_SERVER)?,
+        server_name,
+        proxy: None,
+        plain: false,
+        idle: MAX_REQUESTS,
+    }))
 }
 
 /// The header is kept as long as the connection: it is one copy of the token that is not zeroized, for all requests.
 fn authorization(token: &Secret) -> Result<HeaderValue, Trouble> {
     let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose_secret()));
     let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| Trouble::credential("the token is none that can be sent", "write the token again"))?;
+        .map_err(|_| credential("the token is none that can be sent", "write the token again"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -249,5 +229,5 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) 
     // What a panic said is not repeated: it may quote anything.
     tokio::task::spawn_blocking(call)
         .await
-        .map_err(|_| Trouble::credential("an internal error", "report it to the maintainers of this plugin"))
+        .map_err(|_| credential("an internal error", "report it to the maintainers of this plugin"))
 }

@@ -13,37 +13,7 @@ use super::{
     request::Target,
     trouble::{Trouble, UNWELL},
 };
-use crate::seconds;
-
-/// What was looked at, and how it is; where something is to be done, what.
-#[derive(Debug)]
-pub enum Examined {
-    /// As it should be.
-    Good(String),
-    /// It works, and is not as it should be.
-    Unwise {
-        /// What is so.
-        what: String,
-        /// What to do about it.
-        todo: String,
-    },
-    /// No job gets its token.
-    Bad {
-        /// What is so.
-        what: String,
-        /// What to do about it.
-        todo: String,
-    },
-}
-
-impl Examined {
-    fn bad(what: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self::Bad {
-            what: what.into(),
-            todo: todo.into(),
-        }
-    }
-}
+use crate::{Examined, seconds};
 
 /// For one question; less than for all of them, so that what was answered is told.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -111,7 +81,7 @@ impl Examination {
         let notes = std::sync::Mutex::default();
         let connection = match self.cluster.connection(self.left() * 3 / 4, &notes).await {
             Ok(connection) => connection,
-            Err(trouble) => return found.push(bad(&trouble, "")),
+            Err(trouble) => return found.push(Examined::trouble("", &trouble)),
         };
         let server = &connection.base;
         found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
@@ -125,7 +95,7 @@ impl Examination {
                 "{server} answers, its certificate is good, and it serves {} in version {version}",
                 objects::GROUP
             ))),
-            Err(trouble) => return found.push(bad(&trouble, server)),
+            Err(trouble) => return found.push(Examined::trouble(server, &trouble)),
         }
         self.may_get(&connection, objects::GROUP, "workflows", found).await;
         self.may_get(&connection, "", "secrets", found).await;
@@ -135,7 +105,7 @@ impl Examination {
                 todo: "use a service account with the permissions in doc/kubernetes-rbac.yaml".to_owned(),
             }),
             Ok(false) => {}
-            Err(trouble) => found.push(bad(&trouble, server)),
+            Err(trouble) => found.push(Examined::trouble(server, &trouble)),
         }
     }
 
@@ -148,7 +118,7 @@ impl Examination {
                     format!("may not get {resource} in the namespace {namespace}"),
                     "grant it as doc/kubernetes-rbac.yaml does; to get Secrets, wherever Workflows name them",
                 ),
-                Err(trouble) => bad(&trouble, &connection.base),
+                Err(trouble) => Examined::trouble(&connection.base, &trouble),
             },
         );
     }
@@ -195,12 +165,4 @@ impl Examination {
     fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
-}
-
-fn bad(trouble: &Trouble, server: &str) -> Examined {
-    let what = match server {
-        "" => trouble.what().to_owned(),
-        server => format!("{server}: {}", trouble.what()),
-    };
-    Examined::bad(what, trouble.todo())
 }

@@ -21,11 +21,12 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{
-    access::{Identity, bearer},
-    trouble::{CREDENTIAL, Trouble, quote},
+    access::bearer,
+    trouble::{CREDENTIAL, Trouble, credential, quote},
 };
 use crate::{
     command::{MIN_SECRET, converse},
+    http::tls::Identity,
     seconds,
     supervise::{Ended, Request},
 };
@@ -65,20 +66,20 @@ impl Exec {
         let api_version = match exec.api_version.as_deref() {
             Some(version @ (V1 | V1BETA1)) => version.to_owned(),
             _ => {
-                return Err(Trouble::credential(
+                return Err(credential(
                     "the apiVersion of exec is not supported",
                     format_args!("use a command that speaks {V1} or {V1BETA1}"),
                 ));
             }
         };
         if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
-            return Err(Trouble::credential(
+            return Err(credential(
                 "exec has interactiveMode Always, and there is nobody to ask",
                 "use a credential that needs no interaction",
             ));
         }
         let Some(command) = exec.command.as_deref().filter(|command| !command.is_empty()) else {
-            return Err(Trouble::credential("exec has no command", "name the program to run"));
+            return Err(credential("exec has no command", "name the program to run"));
         };
         // A name without a slash is looked for on PATH, as client-go does.
         let program = match command.contains('/') {
@@ -104,7 +105,7 @@ impl Exec {
                 .iter()
                 .any(|(name, value)| bad(name) || bad(value) || !is_name(name))
         {
-            return Err(Trouble::credential(
+            return Err(credential(
                 "exec has an argument or a variable that no program can be given",
                 "see that args has no NUL, and each env a name and a value",
             ));
@@ -131,7 +132,7 @@ impl Exec {
             Err(e) => {
                 let todo = "see that the program flux-workflow-token is installed, or set the key helper";
                 let what = format_args!("{}: its helper could not run it ({e})", self.name());
-                return (Err(Trouble::credential(what, todo)), Vec::new());
+                return (Err(credential(what, todo)), Vec::new());
             }
         };
         let end = answer.stdout.min(output.len());
@@ -166,14 +167,14 @@ impl Exec {
             Ended::Timeout => return failed(&format!("took longer than {} and was killed", seconds(limit))),
             Ended::TooMuch => return failed(&format!("printed more than {MAX_OUTPUT} bytes and was killed")),
             Ended::NotStarted(why) => {
-                return Err(Trouble::credential(
+                return Err(credential(
                     format_args!("{} could not be started ({why})", self.name()),
                     "install it, or correct command in the kubeconfig file",
                 ));
             }
         }
         let wrong = |what: &str| {
-            Trouble::credential(
+            credential(
                 format_args!("{} printed {what}", self.name()),
                 format_args!("see that it speaks {}", self.api_version),
             )

@@ -176,7 +176,7 @@ fn secret_name(token: &WorkflowToken) -> Result<SecretName, Trouble> {
         return Err(not_ready("its status.workflowToken names no Secret yet"));
     };
     // They become part of a path.
-    if config::check_object_name(&name).is_err() || config::check_namespace(&namespace).is_err() {
+    if config::check_object_name(&name).is_err() || config::check_label(&namespace).is_err() {
         return Err(Trouble::permanent(
             UNUSABLE,
             "its status.workflowToken is not the name of a Secret",

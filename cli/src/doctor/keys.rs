@@ -1,0 +1,97 @@
+//! Keys: those that the instance signs with, and those that it verifies with.
+
+use config::{Config, KeyPath, Source, TrustedKeys};
+use source::keys::{self, Keys, KeysError, Want};
+
+use super::{Finding, fail, ok, skip, warn};
+use crate::{people, within};
+
+const CHECK: &str = "keys";
+
+/// Reads all keys as the instance does; `owner` is the instance owner.
+pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
+    let mut all: Vec<(String, &KeyPath, What)> = Vec::new();
+    let issuers = config.rules.iter().filter_map(|rule| match &rule.source {
+        Source::Issuer(issuer) => Some(&issuer.keys),
+        _ => None,
+    });
+    // All rules have the same.
+    all.extend(issuers.take(1).map(|keys| ("issuer".to_owned(), keys, What::Signing)));
+    all.extend(config.trusts.iter().filter_map(|trust| match &trust.keys {
+        TrustedKeys::Path(path) => Some((format!("trust {}", trust.name), path, What::Verifying)),
+        TrustedKeys::Secret(path) => Some((format!("trust {}", trust.name), path, What::Secret)),
+        TrustedKeys::Discovered(_) => None,
+    }));
+    if !all.is_empty() && people::me() != owner {
+        let todo = format!("run this as {}, who is to read them", people::describe(owner));
+        return vec![skip(CHECK, "the keys of the instance were not read", todo)];
+    }
+    all.into_iter()
+        .flat_map(|(name, path, what)| of(&name, path, what))
+        .collect()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Signing,
+    Verifying,
+    Secret,
+}
+
+fn of(name: &str, path: &KeyPath, what: What) -> Vec<Finding> {
+    const TODO: &str = "see flux-workflow-token(1), KEY DIRECTORY";
+
+    let path = match source::expand(path) {
+        Ok(path) => path,
+        Err(e) => return vec![fail(CHECK, format!("{name}: {e}"), TODO)],
+    };
+    let text = format!("{name}: {}", path.display());
+    let read = within::patience(move || match what {
+        What::Signing => keys::read(&path, Want::Signing),
+        What::Verifying => keys::read(&path, Want::Verifying),
+        What::Secret => keys::read_secret(&path),
+    });
+    match read {
+        None => vec![fail(
+            CHECK,
+            format!("{text}: it could not be read within 10 seconds"),
+            "see whether the file system hangs",
+        )],
+        Some(read) => judge(name, &text, what, read),
+    }
+}
+
+fn judge(name: &str, text: &str, what: What, read: Result<Keys, KeysError>) -> Vec<Finding> {
+    let keys = match read {
+        Ok(keys) => keys,
+        Err(e) => {
+            return vec![fail(
+                CHECK,
+                format!("{name}: {e}"),
+                "until it can be read, no new start of the plugin has keys",
+            )];
+        }
+    };
+    let notes = keys.notes().iter();
+    let mut findings: Vec<_> = notes
+        .map(|note| warn(CHECK, format!("{name}: {note}"), "remove it, or replace it"))
+        .collect();
+    let count = keys.verifying().len();
+    findings.push(match (what, keys.signing()) {
+        (What::Signing, None) => fail(
+            CHECK,
+            format!("{text}: no key is the active one"),
+            "have one sign with `flux workflow-token rotate promote`",
+        ),
+        (_, Some(key)) => ok(
+            CHECK,
+            format!(
+                "{text}: {count} to verify with, {} ({}) signs",
+                key.kid(),
+                key.algorithm()
+            ),
+        ),
+        (_, None) => ok(CHECK, format!("{text}: {count} to verify with")),
+    });
+    findings
+}

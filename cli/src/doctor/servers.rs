@@ -1,0 +1,85 @@
+//! Servers that are asked over the network: all of them at the same time.
+
+use std::thread;
+use std::time::Duration;
+
+use config::{Config, Source, TrustedKeys};
+use source::{Examined, Issuer};
+
+use super::{Finding, fail, ok, skip, warn};
+use crate::{people, within};
+
+/// For all questions to one server: less than this command has patience for.
+pub(super) const LIMIT: Duration = Duration::from_secs(8);
+
+/// A server: what names it in the configuration, and who finds out about it.
+pub(super) type Question = (String, Box<dyn FnOnce() -> Vec<Finding> + Send>);
+
+/// Asks all servers. `hangs` is what to do about one that takes for ever.
+pub(super) fn ask(check: &'static str, questions: Vec<Question>, hangs: &str) -> Vec<Finding> {
+    let asked: Vec<_> = questions
+        .into_iter()
+        .map(|(name, ask)| (name, thread::spawn(ask)))
+        .collect();
+    asked
+        .into_iter()
+        .flat_map(|(name, asked)| {
+            let found = within::patience(move || asked.join().ok()).flatten();
+            let found =
+                found.unwrap_or_else(|| vec![fail(check, "the server could not be asked within 10 seconds", hangs)]);
+            found.into_iter().map(move |mut finding| {
+                finding.what = format!("{name}: {}", finding.what);
+                finding
+            })
+        })
+        .collect()
+}
+
+/// What was found out, as findings.
+pub(super) fn findings(check: &'static str, examined: Vec<Examined>) -> Vec<Finding> {
+    let finding = |examined| match examined {
+        Examined::Good(what) => ok(check, what),
+        Examined::Unwise { what, todo } => warn(check, what, todo),
+        Examined::Bad { what, todo } => fail(check, what, todo),
+    };
+    examined.into_iter().map(finding).collect()
+}
+
+/// Authorization servers, and issuers whose keys are asked for there. `owner` is the instance owner.
+pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
+    const HANGS: &str = "see whether the file system of ca-file or the client's secret hangs";
+
+    let rules = config.rules.iter().enumerate();
+    let servers = rules.filter_map(|(index, rule)| match &rule.source {
+        Source::OAuth2(settings) => Some((format!("rule {index}"), settings.clone())),
+        _ => None,
+    });
+    let servers: Vec<Question> = servers
+        .map(|(name, settings)| -> Question {
+            let ask = move || findings("oauth2", source::examine_oauth2(&settings, LIMIT));
+            (name, Box::new(ask))
+        })
+        .collect();
+    let issuers = config.trusts.iter().filter_map(|trust| match &trust.keys {
+        TrustedKeys::Discovered(discovery) => Some((trust, discovery.clone())),
+        _ => None,
+    });
+    let issuers: Vec<Question> = issuers
+        .map(|(trust, discovery)| -> Question {
+            let issuer = trust.issuer.clone();
+            let ask = move || findings("trust", vec![Issuer::examine(&issuer, &discovery, LIMIT)]);
+            (format!("trust {}", trust.name), Box::new(ask))
+        })
+        .collect();
+    let mut found = if people::me() == owner || servers.is_empty() {
+        ask("oauth2", servers, HANGS)
+    } else {
+        let todo = format!(
+            "run this as {}, who is to read the secrets of clients",
+            people::describe(owner)
+        );
+        vec![skip("oauth2", "the authorization servers were not asked", todo)]
+    };
+    found.extend(ask("trust", issuers, HANGS));
+    found
+}

@@ -1,0 +1,86 @@
+//! A token from where it may be: a file, standard input or the environment, and never an argument.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use token::MAX_LEN;
+use zeroize::Zeroizing;
+
+/// Where the token is.
+#[derive(clap::Args)]
+pub struct Place {
+    /// File that holds the token; - is standard input, as is no FILE where that is not a terminal
+    #[arg(value_name = "FILE", conflicts_with = "env")]
+    file: Option<PathBuf>,
+
+    /// Take the token from this environment variable, such as DW_WORKFLOW_TOKEN
+    #[arg(long, value_name = "NAME")]
+    env: Option<String>,
+}
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no token was given: name a file, give - for standard input, or --env NAME for an environment variable")]
+    NoInput,
+    #[error(
+        "the environment variable {0} is not set: see the names that a job was given with `flux workflow-token show JOBID`"
+    )]
+    NoVariable(String),
+    #[error("{0}: {1}")]
+    Unreadable(String, io::Error),
+    #[error("{0}: not UTF-8, so not a token: see that it is the right file")]
+    NotUtf8(String),
+}
+
+/// Where the token came from, for messages, and the token.
+///
+/// # Errors
+/// [`Error`].
+pub fn read(args: &Place) -> Result<(String, Zeroizing<String>), Error> {
+    if let Some(name) = &args.env {
+        // The value is copied once more by the conversion; the process's environment keeps it anyway.
+        let value = std::env::var_os(name).ok_or_else(|| Error::NoVariable(name.clone()))?;
+        let origin = format!("environment variable {name}");
+        return match value.into_string() {
+            Ok(value) => Ok((origin, Zeroizing::new(value))),
+            Err(_) => Err(Error::NotUtf8(origin)),
+        };
+    }
+    match args.file.as_deref() {
+        None if io::stdin().is_terminal() => Err(Error::NoInput),
+        None => read_from(io::stdin(), "standard input".to_owned()),
+        Some(path) if path.as_os_str() == "-" => read_from(io::stdin(), "standard input".to_owned()),
+        Some(path) => {
+            let name = path.display().to_string();
+            let file = File::open(path).map_err(|e| Error::Unreadable(name.clone(), e))?;
+            let meta = file.metadata().map_err(|e| Error::Unreadable(name.clone(), e))?;
+            if meta.is_file() && meta.mode() & 0o077 != 0 {
+                eprintln!(
+                    "flux-workflow-token: warning: {name}: mode {:04o} lets others than its owner read or change the \
+                     token: use chmod 0600",
+                    meta.mode() & 0o7777
+                );
+            }
+            read_from(file, name)
+        }
+    }
+}
+
+fn read_from(reader: impl Read, origin: String) -> Result<(String, Zeroizing<String>), Error> {
+    // One byte more tells "too long" from "just fits", next to a line end; sized up front against stray copies.
+    let limit = MAX_LEN + "\r\n".len() + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit));
+    reader
+        .take(limit as u64)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::Unreadable(origin.clone(), e))?;
+    let Ok(text) = std::str::from_utf8(&bytes) else {
+        return Err(Error::NotUtf8(origin));
+    };
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    Ok((origin, Zeroizing::new(text.to_owned())))
+}

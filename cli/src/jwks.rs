@@ -1,0 +1,36 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use source::keys::{self, Want};
+
+use crate::keygen::Error;
+use crate::print;
+
+/// Print the public keys of a key directory as a JWKS (RFC 7517), for services that verify
+///
+/// Secrets for HS256 are not among them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The key directory, or a file with public keys: a JWKS, a JWK or a PEM block
+    #[arg(value_name = "DIR")]
+    keys: PathBuf,
+
+    /// It is JSON in any case: with this, on one line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints a JWKS.
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    let keys = keys::read(&args.keys, Want::Verifying)?;
+    for note in keys.notes() {
+        eprintln!("flux-workflow-token: warning: {note}");
+    }
+    let jwks = keys.verifying().public_jwks();
+    let text = match serde_json::from_str(&jwks) {
+        Ok(value) if !args.json => print::json(&value),
+        _ => jwks,
+    };
+    print::out(&(text + "\n"))?;
+    Ok(ExitCode::SUCCESS)
+}

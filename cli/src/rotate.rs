@@ -1,0 +1,124 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use source::keys::{self, Want};
+
+use crate::keygen::{Error, Kind, kid_out};
+use crate::print;
+
+/// Replace the key that signs, in steps that refuse no token
+///
+/// First add a key. When every service that verifies has it (see jwks), promote it: tokens are signed with it from then on.
+/// When the last token that was signed with the former one has expired, retire that. A running instance sees each step by
+/// itself.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    step: Step,
+
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// Add a key, with which tokens are verified from now on; prints its kid
+    Add {
+        /// The key directory
+        #[arg(value_name = "DIR")]
+        keys: PathBuf,
+
+        #[command(flatten)]
+        kind: Kind,
+    },
+    /// Have a key sign from now on; prints its kid
+    Promote {
+        /// The key directory
+        #[arg(value_name = "DIR")]
+        keys: PathBuf,
+
+        /// Which key [default: the only one that is not the active one]
+        #[arg(value_name = "KID", allow_hyphen_values = true)]
+        kid: Option<String>,
+    },
+    /// Take a key away: its tokens are refused from now on. That of the active key is refused
+    Retire {
+        /// The key directory
+        #[arg(value_name = "DIR")]
+        keys: PathBuf,
+
+        /// Which key
+        #[arg(value_name = "KID", allow_hyphen_values = true)]
+        kid: String,
+    },
+    /// List the keys, and which of them signs
+    List {
+        /// The key directory
+        #[arg(value_name = "DIR")]
+        keys: PathBuf,
+    },
+}
+
+/// Takes one step of a rotation.
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    match &args.step {
+        Step::Add { keys, kind } => {
+            let kid = keys::add(keys, kind.algorithm)?;
+            let object = json!({"algorithm": kind.algorithm.as_str(), "active": false});
+            kid_out(&kid, args.json, object)
+        }
+        Step::Promote { keys, kid } => {
+            let kid = keys::promote(keys, kid.as_deref())?;
+            kid_out(&kid, args.json, json!({"active": true}))
+        }
+        Step::Retire { keys, kid } => {
+            keys::retire(keys, kid)?;
+            kid_out(kid, args.json, json!({"retired": true}))
+        }
+        Step::List { keys } => list(&keys::read(keys, Want::Signing)?, args.json),
+    }
+}
+
+fn list(keys: &keys::Keys, json: bool) -> Result<ExitCode, Error> {
+    for note in keys.notes() {
+        eprintln!("flux-workflow-token: warning: {note}");
+    }
+    let active = keys.signing().map(|key| key.kid());
+    let rows: Vec<(&str, &str, &str)> = keys
+        .verifying()
+        .iter()
+        .map(|key| {
+            let does = if Some(key.kid()) == active {
+                "signs"
+            } else if keys.private().iter().any(|private| private == key.kid()) {
+                "can sign"
+            } else {
+                "verifies only"
+            };
+            (key.kid(), key.algorithm().as_str(), does)
+        })
+        .collect();
+    let text = if json {
+        let all: Vec<Value> = rows
+            .iter()
+            .map(|(kid, algorithm, does)| {
+                json!({
+                    "kid": kid,
+                    "algorithm": algorithm,
+                    "active": *does == "signs",
+                    "private": *does != "verifies only",
+                })
+            })
+            .collect();
+        print::json(&json!({"keys": all})) + "\n"
+    } else {
+        let row =
+            |(kid, algorithm, does): &(&str, &str, &str)| format!("{}  {algorithm:5}  {does}\n", print::word(kid));
+        rows.iter().map(row).collect()
+    };
+    print::out(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

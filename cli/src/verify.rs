@@ -1,0 +1,183 @@
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::ArgGroup;
+use serde_json::{Value, json};
+use source::keys::{self, Keys, KeysError, Want};
+use token::{Claims, NumericDate, Token, Verifier, VerifyError};
+
+use crate::{input, print};
+
+/// Verify a token: its signature, issuer, audience and times
+///
+/// Exits with 0 where the token is good, with 1 where it is refused, and with 2 where that cannot be told, as the keys or
+/// the token cannot be read. The reason is printed.
+#[derive(clap::Args)]
+#[command(group = ArgGroup::new("with").required(true), group = ArgGroup::new("by").required(true),
+    group = ArgGroup::new("for").required(true))]
+pub struct Args {
+    #[command(flatten)]
+    token: input::Place,
+
+    /// The keys of its issuer: a key directory, or a file with a JWKS, a JWK or a PEM block
+    #[arg(long, value_name = "PATH", group = "with")]
+    keys: Option<PathBuf>,
+
+    /// For HS256: the file of the secret (a JWK, a PEM private key, or the secret itself), closed to everyone else
+    #[arg(long, value_name = "FILE", group = "with")]
+    secret: Option<PathBuf>,
+
+    /// The issuer (claim `iss`) that is demanded
+    #[arg(long, value_name = "ISSUER", group = "by")]
+    issuer: Option<String>,
+
+    /// Accept any issuer
+    #[arg(long, group = "by")]
+    any_issuer: bool,
+
+    /// The audience (claim `aud`) that is demanded; where there are several, one of them
+    #[arg(long, value_name = "AUDIENCE", group = "for")]
+    audience: Vec<String>,
+
+    /// Accept any audience
+    #[arg(long, group = "for")]
+    any_audience: bool,
+
+    /// How much the clocks of issuer and verifier may differ
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration)]
+    leeway: Duration,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why it cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Input(#[from] input::Error),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Write(#[from] io::Error),
+}
+
+/// The token is refused.
+const REFUSED: u8 = 1;
+
+/// It cannot be told.
+const UNKNOWN: u8 = 2;
+
+/// Verifies a token. What goes wrong is printed here, as it has an exit status of its own.
+pub fn run(args: &Args) -> ExitCode {
+    verify(args).unwrap_or_else(|e| {
+        eprintln!("flux-workflow-token: {e}");
+        ExitCode::from(UNKNOWN)
+    })
+}
+
+fn verify(args: &Args) -> Result<ExitCode, Error> {
+    let keys = read_keys(args)?;
+    for note in keys.notes() {
+        eprintln!("flux-workflow-token: warning: {note}");
+    }
+    let (_, token) = input::read(&args.token)?;
+    let mut verifier = Verifier::new(Arc::clone(keys.verifying())).leeway(args.leeway);
+    if let Some(issuer) = &args.issuer {
+        verifier = verifier.issuer(issuer);
+    }
+    verifier = match args.audience.as_slice() {
+        [] => verifier.any_audience(),
+        all => all
+            .iter()
+            .fold(verifier, |verifier, audience| verifier.audience(audience)),
+    };
+    match verifier.verify(&token, SystemTime::now()) {
+        Ok(claims) => {
+            let kid = Token::inspect(&token).ok().and_then(|token| {
+                let kid = token.header().get("kid")?;
+                kid.as_str().map(str::to_owned)
+            });
+            accepted(&claims, kid.as_deref(), args.json)
+        }
+        Err(why) => refused(&why, args.json),
+    }
+}
+
+fn read_keys(args: &Args) -> Result<Keys, KeysError> {
+    match (&args.keys, &args.secret) {
+        (_, Some(secret)) => keys::read_secret(secret),
+        (Some(path), None) => keys::read(path, Want::Verifying),
+        // clap demands one of them.
+        (None, None) => keys::read("".as_ref(), Want::Verifying),
+    }
+}
+
+fn accepted(claims: &Claims, kid: Option<&str>, json: bool) -> Result<ExitCode, Error> {
+    let text = if json {
+        let all: Value = serde_json::from_str(claims.as_json()).unwrap_or_default();
+        print::json(&json!({
+            "verified": true,
+            "kid": kid,
+            "kind": claims.kind().map(|kind| kind.to_string()),
+            "claims": all,
+            "expires": claims.exp().to_string(),
+        })) + "\n"
+    } else {
+        text(claims, kid)
+    };
+    print::out(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(claims: &Claims, kid: Option<&str>) -> String {
+    let list = |all: Vec<&str>| all.into_iter().map(print::word).collect::<Vec<_>>().join(", ");
+    let time = |time: NumericDate| format!("{time} ({})", time.relative_to(SystemTime::now()));
+    let some = |text: Option<&str>| text.map_or_else(|| "not said".to_owned(), print::word);
+    let mut rows = vec![
+        (
+            "verified",
+            claims
+                .kind()
+                .map_or_else(|| "token".to_owned(), |kind| kind.to_string()),
+        ),
+        ("key", some(kid)),
+        ("issuer", some(claims.iss())),
+        ("subject", some(claims.sub())),
+        ("audience", list(claims.aud().collect())),
+    ];
+    if let Some(scope) = claims.scope() {
+        rows.push(("scope", scope.to_string()));
+        let workspaces: Vec<&str> = claims.workspaces().collect();
+        if !workspaces.is_empty() {
+            rows.push(("workspace", list(workspaces)));
+        }
+    }
+    if let Some(job) = claims.job() {
+        let line = format!(
+            "{} of uid {}, in {}",
+            print::word(job.id),
+            job.uid,
+            print::word(job.instance)
+        );
+        rows.push(("job", line));
+    }
+    rows.push(("expires", time(claims.exp())));
+    rows.iter()
+        .map(|(name, value)| format!("{name:10}  {value}\n"))
+        .collect()
+}
+
+fn refused(why: &VerifyError, json: bool) -> Result<ExitCode, Error> {
+    if json {
+        let object = json!({"verified": false, "reason": why.to_string()});
+        print::out(&(print::json(&object) + "\n"))?;
+    } else {
+        eprintln!("flux-workflow-token: refused: {why}");
+    }
+    Ok(ExitCode::from(REFUSED))
+}

@@ -1,0 +1,141 @@
+//! What is parsed, and what must hold of whatever is put in. Each function panics where it does not.
+
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use secrecy::ExposeSecret;
+use token::{HmacKey, KeySet, ObjectKey, SigningKey, Token, Tokens, Verifier, VerifyingKey, authorize, check_shape};
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+}
+
+/// A token as a whole, as the claims of a token that is signed, and as the key of an object.
+pub fn token(data: &[u8]) {
+    static KEY: LazyLock<SigningKey> =
+        LazyLock::new(|| SigningKey::from_secret(b"known to everyone, and used for this only").expect("a key"));
+    static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| {
+        Verifier::new(KeySet::from(KEY.verifying_key()))
+            .issuer("i")
+            .audience("a")
+    });
+
+    if let Ok(text) = std::str::from_utf8(data) {
+        let shape = check_shape(text, now());
+        let inspected = Token::inspect(text);
+        assert!(inspected.is_ok() || shape.is_err(), "a good shape cannot be shown");
+        if let Ok(claims) = VERIFIER.verify(text, now()) {
+            assert!(VERIFIER.keys().verify_jws(text).is_ok() && shape.is_ok());
+            drop(claims);
+        }
+        let redacted = token::redact(text);
+        assert_eq!(token::redact(&redacted), redacted);
+        if let Ok(key) = ObjectKey::parse(text) {
+            assert_eq!(ObjectKey::parse(&key.to_string()).as_ref(), Ok(&key));
+        }
+    }
+
+    let signed = KEY.sign(&[("typ", "JWT")], data);
+    if signed.expose_secret().len() <= token::MAX_LEN {
+        let payload = VERIFIER.keys().verify_jws(signed.expose_secret());
+        assert_eq!(payload.as_deref(), Ok(data));
+    }
+    let Ok(claims) = VERIFIER.verify(signed.expose_secret(), now()) else {
+        return;
+    };
+    assert_eq!((claims.iss(), claims.as_json().as_bytes()), (Some("i"), data));
+    assert!(claims.aud().any(|aud| aud == "a") && claims.exp().seconds() > 1_699_999_940.0);
+    // Two readers do not disagree on what it says.
+    for (name, read) in [("iss", claims.iss()), ("sub", claims.sub()), ("jti", claims.jti())] {
+        let other = claims.get(name);
+        assert_eq!(other.as_ref().and_then(|value| value.as_str()), read);
+    }
+    let object = ObjectKey::parse("hydro/f1/x").expect("a key");
+    for tokens in [Tokens::Any, Tokens::SessionOnly] {
+        if authorize(&claims, &object, tokens).is_ok() {
+            assert!(claims.sub().is_some() && claims.scope().is_some());
+            assert!(tokens == Tokens::Any || claims.job().is_some_and(|job| job.id == "f1"));
+        }
+    }
+}
+
+/// A key in any form, and a set of keys.
+pub fn key(data: &[u8]) {
+    for key in [SigningKey::from_pem(data), SigningKey::from_jwk(data)]
+        .into_iter()
+        .flatten()
+    {
+        let again = SigningKey::from_jwk(key.to_jwk().expose_secret().as_bytes()).expect("what was written is read");
+        assert_eq!(again.kid(), key.kid());
+        if let Some(pem) = key.to_pem() {
+            let again = SigningKey::from_pem(pem.expose_secret().as_bytes()).expect("what was written is read");
+            assert_eq!(again.verifying_key().thumbprint(), key.verifying_key().thumbprint());
+        }
+        let signed = key.sign(&[], b"payload");
+        let payload = KeySet::from(key.verifying_key()).verify_jws(signed.expose_secret());
+        assert_eq!(payload.as_deref(), Ok(&b"payload"[..]));
+        // What is private is not taken for public.
+        assert!(VerifyingKey::from_pem(data).is_err() && VerifyingKey::from_jwk(data).is_err());
+    }
+    for key in [VerifyingKey::from_pem(data), VerifyingKey::from_jwk(data)]
+        .into_iter()
+        .flatten()
+    {
+        let jwk = key.to_jwk().expect("a public key").to_string();
+        let again = VerifyingKey::from_jwk(jwk.as_bytes()).expect("what was written is read");
+        assert_eq!((again.kid(), again.thumbprint()), (key.kid(), key.thumbprint()));
+        let pem = key.to_pem().expect("a public key");
+        let again = VerifyingKey::from_pem(pem.as_bytes()).expect("what was written is read");
+        assert_eq!(again.thumbprint(), key.thumbprint());
+        // A public key is not taken for a secret.
+        assert!(
+            VerifyingKey::from_secret(jwk.as_bytes()).is_err() && VerifyingKey::from_secret(pem.as_bytes()).is_err()
+        );
+    }
+    if let Ok((set, _)) = KeySet::from_jwks(data) {
+        let (again, skipped) = KeySet::from_jwks(set.public_jwks().as_bytes()).expect("what was written is read");
+        assert!(skipped.is_empty() && again.len() == set.len());
+    }
+    if let Ok(key) = HmacKey::from_pem(data) {
+        let signed = token::issue(&key, "a", 1);
+        assert!(
+            KeySet::from(key.verifying_key())
+                .verify_jws(signed.expose_secret())
+                .is_ok()
+        );
+    }
+}
+
+/// A sealed record, as far as it is read before munged is asked.
+pub fn record(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(record) = seal::Record::from_json(text) {
+        let again = seal::Record::from_json(&record.to_json()).expect("what was written is read");
+        assert_eq!(
+            (again.jobid(), again.uid(), again.sealer()),
+            (record.jobid(), record.uid(), record.sealer())
+        );
+        assert_eq!(
+            (again.variables(), again.credential()),
+            (record.variables(), record.credential())
+        );
+        let _ = record.sealed_at();
+    }
+}
+
+/// The configuration, from TOML and from the JSON that Flux makes of it.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let toml = toml::from_str::<serde_json::Value>(text).ok();
+    for conf in toml.into_iter().chain(serde_json::from_str(text)) {
+        if let Err(error) = config::Config::from_json(&conf) {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    let _ = config::Template::parse(text);
+    let _ = config::parse_duration(text);
+}

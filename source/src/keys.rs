@@ -1,0 +1,310 @@
+//! Keys in files: read with all suspicion, looked at again whenever they are used, and written by the command.
+//!
+//! [`KeyStore`] is what a running instance has. A change takes effect with the next token, without a restart. A change that
+//! cannot be read does not: it goes on with the keys that it had, and tells the operator once.
+
+mod directory;
+mod write;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use token::KeySet;
+
+use crate::{
+    Error,
+    verify::{IssuerKeys, Looked},
+};
+
+pub use directory::{Keys, KeysError, MAX_KEY_FILE, Want, read, read_secret};
+pub use write::{add, create, promote, retire};
+
+/// How long after a change another one may leave no trace: file systems keep times in steps, some of seconds.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// How often it is read again when it changes meanwhile.
+const TRIES: usize = 5;
+
+/// Keys in a directory or file, as they are at the time. Its calls block, as files do.
+pub struct KeyStore {
+    path: PathBuf,
+    what: What,
+    state: Mutex<State>,
+}
+
+/// What is at the path of a [`KeyStore`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Keys(Want),
+    Secret,
+}
+
+#[derive(Default)]
+struct State {
+    /// The last keys that could be read.
+    good: Option<Arc<Keys>>,
+    /// What the last attempt came to, where it failed.
+    failure: Option<KeysError>,
+    /// What the files looked like then; `None` where they could not even be looked at, or where that was too soon after a
+    /// change.
+    print: Option<Print>,
+    /// When that attempt began.
+    began: Option<Instant>,
+}
+
+/// All stores that are in use, so that those of the same path share what they know: a configuration that is loaded again
+/// does not forget the last good keys.
+static STORES: Mutex<Vec<Weak<KeyStore>>> = Mutex::new(Vec::new());
+
+/// What the operator was told last of a path that cannot be read. More than one store may be of it, and one note is enough.
+static TOLD: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
+
+impl KeyStore {
+    /// A key directory, whose active key signs. Nothing is read yet.
+    pub fn signing(path: PathBuf) -> Arc<Self> {
+        Self::shared(path, What::Keys(Want::Signing))
+    }
+
+    /// A key directory, or a file of public keys. Nothing is read yet.
+    pub fn verifying(path: PathBuf) -> Arc<Self> {
+        Self::shared(path, What::Keys(Want::Verifying))
+    }
+
+    /// A file with a secret for HS256. Nothing is read yet.
+    pub fn secret(path: PathBuf) -> Arc<Self> {
+        Self::shared(path, What::Secret)
+    }
+
+    fn shared(path: PathBuf, what: What) -> Arc<Self> {
+        let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.retain(|store| store.strong_count() > 0);
+        let same = |store: &Arc<Self>| store.path == path && store.what == what;
+        if let Some(store) = stores.iter().filter_map(Weak::upgrade).find(same) {
+            return store;
+        }
+        let store = Arc::new(Self {
+            path,
+            what,
+            state: Mutex::default(),
+        });
+        stores.push(Arc::downgrade(&store));
+        store
+    }
+
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The keys as they are now, or, where they cannot be read, as they were read last; and lines for the operator's log.
+    ///
+    /// # Errors
+    /// [`KeysError`] where they could never be read.
+    pub fn keys(&self) -> (Result<Arc<Keys>, KeysError>, Vec<String>) {
+        // The lock is never held while the file system is asked, which may take for ever.
+        let began = Instant::now();
+        let mut print = self.print();
+        if let Some(known) = print.as_ref().and_then(|print| self.unchanged(print)) {
+            return (known, Vec::new());
+        }
+        let mut read = self.read();
+        for _ in 1..TRIES {
+            let after = self.print();
+            if after == print {
+                return self.keep(began, print, read);
+            }
+            print = after;
+            read = self.read();
+        }
+        self.keep(began, None, read)
+    }
+
+    /// What is known already, where nothing has changed since.
+    fn unchanged(&self, print: &Print) -> Option<Result<Arc<Keys>, KeysError>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.print.as_ref() == Some(print)).then(|| state.answer()).flatten()
+    }
+
+    fn read(&self) -> Result<Keys, KeysError> {
+        match self.what {
+            What::Keys(want) => read(&self.path, want),
+            What::Secret => read_secret(&self.path),
+        }
+    }
+
+    /// Keeps what an attempt came to, unless one that began later has ended already.
+    fn keep(
+        &self,
+        began: Instant,
+        print: Option<Print>,
+        read: Result<Keys, KeysError>,
+    ) -> (Result<Arc<Keys>, KeysError>, Vec<String>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = Vec::new();
+        let is_late = state.began.is_some_and(|other| other > began);
+        if !(is_late && state.answer().is_some()) {
+            state.began = Some(began);
+            state.print = print.filter(Print::is_settled);
+            notes = state.take(&self.path, read);
+        }
+        // An attempt has ended, so that there is an answer.
+        let answer = state.answer();
+        let none = || Err(KeysError::new(&self.path, "it was not read"));
+        (answer.unwrap_or_else(none), notes)
+    }
+
+    /// What the files look like; `None` where that cannot be told.
+    fn print(&self) -> Option<Print> {
+        Print::of(&self.path, self.what).ok()
+    }
+}
+
+impl IssuerKeys for KeyStore {
+    fn known(&self) -> Looked<KeySet> {
+        let (result, notes) = self.keys();
+        Looked {
+            result: result
+                .map(|keys| Arc::clone(keys.verifying()))
+                .map_err(|e| Error::new("there are no keys to verify its token with", e)),
+            notes,
+        }
+    }
+
+    fn asked_again(&self, _kid: &str) -> Looked<KeySet> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).print = None;
+        self.known()
+    }
+}
+
+impl fmt::Debug for KeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyStore({}, {:?})", self.path.display(), self.what)
+    }
+}
+
+impl State {
+    fn answer(&self) -> Option<Result<Arc<Keys>, KeysError>> {
+        match (&self.good, &self.failure) {
+            (Some(good), _) => Some(Ok(Arc::clone(good))),
+            (None, Some(failure)) => Some(Err(failure.clone())),
+            (None, None) => None,
+        }
+    }
+
+    /// Returns what the operator is to be told.
+    fn take(&mut self, path: &Path, read: Result<Keys, KeysError>) -> Vec<String> {
+        match read {
+            Ok(keys) => {
+                let is_news = self.good.as_ref().is_none_or(|former| former.notes() != keys.notes());
+                let mut notes = if is_news { keys.notes().to_vec() } else { Vec::new() };
+                self.failure = None;
+                if self.good.is_some() && told().remove(path).is_some() {
+                    notes.push(format!("the keys in {} are in order again, and used", path.display()));
+                }
+                self.good = Some(Arc::new(keys));
+                notes
+            }
+            Err(e) => {
+                let note =
+                    format!("the keys cannot be read any more, and those that were read last go on being used: {e}");
+                self.failure = Some(e);
+                let is_news =
+                    self.good.is_some() && told().insert(path.to_owned(), note.clone()).as_ref() != Some(&note);
+                if is_news { vec![note] } else { Vec::new() }
+            }
+        }
+    }
+}
+
+fn told() -> MutexGuard<'static, BTreeMap<PathBuf, String>> {
+    TOLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What files look like: what changes when one of them does.
+#[derive(Debug)]
+struct Print {
+    files: Vec<(OsString, Looks)>,
+    taken: SystemTime,
+}
+
+impl PartialEq for Print {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+/// What one file looks like: device, inode, mode, owner, length, and the times of its last changes in seconds and
+/// nanoseconds.
+#[derive(Debug, PartialEq, Eq)]
+struct Looks {
+    place: (u64, u64),
+    access: (u32, u32),
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Print {
+    fn of(path: &Path, what: What) -> io::Result<Self> {
+        let mut print = Self {
+            files: Vec::new(),
+            taken: SystemTime::now(),
+        };
+        let whole = fs::metadata(path)?;
+        if whole.is_dir() {
+            print.directory(path)?;
+            let private = (what == What::Keys(Want::Signing)).then_some(directory::SIGNING);
+            for name in private.into_iter().chain([directory::HS256]) {
+                match print.directory(&path.join(name)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+            }
+        }
+        print.files.push((OsString::new(), Looks::of(&whole)));
+        Ok(print)
+    }
+
+    fn directory(&mut self, path: &Path) -> io::Result<()> {
+        let start = self.files.len();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(meta) => self.files.push((entry.file_name(), Looks::of(&meta))),
+                // It was removed just now, and the directory's time tells.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.files[start..].sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(())
+    }
+
+    /// Whether all changes are so long ago that another one would be seen.
+    fn is_settled(&self) -> bool {
+        let now = self.taken.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let settled = now - SETTLED.as_secs() as i64;
+        self.files
+            .iter()
+            .all(|(_, looks)| looks.modified.0 < settled && looks.changed.0 < settled)
+    }
+}
+
+impl Looks {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            place: (meta.dev(), meta.ino()),
+            access: (meta.mode(), meta.uid()),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Reading a key directory, or a single file of keys.
+//!
+//! | in the directory | is |
+//! |---|---|
+//! | `*.pem`, `*.jwk`, `*.jwks` | verification keys: public ones |
+//! | `signing/KID.pem` | private keys, closed to everyone but their owner |
+//! | `hs256/*.jwk` | secrets for HS256, likewise: they are no public keys, and not where those are |
+//! | `active` | the `kid` of the key that signs |
+//!
+//! All else is ignored. Nobody but this user and root may have a hand in it; one file that is not as it should be, and
+//! nothing of it is used.
+
+use std::{
+    ffi::OsStr,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use token::{Algorithm, HmacKey, KeyError, KeySet, SigningKey, VerifyingKey};
+use zeroize::Zeroizing;
+
+use crate::trust::{self, Directory, Refusal};
+
+/// The file that names the key that signs.
+pub(super) const ACTIVE: &str = "active";
+/// The directory of private keys.
+pub(super) const SIGNING: &str = "signing";
+/// The directory of secrets for HS256.
+pub(super) const HS256: &str = "hs256";
+
+/// The most entries of one directory.
+const MAX_ENTRIES: usize = 1024;
+
+/// The longest file with one key, in bytes: an RSA key of 16,384 bits takes 13 KiB.
+pub const MAX_KEY_FILE: usize = 64 * 1024;
+
+/// The longest JWKS, in bytes.
+const MAX_JWKS: usize = 1024 * 1024;
+
+/// The keys of an issuer, as far as they were asked for.
+#[derive(Debug)]
+pub struct Keys {
+    verifying: Arc<KeySet>,
+    signing: Option<Arc<SigningKey>>,
+    private: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Keys {
+    /// What tokens are verified with.
+    pub fn verifying(&self) -> &Arc<KeySet> {
+        &self.verifying
+    }
+
+    /// What tokens are signed with: the active key.
+    pub fn signing(&self) -> Option<&Arc<SigningKey>> {
+        self.signing.as_ref()
+    }
+
+    /// The `kid` of all keys that could be the active one.
+    pub fn private(&self) -> &[String] {
+        &self.private
+    }
+
+    /// Lines for the operator: keys that are not used, and why.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+/// Why there are no keys: where, what, and what to do. It holds nothing of any key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysError {
+    path: PathBuf,
+    why: String,
+    pub(super) is_missing: bool,
+}
+
+impl KeysError {
+    pub(super) fn new(path: &Path, why: impl fmt::Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            why: why.to_string(),
+            is_missing: false,
+        }
+    }
+
+    pub(super) fn refused(path: &Path, refusal: &Refusal) -> Self {
+        Self {
+            is_missing: matches!(refusal, Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound),
+            ..Self::new(path, refusal)
+        }
+    }
+}
+
+impl fmt::Display for KeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
+}
+
+impl std::error::Error for KeysError {}
+
+/// What is wanted of a key directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Want {
+    /// What tokens are verified with. Private keys need not be readable.
+    Verifying,
+    /// That, and what they are signed with.
+    Signing,
+}
+
+/// Reads a key directory, or a file with public keys: a JWKS, a JWK or a PEM block.
+///
+/// # Errors
+/// [`KeysError`]: nothing is used where anything is not as it should be.
+pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
+    if path.is_dir() || want == Want::Signing {
+        let directory = Directory::at(path).map_err(|e| KeysError::refused(path, &e))?;
+        return Reader::default().directory(&directory, want);
+    }
+    let bytes = trust::read_public(path, MAX_JWKS).map_err(|e| KeysError::refused(path, &e))?;
+    let mut reader = Reader::default();
+    if bytes.trim_ascii_start().starts_with(b"{") && is_jwks(&bytes) {
+        reader.jwks(path, &bytes)?;
+    } else {
+        reader.public(path, &bytes)?;
+    }
+    reader.some(path)
+}
+
+/// Reads a file with a secret for HS256: a JWK of type `oct`; a PEM block with a private key, whose DER bytes are the
+/// secret, as for the rabbit software; or the bytes of the secret themselves, but for a newline at their end.
+///
+/// # Errors
+/// [`KeysError`].
+pub fn read_secret(path: &Path) -> Result<Keys, KeysError> {
+    let bytes = trust::read_private(path, MAX_KEY_FILE).map_err(|e| KeysError::refused(path, &e))?;
+    let wrong = |e: KeyError| KeysError::new(path, e);
+    let text = bytes.trim_ascii_start();
+    let key = if text.starts_with(b"{") {
+        secret_of_jwk(path, &bytes)?.verifying_key()
+    } else if text.starts_with(b"-----BEGIN ") {
+        HmacKey::from_pem(&bytes).map_err(wrong)?.verifying_key()
+    } else {
+        let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
+        VerifyingKey::from_secret(secret).map_err(wrong)?
+    };
+    Ok(Keys {
+        verifying: Arc::new(KeySet::from(key)),
+        signing: None,
+        private: Vec::new(),
+        notes: Vec::new(),
+    })
+}
+
+#[derive(Default)]
+struct Reader {
+    verifying: KeySet,
+    notes: Vec<String>,
+}
+
+impl Reader {
+    fn directory(mut self, directory: &Directory, want: Want) -> Result<Keys, KeysError> {
+        let at = |name: &OsStr| directory.path().join(name);
+        for name in names(directory)? {
+            let path = at(&name);
+            match path.extension().and_then(OsStr::to_str) {
+                Some("pem" | "jwk") => self.public(&path, &content(directory, &name, MAX_KEY_FILE)?)?,
+                Some("jwks") => self.jwks(&path, &content(directory, &name, MAX_JWKS)?)?,
+                _ => {}
+            }
+        }
+        let mut secrets = Vec::new();
+        if let Some(directory) = optional(directory.directory(HS256.as_ref()), &at(HS256.as_ref()))? {
+            for name in names(&directory)? {
+                let path = directory.path().join(&name);
+                if path.extension().is_some_and(|extension| extension == "jwk") {
+                    let key = secret_of_jwk(&path, &private_content(&directory, &name)?)?;
+                    self.insert(&path, key.verifying_key())?;
+                    secrets.push(Arc::new(key));
+                }
+            }
+        }
+        if want == Want::Verifying {
+            return self.some(directory.path());
+        }
+
+        let mut private = Vec::new();
+        let signing_directory = optional(directory.directory(SIGNING.as_ref()), &at(SIGNING.as_ref()))?;
+        if let Some(directory) = &signing_directory {
+            for name in names(directory)? {
+                let path = directory.path().join(&name);
+                let Some(kid) = path
+                    .to_str()
+                    .filter(|path| path.ends_with(".pem"))
+                    .and(path.file_stem())
+                else {
+                    continue;
+                };
+                // Also of those that are not active yet: what others could read once may have been copied.
+                open_private(directory, &name)?;
+                private.push(kid.to_string_lossy().into_owned());
+            }
+        }
+        let signing = match active(directory)? {
+            None => None,
+            Some(kid) => {
+                let path = at(ACTIVE.as_ref());
+                let key = match &signing_directory {
+                    Some(directory) if private.contains(&kid) => Some(Arc::new(private_key(directory, &kid)?)),
+                    _ => secrets.iter().find(|key| key.kid() == kid).cloned(),
+                };
+                let Some(key) = key else {
+                    let why = format!(
+                        "it names the key {kid}, of which there is neither {SIGNING}/{kid}.pem nor a secret in {HS256}: \
+                         put it back, or have another sign with `flux workflow-token rotate promote`"
+                    );
+                    return Err(KeysError {
+                        is_missing: true,
+                        ..KeysError::new(&path, why)
+                    });
+                };
+                let verifies = self.verifying.get(&kid);
+                if verifies.is_none_or(|public| public.thumbprint() != key.verifying_key().thumbprint()) {
+                    let why = format!(
+                        "it names the key {kid}, whose public key is not there: no service could verify its tokens"
+                    );
+                    return Err(KeysError::new(&path, why));
+                }
+                Some(key)
+            }
+        };
+        private.extend(secrets.iter().map(|key| key.kid().to_owned()));
+        Ok(Keys {
+            signing,
+            private,
+            ..self.some(directory.path())?
+        })
+    }
+
+    fn some(self, path: &Path) -> Result<Keys, KeysError> {
+        if self.verifying.is_empty() {
+            let skipped = self.notes.first().map(|note| format!(" ({note})")).unwrap_or_default();
+            return Err(KeysError::new(
+                path,
+                format!("it has no key to verify tokens with{skipped}"),
+            ));
+        }
+        Ok(Keys {
+            verifying: Arc::new(self.verifying),
+            signing: None,
+            private: Vec::new(),
+            notes: self.notes,
+        })
+    }
+
+    /// A file with one public key.
+    fn public(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
+        let key = if bytes.trim_ascii_start().starts_with(b"{") {
+            VerifyingKey::from_jwk(bytes)
+        } else {
+            VerifyingKey::from_pem(bytes)
+        };
+        let key = key.map_err(|e| KeysError::new(path, e))?;
+        self.insert(path, key)
+    }
+
+    fn jwks(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
+        let (keys, skipped) = KeySet::from_jwks(bytes).map_err(|e| KeysError::new(path, e))?;
+        for key in skipped {
+            self.notes.push(format!(
+                "{}: the key keys[{}] is not used: {}",
+                path.display(),
+                key.index,
+                key.reason
+            ));
+        }
+        keys.iter().try_for_each(|key| self.insert(path, key.clone()))
+    }
+
+    fn insert(&mut self, path: &Path, key: VerifyingKey) -> Result<(), KeysError> {
+        let thumbprint = key.thumbprint();
+        match self.verifying.insert(key) {
+            Some(former) if former.thumbprint() != thumbprint => {
+                let why = format!(
+                    "another file has another key of the same kid, {}: give one of them its own",
+                    former.kid()
+                );
+                Err(KeysError::new(path, why))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The `kid` in the file `active`, where there is one.
+pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError> {
+    let path = directory.path().join(ACTIVE);
+    let Some(file) = optional(directory.open(ACTIVE.as_ref()), &path)? else {
+        return Ok(None);
+    };
+    let bytes = trust::read_all(file, MAX_KEY_FILE).map_err(|e| KeysError::refused(&path, &e))?;
+    match std::str::from_utf8(&bytes).map(str::trim_ascii) {
+        Ok(kid) if is_file_name(kid) => Ok(Some(kid.to_owned())),
+        _ => Err(KeysError::new(
+            &path,
+            "it does not hold a kid: have a key sign with `flux workflow-token rotate promote`",
+        )),
+    }
+}
+
+/// Whether a `kid` can be the name of a file, as every thumbprint of RFC 7638 can.
+pub(super) fn is_file_name(kid: &str) -> bool {
+    (1..=128).contains(&kid.len()) && kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// The private key of that `kid`.
+pub(super) fn private_key(signing: &Directory, kid: &str) -> Result<SigningKey, KeysError> {
+    let name = format!("{kid}.pem");
+    let path = signing.path().join(&name);
+    let key = SigningKey::from_pem(&private_content(signing, name.as_ref())?).map_err(|e| KeysError::new(&path, e))?;
+    if key.kid() != kid {
+        let why = format!(
+            "its key is {}, and not the one that it is named after: rename it",
+            key.kid()
+        );
+        return Err(KeysError::new(&path, why));
+    }
+    Ok(key)
+}
+
+fn secret_of_jwk(path: &Path, bytes: &[u8]) -> Result<SigningKey, KeysError> {
+    let key = SigningKey::from_jwk(bytes).map_err(|e| KeysError::new(path, e))?;
+    if key.algorithm() != Algorithm::Hs256 {
+        return Err(KeysError::new(path, "it is no secret for HS256 (a JWK of type oct)"));
+    }
+    Ok(key)
+}
+
+fn is_jwks(bytes: &[u8]) -> bool {
+    KeySet::from_jwks(bytes).is_ok()
+}
+
+fn names(directory: &Directory) -> Result<Vec<std::ffi::OsString>, KeysError> {
+    let names = directory.names(MAX_ENTRIES);
+    names.map_err(|e| KeysError::refused(directory.path(), &e))
+}
+
+fn content(directory: &Directory, name: &OsStr, limit: usize) -> Result<Zeroizing<Vec<u8>>, KeysError> {
+    let bytes = directory.open(name).and_then(|file| trust::read_all(file, limit));
+    bytes.map_err(|e| KeysError::refused(&directory.path().join(name), &e))
+}
+
+fn private_content(directory: &Directory, name: &OsStr) -> Result<Zeroizing<Vec<u8>>, KeysError> {
+    let bytes = open_private(directory, name).map(|file| trust::read_all(file, MAX_KEY_FILE))?;
+    bytes.map_err(|e| KeysError::refused(&directory.path().join(name), &e))
+}
+
+fn open_private(directory: &Directory, name: &OsStr) -> Result<std::fs::File, KeysError> {
+    let file = directory.open(name).and_then(|file| {
+        trust::private(&file.metadata()?)?;
+        Ok(file)
+    });
+    file.map_err(|e| KeysError::refused(&directory.path().join(name), &e))
+}
+
+fn optional<T>(opened: Result<T, Refusal>, path: &Path) -> Result<Option<T>, KeysError> {
+    match opened {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(KeysError::refused(path, &e)),
+    }
+}

@@ -1,0 +1,421 @@
+//! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4) or in
+//! exchange for another token (RFC 8693).
+//!
+//! What may pass is tried again until the rule's timeout. [`request`] is what is asked, [`answer`] what comes back.
+
+mod answer;
+mod request;
+
+use std::{
+    fmt::Display,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use config::{AuthorizationServer, Grant, Values};
+use seal::{ExposeSecret, Secret, Variables};
+use tokio::time::{Instant, sleep, timeout};
+use zeroize::Zeroizing;
+
+use self::{
+    answer::Given,
+    request::{Client, Subject},
+};
+use crate::{
+    Error, Examined, Fetched, Source,
+    http::{Backoff, Kind, Peer, Trouble},
+    max_value,
+    remote::{Metadata, Remote, await_here, blocking},
+    seconds,
+    trust::{self, Refusal},
+    variable,
+};
+
+/// Pauses between tries: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long one request may take: a quarter of all the time, so that another server may be found behind the same address,
+/// within these limits.
+const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// How old the metadata of a server may become.
+const METADATA_AGE: Duration = Duration::from_secs(3600);
+
+/// The authorization server, in the words of messages.
+static SERVER: Peer = Peer {
+    server: "an authorization server",
+    unreachable: "the authorization server that its token comes from could not be reached",
+    unwell: "the authorization server that its token comes from is not well",
+    credential: "the site's access to the authorization server that its token comes from is not set up",
+    address: "the key issuer or token-endpoint",
+    authorities: "ca-file",
+    name: None,
+    client_certificate: None,
+};
+
+/// What the user is told where the server does not want to.
+const REFUSED: &str = "the authorization server that its token comes from refused it";
+
+/// What the user is told where what is to be exchanged is not there.
+const NO_SUBJECT: &str = "the token of its owner that its token is exchanged for";
+
+pub(crate) struct OAuth2 {
+    settings: config::OAuth2,
+    variable: String,
+    timeout: Duration,
+    remote: Remote,
+    metadata: tokio::sync::Mutex<Option<(Instant, Arc<Metadata>)>>,
+    shared: tokio::sync::Mutex<Option<Shared>>,
+}
+
+/// A token that jobs share.
+struct Shared {
+    token: Secret,
+    until: Instant,
+}
+
+impl OAuth2 {
+    pub fn new(settings: &config::OAuth2, variable: String, timeout: Duration) -> Self {
+        Self {
+            remote: Remote::new(&settings.network, &SERVER),
+            settings: settings.clone(),
+            variable,
+            timeout,
+            metadata: tokio::sync::Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for OAuth2 {
+    async fn fetch(&self, job: &Values) -> Fetched {
+        let fetch = Fetch {
+            of: self,
+            until: Instant::now() + self.timeout,
+            progress: Mutex::default(),
+            warnings: Mutex::default(),
+        };
+        let result = match timeout(self.timeout, fetch.variables(job)).await {
+            Ok(result) => result,
+            Err(_) => Err(fetch.out_of_time()),
+        };
+        Fetched {
+            result,
+            notes: Vec::new(),
+            warnings: fetch.warnings.into_inner().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    fn needs_user(&self) -> bool {
+        let subject = self.settings.grant.subject_token();
+        subject.is_some_and(config::Template::needs_user)
+    }
+}
+
+impl OAuth2 {
+    /// Where tokens are asked for, and whom for a JWT by which the client authenticates is.
+    async fn endpoint(&self, limit: Duration) -> Result<(String, String), Trouble> {
+        let issuer = match &self.settings.server {
+            AuthorizationServer::TokenEndpoint(url) => return Ok((url.clone(), url.clone())),
+            AuthorizationServer::Issuer(issuer) => issuer,
+        };
+        // One delivery asks, while the others wait.
+        let mut known = self.metadata.lock().await;
+        let metadata = match &*known {
+            Some((at, metadata)) if at.elapsed() < METADATA_AGE => metadata.clone(),
+            _ => {
+                let metadata = Arc::new(self.remote.discover(issuer, limit).await?);
+                *known = Some((Instant::now(), metadata.clone()));
+                metadata
+            }
+        };
+        let endpoint = metadata.token_endpoint.clone().ok_or_else(|| {
+            Trouble::permanent(
+                SERVER.unwell,
+                format_args!("{}: its metadata name no token_endpoint", metadata.at),
+                "give the key token-endpoint in place of issuer, if it has one",
+            )
+        })?;
+        Ok((endpoint, issuer.clone()))
+    }
+
+    /// Asks for a token once.
+    async fn ask(&self, subject: Option<&Subject>, limit: Duration) -> Result<Given, Trouble> {
+        let (endpoint, audience) = self.endpoint(limit).await?;
+        let how = self.settings.authentication.clone();
+        // It is read each time, since it may have been changed, and it is not kept.
+        let client = blocking(&SERVER, move || Client::read(&how)).await??;
+        let request = client.request(&self.settings, subject, &audience)?;
+        let mut secrets = request.secrets;
+        secrets.extend(subject.map(|subject| subject.token.clone()));
+        let max = max_value(&self.variable);
+        let answered = self
+            .remote
+            .post(
+                &endpoint,
+                request.authorization,
+                request.form,
+                answer::max_body(max),
+                limit,
+            )
+            .await;
+        let given = answered.and_then(|answer| answer::read(&self.remote, &answer, &secrets, subject.is_some()));
+        if given.as_ref().is_err_and(|trouble| trouble.kind == Kind::Missing) {
+            // It may have moved.
+            *self.metadata.lock().await = None;
+        }
+        given.map_err(|trouble| trouble.at(&endpoint))
+    }
+}
+
+/// What is fetched for one job.
+struct Fetch<'a> {
+    of: &'a OAuth2,
+    until: Instant,
+    progress: Mutex<Option<Trouble>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Fetch<'_> {
+    async fn variables(&self, job: &Values) -> Result<Variables, Error> {
+        let token = match &self.of.settings.grant {
+            Grant::ClientCredentials { share: false } => self.tries(None).await?.token,
+            Grant::ClientCredentials { share: true } => self.shared().await?,
+            Grant::TokenExchange {
+                subject_token,
+                subject_token_type,
+            } => {
+                let token = subject(subject_token, job).await?;
+                let kind = subject_token_type.clone();
+                self.tries(Some(Subject { token, kind })).await?.token
+            }
+        };
+        let bytes = Zeroizing::new(token.expose_secret().as_bytes().to_vec());
+        variable(&self.of.variable, bytes)
+            .map_err(|e| Error::new(SERVER.unwell, format!("{}: its access_token: {e}", self.place())))
+    }
+
+    /// The token that jobs share: another one when half of its life is over.
+    async fn shared(&self) -> Result<Secret, Error> {
+        // One delivery asks, while the others wait.
+        let mut shared = self.of.shared.lock().await;
+        if let Some(shared) = &*shared
+            && Instant::now() < shared.until
+        {
+            return Ok(shared.token.clone());
+        }
+        *shared = None;
+        let began = Instant::now();
+        let given = self.tries(None).await?;
+        // Where it is not said how long it is good, each job has its own.
+        if let Some(lifetime) = given.lifetime
+            && let Some(until) = began.checked_add(lifetime / 2)
+        {
+            *shared = Some(Shared {
+                token: given.token.clone(),
+                until,
+            });
+        }
+        Ok(given.token)
+    }
+
+    /// Tries until it works, or what is wrong will not pass.
+    async fn tries(&self, subject: Option<Subject>) -> Result<Given, Error> {
+        let limit = (self.of.timeout / 4).clamp(REQUEST.0, REQUEST.1);
+        let mut backoff = Backoff::new(PAUSES);
+        let mut moved = false;
+        loop {
+            let trouble = match self.of.ask(subject.as_ref(), limit).await {
+                Ok(given) => {
+                    self.warn_of_scope(&given);
+                    return Ok(given);
+                }
+                Err(trouble) => trouble,
+            };
+            let pause = match trouble.kind {
+                Kind::Passing(after) => {
+                    if after.is_some_and(|after| Instant::now() + after >= self.until) {
+                        return Err(self.too_late(&trouble, after.unwrap_or_default()));
+                    }
+                    backoff.pause(after)
+                }
+                Kind::Missing if !std::mem::replace(&mut moved, true) => backoff.pause(None),
+                _ => return Err(self.failed(&trouble)),
+            };
+            *self.progress() = Some(trouble);
+            sleep(pause).await;
+        }
+    }
+
+    /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
+    fn warn_of_scope(&self, given: &Given) {
+        let asked = self.of.settings.scope.as_deref().unwrap_or_default();
+        let Some(has) = &given.scope else { return };
+        if asked.split(' ').any(|word| !has.split(' ').any(|other| other == word)) && !asked.is_empty() {
+            let warning = format!(
+                "{}: the token has the scope `{has}`, and `{asked}` was asked for",
+                self.place()
+            );
+            self.warnings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(warning);
+        }
+    }
+
+    fn failed(&self, trouble: &Trouble) -> Error {
+        Error::new(trouble.summary, format!("{}: {trouble}", self.place()))
+    }
+
+    fn too_late(&self, trouble: &Trouble, after: Duration) -> Error {
+        let detail = format!(
+            "{}: {trouble}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
+             the timeout of {}",
+            self.place(),
+            seconds(after),
+            seconds(self.of.timeout)
+        );
+        Error::new(trouble.summary, detail)
+    }
+
+    fn out_of_time(&self) -> Error {
+        let limit = seconds(self.of.timeout);
+        let last = self.progress().clone();
+        match last {
+            Some(trouble) => {
+                let detail = format!("{}: not within {limit}; the last trouble was: {trouble}", self.place());
+                Error::new(trouble.summary, detail)
+            }
+            None => {
+                let detail = format!(
+                    "{}: not within {limit}: see that the server is well, or set a longer timeout",
+                    self.place()
+                );
+                Error::new(SERVER.unreachable, detail)
+            }
+        }
+    }
+
+    /// What is asked, and where.
+    fn place(&self) -> String {
+        let settings = &self.of.settings;
+        let server = match &settings.server {
+            AuthorizationServer::Issuer(url) | AuthorizationServer::TokenEndpoint(url) => url,
+        };
+        format!("client {} at {server}", settings.client_id.escape_debug())
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The token that is exchanged. Its file may be the user's own, who can have with it what the server gives for it anyway.
+async fn subject(template: &config::Template, job: &Values) -> Result<Secret, Error> {
+    let path = template
+        .fill(job)
+        .map_err(|e| Error::new(format!("{NO_SUBJECT} is not there"), format!("subject-token: {e}")))?;
+    let (prefix, uid) = (PathBuf::from(template.prefix()), job.uid);
+    let read = tokio::task::spawn_blocking(move || read_subject(&prefix, Path::new(&path), uid));
+    read.await.unwrap_or_else(|_| {
+        Err(Error::new(
+            format!("{NO_SUBJECT} could not be read"),
+            "an internal error",
+        ))
+    })
+}
+
+fn read_subject(prefix: &Path, path: &Path, uid: u32) -> Result<Secret, Error> {
+    let at = |what: &str, why: &dyn Display| {
+        Error::new(
+            format!("{NO_SUBJECT} {what}"),
+            format!("subject-token: {}: {why}", path.display()),
+        )
+    };
+    let file = trust::open_private(Some(uid), prefix, path).map_err(|refusal| match refusal {
+        Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("is not there", &e),
+        Refusal::Io(e) => at("could not be read", &e),
+        Refusal::Untrusted(why) => at("was refused", &why),
+    })?;
+    let bytes = trust::read_all(file, token::MAX_LEN).map_err(|e| at("could not be read", &e))?;
+    let token = bytes.trim_ascii();
+    let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    let token = std::str::from_utf8(token).ok().filter(|_| is_token);
+    token
+        .map(Secret::from)
+        .ok_or_else(|| at("is none", &"it is empty, or has spaces or other characters in it"))
+}
+
+/// Looks whether the server can be reached, has good metadata, and whether the client's secret can be read. No token is
+/// asked for. Blocks, no longer than `limit`.
+#[must_use]
+pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examined> {
+    let mut found = Vec::new();
+    let how = &settings.authentication;
+    found.push(Examined::of(Client::read(how), "", |_| {
+        format!("{} is closed to others, and can be used for {}", how.path(), how.name())
+    }));
+    let remote = Remote::new(&settings.network, &SERVER);
+    match &settings.server {
+        AuthorizationServer::Issuer(issuer) => {
+            let metadata = within(limit, remote.discover(issuer, limit));
+            match metadata {
+                Ok(metadata) => examine_metadata(settings, issuer, &metadata, &mut found),
+                Err(trouble) => found.push(Examined::trouble(issuer, &trouble)),
+            }
+        }
+        AuthorizationServer::TokenEndpoint(url) => {
+            // RFC 6749 section 3.2: a token endpoint takes no GET, and changes nothing by one.
+            let answer = within(limit, remote.get(url, answer::max_body(0), limit));
+            found.push(Examined::of(answer, url, |_| format!("{url} answers")));
+        }
+    }
+    found
+}
+
+fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata, found: &mut Vec<Examined>) {
+    let Some(endpoint) = &metadata.token_endpoint else {
+        return found.push(Examined::bad(
+            format!("{issuer}: its metadata name no token_endpoint"),
+            "give the key token-endpoint in place of issuer, if it has one",
+        ));
+    };
+    found.push(Examined::Good(format!(
+        "{issuer} answers, its metadata is good, and it gives tokens at {endpoint}"
+    )));
+    // Where it does not say, it is this one (RFC 8414 section 2).
+    let default = ["client_secret_basic".to_owned()];
+    let ways = metadata.authentications.as_deref().unwrap_or(&default);
+    let way = settings.authentication.name();
+    if !ways.iter().any(|one| one == way) {
+        found.push(Examined::Unwise {
+            what: format!("{issuer}: its metadata does not say that clients can authenticate by {way}"),
+            todo: "set client-authentication to one that it takes".to_owned(),
+        });
+    }
+    let grant = settings.grant.uri();
+    if let Some(grants) = &metadata.grants
+        && !grants.iter().any(|one| one == grant)
+    {
+        found.push(Examined::Unwise {
+            what: format!("{issuer}: its metadata does not say that it gives tokens by {grant}"),
+            todo: "see the server's configuration".to_owned(),
+        });
+    }
+}
+
+fn within<T>(limit: Duration, future: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    let done = await_here(async { timeout(limit, future).await });
+    let done = done.map_err(|_| {
+        SERVER.wrong_credential(
+            "the system has no more file descriptors",
+            "see ulimit -n, and run this again",
+        )
+    });
+    done?.unwrap_or_else(|_| Err(SERVER.silent(limit)))
+}

@@ -1,0 +1,206 @@
+//! A server of the configuration: an authorization server, or an issuer, by its URL.
+
+mod discovery;
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ::http::{
+    HeaderValue, Method, Request, StatusCode, Uri,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+pub(crate) use self::discovery::Metadata;
+use crate::{
+    http::{self, Answer, Http, Kind, Peer, Trouble, Way, tls},
+    stamp::Stamp,
+    trust,
+};
+
+/// The longest file of certificates, in bytes.
+const MAX_CA_FILE: usize = 4 << 20;
+
+/// How many connections are kept while nobody uses them.
+const MAX_IDLE: usize = 16;
+
+/// How a server is reached. Nothing is read, and nobody is asked, before the first request.
+pub(crate) struct Remote {
+    peer: &'static Peer,
+    proxy: Option<Uri>,
+    ca_file: Option<PathBuf>,
+    client: Mutex<Option<Client>>,
+}
+
+#[derive(Clone)]
+struct Client {
+    http: Http,
+    /// The file with the certificates that it trusts.
+    file: Option<Arc<Stamp>>,
+}
+
+impl Remote {
+    pub fn new(network: &config::Discovery, peer: &'static Peer) -> Self {
+        Self {
+            peer,
+            // It was checked with the configuration.
+            proxy: network.proxy.as_ref().and_then(|proxy| proxy.parse().ok()),
+            ca_file: network.ca_file.clone(),
+            client: Mutex::default(),
+        }
+    }
+
+    /// In the words of messages.
+    pub fn peer(&self) -> &'static Peer {
+        self.peer
+    }
+
+    /// Reads what is there, in JSON.
+    pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<Answer, Trouble> {
+        self.ask(Method::GET, url, None, None, max_body, limit).await
+    }
+
+    /// Sends a form, and reads the answer, in JSON.
+    pub async fn post(
+        &self,
+        url: &str,
+        authorization: Option<HeaderValue>,
+        form: Zeroizing<Vec<u8>>,
+        max_body: usize,
+        limit: Duration,
+    ) -> Result<Answer, Trouble> {
+        self.ask(Method::POST, url, authorization, Some(form), max_body, limit)
+            .await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        authorization: Option<HeaderValue>,
+        form: Option<Zeroizing<Vec<u8>>>,
+        max_body: usize,
+        limit: Duration,
+    ) -> Result<Answer, Trouble> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(url)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, http::USER_AGENT);
+        if form.is_some() {
+            request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(http::body(form.unwrap_or_default())).map_err(|_| {
+            Trouble::permanent(
+                self.peer.unreachable,
+                "its address is not valid",
+                format_args!("correct {}", self.peer.address),
+            )
+        })?;
+        let answer = async {
+            let http = self.client().await?;
+            http::exchange(&http, request, max_body, self.peer).await
+        };
+        timeout(limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.peer.silent(limit)))
+    }
+
+    /// What requests are sent with; another one when the file of certificates has changed.
+    async fn client(&self) -> Result<Http, Trouble> {
+        let known = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(client) = known {
+            let Some(file) = client.file else {
+                return Ok(client.http);
+            };
+            if !blocking(self.peer, move || file.is_stale()).await? {
+                return Ok(client.http);
+            }
+        }
+        let (peer, proxy, ca_file) = (self.peer, self.proxy.clone(), self.ca_file.clone());
+        let client = blocking(peer, move || Client::new(peer, proxy, ca_file)).await??;
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        Ok(client.http)
+    }
+
+    /// What a server says that gives no answer of use.
+    pub fn unusable(&self, answer: &Answer) -> Trouble {
+        let kind = if answer.is_passing() {
+            Kind::Passing(answer.retry_after())
+        } else {
+            Kind::Permanent
+        };
+        let todo = match answer.status {
+            StatusCode::NOT_FOUND => format!("see that {} is the one of {}", self.peer.address, self.peer.server),
+            status if status.is_redirection() => {
+                format!(
+                    "it sends elsewhere, which is not followed: correct {}",
+                    self.peer.address
+                )
+            }
+            _ => "see the server's log".to_owned(),
+        };
+        Trouble::new(
+            kind,
+            self.peer.unwell,
+            format_args!("it answered with the status {}", answer.status.as_u16()),
+            todo,
+        )
+    }
+}
+
+impl Client {
+    fn new(peer: &Peer, proxy: Option<Uri>, ca_file: Option<PathBuf>) -> Result<Self, Trouble> {
+        let file = ca_file.as_deref().map(|path| Arc::new(Stamp::of(path)));
+        let pem = ca_file.map(|path| {
+            trust::read_public(&path, MAX_CA_FILE).map_err(|refusal| {
+                peer.wrong_credential(
+                    format_args!("{}: {}: {refusal}", peer.authorities, path.display()),
+                    "let nobody but the instance owner and root change it",
+                )
+            })
+        });
+        let pem = pem.transpose()?;
+        let roots = pem.as_ref().map_or(tls::Roots::System, |pem| tls::Roots::Also(pem));
+        let http = http::client(Way {
+            tls: tls::client_config(roots, None, peer)?,
+            server_name: None,
+            proxy,
+            // That it is on this node, where it is not https, was checked with the configuration, or the metadata.
+            plain: true,
+            idle: MAX_IDLE,
+        });
+        Ok(Self { http, file })
+    }
+}
+
+/// Runs what may block on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    peer: &Peer,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Trouble> {
+    // What a panic said is not repeated: it may quote anything.
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|_| peer.wrong_credential("an internal error", "report it to the maintainers of this plugin"))
+}
+
+/// Awaits something on a thread that may block: by the runtime that the thread belongs to, or a short-lived one of its own.
+pub(crate) fn await_here<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        return Ok(runtime.block_on(future));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let value = runtime.block_on(future);
+    // A name service that hangs is not waited for.
+    runtime.shutdown_background();
+    Ok(value)
+}

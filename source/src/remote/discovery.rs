@@ -1,0 +1,240 @@
+//! What an issuer says of itself: its metadata (RFC 8414, and OpenID Connect Discovery 1.0).
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Remote;
+use crate::http::{Answer, Kind, Trouble, quote};
+
+/// The longest metadata, in bytes.
+const MAX_BODY: usize = 256 << 10;
+
+/// The metadata of an issuer, as far as it is used.
+#[derive(Debug, Clone)]
+pub(crate) struct Metadata {
+    /// Where it was found.
+    pub at: String,
+    /// Where its keys are.
+    pub jwks_uri: Option<String>,
+    /// Where it gives tokens.
+    pub token_endpoint: Option<String>,
+    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section 2).
+    pub authentications: Option<Vec<String>>,
+    /// By what right it gives tokens.
+    pub grants: Option<Vec<String>>,
+}
+
+/// What was found in one place.
+enum Tried {
+    Metadata(Metadata),
+    /// None there.
+    Nothing(Trouble),
+    /// Some that must not be used.
+    Wrong(Trouble),
+}
+
+impl Remote {
+    /// Finds the metadata of an issuer, by each of the ways that are in use. Takes no longer than `limit` for one request.
+    pub async fn discover(&self, issuer: &str, limit: Duration) -> Result<Metadata, Trouble> {
+        let (mut nothing, mut wrong) = (None, None);
+        for url in locations(issuer) {
+            let answer = self.get(&url, MAX_BODY, limit).await?;
+            match self.read(issuer, &url, &answer) {
+                Tried::Metadata(metadata) => return Ok(metadata),
+                Tried::Wrong(trouble) => drop(wrong.get_or_insert(trouble)),
+                Tried::Nothing(trouble) if trouble.kind != Kind::Permanent => return Err(trouble),
+                Tried::Nothing(trouble) => drop(nothing.get_or_insert(trouble)),
+            }
+        }
+        // What is wrong in one place tells more than that there is nothing in another.
+        let trouble = wrong.or(nothing);
+        Err(trouble.unwrap_or_else(|| self.wrong(issuer, "it has no metadata", "correct the key issuer")))
+    }
+
+    fn read(&self, issuer: &str, url: &str, answer: &Answer) -> Tried {
+        if !answer.status.is_success() {
+            let trouble = self.unusable(answer);
+            if trouble.kind != Kind::Permanent {
+                return Tried::Nothing(trouble);
+            }
+            let what = format!("it has no metadata there (status {})", answer.status.as_u16());
+            return Tried::Nothing(self.wrong(url, what, NOT_THERE));
+        }
+        let Ok(members) = serde_json::from_slice::<Map<String, Value>>(&answer.body) else {
+            return Tried::Nothing(self.wrong(url, "what is there is no metadata in JSON", NOT_THERE));
+        };
+        match metadata(issuer, url, &members) {
+            Ok(metadata) => Tried::Metadata(metadata),
+            Err((what, todo)) => Tried::Wrong(self.wrong(url, what, todo)),
+        }
+    }
+
+    fn wrong(&self, url: &str, what: impl std::fmt::Display, todo: &str) -> Trouble {
+        Trouble::permanent(self.peer().unwell, format_args!("{url}: {what}"), todo)
+    }
+}
+
+const NOT_THERE: &str =
+    "see that the key issuer is the issuer of the tokens, to the letter, or give what is needed without it";
+
+/// Where metadata may be. RFC 8414 section 3.1 puts the well-known part before the issuer's path; OpenID Connect Discovery
+/// section 4 after it; and section 5 of the RFC, before it, for what moved on from there.
+fn locations(issuer: &str) -> Vec<String> {
+    let issuer = issuer.strip_suffix('/').unwrap_or(issuer);
+    // It was checked with the configuration.
+    let authority = issuer.find("://").map_or(0, |at| at + 3);
+    let path = issuer[authority..].find('/').map_or(issuer.len(), |at| authority + at);
+    let (host, path) = issuer.split_at(path);
+    let mut all = vec![
+        format!("{host}/.well-known/oauth-authorization-server{path}"),
+        format!("{host}{path}/.well-known/openid-configuration"),
+    ];
+    if !path.is_empty() {
+        all.push(format!("{host}/.well-known/openid-configuration{path}"));
+    }
+    all
+}
+
+fn metadata(issuer: &str, url: &str, members: &Map<String, Value>) -> Result<Metadata, (String, &'static str)> {
+    // RFC 8414 section 3.3: to the letter, or it must not be used.
+    match member(members, "issuer")?.and_then(Value::as_str) {
+        Some(found) if found == issuer => {}
+        Some(found) => {
+            let what = format!("it is the metadata of another issuer (`{}`)", quote(found, &[]));
+            return Err((what, "if that is who is meant, set the key issuer to it, to the letter"));
+        }
+        None => {
+            return Err((
+                "its metadata names no issuer".to_owned(),
+                "see the server's configuration",
+            ));
+        }
+    }
+    let address = |name: &str| {
+        let Some(value) = member(members, name)? else {
+            return Ok(None);
+        };
+        let wrong = |why: &str| (format!("its {name} {why}"), "see the server's configuration");
+        let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
+        config::check_url(text).map_err(wrong)?;
+        // Whoever is on this node is not to be spoken to in place of a server that is not.
+        if text.starts_with("http://") && !issuer.starts_with("http://") {
+            return Err(wrong("is not https, and the issuer is"));
+        }
+        Ok(Some(text.to_owned()))
+    };
+    let words = |name: &str| {
+        let array = member(members, name)?.and_then(Value::as_array);
+        let words = |array: &Vec<Value>| array.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        Ok(array.map(words))
+    };
+    Ok(Metadata {
+        at: url.to_owned(),
+        jwks_uri: address("jwks_uri")?,
+        token_endpoint: address("token_endpoint")?,
+        authentications: words("token_endpoint_auth_methods_supported")?,
+        grants: words("grant_types_supported")?,
+    })
+}
+
+/// A member by its name, as it is registered (`jwks_uri`) or in camel case (`jwksUri`), as some servers write it.
+fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a Value>, (String, &'static str)> {
+    let camel = camel_case(name);
+    match (members.get(name), members.get(&camel)) {
+        (Some(one), Some(other)) if camel != name && one != other => Err((
+            format!("its metadata has both {name} and {camel}, and they differ"),
+            "see the server's configuration",
+        )),
+        (one, other) => Ok(one.or(other)),
+    }
+}
+
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |mut all, word| {
+        let mut chars = word.chars();
+        all.extend(chars.next().map(|c| c.to_ascii_uppercase()));
+        all.push_str(chars.as_str());
+        all
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn metadata_is_looked_for_where_it_may_be() {
+        let root = [
+            "https://a.example.org:8443/.well-known/oauth-authorization-server",
+            "https://a.example.org:8443/.well-known/openid-configuration",
+        ];
+        assert_eq!(locations("https://a.example.org:8443"), root);
+        assert_eq!(locations("https://a.example.org:8443/"), root);
+        // RFC 8414 section 3.1, and OpenID Connect Discovery section 4.1.
+        let tenant = [
+            "https://example.com/.well-known/oauth-authorization-server/issuer1/x",
+            "https://example.com/issuer1/x/.well-known/openid-configuration",
+            "https://example.com/.well-known/openid-configuration/issuer1/x",
+        ];
+        assert_eq!(locations("https://example.com/issuer1/x"), tenant);
+        assert_eq!(locations("https://example.com/issuer1/x/"), tenant);
+    }
+
+    fn read(issuer: &str, value: &Value) -> Result<Metadata, String> {
+        metadata(issuer, "u", value.as_object().unwrap()).map_err(|(what, _)| what)
+    }
+
+    #[test]
+    fn members_are_understood_in_both_spellings() {
+        let snake = json!({
+            "issuer": "https://i", "jwks_uri": "https://i/jwks", "token_endpoint": "https://i/token",
+            "token_endpoint_auth_methods_supported": ["client_secret_post"], "grant_types_supported": ["implicit"],
+        });
+        let camel = json!({
+            "issuer": "https://i", "jwksUri": "https://i/jwks", "tokenEndpoint": "https://i/token",
+            "tokenEndpointAuthMethodsSupported": ["client_secret_post"], "grantTypesSupported": ["implicit"],
+        });
+        for value in [snake, camel] {
+            let found = read("https://i", &value).unwrap();
+            assert_eq!(found.jwks_uri.as_deref(), Some("https://i/jwks"), "{value}");
+            assert_eq!(found.token_endpoint.as_deref(), Some("https://i/token"), "{value}");
+            assert_eq!(found.authentications.unwrap(), ["client_secret_post"], "{value}");
+            assert_eq!(found.grants.unwrap(), ["implicit"], "{value}");
+        }
+        let both = json!({"issuer": "https://i", "jwks_uri": "https://i/1", "jwksUri": "https://i/2"});
+        assert!(read("https://i", &both).unwrap_err().contains("they differ"));
+    }
+
+    #[test]
+    fn what_is_of_another_issuer_or_not_safe_is_not_used() {
+        for (value, says) in [
+            (json!({}), "names no issuer"),
+            (json!({"issuer": 1}), "names no issuer"),
+            (json!({"issuer": "https://i/"}), "another issuer (`https://i/`)"),
+            (json!({"issuer": "https://evil"}), "another issuer"),
+            (json!({"issuer": "https://i", "jwks_uri": 1}), "is no string"),
+            (
+                json!({"issuer": "https://i", "jwks_uri": "http://i/jwks"}),
+                "must be https",
+            ),
+            (
+                json!({"issuer": "https://i", "jwks_uri": "http://127.0.0.1/jwks"}),
+                "is not https",
+            ),
+            (
+                json!({"issuer": "https://i", "tokenEndpoint": "file:///etc/passwd"}),
+                "its token_endpoint",
+            ),
+        ] {
+            let error = read("https://i", &value).unwrap_err();
+            assert!(error.contains(says), "{value}: {error}");
+        }
+        let local = json!({"issuer": "http://127.0.0.1:1", "jwks_uri": "http://127.0.0.1:1/jwks"});
+        read("http://127.0.0.1:1", &local).unwrap();
+    }
+}

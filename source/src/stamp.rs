@@ -1,0 +1,40 @@
+//! Files that are read again when they change.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A file as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    path: PathBuf,
+    state: Option<[i64; 6]>,
+}
+
+impl Stamp {
+    /// As it is now. Blocks.
+    pub fn of(path: &Path) -> Self {
+        // Links are followed: in a pod, a link to the directory of all the files is what changes.
+        let state = fs::metadata(path).ok().map(|meta| {
+            [
+                i64::from_ne_bytes(meta.ino().to_ne_bytes()),
+                i64::from_ne_bytes(meta.len().to_ne_bytes()),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.ctime(),
+                meta.ctime_nsec(),
+            ]
+        });
+        Self {
+            path: path.to_owned(),
+            state,
+        }
+    }
+
+    /// Whether the file is another one now.
+    pub fn is_stale(&self) -> bool {
+        *self != Self::of(&self.path)
+    }
+}

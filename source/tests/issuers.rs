@@ -1,0 +1,376 @@
+//! Verification keys from an issuer's URL, against a stand-in for one.
+
+#[path = "support/login.rs"]
+mod login;
+#[path = "support/tunnel.rs"]
+mod tunnel;
+
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use config::{Discovery, Trust, TrustedKeys};
+use login::{Authority, Fault, JWKS, Login, METADATA, Setup, key};
+use seal::ExposeSecret;
+use serde_json::json;
+use source::{
+    Examined, Issuer,
+    verify::{Trusted, Unverified},
+};
+use tempfile::TempDir;
+use token::{SigningKey, VerifyError};
+use tunnel::Tunnel;
+
+/// So many times an issuer is asked at once because of keys that are not known.
+const ASKS: usize = 3;
+
+/// One who verifies.
+#[derive(Clone)]
+struct Site {
+    dir: Arc<TempDir>,
+    issuer: String,
+    discovery: Discovery,
+    notes: Arc<Mutex<Vec<String>>>,
+}
+
+impl Site {
+    fn new(login: &Login) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        fs::write(&ca_file, login.authority.pem()).unwrap();
+        Self {
+            dir: Arc::new(dir),
+            issuer: login.url(),
+            discovery: Discovery {
+                proxy: None,
+                ca_file: Some(ca_file),
+                refresh: Duration::from_secs(3600),
+            },
+            notes: Arc::default(),
+        }
+    }
+
+    fn trusted(&self) -> Arc<Trusted> {
+        let trust = Trust {
+            name: "login".to_owned(),
+            issuer: self.issuer.clone(),
+            keys: TrustedKeys::Discovered(self.discovery.clone()),
+            audience: vec!["copy-offload".to_owned()],
+            types: vec!["at+jwt".to_owned()],
+            leeway: Duration::from_secs(60),
+        };
+        Arc::new(Trusted::new(&trust).unwrap())
+    }
+
+    /// A token, signed with this key.
+    fn token(&self, key: &SigningKey) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let claims = json!({"iss": self.issuer, "aud": "copy-offload", "sub": "alice", "exp": now + 600});
+        let token = key.sign(&[("typ", "at+jwt")], claims.to_string().as_bytes());
+        token.expose_secret().to_owned()
+    }
+
+    /// Verifies, as a worker thread does.
+    async fn verify(&self, trusted: &Arc<Trusted>, key: &SigningKey) -> Result<(), Unverified> {
+        let (trusted, token, notes) = (trusted.clone(), self.token(key), self.notes.clone());
+        tokio::task::spawn_blocking(move || {
+            let (result, said) = trusted.verify(&token, SystemTime::now());
+            notes.lock().unwrap().extend(said);
+            result.map(drop)
+        })
+        .await
+        .unwrap()
+    }
+
+    fn notes(&self) -> String {
+        self.notes.lock().unwrap().join("\n")
+    }
+}
+
+#[track_caller]
+fn no_keys(result: Result<(), Unverified>, says: &[&str]) {
+    match result {
+        Err(Unverified::NoKeys(e)) => {
+            let error = e.to_string();
+            for part in says {
+                assert!(error.contains(part), "{error:?} does not say {part:?}");
+            }
+            assert!(
+                !e.summary().contains(['/', ':']),
+                "the user is told of the site: {}",
+                e.summary()
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn unknown(result: Result<(), Unverified>) {
+    assert!(
+        matches!(result, Err(Unverified::Refused(VerifyError::UnknownKid(_)))),
+        "{result:?}"
+    );
+}
+
+#[track_caller]
+fn none_left(result: Result<(), Unverified>) {
+    assert!(
+        matches!(result, Err(Unverified::Refused(VerifyError::NoKeys))),
+        "{result:?}"
+    );
+}
+
+/// An issuer with a key, and one who verifies.
+fn healthy() -> (Login, SigningKey, Site) {
+    let (login, key) = (Login::start(), key());
+    login.publish(&[&key]);
+    let site = Site::new(&login);
+    (login, key, site)
+}
+
+#[tokio::test]
+async fn a_token_is_verified_with_the_keys_of_its_issuer_which_are_kept() {
+    let (login, key, site) = healthy();
+    let trusted = site.trusted();
+    for _ in 0..100 {
+        site.verify(&trusted, &key).await.unwrap();
+    }
+    // Whoever trusts the same issuer shares them.
+    site.verify(&site.trusted(), &key).await.unwrap();
+    assert_eq!((login.asked(METADATA).len(), login.asked(JWKS).len()), (1, 1));
+}
+
+#[test]
+fn a_thread_without_a_runtime_can_verify() {
+    let (login, key, site) = healthy();
+    let trusted = site.trusted();
+    for _ in 0..3 {
+        trusted.verify(&site.token(&key), SystemTime::now()).0.unwrap();
+    }
+    let new = login::key();
+    login.publish(&[&key, &new]);
+    trusted.verify(&site.token(&new), SystemTime::now()).0.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_key_is_fetched_when_a_token_names_it_and_one_that_is_retired_goes() {
+    let (login, old, site) = healthy();
+    let trusted = site.trusted();
+    site.verify(&trusted, &old).await.unwrap();
+    let new = key();
+    login.publish(&[&old, &new]);
+    site.verify(&trusted, &new).await.unwrap();
+    site.verify(&trusted, &old).await.unwrap();
+    assert_eq!(login.asked(METADATA).len(), 1, "where the keys are is known");
+    let newest = key();
+    login.publish(&[&newest]);
+    site.verify(&trusted, &newest).await.unwrap();
+    unknown(site.verify(&trusted, &old).await);
+}
+
+#[tokio::test]
+async fn tokens_of_unknown_keys_do_not_have_the_issuer_asked_without_end() {
+    let (login, good, site) = healthy();
+    let trusted = site.trusted();
+    site.verify(&trusted, &good).await.unwrap();
+    let tasks: Vec<_> = (0..200)
+        .map(|_| {
+            let (site, trusted) = (site.clone(), trusted.clone());
+            tokio::spawn(async move { site.verify(&trusted, &key()).await })
+        })
+        .collect();
+    for task in tasks {
+        unknown(task.await.unwrap());
+    }
+    let asked = login.asked(JWKS).len() - 1;
+    // If it took long, there may have been more by now.
+    let more = login.asked(JWKS).last().unwrap().at - login.asked(JWKS)[0].at;
+    let most = ASKS + (more.as_secs() / 10) as usize;
+    assert!(
+        (1..=most).contains(&asked),
+        "it was asked {asked} times, within {more:?}"
+    );
+    site.verify(&trusted, &good).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_issuer_that_cannot_be_reached_does_not_stop_known_keys_from_working() {
+    let (login, good, site) = healthy();
+    let trusted = site.trusted();
+    site.verify(&trusted, &good).await.unwrap();
+    login.fail("", 1000, Fault::HangUp);
+    unknown(site.verify(&trusted, &key()).await);
+    site.verify(&trusted, &good).await.unwrap();
+    let notes = site.notes();
+    assert!(notes.contains("those that are known are used"), "{notes}");
+    assert_eq!(
+        notes.matches("those that are known").count(),
+        1,
+        "it is said once: {notes}"
+    );
+    let port = login.port();
+    drop(login);
+    unknown(site.verify(&trusted, &key()).await);
+    site.verify(&trusted, &good).await.unwrap();
+
+    // It is back, with another key: nobody asks, and it is found in the background.
+    let new = key();
+    let authority = Authority::new("the next authority");
+    fs::write(site.dir.path().join("ca.pem"), authority.pem()).unwrap();
+    let setup = Setup {
+        port,
+        ..Setup::default()
+    };
+    let login = tokio::task::spawn_blocking(move || Login::of(authority, setup))
+        .await
+        .unwrap();
+    login.publish(&[&good, &new]);
+    login.until(|login| !login.asked(JWKS).is_empty()).await;
+    site.verify(&trusted, &new).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_fetched_again_in_the_background() {
+    let (login, good, mut site) = healthy();
+    site.discovery.refresh = Duration::from_millis(100);
+    let trusted = site.trusted();
+    site.verify(&trusted, &good).await.unwrap();
+    login.until(|login| login.asked(JWKS).len() >= 4).await;
+    assert!(login.asked(METADATA).len() >= 3, "where they are may change, too");
+    // One that is gone from there is not good any more, though no token named another.
+    login.publish(&[]);
+    let seen = login.asked(JWKS).len();
+    login.until(|login| login.asked(JWKS).len() >= seen + 2).await;
+    none_left(site.verify(&trusted, &good).await);
+    // And when nobody trusts the issuer any more, it is left alone: its connections are closed.
+    drop(trusted);
+    login.until(|login| login.open() == 0).await;
+}
+
+#[tokio::test]
+async fn a_first_try_that_fails_is_followed_by_others_while_somebody_waits() {
+    let (login, good, site) = healthy();
+    login.fail(METADATA, 1, Fault::Status(503, None));
+    login.fail(JWKS, 1, Fault::CutOff("{\"keys\": ["));
+    site.verify(&site.trusted(), &good).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_keys_it_is_told_why() {
+    let good = key();
+    let login = Login::start();
+    let (url, not_json) = (login.url(), Fault::Text("<html>".to_owned()));
+    for (path, fault, says) in [
+        (
+            METADATA,
+            Fault::Text(json!({"issuer": "https://evil.example.org"}).to_string()),
+            "another issuer",
+        ),
+        (METADATA, Fault::Endless, "more than"),
+        (
+            METADATA,
+            Fault::Text(json!({"issuer": url}).to_string()),
+            "name no jwks_uri",
+        ),
+        (JWKS, not_json, "is not its keys"),
+        (JWKS, Fault::Endless, "more than"),
+        (JWKS, Fault::Long(1 << 40), "more than"),
+        (JWKS, Fault::Status(403, None), "status 403"),
+    ] {
+        let site = Site::new(&login);
+        login.fail(path, 1, fault);
+        no_keys(site.verify(&site.trusted(), &good).await, &["is not well", says, &url]);
+        login.mend();
+    }
+    let site = Site::new(&login);
+    drop(login);
+    no_keys(
+        site.verify(&site.trusted(), &good).await,
+        &["could not be reached", "refused the connection", &url],
+    );
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_used_are_skipped_and_told() {
+    let (login, good, site) = healthy();
+    let jwk = good.verifying_key().to_jwk().unwrap();
+    login.document(
+        JWKS,
+        json!({"keys": [
+            {"kty": "oct", "kid": "secret", "k": "AAAA"},
+            {"kty": "RSA", "kid": "small\nkey", "n": "AQAB", "e": "AQAB"},
+            {"kty": "quantum"}, 1, null, [], {}, "",
+            jwk,
+        ]}),
+    );
+    let trusted = site.trusted();
+    site.verify(&trusted, &good).await.unwrap();
+    let notes = site.notes();
+    assert!(notes.contains("`secret`") && notes.contains("and 4 more"), "{notes}");
+    assert_eq!(notes.lines().count(), 1, "{notes}");
+
+    login.document(JWKS, json!({"keys": [{"kty": "quantum"}]}));
+    none_left(site.verify(&trusted, &key()).await);
+    assert!(site.notes().contains("no key that can be used"), "{}", site.notes());
+    login.publish(&[&good]);
+    site.verify(&trusted, &good).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_come_through_a_proxy() {
+    let (login, good, mut site) = healthy();
+    let tunnel = Tunnel::start().await;
+    site.discovery.proxy = Some(tunnel.url());
+    site.verify(&site.trusted(), &good).await.unwrap();
+    let address = login.url().replace("https://", "");
+    assert_eq!(tunnel.asked(), [format!("CONNECT {address} HTTP/1.1")]);
+}
+
+#[test]
+fn a_runtime_that_ends_takes_nobody_with_it() {
+    let (login, good, site) = healthy();
+    let trusted = site.trusted();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    first.block_on(site.verify(&trusted, &good)).unwrap();
+    // One thread waits for an answer that does not come, when the plugin is removed.
+    login.fail("", 1000, Fault::Hang);
+    let other = key();
+    first.spawn({
+        let (site, trusted, other) = (site.clone(), trusted.clone(), site.token(&other));
+        async move {
+            let _ = tokio::task::spawn_blocking(move || trusted.verify(&other, SystemTime::now())).await;
+            drop(site);
+        }
+    });
+    first.block_on(login.until(|login| login.asked(JWKS).len() == 2));
+    first.shutdown_timeout(Duration::from_secs(60));
+    login.mend();
+    // The plugin is loaded again.
+    let second = runtime();
+    login.publish(&[&good, &other]);
+    second.block_on(site.verify(&trusted, &other)).unwrap();
+    second.block_on(site.verify(&trusted, &good)).unwrap();
+}
+
+#[test]
+fn the_operator_is_told_what_is_good_and_what_is_not() {
+    let (login, _, site) = healthy();
+    let look = || Issuer::examine(&site.issuer, &site.discovery, Duration::from_secs(20));
+    let said = format!("{:?}", look());
+    assert!(said.contains("Good") && said.contains("1 usable key(s)"), "{said}");
+    login.publish(&[]);
+    assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("no key that can be used")));
+    login.metadata(METADATA, "https://evil.example.org");
+    assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("another issuer")));
+    drop(login);
+    assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("refused the connection")));
+}

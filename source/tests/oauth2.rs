@@ -1,0 +1,682 @@
+//! `source = "oauth2"`, against a stand-in for an authorization server.
+//!
+//! Every secret here has the word "canary" in it, and every fetch looks for it in all that is said.
+
+#[path = "support/login.rs"]
+mod login;
+#[path = "support/tunnel.rs"]
+mod tunnel;
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use config::{AuthorizationServer, ClientAuthentication, Discovery, Grant, KeyPath, OAuth2, Template, Values};
+use login::{Authority, Fault, Login, METADATA, OIDC, Setup, TOKEN, key};
+use seal::ExposeSecret;
+use serde_json::json;
+use source::{Examined, Source, examine_oauth2};
+use tempfile::TempDir;
+use token::KeySet;
+use tunnel::Tunnel;
+
+const SECRET: &str = "canary secret:1";
+const UID: u32 = 4_000_001;
+
+/// Long enough for what is tried again, and not for what is not.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory with the client's secret, and a rule.
+struct Site {
+    dir: TempDir,
+    settings: OAuth2,
+}
+
+impl Site {
+    fn new(login: &Login) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        fs::write(&ca_file, login.authority.pem()).unwrap();
+        let secret = dir.path().join("secret");
+        let site = Self {
+            settings: OAuth2 {
+                server: AuthorizationServer::Issuer(login.url()),
+                client_id: "flux".to_owned(),
+                authentication: ClientAuthentication::SecretBasic(path(&secret)),
+                grant: Grant::ClientCredentials { share: false },
+                scope: Some("data:read data:write".to_owned()),
+                audience: vec!["copy-offload".to_owned()],
+                resource: vec!["https://a.example.org".to_owned(), "urn:b".to_owned()],
+                network: Discovery {
+                    proxy: None,
+                    ca_file: Some(ca_file),
+                    refresh: Duration::from_secs(3600),
+                },
+            },
+            dir,
+        };
+        site.write("secret", 0o600, SECRET);
+        site
+    }
+
+    fn write(&self, name: &str, mode: u32, content: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn exchange(&mut self) {
+        let template = format!("{}/{{uid}}.jwt", self.dir.path().display());
+        self.settings.grant = Grant::TokenExchange {
+            subject_token: Template::parse(&template).unwrap(),
+            subject_token_type: "urn:ietf:params:oauth:token-type:jwt".to_owned(),
+        };
+    }
+
+    fn source(&self, timeout: Duration) -> Box<dyn Source> {
+        let rule = config::Rule {
+            conditions: config::Conditions::default(),
+            variable: "DW_WORKFLOW_TOKEN".to_owned(),
+            source: config::Source::OAuth2(Box::new(self.settings.clone())),
+            timeout,
+            check: config::Check::Shape,
+        };
+        source::of_rule(&rule, &[]).unwrap()
+    }
+
+    async fn fetch(&self) -> Result<String, String> {
+        self.fetch_within(PATIENCE).await
+    }
+
+    async fn fetch_within(&self, timeout: Duration) -> Result<String, String> {
+        fetch(&*self.source(timeout)).await
+    }
+
+    fn examine(&self) -> String {
+        let found = examine_oauth2(&self.settings, Duration::from_secs(20));
+        let said = format!("{found:?}");
+        assert!(!said.contains("canary"), "a secret was told: {said}");
+        said
+    }
+}
+
+fn path(path: &std::path::Path) -> KeyPath {
+    KeyPath::parse(path.to_str().unwrap()).unwrap()
+}
+
+/// The token, or why there is none.
+async fn fetch(source: &dyn Source) -> Result<String, String> {
+    let job = Values {
+        uid: UID,
+        ..Values::example()
+    };
+    let fetched = source.fetch(&job).await;
+    let said = format!("{fetched:?} {:?}", fetched.result.as_ref().map_err(ToString::to_string));
+    assert!(!said.contains("canary"), "a secret was told: {said}");
+    match fetched.result {
+        Ok(variables) => {
+            let all: Vec<_> = variables.iter().collect();
+            assert_eq!(all.len(), 1);
+            assert_eq!(all[0].0, "DW_WORKFLOW_TOKEN");
+            Ok(all[0].1.expose_secret().to_owned())
+        }
+        Err(e) => {
+            assert!(
+                !e.summary().contains(['/', ':']),
+                "the user is told of the site: {}",
+                e.summary()
+            );
+            Err(e.to_string())
+        }
+    }
+}
+
+#[track_caller]
+fn failed(result: Result<String, String>, says: &[&str]) {
+    let error = result.expect_err("it fails");
+    for part in says {
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    }
+    assert!(!error.contains('\n'), "{error}");
+}
+
+/// The form that was sent, and the header.
+fn sent(login: &Login) -> (Vec<(String, String)>, Option<String>) {
+    let asked = login.asked(TOKEN).pop().unwrap();
+    assert_eq!(asked.content_type.as_deref(), Some("application/x-www-form-urlencoded"));
+    (
+        form_urlencoded::parse(&asked.body).into_owned().collect(),
+        asked.authorization,
+    )
+}
+
+fn pairs<'a>(form: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+    form.iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
+// What is asked.
+
+#[tokio::test]
+async fn each_job_gets_a_token_of_its_own() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    let source = site.source(PATIENCE);
+    assert_eq!(fetch(&*source).await.unwrap(), "canary-1");
+    assert_eq!(fetch(&*source).await.unwrap(), "canary-2");
+    let (form, authorization) = sent(&login);
+    assert_eq!(
+        pairs(&form),
+        [
+            ("grant_type", "client_credentials"),
+            ("scope", "data:read data:write"),
+            ("audience", "copy-offload"),
+            ("resource", "https://a.example.org"),
+            ("resource", "urn:b"),
+        ]
+    );
+    let header = authorization.unwrap();
+    let encoded = STANDARD.decode(header.strip_prefix("Basic ").unwrap()).unwrap();
+    assert_eq!(String::from_utf8(encoded).unwrap(), "flux:canary+secret%3A1");
+    assert_eq!(login.asked(METADATA).len(), 1, "the metadata are kept");
+    assert_eq!(login.accepted(), 1, "the connection is kept");
+}
+
+#[tokio::test]
+async fn the_secret_can_be_sent_in_the_form() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.settings.authentication = ClientAuthentication::SecretPost(path(&site.dir.path().join("secret")));
+    site.fetch().await.unwrap();
+    let (form, authorization) = sent(&login);
+    assert_eq!(authorization, None);
+    assert!(
+        pairs(&form).ends_with(&[("client_id", "flux"), ("client_secret", SECRET)]),
+        "{form:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_can_be_used_in_place_of_a_secret() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let key = key();
+    let file = site.write("key.pem", 0o600, key.to_pem().unwrap().expose_secret());
+    site.settings.authentication = ClientAuthentication::PrivateKeyJwt(path(&file));
+    site.fetch().await.unwrap();
+    let (form, authorization) = sent(&login);
+    assert_eq!(authorization, None);
+    let form: HashMap<_, _> = form.into_iter().collect();
+    assert_eq!(
+        form["client_assertion_type"],
+        "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+    );
+    let claims = KeySet::from(key.verifying_key())
+        .verify_jws(&form["client_assertion"])
+        .unwrap();
+    let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+    assert_eq!((&claims["iss"], &claims["sub"]), (&json!("flux"), &json!("flux")));
+    assert_eq!(claims["aud"], login.url());
+}
+
+#[tokio::test]
+async fn the_token_of_a_user_is_exchanged() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.exchange();
+    let file = site.write(&format!("{UID}.jwt"), 0o600, "canary.of.user\n");
+    if nix::unistd::geteuid().is_root() {
+        // It may be the user's own.
+        chown(&file, Some(UID), None).unwrap();
+    }
+    login.gives(
+        200,
+        json!({
+            "access_token": "canary-{n}", "token_type": "N_A",
+            "issued_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        }),
+    );
+    assert_eq!(site.fetch().await.unwrap(), "canary-1");
+    let (form, _) = sent(&login);
+    assert_eq!(
+        pairs(&form)[..3],
+        [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token", "canary.of.user"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_token_to_be_exchanged_that_is_not_there_or_not_safe_is_told() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.exchange();
+    let name = format!("{UID}.jwt");
+    failed(site.fetch().await, &["is not there", &name]);
+    let file = site.write(&name, 0o644, "canary");
+    failed(site.fetch().await, &["was refused", "chmod 0600"]);
+    site.write(&name, 0o600, "canary of user");
+    failed(site.fetch().await, &["is none", "spaces"]);
+    fs::remove_file(&file).unwrap();
+    let other = site.write("other", 0o600, "canary");
+    std::os::unix::fs::symlink(&other, &file).unwrap();
+    failed(site.fetch().await, &["symbolic link"]);
+    fs::remove_file(&file).unwrap();
+    fs::hard_link(&other, &file).unwrap();
+    failed(site.fetch().await, &["more than one name"]);
+    assert!(login.asked(TOKEN).is_empty());
+}
+
+#[tokio::test]
+async fn jobs_share_a_token_where_the_configuration_says_so() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.settings.grant = Grant::ClientCredentials { share: true };
+    let source: Arc<dyn Source> = site.source(PATIENCE).into();
+    let jobs = (0..20).map(|_| {
+        let source = source.clone();
+        tokio::spawn(async move { fetch(&*source).await })
+    });
+    let jobs: Vec<_> = jobs.collect();
+    let mut tokens = Vec::new();
+    for job in jobs {
+        tokens.push(job.await.unwrap().unwrap());
+    }
+    assert!(tokens.iter().all(|token| token == "canary-1"), "{}", tokens.len());
+    assert_eq!(login.asked(TOKEN).len(), 1);
+
+    // What is not said to be good for some time is not shared, and neither is what is over.
+    for lifetime in [json!(null), json!(0), json!("0"), json!("soon"), json!(-1)] {
+        let source = site.source(PATIENCE);
+        login.gives(
+            200,
+            json!({"access_token": "canary-{n}", "token_type": "bearer", "expires_in": lifetime}),
+        );
+        let (one, other) = (fetch(&*source).await.unwrap(), fetch(&*source).await.unwrap());
+        assert_ne!(one, other, "{lifetime}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_with_less_than_was_asked_for_is_noted() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for (scope, noted) in [("data:write data:read more", false), ("data:read", true), ("", true)] {
+        login.gives(
+            200,
+            json!({"access_token": "canary-{n}", "token_type": "Bearer", "scope": scope}),
+        );
+        let fetched = site.source(PATIENCE).fetch(&Values::example()).await;
+        fetched.result.unwrap();
+        let notes = fetched.warnings.join("\n");
+        assert_eq!(
+            notes.contains(&format!("has the scope `{scope}`")),
+            noted,
+            "{scope}: {notes}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_changed_is_used() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    let source = site.source(PATIENCE);
+    fetch(&*source).await.unwrap();
+    site.write("secret", 0o600, "canary2\r\n");
+    fetch(&*source).await.unwrap();
+    let header = sent(&login).1.unwrap();
+    let encoded = STANDARD.decode(header.strip_prefix("Basic ").unwrap()).unwrap();
+    assert_eq!(encoded, b"flux:canary2");
+}
+
+#[tokio::test]
+async fn a_secret_that_others_can_read_or_that_is_none_is_refused() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    for mode in [0o640, 0o604, 0o620] {
+        site.write("secret", mode, SECRET);
+        failed(site.fetch().await, &["is not set up", "client-secret", "chmod 0600"]);
+    }
+    for bad in ["", "\n", "canary\ncanary", "can\0ary", "canaryü"] {
+        site.write("secret", 0o600, bad);
+        failed(site.fetch().await, &["client-secret", "is not a client secret"]);
+    }
+    site.write("secret", 0o600, &"canary".repeat(20_000));
+    failed(site.fetch().await, &["client-secret", "longer than"]);
+    fs::remove_file(site.dir.path().join("secret")).unwrap();
+    failed(site.fetch().await, &["client-secret", "could not be read"]);
+    let file = site.write("key", 0o600, "canary");
+    site.settings.authentication = ClientAuthentication::PrivateKeyJwt(path(&file));
+    failed(site.fetch().await, &["client-key", "has no private key"]);
+    assert!(login.asked(TOKEN).is_empty());
+}
+
+// What comes back.
+
+#[tokio::test]
+async fn what_the_server_refuses_is_told_in_one_line_and_not_tried_again() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for (status, error, says) in [
+        (401, "invalid_client", ["is not set up", "see that client-id"]),
+        (400, "invalid_client", ["is not set up", "see that client-id"]),
+        (
+            400,
+            "unauthorized_client",
+            ["is not set up", "let this client use the grant"],
+        ),
+        (400, "unsupported_grant_type", ["is not set up", "set grant"]),
+        (400, "invalid_scope", ["refused it", "set scope"]),
+        (400, "invalid_target", ["refused it", "set audience or resource"]),
+        (400, "invalid_grant", ["refused it", "subject token"]),
+        (400, "invalid_request", ["refused it", "server's log"]),
+        (403, "own_error", ["refused it", "server's log"]),
+    ] {
+        let before = login.asked(TOKEN).len();
+        let description = format!("no\nfor {SECRET} {}", STANDARD.encode("flux:canary+secret%3A1"));
+        login.gives(status, json!({"error": error, "error_description": description}));
+        let result = site.fetch().await;
+        let status = format!("{error} ({status})");
+        failed(
+            result,
+            &[says[0], says[1], &status, "it says: no", &login.url(), "client flux"],
+        );
+        assert_eq!(login.asked(TOKEN).len(), before + 1, "{error}");
+    }
+    login.gives(401, json!("Unauthorized"));
+    failed(site.fetch().await, &["status 401"]);
+    login.gives(302, json!({}));
+    failed(site.fetch().await, &["status 302", "not followed"]);
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for fault in [
+        Fault::Status(500, None),
+        Fault::Status(503, Some(0)),
+        Fault::Status(429, Some(1)),
+        Fault::CutOff("{\"access_token\": "),
+        Fault::HangUp,
+    ] {
+        login.fail(TOKEN, 2, fault);
+        let before = login.asked(TOKEN).len();
+        site.fetch().await.unwrap();
+        assert_eq!(login.asked(TOKEN).len(), before + 3);
+    }
+    login.gives_in_turn(vec![
+        (503, json!({"error": "temporarily_unavailable"})),
+        (200, json!({"access_token": "canary", "token_type": "Bearer"})),
+    ]);
+    site.fetch().await.unwrap();
+    login.fail(METADATA, 1, Fault::Status(502, None));
+    site.fetch().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_server_says_when_to_ask_again_and_is_not_asked_sooner() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    login.fail(TOKEN, 1, Fault::Status(429, Some(2)));
+    site.fetch().await.unwrap();
+    let asked = login.asked(TOKEN);
+    assert!(asked[1].at - asked[0].at >= Duration::from_secs(2));
+    // Nobody waits for what is too late.
+    login.fail(TOKEN, 1, Fault::Status(429, Some(3600)));
+    failed(site.fetch().await, &["status 429", "not tried again", "3600 s"]);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_given_up_in_time() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    login.fail(TOKEN, 100, Fault::Hang);
+    failed(
+        site.fetch_within(Duration::from_secs(2)).await,
+        &["could not be reached", "not within 2 s", "did not answer within 1 s"],
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_waited_for_until_the_timeout() {
+    let login = Login::start();
+    let (site, port) = (Site::new(&login), login.port());
+    drop(login);
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &["could not be reached", "refused the connection", "not within 500 ms"],
+    );
+    let source = site.source(PATIENCE);
+    let authority = Authority::new("the next authority");
+    fs::write(site.dir.path().join("ca.pem"), authority.pem()).unwrap();
+    let back = async move {
+        let setup = Setup {
+            port,
+            ..Setup::default()
+        };
+        tokio::task::spawn_blocking(move || Login::of(authority, setup))
+            .await
+            .unwrap()
+    };
+    let (token, login) = tokio::join!(fetch(&*source), back);
+    assert_eq!(token.unwrap(), "canary-1");
+    drop(login);
+}
+
+#[tokio::test]
+async fn what_is_no_token_is_not_delivered() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for (answer, says) in [
+        (json!("canary"), "not a token in JSON"),
+        (json!({}), "has no access_token"),
+        (json!({"access_token": 1}), "not a token in JSON"),
+        (
+            json!({"access_token": "", "token_type": "Bearer"}),
+            "has no access_token",
+        ),
+        (json!({"access_token": "canary"}), "has no token_type"),
+        (
+            json!({"access_token": "canary", "token_type": "DPoP"}),
+            "of the type `DPoP`",
+        ),
+        (json!({"access_token": "canary", "token_type": "canary"}), "of the type"),
+        (
+            json!({"access_token": "canary", "token_type": "N_A"}),
+            "of the type `N_A`",
+        ),
+        (
+            json!({"access_token": "canary canary", "token_type": "Bearer"}),
+            "spaces",
+        ),
+        (
+            json!({"access_token": "canary\ncanary", "token_type": "Bearer"}),
+            "spaces",
+        ),
+        (
+            json!({"access_token": "canaryü", "token_type": "Bearer"}),
+            "other characters",
+        ),
+        (
+            json!({"access_token": "canary".repeat(22_000), "token_type": "Bearer"}),
+            "longer than",
+        ),
+    ] {
+        login.gives(200, answer);
+        failed(site.fetch().await, &["is not well", says]);
+    }
+    login.fail(TOKEN, 1, Fault::Text("<html>canary</html>".to_owned()));
+    failed(site.fetch().await, &["not a token in JSON"]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for fault in [Fault::Endless, Fault::Long(1 << 40)] {
+        login.fail(TOKEN, 1, fault);
+        failed(site.fetch().await, &["is not well", "answered with more than"]);
+    }
+    login.fail(METADATA, 1, Fault::Endless);
+    failed(site.fetch().await, &["is not well", "answered with more than"]);
+}
+
+// Where it is.
+
+#[tokio::test]
+async fn the_metadata_are_found_in_each_place_that_is_in_use() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    login.no_document(METADATA);
+    for (issuer, place) in [
+        (login.url(), OIDC.to_owned()),
+        (format!("{}/", login.url()), OIDC.to_owned()),
+        (format!("{}/realms/hpc", login.url()), format!("{METADATA}/realms/hpc")),
+        (format!("{}/realms/hpc", login.url()), format!("/realms/hpc{OIDC}")),
+        (format!("{}/realms/hpc", login.url()), format!("{OIDC}/realms/hpc")),
+    ] {
+        site.settings.server = AuthorizationServer::Issuer(issuer.clone());
+        failed(site.fetch().await, &["has no metadata", "status 404"]);
+        login.metadata(&place, &issuer);
+        site.fetch().await.unwrap();
+        login.no_document(&place);
+    }
+    site.settings.server = AuthorizationServer::TokenEndpoint(format!("{}{TOKEN}", login.url()));
+    site.fetch().await.unwrap();
+}
+
+#[tokio::test]
+async fn metadata_of_another_issuer_are_not_used() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for other in ["https://evil.example.org", &format!("{}/", login.url())] {
+        login.metadata(METADATA, other);
+        failed(site.fetch().await, &["another issuer", other, "to the letter"]);
+    }
+    // What is right elsewhere is used.
+    login.metadata(OIDC, &login.url());
+    site.fetch().await.unwrap();
+    login.document(METADATA, json!({"issuer": login.url()}));
+    failed(site.fetch().await, &["name no token_endpoint"]);
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_has_moved_is_found() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    let source = site.source(PATIENCE);
+    login.document(
+        METADATA,
+        json!({"issuer": login.url(), "token_endpoint": format!("{}/old", login.url())}),
+    );
+    failed(fetch(&*source).await, &["status 404", "/old"]);
+    login.metadata(METADATA, &login.url());
+    fetch(&*source).await.unwrap();
+}
+
+// The way there.
+
+#[tokio::test]
+async fn the_certificate_is_verified() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    fs::write(site.dir.path().join("ca.pem"), Authority::new("another").pem()).unwrap();
+    failed(site.fetch().await, &["certificate was not accepted", "ca-file"]);
+    fs::write(site.dir.path().join("ca.pem"), "canary").unwrap();
+    failed(site.fetch().await, &["ca-file", "no certificate"]);
+    fs::set_permissions(site.dir.path().join("ca.pem"), fs::Permissions::from_mode(0o666)).unwrap();
+    failed(site.fetch().await, &["ca-file", "lets others write"]);
+    assert!(login.asked("").is_empty());
+}
+
+#[tokio::test]
+async fn without_tls_a_server_on_this_node_is_asked() {
+    let login = Login::with(Setup {
+        plain: true,
+        ..Setup::default()
+    });
+    assert_eq!(Site::new(&login).fetch().await.unwrap(), "canary-1");
+}
+
+#[tokio::test]
+async fn a_proxy_is_gone_through() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let tunnel = Tunnel::start().await;
+    site.settings.network.proxy = Some(tunnel.url());
+    site.fetch().await.unwrap();
+    let address = login.url().replace("https://", "");
+    assert_eq!(tunnel.asked(), [format!("CONNECT {address} HTTP/1.1")]);
+
+    tunnel.refuse("403 Forbidden");
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &[
+            "could not be reached",
+            "the proxy made no tunnel",
+            "see that the key proxy",
+        ],
+    );
+    tunnel.refuse("407 Proxy Authentication Required");
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &["proxy authorization required"],
+    );
+    site.settings.network.proxy = Some("http://127.0.0.1:1".to_owned());
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &["the proxy made no tunnel", "refused"],
+    );
+}
+
+// What the operator is told beforehand.
+
+#[test]
+fn the_operator_is_told_what_is_good_and_what_is_not() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let said = site.examine();
+    assert!(
+        said.contains("closed to others") && said.contains("metadata is good"),
+        "{said}"
+    );
+    assert!(!said.contains("Bad") && !said.contains("Unwise"), "{said}");
+    assert!(login.asked(TOKEN).is_empty(), "no token is asked for");
+
+    login.document(
+        METADATA,
+        json!({
+            "issuer": login.url(), "token_endpoint": format!("{}{TOKEN}", login.url()),
+            "tokenEndpointAuthMethodsSupported": ["client_secret_post"],
+            "grantTypesSupported": ["authorization_code"],
+        }),
+    );
+    let said = site.examine();
+    assert!(said.contains("authenticate by client_secret_basic"), "{said}");
+    assert!(said.contains("gives tokens by client_credentials"), "{said}");
+
+    site.write("secret", 0o644, SECRET);
+    login.metadata(METADATA, "https://evil.example.org");
+    let found = examine_oauth2(&site.settings, PATIENCE);
+    let is_bad = |found: &Examined| matches!(found, Examined::Bad { .. });
+    assert!(found.len() == 2 && found.iter().all(is_bad), "{found:?}");
+
+    site.settings.server = AuthorizationServer::TokenEndpoint(format!("{}{TOKEN}", login.url()));
+    assert!(site.examine().contains("answers"));
+    let url = login.url();
+    drop(login);
+    let said = site.examine();
+    assert!(said.contains(&url) && said.contains("refused the connection"), "{said}");
+}

@@ -1,0 +1,371 @@
+//! `source = "oauth2"`, and verification with the keys of an issuer, against a certified authorization server:
+//! oidc-provider, which npm installs into the target directory.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use config::{
+    AuthorizationServer, ClientAuthentication, Discovery, Grant, KeyPath, OAuth2, Template, Trust, TrustedKeys, Values,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use seal::ExposeSecret;
+use serde_json::{Value, json};
+use source::{Examined, Issuer, examine_oauth2, verify::Trusted};
+use tempfile::TempDir;
+use token::{Algorithm, Claims, SigningKey};
+
+#[path = "../../tests/support/skip.rs"]
+mod skip;
+
+use skip::skip;
+
+const SECRET: &str = "canary secret:1";
+const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const UID: u32 = 4_000_001;
+
+/// Where oidc-provider is installed, or why it is not.
+fn modules() -> Result<&'static Path, &'static str> {
+    static MODULES: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let modules = MODULES.get_or_init(|| {
+        let modules = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm");
+        if let Err(e) = Command::new("node").arg("--version").output() {
+            return Err(format!("node cannot be run ({e})"));
+        }
+        if modules.join("node_modules/oidc-provider/package.json").exists() {
+            return Ok(modules);
+        }
+        let npm = Command::new("npm")
+            .args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
+            .arg(&modules)
+            .arg("oidc-provider@9")
+            .output();
+        match npm {
+            Ok(npm) if npm.status.success() => Ok(modules),
+            Ok(_) => Err("npm could not install oidc-provider: is there a registry?".to_owned()),
+            Err(e) => Err(format!("npm cannot be run ({e})")),
+        }
+    });
+    modules.as_deref().map_err(String::as_str)
+}
+
+/// The server, and a directory with what it has and what its client needs.
+struct Provider {
+    dir: TempDir,
+    modules: &'static Path,
+    running: Option<(Child, BufReader<std::process::ChildStdout>)>,
+    issuer: String,
+    keys: Vec<Value>,
+}
+
+impl Provider {
+    fn start(modules: &'static Path) -> Self {
+        let mut provider = Self {
+            dir: tempfile::tempdir().unwrap(),
+            modules,
+            running: None,
+            issuer: String::new(),
+            keys: Vec::new(),
+        };
+        let client_key = SigningKey::generate(Algorithm::Es256);
+        let client = |id: &str, way: &str, more: Value| {
+            let mut client = json!({
+                "client_id": id, "token_endpoint_auth_method": way, "redirect_uris": [], "response_types": [],
+                "grant_types": ["client_credentials", EXCHANGE], "scope": "data:read data:write",
+            });
+            client
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            client
+        };
+        let clients = json!([
+            client("basic", "client_secret_basic", json!({"client_secret": SECRET})),
+            client("post", "client_secret_post", json!({"client_secret": SECRET})),
+            client(
+                "key",
+                "private_key_jwt",
+                json!({"jwks": {"keys": [client_key.verifying_key().to_jwk()]}})
+            ),
+        ]);
+        provider.write("clients.json", &clients.to_string());
+        provider.write("subjects.json", &json!({"canary.of.alice": "alice"}).to_string());
+        provider.write("secret", SECRET);
+        provider.write("wrong", "canary-wrong");
+        provider.write("key.pem", client_key.to_pem().unwrap().expose_secret());
+        let subject = provider.write(&format!("{UID}.jwt"), "canary.of.alice\n");
+        if nix::unistd::geteuid().is_root() {
+            chown(&subject, Some(UID), None).unwrap();
+        }
+        provider.add_key();
+        provider.run(0);
+        provider
+    }
+
+    fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    /// Signs with a new key from its next start, or [`Provider::again`], on. The others stay.
+    fn add_key(&mut self) {
+        let key = SigningKey::generate(Algorithm::Es256);
+        self.keys
+            .insert(0, serde_json::from_str(key.to_jwk().expose_secret()).unwrap());
+        self.write("keys.json", &json!({"keys": self.keys}).to_string());
+    }
+
+    fn run(&mut self, port: u16) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../t/oidc-provider.mjs");
+        let mut child = Command::new("node")
+            .arg(script)
+            .arg(self.modules)
+            .arg(self.dir.path())
+            .arg(port.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        self.running = Some((child, output));
+        self.issuer = self.line();
+        assert!(
+            self.issuer.starts_with("http://127.0.0.1:"),
+            "it did not start: {}",
+            self.issuer
+        );
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.running.as_mut().unwrap().1.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Has it read its files again.
+    fn again(&mut self) {
+        let pid = self.running.as_ref().unwrap().0.id();
+        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGHUP).unwrap();
+        assert_eq!(self.line(), "again");
+    }
+
+    fn stop(&mut self) {
+        if let Some((mut child, _)) = self.running.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    fn start_again(&mut self) {
+        let port = self.issuer.rsplit(':').next().unwrap().parse().unwrap();
+        self.run(port);
+    }
+
+    fn path(&self, name: &str) -> KeyPath {
+        KeyPath::parse(self.dir.path().join(name).to_str().unwrap()).unwrap()
+    }
+
+    fn settings(&self, client: &str, authentication: ClientAuthentication) -> OAuth2 {
+        OAuth2 {
+            server: AuthorizationServer::Issuer(self.issuer.clone()),
+            client_id: client.to_owned(),
+            authentication,
+            grant: Grant::ClientCredentials { share: false },
+            scope: Some("data:read".to_owned()),
+            audience: vec!["copy-offload".to_owned()],
+            resource: vec!["https://copy-offload.example.org".to_owned()],
+            network: discovery(),
+        }
+    }
+
+    fn basic(&self) -> OAuth2 {
+        self.settings("basic", ClientAuthentication::SecretBasic(self.path("secret")))
+    }
+
+    fn exchange(&self) -> OAuth2 {
+        let template = format!("{}/{{uid}}.jwt", self.dir.path().display());
+        OAuth2 {
+            grant: Grant::TokenExchange {
+                subject_token: Template::parse(&template).unwrap(),
+                subject_token_type: "urn:ietf:params:oauth:token-type:jwt".to_owned(),
+            },
+            ..self.basic()
+        }
+    }
+
+    fn trusted(&self) -> Arc<Trusted> {
+        let trust = Trust {
+            name: "login".to_owned(),
+            issuer: self.issuer.clone(),
+            keys: TrustedKeys::Discovered(discovery()),
+            audience: vec!["copy-offload".to_owned()],
+            types: vec!["at+jwt".to_owned()],
+            leeway: Duration::from_secs(60),
+        };
+        Arc::new(Trusted::new(&trust).unwrap())
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn discovery() -> Discovery {
+    Discovery {
+        proxy: None,
+        ca_file: None,
+        refresh: Duration::from_secs(3600),
+    }
+}
+
+async fn fetch(settings: OAuth2, timeout: Duration) -> Result<String, String> {
+    let rule = config::Rule {
+        conditions: config::Conditions::default(),
+        variable: "DW_WORKFLOW_TOKEN".to_owned(),
+        source: config::Source::OAuth2(Box::new(settings)),
+        timeout,
+        check: config::Check::Shape,
+    };
+    let job = Values {
+        uid: UID,
+        ..Values::example()
+    };
+    let fetched = source::of_rule(&rule, &[]).unwrap().fetch(&job).await;
+    match fetched.result {
+        Ok(variables) => Ok(variables.iter().next().unwrap().1.expose_secret().to_owned()),
+        Err(e) => {
+            assert!(!e.to_string().contains("canary"), "a secret was told");
+            Err(e.to_string())
+        }
+    }
+}
+
+/// Why there is no token. A token that comes nonetheless is not printed.
+async fn refused(settings: OAuth2, timeout: Duration) -> String {
+    fetch(settings, timeout).await.map(drop).unwrap_err()
+}
+
+async fn given(settings: OAuth2) -> String {
+    fetch(settings, Duration::from_secs(60)).await.unwrap()
+}
+
+async fn verify(trusted: &Arc<Trusted>, token: &str) -> Claims {
+    let (trusted, token) = (trusted.clone(), token.to_owned());
+    let verified = tokio::task::spawn_blocking(move || trusted.verify(&token, SystemTime::now()).0);
+    verified.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_real_server_gives_tokens_that_are_verified_with_its_keys() {
+    let modules = match modules() {
+        Ok(modules) => modules,
+        Err(why) => return skip("a_real_server_gives_tokens_that_are_verified_with_its_keys", why),
+    };
+    let mut provider = Provider::start(modules);
+    let trusted = provider.trusted();
+
+    // Client credentials, by each way to authenticate.
+    let first = given(provider.basic()).await;
+    let claims = verify(&trusted, &first).await;
+    assert_eq!(claims.sub(), Some("basic"));
+    assert_eq!(claims.iss(), Some(&*provider.issuer));
+    assert_eq!(claims.get("scope"), Some(json!("data:read")));
+    let post = ClientAuthentication::SecretPost(provider.path("secret"));
+    let post = given(provider.settings("post", post)).await;
+    assert_eq!(verify(&trusted, &post).await.sub(), Some("post"));
+    let key = ClientAuthentication::PrivateKeyJwt(provider.path("key.pem"));
+    let key = given(provider.settings("key", key)).await;
+    assert_eq!(verify(&trusted, &key).await.sub(), Some("key"));
+
+    // Token exchange: what the job gets is of its user.
+    let exchanged = given(provider.exchange()).await;
+    assert_eq!(verify(&trusted, &exchanged).await.sub(), Some("alice"));
+
+    // What it refuses.
+    let minute = Duration::from_secs(60);
+    let wrong = provider.settings("basic", ClientAuthentication::SecretBasic(provider.path("wrong")));
+    let error = refused(wrong, minute).await;
+    assert!(
+        error.contains("invalid_client (401)") && error.contains("see that client-id"),
+        "{error}"
+    );
+    let scope = OAuth2 {
+        scope: Some("data:admin".to_owned()),
+        ..provider.basic()
+    };
+    let error = refused(scope, minute).await;
+    assert!(error.contains("invalid_scope"), "{error}");
+    let target = OAuth2 {
+        resource: vec!["https://elsewhere.example.org".to_owned()],
+        ..provider.basic()
+    };
+    let error = refused(target, minute).await;
+    assert!(error.contains("invalid_target"), "{error}");
+    provider.write("subjects.json", "{}");
+    provider.again();
+    let error = refused(provider.exchange(), minute).await;
+    assert!(
+        error.contains("invalid_grant") && error.contains("subject token"),
+        "{error}"
+    );
+
+    // Its key is rotated: tokens of the new one and of the old one are good.
+    provider.add_key();
+    provider.again();
+    let second = given(provider.basic()).await;
+    assert_ne!(
+        first.split('.').next(),
+        second.split('.').next(),
+        "it is signed with another key"
+    );
+    verify(&trusted, &second).await;
+    verify(&trusted, &first).await;
+
+    // Stopped: nobody gets a token, and those that there are are good.
+    provider.stop();
+    let error = refused(provider.basic(), Duration::from_millis(500)).await;
+    assert!(error.contains("refused the connection"), "{error}");
+    verify(&trusted, &second).await;
+    // Started again, with one more key, while somebody waits for a token.
+    provider.add_key();
+    let waiting = tokio::spawn(given(provider.basic()));
+    tokio::task::yield_now().await;
+    let provider = tokio::task::spawn_blocking(move || {
+        provider.start_again();
+        provider
+    });
+    let provider = provider.await.unwrap();
+    verify(&trusted, &waiting.await.unwrap()).await;
+    verify(&trusted, &first).await;
+    drop(provider);
+}
+
+#[test]
+fn an_operator_is_told_that_a_real_server_is_well() {
+    let modules = match modules() {
+        Ok(modules) => modules,
+        Err(why) => return skip("an_operator_is_told_that_a_real_server_is_well", why),
+    };
+    let provider = Provider::start(modules);
+    let mut found = examine_oauth2(&provider.basic(), Duration::from_secs(60));
+    found.extend(examine_oauth2(&provider.exchange(), Duration::from_secs(60)));
+    found.push(Issuer::examine(&provider.issuer, &discovery(), Duration::from_secs(60)));
+    assert_eq!(found.len(), 5);
+    assert!(
+        found.iter().all(|found| matches!(found, Examined::Good(_))),
+        "{found:?}"
+    );
+}

@@ -1,0 +1,143 @@
+//! A stand-in for an authorization server: its metadata, its keys, and its token endpoint.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+#[path = "server.rs"]
+mod server;
+
+use std::{collections::HashMap, ops::Deref};
+
+use hyper::{
+    Response,
+    header::{CACHE_CONTROL, HeaderValue},
+};
+use serde_json::{Value, json};
+use token::{Algorithm, SigningKey};
+
+pub use server::{Asked, Authority, Fault, Setup};
+use server::{Script, StandIn};
+
+/// The paths that it has.
+pub const METADATA: &str = "/.well-known/oauth-authorization-server";
+pub const OIDC: &str = "/.well-known/openid-configuration";
+pub const JWKS: &str = "/jwks";
+pub const TOKEN: &str = "/token";
+
+/// What is behind it.
+#[derive(Default)]
+pub struct World {
+    /// What is at a path, and its `Cache-Control`.
+    pub documents: HashMap<String, (Value, Option<&'static str>)>,
+    /// What the token endpoint answers, in turn; the last one for ever.
+    pub answers: Vec<(u16, Value)>,
+    /// How many tokens were given.
+    pub given: usize,
+}
+
+impl server::World for World {
+    fn answer(&mut self, asked: &Asked) -> Response<Script> {
+        if asked.method == "POST" && asked.path == TOKEN {
+            self.given += 1;
+            let answer = if self.answers.len() > 1 {
+                self.answers.remove(0)
+            } else {
+                self.answers[0].clone()
+            };
+            let text = answer.1.to_string().replace("{n}", &self.given.to_string());
+            return server::json(answer.0, &serde_json::from_str(&text).unwrap());
+        }
+        match self.documents.get(&asked.path) {
+            Some((document, cache_control)) if asked.method == "GET" => {
+                let mut response = server::json(200, document);
+                if let Some(value) = cache_control {
+                    let value = HeaderValue::from_static(value);
+                    response.headers_mut().insert(CACHE_CONTROL, value);
+                }
+                response
+            }
+            _ => Self::failure(404, "no such thing"),
+        }
+    }
+
+    fn failure(code: u16, message: &str) -> Response<Script> {
+        let mut response = Response::new(Script::of(format!("<html>{message}</html>").into_bytes()));
+        *response.status_mut() = hyper::StatusCode::from_u16(code).unwrap();
+        response
+    }
+}
+
+/// A server.
+pub struct Login(StandIn<World>);
+
+impl Deref for Login {
+    type Target = StandIn<World>;
+
+    fn deref(&self) -> &StandIn<World> {
+        &self.0
+    }
+}
+
+impl Login {
+    /// One that has metadata, no keys, and gives tokens.
+    pub fn start() -> Self {
+        Self::with(Setup::default())
+    }
+
+    pub fn with(setup: Setup) -> Self {
+        Self::of(Authority::new("the site's authority"), setup)
+    }
+
+    pub fn of(authority: Authority, setup: Setup) -> Self {
+        let login = Self(StandIn::of(authority, setup, World::default()));
+        login.metadata(METADATA, &login.url());
+        login.publish(&[]);
+        login.gives(
+            200,
+            json!({"access_token": "canary-{n}", "token_type": "Bearer", "expires_in": 600}),
+        );
+        login
+    }
+
+    /// Has metadata of this issuer there.
+    pub fn metadata(&self, path: &str, issuer: &str) {
+        let url = self.url();
+        self.document(
+            path,
+            json!({
+                "issuer": issuer, "jwks_uri": format!("{url}{JWKS}"), "token_endpoint": format!("{url}{TOKEN}"),
+            }),
+        );
+    }
+
+    pub fn document(&self, path: &str, document: Value) {
+        self.cached(path, document, None);
+    }
+
+    pub fn cached(&self, path: &str, document: Value, cache_control: Option<&'static str>) {
+        self.0
+            .world(|world| world.documents.insert(path.to_owned(), (document, cache_control)));
+    }
+
+    pub fn no_document(&self, path: &str) {
+        self.0.world(|world| world.documents.remove(path));
+    }
+
+    /// Answers so to who asks for a token.
+    pub fn gives(&self, code: u16, answer: Value) {
+        self.gives_in_turn(vec![(code, answer)]);
+    }
+
+    pub fn gives_in_turn(&self, answers: Vec<(u16, Value)>) {
+        self.0.world(|world| world.answers = answers);
+    }
+
+    /// Has these keys.
+    pub fn publish(&self, keys: &[&SigningKey]) {
+        let keys: Vec<_> = keys.iter().map(|key| key.verifying_key().to_jwk()).collect();
+        self.document(JWKS, json!({"keys": keys}));
+    }
+}
+
+/// A key to sign with.
+pub fn key() -> SigningKey {
+    SigningKey::generate(Algorithm::EdDsa)
+}

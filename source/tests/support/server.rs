@@ -1,0 +1,496 @@
+//! A server on loopback, over real TLS or without it, that answers as its [`World`] says, and has the faults that a server
+//! may have.
+//!
+//! It runs on a thread of its own, and ends when dropped.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use http_body_util::BodyExt;
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// A certificate authority.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, in PEM.
+pub struct Certified {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for a client.
+    pub fn client(&self, name: &str) -> Certified {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        Certified {
+            certificate: params.signed_by(&key, &self.0).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// What a server needs.
+    fn server(&self, setup: &Setup) -> ServerConfig {
+        let mut params = CertificateParams::new(setup.names.clone()).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if setup.expired {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        // As an API server does: a client may have a certificate.
+        let clients: Arc<dyn ClientCertVerifier> = if setup.demands_certificate {
+            clients.build().unwrap()
+        } else {
+            clients.allow_unauthenticated().build().unwrap()
+        };
+        ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap()
+    }
+}
+
+/// How a server is to be.
+pub struct Setup {
+    /// What its certificate is for.
+    pub names: Vec<String>,
+    pub expired: bool,
+    pub demands_certificate: bool,
+    pub port: u16,
+    /// Whether it speaks no TLS.
+    pub plain: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            names: vec!["127.0.0.1".to_owned()],
+            expired: false,
+            demands_certificate: false,
+            port: 0,
+            plain: false,
+        }
+    }
+}
+
+/// What the server does wrong.
+#[derive(Clone)]
+pub enum Fault {
+    /// It answers with this status, and these seconds in Retry-After.
+    Status(u16, Option<u64>),
+    /// It answers with this status, and says this.
+    Says(u16, String),
+    /// It does not answer.
+    Hang,
+    /// It ends the connection in the middle of the answer, of which this is the beginning.
+    CutOff(&'static str),
+    /// It ends the connection before the answer.
+    HangUp,
+    /// It answers with this, whatever was asked.
+    Text(String),
+    /// It says that a body of this many bytes is to come.
+    Long(u64),
+    /// It sends a body without end.
+    Endless,
+}
+
+/// What was asked.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    pub content_type: Option<String>,
+    pub body: Vec<u8>,
+    pub authorization: Option<String>,
+    pub with_certificate: bool,
+    pub at: Instant,
+}
+
+/// What is behind a server.
+pub trait World: Send + 'static {
+    fn answer(&mut self, asked: &Asked) -> Response<Script>;
+
+    /// As the server says that something is wrong.
+    fn failure(code: u16, message: &str) -> Response<Script>;
+}
+
+struct Shared<W> {
+    world: W,
+    faults: VecDeque<(String, Fault)>,
+    asked: Vec<Asked>,
+}
+
+#[derive(Default)]
+struct Counters {
+    open: AtomicUsize,
+    most: AtomicUsize,
+    accepted: AtomicUsize,
+}
+
+/// A server.
+pub struct StandIn<W> {
+    pub authority: Authority,
+    address: SocketAddr,
+    scheme: &'static str,
+    shared: Arc<Mutex<Shared<W>>>,
+    counters: Arc<Counters>,
+    /// Changes whenever something is asked, or a connection ends.
+    changed: watch::Receiver<()>,
+    _end: tokio::sync::oneshot::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl<W: World> StandIn<W> {
+    pub fn of(authority: Authority, setup: Setup, world: W) -> Self {
+        let tls = (!setup.plain).then(|| TlsAcceptor::from(Arc::new(authority.server(&setup))));
+        let scheme = if setup.plain { "http" } else { "https" };
+        let shared = Arc::new(Mutex::new(Shared {
+            world,
+            faults: VecDeque::new(),
+            asked: Vec::new(),
+        }));
+        let counters = Arc::<Counters>::default();
+        let (tell, changed) = watch::channel(());
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let (started, start) = std::sync::mpsc::channel();
+        let server = Server {
+            tls,
+            shared: shared.clone(),
+            counters: counters.clone(),
+            tell,
+        };
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                // A port that was in use a moment ago may be asked for again.
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, setup.port)).await.unwrap();
+                started.send(listener.local_addr().unwrap()).unwrap();
+                tokio::select! {
+                    () = server.serve(listener) => {}
+                    _ = ended => {}
+                }
+            });
+        });
+        Self {
+            authority,
+            address: start.recv().unwrap(),
+            scheme,
+            shared,
+            counters,
+            changed,
+            _end: end,
+            thread: Some(thread),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared<W>> {
+        self.shared.lock().unwrap()
+    }
+
+    /// Changes what is behind it, or looks at it.
+    pub fn world<T>(&self, with: impl FnOnce(&mut W) -> T) -> T {
+        with(&mut self.shared().world)
+    }
+
+    /// Does this wrong, so many times, when asked for a path with `part` in it.
+    pub fn fail(&self, part: &str, times: usize, fault: Fault) {
+        let faults = std::iter::repeat_n((part.to_owned(), fault), times);
+        self.shared().faults.extend(faults);
+    }
+
+    pub fn mend(&self) {
+        self.shared().faults.clear();
+    }
+
+    /// All that was asked for a path with `part` in it.
+    pub fn asked(&self, part: &str) -> Vec<Asked> {
+        self.shared()
+            .asked
+            .iter()
+            .filter(|asked| asked.path.contains(part))
+            .cloned()
+            .collect()
+    }
+
+    /// Waits until this holds; looked at whenever something is asked, or a connection ends.
+    pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let mut changed = self.changed.clone();
+        let wait = async {
+            while !holds(self) {
+                changed.changed().await.expect("the server runs");
+            }
+        };
+        // It is no measure of time, but ends a test that would hang.
+        tokio::time::timeout(Duration::from_secs(60), wait)
+            .await
+            .expect("it comes to hold");
+    }
+
+    pub fn open(&self) -> usize {
+        self.counters.open.load(Ordering::SeqCst)
+    }
+
+    pub fn most_open(&self) -> usize {
+        self.counters.most.load(Ordering::SeqCst)
+    }
+
+    /// How many connections there were.
+    pub fn accepted(&self) -> usize {
+        self.counters.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl<W> Drop for StandIn<W> {
+    fn drop(&mut self) {
+        let (end, _) = tokio::sync::oneshot::channel();
+        self._end = end;
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+struct Server<W> {
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Mutex<Shared<W>>>,
+    counters: Arc<Counters>,
+    tell: watch::Sender<()>,
+}
+
+impl<W> Clone for Server<W> {
+    fn clone(&self) -> Self {
+        Self {
+            tls: self.tls.clone(),
+            shared: self.shared.clone(),
+            counters: self.counters.clone(),
+            tell: self.tell.clone(),
+        }
+    }
+}
+
+impl<W: World> Server<W> {
+    async fn serve(self, listener: TcpListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                continue;
+            };
+            let server = self.clone();
+            let open = server.counters.open.fetch_add(1, Ordering::SeqCst) + 1;
+            server.counters.most.fetch_max(open, Ordering::SeqCst);
+            server.counters.accepted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                server.clone().connection(stream).await;
+                server.counters.open.fetch_sub(1, Ordering::SeqCst);
+                server.tell.send_replace(());
+            });
+        }
+    }
+
+    async fn connection(self, stream: TcpStream) {
+        match &self.tls {
+            None => self.clone().speak(stream, false).await,
+            Some(tls) => {
+                let Ok(stream) = tls.accept(stream).await else {
+                    return;
+                };
+                let with_certificate = stream.get_ref().1.peer_certificates().is_some();
+                self.clone().speak(stream, with_certificate).await;
+            }
+        }
+    }
+
+    async fn speak(self, mut stream: impl AsyncRead + AsyncWrite + Unpin, with_certificate: bool) {
+        let service = service_fn(|request| {
+            let server = self.clone();
+            async move { server.answer(request, with_certificate).await }
+        });
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(&mut stream), service)
+            .await;
+        let _ = stream.shutdown().await;
+    }
+
+    async fn answer(self, request: Request<Incoming>, with_certificate: bool) -> Result<Response<Script>, io::Error> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let header = |name| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let asked = Asked {
+            method: head.method.to_string(),
+            path: head.uri.path().to_owned(),
+            content_type: header(CONTENT_TYPE),
+            body: body.to_vec(),
+            authorization: header(AUTHORIZATION),
+            with_certificate,
+            at: Instant::now(),
+        };
+        let fault = {
+            let mut shared = self.shared.lock().unwrap();
+            shared.asked.push(asked.clone());
+            let mut faults = shared.faults.iter();
+            let at = faults.position(|(part, _)| asked.path.contains(part.as_str()));
+            at.and_then(|at| shared.faults.remove(at)).map(|(_, fault)| fault)
+        };
+        self.tell.send_replace(());
+        match fault {
+            None => Ok(self.shared.lock().unwrap().world.answer(&asked)),
+            Some(fault) => fault.answer::<W>().await,
+        }
+    }
+}
+
+impl Fault {
+    async fn answer<W: World>(self) -> Result<Response<Script>, io::Error> {
+        let script = |frames: Vec<Option<Bytes>>, len| Script {
+            frames: frames.into(),
+            endless: false,
+            len,
+            is_sent: false,
+        };
+        Ok(match self {
+            Fault::Status(code, retry_after) => {
+                let mut response = W::failure(code, "something is wrong");
+                if let Some(seconds) = retry_after {
+                    response.headers_mut().insert(RETRY_AFTER, seconds.into());
+                }
+                response
+            }
+            Fault::Says(code, message) => W::failure(code, &message),
+            Fault::Hang => std::future::pending().await,
+            Fault::HangUp => return Err(io::Error::other("it hangs up")),
+            Fault::CutOff(start) => {
+                let frames = vec![Some(Bytes::from(start)), None];
+                Response::new(script(frames, Some(start.len() as u64 + 100)))
+            }
+            Fault::Text(text) => Response::new(Script::of(text.into_bytes())),
+            Fault::Long(len) => Response::new(script(vec![Some(Bytes::from("{")), None], Some(len))),
+            Fault::Endless => Response::new(Script {
+                frames: VecDeque::new(),
+                endless: true,
+                len: None,
+                is_sent: false,
+            }),
+        })
+    }
+}
+
+/// An answer in JSON.
+pub fn json(code: u16, value: &Value) -> Response<Script> {
+    let mut response = Response::new(Script::of(value.to_string().into_bytes()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    let kind = "application/json".parse().unwrap();
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A body. `None` ends the connection, once all before it was sent.
+pub struct Script {
+    frames: VecDeque<Option<Bytes>>,
+    endless: bool,
+    len: Option<u64>,
+    is_sent: bool,
+}
+
+impl Script {
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self {
+            len: Some(bytes.len() as u64),
+            frames: VecDeque::from([Some(Bytes::from(bytes))]),
+            endless: false,
+            is_sent: false,
+        }
+    }
+}
+
+impl Body for Script {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.endless {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; 8192])))));
+        }
+        if self.frames.front() == Some(&None) && !std::mem::replace(&mut self.is_sent, true) {
+            // What was given so far is sent when there is nothing more to give.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(match self.frames.pop_front() {
+            None => None,
+            Some(None) => Some(Err(io::Error::other("it is cut off"))),
+            Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.len.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

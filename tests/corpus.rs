@@ -1,0 +1,45 @@
+//! The fuzz targets over their committed corpus, with any toolchain: what was found once stays found.
+
+#[path = "../fuzz/src/lib.rs"]
+mod fuzz;
+
+use std::fs;
+use std::path::Path;
+
+/// Runs a target over its corpus, and over each piece cut short and with a byte altered.
+fn replay(name: &str, target: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let mut run = 0;
+    for entry in fs::read_dir(&directory).unwrap() {
+        let data = fs::read(entry.unwrap().path()).unwrap();
+        target(&data);
+        target(&data[..data.len() / 2]);
+        if let Some(last) = data.len().checked_sub(2) {
+            let mut altered = data;
+            altered[last] ^= 1;
+            target(&altered);
+        }
+        run += 1;
+    }
+    assert!(run > 2, "{} has no corpus", directory.display());
+}
+
+#[test]
+fn token() {
+    replay("token", fuzz::token);
+}
+
+#[test]
+fn key() {
+    replay("key", fuzz::key);
+}
+
+#[test]
+fn record() {
+    replay("record", fuzz::record);
+}
+
+#[test]
+fn config() {
+    replay("config", fuzz::config);
+}

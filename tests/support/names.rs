@@ -1,0 +1,205 @@
+//! Users, groups and projects: an instance with a name service that does what a test wants.
+
+use std::{fs, io::Write, path::PathBuf, process::Command};
+
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use serde_json::{Value, json};
+
+use super::{
+    host::{HOST, Instance, plugin},
+    plugins::{Site, jwt, me, until},
+};
+
+/// What holds a job of whose owner nothing is known yet.
+pub const HELD: &str = "workflow-token-project";
+
+/// A user that there need not be.
+pub const BOB: u32 = 4_000_001;
+
+/// A site with a name service of its own, in which whoever runs the test is alice.
+pub struct Place {
+    pub site: Site,
+    preload: PathBuf,
+}
+
+impl Place {
+    pub fn new(test: &str) -> Option<Place> {
+        let site = Site::new(test)?;
+        let preload = plugin(&site.at(""), "names.c");
+        let place = Place { site, preload };
+        place.names(&[]);
+        Some(place)
+    }
+
+    /// The groups, each with its gid and members. The first group of alice is `users`, and of bob it is `staff`.
+    pub fn names(&self, groups: &[(&str, u32, &[&str])]) {
+        let mut text = format!(
+            "user alice {} 100\nuser bob {BOB} 200\ngroup users 100\ngroup staff 200\n",
+            me()
+        );
+        for (name, gid, members) in groups {
+            text += &format!("group {name} {gid} {}\n", members.join(" "));
+        }
+        // In one step: it is read at any moment.
+        let path = self.site.write("names.new", 0o644, text);
+        fs::rename(path, self.site.at("names")).expect("the names are replaced");
+    }
+
+    /// Has whoever asks for a user wait.
+    pub fn hang(&self) {
+        mkfifo(&self.site.at("names.hang"), Mode::S_IRWXU).expect("a FIFO");
+    }
+
+    /// Waits until somebody asks for a user, and is waiting.
+    pub fn is_asked(&self, uid: u32) {
+        let line = uid.to_string();
+        until(&format!("uid {uid} is asked for"), || {
+            let asked = fs::read_to_string(self.site.at("names.asked")).unwrap_or_default();
+            asked.lines().any(|asked| asked == line)
+        });
+    }
+
+    /// Lets those go on that wait.
+    pub fn answer(&self) {
+        let path = self.site.at("names.hang");
+        let mut fifo = fs::File::options().write(true).open(&path).expect("the FIFO");
+        fs::remove_file(&path).expect("the FIFO is removed");
+        // Nobody reads it all; its end is what they wait for.
+        let _ = fifo.write_all(b"\n");
+    }
+
+    /// Forgets who was asked for.
+    pub fn forget(&self) {
+        let _ = fs::remove_file(self.site.at("names.asked"));
+    }
+
+    pub fn instance(&self, table: Value) -> Instance {
+        self.site.configure(table);
+        self.start()
+    }
+
+    pub fn start(&self) -> Instance {
+        let conf = json!({"munge-socket": self.site.munged.socket()});
+        Instance::of(
+            Command::new(HOST)
+                .arg("instance")
+                .arg("--statedir")
+                .arg(self.site.statedir())
+                .args(["--config", &self.site.path("flux.toml")])
+                .args(["--shell-plugin", &self.site.path("shell/workflow-token.so")])
+                .args(["--shell-conf", &conf.to_string()])
+                .env("LD_PRELOAD", &self.preload)
+                .env("TEST_NAMES", self.site.at("names")),
+        )
+    }
+
+    pub fn reload(&self, instance: &mut Instance, table: Value) {
+        let path = self.site.configure(table);
+        instance.ok("config-reload", json!({"path": path}));
+    }
+
+    /// A rule for all jobs in a project, which get the token of that project, and the tokens.
+    pub fn token_of_project(&self) -> (Value, [String; 2]) {
+        let tokens = ["hydro", "fusion"].map(|name| {
+            let token = jwt(json!({}));
+            self.site.write(&format!("{name}.jwt"), 0o600, &token);
+            token
+        });
+        let rule = json!({"attribute": "system.token", "source": "file", "path": self.site.path("{project}.jwt")});
+        (rule, tokens)
+    }
+}
+
+/// Two projects, each for a group of the same name.
+pub fn projects() -> Value {
+    json!([{"name": "hydro", "groups": ["hydro"]}, {"name": "fusion", "groups": ["fusion"]}])
+}
+
+/// A job that asks for a project or none, and for a token.
+pub fn job(project: Option<&str>) -> Value {
+    let mut more = json!({"attributes": {"system": {"token": 1}}});
+    if let Some(name) = project {
+        more["attributes"]["system"]["project"] = json!(name);
+    }
+    more
+}
+
+/// The same, of a user, and held by its urgency.
+pub fn held_job(userid: u32, project: Option<&str>) -> Value {
+    let mut more = job(project);
+    more["userid"] = json!(userid);
+    more["urgency"] = json!(0);
+    more["command"] = json!(["true"]);
+    more
+}
+
+/// Who asks for what, once it is known who that is.
+pub trait Asking {
+    fn learn(&mut self, userid: u32);
+    fn dependencies(&mut self, job: &str) -> Value;
+    fn fatal(&mut self, job: &str) -> String;
+    fn cancel(&mut self, job: &str);
+    fn release(&mut self, job: &str);
+    fn submit_held(&mut self, userid: u32, project: Option<&str>) -> String;
+    fn update(&mut self, job: &str, userid: u32, updates: Value) -> Result<(), String>;
+}
+
+impl Asking for Instance {
+    /// Has the plugin find out who a user is, by way of a job, if it does not know yet.
+    fn learn(&mut self, userid: u32) {
+        let request = self.send("submit", held_job(userid, Some("hydro")));
+        let response = self.response(request);
+        if let Some(job) = response["jobid"].as_str() {
+            until("the job is not held any more", || {
+                let state = self.ok("state", json!({"jobid": job}));
+                state["state"] != "NEW" && state["state"] != "DEPEND"
+            });
+            self.cancel(job);
+        }
+    }
+
+    fn dependencies(&mut self, job: &str) -> Value {
+        self.ok("state", json!({"jobid": job}))["dependencies"].clone()
+    }
+
+    /// What the user is told of a job that is not let into its project. It has not run.
+    fn fatal(&mut self, job: &str) -> String {
+        self.wait(job, "clean");
+        assert!(!self.events(job).contains(&"start".to_owned()));
+        let exceptions = self.contexts(job, "exception");
+        assert_eq!(exceptions.len(), 1, "{exceptions:?}");
+        assert_eq!(exceptions[0]["type"], "workflow-token");
+        assert_eq!(exceptions[0]["severity"], 0);
+        exceptions[0]["note"].as_str().unwrap().to_owned()
+    }
+
+    fn cancel(&mut self, job: &str) {
+        let state = self.ok("state", json!({"jobid": job}))["state"].clone();
+        if state != "INACTIVE" && state != "CLEANUP" {
+            self.ok("cancel", json!({"jobid": job}));
+        }
+        self.wait(job, "clean");
+    }
+
+    /// Lets a job run that is held by its urgency.
+    fn release(&mut self, job: &str) {
+        let context = json!({"urgency": 16, "userid": me()});
+        self.ok("post", json!({"jobid": job, "name": "urgency", "context": context}));
+    }
+
+    fn submit_held(&mut self, userid: u32, project: Option<&str>) -> String {
+        self.ok("submit", held_job(userid, project))["jobid"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn update(&mut self, job: &str, userid: u32, updates: Value) -> Result<(), String> {
+        let request = self.send("update", json!({"jobid": job, "userid": userid, "updates": updates}));
+        let response = self.response(request);
+        match response["ok"] == true {
+            true => Ok(()),
+            false => Err(response["error"].as_str().unwrap().to_owned()),
+        }
+    }
+}

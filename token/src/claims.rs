@@ -1,0 +1,435 @@
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use serde::de::MapAccess;
+
+use crate::json::{self, Members, ObjectOr, Value};
+use crate::jws::{self, Segment};
+use crate::{Name, NumericDate, Session, VerifyError, verify};
+
+/// What a token is good for, in its claim `scope`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Everything.
+    Cluster,
+    /// The workspaces that it lists.
+    Workspace,
+    /// For executors: the workspaces that they are bound to.
+    System,
+    /// One job, in its workspace.
+    Session,
+}
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cluster, Self::Workspace, Self::System, Self::Session];
+
+    /// The word in the claim.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Workspace => "workspace",
+            Self::System => "system",
+            Self::Session => "session",
+        }
+    }
+
+    /// Whether tokens of this scope are user tokens or workflow tokens.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Cluster | Self::Workspace | Self::System => Kind::User,
+            Self::Session => Kind::Workflow,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Not the name of a [`Scope`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a scope: use cluster, workspace, system or session")]
+pub struct UnknownScope;
+
+impl FromStr for Scope {
+    type Err = UnknownScope;
+
+    fn from_str(name: &str) -> Result<Self, UnknownScope> {
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.as_str() == name)
+            .ok_or(UnknownScope)
+    }
+}
+
+/// The two kinds of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Of a person or service, for what they may do.
+    User,
+    /// Of one job.
+    Workflow,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "user token",
+            Self::Workflow => "workflow token",
+        })
+    }
+}
+
+/// The claims of a token that was verified (RFC 7519 section 4).
+///
+/// They are kept as they came, in one piece.
+#[derive(Clone)]
+pub struct Claims {
+    payload: String,
+    exp: NumericDate,
+    nbf: Option<NumericDate>,
+    iat: Option<NumericDate>,
+    iss: Option<Text>,
+    sub: Option<Text>,
+    jti: Option<Text>,
+    aud: Texts,
+    scope: Option<Scope>,
+    workspaces: Texts,
+    job: Option<JobTexts>,
+}
+
+/// What a workflow token says of its job, in the claim `flux`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobClaim<'a> {
+    /// `jobid`: the job's id, which is the name of its [`Session`].
+    pub id: &'a str,
+    /// `uid`: the user id of the job owner.
+    pub uid: u32,
+    /// `instance`: the Flux instance that the job runs in.
+    pub instance: &'a str,
+}
+
+impl Claims {
+    /// `iss`: who issued the token (RFC 7519 section 4.1.1).
+    pub fn iss(&self) -> Option<&str> {
+        self.iss.as_ref().map(|text| text.of(&self.payload))
+    }
+
+    /// `sub`: the principal that the token is of, which no other claim repeats (RFC 7519 section 4.1.2).
+    pub fn sub(&self) -> Option<&str> {
+        self.sub.as_ref().map(|text| text.of(&self.payload))
+    }
+
+    /// `aud`: the services that the token is for, at least one (RFC 7519 section 4.1.3).
+    pub fn aud(&self) -> impl Iterator<Item = &str> {
+        self.aud.iter(&self.payload)
+    }
+
+    /// `exp`: from when on the token is not accepted (RFC 7519 section 4.1.4).
+    pub fn exp(&self) -> NumericDate {
+        self.exp
+    }
+
+    /// `nbf`: before when the token is not accepted (RFC 7519 section 4.1.5).
+    pub fn nbf(&self) -> Option<NumericDate> {
+        self.nbf
+    }
+
+    /// `iat`: when the token was issued (RFC 7519 section 4.1.6).
+    pub fn iat(&self) -> Option<NumericDate> {
+        self.iat
+    }
+
+    /// `jti`: the name of the token (RFC 7519 section 4.1.7).
+    pub fn jti(&self) -> Option<&str> {
+        self.jti.as_ref().map(|text| text.of(&self.payload))
+    }
+
+    /// What the token is good for; `None` where its `scope` has no word that is a [`Scope`], as that of other issuers.
+    pub fn scope(&self) -> Option<Scope> {
+        self.scope
+    }
+
+    /// Which kind of token it is, where it has a [`scope`](Self::scope).
+    pub fn kind(&self) -> Option<Kind> {
+        self.scope.map(Scope::kind)
+    }
+
+    /// `workspace`: the workspaces that the token is limited to, each of which is a valid [`Name`]. None where it has no
+    /// [`scope`](Self::scope).
+    pub fn workspaces(&self) -> impl Iterator<Item = &str> {
+        self.workspaces.iter(&self.payload)
+    }
+
+    /// The job of a workflow token.
+    pub fn job(&self) -> Option<JobClaim<'_>> {
+        self.job.as_ref().map(|job| JobClaim {
+            id: job.id.of(&self.payload),
+            uid: job.uid,
+            instance: job.instance.of(&self.payload),
+        })
+    }
+
+    /// Any claim, by its name. It is read again at each call.
+    pub fn get(&self, name: &str) -> Option<serde_json::Value> {
+        // The payload was read before.
+        let mut claims: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.payload).ok()?;
+        claims.remove(name)
+    }
+
+    /// All claims, as JSON.
+    pub fn as_json(&self) -> &str {
+        &self.payload
+    }
+
+    pub(crate) fn read(payload: Vec<u8>) -> Result<Self, VerifyError> {
+        jws::object_text(&payload, Segment::Claims)?;
+        let payload = String::from_utf8(payload).map_err(|e| jws::Malformed::NotUtf8 {
+            segment: Segment::Claims,
+            at: e.utf8_error().valid_up_to(),
+        })?;
+        let raw: Raw = verify::object(&payload, Segment::Claims)?;
+        let text = |claim, value| match value {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(Text::new(text, &payload))),
+            Some(_) => Err(VerifyError::InvalidClaim(claim)),
+        };
+        let scope = scope(raw.scope.as_ref())?;
+        let (workspaces, job) = match scope {
+            None => (Texts::None, None),
+            Some(scope) => (
+                workspaces(scope, raw.workspace, &payload)?,
+                job(scope, raw.flux, &payload)?,
+            ),
+        };
+        let sub = text("sub", raw.sub)?;
+        match &sub {
+            None if scope.is_some() => return Err(VerifyError::Missing("sub")),
+            Some(sub) if sub.of(&payload).is_empty() => return Err(VerifyError::InvalidClaim("sub")),
+            _ => (),
+        }
+        let read = (
+            date("exp", raw.exp)?.ok_or(VerifyError::Missing("exp"))?,
+            date("nbf", raw.nbf)?,
+            date("iat", raw.iat)?,
+            text("iss", raw.iss)?,
+            text("jti", raw.jti)?,
+            texts("aud", raw.aud, &payload)?,
+        );
+        let (exp, nbf, iat, iss, jti, aud) = read;
+        Ok(Self {
+            exp,
+            nbf,
+            iat,
+            iss,
+            sub,
+            jti,
+            aud,
+            scope,
+            workspaces,
+            job,
+            payload,
+        })
+    }
+}
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Claims").field(&self.payload).finish()
+    }
+}
+
+#[derive(Default)]
+struct Raw<'a> {
+    exp: Option<Value<'a>>,
+    nbf: Option<Value<'a>>,
+    iat: Option<Value<'a>>,
+    iss: Option<Value<'a>>,
+    sub: Option<Value<'a>>,
+    aud: Option<Value<'a>>,
+    jti: Option<Value<'a>>,
+    scope: Option<Value<'a>>,
+    workspace: Option<Value<'a>>,
+    flux: Option<Option<Flux<'a>>>,
+}
+
+impl<'de> Members<'de> for Raw<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "exp" => json::value(map, &mut self.exp),
+            "nbf" => json::value(map, &mut self.nbf),
+            "iat" => json::value(map, &mut self.iat),
+            "iss" => json::value(map, &mut self.iss),
+            "sub" => json::value(map, &mut self.sub),
+            "aud" => json::value(map, &mut self.aud),
+            "jti" => json::value(map, &mut self.jti),
+            "scope" => json::value(map, &mut self.scope),
+            "workspace" => json::value(map, &mut self.workspace),
+            "flux" => {
+                let ObjectOr(flux) = map.next_value()?;
+                self.flux = Some(flux);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Flux<'a> {
+    jobid: Option<Value<'a>>,
+    uid: Option<Value<'a>>,
+    instance: Option<Value<'a>>,
+}
+
+impl<'de> Members<'de> for Flux<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "jobid" => json::value(map, &mut self.jobid),
+            "uid" => json::value(map, &mut self.uid),
+            "instance" => json::value(map, &mut self.instance),
+            _ => Ok(false),
+        }
+    }
+}
+
+fn date(claim: &'static str, value: Option<Value>) -> Result<Option<NumericDate>, VerifyError> {
+    match value {
+        None => Ok(None),
+        Some(Value::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
+        Some(_) => Err(jws::Malformed::NotNumber(claim).into()),
+    }
+}
+
+/// The one word of `scope` that is ours (RFC 8693 section 4.2: words, with spaces between).
+fn scope(value: Option<&Value>) -> Result<Option<Scope>, VerifyError> {
+    let Some(Value::Text(words)) = value else {
+        return Ok(None);
+    };
+    let mut ours = words.split(' ').filter_map(|word| word.parse().ok());
+    match (ours.next(), ours.next()) {
+        (scope, None) => Ok(scope),
+        _ => Err(VerifyError::InvalidClaim("scope")),
+    }
+}
+
+fn workspaces(scope: Scope, value: Option<Value>, payload: &str) -> Result<Texts, VerifyError> {
+    let workspaces = match value {
+        None if scope == Scope::Cluster => return Ok(Texts::None),
+        value => texts("workspace", value, payload)?,
+    };
+    let one = matches!(workspaces, Texts::One(_)) || scope != Scope::Session;
+    if one && workspaces.iter(payload).all(Name::is_valid) {
+        Ok(workspaces)
+    } else {
+        Err(VerifyError::InvalidClaim("workspace"))
+    }
+}
+
+fn job(scope: Scope, flux: Option<Option<Flux>>, payload: &str) -> Result<Option<JobTexts>, VerifyError> {
+    match flux {
+        None if scope == Scope::Session => Err(VerifyError::Missing("flux")),
+        None => Ok(None),
+        Some(Some(Flux {
+            jobid: Some(Value::Text(id)),
+            uid: Some(Value::Number(uid)),
+            instance: Some(Value::Text(instance)),
+        })) if scope == Scope::Session
+            && Session::is_valid(&id)
+            && uid.fract() == 0.0
+            && (0.0..=f64::from(u32::MAX)).contains(&uid) =>
+        {
+            Ok(Some(JobTexts {
+                id: Text::new(id, payload),
+                uid: uid as u32,
+                instance: Text::new(instance, payload),
+            }))
+        }
+        Some(_) => Err(VerifyError::InvalidClaim("flux")),
+    }
+}
+
+#[derive(Clone)]
+struct JobTexts {
+    id: Text,
+    uid: u32,
+    instance: Text,
+}
+
+/// A string of the payload: where it is, or what it is where it was written with escapes.
+#[derive(Clone)]
+enum Text {
+    At(Range<usize>),
+    Unescaped(Box<str>),
+}
+
+impl Text {
+    fn new(text: Cow<str>, payload: &str) -> Self {
+        match text {
+            Cow::Borrowed(text) => match json::place(text, payload) {
+                Some(range) => Self::At(range),
+                None => Self::Unescaped(text.into()),
+            },
+            Cow::Owned(text) => Self::Unescaped(text.into()),
+        }
+    }
+
+    fn of<'a>(&'a self, payload: &'a str) -> &'a str {
+        match self {
+            Self::At(range) => &payload[range.clone()],
+            Self::Unescaped(text) => text,
+        }
+    }
+}
+
+/// A string, or an array of them, as `aud` is.
+#[derive(Clone)]
+enum Texts {
+    None,
+    One(Text),
+    Several(Vec<Text>),
+}
+
+impl Texts {
+    fn iter<'a>(&'a self, payload: &'a str) -> impl Iterator<Item = &'a str> {
+        let texts = match self {
+            Self::None => &[],
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Several(texts) => texts.as_slice(),
+        };
+        texts.iter().map(|text| text.of(payload))
+    }
+}
+
+/// At least one string.
+fn texts(claim: &'static str, value: Option<Value>, payload: &str) -> Result<Texts, VerifyError> {
+    let invalid = VerifyError::InvalidClaim(claim);
+    match value {
+        None => Err(VerifyError::Missing(claim)),
+        Some(Value::Text(text)) => Ok(Texts::One(Text::new(text, payload))),
+        Some(Value::List(list)) => {
+            let texts: Option<Vec<_>> = list
+                .into_iter()
+                .map(|value| match value {
+                    Value::Text(text) => Some(Text::new(text, payload)),
+                    _ => None,
+                })
+                .collect();
+            let mut texts = texts.ok_or(invalid.clone())?;
+            match (texts.pop(), texts.is_empty()) {
+                (None, _) => Err(invalid),
+                (Some(only), true) => Ok(Texts::One(only)),
+                (Some(last), false) => {
+                    texts.push(last);
+                    Ok(Texts::Several(texts))
+                }
+            }
+        }
+        Some(_) => Err(invalid),
+    }
+}

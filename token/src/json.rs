@@ -1,0 +1,261 @@
+//! JSON objects whose names are unique, at any depth, read without a tree.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+/// What takes the members of an object that it knows.
+pub(crate) trait Members<'de>: Default {
+    /// Takes the value of `name` from `map`, or leaves it there and returns false.
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
+}
+
+/// An object, read from the text of a JSON object, each of whose names is there once.
+///
+/// Every value of [`Value`] can be read from anything, so that an error of the category "data" is a name that is there twice.
+pub(crate) struct Unique<T>(pub(crate) T);
+
+impl<'de, T: Members<'de>> Deserialize<'de> for Unique<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<T>(T);
+
+        impl<'de, T: Members<'de>> Visitor<'de> for Object<T> {
+            type Value = Unique<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(mut self, map: A) -> Result<Unique<T>, A::Error> {
+                members(map, &mut self.0)?;
+                Ok(Unique(self.0))
+            }
+        }
+
+        deserializer.deserialize_map(Object(T::default()))
+    }
+}
+
+fn members<'de, T: Members<'de>, A: MapAccess<'de>>(mut map: A, into: &mut T) -> Result<(), A::Error> {
+    let mut seen = Seen::default();
+    while let Some(Name(name)) = map.next_key()? {
+        let known = into.take(&name, &mut map)?;
+        if !seen.insert(name) {
+            return Err(A::Error::custom("a name is there twice"));
+        }
+        if !known {
+            map.next_value::<Skipped>()?;
+        }
+    }
+    Ok(())
+}
+
+/// A JSON value, as far as any check needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value<'de> {
+    Number(f64),
+    Text(Cow<'de, str>),
+    List(Vec<Value<'de>>),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Value<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value<'de>, E> {
+        Ok(Value::Number(number as f64))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value<'de>, E> {
+        Ok(Value::Number(number as f64))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value<'de>, E> {
+        Ok(Value::Number(number))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Value<'de>, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Value<'de>, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value<'de>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element()? {
+            list.push(value);
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value<'de>, A::Error> {
+        members(map, &mut Nothing)?;
+        Ok(Value::Other)
+    }
+}
+
+/// Knows no member.
+#[derive(Default)]
+pub(crate) struct Nothing;
+
+impl<'de> Members<'de> for Nothing {
+    fn take<A: MapAccess<'de>>(&mut self, _: &str, _: &mut A) -> Result<bool, A::Error> {
+        Ok(false)
+    }
+}
+
+/// A value that nobody looks at, but for the names in it.
+type Skipped = ObjectOr<Nothing>;
+
+/// A name of an object, borrowed unless it has escapes.
+struct Name<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// The names of an object so far. The first ones, of which real tokens have no more, are kept without an allocation; the
+/// others are hashed, so that a token of thousands of names takes no longer than its length.
+#[derive(Default)]
+struct Seen<'de> {
+    first: [&'de str; 16],
+    count: usize,
+    others: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Seen<'de> {
+    /// Whether the name is new.
+    fn insert(&mut self, name: Cow<'de, str>) -> bool {
+        if self.first[..self.count].contains(&&*name) {
+            return false;
+        }
+        match name {
+            Cow::Borrowed(name) if self.count < self.first.len() => {
+                // An empty set is asked without hashing.
+                if self.others.contains(name) {
+                    return false;
+                }
+                self.first[self.count] = name;
+                self.count += 1;
+                true
+            }
+            name => self.others.insert(name),
+        }
+    }
+}
+
+/// Where `part` is in `whole`; `None` where it is not a piece of it.
+pub(crate) fn place(part: &str, whole: &str) -> Option<std::ops::Range<usize>> {
+    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    let end = start.checked_add(part.len())?;
+    (end <= whole.len()).then_some(start..end)
+}
+
+/// A JSON string.
+pub(crate) fn quoted(text: &str) -> String {
+    // A string serializes without fail: it has no key of a map and no number.
+    serde_json::to_string(text).expect("a string is JSON")
+}
+
+/// A member whose value is any.
+pub(crate) fn value<'de, A: MapAccess<'de>>(map: &mut A, into: &mut Option<Value<'de>>) -> Result<bool, A::Error> {
+    *into = Some(map.next_value()?);
+    Ok(true)
+}
+
+/// A member that is an object of known members; anything else is `None`.
+pub(crate) struct ObjectOr<T>(pub(crate) Option<T>);
+
+impl<'de, T: Members<'de>> Deserialize<'de> for ObjectOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ObjectOrVisitor(T::default()))
+    }
+}
+
+struct ObjectOrVisitor<T>(T);
+
+impl<'de, T: Members<'de>> Visitor<'de> for ObjectOrVisitor<T> {
+    type Value = ObjectOr<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_unit<E>(self) -> Result<ObjectOr<T>, E> {
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<ObjectOr<T>, A::Error> {
+        while seq.next_element::<Skipped>()?.is_some() {}
+        Ok(ObjectOr(None))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, map: A) -> Result<ObjectOr<T>, A::Error> {
+        members(map, &mut self.0)?;
+        Ok(ObjectOr(Some(self.0)))
+    }
+}

@@ -1,0 +1,29 @@
+//! Keys to sign and to verify with, each bound to one algorithm.
+
+mod error;
+pub(crate) mod hmac;
+mod jwk;
+mod mac;
+mod pem;
+mod rsa;
+mod set;
+mod signing;
+mod verifying;
+
+pub use error::KeyError;
+pub use hmac::{HmacKey, MIN_KEY_LEN};
+pub use set::{KeySet, SkippedKey};
+pub use signing::SigningKey;
+pub use verifying::VerifyingKey;
+
+/// The fewest bits of an RSA key that is taken (RFC 7518 section 3.3).
+pub const MIN_RSA_BITS: usize = 2048;
+
+/// The most bits of an RSA key that is taken: each further one costs every verification time.
+pub const MAX_RSA_BITS: usize = 4096;
+
+/// The longest `kid` that is taken, in bytes.
+pub const MAX_KID_LEN: usize = 256;
+
+/// The longest signature, in bytes: that of an RSA key of [`MAX_RSA_BITS`].
+const MAX_SIGNATURE_LEN: usize = MAX_RSA_BITS / 8;

@@ -1,0 +1,140 @@
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::{KeyError, VerifyingKey};
+use crate::VerifyError;
+use crate::verify::jws;
+
+/// Keys to verify tokens with, by their `kid`.
+#[derive(Clone, Debug, Default)]
+pub struct KeySet(BTreeMap<String, VerifyingKey>);
+
+/// A key of a JWKS that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedKey {
+    /// Its place in the array, from 0.
+    pub index: usize,
+    /// Its `kid`, where it has one.
+    pub kid: Option<String>,
+    /// Why.
+    pub reason: KeyError,
+}
+
+impl KeySet {
+    /// No keys.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The public keys of a JWKS (RFC 7517 section 5), and those of its keys that cannot be used, which are skipped, as
+    /// that section demands. A secret (`"kty":"oct"`) in a JWKS is skipped too.
+    ///
+    /// # Errors
+    /// [`KeyError::NotJwks`] where it is not a JWKS at all.
+    pub fn from_jwks(jwks: &[u8]) -> Result<(Self, Vec<SkippedKey>), KeyError> {
+        #[derive(Deserialize)]
+        struct Jwks<'a> {
+            #[serde(borrow)]
+            keys: Vec<&'a RawValue>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            kid: Option<String>,
+        }
+
+        if !jwks.trim_ascii_start().starts_with(b"{") {
+            return Err(KeyError::NotJwks);
+        }
+        let jwks: Jwks = serde_json::from_slice(jwks).map_err(|_| KeyError::NotJwks)?;
+        let (mut set, mut skipped) = (Self::new(), Vec::new());
+        for (index, jwk) in jwks.keys.into_iter().enumerate() {
+            let read = VerifyingKey::from_jwk(jwk.get().as_bytes()).and_then(|key| match set.get(key.kid()) {
+                Some(_) => Err(KeyError::SameKid),
+                None => Ok(key),
+            });
+            match read {
+                Ok(key) => drop(set.insert(key)),
+                Err(reason) => {
+                    let kid = serde_json::from_str(jwk.get()).ok().and_then(|named: Named| named.kid);
+                    skipped.push(SkippedKey { index, kid, reason });
+                }
+            }
+        }
+        Ok((set, skipped))
+    }
+
+    /// Adds a key, and returns the one of the same `kid` that it replaces.
+    pub fn insert(&mut self, key: VerifyingKey) -> Option<VerifyingKey> {
+        self.0.insert(key.kid().to_owned(), key)
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, kid: &str) -> Option<VerifyingKey> {
+        self.0.remove(kid)
+    }
+
+    /// The key of that `kid`.
+    pub fn get(&self, kid: &str) -> Option<&VerifyingKey> {
+        self.0.get(kid)
+    }
+
+    /// All keys, in the order of their `kid`.
+    pub fn iter(&self) -> impl Iterator<Item = &VerifyingKey> {
+        self.0.values()
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The public keys as a JWKS (RFC 7517 section 5); secrets for HS256 are left out.
+    pub fn public_jwks(&self) -> String {
+        let keys: Vec<_> = self.iter().filter_map(VerifyingKey::to_jwk).collect();
+        json!({ "keys": keys }).to_string()
+    }
+
+    /// Checks the signature of a JWS in compact serialization (RFC 7515 section 5.2), and returns its payload, whatever
+    /// that is.
+    ///
+    /// The key is the one that the header's `kid` names, or the only one of the set where the header names none. Nothing
+    /// else that the header says chooses a key or algorithm, and what could is refused (RFC 8725 sections 3.1 and 3.10).
+    ///
+    /// This is not enough to accept a token: its claims are not looked at. [`Verifier`](crate::Verifier) does that.
+    ///
+    /// # Errors
+    /// [`VerifyError`] tells why it is refused.
+    pub fn verify_jws(&self, compact: &str) -> Result<Vec<u8>, VerifyError> {
+        jws(self, compact)
+    }
+}
+
+impl Extend<VerifyingKey> for KeySet {
+    fn extend<T: IntoIterator<Item = VerifyingKey>>(&mut self, keys: T) {
+        for key in keys {
+            self.insert(key);
+        }
+    }
+}
+
+impl FromIterator<VerifyingKey> for KeySet {
+    fn from_iter<T: IntoIterator<Item = VerifyingKey>>(keys: T) -> Self {
+        let mut set = Self::new();
+        set.extend(keys);
+        set
+    }
+}
+
+impl From<VerifyingKey> for KeySet {
+    fn from(key: VerifyingKey) -> Self {
+        [key].into_iter().collect()
+    }
+}

@@ -1,0 +1,153 @@
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::RngCore;
+use secrecy::SecretString;
+
+use crate::{Name, Scope, Session, SigningKey};
+
+/// What a token is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimsToIssue {
+    /// `iss`: who issues it.
+    pub iss: String,
+    /// `sub`: the principal that it is of. For a workflow token, the name of the job owner.
+    pub sub: String,
+    /// `aud`: the services that it is for. Without one, no service accepts it.
+    pub aud: Vec<String>,
+    /// `iat` and `nbf`: when it is issued. Fractions of a second are cut off.
+    pub iat: SystemTime,
+    /// How long it is good for from then on, in whole seconds: `exp` less `iat`. [`workflow_lifetime`] tells for a job.
+    pub lifetime: Duration,
+    /// What it is good for.
+    pub grant: Grant,
+}
+
+/// What a token is good for: its [`Scope`], and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Everything.
+    Cluster,
+    /// These workspaces.
+    Workspaces(Vec<Name>),
+    /// For an executor: the workspaces that it is bound to.
+    System(Vec<Name>),
+    /// One job, in its workspace.
+    Session {
+        /// The workspace of the job.
+        workspace: Name,
+        /// The job.
+        job: Job,
+    },
+}
+
+/// The job of a workflow token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Its id, in F58.
+    pub id: Session,
+    /// The user id of the job owner.
+    pub uid: u32,
+    /// The Flux instance that it runs in.
+    pub instance: String,
+}
+
+impl Grant {
+    /// Its scope.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Cluster => Scope::Cluster,
+            Self::Workspaces(_) => Scope::Workspace,
+            Self::System(_) => Scope::System,
+            Self::Session { .. } => Scope::Session,
+        }
+    }
+}
+
+/// Issues a token: a JWT (RFC 7519) of `"typ":"JWT"` that names its key, with a `jti` of its own of 128 random bits.
+pub fn mint(key: &SigningKey, claims: &ClaimsToIssue) -> SecretString {
+    key.sign_jwt(to_json(claims).as_bytes())
+}
+
+/// Without a signature, it is no secret. It is pieced together by hand: to format it takes as long as to sign it.
+fn to_json(claims: &ClaimsToIssue) -> String {
+    let iat = claims.iat.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let exp = iat.saturating_add(claims.lifetime.as_secs());
+    let mut json = Json(String::with_capacity(512));
+    json.raw(r#"{"iss":"#).quoted(&claims.iss);
+    json.raw(r#","sub":"#).quoted(&claims.sub);
+    json.raw(r#","aud":"#).one_or_more(&claims.aud);
+    json.raw(r#","exp":"#).number(exp);
+    json.raw(r#","nbf":"#).number(iat);
+    json.raw(r#","iat":"#).number(iat);
+    json.raw(r#","jti":""#).random();
+    json.raw(r#"","scope":""#).raw(claims.grant.scope().as_str()).raw("\"");
+    match &claims.grant {
+        Grant::Cluster => (),
+        Grant::Workspaces(names) | Grant::System(names) => {
+            json.raw(r#","workspace":"#).one_or_more(names);
+        }
+        Grant::Session { workspace, job } => {
+            json.raw(r#","workspace":"#).quoted(workspace.as_str());
+            json.raw(r#","flux":{"jobid":"#).quoted(job.id.as_str());
+            json.raw(r#","uid":"#).number(job.uid.into());
+            json.raw(r#","instance":"#).quoted(&job.instance).raw("}");
+        }
+    }
+    json.raw("}");
+    json.0
+}
+
+struct Json(String);
+
+impl Json {
+    fn raw(&mut self, json: &str) -> &mut Self {
+        self.0.push_str(json);
+        self
+    }
+
+    fn quoted(&mut self, text: &str) -> &mut Self {
+        if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
+            return self.raw("\"").raw(text).raw("\"");
+        }
+        self.raw(&crate::json::quoted(text))
+    }
+
+    /// A string, or an array of them where there are several or none.
+    fn one_or_more<T: AsRef<str>>(&mut self, texts: &[T]) -> &mut Self {
+        if let [only] = texts {
+            return self.quoted(only.as_ref());
+        }
+        self.raw("[");
+        for (i, text) in texts.iter().enumerate() {
+            self.raw(if i > 0 { "," } else { "" }).quoted(text.as_ref());
+        }
+        self.raw("]")
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        // Writing to a string does not fail.
+        let written = write!(self.0, "{number}");
+        debug_assert_eq!(written, Ok(()));
+        self
+    }
+
+    fn random(&mut self) -> &mut Self {
+        let mut bytes = [0; 16];
+        // Seeded by the operating system, which is asked less often.
+        rand::thread_rng().fill_bytes(&mut bytes);
+        URL_SAFE_NO_PAD.encode_string(bytes, &mut self.0);
+        self
+    }
+}
+
+/// How long the token of a job is good for: its time limit and a margin, and never more than `max`. A job without a time
+/// limit has `None` or zero.
+pub fn workflow_lifetime(time_limit: Option<Duration>, margin: Duration, max: Duration) -> Duration {
+    match time_limit {
+        None | Some(Duration::ZERO) => max,
+        Some(limit) => limit.saturating_add(margin).min(max),
+    }
+}

@@ -1,0 +1,290 @@
+//! Verification of tokens (RFC 7515 section 5.2, RFC 7519 section 7.2), as RFC 8725 demands.
+
+mod error;
+mod header;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::json::{Members, Unique};
+use crate::jws::{self, Malformed, Segment};
+use crate::key::MAX_RSA_BITS;
+use crate::{Claims, KeySet, LEEWAY, NumericDate};
+use header::Header;
+
+pub use error::{Shown, VerifyError};
+
+/// Verifies tokens of one issuer for one service.
+///
+/// A token is accepted that is signed with one of the keys, by that key's own algorithm, is of the issuer, for one of the
+/// audiences, and has not expired. Cheap to call, and without a lock.
+///
+/// ```
+/// use std::time::SystemTime;
+/// use token::{Algorithm, KeySet, SigningKey, Verifier, VerifyError};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let key = SigningKey::generate(Algorithm::EdDsa);
+/// let (keys, skipped) = KeySet::from_jwks(KeySet::from(key.verifying_key()).public_jwks().as_bytes())?;
+/// assert!(skipped.is_empty());
+///
+/// let verifier = Verifier::new(keys).issuer("https://hpc.example.org").audience("copy-offload");
+/// assert!(matches!(verifier.verify("", SystemTime::now()), Err(VerifyError::Malformed(_))));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    keys: Arc<KeySet>,
+    rules: Arc<Rules>,
+}
+
+#[derive(Clone, Debug)]
+struct Rules {
+    issuer: Option<String>,
+    audiences: Option<Vec<String>>,
+    types: Vec<String>,
+    leeway: Duration,
+}
+
+impl Verifier {
+    /// Verifies with these keys. No token is accepted until there is an [`audience`](Self::audience).
+    pub fn new(keys: impl Into<Arc<KeySet>>) -> Self {
+        Self {
+            keys: keys.into(),
+            rules: Arc::new(Rules {
+                issuer: None,
+                audiences: Some(Vec::new()),
+                types: Vec::new(),
+                leeway: LEEWAY,
+            }),
+        }
+    }
+
+    /// Demands this `iss`, to the letter. Without it, tokens of any issuer are accepted that has one of the keys.
+    pub fn issuer(self, issuer: impl Into<String>) -> Self {
+        self.with(|rules| rules.issuer = Some(issuer.into()))
+    }
+
+    /// Accepts tokens whose `aud` is or has this. May be called for several.
+    pub fn audience(self, audience: impl Into<String>) -> Self {
+        self.with(|rules| rules.audiences.get_or_insert_default().push(audience.into()))
+    }
+
+    /// Accepts tokens for any audience, which is for tools that show tokens, and not for services.
+    pub fn any_audience(self) -> Self {
+        self.with(|rules| rules.audiences = None)
+    }
+
+    /// Accepts tokens whose header has this `typ` only, such as `at+jwt` (RFC 9068 section 2.1). May be called for several.
+    /// Without it, `typ` is `JWT` or missing.
+    pub fn typ(self, typ: impl Into<String>) -> Self {
+        self.with(|rules| rules.types.push(typ.into()))
+    }
+
+    /// How far this clock and that of the issuer may be apart. [`LEEWAY`] without it.
+    pub fn leeway(self, leeway: Duration) -> Self {
+        self.with(|rules| rules.leeway = leeway)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Rules)) -> Self {
+        change(Arc::make_mut(&mut self.rules));
+        self
+    }
+
+    /// The same verifier with other keys, such as those that its issuer has now.
+    pub fn with_keys(&self, keys: impl Into<Arc<KeySet>>) -> Self {
+        Self {
+            keys: keys.into(),
+            rules: self.rules.clone(),
+        }
+    }
+
+    /// The keys that it verifies with.
+    pub fn keys(&self) -> &Arc<KeySet> {
+        &self.keys
+    }
+
+    /// Verifies a token at the time `now`.
+    ///
+    /// `exp` and `aud` must be there, and `iss` where one is demanded. A token is accepted until `exp` plus the leeway, and
+    /// from `nbf` minus the leeway on. The claims that this project defines must be in their form where `scope` names one
+    /// of its scopes.
+    ///
+    /// # Errors
+    /// [`VerifyError`] tells why it is refused. [`VerifyError::UnknownKid`] may be worth reading the keys again.
+    pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, VerifyError> {
+        let parts = Parts::of(token)?;
+        if parts.payload.is_empty() {
+            return Err(Malformed::EmptySegment(Segment::Claims).into());
+        }
+        let mut buffer = Buffer::default();
+        let header = Header::read(buffer.decode(parts.header)?)?;
+        self.rules.check_type(header.typ.as_deref())?;
+        parts.check_signature(&header, &self.keys)?;
+        let claims = Claims::read(decode(Segment::Claims, parts.payload)?)?;
+        self.rules.check(&claims, now)?;
+        Ok(claims)
+    }
+}
+
+impl Rules {
+    fn check_type(&self, typ: Option<&str>) -> Result<(), VerifyError> {
+        // RFC 7515 section 4.1.9: media types are compared without case, and `application/` is left out.
+        let plain = |typ: &str| match typ.get(..12) {
+            Some(prefix) if prefix.eq_ignore_ascii_case("application/") => 12,
+            _ => 0,
+        };
+        let same = |typ: &str, other: &str| typ[plain(typ)..].eq_ignore_ascii_case(&other[plain(other)..]);
+        match typ {
+            None if self.types.is_empty() => Ok(()),
+            Some(typ) if self.types.is_empty() && same(typ, "JWT") => Ok(()),
+            Some(typ) if self.types.iter().any(|accepted| same(typ, accepted)) => Ok(()),
+            typ => Err(VerifyError::WrongType(Shown::new(typ.unwrap_or("none")))),
+        }
+    }
+
+    fn check(&self, claims: &Claims, now: SystemTime) -> Result<(), VerifyError> {
+        let (seconds, leeway) = (NumericDate::from(now).seconds(), self.leeway.as_secs_f64());
+        if claims.exp().seconds() + leeway <= seconds {
+            return Err(VerifyError::Expired { at: claims.exp(), now });
+        }
+        if let Some(at) = claims.nbf().filter(|nbf| nbf.seconds() > seconds + leeway) {
+            return Err(VerifyError::NotYet { at, now });
+        }
+        if let Some(issuer) = &self.issuer {
+            match claims.iss() {
+                Some(iss) if iss == issuer => (),
+                Some(iss) => return Err(VerifyError::WrongIssuer(Shown::new(iss))),
+                None => return Err(VerifyError::Missing("iss")),
+            }
+        }
+        if let Some(audiences) = &self.audiences
+            && !claims.aud().any(|aud| audiences.iter().any(|audience| audience == aud))
+        {
+            let aud = claims.aud().next().unwrap_or("nobody");
+            return Err(VerifyError::WrongAudience(Shown::new(aud)));
+        }
+        Ok(())
+    }
+}
+
+/// Checks a JWS, whose payload may be anything.
+pub(crate) fn jws(keys: &KeySet, compact: &str) -> Result<Vec<u8>, VerifyError> {
+    let parts = Parts::of(compact)?;
+    let mut buffer = Buffer::default();
+    parts.check_signature(&Header::read(buffer.decode(parts.header)?)?, keys)?;
+    if parts.payload.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(decode(Segment::Claims, parts.payload)?)
+}
+
+struct Parts<'a> {
+    header: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+    /// What is signed.
+    message: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, Malformed> {
+        let [header, payload, signature] = jws::split(token)?;
+        for (segment, text) in [(Segment::Header, header), (Segment::Signature, signature)] {
+            // An unsecured token has no signature either, and its header tells why it is refused.
+            if text.is_empty() && segment == Segment::Header {
+                return Err(Malformed::EmptySegment(segment));
+            }
+        }
+        Ok(Self {
+            header,
+            payload,
+            signature,
+            message: &token[..header.len() + 1 + payload.len()],
+        })
+    }
+
+    fn check_signature(&self, header: &Header, keys: &KeySet) -> Result<(), VerifyError> {
+        let key = match header.kid.as_deref() {
+            _ if keys.is_empty() => return Err(VerifyError::NoKeys),
+            Some(kid) => keys.get(kid).ok_or_else(|| VerifyError::UnknownKid(Shown::new(kid)))?,
+            None if keys.len() == 1 => keys.iter().next().ok_or(VerifyError::NoKeys)?,
+            None => return Err(VerifyError::NoKid),
+        };
+        match (header.algorithm, key.algorithm()) {
+            (token, key) if token == key => (),
+            (crate::Algorithm::Hs256, key) => return Err(VerifyError::PublicKeyAsSecret { key }),
+            (token, key) => return Err(VerifyError::OtherAlgorithm { key, token }),
+        }
+        if self.signature.is_empty() {
+            return Err(Malformed::EmptySegment(Segment::Signature).into());
+        }
+        let mut buffer = [0; MAX_RSA_BITS / 8];
+        let len = match URL_SAFE_NO_PAD.decode_slice(self.signature, &mut buffer) {
+            Ok(len) => len,
+            Err(base64::DecodeSliceError::OutputSliceTooSmall) => return Err(VerifyError::BadSignature),
+            Err(e) => return Err(jws::base64(Segment::Signature, self.signature, &e).into()),
+        };
+        if key.verifies(self.message.as_bytes(), &buffer[..len]) {
+            Ok(())
+        } else {
+            Err(VerifyError::BadSignature)
+        }
+    }
+}
+
+/// Where a header is decoded to: on the stack, unless it is longer than headers are.
+struct Buffer {
+    short: [u8; 512],
+    long: Vec<u8>,
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self {
+            short: [0; 512],
+            long: Vec::new(),
+        }
+    }
+}
+
+impl Buffer {
+    fn decode(&mut self, header: &str) -> Result<&[u8], Malformed> {
+        let estimate = base64::decoded_len_estimate(header.len());
+        let bytes = if estimate <= self.short.len() {
+            &mut self.short[..]
+        } else {
+            self.long.resize(estimate, 0);
+            &mut self.long[..]
+        };
+        match URL_SAFE_NO_PAD.decode_slice(header, bytes) {
+            Ok(len) => Ok(&bytes[..len]),
+            Err(e) => Err(jws::base64(Segment::Header, header, &e)),
+        }
+    }
+}
+
+/// Without its signature, the payload of a token is no secret, and it is not zeroized.
+fn decode(segment: Segment, text: &str) -> Result<Vec<u8>, Malformed> {
+    let mut bytes = vec![0; base64::decoded_len_estimate(text.len())];
+    match URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
+        Ok(len) => {
+            bytes.truncate(len);
+            Ok(bytes)
+        }
+        Err(e) => Err(jws::base64(segment, text, &e)),
+    }
+}
+
+/// The members of the JSON object in `text`, each of which is there once.
+pub(crate) fn object<'a, T: Members<'a>>(text: &'a str, segment: Segment) -> Result<T, Malformed> {
+    match serde_json::from_str(text) {
+        Ok(Unique(members)) => Ok(members),
+        Err(e) if e.classify() == serde_json::error::Category::Data => Err(Malformed::Repeated(segment)),
+        Err(e) => Err(jws::not_json(segment, &e)),
+    }
+}

@@ -1,0 +1,381 @@
+//! Keys in all the forms that they are kept in.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::{decode, encode, key, secret};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use token::{Algorithm, HmacKey, KeyError, KeySet, SigningKey, VerifyingKey};
+
+const ASYMMETRIC: [Algorithm; 3] = [Algorithm::EdDsa, Algorithm::Es256, Algorithm::Rs256];
+
+/// Checks that one signs what the other verifies.
+fn assert_pair(signing: &SigningKey, verifying: &VerifyingKey) {
+    let token = signing.sign(&[("typ", "JWT")], b"payload");
+    let verified = KeySet::from(verifying.clone()).verify_jws(token.expose_secret());
+    assert_eq!(verified.as_deref(), Ok(&b"payload"[..]));
+}
+
+fn jwk(key: &SigningKey) -> Value {
+    serde_json::from_str(key.to_jwk().expose_secret()).unwrap()
+}
+
+fn signing_error(jwk: &Value) -> KeyError {
+    SigningKey::from_jwk(jwk.to_string().as_bytes()).err().unwrap()
+}
+
+fn verifying_error(jwk: &Value) -> KeyError {
+    VerifyingKey::from_jwk(jwk.to_string().as_bytes()).err().unwrap()
+}
+
+#[test]
+fn each_form_that_is_written_is_read_again() {
+    for algorithm in Algorithm::ALL {
+        let key = key(algorithm);
+        let public = key.verifying_key();
+        assert_eq!((key.algorithm(), public.algorithm()), (algorithm, algorithm));
+        assert_eq!((key.kid(), public.kid()), (public.thumbprint().as_str(), key.kid()));
+
+        let by_jwk = SigningKey::from_jwk(key.to_jwk().expose_secret().as_bytes()).unwrap();
+        assert_pair(&by_jwk, &public);
+        assert_eq!(by_jwk.kid(), key.kid());
+        assert_eq!(jwk(&by_jwk), jwk(key));
+
+        if algorithm == Algorithm::Hs256 {
+            assert!(key.to_pem().is_none() && public.to_pem().is_none() && public.to_jwk().is_none());
+            assert_pair(key, &VerifyingKey::from_secret(&secret(key)).unwrap());
+            continue;
+        }
+        let by_pem = SigningKey::from_pem(key.to_pem().unwrap().expose_secret().as_bytes()).unwrap();
+        assert_pair(&by_pem, &public);
+        assert_eq!(by_pem.kid(), key.kid());
+        for public in [
+            VerifyingKey::from_pem(public.to_pem().unwrap().as_bytes()).unwrap(),
+            VerifyingKey::from_jwk(public.to_jwk().unwrap().to_string().as_bytes()).unwrap(),
+        ] {
+            assert_pair(key, &public);
+            assert_eq!((public.kid(), public.algorithm()), (key.kid(), algorithm));
+        }
+    }
+}
+
+#[test]
+fn a_key_of_another_is_no_pair() {
+    for algorithm in Algorithm::ALL {
+        let token = key(algorithm).sign(&[], b"payload");
+        let other = match algorithm {
+            // Not worth the time to generate another.
+            Algorithm::Rs256 => continue,
+            algorithm => SigningKey::generate(algorithm).verifying_key(),
+        };
+        let other = KeySet::from(other.with_kid(key(algorithm).kid()).unwrap());
+        assert!(other.verify_jws(token.expose_secret()).is_err());
+    }
+}
+
+#[test]
+fn the_kid_of_a_jwk_is_kept() {
+    for algorithm in Algorithm::ALL {
+        let mut private = jwk(key(algorithm));
+        private["kid"] = json!("2024 \"é\"/1");
+        let key = SigningKey::from_jwk(private.to_string().as_bytes()).unwrap();
+        assert_eq!(key.kid(), "2024 \"é\"/1");
+        assert_pair(&key, &key.verifying_key());
+        assert_eq!(jwk(&key)["kid"], "2024 \"é\"/1");
+        if let Some(public) = key.verifying_key().to_jwk() {
+            let public = VerifyingKey::from_jwk(public.to_string().as_bytes()).unwrap();
+            assert_eq!((public.kid(), public.thumbprint() == public.kid()), (key.kid(), false));
+        }
+        private["kid"] = json!("");
+        assert_eq!(signing_error(&private), KeyError::Kid);
+        private["kid"] = json!("x".repeat(token::MAX_KID_LEN + 1));
+        assert_eq!(signing_error(&private), KeyError::Kid);
+    }
+    let renamed = key(Algorithm::EdDsa).verifying_key().with_kid("issuer's").unwrap();
+    assert_eq!(renamed.kid(), "issuer's");
+    assert_eq!(renamed.with_kid("").err(), Some(KeyError::Kid));
+}
+
+#[test]
+fn a_jwk_for_something_else_is_refused() {
+    for algorithm in ASYMMETRIC {
+        let private = jwk(key(algorithm));
+        let public = key(algorithm).verifying_key().to_jwk().unwrap();
+        for (member, value, expected) in [
+            ("alg", json!("HS256"), KeyError::OtherAlgorithm),
+            ("alg", json!("RS512"), KeyError::OtherAlgorithm),
+            ("use", json!("enc"), KeyError::NotForSignatures),
+            ("key_ops", json!(["encrypt"]), KeyError::NotForSignatures),
+            ("key_ops", json!([]), KeyError::NotForSignatures),
+            ("kty", json!("DSA"), KeyError::OtherKind),
+            (
+                "kty",
+                json!(7),
+                KeyError::NotJwk("a member is there twice, or is not the string that it should be"),
+            ),
+        ] {
+            for (of, error) in [
+                (&private, signing_error as fn(&Value) -> KeyError),
+                (&public, verifying_error),
+            ] {
+                let mut other = of.clone();
+                other[member] = value.clone();
+                assert_eq!(error(&other), expected, "{algorithm} {member}");
+            }
+        }
+        let mut sign_only = public.clone();
+        sign_only["key_ops"] = json!(["sign"]);
+        assert_eq!(verifying_error(&sign_only), KeyError::NotForSignatures);
+        assert_eq!(
+            signing_error(&public),
+            KeyError::NotJwk("`d` is missing: what is public cannot sign")
+        );
+        assert_eq!(verifying_error(&private), KeyError::PrivateAsPublic);
+    }
+    assert_eq!(verifying_error(&jwk(key(Algorithm::Hs256))), KeyError::SecretAsPublic);
+}
+
+#[test]
+fn a_jwk_of_the_parts_of_two_keys_is_refused() {
+    for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
+        let mut private = jwk(key(algorithm));
+        private["d"] = jwk(&SigningKey::generate(algorithm))["d"].clone();
+        assert_eq!(signing_error(&private), KeyError::Mismatch);
+    }
+}
+
+#[test]
+fn weak_keys_are_refused() {
+    let rsa = |n: &[u8], e: &str| json!({"kty": "RSA", "n": encode(n), "e": e});
+    let bits = |bits: usize| vec![0xff; bits / 8];
+    assert_eq!(verifying_error(&rsa(&bits(2040), "AQAB")), KeyError::RsaTooShort(2040));
+    assert_eq!(
+        verifying_error(&rsa(&[&[0; 8], &bits(2040)[..]].concat(), "AQAB")),
+        KeyError::RsaTooShort(2040)
+    );
+    assert_eq!(verifying_error(&rsa(&bits(4104), "AQAB")), KeyError::RsaTooLong(4104));
+    for e in ["AQ", "Ag", "AA", "BA", "", "AQABAQABAQABAQAB"] {
+        assert_eq!(verifying_error(&rsa(&bits(2048), e)), KeyError::Invalid("RSA"), "{e}");
+    }
+    let mut even = bits(2048);
+    even[255] = 0xfe;
+    assert_eq!(verifying_error(&rsa(&even, "AQAB")), KeyError::Invalid("RSA"));
+    // The modulus of a public test vector, of a key that was made by a chip with the defect.
+    let chip = "AanFpofbj7KjD4Lf-N2hVMKR7yewSyXhhbirIMTGpfYEhZ_lnt5UoK98DnKIgArXGTu3MaW_HhFw16HGaTDUHqPrId7fe4r11CqRw09yBFuW\
+        79V8sYIwHdzCaWflUI6auImYbVfoN9_nD5n8N8SY9DwXw7mwZM9wREPXoDPgOoIWl6q_MPsp7n0zs3Z5ZaiQWOOzl1S9OhwAfSiiOwz6efnX\
+        EaxuTEtPd7BjSx7NaFka8Dx9U7YqXy2RFj1O9PjyaDGuRh7YXsX3iMUSP_wSyHQg_c_qHRtKUsNSGCT7OZg0hzm2KphtjnayKJvC64vAbROB\
+        R4Ubg6Bxg9IQVZ-QYyE";
+    assert_eq!(verifying_error(&rsa(&decode(chip), "AQAB")), KeyError::Roca);
+
+    // The neutral element, for which a signature of zeros verifies anything; and no point of the curve.
+    let ed = |x: [u8; 32]| json!({"kty": "OKP", "crv": "Ed25519", "x": encode(x)});
+    let mut neutral = [0; 32];
+    neutral[0] = 1;
+    assert_eq!(verifying_error(&ed(neutral)), KeyError::Invalid("Ed25519"));
+    assert_eq!(verifying_error(&ed([0; 32])), KeyError::Invalid("Ed25519"));
+    let mut none = [0; 32];
+    none[0] = 2;
+    assert_eq!(verifying_error(&ed(none)), KeyError::Invalid("Ed25519"));
+
+    let ec = |x: [u8; 32], y: [u8; 32]| json!({"kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y)});
+    assert_eq!(verifying_error(&ec([0; 32], [0; 32])), KeyError::Invalid("P-256"));
+    assert_eq!(verifying_error(&ec([1; 32], [1; 32])), KeyError::Invalid("P-256"));
+    let mut zero = jwk(key(Algorithm::Es256));
+    zero["d"] = json!(encode([0; 32]));
+    assert_eq!(signing_error(&zero), KeyError::Invalid("P-256"));
+}
+
+#[test]
+fn a_secret_is_long_enough_and_no_key_file() {
+    let error = |secret: &[u8]| VerifyingKey::from_secret(secret).err();
+    assert_eq!(error(&[7; 31]), Some(KeyError::TooShort(31)));
+    assert_eq!(error(&[7; 32]), None);
+    assert_eq!(SigningKey::from_secret(&[7; 31]).err(), Some(KeyError::TooShort(31)));
+    for algorithm in ASYMMETRIC {
+        let public = key(algorithm).verifying_key();
+        assert_eq!(error(public.to_pem().unwrap().as_bytes()), Some(KeyError::KeyAsSecret));
+        assert_eq!(
+            error(format!("\n{}", public.to_jwk().unwrap()).as_bytes()),
+            Some(KeyError::KeyAsSecret)
+        );
+    }
+}
+
+#[test]
+fn a_pem_file_of_another_kind_is_refused() {
+    let key = key(Algorithm::Es256);
+    let private = key.to_pem().unwrap();
+    let public = key.verifying_key().to_pem().unwrap();
+    let signing = |pem: &str| SigningKey::from_pem(pem.as_bytes()).err();
+    let verifying = |pem: &str| VerifyingKey::from_pem(pem.as_bytes()).err();
+    assert_eq!(verifying(private.expose_secret()), Some(KeyError::PrivateAsPublic));
+    assert_eq!(signing(&public), Some(KeyError::NotPrivate("PUBLIC KEY".into())));
+    assert_eq!(
+        verifying(&public.replace("PUBLIC KEY", "CERTIFICATE")),
+        Some(KeyError::NotPublic("CERTIFICATE".into()))
+    );
+    assert_eq!(verifying(&format!("{public}{public}")), Some(KeyError::NotAlone));
+    assert_eq!(signing(&private.expose_secret()[..100]), Some(KeyError::NoEnd));
+    for (label, error) in [
+        ("EC PRIVATE KEY", KeyError::NotDer),
+        ("RSA PRIVATE KEY", KeyError::NotDer),
+    ] {
+        assert_eq!(
+            signing(&private.expose_secret().replace("PRIVATE KEY", label)),
+            Some(error)
+        );
+    }
+    // Of the curve P-521, and encrypted.
+    let file = |name: &str| std::fs::read_to_string(format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    assert_eq!(signing(&file("encrypted.pem")), Some(KeyError::Encrypted));
+    assert_eq!(
+        signing(&file("rabbit.pem").replace("EC PRIVATE", "PRIVATE")),
+        Some(KeyError::OtherKind)
+    );
+}
+
+#[test]
+fn a_set_skips_what_it_cannot_use_and_says_why() {
+    let public = |algorithm| key(algorithm).verifying_key().to_jwk().unwrap();
+    let jwks = json!({"keys": [
+        public(Algorithm::EdDsa), public(Algorithm::EdDsa), jwk(key(Algorithm::Hs256)), {"kty": "EC", "crv": "P-384"}, 7,
+        public(Algorithm::Rs256), {"kid": "broken", "kty": "RSA"}, jwk(key(Algorithm::Es256)),
+    ], "other": 1});
+    let (set, skipped) = KeySet::from_jwks(jwks.to_string().as_bytes()).unwrap();
+    assert_eq!(set.len(), 2);
+    let skipped: Vec<_> = skipped
+        .iter()
+        .map(|key| (key.index, key.kid.as_deref(), &key.reason))
+        .collect();
+    let kid = |algorithm| Some(key(algorithm).kid());
+    assert_eq!(
+        skipped,
+        [
+            (1, kid(Algorithm::EdDsa), &KeyError::SameKid),
+            (2, kid(Algorithm::Hs256), &KeyError::SecretAsPublic),
+            (3, None, &KeyError::OtherKind),
+            (4, None, &KeyError::NotJwk("it is not a JSON object")),
+            (6, Some("broken"), &KeyError::NotJwk("`n` is missing")),
+            (7, kid(Algorithm::Es256), &KeyError::PrivateAsPublic),
+        ]
+    );
+    for bad in ["", "[]", "{}", "{\"keys\": {}}", "{\"keys\": [}", "\"keys\""] {
+        assert_eq!(
+            KeySet::from_jwks(bad.as_bytes()).err(),
+            Some(KeyError::NotJwks),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn the_public_set_has_no_secret_and_is_read_again() {
+    let all: KeySet = Algorithm::ALL
+        .into_iter()
+        .map(|algorithm| key(algorithm).verifying_key())
+        .collect();
+    let jwks = all.public_jwks();
+    assert!(!jwks.contains("oct") && !jwks.contains("\"k\"") && !jwks.contains("\"d\""));
+    let (set, skipped) = KeySet::from_jwks(jwks.as_bytes()).unwrap();
+    assert_eq!((set.len(), skipped), (3, Vec::new()));
+    assert_eq!(set.public_jwks(), jwks);
+}
+
+#[test]
+fn a_key_of_the_same_kid_replaces_the_former() {
+    let mut set = KeySet::new();
+    let former = key(Algorithm::EdDsa).verifying_key().with_kid("a").unwrap();
+    assert!(set.insert(former).is_none());
+    let replaced = set.insert(key(Algorithm::Es256).verifying_key().with_kid("a").unwrap());
+    assert_eq!(replaced.map(|key| key.algorithm()), Some(Algorithm::EdDsa));
+    assert_eq!(set.get("a").map(VerifyingKey::algorithm), Some(Algorithm::Es256));
+    assert!(set.remove("a").is_some() && set.is_empty());
+}
+
+#[test]
+fn tokens_of_the_rabbit_software_verify_with_its_key() {
+    let key = HmacKey::from_pem(include_bytes!("../testdata/rabbit.pem")).unwrap();
+    let token = token::issue(&key, "user-container", 1_700_000_000);
+    let keys = KeySet::from(key.verifying_key());
+    assert_eq!(
+        keys.verify_jws(token.expose_secret()).as_deref(),
+        Ok(&br#"{"iat":1700000000,"sub":"user-container"}"#[..])
+    );
+}
+
+/// Runs openssl with `input`, and returns what it prints.
+fn openssl(args: &[&str], input: &str) -> SecretString {
+    let mut child = Command::new("openssl")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "openssl {args:?}");
+    SecretString::from(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn openssl_reads_our_keys_and_we_read_its() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        return common::skip("openssl_reads_our_keys_and_we_read_its", "no openssl here: install it");
+    }
+    for (algorithm, generate, own_form) in [
+        (Algorithm::EdDsa, &["genpkey", "-algorithm", "ed25519"][..], None),
+        (
+            Algorithm::Es256,
+            &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Some("EC PRIVATE KEY"),
+        ),
+        (
+            Algorithm::Rs256,
+            &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"],
+            Some("RSA PRIVATE KEY"),
+        ),
+    ] {
+        let ours = key(algorithm).to_pem().unwrap();
+        for private in [ours, openssl(generate, "")] {
+            let private = private.expose_secret();
+            let key = SigningKey::from_pem(private.as_bytes()).unwrap();
+            let public = openssl(&["pkey", "-pubout"], private);
+            assert_eq!(key.verifying_key().to_pem().as_deref(), Some(public.expose_secret()));
+            let public = VerifyingKey::from_pem(public.expose_secret().as_bytes()).unwrap();
+            assert_pair(&key, &public);
+            assert_eq!((key.kid(), key.algorithm()), (public.kid(), algorithm));
+            if let Some(label) = own_form {
+                let traditional = openssl(&["pkey", "-traditional"], private);
+                assert!(traditional.expose_secret().contains(label));
+                let again = SigningKey::from_pem(traditional.expose_secret().as_bytes()).unwrap();
+                assert_eq!(again.kid(), key.kid());
+            }
+        }
+    }
+    let rsa = key(Algorithm::Rs256).to_pem().unwrap();
+    let pkcs1 = openssl(&["rsa", "-RSAPublicKey_out"], rsa.expose_secret());
+    assert!(pkcs1.expose_secret().contains("BEGIN RSA PUBLIC KEY"));
+    let public = VerifyingKey::from_pem(pkcs1.expose_secret().as_bytes()).unwrap();
+    assert_eq!(public.kid(), key(Algorithm::Rs256).kid());
+    let short = openssl(
+        &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"],
+        "",
+    );
+    assert_eq!(
+        SigningKey::from_pem(short.expose_secret().as_bytes()).err(),
+        Some(KeyError::RsaTooShort(1024))
+    );
+    let p384 = openssl(
+        &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"],
+        "",
+    );
+    let p384 = openssl(&["pkey", "-traditional"], p384.expose_secret());
+    assert_eq!(
+        SigningKey::from_pem(p384.expose_secret().as_bytes()).err(),
+        Some(KeyError::OtherKind)
+    );
+}
