@@ -511,14 +511,20 @@ gather() {
 			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
 			continue
 		fi
+		# One that has not started has no more than is in the primary namespace.
+		grep -q " start\( \|$\)" "$dir/eventlog.$id" || continue
 		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
 			flux job info "$id" guest.output >"$dir/output.$id" &&
 			kvs "job-$(flux job id --to=dec "$id")" "$dir" || return
 	done
 }
 
-# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them.
+# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them. A record may be removed meanwhile.
 kvs() {
+	eventually kvs_at_once "$@"
+}
+
+kvs_at_once() {
 	# The link to the namespace of a job that runs is followed, by its own name.
 	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
 		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&

@@ -30,7 +30,7 @@ EOF
 program wait-for-go <<-EOF
 	#!/bin/sh
 	echo \$\$ >"$PWD/pids"
-	read line <"$PWD/go"
+	read line <>"$PWD/go"
 EOF
 
 instance_up 2 || skip "no instance of $OWNER could be started: $(tail -n 1 instance.log)"
@@ -156,7 +156,7 @@ test_expect_success 'what the service says, a guest cannot say' '
 '
 
 test_expect_success 'the job of the guest ends, and its records go' '
-	release go; release go
+	release go && release go &&
 	await clean "$id" &&
 	are_gone() { ! flux job info "$id" dws-environment 2>/dev/null && ! flux job info "$id" cray-pmi-bootstrap 2>/dev/null; } &&
 	eventually are_gone
