@@ -2,6 +2,8 @@
 # make check    every check and test
 # make install  to PREFIX (and DESTDIR); LIBDIR, LIBEXECDIR and MANDIR where they are not lib, libexec and share/man there
 # make bench    what it costs
+# make soak     a bad day for DURATION seconds (600); SEED is that of an earlier one
+# make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
 #
 # A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
 
@@ -28,7 +30,7 @@ man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
 .NOTPARALLEL:
-.PHONY: all deps build stage demo check bench install man clean
+.PHONY: all deps build stage demo check bench soak sanitize install man clean
 all: build
 
 # What all of these need, which is more than a build does.
@@ -51,6 +53,15 @@ check: deps
 bench: deps
 	@$(install_to_stage) >/dev/null
 	@bench/run
+
+DURATION ?= 600
+soak: deps stage
+	@WORKFLOW_TOKEN_SOAK=$(DURATION) $(if $(SEED),WORKFLOW_TOKEN_SEED=$(SEED)) $(CARGO) test --quiet --test soak -- --nocapture
+
+sanitize: deps
+	@for what in miri address thread; do \
+		scripts/sanitize $$what || [ $$? -eq 77 ] || exit 1; \
+	done
 
 install: build man
 	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins

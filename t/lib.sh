@@ -452,6 +452,7 @@ need_users() {
 	STAGE=$SHARNESS_TRASH_DIRECTORY/stage
 	JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
 	SHELL_PLUGIN=$STAGE/lib/flux/shell/plugins/workflow-token.so
+	DWS_JOBTAP=$STAGE/lib/flux/job-manager/plugins/dws-jobtap.so
 	mkdir -p "$CONFIG"
 	cat >"$CONFIG/users.toml" <<-EOF
 		[access]

@@ -353,7 +353,7 @@ impl Inner {
     /// Takes what the threads have sent.
     pub(crate) fn take(inner: &Rc<Self>) {
         ffi::stumble("watcher");
-        let began = Instant::now();
+        let stay = Stay::begin();
         for message in inner.queue.take(TURN) {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
@@ -365,7 +365,7 @@ impl Inner {
             }
         }
         ffi::guard((), || Self::commit(inner));
-        inner.stats.borrow_mut().callback(began.elapsed());
+        inner.stats.borrow_mut().callback(&stay);
     }
 
     pub(crate) fn done(inner: &Rc<Self>, Done { job, number, outcome }: Done) {
@@ -517,7 +517,7 @@ impl Inner {
         self.ended_well(job, delivery);
         let mut stats = self.stats.borrow_mut();
         stats.delivered += 1;
-        stats.callback(stay.length());
+        stats.callback(&stay);
         stats.delivery(cpu);
     }
 

@@ -494,7 +494,7 @@ impl Inner {
         {
             delivery.cpu += stay.cpu();
         }
-        self.stats.borrow_mut().callback(stay.length());
+        self.stats.borrow_mut().callback(stay);
     }
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is

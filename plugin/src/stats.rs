@@ -17,6 +17,7 @@ pub(crate) struct Stats {
     pub unlinked: u64,
     deliveries: Times,
     callbacks: Times,
+    callbacks_cpu: Times,
 }
 
 /// How long things took, each counted where its time belongs: the memory is the same for any number of them, and percentiles
@@ -65,14 +66,16 @@ impl Default for Stats {
             unlinked: 0,
             deliveries: Times::new(),
             callbacks: Times::new(),
+            callbacks_cpu: Times::new(),
         }
     }
 }
 
 impl Stats {
-    /// One callback took this long.
-    pub fn callback(&mut self, took: Duration) {
-        self.callbacks.count(took);
+    /// One callback is over.
+    pub fn callback(&mut self, stay: &Stay) {
+        self.callbacks.count(stay.length());
+        self.callbacks_cpu.count(stay.cpu());
     }
 
     /// One delivery has ended, and all of its callbacks took this much of the processor.
@@ -99,6 +102,7 @@ impl Stats {
                 "callback-median": self.callbacks.percentile(50.0),
                 "callback-p99": self.callbacks.percentile(99.0),
                 "callback-max": self.callbacks.longest(),
+                "callback-cpu-max": self.callbacks_cpu.longest(),
             },
         })
     }
@@ -146,7 +150,7 @@ mod tests {
         for microseconds in 1..=1000 {
             stats.delivery(Duration::from_micros(microseconds));
         }
-        stats.callback(Duration::MAX);
+        stats.callbacks.count(Duration::MAX);
         let told = stats.to_json()["reactor-us"].clone();
         for (key, expected) in [
             ("delivery-cpu-median", 500.0),
