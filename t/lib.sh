@@ -140,7 +140,10 @@ instance_up() {
 	test -z "$OWNER" || chown "$OWNER" "$RUN" state up stop
 	exec 8<>up 9<>stop
 	# Not as an array of the configuration, which takes no host twice.
-	"$FLUX" R encode --ranks="0-$((size - 1))" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
+	local ranks=0
+	# A range of one is none.
+	test "$size" = 1 || ranks+=-$((size - 1))
+	"$FLUX" R encode --ranks="$ranks" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
 	cat >"$CONFIG/resource.toml" <<-EOF
 		[resource]
 		noverify = true
