@@ -140,7 +140,8 @@ instance_up() {
 	test -z "$OWNER" || chown "$OWNER" "$RUN" state up stop
 	exec 8<>up 9<>stop
 	# Not as an array of the configuration, which takes no host twice.
-	"$FLUX" R encode --ranks="0-$((size - 1))" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
+	# (Of one broker, 0-0 is no idset.)
+	"$FLUX" R encode --ranks="$(seq -s, 0 $((size - 1)))" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
 	cat >"$CONFIG/resource.toml" <<-EOF
 		[resource]
 		noverify = true

@@ -854,8 +854,11 @@ fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
     let query = instance.ok("query", json!({"name": "workflow-token.so"}));
     all.push(("query".to_owned(), query.to_string()));
     for key in instance.ok("kvs-list", json!({}))["keys"].as_array().unwrap() {
-        let value = instance.ok("kvs-get", json!({"key": key}))["value"].clone();
-        all.push((format!("key {key}"), value.as_str().unwrap().to_owned()));
+        // The record of a job that has ended may be removed between the two.
+        let request = instance.send("kvs-get", json!({"key": key}));
+        if let Some(value) = instance.response(request)["value"].as_str() {
+            all.push((format!("key {key}"), value.to_owned()));
+        }
     }
     for job in jobs {
         for command in ["eventlog", "state"] {

@@ -3,13 +3,11 @@
 
 mod support;
 
-use std::process::Command;
-
 use nix::sys::signal::Signal;
 use seal::{Error, Expected, Owner, Record};
 use serde_json::{Value, json};
 use support::{
-    host::{HOST, Instance, plugin},
+    host::{Instance, plugin, watched},
     plugins::{GUEST, PLAIN, Site, decimal, jwt, kvs_key, me, until, user},
     search::Search,
     skip,
@@ -1792,22 +1790,10 @@ fn each_of_200_jobs_at_once_has_its_own_variables() {
 #[test]
 fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
     const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        return skip(TEST, "valgrind is not installed");
-    }
+    let Some(mut valgrind) = watched(TEST) else { return };
     let Some(rabbits) = Rabbits::new(TEST) else { return };
-    let mut valgrind = Command::new("valgrind");
-    valgrind.args([
-        "-q",
-        "--error-exitcode=99",
-        "--leak-check=full",
-        "--errors-for-leak-kinds=definite",
-        "--trace-children=no",
-        HOST,
-        "instance",
-        "--statedir",
-    ]);
     valgrind
+        .arg("--statedir")
         .arg(rabbits.site.statedir())
         .args(rabbits.args(json!({}), json!({})));
     let mut instance = Instance::of(&mut valgrind);

@@ -3,14 +3,13 @@
 
 mod support;
 
-use std::{fs, process::Command};
+use std::fs;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{
-    host::{HOST, Instance, plugin},
+    host::{Instance, plugin, watched},
     plugins::{PLAIN, PRINT, Site, decimal, jwt, line_of, matching, until},
-    skip,
 };
 
 const NAME: &str = "workflow-token.so";
@@ -589,21 +588,12 @@ fn each_of_300_jobs_at_once_gets_its_own_token_and_no_other() {
 #[test]
 fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
     const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        return skip(TEST, "valgrind is not installed");
-    }
+    let Some(mut valgrind) = watched(TEST) else { return };
     let Some(site) = Site::new(TEST) else { return };
     let token = jwt(json!({}));
     let failing = site.command_rule("failing", "echo no >&2; exit 1", &[]);
     let config = site.configure(json!({"rule": [site.file_rule("dw", &token), failing]}));
-    let mut valgrind = Command::new("valgrind");
-    valgrind.args([
-        "-q",
-        "--error-exitcode=99",
-        "--leak-check=full",
-        "--errors-for-leak-kinds=definite",
-    ]);
-    valgrind.args(["--trace-children=no", HOST, "instance", "--config", &config]);
+    valgrind.args(["--config", &config]);
     valgrind.arg("--statedir").arg(site.statedir());
     let conf = json!({"munge-socket": site.munged.socket()}).to_string();
     valgrind.args([

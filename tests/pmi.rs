@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use seal::{Expected, ExposeSecret, Owner, Record, Secret, Variables};
 use serde_json::{Value, json};
 use support::{
-    host::{Instance, plugin},
+    host::{Instance, plugin, watched},
     plugins::{PLAIN, Site, decimal, kvs_key, me, until},
 };
 
@@ -553,5 +553,43 @@ fn without_the_plugin_in_the_job_manager_nothing_is_said() {
     let job = instance.run(SHOW, nodes(2));
     assert_eq!(instance.stdout(&job), "unset unset unset\n".repeat(2));
     assert_eq!(instance.stderr(&job), "");
+    instance.shutdown();
+}
+
+// Memory
+
+#[test]
+fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
+    const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
+    let Some(mut valgrind) = watched(TEST) else { return };
+    let Some(site) = Site::new(TEST) else { return };
+    site.install("libjobtap_cray_pmi_bootstrap.so", "job-manager", NAME);
+    let config = site.write("flux.toml", 0o644, toml::to_string(&site.config(json!({}))).unwrap());
+    valgrind
+        .args(["--config", &config])
+        .arg("--statedir")
+        .arg(site.statedir());
+    let mut instance = Instance::of(&mut valgrind);
+    for _ in 0..3 {
+        instance.ok("load", load(&site, json!({})));
+        let job = instance.run(&["true"], nodes(2));
+        assert_eq!(instance.events(&job), delivered());
+        // Removed with one in its prolog, and one canceled there.
+        instance.ok("fault", json!({"what": "hold-commits"}));
+        let (job, canceled) = (
+            instance.submit(&["true"], nodes(2)),
+            instance.submit(&["true"], nodes(2)),
+        );
+        instance.ok("wait-held", json!({"count": 1}));
+        instance.wait(&canceled, "prolog-start");
+        instance.ok("cancel", json!({"jobid": canceled}));
+        instance.ok("remove", json!({ "name": NAME }));
+        instance.ok("load", load(&site, json!({})));
+        instance.ok("fault", json!({"what": "release-commits"}));
+        for job in [&job, &canceled] {
+            instance.wait(job, "clean");
+        }
+        instance.ok("remove", json!({ "name": NAME }));
+    }
     instance.shutdown();
 }

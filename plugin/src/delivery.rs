@@ -126,7 +126,7 @@ impl Inner {
         if current.lanes.is_empty() {
             return None;
         }
-        let spec = Spec::of(args);
+        let spec = Spec::of(args, current.setup.needed);
         let owner = current.setup.owners.known(uid);
         let facts = JobFacts {
             args,
@@ -151,7 +151,9 @@ impl Inner {
             Some(current) => {
                 let lane = current.given.clone();
                 // Of the jobspec, updates included.
-                let spec = self.jobtap.lookup(job).map_or_else(Spec::none, |args| Spec::of(&args));
+                let needed = current.setup.needed;
+                let args = needed.anything().then(|| self.jobtap.lookup(job)).flatten();
+                let spec = args.map_or_else(Spec::none, |args| Spec::of(&args, needed));
                 self.queue_up(&current, &lane, job, uid, What::Given(variables), spec, end, &stay);
             }
             // It is configured before it is called for any job.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use config::{Asked, AttributePath, Facts, Person, Principal, Projects};
+use config::{Asked, AttributePath, Config, Facts, Person, Principal, Projects, Rule, Source};
 use ffi::Args;
 
 use crate::owner::Owner;
@@ -37,15 +37,37 @@ pub(crate) struct Spec {
     pub limit: Option<Duration>,
 }
 
-impl Spec {
-    pub fn of(args: &Args<'_>) -> Self {
+/// What of it any rule or project of a configuration asks for. The rest is not read: each member takes time on the reactor
+/// thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needed {
+    asked: bool,
+    limit: bool,
+}
+
+impl Needed {
+    pub fn by(config: &Config) -> Self {
+        let of_project = |rule: &Rule| rule.conditions.project.is_some();
         Self {
-            asked: asked(args),
-            limit: time_limit(args),
+            asked: !config.projects.is_empty() || config.rules.iter().any(of_project),
+            limit: config.rules.iter().any(|rule| matches!(rule.source, Source::Issuer(_))),
         }
     }
 
-    /// Of a job that is gone.
+    pub fn anything(self) -> bool {
+        self.asked || self.limit
+    }
+}
+
+impl Spec {
+    pub fn of(args: &Args<'_>, needed: Needed) -> Self {
+        Self {
+            asked: if needed.asked { asked(args) } else { Asked::Nothing },
+            limit: if needed.limit { time_limit(args) } else { None },
+        }
+    }
+
+    /// Of a job that is gone, or of which nothing is needed.
     pub fn none() -> Self {
         Self {
             asked: Asked::Nothing,

@@ -74,8 +74,6 @@ fn load(plugin: Plugin<'static>) -> std::io::Result<()> {
     plugin.handle(c"conf.update", &manager, |m: &Manager, plugin, args| {
         m.conf_update(plugin, args)
     })?;
-    plugin.handle(c"job.validate", &manager, |m: &Manager, _, args| m.validate(args))?;
-    plugin.handle(c"job.state.depend", &manager, |m: &Manager, _, args| m.job_depend(args))?;
     plugin.handle(c"job.new", &manager, |m: &Manager, _, args| m.job_new(args))?;
     plugin.handle(c"job.state.run", &manager, |m: &Manager, _, args| m.job_run(args))?;
     plugin.handle(c"job.state.cleanup", &manager, |m: &Manager, _, args| {

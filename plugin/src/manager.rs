@@ -86,11 +86,15 @@ pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 /// Which updates this plugin has a say in.
 const UPDATE: &CStr = c"job.update.attributes.system.project";
 
+/// When jobs are submitted or updated, and when their dependencies are collected.
+const VALIDATE: &CStr = c"job.validate";
+const DEPEND: &CStr = c"job.state.depend";
+
 /// The state of the plugin `workflow-token`.
 pub(crate) struct Manager {
     inner: Rc<Inner>,
-    /// Whether it handles [`UPDATE`]. A plugin that does consents to such updates, where nobody else may.
-    updates: Cell<bool>,
+    /// Whether it minds the projects of jobs. A plugin that handles [`UPDATE`] consents to such updates, where nobody else may.
+    minds_projects: Cell<bool>,
     /// Itself, as callbacks are given it.
     kept: OnceCell<Kept<Manager>>,
 }
@@ -154,12 +158,19 @@ pub(crate) struct Left {
     pub(crate) held: HashSet<JobId>,
 }
 
+/// Has a plugin called that has projects to mind. Where there are none, no job pays for these callbacks.
+fn handle_projects(plugin: Plugin<'_>, kept: &Kept<Manager>) -> io::Result<()> {
+    plugin.handle(VALIDATE, kept, |m: &Manager, _, args| m.validate(args))?;
+    plugin.handle(UPDATE, kept, |m: &Manager, _, args| m.update_project(args))?;
+    plugin.handle(DEPEND, kept, |m: &Manager, _, args| m.job_depend(args))
+}
+
 impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         Ok(Self {
             inner: Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf())?,
-            updates: Cell::new(false),
+            minds_projects: Cell::new(false),
             kept: OnceCell::new(),
         })
     }
@@ -174,20 +185,22 @@ impl Manager {
     pub(crate) fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
         Inner::configure(&self.inner, args)?;
         let wanted = self.inner.has_projects();
-        let Some(kept) = self.kept.get().filter(|_| wanted != self.updates.get()) else {
+        let Some(kept) = self.kept.get().filter(|_| wanted != self.minds_projects.get()) else {
             return Ok(());
         };
         let changed = match wanted {
-            true => plugin.handle(UPDATE, kept, |m: &Manager, _, args| m.update_project(args)),
-            false => plugin.unhandle(UPDATE),
+            true => handle_projects(plugin, kept),
+            false => [VALIDATE, UPDATE, DEPEND]
+                .iter()
+                .try_for_each(|topic| plugin.unhandle(topic)),
         };
-        changed.map_err(|e| PluginError(format!("updates of projects cannot be handled: {e}")))?;
-        self.updates.set(wanted);
+        changed.map_err(|e| PluginError(format!("the projects of jobs cannot be minded: {e}")))?;
+        self.minds_projects.set(wanted);
         Ok(())
     }
 
     /// `job.validate`: refuses a job whose owner is not in the project that it is to be in.
-    pub(crate) fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
+    fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let stay = Stay::begin();
         let answer = Inner::validate(&self.inner, args);
         self.inner.account(&stay, None);
@@ -200,7 +213,7 @@ impl Manager {
     }
 
     /// `job.state.depend`: holds a job while it is not known whether its owner is in its project.
-    pub(crate) fn job_depend(&self, args: &Args<'_>) -> Result<(), PluginError> {
+    fn job_depend(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let stay = Stay::begin();
         Inner::depend(&self.inner, args);
         self.inner.account(&stay, None);

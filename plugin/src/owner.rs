@@ -263,3 +263,32 @@ impl Owners {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_count_until_their_token_expires_and_no_longer() {
+        let now = SystemTime::now();
+        let owners = Owners::default();
+        for (uid, until, counts) in [
+            (1, None, true),
+            (2, Some(now + FRESH), true),
+            (3, Some(now), false),
+            (4, Some(SystemTime::UNIX_EPOCH), false),
+        ] {
+            let owner = Owner {
+                uid,
+                name: Some("alice".to_owned()),
+                groups: HashSet::new(),
+                claims: HashSet::from(["fusion-team".to_owned()]),
+                refused: None,
+                until,
+            };
+            let (at, used) = (Instant::now(), Instant::now());
+            owners.cache.lock().unwrap().insert(uid, Entry { at, used, owner });
+            assert_eq!(owners.known(uid).is_some(), counts, "{uid}");
+        }
+    }
+}

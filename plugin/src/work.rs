@@ -21,7 +21,7 @@ use source::{
 use tokio::sync::Notify;
 
 use crate::{
-    facts::{OwnerFacts, Spec},
+    facts::{Needed, OwnerFacts, Spec},
     owner::{Owner, Owners},
 };
 
@@ -39,6 +39,8 @@ const SLICE: Duration = Duration::from_millis(50);
 pub(crate) struct Setup {
     pub config: Config,
     pub owners: Owners,
+    /// What is read of the jobspecs of jobs.
+    pub needed: Needed,
     sources: Vec<Box<dyn Source>>,
     /// The source for rabbit jobs, beside what their service sends.
     rabbit: Option<Box<dyn Source>>,
@@ -236,6 +238,7 @@ impl Setup {
                 ))
             }),
             munge: config.munge.client().map_err(|e| e.to_string())?,
+            needed: Needed::by(&config),
             owners: Owners::new(&config, crate::identity::verify(&config, &trusted)?),
             trusted,
             instance,

@@ -308,3 +308,35 @@ impl Looks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_just_now_is_none_to_rely_on() {
+        let taken = SystemTime::now();
+        let now = taken.duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        let settled = |modified: i64, changed: i64| {
+            let looks = Looks {
+                place: (1, 1),
+                access: (0o100_600, 0),
+                length: 1,
+                modified: (modified, 0),
+                changed: (changed, 0),
+            };
+            let files = vec![("a".into(), looks)];
+            Print { files, taken }.is_settled()
+        };
+        assert!(settled(now - 60, now - 60));
+        // The time of a file can be set, that of its last change cannot; a clock of a file server may be ahead.
+        for (modified, changed) in [
+            (now, now),
+            (now - 60, now - 1),
+            (now - 1, now - 60),
+            (now + 60, now - 60),
+        ] {
+            assert!(!settled(modified, changed), "{modified} {changed}");
+        }
+    }
+}

@@ -411,6 +411,18 @@ fn a_change_that_cannot_be_read_is_told_once_and_does_no_harm() {
 }
 
 #[test]
+fn changes_that_follow_each_other_at_once_are_all_seen() {
+    let site = Site::new(Algorithm::EdDsa);
+    let kids = [site.kid.clone(), keys::add(&site.keys, Algorithm::EdDsa).unwrap()];
+    let store = site.store();
+    // In place and of the same length: nothing but the time tells, and that is kept in steps.
+    for kid in kids.iter().cycle().take(500) {
+        fs::write(site.at("active"), format!("{kid}\n")).unwrap();
+        assert_eq!(store.keys().0.unwrap().signing().unwrap().kid(), kid);
+    }
+}
+
+#[test]
 fn a_configuration_that_is_loaded_again_keeps_the_last_good_keys() {
     let site = Site::new(Algorithm::EdDsa);
     let store = site.store();

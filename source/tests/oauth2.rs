@@ -157,7 +157,7 @@ fn sent(login: &Login) -> (Vec<(String, String)>, Option<String>) {
     )
 }
 
-fn pairs<'a>(form: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn pairs(form: &[(String, String)]) -> Vec<(&str, &str)> {
     form.iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect()

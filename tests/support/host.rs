@@ -162,6 +162,20 @@ impl Drop for Instance {
     }
 }
 
+/// What runs an instance of the host under valgrind, which ends it with an error if memory is misused, or was lost. Without
+/// valgrind there is none, and the test is to return. Arguments of the host follow.
+pub fn watched(test: &str) -> Option<Command> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        super::skip(test, "valgrind is not installed");
+        return None;
+    }
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["-q", "--error-exitcode=99", "--leak-check=full"]);
+    valgrind.args(["--errors-for-leak-kinds=definite", "--trace-children=no"]);
+    valgrind.args([HOST, "instance"]);
+    Some(valgrind)
+}
+
 /// Compiles a plugin of this directory. Other users may read the result.
 pub fn plugin(dir: &Path, source: &str) -> PathBuf {
     let object = dir.join(source).with_extension("so");

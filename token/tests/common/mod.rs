@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses some of them")]
 
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
+
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +14,9 @@ use jsonwebtoken::EncodingKey;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, VerifyError};
+
+#[allow(unused_imports, reason = "each test program uses some of them")]
+pub use skip::skip;
 
 pub const ISSUER: &str = "https://hpc.example.org";
 pub const AUDIENCE: &str = "copy-offload";
@@ -144,19 +150,4 @@ pub fn refused(token: &str) -> VerifyError {
             String::from_utf8_lossy(&decode(token.split('.').next().unwrap()))
         )
     })
-}
-
-/// Says that a test cannot run here, and why. The test then returns; `make check` counts it as skipped.
-pub fn skip(test: &str, why: &str) {
-    use std::io::Write;
-
-    eprintln!("skip {test}: {why}");
-    if let Some(path) = std::env::var_os("WORKFLOW_TOKEN_SKIPS") {
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .expect("the list of skips");
-        writeln!(file, "{test}: {why}").expect("the list of skips");
-    }
 }
