@@ -54,6 +54,8 @@ requests = sum(count for what, count in counted["requests"].items() if what.star
 section(f"Kubernetes, {JOBS} jobs allocated at once, an API server that takes {ANSWER * 1e3:.0f} ms for each answer")
 row("all served", f"{took:.2f} s", "", f"{requests} requests")
 at_most("requests at once", "", "", counted["requests-at-once"], 16, "")
+# A request that finds none free begins a new one, and may yet go over another that is given back first.
+at_most("connections at once", "", "", counted["connections"]["most"], 32, "")
 # Those of who asks it for this are not meant.
 row("connections", str(counted["connections"]["total"] - before - 1), "", "")
 reactor = answer["reactor-us"]
