@@ -315,7 +315,7 @@ OIDC_MODULES=$(dirname "$STAGE")/npm
 need_oidc() {
 	command -v node >/dev/null || skip "no node found: install it"
 	test -e "$OIDC_MODULES/node_modules/oidc-provider/package.json" ||
-		npm install --no-audit --no-fund --ignore-scripts --prefix "$OIDC_MODULES" oidc-provider@9 >/dev/null 2>&1 ||
+		timeout -k 5 120 npm install --fetch-retries=1 --no-audit --no-fund --ignore-scripts --prefix "$OIDC_MODULES" oidc-provider@9 >/dev/null 2>&1 ||
 		skip "npm could not install oidc-provider: is there a registry?"
 	mkdir -m 0700 "$OIDC"
 }

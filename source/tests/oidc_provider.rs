@@ -44,8 +44,10 @@ fn modules() -> Result<&'static Path, &'static str> {
         if modules.join("node_modules/oidc-provider/package.json").exists() {
             return Ok(modules);
         }
-        let npm = Command::new("npm")
-            .args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
+        // npm by itself waits for many minutes for a registry that does not answer.
+        let npm = Command::new("timeout")
+            .args(["-k", "5", "120", "npm", "install", "--fetch-retries=1"])
+            .args(["--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
             .arg(&modules)
             .arg("oidc-provider@9")
             .output();

@@ -171,8 +171,13 @@ fn jose_and_this_verify_each_others_tokens() {
         );
     }
     let jose = installed("jose", "node_modules/jose/dist/webapi/index.js", |directory| {
-        let mut npm = Command::new("npm");
+        // npm by itself waits for many minutes for a registry that does not answer.
+        let mut npm = Command::new("timeout");
         npm.args([
+            "-k",
+            "5",
+            "120",
+            "npm",
             "install",
             "--loglevel=error",
             "--no-audit",
