@@ -223,7 +223,15 @@ impl<W: World> StandIn<W> {
                 .unwrap();
             runtime.block_on(async move {
                 // A port that was in use a moment ago may be asked for again.
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, setup.port)).await.unwrap();
+                // Who else was given it meanwhile, such as another test, is waited for.
+                let listener = loop {
+                    match TcpListener::bind((Ipv4Addr::LOCALHOST, setup.port)).await {
+                        Err(e) if setup.port != 0 && e.kind() == std::io::ErrorKind::AddrInUse => {
+                            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                        }
+                        bound => break bound.unwrap(),
+                    }
+                };
                 started.send(listener.local_addr().unwrap()).unwrap();
                 tokio::select! {
                     () = server.serve(listener) => {}
