@@ -34,6 +34,7 @@ const TABLE_KEYS: &[&str] = &[
     "identity",
     "rule",
 ];
+/// The keys of every rule. Each source has more.
 const RULE_KEYS: &[&str] = &[
     "attribute",
     "queue",
@@ -42,28 +43,6 @@ const RULE_KEYS: &[&str] = &[
     "user",
     "group",
     "source",
-    "path",
-    "command",
-    "object",
-    "namespace",
-    "kubeconfig",
-    "context",
-    "audience",
-    "workspace",
-    "issuer",
-    "token-endpoint",
-    "client-id",
-    "client-secret",
-    "client-key",
-    "client-authentication",
-    "grant",
-    "share",
-    "subject-token",
-    "subject-token-type",
-    "scope",
-    "resource",
-    "proxy",
-    "ca-file",
     "timeout",
     "check",
     "trust",
@@ -309,7 +288,14 @@ impl Reader<'_> {
     }
 
     fn rule(&self, defaults: &Defaults<'_>) -> Result<Rule, Error> {
-        self.known(RULE_KEYS)?;
+        let of_sources = SOURCE_KEYS.iter().flat_map(|(_, keys)| *keys);
+        let mut keys: Vec<&str> = Vec::new();
+        for key in RULE_KEYS.iter().chain(of_sources) {
+            if !keys.contains(key) {
+                keys.push(key);
+            }
+        }
+        self.known(&keys)?;
         let conditions = Conditions {
             attribute: self
                 .string("attribute")?

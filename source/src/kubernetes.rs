@@ -144,14 +144,14 @@ impl Fetch<'_> {
                 Err(trouble) => trouble,
             };
             let after = match (trouble.kind, connection) {
-                (Kind::Permanent, _) => return Err(self.failed(&trouble)),
+                (Kind::Permanent, _) => return Err(trouble.ends(&self.place())),
                 (Kind::Passing(after), _) => after,
                 (Kind::Missing, _) => {
                     let patience = MISSING.min(self.of.timeout / 2);
                     let until = *missing.get_or_insert_with(|| Instant::now() + patience);
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
-                        return Err(self.failed(&trouble));
+                        return Err(trouble.ends(&self.place()));
                     }
                     // The last try is at the end of it.
                     backoff.limit(left);
@@ -163,10 +163,10 @@ impl Fetch<'_> {
                     self.remember(trouble);
                     continue;
                 }
-                (Kind::Refused, _) => return Err(self.failed(&trouble)),
+                (Kind::Refused, _) => return Err(trouble.ends(&self.place())),
             };
             if after.is_some_and(|after| Instant::now() + after >= self.until) {
-                return Err(self.too_late(&trouble, after.unwrap_or_default()));
+                return Err(trouble.too_late(&self.place(), after.unwrap_or_default(), self.of.timeout));
             }
             self.remember(trouble);
             sleep(backoff.pause(after)).await;
@@ -241,31 +241,13 @@ impl Fetch<'_> {
         connection.get(&self.of.cluster.permits, target, limit).await
     }
 
-    fn failed(&self, trouble: &Trouble) -> Error {
-        Error::new(trouble.summary, format!("{}: {trouble}", self.place()))
-    }
-
-    fn too_late(&self, trouble: &Trouble, after: Duration) -> Error {
-        let detail = format!(
-            "{}: {trouble}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
-             the timeout of {}",
-            self.place(),
-            seconds(after),
-            seconds(self.of.timeout)
-        );
-        Error::new(trouble.summary, detail)
-    }
-
     fn out_of_time(&self) -> Error {
         let limit = seconds(self.of.timeout);
         let progress = self.progress();
         let (doing, last) = (progress.doing, progress.last.clone());
         drop(progress);
         match last {
-            Some(trouble) => {
-                let detail = format!("{}: not within {limit}; the last trouble was: {trouble}", self.place());
-                Error::new(trouble.summary, detail)
-            }
+            Some(trouble) => trouble.out_of_time(&self.place(), self.of.timeout),
             None => {
                 let detail = format!(
                     "{}: not within {limit}, when {doing}: see that the API server is well, or set a longer timeout",

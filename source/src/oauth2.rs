@@ -240,12 +240,12 @@ impl Fetch<'_> {
             let pause = match trouble.kind {
                 Kind::Passing(after) => {
                     if after.is_some_and(|after| Instant::now() + after >= self.until) {
-                        return Err(self.too_late(&trouble, after.unwrap_or_default()));
+                        return Err(trouble.too_late(&self.place(), after.unwrap_or_default(), self.of.timeout));
                     }
                     backoff.pause(after)
                 }
                 Kind::Missing if !std::mem::replace(&mut moved, true) => backoff.pause(None),
-                _ => return Err(self.failed(&trouble)),
+                _ => return Err(trouble.ends(&self.place())),
             };
             *self.progress() = Some(trouble);
             sleep(pause).await;
@@ -268,29 +268,11 @@ impl Fetch<'_> {
         }
     }
 
-    fn failed(&self, trouble: &Trouble) -> Error {
-        Error::new(trouble.summary, format!("{}: {trouble}", self.place()))
-    }
-
-    fn too_late(&self, trouble: &Trouble, after: Duration) -> Error {
-        let detail = format!(
-            "{}: {trouble}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
-             the timeout of {}",
-            self.place(),
-            seconds(after),
-            seconds(self.of.timeout)
-        );
-        Error::new(trouble.summary, detail)
-    }
-
     fn out_of_time(&self) -> Error {
         let limit = seconds(self.of.timeout);
         let last = self.progress().clone();
         match last {
-            Some(trouble) => {
-                let detail = format!("{}: not within {limit}; the last trouble was: {trouble}", self.place());
-                Error::new(trouble.summary, detail)
-            }
+            Some(trouble) => trouble.out_of_time(&self.place(), self.of.timeout),
             None => {
                 let detail = format!(
                     "{}: not within {limit}: see that the server is well, or set a longer timeout",

@@ -39,11 +39,11 @@ enum What {
 }
 
 fn of(name: &str, path: &KeyPath, what: What) -> Vec<Finding> {
-    const TODO: &str = "see flux-workflow-token(1), KEY DIRECTORY";
+    const REMEDY: &str = "see flux-workflow-token(1), KEY DIRECTORY";
 
     let path = match source::expand(path) {
         Ok(path) => path,
-        Err(e) => return vec![fail(CHECK, format!("{name}: {e}"), TODO)],
+        Err(e) => return vec![fail(CHECK, format!("{name}: {e}"), REMEDY)],
     };
     let text = format!("{name}: {}", path.display());
     let read = within::patience(move || match what {

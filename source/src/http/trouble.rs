@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use rustls::{AlertDescription, CertificateError};
 
-use crate::seconds;
+use crate::{Error, seconds};
 
 /// How much of a text of somebody else is repeated in a message, in characters.
 const MAX_QUOTE: usize = 300;
@@ -67,6 +67,32 @@ pub(crate) enum Kind {
     Missing,
     /// To try again once with a fresh credential.
     Refused,
+}
+
+/// What a fetch comes to that ends with it; `place` is what was asked, and where.
+impl Trouble {
+    /// It will not pass.
+    pub fn ends(&self, place: &str) -> Error {
+        Error::new(self.summary, format!("{place}: {self}"))
+    }
+
+    /// The server asks to wait for longer than there is time.
+    pub fn too_late(&self, place: &str, after: Duration, timeout: Duration) -> Error {
+        let detail = format!(
+            "{place}: {self}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
+             the timeout of {}",
+            seconds(after),
+            seconds(timeout)
+        );
+        Error::new(self.summary, detail)
+    }
+
+    /// It was the last one when the time was over.
+    pub fn out_of_time(&self, place: &str, timeout: Duration) -> Error {
+        let limit = seconds(timeout);
+        let detail = format!("{place}: not within {limit}; the last trouble was: {self}");
+        Error::new(self.summary, detail)
+    }
 }
 
 impl Trouble {

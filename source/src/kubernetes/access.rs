@@ -238,22 +238,22 @@ impl Place<'_> {
 
 /// Where a server is: an https address.
 fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
-    const TODO: &str = "set server to an address such as https://kubernetes.example.com:6443";
+    const REMEDY: &str = "set server to an address such as https://kubernetes.example.com:6443";
 
     if address.is_empty() {
-        return Err(credential(format_args!("{at}: its cluster has no server"), TODO));
+        return Err(credential(format_args!("{at}: its cluster has no server"), REMEDY));
     }
     let uri: Option<Uri> = address.parse().ok();
     let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()) else {
         return Err(credential(
             format_args!("{at}: the address of its server is not valid"),
-            TODO,
+            REMEDY,
         ));
     };
     if uri.scheme_str() != Some("https") {
         return Err(credential(
             format_args!("{at}: its server is not https: tokens would be sent in clear"),
-            TODO,
+            REMEDY,
         ));
     }
     if uri
@@ -262,7 +262,7 @@ fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
     {
         return Err(credential(
             format_args!("{at}: the address of its server has a user name in it, which is not supported"),
-            TODO,
+            REMEDY,
         ));
     }
     Ok(uri)
