@@ -577,6 +577,17 @@ program() {
 	cat >"$1" && chmod 0755 "$1"
 }
 
+# quiet_program: makes the program `quiet`, which writes its process id to the FIFO `pids`, and waits until it is killed. It
+# starts no other in its place: while one does, it has no environment that could be read.
+quiet_program() {
+	mkfifo pids never
+	program quiet <<-EOF
+		#!/bin/bash
+		echo \$\$ >"$PWD/pids"
+		read -r <>"$PWD/never"
+	EOF
+}
+
 # submit …: a job that the rules of most tests match. Prints its id.
 submit() {
 	flux submit --setattr=system.workflow=1 "$@"
@@ -681,4 +692,24 @@ was_not_asked() {
 # tell METHOD ID [MEMBERS]: what the service would.
 tell() {
 	flux python "$TESTS/dws-service.py" rpc "job-manager.dws.$1" "{\"id\":$(flux job id --to=dec "$2")${3:+,$3}}"
+}
+
+# at_all_points: rabbit jobs at all points of their lives, of which those that run end when the file `go` is there. Their ids
+# are in the variables that are named below.
+at_all_points() {
+	rm -f go
+	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
+		running=$(rabbit_job ok "$PWD/wait") && await start "$running" &&
+		in_prolog=$(rabbit_job setup=held "$PWD/keep") && asked setup "$in_prolog" &&
+		created=$(rabbit_job create=held "$PWD/keep") && asked create "$created" &&
+		first=$(flux submit --urgency=hold true) &&
+		waiting=$(rabbit_job ok --dependency=afterok:"$first" "$PWD/keep") &&
+		asked resource-update "$waiting" ok &&
+		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
+}
+
+# of_plugins: what the doctor finds of plugins.
+of_plugins() {
+	flux workflow-token doctor >doctor || :
+	grep "  \(plugin\|shell\)  " doctor
 }

@@ -38,14 +38,10 @@ EOF
 			$name "$PWD/print-$name"
 	done
 } | table
-mkfifo late pids
+mkfifo late
 
 # A task that says nothing but its process id, and that elsewhere, and is one process only.
-program quiet <<-EOF
-	#!/bin/bash
-	echo \$\$ >"$PWD/pids"
-	exec sleep 300
-EOF
+quiet_program
 
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&

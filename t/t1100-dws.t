@@ -323,18 +323,10 @@ test_expect_success 'the prolog of another plugin is not finished with this one,
 	table </dev/null
 '
 
-# everywhere: jobs at all points of their lives.
-everywhere() {
-	rm -f go
-	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
-		running=$(rabbit_job ok "$PWD/wait") && await start "$running" &&
-		in_prolog=$(rabbit_job setup=held "$PWD/keep") && asked setup "$in_prolog" &&
-		created=$(rabbit_job create=held "$PWD/keep") && asked create "$created" &&
-		unanswered=$(rabbit_job create=none "$PWD/keep") && asked create "$unanswered" &&
-		first=$(flux submit --urgency=hold true) &&
-		waiting=$(rabbit_job ok --dependency=afterok:"$first" "$PWD/keep") &&
-		asked resource-update "$waiting" ok &&
-		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
+# at_all_points_and_unanswered: and one whose workflow nobody has answered for.
+at_all_points_and_unanswered() {
+	at_all_points &&
+		unanswered=$(rabbit_job create=none "$PWD/keep") && asked create "$unanswered"
 }
 
 # go_on: they go on.
@@ -351,7 +343,7 @@ go_on() {
 }
 
 test_expect_success 'the plugin loaded anew: jobs at all points of their lives go on' '
-	everywhere &&
+	at_all_points_and_unanswered &&
 	reload &&
 	go_on &&
 	lives "$running" &&
@@ -404,7 +396,7 @@ test_expect_success 'the instance restarted: jobs at all points of their lives g
 	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >"$CONFIG/job-manager.toml" &&
 	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
 	stand_in_up &&
-	everywhere &&
+	at_all_points_and_unanswered &&
 	stand_in_down &&
 	instance_down &&
 	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
@@ -416,7 +408,7 @@ test_expect_success 'the instance restarted: jobs at all points of their lives g
 '
 
 test_expect_success 'so they do after a crash; and what was being torn down still is' '
-	everywhere &&
+	at_all_points_and_unanswered &&
 	sealed=$running &&
 	flux kvs put --sync checkpoint=1 &&
 	instance_kill &&

@@ -10,7 +10,6 @@ PMI_SHELL=$STAGE/lib/flux/shell/plugins/cray-pmi-bootstrap.so
 mkdir -m 0700 "$base/canaries"
 canaries=$base/canaries
 cleanup 'rm -rf "$canaries"'
-mkfifo pids
 
 # What takes the shell option as cray_pals.so does, and exports it.
 "${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
@@ -23,11 +22,7 @@ program show <<-EOF
 	echo "\${PMI_CONTROL_PORT-unset} \${PMI_SHARED_SECRET-unset} \${PALS_NO_EDIT-unset}"
 EOF
 # A task that says nothing but its process id, and that elsewhere, and is one process only.
-program quiet <<-EOF
-	#!/bin/bash
-	echo \$\$ >"$PWD/pids"
-	exec sleep 300
-EOF
+quiet_program
 
 pmi_load() {
 	flux jobtap load "$PMI" "$@"

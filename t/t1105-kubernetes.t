@@ -9,7 +9,6 @@ need_canaries
 token_file "$canaries/env" >/dev/null
 token_file "$canaries/service" >/dev/null
 openssl ecparam -name prime256v1 -genkey -noout -out "$canaries/key.pem"
-mkfifo pids
 initrc token.lua "munge-socket=$MUNGE_SOCKET"
 dws_initrc
 cat token.lua >>initrc.lua
@@ -31,11 +30,7 @@ program keep <<-EOF
 	#!/bin/sh
 	printenv | grep ^DW_ | sort >"$canaries/environ"
 EOF
-program quiet <<-EOF
-	#!/bin/bash
-	echo \$\$ >"$PWD/pids"
-	exec sleep 300
-EOF
+quiet_program
 
 # held …: submits a job that may not run yet. Sets id.
 held() {
@@ -221,15 +216,20 @@ test_expect_success 'a job without a Workflow is not held for long' '
 	rule
 '
 
-test_expect_success 'while a job runs, its secrets are found nowhere else, and no credential is' '
-	held -o verbose=2 "$PWD/quiet" &&
+# runs_with_its_secrets: has the job $id go on, which then is in $tasks and has what is in $canaries.
+runs_with_its_secrets() {
 	make_workflow "$id" PreRun &&
 	go &&
 	read -r -t 60 tasks <>pids &&
 	{ workflow_token "$id" && echo; } >"$canaries/token" &&
 	tr "\0" "\n" </proc/$tasks/environ >"$canaries/environ" &&
 	grep -q "^DW_WORKFLOW_TOKEN=$(cat "$canaries/token")$" "$canaries/environ" &&
-	ids=$id &&
+	ids=$id
+}
+
+test_expect_success 'while a job runs, its secrets are found nowhere else, and no credential is' '
+	held -o verbose=2 "$PWD/quiet" &&
+	runs_with_its_secrets &&
 	gather running workflow-token.so &&
 	flux kvs put --sync checkpoint=1 &&
 	grep MUNGE: gathered/running/values.primary &&
@@ -315,13 +315,7 @@ test_expect_success 'where Kubernetes says no, a rabbit job does not start, and 
 
 test_expect_success 'its secrets are found nowhere' '
 	held_rabbit -o verbose=2 "$PWD/quiet" &&
-	make_workflow "$id" PreRun &&
-	go &&
-	read -r -t 60 tasks <>pids &&
-	{ workflow_token "$id" && echo; } >"$canaries/token" &&
-	tr "\0" "\n" </proc/$tasks/environ >"$canaries/environ" &&
-	grep -q "^DW_WORKFLOW_TOKEN=$(cat "$canaries/token")$" "$canaries/environ" &&
-	ids=$id &&
+	runs_with_its_secrets &&
 	gather rabbit dws-jobtap.so &&
 	flux kvs put --sync checkpoint=3 &&
 	everywhere token env bearer service &&

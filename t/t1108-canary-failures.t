@@ -13,7 +13,6 @@ new_token >"$canaries/rabbit"
 VARIABLES=$canaries/variables
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_CANARY":"%s"}' "$(cat "$canaries/rabbit")" >"$VARIABLES"
 : >"$canaries/pmi"
-mkfifo pids
 "${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
 {
 	for name in cray-pmi-bootstrap dws_environment workflow-token; do
@@ -33,11 +32,7 @@ configured() {
 }
 configured 60s
 # A task that says nothing but its process id, and that elsewhere, and is one process only.
-program quiet <<-EOF
-	#!/bin/bash
-	echo \$\$ >"$PWD/pids"
-	exec sleep 300
-EOF
+quiet_program
 
 LOG=(-Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local)
 

@@ -59,18 +59,10 @@ is_clear() {
 	events dws_environment "$1" | grep "variables=.*/mnt/nnf/a"
 }
 
-# everywhere: jobs at all points of their lives.
-everywhere() {
-	rm -f go
-	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
-		running=$(rabbit_job ok "$PWD/wait") && await start "$running" &&
-		in_prolog=$(rabbit_job setup=held "$PWD/keep") && asked setup "$in_prolog" &&
-		canceled=$(rabbit_job setup=held "$PWD/keep") && asked setup "$canceled" &&
-		created=$(rabbit_job create=held "$PWD/keep") && asked create "$created" &&
-		first=$(flux submit --urgency=hold true) &&
-		waiting=$(rabbit_job ok --dependency=afterok:"$first" "$PWD/keep") &&
-		asked resource-update "$waiting" ok &&
-		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
+# at_all_points_and_canceled: and one more in its prolog, which is to be canceled.
+at_all_points_and_canceled() {
+	at_all_points &&
+		canceled=$(rabbit_job setup=held "$PWD/keep") && asked setup "$canceled"
 }
 
 resources='"resources":[{"type":"slot","count":1,"label":"task","with":[{"type":"core","count":1}]}],"exclude":null'
@@ -97,13 +89,8 @@ test_expect_success 'an instance with the plugins of flux-coral2' '
 	is_clear "$id"
 '
 
-doctor() {
-	flux workflow-token doctor >doctor || :
-	grep "  \(plugin\|shell\)  " doctor
-}
-
 test_expect_success 'the doctor says which plugin it is' '
-	doctor &&
+	of_plugins &&
 	grep "^warn  plugin .*dws-jobtap.so that is loaded, from $OLD_DWS, .* flux-coral2" doctor
 '
 
@@ -116,7 +103,7 @@ test_expect_success 'first the job shells: jobs have what the eventlog has' '
 '
 
 test_expect_success 'then the job manager: jobs at all points of their lives go on' '
-	everywhere &&
+	at_all_points_and_canceled &&
 	replace "$DWS_JOBTAP" &&
 	flux cancel "$canceled" &&
 	tell epilog-remove "$in_epilog" &&
@@ -138,7 +125,7 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 '
 
 test_expect_success 'the doctor says that it is the new one, and finds the part for job shells' '
-	doctor &&
+	of_plugins &&
 	grep "^ok    plugin .*loaded from $DWS_JOBTAP: .*in-flight=" doctor &&
 	grep "^ok    shell .*dws_environment.so is there" doctor &&
 	! grep "no line of .* loads dws_environment.so" doctor
@@ -187,7 +174,7 @@ test_expect_success 'installed over the one that is loaded, and loaded in its pl
 '
 
 test_expect_success 'put back: what has no resources yet, or is in its epilog, goes on' '
-	everywhere &&
+	at_all_points_and_canceled &&
 	flux jobtap query dws-jobtap.so | grep "\"in-flight\": *0" &&
 	replace "$OLD_DWS" &&
 	shells OLD &&

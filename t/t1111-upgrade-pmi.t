@@ -91,8 +91,8 @@ lives() {
 		grep -Eqx "$(ports "$1") [0-9]+" "$canaries/$dec.0"
 }
 
-# everywhere: jobs at all points of their lives.
-everywhere() {
+# pmi_at_all_points: jobs at all points of their lives.
+pmi_at_all_points() {
 	rm -f go
 	in_epilog=$(job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
 		running=$(job ok "$PWD/wait") && await start "$running" &&
@@ -118,13 +118,8 @@ test_expect_success 'an instance with the plugin of flux-coral2' '
 	is_clear "$id"
 '
 
-doctor() {
-	flux workflow-token doctor >doctor || :
-	grep "  \(plugin\|shell\)  " doctor
-}
-
 test_expect_success 'the doctor says which plugin it is' '
-	doctor &&
+	of_plugins &&
 	grep "^warn  plugin .*cray-pmi-bootstrap.so that is loaded, from $OLD_PMI, .* flux-coral2" doctor
 '
 
@@ -136,7 +131,7 @@ test_expect_success 'first the job shells: jobs have what the eventlog has' '
 '
 
 test_expect_success 'then the job manager: jobs at all points of their lives go on' '
-	everywhere &&
+	pmi_at_all_points &&
 	replace "$PMI" &&
 	flux cancel "$canceled" &&
 	await clean "$canceled" &&
@@ -154,7 +149,7 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 '
 
 test_expect_success 'the doctor says that it is the new one, and that job shells load theirs in the right order' '
-	doctor &&
+	of_plugins &&
 	grep "^ok    plugin .*loaded from $PMI: .*ports-free=" doctor &&
 	grep "^ok    shell .*cray-pmi-bootstrap.so is there" doctor &&
 	grep "^ok    shell .*initrc.lua loads cray-pmi-bootstrap.so before cray_pals.so" doctor
@@ -184,7 +179,7 @@ test_expect_success 'what the new plugin seals is nowhere in clear' '
 '
 
 test_expect_success 'put back while the job shells stay: all goes on, and new jobs have their secret in clear' '
-	everywhere &&
+	pmi_at_all_points &&
 	is_sealed "$running" && is_sealed "$in_prolog" &&
 	test "$(flux jobtap query cray-pmi-bootstrap.so | member in-flight)" = 0 &&
 	replace "$OLD_PMI" &&

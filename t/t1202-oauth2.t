@@ -11,7 +11,6 @@ token_file "$canaries/client" >/dev/null
 token_file "$canaries/wrong" >/dev/null
 mkdir -m 0700 "$canaries/subjects"
 token_file "$canaries/subjects/$(id -u).jwt" >/dev/null
-mkfifo pids
 
 # Keeps its token where it is not searched.
 program keep <<-EOF
@@ -19,11 +18,7 @@ program keep <<-EOF
 	umask 077
 	printenv DW_WORKFLOW_TOKEN >"$canaries/token"
 EOF
-program quiet <<-EOF
-	#!/bin/bash
-	echo \$\$ >"$PWD/pids"
-	exec sleep 300
-EOF
+quiet_program
 
 clients() {
 	python3 -c '

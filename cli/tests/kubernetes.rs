@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use api::{Api, Authority, Fault};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use common::{Bench, Ran};
+use common::{Bench, Ran, doctor};
 use serde_json::{Value, json};
 
 const BEARER: &str = "canary-bearer";
@@ -43,16 +43,6 @@ fn configure(bench: &Bench, api: &Api, user: Value) {
         "users": [{"name": "u", "user": user}],
     });
     bench.write("kubeconfig", 0o600, kubeconfig.to_string());
-}
-
-fn doctor(bench: &Bench) -> Ran {
-    let ran = bench.run(&["doctor", "--config", bench.path("flux.toml").to_str().unwrap()]);
-    assert!(
-        !format!("{}{}", ran.out, ran.err).contains("canary"),
-        "a secret was told: {}",
-        ran.out
-    );
-    ran
 }
 
 /// The findings about servers, each with what to do.

@@ -4,7 +4,7 @@ mod common;
 #[path = "../../source/tests/support/login.rs"]
 mod login;
 
-use common::{Bench, Ran};
+use common::{Bench, Ran, doctor};
 use login::{Fault, JWKS, Login, METADATA, TOKEN, key};
 
 fn bench(login: &Login) -> Bench {
@@ -21,16 +21,6 @@ fn bench(login: &Login) -> Bench {
     );
     bench.write("flux.toml", 0o644, text);
     bench
-}
-
-fn doctor(bench: &Bench) -> Ran {
-    let ran = bench.run(&["doctor", "--config", bench.path("flux.toml").to_str().unwrap()]);
-    assert!(
-        !format!("{}{}", ran.out, ran.err).contains("canary"),
-        "a secret was told: {}",
-        ran.out
-    );
-    ran
 }
 
 #[track_caller]

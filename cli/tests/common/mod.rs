@@ -219,6 +219,17 @@ fn skip(why: &str) {
     }
 }
 
+/// What the doctor says by the file `flux.toml`. It tells no canary.
+pub fn doctor(bench: &Bench) -> Ran {
+    let ran = bench.run(&["doctor", "--config", bench.path("flux.toml").to_str().unwrap()]);
+    assert!(
+        !format!("{}{}", ran.out, ran.err).contains("canary"),
+        "a secret was told: {}",
+        ran.out
+    );
+    ran
+}
+
 pub fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
