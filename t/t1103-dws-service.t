@@ -259,8 +259,7 @@ tell_all() {
 	done
 	kube_set '{"hold": []}' &&
 		id=$(rabbit sleep 1000) && await start "$id" && flux cancel "$id" && told "$1/canceled" &&
-		id=$(rabbit sleep 1000) && await start "$id" && dws_kill &&
-		flux cancel "$id" && await clean "$id" && story "$id" >"$1/canceled-without-service" &&
+		dws_kill &&
 		id=$(rabbit true) && await clean "$id" && story "$id" >"$1/submitted-without-service" &&
 		dws_up
 }
@@ -287,6 +286,21 @@ test_expect_success 'canceled in its prolog, a job ends and its Workflow is torn
 	grep "prolog-finish dws-setup 1" ours/canceled-in-DataIn &&
 	grep "epilog-finish dws-epilog 0" ours/canceled-in-DataIn &&
 	! grep "^start" ours/canceled-in-DataIn
+'
+
+# Flux-coral2's plugin ends the epilog here, and the Workflow stays.
+test_expect_success 'a job that ends while there is no service waits for it in its epilog' '
+	id=$(rabbit sleep 1000) &&
+	await start "$id" &&
+	dws_kill &&
+	flux cancel "$id" &&
+	is_asked_again() { flux dmesg | grep "$id: dws.post_run: .*again"; } &&
+	eventually is_asked_again &&
+	has_no_event epilog-finish "$id" &&
+	dws_up &&
+	await clean "$id" &&
+	events epilog-finish "$id" | grep status=0 &&
+	eventually workflow_is_gone "$id"
 '
 
 test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have their environment all the same' '
