@@ -14,7 +14,7 @@ use std::{collections::HashSet, ffi::CStr, rc::Rc};
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
 use crate::{
-    dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, Unanswered},
+    dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, service::Unanswered},
     manager::Inner,
     resume::{Past, described, has_finished, has_started, past},
 };

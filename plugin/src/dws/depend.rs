@@ -1,0 +1,159 @@
+//! DEPEND: a job waits for its workflow to be created, and for the resources that it asks for then.
+
+use std::rc::Rc;
+
+use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
+use serde_json::{Map, Value};
+
+use super::{
+    Call, DEPENDENCY, DW, Rabbits, constraints,
+    request::ResourceUpdate,
+    service::{Answer, Unanswered, answer},
+};
+
+const TOLERANCE: [&str; 4] = ["jobspec", "attributes", "system", "dw_failure_tolerance"];
+const CONSTRAINTS: [&str; 4] = ["jobspec", "attributes", "system", "constraints"];
+const ALLOW_RABBITS: [&str; 4] = ["jobspec", "attributes", "system", "allow_rabbits"];
+
+impl Rabbits {
+    pub(super) fn depend(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+        let Some(job) = self.rabbit_job(args) else {
+            return Ok(());
+        };
+        self.hold(job)?;
+        self.subscribe(job)?;
+        if self.with(job, |rabbit| rabbit.from_before) {
+            // Its eventlog tells whether it still has to wait.
+            return Ok(());
+        }
+        self.ask_to_create(job, args)
+    }
+
+    /// Has a job wait for its workflow, if it does not yet.
+    pub(super) fn hold(&self, job: JobId) -> Result<(), PluginError> {
+        self.jobtap().dependency_add(job, DEPENDENCY).map_err(|e| {
+            let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
+            self.inner.log(LogLevel::Err, &line);
+            self.raise_current(job, "Failed to add dws jobtap dependency")
+        })
+    }
+
+    /// Has the service create the workflow of a job that waits for it.
+    pub(super) fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
+        let tolerance = match (args.integer(&TOLERANCE), args.has(&TOLERANCE)) {
+            (Some(tolerance), _) => tolerance,
+            (None, false) => 0,
+            (None, true) => {
+                let text = "jobtap plugin failed to unpack args: dw_failure_tolerance must be an integer";
+                return Err(self.raise_current(job, text));
+            }
+        };
+        let uid = self.with(job, |rabbit| rabbit.uid);
+        let json_of = |path: &[&str]| args.json(path).unwrap_or_else(|| "null".to_owned());
+        let payload = format!(
+            r#"{{"dw_directives":{},"jobid":{},"resources":{},"userid":{uid},"failure_tolerance":{tolerance}}}"#,
+            json_of(&DW),
+            job.0,
+            json_of(&["jobspec", "resources"]),
+        );
+        let asked = self.inner.flux().rpc(c"dws.create", &payload);
+        self.call(job, Call::Create, asked, move |me, future| me.created(job, &future))
+            .map_err(|e| {
+                let line = format!("Failed to send dws.create RPC for {job}: {e}");
+                self.inner.log(LogLevel::Err, &line);
+                self.raise_current(job, "Failed to send dws.create RPC")
+            })
+    }
+
+    fn created(self: &Rc<Self>, job: JobId, future: &ffi::Future) {
+        let from_before = self.with(job, |rabbit| rabbit.from_before);
+        match answer(future) {
+            Ok(Answer::Success) => {
+                self.with(job, |rabbit| rabbit.created = true);
+                self.counts.created.set(self.counts.created.get() + 1);
+            }
+            // It was created for the plugin that was there before this one, or before a restart.
+            Ok(Answer::Failure(Some(why))) if from_before && why.contains("already exists") => {}
+            Ok(Answer::Failure(why)) => {
+                let why = why.unwrap_or_else(|| "dws.create RPC returned failure".to_owned());
+                self.fail(job, DEPENDENCY, &why);
+            }
+            // After a restart, the service may take longer to be there than the job manager.
+            Err(Unanswered::NoService) if from_before => {
+                self.again(job, "dws.create", |me, job| me.create_again(job));
+            }
+            Err(Unanswered::NoService) => self.fail(
+                job,
+                DEPENDENCY,
+                "dws.create RPC could not be sent. Admins: is the flux-coral2-dws service loaded?",
+            ),
+            Err(Unanswered::Other(e)) => {
+                self.inner.log(LogLevel::Err, &format!("{job}: dws.create: {e}"));
+                self.fail(job, DEPENDENCY, "Failed to unpack dws.create RPC");
+            }
+        }
+    }
+
+    pub(super) fn resource_update(&self, request: Request<'_>) {
+        ffi::stumble("resource-update");
+        let update = match request.payload().ok().map(ResourceUpdate::parse) {
+            Some(Ok(update)) => update,
+            malformed => return self.malformed(request, "resource-update", malformed.and_then(Result::err)),
+        };
+        let job = update.job;
+        if let Some(errmsg) = update.errmsg {
+            self.fail(job, c"dws", &errmsg);
+            return self.respond(request, Ok(()));
+        }
+        let result = self.update(job, update.resources, update.exclude);
+        self.respond(request, result);
+    }
+
+    fn update(&self, job: JobId, resources: Value, exclude: Value) -> Result<(), String> {
+        let args = self.jobtap().lookup(job);
+        let Some(args) = args.filter(|args| {
+            let known = args.job_owner_state();
+            known.is_some_and(|(_, _, state)| state == JobState::Depend)
+        }) else {
+            return Err("job not found in depend state".to_owned());
+        };
+        let mut updates = Map::from_iter([("resources".to_owned(), resources)]);
+        if !exclude.is_null() {
+            let constraints = constraints(&args, exclude).ok_or_else(|| {
+                let why = "Could not generate new constraints";
+                self.inner.log(LogLevel::Err, &format!("{why} for {job}"));
+                self.fail(job, c"dws", why);
+                why.to_owned()
+            })?;
+            updates.insert("attributes.system.constraints".to_owned(), constraints);
+        }
+        drop(args);
+        // Before what comes next: the job may go on within it.
+        self.with(job, |rabbit| rabbit.released = true);
+        if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
+            let why = "could not update jobspec with new constraints and resources";
+            self.inner.log(LogLevel::Err, &format!("{job}: {why}: {e}"));
+            self.fail(job, c"dws", "Internal error: failed to update jobspec");
+            return Err(why.to_owned());
+        }
+        self.jobtap().dependency_remove(job, DEPENDENCY).map_err(|e| {
+            let why = "Failed to remove dependency for job";
+            self.inner.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
+            why.to_owned()
+        })
+    }
+}
+
+/// The constraints of a job, with those that the service adds. None where the job's own cannot be understood.
+fn constraints(args: &Args<'_>, exclude: Value) -> Option<Value> {
+    let old = match args.json(&CONSTRAINTS) {
+        Some(text) => Some(serde_json::from_str(&text).ok()?),
+        None => None,
+    };
+    let allow_rabbits = match args.json(&ALLOW_RABBITS).as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return None,
+    };
+    Some(constraints::combine(old, exclude, allow_rabbits))
+}
