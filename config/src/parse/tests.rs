@@ -1,0 +1,555 @@
+use serde_json::json;
+
+use super::*;
+use crate::{Check, Facts, KeyPath, Selection, TrustedKeys};
+
+fn parse(text: &str) -> Result<Config, Error> {
+    Config::from_json(&toml::from_str(text).unwrap())
+}
+
+const DOCUMENTED: &str = r#"
+    [workflow-token]
+    variable = "DW_WORKFLOW_TOKEN"
+    timeout = "60s"
+    unlink = true
+    munge-socket = "/run/munge/munge.socket.2"
+
+    [[workflow-token.rule]]
+    attribute = "system.dw"
+    source = "file"
+    path = "/var/lib/tokens/{jobid}.jwt"
+    check = "shape"
+
+    [[workflow-token.rule]]
+    queue = "debug"
+    source = "command"
+    command = ["/usr/libexec/get-token", "{user}"]
+    timeout = "10s"
+"#;
+
+#[test]
+fn the_documented_example_is_read() {
+    let config = parse(DOCUMENTED).unwrap();
+    assert_eq!(config.variable, "DW_WORKFLOW_TOKEN");
+    assert_eq!(config.timeout, Duration::from_secs(60));
+    assert_eq!(config.rules[0].check, Check::Shape);
+    assert_eq!(config.rules[0].timeout, Duration::from_secs(60));
+    assert_eq!(config.rules[1].timeout, Duration::from_secs(10));
+    assert_eq!(config.rules[1].source.name(), "command");
+}
+
+#[test]
+fn without_a_table_no_job_gets_a_token() {
+    assert!(Config::from_json(&json!({})).unwrap().rules.is_empty());
+}
+
+#[test]
+fn every_mistake_is_refused_and_names_its_key() {
+    let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}");
+    let table = |line: &str| format!("[workflow-token]\n{line}");
+    let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
+    let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
+    let issuer = |line: &str| format!("[workflow-token.issuer]\n{line}");
+    let trust = |line: &str| format!("[workflow-token.trust.t]\n{line}");
+    let minted = |of_table: &str, of_rule: &str| {
+        let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
+        format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
+    };
+    let project = |line: &str| format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}");
+    // The table, with one of its keys replaced.
+    let identity = |key: &str, line: &str| {
+        let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
+        let others: Vec<&str> = all
+            .into_iter()
+            .filter(|l| key.is_empty() || !l.starts_with(key))
+            .collect();
+        let site = "[workflow-token.trust.site]\nissuer = \"https://i\"\naudience = \"a\"";
+        format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
+    };
+    let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
+    for (text, key) in [
+        ("workflow-token = 1".to_owned(), "workflow-token"),
+        (table("variable = 1"), "workflow-token.variable"),
+        (table("variable = \"1A\""), "workflow-token.variable"),
+        (table("timeout = true"), "workflow-token.timeout"),
+        (table("timeout = \"soon\""), "workflow-token.timeout"),
+        (table("timeout = 0"), "workflow-token.timeout"),
+        (table("unlink = 1"), "workflow-token.unlink"),
+        (table("max-parallel = 0"), "workflow-token.max-parallel"),
+        (table("helper = \"x\""), "workflow-token.helper"),
+        (table("munge-socket = \"x\""), "workflow-token.munge-socket"),
+        (
+            table(&format!("munge-socket = \"/{}\"", "x".repeat(107))),
+            "workflow-token.munge-socket",
+        ),
+        (table("munge-cipher = \"none\""), "workflow-token.munge-cipher"),
+        (table("munge-mac = \"md5\""), "workflow-token.munge-mac"),
+        (table("munge-ttl = \"2h\""), "workflow-token.munge-ttl"),
+        (table("rule = 1"), "workflow-token.rule"),
+        (table("rule = [1]"), "workflow-token.rule[0]"),
+        (table("tiemout = 1"), "workflow-token.tiemout"),
+        (rule("atribute = \"x\""), "workflow-token.rule[0].atribute"),
+        (rule("attribute = \"system..dw\""), "workflow-token.rule[0].attribute"),
+        (rule("attribute = 1"), "workflow-token.rule[0].attribute"),
+        (rule("queue = \"\""), "workflow-token.rule[0].queue"),
+        (rule("bank = 1"), "workflow-token.rule[0].bank"),
+        (rule("project = []"), "workflow-token.rule[0].project"),
+        (rule("user = -1"), "workflow-token.rule[0].user"),
+        (rule("user = 4294967295"), "workflow-token.rule[0].user"),
+        (rule("group = true"), "workflow-token.rule[0].group"),
+        (rule("check = \"deep\""), "workflow-token.rule[0].check"),
+        (rule("variable = \"A-B\""), "workflow-token.rule[0].variable"),
+        (rule("timeout = \"1w\""), "workflow-token.rule[0].timeout"),
+        (rule("command = [\"/x\"]"), "workflow-token.rule[0].command"),
+        (rule("namespace = \"default\""), "workflow-token.rule[0].namespace"),
+        (kubernetes("path = \"/t\""), "workflow-token.rule[0].path"),
+        (kubernetes("command = [\"/x\"]"), "workflow-token.rule[0].command"),
+        (kubernetes("object = \"{jobid}\""), "workflow-token.rule[0].object"),
+        (kubernetes("object = \"{job}\""), "workflow-token.rule[0].object"),
+        (kubernetes("object = \"a/{uid}\""), "workflow-token.rule[0].object"),
+        (kubernetes("object = 1"), "workflow-token.rule[0].object"),
+        (kubernetes("namespace = \"\""), "workflow-token.rule[0].namespace"),
+        (kubernetes("namespace = \"../x\""), "workflow-token.rule[0].namespace"),
+        (
+            kubernetes("kubeconfig = \"~/.kube/config\""),
+            "workflow-token.rule[0].kubeconfig",
+        ),
+        (kubernetes("context = \"c\""), "workflow-token.rule[0].context"),
+        (
+            kubernetes("kubeconfig = \"/k\"\ncontext = \"\""),
+            "workflow-token.rule[0].context",
+        ),
+        (kubernetes("server = \"x\""), "workflow-token.rule[0].server"),
+        (table("issuer = 1"), "workflow-token.issuer"),
+        (issuer(""), "workflow-token.issuer.keys"),
+        (issuer("keys = \"k\""), "workflow-token.issuer.keys"),
+        (issuer("keys = \"/k\""), "workflow-token.issuer.name"),
+        (issuer("keys = \"/k\"\nname = \"\""), "workflow-token.issuer.name"),
+        (issuer("key = \"/k\""), "workflow-token.issuer.key"),
+        (
+            issuer("keys = \"/k\"\nname = \"n\"\naudience = []"),
+            "workflow-token.issuer.audience",
+        ),
+        (
+            issuer("keys = \"/k\"\nname = \"n\"\nmargin = \"inf\""),
+            "workflow-token.issuer.margin",
+        ),
+        (
+            issuer("keys = \"/k\"\nname = \"n\"\nmax-lifetime = \"10ms\""),
+            "workflow-token.issuer.max-lifetime",
+        ),
+        (minted("", ""), "workflow-token.rule[0].audience"),
+        (minted("", "audience = [\"a\", 1]"), "workflow-token.rule[0].audience"),
+        (
+            minted("audience = \"a\"", "workspace = \"A\""),
+            "workflow-token.rule[0].workspace",
+        ),
+        (
+            minted("audience = \"a\"", "workspace = \"{jobid}\""),
+            "workflow-token.rule[0].workspace",
+        ),
+        (minted("audience = \"a\"", ""), "workflow-token.rule[0].workspace"),
+        (
+            minted("audience = \"a\"", "workspace = \"{project}\""),
+            "workflow-token.rule[0]",
+        ),
+        (
+            minted("audience = \"a\"", "path = \"/t\""),
+            "workflow-token.rule[0].path",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"issuer\"".to_owned(),
+            "workflow-token.rule[0].source",
+        ),
+        (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
+        (table("trust = 1"), "workflow-token.trust"),
+        (table("trust.a = 1"), "workflow-token.trust.a"),
+        (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
+        (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
+        (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+        (
+            trust("issuer = \"i\"\nkeys = \"/k\""),
+            "workflow-token.trust.t.audience",
+        ),
+        (trust("typ = []"), "workflow-token.trust.t.typ"),
+        (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
+        (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
+        (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
+        (trust("leeway = \"11m\""), "workflow-token.trust.t.leeway"),
+        (trust("ca-file = \"c\""), "workflow-token.trust.t.ca-file"),
+        (rule("check = \"verify\""), "workflow-token.rule[0].trust"),
+        (
+            rule("check = \"verify\"\ntrust = \"t\""),
+            "workflow-token.rule[0].trust",
+        ),
+        (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
+        (table("project = 1"), "workflow-token.project"),
+        (table("project = [1]"), "workflow-token.project[0]"),
+        (project(""), "workflow-token.project[0]"),
+        (project("users = []\ngroups = []"), "workflow-token.project[0]"),
+        (project("user = \"a\""), "workflow-token.project[0].user"),
+        (project("users = \"a\""), "workflow-token.project[0].users"),
+        (project("users = [\"a\", \"\"]"), "workflow-token.project[0].users[1]"),
+        (project("users = [4294967295]"), "workflow-token.project[0].users[0]"),
+        (project("groups = [-1]"), "workflow-token.project[0].groups[0]"),
+        (project("groups = [true]"), "workflow-token.project[0].groups[0]"),
+        (
+            project("users = [\"a\"]\ndefault = 1"),
+            "workflow-token.project[0].default",
+        ),
+        (project("claims = [\"x\"]"), "workflow-token.project[0].claims"),
+        (identified("claims = [1]"), "workflow-token.project[0].claims[0]"),
+        (identified("claims = [\"\"]"), "workflow-token.project[0].claims[0]"),
+        (
+            table("[[workflow-token.project]]\nusers = [\"a\"]"),
+            "workflow-token.project[0].name",
+        ),
+        (
+            format!("{}\n{}", project("users = [\"a\"]"), project("users = [\"b\"]")),
+            "workflow-token.project[1].name",
+        ),
+        (
+            format!(
+                "{}\n[[workflow-token.project]]\nname = \"b\"\nusers = [\"a\"]\ndefault = true",
+                project("users = [\"a\"]\ndefault = true")
+            ),
+            "workflow-token.project[1].default",
+        ),
+        (table("identity = 1"), "workflow-token.identity"),
+        (identity("token", ""), "workflow-token.identity.token"),
+        (
+            identity("token", "token = \"run/{uid}\""),
+            "workflow-token.identity.token",
+        ),
+        (
+            identity("token", "token = \"/run/token\""),
+            "workflow-token.identity.token",
+        ),
+        (
+            identity("token", "token = \"/run/{uid}/{jobid}\""),
+            "workflow-token.identity.token",
+        ),
+        (identity("trust", ""), "workflow-token.identity.trust"),
+        (identity("trust", "trust = \"other\""), "workflow-token.identity.trust"),
+        (identity("claim", ""), "workflow-token.identity.claim"),
+        (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
+        (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
+        (identity("", "user = \"\""), "workflow-token.identity.user"),
+        (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
+        (
+            "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{project}\"".to_owned(),
+            "workflow-token.rule[0]",
+        ),
+        (
+            format!("{}\n{}", project("users = [\"a\"]"), rule("project = \"other\"")),
+            "workflow-token.rule[0].project",
+        ),
+        (table("dws = 1"), "workflow-token.dws"),
+        (dws("source = \"file\""), "workflow-token.dws.source"),
+        (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
+        (
+            dws("source = \"kubernetes\"\nobject = \"A\""),
+            "workflow-token.dws.object",
+        ),
+        (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
+        (dws("variable = \"X\""), "workflow-token.dws.variable"),
+        (
+            dws("source = \"kubernetes\"\nobject = \"{project}\""),
+            "workflow-token.dws.object",
+        ),
+        (
+            "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
+            "workflow-token.rule[0].source",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"web\"".to_owned(),
+            "workflow-token.rule[0].source",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"file\"".to_owned(),
+            "workflow-token.rule[0].path",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"file\"\npath = \"t\"".to_owned(),
+            "workflow-token.rule[0].path",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{x}\"".to_owned(),
+            "workflow-token.rule[0].path",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"command\"".to_owned(),
+            "workflow-token.rule[0].command",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"command\"\ncommand = [\"sh\"]".to_owned(),
+            "workflow-token.rule[0].command",
+        ),
+        (
+            "[[workflow-token.rule]]\nsource = \"command\"\ncommand = \"/x y\"".to_owned(),
+            "workflow-token.rule[0].command",
+        ),
+        (
+            format!("{}\n{}", rule(""), rule("queue = \"x\"")),
+            "workflow-token.rule[1]",
+        ),
+    ] {
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{key}: ")), "{text}\ngave: {error}");
+    }
+}
+
+#[test]
+fn a_rule_finds_the_workflow_of_a_job_where_flux_coral2_puts_it() {
+    let config = parse("[[workflow-token.rule]]\nsource = \"kubernetes\"").unwrap();
+    let Source::Kubernetes(found) = &config.rules[0].source else {
+        panic!("{:?}", config.rules[0].source);
+    };
+    assert_eq!(found.object.to_string(), "fluxjob-{jobid.dec}");
+    assert_eq!(found.namespace, "default");
+    assert_eq!((&found.kubeconfig, &found.context), (&None, &None));
+    assert_eq!(config.rules[0].variable, "DW_WORKFLOW_TOKEN");
+    assert_eq!(config.dws, None);
+}
+
+#[test]
+fn a_rule_mints_by_the_table_issuer_and_verifies_by_a_table_trust() {
+    let config = parse(
+        r#"
+        [workflow-token.issuer]
+        keys = "~/keys"
+        name = "https://hpc.example.org"
+        audience = "copy-offload"
+        margin = "5m"
+
+        [workflow-token.trust.site]
+        issuer = "https://hpc.example.org"
+        keys = "$KEYS/site.jwks"
+        audience = ["copy-offload", "other"]
+
+        [workflow-token.trust.login]
+        issuer = "https://login.example.org"
+        audience = "hpc"
+        proxy = "http://proxy:3128"
+
+        [[workflow-token.rule]]
+        queue = "debug"
+        source = "issuer"
+        audience = ["a", "b"]
+        workspace = "u-{uid}"
+        check = "verify"
+        trust = "site"
+
+        [[workflow-token.project]]
+        name = "hydro"
+        users = ["alice"]
+
+        [[workflow-token.rule]]
+        source = "issuer"
+        "#,
+    )
+    .unwrap();
+    let minted = |rule: usize| match &config.rules[rule].source {
+        Source::Issuer(issuer) => issuer.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (minted(0), minted(1));
+    assert_eq!(first.audience, ["a", "b"]);
+    assert_eq!(first.workspace.unwrap().to_string(), "u-{uid}");
+    assert_eq!(second.audience, ["copy-offload"]);
+    assert_eq!((second.workspace, second.instance), (None, None));
+    assert_eq!((second.keys.as_str(), second.name), ("~/keys", first.name));
+    assert_eq!(
+        (second.margin, second.max_lifetime),
+        (Duration::from_secs(300), Duration::from_secs(86_400))
+    );
+    let Check::Verify(trust) = config.rules[0].check else {
+        panic!("{:?}", config.rules[0].check);
+    };
+    assert_eq!(config.trusts[trust].name, "site");
+    assert_eq!(
+        config.trusts[trust].keys,
+        TrustedKeys::Path(KeyPath::parse("$KEYS/site.jwks").unwrap())
+    );
+    let login = config.trusts.iter().find(|trust| trust.name == "login").unwrap();
+    let TrustedKeys::Discovered(discovery) = &login.keys else {
+        panic!("{:?}", login.keys);
+    };
+    assert_eq!(discovery.proxy.as_deref(), Some("http://proxy:3128"));
+    assert_eq!(
+        (discovery.refresh, login.leeway),
+        (Duration::from_secs(3600), Duration::from_secs(60))
+    );
+    assert_eq!(config.rules[1].check, Check::Shape);
+}
+
+#[test]
+fn the_table_dws_has_the_same_keys() {
+    let service_only = parse("[workflow-token.dws]").unwrap().dws.unwrap();
+    assert_eq!(
+        (service_only.kubernetes, service_only.timeout),
+        (None, Duration::from_secs(60))
+    );
+
+    let keys =
+        "kubeconfig = \"/k\"\ncontext = \"c\"\nnamespace = \"n\"\nobject = \"o-{jobid.dec}\"\nsource = \"kubernetes\"";
+    let config = parse(&format!(
+        "[workflow-token]\ntimeout = \"30s\"\n[workflow-token.dws]\ntimeout = \"40s\"\n{keys}\n[[workflow-token.rule]]\n{keys}"
+    ))
+    .unwrap();
+    let dws = config.dws.unwrap();
+    assert_eq!(
+        dws.timeout,
+        Duration::from_secs(30),
+        "a part is never longer than the whole"
+    );
+    let Source::Kubernetes(of_rule) = &config.rules[0].source else {
+        panic!("{:?}", config.rules[0].source);
+    };
+    assert_eq!(dws.kubernetes.as_ref(), Some(of_rule));
+    let table = json!({"kubeconfig": "/k", "context": "c", "namespace": "n", "object": "o-{jobid.dec}"});
+    let by_itself = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap();
+    assert_eq!(by_itself, *of_rule);
+    let table = json!({"timeout": "1s"});
+    let error = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("t.timeout: "), "{error}");
+    assert_eq!(of_rule.kubeconfig, Some(PathBuf::from("/k")));
+    assert_eq!(of_rule.object.to_string(), "o-{jobid.dec}");
+}
+
+#[test]
+fn keys_given_at_load_time_win() {
+    let conf: Value = toml::from_str(DOCUMENTED).unwrap();
+    let config =
+        Config::with_overrides(&conf, &json!({"timeout": "5s", "unlink": "false", "max-parallel": "3"})).unwrap();
+    assert_eq!(
+        (config.timeout, config.unlink, config.max_parallel),
+        (Duration::from_secs(5), false, 3)
+    );
+    assert_eq!(config.rules[1].timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn projects_are_read_with_who_is_in_them() {
+    let config = parse(
+        r#"
+        [workflow-token.trust.site]
+        issuer = "https://login.example.org"
+        audience = "cluster"
+
+        [workflow-token.identity]
+        token = "/run/user/{uid}/identity.jwt"
+        trust = "site"
+        claim = "groups"
+
+        [[workflow-token.project]]
+        name = "hydro"
+        users = ["alice", 1000, "1001"]
+        groups = ["hydro", 100]
+        claims = ["hydro-team"]
+        default = true
+
+        [[workflow-token.project]]
+        name = "0"
+        groups = ["fusion"]
+
+        [[workflow-token.rule]]
+        project = "hydro"
+        source = "file"
+        path = "/tokens/{project}/{user}"
+    "#,
+    )
+    .unwrap();
+    let name = |name: &str| Principal::Name(name.to_owned());
+    let [hydro, other] = config.projects.list.as_slice() else {
+        panic!("{:?}", config.projects.list);
+    };
+    assert_eq!(hydro.users, [name("alice"), Principal::Id(1000), Principal::Id(1001)]);
+    assert_eq!(hydro.groups, [name("hydro"), Principal::Id(100)]);
+    assert_eq!(
+        (hydro.claims.as_slice(), hydro.default),
+        (&["hydro-team".to_owned()][..], true)
+    );
+    assert_eq!((&*other.name, other.default), ("0", false));
+    let identity = config.projects.identity().unwrap();
+    assert_eq!(identity.token.to_string(), "/run/user/{uid}/identity.jwt");
+    assert_eq!(
+        (&*identity.trust, &*identity.claim, &*identity.user),
+        ("site", "groups", "sub")
+    );
+    assert!(config.rules[0].source.needs_project());
+}
+
+#[test]
+fn names_of_projects_are_labels() {
+    let project = |name: &str| {
+        parse(&format!(
+            "[[workflow-token.project]]\nname = {}\nusers = [\"a\"]",
+            json!(name)
+        ))
+    };
+    for good in ["a", "0", "a-b", "a--b", &"a".repeat(63)] {
+        assert_eq!(project(good).unwrap().projects.list[0].name, good);
+    }
+    for bad in [
+        "",
+        "-",
+        "-a",
+        "a-",
+        "A",
+        "a.b",
+        "a/b",
+        "a_b",
+        "ä",
+        "a b",
+        "a\n",
+        &"a".repeat(64),
+    ] {
+        let error = project(bad).unwrap_err().to_string();
+        assert!(
+            error.starts_with("workflow-token.project[0].name: must be"),
+            "{bad:?}: {error}"
+        );
+    }
+}
+
+/// A job of which the user's groups are not known.
+struct Job<'a>(&'a [&'a str]);
+
+impl Facts for Job<'_> {
+    fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
+        Some(self.0.contains(&path.components().join(".").as_str()))
+    }
+    fn system_is(&self, key: &str, value: &str) -> Option<bool> {
+        Some(self.0.contains(&format!("{key}={value}").as_str()))
+    }
+    fn project_is(&self, name: &str) -> Option<bool> {
+        self.system_is("project", name)
+    }
+    fn owner_is(&self, user: &Principal) -> Option<bool> {
+        Some(*user == Principal::Name("alice".to_owned()))
+    }
+    fn owner_in(&self, _: &Principal) -> Option<bool> {
+        None
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_wins_and_what_is_not_known_is_not_guessed() {
+    let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}\n");
+    let text = [
+        rule("attribute = \"system.dw\"\nqueue = \"debug\""),
+        rule("attribute = \"system.dw\""),
+        rule("queue = \"batch\"\ngroup = \"staff\""),
+        rule("bank = \"b\"\nuser = \"alice\""),
+        rule("bank = \"b\"\nuser = \"bob\""),
+    ]
+    .concat();
+    let config = parse(&text).unwrap();
+    let select = |facts: &[&str]| config.select(&Job(facts));
+    assert_eq!(select(&["system.dw", "queue=debug"]), Selection::Rule(0));
+    assert_eq!(select(&["system.dw", "queue=batch"]), Selection::Rule(1));
+    assert_eq!(select(&["queue=batch", "bank=b"]), Selection::Unknown);
+    assert_eq!(select(&["bank=b"]), Selection::Rule(3));
+    assert_eq!(select(&["queue=debug"]), Selection::None);
+}
