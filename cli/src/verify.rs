@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::ArgGroup;
+use config::Discovery;
 use serde_json::{Value, json};
+use source::Issuer;
 use source::keys::{self, Keys, KeysError, Want};
-use token::{Claims, NumericDate, Token, Verifier, VerifyError};
+use token::{Claims, KeySet, NumericDate, Token, Verifier, VerifyError};
 
 use crate::{input, print};
 
@@ -29,6 +31,18 @@ pub struct Args {
     /// For HS256: the file of the secret (a JWK, a PEM private key, or the secret itself), closed to everyone else
     #[arg(long, value_name = "FILE", group = "with")]
     secret: Option<PathBuf>,
+
+    /// The keys that the issuer publishes: its URL is given as --issuer (RFC 8414, OpenID Connect Discovery)
+    #[arg(long, group = "with", conflicts_with = "any_issuer")]
+    discover: bool,
+
+    /// With --discover: roots of trust beside those of the system, a file of PEM certificates
+    #[arg(long, value_name = "FILE", requires = "discover")]
+    ca_file: Option<PathBuf>,
+
+    /// With --discover: the HTTP proxy, as http://HOST:PORT
+    #[arg(long, value_name = "URL", requires = "discover")]
+    proxy: Option<String>,
 
     /// The issuer (claim `iss`) that is demanded
     #[arg(long, value_name = "ISSUER", group = "by")]
@@ -62,9 +76,14 @@ pub enum Error {
     Input(#[from] input::Error),
     #[error(transparent)]
     Keys(#[from] KeysError),
+    #[error("{0}")]
+    Discovery(String),
     #[error(transparent)]
     Write(#[from] io::Error),
 }
+
+/// How long the issuer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The token is refused.
 const REFUSED: u8 = 1;
@@ -81,12 +100,18 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn verify(args: &Args) -> Result<ExitCode, Error> {
-    let keys = read_keys(args)?;
-    for note in keys.notes() {
+    let (keys, notes) = match &args.issuer {
+        Some(issuer) if args.discover => discover(issuer, args)?,
+        _ => {
+            let keys = read_keys(args)?;
+            (Arc::clone(keys.verifying()), keys.notes().to_vec())
+        }
+    };
+    for note in notes {
         eprintln!("flux-workflow-token: warning: {note}");
     }
     let (_, token) = input::read(&args.token)?;
-    let mut verifier = Verifier::new(Arc::clone(keys.verifying())).leeway(args.leeway);
+    let mut verifier = Verifier::new(keys).leeway(args.leeway);
     if let Some(issuer) = &args.issuer {
         verifier = verifier.issuer(issuer);
     }
@@ -115,6 +140,27 @@ fn read_keys(args: &Args) -> Result<Keys, KeysError> {
         // clap demands one of them.
         (None, None) => keys::read("".as_ref(), Want::Verifying),
     }
+}
+
+/// What the issuer at this URL publishes.
+fn discover(url: &str, args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error> {
+    let wrong = |option: &str, wrong: &str| Error::Discovery(format!("{option} {wrong}"));
+    config::check_issuer_url(url).map_err(|why| wrong("--issuer", why))?;
+    if let Some(proxy) = &args.proxy {
+        config::check_proxy_url(proxy).map_err(|why| wrong("--proxy", why))?;
+    }
+    let discovery = Discovery {
+        proxy: args.proxy.clone(),
+        ca_file: args.ca_file.clone(),
+        refresh: Duration::ZERO,
+    };
+    let (keys, note) = Issuer::published(url, &discovery, PATIENCE).map_err(Error::Discovery)?;
+    if keys.is_empty() {
+        return Err(Error::Discovery(format!(
+            "issuer {url}: it has no key that can be used"
+        )));
+    }
+    Ok((keys, note.into_iter().collect()))
 }
 
 fn accepted(claims: &Claims, kid: Option<&str>, json: bool) -> Result<ExitCode, Error> {

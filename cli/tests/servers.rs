@@ -60,3 +60,47 @@ fn servers_that_are_well_are_told_and_what_is_wrong_with_others() {
     says(&ran, "fail", "oauth2", &[&url, "refused the connection"]);
     says(&ran, "fail", "trust", &[&url, "refused the connection"]);
 }
+
+#[test]
+fn a_token_is_verified_with_the_keys_that_its_issuer_publishes() {
+    let login = Login::start();
+    let bench = Bench::new();
+    let (url, ca) = (login.url(), bench.write("ca.pem", 0o644, login.authority.pem()));
+    let keys = bench.path("keys");
+    let run = |args: &[&str]| {
+        let ran = bench.run(args);
+        ran.ok().out.clone()
+    };
+    run(&["keygen", keys.to_str().unwrap()]);
+    let published = || serde_json::from_str(&run(&["jwks", keys.to_str().unwrap()])).unwrap();
+    let by_key = ["--issuer", &url, "--audience", "service"];
+    let issue = [
+        "issue",
+        "--keys",
+        keys.to_str().unwrap(),
+        "--sub",
+        "alice",
+        "--scope",
+        "cluster",
+    ];
+    let token = run(&[&issue[..], &by_key].concat());
+    let ca = ["--ca-file", ca.to_str().unwrap()];
+    let verify = |more: &[&str]| {
+        let all = [&["verify", "--discover", "--audience", "service"], more].concat();
+        bench.run_with_stdin(&all, token.as_bytes())
+    };
+
+    let cannot_tell = |ran: Ran, says: &str| {
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{}", ran.err);
+        assert!(ran.err.contains(says), "{:?} does not say {says:?}", ran.err);
+    };
+    let by_url = [&["--issuer", &url][..], &ca].concat();
+    cannot_tell(verify(&by_url), "it has no key that can be used");
+    login.document(JWKS, published());
+    verify(&by_url).ok();
+    cannot_tell(verify(&["--issuer", &url]), "certificate");
+    cannot_tell(verify(&["--issuer", "http://login.example.org"]), "must be https");
+    cannot_tell(verify(&["--any-issuer"]), "--discover");
+    login.publish(&[&key()]);
+    verify(&by_url).refused("the token is signed with the key");
+}

@@ -264,6 +264,18 @@ impl Issuer {
         }
     }
 
+    /// Asks once, and blocks no longer than `limit`.
+    fn fetch_here(&self, limit: Duration) -> Result<Fetched, Trouble> {
+        let fetched = await_here(async { timeout(limit, self.fetch(None)).await });
+        let fetched = fetched.map_err(|_| {
+            ISSUER.wrong_credential(
+                "the system has no more file descriptors",
+                "see ulimit -n, and run this again",
+            )
+        })?;
+        fetched.unwrap_or_else(|_| Err(ISSUER.silent(limit)))
+    }
+
     async fn fetch(&self, known: Option<String>) -> Result<Fetched, Trouble> {
         let jwks_uri = match known {
             Some(known) => known,
@@ -321,16 +333,29 @@ impl Issuer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The keys that it publishes now, and a line on those that cannot be used, where there are some. Blocks, no longer
+    /// than `limit`.
+    ///
+    /// # Errors
+    /// It does not give any, in words for an operator.
+    pub fn published(
+        url: &str,
+        discovery: &Discovery,
+        limit: Duration,
+    ) -> Result<(Arc<KeySet>, Option<String>), String> {
+        let fetched = Self::of(url, discovery).fetch_here(limit);
+        let fetched = fetched.map_err(|trouble| format!("issuer {url}: {trouble}"))?;
+        let note = match describe_skipped(&fetched.skipped) {
+            none if none.is_empty() => None,
+            some => Some(format!("issuer {url}: of its keys, some cannot be used: {some}")),
+        };
+        Ok((Arc::new(fetched.keys), note))
+    }
+
     /// Looks whether its keys can be fetched. Blocks, no longer than `limit`.
     #[must_use]
     pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
-        let issuer = Self::of(url, discovery);
-        let fetched = await_here(async { timeout(limit, issuer.fetch(None)).await });
-        let fetched = fetched.unwrap_or(Ok(Err(ISSUER.wrong_credential(
-            "the system has no more file descriptors",
-            "see ulimit -n, and run this again",
-        ))));
-        let fetched = fetched.unwrap_or_else(|_| Err(ISSUER.silent(limit)));
+        let fetched = Self::of(url, discovery).fetch_here(limit);
         match fetched {
             Ok(fetched) if fetched.keys.is_empty() => Examined::bad(
                 format!(
