@@ -11,12 +11,13 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use support::{
     host::Instance,
     names::{Asking, BOB, Place, held_job, job},
-    plugins::{PRINT, built, me, until},
+    plugins::{PRINT, built, jwt, me, until},
 };
 use token::{Algorithm, SigningKey};
 
@@ -339,6 +340,52 @@ fn claims_end_with_their_token_however_fresh_they_are() {
             .as_str()
             .is_some_and(|text| text.contains("it has expired"))
     });
+    instance.shutdown();
+}
+
+#[test]
+fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rule_gives() {
+    let test = "whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rule_gives";
+    let Some(login) = Login::new(test) else { return };
+    let site = &login.place.site;
+    let (first, second) = (jwt(json!({})), jwt(json!({})));
+    site.write("first.jwt", 0o600, &first);
+    mkfifo(&site.at("go"), Mode::S_IRWXU).expect("a FIFO");
+    let script = format!(
+        "touch {0}/started; read line <{0}/go; cat {0}/first.jwt",
+        site.path(".")
+    );
+    let mut of_members = site.command_rule("member", &script, &[]);
+    of_members["project"] = json!("fusion");
+    of_members.as_object_mut().expect("a rule").remove("attribute");
+    let of_all = json!({"source": "file", "path": site.write("second.jwt", 0o600, &second)});
+    let table = login.table(json!({"max-parallel": 1, "rule": [of_members, of_all]}));
+    let mut instance = login.place.instance(table.clone());
+    let mut one = String::new();
+    until("a job begins before the token ends", || {
+        login.place(me(), 0o600, &login.token(json!({"exp": past(0) + 3})));
+        login.place.reload(&mut instance, table.clone());
+        one = instance.submit(PRINT, json!({}));
+        instance.wait(&one, "prolog-start");
+        until("it has its turn", || {
+            site.at("started").exists() || instance.events(&one).contains(&"prolog-finish".to_owned())
+        });
+        site.at("started").exists()
+    });
+    let two = instance.submit(PRINT, json!({}));
+    instance.wait(&two, "prolog-start");
+    until("the token has ended", || {
+        let request = instance.send("submit", held_job(me(), Some("fusion")));
+        let response = instance.response(request);
+        response["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("it has expired"))
+    });
+    fs::write(site.at("go"), "\n").expect("the FIFO");
+    for (id, token) in [(one, first), (two, second)] {
+        instance.wait(&id, "clean");
+        assert_eq!(instance.stdout(&id).trim_end(), token);
+    }
     instance.shutdown();
 }
 

@@ -370,7 +370,11 @@ fn a_token_that_does_not_verify_is_not_delivered() {
     };
     let good = ["--audience", "service", "--scope", "cluster"];
     let uid = me().to_string();
-    let of_job = |uid: &str| {
+    let here = fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap()
+        .trim_end()
+        .to_owned();
+    let of_job = |uid: &str, instance: &str| {
         let job = [
             "--workspace",
             "a",
@@ -379,7 +383,7 @@ fn a_token_that_does_not_verify_is_not_delivered() {
             "--uid",
             uid,
             "--instance",
-            "i",
+            instance,
         ];
         place.issue(&[&["--audience", "service", "--scope", "session"], &job[..]].concat())
     };
@@ -401,8 +405,9 @@ fn a_token_that_does_not_verify_is_not_delivered() {
             place.issue(&["--audience", "x", "--scope", "cluster"]),
             "and not for this service",
         ),
-        ("user", of_job("4000001"), "of another user"),
-        ("job", of_job(&uid), "of another job"),
+        ("user", of_job("4000001", &here), "of another user"),
+        ("job", of_job(&uid, &here), "of another job"),
+        ("instance", of_job(&uid, "elsewhere"), "of another instance"),
     ];
     let rules: Vec<Value> = cases
         .iter()

@@ -269,6 +269,61 @@ fn a_name_service_that_hangs_for_good_fails_the_job_in_time() {
 }
 
 #[test]
+fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thread() {
+    let Some(place) = Place::new("a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thread")
+    else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let path = place.site.write("token.jwt", 0o600, &token);
+    let rule = json!({"attribute": "system.token", "source": "file", "path": path});
+    let table = json!({"project": projects(), "rule": [rule]});
+    place.names(&[("hydro", 5000, &["alice"])]);
+    let mut instance = place.instance(table.clone());
+    instance.learn(me());
+    place.forget();
+    place.hang();
+    // They ask for no project, and none is needed, so that they are not held. There are more than may be under way at once.
+    let submissions: Vec<_> = (0..40)
+        .map(|_| {
+            let mut more = job(None);
+            more["userid"] = json!(BOB);
+            more["command"] = json!(["true"]);
+            instance.ok("submit", more)["jobid"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    for id in &submissions {
+        instance.wait(id, "prolog-start");
+    }
+    place.is_asked(BOB);
+    let id = instance.run(PRINT, job(Some("hydro")));
+    assert_eq!(instance.stdout(&id).trim_end(), token);
+    assert_eq!(instance.counter("in-flight"), 40);
+    let asked = fs::read_to_string(place.site.at("names.asked")).unwrap();
+    let of_bob = asked.lines().filter(|line| *line == BOB.to_string()).count();
+    assert_eq!(of_bob, 1, "look-ups of a user that hang at once");
+    // Who is given up is not waited for; the others go on when it is known who bob is, and so do those that begin with
+    // another configuration.
+    let (canceled, others) = submissions.split_at(20);
+    for id in canceled {
+        instance.ok("cancel", json!({"jobid": id}));
+    }
+    assert_eq!(instance.counter("in-flight"), 20);
+    instance.ok("config-reload", json!({"path": place.site.path("flux.toml")}));
+    let mut more = job(None);
+    more["userid"] = json!(BOB);
+    more["command"] = json!(["true"]);
+    let last = instance.ok("submit", more)["jobid"].as_str().unwrap().to_owned();
+    instance.wait(&last, "prolog-start");
+    place.answer();
+    for id in others.iter().chain([&last]) {
+        instance.wait(id, "prolog-finish");
+        assert_eq!(instance.contexts(id, "prolog-finish")[0]["status"], 0);
+    }
+    instance.shutdown();
+}
+
+#[test]
 fn a_name_service_that_fails_is_asked_again() {
     let Some(place) = Place::new("a_name_service_that_fails_is_asked_again") else {
         return;

@@ -46,6 +46,8 @@ pub struct Config {
     pub munge: Munge,
     /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
     pub dws: Option<Dws>,
+    /// What this instance of Flux is called in tokens that name a job, where the table `issuer` says so.
+    pub instance: Option<String>,
     /// Whom tokens are verified against, by name.
     pub trusts: Vec<Trust>,
     /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.

@@ -200,10 +200,11 @@ impl Reader<'_> {
         };
         let trusts = self.trusts()?;
         let projects = self.projects(&trusts)?;
+        let issuer = self.issuer()?;
         let rules = self.rules(&Defaults {
             variable: &variable,
             timeout,
-            issuer: self.issuer()?.as_ref(),
+            issuer: issuer.as_ref(),
             trusts: &trusts,
             projects: &projects,
         })?;
@@ -219,6 +220,7 @@ impl Reader<'_> {
             helper: self.absolute("helper")?,
             munge: self.munge()?,
             dws,
+            instance: issuer.and_then(|issuer| issuer.instance),
             projects,
             trusts,
             rules,

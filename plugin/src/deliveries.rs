@@ -96,6 +96,21 @@ pub(crate) struct Delivery {
     pub(crate) end: Option<End>,
 }
 
+impl Delivery {
+    /// Whether it is known who the job owner is, as far as that is needed. What was found out long ago does not count.
+    pub fn knows_owner(&mut self) -> bool {
+        let Some(task) = &mut self.task else { return true };
+        if !self.setup.needs_owner(&task.what) || task.owner.as_ref().is_some_and(|owner| owner.is_fresh()) {
+            return true;
+        }
+        if let Some(owner) = self.setup.owners.known(self.uid) {
+            task.owner = Some(owner);
+            return true;
+        }
+        false
+    }
+}
+
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.progress.give_up();
@@ -108,6 +123,8 @@ pub(crate) struct Deliveries {
     jobs: HashMap<JobId, Delivery>,
     /// By when their time is over.
     deadlines: BTreeMap<(Instant, u64), JobId>,
+    /// By the uid, those that wait until it is known who their job owner is.
+    asking: HashMap<u32, BTreeMap<u64, JobId>>,
 }
 
 impl Deliveries {
@@ -149,8 +166,28 @@ impl Deliveries {
         self.deadlines.remove(&(delivery.deadline, delivery.number));
         if delivery.task.is_some() {
             delivery.lane.0.borrow_mut().remove(delivery.uid, delivery.number);
+            self.forget(delivery.uid, delivery.number);
         }
         Some(delivery)
+    }
+
+    /// One waits until it is known who its job owner is.
+    pub fn ask(&mut self, uid: u32, job: JobId, number: u64) {
+        self.asking.entry(uid).or_default().insert(number, job);
+    }
+
+    /// Takes out those that wait for this one to be known.
+    pub fn asked(&mut self, uid: u32) -> BTreeMap<u64, JobId> {
+        self.asking.remove(&uid).unwrap_or_default()
+    }
+
+    fn forget(&mut self, uid: u32, number: u64) {
+        if let Some(jobs) = self.asking.get_mut(&uid) {
+            jobs.remove(&number);
+            if jobs.is_empty() {
+                self.asking.remove(&uid);
+            }
+        }
     }
 
     /// Those whose time is over, the first ones first.
@@ -165,6 +202,7 @@ impl Deliveries {
     /// Gives memory back that was used for many more than there are.
     pub fn shrink(&mut self) {
         shrink(&mut self.jobs);
+        shrink(&mut self.asking);
     }
 }
 

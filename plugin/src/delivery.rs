@@ -15,8 +15,9 @@ use crate::{
     facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
     membership::Known,
+    owner::Owner,
     stats::Stay,
-    work::{Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
+    work::{Candidates, Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
     workers::Queue,
 };
 
@@ -47,7 +48,7 @@ pub(crate) struct Current {
 /// What there is for a job: its configuration, the rules that may be for it, and what its jobspec says.
 pub(crate) struct Matching {
     current: Current,
-    candidates: Vec<usize>,
+    candidates: Candidates,
     spec: Spec,
 }
 
@@ -133,10 +134,10 @@ impl Inner {
             uid,
             projects: &current.setup.config.projects,
             asked: &spec.asked,
-            owner: owner.as_ref(),
+            owner: owner.as_deref(),
         };
-        let candidates = current.setup.candidates(&facts);
-        (!candidates.is_empty()).then_some(Matching {
+        let candidates = current.setup.candidates(&facts)?;
+        Some(Matching {
             current,
             candidates,
             spec,
@@ -168,8 +169,7 @@ impl Inner {
             candidates,
             spec,
         } = matching;
-        // There is one at least. Which of several it will be is known later; the first one's lane is as good as any.
-        let lane = current.lanes[candidates[0]].clone();
+        let lane = current.lanes[candidates.likely].clone();
         self.queue_up(&current, &lane, job, uid, What::Rules(candidates), spec, None, stay);
     }
 
@@ -193,6 +193,7 @@ impl Inner {
             sealer: self.sealer,
             spec,
             what,
+            owner: None,
         };
         let delivery = Delivery {
             number,
@@ -209,11 +210,54 @@ impl Inner {
         };
         self.deliveries.borrow_mut().insert(job, delivery);
         self.stats.borrow_mut().started += 1;
-        lane.0.borrow_mut().push(uid, job, number);
         // Time is minded before anything else may go wrong.
         self.tick();
-        self.advance(lane);
+        self.enter(lane, job, uid, number);
         self.account(stay, Some(job));
+    }
+
+    /// Has a delivery wait for its turn, once it is known who its job owner is, if that is needed. To find that out may take
+    /// as long as the user likes, for whom no thread of the rule is kept waiting.
+    fn enter(&self, lane: &Lane, job: JobId, uid: u32, number: u64) {
+        let mut deliveries = self.deliveries.borrow_mut();
+        let Some(delivery) = deliveries.numbered(job, number) else {
+            return;
+        };
+        if delivery.knows_owner() {
+            delivery.progress.enter(Stage::Waiting);
+            drop(deliveries);
+            lane.0.borrow_mut().push(uid, job, number);
+            return self.advance(lane);
+        }
+        delivery.progress.enter(Stage::Owner);
+        let setup = Arc::clone(&delivery.setup);
+        deliveries.ask(uid, job, number);
+        drop(deliveries);
+        self.look_up(uid, &setup);
+    }
+
+    /// It is known who a user is, or not to be known: the deliveries that wait for it go on, or fail.
+    pub(crate) fn owner_known(&self, uid: u32, setup: &Arc<Setup>, result: &Result<Arc<Owner>, String>) {
+        let asked = self.deliveries.borrow_mut().asked(uid);
+        for (number, job) in asked {
+            self.unless_it_panics(job, || {
+                let lane = match self.deliveries.borrow_mut().numbered(job, number) {
+                    // By another configuration, other groups count.
+                    Some(delivery) if Arc::ptr_eq(&delivery.setup, setup) => {
+                        if let (Some(task), Ok(owner)) = (&mut delivery.task, result) {
+                            task.owner = Some(Arc::clone(owner));
+                        }
+                        delivery.lane.clone()
+                    }
+                    Some(delivery) => delivery.lane.clone(),
+                    None => return,
+                };
+                match result {
+                    Err(e) => self.fail(job, &Failure::new("its owner could not be looked up", e)),
+                    Ok(_) => self.enter(&lane, job, uid, number),
+                }
+            });
+        }
     }
 
     /// Hands as many deliveries of a rule to threads as may be under way.
@@ -222,23 +266,29 @@ impl Inner {
             let Some((job, number)) = lane.0.borrow_mut().first() else {
                 return;
             };
-            let next = match self.deliveries.borrow_mut().numbered(job, number) {
-                Some(delivery) => {
-                    let limit = delivery
-                        .task
-                        .as_ref()
-                        .map_or(0, |task| delivery.setup.parallel(&task.what));
-                    if lane.0.borrow().running >= limit.max(1) {
-                        return;
-                    }
-                    delivery
-                        .task
-                        .take()
-                        .map(|task| (task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
+            let mut deliveries = self.deliveries.borrow_mut();
+            // It is taken out with its delivery.
+            let mut delivery = deliveries.numbered(job, number);
+            if let Some(delivery) = &mut delivery {
+                let task = delivery.task.as_ref();
+                let limit = task.map_or(0, |task| delivery.setup.parallel(&task.what));
+                if lane.0.borrow().running >= limit.max(1) {
+                    return;
                 }
-                // It is taken out with its delivery.
-                None => None,
-            };
+                if !delivery.knows_owner() {
+                    // It has waited for so long that what was found out counts no more.
+                    let uid = delivery.uid;
+                    drop(deliveries);
+                    lane.0.borrow_mut().pop();
+                    self.enter(lane, job, uid, number);
+                    continue;
+                }
+            }
+            let next = delivery.and_then(|delivery| {
+                let task = delivery.task.take()?;
+                Some((task, Arc::clone(&delivery.setup), Arc::clone(&delivery.progress)))
+            });
+            drop(deliveries);
             lane.0.borrow_mut().pop();
             let Some((task, setup, progress)) = next else { continue };
             lane.0.borrow_mut().running += 1;

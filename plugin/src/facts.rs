@@ -85,6 +85,7 @@ fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
 }
 
 /// A job as its callback shows it.
+#[derive(Clone, Copy)]
 pub(crate) struct JobFacts<'a> {
     pub args: &'a Args<'a>,
     pub uid: u32,

@@ -52,6 +52,7 @@ fn summary(e: &VerifyError) -> &'static str {
         VerifyError::NotYet { .. } => "it is not valid yet",
         VerifyError::WrongAudience(_) => "it is for another service",
         VerifyError::WrongIssuer(_) => "it is of another issuer",
+        VerifyError::WrongInstance(_) => "it is of a job of another instance",
         VerifyError::BadSignature => "its signature is wrong",
         VerifyError::UnknownKid(_) => "its key is not known",
         _ => "it was refused",

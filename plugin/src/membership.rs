@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     ffi::CStr,
     rc::Rc,
     sync::{Arc, Weak},
@@ -45,8 +45,34 @@ const AHEAD: u32 = 20;
 #[derive(Default)]
 pub(crate) struct Membership {
     held: RefCell<HashMap<JobId, Held>>,
-    asking: RefCell<HashMap<u32, Instant>>,
-    waiting: RefCell<VecDeque<u32>>,
+    /// Who is being asked for, since when and for which configuration: one look-up of a user at a time, as one that hangs is
+    /// likely not to be the last.
+    asking: RefCell<HashMap<u32, (Instant, Arc<Setup>)>>,
+    waiting: RefCell<Waiting>,
+}
+
+/// Users that are to be looked up, each once for a configuration, in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    users: VecDeque<(u32, Arc<Setup>)>,
+    /// The same, to be found by.
+    known: HashSet<(u32, *const Setup)>,
+}
+
+impl Waiting {
+    fn push(&mut self, uid: u32, setup: &Arc<Setup>) {
+        if self.known.insert((uid, Arc::as_ptr(setup))) {
+            self.users.push_back((uid, Arc::clone(setup)));
+        }
+    }
+
+    /// Takes the first out that may be looked up now.
+    fn pop(&mut self, may: impl Fn(u32) -> bool) -> Option<(u32, Arc<Setup>)> {
+        let next = self.users.iter().position(|(uid, _)| may(*uid))?;
+        let (uid, setup) = self.users.remove(next)?;
+        self.known.remove(&(uid, Arc::as_ptr(&setup)));
+        Some((uid, setup))
+    }
 }
 
 struct Held {
@@ -67,7 +93,7 @@ enum Standing {
 pub(crate) struct Known {
     uid: u32,
     setup: Arc<Setup>,
-    result: Result<Owner, String>,
+    result: Result<Arc<Owner>, String>,
 }
 
 /// Sends what a look-up came to when it ends, whichever way.
@@ -114,7 +140,7 @@ impl Inner {
                 Standing::Denied(why) => Err(PluginError(why.to_string())),
                 Standing::Fine => Ok(()),
                 Standing::Unknown => {
-                    Self::look_up(inner, uid);
+                    inner.look_up(uid, &current.setup);
                     Ok(())
                 }
             },
@@ -157,7 +183,7 @@ impl Inner {
             Standing::Fine => Ok(()),
             Standing::Denied(why) => Err(PluginError(why.to_string())),
             Standing::Unknown => {
-                Self::look_up(inner, uid);
+                inner.look_up(uid, &current.setup);
                 let why = format!("it is not known yet in which projects uid {uid} is: try again in a moment");
                 if is_new { Err(PluginError(why)) } else { Ok(()) }
             }
@@ -184,7 +210,7 @@ impl Inner {
                     return inner.log(LogLevel::Warning, &line);
                 }
                 inner.hold(job, uid, None);
-                Self::look_up(inner, uid);
+                inner.look_up(uid, &current.setup);
             }
         }
     }
@@ -239,21 +265,25 @@ impl Inner {
             return Standing::Denied(why);
         }
         let known = match owner {
-            Some(owner) => Some(owner.clone()),
+            Some(_) => None,
             None => current.setup.owners.known(uid),
         };
+        let known = owner.or(known.as_deref());
         let job = JobFacts {
             args,
             uid,
             projects: &config.projects,
             asked,
-            owner: known.as_ref(),
+            owner: known,
         };
         let needs_project = |rule: &usize| config.rules[*rule].source.needs_project();
-        let Some(owner) = &known else {
+        let Some(owner) = known else {
             // Who asks for none, and needs none, is not held.
             return match asked {
-                Asked::Nothing if !current.setup.candidates(&job).iter().any(needs_project) => Standing::Fine,
+                Asked::Nothing => match current.setup.candidates(&job) {
+                    Some(candidates) if candidates.rules.iter().any(needs_project) => Standing::Unknown,
+                    _ => Standing::Fine,
+                },
                 _ => Standing::Unknown,
             };
         };
@@ -270,60 +300,58 @@ impl Inner {
         }
     }
 
-    /// Has a user looked up beside the reactor thread.
-    fn look_up(inner: &Rc<Self>, uid: u32) {
-        let membership = &inner.membership;
-        if membership.asking.borrow().contains_key(&uid) || membership.waiting.borrow().contains(&uid) {
-            return;
+    /// Has a user looked up beside the reactor thread, unless that is under way.
+    pub(crate) fn look_up(&self, uid: u32, setup: &Arc<Setup>) {
+        let membership = &self.membership;
+        let is_under_way = |(_, other): &(Instant, Arc<Setup>)| Arc::ptr_eq(other, setup);
+        if !membership.asking.borrow().get(&uid).is_some_and(is_under_way) {
+            membership.waiting.borrow_mut().push(uid, setup);
+            self.look_up_next();
         }
-        membership.waiting.borrow_mut().push_back(uid);
-        Self::look_up_next(inner);
     }
 
-    fn look_up_next(inner: &Rc<Self>) {
-        let membership = &inner.membership;
-        let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
-            return;
-        };
+    fn look_up_next(&self) {
+        let membership = &self.membership;
         loop {
             let (all, young) = {
                 let asking = membership.asking.borrow();
-                let young = asking.values().filter(|since| since.elapsed() < setup.config.timeout);
+                let young = asking
+                    .values()
+                    .filter(|(since, setup)| since.elapsed() < setup.config.timeout);
                 (asking.len(), young.count())
             };
             if young >= PARALLEL.0 || all >= PARALLEL.1 {
                 return;
             }
-            let Some(uid) = membership.waiting.borrow_mut().pop_front() else {
-                return;
-            };
-            membership.asking.borrow_mut().insert(uid, Instant::now());
+            let mut asking = membership.asking.borrow_mut();
+            let next = membership.waiting.borrow_mut().pop(|uid| !asking.contains_key(&uid));
+            let Some((uid, setup)) = next else { return };
+            asking.insert(uid, (Instant::now(), Arc::clone(&setup)));
+            drop(asking);
             let result = Err("its look-up ended early: its place is in the broker's output".to_owned());
             let mut report = Report {
-                queue: Arc::clone(&inner.queue),
-                known: Some(Known {
-                    uid,
-                    setup: Arc::clone(&setup),
-                    result,
-                }),
+                queue: Arc::clone(&self.queue),
+                known: Some(Known { uid, setup, result }),
             };
-            let looked_up = inner.workers.borrow_mut().block(move || {
+            let looked_up = self.workers.borrow_mut().block(move || {
                 if let Some(known) = &mut report.known {
                     known.result = known.setup.owners.look_up(uid);
                 }
             });
             if let Err(e) = looked_up {
-                inner.log(LogLevel::Err, &format!("no thread can be started: {e}"));
+                self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
                 return;
             }
         }
     }
 
-    /// A user was looked up: those of his jobs that are held go on, or fail.
+    /// A user was looked up: those of his jobs that wait for that go on, or fail.
     pub(crate) fn known(inner: &Rc<Self>, known: Known) {
         let membership = &inner.membership;
-        membership.asking.borrow_mut().remove(&known.uid);
-        Self::look_up_next(inner);
+        let asked = membership.asking.borrow_mut().remove(&known.uid);
+        drop(asked);
+        inner.look_up_next();
+        inner.owner_known(known.uid, &known.setup, &known.result);
         let jobs: Vec<JobId> = {
             let held = membership.held.borrow();
             let his = held.iter().filter(|(_, held)| held.uid == known.uid);
@@ -393,12 +421,12 @@ impl Inner {
         for (job, uid) in again {
             inner.unless_it_panics(job, || {
                 if !inner.decide(job, None) {
-                    Self::look_up(inner, uid);
+                    inner.look_up(uid, &setup);
                 }
             });
         }
         // Some of those under way may hang by now.
-        Self::look_up_next(inner);
+        inner.look_up_next();
     }
 
     /// Lets a job go on that is held, or ends it, as far as that is known now. Returns whether it was.

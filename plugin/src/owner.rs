@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::CString,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,6 +30,8 @@ const AHEAD: usize = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
     uid: u32,
+    /// When that was said.
+    at: Instant,
     /// The user name, where the uid has one.
     pub name: Option<String>,
     groups: HashSet<Principal>,
@@ -41,8 +43,9 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| until <= SystemTime::now())
+    /// Whether it counts still.
+    pub fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH && self.until.is_none_or(|until| until > SystemTime::now())
     }
 }
 
@@ -93,16 +96,9 @@ pub(crate) struct Owners {
 }
 
 struct Entry {
-    at: Instant,
     /// When somebody last wanted to know.
     used: Instant,
-    owner: Owner,
-}
-
-impl Entry {
-    fn is_fresh(&self) -> bool {
-        self.at.elapsed() < FRESH && !self.owner.is_over()
-    }
+    owner: Arc<Owner>,
 }
 
 impl Owners {
@@ -121,24 +117,24 @@ impl Owners {
     }
 
     /// What is known already.
-    pub fn known(&self, uid: u32) -> Option<Owner> {
+    pub fn known(&self, uid: u32) -> Option<Arc<Owner>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = cache.get_mut(&uid)?;
         entry.used = Instant::now();
-        entry.is_fresh().then(|| entry.owner.clone())
+        entry.owner.is_fresh().then(|| Arc::clone(&entry.owner))
     }
 
     /// Of how many users something is known.
     pub fn count(&self) -> usize {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.values().filter(|entry| entry.is_fresh()).count()
+        cache.values().filter(|entry| entry.owner.is_fresh()).count()
     }
 
     /// Finds out what is not known yet. Blocks.
     ///
     /// # Errors
     /// What failed, in words for the operator.
-    pub fn look_up(&self, uid: u32) -> Result<Owner, String> {
+    pub fn look_up(&self, uid: u32) -> Result<Arc<Owner>, String> {
         match self.known(uid) {
             Some(owner) => Ok(owner),
             None => self.ask(uid, true),
@@ -150,7 +146,9 @@ impl Owners {
     pub fn refresh(&self, go_on: impl Fn() -> bool) {
         let uids: Vec<u32> = {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = cache.iter().filter(|(_, entry)| entry.at.elapsed() >= REFRESH / 2);
+            let due = cache
+                .iter()
+                .filter(|(_, entry)| entry.owner.at.elapsed() >= REFRESH / 2);
             due.map(|(uid, _)| *uid).collect()
         };
         for uid in uids {
@@ -195,10 +193,12 @@ impl Owners {
     }
 
     /// Asks the name service, and reads the identity token. Blocks.
-    fn ask(&self, uid: u32, used: bool) -> Result<Owner, String> {
+    fn ask(&self, uid: u32, used: bool) -> Result<Arc<Owner>, String> {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|e| format!("uid {uid} could not be looked up: {e}"))?;
         let mut owner = Owner {
             uid,
+            // Before anybody is asked.
+            at: Instant::now(),
             name: user.as_ref().map(|user| user.name.clone()),
             groups: HashSet::new(),
             claims: HashSet::new(),
@@ -207,7 +207,7 @@ impl Owners {
         };
         let Some(user) = user else {
             // Perhaps it is known in a moment.
-            return Ok(owner);
+            return Ok(Arc::new(owner));
         };
         if !self.wanted.is_empty() {
             let name = CString::new(&*user.name).map_err(|_| format!("uid {uid} has a NUL in its name"))?;
@@ -225,14 +225,14 @@ impl Owners {
             }
         }
         self.identify(&mut owner, &user.name);
+        let owner = Arc::new(owner);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         cache.retain(|_, entry| entry.used.elapsed() < KEPT);
         let former = cache.get(&uid).map(|entry| entry.used);
         let entry = Entry {
-            at: now,
             used: former.filter(|_| !used).unwrap_or(now),
-            owner: owner.clone(),
+            owner: Arc::clone(&owner),
         };
         cache.insert(uid, entry);
         Ok(owner)
@@ -280,14 +280,21 @@ mod tests {
         ] {
             let owner = Owner {
                 uid,
+                at: Instant::now(),
                 name: Some("alice".to_owned()),
                 groups: HashSet::new(),
                 claims: HashSet::from(["fusion-team".to_owned()]),
                 refused: None,
                 until,
             };
-            let (at, used) = (Instant::now(), Instant::now());
-            owners.cache.lock().unwrap().insert(uid, Entry { at, used, owner });
+            let used = Instant::now();
+            owners.cache.lock().unwrap().insert(
+                uid,
+                Entry {
+                    used,
+                    owner: Arc::new(owner),
+                },
+            );
             assert_eq!(owners.known(uid).is_some(), counts, "{uid}");
         }
     }

@@ -21,7 +21,7 @@ use source::{
 use tokio::sync::Notify;
 
 use crate::{
-    facts::{Needed, OwnerFacts, Spec},
+    facts::{JobFacts, Needed, OwnerFacts, Spec},
     owner::{Owner, Owners},
 };
 
@@ -39,6 +39,8 @@ const SLICE: Duration = Duration::from_millis(50);
 pub(crate) struct Setup {
     pub config: Config,
     pub owners: Owners,
+    /// Whether who the job owner is has a part in the choice of a rule.
+    by_owner: bool,
     /// What is read of the jobspecs of jobs.
     pub needed: Needed,
     sources: Vec<Box<dyn Source>>,
@@ -46,7 +48,7 @@ pub(crate) struct Setup {
     rabbit: Option<Box<dyn Source>>,
     /// Whom tokens are verified against, in the order of the configuration.
     trusted: Vec<Arc<Trusted>>,
-    /// What Flux calls the instance.
+    /// What the instance is called in tokens that name a job: as Flux has it, or as configured.
     instance: String,
     munge: seal::Munge,
 }
@@ -60,16 +62,27 @@ pub(crate) struct Task {
     pub sealer: u32,
     pub spec: Spec,
     pub what: What,
+    /// Who that is, where it was needed and has been found out.
+    pub owner: Option<Arc<Owner>>,
 }
 
 /// Where the variables of a delivery come from.
 #[derive(Debug)]
 pub(crate) enum What {
-    /// From the source of one of these rules, which may be for this job; of those with open conditions, the job owner
-    /// decides.
-    Rules(Vec<usize>),
+    /// From the source of one of these rules.
+    Rules(Candidates),
     /// From who began the delivery. What the source for rabbit jobs gives, where there is one, is added, and wins.
     Given(Variables),
+}
+
+/// The rules that may be for a job, of which there is one at least. Where there are several, or who the job owner is may
+/// change until the job's turn comes, the delivery decides.
+#[derive(Debug)]
+pub(crate) struct Candidates {
+    /// In the order of the configuration.
+    pub rules: Vec<usize>,
+    /// The one that it will be by what is known.
+    pub likely: usize,
 }
 
 /// Which source: that of a rule, or the one for rabbit jobs.
@@ -239,32 +252,58 @@ impl Setup {
             }),
             munge: config.munge.client().map_err(|e| e.to_string())?,
             needed: Needed::by(&config),
+            by_owner: config.rules.iter().any(|rule| depends_on_owner(rule, &config)),
             owners: Owners::new(&config, crate::identity::verify(&config, &trusted)?),
             trusted,
-            instance,
+            instance: config.instance.clone().unwrap_or(instance),
             config,
         })
     }
 
-    /// The rules that may be for a job: those that hold, and those that depend on what is not known.
-    pub fn candidates(&self, job: &dyn config::Facts) -> Vec<usize> {
-        match self.config.select(job) {
-            Selection::None => Vec::new(),
-            Selection::Rule(index) => vec![index],
-            Selection::Unknown => {
-                let rules = self.config.rules.iter().enumerate();
-                rules
-                    .filter(|(_, rule)| rule.conditions.hold(job) != Some(false))
-                    .map(|(index, _)| index)
-                    .collect()
+    /// The rules that may be for a job: by what is known of its owner, and, as that may change until the delivery decides,
+    /// by what does not depend on it.
+    pub fn candidates(&self, job: &JobFacts<'_>) -> Option<Candidates> {
+        let likely = match self.config.select(job) {
+            Selection::None => return None,
+            Selection::Rule(rule) if !self.by_owner => {
+                let rules = vec![rule];
+                return Some(Candidates { rules, likely: rule });
             }
+            Selection::Rule(rule) => Some(rule),
+            Selection::Unknown => None,
+        };
+        let open = JobFacts { owner: None, ..*job };
+        let mut rules = Vec::new();
+        for (index, rule) in self.config.rules.iter().enumerate() {
+            let holds = rule.conditions.hold(&open);
+            if holds != Some(false) {
+                rules.push(index);
+            }
+            if holds == Some(true) {
+                break;
+            }
+        }
+        let likely = likely.or(rules.first().copied())?;
+        Some(Candidates { rules, likely })
+    }
+
+    /// Whether it has to be known who the job owner is.
+    pub fn needs_owner(&self, what: &What) -> bool {
+        if !self.config.projects.is_empty() {
+            return true;
+        }
+        match what {
+            What::Rules(Candidates { rules, likely }) => {
+                rules.len() > 1 || asks_for_owner(&self.config.rules[*likely]) || self.sources[*likely].needs_user()
+            }
+            What::Given(_) => self.rabbit.as_ref().is_some_and(|source| source.needs_user()),
         }
     }
 
     /// How many deliveries like this one may be under way at once.
     pub fn parallel(&self, what: &What) -> usize {
         let blocking = match what {
-            What::Rules(candidates) => candidates.first().is_some_and(|rule| self.sources[*rule].is_blocking()),
+            What::Rules(candidates) => self.sources[candidates.likely].is_blocking(),
             What::Given(_) => self.rabbit.is_none(),
         };
         if blocking {
@@ -307,7 +346,6 @@ impl Setup {
         if progress.is_given_up() {
             return Next::Done(Outcome::given_up());
         }
-        progress.enter(Stage::Owner);
         let Chosen { which, values } = match self.choose(&task) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return Next::Done(Outcome::of(Ok(Sealed::NoRule))),
@@ -374,30 +412,21 @@ impl Setup {
     /// The source, and what it is to be told: the job owner and the project, where these or the choice of the rule need that.
     /// This is where it counts who is in which project, whatever was found when the job was submitted or updated.
     fn choose(&self, task: &Task) -> Result<Option<Chosen>, Failure> {
-        let (candidates, needs_user, is_open) = match &task.what {
-            What::Rules(candidates) => {
-                let Some(first) = candidates.first() else {
-                    return Ok(None);
-                };
-                let is_open = candidates.len() > 1 || asks_for_owner(&self.config.rules[*first]);
-                (candidates.as_slice(), self.sources[*first].needs_user(), is_open)
-            }
-            What::Given(_) => {
-                let needs_user = self.rabbit.as_ref().is_some_and(|source| source.needs_user());
-                (&[] as &[usize], needs_user, false)
-            }
+        let candidates: &[usize] = match &task.what {
+            What::Rules(candidates) => &candidates.rules,
+            What::Given(_) => &[],
         };
-        let projects = &self.config.projects;
-        if !needs_user && !is_open && projects.is_empty() {
+        if !self.needs_owner(&task.what) {
             return Ok(Some(Chosen {
                 which: candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule)),
                 values: self.values(task, None, None),
             }));
         }
-        let owner = self.owners.look_up(task.uid);
-        let owner = owner.map_err(|e| Failure::new("its owner could not be looked up", e))?;
-        let project = projects.of_job(&task.spec.asked, &owner);
-        let project = project.map_err(|denied| denied_to(&owner, &denied))?;
+        // It is found out before a delivery is handed to a thread.
+        let owner = task.owner.as_deref().ok_or_else(Failure::internal)?;
+        let projects = &self.config.projects;
+        let project = projects.of_job(&task.spec.asked, owner);
+        let project = project.map_err(|denied| denied_to(owner, &denied))?;
         let project = project.map(|project| &*project.name);
         let asks = |index: &usize| asks_for_owner(&self.config.rules[*index]);
         if owner.name.is_none() && candidates.iter().any(asks) {
@@ -411,7 +440,7 @@ impl Setup {
             What::Given(_) => Which::Rabbit,
             What::Rules(_) => {
                 let facts = OwnerFacts {
-                    owner: &owner,
+                    owner,
                     project: (!projects.is_empty()).then_some(project),
                 };
                 let mut candidates = candidates.iter();
@@ -423,10 +452,10 @@ impl Setup {
             }
         };
         if project.is_none() && self.needs_project(which) {
-            return Err(denied_to(&owner, &projects.needed(&owner)));
+            return Err(denied_to(owner, &projects.needed(owner)));
         }
         let values = self.values(task, owner.name.clone(), project);
-        self.admit(which, &values, &owner)?;
+        self.admit(which, &values, owner)?;
         Ok(Some(Chosen { which, values }))
     }
 
@@ -508,7 +537,7 @@ impl Setup {
                             format!("rule {index}, source {source}: the value for {name} was not verified: {e}{hint}"),
                         ),
                     })?;
-                    of_this_job(&claims, task).map_err(|e| refused(&e, &hint))?;
+                    of_this_job(&claims, task, &self.instance).map_err(|e| refused(&e, &hint))?;
                 }
             }
         }
@@ -551,10 +580,18 @@ impl Setup {
 }
 
 /// A token that is bound to a job is for no other.
-fn of_this_job(claims: &token::Claims, task: &Task) -> Result<(), &'static str> {
-    let Some(job) = claims.job() else { return Ok(()) };
+fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
+    let Some(job) = claims.job() else {
+        return match claims.get("flux") {
+            None => Ok(()),
+            Some(_) => Err("it names a job (claim `flux`), and is not a workflow token (scope `session`)"),
+        };
+    };
     if job.uid != task.uid {
         Err("it is the token of a job of another user")
+    } else if job.instance != instance {
+        // Job ids are those of an instance: another one has the same.
+        Err("it is the token of a job of another instance of Flux")
     } else if is_id_of(job.id, task) {
         Ok(())
     } else {
@@ -577,6 +614,11 @@ fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
     Failure::new(denied.to_string(), detail)
 }
 
+/// Whether a condition of a rule is decided by who the job owner is: by what the name service or an identity token says.
+fn depends_on_owner(rule: &config::Rule, config: &Config) -> bool {
+    asks_for_owner(rule) || (rule.conditions.project.is_some() && !config.projects.is_empty())
+}
+
 /// Whether the name service is to be asked for who the job owner is.
 fn asks_for_owner(rule: &config::Rule) -> bool {
     matches!(rule.conditions.user, Some(config::Principal::Name(_))) || rule.conditions.group.is_some()
@@ -595,5 +637,58 @@ impl Outcome {
     /// Of a task that nobody waits for: it is not looked at.
     fn given_up() -> Self {
         Self::of(Err(Failure::new("it was given up", "it was given up")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use token::{Algorithm, KeySet, SigningKey, Verifier};
+
+    use super::*;
+
+    #[test]
+    fn a_token_that_names_a_job_is_for_that_job_of_that_instance_only() {
+        let key = SigningKey::generate(Algorithm::EdDsa);
+        let mut keys = KeySet::new();
+        keys.insert(key.verifying_key());
+        let task = Task {
+            jobid: 0x1234,
+            f58: "ƒ2Xg".to_owned(),
+            uid: 1000,
+            sealer: 0,
+            spec: Spec::none(),
+            what: What::Given(Variables::default()),
+            owner: None,
+        };
+        let check = |more: &str| {
+            let claims = format!(r#"{{"aud":"a","sub":"alice","iat":1,"exp":4102444800{more}}}"#);
+            let token = key.sign(&[("typ", "JWT")], claims.as_bytes());
+            let verifier = Verifier::new(keys.clone()).audience("a");
+            let claims = verifier.verify(token.expose_secret(), SystemTime::now());
+            of_this_job(&claims.unwrap(), &task, "fluke")
+        };
+        let flux = |id: &str, uid: u32, instance: &str| {
+            format!(
+                r#","scope":"session","workspace":"a","flux":{{"jobid":"{id}","uid":{uid},"instance":"{instance}"}}"#
+            )
+        };
+        assert_eq!(check(""), Ok(()));
+        assert_eq!(check(&flux("f2Xg", 1000, "fluke")), Ok(()));
+        for (claims, says) in [
+            (flux("f2Xh", 1000, "fluke"), "of another job"),
+            (flux("f2Xg", 1001, "fluke"), "of another user"),
+            (flux("f2Xg", 1000, "fluke2"), "of another instance"),
+            (
+                flux("f2Xg", 1000, "fluke").replace("session", "other"),
+                "is not a workflow token",
+            ),
+            (
+                flux("f2Xg", 1000, "fluke").replace(r#""session""#, r#"["session"]"#),
+                "is not a workflow token",
+            ),
+        ] {
+            let refused = check(&claims).unwrap_err();
+            assert!(refused.contains(says), "{claims}: {refused}");
+        }
     }
 }

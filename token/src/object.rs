@@ -102,6 +102,9 @@ pub enum Tokens {
 ///
 /// Where `tokens` is [`Tokens::SessionOnly`], user tokens are refused, whatever their scope.
 ///
+/// A session is named by its job's id. Jobs of different Flux instances can have the same: where several instances have
+/// the same issuer, see [`Verifier::instance`](crate::Verifier::instance).
+///
 /// # Errors
 /// [`Denied`] tells why not.
 pub fn authorize(claims: &Claims, key: &ObjectKey, tokens: Tokens) -> Result<(), Denied> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{AUDIENCE, claims, header, key, keys, now, payload, refused, session, sign, verifier, with};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use token::{Algorithm, Grant, KeySet, MAX_LEN, Malformed, Segment, SigningKey, Verifier, VerifyError, mint};
+use token::{Algorithm, Grant, Job, KeySet, MAX_LEN, Malformed, Segment, SigningKey, Verifier, VerifyError, mint};
 
 #[test]
 fn without_kid_the_only_key_is_used() {
@@ -65,6 +65,31 @@ fn a_typ_is_compared_as_a_media_type() {
     );
     assert!(access_tokens.verify(&of_typ("JWT".into()), now()).is_err());
     assert!(access_tokens.verify(&of_typ(Value::Null), now()).is_err());
+}
+
+#[test]
+fn where_an_instance_is_demanded_a_job_of_another_one_is_refused() {
+    let job = |instance: &str| {
+        let Grant::Session { workspace, job } = session() else {
+            unreachable!("it is of a session")
+        };
+        let instance = instance.to_owned();
+        let job = Job { instance, ..job };
+        mint(key(Algorithm::EdDsa), &claims(Grant::Session { workspace, job }))
+    };
+    let verifier = verifier();
+    let of_fluke = verifier.clone().instance("fluke");
+    for (token, accepted) in [(job("fluke"), true), (job("fluke2"), false), (job(""), false)] {
+        assert!(verifier.verify(token.expose_secret(), now()).is_ok());
+        let verified = of_fluke.verify(token.expose_secret(), now());
+        match accepted {
+            true => assert!(verified.is_ok()),
+            false => assert!(matches!(verified, Err(VerifyError::WrongInstance(_))), "{verified:?}"),
+        }
+    }
+    // Users are of no instance.
+    let token = mint(key(Algorithm::EdDsa), &claims(Grant::Cluster));
+    assert!(of_fluke.verify(token.expose_secret(), now()).is_ok());
 }
 
 #[test]

@@ -92,6 +92,9 @@ pub enum VerifyError {
     /// `aud` has none of those that are accepted (RFC 8725 section 3.9).
     #[error("the token is for {0}, and not for this service: ask its issuer for one with this service as its audience")]
     WrongAudience(Shown),
+    /// The job that it is of runs in another Flux instance.
+    #[error("the token is of a job of the Flux instance {0}, and not of the one that is accepted here")]
+    WrongInstance(Shown),
 }
 
 /// A name that whoever made a token chose, as it may be shown: quoted, of a limited length, without control characters.

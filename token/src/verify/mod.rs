@@ -47,6 +47,7 @@ struct Rules {
     issuer: Option<String>,
     audiences: Option<Vec<String>>,
     types: Vec<String>,
+    instance: Option<String>,
     leeway: Duration,
 }
 
@@ -59,6 +60,7 @@ impl Verifier {
                 issuer: None,
                 audiences: Some(Vec::new()),
                 types: Vec::new(),
+                instance: None,
                 leeway: LEEWAY,
             }),
         }
@@ -83,6 +85,12 @@ impl Verifier {
     /// Without it, `typ` is `JWT` or missing.
     pub fn typ(self, typ: impl Into<String>) -> Self {
         self.with(|rules| rules.types.push(typ.into()))
+    }
+
+    /// Accepts workflow tokens of jobs of this Flux instance only, to the letter; user tokens as without it. Jobs of different
+    /// instances can have the same id, so that without it, instances of the same issuer must not share workspaces.
+    pub fn instance(self, instance: impl Into<String>) -> Self {
+        self.with(|rules| rules.instance = Some(instance.into()))
     }
 
     /// How far this clock and that of the issuer may be apart. [`LEEWAY`] without it.
@@ -167,6 +175,11 @@ impl Rules {
         {
             let aud = claims.aud().next().unwrap_or("nobody");
             return Err(VerifyError::WrongAudience(Shown::new(aud)));
+        }
+        if let (Some(instance), Some(job)) = (&self.instance, claims.job())
+            && job.instance != instance
+        {
+            return Err(VerifyError::WrongInstance(Shown::new(job.instance)));
         }
         Ok(())
     }
