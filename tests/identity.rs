@@ -351,11 +351,8 @@ fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rul
     let (first, second) = (jwt(json!({})), jwt(json!({})));
     site.write("first.jwt", 0o600, &first);
     mkfifo(&site.at("go"), Mode::S_IRWXU).expect("a FIFO");
-    let script = format!(
-        "touch {0}/started; read line <{0}/go; cat {0}/first.jwt",
-        site.path(".")
-    );
-    let mut of_members = site.command_rule("member", &script, &[]);
+    let script = "touch started; read line <go; cat first.jwt";
+    let mut of_members = site.command_rule("member", script, &[]);
     of_members["project"] = json!("fusion");
     of_members.as_object_mut().expect("a rule").remove("attribute");
     let of_all = json!({"source": "file", "path": site.write("second.jwt", 0o600, &second)});
