@@ -4,6 +4,7 @@
 //! What may pass is tried again until the rule's timeout. [`request`] is what is asked, [`answer`] what comes back.
 
 mod answer;
+mod readers;
 mod request;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     future::Future,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 use self::{
     answer::Given,
+    readers::{Readers, Unread},
     request::{Client, Subject},
 };
 use crate::{
@@ -41,6 +43,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How long one request may take: a quarter of all the time, so that another server may be found behind the same address,
 /// within these limits.
 const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// How long the reading of the token that is exchanged may take.
+const SUBJECT: Duration = Duration::from_secs(10);
 
 /// How old the metadata of a server may become.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
@@ -303,14 +308,20 @@ async fn subject(template: &config::Template, job: &Values) -> Result<Secret, Er
         .fill(job)
         .map_err(|e| Error::new(format!("{NO_SUBJECT} is not there"), format!("subject-token: {e}")))?;
     let (prefix, uid) = (PathBuf::from(template.prefix()), job.uid);
-    let read = tokio::task::spawn_blocking(move || read_subject(&prefix, Path::new(&path), uid));
-    read.await.unwrap_or_else(|_| {
-        Err(Error::new(
-            format!("{NO_SUBJECT} could not be read"),
-            "an internal error",
-        ))
+    let failed = |what: String| Error::new(format!("{NO_SUBJECT} could not be read"), what);
+    let hangs = format!(
+        "subject-token: {path}: it was not read within {}: see whether its file system is well",
+        seconds(SUBJECT)
+    );
+    let read = READERS.read(uid, SUBJECT, move || read_subject(&prefix, Path::new(&path), uid));
+    read.await.unwrap_or_else(|why| match why {
+        Unread::Hangs => Err(failed(hangs)),
+        Unread::Fault => Err(failed("an internal error".to_owned())),
     })
 }
+
+/// Those who read the tokens that are exchanged, by whichever rule.
+static READERS: LazyLock<Readers> = LazyLock::new(Readers::default);
 
 fn read_subject(prefix: &Path, path: &Path, uid: u32) -> Result<Secret, Error> {
     let at = |what: &str, why: &dyn Display| {
