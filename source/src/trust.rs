@@ -298,6 +298,15 @@ impl Directory {
         Way::new(Trusted::me(None), path)?.directory()
     }
 
+    /// The same, which is created unless there is something already.
+    pub(crate) fn make(path: &Path, mode: u32) -> Result<Self, Refusal> {
+        let path = std::path::absolute(path)?;
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+            Self::at(parent)?.create_directory(name, mode)?;
+        }
+        Self::at(&path)
+    }
+
     fn root(trusted: Trusted) -> Result<Self, Refusal> {
         let fd = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
         Self::checked(trusted, fd, PathBuf::from("/"))
@@ -392,12 +401,16 @@ impl Directory {
 
     /// Creates a directory in it, unless there is one already, and opens it.
     pub(crate) fn make_directory(&self, name: &OsStr, mode: u32) -> Result<Self, Refusal> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => self.sync()?,
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
+        self.create_directory(name, mode)?;
         self.directory(name)
+    }
+
+    fn create_directory(&self, name: &OsStr, mode: u32) -> Result<(), Refusal> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => self.sync(),
+            Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Writes a file in one step: whoever opens it finds all of it, or what was there before, also after a crash. At no

@@ -240,7 +240,7 @@ fn as_many_links_are_followed_as_the_kernel_follows() {
 }
 
 #[test]
-fn a_key_directory_is_not_read_over_a_link_of_others() {
+fn a_key_directory_is_not_made_or_read_over_a_link_of_others() {
     let place = Place::new(0o755);
     let make = |name: &str| keys::create(&place.at(name), Algorithm::EdDsa).map_err(|e| e.to_string());
     let read = |name: &str, want| keys::read(&place.at(name), want).map_err(|e| e.to_string());
@@ -248,6 +248,7 @@ fn a_key_directory_is_not_read_over_a_link_of_others() {
     place.link("@real", "theirs/real");
     place.link("@real/keys", "theirs/keys");
     place.link(&format!("@real/keys/{kid}.pub.jwk"), "theirs/public.jwk");
+    make("theirs/real/more").unwrap();
 
     let all = ["theirs/keys", "theirs/real/keys", "theirs/public.jwk"];
     for name in all {
@@ -260,6 +261,9 @@ fn a_key_directory_is_not_read_over_a_link_of_others() {
             assert!(error.contains("others can write to the directory"), "{name}: {error}");
         }
     }
+    let error = make("theirs/real/new").unwrap_err();
+    assert!(error.contains("others can write to the directory"), "{error}");
+    assert!(!place.at("real/new").exists(), "others chose where a directory is made");
 }
 
 #[test]
