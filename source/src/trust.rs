@@ -67,6 +67,16 @@ pub fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Ref
     read_all(file, limit)
 }
 
+/// Checks the way to what an instance of `owner` has, as it does itself, and not what is at its end: nobody else but root
+/// could put something else in that place.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn examine_way(path: &Path, owner: u32) -> Result<(), Refusal> {
+    let trusted = Trusted { owner, user: None };
+    Way::new(trusted, path)?.up_to_last().map(drop)
+}
+
 /// Opens a file that nobody could have put there, or changed, but root and this user. The operator wrote the path: links
 /// are followed, as [`Way`] says.
 ///
