@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::time::Duration;
 
 use common::{Bench, Munged, Ran, fails, healthy, is_root, me};
@@ -200,7 +200,7 @@ fn finds_files_that_others_can_change() {
             "libexec",
             0o777,
             "rule",
-            "libexec above it can be changed by everyone",
+            "the way to it is not safe: others can write to the directory ",
             "let only the instance owner",
         ),
         (
@@ -222,7 +222,7 @@ fn finds_files_that_others_can_change() {
     let ran = bench.run(&["doctor"]);
     assert_eq!(ran.code, Some(1));
     assert!(
-        ran.line("rule 0").contains(" above it can be changed by everyone"),
+        ran.line("rule 0").contains("others can write to the directory "),
         "{}",
         ran.out
     );
@@ -286,6 +286,38 @@ fn a_token_file_that_is_a_link_is_refused() {
         "shared.jwt: is a symbolic link",
         "name the file that it leads to",
     );
+}
+
+#[test]
+fn a_directory_that_holds_a_link_is_on_the_way_as_for_the_source() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    // A link to a link: the directory that holds the second one is on neither path.
+    fs::create_dir(bench.path("theirs")).unwrap();
+    fs::rename(bench.path("tokens"), bench.path("real")).unwrap();
+    symlink("../real", bench.path("theirs/tokens")).unwrap();
+    symlink("theirs/tokens", bench.path("tokens")).unwrap();
+    let run = || bench.run(&["doctor", "--munge-socket", &munged.socket()]);
+    run().ok();
+    fs::set_permissions(bench.path("theirs"), fs::Permissions::from_mode(0o777)).unwrap();
+    let says = format!(
+        "others can write to the directory {}: use chmod go-w (the symbolic link {} leads there)",
+        bench.path("theirs").display(),
+        bench.path("tokens").display()
+    );
+    fails(&run(), "rule", &says, "let only the instance owner");
+
+    fs::set_permissions(bench.path("theirs"), fs::Permissions::from_mode(0o1777)).unwrap();
+    run().ok();
+    if !is_root("giving a link to another user") {
+        return;
+    }
+    lchown(bench.path("theirs/tokens"), Some(54_321), None).unwrap();
+    let says = format!(
+        "the symbolic link {} belongs to uid 54321",
+        bench.path("theirs/tokens").display()
+    );
+    fails(&run(), "rule", &says, "let only the instance owner");
 }
 
 /// What it says of rule 0 whose file has this path below the token directory.

@@ -184,6 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn a_link_on_the_way_to_the_first_placeholder_is_the_operators() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        for name in ["theirs", "tokens"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        write(&dir.path().join("tokens/alice"), 0o600, b"canary");
+        std::os::unix::fs::symlink("../tokens", theirs.join("tokens")).unwrap();
+        let template = format!("{}/tokens/{{user}}", theirs.display());
+        fetch(&template).result.unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = fetch(&template).result.unwrap_err().to_string();
+        assert!(error.contains("others can write to the directory"), "{error}");
+    }
+
+    #[test]
     fn a_huge_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");

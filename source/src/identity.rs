@@ -80,6 +80,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::skip::skip;
 
     const USER: u32 = 4_000_001;
 
@@ -162,8 +163,10 @@ mod tests {
     #[test]
     fn a_file_of_the_user_is_for_that_user_only() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skip a_file_of_the_user_is_for_that_user_only: only root can give files away");
-            return;
+            return skip(
+                "a_file_of_the_user_is_for_that_user_only",
+                "only root can give files away",
+            );
         }
         let dir = tempfile::tempdir().unwrap();
         for (uid, owner, ok) in [(USER, USER, true), (USER + 1, USER, false)] {
@@ -172,6 +175,28 @@ mod tests {
             chown(path.parent().unwrap(), Some(owner), None).unwrap();
             assert_eq!(read(dir.path(), uid).is_ok(), ok, "of {owner} for {uid}");
         }
+    }
+
+    #[test]
+    fn a_link_of_the_user_is_not_followed_wherever_it_is() {
+        if !nix::unistd::geteuid().is_root() {
+            return skip(
+                "a_link_of_the_user_is_not_followed_wherever_it_is",
+                "only root can give directories away",
+            );
+        }
+        let dir = tempfile::tempdir().unwrap();
+        place(&dir.path().join("others"), USER, 0o600, b"canary");
+        let theirs = dir.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        symlink("../others", theirs.join("link")).unwrap();
+        assert_eq!(read(&theirs.join("link"), USER), Ok(Some("canary".to_owned())));
+        // The user may own a directory on the way, and so choose what is in it, but not among what others have.
+        chown(&theirs, Some(USER), None).unwrap();
+        let error = read(&theirs.join("link"), USER).unwrap_err();
+        assert!(error.contains("belongs to uid 4000001"), "{error}");
+        place(&theirs, USER, 0o600, b"canary");
+        assert_eq!(read(&theirs, USER), Ok(Some("canary".to_owned())));
     }
 
     #[test]

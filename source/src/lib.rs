@@ -16,6 +16,9 @@ mod kubernetes;
 mod oauth2;
 mod paths;
 mod remote;
+#[cfg(test)]
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 mod stamp;
 pub mod supervise;
 pub mod trust;

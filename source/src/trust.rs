@@ -5,7 +5,7 @@ use std::{
     fmt, fs,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{
             ffi::{OsStrExt, OsStringExt},
             fs::{MetadataExt, PermissionsExt},
@@ -14,7 +14,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use zeroize::Zeroizing;
 
 /// Why a file was not opened.
@@ -49,14 +49,12 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Reads a file whose path the operator wrote, and which nobody else could have put there or changed: see [`open`]. Links
-/// are followed.
+/// Reads a file whose path the operator wrote, and which nobody else could have put there or changed: see [`open`].
 ///
 /// # Errors
 /// [`Refusal`], also where it has more than `limit` bytes.
 pub fn read_public(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    let real = fs::canonicalize(path)?;
-    read_all(open(&real, &real)?, limit)
+    read_all(open(path)?, limit)
 }
 
 /// The same for a file with a secret, which must be closed to everyone but its owner.
@@ -64,26 +62,57 @@ pub fn read_public(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refu
 /// # Errors
 /// [`Refusal`], also where it has more than `limit` bytes.
 pub fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    let real = fs::canonicalize(path)?;
-    let file = open(&real, &real)?;
+    let file = open(path)?;
     private(&file.metadata()?)?;
     read_all(file, limit)
 }
 
-/// Opens a file that nobody could have put there, or changed, but those whom the path is trusted to: root and this user.
+/// Checks the way to what an instance of `owner` has, as it does itself, and not what is at its end: nobody else but root
+/// could put something else in that place.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn examine_way(path: &Path, owner: u32) -> Result<(), Refusal> {
+    let trusted = Trusted { owner, user: None };
+    Way::new(trusted, path)?.up_to_last().map(drop)
+}
+
+/// Opens a file that nobody could have put there, or changed, but root and this user. The operator wrote the path: links
+/// are followed, as [`Way`] says.
 ///
 /// Every directory on the way must belong to one of these two and be closed to writing by others (a sticky one, such as
-/// /tmp, is as good: what others put there is theirs, and refused). Links are followed in the constant part of the
-/// template only, which the operator wrote; below it, a link could lead to the file of another job.
-pub(crate) fn open(constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
-    open_trusting(None, constant, path)
+/// /tmp, is as good: what others put there is theirs, and refused).
+pub(crate) fn open(path: &Path) -> Result<fs::File, Refusal> {
+    Way::new(Trusted::me(None), path)?.file()
 }
 
 /// Opens a file with a secret of one job or user, see [`open`]: closed to everyone but its owner, and under no other name,
 /// which could be that of another job or user. `user`, if there is one, is trusted as well: with what only concerns that
 /// user.
+///
+/// Links are followed in the constant part of the template only, which the operator wrote; below it, a link could lead to
+/// the file of another job.
 pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
-    let file = open_trusting(user, constant, path)?;
+    // What precedes the last slash of the constant part is a directory in any case.
+    let text = constant.as_os_str().as_bytes();
+    let end = text.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let base = Path::new(OsStr::from_bytes(&text[..end.max(1)]));
+    let rest = path
+        .strip_prefix(base)
+        .map_err(|_| Refusal::Untrusted("it has no absolute path".to_owned()))?;
+    let mut names = rest.components();
+    let Some(Component::Normal(last)) = names.next_back() else {
+        return Err(Refusal::Untrusted("not a regular file".to_owned()));
+    };
+    let mut at = Way::new(Trusted::me(user), base)?.directory()?;
+    for component in names {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(name) => at = at.directory(name)?,
+            _ => return Err(Refusal::Untrusted("its path has `..`".to_owned())),
+        }
+    }
+    let file = at.open(last)?;
     let meta = file.metadata()?;
     private(&meta)?;
     if meta.nlink() != 1 {
@@ -94,52 +123,235 @@ pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> R
     Ok(file)
 }
 
-fn open_trusting(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
-    // What precedes the last slash of the constant part is a directory in any case.
-    let text = constant.as_os_str().as_bytes();
-    let end = text.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    let base = Path::new(OsStr::from_bytes(&text[..end.max(1)]));
-    let rest = path
-        .strip_prefix(base)
-        .map_err(|_| Refusal::Untrusted("it has no absolute path".to_owned()))?;
-    let real = fs::canonicalize(base)?;
-    let mut names: Vec<_> = real.components().chain(rest.components()).collect();
-    let Some(Component::Normal(last)) = names.pop() else {
-        return Err(Refusal::Untrusted("not a regular file".to_owned()));
-    };
-    Directory::walk(user, names.into_iter())?.open(last)
+/// Whom a path is trusted to, besides root.
+#[derive(Clone, Copy)]
+struct Trusted {
+    owner: u32,
+    /// A user who may own what is on the way as well, but lay no links on it.
+    user: Option<u32>,
+}
+
+impl Trusted {
+    /// Whoever this runs as, and `user`.
+    fn me(user: Option<u32>) -> Self {
+        let owner = nix::unistd::geteuid().as_raw();
+        Self { owner, user }
+    }
+
+    /// Whose links are followed: with one, a user could choose among the files of root and the owner.
+    fn with_links(self) -> Self {
+        Self { user: None, ..self }
+    }
+
+    fn has(self, uid: u32) -> bool {
+        uid == 0 || uid == self.owner || Some(uid) == self.user
+    }
+
+    fn directory(self, stat: &rustix::fs::Stat, path: &Path) -> Result<(), Refusal> {
+        if !self.has(stat.st_uid) {
+            return Err(Refusal::Untrusted(format!(
+                "the directory {} belongs to uid {}, and must to uid {} or root: use chown",
+                path.display(),
+                stat.st_uid,
+                self.owner
+            )));
+        }
+        let sticky = stat.st_mode & 0o1000 != 0;
+        if is_writable_by_others(stat) && !sticky {
+            return Err(Refusal::Untrusted(format!(
+                "others can write to the directory {}: use chmod go-w",
+                path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks a link in a directory with the status `holder`, which is trusted: in a sticky one, it may be of others.
+    fn link(self, holder: &rustix::fs::Stat, stat: &rustix::fs::Stat, link: &Path) -> Result<(), Refusal> {
+        if is_writable_by_others(holder) && !self.has(stat.st_uid) {
+            return Err(Refusal::Untrusted(format!(
+                "the symbolic link {} belongs to uid {}, and must to uid {} or root where others can write to its \
+                 directory: name what it leads to",
+                link.display(),
+                stat.st_uid,
+                self.owner
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn is_writable_by_others(stat: &rustix::fs::Stat) -> bool {
+    stat.st_mode & 0o022 != 0
+}
+
+/// A way that goes over links: where it has come to, and what is left of it.
+///
+/// The kernel, and `fs::canonicalize`, follow a link wherever it lies, and tell only where it led. Whoever owns the
+/// directory that holds it chooses that, so each such directory is one on the way.
+struct Way {
+    at: Directory,
+    /// The names that are left, the next one last.
+    left: Vec<OsString>,
+    /// The links that it went over.
+    links: Vec<PathBuf>,
+}
+
+impl Way {
+    /// As many as the kernel follows.
+    const MAX_LINKS: usize = 40;
+
+    fn new(trusted: Trusted, path: &Path) -> Result<Self, Refusal> {
+        Ok(Self {
+            at: Directory::root(trusted)?,
+            left: names_from_last(&std::path::absolute(path)?),
+            links: Vec::new(),
+        })
+    }
+
+    /// The directory at its end.
+    fn directory(mut self) -> Result<Directory, Refusal> {
+        while let Some(name) = self.left.pop() {
+            self.enter(&name)?;
+        }
+        Ok(self.at)
+    }
+
+    /// The file at its end.
+    fn file(mut self) -> Result<fs::File, Refusal> {
+        let Some(name) = self.up_to_last()? else {
+            return Err(Refusal::Untrusted("not a regular file".to_owned()));
+        };
+        self.at.open(&name).map_err(|e| self.led(e))
+    }
+
+    /// Goes up to the directory that has what is at the end, and returns the name which that has there; `None` if it is
+    /// this directory itself.
+    fn up_to_last(&mut self) -> Result<Option<OsString>, Refusal> {
+        while let Some(name) = self.left.pop() {
+            if !self.left.is_empty() || name == PARENT {
+                self.enter(&name)?;
+                continue;
+            }
+            match self.at.link(&name).map_err(|e| self.led(e))? {
+                Some(target) => self.follow(&name, &target)?,
+                None => return Ok(Some(name)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn enter(&mut self, name: &OsStr) -> Result<(), Refusal> {
+        let refusal = match self.at.enter(name) {
+            Ok(directory) => {
+                self.at = directory;
+                return Ok(());
+            }
+            Err(refusal) => refusal,
+        };
+        if is_other_kind(&refusal)
+            && let Some(target) = self.at.link(name).map_err(|e| self.led(e))?
+        {
+            return self.follow(name, &target);
+        }
+        Err(self.led(refusal))
+    }
+
+    fn follow(&mut self, name: &OsStr, target: &Path) -> Result<(), Refusal> {
+        let link = self.at.path.join(name);
+        if self.links.len() == Self::MAX_LINKS {
+            return Err(Refusal::Untrusted(format!(
+                "the symbolic link {} is one too many on the way, after {} others: name what is meant",
+                link.display(),
+                Self::MAX_LINKS
+            )));
+        }
+        self.links.push(link);
+        if target.is_absolute() {
+            self.at = Directory::root(self.at.trusted)?;
+        }
+        self.left.extend(names_from_last(target));
+        Ok(())
+    }
+
+    /// The same refusal with the link named that led there, which is not in the path of what is refused.
+    fn led(&self, refusal: Refusal) -> Refusal {
+        let Some(link) = self.links.last() else { return refusal };
+        let text = format!("{refusal} (the symbolic link {} leads there)", link.display());
+        match refusal {
+            Refusal::Io(e) => Refusal::Io(io::Error::new(e.kind(), text)),
+            Refusal::Untrusted(_) => Refusal::Untrusted(text),
+        }
+    }
+}
+
+const PARENT: &str = "..";
+
+fn names_from_last(path: &Path) -> Vec<OsString> {
+    path.components()
+        .rev()
+        .filter(|component| matches!(component, Component::Normal(_) | Component::ParentDir))
+        .map(|component| component.as_os_str().to_owned())
+        .collect()
 }
 
 /// A directory that is trusted, as [`open`] says, with all on the way to it.
 pub(crate) struct Directory {
-    /// A user who is trusted as well.
-    user: Option<u32>,
+    trusted: Trusted,
     fd: OwnedFd,
     path: PathBuf,
 }
 
 impl Directory {
-    /// Opens one. Links to it are followed.
+    /// Opens one. Links to it are followed, as [`Way`] says.
     pub(crate) fn at(path: &Path) -> Result<Self, Refusal> {
-        Self::walk(None, fs::canonicalize(path)?.components())
+        Way::new(Trusted::me(None), path)?.directory()
     }
 
-    fn walk<'a>(user: Option<u32>, components: impl Iterator<Item = Component<'a>>) -> Result<Self, Refusal> {
-        let root = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
-        let mut at = Self {
-            user,
-            fd: root,
-            path: PathBuf::from("/"),
-        };
-        trusted_directory(user, &at.fd, &at.path)?;
-        for component in components {
-            match component {
-                Component::RootDir | Component::CurDir => {}
-                Component::Normal(name) => at = at.directory(name)?,
-                _ => return Err(Refusal::Untrusted("its path has `..`".to_owned())),
-            }
+    /// The same, which is created unless there is something already.
+    pub(crate) fn make(path: &Path, mode: u32) -> Result<Self, Refusal> {
+        let path = std::path::absolute(path)?;
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+            Self::at(parent)?.create_directory(name, mode)?;
         }
-        Ok(at)
+        Self::at(&path)
+    }
+
+    fn root(trusted: Trusted) -> Result<Self, Refusal> {
+        let fd = rustix::fs::open("/", DIRECTORY, Mode::empty())?;
+        Self::checked(trusted, fd, PathBuf::from("/"))
+    }
+
+    fn checked(trusted: Trusted, fd: OwnedFd, path: PathBuf) -> Result<Self, Refusal> {
+        trusted.directory(&rustix::fs::fstat(&fd)?, &path)?;
+        Ok(Self { trusted, fd, path })
+    }
+
+    /// A directory in it, or the one above it, not by a link.
+    fn enter(&self, name: &OsStr) -> Result<Self, Refusal> {
+        let path = if name == PARENT {
+            self.path.parent().unwrap_or(&self.path).to_owned()
+        } else {
+            self.path.join(name)
+        };
+        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())?;
+        Self::checked(self.trusted, fd, path)
+    }
+
+    /// Where a link in it leads to. `None` for what is no link.
+    fn link(&self, name: &OsStr) -> Result<Option<PathBuf>, Refusal> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let link = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&link)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return Ok(None);
+        }
+        let trusted = self.trusted.with_links();
+        let holder = rustix::fs::fstat(&self.fd)?;
+        trusted.directory(&holder, &self.path)?;
+        trusted.link(&holder, &stat, &self.path.join(name))?;
+        let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+        Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes()))))
     }
 
     /// Where it is.
@@ -149,14 +361,7 @@ impl Directory {
 
     /// A directory in it, not by a link.
     pub(crate) fn directory(&self, name: &OsStr) -> Result<Self, Refusal> {
-        let path = self.path.join(name);
-        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty()).map_err(|e| no_link(e, &path))?;
-        trusted_directory(self.user, &fd, &path)?;
-        Ok(Self {
-            user: self.user,
-            fd,
-            path,
-        })
+        self.enter(name).map_err(|e| no_link(e, &self.path.join(name)))
     }
 
     /// A file in it, not by a link, that nobody else could have put there or changed.
@@ -164,16 +369,16 @@ impl Directory {
         // Opening a FIFO would wait for a writer without NONBLOCK.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
-        let file = fs::File::from(file.map_err(|e| no_link(e, &self.path.join(name)))?);
+        let file = fs::File::from(file.map_err(|e| no_link(e.into(), &self.path.join(name)))?);
         let meta = file.metadata()?;
         if !meta.is_file() {
             return Err(Refusal::Untrusted("not a regular file".to_owned()));
         }
-        let me = nix::unistd::geteuid().as_raw();
-        if !is_trusted(self.user, meta.uid()) {
+        if !self.trusted.has(meta.uid()) {
             return Err(Refusal::Untrusted(format!(
-                "owned by uid {}, and must be by uid {me} or root: use chown",
-                meta.uid()
+                "owned by uid {}, and must be by uid {} or root: use chown",
+                meta.uid(),
+                self.trusted.owner
             )));
         }
         if meta.mode() & 0o022 != 0 {
@@ -206,12 +411,16 @@ impl Directory {
 
     /// Creates a directory in it, unless there is one already, and opens it.
     pub(crate) fn make_directory(&self, name: &OsStr, mode: u32) -> Result<Self, Refusal> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => self.sync()?,
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
+        self.create_directory(name, mode)?;
         self.directory(name)
+    }
+
+    fn create_directory(&self, name: &OsStr, mode: u32) -> Result<(), Refusal> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => self.sync(),
+            Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Writes a file in one step: whoever opens it finds all of it, or what was there before, also after a crash. At no
@@ -286,38 +495,22 @@ pub(crate) fn private(meta: &fs::Metadata) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn no_link(e: rustix::io::Errno, path: &Path) -> Refusal {
-    match e {
-        rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => Refusal::Untrusted(format!(
-            "{} is a symbolic link, or no directory: name the real one",
-            path.display()
-        )),
-        e => e.into(),
-    }
+/// Whether something is no directory, or a link.
+fn is_other_kind(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Io(e) if matches!(
+        rustix::io::Errno::from_io_error(e),
+        Some(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR)
+    ))
 }
 
-fn is_trusted(user: Option<u32>, uid: u32) -> bool {
-    uid == 0 || uid == nix::unistd::geteuid().as_raw() || Some(uid) == user
-}
-
-fn trusted_directory(user: Option<u32>, directory: &impl AsFd, path: &Path) -> Result<(), Refusal> {
-    let stat = rustix::fs::fstat(directory)?;
-    let me = nix::unistd::geteuid().as_raw();
-    if !is_trusted(user, stat.st_uid) {
-        return Err(Refusal::Untrusted(format!(
-            "the directory {} belongs to uid {}, and must to uid {me} or root",
-            path.display(),
-            stat.st_uid
-        )));
+fn no_link(refusal: Refusal, path: &Path) -> Refusal {
+    if !is_other_kind(&refusal) {
+        return refusal;
     }
-    let sticky = stat.st_mode & 0o1000 != 0;
-    if stat.st_mode & 0o022 != 0 && !sticky {
-        return Err(Refusal::Untrusted(format!(
-            "others can write to the directory {}: use chmod go-w",
-            path.display()
-        )));
-    }
-    Ok(())
+    Refusal::Untrusted(format!(
+        "{} is a symbolic link, or no directory: name the real one",
+        path.display()
+    ))
 }
 
 /// Reads up to `limit` bytes, and one more where there is more.

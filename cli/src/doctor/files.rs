@@ -2,10 +2,12 @@
 //! tokens that jobs get.
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use config::{Config, Rule, Source, Template, Values};
+use source::trust::{self, Refusal};
 
 use super::{Finding, fail, ok, warn};
 use crate::people;
@@ -219,36 +221,27 @@ fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
     above(path, owner)
 }
 
-/// That nobody else can put something else in the place of `path` by way of a directory above it.
+/// That nobody else can put something else in the place of `path` by way of a directory above it, or of a link.
 fn above(path: &Path, owner: u32) -> Result<(), Wrong> {
-    /// What others own in such a directory stays theirs, as in /tmp.
-    const STICKY: u32 = 0o1000;
-
-    let resolved = fs::canonicalize(path).unwrap_or_default();
-    let dirs = path.ancestors().skip(1).chain(resolved.ancestors().skip(1));
-    for dir in dirs.filter(|dir| !dir.as_os_str().is_empty()) {
-        let meta = stat(dir)?;
-        if meta.mode() & STICKY != 0 && (meta.uid() == owner || meta.uid() == 0) {
-            continue;
-        }
-        unchangeable(dir, &meta, owner).map_err(|wrong| {
-            Wrong::new(
-                format!("the directory {} above it {}", dir.display(), wrong.what),
-                wrong.todo,
-            )
-        })?;
-    }
-    Ok(())
+    trust::examine_way(path, owner).map_err(|refusal| match refusal {
+        Refusal::Io(e) => unreadable(&e),
+        Refusal::Untrusted(why) => Wrong::new(
+            format!("the way to it is not safe: {why}"),
+            "let only the instance owner and root change what is on the way, or name another one",
+        ),
+    })
 }
 
 fn stat(path: &Path) -> Result<Metadata, Wrong> {
-    fs::metadata(path).map_err(|e| {
-        let todo = match e.kind() {
-            std::io::ErrorKind::PermissionDenied => "let the instance owner in, or run this as the instance owner",
-            _ => "create it, or correct the rule",
-        };
-        Wrong::new(e.to_string(), todo)
-    })
+    fs::metadata(path).map_err(|e| unreadable(&e))
+}
+
+fn unreadable(e: &io::Error) -> Wrong {
+    let todo = match e.kind() {
+        io::ErrorKind::PermissionDenied => "let the instance owner in, or run this as the instance owner",
+        _ => "create it, or correct the rule",
+    };
+    Wrong::new(e.to_string(), todo)
 }
 
 fn unchangeable(path: &Path, meta: &Metadata, owner: u32) -> Result<(), Wrong> {

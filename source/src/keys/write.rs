@@ -3,11 +3,7 @@
 //! Each step is one that a running instance can see at any moment: files are put in their place whole, private keys before
 //! their public ones, and taken away in the order that leaves no active key without its public one.
 
-use std::{
-    fs, io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
-    path::Path,
-};
+use std::{io, os::fd::OwnedFd, path::Path};
 
 use secrecy::ExposeSecret;
 use token::{Algorithm, SigningKey};
@@ -29,11 +25,7 @@ const PRIVATE: u32 = 0o600;
 /// # Errors
 /// [`KeysError`], also where there are keys already: they are not replaced.
 pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
-    match fs::DirBuilder::new().mode(PUBLIC_DIRECTORY).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(KeysError::new(path, e)),
-        _ => {}
-    }
-    let writer = Writer::open(path)?;
+    let writer = Writer::new(path, Directory::make(path, PUBLIC_DIRECTORY))?;
     for name in [None, Some(SIGNING), Some(HS256)] {
         if writer.has_any(name)? {
             let why = "there are keys already: add one with `flux workflow-token rotate add`";
@@ -137,8 +129,12 @@ struct Writer {
 
 impl Writer {
     fn open(path: &Path) -> Result<Self, KeysError> {
+        Self::new(path, Directory::at(path))
+    }
+
+    fn new(path: &Path, directory: Result<Directory, Refusal>) -> Result<Self, KeysError> {
         let refused = |e: Refusal| KeysError::refused(path, &e);
-        let directory = Directory::at(path).map_err(refused)?;
+        let directory = directory.map_err(refused)?;
         match directory.lock().map_err(refused)? {
             Some(lock) => Ok(Self { directory, _lock: lock }),
             None => Err(KeysError::new(path, "another command is writing to it: try again")),

@@ -6,7 +6,7 @@
 //! up for `exec`.
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -366,9 +366,8 @@ fn read_file(path: &Path, key: &str, readers: Readers<'_>) -> Result<Zeroizing<V
             "let nobody but the instance owner and root change it, and nobody else read secrets in it",
         ),
     };
-    // The operator wrote the path, or its file did: links in it are followed, and where they lead to is what is checked.
-    let real = fs::canonicalize(path).map_err(|e| refused(e.into()))?;
-    let file = trust::open(&real, &real).map_err(refused)?;
+    // The operator wrote the path, or its file did: links in it are followed.
+    let file = trust::open(path).map_err(refused)?;
     let meta = file.metadata().map_err(|e| refused(e.into()))?;
     if let Readers::Owner = readers {
         trust::private(&meta).map_err(refused)?;
@@ -419,7 +418,10 @@ fn secret(text: &Option<Secret>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
 
     use super::*;
 
@@ -456,6 +458,20 @@ mod tests {
         assert!(access.files.iter().any(Stamp::is_stale));
         let access = of_pod(variable, dir.path()).map_err(|e| e.to_string()).unwrap();
         assert_eq!(secret(&access.token), Some("second"));
+    }
+
+    #[test]
+    fn a_file_is_not_read_over_a_link_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::write(dir.path().join("config"), "content").unwrap();
+        symlink("../config", theirs.join("config")).unwrap();
+        let read = || read_file(&theirs.join("config"), "kubeconfig", Readers::Any).map_err(|e| e.to_string());
+        assert_eq!(read().unwrap().as_slice(), b"content");
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = read().unwrap_err();
+        assert!(error.contains("others can write to the directory"), "{error}");
     }
 
     #[test]
