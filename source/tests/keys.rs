@@ -275,7 +275,8 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         ("secret.jwk", 0o600, secret.as_str(), ""),
         ("private.pem", 0o600, &private, "private key"),
         ("private.jwk", 0o600, other.to_jwk().expose_secret(), "private key"),
-        ("other.jwk", 0o644, &same_kid, "another key of the same kid"),
+        // Files are read in the order of their names, and this one comes after any kid.
+        ("~other.jwk", 0o644, &same_kid, "another key of the same kid"),
         ("text.pem", 0o644, "hello", "no PEM block"),
         ("text.jwk", 0o644, "{", ""),
         ("text.jwks", 0o644, "{}", "not a JWKS"),
