@@ -139,6 +139,22 @@ fn a_jwk_for_something_else_is_refused() {
 }
 
 #[test]
+fn a_public_jwk_has_no_part_of_a_private_one() {
+    for algorithm in ASYMMETRIC {
+        let public = key(algorithm).verifying_key().to_jwk().unwrap();
+        for member in ["d", "p", "q", "dp", "dq", "qi", "k"] {
+            let mut private = public.clone();
+            private[member] = json!("AQAB");
+            assert_eq!(
+                verifying_error(&private),
+                KeyError::PrivateAsPublic,
+                "{algorithm} {member}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_jwk_of_the_parts_of_two_keys_is_refused() {
     for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
         let mut private = jwk(key(algorithm));
