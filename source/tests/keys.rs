@@ -367,6 +367,20 @@ fn public_keys_are_read_from_files_of_any_kind_and_secrets_from_their_own() {
     }
     let path = write("short", 0o600, b"short\n");
     assert!(keys::read_secret(&path).is_err());
+    let pem = public.to_pem().unwrap();
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for (content, says) in [
+        (pem.clone(), "where a PRIVATE KEY is needed"),
+        (format!("Bag Attributes: <No Attributes>\n{pem}"), "other text"),
+        (format!("\u{feff}{pem}"), "other text"),
+        (format!("\u{feff}{jwk}"), "a secret that everyone knows"),
+        (format!("[{jwk}]\n"), "a secret that everyone knows"),
+        (base64, "a secret that everyone knows"),
+    ] {
+        let path = write("public", 0o600, content.as_bytes());
+        let error = keys::read_secret(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{content}: {error}");
+    }
 }
 
 #[test]

@@ -137,11 +137,13 @@ pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
 /// [`KeysError`].
 pub fn read_secret(path: &Path) -> Result<Keys, KeysError> {
     let bytes = trust::read_private(path, MAX_KEY_FILE).map_err(|e| KeysError::refused(path, &e))?;
+    const PEM: &[u8] = b"-----BEGIN ";
     let wrong = |e: KeyError| KeysError::new(path, e);
     let text = bytes.trim_ascii_start();
     let key = if text.starts_with(b"{") {
         secret_of_jwk(path, &bytes)?.verifying_key()
-    } else if text.starts_with(b"-----BEGIN ") {
+    } else if bytes.windows(PEM.len()).any(|part| part == PEM) {
+        // Also where text stands before it, of which the reader says that it must not.
         HmacKey::from_pem(&bytes).map_err(wrong)?.verifying_key()
     } else {
         let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
