@@ -1,6 +1,7 @@
 //! URLs in the configuration: where servers are that tokens come from.
 
 use http::Uri;
+use http::uri::Scheme;
 
 /// Checks the URL of a server. It is `https`, or `http` where the host is this node: secrets are sent there, and what comes
 /// back is believed.
@@ -39,6 +40,12 @@ pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
         return Err("must be a host and a port, as in http://proxy.example.com:3128");
     }
     Ok(())
+}
+
+/// Whether a URL is one of a server that is spoken to without TLS. Schemes are the same in capitals (RFC 3986 section 3.1).
+#[must_use]
+pub fn is_plain_url(text: &str) -> bool {
+    parse(text).is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
 }
 
 fn parse(text: &str) -> Result<Uri, &'static str> {
@@ -101,6 +108,21 @@ mod tests {
         ] {
             assert!(check_url(bad).is_err(), "{bad} was accepted");
         }
+    }
+
+    #[test]
+    fn a_scheme_may_be_in_capitals() {
+        for (url, is_plain) in [
+            ("http://127.0.0.1/x", true),
+            ("HTTP://127.0.0.1/x", true),
+            ("hTTp://localhost", true),
+            ("https://127.0.0.1/x", false),
+            ("HTTPS://http://", false),
+            ("http", false),
+        ] {
+            assert_eq!(is_plain_url(url), is_plain, "{url}");
+        }
+        assert!(check_url("HTTP://login.example.com").is_err());
     }
 
     #[test]
