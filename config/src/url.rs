@@ -54,6 +54,10 @@ fn parse(text: &str) -> Result<Uri, &'static str> {
     if text.contains('#') {
         return Err("must have no fragment (`#`)");
     }
+    // The parser takes other bytes in a path (RFC 3986 section 2).
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("must be printable ASCII: encode other characters, as in %C3%A9");
+    }
     let uri: Uri = text.parse().map_err(|_| wrong)?;
     let authority = uri.authority().ok_or(wrong)?;
     if authority.as_str().contains('@') {
@@ -105,6 +109,9 @@ mod tests {
             "http://127.0.0.1@login.example.com",
             "https://login.example.com/#x",
             "https://login example.com",
+            "https://login.example.com/é",
+            "https://login.example.com/\u{202e}",
+            "https://login.example.com/\u{9b}2J",
         ] {
             assert!(check_url(bad).is_err(), "{bad} was accepted");
         }

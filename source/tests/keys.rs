@@ -304,6 +304,23 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         }
         site.read().unwrap();
     }
+    // A name that its issuer chose is shown, and does not steer a terminal.
+    let named = |key: &SigningKey| {
+        let key = key
+            .verifying_key()
+            .with_kid("k\u{1b}]0;pwned\u{7}\u{1b}[2J\u{202e}")
+            .unwrap();
+        key.to_jwk().unwrap().to_string()
+    };
+    fs::write(site.at("a.jwk"), named(&other)).unwrap();
+    fs::write(site.at("b.jwk"), named(&SigningKey::generate(Algorithm::EdDsa))).unwrap();
+    let error = site.refused();
+    assert!(
+        error.contains("k\\u{1b}]0;pwned\\u{7}\\u{1b}[2J\\u{202e}: give one"),
+        "{error}"
+    );
+    fs::remove_file(site.at("a.jwk")).unwrap();
+    fs::remove_file(site.at("b.jwk")).unwrap();
     // Without the public key of the one that signs, nobody could verify.
     fs::rename(site.at(&format!("{}.pub.jwk", site.kid)), site.at("away")).unwrap();
     fs::write(site.at("some.jwk"), other.verifying_key().to_jwk().unwrap().to_string()).unwrap();

@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use zeroize::Zeroizing;
 
+use crate::is_plain;
+
 /// What stands in a text where a secret was.
 pub const REDACTED: &str = "[redacted]";
 
@@ -69,10 +71,10 @@ fn printable(line: &str) -> String {
     let mut printed = String::new();
     let mut chars = line.chars();
     for c in chars.by_ref().take(MAX_LINE_CHARS) {
-        match c {
-            // `escape_debug` escapes these as well, which would only make them harder to read.
-            '"' | '\'' | '\\' => printed.push(c),
-            c => printed.extend(c.escape_debug()),
+        if is_plain(c) {
+            printed.push(c);
+        } else {
+            printed.extend(c.escape_debug());
         }
     }
     match chars.count() {
