@@ -2,7 +2,8 @@
 //! history.
 
 use std::ffi::OsString;
-use std::io::Write;
+
+use crate::print;
 
 /// A secret was given as an argument.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,7 @@ fn is_token(word: &str) -> bool {
 pub fn exit(error: &clap::Error) -> ! {
     let text = error.render();
     if error.use_stderr() {
-        let _ = write!(std::io::stderr(), "{}", token::redact(&text.to_string()));
+        print::err_lines(&print::hidden(text));
     } else {
         let _ = error.print();
     }
