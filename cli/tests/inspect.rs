@@ -169,6 +169,11 @@ fn refuses_a_token_as_an_argument_and_says_why() {
         &["inspect", "--env", &token],
         &["show", &token],
         &[&token],
+        &["inspect", &format!("@{token}")],
+        &["inspect", &format!("x,{token}")],
+        &["inspect", &format!("({token}")],
+        &["verify", &format!("--secret={token}")],
+        &["inspect", &jwt("{ \"alg\":\"HS256\"}", "{}")],
     ] {
         let ran = Bench::new().run(args);
         ran.refused("a token: every user of this node can see arguments, so take that secret as known and replace it");
