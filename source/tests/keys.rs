@@ -139,6 +139,21 @@ fn what_is_private_is_so_from_the_start() {
 }
 
 #[test]
+fn a_directory_that_was_there_is_closed_before_a_private_key_is_in_it() {
+    for (algorithm, private) in [(Algorithm::EdDsa, "signing"), (Algorithm::Hs256, "hs256")] {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join(private);
+        fs::create_dir(&inner).unwrap();
+        chmod(&inner, 0o755);
+        keys::create(dir.path(), algorithm).unwrap();
+        assert_eq!(mode(&inner), 0o700);
+        chmod(&inner, 0o711);
+        keys::add(dir.path(), algorithm).unwrap();
+        assert_eq!(mode(&inner), 0o700);
+    }
+}
+
+#[test]
 fn a_rotation_refuses_no_token_until_its_key_is_retired() {
     for (old, new) in [
         (Algorithm::EdDsa, Algorithm::Es256),
