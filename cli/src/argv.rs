@@ -2,7 +2,8 @@
 //! history.
 
 use std::ffi::OsString;
-use std::io::Write;
+
+use crate::print;
 
 /// A secret was given as an argument.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +24,7 @@ pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
             "a private key"
         } else if arg.contains("MUNGE:") {
             "a MUNGE credential"
-        } else if arg
-            .split(|c: char| c.is_whitespace() || "=:\"'/".contains(c))
-            .any(is_token)
-        {
+        } else if token::holds_token(&arg) {
             "a token"
         } else {
             continue;
@@ -42,19 +40,16 @@ pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
 /// Whether it is, or holds, a JWK with a private part or a secret (RFC 7518 section 6).
 fn is_private_jwk(arg: &str) -> bool {
     let plain: String = arg.chars().filter(|c| !c.is_whitespace() && *c != '\\').collect();
-    plain.contains("\"kty\":") && (plain.contains("\"d\":") || plain.contains("\"k\":"))
-}
-
-/// Whether a word starts as a JWT does and has its dots; a file can be called so only by intent.
-fn is_token(word: &str) -> bool {
-    word.starts_with("eyJ") && word.matches('.').count() >= 2 && word.len() >= 20
+    let private = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+    let has = |member: &str| plain.contains(&format!("\"{member}\":"));
+    has("kty") && private.into_iter().any(has)
 }
 
 /// Prints what clap has to say, which quotes arguments, and exits as clap would.
 pub fn exit(error: &clap::Error) -> ! {
     let text = error.render();
     if error.use_stderr() {
-        let _ = write!(std::io::stderr(), "{}", token::redact(&text.to_string()));
+        print::err_lines(&print::hidden(text));
     } else {
         let _ = error.print();
     }
@@ -74,20 +69,28 @@ mod tests {
     #[test]
     fn secrets_are_refused_wherever_they_stand_and_not_repeated() {
         let token = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl";
+        // `{ "alg":…`, and an empty third part.
+        let spaced = "eyAiYWxnIjoiSFMyNTYifQ.eyJzdWIiOiJhIn0.";
         for arg in [
             token.to_owned(),
             format!("--env={token}"),
             format!("Bearer {token}"),
             format!("TOKEN='{token}'"),
+            format!("@{token}"),
+            format!("x,{token}"),
+            format!("({token})"),
+            spaced.to_owned(),
+            format!("-t{spaced}"),
         ] {
             let message = refused(&arg).unwrap();
             assert!(message.starts_with("argument 2 is, or holds, a token: "), "{message}");
-            assert!(!message.contains("eyJ"), "{message}");
+            assert!(!message.contains("ey"), "{message}");
         }
         assert!(refused("MUNGE:AwQDAAC:").unwrap().contains("a MUNGE credential"));
         for jwk in [
             r#"{"kty":"oct","k":"c2VjcmV0"}"#,
             r#"{"d" : "c2VjcmV0", "kty" : "OKP"}"#,
+            r#"{"kty":"RSA","dp":"c2VjcmV0"}"#,
         ] {
             let message = refused(jwk).unwrap();
             assert!(

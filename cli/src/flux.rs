@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::print;
 use crate::within::PATIENCE;
 
 /// Why `flux` gave no answer.
@@ -67,7 +68,7 @@ const MAX_OUTPUT: usize = 4 << 20;
 /// # Errors
 /// [`Error`], also where what it prints is not UTF-8.
 pub fn run(args: &[&str]) -> Result<String, Error> {
-    let command = || args.join(" ");
+    let command = || print::hidden(args.join(" "));
     let mut child = Command::new("flux")
         .args(args)
         // The messages that are looked at are those of strerror(3).

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use token::MAX_LEN;
 use zeroize::Zeroizing;
 
+use crate::print;
+
 /// Where the token is.
 #[derive(clap::Args)]
 pub struct Place {
@@ -42,8 +44,9 @@ pub enum Error {
 pub fn read(args: &Place) -> Result<(String, Zeroizing<String>), Error> {
     if let Some(name) = &args.env {
         // The value is copied once more by the conversion; the process's environment keeps it anyway.
-        let value = std::env::var_os(name).ok_or_else(|| Error::NoVariable(name.clone()))?;
-        let origin = format!("environment variable {name}");
+        let shown = print::hidden(name);
+        let value = std::env::var_os(name).ok_or_else(|| Error::NoVariable(shown.clone()))?;
+        let origin = format!("environment variable {shown}");
         return match value.into_string() {
             Ok(value) => Ok((origin, Zeroizing::new(value))),
             Err(_) => Err(Error::NotUtf8(origin)),
@@ -54,15 +57,14 @@ pub fn read(args: &Place) -> Result<(String, Zeroizing<String>), Error> {
         None => read_from(io::stdin(), "standard input".to_owned()),
         Some(path) if path.as_os_str() == "-" => read_from(io::stdin(), "standard input".to_owned()),
         Some(path) => {
-            let name = path.display().to_string();
+            let name = print::hidden(path.display());
             let file = File::open(path).map_err(|e| Error::Unreadable(name.clone(), e))?;
             let meta = file.metadata().map_err(|e| Error::Unreadable(name.clone(), e))?;
             if meta.is_file() && meta.mode() & 0o077 != 0 {
-                eprintln!(
-                    "flux-workflow-token: warning: {name}: mode {:04o} lets others than its owner read or change the \
-                     token: use chmod 0600",
+                print::err(format_args!(
+                    "warning: {name}: mode {:04o} lets others than its owner read or change the token: use chmod 0600",
                     meta.mode() & 0o7777
-                );
+                ));
             }
             read_from(file, name)
         }

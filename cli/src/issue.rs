@@ -190,7 +190,7 @@ fn read_key(path: &Path) -> Result<HmacKey, Error> {
     if path.as_os_str() == "-" {
         return Err(Error::KeyFromStdin);
     }
-    let name = || path.display().to_string();
+    let name = || print::hidden(path.display());
     let pem = trust::read_private(path, MAX_KEY_FILE).map_err(|e| Error::Unreadable(name(), e))?;
     HmacKey::from_pem(&pem).map_err(|e| Error::NotKey(name(), e))
 }

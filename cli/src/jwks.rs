@@ -24,12 +24,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let keys = keys::read(&args.keys, Want::Verifying)?;
     for note in keys.notes() {
-        eprintln!("flux-workflow-token: warning: {note}");
+        print::err(format_args!("warning: {note}"));
     }
-    let jwks = keys.verifying().public_jwks();
-    let text = match serde_json::from_str(&jwks) {
-        Ok(value) if !args.json => print::json(&value),
-        _ => jwks,
+    let jwks = serde_json::from_str(&keys.verifying().public_jwks()).unwrap_or_default();
+    let text = if args.json {
+        print::json_line(&jwks)
+    } else {
+        print::json(&jwks)
     };
     print::out(&(text + "\n"))?;
     Ok(ExitCode::SUCCESS)

@@ -71,6 +71,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("flux-workflow-token: {error}");
+    print::err(error);
     ExitCode::FAILURE
 }

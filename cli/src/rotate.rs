@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 
 fn list(keys: &keys::Keys, json: bool) -> Result<ExitCode, Error> {
     for note in keys.notes() {
-        eprintln!("flux-workflow-token: warning: {note}");
+        print::err(format_args!("warning: {note}"));
     }
     let active = keys.signing().map(|key| key.kid());
     let rows: Vec<(&str, &str, &str)> = keys

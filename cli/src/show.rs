@@ -78,8 +78,8 @@ impl Seal {
 
 /// Shows a record.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
-    let id = print::word(&args.jobid);
-    let jobid = decimal(&id)?;
+    let id = print::word(&print::hidden(&args.jobid));
+    let jobid = decimal(&args.jobid, &id)?;
     let text = flux::run(&["job", "info", &jobid.to_string(), &args.record]).map_err(|e| refusal(id.clone(), e))?;
     let record = Record::from_json(&text).map_err(|e| Error::Record(id.clone(), e))?;
 
@@ -97,11 +97,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// The job id as a number; flux knows the forms that it can have.
-fn decimal(id: &str) -> Result<u64, Error> {
+fn decimal(id: &str, shown: &str) -> Result<u64, Error> {
     match flux::run(&["job", "id", "--to=dec", "--", id]) {
-        Ok(number) => number.trim().parse().map_err(|_| Error::NotJobid(id.to_owned())),
-        Err(flux::Error::Failed { .. }) => Err(Error::NotJobid(id.to_owned())),
-        Err(e) => Err(Error::Flux(id.to_owned(), e)),
+        Ok(number) => number.trim().parse().map_err(|_| Error::NotJobid(shown.to_owned())),
+        Err(flux::Error::Failed { .. }) => Err(Error::NotJobid(shown.to_owned())),
+        Err(e) => Err(Error::Flux(shown.to_owned(), e)),
     }
 }
 

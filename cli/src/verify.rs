@@ -77,6 +77,8 @@ pub enum Error {
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error("{0}")]
+    Secret(String),
+    #[error("{0}")]
     Discovery(String),
     #[error(transparent)]
     Write(#[from] io::Error),
@@ -94,7 +96,7 @@ const UNKNOWN: u8 = 2;
 /// Verifies a token. What goes wrong is printed here, as it has an exit status of its own.
 pub fn run(args: &Args) -> ExitCode {
     verify(args).unwrap_or_else(|e| {
-        eprintln!("flux-workflow-token: {e}");
+        print::err(e);
         ExitCode::from(UNKNOWN)
     })
 }
@@ -108,7 +110,7 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
         }
     };
     for note in notes {
-        eprintln!("flux-workflow-token: warning: {note}");
+        print::err(format_args!("warning: {note}"));
     }
     let (_, token) = input::read(&args.token)?;
     let mut verifier = Verifier::new(keys).leeway(args.leeway);
@@ -133,12 +135,12 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
-fn read_keys(args: &Args) -> Result<Keys, KeysError> {
+fn read_keys(args: &Args) -> Result<Keys, Error> {
     match (&args.keys, &args.secret) {
-        (_, Some(secret)) => keys::read_secret(secret),
-        (Some(path), None) => keys::read(path, Want::Verifying),
+        (_, Some(secret)) => keys::read_secret(secret).map_err(|e| Error::Secret(print::hidden(e))),
+        (Some(path), None) => Ok(keys::read(path, Want::Verifying)?),
         // clap demands one of them.
-        (None, None) => keys::read("".as_ref(), Want::Verifying),
+        (None, None) => Ok(keys::read("".as_ref(), Want::Verifying)?),
     }
 }
 
@@ -223,7 +225,7 @@ fn refused(why: &VerifyError, json: bool) -> Result<ExitCode, Error> {
         let object = json!({"verified": false, "reason": why.to_string()});
         print::out(&(print::json(&object) + "\n"))?;
     } else {
-        eprintln!("flux-workflow-token: refused: {why}");
+        print::err(format_args!("refused: {why}"));
     }
     Ok(ExitCode::from(REFUSED))
 }

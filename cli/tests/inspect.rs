@@ -169,6 +169,11 @@ fn refuses_a_token_as_an_argument_and_says_why() {
         &["inspect", "--env", &token],
         &["show", &token],
         &[&token],
+        &["inspect", &format!("@{token}")],
+        &["inspect", &format!("x,{token}")],
+        &["inspect", &format!("({token}")],
+        &["verify", &format!("--secret={token}")],
+        &["inspect", &jwt("{ \"alg\":\"HS256\"}", "{}")],
     ] {
         let ran = Bench::new().run(args);
         ran.refused("a token: every user of this node can see arguments, so take that secret as known and replace it");
@@ -177,11 +182,39 @@ fn refuses_a_token_as_an_argument_and_says_why() {
 }
 
 #[test]
-fn a_wrong_option_does_not_repeat_a_secret() {
+fn what_looks_like_a_secret_in_place_of_a_name_is_not_repeated() {
     let secret = "5f4dcc3b5aa765d61d8327deb882cf99c3RlYWw";
-    let ran = Bench::new().run(&["inspect", "file", secret]);
-    assert_eq!(ran.code, Some(2));
-    assert!(!ran.err.contains(secret), "{}", ran.err);
+    let any = ["--any-issuer", "--any-audience"];
+    for args in [
+        &["inspect", "file", secret][..],
+        &["inspect", secret],
+        &["inspect", "--env", secret],
+        &["show", secret],
+        &["issue", "--sub", "alice", "--key", secret],
+        &["verify", "--secret", secret, any[0], any[1]],
+    ] {
+        let bench = Bench::new();
+        let ran = bench.flux("*) exit 1;;").run(args);
+        assert!(matches!(ran.code, Some(1 | 2)), "{args:?}");
+        assert!(
+            ran.err.contains("[redacted]") && !ran.err.contains(secret),
+            "{args:?}: {}",
+            ran.err
+        );
+    }
+}
+
+#[test]
+fn nothing_in_an_argument_steers_the_terminal() {
+    for args in [
+        &["inspect", "a\u{1b}[2J\u{202e}b"][..],
+        &["inspect", "--env", "a\u{1b}[2J\u{202e}b"],
+        &["inspect", "a", "a\u{1b}[2J\u{202e}b"],
+    ] {
+        let ran = Bench::new().run(args);
+        assert!(ran.err.contains("\\u{202e}b"), "{}", ran.err);
+        assert!(!ran.err.contains(['\u{1b}', '\u{202e}']), "{:?}", ran.err);
+    }
 }
 
 #[test]

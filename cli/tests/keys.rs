@@ -94,6 +94,35 @@ fn cannot_tell(ran: &Ran, says: &str) {
 }
 
 #[test]
+fn the_names_of_keys_do_not_steer_the_terminal() {
+    let site = Site::new("EdDSA");
+    let jwk = |kid: &str| {
+        let mut key = site.json(&["jwks", &site.keys])["keys"][0].clone();
+        key["kid"] = json!(kid);
+        key.to_string()
+    };
+    let write = |name: &str, text: &str| fs::write(Path::new(&site.keys).join(name), text).unwrap();
+    write("a.jwk", &jwk("k\u{1b}[2J\u{9b}2J\u{202e}\u{7f}"));
+    for args in [
+        &["jwks", &site.keys][..],
+        &["jwks", &site.keys, "--json"],
+        &["rotate", "list", &site.keys],
+        &["rotate", "list", &site.keys, "--json"],
+    ] {
+        let ran = site.run(args);
+        let is_odd = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!ran.ok().out.contains(is_odd), "{:?}", ran.out);
+    }
+    // Nor where they are in the way.
+    let other = Site::new("EdDSA");
+    let mut key = other.json(&["jwks", &other.keys])["keys"][0].clone();
+    key["kid"] = json!("k\u{1b}[2J\u{9b}2J\u{202e}\u{7f}");
+    write("b.jwk", &key.to_string());
+    site.run(&["jwks", &site.keys])
+        .refused("the same kid, k\\u{1b}[2J\\u{9b}2J\\u{202e}\\u{7f}: give");
+}
+
+#[test]
 fn a_token_of_each_algorithm_is_issued_and_verified() {
     for algorithm in ALGORITHMS {
         let site = Site::new(algorithm);

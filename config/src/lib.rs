@@ -24,7 +24,7 @@ pub use parse::{Error, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};
-pub use url::{check_issuer_url, check_proxy_url, check_url};
+pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";

@@ -1,6 +1,7 @@
 //! URLs in the configuration: where servers are that tokens come from.
 
 use http::Uri;
+use http::uri::Scheme;
 
 /// Checks the URL of a server. It is `https`, or `http` where the host is this node: secrets are sent there, and what comes
 /// back is believed.
@@ -41,11 +42,21 @@ pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether a URL is one of a server that is spoken to without TLS. Schemes are the same in capitals (RFC 3986 section 3.1).
+#[must_use]
+pub fn is_plain_url(text: &str) -> bool {
+    parse(text).is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
+}
+
 fn parse(text: &str) -> Result<Uri, &'static str> {
     let wrong = "is not a URL with a host, as in https://login.example.com";
     // A parser of URLs of this kind takes a fragment off.
     if text.contains('#') {
         return Err("must have no fragment (`#`)");
+    }
+    // The parser takes other bytes in a path (RFC 3986 section 2).
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("must be printable ASCII: encode other characters, as in %C3%A9");
     }
     let uri: Uri = text.parse().map_err(|_| wrong)?;
     let authority = uri.authority().ok_or(wrong)?;
@@ -98,9 +109,27 @@ mod tests {
             "http://127.0.0.1@login.example.com",
             "https://login.example.com/#x",
             "https://login example.com",
+            "https://login.example.com/é",
+            "https://login.example.com/\u{202e}",
+            "https://login.example.com/\u{9b}2J",
         ] {
             assert!(check_url(bad).is_err(), "{bad} was accepted");
         }
+    }
+
+    #[test]
+    fn a_scheme_may_be_in_capitals() {
+        for (url, is_plain) in [
+            ("http://127.0.0.1/x", true),
+            ("HTTP://127.0.0.1/x", true),
+            ("hTTp://localhost", true),
+            ("https://127.0.0.1/x", false),
+            ("HTTPS://http://", false),
+            ("http", false),
+        ] {
+            assert_eq!(is_plain_url(url), is_plain, "{url}");
+        }
+        assert!(check_url("HTTP://login.example.com").is_err());
     }
 
     #[test]

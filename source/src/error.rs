@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// Why a source gave no variables. It has two readers: the user, who learns what kind of thing failed, and the
-/// operator, who learns the cause. Neither text has a secret in it.
+/// operator, who learns the cause. Neither text has a secret in it, and the detail, which goes to the log, is one line of plain
+/// characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     summary: String,
@@ -14,7 +15,7 @@ impl Error {
     pub(crate) fn new(summary: impl Into<String>, detail: impl fmt::Display) -> Self {
         Self {
             summary: summary.into(),
-            detail: detail.to_string(),
+            detail: token::plain(&detail.to_string()).into_owned(),
         }
     }
 
@@ -32,3 +33,17 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_the_log_is_one_line_of_plain_characters() {
+        let error = Error::new("its token file is not there", "/a/\u{1b}[2J\n\u{202e}é");
+        assert_eq!(
+            error.to_string(),
+            "its token file is not there: /a/\\u{1b}[2J\\u{a}\\u{202e}é"
+        );
+    }
+}

@@ -156,8 +156,6 @@ impl OAuth2 {
         // It is read each time, since it may have been changed, and it is not kept.
         let client = blocking(&SERVER, move || Client::read(&how)).await??;
         let request = client.request(&self.settings, subject, &audience)?;
-        let mut secrets = request.secrets;
-        secrets.extend(subject.map(|subject| subject.token.clone()));
         let max = max_value(&self.variable);
         let answered = self
             .remote
@@ -169,7 +167,8 @@ impl OAuth2 {
                 limit,
             )
             .await;
-        let given = answered.and_then(|answer| answer::read(&self.remote, &answer, &secrets, subject.is_some()));
+        let given =
+            answered.and_then(|answer| answer::read(&self.remote, &answer, &request.secrets, subject.is_some()));
         if given.as_ref().is_err_and(|trouble| trouble.kind == Kind::Missing) {
             // It may have moved.
             *self.metadata.lock().await = None;

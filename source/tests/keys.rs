@@ -139,6 +139,21 @@ fn what_is_private_is_so_from_the_start() {
 }
 
 #[test]
+fn a_directory_that_was_there_is_closed_before_a_private_key_is_in_it() {
+    for (algorithm, private) in [(Algorithm::EdDsa, "signing"), (Algorithm::Hs256, "hs256")] {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join(private);
+        fs::create_dir(&inner).unwrap();
+        chmod(&inner, 0o755);
+        keys::create(dir.path(), algorithm).unwrap();
+        assert_eq!(mode(&inner), 0o700);
+        chmod(&inner, 0o711);
+        keys::add(dir.path(), algorithm).unwrap();
+        assert_eq!(mode(&inner), 0o700);
+    }
+}
+
+#[test]
 fn a_rotation_refuses_no_token_until_its_key_is_retired() {
     for (old, new) in [
         (Algorithm::EdDsa, Algorithm::Es256),
@@ -304,6 +319,23 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         }
         site.read().unwrap();
     }
+    // A name that its issuer chose is shown, and does not steer a terminal.
+    let named = |key: &SigningKey| {
+        let key = key
+            .verifying_key()
+            .with_kid("k\u{1b}]0;pwned\u{7}\u{1b}[2J\u{202e}")
+            .unwrap();
+        key.to_jwk().unwrap().to_string()
+    };
+    fs::write(site.at("a.jwk"), named(&other)).unwrap();
+    fs::write(site.at("b.jwk"), named(&SigningKey::generate(Algorithm::EdDsa))).unwrap();
+    let error = site.refused();
+    assert!(
+        error.contains("k\\u{1b}]0;pwned\\u{7}\\u{1b}[2J\\u{202e}: give one"),
+        "{error}"
+    );
+    fs::remove_file(site.at("a.jwk")).unwrap();
+    fs::remove_file(site.at("b.jwk")).unwrap();
     // Without the public key of the one that signs, nobody could verify.
     fs::rename(site.at(&format!("{}.pub.jwk", site.kid)), site.at("away")).unwrap();
     fs::write(site.at("some.jwk"), other.verifying_key().to_jwk().unwrap().to_string()).unwrap();
@@ -367,6 +399,20 @@ fn public_keys_are_read_from_files_of_any_kind_and_secrets_from_their_own() {
     }
     let path = write("short", 0o600, b"short\n");
     assert!(keys::read_secret(&path).is_err());
+    let pem = public.to_pem().unwrap();
+    let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for (content, says) in [
+        (pem.clone(), "where a PRIVATE KEY is needed"),
+        (format!("Bag Attributes: <No Attributes>\n{pem}"), "other text"),
+        (format!("\u{feff}{pem}"), "other text"),
+        (format!("\u{feff}{jwk}"), "a secret that everyone knows"),
+        (format!("[{jwk}]\n"), "a secret that everyone knows"),
+        (base64, "a secret that everyone knows"),
+    ] {
+        let path = write("public", 0o600, content.as_bytes());
+        let error = keys::read_secret(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{content}: {error}");
+    }
 }
 
 #[test]

@@ -585,6 +585,13 @@ async fn a_workflow_that_cannot_be_used_is_refused() {
     site.fetch()
         .await
         .failed(&["it belongs to uid 1001, and the job to uid 1000"]);
+    for no_user in [json!({}), json!({"userID": null}), Value::Null] {
+        api.workflow(NAME, UID, ready());
+        api.workflow_spec(NAME, |spec| *spec = no_user);
+        site.fetch()
+            .await
+            .failed(&["does not say whom it belongs to (spec.userID)"]);
+    }
     assert!(api.asked(SECRETS).is_empty());
 }
 

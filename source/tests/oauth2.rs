@@ -401,6 +401,33 @@ async fn what_the_server_refuses_is_told_in_one_line_and_not_tried_again() {
 }
 
 #[tokio::test]
+async fn no_secret_is_told_in_any_form_in_which_it_was_sent() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.exchange();
+    let file = site.write(&format!("{UID}.jwt"), 0o600, "canary/of+user=");
+    if nix::unistd::geteuid().is_root() {
+        chown(&file, Some(UID), None).unwrap();
+    }
+    let secret = path(&site.dir.path().join("secret"));
+    for authentication in [
+        ClientAuthentication::SecretBasic(secret.clone()),
+        ClientAuthentication::SecretPost(secret),
+    ] {
+        site.settings.authentication = authentication;
+        let said = format!(
+            "of {SECRET}, canary+secret%3A1, {}, canary/of+user=, canary%2Fof%2Buser%3D.",
+            STANDARD.encode("flux:canary+secret%3A1")
+        );
+        let shown = "of [redacted], [redacted], [redacted], [redacted], [redacted].";
+        login.gives(400, json!({"error": "invalid_grant", "error_description": said}));
+        failed(site.fetch().await, &[&format!("(it says: {shown})")]);
+        login.gives(200, json!({"access_token": "token", "token_type": said}));
+        failed(site.fetch().await, &[&format!("of the type `{shown}`")]);
+    }
+}
+
+#[tokio::test]
 async fn what_may_pass_is_tried_again() {
     let login = Login::start();
     let site = Site::new(&login);

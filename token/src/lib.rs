@@ -10,6 +10,7 @@
 //! | show a person what a token says | [`Token::inspect`] |
 //! | mint a token as the rabbit software does | [`HmacKey::from_pem`] and [`issue`] |
 //! | log the output of a program that handles tokens | [`redact_lines`], [`redact`], [`redact_known`] |
+//! | show a text that somebody else chose | [`plain`](plain()) |
 //!
 //! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
 //! that shows it.
@@ -24,6 +25,7 @@ mod key;
 mod mint;
 mod name;
 mod object;
+mod plain;
 mod redact;
 mod shape;
 mod verify;
@@ -40,6 +42,7 @@ pub use key::{
 pub use mint::{ClaimsToIssue, Grant, Job, mint, workflow_lifetime};
 pub use name::{Name, NameError, Session, SessionError};
 pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};
-pub use redact::{MAX_LINE_CHARS, MAX_LINES, REDACTED, redact, redact_known, redact_lines};
+pub use plain::{is_plain, plain};
+pub use redact::{MAX_LINE_CHARS, MAX_LINES, REDACTED, holds_token, redact, redact_known, redact_lines};
 pub use shape::{LEEWAY, Shape, ShapeError, check_shape};
 pub use verify::{Shown, Verifier, VerifyError};

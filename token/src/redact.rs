@@ -7,7 +7,11 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
+
+use crate::is_plain;
 
 /// What stands in a text where a secret was.
 pub const REDACTED: &str = "[redacted]";
@@ -69,10 +73,10 @@ fn printable(line: &str) -> String {
     let mut printed = String::new();
     let mut chars = line.chars();
     for c in chars.by_ref().take(MAX_LINE_CHARS) {
-        match c {
-            // `escape_debug` escapes these as well, which would only make them harder to read.
-            '"' | '\'' | '\\' => printed.push(c),
-            c => printed.extend(c.escape_debug()),
+        if is_plain(c) {
+            printed.push(c);
+        } else {
+            printed.extend(c.escape_debug());
         }
     }
     match chars.count() {
@@ -140,13 +144,57 @@ fn shaped(text: &str) -> Vec<Range<usize>> {
     found
 }
 
+/// Base64 of `{"`, and of `{` with white space after it, which is rare; and how many dots there must be to tell a token.
+const STARTS: [(&str, usize); 5] = [("eyJ", 0), ("eyA", 2), ("ewo", 2), ("ewk", 2), ("ew0", 2)];
+
+/// Whether a whole JWS in compact serialization is anywhere in `text`, as far as its form tells: two dots after the base64url
+/// of what a JSON object begins with. Its payload or signature may be empty.
+///
+/// Where it does not stand alone, what is before the first dot must be a header, which names an algorithm: names of hosts and
+/// files may have those letters by chance.
+#[must_use]
+pub fn holds_token(text: &str) -> bool {
+    /// No name that begins so is that long by chance.
+    const MIN_LEN: usize = 20;
+
+    let bytes = text.as_bytes();
+    let is_token = |at: usize| {
+        let segment = |at: usize| {
+            let len = count(&bytes[at..], is_base64url);
+            at + len + count(&bytes[at + len..], |b| b == b'=')
+        };
+        let header = count(&bytes[at..], is_base64url);
+        let first = segment(at);
+        if bytes.get(first) != Some(&b'.') {
+            return false;
+        }
+        let second = segment(first + 1);
+        if bytes.get(second) != Some(&b'.') || segment(second + 1) - at < MIN_LEN {
+            return false;
+        }
+        // What the last characters of one that was cut stand for is not needed.
+        let Ok(header) = URL_SAFE_NO_PAD.decode(&bytes[at..at + header / 4 * 4]) else {
+            return false;
+        };
+        let begins = header.strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+        let alone = at == 0 || !is_base64url(bytes[at - 1]);
+        begins.is_some_and(|rest| rest.starts_with(b"\""))
+            && (alone || header.windows(ALG.len()).any(|part| part == ALG))
+    };
+    STARTS
+        .iter()
+        .any(|(start, _)| text.match_indices(start).any(|(at, _)| is_token(at)))
+}
+
+/// What each header has (RFC 7515 section 4.1.1).
+const ALG: &[u8] = b"\"alg\"";
+
 fn tokens(text: &str, found: &mut Vec<Range<usize>>) {
     /// No word in a message is that long after `eyJ`.
     const MIN_LEN: usize = 8;
 
     let bytes = text.as_bytes();
-    // base64 of `{"`, and of `{` with white space after it, which is rare: those must have the three segments.
-    for (start, dots) in [("eyJ", 0), ("eyA", 2), ("ewo", 2), ("ewk", 2), ("ew0", 2)] {
+    for (start, dots) in STARTS {
         let mut from = 0;
         while let Some(at) = text[from..].find(start) {
             let at = from + at;
@@ -323,6 +371,10 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
 }
 
+fn is_base64url(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
 /// How many of the first bytes in a row are as `is` says.
 fn count(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
     bytes.iter().take_while(|&&b| is(b)).count()
@@ -335,8 +387,7 @@ fn count_back(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine;
-    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
@@ -386,6 +437,47 @@ mod tests {
             ("s=correcthorsebatterystaplecorrecthorse".into(), "s=[redacted]".into()),
         ] {
             assert_eq!(redact(&text), shown);
+        }
+    }
+
+    #[test]
+    fn tells_a_text_that_holds_a_token_from_names() {
+        for token in [
+            RFC_7519.to_owned(),
+            jwt("{ \"alg\":\"x\"}", "{}"),
+            jwt("{\n  \"typ\": \"JWT\", \"alg\": \"x\"}", "{\"sub\":\"alice\"}"),
+            jwt("{\t\"alg\":\"x\"}", "{}"),
+            jwt("{\r\n\"alg\":\"x\"}", "{}"),
+            format!("{}.", jwt("{\"alg\":\"none\"}", "{}").rsplit_once('.').unwrap().0),
+            format!("{}..c2lnbmF0dXJl", RFC_7519.split_once('.').unwrap().0),
+            RFC_7519.replace('.', "==."),
+            // Its header was cut.
+            format!("{}.{}", &RFC_7519[..9], RFC_7519.split_once('.').unwrap().1),
+        ] {
+            for text in [
+                token.clone(),
+                format!("@{token}"),
+                format!("x,{token}"),
+                format!("({token})"),
+                format!("?t={token}&x=1"),
+                format!("ü{token}ü"),
+            ] {
+                assert!(holds_token(&text), "{text}");
+            }
+        }
+        assert!(holds_token(&format!("-t{RFC_7519}")) && holds_token(&format!("TOKEN{RFC_7519}")));
+        for text in [
+            "",
+            "eyJ",
+            "eyJ.tar.gz",
+            "eyJ..",
+            "/etc/keyJars-of-the-cluster.v1.json",
+            "https://network-login.example.org/",
+            "/var/lib/a.b.c/networking-tokens.v1.jwk",
+            "monkeyA-long-name-of-a-file.tar.gz",
+            "renew0-at-the-end-of-the-day.example.org.",
+        ] {
+            assert!(!holds_token(text), "{text}");
         }
     }
 

@@ -5,6 +5,8 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use common::{decode, encode, key, secret};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -139,6 +141,22 @@ fn a_jwk_for_something_else_is_refused() {
 }
 
 #[test]
+fn a_public_jwk_has_no_part_of_a_private_one() {
+    for algorithm in ASYMMETRIC {
+        let public = key(algorithm).verifying_key().to_jwk().unwrap();
+        for member in ["d", "p", "q", "dp", "dq", "qi", "k"] {
+            let mut private = public.clone();
+            private[member] = json!("AQAB");
+            assert_eq!(
+                verifying_error(&private),
+                KeyError::PrivateAsPublic,
+                "{algorithm} {member}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_jwk_of_the_parts_of_two_keys_is_refused() {
     for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
         let mut private = jwk(key(algorithm));
@@ -196,11 +214,83 @@ fn a_secret_is_long_enough_and_no_key_file() {
     assert_eq!(SigningKey::from_secret(&[7; 31]).err(), Some(KeyError::TooShort(31)));
     for algorithm in ASYMMETRIC {
         let public = key(algorithm).verifying_key();
-        assert_eq!(error(public.to_pem().unwrap().as_bytes()), Some(KeyError::KeyAsSecret));
-        assert_eq!(
-            error(format!("\n{}", public.to_jwk().unwrap()).as_bytes()),
-            Some(KeyError::KeyAsSecret)
-        );
+        let (pem, jwk) = (public.to_pem().unwrap(), public.to_jwk().unwrap());
+        let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let der = STANDARD.decode(&base64).unwrap();
+        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+        for (what, public) in [
+            ("PEM", pem.clone().into_bytes()),
+            ("a JWK", format!("\n{jwk}").into_bytes()),
+            ("a JWKS", json!({"keys": [jwk]}).to_string().into_bytes()),
+            ("an array", format!("[{jwk}]").into_bytes()),
+            ("JSON as a string", json!(jwk.to_string()).to_string().into_bytes()),
+            (
+                "with attributes",
+                format!("Bag Attributes: <No Attributes>\n{pem}").into_bytes(),
+            ),
+            ("with a mark", format!("\u{feff}{pem}").into_bytes()),
+            ("a JWK with a mark", format!("\u{feff}{jwk}").into_bytes()),
+            ("in UTF-16", utf16(&format!("\u{feff}{pem}"))),
+            ("in base64", STANDARD.encode(&pem).into_bytes()),
+            ("DER", der.clone()),
+            ("DER and a line end", [&der[..], b"\r\n"].concat()),
+            ("DER in base64", format!("{base64}\n").into_bytes()),
+            ("DER in base64url", encode(&der).into_bytes()),
+        ] {
+            assert_eq!(error(&public), Some(KeyError::KeyAsSecret), "{algorithm} {what}");
+            // An end that is a line end may have been taken off.
+            if public[0] == 0x30 {
+                assert_eq!(
+                    error(&public[..public.len() - 1]),
+                    Some(KeyError::KeyAsSecret),
+                    "{algorithm} {what}"
+                );
+            }
+            let jwk = json!({"kty": "oct", "k": encode(&public)}).to_string();
+            assert_eq!(
+                SigningKey::from_jwk(jwk.as_bytes()).err(),
+                Some(KeyError::KeyAsSecret),
+                "{algorithm} {what}"
+            );
+        }
+    }
+    let ssh = "AAAAC3NzaC1lZDI1NTE5AAAAIJ+DYvh6SEqVTm50DFtMDoQikTmiCqirVv9mWG9qfSnF";
+    for line in [
+        format!("ssh-ed25519 {ssh} alice"),
+        format!("login.example.org ssh-ed25519 {ssh}"),
+        format!("ecdsa-sha2-nistp256 {ssh}"),
+        format!("sk-ssh-ed25519@openssh.com {ssh}"),
+        format!("---- BEGIN SSH2 PUBLIC KEY ----\n{ssh}"),
+    ] {
+        assert_eq!(error(line.as_bytes()), Some(KeyError::KeyAsSecret), "{line}");
+    }
+    // PKCS #1.
+    let rsa = key(Algorithm::Rs256).verifying_key().to_jwk().unwrap();
+    let pkcs1 = [
+        &[0x30, 0x82, 1, 10, 2, 0x82, 1, 1, 0][..],
+        &decode(rsa["n"].as_str().unwrap()),
+        &[2, 3, 1, 0, 1],
+    ];
+    assert_eq!(error(&pkcs1.concat()), Some(KeyError::KeyAsSecret));
+}
+
+#[test]
+fn what_may_be_a_secret_is_taken_for_one() {
+    let private = include_str!("../testdata/rabbit.pem");
+    let base64: String = private.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = STANDARD.decode(&base64).unwrap();
+    let mut random = *b"{[0\x82\xfe\xff\x00\xc0\x80\xf8 of random bytes, such";
+    for first in *b"{[0\x02 " {
+        random[0] = first;
+        VerifyingKey::from_secret(&random).unwrap();
+        VerifyingKey::from_secret(STANDARD.encode(random).as_bytes()).unwrap();
+    }
+    for secret in [
+        &der[..],
+        base64.as_bytes(),
+        "\u{feff}correct horse battery staple, and more".as_bytes(),
+    ] {
+        VerifyingKey::from_secret(secret).unwrap();
     }
 }
 

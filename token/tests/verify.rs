@@ -26,6 +26,19 @@ fn without_kid_the_only_key_is_used() {
 }
 
 #[test]
+fn a_name_that_is_shown_does_not_steer_a_terminal() {
+    let key = key(Algorithm::EdDsa);
+    let kid = "\u{202e}é\u{2066}\"\u{2028}\u{e0001}\u{1b}[2J\u{9b}\u{200b}'\\";
+    let token = sign(key, with(header(key), json!({"kid": kid})), payload().to_string());
+    let error = refused(&token);
+    assert_eq!(
+        error.to_string().split(", which").next().unwrap(),
+        "the token is signed with the key \"?é?????[2J??'\\\""
+    );
+    assert!(!format!("{error:?}").contains('\u{202e}'), "{error:?}");
+}
+
+#[test]
 fn the_leeway_holds_at_both_ends() {
     let key = key(Algorithm::EdDsa);
     let token = mint(key, &claims(session()));

@@ -69,7 +69,8 @@ impl Keys {
     }
 }
 
-/// Why there are no keys: where, what, and what to do. It holds nothing of any key.
+/// Why there are no keys: where, what, and what to do. It holds nothing of any key, and is shown as one line of plain
+/// characters: names of keys are chosen by who made them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysError {
     path: PathBuf,
@@ -96,7 +97,8 @@ impl KeysError {
 
 impl fmt::Display for KeysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.why)
+        let text = format!("{}: {}", self.path.display(), self.why);
+        f.write_str(&token::plain(&text))
     }
 }
 
@@ -137,11 +139,13 @@ pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
 /// [`KeysError`].
 pub fn read_secret(path: &Path) -> Result<Keys, KeysError> {
     let bytes = trust::read_private(path, MAX_KEY_FILE).map_err(|e| KeysError::refused(path, &e))?;
+    const PEM: &[u8] = b"-----BEGIN ";
     let wrong = |e: KeyError| KeysError::new(path, e);
     let text = bytes.trim_ascii_start();
     let key = if text.starts_with(b"{") {
         secret_of_jwk(path, &bytes)?.verifying_key()
-    } else if text.starts_with(b"-----BEGIN ") {
+    } else if bytes.windows(PEM.len()).any(|part| part == PEM) {
+        // Also where text stands before it, of which the reader says that it must not.
         HmacKey::from_pem(&bytes).map_err(wrong)?.verifying_key()
     } else {
         let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
@@ -271,12 +275,8 @@ impl Reader {
     fn jwks(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
         let (keys, skipped) = KeySet::from_jwks(bytes).map_err(|e| KeysError::new(path, e))?;
         for key in skipped {
-            self.notes.push(format!(
-                "{}: the key keys[{}] is not used: {}",
-                path.display(),
-                key.index,
-                key.reason
-            ));
+            let why = format!("the key keys[{}] is not used: {}", key.index, key.reason);
+            self.notes.push(KeysError::new(path, why).to_string());
         }
         keys.iter().try_for_each(|key| self.insert(path, key.clone()))
     }

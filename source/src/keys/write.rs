@@ -3,7 +3,14 @@
 //! Each step is one that a running instance can see at any moment: files are put in their place whole, private keys before
 //! their public ones, and taken away in the order that leaves no active key without its public one.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::Path,
+};
 
 use secrecy::ExposeSecret;
 use token::{Algorithm, SigningKey};
@@ -117,6 +124,20 @@ pub fn retire(path: &Path, kid: &str) -> Result<(), KeysError> {
     }
 }
 
+/// Closes a directory of private keys that was there before, and let others in. The way to it is trusted, so that its path is
+/// what was opened.
+fn close(path: &Path) -> Result<(), KeysError> {
+    let mode = fs::metadata(path).map_err(|e| KeysError::new(path, e))?.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIRECTORY)).map_err(|e| {
+        let why =
+            format!("mode {mode:04o} lets others than its owner in, and could not be changed ({e}): use chmod 0700");
+        KeysError::new(path, why)
+    })
+}
+
 fn public_name(kid: &str) -> String {
     format!("{kid}.pub.jwk")
 }
@@ -179,7 +200,9 @@ impl Writer {
         };
         let inner = |name: &str| {
             let made = self.directory.make_directory(name.as_ref(), PRIVATE_DIRECTORY);
-            made.map_err(|e| KeysError::refused(&self.directory.path().join(name), &e))
+            let made = made.map_err(|e| KeysError::refused(&self.directory.path().join(name), &e))?;
+            close(made.path())?;
+            Ok(made)
         };
         match (key.to_pem(), key.verifying_key().to_jwk()) {
             (Some(pem), Some(public)) => {

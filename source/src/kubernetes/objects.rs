@@ -99,14 +99,23 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
     if workflow.kind != "Workflow" {
         return Err(no_object("Workflow"));
     }
-    if let Some(owner) = workflow.spec.and_then(|spec| spec.user_id)
-        && owner != u64::from(uid)
-    {
-        return Err(Trouble::permanent(
-            UNUSABLE,
-            format_args!("it belongs to uid {owner}, and the job to uid {uid}"),
-            "see that the key object names the Workflow of the job",
-        ));
+    match workflow.spec.and_then(|spec| spec.user_id) {
+        Some(owner) if owner == u64::from(uid) => {}
+        Some(owner) => {
+            return Err(Trouble::permanent(
+                UNUSABLE,
+                format_args!("it belongs to uid {owner}, and the job to uid {uid}"),
+                "see that the key object names the Workflow of the job",
+            ));
+        }
+        // DWS takes no Workflow without it.
+        None => {
+            return Err(Trouble::permanent(
+                UNUSABLE,
+                "it does not say whom it belongs to (spec.userID)",
+                "see what creates it, and the definition of Workflows (kubectl explain workflow.spec)",
+            ));
+        }
     }
     let status = workflow.status.ok_or_else(|| not_ready("it has no status yet"))?;
     is_ready(&status)?;

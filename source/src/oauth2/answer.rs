@@ -47,10 +47,11 @@ struct Failure {
 
 /// Reads an answer. `secrets` is what was sent, and must not be repeated.
 pub(super) fn read(remote: &Remote, answer: &Answer, secrets: &[Secret], exchanged: bool) -> Result<Given, Trouble> {
+    let secrets: Vec<&str> = secrets.iter().map(ExposeSecret::expose_secret).collect();
     if answer.status.is_success() {
-        return success(&answer.body, exchanged);
+        return success(&answer.body, &secrets, exchanged);
     }
-    if let Some(trouble) = refusal(answer, secrets) {
+    if let Some(trouble) = refusal(answer, &secrets) {
         return Err(trouble);
     }
     let mut trouble = remote.unusable(answer);
@@ -60,7 +61,7 @@ pub(super) fn read(remote: &Remote, answer: &Answer, secrets: &[Secret], exchang
     Err(trouble)
 }
 
-fn success(body: &[u8], exchanged: bool) -> Result<Given, Trouble> {
+fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, Trouble> {
     let wrong = |what: &dyn std::fmt::Display| {
         Trouble::permanent(
             SERVER.unwell,
@@ -76,7 +77,7 @@ fn success(body: &[u8], exchanged: bool) -> Result<Given, Trouble> {
     // What is exchanged may become something else than an access token (RFC 8693 section 2.2.1).
     let is_bearer = kind.eq_ignore_ascii_case("bearer") || (exchanged && kind.eq_ignore_ascii_case("N_A"));
     if !is_bearer {
-        let kind = quote(&kind, &[&token]);
+        let kind = quote(&kind, &[secrets, &[&token]].concat());
         return Err(wrong(&format_args!(
             "has a token of the type `{kind}`, and only bearer tokens can be delivered"
         )));
@@ -88,7 +89,7 @@ fn success(body: &[u8], exchanged: bool) -> Result<Given, Trouble> {
     Ok(Given {
         token: Secret::from(token.as_str()),
         lifetime: answer.expires_in.as_ref().and_then(lifetime),
-        scope: answer.scope.map(|scope| quote(&scope, &[&token])),
+        scope: answer.scope.map(|scope| quote(&scope, &[secrets, &[&token]].concat())),
     })
 }
 
@@ -102,12 +103,11 @@ fn lifetime(value: &Value) -> Option<Duration> {
 }
 
 /// What the server says against it (RFC 6749 section 5.2).
-fn refusal(answer: &Answer, secrets: &[Secret]) -> Option<Trouble> {
+fn refusal(answer: &Answer, secrets: &[&str]) -> Option<Trouble> {
     let failure: Failure = serde_json::from_slice(&answer.body).ok()?;
     let code = failure.error?;
-    let secrets: Vec<&str> = secrets.iter().map(ExposeSecret::expose_secret).collect();
     let says = match failure.error_description {
-        Some(text) if !text.is_empty() => format!(" (it says: {})", quote(&text, &secrets)),
+        Some(text) if !text.is_empty() => format!(" (it says: {})", quote(&text, secrets)),
         _ => String::new(),
     };
     let (summary, todo) = match code.as_str() {
@@ -134,7 +134,7 @@ fn refusal(answer: &Answer, secrets: &[Secret]) -> Option<Trouble> {
         _ => (REFUSED, "see the server's log"),
     };
     let status = answer.status.as_u16();
-    let code = quote(&code, &secrets);
+    let code = quote(&code, secrets);
     let kind = if answer.is_passing() {
         Kind::Passing(answer.retry_after())
     } else {

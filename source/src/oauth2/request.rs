@@ -41,7 +41,7 @@ pub(super) enum Client {
 pub(super) struct Request {
     pub authorization: Option<HeaderValue>,
     pub form: Zeroizing<Vec<u8>>,
-    /// What must not be repeated in a message.
+    /// What must not be repeated in a message: each secret, and the forms in which it is sent.
     pub secrets: Vec<Secret>,
 }
 
@@ -109,11 +109,12 @@ impl Client {
         subject: Option<&Subject>,
         audience: &str,
     ) -> Result<Request, Trouble> {
-        let mut form = Form::default();
+        let (mut form, mut secrets) = (Form::default(), Vec::new());
         form.add("grant_type", settings.grant.uri());
         if let (Grant::TokenExchange { .. }, Some(subject)) = (&settings.grant, subject) {
             form.add("subject_token", subject.token.expose_secret());
             form.add("subject_token_type", &subject.kind);
+            secrets.extend([subject.token.clone(), encoded(&subject.token)]);
         }
         if let Some(scope) = &settings.scope {
             form.add("scope", scope);
@@ -125,15 +126,17 @@ impl Client {
             form.add("resource", resource);
         }
         let id = &settings.client_id;
-        let (authorization, secrets) = match self {
+        let authorization = match self {
             Self::Basic(secret) => {
-                let (header, encoded) = basic(id, secret)?;
-                (Some(header), vec![secret.clone(), encoded])
+                let (header, pair) = basic(id, secret)?;
+                secrets.extend([secret.clone(), encoded(secret), pair]);
+                Some(header)
             }
             Self::Post(secret) => {
                 form.add("client_id", id);
                 form.add("client_secret", secret.expose_secret());
-                (None, vec![secret.clone()])
+                secrets.extend([secret.clone(), encoded(secret)]);
+                None
             }
             Self::Key(key) => {
                 let assertion = assertion(key, id, audience, SystemTime::now());
@@ -143,7 +146,9 @@ impl Client {
                     "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
                 );
                 form.add("client_assertion", assertion.expose_secret());
-                (None, vec![assertion])
+                // Base64url and dots, which stay as they are in a form.
+                secrets.push(assertion);
+                None
             }
         };
         Ok(Request {
@@ -152,6 +157,14 @@ impl Client {
             secrets,
         })
     }
+}
+
+/// A secret as it is in a form.
+fn encoded(secret: &Secret) -> Secret {
+    let mut form = Form::default();
+    form.push(secret.expose_secret());
+    // It is ASCII.
+    Secret::from(std::str::from_utf8(&form.0).unwrap_or_default())
 }
 
 /// The header of RFC 6749 section 2.3.1: id and secret are encoded as in a form, before they are in base64.

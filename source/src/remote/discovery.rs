@@ -119,7 +119,7 @@ fn metadata(issuer: &str, url: &str, members: &Map<String, Value>) -> Result<Met
         let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
         config::check_url(text).map_err(wrong)?;
         // Whoever is on this node is not to be spoken to in place of a server that is not.
-        if text.starts_with("http://") && !issuer.starts_with("http://") {
+        if config::is_plain_url(text) && !config::is_plain_url(issuer) {
             return Err(wrong("is not https, and the issuer is"));
         }
         Ok(Some(text.to_owned()))
@@ -227,6 +227,14 @@ mod tests {
                 "is not https",
             ),
             (
+                json!({"issuer": "https://i", "jwks_uri": "HTTP://127.0.0.1/jwks"}),
+                "is not https",
+            ),
+            (
+                json!({"issuer": "https://i", "token_endpoint": "Http://localhost/token"}),
+                "is not https",
+            ),
+            (
                 json!({"issuer": "https://i", "tokenEndpoint": "file:///etc/passwd"}),
                 "its token_endpoint",
             ),
@@ -236,5 +244,7 @@ mod tests {
         }
         let local = json!({"issuer": "http://127.0.0.1:1", "jwks_uri": "http://127.0.0.1:1/jwks"});
         read("http://127.0.0.1:1", &local).unwrap();
+        let local = json!({"issuer": "HTTP://127.0.0.1:1", "jwks_uri": "http://127.0.0.1:1/jwks"});
+        read("HTTP://127.0.0.1:1", &local).unwrap();
     }
 }

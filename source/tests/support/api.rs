@@ -79,6 +79,14 @@ impl Api {
             .world(|world| world.workflows.insert(format!("default/{name}"), workflow));
     }
 
+    /// Changes the `spec` of a Workflow that there is.
+    pub fn workflow_spec(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        self.0.world(|world| {
+            let workflow = world.workflows.get_mut(&format!("default/{name}")).unwrap();
+            change(&mut workflow["spec"]);
+        });
+    }
+
     pub fn no_workflow(&self, name: &str) {
         self.0.world(|world| world.workflows.remove(&format!("default/{name}")));
     }

@@ -3,6 +3,7 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use super::{KeyError, MAX_KID_LEN};
@@ -31,7 +32,11 @@ pub(super) struct Jwk<'a> {
     pub(super) d: Option<&'a str>,
     pub(super) p: Option<&'a str>,
     pub(super) q: Option<&'a str>,
-    oth: Option<serde::de::IgnoredAny>,
+    // What follows from the others, and is as secret as they are: `n` can be factored with any one of them.
+    dp: Option<IgnoredAny>,
+    dq: Option<IgnoredAny>,
+    qi: Option<IgnoredAny>,
+    oth: Option<IgnoredAny>,
     pub(super) k: Option<&'a str>,
 }
 
@@ -82,8 +87,11 @@ impl<'a> Jwk<'a> {
         }
     }
 
+    /// Whether any member is one of a private key or secret, whatever the type of the key.
     pub(super) fn is_private(&self) -> bool {
-        self.d.is_some() || self.p.is_some() || self.q.is_some() || self.oth.is_some()
+        let texts = [self.d, self.p, self.q, self.k];
+        let others = [&self.dp, &self.dq, &self.qi, &self.oth];
+        texts.iter().any(Option::is_some) || others.iter().any(|member| member.is_some())
     }
 }
 

@@ -122,7 +122,7 @@ impl SigningKey {
     /// A secret for HS256, of at least [`MIN_KEY_LEN`] bytes, which are used as they are. Its `kid` is its thumbprint.
     ///
     /// # Errors
-    /// [`KeyError::TooShort`]; [`KeyError::KeyAsSecret`] where it is the text of a PEM file or JWK.
+    /// As for [`VerifyingKey::from_secret`].
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
         Self::of(Private::Hs(Secret::new(secret)?.into()), None)
     }

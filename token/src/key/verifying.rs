@@ -82,8 +82,9 @@ impl VerifyingKey {
     /// its thumbprint.
     ///
     /// # Errors
-    /// [`KeyError::TooShort`]; [`KeyError::KeyAsSecret`] where it is the text of a PEM file or JWK, which may be a public
-    /// key.
+    /// [`KeyError::TooShort`]; [`KeyError::KeyAsSecret`] where it is a file of a key that may be a public one: PEM, a JWK, a
+    /// key of SSH or a public key in DER, or the base64 of one of these. Bare numbers, such as the 32 bytes of an Ed25519
+    /// key, cannot be told from a secret.
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
         Secret::new(secret).map(|secret| Self::of(Public::Hs(secret.into()), None))
     }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use crate::jws::Malformed;
-use crate::{Algorithm, NumericDate};
+use crate::{Algorithm, NumericDate, is_plain};
 
 /// Why a token is refused. Holds nothing of the token but times, and names that whoever made it chose, made printable.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -97,7 +97,8 @@ pub enum VerifyError {
     WrongInstance(Shown),
 }
 
-/// A name that whoever made a token chose, as it may be shown: quoted, of a limited length, without control characters.
+/// A name that whoever made a token chose, as it may be shown: quoted, of a limited length, without characters that
+/// are not [plain](is_plain).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Shown(Box<str>);
 
@@ -108,7 +109,7 @@ impl Shown {
         let mut shown: String = name
             .chars()
             .take(Self::MAX_CHARS)
-            .map(|c| if c.is_control() || c == '"' { '?' } else { c })
+            .map(|c| if is_plain(c) && c != '"' { c } else { '?' })
             .collect();
         if shown.len() < name.len() && name.chars().nth(Self::MAX_CHARS).is_some() {
             shown.push('…');
