@@ -272,8 +272,14 @@ fn parse_op(line: &str, content: &[u8]) -> Option<Op> {
 }
 
 fn unlink(values: &mut BTreeMap<String, Vec<u8>>, key: &str) {
+    values.remove(key);
     let dir = format!("{key}.");
-    values.retain(|name, _| name != key && !name.starts_with(&dir));
+    // Not a walk over all keys: each job puts some.
+    let within = values.range(dir.clone()..).map(|(name, _)| name);
+    let within: Vec<String> = within.take_while(|name| name.starts_with(&dir)).cloned().collect();
+    for name in within {
+        values.remove(&name);
+    }
 }
 
 fn is_dir(values: &BTreeMap<String, Vec<u8>>, key: &str) -> bool {
