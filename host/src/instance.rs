@@ -653,8 +653,13 @@ impl Instance {
             }
         }
         // Only now may shells start, as job-exec says hello when the job manager is ready.
+        self.start_jobs();
+    }
+
+    /// Starts the jobs that wait in RUN for nothing but that, and those that come from now on.
+    pub fn start_jobs(self: &Rc<Self>) {
         self.exec.hello();
-        for job in active {
+        for job in self.active_jobs() {
             if job.state.get() == State::Run {
                 self.act(&job);
             }
