@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use support::{
-    host::{Instance, plugin},
+    host::Instance,
     plugins::{PRINT, Site, jwt, matching, until},
 };
 
@@ -67,13 +67,7 @@ fn memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many() {
     let token = jwt(json!({"padding": "x".repeat(1000)}));
     let rule = site.file_rule("dw", &token);
     let mut instance = site.instance(json!({"timeout": "1h", "rule": [rule]}));
-    // Another prolog keeps them from being started.
-    let puppet = plugin(&site.at("job-manager"), "puppet.c");
-    let on = json!({
-        "job.state.run": [{"do": "prolog-start", "description": "hold"}],
-        "job.state.cleanup": [{"do": "prolog-finish", "description": "hold", "status": 1}],
-    });
-    instance.ok("load", json!({"path": puppet, "conf": {"on": on}}));
+    instance.ok("fault", json!({"what": "hold-starts"}));
     let mut after = Vec::new();
     for count in [100, 1000] {
         let before = instance.counter("memory") as usize;

@@ -252,6 +252,32 @@ fn a_job_does_not_start_before_its_prolog_has_finished() {
 }
 
 #[test]
+fn jobs_wait_where_they_are_held_until_all_of_them_are_released() {
+    let place = Place::new();
+    let mut instance = place.instance(&[]);
+    instance.ok("fault", json!({"what": "hold-allocs"}));
+    instance.ok("fault", json!({"what": "hold-starts"}));
+    let jobs: Vec<String> = (0..3).map(|_| instance.submit(&["true"], json!({}))).collect();
+    for (event, state, release) in [("priority", "SCHED", "allocs"), ("alloc", "RUN", "starts")] {
+        for job in &jobs {
+            instance.wait(job, event);
+            assert_eq!(instance.events(job).last().unwrap(), event);
+            assert_eq!(instance.ok("state", json!({"jobid": job}))["state"], state);
+        }
+        if state == "RUN" {
+            instance.ok("cancel", json!({"jobid": jobs[0]}));
+            instance.wait(&jobs[0], "clean");
+        }
+        instance.ok("fault", json!({"what": format!("release-{release}")}));
+    }
+    for job in &jobs {
+        instance.wait(job, "clean");
+        assert_eq!(instance.events(job).contains(&"start".to_owned()), job != &jobs[0]);
+    }
+    instance.shutdown();
+}
+
+#[test]
 fn a_job_cancelled_in_its_prolog_ends_when_the_prolog_does() {
     let place = Place::new();
     let mut instance = place.manual();

@@ -29,7 +29,7 @@
 //! | `respond` | `topic`, `count?`, and `payload` or `errnum` `errstr?` or neither | `payload` of the request |
 //! | `dmesg` | | `lines` |
 //! | `wait-log` | `text` | `line`, the first that contains the text |
-//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups` | |
+//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups`, `allocs` and `starts` | |
 //! | `wait-held` | `count?` | `held`, once so many commits are held |
 //! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `futures` and `watchers` that plugins have, and for each of `topics` `count` `total_us` `max_us` |
 //! | `shutdown` | | |
@@ -39,7 +39,8 @@
 //! plugin that is removed.
 //!
 //! A fault is for the commits of plugins: `count` of them fail (all if negative, 0 to end that), or they stay
-//! outstanding. Lookups in the KVS can be left outstanding likewise.
+//! outstanding. Lookups in the KVS can be left outstanding likewise. Jobs stay in SCHED while
+//! allocations are held, and in RUN, without a process, while starts are.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -376,6 +377,10 @@ impl Control {
             "release-commits" => kvs.release(),
             "hold-lookups" => kvs.hold_lookups(),
             "release-lookups" => kvs.release_lookups(),
+            "hold-allocs" => self.instance.hold_allocs(),
+            "release-allocs" => self.instance.release_allocs(),
+            "hold-starts" => self.instance.exec.hold(),
+            "release-starts" => self.instance.start_jobs(),
             other => return Err(plain(format!("unknown fault {other:?}"))),
         }
         Ok(json!({}))

@@ -125,6 +125,11 @@ impl Exec {
         self.ready.set(true);
     }
 
+    /// From now on, they are not: they wait in RUN.
+    pub fn hold(&self) {
+        self.ready.set(false);
+    }
+
     /// The output of a job, as far as it came from this process.
     pub fn output(&self, id: JobId, stream: Option<Stream>) -> String {
         self.outputs

@@ -66,6 +66,8 @@ pub struct Instance {
     pub stage: Stage,
     /// The names of events that were posted or asked about, in the order in which they came up.
     event_names: RefCell<Vec<String>>,
+    /// The scheduler gives out no resources.
+    allocs_held: Cell<bool>,
     failed: Cell<bool>,
 }
 
@@ -89,6 +91,7 @@ impl Instance {
             log: RefCell::default(),
             stage: Stage::default(),
             event_names: RefCell::default(),
+            allocs_held: Cell::new(false),
             failed: Cell::new(false),
             handle,
         });
@@ -360,9 +363,24 @@ impl Instance {
         self.post(job, "priority", json!({"priority": priority}));
     }
 
+    /// Leaves jobs in SCHED from now on.
+    pub fn hold_allocs(&self) {
+        self.allocs_held.set(true);
+    }
+
+    /// Gives resources to all jobs that wait for them, at once.
+    pub fn release_allocs(self: &Rc<Self>) {
+        self.allocs_held.set(false);
+        for job in self.active_jobs() {
+            if job.state.get() == State::Sched {
+                self.alloc(&job);
+            }
+        }
+    }
+
     /// Asks the scheduler for resources, of which there are always enough. A held job gets none.
     fn alloc(self: &Rc<Self>, job: &Rc<Job>) {
-        if job.priority.get() == 0 || job.alloc_pending.replace(true) {
+        if job.priority.get() == 0 || self.allocs_held.get() || job.alloc_pending.replace(true) {
             return;
         }
         let (instance, job) = (Rc::clone(self), Rc::clone(job));
@@ -653,8 +671,13 @@ impl Instance {
             }
         }
         // Only now may shells start, as job-exec says hello when the job manager is ready.
+        self.start_jobs();
+    }
+
+    /// Starts the jobs that wait in RUN for nothing but that, and those that come from now on.
+    pub fn start_jobs(self: &Rc<Self>) {
         self.exec.hello();
-        for job in active {
+        for job in self.active_jobs() {
             if job.state.get() == State::Run {
                 self.act(&job);
             }

@@ -187,7 +187,10 @@ impl Kvs {
     }
 
     fn apply(&self, txn: &Txn, done: Done) {
-        let written = txn.0.iter().try_for_each(|op| self.write(op).map(|()| self.change(op)));
+        let written = self.write(&txn.0);
+        if written.is_ok() {
+            txn.0.iter().for_each(|op| self.change(op));
+        }
         done(
             written
                 .map(|()| None)
@@ -211,25 +214,28 @@ impl Kvs {
         }
     }
 
-    fn write(&self, op: &Op) -> io::Result<()> {
-        let line = match op {
-            Op::Put { key, value } => self
-                .store(value)
-                .map(|at| json!({"put": key, "at": at, "len": value.len()})),
-            Op::Append { key, value } => self
-                .store(value)
-                .map(|at| json!({"append": key, "at": at, "len": value.len()})),
-            Op::Unlink { key } => Ok(json!({"unlink": key})),
-        }?;
-        self.journal.borrow_mut().write_all(format!("{line}\n").as_bytes())
-    }
-
-    /// Appends a value to the content, and returns where it is.
-    fn store(&self, value: &[u8]) -> io::Result<u64> {
-        let at = self.content_len.get();
-        self.content.borrow_mut().write_all(value)?;
-        self.content_len.set(at + value.len() as u64);
-        Ok(at)
+    /// Appends the values of all operations to the content, and then the operations to the journal.
+    fn write(&self, ops: &[Op]) -> io::Result<()> {
+        let (mut values, mut lines) = (Vec::new(), String::new());
+        let before = self.content_len.get();
+        for op in ops {
+            let at = before + values.len() as u64;
+            let line = match op {
+                Op::Put { key, value } => {
+                    values.extend_from_slice(value);
+                    json!({"put": key, "at": at, "len": value.len()})
+                }
+                Op::Append { key, value } => {
+                    values.extend_from_slice(value);
+                    json!({"append": key, "at": at, "len": value.len()})
+                }
+                Op::Unlink { key } => json!({"unlink": key}),
+            };
+            lines += &format!("{line}\n");
+        }
+        self.content.borrow_mut().write_all(&values)?;
+        self.content_len.set(before + values.len() as u64);
+        self.journal.borrow_mut().write_all(lines.as_bytes())
     }
 
     /// Reads a value.
@@ -272,8 +278,14 @@ fn parse_op(line: &str, content: &[u8]) -> Option<Op> {
 }
 
 fn unlink(values: &mut BTreeMap<String, Vec<u8>>, key: &str) {
+    values.remove(key);
     let dir = format!("{key}.");
-    values.retain(|name, _| name != key && !name.starts_with(&dir));
+    // Not a walk over all keys: each job puts some.
+    let within = values.range(dir.clone()..).map(|(name, _)| name);
+    let within: Vec<String> = within.take_while(|name| name.starts_with(&dir)).cloned().collect();
+    for name in within {
+        values.remove(&name);
+    }
 }
 
 fn is_dir(values: &BTreeMap<String, Vec<u8>>, key: &str) -> bool {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// For how many entries a table keeps memory when it is nearly empty.
-pub(crate) const ROOM: usize = 64;
+const ROOM: usize = 64;
 
 /// The deliveries of one rule: how many are under way, and which wait.
 #[derive(Clone, Default)]
@@ -120,11 +120,12 @@ impl Drop for Delivery {
 /// All that are on their way.
 #[derive(Default)]
 pub(crate) struct Deliveries {
-    jobs: HashMap<JobId, Delivery>,
+    /// A tree: a hash table that grows moves all of its entries at once, for which the reactor thread would wait.
+    jobs: BTreeMap<JobId, Box<Delivery>>,
     /// By when their time is over.
     deadlines: BTreeMap<(Instant, u64), JobId>,
     /// By the uid, those that wait until it is known who their job owner is.
-    asking: HashMap<u32, BTreeMap<u64, JobId>>,
+    asking: BTreeMap<u32, BTreeMap<u64, JobId>>,
 }
 
 impl Deliveries {
@@ -147,12 +148,12 @@ impl Deliveries {
 
     pub fn insert(&mut self, job: JobId, delivery: Delivery) {
         self.deadlines.insert((delivery.deadline, delivery.number), job);
-        self.jobs.insert(job, delivery);
+        self.jobs.insert(job, Box::new(delivery));
     }
 
     /// The delivery of a job.
     pub fn of(&mut self, job: JobId) -> Option<&mut Delivery> {
-        self.jobs.get_mut(&job)
+        self.jobs.get_mut(&job).map(Box::as_mut)
     }
 
     /// The same, if it is that of this number, and not one that came after it.
@@ -162,7 +163,7 @@ impl Deliveries {
 
     /// Takes one out, of the lane in which it may be waiting too.
     pub fn remove(&mut self, job: JobId) -> Option<Delivery> {
-        let delivery = self.jobs.remove(&job)?;
+        let delivery = *self.jobs.remove(&job)?;
         self.deadlines.remove(&(delivery.deadline, delivery.number));
         if delivery.task.is_some() {
             delivery.lane.0.borrow_mut().remove(delivery.uid, delivery.number);
@@ -196,13 +197,7 @@ impl Deliveries {
             .deadlines
             .iter()
             .take_while(move |((deadline, _), _)| *deadline <= now);
-        late.filter_map(|(_, job)| Some((*job, self.jobs.get(job)?)))
-    }
-
-    /// Gives memory back that was used for many more than there are.
-    pub fn shrink(&mut self) {
-        shrink(&mut self.jobs);
-        shrink(&mut self.asking);
+        late.filter_map(|(_, job)| Some((*job, self.jobs.get(job)?.as_ref())))
     }
 }
 
@@ -215,7 +210,47 @@ pub(crate) fn shrink<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use config::Config;
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_delivery_never_waits_for_all_others_to_be_moved() {
+        const MANY: u64 = 1 << 16;
+        // Tests beside this one have memory as well, but not so much.
+        const AT_ONCE: usize = 1 << 20;
+
+        let config = Config::with_overrides(&json!({}), &json!({})).expect("no table is a configuration");
+        let setup = Setup::new(config, &[] as &[PathBuf], String::new()).expect("nothing has to be there");
+        let setup = Arc::new(setup);
+        let delivery = |number| Delivery {
+            number,
+            deadline: Instant::now(),
+            setup: Arc::clone(&setup),
+            cpu: Duration::ZERO,
+            progress: Arc::default(),
+            task: None,
+            lane: Lane::default(),
+            uid: 0,
+            committing: false,
+            names: Vec::new(),
+            end: None,
+        };
+        let mut deliveries = Deliveries::default();
+        for number in 0..MANY {
+            let before = crate::MEMORY.bytes();
+            deliveries.insert(JobId(number), delivery(number));
+            let more = crate::MEMORY.bytes().saturating_sub(before);
+            assert!(more < AT_ONCE, "{more} bytes more with number {number}");
+        }
+        for number in 0..MANY {
+            assert!(deliveries.remove(JobId(number)).is_some());
+        }
+        assert!(deliveries.len() == 0 && deliveries.late(Instant::now()).next().is_none());
+    }
 
     #[test]
     fn users_take_turns_and_what_is_given_up_leaves_nothing_behind() {

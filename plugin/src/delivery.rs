@@ -11,7 +11,7 @@ use ffi::{Args, FutureError, JobId, LogLevel};
 use seal::Variables;
 
 use crate::{
-    deliveries::{Delivery, Lane, ROOM, shrink},
+    deliveries::{Delivery, Lane, shrink},
     facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
     membership::Known,
@@ -393,13 +393,8 @@ impl Inner {
 
     /// After a burst, memory is kept for what there is.
     fn give_memory_back(&self) {
-        self.deliveries.borrow_mut().shrink();
         shrink(&mut self.running.borrow_mut());
         shrink(&mut self.pending.borrow_mut());
-        let mut delivered = self.delivered.borrow_mut();
-        if delivered.capacity() > ROOM.max(delivered.len() * 4) {
-            delivered.shrink_to(ROOM);
-        }
     }
 
     /// Takes what the threads have sent.

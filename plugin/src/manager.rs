@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
@@ -111,8 +111,8 @@ pub(crate) struct Inner {
     /// What the plugin that was loaded before left, until every job is known again.
     pub(crate) left: RefCell<Option<Left>>,
     pub(crate) deliveries: RefCell<Deliveries>,
-    /// Jobs that have a record.
-    pub(crate) delivered: RefCell<HashSet<JobId>>,
+    /// Jobs that have a record. A tree, as those of the deliveries.
+    pub(crate) delivered: RefCell<BTreeSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
     pub(crate) ended: RefCell<VecDeque<JobId>>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.

@@ -44,6 +44,11 @@ impl Times {
         microseconds(self.0.value_at_percentile(percent))
     }
 
+    /// Of all together, so that what only some of them take counts too.
+    fn mean(&self) -> f64 {
+        (self.0.mean() / 100.0).round() / 10.0
+    }
+
     fn longest(&self) -> f64 {
         microseconds(self.0.max())
     }
@@ -96,6 +101,7 @@ impl Stats {
             "reactor-us": {
                 "deliveries": self.deliveries.0.len(),
                 "delivery-cpu-median": self.deliveries.percentile(50.0),
+                "delivery-cpu-mean": self.deliveries.mean(),
                 "delivery-cpu-p99": self.deliveries.percentile(99.0),
                 "delivery-cpu-max": self.deliveries.longest(),
                 "callbacks": self.callbacks.0.len(),
@@ -154,6 +160,7 @@ mod tests {
         let told = stats.to_json()["reactor-us"].clone();
         for (key, expected) in [
             ("delivery-cpu-median", 500.0),
+            ("delivery-cpu-mean", 500.5),
             ("delivery-cpu-p99", 990.0),
             ("delivery-cpu-max", 1000.0),
             ("callback-max", 60e6),

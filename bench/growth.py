@@ -1,0 +1,245 @@
+"""What a delivery costs with many others in flight, on the bundled host, which needs no Flux: run by bench/run.
+
+BENCH_HOST is the host, BENCH_SOCKET the socket of munged, BENCH_TOKEN the file whose content the jobs get. No job is
+started: one whose prologs are over waits in RUN until it is canceled, so that what is measured is the plugin and not a
+hundred thousand processes.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+
+from lib import PLUGINS, at_most, row, section
+
+HOST, SOCKET, TOKEN = (os.environ["BENCH_" + name] for name in ("HOST", "SOCKET", "TOKEN"))
+PLUGIN = f"{PLUGINS}/workflow-token.so"
+PATIENCE = 600  # No measure of time: it ends a run that would hang.
+
+# So many in flight at once, and how often. With fewer, each pays for more of a commit: those are no peer.
+FEWER, FEW, MANY = {1: 200, 10: 20}, 100, {1_000: 3, 10_000: 3, 100_000: 1}
+ROUNDS_OF_FEW = 10
+WARM, BURST, QUEUES = 20, 10_000, (1_000, 100_000)
+
+CONFIG = f"""[workflow-token]
+timeout = "1h"
+munge-socket = "{SOCKET}"
+[[workflow-token.rule]]
+attribute = "system.workflow"
+source = "file"
+path = "{TOKEN}"
+"""
+
+
+class Host:
+    """An instance of the host, which is driven by lines of JSON. It starts no jobs."""
+
+    def __init__(self, *options):
+        self.dir = tempfile.TemporaryDirectory()
+        config = os.path.join(self.dir.name, "flux.toml")
+        with open(config, "w") as out:
+            out.write(CONFIG)
+        start = (HOST, "instance", "--config", config, "--statedir", os.path.join(self.dir.name, "state"), *options)
+        self.process = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.sent, self.responses, self.news = 0, {}, threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.ok("fault", what="hold-starts")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        if self.process.wait(PATIENCE) != 0:
+            raise RuntimeError("the host did not end well")
+        self.dir.cleanup()
+
+    def _read(self):
+        for line in self.process.stdout:
+            response = json.loads(line)
+            with self.news:
+                self.responses[response["id"]] = response
+                self.news.notify()
+
+    def all(self, cmd, requests):
+        """Sends many requests at once, and returns the responses."""
+        first = self.sent + 1
+        for request in requests:
+            self.sent += 1
+            self.process.stdin.write(json.dumps({"cmd": cmd, "id": self.sent, **request}) + "\n")
+        self.process.stdin.flush()
+        with self.news:
+            if not self.news.wait_for(lambda: len(self.responses) > self.sent - first, PATIENCE):
+                raise RuntimeError(f"{cmd}: the host does not answer")
+            responses = [self.responses.pop(id) for id in range(first, self.sent + 1)]
+        for response in responses:
+            if not response["ok"]:
+                raise RuntimeError(f"{cmd}: {response}")
+        return responses
+
+    def ok(self, cmd, **fields):
+        return self.all(cmd, [fields])[0]
+
+    def submit(self, count, **more):
+        job = {"command": ["true"], "attributes": {"system": {"workflow": 1}}, **more}
+        return [response["jobid"] for response in self.all("submit", [job] * count)]
+
+    def cancel(self, jobs):
+        self.all("cancel", [{"jobid": job} for job in jobs])
+
+    def query(self):
+        return self.ok("query", name="workflow-token.so")["result"]
+
+    def until(self, counter, value):
+        """Waits until a counter of the plugin has a value."""
+        pause, end = 0.001, time.monotonic() + PATIENCE
+        while self.query()[counter] != value:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{counter} does not become {value}: {self.query()}")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def memory(self, further):
+        """How much memory the plugin has when that goes no further, up (max) or down (min)."""
+        furthest, same = self.query()["memory"], 0
+        while same < 15:
+            time.sleep(0.1)
+            now = further(furthest, self.query()["memory"])
+            same = same + 1 if abs(now - furthest) < 4096 else 0
+            furthest = now
+        return furthest
+
+    def cpu(self):
+        """Processor time of the reactor thread, which is the first one, in seconds: proc_pid_schedstat."""
+        pid = self.process.pid
+        return int(open(f"/proc/{pid}/task/{pid}/schedstat").read().split()[0]) / 1e9
+
+
+def fly(count, rounds=1):
+    """Has so many deliveries in flight at once, and then ended, so often. Times are in microseconds, memory in KiB."""
+    with Host("--jobtap", PLUGIN) as host:
+        # Its threads are there, and all that is made once.
+        warm = host.submit(WARM)
+        host.until("delivered", WARM)
+        host.cancel(warm)
+        host.until("unlinked", WARM)
+        # The counters of times begin anew with the plugin.
+        host.ok("remove", name="workflow-token.so")
+        host.ok("load", path=PLUGIN)
+        before, most, cpu = host.query()["memory"], 0, 0.0
+        for _ in range(rounds):
+            host.ok("fault", what="hold-commits")
+            began = host.cpu()
+            jobs = host.submit(count)
+            host.until("in-flight", count)
+            cpu += host.cpu() - began
+            if count > FEW:
+                most = host.memory(max)
+            began = host.cpu()
+            host.ok("fault", what="release-commits")
+            host.until("in-flight", 0)
+            cpu += host.cpu() - began
+            host.cancel(jobs)
+        host.until("unlinked", count * rounds)
+        after = host.memory(min) / 1024
+        counters = host.query()
+    if counters["delivered"] != count * rounds:
+        raise RuntimeError(f"not all were delivered: {counters}")
+    found = {what: counters["reactor-us"][f"delivery-cpu-{what}"] for what in ("median", "mean", "p99", "max")}
+    return {**found, "thread": cpu / count / rounds * 1e6, "memory": (most - before) / count / 1024, "after": after}
+
+
+def middle(runs):
+    return {what: statistics.median(run[what] for run in runs) for what in runs[0]}
+
+
+def times(run):
+    return f"{run['median']:.1f} µs, mean {run['mean']:.1f}, 99 % {run['p99']:.1f}, longest {run['max']:.0f}"
+
+
+def in_flight():
+    """Many, each time between two times few: the machine may not be as fast all the time."""
+    fewer = {count: fly(count, rounds) for count, rounds in FEWER.items()}
+    few, many, ratios = [fly(FEW, ROUNDS_OF_FEW)], {}, {}
+    for count, turns in MANY.items():
+        many[count], ratios[count] = [], []
+        for _ in range(turns):
+            many[count].append(fly(count))
+            few.append(fly(FEW, ROUNDS_OF_FEW))
+            ratios[count].append({what: 2 * many[count][-1][what] / (few[-2][what] + few[-1][what]) for what in few[0]})
+    section("Growth: deliveries in flight at once, their records held back from the KVS; on the bundled host")
+    figure = "reactor thread, processor time for a delivery, median"
+    for count, run in {**fewer, FEW: middle(few)}.items():
+        row(f"{figure}, {count} in flight", times(run), "", "")
+    of_few = f"of that with {FEW}"
+    for count, runs in many.items():
+        at_most(f"{figure}, {count:,} in flight", times(middle(runs)), "", middle(ratios[count])["median"], 1.2, of_few)
+    for count in many:
+        at_most(f"the same, mean, {count:,} in flight", "", "", middle(ratios[count])["mean"], 1.2, of_few)
+    for count, runs in many.items():
+        figure = f"reactor thread in all, with what the host does, {count:,} in flight"
+        texts = f"{middle(runs)['thread']:.0f} µs a job", f"with {FEW} {middle(few)['thread']:.0f} µs"
+        at_most(figure, *texts, middle(ratios[count])["thread"], 1.2, of_few)
+    token = os.stat(TOKEN).st_size
+    for count, runs in many.items():
+        figure = f"memory of the plugin for each, {count:,} in flight, variables of {token} bytes"
+        at_most(figure, "", "", middle(runs)["memory"], round(4 + 3 * token / 1024, 2), "KiB")
+    less, more = (middle(many[count])["after"] for count in (1_000, 100_000))
+    texts = f"{more:.0f} KiB", f"when 1,000 have {less:.0f} KiB"
+    at_most("memory of the plugin when 100,000 have ended", *texts, more - less, 128, "KiB more")
+
+
+def burst():
+    """All wait for resources, and get them at once."""
+    with Host("--jobtap", PLUGIN) as host:
+        host.ok("fault", what="hold-allocs")
+        jobs = host.submit(BURST)
+        began = time.monotonic()
+        host.ok("fault", what="release-allocs")
+        host.until("started", BURST)
+        entered = time.monotonic() - began
+        host.until("in-flight", 0)
+        took = time.monotonic() - began
+        counters = host.query()
+        host.cancel(jobs)
+        host.until("unlinked", BURST)
+    section(f"A burst: {BURST:,} jobs enter RUN at once; on the bundled host")
+    at_most("all have entered RUN after", "", "", entered, 1, "s")
+    row(
+        "have got their token",
+        f"{counters['delivered']:,}, the last one after {took:.2f} s",
+        "",
+        f"{BURST / took:.0f} a second",
+        f"all of {BURST:,}",
+        counters["delivered"] == BURST and counters["failed"] == 0,
+    )
+    reactor = counters["reactor-us"]
+    for what in ("median", "max"):
+        row(f"reactor thread, callback of the plugin, {what}, by the clock", f"{reactor['callback-' + what]:.1f} µs", "", "")
+    at_most("reactor thread, processor time of a callback, longest", "", "", reactor["callback-cpu-max"] / 1e3, 1, "ms")
+
+
+def load(count):
+    """Microseconds that the plugin takes to be loaded with so many jobs in the queue, and how many of them for the jobs."""
+    with Host() as host:
+        host.submit(count, urgency=0)
+        host.ok("stats", reset=True)
+        host.ok("load", path=PLUGIN)
+        topics = {name: topic["total_us"] for name, topic in host.ok("stats")["topics"].items()}
+    return sum(topics.values()), topics["job.new"]
+
+
+def queue():
+    section("A long queue: the plugin is loaded where so many jobs wait for resources; on the bundled host")
+    for count in QUEUES:
+        whole, jobs = load(count)
+        row(f"its time on the reactor thread, {count:,} jobs", f"{whole / 1e3:.1f} ms", "", "")
+        at_most(f"the same for each job, {count:,} jobs", "", "", jobs / count, 1, "µs")
+
+
+in_flight()
+burst()
+queue()
