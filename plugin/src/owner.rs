@@ -197,7 +197,6 @@ impl Owners {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|e| format!("uid {uid} could not be looked up: {e}"))?;
         let mut owner = Owner {
             uid,
-            // Before anybody is asked.
             at: Instant::now(),
             name: user.as_ref().map(|user| user.name.clone()),
             groups: HashSet::new(),
@@ -225,6 +224,8 @@ impl Owners {
             }
         }
         self.identify(&mut owner, &user.name);
+        // However long that took: who waits for it would have it asked again and again.
+        owner.at = Instant::now();
         let owner = Arc::new(owner);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
