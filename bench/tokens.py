@@ -95,23 +95,23 @@ PEERS = {
     # What a commit for each job takes, which no plugin can be below that keeps something for each.
     "a plugin that commits as many bytes, and seals nothing": (f"{INLINE} path={RECORD}", None),
 }
+ALONE = 10  # One at a time.
 for peer, (plugin, bound) in PEERS.items():
-    mine_rates, peer_rates = [], []
+    mine_rates, peer_rates, mine_prologs, peer_prologs = [], [], [], []
     for mine in turns(ROUNDS):
-        if mine:
-            load()
-            mine_rates.append(jobs(JOBS, MATCH, WITHOUT)[1])
-            remove()
-        else:
-            flux("jobtap", "load", *plugin.split())
-            peer_rates.append(jobs(JOBS, MATCH, WITHOUT)[1])
-            flux("jobtap", "remove", os.path.basename(plugin.split()[0]))
+        flux("jobtap", "load", *(f"{PLUGINS}/workflow-token.so" if mine else plugin).split())
+        (mine_rates if mine else peer_rates).append(jobs(JOBS, MATCH, WITHOUT)[1])
+        alone = [jobs(1, MATCH, WITHOUT)[0][0] for _ in range(ALONE)]
+        (mine_prologs if mine else peer_prologs).extend(prolog(job) for job in alone)
+        flux("jobtap", "remove", "workflow-token.so" if mine else os.path.basename(plugin.split()[0]))
     texts = rates_text(mine_rates), f"{peer}: {rates_text(peer_rates)}"
     value = ratio(mine_rates, peer_rates)
     if bound:
         at_least(f"jobs a second, {JOBS} at once", *texts, value, bound)
     else:
         row(f"jobs a second, {JOBS} at once", *texts, f"ratio {value:.2f}")
+    more = (median(mine_prologs) - median(peer_prologs)) * 1e3
+    row("prolog, median, one job at a time", ms(mine_prologs), f"{peer}: {ms(peer_prologs)}", f"{more:.2f} ms more")
 
 # munged is stopped: the reactor thread must not notice.
 load()

@@ -204,7 +204,7 @@ test_expect_success 'flux workflow-token show prints names and no value' '
 	cat shown &&
 	grep DW_WORKFLOW_TOKEN shown &&
 	grep "sealed by .*$me" shown &&
-	! grep -F "$(cut -d. -f2 token)" shown &&
+	! grep -Fe "$(cut -d. -f2 token)" shown &&
 	! grep -F MUNGE: shown &&
 	release go &&
 	await clean "$id"
@@ -250,7 +250,7 @@ test_expect_success 'the plugin counts what it did, and tells no secret' '
 	test "$(counter in-flight)" = 0 &&
 	test "$(counter rules)" = 13 &&
 	flux jobtap query workflow-token.so >query &&
-	! grep -F "$(cut -d. -f2 token)" query
+	! grep -Fe "$(cut -d. -f2 token)" query
 '
 
 test_expect_success 'the log has no complaint of the plugin' '

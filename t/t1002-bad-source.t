@@ -94,8 +94,8 @@ fails() {
 says() {
 	flux dmesg >dmesg &&
 		grep -F "$1" dmesg &&
-		! grep -F "$(cut -d. -f3 good.jwt)" dmesg &&
-		! grep -F "$(echo $stderr_token | cut -d. -f3)" dmesg
+		! grep -Fe "$(cut -d. -f3 good.jwt)" dmesg &&
+		! grep -Fe "$(echo $stderr_token | cut -d. -f3)" dmesg
 }
 
 test_expect_success 'an instance takes the plugin' '

@@ -158,7 +158,7 @@ test_expect_success 'with a payload from a newer version: refused' '
 
 test_expect_success 'not JSON: refused' '
 	hold && put "$(cat token)" && refused "malformed" &&
-	! grep -F "$(cut -d. -f3 token)" exceptions
+	! grep -Fe "$(cut -d. -f3 token)" exceptions
 '
 
 test_expect_success 'empty: refused' '

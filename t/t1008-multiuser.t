@@ -127,7 +127,7 @@ test_expect_success 'the record opens for the guest' '
 	grep "^UID_RESTRICTION:.*($guest)" metadata &&
 	grep "^UID:.*($(id -u "$OWNER"))" metadata &&
 	as "$GUEST" unmunge --metadata=/dev/null --input "$PWD/credential" >"$tokens/payload"
-	grep -F "$(cut -d. -f3 "$tokens/secret")" "$tokens/payload"
+	grep -Fe "$(cut -d. -f3 "$tokens/secret")" "$tokens/payload"
 '
 
 for user in "$OTHER" root "$OWNER"; do
@@ -135,7 +135,7 @@ for user in "$OTHER" root "$OWNER"; do
 		test_must_fail as '"$user"' unmunge --input "$PWD/credential" >opened 2>&1 &&
 		cat opened &&
 		grep "Unauthorized credential" opened &&
-		! grep -F "$(cut -d. -f3 "$tokens/secret")" opened
+		! grep -Fe "$(cut -d. -f3 "$tokens/secret")" opened
 	'
 done
 
@@ -150,7 +150,7 @@ test_expect_success 'the instance owner sees names and no values, the guest that
 
 test_expect_success 'another user cannot read the environment of the task; the guest can' '
 	as "$GUEST" cat /proc/$task/environ >"$tokens/environ" &&
-	grep -F "$(cut -d. -f3 "$tokens/secret")" "$tokens/environ" &&
+	grep -Fe "$(cut -d. -f3 "$tokens/secret")" "$tokens/environ" &&
 	test_must_fail as "$OTHER" cat /proc/$task/environ
 '
 

@@ -66,7 +66,7 @@ test_expect_success 'every task of a rabbit job has the variables of its record,
 	test "$(cat out)" = "$(printf "/mnt/a $value\n/mnt/a $value")" &&
 	grep "exported DW_JOB_a, DW_WORKFLOW_TOKEN" err &&
 	! grep WARN err &&
-	! grep -F "$(echo "$value" | cut -d. -f2)" err
+	! grep -Fe "$(echo "$value" | cut -d. -f2)" err
 '
 
 test_expect_success 'a job of the plugin that was before has those of its event, with a warning' '
@@ -76,7 +76,7 @@ test_expect_success 'a job of the plugin that was before has those of its event,
 	go &&
 	test "$(cat out)" = "/mnt/a $value" &&
 	grep "WARN: dws_environment: exported DW_JOB_a, DW_WORKFLOW_TOKEN from the job.s eventlog" err &&
-	! grep -F "$(echo "$value" | cut -d. -f2)" err
+	! grep -Fe "$(echo "$value" | cut -d. -f2)" err
 '
 
 test_expect_success 'unless that is switched off' '
