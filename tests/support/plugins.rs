@@ -127,7 +127,10 @@ impl Site {
     pub fn configure(&self, table: Value) -> String {
         let mut config = self.config(table);
         config["job-manager"] = json!({"plugins": [{"load": self.jobtap()}]});
-        self.write("flux.toml", 0o644, toml::to_string(&config).expect("it is TOML"))
+        // In one step: an instance that is being started may read it at any moment.
+        let new = self.write("flux.toml.new", 0o644, toml::to_string(&config).expect("it is TOML"));
+        fs::rename(new, self.at("flux.toml")).expect("the configuration is replaced");
+        self.path("flux.toml")
     }
 
     /// An instance with both plugins, and such a table.
