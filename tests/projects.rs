@@ -253,6 +253,34 @@ fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
 }
 
 #[test]
+fn many_jobs_that_are_held_go_on_some_at_a_time() {
+    const JOBS: usize = 640;
+    // TURN of the plugin.
+    const AT_ONCE: u64 = 16;
+
+    let Some(place) = Place::new("many_jobs_that_are_held_go_on_some_at_a_time") else {
+        return;
+    };
+    place.names(&[("hydro", 5000, &["alice"])]);
+    place.hang();
+    let mut instance = place.instance(json!({"project": projects()}));
+    let requests: Vec<_> = (0..JOBS)
+        .map(|_| instance.send("submit", held_job(me(), Some("hydro"))))
+        .collect();
+    for request in requests {
+        assert_eq!(instance.response(request)["ok"], true);
+    }
+    until("all are held", || instance.counter("held") == JOBS as u64);
+    instance.ok("stats", json!({"reset": true}));
+    place.answer();
+    until("all go on", || instance.counter("held") == 0);
+    let stats = instance.ok("stats", json!({}));
+    let turns = stats["topics"]["watcher"]["count"].as_u64().unwrap();
+    assert!(turns >= JOBS as u64 / AT_ONCE, "{JOBS} jobs went on in {turns} turns");
+    instance.shutdown();
+}
+
+#[test]
 fn a_name_service_that_hangs_for_good_fails_the_job_in_time() {
     let Some(place) = Place::new("a_name_service_that_hangs_for_good_fails_the_job_in_time") else {
         return;

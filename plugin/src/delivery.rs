@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// After how many ticks with nothing to mind the ticker ends. It is not started anew for each of jobs that come one by one.
 const IDLE_TICKS: u32 = 50;
 
-/// How many results are taken in one turn of the reactor.
-const TURN: usize = 16;
+/// How many results are taken in one turn of the reactor, and how many jobs decided that were held.
+pub(crate) const TURN: usize = 16;
 
 /// The most records in one commit, and the most bytes of them.
 const COMMIT: (usize, usize) = (256, 4 << 20);
@@ -66,6 +66,8 @@ pub(crate) enum Message {
     Done(Done),
     /// A user was looked up.
     Known(Known),
+    /// Jobs that are held are due.
+    Due,
     /// Time has passed.
     Tick,
 }
@@ -405,6 +407,7 @@ impl Inner {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
                 Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
+                Message::Due => ffi::guard((), || Self::mind_due(inner)),
                 Message::Done(done) => {
                     let job = done.job;
                     inner.unless_it_panics(job, || Self::done(inner, done));

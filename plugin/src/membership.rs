@@ -17,7 +17,7 @@ use config::{Asked, Denied, Person, Selection};
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
 use crate::{
-    delivery::{Current, Message},
+    delivery::{Current, Message, TURN},
     facts::{self, JobFacts},
     manager::Inner,
     owner::{Owner, REFRESH},
@@ -45,6 +45,8 @@ const AHEAD: u32 = 20;
 #[derive(Default)]
 pub(crate) struct Membership {
     held: RefCell<HashMap<JobId, Held>>,
+    /// Those of them whose time has come, with what is known of their owners: some are minded in each turn of the reactor.
+    due: RefCell<VecDeque<(JobId, Option<Arc<Owner>>)>>,
     /// Who is being asked for, since when and for which configuration: one look-up of a user at a time, as one that hangs is
     /// likely not to be the last.
     asking: RefCell<HashMap<u32, (Instant, Arc<Setup>)>>,
@@ -352,19 +354,18 @@ impl Inner {
         drop(asked);
         inner.look_up_next();
         inner.owner_known(known.uid, &known.setup, &known.result);
-        let jobs: Vec<JobId> = {
-            let held = membership.held.borrow();
-            let his = held.iter().filter(|(_, held)| held.uid == known.uid);
-            his.map(|(job, _)| *job).collect()
-        };
         let current = inner.setup.borrow().clone();
         let is_current = current.is_some_and(|current| Arc::ptr_eq(&current.setup, &known.setup));
-        let again = match &known.result {
+        let again = match known.result {
             Ok(owner) if is_current => {
-                for job in jobs {
-                    inner.unless_it_panics(job, || {
-                        inner.decide(job, Some(owner));
-                    });
+                let are_minded = !membership.due.borrow().is_empty();
+                let held = membership.held.borrow();
+                let his = held.iter().filter(|(_, held)| held.uid == known.uid);
+                let due = his.map(|(job, _)| (*job, Some(Arc::clone(&owner))));
+                membership.due.borrow_mut().extend(due);
+                drop(held);
+                if !are_minded {
+                    Self::mind_due(inner);
                 }
                 return;
             }
@@ -378,10 +379,8 @@ impl Inner {
             }
         };
         let mut held = membership.held.borrow_mut();
-        for job in jobs {
-            if let Some(held) = held.get_mut(&job) {
-                held.again = Some(again);
-            }
+        for held in held.values_mut().filter(|held| held.uid == known.uid) {
+            held.again = Some(again);
         }
     }
 
@@ -398,17 +397,52 @@ impl Inner {
         let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
             return;
         };
-        let limit = setup.config.timeout;
-        let (mut late, mut again) = (Vec::new(), Vec::new());
-        for (job, held) in inner.membership.held.borrow_mut().iter_mut() {
-            if held.since.elapsed() >= limit {
-                late.push((*job, held.uid));
-            } else if held.again.is_some_and(|at| at <= Instant::now()) {
-                held.again = None;
-                again.push((*job, held.uid));
+        let membership = &inner.membership;
+        // Those that are due are minded first.
+        if membership.due.borrow().is_empty() {
+            let now = Instant::now();
+            let mut due = membership.due.borrow_mut();
+            for (job, held) in membership.held.borrow_mut().iter_mut() {
+                if now.duration_since(held.since) >= setup.config.timeout || held.again.is_some_and(|at| at <= now) {
+                    held.again = None;
+                    due.push_back((*job, None));
+                }
             }
+            drop(due);
+            Self::mind_due(inner);
         }
-        for (job, uid) in late {
+        // Some of those under way may hang by now.
+        inner.look_up_next();
+    }
+
+    /// Decides some of the jobs that are due; the others after others had their turn.
+    pub(crate) fn mind_due(inner: &Rc<Self>) {
+        let membership = &inner.membership;
+        let count = membership.due.borrow().len().min(TURN);
+        let due: Vec<_> = membership.due.borrow_mut().drain(..count).collect();
+        for (job, owner) in due {
+            inner.unless_it_panics(job, || Self::decide_due(inner, job, owner.as_deref()));
+        }
+        let mut due = membership.due.borrow_mut();
+        if due.is_empty() {
+            due.shrink_to(TURN);
+        } else {
+            inner.queue.send(Message::Due);
+        }
+    }
+
+    fn decide_due(inner: &Rc<Self>, job: JobId, owner: Option<&Owner>) {
+        let held = inner.membership.held.borrow();
+        // It may have been let go, or be gone.
+        let Some((uid, since)) = held.get(&job).map(|held| (held.uid, held.since)) else {
+            return;
+        };
+        drop(held);
+        let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
+            return;
+        };
+        let limit = setup.config.timeout;
+        if owner.is_none() && since.elapsed() >= limit {
             let seconds = limit.as_secs_f64();
             let line = format!(
                 "{job}: uid {uid} could not be looked up within {seconds} s (timeout): is the name service up?"
@@ -416,17 +450,10 @@ impl Inner {
             inner.log(LogLevel::Err, &line);
             let why = "it could not be found out in time whether its owner is in its project: submit it again, and if this \
                        goes on, ask the operators";
-            inner.unless_it_panics(job, || inner.deny(job, why));
+            inner.deny(job, why);
+        } else if !inner.decide(job, owner) {
+            inner.look_up(uid, &setup);
         }
-        for (job, uid) in again {
-            inner.unless_it_panics(job, || {
-                if !inner.decide(job, None) {
-                    inner.look_up(uid, &setup);
-                }
-            });
-        }
-        // Some of those under way may hang by now.
-        inner.look_up_next();
     }
 
     /// Lets a job go on that is held, or ends it, as far as that is known now. Returns whether it was.
@@ -471,6 +498,7 @@ impl Inner {
 
     /// There is a new configuration: what is held is decided anew, and who is in its projects is looked up in advance.
     pub(crate) fn prepare(&self, setup: &Arc<Setup>) {
+        self.membership.due.borrow_mut().clear();
         for held in self.membership.held.borrow_mut().values_mut() {
             held.again = Some(Instant::now());
         }
