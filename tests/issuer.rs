@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     fs::{self, Permissions},
     io::Write,
@@ -14,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use support::{
     host::Instance,
-    plugins::{PRINT, Site, built, decimal, jwt, matching, me},
+    plugins::{PRINT, Site, built, decimal, jwt, matching, me, until},
     search::Search,
 };
 
@@ -289,6 +290,58 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
         .filter(|line| line.contains("keys"))
         .collect();
     assert_eq!(complaints, Vec::<String>::new());
+    instance.shutdown();
+}
+
+#[test]
+fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() {
+    const TEST: &str = "ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations";
+    /// Jobs between two steps, of which there are nine.
+    const JOBS: usize = 1112;
+
+    let Some(place) = Minting::new(TEST, "EdDSA") else {
+        return;
+    };
+    let keys = &place.keys;
+    let mut instance = place.instance(
+        json!({"workspace": "hydro", "check": "verify", "trust": "own"}),
+        json!([]),
+    );
+    // What counts is the token, which the plugin verifies: no process is needed for that.
+    instance.ok("fault", json!({"what": "hold-starts"}));
+    let mut delivered = 0;
+    let mut deliver = |instance: &mut Instance, step: &dyn Fn()| {
+        let mut job = matching("mint");
+        job["command"] = json!(["true"]);
+        let requests: Vec<_> = (0..JOBS).map(|_| instance.send("submit", job.clone())).collect();
+        // While they are on their way.
+        step();
+        let jobs: Vec<_> = requests
+            .into_iter()
+            .map(|request| instance.response(request)["jobid"].clone())
+            .collect();
+        delivered += JOBS as u64;
+        until("all have got their tokens", || {
+            instance.counter("delivered") + instance.counter("failed") == delivered
+        });
+        for job in jobs {
+            instance.ok("cancel", json!({"jobid": job}));
+        }
+    };
+    for algorithm in ["ES256", "HS256", "EdDSA"] {
+        let old = fs::read_to_string(format!("{keys}/active")).unwrap();
+        let new = RefCell::new(String::new());
+        deliver(&mut instance, &|| {
+            new.replace(ok(&["rotate", "add", keys, "--algorithm", algorithm]));
+        });
+        deliver(&mut instance, &|| {
+            ok(&["rotate", "promote", keys, &new.borrow()]);
+        });
+        ok(&["rotate", "retire", keys, old.trim_end()]);
+        deliver(&mut instance, &|| ());
+    }
+    assert_eq!(instance.counter("delivered"), 9 * JOBS as u64);
+    assert_eq!(instance.counter("failed"), 0);
     instance.shutdown();
 }
 
