@@ -157,6 +157,8 @@ class Soak:
         return heard
 
     def account(self, job, name):
+        # That a job is inactive is known before its last events are in the KVS.
+        flux.job.event_wait(self.handle, job, "clean", raiseJobException=False)
         log = flux.job.job_kvs_lookup(self.handle, job, keys=["eventlog"], decode=False)["eventlog"]
         events = [json.loads(line) for line in log.splitlines()]
         fatal = [e["context"] for e in events if e["name"] == "exception" and e["context"]["severity"] == 0]
