@@ -6,7 +6,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use support::{
-    host::plugin,
+    host::{Instance, plugin},
     names::{Asking, BOB, HELD, Place, held_job, job, projects},
     plugins::{PRINT, jwt, me, until},
 };
@@ -252,12 +252,47 @@ fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
     instance.shutdown();
 }
 
+/// So many jobs that wait for one user, and how many of them the plugin minds at once: its TURN.
+const JOBS: usize = 640;
+const AT_ONCE: u64 = 16;
+
+/// In how many turns of the reactor the plugin did what it did since the counters were reset.
+fn turns(instance: &mut Instance) -> u64 {
+    let stats = instance.ok("stats", json!({}));
+    stats["topics"]["watcher"]["count"].as_u64().unwrap()
+}
+
+#[test]
+fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
+    let Some(place) = Place::new("many_deliveries_that_wait_for_one_user_go_on_some_at_a_time") else {
+        return;
+    };
+    let path = place.site.write("token.jwt", 0o600, jwt(json!({})));
+    let rule = json!({"attribute": "system.token", "source": "file", "path": path});
+    place.hang();
+    let mut instance = place.instance(json!({"project": projects(), "rule": [rule]}));
+    let mut more = job(None);
+    more["command"] = json!(["true"]);
+    let requests: Vec<_> = (0..JOBS).map(|_| instance.send("submit", more.clone())).collect();
+    for request in requests {
+        assert_eq!(instance.response(request)["ok"], true);
+    }
+    until("all are in flight", || instance.counter("in-flight") == JOBS as u64);
+    instance.ok("stats", json!({"reset": true}));
+    // They fail, so that no results come, which have turns of their own.
+    place.site.write("names.fail", 0o600, "");
+    place.answer();
+    until("all have failed", || instance.counter("failed") == JOBS as u64);
+    let turns = turns(&mut instance);
+    assert!(
+        turns >= JOBS as u64 / AT_ONCE,
+        "{JOBS} deliveries failed in {turns} turns"
+    );
+    instance.shutdown();
+}
+
 #[test]
 fn many_jobs_that_are_held_go_on_some_at_a_time() {
-    const JOBS: usize = 640;
-    // TURN of the plugin.
-    const AT_ONCE: u64 = 16;
-
     let Some(place) = Place::new("many_jobs_that_are_held_go_on_some_at_a_time") else {
         return;
     };
@@ -274,8 +309,7 @@ fn many_jobs_that_are_held_go_on_some_at_a_time() {
     instance.ok("stats", json!({"reset": true}));
     place.answer();
     until("all go on", || instance.counter("held") == 0);
-    let stats = instance.ok("stats", json!({}));
-    let turns = stats["topics"]["watcher"]["count"].as_u64().unwrap();
+    let turns = turns(&mut instance);
     assert!(turns >= JOBS as u64 / AT_ONCE, "{JOBS} jobs went on in {turns} turns");
     instance.shutdown();
 }

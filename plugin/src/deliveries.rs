@@ -124,8 +124,8 @@ pub(crate) struct Deliveries {
     jobs: BTreeMap<JobId, Box<Delivery>>,
     /// By when their time is over.
     deadlines: BTreeMap<(Instant, u64), JobId>,
-    /// By the uid, those that wait until it is known who their job owner is.
-    asking: BTreeMap<u32, BTreeMap<u64, JobId>>,
+    /// Those that wait until it is known who their job owner is, by the uid and the configuration that asks.
+    asking: BTreeMap<(u32, *const Setup), BTreeMap<u64, JobId>>,
 }
 
 impl Deliveries {
@@ -167,26 +167,37 @@ impl Deliveries {
         self.deadlines.remove(&(delivery.deadline, delivery.number));
         if delivery.task.is_some() {
             delivery.lane.0.borrow_mut().remove(delivery.uid, delivery.number);
-            self.forget(delivery.uid, delivery.number);
+            self.forget(&delivery);
         }
         Some(delivery)
     }
 
     /// One waits until it is known who its job owner is.
-    pub fn ask(&mut self, uid: u32, job: JobId, number: u64) {
-        self.asking.entry(uid).or_default().insert(number, job);
+    pub fn ask(&mut self, job: JobId, uid: u32, number: u64, setup: &Arc<Setup>) {
+        let asking = self.asking.entry((uid, Arc::as_ptr(setup))).or_default();
+        asking.insert(number, job);
     }
 
-    /// Takes out those that wait for this one to be known.
-    pub fn asked(&mut self, uid: u32) -> BTreeMap<u64, JobId> {
-        self.asking.remove(&uid).unwrap_or_default()
+    /// Takes the first out of those that wait for this one to be known. The second is whether there are more.
+    pub fn asked(&mut self, uid: u32, setup: &Arc<Setup>, most: usize) -> (Vec<(u64, JobId)>, bool) {
+        let of = (uid, Arc::as_ptr(setup));
+        let Some(asking) = self.asking.get_mut(&of) else {
+            return (Vec::new(), false);
+        };
+        let taken = std::iter::from_fn(|| asking.pop_first()).take(most).collect();
+        let more = !asking.is_empty();
+        if !more {
+            self.asking.remove(&of);
+        }
+        (taken, more)
     }
 
-    fn forget(&mut self, uid: u32, number: u64) {
-        if let Some(jobs) = self.asking.get_mut(&uid) {
-            jobs.remove(&number);
-            if jobs.is_empty() {
-                self.asking.remove(&uid);
+    fn forget(&mut self, delivery: &Delivery) {
+        let of = (delivery.uid, Arc::as_ptr(&delivery.setup));
+        if let Some(asking) = self.asking.get_mut(&of) {
+            asking.remove(&delivery.number);
+            if asking.is_empty() {
+                self.asking.remove(&of);
             }
         }
     }

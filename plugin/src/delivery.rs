@@ -15,7 +15,6 @@ use crate::{
     facts::{JobFacts, Spec},
     manager::{IDLE, Inner, KVS_TIMEOUT},
     membership::Known,
-    owner::Owner,
     stats::Stay,
     work::{Candidates, Failure, Next, Outcome, Progress, Sealed, Setup, Stage, Task, What, Which},
     workers::Queue,
@@ -66,6 +65,8 @@ pub(crate) enum Message {
     Done(Done),
     /// A user was looked up.
     Known(Known),
+    /// The same, for the deliveries that have not had their turn.
+    Owner(Known),
     /// Jobs that are held are due.
     Due,
     /// Time has passed.
@@ -233,32 +234,39 @@ impl Inner {
         }
         delivery.progress.enter(Stage::Owner);
         let setup = Arc::clone(&delivery.setup);
-        deliveries.ask(uid, job, number);
+        deliveries.ask(job, uid, number, &setup);
         drop(deliveries);
         self.look_up(uid, &setup);
     }
 
-    /// It is known who a user is, or not to be known: the deliveries that wait for it go on, or fail.
-    pub(crate) fn owner_known(&self, uid: u32, setup: &Arc<Setup>, result: &Result<Arc<Owner>, String>) {
-        let asked = self.deliveries.borrow_mut().asked(uid);
+    /// It is known who a user is, or not to be known: some of the deliveries that wait for it go on, or fail; the others
+    /// after others had their turn.
+    pub(crate) fn owner_known(&self, known: Known) {
+        let Known { uid, setup, result } = &known;
+        if result.as_ref().is_ok_and(|owner| !owner.is_fresh()) {
+            // It took too long for all of them to have their turn.
+            return self.look_up(*uid, setup);
+        }
+        let (asked, more) = self.deliveries.borrow_mut().asked(*uid, setup, TURN);
         for (number, job) in asked {
-            self.unless_it_panics(job, || {
-                let lane = match self.deliveries.borrow_mut().numbered(job, number) {
-                    // By another configuration, other groups count.
-                    Some(delivery) if Arc::ptr_eq(&delivery.setup, setup) => {
-                        if let (Some(task), Ok(owner)) = (&mut delivery.task, result) {
-                            task.owner = Some(Arc::clone(owner));
-                        }
-                        delivery.lane.clone()
+            self.unless_it_panics(job, || match result {
+                Ok(owner) => {
+                    let mut deliveries = self.deliveries.borrow_mut();
+                    let Some(delivery) = deliveries.numbered(job, number) else {
+                        return;
+                    };
+                    if let Some(task) = &mut delivery.task {
+                        task.owner = Some(Arc::clone(owner));
                     }
-                    Some(delivery) => delivery.lane.clone(),
-                    None => return,
-                };
-                match result {
-                    Err(e) => self.fail(job, &Failure::new("its owner could not be looked up", e)),
-                    Ok(_) => self.enter(&lane, job, uid, number),
+                    let lane = delivery.lane.clone();
+                    drop(deliveries);
+                    self.enter(&lane, job, *uid, number);
                 }
+                Err(e) => self.fail(job, &Failure::new("its owner could not be looked up", e)),
             });
+        }
+        if more {
+            self.queue.send(Message::Owner(known));
         }
     }
 
@@ -407,6 +415,7 @@ impl Inner {
             match message {
                 Message::Tick => ffi::guard((), || Self::ticked(inner)),
                 Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
+                Message::Owner(known) => ffi::guard((), || inner.owner_known(known)),
                 Message::Due => ffi::guard((), || Self::mind_due(inner)),
                 Message::Done(done) => {
                     let job = done.job;

@@ -92,10 +92,11 @@ enum Standing {
 }
 
 /// What a look-up came to.
+#[derive(Clone)]
 pub(crate) struct Known {
-    uid: u32,
-    setup: Arc<Setup>,
-    result: Result<Arc<Owner>, String>,
+    pub(crate) uid: u32,
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) result: Result<Arc<Owner>, String>,
 }
 
 /// Sends what a look-up came to when it ends, whichever way.
@@ -353,7 +354,7 @@ impl Inner {
         let asked = membership.asking.borrow_mut().remove(&known.uid);
         drop(asked);
         inner.look_up_next();
-        inner.owner_known(known.uid, &known.setup, &known.result);
+        inner.owner_known(known.clone());
         let current = inner.setup.borrow().clone();
         let is_current = current.is_some_and(|current| Arc::ptr_eq(&current.setup, &known.setup));
         let again = match known.result {
