@@ -102,6 +102,18 @@ impl Minting {
         self.site.instance(self.table(mint, more))
     }
 
+    /// One whose tokens are verified as well.
+    fn verifying(&self) -> Instance {
+        let mint = json!({"workspace": "hydro", "check": "verify", "trust": "own"});
+        self.instance(mint, json!([]))
+    }
+
+    /// The `kid` of the key that signs.
+    fn active(&self) -> String {
+        let kid = fs::read_to_string(self.site.at("keys/active")).unwrap();
+        kid.trim_end().to_owned()
+    }
+
     /// What the command says of a token.
     fn verify(&self, token: &str) -> Ran {
         let all = [
@@ -230,10 +242,7 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
         return;
     };
     let keys = &place.keys;
-    let mut instance = place.instance(
-        json!({"workspace": "hydro", "check": "verify", "trust": "own"}),
-        json!([]),
-    );
+    let mut instance = place.verifying();
     let submit = |instance: &mut Instance| -> Vec<String> {
         (0..JOBS).map(|_| instance.submit(PRINT, matching("mint"))).collect()
     };
@@ -245,15 +254,9 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
         });
         jobs.collect()
     };
-    let active = || {
-        fs::read_to_string(format!("{keys}/active"))
-            .unwrap()
-            .trim_end()
-            .to_owned()
-    };
-    let (mut kids, mut delivered) = (BTreeSet::from([active()]), 0);
+    let (mut kids, mut delivered) = (BTreeSet::from([place.active()]), 0);
     for algorithm in ["ES256", "HS256", "EdDSA"] {
-        let old = active();
+        let old = place.active();
         // Each step is taken while jobs are on their way.
         let before = submit(&mut instance);
         let new = ok(&["rotate", "add", keys, "--algorithm", algorithm]);
@@ -275,12 +278,12 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
             delivered += JOBS;
         }
         ok(&["rotate", "retire", keys, &old]);
-        assert_eq!(active(), new);
+        assert_eq!(place.active(), new);
         kids.insert(new);
         delivered += 1;
     }
     let after = submit(&mut instance);
-    assert_eq!(check(&mut instance, after), BTreeSet::from([active()]));
+    assert_eq!(check(&mut instance, after), BTreeSet::from([place.active()]));
     assert_eq!(kids.len(), 4);
     assert_eq!(instance.counter("delivered") as usize, delivered + JOBS);
     assert_eq!(instance.counter("failed"), 0);
@@ -303,14 +306,11 @@ fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() 
         return;
     };
     let keys = &place.keys;
-    let mut instance = place.instance(
-        json!({"workspace": "hydro", "check": "verify", "trust": "own"}),
-        json!([]),
-    );
+    let mut instance = place.verifying();
     // What counts is the token, which the plugin verifies: no process is needed for that.
     instance.ok("fault", json!({"what": "hold-starts"}));
-    let mut delivered = 0;
-    let mut deliver = |instance: &mut Instance, step: &dyn Fn()| {
+    let deliver = |instance: &mut Instance, step: &dyn Fn()| {
+        let before = instance.counter("delivered");
         let mut job = matching("mint");
         job["command"] = json!(["true"]);
         let requests: Vec<_> = (0..JOBS).map(|_| instance.send("submit", job.clone())).collect();
@@ -320,16 +320,15 @@ fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() 
             .into_iter()
             .map(|request| instance.response(request)["jobid"].clone())
             .collect();
-        delivered += JOBS as u64;
         until("all have got their tokens", || {
-            instance.counter("delivered") + instance.counter("failed") == delivered
+            instance.counter("delivered") + instance.counter("failed") == before + JOBS as u64
         });
         for job in jobs {
             instance.ok("cancel", json!({"jobid": job}));
         }
     };
     for algorithm in ["ES256", "HS256", "EdDSA"] {
-        let old = fs::read_to_string(format!("{keys}/active")).unwrap();
+        let old = place.active();
         let new = RefCell::new(String::new());
         deliver(&mut instance, &|| {
             new.replace(ok(&["rotate", "add", keys, "--algorithm", algorithm]));
@@ -337,10 +336,14 @@ fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() 
         deliver(&mut instance, &|| {
             ok(&["rotate", "promote", keys, &new.borrow()]);
         });
-        ok(&["rotate", "retire", keys, old.trim_end()]);
+        ok(&["rotate", "retire", keys, &old]);
         deliver(&mut instance, &|| ());
+        instance.ok("fault", json!({"what": "release-starts"}));
+        let token = instance.token("mint");
+        assert_eq!(place.claims(&token)["kid"], *new.borrow(), "it was rotated");
+        instance.ok("fault", json!({"what": "hold-starts"}));
     }
-    assert_eq!(instance.counter("delivered"), 9 * JOBS as u64);
+    assert_eq!(instance.counter("delivered"), 9 * JOBS as u64 + 3);
     assert_eq!(instance.counter("failed"), 0);
     instance.shutdown();
 }
@@ -352,8 +355,7 @@ fn keys_that_cannot_be_read_fail_the_job_and_a_change_for_the_worse_does_not() {
         return;
     };
     let site = &place.site;
-    let active = fs::read_to_string(site.at("keys/active")).unwrap();
-    let private = site.at("keys/signing").join(format!("{}.pem", active.trim_end()));
+    let private = site.at("keys/signing").join(format!("{}.pem", place.active()));
     fs::set_permissions(&private, Permissions::from_mode(0o644)).unwrap();
     let mut instance = place.instance(json!({"workspace": "hydro"}), json!([]));
     let job = instance.submit(PRINT, matching("mint"));
