@@ -8,7 +8,7 @@ use clap::ArgGroup;
 use config::Discovery;
 use serde_json::{Value, json};
 use source::Issuer;
-use source::keys::{self, Keys, KeysError, Want};
+use source::keys::{self, KeysError, Want};
 use token::{Claims, KeySet, NumericDate, Token, Verifier, VerifyError};
 
 use crate::{input, print};
@@ -102,13 +102,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn verify(args: &Args) -> Result<ExitCode, Error> {
-    let (keys, notes) = match &args.issuer {
-        Some(issuer) if args.discover => discover(issuer, args)?,
-        _ => {
-            let keys = read_keys(args)?;
-            (Arc::clone(keys.verifying()), keys.notes().to_vec())
-        }
-    };
+    let (keys, notes) = keys(args)?;
     for note in notes {
         print::err(format_args!("warning: {note}"));
     }
@@ -135,13 +129,15 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
-fn read_keys(args: &Args) -> Result<Keys, Error> {
-    match (&args.keys, &args.secret) {
-        (_, Some(secret)) => keys::read_secret(secret).map_err(|e| Error::Secret(print::hidden(e))),
-        (Some(path), None) => Ok(keys::read(path, Want::Verifying)?),
-        // clap demands one of them.
-        (None, None) => Ok(keys::read("".as_ref(), Want::Verifying)?),
-    }
+/// The keys to verify with, and what is to be said of others.
+fn keys(args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error> {
+    let keys = match (&args.keys, &args.secret) {
+        (Some(path), _) => keys::read(path, Want::Verifying)?,
+        (None, Some(secret)) => keys::read_secret(secret).map_err(|e| Error::Secret(print::hidden(e)))?,
+        // clap demands one of the three, and with this one an issuer.
+        (None, None) => return discover(args.issuer.as_deref().unwrap_or_default(), args),
+    };
+    Ok((Arc::clone(keys.verifying()), keys.notes().to_vec()))
 }
 
 /// What the issuer at this URL publishes.
