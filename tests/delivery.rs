@@ -698,6 +698,32 @@ fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wai
 }
 
 #[test]
+fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
+    const JOBS: u64 = 400;
+    /// In one turn of the reactor.
+    const AT_ONCE: u64 = 8;
+    let Some(site) = Site::new("many_jobs_whose_records_are_committed_at_once_start_some_at_a_time") else {
+        return;
+    };
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
+    instance.ok("fault", json!({"what": "hold-commits"}));
+    for _ in 0..JOBS {
+        instance.submit(&["true"], matching("dw"));
+    }
+    until("all records are sealed", || {
+        instance.ok("stats", json!({}))["held_operations"] == JOBS
+    });
+    instance.ok("stats", json!({"reset": true}));
+    instance.ok("fault", json!({"what": "release-commits"}));
+    until("all go on", || instance.counter("delivered") == JOBS);
+    let stats = instance.ok("stats", json!({}));
+    // Each commit is followed by some of its jobs at once.
+    let turns = stats["topics"]["watcher"]["count"].as_u64().unwrap();
+    assert!(turns >= JOBS / AT_ONCE / 2, "{JOBS} jobs went on in {turns} turns");
+    instance.shutdown();
+}
+
+#[test]
 fn a_job_that_is_canceled_during_the_commit_ends_and_its_record_is_removed() {
     let Some(site) = Site::new("a_job_that_is_canceled_during_the_commit_ends_and_its_record_is_removed") else {
         return;

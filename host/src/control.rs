@@ -31,7 +31,7 @@
 //! | `wait-log` | `text` | `line`, the first that contains the text |
 //! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups`, `allocs` and `starts` | |
 //! | `wait-held` | `count?` | `held`, once so many commits are held |
-//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `futures` and `watchers` that plugins have, and for each of `topics` `count` `total_us` `max_us` |
+//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `held_operations` in them, `futures` and `watchers` that plugins have, and for each of `topics` `count` `total_us` `max_us` |
 //! | `shutdown` | | |
 //!
 //! A request whose topic is held waits for a `respond`, which is for the count-th request of the topic, or for the first
@@ -336,6 +336,7 @@ impl Control {
                 let reactor = &instance.handle.reactor;
                 let mut stats = reactor.stats();
                 stats["held_commits"] = json!(instance.kvs.held());
+                stats["held_operations"] = json!(instance.kvs.held_operations());
                 stats["futures"] = json!(crate::c::FUTURES.count());
                 stats["watchers"] = json!(crate::c::WATCHERS.count());
                 if request["reset"] == true {

@@ -186,6 +186,11 @@ impl Kvs {
         self.held.borrow().len()
     }
 
+    /// The number of operations in them.
+    pub fn held_operations(&self) -> usize {
+        self.held.borrow().iter().map(|(txn, _)| txn.0.len()).sum()
+    }
+
     fn apply(&self, txn: &Txn, done: Done) {
         let written = self.write(&txn.0);
         if written.is_ok() {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ffi::{Args, FutureError, JobId, LogLevel};
+use ffi::{Args, JobId, LogLevel};
 use seal::Variables;
 
 use crate::{
@@ -29,8 +29,11 @@ const IDLE_TICKS: u32 = 50;
 /// How many results are taken in one turn of the reactor, and how many jobs decided that were held.
 pub(crate) const TURN: usize = 16;
 
-/// The most records in one commit, and the most bytes of them.
-const COMMIT: (usize, usize) = (256, 4 << 20);
+/// How many prologs are finished in one turn: within each, the job manager starts a job.
+const FINISHED: usize = 8;
+
+/// The most records in one commit, which is made up in one turn, and the most bytes of them.
+const COMMIT: (usize, usize) = (64, 4 << 20);
 
 /// A commit that takes longer does not keep others waiting.
 const SLOW: Duration = Duration::from_secs(1);
@@ -60,6 +63,14 @@ pub(crate) struct Stored {
     pub(crate) record: String,
 }
 
+/// A delivery whose commit has ended.
+pub(crate) struct Committed {
+    job: JobId,
+    number: u64,
+    /// Why the commit failed, if it did.
+    why: Option<Rc<Failure>>,
+}
+
 /// What the threads send.
 pub(crate) enum Message {
     Done(Done),
@@ -69,6 +80,8 @@ pub(crate) enum Message {
     Owner(Known),
     /// Jobs that are held are due.
     Due,
+    /// There are jobs left whose records were committed.
+    Committed,
     /// Time has passed.
     Tick,
 }
@@ -358,8 +371,7 @@ impl Inner {
         // By the first tick, each job that is active has been seen.
         let ended = std::mem::take(&mut *inner.ended_meanwhile.borrow_mut());
         if !ended.is_empty() && inner.unlinks() {
-            inner.ended.borrow_mut().extend(ended);
-            inner.ended_since.set(Some(Instant::now()));
+            inner.ended.borrow_mut().push(ended, Instant::now());
         }
         Self::ask_again(inner);
         Self::mind_held(inner);
@@ -417,6 +429,7 @@ impl Inner {
                 Message::Known(known) => ffi::guard((), || Self::known(inner, known)),
                 Message::Owner(known) => ffi::guard((), || inner.owner_known(known)),
                 Message::Due => ffi::guard((), || Self::mind_due(inner)),
+                Message::Committed => inner.finish_committed(),
                 Message::Done(done) => {
                     let job = done.job;
                     inner.unless_it_panics(job, || Self::done(inner, done));
@@ -542,14 +555,20 @@ impl Inner {
             .put_all(records.iter().map(|(_, stored)| stored))?
             .then(KVS_TIMEOUT, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
+                let stay = Stay::begin();
                 let done = inner.pending.borrow_mut().remove(&number);
                 inner.commits.set(inner.commits.get() - 1);
-                let result = future.get();
-                for (job, number) in jobs {
-                    inner.unless_it_panics(job, || inner.committed(job, number, &result));
-                }
-                drop(done);
+                let why = future.get().err().map(|e| Rc::new(uncommitted(&e)));
+                let committed = jobs.into_iter().map(|(job, number)| {
+                    let why = why.clone();
+                    Committed { job, number, why }
+                });
+                inner.committed.borrow_mut().extend(committed);
+                // The KVS is not kept waiting for the jobs.
                 Self::commit(&inner);
+                inner.finish_committed();
+                drop(done);
+                inner.stats.borrow_mut().callback(&stay);
             })?;
         inner.pending.borrow_mut().insert(number, pending);
         inner.commits.set(inner.commits.get() + 1);
@@ -557,17 +576,31 @@ impl Inner {
         Ok(())
     }
 
-    fn committed(&self, job: JobId, number: u64, result: &Result<(), FutureError>) {
+    /// Ends some of the deliveries whose records were committed, or could not be; the others after others had their turn.
+    fn finish_committed(&self) {
+        for _ in 0..FINISHED {
+            let next = self.committed.borrow_mut().pop_front();
+            let Some(committed) = next else { break };
+            self.unless_it_panics(committed.job, || self.finish(&committed));
+        }
+        let mut committed = self.committed.borrow_mut();
+        if committed.is_empty() {
+            committed.shrink_to(FINISHED);
+        } else {
+            self.queue.send(Message::Committed);
+        }
+    }
+
+    fn finish(&self, committed: &Committed) {
+        let Committed { job, number, ref why } = *committed;
         ffi::stumble("committed");
         let stay = Stay::begin();
         if self.deliveries.borrow_mut().numbered(job, number).is_none() {
             // Given up; then it is known already that there may be a record.
             return;
         }
-        if let Err(e) = result {
-            self.fail(job, &uncommitted(e));
-            self.account(&stay, None);
-            return;
+        if let Some(why) = why {
+            return self.fail(job, why);
         }
         let Some(delivery) = self.take_out(job) else { return };
         self.delivered.borrow_mut().insert(job);
@@ -576,7 +609,6 @@ impl Inner {
         self.ended_well(job, delivery);
         let mut stats = self.stats.borrow_mut();
         stats.delivered += 1;
-        stats.callback(&stay);
         stats.delivery(cpu);
     }
 

@@ -17,6 +17,7 @@ mod deliveries;
 mod delivery;
 mod dws;
 mod facts;
+mod held;
 mod identity;
 mod manager;
 mod membership;

@@ -23,8 +23,9 @@ use serde_json::{Value, json};
 
 use crate::{
     deliveries::{Deliveries, Lane},
-    delivery::{Current, Message, Stored},
+    delivery::{Committed, Current, Message, Stored},
     membership::{LEFT_HELD, Membership},
+    records::Ended,
     stats::{Stats, Stay},
     work::{Failure, Setup},
     workers::{Queue, Workers},
@@ -114,11 +115,9 @@ pub(crate) struct Inner {
     /// Jobs that have a record. A tree, as those of the deliveries.
     pub(crate) delivered: RefCell<BTreeSet<JobId>>,
     /// Jobs whose records are to be removed with the next commit.
-    pub(crate) ended: RefCell<VecDeque<JobId>>,
+    pub(crate) ended: RefCell<Ended>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
-    /// Since when they gather.
-    pub(crate) ended_since: Cell<Option<Instant>>,
     /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
     pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
     /// Jobs that are held until it is known in which projects their owners are.
@@ -133,6 +132,8 @@ pub(crate) struct Inner {
     pub(crate) commits: Cell<usize>,
     /// When the last of them began.
     pub(crate) commit_began: Cell<Option<Instant>>,
+    /// Deliveries whose commits have ended, and which are yet to be finished.
+    pub(crate) committed: RefCell<VecDeque<Committed>>,
     /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
@@ -303,7 +304,6 @@ impl Inner {
             delivered: RefCell::default(),
             ended: RefCell::default(),
             ended_meanwhile: RefCell::default(),
-            ended_since: Cell::new(None),
             unknown: RefCell::default(),
             membership: Membership::default(),
             unasked: RefCell::default(),
@@ -312,6 +312,7 @@ impl Inner {
             pending: RefCell::default(),
             sealed: RefCell::default(),
             commits: Cell::new(0),
+            committed: RefCell::default(),
             commit_began: Cell::new(None),
             running: RefCell::default(),
             ticker: Arc::new(AtomicU64::new(IDLE)),
@@ -384,10 +385,7 @@ impl Inner {
     /// A job is inactive: its record, if it has one, is removed.
     pub(crate) fn ended(&self, job: JobId) {
         if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
-            self.ended.borrow_mut().push_back(job);
-            if self.ended_since.get().is_none() {
-                self.ended_since.set(Some(Instant::now()));
-            }
+            self.ended.borrow_mut().push([job], Instant::now());
             self.tick();
         }
     }

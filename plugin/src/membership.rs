@@ -5,7 +5,7 @@
 //! then it goes on, or fails. What decides in the end is the delivery, which looks again.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet, VecDeque},
     ffi::CStr,
     rc::Rc,
@@ -19,6 +19,7 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 use crate::{
     delivery::{Current, Message, TURN},
     facts::{self, JobFacts},
+    held::{DueJob, HeldJobs},
     manager::Inner,
     owner::{Owner, REFRESH},
     resume::described,
@@ -44,9 +45,9 @@ const AHEAD: u32 = 20;
 /// Jobs that are held, and users that are looked up for them.
 #[derive(Default)]
 pub(crate) struct Membership {
-    held: RefCell<HashMap<JobId, Held>>,
-    /// Those of them whose time has come, with what is known of their owners: some are minded in each turn of the reactor.
-    due: RefCell<VecDeque<(JobId, Option<Arc<Owner>>)>>,
+    held: RefCell<HeldJobs>,
+    /// Whether some of them are minded in the next turn of the reactor.
+    minding: Cell<bool>,
     /// Who is being asked for, since when and for which configuration: one look-up of a user at a time, as one that hangs is
     /// likely not to be the last.
     asking: RefCell<HashMap<u32, (Instant, Arc<Setup>)>>,
@@ -75,13 +76,6 @@ impl Waiting {
         self.known.remove(&(uid, Arc::as_ptr(&setup)));
         Some((uid, setup))
     }
-}
-
-struct Held {
-    uid: u32,
-    since: Instant,
-    /// When its owner is to be looked up again.
-    again: Option<Instant>,
 }
 
 /// What is known of a job's right to its project.
@@ -116,17 +110,17 @@ impl Drop for Report {
 impl Membership {
     /// Whether there is nothing to mind.
     pub(crate) fn is_idle(&self) -> bool {
-        self.held.borrow().is_empty()
+        self.held.borrow().len() == 0
     }
 
     /// The jobs that are held.
     pub(crate) fn held(&self) -> Vec<JobId> {
-        self.held.borrow().keys().copied().collect()
+        self.held.borrow().jobs().collect()
     }
 
     /// A job is not held any more: it is being cleaned up.
     pub(crate) fn forget(&self, job: JobId) {
-        self.held.borrow_mut().remove(&job);
+        self.held.borrow_mut().remove(job);
     }
 }
 
@@ -212,7 +206,7 @@ impl Inner {
                     let line = format!("{job}: it could not be held until its owner is known: {e}");
                     return inner.log(LogLevel::Warning, &line);
                 }
-                inner.hold(job, uid, None);
+                inner.hold(job, uid);
                 inner.look_up(uid, &current.setup);
             }
         }
@@ -224,7 +218,7 @@ impl Inner {
         match left.as_ref().filter(|left| !left.unknown.contains(&job)) {
             Some(left) => {
                 if left.held.contains(&job) {
-                    inner.hold(job, uid, Some(Instant::now()));
+                    inner.hold_again(job, uid);
                 }
             }
             None => {
@@ -237,15 +231,19 @@ impl Inner {
     /// The same, once its eventlog was read.
     pub(crate) fn depended_on(&self, job: JobId, uid: u32, eventlog: &str) {
         if is_outstanding(eventlog) {
-            self.hold(job, uid, Some(Instant::now()));
+            self.hold_again(job, uid);
         }
     }
 
-    fn hold(&self, job: JobId, uid: u32, again: Option<Instant>) {
-        let since = Instant::now();
-        let held = Held { uid, since, again };
-        self.membership.held.borrow_mut().insert(job, held);
+    fn hold(&self, job: JobId, uid: u32) {
+        self.membership.held.borrow_mut().insert(job, uid, Instant::now());
         self.tick();
+    }
+
+    /// Holds a job that was held by the plugin before, which looked its owner up.
+    fn hold_again(&self, job: JobId, uid: u32) {
+        self.hold(job, uid);
+        self.membership.held.borrow_mut().look_up_at(uid, Instant::now());
     }
 
     fn with_projects(&self, args: &Args<'_>) -> Option<(Current, JobId, u32, JobState)> {
@@ -357,31 +355,22 @@ impl Inner {
         inner.owner_known(known.clone());
         let current = inner.setup.borrow().clone();
         let is_current = current.is_some_and(|current| Arc::ptr_eq(&current.setup, &known.setup));
-        let again = match known.result {
-            Ok(owner) if is_current => {
-                let are_minded = !membership.due.borrow().is_empty();
-                let held = membership.held.borrow();
-                let his = held.iter().filter(|(_, held)| held.uid == known.uid);
-                let due = his.map(|(job, _)| (*job, Some(Arc::clone(&owner))));
-                membership.due.borrow_mut().extend(due);
-                drop(held);
-                if !are_minded {
-                    Self::mind_due(inner);
-                }
-                return;
-            }
+        let mut held = membership.held.borrow_mut();
+        match known.result {
+            Ok(owner) if is_current => held.decide(known.uid, Some(owner)),
             // It was for a configuration that is not in force any more.
-            Ok(_) => Instant::now(),
+            Ok(_) => held.look_up_at(known.uid, Instant::now()),
             Err(e) => {
+                held.look_up_at(known.uid, Instant::now() + AGAIN);
+                drop(held);
                 let uid = known.uid;
                 let line = format!("the owner of a job, uid {uid}, could not be looked up: {e}: trying again");
-                inner.log(LogLevel::Err, &line);
-                Instant::now() + AGAIN
+                return inner.log(LogLevel::Err, &line);
             }
-        };
-        let mut held = membership.held.borrow_mut();
-        for held in held.values_mut().filter(|held| held.uid == known.uid) {
-            held.again = Some(again);
+        }
+        drop(held);
+        if !membership.minding.get() {
+            Self::mind_due(inner);
         }
     }
 
@@ -395,21 +384,10 @@ impl Inner {
 
     /// Time has passed: looks users up again, and gives jobs up whose owner is not known in time.
     pub(crate) fn mind_held(inner: &Rc<Self>) {
-        let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
+        if inner.setup.borrow().is_none() {
             return;
-        };
-        let membership = &inner.membership;
-        // Those that are due are minded first.
-        if membership.due.borrow().is_empty() {
-            let now = Instant::now();
-            let mut due = membership.due.borrow_mut();
-            for (job, held) in membership.held.borrow_mut().iter_mut() {
-                if now.duration_since(held.since) >= setup.config.timeout || held.again.is_some_and(|at| at <= now) {
-                    held.again = None;
-                    due.push_back((*job, None));
-                }
-            }
-            drop(due);
+        }
+        if !inner.membership.minding.get() {
             Self::mind_due(inner);
         }
         // Some of those under way may hang by now.
@@ -418,42 +396,33 @@ impl Inner {
 
     /// Decides some of the jobs that are due; the others after others had their turn.
     pub(crate) fn mind_due(inner: &Rc<Self>) {
-        let membership = &inner.membership;
-        let count = membership.due.borrow().len().min(TURN);
-        let due: Vec<_> = membership.due.borrow_mut().drain(..count).collect();
-        for (job, owner) in due {
-            inner.unless_it_panics(job, || Self::decide_due(inner, job, owner.as_deref()));
-        }
-        let mut due = membership.due.borrow_mut();
-        if due.is_empty() {
-            due.shrink_to(TURN);
-        } else {
-            inner.queue.send(Message::Due);
-        }
-    }
-
-    fn decide_due(inner: &Rc<Self>, job: JobId, owner: Option<&Owner>) {
-        let held = inner.membership.held.borrow();
-        // It may have been let go, or be gone.
-        let Some((uid, since)) = held.get(&job).map(|held| (held.uid, held.since)) else {
-            return;
-        };
-        drop(held);
         let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
             return;
         };
-        let limit = setup.config.timeout;
-        if owner.is_none() && since.elapsed() >= limit {
-            let seconds = limit.as_secs_f64();
+        let held = &inner.membership.held;
+        let (due, more) = held.borrow_mut().due(Instant::now(), setup.config.timeout, TURN);
+        inner.membership.minding.set(more);
+        if more {
+            inner.queue.send(Message::Due);
+        }
+        for due in due {
+            inner.unless_it_panics(due.job, || inner.decide_due(&setup, &due));
+        }
+    }
+
+    fn decide_due(&self, setup: &Arc<Setup>, due: &DueJob) {
+        let DueJob { job, uid, .. } = *due;
+        if due.is_late {
+            let seconds = setup.config.timeout.as_secs_f64();
             let line = format!(
                 "{job}: uid {uid} could not be looked up within {seconds} s (timeout): is the name service up?"
             );
-            inner.log(LogLevel::Err, &line);
+            self.log(LogLevel::Err, &line);
             let why = "it could not be found out in time whether its owner is in its project: submit it again, and if this \
                        goes on, ask the operators";
-            inner.deny(job, why);
-        } else if !inner.decide(job, owner) {
-            inner.look_up(uid, &setup);
+            self.deny(job, why);
+        } else if !self.decide(job, due.owner.as_deref()) {
+            self.look_up(uid, setup);
         }
     }
 
@@ -499,10 +468,7 @@ impl Inner {
 
     /// There is a new configuration: what is held is decided anew, and who is in its projects is looked up in advance.
     pub(crate) fn prepare(&self, setup: &Arc<Setup>) {
-        self.membership.due.borrow_mut().clear();
-        for held in self.membership.held.borrow_mut().values_mut() {
-            held.again = Some(Instant::now());
-        }
+        self.membership.held.borrow_mut().look_all_up(Instant::now());
         if setup.config.projects.is_empty() {
             return;
         }

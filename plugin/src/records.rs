@@ -1,7 +1,8 @@
-//! The records of jobs that have ended are removed a second later, many at a time: a commit costs about the same for many.
+//! The records of jobs that have ended are removed when it is quiet: no job waits for them to go, and to the KVS it is as
+//! much work to remove a record as to store it, while others may wait for theirs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     rc::Rc,
     time::{Duration, Instant},
@@ -15,16 +16,59 @@ use crate::{
     work::Sealed,
 };
 
-/// For how long the records of jobs that have ended are gathered before they are removed with one commit.
-pub(crate) const GATHER: Duration = Duration::from_secs(1);
+/// It is quiet when for so long no job has ended that had a record, and no delivery is under way.
+pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
-/// How many are removed with one commit, which the reactor thread makes up in one go.
-const COMMIT: usize = 256;
+/// Records are removed that long after the first of their jobs ended, quiet or not.
+const LATEST: Duration = Duration::from_secs(10);
+
+/// How many are removed with one commit: the KVS, which writes the directory of each job anew, has others to serve between
+/// two of them. And the same when the plugin goes.
+const COMMIT: (usize, usize) = (32, 256);
+
+/// Jobs whose records are to be removed.
+#[derive(Default)]
+pub(crate) struct Ended {
+    jobs: VecDeque<JobId>,
+    /// When the first and the last of them ended.
+    since: Option<(Instant, Instant)>,
+}
+
+impl Ended {
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub fn push(&mut self, jobs: impl IntoIterator<Item = JobId>, now: Instant) {
+        self.jobs.extend(jobs);
+        let first = self.since.map_or(now, |(first, _)| first);
+        self.since = Some((first, now)).filter(|_| !self.jobs.is_empty());
+    }
+
+    /// Whether it is time to remove records.
+    fn is_due(&self, now: Instant, is_idle: bool) -> bool {
+        self.since.is_some_and(|(first, last)| {
+            (is_idle && now.saturating_duration_since(last) >= QUIET) || now.saturating_duration_since(first) >= LATEST
+        })
+    }
+
+    /// The first of them.
+    fn take(&mut self, most: usize) -> Vec<JobId> {
+        let count = self.jobs.len().min(most);
+        let jobs = self.jobs.drain(..count).collect();
+        if self.jobs.is_empty() {
+            self.since = None;
+            self.jobs.shrink_to(COMMIT.0);
+        }
+        jobs
+    }
+}
 
 impl Inner {
     /// Whether records are to be removed now.
     pub(crate) fn has_gathered(&self) -> bool {
-        self.ended_since.get().is_some_and(|since| since.elapsed() >= GATHER)
+        let is_idle = self.deliveries.borrow().len() == 0;
+        self.ended.borrow().is_due(Instant::now(), is_idle)
     }
 
     /// Removes the records of jobs that have ended, as many as one commit takes: one commit at a time.
@@ -32,7 +76,7 @@ impl Inner {
         if inner.unlinking.get() {
             return;
         }
-        let jobs = inner.take_ended();
+        let jobs = inner.ended.borrow_mut().take(COMMIT.0);
         if jobs.is_empty() {
             return;
         }
@@ -74,14 +118,13 @@ impl Inner {
             let line = format!("{} sealed records could not be removed: {e}: trying again", jobs.len());
             self.log(LogLevel::Err, &line);
         }
-        self.ended.borrow_mut().extend(jobs);
-        self.ended_since.set(Some(Instant::now()));
+        self.ended.borrow_mut().push(jobs, Instant::now());
     }
 
     /// The same when the plugin is about to go: the requests are on their way when this returns, and nobody sees the answers.
     pub(crate) fn unlink_unseen(&self) {
         loop {
-            let jobs = self.take_ended();
+            let jobs = self.ended.borrow_mut().take(COMMIT.1);
             if jobs.is_empty() {
                 return;
             }
@@ -90,18 +133,6 @@ impl Inner {
                 self.log(LogLevel::Err, &line);
             }
         }
-    }
-
-    /// The first of those that have ended. The others have gathered as long.
-    fn take_ended(&self) -> Vec<JobId> {
-        let mut ended = self.ended.borrow_mut();
-        let count = ended.len().min(COMMIT);
-        let jobs = ended.drain(..count).collect();
-        if ended.is_empty() {
-            self.ended_since.set(None);
-            ended.shrink_to(COMMIT);
-        }
-        jobs
     }
 
     /// Commits what was sealed for deliveries that were under way when the plugin was removed, by those who had not been heard
@@ -139,5 +170,31 @@ impl Inner {
             transaction.unlink(&job.kvs_key(self.kind.key)?)?;
         }
         self.flux().commit(transaction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_removed_when_it_is_quiet_and_after_a_while_whatever_goes_on() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut ended = Ended::default();
+        assert!(!ended.is_due(after(60_000), true));
+        ended.push([JobId(1)], start);
+        ended.push([JobId(2)], after(800));
+        assert!(!ended.is_due(after(1_500), true));
+        assert!(ended.is_due(after(1_800), true));
+        assert!(!ended.is_due(after(9_900), false));
+        ended.push([JobId(3)], after(9_900));
+        assert!(ended.is_due(after(10_000), false));
+        assert_eq!(ended.take(2), [JobId(1), JobId(2)]);
+        assert!(ended.is_due(after(10_000), false));
+        assert_eq!(ended.take(2), [JobId(3)]);
+        assert!(ended.is_empty() && !ended.is_due(after(60_000), true));
+        ended.push([], start);
+        assert!(!ended.is_due(after(60_000), true));
     }
 }
