@@ -706,10 +706,12 @@ fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
         return;
     };
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
+    instance.ok("fault", json!({"what": "hold-allocs"}));
     instance.ok("fault", json!({"what": "hold-commits"}));
     for _ in 0..JOBS {
         instance.submit(&["true"], matching("dw"));
     }
+    instance.ok("fault", json!({"what": "release-allocs"}));
     until("all records are sealed", || {
         instance.ok("stats", json!({}))["held_operations"] == JOBS
     });

@@ -566,7 +566,10 @@ impl Inner {
                 inner.committed.borrow_mut().extend(committed);
                 // The KVS is not kept waiting for the jobs.
                 Self::commit(&inner);
-                inner.finish_committed();
+                // Several commits may end at once, whose jobs are in one queue.
+                if !inner.finishing.get() {
+                    inner.finish_committed();
+                }
                 drop(done);
                 inner.stats.borrow_mut().callback(&stay);
             })?;
@@ -578,16 +581,18 @@ impl Inner {
 
     /// Ends some of the deliveries whose records were committed, or could not be; the others after others had their turn.
     fn finish_committed(&self) {
+        let more = self.committed.borrow().len() > FINISHED;
+        self.finishing.set(more);
+        if more {
+            self.queue.send(Message::Committed);
+        }
         for _ in 0..FINISHED {
             let next = self.committed.borrow_mut().pop_front();
             let Some(committed) = next else { break };
             self.unless_it_panics(committed.job, || self.finish(&committed));
         }
-        let mut committed = self.committed.borrow_mut();
-        if committed.is_empty() {
-            committed.shrink_to(FINISHED);
-        } else {
-            self.queue.send(Message::Committed);
+        if !more {
+            self.committed.borrow_mut().shrink_to(FINISHED);
         }
     }
 

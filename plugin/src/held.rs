@@ -42,7 +42,6 @@ struct Deciding {
 }
 
 /// A job that is to be decided now.
-#[derive(Debug)]
 pub(crate) struct DueJob {
     pub job: JobId,
     pub uid: u32,

@@ -134,6 +134,8 @@ pub(crate) struct Inner {
     pub(crate) commit_began: Cell<Option<Instant>>,
     /// Deliveries whose commits have ended, and which are yet to be finished.
     pub(crate) committed: RefCell<VecDeque<Committed>>,
+    /// Whether some of them are finished in the next turn of the reactor.
+    pub(crate) finishing: Cell<bool>,
     /// Commits and lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
     /// Rules that have something under way, by number of the delivery: also of those that were given up since.
@@ -313,6 +315,7 @@ impl Inner {
             sealed: RefCell::default(),
             commits: Cell::new(0),
             committed: RefCell::default(),
+            finishing: Cell::new(false),
             commit_began: Cell::new(None),
             running: RefCell::default(),
             ticker: Arc::new(AtomicU64::new(IDLE)),
