@@ -26,11 +26,50 @@ def events(job, *which):
     return found
 
 
+# Jobs whose job shells run on other nodes, as far as rank 0 can tell: job-exec(5) only says that it has started them.
+ELSEWHERE = "--setattr=system.exec.test.run_duration=10ms"
+
+
 def jobs(n, *options):
     """Runs n jobs, and returns their ids and how many ended each second."""
     start = time.monotonic()
     out = flux("submit", "--wait", f"--cc=0-{n - 1}" if n > 1 else "--cc=0", *options, "true")
     return out.split(), n / (time.monotonic() - start)
+
+
+def timed(path, load):
+    """Writes an initrc that loads a plugin with this line of Lua, and keeps how many microseconds the shell spends on it:
+    while it is loaded, and in shell.init. Returns a function that reads what was kept."""
+    kept = path + ".times"
+    with open(path, "w") as out:
+        out.write(
+            f"""
+local clock = require "posix.time"
+local function now ()
+    local t = clock.clock_gettime (clock.CLOCK_MONOTONIC)
+    return t.tv_sec * 1e6 + t.tv_nsec / 1e3
+end
+local function at_init (name, fn)
+    plugin.register {{ name = name, handlers = {{ {{ topic = "shell.init", fn = fn }} }} }}
+end
+local began, took
+at_init ("before", function () began = now () end)
+local loading = now ()
+{load}
+took = now () - loading
+at_init ("after", function ()
+    local file = io.open ("{kept}", "a")
+    file:write (took + now () - began, "\\n")
+    file:close ()
+end)
+"""
+        )
+
+    def read():
+        with open(kept) as times:
+            return [float(line) for line in times]
+
+    return read
 
 
 def turns(rounds):

@@ -8,7 +8,7 @@ import os
 import subprocess
 import statistics
 
-from lib import JOBS, PLUGINS, ROUNDS, at_least, at_most, events, flux, jobs, ms, ratio, row, section, turns
+from lib import JOBS, PLUGINS, ROUNDS, at_least, at_most, events, flux, jobs, ms, ratio, row, section, timed, turns
 
 DW = "--setattr=system.dw=#DW"
 THEIRS = os.environ["FLUX_CORAL2_PLUGINS"] + "/job-manager/plugins"
@@ -17,9 +17,9 @@ OTHER = "--env=FLUX_BENCH_OTHER=1"
 NEITHER = "--env=FLUX_BENCH_WITHOUT=1"
 
 
-def run(mine, n):
+def run(mine, n, *options):
     flux("jobtap", "load", f"{PLUGINS if mine else THEIRS}/dws-jobtap.so")
-    ids, rate = jobs(n, DW, *([] if mine else [OTHER]))
+    ids, rate = jobs(n, DW, *([] if mine else [OTHER]), *options)
     answer = json.loads(flux("jobtap", "query", "dws-jobtap.so")) if mine else None
     flux("jobtap", "remove", "dws-jobtap.so")
     return ids, rate, answer
@@ -51,6 +51,17 @@ try:
         # What no plugin can be below.
         (job,), _ = jobs(1, NEITHER)
         starts[None].append(start(job))
+    # What the shell spends on the plugin, whatever else goes on at that time.
+    base = os.environ["BENCH_TOKEN"]
+    conf = f'conf = {{ ["munge-socket"] = "{os.environ["BENCH_SOCKET"]}" }}'
+    theirs = os.environ["FLUX_CORAL2_PLUGINS"] + "/shell/plugins/dws_environment.so"
+    loads = {
+        True: f'plugin.load {{ file = "dws_environment.so", {conf} }}',
+        False: f'plugin.load {{ file = "{theirs}" }}',
+    }
+    times = {mine: timed(f"{base}.{mine}.lua", load) for mine, load in loads.items()}
+    for mine in turns(ROUNDS * 4):
+        run(mine, 1, "-o", f"initrc={base}.{mine}.lua")
 finally:
     service.kill()
 
@@ -76,6 +87,13 @@ at_most(
     "of theirs",
 )
 row("the same, of a shell without a plugin", ms(starts[None]), "", f"{medians[None] / medians[False]:.2f} of theirs")
+own = {mine: statistics.median(read()) / 1e3 for mine, read in times.items()}
+row(
+    "job shell, in the plugin: its load and its shell.init, median",
+    f"{own[True]:.2f} ms",
+    f"theirs {own[False]:.2f} ms",
+    f"{own[True] / own[False]:.2f} of theirs",
+)
 at_most(
     "reactor thread, processor time to deliver, median", "", "", statistics.median(reactor[True]), 50, "µs"
 )

@@ -29,6 +29,10 @@ def machine():
     memory = int(re.search(r"^MemTotal:\s*(\d+) kB", open("/proc/meminfo").read(), re.M)[1]) / 2**20
     yield "machine", f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, {memory:.0f} GiB"
     yield "kernel", platform.release()
+    before, now = (list(map(int, stat.split()[1:9])) for stat in (os.environ["BENCH_STAT"], open("/proc/stat").readline()))
+    spent = [b - a for a, b in zip(before, now)]
+    # proc_stat(5): the eighth is steal.
+    yield "processor time that the hypervisor gave to others meanwhile", f"{100 * spent[7] / max(1, sum(spent)):.1f} %"
     flux = re.search(r"libflux-core:\s*(\S+)", output("flux", "version"))
     yield "Flux", flux[1] if flux else "none was found: what needs one was not measured"
     munge = re.search(r"munge-(\S+)", output("munge", "--version"))

@@ -110,6 +110,11 @@ impl HeldJobs {
     /// The jobs of a user are to be decided, by this where it is known.
     pub fn decide(&mut self, uid: u32, owner: Option<Arc<Owner>>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
+        if owner.is_some()
+            && let Some(at) = user.again.take()
+        {
+            self.again.remove(&(at, uid));
+        }
         let deciding = Deciding { owner, after: None };
         if user.deciding.replace(deciding).is_none() {
             self.turns.push_back(uid);
@@ -188,7 +193,11 @@ impl HeldJobs {
 
 #[cfg(test)]
 mod tests {
+    use config::Config;
+    use serde_json::json;
+
     use super::*;
+    use crate::owner::Owners;
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -258,6 +267,23 @@ mod tests {
             [true, true, false]
         );
         assert!(!more);
+    }
+
+    #[test]
+    fn where_the_owner_is_known_a_job_is_not_late_though_its_turn_comes_late() {
+        let config = Config::with_overrides(&json!({}), &json!({})).expect("no table is a configuration");
+        let owner = Owners::new(&config, None)
+            .look_up(0)
+            .expect("whether there is one or not");
+        let now = Instant::now();
+        let mut held = ten(now);
+        held.look_up_at(0, now + LIMIT);
+        held.decide(0, Some(owner));
+        let (due, _) = held.due(now + LIMIT, LIMIT, 4);
+        assert_eq!(ids(&due), [0, 1, 2, 3]);
+        for due in &due {
+            assert_eq!((due.is_late, due.owner.is_some()), (due.uid == 1, due.uid == 0));
+        }
     }
 
     #[test]
