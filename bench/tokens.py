@@ -16,13 +16,19 @@ MATCH = "--setattr=system.workflow=1"
 # Without the plugins at all: neither the job manager's nor the shell's.
 WITHOUT = "--env=FLUX_BENCH_WITHOUT=1"
 
+OURS = f"{PLUGINS}/workflow-token.so"
+
 
 def load():
-    flux("jobtap", "load", f"{PLUGINS}/workflow-token.so")
+    flux("jobtap", "load", OURS)
+
+
+def remove_one(plugin):
+    flux("jobtap", "remove", os.path.basename(plugin.split()[0]))
 
 
 def remove():
-    flux("jobtap", "remove", "workflow-token.so")
+    remove_one(OURS)
 
 
 def query():
@@ -33,6 +39,36 @@ def prolog(job):
     main = events(job)
     return main["prolog-finish"] - main["prolog-start"]
 
+
+# Other ways. They have no reader in the job shell, so that ours is left out as well.
+INLINE = os.environ["CARGO_TARGET_DIR"] + "/release/libjobtap_bench_inline.so"
+with open(RECORD, "w") as out:
+    out.write("x" * (4 * (os.stat(TOKEN).st_size + 300) // 3 + 150))
+PEERS = {
+    "a job-manager prolog that calls munge and flux kvs put": "perilog.so",
+    "munge_encode(3) in the callback": f"{INLINE} socket={SOCKET} path={TOKEN}",
+    # What a commit for each job takes, which no plugin can be below that keeps something for each.
+    "a plugin that commits as many bytes, and seals nothing": f"{INLINE} path={RECORD}",
+}
+# One job at a time: what a job waits for, with nothing else on the machine. It comes first, since to the KVS a commit is the
+# more work the more jobs there were in the instance.
+load()
+quiet_prologs, with_shell, without_shell = [], [], []
+for mine in turns(ROUNDS * 10):
+    (job,), _ = jobs(1, MATCH, *([] if mine else [WITHOUT]))
+    shell = events(job, "-p", "exec")
+    (with_shell if mine else without_shell).append(shell["shell.init"] - shell["init"])
+    if mine:
+        quiet_prologs.append(prolog(job))
+quiet = query()["reactor-us"]["delivery-cpu-median"]
+remove()
+
+alone = {peer: {True: [], False: []} for peer in PEERS}
+for peer, plugin in PEERS.items():
+    for mine in turns(ROUNDS):
+        flux("jobtap", "load", *(OURS if mine else plugin).split())
+        alone[peer][mine] += [prolog(jobs(1, MATCH, WITHOUT)[0][0]) for _ in range(10)]
+        remove_one(OURS if mine else plugin)
 
 with_rate, without_rate, prologs, reactor = [], [], [], []
 # More than of others: what one costs is less than what two runs of the same differ by.
@@ -56,18 +92,6 @@ for mine in turns(ROUNDS):
     elsewhere[mine].append(jobs(FAR, MATCH, ELSEWHERE)[1])
     if mine:
         remove()
-
-# One job at a time: what a job waits for, with nothing else on the machine.
-load()
-quiet_prologs, with_shell, without_shell = [], [], []
-for mine in turns(ROUNDS * 10):
-    (job,), _ = jobs(1, MATCH, *([] if mine else [WITHOUT]))
-    shell = events(job, "-p", "exec")
-    (with_shell if mine else without_shell).append(shell["shell.init"] - shell["init"])
-    if mine:
-        quiet_prologs.append(prolog(job))
-quiet = query()["reactor-us"]["delivery-cpu-median"]
-remove()
 
 
 def rates_text(rates):
@@ -106,25 +130,13 @@ longest = max(times["callback-cpu-max"] for times in reactor)
 at_most("reactor thread, processor time of a callback, longest of all", "", "", longest / 1e3, 1, "ms")
 row("reactor thread, processor time for a delivery, median, one job at a time", f"{quiet} µs", "", "")
 
-# Other ways. They have no reader in the job shell, so that ours is left out as well.
-INLINE = os.environ["CARGO_TARGET_DIR"] + "/release/libjobtap_bench_inline.so"
-with open(RECORD, "w") as out:
-    out.write("x" * (4 * (os.stat(TOKEN).st_size + 300) // 3 + 150))
-PEERS = {
-    "a job-manager prolog that calls munge and flux kvs put": "perilog.so",
-    "munge_encode(3) in the callback": f"{INLINE} socket={SOCKET} path={TOKEN}",
-    # What a commit for each job takes, which no plugin can be below that keeps something for each.
-    "a plugin that commits as many bytes, and seals nothing": f"{INLINE} path={RECORD}",
-}
-ALONE = 10  # One at a time.
 for peer, plugin in PEERS.items():
-    rates, far_rates, alone = ({True: [], False: []} for _ in range(3))
+    rates, far_rates = ({True: [], False: []} for _ in range(2))
     for mine in turns(ROUNDS):
-        flux("jobtap", "load", *(f"{PLUGINS}/workflow-token.so" if mine else plugin).split())
+        flux("jobtap", "load", *(OURS if mine else plugin).split())
         rates[mine].append(jobs(JOBS, MATCH, WITHOUT)[1])
         far_rates[mine].append(jobs(FAR, MATCH, ELSEWHERE)[1])
-        alone[mine] += [prolog(jobs(1, MATCH, WITHOUT)[0][0]) for _ in range(ALONE)]
-        flux("jobtap", "remove", "workflow-token.so" if mine else os.path.basename(plugin.split()[0]))
+        remove_one(OURS if mine else plugin)
     for count, where, measured in ((JOBS, "", rates), (FAR, ", job shells on other nodes", far_rates)):
         figure = f"jobs a second, {count} at once{where}"
         texts = rates_text(measured[True]), f"{peer}: {rates_text(measured[False])}"
@@ -134,8 +146,9 @@ for peer, plugin in PEERS.items():
             at_least(figure, *texts, value, 3.0)
         else:
             row(figure, *texts, f"ratio {value:.2f}")
-    more = (median(alone[True]) - median(alone[False])) * 1e3
-    row("prolog, median, one job at a time", ms(alone[True]), f"{peer}: {ms(alone[False])}", f"{more:.2f} ms more")
+    ours, theirs = alone[peer][True], alone[peer][False]
+    more = (median(ours) - median(theirs)) * 1e3
+    row("prolog, median, one job at a time", ms(ours), f"{peer}: {ms(theirs)}", f"{more:.2f} ms more")
 
 # munged is stopped: the reactor thread must not notice.
 load()

@@ -701,7 +701,7 @@ fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wai
 fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
     const JOBS: u64 = 400;
     /// In one turn of the reactor.
-    const AT_ONCE: u64 = 8;
+    const AT_ONCE: u64 = 4;
     let Some(site) = Site::new("many_jobs_whose_records_are_committed_at_once_start_some_at_a_time") else {
         return;
     };

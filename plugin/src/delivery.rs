@@ -30,10 +30,13 @@ const IDLE_TICKS: u32 = 50;
 pub(crate) const TURN: usize = 16;
 
 /// How many prologs are finished in one turn: within each, the job manager starts a job.
-const FINISHED: usize = 8;
+const FINISHED: usize = 4;
 
 /// The most records in one commit, which is made up in one turn, and the most bytes of them.
-const COMMIT: (usize, usize) = (64, 4 << 20);
+const COMMIT: (usize, usize) = (32, 4 << 20);
+
+/// How many commits are under way at most, where each has as many records as it may have.
+const COMMITS: usize = 16;
 
 /// A commit that takes longer does not keep others waiting.
 const SLOW: Duration = Duration::from_secs(1);
@@ -496,12 +499,14 @@ impl Inner {
         }
     }
 
-    /// Puts the records that wait where the job shells find them: one commit at a time, for all that have gathered
-    /// meanwhile. To the KVS, one for many costs little more than one for one.
+    /// Puts records that wait where the job shells find them: one commit at a time, for all that have gathered meanwhile. To
+    /// the KVS, one for many costs little more than one for one. Where more wait than one commit has, more are under way,
+    /// which the KVS makes one of.
     pub(crate) fn commit(inner: &Rc<Self>) {
         loop {
             let waits = inner.commit_began.get().is_some_and(|began| began.elapsed() < SLOW);
-            if inner.commits.get() > 0 && waits {
+            let is_full = inner.sealed.borrow().len() >= COMMIT.0;
+            if inner.commits.get() >= if is_full { COMMITS } else { 1 } && waits {
                 return;
             }
             let records = inner.next_records();
@@ -529,6 +534,8 @@ impl Inner {
                     delivery.cpu += share;
                 }
             }
+            // Others have their turn.
+            return;
         }
     }
 
@@ -564,10 +571,15 @@ impl Inner {
                     Committed { job, number, why }
                 });
                 inner.committed.borrow_mut().extend(committed);
-                // The KVS is not kept waiting for the jobs.
+                let under_way = inner.commits.get();
+                // The KVS is not kept waiting for the jobs, and the reactor not for both.
                 Self::commit(&inner);
-                // Several commits may end at once, whose jobs are in one queue.
-                if !inner.finishing.get() {
+                if inner.finishing.get() {
+                    // Several commits have ended at once, whose jobs are in one queue.
+                } else if inner.commits.get() > under_way {
+                    inner.finishing.set(true);
+                    inner.queue.send(Message::Committed);
+                } else {
                     inner.finish_committed();
                 }
                 drop(done);

@@ -22,9 +22,9 @@ pub(crate) const QUIET: Duration = Duration::from_secs(1);
 /// Records are removed that long after the first of their jobs ended, quiet or not.
 const LATEST: Duration = Duration::from_secs(10);
 
-/// How many are removed with one commit: the KVS, which writes the directory of each job anew, has others to serve between
-/// two of them. And the same when the plugin goes.
-const COMMIT: (usize, usize) = (32, 256);
+/// How many are removed with one commit. The KVS writes the directory of each job anew, and all above them: that is long
+/// for others to wait where there are many, and too much where there are few. And the same when the plugin goes.
+const COMMIT: (usize, usize) = (128, 256);
 
 /// Jobs whose records are to be removed.
 #[derive(Default)]
