@@ -170,11 +170,15 @@ impl Munge {
         }
         // SAFETY: on success `cred` is a NUL-terminated string allocated by libmunge, and it is freed once.
         let text = unsafe {
-            let text = CStr::from_ptr(cred).to_string_lossy().into_owned();
+            let text = CStr::from_ptr(cred).to_str().map(str::to_owned);
             libc::free(cred.cast());
             text
         };
-        Ok(text)
+        text.map_err(|_| MungeError {
+            code: sys::munge_err_EMUNGE_BAD_CRED,
+            text: "its credential is no text".to_owned(),
+            what,
+        })
     }
 
     /// Decodes a credential as the uid of this process. Expired, rewound and replayed credentials are authentic and

@@ -241,6 +241,9 @@ struct Payload {
     variables: BTreeMap<String, Value>,
 }
 
+/// How many bytes of a payload are around each variable, and around all of them, at most.
+const AROUND: usize = 80;
+
 impl Payload {
     fn encode(owner: Owner, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
         let view = View {
@@ -249,24 +252,53 @@ impl Payload {
             uid: owner.uid,
             variables: Map(variables),
         };
-        // Measured first, so that the buffer is never moved, leaving a copy behind.
+        // The buffer is never moved, which would leave a copy behind. Most values are written as they are.
+        let plain: usize = variables
+            .iter()
+            .map(|(name, value)| name.len() + value.expose_secret().len() + AROUND)
+            .sum();
+        if let Some(out) = Self::write(&view, (plain + AROUND).min(MAX_PAYLOAD)) {
+            return Ok(out);
+        }
         let mut size = Length(0);
         // Writing to memory cannot fail, and the map's keys are strings.
         serde_json::to_writer(&mut size, &view).map_err(|e| malformed(&e))?;
-        if size.0 > MAX_PAYLOAD {
-            return Err(Error::TooLarge {
+        Some(size.0)
+            .filter(|size| *size <= MAX_PAYLOAD)
+            .and_then(|size| Self::write(&view, size))
+            .ok_or(Error::TooLarge {
                 size: size.0,
                 limit: MAX_PAYLOAD,
-            });
-        }
-        let mut out = Zeroizing::new(Vec::with_capacity(size.0));
-        serde_json::to_writer(&mut *out, &view).map_err(|e| malformed(&e))?;
-        Ok(out)
+            })
+    }
+
+    /// Nothing where it needs more than `room` bytes.
+    fn write(view: &View<'_>, room: usize) -> Option<Zeroizing<Vec<u8>>> {
+        let mut out = Room(Zeroizing::new(Vec::with_capacity(room)));
+        serde_json::to_writer(&mut out, view).ok()?;
+        Some(out.0)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Error> {
         check_version(bytes)?;
         serde_json::from_slice(bytes).map_err(|e| malformed(&e))
+    }
+}
+
+/// A writer that takes no more than there is room for.
+struct Room(Zeroizing<Vec<u8>>);
+
+impl io::Write for Room {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.0.capacity() - self.0.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -372,6 +404,31 @@ mod tests {
             variables.insert("T", Secret::from("x".repeat(size))).unwrap();
             let error = Record::seal(&nowhere, owner, 0, &variables).unwrap_err();
             assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_payload_is_written_in_one_place_whether_values_are_escaped_or_not() {
+        let owner = Owner {
+            jobid: u64::MAX,
+            uid: u32::MAX - 1,
+        };
+        for value in [
+            "e30.e30.AAAA".to_owned(),
+            "\"\\\u{1}".repeat(1000),
+            "é".repeat(1000),
+            String::new(),
+        ] {
+            let mut variables = Variables::new();
+            variables.insert("A", Secret::from(value.clone())).unwrap();
+            variables.insert("B", Secret::from("x")).unwrap();
+            let room = value.len() + 3 + 3 * AROUND;
+            let payload = Payload::encode(owner, &variables).unwrap();
+            let read = Payload::decode(&payload).unwrap();
+            assert_eq!((read.jobid, read.uid), (owner.jobid, owner.uid));
+            assert_eq!(read.variables["A"].0.expose_secret(), value);
+            let expected = if payload.len() <= room { room } else { payload.len() };
+            assert_eq!(payload.capacity(), expected);
         }
     }
 
