@@ -17,14 +17,14 @@ use crate::{
 };
 
 /// It is quiet when for so long no job has ended that had a record, and no delivery is under way.
-pub(crate) const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Records are removed that long after the first of their jobs ended, quiet or not.
 const LATEST: Duration = Duration::from_secs(10);
 
-/// How many are removed with one commit. The KVS writes the directory of each job anew, and all above them: that is long
-/// for others to wait where there are many, and too much where there are few. And the same when the plugin goes.
-const COMMIT: (usize, usize) = (128, 256);
+/// How many are removed with one commit. The KVS writes the directory of each job anew, for which others wait, and all
+/// above them, for which there should not be many commits.
+const COMMIT: usize = 128;
 
 /// Jobs whose records are to be removed.
 #[derive(Default)]
@@ -45,6 +45,12 @@ impl Ended {
         self.since = Some((first, now)).filter(|_| !self.jobs.is_empty());
     }
 
+    /// These could not be removed. All wait as long as if they had just ended: the KVS is not asked again at once.
+    fn put_back(&mut self, jobs: Vec<JobId>, now: Instant) {
+        self.since = None;
+        self.push(jobs, now);
+    }
+
     /// Whether it is time to remove records.
     fn is_due(&self, now: Instant, is_idle: bool) -> bool {
         self.since.is_some_and(|(first, last)| {
@@ -58,7 +64,7 @@ impl Ended {
         let jobs = self.jobs.drain(..count).collect();
         if self.jobs.is_empty() {
             self.since = None;
-            self.jobs.shrink_to(COMMIT.0);
+            self.jobs.shrink_to(COMMIT);
         }
         jobs
     }
@@ -76,7 +82,7 @@ impl Inner {
         if inner.unlinking.get() {
             return;
         }
-        let jobs = inner.ended.borrow_mut().take(COMMIT.0);
+        let jobs = inner.ended.borrow_mut().take(COMMIT);
         if jobs.is_empty() {
             return;
         }
@@ -118,13 +124,13 @@ impl Inner {
             let line = format!("{} sealed records could not be removed: {e}: trying again", jobs.len());
             self.log(LogLevel::Err, &line);
         }
-        self.ended.borrow_mut().push(jobs, Instant::now());
+        self.ended.borrow_mut().put_back(jobs, Instant::now());
     }
 
     /// The same when the plugin is about to go: the requests are on their way when this returns, and nobody sees the answers.
     pub(crate) fn unlink_unseen(&self) {
         loop {
-            let jobs = self.ended.borrow_mut().take(COMMIT.1);
+            let jobs = self.ended.borrow_mut().take(COMMIT);
             if jobs.is_empty() {
                 return;
             }
@@ -197,5 +203,18 @@ mod tests {
         assert!(ended.is_empty() && !ended.is_due(after(60_000), true));
         ended.push([], start);
         assert!(!ended.is_due(after(60_000), true));
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_not_tried_again_at_once_though_others_wait() {
+        let start = Instant::now();
+        let mut ended = Ended::default();
+        ended.push([JobId(1), JobId(2)], start);
+        let jobs = ended.take(1);
+        let failed = start + LATEST;
+        ended.put_back(jobs, failed);
+        assert!(!ended.is_due(failed, true) && !ended.is_due(failed + QUIET, false));
+        assert!(ended.is_due(failed + QUIET, true) && ended.is_due(failed + LATEST, false));
+        assert!(ended.take(2).len() == 2);
     }
 }
