@@ -1529,6 +1529,82 @@ fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(
     instance.shutdown();
 }
 
+/// Those that nothing held any more.
+#[test]
+fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_torn_down_when_it_is_back() {
+    let Some(rabbits) = Rabbits::new(
+        "the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_torn_down_when_it_is_back",
+    ) else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    let wait = format!("until [ -e {} ]; do sleep 0.02; done", rabbits.site.path("go"));
+    let ran = instance.in_prolog(&["sh", "-c", &wait]);
+    instance.give(&ran, json!({}));
+    instance.wait(&ran, "start");
+    let created = instance.rabbit(&["true"]);
+    instance.asked("dws.create", &created);
+    let torn_down = instance.in_prolog(&["true"]);
+    instance.give(&torn_down, json!({}));
+    instance.tear_down(&torn_down);
+    let active = instance.in_prolog(&["true"]);
+    instance.ok("remove", json!({"name": NAME}));
+    instance.ok("cancel", json!({"jobid": created}));
+    rabbits.site.write("go", 0o600, "");
+    for job in [&ran, &created] {
+        instance.wait(job, "clean");
+    }
+
+    // The service is not there yet; and the plugin is removed once more before it is.
+    instance.service("dws.post_run", json!({}));
+    instance.ok("load", rabbits.load(json!({})));
+    let text = "2 rabbit jobs have ended while the plugin dws-jobtap was not loaded";
+    instance.ok("wait-log", json!({ "text": text }));
+    instance.ok("wait-log", json!({"text": "dws.post_run: no service answers to it"}));
+    assert_eq!(instance.counted("/jobs/gone"), 2);
+    let before = instance.seen("dws.post_run", &ran).len();
+    instance.ok("remove", json!({"name": NAME}));
+    instance.service("dws.post_run", json!({"payload": {"success": true}}));
+    instance.ok("load", rabbits.load(json!({})));
+    until("they are torn down", || instance.counted("/jobs/gone") == 0);
+    assert_eq!(instance.seen("dws.post_run", &ran).len(), before + 1);
+    for (job, has_run) in [(&ran, true), (&created, false)] {
+        assert_eq!(
+            instance.seen("dws.post_run", job).last().unwrap()["run_started"],
+            has_run
+        );
+    }
+    // Neither one that was torn down before, nor one that is not over.
+    assert_eq!(instance.seen("dws.post_run", &torn_down).len(), 1);
+    assert_eq!(instance.seen("dws.post_run", &active), [] as [Value; 0]);
+    instance.give(&active, json!({}));
+    instance.tear_down(&active);
+
+    // What the service refuses is said, and does not keep the others.
+    let [refused, other] = [(); 2].map(|()| {
+        let job = instance.rabbit(&["true"]);
+        instance.asked("dws.create", &job);
+        job
+    });
+    instance.ok("remove", json!({"name": NAME}));
+    for job in [&refused, &other] {
+        instance.ok("cancel", json!({"jobid": job}));
+        instance.wait(job, "clean");
+    }
+    let refusal = json!({"success": false, "errstr": "no such thing"});
+    instance.service("dws.post_run", json!({"payload": refusal}));
+    instance.ok("load", rabbits.load(json!({})));
+    for job in [&refused, &other] {
+        let text = format!(
+            "{job}: dws.post_run, after the job had ended: no such thing: see whether there is a Workflow fluxjob-{}",
+            decimal(job)
+        );
+        instance.ok("wait-log", json!({ "text": text }));
+    }
+    until("they are given up", || instance.counted("/jobs/gone") == 0);
+    instance.shutdown();
+}
+
 /// Jobs in CLEANUP of which the plugin that is loaded knows nothing, as after it took the place of another one.
 #[test]
 fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_lacks() {

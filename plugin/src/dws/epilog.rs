@@ -204,6 +204,10 @@ impl Rabbits {
         };
         let asker = Asker(Some(request.keep()));
         self.when_known(job, move |me| {
+            if me.gone.forget(job) {
+                me.counts.torn_down.set(me.counts.torn_down.get() + 1);
+                return me.answer(asker, Ok(()));
+            }
             if me.state(job) != Some(JobState::Cleanup) {
                 return me.answer(asker, Err("job not found in CLEANUP state".to_owned()));
             }

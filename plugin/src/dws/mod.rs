@@ -23,6 +23,7 @@
 mod constraints;
 mod depend;
 mod epilog;
+mod gone;
 mod prolog;
 mod request;
 mod resume;
@@ -77,6 +78,8 @@ struct Rabbits {
     epilog_timeout: f64,
     /// What the plugin that was loaded before left, until the jobs are known again.
     left: RefCell<Option<resume::Left>>,
+    /// Jobs that ended while no plugin was loaded.
+    gone: gone::Gone,
     /// Whether it was said that a job waits for the service.
     no_service: Cell<bool>,
     counts: Counts,
@@ -237,6 +240,7 @@ impl Dws {
             jobs: RefCell::default(),
             epilog_timeout,
             left: RefCell::default(),
+            gone: gone::Gone::default(),
             no_service: Cell::default(),
             counts: Counts::default(),
         });
@@ -280,11 +284,14 @@ impl Hooks for Rabbits {
 }
 
 impl Rabbits {
-    fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
+    fn configure(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let first = !self.inner.active.get();
         Inner::configure(&self.inner, args)?;
         if first {
             *self.left.borrow_mut() = resume::Left::of(&self.inner);
+            if let Some(left) = &*self.left.borrow() {
+                self.take_up_gone(left.with_workflows());
+            }
         }
         Ok(())
     }
@@ -301,6 +308,7 @@ impl Rabbits {
             "active": self.jobs.borrow().len(),
             "in-prolog": count(|rabbit| rabbit.prolog == Stage::Outstanding),
             "in-epilog": count(|rabbit| rabbit.epilog == Stage::Outstanding),
+            "gone": self.gone.count(),
         });
         answer["created"] = json!(self.counts.created.get());
         answer["set-up"] = json!(self.counts.set_up.get());

@@ -9,7 +9,11 @@
 //! turns out to have had one, one of the two is finished. What is in RUN, and came there while no plugin or another one was
 //! loaded into this job manager, is held by a prolog in the same way.
 
-use std::{collections::HashSet, ffi::CStr, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ffi::CStr,
+    rc::Rc,
+};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
@@ -20,10 +24,10 @@ use crate::{
 };
 
 /// After how many seconds an eventlog is complete in the KVS: the job manager writes events in batches of 10 ms.
-const WRITTEN: f64 = 0.5;
+pub(super) const WRITTEN: f64 = 0.5;
 
 /// After how many seconds the service is asked again, if it was not there; and an eventlog, if it could not be read.
-const AGAIN: f64 = 5.0;
+pub(super) const AGAIN: f64 = 5.0;
 
 /// There is no such key. It is removed to learn when all is written that was to be written before.
 const NO_KEY: &str = "dws-jobtap-was-here";
@@ -39,6 +43,8 @@ const LEFT_HELD_IN_PROLOG: &CStr = c"workflow-token::dws-held-in-prolog";
 const LEFT_HELD_IN_EPILOG: &CStr = c"workflow-token::dws-held-in-epilog";
 /// Jobs whose stages are known. Of those that had no resources yet nothing is: what comes in between may have handled them.
 const LEFT_KNOWN: &CStr = c"workflow-token::dws-known";
+/// Jobs that may have a workflow which nobody has torn down yet.
+const LEFT_WITH_WORKFLOWS: &CStr = c"workflow-token::dws-with-workflows";
 
 /// What the plugin that was loaded before left.
 pub(super) struct Left {
@@ -51,9 +57,14 @@ pub(super) struct Left {
     held_in_prolog: HashSet<JobId>,
     held_in_epilog: HashSet<JobId>,
     known: HashSet<JobId>,
+    with_workflows: BTreeSet<JobId>,
 }
 
 impl Left {
+    pub fn with_workflows(&self) -> &BTreeSet<JobId> {
+        &self.with_workflows
+    }
+
     /// Nothing where no plugin was loaded into this job manager.
     pub fn of(inner: &Inner) -> Option<Self> {
         let set = |name: &CStr| -> HashSet<JobId> {
@@ -71,6 +82,7 @@ impl Left {
             held_in_prolog: set(LEFT_HELD_IN_PROLOG),
             held_in_epilog: set(LEFT_HELD_IN_EPILOG),
             known: set(LEFT_KNOWN),
+            with_workflows: set(LEFT_WITH_WORKFLOWS).into_iter().collect(),
         })
     }
 }
@@ -103,6 +115,9 @@ impl Rabbits {
         flux.leave_jobs(LEFT_HELD_IN_EPILOG, &those(|rabbit| rabbit.held));
         let had_resources = |rabbit: &super::Rabbit| (rabbit.prolog, rabbit.epilog) != (Stage::ToCome, Stage::ToCome);
         flux.leave_jobs(LEFT_KNOWN, &which(had_resources));
+        let mut with_workflows = those(|rabbit| rabbit.epilog != Stage::Finished);
+        with_workflows.extend(self.gone.left());
+        flux.leave_jobs(LEFT_WITH_WORKFLOWS, &with_workflows);
         let looking = those(|rabbit| rabbit.looking);
         drop(jobs);
         looking
