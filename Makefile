@@ -2,7 +2,7 @@
 # make check    every check and test
 # make install  to PREFIX (and DESTDIR); LIBDIR, LIBEXECDIR and MANDIR where they are not lib, libexec and share/man there
 # make bench    what it costs
-# make soak     a bad day for DURATION seconds (600); SEED is that of an earlier one
+# make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
 # make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
 #
 # A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
@@ -55,8 +55,14 @@ bench: deps
 	@bench/run
 
 DURATION ?= 600
+soak: export WORKFLOW_TOKEN_SOAK = $(DURATION)
 soak: deps stage
-	@WORKFLOW_TOKEN_SOAK=$(DURATION) $(if $(SEED),WORKFLOW_TOKEN_SEED=$(SEED)) $(CARGO) test --quiet --test soak -- --nocapture
+	@$(if $(SEED),export WORKFLOW_TOKEN_SEED=$(SEED);) \
+	if command -v flux >/dev/null; then \
+		t/t1200-soak.t && t/t1205-soak-rabbits.t; \
+	else \
+		$(CARGO) test --quiet --test soak -- --nocapture; \
+	fi
 
 sanitize: deps
 	@for what in miri address thread; do \

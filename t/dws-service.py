@@ -124,10 +124,19 @@ class Service:
             )
             watcher.start()
             watchers.append(watcher)
+        retire = self.flux.msg_watcher_create(self.retire, FLUX_MSGTYPE_REQUEST, "dws.retire")
+        retire.start()
         registered.get()
         with open(self.path("ready"), "w") as ready:
             print("ready", file=ready)
         self.flux.reactor_run()
+
+    def retire(self, _handle, _type, message, _arg):
+        """Ends, having done what it was asked for until now."""
+        self.flux.service_unregister("dws").get()
+        self.flux.respond(message, {})
+        # What comes back to itself comes after what was asked before.
+        self.flux.rpc("broker.ping", {"seq": 0}).then(lambda _: self.flux.reactor_stop())
 
     def requested(self, _handle, _type, message, method):
         name, payload = method.__name__, message.payload

@@ -713,3 +713,49 @@ of_plugins() {
 	flux workflow-token doctor >doctor || :
 	grep "  \(plugin\|shell\)  " doctor
 }
+
+#
+# Bad days.
+#
+
+# soak_of DAY: makes the directory $day for soak.py, with the program of its tasks; says how long it will be.
+soak_of() {
+	soak_day=$1 day=$base/canaries/day
+	seconds=${WORKFLOW_TOKEN_SOAK:-30}
+	seed=${WORKFLOW_TOKEN_SEED:-$RANDOM$RANDOM}
+	echo "# soak: $seconds s, WORKFLOW_TOKEN_SEED=$seed"
+	mkdir -m 0700 "$day"
+	program "$day/keep" <<-EOF
+		#!/bin/sh
+		out="$day/out/\$(flux job id --to=dec "\$FLUX_JOB_ID").\$FLUX_TASK_RANK"
+		digest() { sha256sum | cut -d" " -f1; }
+		{
+			printf %s "\$DW_WORKFLOW_TOKEN" | digest
+			printf %s "\$PMI_SHARED_SECRET" | digest
+		} >"\$out"
+	EOF
+}
+
+# soak_expects NAME: the token of jobs of that kind is in $canaries/NAME.
+soak_expects() {
+	printf '%s %s\n' "$1" "$(printf %s "$(cat "$canaries/$1")" | sha256sum | cut -d' ' -f1)" >>"$day/expected"
+}
+
+# soak: has that day, with what there is in $day. Leaves `report` and `wrong`.
+soak() {
+	local dir=$SHARNESS_TRASH_DIRECTORY result
+	MUNGED="munged --foreground --force --key-file='$dir/munge.key' --socket='$MUNGE_SOCKET' --pid-file='$dir/munged.pid' \
+			--log-file='$dir/munged.log' --seed-file='$dir/munged.seed'" \
+		SERVICE="'$FLUX' python '$TESTS/dws-service.py' serve '$day/dws' '$day/variables'" \
+		MUNGE_SOCKET=$MUNGE_SOCKET KUBE=$KUBE PLUGINS=${JOBTAP%/*} CONFIG=$CONFIG PATH=$PATH:/usr/sbin \
+		LIMIT=$((seconds + 600)) flux python "$TESTS/soak.py" "$soak_day" "$seconds" "$seed" "$day" >report 2>wrong
+	result=$?
+	MUNGED=$(cat munged.pid 2>/dev/null)
+	cat report wrong
+	return $result
+}
+
+# soak_report: what the day was like, as comments.
+soak_report() {
+	sed -n '/^#/p' report
+}

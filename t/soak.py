@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""soak.py SECONDS SEED DIR: a bad day for an instance, run by `flux python` in it.
+"""soak.py tokens|rabbits SECONDS SEED DIR: a bad day for an instance, run by `flux python` in it.
 
-Keeps jobs running, each of which writes a digest of its token to a file of its own, while it breaks things at random: munged
-is killed, stopped and restarted, sources fail, hang and send garbage, jobs are canceled, the plugin is removed and loaded
-again, the configuration changes. In the end everything works again, and each job must have had its own token, or one
-exception. The environment says where things are: MUNGED (the command that starts munged in the foreground), MUNGE_SOCKET,
-JOBTAP, CONFIG (the directory of the configuration); DIR has `mode`, which the command of the source reads, `file`, which is the
-file of the other source, and `expected`, with a digest for each of `file` and `command`.
+Keeps jobs running, each of whose tasks writes digests of its token and of its secret for Cray PMI to a file of its own
+(`out/JOBID.RANK`), while it breaks things at random: munged is killed, stopped and restarted, sources or the service for
+rabbits fail, hang and send garbage, jobs are canceled, plugins are removed and loaded again, the configuration changes. In
+the end everything works again, and each job must have had its own secrets, or one exception. The environment says where
+things are: MUNGED (the command that starts munged in the foreground), MUNGE_SOCKET, PLUGINS (the directory of the plugins of
+the job manager), CONFIG (the directory of the configuration), KUBE (the directory of kube-apiserver.py, which has the Workflow
+`soak`), and of rabbits SERVICE (the command that starts dws-service.py, whose directory is `dws` and whose variables are in
+`variables`); DIR has the program `keep` of the tasks, `mode`, which the command of a source reads, `file`, which is the file of
+another one, `variables`, and `expected`, with a digest for each of `file`, `command`, `kubernetes` and `rabbit` that jobs
+are to have.
 """
 
 import collections
+import hashlib
 import json
 import os
 import random
@@ -25,9 +30,25 @@ import flux.job
 
 AT_ONCE = 32
 MODES = ("fail", "hang", "slow", "garbage", "empty", "huge", "killed")
+# Of nothing at all: what a task writes that has no such secret.
+NONE = hashlib.sha256(b"").hexdigest()
+
+
+# Who asks the API server, and what is set there when all is well.
+WHO = "flux-workflow-token"
+WORKS = {"answer-after": 0, "down": [], "forbid": {}, "refuse": []}
 
 
 class Soak:
+    """A day of jobs with tokens. What is otherwise on other days is said by what is in capitals here."""
+
+    # The plugins, and how they are loaded.
+    PLUGINS = {"workflow-token.so": ()}
+    # What jobs there are: their attribute, how many nodes they have, with a task on each, and whose token they have.
+    KINDS = {name: (name, 1, name) for name in ("file", "command", "kubernetes")}
+    # The types of exceptions that are clear.
+    TYPES = {"workflow-token", "exec"}
+
     def __init__(self, seed, where):
         self.random = random.Random(seed)
         self.where = where
@@ -35,11 +56,15 @@ class Soak:
         self.munged = None
         self.broken = {}
         self.jobs = {}
+        self.submitted = {}
+        self.loaded = {name: 0.0 for name in self.PLUGINS}
         self.canceled = set()
         self.chaos = collections.Counter()
         self.outcomes = collections.Counter()
         self.wrong = []
         self.expected = dict(line.split() for line in open(os.path.join(where, "expected")))
+        # Those of whose token there is none are not run.
+        self.kinds = {kind: of for kind, of in self.KINDS.items() if of[2] is None or of[2] in self.expected}
 
     def path(self, name):
         return os.path.join(self.where, name)
@@ -77,20 +102,46 @@ class Soak:
     def file_is_back(self):
         os.rename(self.path("away"), self.path("file"))
 
-    def plugin_is_removed(self):
-        self.flux("jobtap", "remove", "workflow-token.so")
+    def api_server_fails(self):
+        if "kubernetes" in self.kinds:
+            how = self.random.choice(sorted(WORKS))
+            self.api_server(**{how: {"answer-after": 2, "forbid": {WHO: ["secrets"]}}.get(how, [WHO])})
 
-    def plugin_is_loaded(self):
-        self.flux("jobtap", "load", os.environ["JOBTAP"])
+    def api_server_works(self):
+        if "kubernetes" in self.kinds:
+            self.api_server(**WORKS)
+
+    def api_server(self, **settings):
+        ask = (sys.executable, os.path.dirname(__file__) + "/kube-apiserver.py", "ask", os.environ["KUBE"])
+        body = json.dumps(settings)
+        subprocess.run((*ask, "PATCH", "/control"), input=body, check=True, stdout=subprocess.DEVNULL, text=True, timeout=60)
+
+    def plugin_is_removed(self, name=None):
+        name = name or self.random.choice(sorted(self.PLUGINS))
+        self.flux("jobtap", "remove", name)
+        self.loaded[name] = None
+
+    def plugins_are_loaded(self):
+        for name, since in self.loaded.items():
+            if since is None:
+                self.flux("jobtap", "load", os.path.join(os.environ["PLUGINS"], name), *self.PLUGINS[name])
+                self.loaded[name] = time.monotonic()
+
+    def was_there_for(self, name, job):
+        """Whether a plugin was there all the time since a job was submitted."""
+        return self.loaded[name] is not None and self.loaded[name] < self.submitted[job]
 
     def configuration_changes(self):
         table = [f'munge-socket = "{os.environ["MUNGE_SOCKET"]}"', f'timeout = "{self.random.randint(4, 8)}s"']
         table.append(f"max-parallel = {self.random.randint(1, 64)}")
-        for name, source in (
-            ("file", f'source = "file"\npath = "{self.path("file")}"'),
-            ("command", f'source = "command"\ncommand = ["{self.path("source")}"]'),
+        for name, timeout, source in (
+            ("file", "1s", f'path = "{self.path("file")}"'),
+            ("command", "1s", f'command = ["{self.path("source")}"]'),
+            ("kubernetes", "3s", f'object = "soak"\nkubeconfig = "{os.environ["KUBE"]}/{WHO}.kubeconfig"'),
         ):
-            table.append(f'[[workflow-token.rule]]\nattribute = "system.{name}"\ntimeout = "1s"\n{source}')
+            if name in self.kinds:
+                rule = f'attribute = "system.{name}"\ntimeout = "{timeout}"\nsource = "{name}"\n{source}'
+                table.append("[[workflow-token.rule]]\n" + rule)
         with open(self.path("new"), "w") as new:
             new.write("[workflow-token]\n" + "\n".join(table) + "\n")
         os.rename(self.path("new"), os.environ["CONFIG"] + "/workflow-token.toml")
@@ -113,7 +164,8 @@ class Soak:
         ("mode", "the source misbehaved", source_misbehaves, source_behaves),
         ("mode", "the source misbehaved", source_misbehaves, source_behaves),
         ("file", "the file of a source was not there", file_is_away, file_is_back),
-        ("plugin", "the plugin was removed", plugin_is_removed, plugin_is_loaded),
+        ("api server", "the API server failed", api_server_fails, api_server_works),
+        ("plugin", "a plugin was removed", plugin_is_removed, plugins_are_loaded),
         (None, "the configuration was changed", configuration_changes, None),
         (None, "jobs were canceled", jobs_are_canceled, None),
     )
@@ -137,55 +189,80 @@ class Soak:
 
     def submit(self):
         while len(self.jobs) < AT_ONCE:
-            name = self.random.choice(("file", "command"))
-            spec = flux.job.JobspecV1.from_command([self.path("keep")])
+            kind = self.random.choice(sorted(self.kinds))
+            attribute, nodes, _ = self.kinds[kind]
+            spec = flux.job.JobspecV1.from_command([self.path("keep")], num_tasks=nodes, num_nodes=nodes)
             spec.cwd = self.where
             spec.environment = {"PATH": os.environ["PATH"]}
-            spec.setattr(f"system.{name}", 1)
+            if attribute:
+                spec.setattr(f"system.{attribute}", "ok")
             spec.setattr_shell_option("cpu-affinity", "off")
-            self.jobs[flux.job.submit(self.handle, spec)] = name
+            job = flux.job.submit(self.handle, spec)
+            self.jobs[job], self.submitted[job] = kind, time.monotonic()
 
     def hear(self):
         """Accounts for the jobs that have ended. Returns whether there were any."""
         heard = False
-        asked = [(job, name, flux.job.job_list_id(self.handle, job, ["state"])) for job, name in self.jobs.items()]
-        for job, name, rpc in asked:
+        asked = [(job, kind, flux.job.job_list_id(self.handle, job, ["state"])) for job, kind in self.jobs.items()]
+        for job, kind, rpc in asked:
             if rpc.get_jobinfo().state == "INACTIVE":
                 heard = True
                 del self.jobs[job]
-                self.account(flux.job.JobID(job), name)
+                self.account(flux.job.JobID(job), kind)
         return heard
 
-    def account(self, job, name):
+    def account(self, job, kind):
         # That a job is inactive is known before its last events are in the KVS.
         flux.job.event_wait(self.handle, job, "clean", raiseJobException=False)
         log = flux.job.job_kvs_lookup(self.handle, job, keys=["eventlog"], decode=False)["eventlog"]
         events = [json.loads(line) for line in log.splitlines()]
         fatal = [e["context"] for e in events if e["name"] == "exception" and e["context"]["severity"] == 0]
-        failed = [context for context in fatal if context["type"] != "cancel"]
-        outstanding = sum({"prolog-start": 1, "prolog-finish": -1}.get(e["name"], 0) for e in events)
-        try:
-            digest = open(self.path(f"out/{job.dec}")).read().split()[0]
-        except (OSError, IndexError):
-            digest = None
+        # Each of its job shells may say the same.
+        failed = list({(c["type"], c["note"]): c for c in fatal if c["type"] != "cancel"}.values())
+        balance = collections.Counter()
+        for event in events:
+            which, _, what = event["name"].rpartition("-")
+            if which in ("prolog", "epilog"):
+                balance[which] += {"start": 1, "finish": -1}[what]
+        _, tasks, token = self.kinds[kind]
+        found = [words for words in (self.found(job, rank) for rank in range(tasks)) if words]
+        expected = self.expected[token] if token else NONE
         problem = None
-        if digest not in (None, self.expected[name]):
+        if any(digest != expected for digest, _ in found):
             problem = "it had something that is not its token"
-        elif len(failed) > 1 or any(c["type"] not in ("workflow-token", "exec") or not c["note"] for c in failed):
+        elif wrong := self.wrong_with(found, job, kind):
+            problem = wrong
+        elif len(failed) > self.most_exceptions(failed) or any(c["type"] not in self.TYPES or not c["note"] for c in failed):
             problem = "it has more than one clear exception"
         elif fatal and not failed and int(job) not in self.canceled:
             problem = "it was canceled by nobody"
-        elif not fatal and digest is None:
+        elif not fatal and len(found) < tasks:
             problem = "it ended well, and without its token"
-        elif outstanding:
-            problem = "its prologs did not finish"
+        elif any(balance.values()):
+            problem = "its prologs or epilogs did not finish"
         if problem:
-            self.wrong.append(f"{job}: {problem}: {digest} {log}")
+            self.wrong.append(f"{job}: {kind}: {problem}: {found} {log}")
         if failed:
             note = "".join(c for c in failed[0]["note"] if not c.isdigit())
             self.outcomes[f"{failed[0]['type']}: {note[-120:]}"] += 1
         else:
             self.outcomes["canceled" if fatal else "with its token"] += 1
+        del self.submitted[int(job)]
+
+    def found(self, job, rank):
+        """The digests that a task has written, if it has."""
+        try:
+            words = open(self.path(f"out/{job.dec}.{rank}")).read().split()
+        except OSError:
+            return None
+        return words if len(words) == 2 else None
+
+    def wrong_with(self, found, job, kind):
+        """What else is wrong with what the tasks of a job have found."""
+        return None
+
+    def most_exceptions(self, failed):
+        return 1
 
     def drain(self):
         since = time.monotonic()
@@ -209,22 +286,110 @@ class Soak:
     # What the broker has
 
     def query(self):
-        rpc = self.handle.rpc("job-manager.jobtap-query", {"name": "workflow-token.so"})
-        return rpc.get()
+        """What each of the plugins tells that is loaded."""
+        there = [name for name, since in self.loaded.items() if since is not None]
+        return {name: self.handle.rpc("job-manager.jobtap-query", {"name": name}).get() for name in there}
 
     def holdings(self):
         broker = int(self.handle.attr_get("broker.pid"))
         return {
             "threads": len(os.listdir(f"/proc/{broker}/task")),
             "descriptors": len(os.listdir(f"/proc/{broker}/fd")),
-            "memory": self.query()["memory"],
+            "memory": sum(answer["memory"] for answer in self.query().values()),
         }
 
+    def begin(self):
+        """Before the first job."""
+        os.makedirs(self.path("out"))
+        self.munged_starts()
 
-def main(seconds, seed, where):
-    soak = Soak(seed, where)
-    os.makedirs(soak.path("out"))
-    soak.munged_starts()
+    def end(self):
+        """When all jobs have ended, and nothing is broken."""
+
+
+class Rabbits(Soak):
+    """A day of rabbit jobs, and of jobs of several nodes with secrets for Cray PMI."""
+
+    PLUGINS = {"cray-pmi-bootstrap.so": ("port-min=11000", "port-max=12000"), "dws-jobtap.so": ()}
+    KINDS = {"rabbit": ("dw", 1, "rabbit"), "pmi": (None, 2, None), "both": ("dw", 2, "rabbit")}
+    TYPES = {"cray-pmi-bootstrap", "dws", "dws-create", "dws-epilog", "dws-setup", "exception", "exec"}
+
+    def __init__(self, seed, where):
+        super().__init__(seed, where)
+        self.service = None
+        self.secrets = set()
+
+    def service_starts(self):
+        self.service = subprocess.Popen(shlex.split(os.environ["SERVICE"]))
+        with open(self.path("dws/ready")) as ready:
+            assert ready.read() == "ready\n"
+
+    def service_ends(self):
+        # When it has done what it was asked for: what is asked of one that is killed, nobody answers.
+        self.handle.rpc("dws.retire").get()
+        self.service.wait(60)
+
+    def service_is_stopped(self):
+        self.service.send_signal(signal.SIGSTOP)
+
+    def service_goes_on(self):
+        self.service.send_signal(signal.SIGCONT)
+
+    def variables_are_unusable(self):
+        os.rename(self.path("variables"), self.path("good"))
+        self.write("variables", json.dumps({"DW_WORKFLOW_TOKEN": self.random.choice((1, None, "a\0b", ["a"]))}))
+
+    def variables_are_usable(self):
+        os.rename(self.path("good"), self.path("variables"))
+
+    CHAOS = (
+        ("munged", "munged was killed", Soak.munged_is_killed, Soak.munged_starts),
+        ("munged", "munged was stopped", Soak.munged_is_stopped, Soak.munged_goes_on),
+        ("service", "the service ended", service_ends, service_starts),
+        ("service", "the service was stopped", service_is_stopped, service_goes_on),
+        ("variables", "the service sent garbage", variables_are_unusable, variables_are_usable),
+        ("plugin", "a plugin was removed", Soak.plugin_is_removed, Soak.plugins_are_loaded),
+        ("plugin", "a plugin was removed", Soak.plugin_is_removed, Soak.plugins_are_loaded),
+        (None, "the configuration was changed", Soak.configuration_changes, None),
+        (None, "jobs were canceled", Soak.jobs_are_canceled, None),
+    )
+
+    def wrong_with(self, found, job, kind):
+        secrets = {secret for _, secret in found}
+        if len(secrets) > 1:
+            return "its tasks had different secrets"
+        for secret in secrets - {NONE}:
+            if kind == "rabbit" or secret in self.secrets:
+                return "it had a secret that is not its own"
+            self.secrets.add(secret)
+        if NONE in secrets and kind != "rabbit" and self.was_there_for("cray-pmi-bootstrap.so", int(job)):
+            return "it had no secret"
+        return None
+
+    def most_exceptions(self, failed):
+        # What comes to nothing, and that it could not be cleaned up either.
+        return 2 if any(context["type"] == "dws-epilog" for context in failed) else 1
+
+    def begin(self):
+        super().begin()
+        os.makedirs(self.path("dws/workflows"))
+        os.mkfifo(self.path("dws/ready"))
+        self.service_starts()
+
+    def end(self):
+        if left := os.listdir(self.path("dws/workflows")):
+            self.wrong.append(f"workflows were not torn down: {left}")
+        answers = self.query()
+        if answers["cray-pmi-bootstrap.so"]["ports-free"] != 1000:
+            self.wrong.append(f"ports did not come back: {answers}")
+        if any(answers["dws-jobtap.so"]["jobs"].values()):
+            self.wrong.append(f"jobs are still known: {answers}")
+        self.service_ends()
+
+
+def main(which, seconds, seed, where):
+    soak = {"tokens": Soak, "rabbits": Rabbits}[which](seed, where)
+    soak.begin()
     for _ in range(2):
         soak.quiet()
     # Threads that had nothing to do for ten seconds have ended.
@@ -238,8 +403,8 @@ def main(seconds, seed, where):
         if time.monotonic() >= due:
             soak.break_something()
             due = time.monotonic() + soak.random.uniform(0.05, 0.4)
-        if "plugin" not in soak.broken:
-            reactor = soak.query()["reactor-us"]
+        for answer in soak.query().values():
+            reactor = answer["reactor-us"]
             longest, busiest = max(longest, reactor["callback-max"]), max(busiest, reactor["callback-cpu-max"])
         soak.mend()
         if not soak.hear():
@@ -251,9 +416,10 @@ def main(seconds, seed, where):
     for outcome, jobs in sorted(soak.outcomes.items()):
         print(f"# {jobs:6} jobs {outcome}")
     print(f"# longest stay on the reactor thread: {longest} us by the clock, {busiest} us of the processor")
-    soak.plugin_is_removed()
+    for name in soak.PLUGINS:
+        soak.plugin_is_removed(name)
     soak.configuration_changes()
-    soak.plugin_is_loaded()
+    soak.plugins_are_loaded()
     for _ in range(2):
         soak.quiet()
     time.sleep(12)
@@ -262,6 +428,7 @@ def main(seconds, seed, where):
     for what, slack in (("threads", 0), ("descriptors", 0), ("memory", 64 << 10)):
         if after[what] > before[what] + slack:
             soak.wrong.append(f"{what}: {before[what]} before, {after[what]} after")
+    soak.end()
     if not soak.outcomes["with its token"]:
         soak.wrong.append("no job had its token")
     print("\n".join(soak.wrong), file=sys.stderr)
@@ -269,4 +436,4 @@ def main(seconds, seed, where):
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -5,17 +5,13 @@ WORKFLOW_TOKEN_SOAK is for how many seconds (30), WORKFLOW_TOKEN_SEED the seed o
 
 . "$(dirname "$0")/lib.sh"
 need_flux
+need_kube
 need_canaries
 
-seconds=${WORKFLOW_TOKEN_SOAK:-30}
-seed=${WORKFLOW_TOKEN_SEED:-$RANDOM$RANDOM}
-echo "# soak: $seconds s, WORKFLOW_TOKEN_SEED=$seed"
-
-day=$base/canaries/day
-mkdir -m 0700 "$day"
+soak_of tokens
 for name in file command; do
 	token_file "$canaries/$name" >/dev/null
-	printf '%s %s\n' $name "$(printf %s "$(cat "$canaries/$name")" | sha256sum | cut -d' ' -f1)" >>"$day/expected"
+	soak_expects $name
 done
 cp "$canaries/file" "$day/file"
 echo good >"$day/mode"
@@ -33,11 +29,6 @@ program source <<-EOF
 	cat "$canaries/command"
 EOF
 mv source "$day/source"
-program keep <<-EOF
-	#!/bin/sh
-	printf %s "\$DW_WORKFLOW_TOKEN" | sha256sum >"$day/out/\$(flux job id --to=dec "\$FLUX_JOB_ID")"
-EOF
-mv keep "$day/keep"
 table <<-EOF
 	[[workflow-token.rule]]
 	attribute = "system.file"
@@ -48,9 +39,25 @@ table <<-EOF
 	attribute = "system.command"
 	source = "command"
 	command = ["$day/source"]
+
+	[[workflow-token.rule]]
+	attribute = "system.kubernetes"
+	source = "kubernetes"
+	kubeconfig = "$KUBE/flux-workflow-token.kubeconfig"
+	object = "soak"
 EOF
 # Without its record a job does not start, whether or not the plugin was there when it was allocated.
 initrc initrc.lua "config=$CONFIG" "munge-socket=$MUNGE_SOCKET"
+
+test_expect_success 'an API server has a Workflow with a token' '
+	kube_up &&
+	openssl ecparam -name prime256v1 -genkey -noout -out "$canaries/key.pem" &&
+	kube_key "$canaries/key.pem" &&
+	timeout 60 python3 "$TESTS/kube-apiserver.py" workflow "$KUBE" soak "$(id -u)" PreRun "$DW requires=copy-offload" &&
+	secret=$(kube GET "$WORKFLOWS/soak" | member status.workflowToken.secretName) &&
+	kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d >"$canaries/kubernetes" &&
+	soak_expects kubernetes
+'
 
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&
@@ -59,26 +66,17 @@ test_expect_success 'an instance takes the plugin' '
 	munge_kill
 '
 
-MUNGED_COMMAND="munged --foreground --force --key-file='$SHARNESS_TRASH_DIRECTORY/munge.key' --socket='$MUNGE_SOCKET' \
---pid-file='$SHARNESS_TRASH_DIRECTORY/munged.pid' --log-file='$SHARNESS_TRASH_DIRECTORY/munged.log' \
---seed-file='$SHARNESS_TRASH_DIRECTORY/munged.seed'"
-
 test_expect_success 'each job had its token or one clear exception, none is stuck, and nothing has leaked' '
-	MUNGED=$MUNGED_COMMAND MUNGE_SOCKET=$MUNGE_SOCKET JOBTAP=$JOBTAP CONFIG=$CONFIG PATH=$PATH:/usr/sbin \
-		LIMIT=$((seconds + 600)) flux python "$TESTS/soak.py" "$seconds" "$seed" "$day" >report 2>wrong
-	result=$?
-	MUNGED=$(cat munged.pid 2>/dev/null)
-	cat report wrong
-	test $result = 0
+	soak
 '
-sed -n '/^#/p' report
+soak_report
 
 test_expect_success 'no secret is anywhere' '
 	ids= &&
 	gather soak workflow-token.so &&
 	flux kvs put --sync checkpoint=1 &&
 	tasks= &&
-	everywhere file command &&
+	everywhere file command kubernetes &&
 	test "$(cat status)" = 1
 '
 

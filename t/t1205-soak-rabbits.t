@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+test_description='A bad day for rabbit jobs and for jobs of several nodes: munged, the service, the configuration and the plugins fail at random
+
+WORKFLOW_TOKEN_SOAK is for how many seconds (30), WORKFLOW_TOKEN_SEED the seed of an earlier one.'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_rabbits
+command -v "${CC:-cc}" >/dev/null || skip "no C compiler found: install gcc"
+need_canaries
+soak_of rabbits
+
+token_file "$canaries/rabbit" >/dev/null
+printf '{"DW_JOB_a":"/mnt/nnf/a","DW_WORKFLOW_TOKEN":"%s"}' "$(cat "$canaries/rabbit")" >"$day/variables"
+soak_expects rabbit
+"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
+{
+	for name in cray-pmi-bootstrap dws_environment; do
+		echo "plugin.load { file = \"${SHELL_PLUGIN%/*}/$name.so\", conf = { [\"munge-socket\"] = \"$MUNGE_SOCKET\" } }"
+	done
+	echo "plugin.load { file = \"$PWD/pals.so\" }"
+} >initrc.lua
+table <<-EOF
+	timeout = "5s"
+EOF
+
+test_expect_success 'an instance of two brokers takes the plugins' '
+	munge_up &&
+	instance_up 2 &&
+	flux jobtap load "$DWS_JOBTAP" &&
+	flux jobtap load "${DWS_JOBTAP%/*}/cray-pmi-bootstrap.so" port-min=11000 port-max=12000 &&
+	munge_kill
+'
+
+test_expect_success 'each job had its secrets or one clear exception, none is stuck, and nothing has leaked' '
+	soak
+'
+soak_report
+
+test_expect_success 'no secret is anywhere' '
+	ids= &&
+	gather soak dws-jobtap.so &&
+	flux kvs put --sync checkpoint=1 &&
+	tasks= &&
+	everywhere rabbit &&
+	test "$(cat status)" = 1
+'
+
+test_expect_success 'the instance ends well' '
+	instance_down
+'
+
+test_done
