@@ -39,11 +39,7 @@ service = subprocess.Popen(["flux", "python", os.path.dirname(__file__) + "/serv
 assert service.stdout.readline() == "ready\n"
 try:
     rates, prologs, starts, reactor = ({True: [], False: [], None: []} for _ in range(4))
-    for mine in turns(ROUNDS):
-        ids, rate, answer = run(mine, JOBS)
-        rates[mine].append(rate)
-        if mine:
-            reactor[mine].append(answer["reactor-us"]["delivery-cpu-median"])
+    # As in tokens.py, one at a time first.
     for mine in turns(ROUNDS * 6):
         (job,), _, _ = run(mine, 1)
         prologs[mine].append(prolog(job))
@@ -62,6 +58,11 @@ try:
     times = {mine: timed(f"{base}.{mine}.lua", load) for mine, load in loads.items()}
     for mine in turns(ROUNDS * 4):
         run(mine, 1, "-o", f"initrc={base}.{mine}.lua")
+    for mine in turns(ROUNDS * 3):
+        _, rate, answer = run(mine, JOBS)
+        rates[mine].append(rate)
+        if mine:
+            reactor[mine].append(answer["reactor-us"]["delivery-cpu-median"])
 finally:
     service.kill()
 
