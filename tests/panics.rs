@@ -352,6 +352,26 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
         assert!(place == "leave" || internal(&mut instance, &job), "{place}");
         others_go_on(&mut instance, place);
     }
+    // Two that became inactive while the plugin was not there.
+    for place in ["gone", "answer-gone"] {
+        let jobs = [(); 2].map(|()| instance.submit(&print, rabbit.clone()));
+        instance.ok("remove", json!({"name": "dws-jobtap.so"}));
+        for job in &jobs {
+            instance.ok("cancel", json!({"jobid": job}));
+            instance.wait(job, "clean");
+        }
+        trip(&site, place);
+        instance.ok("load", load.clone());
+        tripped(&site, place);
+        let given_up = format!("{}: dws.post_run, after the job had ended: an internal error", jobs[0]);
+        instance.ok("wait-log", json!({ "text": given_up }));
+        until("the other one is torn down", || {
+            let torn_down = instance.ok("requests", json!({}))["requests"]["dws.post_run"].clone();
+            let mut torn_down = torn_down.as_array().into_iter().flatten();
+            torn_down.any(|payload| payload["jobid"] == decimal(&jobs[1]))
+        });
+        others_go_on(&mut instance, place);
+    }
     instance.shutdown();
 }
 

@@ -74,8 +74,10 @@ impl Rabbits {
         let weak = Rc::downgrade(self);
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
-                ffi::stumble("gone");
-                me.mind_gone();
+                me.gone_unless_it_panics(|| {
+                    ffi::stumble("gone");
+                    me.mind_gone();
+                });
             }
         });
         match later {
@@ -137,6 +139,19 @@ impl Rabbits {
         self.next_gone(job);
     }
 
+    /// The first of them is given up where it comes upon a fault of this plugin; the others are not.
+    fn gone_unless_it_panics(self: &Rc<Self>, f: impl FnOnce()) {
+        let done = ffi::guard(false, || {
+            f();
+            true
+        });
+        if !done {
+            let first = self.gone.jobs.borrow().front().copied();
+            let why = "an internal error: its place is in the broker's output";
+            ffi::guard((), || first.into_iter().for_each(|job| self.give_gone_up(job, why)));
+        }
+    }
+
     fn next_gone(self: &Rc<Self>, job: JobId) {
         self.gone.forget(job);
         self.mind_gone();
@@ -155,16 +170,10 @@ impl Rabbits {
                 let Some(me) = weak.upgrade() else { return };
                 // It may be what is called here.
                 let done = me.gone.step.take();
-                let well = ffi::guard(false, || {
+                me.gone_unless_it_panics(|| {
                     ffi::stumble("answer-gone");
                     then(&me, future);
-                    true
                 });
-                if !well {
-                    ffi::guard((), || {
-                        me.give_gone_up(job, "an internal error: its place is in the broker's output")
-                    });
-                }
                 drop(done);
             })
         });
