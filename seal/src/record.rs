@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, Write},
     time::{Duration, SystemTime},
 };
 
 use munge_sys as sys;
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use crate::{Error, Munge, Owner, Secret, Variables, munge::Decoded};
@@ -34,7 +34,7 @@ pub const VERSION: u64 = 1;
 pub const MAX_PAYLOAD: usize = (3 << 18) - 1024;
 
 /// A sealed record. Nothing in it is secret; nothing in it but the credential is authenticated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Record {
     version: u64,
@@ -105,15 +105,38 @@ impl Record {
     /// # Errors
     /// [`Error::Malformed`], [`Error::Version`].
     pub fn from_json(text: &str) -> Result<Self, Error> {
-        // The version decides how the rest is read, so it is looked at alone first.
-        check_version(text.as_bytes())?;
-        serde_json::from_str(text).map_err(|e| Error::Malformed(e.to_string()))
+        parse(
+            text.as_bytes(),
+            |record: &Self| record.version,
+            |e| Error::Malformed(e.to_string()),
+        )
     }
 
     /// The text that is kept in the KVS.
     pub fn to_json(&self) -> String {
-        // Serializing this struct cannot fail: its map keys are strings, and it has no writer but memory.
-        serde_json::to_string(self).unwrap_or_default()
+        let mut out = Vec::with_capacity(self.credential.len() + 2 * AROUND);
+        // Writing to memory cannot fail.
+        let _ = self.write(&mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self {
+            version,
+            jobid,
+            uid,
+            sealer,
+            sealed_at,
+            ..
+        } = self;
+        write!(
+            out,
+            r#"{{"version":{version},"jobid":{jobid},"uid":{uid},"sealer":{sealer},"variables":"#
+        )?;
+        serde_json::to_writer(&mut *out, &self.variables)?;
+        write!(out, r#","sealed-at":{sealed_at:?},"credential":"#)?;
+        write_string(out, &self.credential)?;
+        out.write_all(b"}")
     }
 
     /// Opens the record as the uid of this process.
@@ -228,14 +251,37 @@ fn check_version(text: &[u8]) -> Result<(), Error> {
     let Versioned { version } = serde_json::from_slice(text).map_err(|e| malformed(&e))?;
     match version {
         VERSION => Ok(()),
-        0 => Err(Error::Malformed("version 0 does not exist".to_owned())),
-        found => Err(Error::Version { found, known: VERSION }),
+        other => Err(not_known(other)),
+    }
+}
+
+fn not_known(version: u64) -> Error {
+    match version {
+        0 => Error::Malformed("version 0 does not exist".to_owned()),
+        found => Error::Version { found, known: VERSION },
+    }
+}
+
+/// Reads something that has a version, which decides how the rest is to be read.
+fn parse<T: DeserializeOwned>(
+    text: &[u8],
+    version: impl Fn(&T) -> u64,
+    malformed: impl FnOnce(&serde_json::Error) -> Error,
+) -> Result<T, Error> {
+    match serde_json::from_slice(text) {
+        Ok(read) => match version(&read) {
+            VERSION => Ok(read),
+            other => Err(not_known(other)),
+        },
+        // That it is of another version explains it better than what of it could not be read.
+        Err(e) => Err(check_version(text).err().unwrap_or_else(|| malformed(&e))),
     }
 }
 
 /// What is inside of the credential.
 #[derive(Deserialize)]
 struct Payload {
+    version: u64,
     jobid: u64,
     uid: u32,
     variables: BTreeMap<String, Value>,
@@ -246,43 +292,62 @@ const AROUND: usize = 80;
 
 impl Payload {
     fn encode(owner: Owner, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let view = View {
-            version: VERSION,
-            jobid: owner.jobid,
-            uid: owner.uid,
-            variables: Map(variables),
-        };
         // The buffer is never moved, which would leave a copy behind. Most values are written as they are.
         let plain: usize = variables
             .iter()
             .map(|(name, value)| name.len() + value.expose_secret().len() + AROUND)
             .sum();
-        if let Some(out) = Self::write(&view, (plain + AROUND).min(MAX_PAYLOAD)) {
+        let within = |room: usize| {
+            let mut out = Room(Zeroizing::new(Vec::with_capacity(room)));
+            Self::write(&mut out, owner, variables).ok()?;
+            Some(out.0)
+        };
+        if let Some(out) = within((plain + AROUND).min(MAX_PAYLOAD)) {
             return Ok(out);
         }
         let mut size = Length(0);
-        // Writing to memory cannot fail, and the map's keys are strings.
-        serde_json::to_writer(&mut size, &view).map_err(|e| malformed(&e))?;
+        // Counting cannot fail.
+        let _ = Self::write(&mut size, owner, variables);
         Some(size.0)
             .filter(|size| *size <= MAX_PAYLOAD)
-            .and_then(|size| Self::write(&view, size))
+            .and_then(within)
             .ok_or(Error::TooLarge {
                 size: size.0,
                 limit: MAX_PAYLOAD,
             })
     }
 
-    /// Nothing where it needs more than `room` bytes.
-    fn write(view: &View<'_>, room: usize) -> Option<Zeroizing<Vec<u8>>> {
-        let mut out = Room(Zeroizing::new(Vec::with_capacity(room)));
-        serde_json::to_writer(&mut out, view).ok()?;
-        Some(out.0)
+    fn write(out: &mut impl Write, owner: Owner, variables: &Variables) -> io::Result<()> {
+        let Owner { jobid, uid } = owner;
+        write!(
+            out,
+            r#"{{"version":{VERSION},"jobid":{jobid},"uid":{uid},"variables":{{"#
+        )?;
+        for (n, (name, value)) in variables.iter().enumerate() {
+            if n > 0 {
+                out.write_all(b",")?;
+            }
+            write_string(out, name)?;
+            out.write_all(b":")?;
+            write_string(out, value.expose_secret())?;
+        }
+        out.write_all(b"}}")
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        check_version(bytes)?;
-        serde_json::from_slice(bytes).map_err(|e| malformed(&e))
+        parse(bytes, |payload: &Self| payload.version, malformed)
     }
+}
+
+/// Writes a string of JSON. Tokens and credentials have nothing to be escaped, which is seen many bytes at a time.
+fn write_string(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let is_escaped = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    if text.bytes().fold(false, |any, byte| any | is_escaped(byte)) {
+        return Ok(serde_json::to_writer(out, text)?);
+    }
+    out.write_all(b"\"")?;
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\"")
 }
 
 /// A writer that takes no more than there is room for.
@@ -326,26 +391,6 @@ fn malformed(e: &serde_json::Error) -> Error {
     ))
 }
 
-#[derive(Serialize)]
-struct View<'a> {
-    version: u64,
-    jobid: u64,
-    uid: u32,
-    variables: Map<'a>,
-}
-
-struct Map<'a>(&'a Variables);
-
-impl Serialize for Map<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in self.0.iter() {
-            map.serialize_entry(name, value.expose_secret())?;
-        }
-        map.end()
-    }
-}
-
 /// A secret on its way out of a payload.
 struct Value(Secret);
 
@@ -365,7 +410,13 @@ mod tests {
     #[test]
     fn a_record_reads_back_as_it_was_written() {
         let record = Record::from_json(RECORD).unwrap();
-        assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
+        assert_eq!(record.to_json(), RECORD);
+        let credential = "\"\\\u{1}é".to_owned();
+        let odd = Record {
+            credential,
+            ..record.clone()
+        };
+        assert_eq!(Record::from_json(&odd.to_json()).unwrap(), odd);
         assert_eq!(record.sealed_at(), SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     }
 
