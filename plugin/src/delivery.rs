@@ -30,7 +30,7 @@ const IDLE_TICKS: u32 = 50;
 pub(crate) const TURN: usize = 16;
 
 /// How many prologs are finished in one turn: within each, the job manager starts a job.
-const FINISHED: usize = 4;
+const FINISHED: usize = 2;
 
 /// The most records in one commit, which is made up in one turn, and the most bytes of them.
 const COMMIT: (usize, usize) = (32, 4 << 20);

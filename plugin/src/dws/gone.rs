@@ -4,12 +4,7 @@
 //! The plugin that was removed has left them with the handle. Their eventlogs tell whether another plugin had them torn down
 //! meanwhile, and whether there may be data to be copied out. They are taken up one by one.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, VecDeque},
-    io,
-    rc::Rc,
-};
+use std::{cell::RefCell, collections::BTreeSet, io, rc::Rc};
 
 use ffi::{Future, JobId, JobState, LogLevel, PendingFuture, Watcher};
 use serde_json::json;
@@ -24,7 +19,7 @@ use crate::resume::{Past, has_started, past};
 /// Those that are left, and what is under way for the first of them.
 #[derive(Default)]
 pub(super) struct Gone {
-    jobs: RefCell<VecDeque<JobId>>,
+    jobs: RefCell<BTreeSet<JobId>>,
     step: RefCell<Option<Step>>,
 }
 
@@ -38,14 +33,12 @@ impl Gone {
     /// Those whose workflows the next plugin is to mind.
     pub(super) fn left(&self) -> Vec<JobId> {
         drop(self.step.take());
-        self.jobs.take().into()
+        self.jobs.take().into_iter().collect()
     }
 
     /// Whether a job is one of them, as it is not any more.
     pub(super) fn forget(&self, job: JobId) -> bool {
-        let mut jobs = self.jobs.borrow_mut();
-        let at = jobs.iter().position(|gone| *gone == job);
-        at.and_then(|at| jobs.remove(at)).is_some()
+        self.jobs.borrow_mut().remove(&job)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -57,7 +50,7 @@ impl Rabbits {
     /// Takes up those of the jobs that the plugin before this one left which are not active any more.
     pub(super) fn take_up_gone(self: &Rc<Self>, left: &BTreeSet<JobId>) {
         let is_gone = |job: &JobId| matches!(self.state(*job), None | Some(JobState::Inactive));
-        let gone: VecDeque<JobId> = left.iter().copied().filter(is_gone).collect();
+        let gone: BTreeSet<JobId> = left.iter().copied().filter(is_gone).collect();
         if gone.is_empty() {
             return;
         }
@@ -90,7 +83,7 @@ impl Rabbits {
 
     /// The first of them.
     fn mind_gone(self: &Rc<Self>) {
-        let first = self.gone.jobs.borrow().front().copied();
+        let first = self.gone.jobs.borrow().first().copied();
         let Some(job) = first else {
             drop(self.gone.step.take());
             return;
@@ -146,7 +139,7 @@ impl Rabbits {
             true
         });
         if !done {
-            let first = self.gone.jobs.borrow().front().copied();
+            let first = self.gone.jobs.borrow().first().copied();
             let why = "an internal error: its place is in the broker's output";
             ffi::guard((), || first.into_iter().for_each(|job| self.give_gone_up(job, why)));
         }
