@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""dws-service.py serve DIRECTORY VARIABLES: stands in for the service that speaks to Data Workflow Services.
+"""dws-service.py serve DIRECTORY VARIABLES [again]: stands in for the service that speaks to Data Workflow Services.
 
 It has the requests, answers and messages of that one as far as the plugin dws-jobtap sees them. VARIABLES is a file with
 what jobs get, an object of JSON, which is read whenever one gets it. DIRECTORY has
@@ -12,6 +12,8 @@ What a job's attribute system.dw says, as words WHAT=HOW, is done to its request
 answer), held (resources are not updated); exclude=NAME; setup=fail, none, held (the prolog is not removed); post_run=fail,
 none, held (nor is the epilog); teardown=held.
 
+With `again`, what it asks while no plugin is loaded is asked again until there is one, as a service does that is restarted then.
+
 dws-service.py rpc TOPIC [PAYLOAD]: sends one request, prints the answer, or the error to standard error.
 """
 
@@ -20,6 +22,7 @@ import sys
 # There is a token.py in the directory of this script, and one in the library of Python.
 del sys.path[0]
 
+import errno
 import json
 import os
 
@@ -28,9 +31,11 @@ from flux.constants import FLUX_MSGTYPE_REQUEST
 
 
 class Service:
-    def __init__(self, directory, variables):
+    def __init__(self, directory, variables, again):
         self.directory = directory
         self.variables = variables
+        self.again = again
+        self.timers = {}
         self.flux = flux.Flux()
 
     def path(self, *parts):
@@ -56,8 +61,18 @@ class Service:
                 self.log(method, job, "ok")
             except OSError as e:
                 self.log(method, job, "error", e)
+                if self.again and e.errno == errno.ENOSYS:
+                    self.later(method, job, payload)
 
         self.flux.rpc(f"job-manager.dws.{method}", payload).then(done)
+
+    def later(self, method, job, payload):
+        def due(_handle, _watcher, _revents, _arg):
+            del self.timers[method, job]
+            self.ask(method, job, payload)
+
+        self.timers[method, job] = self.flux.timer_watcher_create(0.1, due)
+        self.timers[method, job].start()
 
     def create(self, job, payload):
         words = payload["dw_directives"]
@@ -135,8 +150,17 @@ class Service:
         """Ends, having done what it was asked for until now."""
         self.flux.service_unregister("dws").get()
         self.flux.respond(message, {})
+        self.end()
+
+    def end(self):
+        def done(_future):
+            if self.timers:
+                self.end()
+            else:
+                self.flux.reactor_stop()
+
         # What comes back to itself comes after what was asked before.
-        self.flux.rpc("broker.ping", {"seq": 0}).then(lambda _: self.flux.reactor_stop())
+        self.flux.rpc("broker.ping", {"seq": 0}).then(done)
 
     def requested(self, _handle, _type, message, method):
         name, payload = method.__name__, message.payload
@@ -153,7 +177,7 @@ class Service:
 
 def main():
     if sys.argv[1] == "serve":
-        Service(sys.argv[2], sys.argv[3]).serve()
+        Service(sys.argv[2], sys.argv[3], sys.argv[4:] == ["again"]).serve()
     elif sys.argv[1] == "rpc":
         payload = json.loads(sys.argv[3]) if len(sys.argv) > 3 else None
         try:

@@ -746,7 +746,7 @@ soak() {
 	local dir=$SHARNESS_TRASH_DIRECTORY result
 	MUNGED="munged --foreground --force --key-file='$dir/munge.key' --socket='$MUNGE_SOCKET' --pid-file='$dir/munged.pid' \
 			--log-file='$dir/munged.log' --seed-file='$dir/munged.seed'" \
-		SERVICE="'$FLUX' python '$TESTS/dws-service.py' serve '$day/dws' '$day/variables'" \
+		SERVICE="'$FLUX' python '$TESTS/dws-service.py' serve '$day/dws' '$day/variables' again" \
 		MUNGE_SOCKET=$MUNGE_SOCKET KUBE=$KUBE PLUGINS=${JOBTAP%/*} CONFIG=$CONFIG PATH=$PATH:/usr/sbin \
 		LIMIT=$((seconds + 600)) flux python "$TESTS/soak.py" "$soak_day" "$seconds" "$seed" "$day" >report 2>wrong
 	result=$?

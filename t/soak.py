@@ -29,6 +29,8 @@ import flux.constants
 import flux.job
 
 AT_ONCE = 32
+# Seconds.
+YOUNG = 10
 MODES = ("fail", "hang", "slow", "garbage", "empty", "huge", "killed")
 # Of nothing at all: what a task writes that has no such secret.
 NONE = hashlib.sha256(b"").hexdigest()
@@ -148,7 +150,9 @@ class Soak:
         self.flux("config", "reload")
 
     def jobs_are_canceled(self):
-        for job in [job for job in self.jobs if self.random.random() < 0.25]:
+        # Not those that would have ended long ago: they may be stuck, which is not to be hidden.
+        young = [job for job in self.jobs if time.monotonic() - self.submitted[job] < YOUNG]
+        for job in [job for job in young if self.random.random() < 0.25]:
             self.canceled.add(job)
             try:
                 flux.job.cancel(self.handle, job)
@@ -174,7 +178,8 @@ class Soak:
         kind, what, break_it, mend = self.random.choice(self.CHAOS)
         if kind in self.broken:
             return
-        break_it(self)
+        if break_it(self) is False:
+            return
         self.chaos[what] += 1
         if mend:
             self.broken[kind] = (time.monotonic() + self.random.uniform(0.05, 1.5), mend)
@@ -325,9 +330,13 @@ class Rabbits(Soak):
             assert ready.read() == "ready\n"
 
     def service_ends(self):
+        if "plugin" in self.broken:
+            # It still has something to say, which nobody would say again.
+            return False
         # When it has done what it was asked for: what is asked of one that is killed, nobody answers.
         self.handle.rpc("dws.retire").get()
         self.service.wait(60)
+        return True
 
     def service_is_stopped(self):
         self.service.send_signal(signal.SIGSTOP)

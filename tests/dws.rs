@@ -1542,45 +1542,72 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
     let ran = instance.in_prolog(&["sh", "-c", &wait]);
     instance.give(&ran, json!({}));
     instance.wait(&ran, "start");
-    let created = instance.rabbit(&["true"]);
-    instance.asked("dws.create", &created);
+    let [created, purged] = [(); 2].map(|()| {
+        let job = instance.rabbit(&["true"]);
+        instance.asked("dws.create", &job);
+        job
+    });
     let torn_down = instance.in_prolog(&["true"]);
     instance.give(&torn_down, json!({}));
     instance.tear_down(&torn_down);
     let active = instance.in_prolog(&["true"]);
     instance.ok("remove", json!({"name": NAME}));
-    instance.ok("cancel", json!({"jobid": created}));
+    for job in [&created, &purged] {
+        instance.ok("cancel", json!({"jobid": job}));
+    }
     rabbits.site.write("go", 0o600, "");
-    for job in [&ran, &created] {
+    for job in [&ran, &created, &purged] {
         instance.wait(job, "clean");
     }
+    instance.ok("kvs-put", json!({"key": kvs_key(&purged, "eventlog"), "value": null}));
 
     // The service is not there yet; and the plugin is removed once more before it is.
     instance.service("dws.post_run", json!({}));
     instance.ok("load", rabbits.load(json!({})));
-    let text = "2 rabbit jobs have ended while the plugin dws-jobtap was not loaded";
+    let text = "3 rabbit jobs have ended while the plugin dws-jobtap was not loaded";
     instance.ok("wait-log", json!({ "text": text }));
     instance.ok("wait-log", json!({"text": "dws.post_run: no service answers to it"}));
-    assert_eq!(instance.counted("/jobs/gone"), 2);
-    let before = instance.seen("dws.post_run", &ran).len();
     instance.ok("remove", json!({"name": NAME}));
     instance.service("dws.post_run", json!({"payload": {"success": true}}));
+    let before = [&ran, &created].map(|job| instance.seen("dws.post_run", job).len());
     instance.ok("load", rabbits.load(json!({})));
-    until("they are torn down", || instance.counted("/jobs/gone") == 0);
-    assert_eq!(instance.seen("dws.post_run", &ran).len(), before + 1);
-    for (job, has_run) in [(&ran, true), (&created, false)] {
+    for (job, has_run, before) in [(&ran, true, before[0]), (&created, false, before[1])] {
+        until("the service is told", || {
+            instance.seen("dws.post_run", job).len() > before
+        });
         assert_eq!(
             instance.seen("dws.post_run", job).last().unwrap()["run_started"],
             has_run
         );
+    }
+    let text = format!("{purged}: dws.post_run, after the job had ended: it has been purged: its Workflow fluxjob-");
+    instance.ok("wait-log", json!({ "text": text }));
+    // They are kept until they are gone, and are not told twice.
+    assert_eq!(instance.counted("/jobs/gone"), 2);
+    rabbits.reload(&mut instance);
+    let again = |line: &String| line.contains("2 rabbit jobs have ended");
+    assert!(!instance.dmesg().iter().any(again), "they are to be told again");
+    for (job, left, before) in [(&ran, 1, before[0]), (&created, 0, before[1])] {
+        assert_eq!(instance.rpc("epilog-remove", json!({"id": decimal(job)})), Ok(()));
+        assert_eq!(instance.counted("/jobs/gone"), left);
+        assert_eq!(instance.seen("dws.post_run", job).len(), before + 1);
     }
     // Neither one that was torn down before, nor one that is not over.
     assert_eq!(instance.seen("dws.post_run", &torn_down).len(), 1);
     assert_eq!(instance.seen("dws.post_run", &active), [] as [Value; 0]);
     instance.give(&active, json!({}));
     instance.tear_down(&active);
+    instance.shutdown();
+}
 
-    // What the service refuses is said, and does not keep the others.
+#[test]
+fn a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked_again() {
+    let Some(rabbits) =
+        Rabbits::new("a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked_again")
+    else {
+        return;
+    };
+    let mut instance = rabbits.start();
     let [refused, other] = [(); 2].map(|()| {
         let job = instance.rabbit(&["true"]);
         instance.asked("dws.create", &job);
@@ -1591,17 +1618,32 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
         instance.ok("cancel", json!({"jobid": job}));
         instance.wait(job, "clean");
     }
-    let refusal = json!({"success": false, "errstr": "no such thing"});
+    let refusal = json!({"success": false, "errstr": "no Kubernetes today"});
     instance.service("dws.post_run", json!({"payload": refusal}));
     instance.ok("load", rabbits.load(json!({})));
+    // One that is refused does not keep the others.
     for job in [&refused, &other] {
-        let text = format!(
-            "{job}: dws.post_run, after the job had ended: no such thing: see whether there is a Workflow fluxjob-{}",
-            decimal(job)
-        );
+        let text = format!("{job}: dws.post_run, after the job had ended: no Kubernetes today: asking again");
         instance.ok("wait-log", json!({ "text": text }));
     }
-    until("they are given up", || instance.counted("/jobs/gone") == 0);
+    // In the next round the first one is not answered, and the plugin is removed meanwhile.
+    instance.service("dws.post_run", json!({"hold": true}));
+    until("it is asked again", || {
+        instance.seen("dws.post_run", &refused).len() == 2
+    });
+    instance.ok("remove", json!({"name": NAME}));
+    let backwards = json!({"success": false, "errstr": "cannot go backwards"});
+    instance.service("dws.post_run", json!({"payload": backwards}));
+    instance.ok("load", rabbits.load(json!({})));
+    let text = format!("{refused}: dws.post_run, which may have been sent before: cannot go backwards: waiting");
+    instance.ok("wait-log", json!({ "text": text }));
+    let text = format!("{other}: dws.post_run, after the job had ended: cannot go backwards: asking again");
+    instance.ok("wait-log", json!({ "text": text }));
+    assert_eq!(instance.counted("/jobs/gone"), 2);
+    for job in [&refused, &other] {
+        assert_eq!(instance.rpc("epilog-remove", json!({"id": decimal(job)})), Ok(()));
+    }
+    assert_eq!(instance.counted("/jobs/gone"), 0);
     instance.shutdown();
 }
 

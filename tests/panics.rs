@@ -370,6 +370,9 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
             let mut torn_down = torn_down.as_array().into_iter().flatten();
             torn_down.any(|payload| payload["jobid"] == decimal(&jobs[1]))
         });
+        let topic = "job-manager.dws.epilog-remove";
+        let request = instance.send("rpc", json!({"topic": topic, "payload": {"id": decimal(&jobs[1])}}));
+        assert_eq!(instance.response(request)["ok"], true, "{place}");
         others_go_on(&mut instance, place);
     }
     instance.shutdown();

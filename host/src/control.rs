@@ -21,7 +21,7 @@
 //! | `eventlog` | `jobid` | `events` that are in the KVS |
 //! | `output` | `jobid` | `output`, and its parts `stdout` and `stderr` |
 //! | `lookup` | `jobid`, `key` or `keys`, `userid?` `flags?` | `value` or, by key, `values`, by way of job-info.lookup |
-//! | `kvs-get`, `kvs-put`, `kvs-list` | `key`; `key`, `value`; | `value`; ; `keys` |
+//! | `kvs-get`, `kvs-put`, `kvs-list` | `key`; `key`, `value` (null to unlink it); | `value`; ; `keys` |
 //! | `rpc` | `topic`, `payload?` `userid?` | `payload` |
 //! | `service` | `topic`, and `payload`, or `errnum` `errstr?`, or `hold` true, or none | answers the topic so from now on |
 //! | `requests` | | `requests`: for each topic that a test plays or that nobody serves, the payloads so far |
@@ -506,9 +506,12 @@ impl Control {
     fn kvs_put(&self, request: &Value, reply: Reply) {
         let key = required(request, "key")
             .and_then(|key| kvs::normalize(key).ok_or_else(|| plain(format!("{key:?} is no key"))));
-        match key.and_then(|key| Ok((key, required(request, "value")?))) {
-            Ok((key, value)) => {
-                let txn = Txn::default().put(key, value);
+        let txn = key.and_then(|key| match request.get("value") {
+            Some(Value::Null) => Ok(Txn::default().unlink(key)),
+            _ => Ok(Txn::default().put(key, required(request, "value")?)),
+        });
+        match txn {
+            Ok(txn) => {
                 self.instance
                     .kvs
                     .commit(txn, move |outcome| reply.send(outcome.map(|_| json!({}))));

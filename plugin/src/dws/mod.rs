@@ -290,7 +290,7 @@ impl Rabbits {
         if first {
             *self.left.borrow_mut() = resume::Left::of(&self.inner);
             if let Some(left) = &*self.left.borrow() {
-                self.take_up_gone(left.with_workflows());
+                self.take_up_gone(left.gone());
             }
         }
         Ok(())

@@ -9,16 +9,12 @@
 //! turns out to have had one, one of the two is finished. What is in RUN, and came there while no plugin or another one was
 //! loaded into this job manager, is held by a prolog in the same way.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    ffi::CStr,
-    rc::Rc,
-};
+use std::{collections::HashSet, ffi::CStr, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
 use crate::{
-    dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, service::Unanswered},
+    dws::{Call, DEPENDENCY, EPILOG, EVENT, PROLOG, Rabbits, Stage, gone, service::Unanswered},
     manager::Inner,
     resume::{Past, described, has_finished, has_started, past},
 };
@@ -45,6 +41,9 @@ const LEFT_HELD_IN_EPILOG: &CStr = c"workflow-token::dws-held-in-epilog";
 const LEFT_KNOWN: &CStr = c"workflow-token::dws-known";
 /// Jobs that may have a workflow which nobody has torn down yet.
 const LEFT_WITH_WORKFLOWS: &CStr = c"workflow-token::dws-with-workflows";
+/// Those of them that are inactive, of whose end the service has heard, and may have heard.
+const LEFT_GONE_TOLD: &CStr = c"workflow-token::dws-gone-told";
+const LEFT_GONE_ASKED: &CStr = c"workflow-token::dws-gone-asked";
 
 /// What the plugin that was loaded before left.
 pub(super) struct Left {
@@ -57,12 +56,12 @@ pub(super) struct Left {
     held_in_prolog: HashSet<JobId>,
     held_in_epilog: HashSet<JobId>,
     known: HashSet<JobId>,
-    with_workflows: BTreeSet<JobId>,
+    gone: gone::Left,
 }
 
 impl Left {
-    pub fn with_workflows(&self) -> &BTreeSet<JobId> {
-        &self.with_workflows
+    pub fn gone(&self) -> &gone::Left {
+        &self.gone
     }
 
     /// Nothing where no plugin was loaded into this job manager.
@@ -82,7 +81,11 @@ impl Left {
             held_in_prolog: set(LEFT_HELD_IN_PROLOG),
             held_in_epilog: set(LEFT_HELD_IN_EPILOG),
             known: set(LEFT_KNOWN),
-            with_workflows: set(LEFT_WITH_WORKFLOWS).into_iter().collect(),
+            gone: gone::Left {
+                with_workflows: set(LEFT_WITH_WORKFLOWS).into_iter().collect(),
+                told: set(LEFT_GONE_TOLD).into_iter().collect(),
+                asked: set(LEFT_GONE_ASKED).into_iter().collect(),
+            },
         })
     }
 }
@@ -116,8 +119,11 @@ impl Rabbits {
         let had_resources = |rabbit: &super::Rabbit| (rabbit.prolog, rabbit.epilog) != (Stage::ToCome, Stage::ToCome);
         flux.leave_jobs(LEFT_KNOWN, &which(had_resources));
         let mut with_workflows = those(|rabbit| rabbit.epilog != Stage::Finished);
-        with_workflows.extend(self.gone.left());
+        let gone = self.gone.leave();
+        with_workflows.extend(gone.with_workflows);
         flux.leave_jobs(LEFT_WITH_WORKFLOWS, &with_workflows);
+        flux.leave_jobs(LEFT_GONE_TOLD, &Vec::from_iter(gone.told));
+        flux.leave_jobs(LEFT_GONE_ASKED, &Vec::from_iter(gone.asked));
         let looking = those(|rabbit| rabbit.looking);
         drop(jobs);
         looking
@@ -290,7 +296,7 @@ impl Rabbits {
     }
 
     /// When that is done, all is written that was to be written before.
-    fn commit_nothing(&self) -> std::io::Result<ffi::Future> {
+    pub(super) fn commit_nothing(&self) -> std::io::Result<ffi::Future> {
         let mut transaction = ffi::Transaction::new()?;
         transaction.unlink(NO_KEY)?;
         self.inner.flux().commit(transaction)
