@@ -646,6 +646,19 @@ is_failed_delivery() {
 # Rabbits.
 #
 
+# pals_initrc PLUGIN…: an initrc with these plugins of the job shell, and one that takes the shell option of Cray PMI as
+# cray_pals.so does, and exports it.
+pals_initrc() {
+	"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
+	local name
+	{
+		for name; do
+			echo "plugin.load { file = \"${SHELL_PLUGIN%/*}/$name.so\", conf = { [\"munge-socket\"] = \"$MUNGE_SOCKET\" } }"
+		done
+		echo "plugin.load { file = \"$PWD/pals.so\" }"
+	} >initrc.lua
+}
+
 # need_rabbits: skips the test where the stand-in for the service cannot run.
 need_rabbits() {
 	DWS_SHELL=$STAGE/lib/flux/shell/plugins/dws_environment.so

@@ -12,14 +12,7 @@ VARIABLES=$canaries/variables
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_WORKFLOW_TOKEN":"%s"}' "$(new_token)" >"$VARIABLES"
 table </dev/null
 
-# What takes the shell option as cray_pals.so does, and exports it.
-"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
-{
-	for name in cray-pmi-bootstrap dws_environment; do
-		echo "plugin.load { file = \"${SHELL_PLUGIN%/*}/$name.so\", conf = { [\"munge-socket\"] = \"$MUNGE_SOCKET\" } }"
-	done
-	echo "plugin.load { file = \"$PWD/pals.so\" }"
-} >initrc.lua
+pals_initrc cray-pmi-bootstrap dws_environment
 
 # Each task keeps what it found, beside the shell that started it.
 program keep <<-EOF

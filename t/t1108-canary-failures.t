@@ -13,13 +13,7 @@ new_token >"$canaries/rabbit"
 VARIABLES=$canaries/variables
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_CANARY":"%s"}' "$(cat "$canaries/rabbit")" >"$VARIABLES"
 : >"$canaries/pmi"
-"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
-{
-	for name in cray-pmi-bootstrap dws_environment workflow-token; do
-		echo "plugin.load { file = \"${SHELL_PLUGIN%/*}/$name.so\", conf = { [\"munge-socket\"] = \"$MUNGE_SOCKET\" } }"
-	done
-	echo "plugin.load { file = \"$PWD/pals.so\" }"
-} >initrc.lua
+pals_initrc cray-pmi-bootstrap dws_environment workflow-token
 # configured TIMEOUT: for deliveries.
 configured() {
 	table <<-EOF

@@ -13,13 +13,7 @@ soak_of rabbits
 token_file "$canaries/rabbit" >/dev/null
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_WORKFLOW_TOKEN":"%s"}' "$(cat "$canaries/rabbit")" >"$day/variables"
 soak_expects rabbit
-"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
-{
-	for name in cray-pmi-bootstrap dws_environment; do
-		echo "plugin.load { file = \"${SHELL_PLUGIN%/*}/$name.so\", conf = { [\"munge-socket\"] = \"$MUNGE_SOCKET\" } }"
-	done
-	echo "plugin.load { file = \"$PWD/pals.so\" }"
-} >initrc.lua
+pals_initrc cray-pmi-bootstrap dws_environment
 table <<-EOF
 	timeout = "5s"
 EOF

@@ -45,7 +45,7 @@ pub(super) struct Gone {
 }
 
 /// What the service knows of the end of a job.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct End {
     /// It has heard, and will say when the workflow is gone.
     told: bool,
