@@ -16,6 +16,8 @@ mod url;
 
 use std::{path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 pub use duration::parse_duration;
 pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
 pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
@@ -40,6 +42,10 @@ pub struct Config {
     pub unlink: bool,
     /// How many deliveries of one rule are under way at once.
     pub max_parallel: usize,
+    /// The Unix socket of an agent that is started by others; without it, plugins start an agent of their own.
+    pub agent: Option<PathBuf>,
+    /// The program of the agent that plugins start; found by itself where not given.
+    pub agent_program: Option<PathBuf>,
     /// The program that runs the commands of rules, see `source::supervise`; found by itself where not given.
     pub helper: Option<PathBuf>,
     /// How to reach MUNGE, and how to seal.
@@ -67,6 +73,34 @@ pub struct Munge {
     pub mac: seal::Mac,
     /// The time to live of credentials.
     pub ttl: seal::Ttl,
+}
+
+/// Which part of the table a reader uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// Rules and projects: workflow tokens.
+    Tokens,
+    /// The source of rabbit jobs, and projects.
+    Rabbits,
+    /// How to seal, and nothing else.
+    Sealing,
+}
+
+impl Config {
+    /// Returns the configuration reduced to one part: the others have no rules, no projects or no source in it.
+    #[must_use]
+    pub fn only(mut self, part: Part) -> Self {
+        if part != Part::Tokens {
+            self.rules.clear();
+        }
+        if part != Part::Rabbits {
+            self.dws = None;
+        }
+        if part == Part::Sealing {
+            self.projects = Projects::default();
+        }
+        self
+    }
 }
 
 impl Munge {

@@ -22,6 +22,8 @@ const TABLE_KEYS: &[&str] = &[
     "timeout",
     "unlink",
     "max-parallel",
+    "agent",
+    "agent-program",
     "helper",
     "munge-socket",
     "munge-cipher",
@@ -217,6 +219,8 @@ impl Reader<'_> {
             timeout,
             unlink,
             max_parallel,
+            agent: self.socket("agent")?,
+            agent_program: self.absolute("agent-program")?,
             helper: self.absolute("helper")?,
             munge: self.munge()?,
             dws,
@@ -228,17 +232,19 @@ impl Reader<'_> {
         })
     }
 
-    fn munge(&self) -> Result<Munge, Error> {
-        let socket = self.absolute("munge-socket")?;
-        if socket
-            .as_ref()
-            .is_some_and(|path| path.as_os_str().len() > MAX_SOCKET_PATH)
-        {
-            return Err(self.wrong(
-                "munge-socket",
-                format!("is longer than {MAX_SOCKET_PATH} bytes, which no socket can be"),
-            ));
+    /// The absolute path of a Unix socket.
+    fn socket(&self, key: &str) -> Result<Option<PathBuf>, Error> {
+        let socket = self.absolute(key)?;
+        let is_too_long = |path: &PathBuf| path.as_os_str().len() > MAX_SOCKET_PATH;
+        if socket.as_ref().is_some_and(is_too_long) {
+            let limit = format!("is longer than {MAX_SOCKET_PATH} bytes, which no socket can be");
+            return Err(self.wrong(key, limit));
         }
+        Ok(socket)
+    }
+
+    fn munge(&self) -> Result<Munge, Error> {
+        let socket = self.socket("munge-socket")?;
         let ttl = match self.duration("munge-ttl")? {
             None => seal::Ttl::Default,
             Some(ttl) if ttl.subsec_nanos() == 0 && ttl.as_secs() <= 3600 => seal::Ttl::Seconds(ttl.as_secs() as u32),

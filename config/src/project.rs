@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Principal, Template};
 
 /// The longest text of a submission error, in bytes: Flux has room for 160 with the NUL (`flux_error_t`).
@@ -48,7 +50,7 @@ pub struct Identity {
 }
 
 /// What a job asks for in `attributes.system.project`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// Nothing, or null.
     Nothing,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Config;
 
 /// The conditions of a rule. All that are given must hold; a rule without any is for every job.
@@ -54,7 +56,7 @@ impl AttributePath {
 }
 
 /// A user or a group, by name or number.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Principal {
     /// By name.
     Name(String),
@@ -108,6 +110,22 @@ impl Config {
             }
         }
         Selection::None
+    }
+
+    /// Returns the rules that may be for a job by what is known of it, in order, up to the first that is for it for certain.
+    pub fn candidates(&self, job: &dyn Facts) -> Vec<usize> {
+        let mut candidates = Vec::new();
+        for (index, rule) in self.rules.iter().enumerate() {
+            match rule.conditions.hold(job) {
+                Some(false) => {}
+                None => candidates.push(index),
+                Some(true) => {
+                    candidates.push(index);
+                    break;
+                }
+            }
+        }
+        candidates
     }
 }
 
