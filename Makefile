@@ -13,6 +13,8 @@ LIBEXECDIR ?= $(PREFIX)/libexec
 MANDIR ?= $(PREFIX)/share/man
 PROFILE ?= release
 CARGO ?= cargo
+# What is built: by default the product alone. Tests and benchmarks need more.
+PACKAGES ?=
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 ifneq ($(FLUX_PREFIX),)
@@ -39,10 +41,10 @@ deps:
 
 build:
 	@scripts/deps.sh build
-	$(CARGO) build --workspace --profile $(PROFILE)
+	$(CARGO) build $(PACKAGES) --profile $(PROFILE)
 
 stage:
-	@$(install_to_stage) PROFILE=dev
+	@$(install_to_stage) PROFILE=dev PACKAGES=--workspace
 
 demo: deps stage
 	@scripts/demo
@@ -51,7 +53,7 @@ check: deps
 	@scripts/check
 
 bench: deps
-	@$(install_to_stage) >/dev/null
+	@$(install_to_stage) PACKAGES=--workspace >/dev/null
 	@bench/run
 
 DURATION ?= 600

@@ -1,6 +1,6 @@
-"""What a delivery costs with many others in flight, on the bundled host, which needs no Flux: run by bench/run.
+"""What a delivery costs with many others in flight, on the Flux simulator: run by bench/run.
 
-BENCH_HOST is the host, BENCH_SOCKET the socket of munged, BENCH_TOKEN the file whose content the jobs get. No job is
+BENCH_FLUX_SIM is the simulator, BENCH_SOCKET the socket of munged, BENCH_TOKEN the file whose content the jobs get. No job is
 started: one whose prologs are over waits in RUN until it is canceled, so that what is measured is the plugin and not a
 hundred thousand processes.
 """
@@ -15,7 +15,7 @@ import time
 
 from lib import PLUGINS, at_most, row, section
 
-HOST, SOCKET, TOKEN = (os.environ["BENCH_" + name] for name in ("HOST", "SOCKET", "TOKEN"))
+FLUX_SIM, SOCKET, TOKEN = (os.environ["BENCH_" + name] for name in ("FLUX_SIM", "SOCKET", "TOKEN"))
 PLUGIN = f"{PLUGINS}/workflow-token.so"
 PATIENCE = 600  # No measure of time: it ends a run that would hang.
 
@@ -34,15 +34,15 @@ path = "{TOKEN}"
 """
 
 
-class Host:
-    """An instance of the host, which is driven by lines of JSON. It starts no jobs."""
+class Simulator:
+    """An instance of the simulator, which is driven by lines of JSON. It starts no jobs."""
 
     def __init__(self, *options):
         self.dir = tempfile.TemporaryDirectory()
         config = os.path.join(self.dir.name, "flux.toml")
         with open(config, "w") as out:
             out.write(CONFIG)
-        start = (HOST, "instance", "--config", config, "--statedir", os.path.join(self.dir.name, "state"), *options)
+        start = (FLUX_SIM, "instance", "--config", config, "--statedir", os.path.join(self.dir.name, "state"), *options)
         self.process = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.sent, self.responses, self.news = 0, {}, threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
@@ -54,7 +54,7 @@ class Host:
     def __exit__(self, *_):
         self.process.stdin.close()
         if self.process.wait(PATIENCE) != 0:
-            raise RuntimeError("the host did not end well")
+            raise RuntimeError("the simulator did not end well")
         self.dir.cleanup()
 
     def _read(self):
@@ -73,7 +73,7 @@ class Host:
         self.process.stdin.flush()
         with self.news:
             if not self.news.wait_for(lambda: len(self.responses) > self.sent - first, PATIENCE):
-                raise RuntimeError(f"{cmd}: the host does not answer")
+                raise RuntimeError(f"{cmd}: the simulator does not answer")
             responses = [self.responses.pop(id) for id in range(first, self.sent + 1)]
         for response in responses:
             if not response["ok"]:
@@ -120,32 +120,32 @@ class Host:
 
 def fly(count, rounds=1):
     """Has so many deliveries in flight at once, and then ended, so often. Times are in microseconds, memory in KiB."""
-    with Host("--jobtap", PLUGIN) as host:
+    with Simulator("--jobtap", PLUGIN) as simulator:
         # Its threads are there, and all that is made once.
-        warm = host.submit(WARM)
-        host.until("delivered", WARM)
-        host.cancel(warm)
-        host.until("unlinked", WARM)
+        warm = simulator.submit(WARM)
+        simulator.until("delivered", WARM)
+        simulator.cancel(warm)
+        simulator.until("unlinked", WARM)
         # The counters of times begin anew with the plugin.
-        host.ok("remove", name="workflow-token.so")
-        host.ok("load", path=PLUGIN)
-        before, most, cpu = host.query()["memory"], 0, 0.0
+        simulator.ok("remove", name="workflow-token.so")
+        simulator.ok("load", path=PLUGIN)
+        before, most, cpu = simulator.query()["memory"], 0, 0.0
         for _ in range(rounds):
-            host.ok("fault", what="hold-commits")
-            began = host.cpu()
-            jobs = host.submit(count)
-            host.until("in-flight", count)
-            cpu += host.cpu() - began
+            simulator.ok("fault", what="hold-commits")
+            began = simulator.cpu()
+            jobs = simulator.submit(count)
+            simulator.until("in-flight", count)
+            cpu += simulator.cpu() - began
             if count > FEW:
-                most = host.memory(max)
-            began = host.cpu()
-            host.ok("fault", what="release-commits")
-            host.until("in-flight", 0)
-            cpu += host.cpu() - began
-            host.cancel(jobs)
-        host.until("unlinked", count * rounds)
-        after = host.memory(min) / 1024
-        counters = host.query()
+                most = simulator.memory(max)
+            began = simulator.cpu()
+            simulator.ok("fault", what="release-commits")
+            simulator.until("in-flight", 0)
+            cpu += simulator.cpu() - began
+            simulator.cancel(jobs)
+        simulator.until("unlinked", count * rounds)
+        after = simulator.memory(min) / 1024
+        counters = simulator.query()
     if counters["delivered"] != count * rounds:
         raise RuntimeError(f"not all were delivered: {counters}")
     found = {what: counters["reactor-us"][f"delivery-cpu-{what}"] for what in ("median", "mean", "p99", "max")}
@@ -170,7 +170,7 @@ def in_flight():
             many[count].append(fly(count))
             few.append(fly(FEW, ROUNDS_OF_FEW))
             ratios[count].append({what: 2 * many[count][-1][what] / (few[-2][what] + few[-1][what]) for what in few[0]})
-    section("Growth: deliveries in flight at once, their records held back from the KVS; on the bundled host")
+    section("Growth: deliveries in flight at once, their records held back from the KVS; on the Flux simulator")
     figure = "reactor thread, processor time for a delivery, median"
     for count, run in {**fewer, FEW: middle(few)}.items():
         row(f"{figure}, {count} in flight", times(run), "", "")
@@ -180,7 +180,7 @@ def in_flight():
     for count in many:
         at_most(f"the same, mean, {count:,} in flight", "", "", middle(ratios[count])["mean"], 1.2, of_few)
     for count, runs in many.items():
-        figure = f"reactor thread in all, with what the host does, {count:,} in flight"
+        figure = f"reactor thread in all, with what the simulator does, {count:,} in flight"
         texts = f"{middle(runs)['thread']:.0f} µs a job", f"with {FEW} {middle(few)['thread']:.0f} µs"
         at_most(figure, *texts, middle(ratios[count])["thread"], 1.2, of_few)
     token = os.stat(TOKEN).st_size
@@ -194,19 +194,19 @@ def in_flight():
 
 def burst():
     """All wait for resources, and get them at once."""
-    with Host("--jobtap", PLUGIN) as host:
-        host.ok("fault", what="hold-allocs")
-        jobs = host.submit(BURST)
+    with Simulator("--jobtap", PLUGIN) as simulator:
+        simulator.ok("fault", what="hold-allocs")
+        jobs = simulator.submit(BURST)
         began = time.monotonic()
-        host.ok("fault", what="release-allocs")
-        host.until("started", BURST)
+        simulator.ok("fault", what="release-allocs")
+        simulator.until("started", BURST)
         entered = time.monotonic() - began
-        host.until("in-flight", 0)
+        simulator.until("in-flight", 0)
         took = time.monotonic() - began
-        counters = host.query()
-        host.cancel(jobs)
-        host.until("unlinked", BURST)
-    section(f"A burst: {BURST:,} jobs enter RUN at once; on the bundled host")
+        counters = simulator.query()
+        simulator.cancel(jobs)
+        simulator.until("unlinked", BURST)
+    section(f"A burst: {BURST:,} jobs enter RUN at once; on the Flux simulator")
     at_most("all have entered RUN after", "", "", entered, 1, "s")
     row(
         "have got their token",
@@ -224,16 +224,16 @@ def burst():
 
 def load(count):
     """Microseconds that the plugin takes to be loaded with so many jobs in the queue, and how many of them for the jobs."""
-    with Host() as host:
-        host.submit(count, urgency=0)
-        host.ok("stats", reset=True)
-        host.ok("load", path=PLUGIN)
-        topics = {name: topic["total_us"] for name, topic in host.ok("stats")["topics"].items()}
+    with Simulator() as simulator:
+        simulator.submit(count, urgency=0)
+        simulator.ok("stats", reset=True)
+        simulator.ok("load", path=PLUGIN)
+        topics = {name: topic["total_us"] for name, topic in simulator.ok("stats")["topics"].items()}
     return sum(topics.values()), topics["job.new"]
 
 
 def queue():
-    section("A long queue: the plugin is loaded where so many jobs wait for resources; on the bundled host")
+    section("A long queue: the plugin is loaded where so many jobs wait for resources; on the Flux simulator")
     for count in QUEUES:
         whole, jobs = load(count)
         row(f"its time on the reactor thread, {count:,} jobs", f"{whole / 1e3:.1f} ms", "", "")

@@ -16,12 +16,12 @@ cc:gcc
 /usr/include/stdio.h:libc6-dev
 pkg-config:pkg-config
 /usr/include/munge.h:libmunge-dev
-/usr/include/jansson.h:libjansson-dev
 pandoc:pandoc
 "
 if [ "$what_for" = check ]; then
 	wanted="$wanted
 	munged:munge
+	/usr/include/jansson.h:libjansson-dev
 	jq:jq
 	prove:perl
 	python3:python3

@@ -14,8 +14,8 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    host::{Instance, plugin},
     plugins::{PRINT, Site, jwt, matching},
+    simulator::{Instance, plugin},
     skip,
 };
 
@@ -78,7 +78,7 @@ impl Counting<'_> {
                 "--trace-children=no",
             ])
             .arg(format!("--callgrind-out-file={}", site.path("callgrind.out")))
-            .arg(counted.join("flux-workflow-host"))
+            .arg(counted.join("flux-sim"))
             .args(["instance", "--config", config, "--statedir"])
             .arg(site.at(&state));
         Counting {

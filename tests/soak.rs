@@ -1,4 +1,4 @@
-//! A bad day, on the host: jobs of several users at full rate, while munged is killed, stopped and restarted, sources fail,
+//! A bad day, on the simulator: jobs of several users at full rate, while munged is killed, stopped and restarted, sources fail,
 //! hang and send garbage, jobs are canceled, the plugin is removed and loaded again, its configuration changes, the KVS is
 //! slow or full, and descriptors run out. At the end each job has its own token, or one clear exception; none is stuck;
 //! nothing has leaked; and no secret is to be found.
@@ -20,9 +20,9 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use support::{
-    host::{Instance, Request},
     plugins::{GUEST, Site, decimal, matching, me, until, user},
     search::Search,
+    simulator::{Instance, Request},
     skip,
 };
 
@@ -152,8 +152,8 @@ impl Soak {
             };
             heard = true;
             let Some(id) = response["jobid"].as_str().map(str::to_owned) else {
-                // The host itself had no descriptors left.
-                *self.outcomes.entry("refused by the host".to_owned()).or_default() += 1;
+                // The simulator itself had no descriptors left.
+                *self.outcomes.entry("refused by the simulator".to_owned()).or_default() += 1;
                 continue;
             };
             let whose = if by_command {

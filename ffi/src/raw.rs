@@ -2,7 +2,7 @@
 //!
 //! Sources: the man pages of flux-core sections 3 and 7 (flux-jobtap-plugins(7), flux-shell-plugins(7)) and RFC 18, 20,
 //! 21 of the Flux project. The symbols are not linked: they resolve when a plugin is loaded by a job manager or a job
-//! shell, or by the bundled host, which defines the same names. `tests/abi.rs` compares each declaration with the real
+//! shell, or by the Flux simulator, which defines the same names. `tests/abi.rs` compares each declaration with the real
 //! headers where they are installed.
 #![allow(non_camel_case_types, missing_docs)]
 

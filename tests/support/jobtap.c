@@ -1,4 +1,4 @@
-/* jobtap.c - a plugin for the job manager with which the host is tested.
+/* jobtap.c - a plugin for the job manager with which the simulator is tested.
  *
  * In state RUN it starts a prolog, and wakes the reactor through an eventfd from a thread of its own. The reactor then
  * commits the key "test" of the job, and finishes the prolog when that is done. A plugin configuration of {"manual":1}

@@ -1,11 +1,11 @@
 //! What the tests share.
 #![allow(dead_code, unreachable_pub)]
 
-pub mod host;
 pub mod munged;
 pub mod names;
 pub mod plugins;
 pub mod search;
+pub mod simulator;
 mod skip;
 
 pub use skip::skip;

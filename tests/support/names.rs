@@ -6,8 +6,8 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 
 use super::{
-    host::{HOST, Instance, plugin},
     plugins::{Site, jwt, me, until},
+    simulator::{Instance, flux_sim, plugin},
 };
 
 /// What holds a job of whose owner nothing is known yet.
@@ -81,7 +81,7 @@ impl Place {
     pub fn start(&self) -> Instance {
         let conf = json!({"munge-socket": self.site.munged.socket()});
         Instance::of(
-            Command::new(HOST)
+            Command::new(flux_sim())
                 .arg("instance")
                 .arg("--statedir")
                 .arg(self.site.statedir())

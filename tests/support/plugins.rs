@@ -1,4 +1,4 @@
-//! The product's plugins on the host, as a site has them: with a munged, secrets, programs and a configuration.
+//! The product's plugins on the simulator, as a site has them: with a munged, secrets, programs and a configuration.
 
 use std::{
     fs::{self, Permissions},
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    host::{HOST, Instance, plugin},
     munged::Munged,
+    simulator::{Instance, built, plugin},
     skip,
 };
 
@@ -401,17 +401,6 @@ pub fn me() -> u32 {
 pub fn user(name: &str) -> nix::unistd::User {
     let found = nix::unistd::User::from_name(name).expect("the name service answers");
     found.unwrap_or_else(|| panic!("there is a user {name}"))
-}
-
-/// What was built for this test.
-pub fn built(name: &str) -> PathBuf {
-    let path = Path::new(HOST).with_file_name(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `cargo build --workspace`",
-        path.display()
-    );
-    path
 }
 
 fn place(from: &Path, to: &Path) {

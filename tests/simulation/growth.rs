@@ -1,0 +1,87 @@
+//! What a delivery costs does not grow with the number of others, on the simulator: memory, by the plugin's own count.
+
+use crate::support::{
+    plugins::{PRINT, Site, jwt, matching, until},
+    simulator::Instance,
+};
+use serde_json::json;
+
+/// What each may have in flight besides three times its variables, in bytes.
+const EACH: usize = 4096;
+
+/// Has so many jobs held with their deliveries on the way to the KVS. Returns how much memory the plugin had at most.
+fn in_flight(instance: &mut Instance, count: usize) -> (Vec<String>, usize) {
+    instance.ok("fault", json!({"what": "hold-commits"}));
+    let requests: Vec<_> = (0..count)
+        .map(|_| {
+            let mut request = matching("dw");
+            request["command"] = json!(PRINT);
+            instance.send("submit", request)
+        })
+        .collect();
+    let jobs = requests.into_iter().map(|request| {
+        let response = instance.response(request);
+        response["jobid"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{response}"))
+            .to_owned()
+    });
+    let jobs: Vec<String> = jobs.collect();
+    until("all are in flight", || instance.counter("in-flight") == count as u64);
+    // Their records are made by and by.
+    let (mut most, mut last, mut same) = (0, 0, 0);
+    until("all records are made and handed over", || {
+        let now = instance.counter("memory") as usize;
+        same = if now.abs_diff(last) < EACH { same + 1 } else { 0 };
+        (last, most) = (now, most.max(now));
+        // Those that wait are handed over one commit a second.
+        same > 150
+    });
+    (jobs, most)
+}
+
+/// Has all of them delivered and then ended, without being started.
+fn end(instance: &mut Instance, jobs: &[String]) {
+    instance.ok("fault", json!({"what": "release-commits"}));
+    until("all are delivered", || instance.counter("in-flight") == 0);
+    let before = instance.counter("unlinked");
+    let requests: Vec<_> = jobs
+        .iter()
+        .map(|job| instance.send("cancel", json!({ "jobid": job })))
+        .collect();
+    for request in requests {
+        instance.response(request);
+    }
+    until("their records are removed", || {
+        instance.counter("unlinked") == before + jobs.len() as u64
+    });
+}
+
+#[test]
+fn memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many() {
+    let Some(site) = Site::new("memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many") else {
+        return;
+    };
+    let token = jwt(json!({"padding": "x".repeat(1000)}));
+    let rule = site.file_rule("dw", &token);
+    let mut instance = site.instance(json!({"timeout": "1h", "rule": [rule]}));
+    instance.ok("fault", json!({"what": "hold-starts"}));
+    let mut after = Vec::new();
+    for count in [100, 1000] {
+        let before = instance.counter("memory") as usize;
+        let (jobs, memory) = in_flight(&mut instance, count);
+        let each = memory.saturating_sub(before) / count;
+        eprintln!("{count} in flight: {each} bytes each");
+        assert!(
+            each <= EACH + 3 * token.len(),
+            "{each} bytes for each of {count} in flight"
+        );
+        end(&mut instance, &jobs);
+        until("memory is given back", || {
+            after.push(instance.counter("memory") as usize);
+            after.last() <= Some(&(after[0] + (128 << 10)))
+        });
+    }
+    assert_eq!(instance.counter("failed"), 0);
+    instance.shutdown();
+}

@@ -1,0 +1,444 @@
+//! Projects by the claims of identity tokens, on the simulator: whose token counts, and whose not.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::support::{
+    names::{Asking, BOB, Place, held_job, job},
+    plugins::{PRINT, jwt, me, until},
+    simulator::{Instance, built},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use token::{Algorithm, SigningKey};
+
+const LOGIN: &str = "https://login.example.org";
+
+/// A place with a login that signs identity tokens.
+struct Login {
+    place: Place,
+    key: SigningKey,
+}
+
+impl Login {
+    fn new(test: &str) -> Option<Login> {
+        let place = Place::new(test)?;
+        let key = SigningKey::generate(Algorithm::EdDsa);
+        let public = json!({"keys": [key.verifying_key().to_jwk().expect("it has a public part")]});
+        place.site.write("login.jwks", 0o644, public.to_string());
+        fs::create_dir(place.site.at("identity")).expect("a directory");
+        Some(Login { place, key })
+    }
+
+    /// A project by group, and one by claim.
+    fn table(&self, more: Value) -> Value {
+        let mut table = json!({
+            "trust": {"login": {
+                "issuer": LOGIN,
+                "keys": self.place.site.path("login.jwks"),
+                "audience": "cluster",
+                "leeway": "1ms",
+            }},
+            "identity": {
+                "token": self.place.site.path("identity/{uid}.jwt"),
+                "trust": "login",
+                "claim": "groups",
+            },
+            "project": [
+                {"name": "hydro", "groups": ["hydro"]},
+                {"name": "fusion", "claims": ["fusion-team"]},
+            ],
+        });
+        for (key, value) in more.as_object().unwrap() {
+            table[key] = value.clone();
+        }
+        table
+    }
+
+    /// The claims of a token of alice that is good, with others in their place.
+    fn claims(&self, more: Value) -> Value {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
+        let mut claims = json!({
+            "iss": LOGIN, "sub": "alice", "aud": "cluster", "exp": now + 3600, "groups": ["users", "fusion-team"],
+        });
+        for (name, value) in more.as_object().unwrap() {
+            claims[name] = value.clone();
+        }
+        claims
+    }
+
+    fn token(&self, more: Value) -> String {
+        sign(&self.key, &self.claims(more))
+    }
+
+    /// Puts a file where the identity token of a user is looked for.
+    fn place(&self, uid: u32, mode: u32, content: &str) -> PathBuf {
+        let path = self.place.site.at(&format!("identity/{uid}.jwt"));
+        let _ = fs::remove_file(&path);
+        fs::write(&path, content).expect("a file is written");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its mode is set");
+        path
+    }
+}
+
+fn sign(key: &SigningKey, claims: &Value) -> String {
+    let token = key.sign(&[("typ", "JWT")], claims.to_string().as_bytes());
+    token.expose_secret().to_owned()
+}
+
+fn past(seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    now.as_secs() - seconds
+}
+
+/// What the user is told who asks for a project that he is not in, however that comes about.
+#[track_caller]
+fn refusal(instance: &mut Instance, submission: Value) -> String {
+    let request = instance.send("submit", submission);
+    let response = instance.response(request);
+    match response["jobid"].as_str() {
+        Some(id) => instance.fatal(id),
+        None => response["error"].as_str().unwrap().to_owned(),
+    }
+}
+
+#[test]
+fn whose_identity_token_has_the_claim_is_in_the_project() {
+    let Some(login) = Login::new("whose_identity_token_has_the_claim_is_in_the_project") else {
+        return;
+    };
+    let (rule, [_, fusion]) = login.place.token_of_project();
+    let table = login.table(json!({"rule": [rule]}));
+    login.place(me(), 0o600, &login.token(json!({})));
+    let mut instance = login.place.instance(table.clone());
+    for claims in [
+        json!({}),
+        json!({"groups": "fusion-team"}),
+        json!({"aud": ["other", "cluster"]}),
+    ] {
+        login.place(me(), 0o600, &(login.token(claims.clone()) + "\n"));
+        login.place.reload(&mut instance, table.clone());
+        for asked in [Some("fusion"), None] {
+            let id = instance.run(PRINT, job(asked));
+            assert_eq!(instance.stdout(&id).trim_end(), fusion, "{claims}");
+        }
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn no_other_token_counts_and_the_reason_is_told() {
+    let Some(login) = Login::new("no_other_token_counts_and_the_reason_is_told") else {
+        return;
+    };
+    let other_key = SigningKey::generate(Algorithm::EdDsa);
+    let good = login.token(json!({}));
+    let [header, payload, signature] = good.split('.').collect::<Vec<_>>()[..] else {
+        panic!("a token has three parts");
+    };
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let unsigned = format!("{}.{payload}.", encode(&json!({"alg": "none", "typ": "JWT"})));
+    let bob = login.token(json!({"sub": "bob"}));
+    let [_, bobs, _] = bob.split('.').collect::<Vec<_>>()[..] else {
+        panic!("a token has three parts");
+    };
+    let cases = [
+        (
+            "expired",
+            login.token(json!({"exp": past(60)})),
+            0o600,
+            "it has expired",
+        ),
+        (
+            "not yet",
+            login.token(json!({"nbf": past(0) + 3600})),
+            0o600,
+            "it is not valid yet",
+        ),
+        (
+            "for another",
+            login.token(json!({"aud": "other"})),
+            0o600,
+            "it is for another service",
+        ),
+        (
+            "of another issuer",
+            login.token(json!({"iss": "https://x"})),
+            0o600,
+            "it is of another issuer",
+        ),
+        (
+            "without an end",
+            login.token(json!({"exp": null})),
+            0o600,
+            "it was refused",
+        ),
+        (
+            "of another key",
+            sign(&other_key, &login.claims(json!({}))),
+            0o600,
+            "its key is not known",
+        ),
+        (
+            "altered",
+            format!("{header}.{bobs}.{signature}"),
+            0o600,
+            "its signature is wrong",
+        ),
+        ("unsigned", unsigned, 0o600, "it was refused"),
+        ("of another user", bob.clone(), 0o600, "it is the token of another user"),
+        ("readable by the group", good.clone(), 0o640, "its file is not safe"),
+        ("readable by others", good.clone(), 0o604, "its file is not safe"),
+        ("writable by others", good.clone(), 0o602, "its file is not safe"),
+        ("no token", "canary".to_owned(), 0o600, "it was refused"),
+        ("empty", String::new(), 0o600, "it was refused"),
+    ];
+    login.place.names(&[("hydro", 5000, &["alice"])]);
+    let (rule, [hydro, _]) = login.place.token_of_project();
+    let table = login.table(json!({"rule": [rule]}));
+    let mut instance = login.place.instance(table.clone());
+    let not_in = "alice is not in project fusion: needed is fusion-team in claim groups of the identity token";
+    for (what, token, mode, why) in &cases {
+        login.place(me(), *mode, token);
+        login.place.reload(&mut instance, table.clone());
+        for _ in 0..2 {
+            let text = refusal(&mut instance, held_job(me(), Some("fusion")));
+            assert_eq!(text, format!("{not_in} ({why})"), "{what}");
+        }
+        // The groups count as before.
+        let id = instance.run(PRINT, job(Some("hydro")));
+        assert_eq!(instance.stdout(&id).trim_end(), hydro, "{what}");
+    }
+
+    // Without a token there is no reason to be told; and none that is somewhere else, or of others, is read.
+    let path = login.place(me(), 0o600, &good);
+    fs::remove_file(&path).unwrap();
+    let elsewhere = login.place.site.write("elsewhere.jwt", 0o600, &good);
+    for (link, why) in [(false, ""), (true, " (its file is not safe)")] {
+        if link {
+            symlink(&elsewhere, &path).unwrap();
+        }
+        login.place.reload(&mut instance, table.clone());
+        let text = refusal(&mut instance, held_job(me(), Some("fusion")));
+        assert_eq!(text, format!("{not_in}{why}"));
+    }
+    // One without the claim, or with other values, is good and helps nobody.
+    for groups in [
+        json!(null),
+        json!(["fusion", "fusion-team2"]),
+        json!([["fusion-team"]]),
+        json!("a fusion-team"),
+    ] {
+        login.place(me(), 0o600, &login.token(json!({"groups": groups})));
+        login.place.reload(&mut instance, table.clone());
+        let text = refusal(&mut instance, held_job(me(), Some("fusion")));
+        assert_eq!(text, not_in, "{groups}");
+    }
+
+    // The operator is told more, and nobody what is secret.
+    let log = instance.dmesg().join("\n");
+    assert!(
+        log.contains("the identity token of alice is not used: the token expired"),
+        "{log}"
+    );
+    assert!(log.contains("use chmod 0600"), "{log}");
+    for secret in [payload, signature, "canary"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn the_token_of_one_user_is_no_help_to_another() {
+    let Some(login) = Login::new("the_token_of_one_user_is_no_help_to_another") else {
+        return;
+    };
+    let alices = login.token(json!({}));
+    login.place(me(), 0o600, &alices);
+    login.place(BOB, 0o600, &alices);
+    let mut instance = login.place.instance(login.table(json!({})));
+    let text = refusal(&mut instance, held_job(BOB, Some("fusion")));
+    assert!(
+        text.starts_with("bob is not in project fusion") && text.contains("of another user"),
+        "{text}"
+    );
+    instance.learn(me());
+    instance.submit_held(me(), Some("fusion"));
+    instance.shutdown();
+}
+
+#[test]
+fn the_claim_that_names_the_user_can_be_another() {
+    let Some(login) = Login::new("the_claim_that_names_the_user_can_be_another") else {
+        return;
+    };
+    let mut table = login.table(json!({}));
+    table["identity"]["user"] = json!("preferred_username");
+    let claims = json!({"sub": "4711", "preferred_username": "alice"});
+    login.place(me(), 0o600, &login.token(claims));
+    let mut instance = login.place.instance(table.clone());
+    let id = instance.submit_held(me(), Some("fusion"));
+    instance.wait(&id, "depend");
+    login.place(me(), 0o600, &login.token(json!({})));
+    login.place.reload(&mut instance, table);
+    let text = refusal(&mut instance, held_job(me(), Some("fusion")));
+    assert!(text.contains("of another user"), "{text}");
+    instance.shutdown();
+}
+
+#[test]
+fn a_token_that_has_expired_when_the_job_starts_counts_for_nothing() {
+    let Some(login) = Login::new("a_token_that_has_expired_when_the_job_starts_counts_for_nothing") else {
+        return;
+    };
+    let (rule, _) = login.place.token_of_project();
+    let table = login.table(json!({"rule": [rule]}));
+    login.place(me(), 0o600, &login.token(json!({})));
+    let mut instance = login.place.instance(table.clone());
+    let id = instance.submit_held(me(), Some("fusion"));
+    instance.wait(&id, "depend");
+    login.place(me(), 0o600, &login.token(json!({"exp": past(1)})));
+    login.place.reload(&mut instance, table);
+    instance.release(&id);
+    let note = instance.undelivered(&id);
+    assert!(
+        note.contains("alice is not in project fusion") && note.contains("it has expired"),
+        "{note}"
+    );
+    let cause = instance.cause(&id);
+    assert!(cause.contains("the identity token: the token expired"), "{cause}");
+    instance.shutdown();
+}
+
+#[test]
+fn claims_end_with_their_token_however_fresh_they_are() {
+    let Some(login) = Login::new("claims_end_with_their_token_however_fresh_they_are") else {
+        return;
+    };
+    // It ends soon, and not before it was used once.
+    let mut instance = login.place.instance(login.table(json!({})));
+    until("a token is used before it ends", || {
+        login.place(me(), 0o600, &login.token(json!({"exp": past(0) + 3})));
+        login.place.reload(&mut instance, login.table(json!({})));
+        let id = instance.submit_held(me(), Some("fusion"));
+        let response = instance.send("wait", json!({"jobid": id, "event": "depend"}));
+        instance.response(response)["ok"] == true
+    });
+    until("it has ended", || {
+        let request = instance.send("submit", held_job(me(), Some("fusion")));
+        let response = instance.response(request);
+        response["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("it has expired"))
+    });
+    instance.shutdown();
+}
+
+#[test]
+fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rule_gives() {
+    let test = "whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rule_gives";
+    let Some(login) = Login::new(test) else { return };
+    let site = &login.place.site;
+    let (first, second) = (jwt(json!({})), jwt(json!({})));
+    site.write("first.jwt", 0o600, &first);
+    mkfifo(&site.at("go"), Mode::S_IRWXU).expect("a FIFO");
+    let script = "touch started; read line <go; cat first.jwt";
+    let mut of_members = site.command_rule("member", script, &[]);
+    of_members["project"] = json!("fusion");
+    of_members.as_object_mut().expect("a rule").remove("attribute");
+    let of_all = json!({"source": "file", "path": site.write("second.jwt", 0o600, &second)});
+    let table = login.table(json!({"max-parallel": 1, "rule": [of_members, of_all]}));
+    let mut instance = login.place.instance(table.clone());
+    let mut one = String::new();
+    until("a job begins before the token ends", || {
+        login.place(me(), 0o600, &login.token(json!({"exp": past(0) + 3})));
+        login.place.reload(&mut instance, table.clone());
+        one = instance.submit(PRINT, json!({}));
+        instance.wait(&one, "prolog-start");
+        until("it has its turn", || {
+            site.at("started").exists() || instance.events(&one).contains(&"prolog-finish".to_owned())
+        });
+        site.at("started").exists()
+    });
+    let two = instance.submit(PRINT, json!({}));
+    instance.wait(&two, "prolog-start");
+    until("the token has ended", || {
+        let request = instance.send("submit", held_job(me(), Some("fusion")));
+        let response = instance.response(request);
+        response["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("it has expired"))
+    });
+    fs::write(site.at("go"), "\n").expect("the FIFO");
+    for (id, token) in [(one, first), (two, second)] {
+        instance.wait(&id, "clean");
+        assert_eq!(instance.stdout(&id).trim_end(), token);
+    }
+    instance.shutdown();
+}
+
+// What is minted
+
+fn keygen(login: &Login) -> String {
+    let keys = login.place.site.path("keys");
+    let made = Command::new(built("flux-workflow-token"))
+        .args(["keygen", &keys])
+        .output();
+    assert!(made.expect("the command is run").status.success());
+    keys
+}
+
+#[test]
+fn a_workspace_that_a_rule_forms_is_no_way_into_a_project() {
+    let Some(login) = Login::new("a_workspace_that_a_rule_forms_is_no_way_into_a_project") else {
+        return;
+    };
+    let keys = keygen(&login);
+    login.place.names(&[("hydro", 5000, &["alice"])]);
+    let table = |workspace: Value| {
+        let mut rule = json!({"attribute": "system.token", "source": "issuer"});
+        if !workspace.is_null() {
+            rule["workspace"] = workspace;
+        }
+        let issuer = json!({"keys": keys, "name": "https://hpc.example.org", "audience": "service"});
+        let mut table = login.table(json!({"rule": [rule], "issuer": issuer}));
+        // A project that has the name of a user, who is not in it.
+        let others = json!({"name": "alice", "users": ["bob"]});
+        table["project"].as_array_mut().unwrap().push(others);
+        table
+    };
+    let mut instance = login.place.instance(table(Value::Null));
+    for (workspace, expected) in [
+        (Value::Null, Ok("hydro")),
+        (json!("{project}"), Ok("hydro")),
+        (json!("hydro"), Ok("hydro")),
+        (json!("home-{user}"), Ok("home-alice")),
+        (json!("{user}"), Err("alice is not in project alice")),
+        (json!("fusion"), Err("alice is not in project fusion")),
+    ] {
+        login.place.reload(&mut instance, table(workspace.clone()));
+        let id = instance.submit(PRINT, job(None));
+        match expected {
+            Ok(name) => {
+                instance.wait(&id, "clean");
+                let token = instance.stdout(&id);
+                let payload = token.split('.').nth(1).expect("a token has a payload");
+                let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
+                assert_eq!(claims["workspace"], name, "{workspace}");
+                assert_eq!((&claims["sub"], &claims["scope"]), (&json!("alice"), &json!("session")));
+            }
+            Err(says) => {
+                let note = instance.undelivered(&id);
+                assert!(note.contains(says), "{workspace}: {note}");
+            }
+        }
+    }
+    instance.shutdown();
+}

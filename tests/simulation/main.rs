@@ -1,0 +1,18 @@
+//! The plugins under the Flux simulator, with a real munged.
+
+mod delivery;
+mod dws;
+mod dws_shell;
+mod growth;
+mod identity;
+mod issuer;
+mod kubernetes;
+mod lifecycle;
+mod panics;
+mod pmi;
+mod projects;
+mod seal;
+mod shell;
+mod simulator;
+#[path = "../support/mod.rs"]
+mod support;

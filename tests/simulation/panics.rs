@@ -1,0 +1,481 @@
+//! A fault of a plugin, wherever it comes up, costs one job at most: that one ends with one clear exception and does not
+//! start without what it was to get, and no other job, nor the instance, notices. Builds with debug assertions have places
+//! where they panic when a file tells them to.
+
+use std::{fs, process::Command};
+
+use crate::support::{
+    plugins::{PRINT, Site, decimal, jwt, line_of, matching, until},
+    simulator::{Instance, flux_sim},
+};
+use serde_json::{Value, json};
+
+const NAME: &str = "workflow-token.so";
+
+/// What waits until the file `go` is there.
+const WAIT: &str = "echo $1 >>asked; until [ -e go ]; do sleep 0.02; done; cat token";
+
+/// An instance with a configuration in `flux.toml`, whose plugins, in the job manager and in job shells, panic when they are
+/// told to.
+fn start(site: &Site, shell_plugin: &str) -> Instance {
+    let conf = json!({"munge-socket": site.munged.socket()}).to_string();
+    let mut simulator = Command::new(flux_sim());
+    simulator
+        .env("WORKFLOW_TOKEN_STUMBLE", site.at("stumble"))
+        .args(["instance", "--config", &site.path("flux.toml")])
+        .args(["--shell-plugin", shell_plugin, "--shell-conf", &conf])
+        .arg("--statedir")
+        .arg(site.statedir());
+    Instance::of(&mut simulator)
+}
+
+/// Has the first that comes to a place panic there.
+fn trip(site: &Site, place: &str) {
+    // In one step: who looks for it finds all of it.
+    site.write("stumble.new", 0o644, place);
+    fs::rename(site.at("stumble.new"), site.at("stumble")).unwrap();
+}
+
+/// Waits until somebody has.
+#[track_caller]
+fn tripped(site: &Site, place: &str) {
+    until(&format!("{place} is come to"), || !site.at("stumble").exists());
+}
+
+/// An instance with a rule whose file is read at once, and one whose command waits; and a job that waits there while others
+/// meet with faults.
+struct Tokens {
+    site: Site,
+    instance: Instance,
+    token: String,
+    bystander: String,
+}
+
+impl Tokens {
+    fn new(test: &str) -> Option<Tokens> {
+        let site = Site::new(test)?;
+        let token = jwt(json!({}));
+        site.write("token", 0o600, &token);
+        let rules = [
+            site.file_rule("dw", &token),
+            site.command_rule("slow", WAIT, &["{jobid}"]),
+            site.command_rule("asked", "cat token", &[]),
+        ];
+        site.configure(json!({ "rule": rules }));
+        let mut instance = start(&site, &site.path("shell/workflow-token.so"));
+        let bystander = instance.submit(PRINT, matching("slow"));
+        assert_eq!(line_of(&site.at("asked")), bystander);
+        Some(Tokens {
+            site,
+            instance,
+            token,
+            bystander,
+        })
+    }
+
+    /// Others go on as if nothing had been.
+    #[track_caller]
+    fn others_go_on(&mut self, place: &str) {
+        assert_eq!(self.instance.token("dw"), self.token, "{place}: the next job");
+        let state = self.instance.ok("state", json!({"jobid": self.bystander}));
+        assert_eq!(state["perilog_active"], 1, "{place}: {state}");
+    }
+
+    /// And the one that waited all the while gets its token.
+    #[track_caller]
+    fn end(mut self) {
+        self.site.write("go", 0o600, "");
+        self.instance.wait(&self.bystander, "clean");
+        assert_eq!(self.instance.stdout(&self.bystander).trim_end(), self.token);
+        assert_eq!(self.instance.contexts(&self.bystander, "exception"), [] as [Value; 0]);
+        assert_eq!(self.instance.counter("in-flight"), 0);
+        self.instance.shutdown();
+    }
+}
+
+#[test]
+fn a_delivery_in_which_something_panics_fails_alone_and_with_one_clear_exception() {
+    let Some(mut t) = Tokens::new("a_delivery_in_which_something_panics_fails_alone_and_with_one_clear_exception")
+    else {
+        return;
+    };
+    for (place, rule) in [
+        ("job.state.run", "dw"),
+        ("work", "dw"),
+        ("finish", "dw"),
+        ("done", "dw"),
+        ("put", "dw"),
+        ("committed", "dw"),
+        ("fetch", "asked"),
+        ("finish", "asked"),
+    ] {
+        trip(&t.site, place);
+        let job = t.instance.submit(PRINT, matching(rule));
+        let note = t.instance.undelivered(&job);
+        assert!(note.contains("an internal error") || place == "put", "{place}: {note}");
+        tripped(&t.site, place);
+        let cause = t.instance.cause(&job);
+        assert!(
+            cause.contains("its place is in the broker's output"),
+            "{place}: {cause}"
+        );
+        t.others_go_on(place);
+    }
+    t.end();
+}
+
+#[test]
+fn what_panics_where_no_job_is_concerned_costs_none() {
+    let Some(mut t) = Tokens::new("what_panics_where_no_job_is_concerned_costs_none") else {
+        return;
+    };
+    for place in ["watcher", "tick"] {
+        trip(&t.site, place);
+        tripped(&t.site, place);
+        t.others_go_on(place);
+    }
+    // A job that has ended, and the records of those that have.
+    for place in ["job.state.inactive", "unlinked"] {
+        trip(&t.site, place);
+        t.others_go_on(place);
+        tripped(&t.site, place);
+        let removed = t.instance.counter("unlinked");
+        t.others_go_on(place);
+        until("records are removed again", || t.instance.counter("unlinked") > removed);
+    }
+    // A job that is canceled ends, and its prolog with it.
+    trip(&t.site, "job.state.cleanup");
+    let job = t.instance.submit(PRINT, matching("slow"));
+    t.instance.wait(&job, "prolog-start");
+    t.instance.ok("cancel", json!({"jobid": job}));
+    t.instance.wait(&job, "clean");
+    tripped(&t.site, "job.state.cleanup");
+    t.others_go_on("job.state.cleanup");
+
+    trip(&t.site, "conf.update");
+    let error = t
+        .instance
+        .error("config-reload", json!({"config": t.site.config(json!({}))}));
+    assert!(error.contains("an internal error"), "{error}");
+    t.others_go_on("conf.update");
+    trip(&t.site, "plugin.query");
+    let request = t.instance.send("query", json!({"name": NAME}));
+    let response = t.instance.response(request);
+    assert_eq!(response["ok"], false, "{response}");
+    t.others_go_on("plugin.query");
+    t.end();
+}
+
+#[test]
+fn what_panics_while_the_plugin_is_removed_and_loaded_again_costs_one_job_at_most() {
+    let Some(mut t) = Tokens::new("what_panics_while_the_plugin_is_removed_and_loaded_again_costs_one_job_at_most")
+    else {
+        return;
+    };
+    let load = json!({"path": t.site.jobtap()});
+    // Nothing is left for the next one, which reads the eventlogs then.
+    trip(&t.site, "leave");
+    t.instance.ok("remove", json!({"name": NAME}));
+    tripped(&t.site, "leave");
+    t.instance.ok("load", load.clone());
+    until("the delivery is taken up", || t.instance.counter("resumed") == 1);
+    t.others_go_on("leave");
+
+    t.instance.ok("remove", json!({"name": NAME}));
+    trip(&t.site, "flux_plugin_init");
+    t.instance.error("load", load.clone());
+    tripped(&t.site, "flux_plugin_init");
+    t.instance.ok("load", load.clone());
+    t.others_go_on("flux_plugin_init");
+
+    // The older job is the first of which the plugin is told.
+    let victim = std::mem::replace(&mut t.bystander, t.instance.submit(PRINT, matching("slow")));
+    t.instance.wait(&t.bystander.clone(), "prolog-start");
+    t.instance.ok("remove", json!({"name": NAME}));
+    trip(&t.site, "job.new");
+    t.instance.ok("load", load);
+    t.instance.undelivered(&victim);
+    t.others_go_on("job.new");
+
+    // In a new instance.
+    let victim = std::mem::replace(&mut t.bystander, t.instance.submit(PRINT, matching("slow")));
+    t.instance.wait(&t.bystander.clone(), "prolog-start");
+    let Tokens {
+        site,
+        instance,
+        token,
+        bystander,
+    } = t;
+    instance.kill();
+    trip(&site, "eventlog");
+    let mut t = Tokens {
+        instance: start(&site, &site.path("shell/workflow-token.so")),
+        site,
+        token,
+        bystander,
+    };
+    tripped(&t.site, "eventlog");
+    t.instance.undelivered(&victim);
+    t.others_go_on("eventlog");
+    t.end();
+}
+
+// The other plugins
+
+/// What a service does for a rabbit job: all it can, again and again, until the job has ended.
+#[track_caller]
+fn serve_to_the_end(instance: &mut Instance, job: &str) {
+    let id = decimal(job);
+    until("the rabbit job ends", || {
+        let created = instance.ok("requests", json!({}))["requests"]["dws.create"].clone();
+        let mine = created
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|payload| payload["jobid"] == id)
+            .cloned();
+        let resources = mine.map_or(Value::Null, |payload| payload["resources"].clone());
+        for (method, payload) in [
+            (
+                "resource-update",
+                json!({"id": id, "resources": resources, "exclude": null}),
+            ),
+            ("prolog-remove", json!({"id": id, "variables": {"DW_JOB_a": "/mnt/a"}})),
+            ("epilog-remove", json!({"id": id})),
+        ] {
+            // Each is refused unless it is its time.
+            let topic = format!("job-manager.dws.{method}");
+            if method != "resource-update" || !resources.is_null() {
+                let request = instance.send("rpc", json!({"topic": topic, "payload": payload}));
+                instance.response(request);
+            }
+        }
+        instance.events(job).contains(&"clean".to_owned())
+    });
+}
+
+#[test]
+fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does() {
+    let Some(site) =
+        Site::new("a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does")
+    else {
+        return;
+    };
+    let jobtap = site.install("libjobtap_dws.so", "job-manager", "dws-jobtap.so");
+    let shell = site.install("libshell_dws_environment.so", "shell", "dws_environment.so");
+    let load = json!({"path": jobtap, "conf": {"epilog-timeout": 30.0}});
+    let mut config = site.config(json!({}));
+    config["job-manager"] = json!({"plugins": [{"load": jobtap}]});
+    site.write("flux.toml", 0o644, toml::to_string(&config).unwrap());
+    let mut instance = start(&site, &shell);
+    for topic in ["dws.create", "dws.setup", "dws.post_run", "dws.teardown", "dws.abort"] {
+        instance.ok("service", json!({"topic": topic, "payload": {"success": true}}));
+    }
+    let rabbit = json!({"attributes": {"system": {"dw": ["#DW jobdw type=xfs name=a"]}}});
+    let print = ["sh", "-c", "echo ${DW_JOB_a-unset}"];
+    let internal = |instance: &mut Instance, job: &str| {
+        let notes = instance.contexts(job, "exception");
+        notes
+            .iter()
+            .any(|note| note["severity"] == 0 && note["note"].to_string().contains("an internal error"))
+    };
+    let others_go_on = |instance: &mut Instance, place: &str| {
+        let job = instance.submit(&print, rabbit.clone());
+        serve_to_the_end(instance, &job);
+        assert_eq!(instance.stdout(&job), "/mnt/a\n", "{place}: the next job");
+        assert_eq!(
+            instance.contexts(&job, "exception"),
+            [] as [Value; 0],
+            "{place}: the next job"
+        );
+    };
+    for place in [
+        "job.state.depend",
+        "answer-create",
+        "resource-update",
+        "job.state.run",
+        "answer-resources",
+        "answer-setup",
+        "prolog-remove",
+        "work",
+        "done",
+        "committed",
+        "job.event.finish",
+        "job.state.cleanup",
+        "answer-post-run",
+        "job.event.release",
+        "epilog-remove",
+    ] {
+        trip(&site, place);
+        let job = instance.submit(&print, rabbit.clone());
+        serve_to_the_end(&mut instance, &job);
+        tripped(&site, place);
+        assert!(
+            internal(&mut instance, &job),
+            "{place}: {:?}",
+            instance.contexts(&job, "exception")
+        );
+        let torn_down = instance.ok("requests", json!({}))["requests"]["dws.post_run"].clone();
+        let mut torn_down = torn_down.as_array().into_iter().flatten();
+        assert!(
+            torn_down.any(|payload| payload["jobid"] == decimal(&job)),
+            "{place}: its workflow stays"
+        );
+        others_go_on(&mut instance, place);
+    }
+    // One that is canceled while its rabbits are set up.
+    trip(&site, "job.event.exception");
+    let job = instance.submit(&print, rabbit.clone());
+    instance.ok("cancel", json!({"jobid": job}));
+    serve_to_the_end(&mut instance, &job);
+    tripped(&site, "job.event.exception");
+    others_go_on(&mut instance, "job.event.exception");
+    // One that has ended.
+    trip(&site, "job.state.inactive");
+    others_go_on(&mut instance, "job.state.inactive");
+    tripped(&site, "job.state.inactive");
+    // One that was there before.
+    for place in ["job.new", "timer", "answer-written", "answer-eventlog", "leave"] {
+        let job = instance.submit(&print, rabbit.clone());
+        instance.ok("remove", json!({"name": "dws-jobtap.so"}));
+        if place == "leave" {
+            instance.ok("load", load.clone());
+            trip(&site, place);
+            instance.ok("remove", json!({"name": "dws-jobtap.so"}));
+        } else {
+            trip(&site, place);
+        }
+        instance.ok("load", load.clone());
+        tripped(&site, place);
+        serve_to_the_end(&mut instance, &job);
+        assert!(place == "leave" || internal(&mut instance, &job), "{place}");
+        others_go_on(&mut instance, place);
+    }
+    // Two that became inactive while the plugin was not there.
+    for place in ["gone", "answer-gone"] {
+        let jobs = [(); 2].map(|()| instance.submit(&print, rabbit.clone()));
+        instance.ok("remove", json!({"name": "dws-jobtap.so"}));
+        for job in &jobs {
+            instance.ok("cancel", json!({"jobid": job}));
+            instance.wait(job, "clean");
+        }
+        trip(&site, place);
+        instance.ok("load", load.clone());
+        tripped(&site, place);
+        let given_up = format!("{}: dws.post_run, after the job had ended: an internal error", jobs[0]);
+        instance.ok("wait-log", json!({ "text": given_up }));
+        until("the other one is torn down", || {
+            let torn_down = instance.ok("requests", json!({}))["requests"]["dws.post_run"].clone();
+            let mut torn_down = torn_down.as_array().into_iter().flatten();
+            torn_down.any(|payload| payload["jobid"] == decimal(&jobs[1]))
+        });
+        let topic = "job-manager.dws.epilog-remove";
+        let request = instance.send("rpc", json!({"topic": topic, "payload": {"id": decimal(&jobs[1])}}));
+        assert_eq!(instance.response(request)["ok"], true, "{place}");
+        others_go_on(&mut instance, place);
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again() {
+    let Some(site) =
+        Site::new("a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again")
+    else {
+        return;
+    };
+    let name = "cray-pmi-bootstrap.so";
+    let jobtap = site.install("libjobtap_cray_pmi_bootstrap.so", "job-manager", name);
+    let shell = site.install("libshell_cray_pmi_bootstrap.so", "shell", name);
+    let mut config = site.config(json!({}));
+    config["job-manager"] = json!({"plugins": [{"load": jobtap}]});
+    site.write("flux.toml", 0o644, toml::to_string(&config).unwrap());
+    let mut instance = start(&site, &shell);
+    let query = |instance: &mut Instance| instance.ok("query", json!({ "name": name }))["result"].clone();
+    let free = query(&mut instance)["ports-free"].clone();
+    let others_go_on = |instance: &mut Instance, place: &str| {
+        let job = instance.run(&["true"], json!({"nodes": 2}));
+        assert_eq!(
+            instance.contexts(&job, "exception"),
+            [] as [Value; 0],
+            "{place}: the next job"
+        );
+        assert!(
+            instance.events(&job).contains(&name.replace(".so", "")),
+            "{place}: the next job"
+        );
+        until("ports are free again", || query(instance)["ports-free"] == free);
+    };
+    for place in ["job.state.run", "work", "done", "committed"] {
+        trip(&site, place);
+        let job = instance.run(&["echo", "started"], json!({"nodes": 2}));
+        tripped(&site, place);
+        let exceptions = instance.contexts(&job, "exception");
+        assert_eq!(exceptions.len(), 1, "{place}: {exceptions:?}");
+        assert!(
+            exceptions[0]["note"].to_string().contains("an internal error"),
+            "{exceptions:?}"
+        );
+        assert_eq!(instance.stdout(&job), "", "{place}: it was started");
+        others_go_on(&mut instance, place);
+    }
+    for place in ["job.state.cleanup", "job.state.inactive"] {
+        trip(&site, place);
+        instance.run(&["true"], json!({"nodes": 2}));
+        tripped(&site, place);
+        let job = instance.run(&["true"], json!({"nodes": 2}));
+        assert_eq!(
+            instance.contexts(&job, "exception"),
+            [] as [Value; 0],
+            "{place}: the next job"
+        );
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started() {
+    let test = "a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started";
+    let Some(mut t) = Tokens::new(test) else { return };
+    for place in ["flux_plugin_init", "shell.init"] {
+        // Job shells run as their owners, and remove the file.
+        trip(&t.site, place);
+        let job = t.instance.run(&["echo", "started"], matching("dw"));
+        tripped(&t.site, place);
+        let exceptions = t.instance.contexts(&job, "exception");
+        assert_eq!(exceptions.len(), 1, "{place}: {exceptions:?}");
+        assert_eq!(exceptions[0]["severity"], 0, "{place}: {exceptions:?}");
+        assert_eq!(t.instance.stdout(&job), "", "{place}: it was started");
+        t.others_go_on(place);
+    }
+    t.end();
+    for (object, name, places) in [
+        (
+            "libshell_dws_environment.so",
+            "dws_environment.so",
+            &["flux_plugin_init", "shell.init"][..],
+        ),
+        (
+            "libshell_cray_pmi_bootstrap.so",
+            "cray-pmi-bootstrap.so",
+            &["flux_plugin_init"][..],
+        ),
+    ] {
+        let Some(site) = Site::new(test) else { return };
+        let shell = site.install(object, "shell", name);
+        site.write("flux.toml", 0o644, "");
+        let mut instance = start(&site, &shell);
+        for place in places {
+            trip(&site, place);
+            let rabbit = json!({"attributes": {"system": {"dw": ["#DW jobdw type=xfs name=a"]}}});
+            let job = instance.run(&["echo", "started"], rabbit);
+            tripped(&site, place);
+            let exceptions = instance.contexts(&job, "exception");
+            assert_eq!(exceptions.len(), 1, "{name}: {place}: {exceptions:?}");
+            assert_eq!(instance.stdout(&job), "", "{name}: {place}: it was started");
+            let job = instance.run(&["echo", "started"], json!({}));
+            assert_eq!(instance.stdout(&job), "started\n", "{name}: {place}: the next job");
+        }
+        instance.shutdown();
+    }
+}

@@ -1,0 +1,274 @@
+//! Sealed records, with a real munged: who can open them, and which are refused.
+
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use crate::support::{munged::Munged, skip};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use seal::{Error, Expected, ExposeSecret, Munge, Owner, Record, Secret, Staleness, Variables};
+
+const CANARY: &str = "canary-5b1f";
+const JOB: u64 = 4711;
+
+fn variables() -> Variables {
+    let mut variables = Variables::new();
+    variables.insert("DW_WORKFLOW_TOKEN", Secret::from(CANARY)).unwrap();
+    variables
+}
+
+fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// The job of this test's user, in an instance that this user runs.
+fn expected() -> Expected {
+    Expected {
+        owner: Owner { jobid: JOB, uid: me() },
+        instance_owner: me(),
+    }
+}
+
+fn sealed(munge: &Munge) -> Record {
+    Record::seal(munge, expected().owner, me(), &variables()).unwrap()
+}
+
+/// The record with one member of its JSON changed.
+fn with(record: &Record, member: &str, value: serde_json::Value) -> Record {
+    let mut json: serde_json::Value = serde_json::from_str(&record.to_json()).unwrap();
+    json[member] = value;
+    Record::from_json(&json.to_string()).unwrap()
+}
+
+/// A record whose credential was made by munge(1), with a payload of its own.
+fn forged(munged: &Munged, payload: &str, options: &[&str]) -> Record {
+    let mut munge = Command::new("munge");
+    munge
+        .arg("--socket")
+        .arg(munged.socket())
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = munge.spawn().expect("munge(1) is installed with munged");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), payload.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let credential = String::from_utf8(output.stdout).unwrap();
+    with(&sealed(&munged.client()), "credential", credential.trim().into())
+}
+
+macro_rules! munged {
+    ($test:literal) => {
+        match Munged::start() {
+            Some(munged) => munged,
+            None => return skip($test, "munged is not installed"),
+        }
+    };
+}
+
+#[test]
+fn the_job_owner_opens_it_and_the_record_shows_names_only() {
+    let munged = munged!("the_job_owner_opens_it_and_the_record_shows_names_only");
+    let record = Record::from_json(&sealed(&munged.client()).to_json()).unwrap();
+    let opened = record.open(&munged.client(), &expected()).unwrap();
+    let all: Vec<_> = opened
+        .variables
+        .iter()
+        .map(|(name, value)| (name, value.expose_secret()))
+        .collect();
+    assert_eq!(all, [("DW_WORKFLOW_TOKEN", CANARY)]);
+    assert_eq!(opened.staleness, None);
+    assert_eq!(record.variables(), ["DW_WORKFLOW_TOKEN"]);
+    assert!(!record.to_json().contains(CANARY));
+    // Not in any encoding that a credential could have without being encrypted.
+    let inside = STANDARD
+        .decode(record.credential().trim_start_matches("MUNGE:").trim_end_matches(':'))
+        .unwrap();
+    assert!(!inside.windows(CANARY.len()).any(|part| part == CANARY.as_bytes()));
+}
+
+#[test]
+fn several_shells_on_one_node_open_it_one_after_the_other() {
+    let munged = munged!("several_shells_on_one_node_open_it_one_after_the_other");
+    let record = sealed(&munged.client());
+    record.open(&munged.client(), &expected()).unwrap();
+    let again = record.open(&munged.client(), &expected()).unwrap();
+    assert_eq!(again.staleness, Some(Staleness::Replayed));
+    assert_eq!(again.variables.len(), 1);
+}
+
+#[test]
+fn a_job_that_waited_longer_than_the_time_to_live_still_opens_it() {
+    let munged = munged!("a_job_that_waited_longer_than_the_time_to_live_still_opens_it");
+    let record = sealed(&munged.client().ttl(seal::Ttl::Seconds(1)));
+    let opened = loop {
+        let opened = record.open(&munged.client(), &expected()).unwrap();
+        if opened.staleness == Some(Staleness::Expired) {
+            break opened;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(opened.variables.len(), 1);
+}
+
+#[test]
+fn a_record_of_another_job_user_or_sealer_is_refused() {
+    let munged = munged!("a_record_of_another_job_user_or_sealer_is_refused");
+    let munge = munged.client();
+    let record = sealed(&munge);
+    let other_job = Expected {
+        owner: Owner {
+            jobid: JOB + 1,
+            uid: me(),
+        },
+        ..expected()
+    };
+    assert!(matches!(record.open(&munge, &other_job), Err(Error::Foreign { .. })));
+    let other_sealer = Expected {
+        instance_owner: me() + 1,
+        ..expected()
+    };
+    assert!(matches!(record.open(&munge, &other_sealer), Err(Error::Sealer { .. })));
+    // Restricted to this user, but its payload names another.
+    let uid = me();
+    let payload = format!(r#"{{"version":1,"jobid":{JOB},"uid":{},"variables":{{}}}}"#, uid + 1);
+    let record = forged(&munged, &payload, &["--restrict-uid", &uid.to_string()]);
+    assert!(matches!(record.open(&munge, &expected()), Err(Error::Foreign { .. })));
+}
+
+#[test]
+fn what_the_record_says_in_clear_decides_nothing() {
+    let munged = munged!("what_the_record_says_in_clear_decides_nothing");
+    let munge = munged.client();
+    let record = with(
+        &with(&sealed(&munge), "jobid", (JOB + 1).into()),
+        "sealer",
+        (me() + 1).into(),
+    );
+    record.open(&munge, &expected()).unwrap();
+}
+
+#[test]
+fn a_credential_that_others_could_have_opened_is_refused() {
+    let munged = munged!("a_credential_that_others_could_have_opened_is_refused");
+    let uid = me().to_string();
+    let payload = format!(r#"{{"version":1,"jobid":{JOB},"uid":{uid},"variables":{{"A":"b"}}}}"#);
+    for options in [&[][..], &["--restrict-uid", &uid, "--cipher", "none"][..]] {
+        let record = forged(&munged, &payload, options);
+        assert!(
+            matches!(
+                record.open(&munged.client(), &expected()),
+                Err(Error::Unrestricted { .. } | Error::Unencrypted)
+            ),
+            "{options:?}"
+        );
+    }
+    // The same, as it should be, is accepted: it was not refused for anything else.
+    let record = forged(&munged, &payload, &["--restrict-uid", &uid, "--cipher", "aes128"]);
+    record.open(&munged.client(), &expected()).unwrap();
+}
+
+#[test]
+fn a_damaged_credential_is_refused() {
+    let munged = munged!("a_damaged_credential_is_refused");
+    let munge = munged.client();
+    let record = sealed(&munge);
+    let whole = record.credential();
+    let body = whole.trim_start_matches("MUNGE:").trim_end_matches(':');
+    let mut bad = vec![String::new(), "MUNGE::".to_owned(), whole[..whole.len() / 2].to_owned()];
+    for at in [0, body.len() / 3, body.len() / 2, body.len() - 8] {
+        let mut bytes = STANDARD.decode(body).unwrap();
+        bytes[at * 3 / 4] ^= 1;
+        bad.push(format!("MUNGE:{}:", STANDARD.encode(bytes)));
+    }
+    for credential in bad {
+        let record = with(&record, "credential", credential.clone().into());
+        assert!(
+            matches!(record.open(&munge, &expected()), Err(Error::Munge(_))),
+            "{credential}"
+        );
+    }
+    let foreign_key = munged!("a_damaged_credential_is_refused");
+    assert!(matches!(
+        record.open(&foreign_key.client(), &expected()),
+        Err(Error::Munge(_))
+    ));
+}
+
+#[test]
+fn a_payload_of_a_newer_version_is_refused() {
+    let munged = munged!("a_payload_of_a_newer_version_is_refused");
+    let uid = me().to_string();
+    let record = forged(&munged, r#"{"version":2,"shape":"unknown"}"#, &["--restrict-uid", &uid]);
+    assert!(matches!(
+        record.open(&munged.client(), &expected()),
+        Err(Error::Version { found: 2, .. })
+    ));
+}
+
+#[test]
+fn the_largest_payload_is_carried() {
+    let munged = munged!("the_largest_payload_is_carried");
+    let mut variables = Variables::new();
+    variables
+        .insert("A", Secret::from("x".repeat(seal::MAX_PAYLOAD - 100)))
+        .unwrap();
+    let record = Record::seal(&munged.client(), expected().owner, me(), &variables).unwrap();
+    assert_eq!(record.open(&munged.client(), &expected()).unwrap().variables.len(), 1);
+}
+
+#[test]
+fn munged_that_is_absent_can_be_tried_again() {
+    let nowhere = Munge::new(Some(std::path::Path::new("/nonexistent/munge"))).unwrap();
+    let error = Record::seal(&nowhere, expected().owner, me(), &variables()).unwrap_err();
+    assert!(error.is_retryable());
+    let text = error.to_string();
+    assert!(text.contains("is munged running") && !text.contains(CANARY), "{text}");
+}
+
+/// Nobody but the job owner opens it: not root, who sealed it, and not another user.
+#[test]
+fn root_the_sealer_and_other_users_are_refused() {
+    const TEST: &str = "root_the_sealer_and_other_users_are_refused";
+    if let Ok(record) = std::env::var("TEST_RECORD") {
+        // In a process of the user in question, see below.
+        let socket = std::env::var_os("TEST_SOCKET").unwrap();
+        let owner: u32 = std::env::var("TEST_OWNER").unwrap().parse().unwrap();
+        let munge = Munge::new(Some(std::path::Path::new(&socket))).unwrap();
+        let expected = Expected {
+            owner: Owner { jobid: JOB, uid: owner },
+            instance_owner: 0,
+        };
+        match Record::from_json(&record).unwrap().open(&munge, &expected) {
+            Ok(opened) => println!("opened: {}", opened.variables.len()),
+            Err(Error::Munge(e)) if e.is_unauthorized() => println!("unauthorized"),
+            Err(e) => println!("failed: {e}"),
+        }
+        return;
+    }
+    if me() != 0 {
+        return skip(TEST, "not root, who can become other users");
+    }
+    let munged = munged!("root_the_sealer_and_other_users_are_refused");
+    let (owner, other) = (61001, 61002);
+    let record = Record::seal(&munged.client(), Owner { jobid: JOB, uid: owner }, 0, &variables()).unwrap();
+    // Where every user can execute it.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = dir.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    for (uid, says) in [(owner, "opened: 1"), (other, "unauthorized"), (0, "unauthorized")] {
+        let mut child = Command::new(&program);
+        child
+            .args(["--exact", TEST, "--nocapture"])
+            .uid(uid)
+            .gid(uid)
+            .current_dir("/");
+        child
+            .env("TEST_RECORD", record.to_json())
+            .env("TEST_SOCKET", munged.socket());
+        let output = child.env("TEST_OWNER", owner.to_string()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(says), "uid {uid}: {text}");
+    }
+}

@@ -1,0 +1,590 @@
+//! The job shell's end of a delivery on the simulator: which records are accepted, which jobs are asked for, and what becomes
+//! of a job whose record cannot be used.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use crate::support::{
+    munged::Munged,
+    plugins::{GUEST, PLAIN, PRINT, Site, decimal, jwt, matching, me, until, user, with_options},
+    simulator::Instance,
+    skip,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use seal::{Expected, Owner, Record, Secret, Staleness, Variables};
+use serde_json::{Value, json};
+
+const CANARY: &str = "canary-71d0a3";
+
+/// Prints the variable, or that there is none.
+const SHOW: &[&str] = &["sh", "-c", "echo ${DW_WORKFLOW_TOKEN-unset}"];
+
+/// An instance in whose job manager the product is not loaded, and which holds its jobs until [`Instance::go`].
+fn held(site: &Site, conf: Value) -> Instance {
+    let mut instance = site.without_jobtap(conf, &[]);
+    instance.ok("load", site.hold());
+    instance
+}
+
+/// Runs a job for which a record is put in place that the test has made.
+fn run_with(instance: &mut Instance, command: &[&str], more: Value, record: impl FnOnce(u64) -> String) -> String {
+    let job = instance.submit(command, more);
+    instance.wait(&job, "prolog-start");
+    let key = instance.record_key(&job);
+    instance.ok("kvs-put", json!({"key": key, "value": record(decimal(&job))}));
+    instance.go();
+    instance.wait(&job, "clean");
+    job
+}
+
+fn sealed(munged: &Munged, jobid: u64, uid: u32) -> Record {
+    let mut variables = Variables::new();
+    variables.insert("DW_WORKFLOW_TOKEN", Secret::from(CANARY)).unwrap();
+    Record::seal(&munged.client(), Owner { jobid, uid }, me(), &variables).unwrap()
+}
+
+/// A record with one member of its JSON changed.
+fn with(record: &Record, member: &str, value: impl Into<Value>) -> String {
+    let mut json: Value = serde_json::from_str(&record.to_json()).unwrap();
+    json[member] = value.into();
+    json.to_string()
+}
+
+/// The payload of a record for this user.
+fn payload(jobid: u64) -> Value {
+    json!({"version": 1, "jobid": jobid, "uid": me(), "variables": {"DW_WORKFLOW_TOKEN": CANARY}})
+}
+
+/// A record whose credential was made by munge(1) as a user, with a payload of its own.
+fn forged(site: &Site, as_uid: u32, jobid: u64, payload: &Value, options: &[&str]) -> String {
+    let mut munge = Command::new("munge");
+    munge.arg("--socket").arg(site.munged.socket()).args(options);
+    if as_uid != me() {
+        munge.uid(as_uid).gid(as_uid).current_dir("/");
+    }
+    let mut child = munge
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("munge(1) is installed with munged");
+    write!(child.stdin.take().unwrap(), "{payload}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "munge: {}", output.status);
+    let credential = String::from_utf8(output.stdout).unwrap();
+    with(&sealed(&site.munged, jobid, me()), "credential", credential.trim())
+}
+
+/// Has all lookups of job shells fail: a job that starts nevertheless has sent none.
+fn refuse_lookups(instance: &mut Instance) {
+    let refusal = json!({"topic": "job-info.lookup", "errnum": libc::EPERM, "errstr": "no lookups here"});
+    instance.ok("service", refusal);
+}
+
+// Which records are accepted
+
+/// What a record is made with.
+struct Forge {
+    site: Site,
+    /// With another key.
+    foreign: Munged,
+}
+
+impl Forge {
+    /// As the product makes it.
+    fn sealed(&self, jobid: u64) -> Record {
+        sealed(&self.site.munged, jobid, me())
+    }
+
+    /// Restricted to this user as it should be, with a payload that is not.
+    fn payload(&self, jobid: u64, member: &str, value: Value) -> String {
+        let mut payload = payload(jobid);
+        payload[member] = value;
+        self.munge(jobid, &payload, &["--restrict-uid", &me().to_string()])
+    }
+
+    /// With a payload that is as it should be, unlike the credential.
+    fn munge(&self, jobid: u64, payload: &Value, options: &[&str]) -> String {
+        forged(&self.site, me(), jobid, payload, options)
+    }
+}
+
+/// What is wrong with a record, how it is made for a job, and what the user is told.
+type Case = (&'static str, fn(&Forge, u64) -> String, &'static str);
+
+const NOT_OPENED: &str = "MUNGE could not open the sealed record: ";
+const NEWER: &str = "of version 2 and this plugin reads versions up to 1: update the plugin";
+
+const REFUSED: &[Case] = &[
+    (
+        "of another job",
+        |forge, id| forge.sealed(id + 1).to_json(),
+        "belongs to job",
+    ),
+    (
+        "of another uid, inside",
+        |forge, id| forge.payload(id, "uid", json!(me() + 1)),
+        "belongs to job",
+    ),
+    (
+        "of another uid",
+        |forge, id| with(&sealed(&forge.site.munged, id, me() + 1), "uid", me()),
+        NOT_OPENED,
+    ),
+    (
+        "of another key",
+        |forge, id| sealed(&forge.foreign, id, me()).to_json(),
+        NOT_OPENED,
+    ),
+    (
+        "truncated",
+        |forge, id| {
+            let text = forge.sealed(id).to_json();
+            text[..text.len() / 2].to_owned()
+        },
+        "malformed",
+    ),
+    (
+        "with a truncated credential",
+        |forge, id| {
+            let record = forge.sealed(id);
+            let credential = record.credential();
+            with(&record, "credential", &credential[..credential.len() / 2])
+        },
+        NOT_OPENED,
+    ),
+    (
+        "with a bit flipped",
+        |forge, id| {
+            let record = forge.sealed(id);
+            let body = record.credential().trim_start_matches("MUNGE:").trim_end_matches(':');
+            let mut bytes = STANDARD.decode(body).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            with(&record, "credential", format!("MUNGE:{}:", STANDARD.encode(bytes)))
+        },
+        NOT_OPENED,
+    ),
+    (
+        "of a newer version",
+        |forge, id| with(&forge.sealed(id), "version", 2),
+        NEWER,
+    ),
+    (
+        "of a newer version, inside",
+        |forge, id| forge.payload(id, "version", json!(2)),
+        NEWER,
+    ),
+    ("not JSON", |_, _| "a record".to_owned(), "malformed"),
+    ("not an object", |_, _| "[1]".to_owned(), "malformed"),
+    ("without members", |_, _| "{\"version\": 1}".to_owned(), "malformed"),
+    (
+        "with a name that is none",
+        |forge, id| forge.payload(id, "variables", json!({"A=B": CANARY})),
+        "malformed",
+    ),
+    (
+        "with a NUL",
+        |forge, id| forge.payload(id, "variables", json!({"A": format!("{CANARY}\0")})),
+        "malformed",
+    ),
+    (
+        "with variables that are none",
+        |forge, id| forge.payload(id, "variables", json!(CANARY)),
+        "malformed",
+    ),
+    (
+        "unrestricted",
+        |forge, id| forge.munge(id, &payload(id), &[]),
+        "not restricted to uid",
+    ),
+    (
+        "not encrypted",
+        |forge, id| {
+            let options = ["--restrict-uid", &me().to_string(), "--cipher", "none"];
+            forge.munge(id, &payload(id), &options)
+        },
+        "not encrypted: it was refused",
+    ),
+];
+
+#[test]
+fn a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_command_is_run() {
+    const TEST: &str = "a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_command_is_run";
+    let (Some(site), Some(foreign)) = (Site::new(TEST), Munged::start()) else {
+        return;
+    };
+    let forge = Forge { site, foreign };
+    let mut instance = held(&forge.site, json!({}));
+    let verbose = with_options("dw", json!({"verbose": 2}));
+    for (wrong, make, says) in REFUSED {
+        let job = run_with(&mut instance, &["echo", "started"], verbose.clone(), |id| {
+            make(&forge, id)
+        });
+        let note = instance.refused(&job);
+        assert!(
+            note.starts_with("the workflow token of this job cannot be used: "),
+            "{wrong}: {note}"
+        );
+        assert!(note.contains(says), "{wrong}: {note}");
+        let stderr = instance.stderr(&job);
+        assert!(
+            !note.contains(CANARY) && !stderr.contains(CANARY),
+            "{wrong}: {note}: {stderr}"
+        );
+    }
+    // What was wrong with them is what they were refused for.
+    let good: [fn(&Forge, u64) -> String; 2] = [
+        |forge, id| forge.sealed(id).to_json(),
+        |forge, id| forge.payload(id, "uid", json!(me())),
+    ];
+    for make in good {
+        let job = run_with(&mut instance, PRINT, verbose.clone(), |id| make(&forge, id));
+        assert_eq!(instance.stdout(&job).trim_end(), CANARY);
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_record_that_another_user_has_sealed_is_refused() {
+    const TEST: &str = "a_record_that_another_user_has_sealed_is_refused";
+    if me() != 0 {
+        return skip(TEST, "only root can become another user");
+    }
+    let Some(site) = Site::new(TEST) else { return };
+    let guest = user(GUEST).uid.as_raw();
+    let mut instance = held(&site, json!({}));
+    // As the job owner, who may seal for themselves whatever they like.
+    let job = run_with(&mut instance, &["echo", "started"], json!({"userid": guest}), |id| {
+        let mut payload = payload(id);
+        payload["uid"] = json!(guest);
+        forged(&site, guest, id, &payload, &["--restrict-uid", &guest.to_string()])
+    });
+    let note = instance.refused(&job);
+    let says = format!("sealed by uid {guest} and only the instance owner (uid 0) may");
+    assert!(note.contains(&says), "{note}");
+    instance.shutdown();
+}
+
+#[test]
+fn every_shell_of_a_job_on_one_node_opens_the_record() {
+    let Some(site) = Site::new("every_shell_of_a_job_on_one_node_opens_the_record") else {
+        return;
+    };
+    let mut instance = held(&site, json!({}));
+    let mut more = with_options("dw", json!({"verbose": 2}));
+    more["nodes"] = json!(4);
+    let job = run_with(&mut instance, PRINT, more, |id| {
+        sealed(&site.munged, id, me()).to_json()
+    });
+    assert_eq!(instance.stdout(&job), format!("{CANARY}\n").repeat(4));
+    let stderr = instance.stderr(&job);
+    assert_eq!(stderr.matches("exported DW_WORKFLOW_TOKEN").count(), 4, "{stderr}");
+    assert_eq!(stderr.matches("opened on this node before").count(), 3, "{stderr}");
+    assert!(!stderr.contains(CANARY), "{stderr}");
+    instance.shutdown();
+}
+
+#[test]
+fn the_credential_may_expire_while_the_job_waits_for_another_prolog() {
+    let Some(site) = Site::new("the_credential_may_expire_while_the_job_waits_for_another_prolog") else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let mut instance = site.instance(json!({"munge-ttl": "1s", "rule": [site.file_rule("dw", &token)]}));
+    instance.ok("load", site.hold());
+    let job = instance.submit(PRINT, with_options("dw", json!({"verbose": 1})));
+    instance.wait(&job, "prolog-finish");
+    let record = Record::from_json(&instance.record(&job).unwrap().to_string()).unwrap();
+    let owner = Owner {
+        jobid: decimal(&job),
+        uid: me(),
+    };
+    until("the credential has expired", || {
+        let opened = record.open(
+            &site.munged.client(),
+            &Expected {
+                owner,
+                instance_owner: me(),
+            },
+        );
+        opened.unwrap().staleness == Some(Staleness::Expired)
+    });
+    instance.go();
+    instance.wait(&job, "clean");
+    assert_eq!(instance.stdout(&job).trim_end(), token);
+    let stderr = instance.stderr(&job);
+    assert!(stderr.contains("older than MUNGE's time to live"), "{stderr}");
+    instance.shutdown();
+}
+
+#[test]
+fn the_token_takes_the_place_of_what_the_user_set() {
+    let Some(site) = Site::new("the_token_takes_the_place_of_what_the_user_set") else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
+    let mut more = matching("dw");
+    more["env"] = json!({"DW_WORKFLOW_TOKEN": "mine"});
+    let job = instance.run(PRINT, more);
+    assert_eq!(instance.stdout(&job).trim_end(), token);
+    let job = instance.run(PRINT, json!({"env": {"DW_WORKFLOW_TOKEN": "mine"}}));
+    assert_eq!(
+        instance.stdout(&job),
+        "mine\n",
+        "the environment of a job that no rule matches was changed"
+    );
+    instance.shutdown();
+}
+
+#[test]
+fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
+    const TEST: &str = "a_guest_is_told_as_much_as_verbosity_shows_and_no_secret";
+    if me() != 0 {
+        return skip(TEST, "only root can run the shells of other users");
+    }
+    let Some(site) = Site::new(TEST) else { return };
+    let token = jwt(json!({}));
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
+    let mut more = with_options("dw", json!({"verbose": 2}));
+    more["userid"] = json!(user(GUEST).uid.as_raw());
+    let job = instance.run(PRINT, more);
+    assert_eq!(instance.stdout(&job).trim_end(), token);
+    let stderr = instance.stderr(&job);
+    assert!(
+        stderr.contains("DEBUG: workflow-token: exported DW_WORKFLOW_TOKEN\n"),
+        "{stderr}"
+    );
+    assert!(!token.split('.').any(|part| stderr.contains(part)), "{stderr}");
+    instance.shutdown();
+}
+
+// Munged on the node
+
+#[test]
+fn a_shell_waits_for_munged_that_is_being_restarted() {
+    let Some(mut site) = Site::new("a_shell_waits_for_munged_that_is_being_restarted") else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
+    instance.ok("load", site.hold());
+    let job = instance.submit(PRINT, matching("dw"));
+    instance.wait(&job, "prolog-finish");
+    site.restart_munged_late(|| instance.go());
+    instance.wait(&job, "clean");
+    assert_eq!(instance.stdout(&job).trim_end(), token);
+    instance.shutdown();
+}
+
+#[test]
+fn a_shell_without_munged_fails_the_job_and_says_so() {
+    let Some(mut site) = Site::new("a_shell_without_munged_fails_the_job_and_says_so") else {
+        return;
+    };
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
+    instance.ok("load", site.hold());
+    let job = instance.submit(&["echo", "started"], matching("dw"));
+    instance.wait(&job, "prolog-finish");
+    site.kill_munged();
+    instance.go();
+    let note = instance.refused(&job);
+    assert!(note.contains("is munged running on this node"), "{note}");
+    instance.shutdown();
+}
+
+// Which jobs are asked for
+
+#[test]
+fn a_job_without_a_record_runs_without_a_token_unless_it_was_to_have_one() {
+    let Some(site) = Site::new("a_job_without_a_record_runs_without_a_token_unless_it_was_to_have_one") else {
+        return;
+    };
+    let mut instance = site.without_jobtap(json!({}), &[]);
+    let job = instance.run(SHOW, with_options("dw", json!({"verbose": 1})));
+    assert_eq!(instance.stdout(&job), "unset\n");
+    assert_eq!(instance.events(&job), PLAIN);
+    let stderr = instance.stderr(&job);
+    assert!(stderr.contains("there is no sealed record"), "{stderr}");
+    for option in [json!(1), json!(true), json!("yes")] {
+        let job = instance.submit(
+            &["echo", "started"],
+            with_options("dw", json!({"workflow-token": option})),
+        );
+        let note = instance.refused(&job);
+        assert!(
+            note.contains("there is no sealed record") && note.contains("not loaded in the job manager"),
+            "{note}"
+        );
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_lookup_that_fails_fails_the_job() {
+    let Some(site) = Site::new("a_lookup_that_fails_fails_the_job") else {
+        return;
+    };
+    let mut instance = site.without_jobtap(json!({}), &[]);
+    refuse_lookups(&mut instance);
+    let job = instance.submit(&["echo", "started"], json!({}));
+    let note = instance.refused(&job);
+    assert!(note.contains("could not be looked up: no lookups here"), "{note}");
+    for payload in [json!({}), json!({"workflow-token": 1}), json!("none")] {
+        instance.ok("service", json!({"topic": "job-info.lookup", "payload": payload}));
+        let job = instance.submit(&["echo", "started"], json!({}));
+        let note = instance.refused(&job);
+        assert!(note.contains("could not be looked up"), "{payload}: {note}");
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_job_that_wants_no_token_has_none_and_is_not_asked_for() {
+    let Some(site) = Site::new("a_job_that_wants_no_token_has_none_and_is_not_asked_for") else {
+        return;
+    };
+    let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
+    refuse_lookups(&mut instance);
+    for option in [json!(0), json!(false)] {
+        let job = instance.run(SHOW, with_options("dw", json!({"workflow-token": option})));
+        assert_eq!(instance.stdout(&job), "unset\n");
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
+    let Some(site) = Site::new("a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match") else {
+        return;
+    };
+    let owner = nix::unistd::User::from_uid(me().into()).unwrap().unwrap();
+    let group = nix::unistd::Group::from_gid(owner.gid).unwrap().unwrap();
+    let file = |mut conditions: Value| {
+        conditions["source"] = json!("file");
+        conditions["path"] = json!("/nonexistent");
+        conditions
+    };
+    let config = site.configure(json!({"rule": [
+        file(json!({"attribute": "system.dw"})),
+        file(json!({"attribute": "system.q", "queue": "debug"})),
+        file(json!({"attribute": "system.u", "user": owner.name})),
+        file(json!({"attribute": "system.n", "user": me()})),
+        file(json!({"attribute": "system.o", "user": me() + 1})),
+        file(json!({"attribute": "system.g", "group": group.name})),
+        file(json!({"attribute": "system.h", "group": 3_999_999})),
+    ]}));
+    let mut instance = site.without_jobtap(json!({"config": config}), &[]);
+    refuse_lookups(&mut instance);
+    for unmatched in ["none", "o", "h"] {
+        let job = instance.run(SHOW, matching(unmatched));
+        assert_eq!(instance.stdout(&job), "unset\n", "{unmatched}");
+        assert_eq!(instance.events(&job), PLAIN, "{unmatched}");
+    }
+    for asked in ["dw", "q", "u", "n", "g"] {
+        let job = instance.submit(&["echo", "started"], matching(asked));
+        assert!(instance.refused(&job).contains("no lookups here"), "{asked}");
+    }
+    // Without a record, it depends on whether it is certain that there was to be one.
+    instance.ok("service", json!({"topic": "job-info.lookup"}));
+    for certain in ["dw", "u", "n", "g"] {
+        let job = instance.submit(&["echo", "started"], matching(certain));
+        let note = instance.refused(&job);
+        assert!(note.contains("there is no sealed record"), "{certain}: {note}");
+    }
+    let job = instance.run(SHOW, json!({"attributes": {"system": {"q": 1, "queue": "debug"}}}));
+    assert_eq!(instance.stdout(&job), "unset\n");
+    instance.shutdown();
+}
+
+#[test]
+fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
+    let Some(site) = Site::new("a_shell_that_knows_the_rules_gives_a_job_its_token") else {
+        return;
+    };
+    let token = jwt(json!({}));
+    let config = site.configure(json!({"rule": [site.file_rule("dw", &token)]}));
+    // How to reach munged is in there as well.
+    let shell = site.path("shell/workflow-token.so");
+    let conf = json!({"config": config}).to_string();
+    let args = ["--config", &config, "--shell-plugin", &shell, "--shell-conf", &conf];
+    let mut instance = Instance::start(&site.statedir(), &args);
+    assert_eq!(instance.token("dw"), token);
+    instance.shutdown();
+}
+
+#[test]
+fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
+    let Some(site) = Site::new("a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job") else {
+        return;
+    };
+    let bad = site.write("bad.toml", 0o644, "[workflow-token]\ntimeout = \"soon\"\n");
+    for config in [site.path("missing.toml"), bad] {
+        let mut instance = site.without_jobtap(json!({"config": config}), &[]);
+        let job = instance.run(SHOW, json!({}));
+        assert_eq!(instance.stdout(&job), "unset\n");
+        let stderr = instance.stderr(&job);
+        assert!(
+            stderr.contains("WARN: workflow-token: its rules are not known here"),
+            "{stderr}"
+        );
+        refuse_lookups(&mut instance);
+        let job = instance.submit(&["echo", "started"], json!({}));
+        assert!(instance.refused(&job).contains("no lookups here"));
+        instance.shutdown();
+        fs::remove_dir_all(site.statedir()).unwrap();
+    }
+}
+
+#[test]
+fn a_shell_of_another_owners_instance_asks_for_no_job() {
+    let Some(site) = Site::new("a_shell_of_another_owners_instance_asks_for_no_job") else {
+        return;
+    };
+    let name = nix::unistd::User::from_uid(me().into()).unwrap().unwrap().name;
+    for (owner, asks) in [
+        (json!(me() + 1), false),
+        (json!(GUEST), me() == user(GUEST).uid.as_raw()),
+        (json!("no-such-user"), false),
+        (json!(me()), true),
+        (json!(me().to_string()), true),
+        (json!(name), true),
+    ] {
+        let mut instance = site.without_jobtap(json!({"instance-owner": owner}), &[]);
+        refuse_lookups(&mut instance);
+        let job = instance.submit(SHOW, json!({}));
+        instance.wait(&job, "clean");
+        let stdout = instance.stdout(&job);
+        assert_eq!(stdout, if asks { "" } else { "unset\n" }, "{owner}");
+        instance.shutdown();
+        fs::remove_dir_all(site.statedir()).unwrap();
+    }
+}
+
+#[test]
+fn a_mistake_in_the_shells_configuration_fails_the_job_and_names_the_key() {
+    let Some(site) = Site::new("a_mistake_in_the_shells_configuration_fails_the_job_and_names_the_key") else {
+        return;
+    };
+    for (conf, key) in [
+        (json!({"confg": "/x"}), "confg"),
+        (json!({"config": 1}), "config"),
+        (json!({"munge-socket": []}), "munge-socket"),
+        (json!({"instance-owner": true}), "instance-owner"),
+    ] {
+        let mut instance = site.without_jobtap(conf, &[]);
+        let job = instance.submit(&["echo", "started"], json!({}));
+        instance.refused(&job);
+        let stderr = instance.stderr(&job);
+        assert!(
+            stderr.contains("ERROR: workflow-token: its conf in the initrc") && stderr.contains(key),
+            "{stderr}"
+        );
+        instance.shutdown();
+        fs::remove_dir_all(site.statedir()).unwrap();
+    }
+}

@@ -1,0 +1,205 @@
+//! Drives an instance of the simulator from a test.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// No test waits longer for an answer; it is no measure of time, but ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Returns the path of the simulator.
+pub fn flux_sim() -> PathBuf {
+    built("flux-sim")
+}
+
+/// Returns the path of a program or shared object that `cargo build --workspace` made for this test.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let profile = test.ancestors().nth(2).expect("the test is in target/PROFILE/deps");
+    let path = profile.join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace`",
+        path.display()
+    );
+    path
+}
+
+/// An instance of the simulator.
+pub struct Instance {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    responses: Receiver<Value>,
+    /// Responses that came before they were asked for.
+    early: Vec<Value>,
+    next_id: u64,
+}
+
+/// A request whose response is still to come.
+#[derive(Clone, Copy)]
+pub struct Request(u64);
+
+impl Instance {
+    /// Starts an instance in a state directory, with more arguments.
+    pub fn start(statedir: &Path, args: &[&str]) -> Instance {
+        let mut simulator = Command::new(flux_sim());
+        Instance::of(simulator.arg("instance").arg("--statedir").arg(statedir).args(args))
+    }
+
+    /// Starts an instance by a command that comes to run the simulator.
+    pub fn of(command: &mut Command) -> Instance {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the simulator starts");
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, responses) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let response = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                if sender.send(response).is_err() {
+                    break;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Instance {
+            child,
+            stdin,
+            responses,
+            early: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Sends a command without waiting for its response.
+    pub fn send(&mut self, cmd: &str, fields: Value) -> Request {
+        let mut request = fields;
+        self.next_id += 1;
+        request["cmd"] = json!(cmd);
+        request["id"] = json!(self.next_id);
+        writeln!(self.stdin.as_ref().unwrap(), "{request}").expect("the simulator reads its commands");
+        Request(self.next_id)
+    }
+
+    /// The response to a request.
+    pub fn response(&mut self, request: Request) -> Value {
+        let is_it = |response: &Value| response["id"] == request.0;
+        if let Some(at) = self.early.iter().position(is_it) {
+            return self.early.remove(at);
+        }
+        loop {
+            let response = self.responses.recv_timeout(PATIENCE).expect("the simulator answers");
+            if is_it(&response) {
+                return response;
+            }
+            self.early.push(response);
+        }
+    }
+
+    /// The response to a request, if it has come.
+    pub fn answered(&mut self, request: Request) -> Option<Value> {
+        self.early.extend(self.responses.try_iter());
+        let at = self.early.iter().position(|response| response["id"] == request.0)?;
+        Some(self.early.swap_remove(at))
+    }
+
+    /// The process of the instance.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has a command done, which must succeed.
+    #[track_caller]
+    pub fn ok(&mut self, cmd: &str, fields: Value) -> Value {
+        let request = self.send(cmd, fields);
+        let response = self.response(request);
+        assert_eq!(response["ok"], true, "{cmd}: {response}");
+        response
+    }
+
+    /// Has a command done, which must fail. Returns what the simulator says.
+    #[track_caller]
+    pub fn error(&mut self, cmd: &str, fields: Value) -> String {
+        let request = self.send(cmd, fields);
+        let response = self.response(request);
+        assert_eq!(response["ok"], false, "{cmd}: {response}");
+        response["error"].as_str().unwrap().to_owned()
+    }
+
+    /// Submits a command, and returns the job id.
+    #[track_caller]
+    pub fn submit(&mut self, command: &[&str], more: Value) -> String {
+        let mut request = more;
+        request["command"] = json!(command);
+        self.ok("submit", request)["jobid"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for an event, and returns it.
+    #[track_caller]
+    pub fn wait(&mut self, jobid: &str, event: &str) -> Value {
+        self.ok("wait", json!({"jobid": jobid, "event": event}))["event"].clone()
+    }
+
+    /// The names of the events of a job.
+    pub fn events(&mut self, jobid: &str) -> Vec<String> {
+        let response = self.ok("eventlog", json!({"jobid": jobid}));
+        let entries = response["events"].as_array().unwrap();
+        entries
+            .iter()
+            .map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Shuts the instance down, which must be in good order.
+    pub fn shutdown(mut self) {
+        drop(self.stdin.take());
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    /// Kills the instance with no chance to save anything.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// What runs an instance of the simulator under valgrind, which ends it with an error if memory is misused, or was lost. Without
+/// valgrind there is none, and the test is to return. Arguments of the simulator follow.
+pub fn watched(test: &str) -> Option<Command> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        super::skip(test, "valgrind is not installed");
+        return None;
+    }
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["-q", "--error-exitcode=99", "--leak-check=full"]);
+    valgrind.args(["--errors-for-leak-kinds=definite", "--trace-children=no"]);
+    valgrind.arg(flux_sim()).arg("instance");
+    Some(valgrind)
+}
+
+/// Compiles a plugin of this directory. Other users may read the result.
+pub fn plugin(dir: &Path, source: &str) -> PathBuf {
+    let object = dir.join(source).with_extension("so");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .arg(&object)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(source))
+        .status()
+        .expect("cc runs");
+    assert!(status.success(), "{source} compiles");
+    object
+}
