@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::{
     ClientConfig, RootCertStore,
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use zeroize::Zeroizing;
@@ -52,7 +52,7 @@ pub(crate) fn client_config(
         ));
     }
     // The provider is named since a process may have several, and its default may be another's.
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| peer.wrong_credential(format_args!("TLS is not there ({e})"), "build the plugin anew"))?
         .with_root_certificates(store);
