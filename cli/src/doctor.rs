@@ -153,6 +153,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let mut findings = vec![caller(&instance), clock::check()];
     let (config, found) = configuration::check(&instance, args.config.as_deref());
     findings.push(found);
+    findings.extend(config.iter().flat_map(configuration::obsolete));
     findings.extend(configuration::plugin_arrays(args.config.as_deref()));
     findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
     let (loaded, found) = job_manager::check(&instance, config.as_ref());

@@ -119,6 +119,29 @@ fn checks_a_file_or_directory_before_it_is_used() {
 }
 
 #[test]
+fn reports_a_key_that_has_no_effect_any_more() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    bench.write(
+        "old.toml",
+        0o644,
+        "[workflow-token]\nhelper = \"/usr/libexec/flux-workflow-token\"\n",
+    );
+    let file = bench.path("old.toml");
+    let ran = bench.run(&[
+        "doctor",
+        "--config",
+        file.to_str().unwrap(),
+        "--munge-socket",
+        &munged.socket(),
+    ]);
+    let line = ran.out.lines().find(|line| line.contains("workflow-token.helper"));
+    let line = line.unwrap_or_else(|| panic!("{}", ran.out));
+    assert!(line.starts_with("warn"), "{}", ran.out);
+    assert!(ran.out.contains("remove it"), "{}", ran.out);
+}
+
+#[test]
 fn warns_where_no_job_can_get_a_token() {
     let Some(munged) = Munged::start() else { return };
     let bench = healthy(&munged);

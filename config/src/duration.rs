@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-/// Parses a Flux Standard Duration. Infinite, negative and zero durations are refused: nothing here may take for ever.
+/// The longest duration, a year of 365 days: far below what clocks can be added to.
+const MAX: Duration = Duration::from_secs(365 * 86_400);
+
+/// Parses a Flux Standard Duration, from 1 ms to 365 days.
 ///
 /// # Errors
 /// What is wrong with it, in words.
@@ -27,6 +30,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = Duration::try_from_secs_f64(number * scale).map_err(|_| wrong())?;
     if duration < Duration::from_millis(1) {
         return Err(format!("`{text}` is too short: use at least 1ms"));
+    }
+    if duration > MAX {
+        return Err(format!("`{text}` is too long: use at most 365d"));
     }
     Ok(duration)
 }
@@ -56,7 +62,7 @@ mod tests {
     #[test]
     fn what_is_no_finite_positive_duration_is_refused() {
         for bad in [
-            "", "s", "-1s", "0", "0s", "inf", "infinity", "nan", "1 s", "1w", "1e400", "60S",
+            "", "s", "-1s", "0", "0s", "inf", "infinity", "nan", "1 s", "1w", "1e400", "60S", "366d", "2e14d", "1e19",
         ] {
             assert!(parse_duration(bad).is_err(), "{bad:?} was accepted");
         }

@@ -3,27 +3,19 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{Template, Values, check_label};
+use serde::Deserialize;
 
-/// The keys of the table `issuer`.
-pub(crate) const ISSUER_KEYS: &[&str] = &["keys", "name", "audience", "margin", "max-lifetime", "instance"];
-
-/// The keys of a rule with `source = "issuer"`.
-pub(crate) const RULE_KEYS: &[&str] = &["audience", "workspace"];
-
-/// The keys of a table `trust.NAME`.
-pub(crate) const TRUST_KEYS: &[&str] = &[
-    "issuer", "keys", "secret", "audience", "typ", "leeway", "proxy", "ca-file", "refresh",
-];
-
-/// The keys of that table for keys that come from the issuer's URL.
-pub(crate) const DISCOVERY_KEYS: &[&str] = &["proxy", "ca-file", "refresh"];
+use crate::{Template, Values, check_label, parse::field};
 
 /// How long a token is good beyond the time limit of its job: what runs between the two, such as other prologs.
-pub(crate) const MARGIN: Duration = Duration::from_secs(600);
+fn margin() -> Duration {
+    Duration::from_secs(600)
+}
 
 /// The longest life of a token, whatever the job.
-pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+fn max_lifetime() -> Duration {
+    Duration::from_secs(24 * 3600)
+}
 
 /// How much the clocks of issuer and verifier may differ; RFC 7519 section 4.1.4 speaks of a few minutes at most.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
@@ -65,21 +57,28 @@ impl fmt::Display for KeyPath {
 }
 
 /// How the tokens of a rule are minted: the table `issuer`, and what the rule has in place of its values.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
 pub struct Issuer {
     /// The key directory, whose active key signs.
     pub keys: KeyPath,
     /// The claim `iss`.
+    #[serde(deserialize_with = "field::text")]
     pub name: String,
-    /// The claim `aud`: for whom the tokens are. At least one.
+    /// The claim `aud`: for whom the tokens are. At least one, with a rule.
+    #[serde(default, deserialize_with = "field::strings")]
     pub audience: Vec<String>,
     /// How long a token is good beyond the time limit of its job.
+    #[serde(default = "margin", deserialize_with = "field::duration")]
     pub margin: Duration,
     /// The longest life of a token; also that of a job without a time limit.
+    #[serde(default = "max_lifetime", deserialize_with = "field::duration")]
     pub max_lifetime: Duration,
     /// What tells this instance from others whose tokens name the same issuer; by default, what Flux calls it.
+    #[serde(default, deserialize_with = "field::text")]
     pub instance: Option<String>,
-    /// The workspace; by default, the project of the job.
+    /// The workspace; by default, the project of the job. It is a key of rules only.
+    #[serde(skip)]
     pub workspace: Option<Template>,
 }
 

@@ -2,16 +2,21 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Template, TemplateError, Values};
+use serde::Deserialize;
 
-/// The keys of [`Kubernetes`].
-pub(crate) const KEYS: &[&str] = &["object", "namespace", "kubeconfig", "context"];
+use crate::{Template, TemplateError, Values, parse::field};
 
 /// The name that flux-coral2 gives the Workflow of a job.
-pub(crate) const OBJECT: &str = "fluxjob-{jobid.dec}";
+const OBJECT: &str = "fluxjob-{jobid.dec}";
+
+fn object() -> Template {
+    Template::parse(OBJECT).expect("it is a template")
+}
 
 /// The namespace that flux-coral2 puts Workflows into.
-pub(crate) const NAMESPACE: &str = "default";
+fn namespace() -> String {
+    "default".to_owned()
+}
 
 /// The longest name of an object: a DNS subdomain (Kubernetes, "Object Names and IDs").
 const MAX_NAME: usize = 253;
@@ -20,16 +25,21 @@ const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
 /// Which Workflow is a job's, and how the API server that has it is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Kubernetes {
     /// The kubeconfig file; without one, the credentials that Kubernetes gives to a pod. Neither `KUBECONFIG` nor
     /// `~/.kube/config` is looked at: what a broker happens to inherit says nothing of what its operator meant.
+    #[serde(default, deserialize_with = "field::absolute")]
     pub kubeconfig: Option<PathBuf>,
     /// The context in the kubeconfig file; its current one if not given.
+    #[serde(default, deserialize_with = "field::text")]
     pub context: Option<String>,
     /// The namespace of the Workflows.
+    #[serde(default = "namespace", deserialize_with = "field::label")]
     pub namespace: String,
     /// The name of a job's Workflow.
+    #[serde(default = "object")]
     pub object: Template,
 }
 

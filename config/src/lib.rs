@@ -4,6 +4,8 @@
 //! key. Nothing here knows of Flux: a job is seen through [`Facts`], which the job manager plugin and the job shell
 //! plugin answer each in its own way.
 
+#![forbid(unsafe_code)]
+
 mod duration;
 mod issuer;
 mod kubernetes;
@@ -30,6 +32,10 @@ pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";
+
+/// The longest name of a queue, bank, project, user or group, in bytes. No rule and no project has a longer one, so that
+/// of an attribute of a job no more needs to be looked at to know that it is none.
+pub const MAX_NAME: usize = 256;
 
 /// The table.
 #[derive(Debug, Clone)]
@@ -60,6 +66,8 @@ pub struct Config {
     pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
+    /// Keys that are accepted and have no effect any more, one line each with what to do.
+    pub obsolete: Vec<String>,
 }
 
 /// How to reach MUNGE, and how to seal.

@@ -2,25 +2,6 @@
 
 use crate::{Discovery, KeyPath, Template};
 
-/// The keys of a rule with this source.
-pub(crate) const KEYS: &[&str] = &[
-    "issuer",
-    "token-endpoint",
-    "client-id",
-    "client-secret",
-    "client-key",
-    "client-authentication",
-    "grant",
-    "share",
-    "subject-token",
-    "subject-token-type",
-    "scope",
-    "audience",
-    "resource",
-    "proxy",
-    "ca-file",
-];
-
 /// How a token is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OAuth2 {

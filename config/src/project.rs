@@ -4,12 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Principal, Template};
+use crate::{MAX_NAME, Principal, Template, parse::field};
 
-/// The longest text of a submission error, in bytes: Flux has room for 160 with the NUL (`flux_error_t`).
-const MAX_TEXT: usize = 159;
-
-/// What a text ends with that had to be cut.
+/// The end of a text that had to be cut.
 const CUT: &str = " …";
 
 /// The projects, and how claims of users are found.
@@ -22,31 +19,46 @@ pub struct Projects {
 }
 
 /// One project, and who is in it: whoever is named, or in one of the groups, or has one of the claims.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Project {
     /// Its name: a DNS label (RFC 1123), so that it can be part of a path and of an object's key.
+    #[serde(deserialize_with = "field::label")]
     pub name: String,
     /// Users that are in it.
+    #[serde(default, deserialize_with = "field::principals")]
     pub users: Vec<Principal>,
     /// Groups whose members are in it, by primary or supplementary membership.
+    #[serde(default, deserialize_with = "field::principals")]
     pub groups: Vec<Principal>,
     /// Values of the claim of [`Identity`].
+    #[serde(default)]
     pub claims: Vec<String>,
     /// Whether a job whose owner is in several is in this one where it asks for none.
+    #[serde(default, deserialize_with = "field::flag")]
     pub default: bool,
 }
 
 /// The identity token of a user, a JWT that the user's login has left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Identity {
     /// The absolute path of its file.
+    #[serde(deserialize_with = "field::absolute_template")]
     pub token: Template,
     /// Against whom it is verified: the name of a table `trust`.
+    #[serde(deserialize_with = "field::text")]
     pub trust: String,
     /// The claim that projects have values of: a string, or an array of strings.
+    #[serde(deserialize_with = "field::text")]
     pub claim: String,
     /// The claim that names the user, whose value must be the user's name.
+    #[serde(default = "sub", deserialize_with = "field::text")]
     pub user: String,
+}
+
+fn sub() -> String {
+    "sub".to_owned()
 }
 
 /// What a job asks for in `attributes.system.project`.
@@ -74,14 +86,49 @@ pub trait Person {
     fn refusal(&self) -> Option<&str>;
 }
 
-/// Why a job cannot be in the project that it asks for, or in none. The text is for the user, and short enough for Flux to
-/// show all of it as the error of a submission.
+/// Why a job cannot be in the project that it asks for, or in none. The text is for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denied(String);
+pub struct Denied {
+    start: String,
+    /// A list after it, which may be cut short.
+    items: Vec<String>,
+    between: &'static str,
+    end: String,
+}
+
+impl Denied {
+    fn new(text: String) -> Self {
+        Self::list(text, Vec::new(), "", String::new())
+    }
+
+    fn list(start: String, items: Vec<String>, between: &'static str, end: String) -> Self {
+        Self {
+            start,
+            items,
+            between,
+            end,
+        }
+    }
+
+    /// The text in `room` bytes at most: with as much of its list as fits, and its end if that fits too.
+    pub fn within(&self, room: usize) -> String {
+        let (start, items, end) = (&self.start, &self.items, self.end.as_str());
+        for end in [end, if end.is_empty() { "" } else { CUT }] {
+            for count in (1..=items.len()).rev() {
+                let more = if count < items.len() && end != CUT { CUT } else { "" };
+                let text = format!("{start}{}{more}{end}", items[..count].join(self.between));
+                if text.len() <= room {
+                    return text;
+                }
+            }
+        }
+        cut(format!("{start}{}", items.join(self.between)), room)
+    }
+}
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.within(usize::MAX))
     }
 }
 
@@ -117,12 +164,16 @@ impl Projects {
         match asked {
             Asked::Nothing => Ok(None),
             _ if self.is_empty() => Ok(None),
-            Asked::Malformed => Err(Denied(
+            Asked::Malformed => Err(Denied::new(
                 "the project must be a string: a number needs quotes, as in -S project='\"1\"'".to_owned(),
             )),
+            Asked::Project(name) if name.len() > MAX_NAME => Err(Denied::new(format!(
+                "there is no project with a name of {} bytes: use -S project=NAME",
+                name.len()
+            ))),
             Asked::Project(name) => match self.list.iter().find(|project| project.name == *name) {
                 Some(project) => Ok(Some(project)),
-                None => Err(Denied(cut(format!("there is no project `{}`", name.escape_debug())))),
+                None => Err(Denied::new(format!("there is no project `{}`", name.escape_debug()))),
             },
         }
     }
@@ -152,15 +203,20 @@ impl Projects {
 
     /// Why a job that must be in a project is in none.
     pub fn needed(&self, person: &dyn Person) -> Denied {
-        let his: Vec<&str> = self.list.iter().filter(|p| p.has(person)).map(|p| &*p.name).collect();
+        let his: Vec<_> = self
+            .list
+            .iter()
+            .filter(|p| p.has(person))
+            .map(|p| p.name.clone())
+            .collect();
         let name = person.name();
         if his.is_empty() {
             let start = format!("this job needs a project, and {name} is in none: ask for access to one of ");
-            let all: Vec<&str> = self.list.iter().map(|project| &*project.name).collect();
-            return Denied(list(&start, &all, ", ", &[""]));
+            let all = self.list.iter().map(|project| project.name.clone()).collect();
+            return Denied::list(start, all, ", ", String::new());
         }
         let start = format!("this job needs a project, and {name} is in several: use -S project=NAME, one of ");
-        Denied(list(&start, &his, ", ", &[""]))
+        Denied::list(start, his, ", ", String::new())
     }
 
     fn not_in(&self, project: &Project, person: &dyn Person) -> Denied {
@@ -177,18 +233,19 @@ impl Projects {
             claims += &format!(" ({why})");
         }
         if project.groups.is_empty() {
-            let text = match claims.as_str() {
+            return Denied::new(match claims.as_str() {
                 "" => format!("{start}: ask its operators: it has no group to join"),
                 claims => format!("{start}: needed is {claims}"),
-            };
-            return Denied(cut(text));
+            });
         }
-        let groups: Vec<String> = project.groups.iter().map(ToString::to_string).collect();
-        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        let groups = project.groups.iter().map(ToString::to_string).collect();
         start += ": needed is group ";
-        let with_claims = format!(", or {claims}");
-        let ends: &[&str] = if claims.is_empty() { &[""] } else { &[&with_claims, CUT] };
-        Denied(list(&start, &groups, " or ", ends))
+        let end = if claims.is_empty() {
+            claims
+        } else {
+            format!(", or {claims}")
+        };
+        Denied::list(start, groups, " or ", end)
     }
 }
 
@@ -201,24 +258,10 @@ impl Project {
     }
 }
 
-/// A text with as much of a list in it as there is room for, and the first of the ends that leaves room for one at least.
-fn list(start: &str, items: &[&str], between: &str, ends: &[&str]) -> String {
-    for end in ends {
-        for count in (1..=items.len()).rev() {
-            let more = if count < items.len() { CUT } else { "" };
-            let text = format!("{start}{}{more}{end}", items[..count].join(between));
-            if text.len() <= MAX_TEXT {
-                return text;
-            }
-        }
-    }
-    cut(format!("{start}{}", items.join(between)))
-}
-
 /// Shortens a text that there is no room for.
-fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        let mut end = MAX_TEXT - CUT.len();
+fn cut(mut text: String, room: usize) -> String {
+    if text.len() > room {
+        let mut end = room.saturating_sub(CUT.len());
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -414,7 +457,8 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_longer_than_flux_shows() {
+    fn no_text_is_longer_than_its_room() {
+        const ROOM: usize = 159;
         let mut projects = projects(None);
         let many: Vec<String> = (0..40).map(|n| format!("group-number-{n}-ä")).collect();
         projects.list[1].groups = many.iter().map(|name| Principal::Name(name.clone())).collect();
@@ -422,14 +466,30 @@ mod tests {
         projects.list[0].groups = names(&[&"ä".repeat(200)]);
         let user = alice(&[], &[]);
         for asked in [ask("fusion"), ask("hydro"), ask("astro"), ask(&"ö".repeat(500))] {
-            let text = projects.of_job(&asked, &user).unwrap_err().to_string();
-            assert!(text.len() <= MAX_TEXT, "{} bytes: {text}", text.len());
+            let text = projects.of_job(&asked, &user).unwrap_err().within(ROOM);
+            assert!(text.len() <= ROOM, "{} bytes: {text}", text.len());
             assert!(text.contains("project"), "{text}");
         }
-        let text = projects.of_job(&ask("fusion"), &user).unwrap_err().to_string();
+        let text = projects.of_job(&ask("fusion"), &user).unwrap_err().within(ROOM);
         assert!(
             text.contains("group group-number-0-ä or group-number-1-ä") && text.ends_with('…'),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_no_project_can_have_is_refused_without_being_compared_or_quoted() {
+        let text = projects(None)
+            .of_job(&ask(&"x".repeat(12_000_000)), &alice(&["hydro"], &[]))
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("12000000 bytes") && !text.contains("xx"), "{text}");
+        assert!(
+            !projects(None)
+                .asked(&ask(&"x".repeat(257)))
+                .unwrap_err()
+                .to_string()
+                .contains("xx")
         );
     }
 }

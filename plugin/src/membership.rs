@@ -134,7 +134,7 @@ impl Inner {
         let asked = facts::asked(args);
         match state {
             JobState::New => match inner.standing(&current, args, &asked, uid, None) {
-                Standing::Denied(why) => Err(PluginError(why.to_string())),
+                Standing::Denied(why) => Err(refusal(&why)),
                 Standing::Fine => Ok(()),
                 Standing::Unknown => {
                     inner.look_up(uid, &current.setup);
@@ -178,7 +178,7 @@ impl Inner {
         }
         match inner.standing(current, args, asked, uid, None) {
             Standing::Fine => Ok(()),
-            Standing::Denied(why) => Err(PluginError(why.to_string())),
+            Standing::Denied(why) => Err(refusal(&why)),
             Standing::Unknown => {
                 inner.look_up(uid, &current.setup);
                 let why = format!("it is not known yet in which projects uid {uid} is: try again in a moment");
@@ -499,6 +499,12 @@ async fn keep_fresh(setup: Weak<Setup>) {
         }
         tokio::time::sleep(REFRESH).await;
     }
+}
+
+/// Why a job is refused, as the error of its submission or update.
+fn refusal(why: &Denied) -> PluginError {
+    // Flux has room for 160 bytes with the NUL (flux_error_t).
+    PluginError(why.within(159))
 }
 
 /// Whether the dependency of a job is outstanding, by its eventlog.

@@ -101,6 +101,14 @@ fn of_instance(instance: &Instance) -> Result<Value, Finding> {
     })
 }
 
+/// Keys that have no effect any more.
+pub(super) fn obsolete(config: &Config) -> impl Iterator<Item = Finding> {
+    config.obsolete.iter().map(|line| {
+        let (what, todo) = line.rsplit_once(": ").unwrap_or((line, "remove the key"));
+        warn(CHECK, what, todo)
+    })
+}
+
 fn judge(config: &Config, is_there: bool, origin: &str) -> Finding {
     match config.rules.len() {
         0 if !is_there => warn(

@@ -1,197 +1,144 @@
 //! The tables `issuer` and `trust.NAME`, and the keys of rules that have to do with them.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use serde_json::Value;
+use serde::Deserialize;
 
-use super::{Error, Reader, parsed};
+use super::{
+    Error, field,
+    rule::{CheckKind, RuleTable},
+    wrong, wrong_at,
+};
 use crate::{
-    Check, Discovery, Issuer, KeyPath, Trust, TrustedKeys, check_issuer_url, check_label,
-    issuer::{DISCOVERY_KEYS, ISSUER_KEYS, LEEWAY, MARGIN, MAX_LEEWAY, MAX_LIFETIME, TRUST_KEYS, check_workspace},
+    Check, Discovery, Issuer, KeyPath, TABLE, Template, Trust, TrustedKeys, check_issuer_url, check_label,
+    issuer::{LEEWAY, MAX_LEEWAY, REFRESH, check_workspace},
 };
 
-impl Reader<'_> {
-    /// The table `issuer`, if it is there.
-    pub(super) fn issuer(&self) -> Result<Option<Issuer>, Error> {
-        let Some(table) = self.subtable("issuer")? else {
-            return Ok(None);
-        };
-        let reader = Reader {
-            prefix: format!("{}.issuer", self.prefix),
-            table: &table,
-        };
-        reader.known(ISSUER_KEYS)?;
-        let issuer = Issuer {
-            keys: reader.needed("keys", reader.key_path("keys")?)?,
-            name: reader.needed("name", reader.nonempty("name")?)?,
-            audience: reader.audience()?.unwrap_or_default(),
-            margin: reader.duration("margin")?.unwrap_or(MARGIN),
-            max_lifetime: reader.duration("max-lifetime")?.unwrap_or(MAX_LIFETIME),
-            instance: reader.nonempty("instance")?,
-            workspace: None,
-        };
-        if issuer.max_lifetime < Duration::from_secs(1) {
-            return Err(reader.wrong("max-lifetime", "must be 1s at least: no token could be used"));
-        }
-        Ok(Some(issuer))
+pub(super) fn check_issuer(issuer: &Issuer) -> Result<(), Error> {
+    if issuer.max_lifetime < Duration::from_secs(1) {
+        let what = "must be 1s at least: no token could be used";
+        return Err(wrong(format!("{TABLE}.issuer.max-lifetime"), what));
     }
+    Ok(())
+}
 
-    /// How the tokens of this rule are minted.
-    pub(super) fn minted(&self, issuer: Option<&Issuer>) -> Result<Issuer, Error> {
+/// The keys of a rule with `source = "issuer"`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MintedTable {
+    #[serde(default, deserialize_with = "field::strings")]
+    audience: Option<Vec<String>>,
+    workspace: Option<Template>,
+}
+
+impl MintedTable {
+    /// How the tokens of the rule are minted.
+    pub fn issuer(self, at: &str, issuer: Option<&Issuer>) -> Result<Issuer, Error> {
         let Some(issuer) = issuer else {
-            return Err(self.wrong("source", "`issuer` needs the table [workflow-token.issuer]"));
+            let what = "`issuer` needs the table [workflow-token.issuer]";
+            return Err(wrong_at(at, "source", what));
         };
-        let mut issuer = issuer.clone();
-        if let Some(audience) = self.audience()? {
-            issuer.audience = audience;
+        let audience = self.audience.unwrap_or_else(|| issuer.audience.clone());
+        if audience.is_empty() {
+            let what = "is missing here and in [workflow-token.issuer]: say whom its tokens are for";
+            return Err(wrong_at(at, "audience", what));
         }
-        if issuer.audience.is_empty() {
-            return Err(self.wrong(
-                "audience",
-                "is missing here and in [workflow-token.issuer]: say whom its tokens are for",
-            ));
+        if let Some(workspace) = &self.workspace {
+            check_workspace(workspace).map_err(|e| wrong_at(at, "workspace", e))?;
         }
-        if let Some(text) = self.string("workspace")? {
-            let workspace = self.template("workspace", text)?;
-            check_workspace(&workspace).map_err(|e| self.wrong("workspace", e))?;
-            issuer.workspace = Some(workspace);
-        }
-        Ok(issuer)
+        Ok(Issuer {
+            audience,
+            workspace: self.workspace,
+            ..issuer.clone()
+        })
     }
+}
 
-    /// All tables `trust.NAME`, by name.
-    pub(super) fn trusts(&self) -> Result<Vec<Trust>, Error> {
-        let Some(tables) = self.subtable("trust")? else {
-            return Ok(Vec::new());
-        };
-        let prefix = format!("{}.trust", self.prefix);
-        let mut all = Vec::with_capacity(tables.len());
-        for (name, table) in &tables {
-            let reader = Reader {
-                prefix: prefix.clone(),
-                table: &tables,
-            };
-            check_label(name).map_err(|wrong| reader.wrong(&name.escape_debug().to_string(), wrong))?;
-            let Value::Object(table) = table else {
-                return Err(reader.wrong(name, format!("must be a table: write [workflow-token.trust.{name}]")));
-            };
-            let prefix = format!("{prefix}.{name}");
-            all.push(Reader { prefix, table }.trust(name)?);
-        }
-        Ok(all)
-    }
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct TrustTable {
+    #[serde(deserialize_with = "field::text")]
+    issuer: Option<String>,
+    keys: Option<KeyPath>,
+    secret: Option<KeyPath>,
+    #[serde(deserialize_with = "field::strings")]
+    audience: Option<Vec<String>>,
+    #[serde(deserialize_with = "field::strings")]
+    typ: Vec<String>,
+    #[serde(deserialize_with = "field::duration")]
+    leeway: Option<Duration>,
+    #[serde(deserialize_with = "field::proxy")]
+    proxy: Option<String>,
+    #[serde(deserialize_with = "field::absolute")]
+    ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "field::duration")]
+    refresh: Option<Duration>,
+}
 
-    fn trust(&self, name: &str) -> Result<Trust, Error> {
-        self.known(TRUST_KEYS)?;
-        let keys = match (self.key_path("keys")?, self.key_path("secret")?) {
+impl TrustTable {
+    pub fn trust(self, name: String) -> Result<Trust, Error> {
+        let at = format!("{TABLE}.trust.{}", name.escape_debug());
+        check_label(&name).map_err(|e| wrong(&at, e))?;
+        let of_discovery = [
+            ("proxy", self.proxy.is_some()),
+            ("ca-file", self.ca_file.is_some()),
+            ("refresh", self.refresh.is_some()),
+        ];
+        let keys = match (self.keys, self.secret) {
             (Some(_), Some(_)) => {
-                return Err(self.wrong(
-                    "secret",
-                    "is for tokens of HS256, keys for all others: give one of them",
-                ));
+                let what = "is for tokens of HS256, keys for all others: give one of them";
+                return Err(wrong_at(&at, "secret", what));
             }
             (Some(path), None) => TrustedKeys::Path(path),
             (None, Some(path)) => TrustedKeys::Secret(path),
-            (None, None) => TrustedKeys::Discovered(self.discovery()?),
+            (None, None) => TrustedKeys::Discovered(Discovery {
+                proxy: self.proxy,
+                ca_file: self.ca_file,
+                refresh: self.refresh.unwrap_or(REFRESH),
+            }),
         };
-        if !matches!(keys, TrustedKeys::Discovered(_)) {
-            for key in DISCOVERY_KEYS {
-                self.unused(
-                    key,
-                    "is for keys that are fetched from the issuer, and these are in a file",
-                )?;
-            }
+        if let TrustedKeys::Discovered(_) = keys {
+            self.issuer.as_deref().map_or(Ok(()), check_issuer_url).map_err(|e| {
+                let what = format!("{e}, since its keys are asked for there; or give the key keys, a file with them");
+                wrong_at(&at, "issuer", what)
+            })?;
+        } else if let Some((key, _)) = of_discovery.iter().find(|(_, is_there)| *is_there) {
+            let what = "is for keys that are fetched from the issuer, and these are in a file";
+            return Err(wrong_at(&at, key, what));
         }
-        let types = self.strings("typ")?.unwrap_or_default();
-        let leeway = self.duration("leeway")?.unwrap_or(LEEWAY);
+        let leeway = self.leeway.unwrap_or(LEEWAY);
         if leeway > MAX_LEEWAY {
-            return Err(self.wrong("leeway", "must be 10m at most: clocks do not differ more, so set them"));
+            let what = "must be 10m at most: clocks do not differ more, so set them";
+            return Err(wrong_at(&at, "leeway", what));
         }
+        let missing = |key| wrong_at(&at, key, "is missing");
         Ok(Trust {
-            name: name.to_owned(),
-            issuer: self.needed("issuer", self.nonempty("issuer")?)?,
+            issuer: self.issuer.ok_or_else(|| missing("issuer"))?,
             keys,
-            audience: self.needed("audience", self.audience()?)?,
-            types,
+            audience: self.audience.ok_or_else(|| missing("audience"))?,
+            types: self.typ,
             leeway,
+            name,
         })
     }
+}
 
-    /// How the keys of an issuer are found by its URL.
-    fn discovery(&self) -> Result<Discovery, Error> {
-        if let Some(issuer) = self.string("issuer")? {
-            check_issuer_url(issuer).map_err(|e| {
-                let what = format!("{e}, since its keys are asked for there; or give the key keys, a file with them");
-                self.wrong("issuer", what)
-            })?;
-        }
-        self.network()
+/// How the tokens of a rule are checked.
+pub(super) fn check(at: &str, rule: &RuleTable, trusts: &[Trust]) -> Result<Check, Error> {
+    match (rule.check.unwrap_or(CheckKind::Shape), &rule.trust) {
+        (CheckKind::Verify, Some(name)) => trust_of(at, name, trusts).map(Check::Verify),
+        (CheckKind::Verify, None) => Err(wrong_at(at, "trust", "is missing")),
+        (_, Some(_)) => Err(wrong_at(at, "trust", "is for check = \"verify\"")),
+        (CheckKind::Shape, None) => Ok(Check::Shape),
+        (CheckKind::None, None) => Ok(Check::None),
     }
+}
 
-    /// How the tokens of this rule are checked.
-    pub(super) fn check(&self, trusts: &[Trust]) -> Result<Check, Error> {
-        let check = match self.string("check")? {
-            None | Some("shape") => Check::Shape,
-            Some("none") => Check::None,
-            Some("verify") => {
-                let name = self.needed("trust", self.string("trust")?)?;
-                let found = trusts.iter().position(|trust| trust.name == name);
-                return match found {
-                    Some(index) => Ok(Check::Verify(index)),
-                    None => Err(self.wrong(
-                        "trust",
-                        format!("there is no table [workflow-token.trust.{}]", name.escape_debug()),
-                    )),
-                };
-            }
-            Some(other) => {
-                return Err(self.wrong(
-                    "check",
-                    format!("`{}` is not a check: use shape, verify or none", other.escape_debug()),
-                ));
-            }
-        };
-        self.unused("trust", "is for check = \"verify\"")?;
-        Ok(check)
-    }
-
-    /// The key `audience`: a string, or several.
-    pub(super) fn audience(&self) -> Result<Option<Vec<String>>, Error> {
-        self.strings("audience")
-    }
-
-    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<String>>, Error> {
-        let wrong = || self.wrong(key, "must be a string, or an array of strings, none of them empty");
-        let all = match self.table.get(key) {
-            None => return Ok(None),
-            Some(Value::String(one)) => vec![one.clone()],
-            Some(Value::Array(many)) => {
-                let strings = many.iter().map(|one| one.as_str().map(str::to_owned));
-                strings.collect::<Option<Vec<_>>>().ok_or_else(wrong)?
-            }
-            Some(_) => return Err(wrong()),
-        };
-        if all.is_empty() || all.iter().any(String::is_empty) {
-            return Err(wrong());
-        }
-        Ok(Some(all))
-    }
-
-    /// A path of keys.
-    pub(super) fn key_path(&self, key: &str) -> Result<Option<KeyPath>, Error> {
-        let Some(text) = self.string(key)? else { return Ok(None) };
-        KeyPath::parse(text).map(Some).map_err(|e| self.wrong(key, e))
-    }
-
-    pub(super) fn needed<T>(&self, key: &str, value: Option<T>) -> Result<T, Error> {
-        value.ok_or_else(|| self.wrong(key, "is missing"))
-    }
-
-    fn subtable(&self, key: &str) -> Result<Option<serde_json::Map<String, Value>>, Error> {
-        match self.table.get(key).map(parsed) {
-            None => Ok(None),
-            Some(Value::Object(table)) => Ok(Some(table)),
-            Some(_) => Err(self.wrong(key, format!("must be a table: write [workflow-token.{key}]"))),
-        }
-    }
+/// The table `trust` that a key names.
+pub(super) fn trust_of(at: &str, name: &str, trusts: &[Trust]) -> Result<usize, Error> {
+    let found = trusts.iter().position(|trust| trust.name == name);
+    found.ok_or_else(|| {
+        let what = format!("there is no table [workflow-token.trust.{}]", name.escape_debug());
+        wrong_at(at, "trust", what)
+    })
 }

@@ -1,151 +1,162 @@
-//! The keys of rules with `source = "oauth2"`, and of how servers are reached.
+//! The keys of rules with `source = "oauth2"`.
 
-use serde_json::Value;
+use std::path::PathBuf;
 
-use super::{Error, Reader, parsed};
+use serde::Deserialize;
+
+use super::{Error, field, wrong_at};
 use crate::{
-    AuthorizationServer, ClientAuthentication, Discovery, Grant, OAuth2, check_issuer_url, check_proxy_url, check_url,
+    AuthorizationServer, ClientAuthentication, Discovery, Grant, KeyPath, OAuth2, Template,
     issuer::REFRESH,
     oauth2::{check_client_id, check_scope, token_type},
 };
 
-impl Reader<'_> {
-    pub(super) fn oauth2(&self) -> Result<OAuth2, Error> {
-        let server = match (self.string("issuer")?, self.string("token-endpoint")?) {
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct OAuth2Table {
+    #[serde(deserialize_with = "field::issuer_url")]
+    issuer: Option<String>,
+    #[serde(deserialize_with = "field::url")]
+    token_endpoint: Option<String>,
+    client_id: Option<String>,
+    client_secret: Option<KeyPath>,
+    client_key: Option<KeyPath>,
+    client_authentication: Option<Method>,
+    grant: Option<GrantKind>,
+    #[serde(deserialize_with = "field::flag")]
+    share: Option<bool>,
+    #[serde(deserialize_with = "field::absolute_template")]
+    subject_token: Option<Template>,
+    subject_token_type: Option<String>,
+    scope: Option<String>,
+    #[serde(deserialize_with = "field::strings")]
+    audience: Vec<String>,
+    #[serde(deserialize_with = "field::strings")]
+    resource: Vec<String>,
+    #[serde(deserialize_with = "field::proxy")]
+    proxy: Option<String>,
+    #[serde(deserialize_with = "field::absolute")]
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "kebab-case")]
+enum Method {
+    Basic,
+    Post,
+    PrivateKeyJwt,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "kebab-case")]
+enum GrantKind {
+    ClientCredentials,
+    TokenExchange,
+}
+
+impl OAuth2Table {
+    pub fn oauth2(mut self, at: &str) -> Result<OAuth2, Error> {
+        let server = match (self.issuer.take(), self.token_endpoint.take()) {
             (Some(_), Some(_)) => {
-                return Err(self.wrong("token-endpoint", "is found by the key issuer: give one of them"));
+                let what = "is found by the key issuer: give one of them";
+                return Err(wrong_at(at, "token-endpoint", what));
             }
-            (Some(issuer), None) => {
-                check_issuer_url(issuer).map_err(|e| self.wrong("issuer", e))?;
-                AuthorizationServer::Issuer(issuer.to_owned())
-            }
-            (None, Some(endpoint)) => {
-                check_url(endpoint).map_err(|e| self.wrong("token-endpoint", e))?;
-                AuthorizationServer::TokenEndpoint(endpoint.to_owned())
-            }
+            (Some(url), None) => AuthorizationServer::Issuer(url),
+            (None, Some(url)) => AuthorizationServer::TokenEndpoint(url),
             (None, None) => {
-                return Err(self.wrong(
-                    "issuer",
-                    "is missing: source = \"oauth2\" needs the URL of the authorization server, or token-endpoint",
-                ));
+                let what =
+                    "is missing: source = \"oauth2\" needs the URL of the authorization server, or token-endpoint";
+                return Err(wrong_at(at, "issuer", what));
             }
         };
-        let client_id = self.needed("client-id", self.string("client-id")?)?;
-        check_client_id(client_id).map_err(|e| self.wrong("client-id", e))?;
-        let audience = self.audience()?.unwrap_or_default();
-        let resource = self.strings("resource")?.unwrap_or_default();
+        let client_id = self
+            .client_id
+            .take()
+            .ok_or_else(|| wrong_at(at, "client-id", "is missing"))?;
+        check_client_id(&client_id).map_err(|e| wrong_at(at, "client-id", e))?;
         // RFC 8693 section 2.1 and RFC 8707 section 2: an absolute URI, without a fragment.
-        if resource.iter().any(|uri| !uri.contains(':') || uri.contains('#')) {
-            return Err(self.wrong(
-                "resource",
-                "must be an absolute URI without a fragment; for names, use audience",
-            ));
+        if self.resource.iter().any(|uri| !uri.contains(':') || uri.contains('#')) {
+            let what = "must be an absolute URI without a fragment; for names, use audience";
+            return Err(wrong_at(at, "resource", what));
         }
-        if let Some(scope) = self.string("scope")? {
-            check_scope(scope).map_err(|e| self.wrong("scope", e))?;
+        if let Some(scope) = &self.scope {
+            check_scope(scope).map_err(|e| wrong_at(at, "scope", e))?;
         }
         Ok(OAuth2 {
             server,
-            client_id: client_id.to_owned(),
-            authentication: self.client_authentication()?,
-            grant: self.grant()?,
-            scope: self.string("scope")?.map(str::to_owned),
-            audience,
-            resource,
-            network: self.network()?,
+            client_id,
+            authentication: self.authentication(at)?,
+            grant: self.grant(at)?,
+            scope: self.scope,
+            audience: self.audience,
+            resource: self.resource,
+            network: Discovery {
+                proxy: self.proxy,
+                ca_file: self.ca_file,
+                refresh: REFRESH,
+            },
         })
     }
 
-    fn client_authentication(&self) -> Result<ClientAuthentication, Error> {
-        let how = match self.string("client-authentication")? {
-            Some(how @ ("basic" | "post" | "private-key-jwt")) => how,
-            Some(other) => {
-                return Err(self.wrong(
-                    "client-authentication",
-                    format!("`{}` is none: use basic, post or private-key-jwt", other.escape_debug()),
-                ));
-            }
-            None if self.table.contains_key("client-key") => "private-key-jwt",
-            None => "basic",
+    fn authentication(&mut self, at: &str) -> Result<ClientAuthentication, Error> {
+        let (secret, key) = (self.client_secret.take(), self.client_key.take());
+        let by_default = match key {
+            Some(_) => Method::PrivateKeyJwt,
+            None => Method::Basic,
         };
-        if how == "private-key-jwt" {
-            self.unused(
-                "client-secret",
-                "is not for client-authentication = \"private-key-jwt\"",
-            )?;
-            let path = self.needed("client-key", self.key_path("client-key")?)?;
-            return Ok(ClientAuthentication::PrivateKeyJwt(path));
+        match (self.client_authentication.unwrap_or(by_default), secret, key) {
+            (Method::PrivateKeyJwt, None, Some(path)) => Ok(ClientAuthentication::PrivateKeyJwt(path)),
+            (Method::Basic, Some(path), None) => Ok(ClientAuthentication::SecretBasic(path)),
+            (Method::Post, Some(path), None) => Ok(ClientAuthentication::SecretPost(path)),
+            (Method::PrivateKeyJwt, Some(_), _) => {
+                let what = "is not for client-authentication = \"private-key-jwt\"";
+                Err(wrong_at(at, "client-secret", what))
+            }
+            (Method::PrivateKeyJwt, None, None) => Err(wrong_at(at, "client-key", "is missing")),
+            (_, _, Some(_)) => {
+                let what = "is for client-authentication = \"private-key-jwt\"";
+                Err(wrong_at(at, "client-key", what))
+            }
+            (_, None, None) => {
+                let what = "is missing: give the path of a file with it, which only the instance owner can read";
+                Err(wrong_at(at, "client-secret", what))
+            }
         }
-        self.unused("client-key", "is for client-authentication = \"private-key-jwt\"")?;
-        let path = self.key_path("client-secret")?.ok_or_else(|| {
-            self.wrong(
-                "client-secret",
-                "is missing: give the path of a file with it, which only the instance owner can read",
-            )
-        })?;
-        Ok(match how {
-            "post" => ClientAuthentication::SecretPost(path),
-            _ => ClientAuthentication::SecretBasic(path),
-        })
     }
 
-    fn grant(&self) -> Result<Grant, Error> {
-        let share = match self.table.get("share").map(parsed) {
-            None => false,
-            Some(Value::Bool(share)) => share,
-            Some(_) => return Err(self.wrong("share", "must be true or false")),
-        };
-        match self.string("grant")? {
-            None | Some("client-credentials") => {
-                for key in ["subject-token", "subject-token-type"] {
-                    self.unused(key, "is for grant = \"token-exchange\"")?;
+    fn grant(&mut self, at: &str) -> Result<Grant, Error> {
+        let (token, kind) = (self.subject_token.take(), self.subject_token_type.take());
+        match self.grant.unwrap_or(GrantKind::ClientCredentials) {
+            GrantKind::ClientCredentials => {
+                let exchanged = [
+                    ("subject-token", token.is_some()),
+                    ("subject-token-type", kind.is_some()),
+                ];
+                if let Some((key, _)) = exchanged.iter().find(|(_, is_there)| *is_there) {
+                    return Err(wrong_at(at, key, "is for grant = \"token-exchange\""));
                 }
-                Ok(Grant::ClientCredentials { share })
+                Ok(Grant::ClientCredentials {
+                    share: self.share.unwrap_or_default(),
+                })
             }
-            Some("token-exchange") => {
-                self.unused(
-                    "share",
-                    "is for grant = \"client-credentials\": what is exchanged is of one user",
-                )?;
-                let text = self.needed("subject-token", self.string("subject-token")?)?;
-                let subject_token = self.template("subject-token", text)?;
-                if !subject_token.starts_with("/") {
-                    return Err(self.wrong("subject-token", "must be an absolute path"));
+            GrantKind::TokenExchange => {
+                if self.share.is_some() {
+                    let what = "is for grant = \"client-credentials\": what is exchanged is of one user";
+                    return Err(wrong_at(at, "share", what));
                 }
+                let subject_token = token.ok_or_else(|| wrong_at(at, "subject-token", "is missing"))?;
                 if subject_token.is_constant() {
-                    return Err(self.wrong(
-                        "subject-token",
-                        "must be another file for each user or job: use {uid}, {user} or {jobid}",
-                    ));
+                    let what = "must be another file for each user or job: use {uid}, {user} or {jobid}";
+                    return Err(wrong_at(at, "subject-token", what));
                 }
-                let kind = self.string("subject-token-type")?.unwrap_or("access_token");
-                let subject_token_type = token_type(kind).map_err(|e| self.wrong("subject-token-type", e))?;
+                let kind = kind.as_deref().unwrap_or("access_token");
+                let subject_token_type = token_type(kind).map_err(|e| wrong_at(at, "subject-token-type", e))?;
                 Ok(Grant::TokenExchange {
                     subject_token,
                     subject_token_type,
                 })
             }
-            Some(other) => Err(self.wrong(
-                "grant",
-                format!(
-                    "`{}` is not supported: use client-credentials or token-exchange",
-                    other.escape_debug()
-                ),
-            )),
         }
-    }
-
-    /// How a server is reached.
-    pub(super) fn network(&self) -> Result<Discovery, Error> {
-        let proxy = self.string("proxy")?;
-        if let Some(proxy) = proxy {
-            check_proxy_url(proxy).map_err(|e| self.wrong("proxy", e))?;
-        }
-        Ok(Discovery {
-            proxy: proxy.map(str::to_owned),
-            ca_file: self.absolute("ca-file")?,
-            refresh: self.duration("refresh")?.unwrap_or(REFRESH),
-        })
     }
 }
 

@@ -1,7 +1,9 @@
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::*;
-use crate::{Check, Facts, KeyPath, Selection, TrustedKeys};
+use crate::{AttributePath, Check, Facts, KeyPath, Principal, Selection, Source, TrustedKeys};
 
 fn parse(text: &str) -> Result<Config, Error> {
     Config::from_json(&toml::from_str(text).unwrap())
@@ -407,12 +409,6 @@ fn the_table_dws_has_the_same_keys() {
         panic!("{:?}", config.rules[0].source);
     };
     assert_eq!(dws.kubernetes.as_ref(), Some(of_rule));
-    let table = json!({"kubeconfig": "/k", "context": "c", "namespace": "n", "object": "o-{jobid.dec}"});
-    let by_itself = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap();
-    assert_eq!(by_itself, *of_rule);
-    let table = json!({"timeout": "1s"});
-    let error = Kubernetes::from_table("t", table.as_object().unwrap()).unwrap_err();
-    assert!(error.to_string().starts_with("t.timeout: "), "{error}");
     assert_eq!(of_rule.kubeconfig, Some(PathBuf::from("/k")));
     assert_eq!(of_rule.object.to_string(), "o-{jobid.dec}");
 }
@@ -552,4 +548,69 @@ fn the_first_rule_that_matches_wins_and_what_is_not_known_is_not_guessed() {
     assert_eq!(select(&["queue=batch", "bank=b"]), Selection::Unknown);
     assert_eq!(select(&["bank=b"]), Selection::Rule(3));
     assert_eq!(select(&["queue=debug"]), Selection::None);
+}
+
+#[test]
+fn a_duration_that_no_clock_can_add_is_refused_wherever_one_is_given() {
+    let rule = "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n";
+    let issuer = "[workflow-token.issuer]\nkeys = \"/k\"\nname = \"n\"\n";
+    let trust = "[workflow-token.trust.t]\nissuer = \"https://i\"\naudience = \"a\"\n";
+    for (table, key) in [
+        ("[workflow-token]\n", "timeout"),
+        (rule, "timeout"),
+        ("[workflow-token.dws]\n", "timeout"),
+        (issuer, "margin"),
+        (issuer, "max-lifetime"),
+        (trust, "refresh"),
+    ] {
+        for bad in ["\"200000000000000d\"", "\"366d\"", "1e300", "\"1e19\""] {
+            let error = parse(&format!("{table}{key} = {bad}")).unwrap_err().to_string();
+            assert!(error.contains(&format!(".{key}: ")), "{error}");
+        }
+        assert!(parse(&format!("{table}{key} = \"365d\"")).is_ok(), "{table}{key}");
+    }
+}
+
+#[test]
+fn what_is_no_configuration_is_an_error_and_not_an_empty_one() {
+    for bad in [json!(null), json!(1), json!("x"), json!([])] {
+        assert!(Config::from_json(&bad).is_err(), "{bad}");
+    }
+    let mut deep = "1".to_owned();
+    for _ in 0..140 {
+        deep = format!("[{deep}]");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("deep.toml");
+    std::fs::write(&file, format!("{DOCUMENTED}\n[other]\nx = {deep}")).unwrap();
+    for path in [&file, directory.path()] {
+        let error = crate::read_files(path).unwrap_err().to_string();
+        assert!(error.contains("deep.toml: "), "{error}");
+    }
+}
+
+#[test]
+fn an_agent_that_systemd_started_is_named_by_its_socket() {
+    let config = parse("[workflow-token]\nagent = \"/run/workflow-token/agent.sock\"").unwrap();
+    assert_eq!(config.agent, Some(PathBuf::from("/run/workflow-token/agent.sock")));
+    for bad in [
+        "\"agent.sock\"".to_owned(),
+        "1".to_owned(),
+        format!("\"/{}\"", "x".repeat(107)),
+    ] {
+        let error = parse(&format!("[workflow-token]\nagent = {bad}"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("workflow-token.agent: "), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_is_gone_is_reported_and_does_no_harm() {
+    let config = parse("[workflow-token]\nhelper = \"/usr/libexec/flux-workflow-token\"").unwrap();
+    let [line] = config.obsolete.as_slice() else {
+        panic!("{:?}", config.obsolete);
+    };
+    assert!(line.starts_with("workflow-token.helper: "), "{line}");
+    assert!(parse(DOCUMENTED).unwrap().obsolete.is_empty());
 }

@@ -1,0 +1,204 @@
+//! Rules, and the table `dws`: what other keys they have depends on their source.
+
+use std::time::Duration;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
+use crate::{
+    AttributePath, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Rule, Source, TABLE, Template, Trust,
+    kubernetes::check_object,
+};
+
+/// What rules have from the whole table.
+pub(super) struct Defaults<'a> {
+    pub variable: &'a str,
+    pub timeout: Duration,
+    pub issuer: Option<&'a Issuer>,
+    pub trusts: &'a [Trust],
+    pub projects: &'a Projects,
+}
+
+/// The keys of every rule, and the others.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct RuleTable {
+    attribute: Option<AttributePath>,
+    #[serde(default, deserialize_with = "field::name")]
+    queue: Option<String>,
+    #[serde(default, deserialize_with = "field::name")]
+    bank: Option<String>,
+    #[serde(default, deserialize_with = "field::name")]
+    project: Option<String>,
+    #[serde(default, deserialize_with = "field::principal")]
+    user: Option<Principal>,
+    #[serde(default, deserialize_with = "field::principal")]
+    group: Option<Principal>,
+    source: Kind,
+    #[serde(default, deserialize_with = "field::duration")]
+    timeout: Option<Duration>,
+    pub check: Option<CheckKind>,
+    pub trust: Option<String>,
+    #[serde(default, deserialize_with = "field::variable")]
+    variable: Option<String>,
+    #[serde(flatten)]
+    own: Map<String, Value>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    File,
+    Command,
+    Kubernetes,
+    Issuer,
+    OAuth2,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CheckKind {
+    Shape,
+    Verify,
+    None,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileTable {
+    #[serde(deserialize_with = "field::absolute_template")]
+    path: Template,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommandTable {
+    command: Vec<Template>,
+}
+
+/// The keys of the table `dws`, and the others.
+#[derive(Deserialize)]
+#[serde(expecting = "a table")]
+pub(super) struct DwsTable {
+    source: Option<DwsKind>,
+    #[serde(default, deserialize_with = "field::duration")]
+    timeout: Option<Duration>,
+    #[serde(flatten)]
+    own: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DwsKind {
+    Kubernetes,
+}
+
+pub(super) fn rules(tables: Vec<RuleTable>, defaults: &Defaults<'_>) -> Result<Vec<Rule>, Error> {
+    let mut rules: Vec<Rule> = Vec::with_capacity(tables.len());
+    for (index, table) in tables.into_iter().enumerate() {
+        let at = format!("{TABLE}.rule[{index}]");
+        let rule = table.rule(&at, defaults)?;
+        project::check_rule(&at, &rule, defaults.projects)?;
+        if rules.iter().any(|former| former.conditions.is_empty()) {
+            let why = "is never reached: a rule before it has no condition and is for every job";
+            return Err(wrong(at, why));
+        }
+        rules.push(rule);
+    }
+    Ok(rules)
+}
+
+impl RuleTable {
+    fn rule(mut self, at: &str, defaults: &Defaults<'_>) -> Result<Rule, Error> {
+        let own = std::mem::take(&mut self.own);
+        let source = match self.source {
+            Kind::File => Source::File {
+                path: of_source::<FileTable>(at, own)?.path,
+            },
+            Kind::Command => Source::Command {
+                argv: of_source::<CommandTable>(at, own)?.argv(at)?,
+            },
+            Kind::Kubernetes => Source::Kubernetes(kubernetes(at, own)?),
+            Kind::Issuer => Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?),
+            Kind::OAuth2 => Source::OAuth2(Box::new(of_source::<OAuth2Table>(at, own)?.oauth2(at)?)),
+        };
+        Ok(Rule {
+            check: issuer::check(at, &self, defaults.trusts)?,
+            conditions: Conditions {
+                attribute: self.attribute,
+                queue: self.queue,
+                bank: self.bank,
+                project: self.project,
+                user: self.user,
+                group: self.group,
+            },
+            variable: self.variable.unwrap_or_else(|| defaults.variable.to_owned()),
+            source,
+            // A part is never longer than the whole.
+            timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
+        })
+    }
+}
+
+impl CommandTable {
+    fn argv(self, at: &str) -> Result<Vec<Template>, Error> {
+        match self.command.first() {
+            Some(program) if program.starts_with("/") && program.is_constant() => Ok(self.command),
+            _ => {
+                let what = "must begin with a program, an absolute path without placeholders";
+                Err(wrong_at(at, "command", what))
+            }
+        }
+    }
+}
+
+impl DwsTable {
+    pub fn dws(self, defaults: &Defaults<'_>) -> Result<Dws, Error> {
+        let at = &format!("{TABLE}.dws");
+        let kubernetes = match self.source {
+            Some(DwsKind::Kubernetes) => Some(kubernetes(at, self.own)?),
+            None => match self.own.keys().next() {
+                Some(key) => {
+                    return Err(wrong_at(
+                        at,
+                        &key.escape_debug().to_string(),
+                        "needs source = \"kubernetes\"",
+                    ));
+                }
+                None => None,
+            },
+        };
+        let object = kubernetes.as_ref().map(|settings| &settings.object);
+        if defaults.projects.is_empty() && object.is_some_and(Template::needs_project) {
+            return Err(wrong_at(at, "object", project::OPEN));
+        }
+        Ok(Dws {
+            kubernetes,
+            timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
+        })
+    }
+}
+
+fn kubernetes(at: &str, own: Map<String, Value>) -> Result<Kubernetes, Error> {
+    let kubernetes: Kubernetes = of_source(at, own)?;
+    check_object(&kubernetes.object).map_err(|e| wrong_at(at, "object", e))?;
+    if kubernetes.context.is_some() && kubernetes.kubeconfig.is_none() {
+        return Err(wrong_at(
+            at,
+            "context",
+            "is of a kubeconfig file: set the key kubeconfig too",
+        ));
+    }
+    Ok(kubernetes)
+}
+
+/// Reads the keys that a table has for its source.
+fn of_source<T: DeserializeOwned>(at: &str, own: Map<String, Value>) -> Result<T, Error> {
+    read(at, own).map_err(|mut e| {
+        if e.wrong.starts_with("unknown field") {
+            e.wrong += " with this source, or a key that does not depend on it";
+        }
+        e
+    })
+}
