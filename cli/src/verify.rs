@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::ArgGroup;
 use config::Discovery;
 use serde_json::{Value, json};
-use source::Issuer;
+use source::JwksClient;
 use source::keys::{self, KeysError, Want};
 use token::{Claims, KeySet, NumericDate, Token, Verifier, VerifyError};
 
@@ -152,12 +152,7 @@ fn discover(url: &str, args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error>
         ca_file: args.ca_file.clone(),
         refresh: Duration::ZERO,
     };
-    let (keys, note) = Issuer::published(url, &discovery, PATIENCE).map_err(Error::Discovery)?;
-    if keys.is_empty() {
-        return Err(Error::Discovery(format!(
-            "issuer {url}: it has no key that can be used"
-        )));
-    }
+    let (keys, note) = JwksClient::published(url, &discovery, PATIENCE).map_err(Error::Discovery)?;
     Ok((keys, note.into_iter().collect()))
 }
 

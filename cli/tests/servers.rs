@@ -6,6 +6,7 @@ mod login;
 
 use common::{Bench, Ran, doctor};
 use login::{Fault, JWKS, Login, METADATA, TOKEN, key};
+use serde_json::json;
 
 fn bench(login: &Login) -> Bench {
     let bench = Bench::new();
@@ -95,7 +96,21 @@ fn a_token_is_verified_with_the_keys_that_its_issuer_publishes() {
         assert!(ran.err.contains(says), "{:?} does not say {says:?}", ran.err);
     };
     let by_url = [&["--issuer", &url][..], &ca].concat();
-    cannot_tell(verify(&by_url), "it has no key that can be used");
+    cannot_tell(verify(&by_url), "it has no key that can be used: it publishes none");
+    let n = format!("{}AA", "A".repeat(342));
+    let keys: Vec<_> = (0..6)
+        .map(|i| json!({"kty": "oct", "kid": format!("secret-{i}"), "k": "AAAA"}))
+        .collect();
+    let others = vec![
+        json!({"kty": "RSA", "kid": "rs512", "alg": "RS512", "n": "AQAB", "e": "AQAB"}),
+        json!({"kty": "RSA", "kid": "padded", "n": format!("{n}=="), "e": "AQAB"}),
+        json!({"kid": "certificate", "x5c": ["MIIB"]}),
+    ];
+    let keys = [keys, others].concat();
+    login.document(JWKS, json!({"keys": keys}));
+    for kid in ["secret-0", "secret-5", "rs512", "padded", "certificate"] {
+        cannot_tell(verify(&by_url), &format!("`{kid}` ("));
+    }
     login.document(JWKS, published());
     verify(&by_url).ok();
     cannot_tell(verify(&["--issuer", &url]), "certificate");

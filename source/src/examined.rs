@@ -1,6 +1,6 @@
 //! What an operator is told of a source before a job needs it.
 
-use crate::http::Trouble;
+use crate::http::SourceError;
 
 /// What was looked at, and how it is; where something is to be done, what.
 #[derive(Debug)]
@@ -31,20 +31,20 @@ impl Examined {
         }
     }
 
-    /// What went wrong with a server.
-    pub(crate) fn trouble(server: &str, trouble: &Trouble) -> Self {
+    /// The error of a server.
+    pub(crate) fn failed(server: &str, error: &SourceError) -> Self {
         let what = match server {
-            "" => trouble.what().to_owned(),
-            server => format!("{server}: {}", trouble.what()),
+            "" => error.cause().to_owned(),
+            server => format!("{server}: {}", error.cause()),
         };
-        Self::bad(what, trouble.todo())
+        Self::bad(what, error.remedy())
     }
 
     /// The same from a result, with what is good.
-    pub(crate) fn of<T>(result: Result<T, Trouble>, server: &str, good: impl FnOnce(T) -> String) -> Self {
+    pub(crate) fn of<T>(result: Result<T, SourceError>, server: &str, good: impl FnOnce(T) -> String) -> Self {
         match result {
             Ok(value) => Self::Good(good(value)),
-            Err(trouble) => Self::trouble(server, &trouble),
+            Err(error) => Self::failed(server, &error),
         }
     }
 }

@@ -6,23 +6,23 @@
 //! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands: the
 //! buffers of hyper and rustls, which live as long as their connection.
 
-mod backoff;
+mod error;
+mod retry;
 pub(crate) mod tls;
-mod trouble;
 
 use std::{
     error::Error as StdError,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use http::{
-    Request, StatusCode, Uri,
+    Request, Response, StatusCode, Uri,
     header::{CACHE_CONTROL, HeaderMap, RETRY_AFTER},
 };
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Bytes, Incoming};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{
@@ -33,12 +33,12 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
-use tower_service::Service;
+use tower::Service;
 use zeroize::Zeroizing;
 
 pub(crate) use self::{
-    backoff::Backoff,
-    trouble::{Kind, Peer, Trouble, quote},
+    error::{Peer, Retry, SourceError, causes, quote},
+    retry::{Attempts, pauses},
 };
 
 /// What each request says who sends it.
@@ -53,8 +53,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The memory that a body is begun with, in bytes, where the server does not say how long it is.
 const FIRST_BODY: usize = 16 << 10;
 
-/// What requests are sent with.
-pub(crate) type Http = Client<HttpsConnector<Route>, Full<Bytes>>;
+/// The client that sends requests with bodies of the type `B`.
+pub(crate) type Http<B = Full<Bytes>> = Client<HttpsConnector<Route>, B>;
 
 /// How a server is reached.
 pub(crate) struct Way {
@@ -70,7 +70,11 @@ pub(crate) struct Way {
 }
 
 /// Makes a client, which connects to nobody yet.
-pub(crate) fn client(way: Way) -> Http {
+pub(crate) fn client<B>(way: Way) -> Http<B>
+where
+    B: Body + Send,
+    B::Data: Send,
+{
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -136,15 +140,54 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The time to wait before another try (RFC 9110, section 10.2.3): seconds, or a date.
+    /// Reads the answer, whose body may have `max_body` bytes.
+    pub async fn read<B>(response: Response<B>, max_body: usize, peer: &Peer) -> Result<Self, SourceError>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = response.into_parts();
+        Ok(Self {
+            status: head.status,
+            headers: head.headers,
+            body: collect(body, max_body, peer).await?,
+        })
+    }
+
+    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock counts
+    /// are the most that it does.
     pub fn retry_after(&self) -> Option<Duration> {
         let text = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-        if let Ok(seconds) = text.parse() {
-            return Some(Duration::from_secs(seconds));
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
-        let date = jiff::fmt::rfc2822::parse(text).ok()?;
-        let date = SystemTime::from(date.timestamp());
+        let date = httpdate::parse_http_date(text).ok()?;
         Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+
+    /// The status, and the pause that the server requests, as it wrote it.
+    pub fn status_text(&self) -> String {
+        let code = self.status.as_u16();
+        match self.headers.get(RETRY_AFTER) {
+            Some(value) => {
+                let text = String::from_utf8_lossy(value.as_bytes());
+                format!("{code}, Retry-After: {}", quote(&text, &[]))
+            }
+            None => code.to_string(),
+        }
+    }
+
+    /// Whether another attempt can succeed, whoever sent this answer.
+    pub fn retry(&self) -> Retry {
+        let is_transient = matches!(
+            self.status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        ) || self.status.is_server_error();
+        if is_transient {
+            Retry::Backoff(self.retry_after())
+        } else {
+            Retry::Never
+        }
     }
 
     /// For how long it may be used (RFC 9111, section 5.2.2.1).
@@ -160,14 +203,6 @@ impl Answer {
         });
         ages.next().map(Duration::from_secs)
     }
-
-    /// Whether another try may end in another way, whoever answered it.
-    pub fn is_passing(&self) -> bool {
-        matches!(
-            self.status,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
-        ) || self.status.is_server_error()
-    }
 }
 
 /// Sends a request, and collects the answer, whose body may have `max_body` bytes.
@@ -176,14 +211,10 @@ pub(crate) async fn exchange(
     request: Request<Full<Bytes>>,
     max_body: usize,
     peer: &Peer,
-) -> Result<Answer, Trouble> {
-    let response = http.request(request).await.map_err(|e| Trouble::of_request(&e, peer))?;
-    let (head, body) = response.into_parts();
-    Ok(Answer {
-        status: head.status,
-        headers: head.headers,
-        body: collect(body, max_body, peer).await?,
-    })
+) -> Result<Answer, SourceError> {
+    let response = http.request(request).await;
+    let response = response.map_err(|e| SourceError::of_request(&e, peer))?;
+    Answer::read(response, max_body, peer).await
 }
 
 /// What is sent, in memory that is zeroized.
@@ -191,27 +222,34 @@ pub(crate) fn body(bytes: Zeroizing<Vec<u8>>) -> Full<Bytes> {
     Full::new(Bytes::from_owner(bytes))
 }
 
-async fn collect(mut body: Incoming, max: usize, peer: &Peer) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let too_long = || {
-        Trouble::permanent(
-            peer.unwell,
-            format_args!("it answered with more than {max} bytes"),
-            format_args!("see that {} is the one of {}", peer.address, peer.server),
-        )
-    };
-    let known = body.size_hint().upper().map(usize::try_from);
-    let known = known.transpose().map_err(|_| too_long())?;
-    if known.is_some_and(|len| len > max) {
-        return Err(too_long());
-    }
-    let mut all = Zeroizing::new(Vec::with_capacity(known.unwrap_or(FIRST_BODY.min(max))));
+/// A body of at most `max` bytes. One that is declared longer fails at once.
+pub(crate) fn bounded<B: Body>(body: B, max: usize) -> Limited<B> {
+    let is_longer = body.size_hint().lower() > max as u64;
+    Limited::new(body, if is_longer { 0 } else { max })
+}
+
+async fn collect<B>(body: B, max: usize, peer: &Peer) -> Result<Zeroizing<Vec<u8>>, SourceError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let mut body = pin!(bounded(body, max));
+    let known = body.size_hint().exact().and_then(|len| usize::try_from(len).ok());
+    let mut all = Zeroizing::new(Vec::with_capacity(known.unwrap_or(FIRST_BODY).min(max)));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Trouble::of_request(&e, peer))?;
-        let Some(data) = frame.data_ref() else { continue };
-        if all.len() + data.len() > max {
-            return Err(too_long());
+        let frame = frame.map_err(|e| {
+            if causes(&*e).any(|cause| cause.is::<LengthLimitError>()) {
+                return SourceError::permanent(
+                    peer.unwell,
+                    format_args!("it answered with more than {max} bytes"),
+                    format_args!("see that {} is the one of {}", peer.address, peer.server),
+                );
+            }
+            SourceError::of_request(&*e, peer)
+        })?;
+        if let Some(data) = frame.data_ref() {
+            append(&mut all, data);
         }
-        append(&mut all, data);
     }
     Ok(all)
 }
@@ -244,7 +282,8 @@ mod tests {
         assert_eq!(after("120"), Some(Duration::from_secs(120)));
         assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
         assert!(after("Sat, 06 Nov 2094 08:49:37 GMT").unwrap() > Duration::from_secs(86400));
-        for bad in ["soon", "-1", "", "1.5"] {
+        assert_eq!(after("18446744073709551616"), Some(Duration::from_secs(u64::MAX)));
+        for bad in ["soon", "-1", "", "1.5", "+1"] {
             assert_eq!(after(bad), None, "{bad}");
         }
     }

@@ -5,47 +5,38 @@
 //! are read here as they are by the service of flux-coral2 (`coral2_dws.py`), when the Workflow has completed its state
 //! PreRun.
 //!
-//! What may pass is tried again until the rule's timeout: [`trouble`] says what that is. [`connection`] is how the server
+//! Retryable errors are retried with backoff until the rule's timeout. [`connection`] is how the server
 //! is reached, [`access`] and [`exec`] as whom, [`request`] what is said, and [`objects`] what is read of it.
 
 mod access;
 mod connection;
+mod error;
 mod examine;
 mod exec;
 mod objects;
 mod request;
-mod trouble;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use config::Values;
 use seal::Variables;
-use tokio::time::{Instant, sleep, timeout};
 
 pub use self::examine::{examine, exec_program};
 use self::{
     connection::{Cluster, Connection},
+    error::{API_SERVER, NOT_READY, Retry, SourceError},
     objects::{GROUP, SecretName},
     request::Target,
-    trouble::{Kind, NOT_READY, Trouble, UNREACHABLE},
 };
-use crate::{Error, Fetched, Source, http::Backoff, seconds};
-
-/// Pauses between tries: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How long a Workflow may be missing: it is created long before its job starts, but a server may answer from a cache that
-/// does not have it yet. What is missing for longer was not created, or is looked for in the wrong place.
-const MISSING: Duration = Duration::from_secs(5);
-
-/// How long one request may take: a quarter of all the time, so that another server may be found behind the same address,
-/// within these limits.
-const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+use crate::{Error, Fetched, Source, http::Attempts};
 
 pub(crate) struct Kubernetes {
     settings: config::Kubernetes,
@@ -76,16 +67,15 @@ impl Source for Kubernetes {
             of: self,
             object,
             uid: job.uid,
-            until: Instant::now() + self.timeout,
-            progress: Mutex::default(),
+            attempts: Attempts::new(&API_SERVER, self.timeout),
+            renewed: AtomicBool::new(false),
+            server: OnceLock::new(),
             notes: Mutex::default(),
         };
-        let result = match timeout(self.timeout, fetch.tries()).await {
-            Ok(result) => result,
-            Err(_) => Err(fetch.out_of_time()),
-        };
+        let place = || fetch.place();
+        let attempts = fetch.attempts.run(|| fetch.attempt(), place);
         Fetched {
-            result,
+            result: fetch.attempts.within(attempts, place).await,
             notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
             warnings: Vec::new(),
         }
@@ -109,95 +99,57 @@ impl Kubernetes {
     }
 }
 
-/// What is fetched for one job.
+/// The fetch for one job.
 struct Fetch<'a> {
     of: &'a Kubernetes,
     object: String,
     uid: u32,
-    until: Instant,
-    progress: Mutex<Progress>,
+    attempts: Attempts,
+    /// Whether the server refused the credential once, so that a new one was taken.
+    renewed: AtomicBool,
+    /// The address of the server, once it is known.
+    server: OnceLock<String>,
     notes: Mutex<Vec<String>>,
 }
 
-/// How far it has come, for who is told when the time is over.
-#[derive(Default)]
-struct Progress {
-    doing: &'static str,
-    server: Option<String>,
-    last: Option<Trouble>,
-}
-
 impl Fetch<'_> {
-    /// Tries until it works, or what is wrong will not pass.
-    async fn tries(&self) -> Result<Variables, Error> {
-        let mut backoff = Backoff::new(PAUSES);
-        let mut renewed = false;
-        let mut missing = None;
-        loop {
-            let connection = self.connection().await;
-            let tried = match &connection {
-                Ok(connection) => self.variables(connection).await,
-                Err(trouble) => Err(trouble.clone()),
-            };
-            let trouble = match tried {
-                Ok(variables) => return Ok(variables),
-                Err(trouble) => trouble,
-            };
-            let after = match (trouble.kind, connection) {
-                (Kind::Permanent, _) => return Err(trouble.ends(&self.place())),
-                (Kind::Passing(after), _) => after,
-                (Kind::Missing, _) => {
-                    let patience = MISSING.min(self.of.timeout / 2);
-                    let until = *missing.get_or_insert_with(|| Instant::now() + patience);
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(trouble.ends(&self.place()));
-                    }
-                    // The last try is at the end of it.
-                    backoff.limit(left);
-                    None
-                }
-                (Kind::Refused, Ok(connection)) if !renewed => {
-                    renewed = true;
-                    self.of.cluster.renew(&connection).await;
-                    self.remember(trouble);
-                    continue;
-                }
-                (Kind::Refused, _) => return Err(trouble.ends(&self.place())),
-            };
-            if after.is_some_and(|after| Instant::now() + after >= self.until) {
-                return Err(trouble.too_late(&self.place(), after.unwrap_or_default(), self.of.timeout));
+    async fn attempt(&self) -> Result<Variables, SourceError> {
+        let connection = self.connection().await?;
+        match self.variables(&connection).await {
+            Err(error) if error.retry == Retry::NewClient && !self.renewed.swap(true, Ordering::Relaxed) => {
+                self.attempts.failed(&error);
+                self.of.cluster.renew(&connection).await;
+                self.variables(&*self.connection().await?).await
             }
-            self.remember(trouble);
-            sleep(backoff.pause(after)).await;
+            result => result,
         }
     }
 
-    async fn connection(&self) -> Result<Arc<Connection>, Trouble> {
-        self.enter("the credential for the API server was waited for");
-        // An exec command is to have been killed, and its trouble told, before the time is over.
-        let limit = self.until.saturating_duration_since(Instant::now()) * 3 / 4;
+    async fn connection(&self) -> Result<Arc<Connection>, SourceError> {
+        self.attempts.enter("the credential for the API server was waited for");
+        // An exec command is to have been killed, and its error told, before the deadline.
+        let limit = self.attempts.left() * 3 / 4;
         let connection = self.of.cluster.connection(limit, &self.notes).await?;
-        self.progress().server = Some(connection.base.clone());
+        self.server.get_or_init(|| connection.base.clone());
         Ok(connection)
     }
 
-    async fn variables(&self, connection: &Connection) -> Result<Variables, Trouble> {
+    async fn variables(&self, connection: &Connection) -> Result<Variables, SourceError> {
         let (mut variables, secret) = self.workflow(connection).await?;
         let Some(secret) = secret else { return Ok(variables) };
         let target = secret_target(&secret);
-        self.enter("the Secret with its token was asked for");
-        let body = self.get(connection, &target).await.map_err(|mut trouble| {
+        self.attempts.enter("the Secret with its token was asked for");
+        let body = self.get(connection, &target).await.map_err(|mut error| {
             // The Workflow names it, so it is about to be there.
-            if trouble.kind == Kind::Missing {
-                trouble.kind = Kind::Passing(None);
+            if error.retry == Retry::NotFound {
+                error.retry = Retry::Backoff(None);
             }
-            trouble
+            error
         })?;
         let token = objects::token(&body, &self.of.variable, &target.name)?;
         variables.insert(&self.of.variable, token).map_err(|e| {
-            Trouble::permanent(
-                trouble::UNUSABLE,
+            SourceError::permanent(
+                error::UNUSABLE,
                 format_args!("the {}: {e}", target.name),
                 "see what creates it (kubectl describe secret)",
             )
@@ -205,27 +157,27 @@ impl Fetch<'_> {
         Ok(variables)
     }
 
-    async fn workflow(&self, connection: &Connection) -> Result<(Variables, Option<SecretName>), Trouble> {
+    async fn workflow(&self, connection: &Connection) -> Result<(Variables, Option<SecretName>), SourceError> {
         let version = self.version(connection).await?;
         let target = workflow_target(&version, &self.of.settings.namespace, &self.object);
-        self.enter("the Workflow was asked for");
+        self.attempts.enter("the Workflow was asked for");
         let body = match self.get(connection, &target).await {
             Ok(body) => body,
-            Err(trouble) => {
+            Err(error) => {
                 // It may not be served under this version any more.
-                if trouble.kind == Kind::Missing {
+                if error.retry == Retry::NotFound {
                     let mut known = self.of.cluster.version.lock().await;
                     known.take_if(|known| **known == *version);
                 }
-                return Err(trouble);
+                return Err(error);
             }
         };
         objects::workflow(&body, self.uid)
     }
 
     /// The version of the API group, which one delivery asks for while the others wait.
-    async fn version(&self, connection: &Connection) -> Result<Arc<str>, Trouble> {
-        self.enter("the versions of Workflows were asked for");
+    async fn version(&self, connection: &Connection) -> Result<Arc<str>, SourceError> {
+        self.attempts.enter("the versions of Workflows were asked for");
         let mut known = self.of.cluster.version.lock().await;
         if let Some(version) = &*known {
             return Ok(version.clone());
@@ -236,47 +188,18 @@ impl Fetch<'_> {
         Ok(version)
     }
 
-    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, Trouble> {
-        let limit = (self.of.timeout / 4).clamp(REQUEST.0, REQUEST.1);
+    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, SourceError> {
+        let limit = self.attempts.request_limit();
         connection.get(&self.of.cluster.permits, target, limit).await
-    }
-
-    fn out_of_time(&self) -> Error {
-        let limit = seconds(self.of.timeout);
-        let progress = self.progress();
-        let (doing, last) = (progress.doing, progress.last.clone());
-        drop(progress);
-        match last {
-            Some(trouble) => trouble.out_of_time(&self.place(), self.of.timeout),
-            None => {
-                let detail = format!(
-                    "{}: not within {limit}, when {doing}: see that the API server is well, or set a longer timeout",
-                    self.place()
-                );
-                Error::new(UNREACHABLE, detail)
-            }
-        }
     }
 
     /// What is fetched, and from where.
     fn place(&self) -> String {
         let (namespace, object) = (&self.of.settings.namespace, &self.object);
-        match &self.progress().server {
+        match self.server.get() {
             Some(server) => format!("Workflow {namespace}/{object} at {server}"),
             None => format!("Workflow {namespace}/{object}"),
         }
-    }
-
-    fn enter(&self, doing: &'static str) {
-        self.progress().doing = doing;
-    }
-
-    fn remember(&self, trouble: Trouble) {
-        self.progress().last = Some(trouble);
-    }
-
-    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -310,12 +233,12 @@ fn secret_target(secret: &SecretName) -> Target {
 }
 
 /// Where the group itself is not there, no Workflow is either, and somebody else is to blame.
-fn no_group(trouble: Trouble) -> Trouble {
-    if trouble.kind != Kind::Missing {
-        return trouble;
+fn no_group(error: SourceError) -> SourceError {
+    if error.retry != Retry::NotFound {
+        return error;
     }
-    Trouble::new(
-        Kind::Missing,
+    SourceError::new(
+        Retry::NotFound,
         NOT_READY,
         format_args!("it does not serve the API group {GROUP}"),
         "see that DWS is installed there, and that the context in the kubeconfig file is the one of the rabbits",

@@ -3,16 +3,18 @@
 //! A [`Source`] is asked for the variables of one job. It never blocks the thread that asks: what may block runs on
 //! threads of the tokio runtime, and every wait ends at the rule's timeout.
 
+#![forbid(unsafe_code)]
+
 mod command;
 mod error;
 mod examined;
 mod file;
 mod http;
 mod identity;
-mod issuer;
-mod issuers;
+mod jwks;
 pub mod keys;
 mod kubernetes;
+mod minted;
 mod oauth2;
 mod paths;
 mod remote;
@@ -34,7 +36,7 @@ use seal::Variables;
 pub use error::Error;
 pub use examined::Examined;
 pub use identity::{Claimed, claimed, read_identity};
-pub use issuers::Issuer;
+pub use jwks::JwksClient;
 pub use kubernetes::{examine, exec_program};
 pub use oauth2::examine_oauth2;
 pub use paths::expand;
@@ -111,7 +113,7 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, Stri
             helpers: helpers.to_vec(),
         }),
         config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
-        config::Source::Issuer(settings) => Box::new(issuer::Issuer::new(settings, variable, timeout)?),
+        config::Source::Issuer(settings) => Box::new(minted::Minted::new(settings, variable, timeout)?),
         config::Source::OAuth2(settings) => Box::new(oauth2::OAuth2::new(settings, variable, timeout)),
     })
 }
@@ -156,6 +158,9 @@ async fn blocking(failed: &str, timeout: Duration, work: impl FnOnce() -> Fetche
 fn seconds(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())
+    } else if duration.subsec_nanos() == 0 {
+        // As it is: a floating-point number would round what a server requested.
+        format!("{} s", duration.as_secs())
     } else {
         format!("{} s", duration.as_secs_f64())
     }

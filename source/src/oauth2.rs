@@ -12,14 +12,17 @@ use std::{
     future::Future,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use config::{AuthorizationServer, Grant, Values};
 use seal::{ExposeSecret, Secret, Variables};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use self::{
@@ -29,20 +32,13 @@ use self::{
 };
 use crate::{
     Error, Examined, Fetched, Source,
-    http::{Backoff, Kind, Peer, Trouble},
+    http::{Attempts, Peer, Retry, SourceError},
     max_value,
     remote::{Metadata, Remote, await_here, blocking},
     seconds,
     trust::{self, Refusal},
     variable,
 };
-
-/// Pauses between tries: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How long one request may take: a quarter of all the time, so that another server may be found behind the same address,
-/// within these limits.
-const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// How long the reading of the token that is exchanged may take.
 const SUBJECT: Duration = Duration::from_secs(10);
@@ -101,16 +97,12 @@ impl Source for OAuth2 {
     async fn fetch(&self, job: &Values) -> Fetched {
         let fetch = Fetch {
             of: self,
-            until: Instant::now() + self.timeout,
-            progress: Mutex::default(),
+            attempts: Attempts::new(&SERVER, self.timeout),
+            moved: AtomicBool::new(false),
             warnings: Mutex::default(),
         };
-        let result = match timeout(self.timeout, fetch.variables(job)).await {
-            Ok(result) => result,
-            Err(_) => Err(fetch.out_of_time()),
-        };
         Fetched {
-            result,
+            result: fetch.attempts.within(fetch.variables(job), || fetch.place()).await,
             notes: Vec::new(),
             warnings: fetch.warnings.into_inner().unwrap_or_else(PoisonError::into_inner),
         }
@@ -124,7 +116,7 @@ impl Source for OAuth2 {
 
 impl OAuth2 {
     /// Where tokens are asked for, and whom for a JWT by which the client authenticates is.
-    async fn endpoint(&self, limit: Duration) -> Result<(String, String), Trouble> {
+    async fn endpoint(&self, limit: Duration) -> Result<(String, String), SourceError> {
         let issuer = match &self.settings.server {
             AuthorizationServer::TokenEndpoint(url) => return Ok((url.clone(), url.clone())),
             AuthorizationServer::Issuer(issuer) => issuer,
@@ -140,7 +132,7 @@ impl OAuth2 {
             }
         };
         let endpoint = metadata.token_endpoint.clone().ok_or_else(|| {
-            Trouble::permanent(
+            SourceError::permanent(
                 SERVER.unwell,
                 format_args!("{}: its metadata name no token_endpoint", metadata.at),
                 "give the key token-endpoint in place of issuer, if it has one",
@@ -150,7 +142,7 @@ impl OAuth2 {
     }
 
     /// Asks for a token once.
-    async fn ask(&self, subject: Option<&Subject>, limit: Duration) -> Result<Given, Trouble> {
+    async fn ask(&self, subject: Option<&Subject>, limit: Duration) -> Result<Given, SourceError> {
         let (endpoint, audience) = self.endpoint(limit).await?;
         let how = self.settings.authentication.clone();
         // It is read each time, since it may have been changed, and it is not kept.
@@ -169,26 +161,23 @@ impl OAuth2 {
             .await;
         let given =
             answered.and_then(|answer| answer::read(&self.remote, &answer, &request.secrets, subject.is_some()));
-        if given.as_ref().is_err_and(|trouble| trouble.kind == Kind::Missing) {
-            // It may have moved.
-            *self.metadata.lock().await = None;
-        }
-        given.map_err(|trouble| trouble.at(&endpoint))
+        given.map_err(|error| error.at(&endpoint))
     }
 }
 
-/// What is fetched for one job.
+/// The fetch for one job.
 struct Fetch<'a> {
     of: &'a OAuth2,
-    until: Instant,
-    progress: Mutex<Option<Trouble>>,
+    attempts: Attempts,
+    /// Whether the token endpoint was missing once, and may have moved.
+    moved: AtomicBool,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Fetch<'_> {
     async fn variables(&self, job: &Values) -> Result<Variables, Error> {
         let token = match &self.of.settings.grant {
-            Grant::ClientCredentials { share: false } => self.tries(None).await?.token,
+            Grant::ClientCredentials { share: false } => self.token(None).await?.token,
             Grant::ClientCredentials { share: true } => self.shared().await?,
             Grant::TokenExchange {
                 subject_token,
@@ -196,7 +185,7 @@ impl Fetch<'_> {
             } => {
                 let token = subject(subject_token, job).await?;
                 let kind = subject_token_type.clone();
-                self.tries(Some(Subject { token, kind })).await?.token
+                self.token(Some(Subject { token, kind })).await?.token
             }
         };
         let bytes = Zeroizing::new(token.expose_secret().as_bytes().to_vec());
@@ -215,7 +204,7 @@ impl Fetch<'_> {
         }
         *shared = None;
         let began = Instant::now();
-        let given = self.tries(None).await?;
+        let given = self.token(None).await?;
         // Where it is not said how long it is good, each job has its own.
         if let Some(lifetime) = given.lifetime
             && let Some(until) = began.checked_add(lifetime / 2)
@@ -228,32 +217,24 @@ impl Fetch<'_> {
         Ok(given.token)
     }
 
-    /// Tries until it works, or what is wrong will not pass.
-    async fn tries(&self, subject: Option<Subject>) -> Result<Given, Error> {
-        let limit = (self.of.timeout / 4).clamp(REQUEST.0, REQUEST.1);
-        let mut backoff = Backoff::new(PAUSES);
-        let mut moved = false;
-        loop {
-            let trouble = match self.of.ask(subject.as_ref(), limit).await {
-                Ok(given) => {
-                    self.warn_of_scope(&given);
-                    return Ok(given);
-                }
-                Err(trouble) => trouble,
-            };
-            let pause = match trouble.kind {
-                Kind::Passing(after) => {
-                    if after.is_some_and(|after| Instant::now() + after >= self.until) {
-                        return Err(trouble.too_late(&self.place(), after.unwrap_or_default(), self.of.timeout));
-                    }
-                    backoff.pause(after)
-                }
-                Kind::Missing if !std::mem::replace(&mut moved, true) => backoff.pause(None),
-                _ => return Err(trouble.ends(&self.place())),
-            };
-            *self.progress() = Some(trouble);
-            sleep(pause).await;
+    async fn token(&self, subject: Option<Subject>) -> Result<Given, Error> {
+        let subject = subject.as_ref();
+        let given = self.attempts.run(|| self.attempt(subject), || self.place()).await?;
+        self.warn_of_scope(&given);
+        Ok(given)
+    }
+
+    async fn attempt(&self, subject: Option<&Subject>) -> Result<Given, SourceError> {
+        let mut given = self.of.ask(subject, self.attempts.request_limit()).await;
+        if let Err(error) = &mut given
+            && error.retry == Retry::NotFound
+        {
+            // Its metadata, which are asked for again, may name another endpoint.
+            *self.of.metadata.lock().await = None;
+            let moved = self.moved.swap(true, Ordering::Relaxed);
+            error.retry = if moved { Retry::Never } else { Retry::Backoff(None) };
         }
+        given
     }
 
     /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
@@ -272,21 +253,6 @@ impl Fetch<'_> {
         }
     }
 
-    fn out_of_time(&self) -> Error {
-        let limit = seconds(self.of.timeout);
-        let last = self.progress().clone();
-        match last {
-            Some(trouble) => trouble.out_of_time(&self.place(), self.of.timeout),
-            None => {
-                let detail = format!(
-                    "{}: not within {limit}: see that the server is well, or set a longer timeout",
-                    self.place()
-                );
-                Error::new(SERVER.unreachable, detail)
-            }
-        }
-    }
-
     /// What is asked, and where.
     fn place(&self) -> String {
         let settings = &self.of.settings;
@@ -294,10 +260,6 @@ impl Fetch<'_> {
             AuthorizationServer::Issuer(url) | AuthorizationServer::TokenEndpoint(url) => url,
         };
         format!("client {} at {server}", settings.client_id.escape_debug())
-    }
-
-    fn progress(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -358,7 +320,7 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
             let metadata = within(limit, remote.discover(issuer, limit));
             match metadata {
                 Ok(metadata) => examine_metadata(settings, issuer, &metadata, &mut found),
-                Err(trouble) => found.push(Examined::trouble(issuer, &trouble)),
+                Err(error) => found.push(Examined::failed(issuer, &error)),
             }
         }
         AuthorizationServer::TokenEndpoint(url) => {
@@ -401,7 +363,7 @@ fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata
     }
 }
 
-fn within<T>(limit: Duration, future: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+fn within<T>(limit: Duration, future: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
     let done = await_here(async { timeout(limit, future).await });
     let done = done.map_err(|_| {
         SERVER.wrong_credential(

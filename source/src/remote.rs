@@ -11,14 +11,14 @@ use std::{
 
 use ::http::{
     HeaderValue, Method, Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, USER_AGENT},
 };
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 pub(crate) use self::discovery::Metadata;
 use crate::{
-    http::{self, Answer, Http, Kind, Peer, Trouble, Way, tls},
+    http::{self, Answer, Http, Peer, SourceError, Way, quote, tls},
     stamp::Stamp,
     trust,
 };
@@ -28,6 +28,10 @@ const MAX_CA_FILE: usize = 4 << 20;
 
 /// How many connections are kept while nobody uses them.
 const MAX_IDLE: usize = 16;
+
+/// The types of answers: JSON, and that of a JWKS (RFC 7517 section 8.5), since some servers produce no other. A server that
+/// produces neither may still have what is needed.
+const ACCEPTED: &str = "application/json, application/jwk-set+json, */*;q=0.1";
 
 /// How a server is reached. Nothing is read, and nobody is asked, before the first request.
 pub(crate) struct Remote {
@@ -61,7 +65,7 @@ impl Remote {
     }
 
     /// Reads what is there, in JSON.
-    pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<Answer, Trouble> {
+    pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<Answer, SourceError> {
         self.ask(Method::GET, url, None, None, max_body, limit).await
     }
 
@@ -73,7 +77,7 @@ impl Remote {
         form: Zeroizing<Vec<u8>>,
         max_body: usize,
         limit: Duration,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, SourceError> {
         self.ask(Method::POST, url, authorization, Some(form), max_body, limit)
             .await
     }
@@ -86,11 +90,11 @@ impl Remote {
         form: Option<Zeroizing<Vec<u8>>>,
         max_body: usize,
         limit: Duration,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, SourceError> {
         let mut request = Request::builder()
             .method(method)
             .uri(url)
-            .header(ACCEPT, "application/json")
+            .header(ACCEPT, ACCEPTED)
             .header(USER_AGENT, http::USER_AGENT);
         if form.is_some() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
@@ -99,7 +103,7 @@ impl Remote {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(http::body(form.unwrap_or_default())).map_err(|_| {
-            Trouble::permanent(
+            SourceError::permanent(
                 self.peer.unreachable,
                 "its address is not valid",
                 format_args!("correct {}", self.peer.address),
@@ -115,7 +119,7 @@ impl Remote {
     }
 
     /// What requests are sent with; another one when the file of certificates has changed.
-    async fn client(&self) -> Result<Http, Trouble> {
+    async fn client(&self) -> Result<Http, SourceError> {
         let known = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(client) = known {
             let Some(file) = client.file else {
@@ -131,34 +135,26 @@ impl Remote {
         Ok(client.http)
     }
 
-    /// What a server says that gives no answer of use.
-    pub fn unusable(&self, answer: &Answer) -> Trouble {
-        let kind = if answer.is_passing() {
-            Kind::Passing(answer.retry_after())
-        } else {
-            Kind::Permanent
-        };
-        let todo = match answer.status {
+    /// The error of an answer that is not a success.
+    pub fn unusable(&self, answer: &Answer) -> SourceError {
+        let mut cause = format!("it answered with the status {}", answer.status_text());
+        let remedy = match answer.status {
             StatusCode::NOT_FOUND => format!("see that {} is the one of {}", self.peer.address, self.peer.server),
             status if status.is_redirection() => {
-                format!(
-                    "it sends elsewhere, which is not followed: correct {}",
-                    self.peer.address
-                )
+                if let Some(location) = answer.headers.get(LOCATION) {
+                    let location = String::from_utf8_lossy(location.as_bytes());
+                    cause = format!("{cause}, which sends to `{}`", quote(&location, &[]));
+                }
+                format!("redirects are not followed: correct {}", self.peer.address)
             }
             _ => "see the server's log".to_owned(),
         };
-        Trouble::new(
-            kind,
-            self.peer.unwell,
-            format_args!("it answered with the status {}", answer.status.as_u16()),
-            todo,
-        )
+        SourceError::new(answer.retry(), self.peer.unwell, cause, remedy)
     }
 }
 
 impl Client {
-    fn new(peer: &Peer, proxy: Option<Uri>, ca_file: Option<PathBuf>) -> Result<Self, Trouble> {
+    fn new(peer: &Peer, proxy: Option<Uri>, ca_file: Option<PathBuf>) -> Result<Self, SourceError> {
         let file = ca_file.as_deref().map(|path| Arc::new(Stamp::of(path)));
         let pem = ca_file.map(|path| {
             trust::read_public(&path, MAX_CA_FILE).map_err(|refusal| {
@@ -186,7 +182,7 @@ impl Client {
 pub(crate) async fn blocking<T: Send + 'static>(
     peer: &Peer,
     call: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Trouble> {
+) -> Result<T, SourceError> {
     // What a panic said is not repeated: it may quote anything.
     tokio::task::spawn_blocking(call)
         .await

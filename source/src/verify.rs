@@ -8,7 +8,7 @@ use std::{
 
 use token::{Claims, KeySet, Verifier, VerifyError};
 
-use crate::{Error, Issuer, keys::KeyStore};
+use crate::{Error, JwksClient, keys::KeyStore};
 
 /// The keys of one issuer, wherever they come from. Its calls may block: they are for worker threads, of the tokio runtime,
 /// where what is to be awaited is.
@@ -30,14 +30,17 @@ pub struct Looked<T> {
     pub notes: Vec<String>,
 }
 
-/// One issuer that is trusted, and what its tokens must say.
-pub struct Trusted {
+/// Verifies tokens of one issuer: its keys, and what the tokens must say.
+pub struct TokenVerifier {
     keys: Arc<dyn IssuerKeys>,
     issuer: String,
     audience: Vec<String>,
     types: Vec<String>,
     leeway: Duration,
 }
+
+/// The name that the plugin still uses.
+pub type Trusted = TokenVerifier;
 
 /// Why a token was not found good.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub enum Unverified {
     NoKeys(Error),
 }
 
-impl Trusted {
+impl TokenVerifier {
     /// The issuer of a table `trust.NAME`. Nothing is read, and nobody is asked, before the first token.
     ///
     /// # Errors
@@ -60,7 +63,7 @@ impl Trusted {
         let keys: Arc<dyn IssuerKeys> = match &trust.keys {
             config::TrustedKeys::Path(path) => KeyStore::verifying(expand("keys", path)?),
             config::TrustedKeys::Secret(path) => KeyStore::secret(expand("secret", path)?),
-            config::TrustedKeys::Discovered(discovery) => Issuer::of(&trust.issuer, discovery),
+            config::TrustedKeys::Discovered(discovery) => JwksClient::of(&trust.issuer, discovery),
         };
         Ok(Self {
             keys,

@@ -12,12 +12,12 @@ use std::{
 };
 
 use config::{Discovery, Trust, TrustedKeys};
-use login::{Authority, Fault, JWKS, Login, METADATA, Setup, key};
+use login::{Authority, FAR_AHEAD, Fault, JWKS, Login, METADATA, Setup, key};
 use seal::ExposeSecret;
 use serde_json::json;
 use source::{
-    Examined, Issuer,
-    verify::{Trusted, Unverified},
+    Examined, JwksClient,
+    verify::{TokenVerifier, Unverified},
 };
 use tempfile::TempDir;
 use token::{SigningKey, VerifyError};
@@ -52,7 +52,7 @@ impl Site {
         }
     }
 
-    fn trusted(&self) -> Arc<Trusted> {
+    fn trusted(&self) -> Arc<TokenVerifier> {
         let trust = Trust {
             name: "login".to_owned(),
             issuer: self.issuer.clone(),
@@ -61,7 +61,7 @@ impl Site {
             types: vec!["at+jwt".to_owned()],
             leeway: Duration::from_secs(60),
         };
-        Arc::new(Trusted::new(&trust).unwrap())
+        Arc::new(TokenVerifier::new(&trust).unwrap())
     }
 
     /// A token, signed with this key.
@@ -73,7 +73,7 @@ impl Site {
     }
 
     /// Verifies, as a worker thread does.
-    async fn verify(&self, trusted: &Arc<Trusted>, key: &SigningKey) -> Result<(), Unverified> {
+    async fn verify(&self, trusted: &Arc<TokenVerifier>, key: &SigningKey) -> Result<(), Unverified> {
         let (trusted, token, notes) = (trusted.clone(), self.token(key), self.notes.clone());
         tokio::task::spawn_blocking(move || {
             let (result, said) = trusted.verify(&token, SystemTime::now());
@@ -263,6 +263,51 @@ async fn a_first_try_that_fails_is_followed_by_others_while_somebody_waits() {
 }
 
 #[tokio::test]
+async fn an_issuer_that_requests_an_endless_pause_is_asked_again_when_its_keys_are_due() {
+    let (login, good, mut site) = healthy();
+    site.discovery.refresh = Duration::from_millis(100);
+    for (retry_after, _) in FAR_AHEAD {
+        let trusted = site.trusted();
+        login.fail(METADATA, 1, Fault::busy(503, retry_after));
+        site.verify(&trusted, &good).await.unwrap();
+        // The next one starts anew.
+        drop(trusted);
+        login.until(|login| login.open() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn keys_are_taken_in_the_type_that_a_server_produces() {
+    let (login, good, site) = healthy();
+    for jwks_type in ["application/jwk-set+json", "application/json", "*/*"] {
+        login.world(|world| world.jwks_type = Some(jwks_type));
+        let trusted = site.trusted();
+        site.verify(&trusted, &good).await.unwrap();
+        drop(trusted);
+        login.until(|login| login.open() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_jwks_that_is_elsewhere_is_told() {
+    let (login, good, site) = healthy();
+    let url = login.url();
+    for code in [301, 302, 303, 307, 308] {
+        let location = ("location", "https://elsewhere.example.org/keys".to_owned());
+        login.fail(JWKS, 1, Fault::Headers(code, vec![location]));
+        let says = [
+            &format!("{url}{JWKS}: it answered with the status {code}"),
+            "`https://elsewhere.example.org/keys`",
+            "redirects are not followed",
+        ];
+        let trusted = site.trusted();
+        no_keys(site.verify(&trusted, &good).await, &says);
+        drop(trusted);
+        login.until(|login| login.open() == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn without_keys_it_is_told_why() {
     let good = key();
     let login = Login::start();
@@ -368,7 +413,7 @@ fn a_runtime_that_ends_takes_nobody_with_it() {
 #[test]
 fn the_operator_is_told_what_is_good_and_what_is_not() {
     let (login, _, site) = healthy();
-    let look = || Issuer::examine(&site.issuer, &site.discovery, Duration::from_secs(20));
+    let look = || JwksClient::examine(&site.issuer, &site.discovery, Duration::from_secs(20));
     let said = format!("{:?}", look());
     assert!(said.contains("Good") && said.contains("1 usable key(s)"), "{said}");
     login.publish(&[]);

@@ -16,7 +16,7 @@ use std::{
 use seal::ExposeSecret;
 use source::{
     keys::{self, KeyStore, Keys, Want},
-    verify::{Trusted, Unverified},
+    verify::{TokenVerifier, Unverified},
 };
 use tempfile::TempDir;
 use token::{Algorithm, ClaimsToIssue, Grant, SigningKey, VerifyError};
@@ -41,7 +41,7 @@ impl Site {
         KeyStore::signing(self.keys.clone())
     }
 
-    fn trusted(&self) -> Trusted {
+    fn trusted(&self) -> TokenVerifier {
         trusted(config::TrustedKeys::Path(path(&self.keys)))
     }
 
@@ -68,8 +68,8 @@ fn path(path: &Path) -> config::KeyPath {
     config::KeyPath::parse(path.to_str().unwrap()).unwrap()
 }
 
-fn trusted(keys: config::TrustedKeys) -> Trusted {
-    Trusted::new(&config::Trust {
+fn trusted(keys: config::TrustedKeys) -> TokenVerifier {
+    TokenVerifier::new(&config::Trust {
         name: "site".to_owned(),
         issuer: "https://hpc.example.org".to_owned(),
         keys,
@@ -97,7 +97,7 @@ fn signed(store: &KeyStore) -> String {
 }
 
 #[track_caller]
-fn accepts(trusted: &Trusted, token: &str) {
+fn accepts(trusted: &TokenVerifier, token: &str) {
     let (result, _) = trusted.verify(token, SystemTime::now());
     result.unwrap_or_else(|e| panic!("refused: {e:?}"));
 }

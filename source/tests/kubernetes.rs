@@ -7,7 +7,7 @@ mod api;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
-use api::{Api, Authority, Fault, Setup};
+use api::{Api, Authority, FAR_AHEAD, Fault, NO_PAUSE, Setup};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{Template, Values};
 use seal::ExposeSecret;
@@ -335,6 +335,34 @@ async fn a_server_that_asks_for_more_time_than_there_is_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn no_pause_that_a_server_requests_is_too_long_or_too_strange_to_be_told() {
+    let (api, site) = healthy();
+    for (retry_after, says) in FAR_AHEAD {
+        for (part, code) in [(WORKFLOWS, 429), (SECRETS, 503)] {
+            api.fail(part, 1, Fault::busy(code, retry_after));
+            let before = api.asked(part).len();
+            let fetched = site.fetch().await;
+            fetched.failed(&[&code.to_string(), says, "not tried again", "timeout of 20 s"]);
+            assert_eq!(api.asked(part).len(), before + 1, "{retry_after}");
+        }
+    }
+    for retry_after in NO_PAUSE {
+        api.fail(WORKFLOWS, 2, Fault::busy(429, retry_after));
+        site.fetch().await.has_token(TOKEN);
+    }
+    api.fail(WORKFLOWS, 1000, Fault::busy(429, "soon"));
+    let fetched = site.fetch_within(Duration::from_millis(500)).await;
+    fetched.failed(&["429, Retry-After: soon", "not within 500 ms"]);
+}
+
+#[tokio::test]
+async fn a_timeout_beyond_all_clocks_is_no_fault() {
+    let (api, site) = healthy();
+    api.fail(WORKFLOWS, 1, Fault::Status(503, None));
+    site.fetch_within(Duration::MAX).await.has_token(TOKEN);
+}
+
+#[tokio::test]
 async fn a_request_that_hangs_is_given_up_for_another() {
     let (api, site) = healthy();
     api.fail(WORKFLOWS, 1, Fault::Hang);
@@ -495,6 +523,20 @@ async fn who_gives_up_takes_the_request_back() {
     task.abort();
     api.until(|api| api.open() == 0).await;
     assert_eq!(api.asked("").len(), 2);
+}
+
+#[test]
+fn a_runtime_that_ends_takes_nobody_with_it() {
+    let (_api, site) = healthy();
+    let source = site.source(PATIENCE);
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(fetch(&*source, JOB)).has_token(TOKEN);
+        runtime.block_on(fetch(&*source, JOB)).has_token(TOKEN);
+    }
 }
 
 // What does not pass.
@@ -1052,6 +1094,45 @@ async fn a_command_that_gives_no_credential_is_told() {
 }
 
 #[tokio::test]
+async fn a_command_that_others_can_change_is_not_run() {
+    let (api, site) = healthy();
+    site.write("credential", 0o600, &credential("v1", &json!({"token": BEARER})));
+    let mut user = exec(&site, "cat credential");
+    let script = format!(
+        "#!/bin/sh\necho run >>{0}/runs\ncat {0}/credential\n",
+        site.path("").display()
+    );
+    user["exec"]["command"] = json!("./program");
+    let mode = |name: &str, mode: u32| fs::set_permissions(site.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    for bad in [0o777, 0o757, 0o775] {
+        site.write("program", bad, &script);
+        site.configure(&api, user.clone());
+        let says = format!("mode {bad:04o} lets others write to it");
+        site.fetch().await.failed(&["program was refused", &says]);
+    }
+    assert_eq!(runs(&site), 0);
+    // It is checked again at each use.
+    mode("program", 0o755);
+    let source = site.source(PATIENCE);
+    fetch(&*source, JOB).await.has_token(TOKEN);
+    assert_eq!(runs(&site), 1);
+    mode("program", 0o777);
+    api.accept("canary-bearer-2");
+    fetch(&*source, JOB).await.failed(&["lets others write to it"]);
+    // Its failure is remembered for a second.
+    drop(source);
+    // A directory on the way.
+    fs::create_dir(site.path("open")).unwrap();
+    site.write("program", 0o755, &script);
+    fs::rename(site.path("program"), site.path("open/program")).unwrap();
+    mode("open", 0o777);
+    user["exec"]["command"] = json!("./open/program");
+    site.configure(&api, user);
+    site.fetch().await.failed(&["others can write to the directory"]);
+    assert_eq!(runs(&site), 1);
+}
+
+#[tokio::test]
 async fn who_gives_up_has_the_command_killed() {
     let (api, site) = healthy();
     nix::unistd::mkfifo(&site.path("started"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -1239,6 +1320,40 @@ async fn what_is_no_kubeconfig_file_is_told_without_quoting_it() {
     fetch(&*source, JOB)
         .await
         .failed(&["no context `elsewhere`", "set the key context"]);
+}
+
+#[tokio::test]
+async fn a_kubeconfig_file_that_can_never_work_fails_at_once_and_is_named() {
+    let (api, site) = healthy();
+    let context = "contexts: [{name: x, context: {cluster: c, user: u}}]\n";
+    let server = format!("clusters: [{{name: c, cluster: {{server: \"{}\"}}}}]\n", api.url());
+    for content in [
+        None,
+        Some(String::new()),
+        Some("kind: Config\n".to_owned()),
+        Some(format!("{context}{server}")),
+        Some(format!("current-context: \"\"\n{context}{server}")),
+        Some(format!("current-context: y\n{context}{server}")),
+        Some(format!("current-context: x\n{context}{server}")),
+        Some("{".to_owned()),
+        Some("[]".to_owned()),
+    ] {
+        let path = site.path("kubeconfig");
+        match &content {
+            Some(content) => drop(site.write("kubeconfig", 0o600, content)),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        // A day: who would wait for it would not end.
+        let fetch = site.fetch_within(Duration::from_secs(86400));
+        let fetched = tokio::time::timeout(Duration::from_secs(60), fetch).await;
+        let fetched = fetched.unwrap_or_else(|_| panic!("it is retried: {content:?}"));
+        fetched.failed(&[path.to_str().unwrap()]);
+        assert_eq!(
+            fetched.summary,
+            "the site's access to the Kubernetes API server that has its Workflow is not set up"
+        );
+    }
+    assert!(api.asked("").is_empty());
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{AuthorizationServer, ClientAuthentication, Discovery, Grant, KeyPath, OAuth2, Template, Values};
-use login::{Authority, Fault, Login, METADATA, OIDC, Setup, TOKEN, key};
+use login::{Authority, FAR_AHEAD, Fault, Login, METADATA, NO_PAUSE, OIDC, Setup, TOKEN, key};
 use seal::ExposeSecret;
 use serde_json::json;
 use source::{Examined, Source, examine_oauth2};
@@ -466,6 +466,40 @@ async fn the_server_says_when_to_ask_again_and_is_not_asked_sooner() {
 }
 
 #[tokio::test]
+async fn no_pause_that_a_server_requests_is_too_long_or_too_strange_to_be_told() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    for (retry_after, says) in FAR_AHEAD {
+        for code in [429, 503] {
+            login.fail(TOKEN, 1, Fault::busy(code, retry_after));
+            let before = login.asked(TOKEN).len();
+            failed(
+                site.fetch().await,
+                &[&code.to_string(), says, "not tried again", "timeout of 20 s"],
+            );
+            assert_eq!(login.asked(TOKEN).len(), before + 1, "{retry_after}");
+        }
+    }
+    for retry_after in NO_PAUSE {
+        login.fail(TOKEN, 2, Fault::busy(429, retry_after));
+        site.fetch().await.unwrap();
+    }
+    login.fail(TOKEN, 1000, Fault::busy(429, "soon"));
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &["429, Retry-After: soon", "not within 500 ms"],
+    );
+}
+
+#[tokio::test]
+async fn a_timeout_beyond_all_clocks_is_no_fault() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    login.fail(TOKEN, 1, Fault::Status(503, None));
+    site.fetch_within(Duration::MAX).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_answer_is_given_up_in_time() {
     let login = Login::start();
     let site = Site::new(&login);
@@ -582,6 +616,76 @@ async fn the_metadata_are_found_in_each_place_that_is_in_use() {
     }
     site.settings.server = AuthorizationServer::TokenEndpoint(format!("{}{TOKEN}", login.url()));
     site.fetch().await.unwrap();
+}
+
+#[tokio::test]
+async fn metadata_are_looked_for_in_each_place_whatever_the_others_answer() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let issuer = format!("{}/realms/hpc", login.url());
+    site.settings.server = AuthorizationServer::Issuer(issuer.clone());
+    let places = [
+        format!("{METADATA}/realms/hpc"),
+        format!("/realms/hpc{OIDC}"),
+        format!("{OIDC}/realms/hpc"),
+    ];
+    let moved = || Fault::Headers(302, vec![("location", "https://sso.example.org/login".to_owned())]);
+    let faults = || {
+        [
+            Fault::Status(500, None),
+            Fault::Status(502, None),
+            Fault::busy(429, "18446744073709551615"),
+            Fault::Status(401, None),
+            Fault::Status(403, None),
+            Fault::Status(406, None),
+            moved(),
+            Fault::HangUp,
+            Fault::CutOff("{\"issuer\": "),
+            Fault::Endless,
+            Fault::Text("<html>canary</html>".to_owned()),
+            Fault::Text(json!({"issuer": "https://evil.example.org"}).to_string()),
+        ]
+    };
+    login.metadata(&places[2], &issuer);
+    for fault in faults() {
+        for place in &places[..2] {
+            login.fail(place, 1, fault.clone());
+        }
+        let before = login.asked(&places[0]).len();
+        site.fetch().await.unwrap();
+        assert_eq!(
+            login.asked(&places[0]).len(),
+            before + 1,
+            "it was found at the first attempt"
+        );
+    }
+    // None has them: each is named, with its answer.
+    login.no_document(&places[2]);
+    let url = login.url();
+    let [first, second, third] = places.map(|place| format!("{url}{place}: "));
+    login.fail(METADATA, 1, moved());
+    failed(
+        site.fetch().await,
+        &[
+            &format!("{first}it answered with the status 302, which sends to `https://sso.example.org/login`"),
+            &format!(
+                "{}, {third}it has no metadata there (status 404)",
+                second.trim_end_matches(": ")
+            ),
+            "redirects are not followed",
+        ],
+    );
+    login.fail(METADATA, 1000, Fault::Status(500, None));
+    login.fail("/realms/hpc/", 1000, Fault::Status(403, None));
+    failed(
+        site.fetch_within(Duration::from_millis(500)).await,
+        &[
+            "not within 500 ms",
+            &format!("{first}it answered with the status 500"),
+            &format!("{second}it answered with the status 403"),
+            &format!("{third}it has no metadata there"),
+        ],
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use nix::{
 };
 use seal::ExposeSecret;
 use serde_json::{Value, json};
-use source::{Examined, Issuer, examine_oauth2, verify::Trusted};
+use source::{Examined, JwksClient, examine_oauth2, verify::TokenVerifier};
 use tempfile::TempDir;
 use token::{Algorithm, Claims, SigningKey};
 
@@ -206,7 +206,7 @@ impl Provider {
         }
     }
 
-    fn trusted(&self) -> Arc<Trusted> {
+    fn trusted(&self) -> Arc<TokenVerifier> {
         let trust = Trust {
             name: "login".to_owned(),
             issuer: self.issuer.clone(),
@@ -215,7 +215,7 @@ impl Provider {
             types: vec!["at+jwt".to_owned()],
             leeway: Duration::from_secs(60),
         };
-        Arc::new(Trusted::new(&trust).unwrap())
+        Arc::new(TokenVerifier::new(&trust).unwrap())
     }
 }
 
@@ -264,7 +264,7 @@ async fn given(settings: OAuth2) -> String {
     fetch(settings, Duration::from_secs(60)).await.unwrap()
 }
 
-async fn verify(trusted: &Arc<Trusted>, token: &str) -> Claims {
+async fn verify(trusted: &Arc<TokenVerifier>, token: &str) -> Claims {
     let (trusted, token) = (trusted.clone(), token.to_owned());
     let verified = tokio::task::spawn_blocking(move || trusted.verify(&token, SystemTime::now()).0);
     verified.await.unwrap().unwrap()
@@ -364,7 +364,11 @@ fn an_operator_is_told_that_a_real_server_is_well() {
     let provider = Provider::start(modules);
     let mut found = examine_oauth2(&provider.basic(), Duration::from_secs(60));
     found.extend(examine_oauth2(&provider.exchange(), Duration::from_secs(60)));
-    found.push(Issuer::examine(&provider.issuer, &discovery(), Duration::from_secs(60)));
+    found.push(JwksClient::examine(
+        &provider.issuer,
+        &discovery(),
+        Duration::from_secs(60),
+    ));
     assert_eq!(found.len(), 5);
     assert!(
         found.iter().all(|found| matches!(found, Examined::Good(_))),

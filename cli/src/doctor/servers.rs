@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use config::{Config, Source, TrustedKeys};
-use source::{Examined, Issuer};
+use source::{Examined, JwksClient};
 
 use super::{Finding, fail, ok, skip, warn};
 use crate::{people, within};
@@ -67,7 +67,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     let issuers: Vec<Question> = issuers
         .map(|(trust, discovery)| -> Question {
             let issuer = trust.issuer.clone();
-            let ask = move || findings("trust", vec![Issuer::examine(&issuer, &discovery, LIMIT)]);
+            let ask = move || findings("trust", vec![JwksClient::examine(&issuer, &discovery, LIMIT)]);
             (format!("trust {}", trust.name), Box::new(ask))
         })
         .collect();

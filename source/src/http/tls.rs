@@ -9,7 +9,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-use super::trouble::{Peer, Trouble};
+use super::error::{Peer, SourceError};
 
 /// A client certificate, in PEM, and its private key.
 pub(crate) struct Identity {
@@ -33,7 +33,7 @@ pub(crate) fn client_config(
     roots: Roots<'_>,
     identity: Option<&Identity>,
     peer: &Peer,
-) -> Result<ClientConfig, Trouble> {
+) -> Result<ClientConfig, SourceError> {
     let mut store = RootCertStore::empty();
     match roots {
         Roots::System => {}
@@ -68,7 +68,7 @@ pub(crate) fn client_config(
     })
 }
 
-fn add_pem(store: &mut RootCertStore, pem: &[u8], peer: &Peer) -> Result<(), Trouble> {
+fn add_pem(store: &mut RootCertStore, pem: &[u8], peer: &Peer) -> Result<(), SourceError> {
     let wrong = |what: &str| {
         peer.wrong_credential(
             format_args!("{} {what}", peer.authorities),
@@ -90,7 +90,7 @@ fn add_pem(store: &mut RootCertStore, pem: &[u8], peer: &Peer) -> Result<(), Tro
 fn client_certificate(
     identity: &Identity,
     peer: &Peer,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Trouble> {
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SourceError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&identity.certificate)
         .collect::<Result<_, _>>()
         .unwrap_or_default();

@@ -1,14 +1,11 @@
 //! How an API server is reached, and as whom: what a kubeconfig file says, or what Kubernetes gives to each pod.
 //!
-//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files", and the type
-//! `Config` in k8s.io/client-go/tools/clientcmd/api/v1). What is not supported is refused rather than ignored, since it
-//! would be missed: proxies, impersonation, passwords, and the `auth-provider` of old, which client-go itself has given
-//! up for `exec`.
+//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files"), which [`kube`] parses.
+//! Files that it names are read here, since each must be closed to others, and so that the client is made anew when one
+//! changes. What is not supported is refused rather than ignored: proxies, impersonation, passwords, and the
+//! `auth-provider` of old, which client-go itself has given up for `exec`.
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, io, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Uri;
@@ -17,8 +14,8 @@ use seal::{ExposeSecret, Secret};
 use zeroize::Zeroizing;
 
 use super::{
+    error::{SourceError, credential, quote},
     exec::Exec,
-    trouble::{Trouble, credential, quote},
 };
 use crate::{
     http::tls::Identity,
@@ -36,7 +33,7 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 pub(super) struct Access {
     /// `https`, with a host.
     pub server: Uri,
-    /// What the server's certificate must be for, where it is not the host.
+    /// The name that the server's certificate must be for, if not the host.
     pub server_name: Option<String>,
     /// The certificates to trust, in PEM; those of the system if not given.
     pub authorities: Option<Vec<u8>>,
@@ -51,150 +48,160 @@ pub(super) struct Access {
 }
 
 /// Reads the kubeconfig file, and all that it names. Blocks.
-pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Access, Trouble> {
+pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Access, SourceError> {
     match kubeconfig {
         Some(path) => of_file(path, context),
         None => of_pod(|name| std::env::var(name).ok(), Path::new(SERVICE_ACCOUNT)),
     }
 }
 
-fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Access, Trouble> {
+fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Access, SourceError> {
     let given = |name: &str| variable(name).filter(|value| !value.is_empty());
     let (Some(host), Some(port)) = (given("KUBERNETES_SERVICE_HOST"), given("KUBERNETES_SERVICE_PORT")) else {
         return Err(credential(
-            "there is no kubeconfig file to use, and the broker does not run in a pod (KUBERNETES_SERVICE_HOST is not set)",
+            "there is no kubeconfig file to use, and this does not run in a pod (KUBERNETES_SERVICE_HOST is not set)",
             "set the key kubeconfig to the absolute path of one",
         ));
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let server = server(&format!("https://{host}:{port}"), &"KUBERNETES_SERVICE_HOST")?;
-    let mut files = Vec::new();
-    let mut read = |name: &str| {
-        let path = dir.join(name);
-        files.push(Stamp::of(&path));
-        read_file(&path, name, Readers::Any)
+    let cluster = Cluster {
+        server: Some(format!("https://{host}:{port}")),
+        certificate_authority: Some("ca.crt".to_owned()),
+        ..Cluster::default()
     };
-    let authorities = read("ca.crt")?.to_vec();
-    let token = bearer(&read("token")?, "token")?;
-    Ok(Access {
-        server,
-        server_name: None,
-        authorities: Some(authorities),
-        identity: None,
-        token: Some(token),
-        exec: None,
-        files,
-    })
+    let user = AuthInfo {
+        token_file: Some("token".to_owned()),
+        ..AuthInfo::default()
+    };
+    let reader = Reader {
+        at: "the pod's own credential".to_owned(),
+        dir,
+        // Kubernetes has put them there, for all users of the pod.
+        secret: Readers::Any,
+        files: Vec::new(),
+    };
+    reader.access(cluster, user)
 }
 
-fn of_file(path: &Path, context: Option<&str>) -> Result<Access, Trouble> {
-    let mut files = vec![Stamp::of(path)];
-    let text = read_file(path, "kubeconfig", Readers::Unless(&has_secrets))?;
-    let config = parse(&text, path)?;
-    let (cluster, user) = choose(config, context, path)?;
-    let at = Place { path };
-    at.supported(&cluster, &user)?;
-
-    let address = cluster.server.as_deref().unwrap_or_default();
-    let server = server(address, &at)?;
-    let mut file = |name: &str, readers| {
-        let path = at.resolve(name);
-        files.push(Stamp::of(&path));
-        move |key| read_file(&path, key, readers)
+fn of_file(path: &Path, context: Option<&str>) -> Result<Access, SourceError> {
+    let reader = Reader {
+        at: format!("the kubeconfig file {}", path.display()),
+        dir: path.parent().unwrap_or(Path::new("/")),
+        secret: Readers::Owner,
+        files: vec![Stamp::of(path)],
     };
-    let authorities = match (
-        nonempty(&cluster.certificate_authority_data),
-        nonempty(&cluster.certificate_authority),
-    ) {
-        (Some(data), _) => Some(at.decode("certificate-authority-data", data)?.to_vec()),
-        (None, Some(name)) => Some(file(name, Readers::Any)("certificate-authority")?.to_vec()),
-        (None, None) => None,
-    };
-    let certificate = match (
-        nonempty(&user.client_certificate_data),
-        nonempty(&user.client_certificate),
-    ) {
-        (Some(data), _) => Some(at.decode("client-certificate-data", data)?),
-        (None, Some(name)) => Some(file(name, Readers::Any)("client-certificate")?),
-        (None, None) => None,
-    };
-    let key = match (secret(&user.client_key_data), nonempty(&user.client_key)) {
-        (Some(data), _) => Some(at.decode("client-key-data", data)?),
-        (None, Some(name)) => Some(file(name, Readers::Owner)("client-key")?),
-        (None, None) => None,
-    };
-    let identity = match (certificate, key) {
-        (Some(certificate), Some(key)) => Some(Identity {
-            certificate: certificate.to_vec(),
-            key,
-        }),
-        (None, None) => None,
-        (Some(_), None) => return Err(at.wrong("client-key is missing", "client-certificate needs it")),
-        (None, Some(_)) => return Err(at.wrong("client-certificate is missing", "client-key needs it")),
-    };
-    // The file wins over the token beside it ("tokenFile" in k8s.io/client-go/tools/clientcmd/api/v1).
-    let token = match (nonempty(&user.token_file), secret(&user.token)) {
-        (Some(name), _) => Some(bearer(&file(name, Readers::Owner)("tokenFile")?, "tokenFile")?),
-        (None, Some(token)) => Some(bearer(token.as_bytes(), "token")?),
-        (None, None) => None,
-    };
-    let exec = match (&user.exec, &token) {
-        (Some(exec), None) => Some(Exec::new(exec, &cluster, |command| at.resolve(command)).map_err(|e| at.of(&e))?),
-        _ => None,
-    };
-    if identity.is_none() && token.is_none() && exec.is_none() {
-        return Err(at.wrong(
-            "its user has no credential",
-            "give it a token, a tokenFile, a client-certificate with its key, or exec",
-        ));
+    let (text, meta) = read_file(path, "kubeconfig", Readers::Any)?;
+    let config = reader.parse(&text)?;
+    if has_secrets(&config) {
+        trust::private(&meta).map_err(|refusal| refused(path, "kubeconfig", refusal))?;
     }
-    Ok(Access {
-        server,
-        server_name: nonempty(&cluster.tls_server_name).map(str::to_owned),
-        authorities,
-        identity,
-        token,
-        exec,
-        files,
-    })
+    let (cluster, user) = reader.choose(config, context)?;
+    reader.supported(&cluster, &user)?;
+    reader.access(cluster, user)
 }
 
-/// Where in the site's configuration something stands.
-struct Place<'a> {
-    path: &'a Path,
+/// Reads what one part of the site's configuration names.
+struct Reader<'a> {
+    /// That part, in the words of messages.
+    at: String,
+    /// Relative paths start here.
+    dir: &'a Path,
+    /// Who may read files with secrets.
+    secret: Readers,
+    files: Vec<Stamp>,
 }
 
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the kubeconfig file {}", self.path.display())
-    }
-}
-
-impl Place<'_> {
-    fn wrong(&self, what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
-        credential(format_args!("{self}: {what}"), todo)
-    }
-
-    /// The same trouble, with the file named.
-    fn of(&self, trouble: &Trouble) -> Trouble {
-        self.wrong(trouble.what(), trouble.todo())
-    }
-
-    /// Paths in the file are relative to its directory.
-    fn resolve(&self, name: &str) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("/")).join(name)
-    }
-
-    fn decode(&self, key: &str, data: &str) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-        decode(data).ok_or_else(|| {
-            self.wrong(
-                format_args!("{key} is not base64"),
-                "write the file's content in base64, in one line",
-            )
+impl Reader<'_> {
+    fn access(mut self, mut cluster: Cluster, user: AuthInfo) -> Result<Access, SourceError> {
+        let server = self.server(cluster.server.as_deref().unwrap_or_default())?;
+        let authorities = self.content(
+            "certificate-authority",
+            nonempty(&cluster.certificate_authority_data),
+            nonempty(&cluster.certificate_authority),
+            Readers::Any,
+        )?;
+        let certificate = self.content(
+            "client-certificate",
+            nonempty(&user.client_certificate_data),
+            nonempty(&user.client_certificate),
+            Readers::Any,
+        )?;
+        let key = self.content(
+            "client-key",
+            secret(&user.client_key_data),
+            nonempty(&user.client_key),
+            self.secret,
+        )?;
+        let identity = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(Identity {
+                certificate: certificate.to_vec(),
+                key,
+            }),
+            (None, None) => None,
+            (Some(_), None) => return Err(self.wrong("client-key is missing", "client-certificate needs it")),
+            (None, Some(_)) => return Err(self.wrong("client-certificate is missing", "client-key needs it")),
+        };
+        // The file wins over the token beside it ("tokenFile" in k8s.io/client-go/tools/clientcmd/api/v1).
+        let token = match self.content("tokenFile", None, nonempty(&user.token_file), self.secret)? {
+            Some(content) => Some(bearer(&content, "tokenFile")?),
+            None => secret(&user.token)
+                .map(|token| bearer(token.as_bytes(), "token"))
+                .transpose()?,
+        };
+        let exec = match (&user.exec, &token) {
+            (Some(exec), None) => {
+                // The command is given data, and no path.
+                cluster.certificate_authority_data = authorities.as_ref().map(|pem| STANDARD.encode(pem));
+                let exec = Exec::new(exec, &cluster, self.dir);
+                Some(exec.map_err(|e| self.wrong(e.cause(), e.remedy()))?)
+            }
+            _ => None,
+        };
+        if identity.is_none() && token.is_none() && exec.is_none() {
+            return Err(self.wrong(
+                "its user has no credential",
+                "give it a token, a tokenFile, a client-certificate with its key, or exec",
+            ));
+        }
+        Ok(Access {
+            server,
+            server_name: nonempty(&cluster.tls_server_name).map(str::to_owned),
+            authorities: authorities.map(|pem| pem.to_vec()),
+            identity,
+            token,
+            exec,
+            files: self.files,
         })
     }
 
-    fn supported(&self, cluster: &Cluster, user: &AuthInfo) -> Result<(), Trouble> {
+    /// What stands under `key`: data in base64, or else the content of a file.
+    fn content(
+        &mut self,
+        key: &str,
+        data: Option<&str>,
+        file: Option<&str>,
+        readers: Readers,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, SourceError> {
+        if let Some(data) = data {
+            let wrong = || {
+                self.wrong(
+                    format_args!("{key}-data is not base64"),
+                    "write the file's content in base64, in one line",
+                )
+            };
+            return decode(data).ok_or_else(wrong).map(Some);
+        }
+        let Some(file) = file else { return Ok(None) };
+        let path = self.dir.join(file);
+        self.files.push(Stamp::of(&path));
+        Ok(Some(read_file(&path, key, readers)?.0))
+    }
+
+    fn wrong(&self, cause: impl fmt::Display, remedy: impl fmt::Display) -> SourceError {
+        credential(format_args!("{}: {cause}", self.at), remedy)
+    }
+
+    fn supported(&self, cluster: &Cluster, user: &AuthInfo) -> Result<(), SourceError> {
         if cluster.insecure_skip_tls_verify == Some(true) {
             return Err(self.wrong(
                 "insecure-skip-tls-verify is set: whoever is in between could read the tokens of all jobs",
@@ -234,158 +241,137 @@ impl Place<'_> {
         }
         Ok(())
     }
-}
 
-/// Where a server is: an https address.
-fn server(address: &str, at: &dyn fmt::Display) -> Result<Uri, Trouble> {
-    const REMEDY: &str = "set server to an address such as https://kubernetes.example.com:6443";
-
-    if address.is_empty() {
-        return Err(credential(format_args!("{at}: its cluster has no server"), REMEDY));
-    }
-    let uri: Option<Uri> = address.parse().ok();
-    let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()) else {
-        return Err(credential(
-            format_args!("{at}: the address of its server is not valid"),
-            REMEDY,
-        ));
-    };
-    if uri.scheme_str() != Some("https") {
-        return Err(credential(
-            format_args!("{at}: its server is not https: tokens would be sent in clear"),
-            REMEDY,
-        ));
-    }
-    if uri
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'))
-    {
-        return Err(credential(
-            format_args!("{at}: the address of its server has a user name in it, which is not supported"),
-            REMEDY,
-        ));
-    }
-    Ok(uri)
-}
-
-fn parse(text: &[u8], path: &Path) -> Result<Kubeconfig, Trouble> {
-    let at = Place { path };
-    let text = std::str::from_utf8(text).map_err(|e| {
-        at.wrong(
-            format_args!("it is not UTF-8 (at byte {})", e.valid_up_to()),
-            "write it again",
-        )
-    })?;
-    // The parser's own words quote the file, and with it what is secret.
-    Kubeconfig::from_yaml(text).map_err(|e| {
-        let line = match e {
-            KubeconfigError::Parse(e) => e.location().map(|location| location.line()),
-            _ => None,
+    /// Where the server is: an https address.
+    fn server(&self, address: &str) -> Result<Uri, SourceError> {
+        let wrong = |what: &str| {
+            let remedy = "set server to an address such as https://kubernetes.example.com:6443";
+            Err(self.wrong(what, remedy))
         };
-        let line = line.map(|line| format!(" (line {line})")).unwrap_or_default();
-        at.wrong(
-            format_args!("it is not a kubeconfig{line}"),
-            "see what kubectl --kubeconfig says to it",
-        )
-    })
+        if address.is_empty() {
+            return wrong("its cluster has no server");
+        }
+        let uri: Option<Uri> = address.parse().ok();
+        let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none())
+        else {
+            return wrong("the address of its server is not valid");
+        };
+        if uri.scheme_str() != Some("https") {
+            return wrong("its server is not https: tokens would be sent in clear");
+        }
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return wrong("the address of its server has a user name in it, which is not supported");
+        }
+        Ok(uri)
+    }
+
+    fn parse(&self, text: &[u8]) -> Result<Kubeconfig, SourceError> {
+        let text = std::str::from_utf8(text).map_err(|e| {
+            self.wrong(
+                format_args!("it is not UTF-8 (at byte {})", e.valid_up_to()),
+                "write it again",
+            )
+        })?;
+        // The parser's own words quote the file, and with it what is secret.
+        Kubeconfig::from_yaml(text).map_err(|e| {
+            let line = match e {
+                KubeconfigError::Parse(e) => e.location().map(|location| location.line()),
+                _ => None,
+            };
+            let line = line.map(|line| format!(" (line {line})")).unwrap_or_default();
+            self.wrong(
+                format_args!("it is not a kubeconfig{line}"),
+                "see what kubectl --kubeconfig says to it",
+            )
+        })
+    }
+
+    fn choose(&self, config: Kubeconfig, context: Option<&str>) -> Result<(Cluster, AuthInfo), SourceError> {
+        let Some(name) = context.or(nonempty(&config.current_context)) else {
+            return Err(self.wrong("it has no current-context", "set the key context"));
+        };
+        let quoted = quote(name, &[]);
+        let mut contexts = config.contexts.iter().filter(|named| named.name == name);
+        let Some(context) = contexts.find_map(|named| named.context.as_ref()) else {
+            return Err(self.wrong(
+                format_args!("it has no context `{quoted}`"),
+                "set the key context to one that it has (kubectl config get-contexts)",
+            ));
+        };
+        let missing = |kind: &str| {
+            self.wrong(
+                format_args!("the {kind} of its context `{quoted}` is not there"),
+                "add it, or set the key context to another one",
+            )
+        };
+        let mut clusters = config
+            .clusters
+            .into_iter()
+            .filter(|named| named.name == context.cluster);
+        let users = config.auth_infos.into_iter();
+        let mut users = users.filter(|named| Some(&named.name) == context.user.as_ref());
+        Ok((
+            clusters
+                .find_map(|named| named.cluster)
+                .ok_or_else(|| missing("cluster"))?,
+            users.find_map(|named| named.auth_info).ok_or_else(|| missing("user"))?,
+        ))
+    }
 }
 
-fn choose(config: Kubeconfig, context: Option<&str>, path: &Path) -> Result<(Cluster, AuthInfo), Trouble> {
-    let at = Place { path };
-    let Some(name) = context.or(config.current_context.as_deref().filter(|name| !name.is_empty())) else {
-        return Err(at.wrong("it has no current-context", "set the key context"));
-    };
-    let quoted = quote(name, &[]);
-    let found = config.contexts.iter().find(|named| named.name == name);
-    let Some(context) = found.and_then(|named| named.context.as_ref()) else {
-        return Err(at.wrong(
-            format_args!("it has no context `{quoted}`"),
-            "set the key context to one that it has (kubectl config get-contexts)",
-        ));
-    };
-    let missing = |kind: &str| {
-        at.wrong(
-            format_args!("the {kind} of its context `{quoted}` is not there"),
-            "add it, or set the key context to another one",
-        )
-    };
-    let clusters = config.clusters.into_iter();
-    let cluster = clusters
-        .filter(|named| named.name == context.cluster)
-        .find_map(|named| named.cluster);
-    let users = config.auth_infos.into_iter();
-    let user = users
-        .filter(|named| Some(&named.name) == context.user.as_ref())
-        .find_map(|named| named.auth_info);
-    Ok((
-        cluster.ok_or_else(|| missing("cluster"))?,
-        user.ok_or_else(|| missing("user"))?,
-    ))
-}
-
-/// Whether a kubeconfig file has something in it that only its owner may read. What cannot be parsed is refused anyway.
-fn has_secrets(text: &[u8]) -> bool {
-    let config = std::str::from_utf8(text).map(Kubeconfig::from_yaml);
-    let Ok(Ok(config)) = config else { return false };
+/// Whether a kubeconfig file has something in it that only its owner may read.
+fn has_secrets(config: &Kubeconfig) -> bool {
     let mut users = config.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
     users.any(|user| {
-        let in_exec = user.exec.as_ref().is_some_and(|exec| exec.env.is_some());
         [&user.token, &user.password, &user.client_key_data]
             .into_iter()
-            .any(|secret| secret.is_some())
+            .any(Option::is_some)
             || user.auth_provider.is_some()
-            || in_exec
+            || user.exec.as_ref().is_some_and(|exec| exec.env.is_some())
     })
 }
 
 /// Who may read a file.
 #[derive(Clone, Copy)]
-enum Readers<'a> {
-    /// Everybody: it has no secret, or Kubernetes itself has put it there.
+enum Readers {
     Any,
-    /// Its owner only.
     Owner,
-    /// Everybody, unless this finds a secret in it.
-    Unless(&'a dyn Fn(&[u8]) -> bool),
 }
 
 /// Reads a file that nobody else can change; `key` is where it is named.
-fn read_file(path: &Path, key: &str, readers: Readers<'_>) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-    let wrong =
-        |what: &dyn fmt::Display, todo: &str| credential(format_args!("{key}: {} {what}", path.display()), todo);
-    let refused = |refusal| match refusal {
-        Refusal::Io(e) => {
-            let todo = match e.kind() {
-                io::ErrorKind::PermissionDenied => "let the instance owner read it (chown)",
-                _ => "create it, or correct its path",
-            };
-            wrong(&format_args!("could not be read ({e})"), todo)
-        }
-        Refusal::Untrusted(why) => wrong(
-            &format_args!("was refused ({why})"),
-            "let nobody but the instance owner and root change it, and nobody else read secrets in it",
-        ),
-    };
+fn read_file(path: &Path, key: &str, readers: Readers) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), SourceError> {
+    let refused = |refusal| refused(path, key, refusal);
     // The operator wrote the path, or its file did: links in it are followed.
     let file = trust::open(path).map_err(refused)?;
     let meta = file.metadata().map_err(|e| refused(e.into()))?;
     if let Readers::Owner = readers {
         trust::private(&meta).map_err(refused)?;
     }
-    let bytes = trust::read(file, MAX_FILE).map_err(|e| refused(e.into()))?;
-    if bytes.len() > MAX_FILE {
-        return Err(wrong(&"is longer than 1 MiB", "see that it is the file that is meant"));
+    Ok((trust::read_all(file, MAX_FILE).map_err(refused)?, meta))
+}
+
+fn refused(path: &Path, key: &str, refusal: Refusal) -> SourceError {
+    let path = path.display();
+    match refusal {
+        Refusal::Io(e) => {
+            let remedy = match e.kind() {
+                io::ErrorKind::PermissionDenied => "let the instance owner read it (chown)",
+                _ => "create it, or correct its path",
+            };
+            credential(format_args!("{key}: {path} could not be read ({e})"), remedy)
+        }
+        Refusal::Untrusted(why) => credential(
+            format_args!("{key}: {path} was refused ({why})"),
+            "let nobody but the instance owner and root change it, and nobody else read secrets in it",
+        ),
     }
-    if let Readers::Unless(has_secrets) = readers
-        && has_secrets(&bytes)
-    {
-        trust::private(&meta).map_err(refused)?;
-    }
-    Ok(bytes)
 }
 
 /// A bearer token: what may stand in a header (RFC 6750, section 2.1), with nothing around it.
-pub(super) fn bearer(bytes: &[u8], key: &str) -> Result<Secret, Trouble> {
+pub(super) fn bearer(bytes: &[u8], key: &str) -> Result<Secret, SourceError> {
     let token = bytes.trim_ascii();
     let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     let text = std::str::from_utf8(token).ok().filter(|_| is_token);
@@ -467,10 +453,10 @@ mod tests {
         fs::create_dir(&theirs).unwrap();
         fs::write(dir.path().join("config"), "content").unwrap();
         symlink("../config", theirs.join("config")).unwrap();
-        let read = || read_file(&theirs.join("config"), "kubeconfig", Readers::Any).map_err(|e| e.to_string());
-        assert_eq!(read().unwrap().as_slice(), b"content");
+        let read = || read_file(&theirs.join("config"), "kubeconfig", Readers::Any);
+        assert_eq!(read().map_err(|e| e.to_string()).unwrap().0.as_slice(), b"content");
         fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
-        let error = read().unwrap_err();
+        let error = read().unwrap_err().to_string();
         assert!(error.contains("others can write to the directory"), "{error}");
     }
 

@@ -11,20 +11,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ::http::{HeaderValue, Uri};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt},
+};
 use rustls::pki_types::ServerName;
-use seal::{ExposeSecret, Secret};
+use seal::Secret;
 use tokio::{sync::Semaphore, time::Instant};
+use tower::{BoxError, ServiceBuilder};
+use tower_http::map_response_body::MapResponseBodyLayer;
 
 use super::{
     access::{self, Access},
-    exec::Credential,
-    trouble::{API_SERVER, Kind, Trouble, credential},
+    error::{API_SERVER, Retry, SourceError, credential},
+    exec::{Credential, Exec},
+    request::MAX_BODY,
 };
 use crate::{
     http::{
-        self, Http, Way,
-        tls::{self, Identity, Roots},
+        self, Way,
+        tls::{self, Roots},
     },
     stamp::Stamp,
 };
@@ -50,15 +56,14 @@ pub(super) struct Cluster {
 #[derive(Default)]
 struct State {
     connection: Option<Arc<Connection>>,
-    failed: Option<(Instant, Trouble)>,
+    failed: Option<(Instant, SourceError)>,
 }
 
-/// How an API server is reached, and as whom.
+/// A client of an API server.
 pub(super) struct Connection {
-    pub http: Http,
+    pub client: Client,
     /// The server's address, without a slash at its end.
     pub base: String,
-    pub authorization: Option<HeaderValue>,
     /// The bearer token, so that it can be kept out of what the server says.
     pub token: Option<Secret>,
     files: Vec<Stamp>,
@@ -82,20 +87,28 @@ impl Cluster {
         if let Some(found) = all.iter().filter_map(Weak::upgrade).find(same) {
             return found;
         }
-        let new = Arc::new(Self {
+        let new = Arc::new(Self::new(settings, helpers));
+        all.push(Arc::downgrade(&new));
+        new
+    }
+
+    pub fn new(settings: &config::Kubernetes, helpers: &[PathBuf]) -> Self {
+        Self {
             kubeconfig: settings.kubeconfig.clone(),
             context: settings.context.clone(),
             helpers: helpers.to_vec(),
             permits: Semaphore::new(MAX_REQUESTS),
             version: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::default(),
-        });
-        all.push(Arc::downgrade(&new));
-        new
+        }
     }
 
     /// The connection to use now. What an exec command had to say goes to `notes`.
-    pub async fn connection(&self, limit: Duration, notes: &Mutex<Vec<String>>) -> Result<Arc<Connection>, Trouble> {
+    pub async fn connection(
+        &self,
+        limit: Duration,
+        notes: &Mutex<Vec<String>>,
+    ) -> Result<Arc<Connection>, SourceError> {
         let mut state = self.state.lock().await;
         let old = match state.connection.take() {
             None => None,
@@ -111,10 +124,10 @@ impl Cluster {
                 Some(old).filter(|old| !is_stale && !old.is_due(old.expires))
             }
         };
-        if let Some((at, trouble)) = &state.failed
+        if let Some((at, error)) = &state.failed
             && at.elapsed() < REST
         {
-            return old.ok_or_else(|| trouble.clone());
+            return old.ok_or_else(|| error.clone());
         }
         let had_one = state.connection.is_some();
         match self.connect(limit, notes).await {
@@ -126,13 +139,13 @@ impl Cluster {
                 };
                 Ok(new)
             }
-            Err(mut trouble) => {
+            Err(mut error) => {
                 // A file that was good before may be in the middle of being written.
-                if had_one && trouble.kind == Kind::Permanent {
-                    trouble.kind = Kind::Passing(None);
+                if had_one && error.retry == Retry::Never {
+                    error.retry = Retry::Backoff(None);
                 }
-                state.failed = Some((Instant::now(), trouble.clone()));
-                old.ok_or(trouble)
+                state.failed = Some((Instant::now(), error.clone()));
+                old.ok_or(error)
             }
         }
     }
@@ -145,9 +158,14 @@ impl Cluster {
         }
     }
 
-    async fn connect(&self, limit: Duration, notes: &Mutex<Vec<String>>) -> Result<Connection, Trouble> {
+    async fn connect(&self, limit: Duration, notes: &Mutex<Vec<String>>) -> Result<Connection, SourceError> {
         let (kubeconfig, context) = (self.kubeconfig.clone(), self.context.clone());
-        let mut access = blocking(move || access::load(kubeconfig.as_deref(), context.as_deref())).await??;
+        let load = move || {
+            let mut access = access::load(kubeconfig.as_deref(), context.as_deref())?;
+            access.exec.as_mut().map(Exec::find).transpose()?;
+            Ok(access)
+        };
+        let mut access: Access = blocking(load).await??;
         let given = match access.exec.take() {
             None => None,
             Some(exec) => {
@@ -161,26 +179,18 @@ impl Cluster {
 }
 
 impl Connection {
-    fn new(access: Access, given: Option<Credential>) -> Result<Self, Trouble> {
-        let Access {
-            server,
-            server_name,
-            authorities,
-            identity,
-            token,
-            exec: _,
-            files,
-        } = access;
-        let (token, identity, renew, expires) = match given {
-            None => (token, identity, None, None),
-            Some(given) => (given.token, given.identity.or(identity), given.renew, given.expires),
-        };
+    fn new(mut access: Access, given: Option<Credential>) -> Result<Self, SourceError> {
+        let (mut renew, mut expires) = (None, None);
+        if let Some(given) = given {
+            access.token = given.token;
+            access.identity = given.identity.or(access.identity);
+            (renew, expires) = (given.renew, given.expires);
+        }
         Ok(Self {
-            http: client(server_name, authorities.as_deref(), identity.as_ref())?,
-            base: base(&server),
-            authorization: token.as_ref().map(authorization).transpose()?,
-            token,
-            files,
+            client: client(&access)?,
+            base: access.server.to_string().trim_end_matches('/').to_owned(),
+            token: access.token,
+            files: access.files,
             renew,
             expires,
         })
@@ -191,41 +201,38 @@ impl Connection {
     }
 }
 
-fn client(
-    server_name: Option<String>,
-    authorities: Option<&[u8]>,
-    identity: Option<&Identity>,
-) -> Result<Http, Trouble> {
-    let server_name = server_name.map(ServerName::try_from).transpose().map_err(|_| {
+/// The client of kube over our connections, whose answers are bounded. It keeps a copy of the token that is not zeroized.
+fn client(access: &Access) -> Result<Client, SourceError> {
+    let server_name = access.server_name.clone().map(ServerName::try_from).transpose();
+    let server_name = server_name.map_err(|_| {
         credential(
             "tls-server-name in the kubeconfig file is no name of a host",
             "set it to the name that the server's certificate is for",
         )
     })?;
-    Ok(http::client(Way {
-        tls: tls::client_config(authorities.map_or(Roots::System, Roots::Only), identity, &API_SERVER)?,
+    let roots = access.authorities.as_deref().map_or(Roots::System, Roots::Only);
+    let http = http::client::<Body>(Way {
+        tls: tls::client_config(roots, access.identity.as_ref(), &API_SERVER)?,
         server_name,
         proxy: None,
         plain: false,
         idle: MAX_REQUESTS,
-    }))
-}
-
-/// The header is kept as long as the connection: it is one copy of the token that is not zeroized, for all requests.
-fn authorization(token: &Secret) -> Result<HeaderValue, Trouble> {
-    let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose_secret()));
-    let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| credential("the token is none that can be sent", "write the token again"))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-fn base(server: &Uri) -> String {
-    server.to_string().trim_end_matches('/').to_owned()
+    });
+    let mut config = Config::new(access.server.clone());
+    config.auth_info.token = access.token.clone();
+    let auth = config.auth_layer();
+    let auth = auth.map_err(|_| credential("the token is none that can be sent", "write the token again"))?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(auth)
+        .layer(MapResponseBodyLayer::new(|body| http::bounded(body, MAX_BODY)))
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 /// Runs what may block on a thread for it.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Trouble> {
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, SourceError> {
     // What a panic said is not repeated: it may quote anything.
     tokio::task::spawn_blocking(call)
         .await

@@ -2,32 +2,20 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::Deserialize;
-use serde_json::json;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use tokio::time::{Instant, timeout};
 
 use super::{
     access,
     connection::{Cluster, Connection},
+    error::{SourceError, UNWELL},
     group_target, no_group, objects,
     request::Target,
-    trouble::{Trouble, UNWELL},
 };
 use crate::{Examined, seconds};
 
 /// For one question; less than for all of them, so that what was answered is told.
 const QUESTION: Duration = Duration::from_secs(5);
-
-/// The answer to a `SelfSubjectAccessReview` of the API group `authorization.k8s.io/v1`.
-#[derive(Deserialize)]
-struct Review {
-    status: ReviewStatus,
-}
-
-#[derive(Deserialize)]
-struct ReviewStatus {
-    allowed: bool,
-}
 
 /// Looks whether the API server can be reached, serves Workflows, and lets them and their Secrets be read. Blocks, no
 /// longer than `limit`. `helpers` are as in [`crate::of_rule`].
@@ -43,7 +31,7 @@ pub fn examine(settings: &config::Kubernetes, helpers: &[PathBuf], limit: Durati
         return found;
     };
     let all = Examination {
-        cluster: Cluster::of(settings, helpers),
+        cluster: Cluster::new(settings, helpers),
         settings: settings.clone(),
         until: Instant::now() + limit,
     };
@@ -67,7 +55,8 @@ pub fn exec_program(settings: &config::Kubernetes) -> Option<PathBuf> {
 }
 
 struct Examination {
-    cluster: std::sync::Arc<Cluster>,
+    /// Its own: connections end with the runtime.
+    cluster: Cluster,
     settings: config::Kubernetes,
     until: Instant,
 }
@@ -81,21 +70,21 @@ impl Examination {
         let notes = std::sync::Mutex::default();
         let connection = match self.cluster.connection(self.left() * 3 / 4, &notes).await {
             Ok(connection) => connection,
-            Err(trouble) => return found.push(Examined::trouble("", &trouble)),
+            Err(error) => return found.push(Examined::failed("", &error)),
         };
         let server = &connection.base;
         found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
 
         let version = match self.get(&connection, &group_target()).await {
             Ok(body) => objects::preferred_version(&body),
-            Err(trouble) => Err(no_group(trouble)),
+            Err(error) => Err(no_group(error)),
         };
         match version {
             Ok(version) => found.push(Examined::Good(format!(
                 "{server} answers, its certificate is good, and it serves {} in version {version}",
                 objects::GROUP
             ))),
-            Err(trouble) => return found.push(Examined::trouble(server, &trouble)),
+            Err(error) => return found.push(Examined::failed(server, &error)),
         }
         self.may_get(&connection, objects::GROUP, "workflows", found).await;
         self.may_get(&connection, "", "secrets", found).await;
@@ -105,7 +94,7 @@ impl Examination {
                 todo: "use a service account with the permissions in doc/kubernetes-rbac.yaml".to_owned(),
             }),
             Ok(false) => {}
-            Err(trouble) => found.push(Examined::trouble(server, &trouble)),
+            Err(error) => found.push(Examined::failed(server, &error)),
         }
     }
 
@@ -118,7 +107,7 @@ impl Examination {
                     format!("may not get {resource} in the namespace {namespace}"),
                     "grant it as doc/kubernetes-rbac.yaml does; to get Secrets, wherever Workflows name them",
                 ),
-                Err(trouble) => Examined::trouble(&connection.base, &trouble),
+                Err(error) => Examined::failed(&connection.base, &error),
             },
         );
     }
@@ -130,35 +119,42 @@ impl Examination {
         group: &str,
         resource: &str,
         namespace: Option<&str>,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<bool, SourceError> {
         let target = Target {
             path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews".to_owned(),
             resource: "selfsubjectaccessreviews.authorization.k8s.io",
             name: "API group authorization.k8s.io".to_owned(),
             namespace: None,
         };
-        let question = json!({
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {
-                "verb": verb, "group": group, "resource": resource, "namespace": namespace,
-            }},
-        });
-        let question = question.to_string().into_bytes();
-        let body = connection
-            .post(&self.cluster.permits, &target, question, QUESTION)
-            .await?;
-        let review: Review = serde_json::from_slice(&body).map_err(|_| {
-            Trouble::permanent(
+        let given = |text: &str| Some(text.to_owned());
+        let question = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    verb: given(verb),
+                    group: given(group),
+                    resource: given(resource),
+                    namespace: namespace.and_then(given),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let wrong = |_| {
+            SourceError::permanent(
                 UNWELL,
                 "its answer is no SelfSubjectAccessReview in JSON",
                 "see that the address in the kubeconfig file is the one of an API server",
             )
-        })?;
-        Ok(review.status.allowed)
+        };
+        let question = serde_json::to_vec(&question).map_err(wrong)?;
+        let permits = &self.cluster.permits;
+        let answer = connection.post(permits, &target, question, QUESTION).await?;
+        let review: SelfSubjectAccessReview = serde_json::from_slice(&answer).map_err(wrong)?;
+        Ok(review.status.is_some_and(|status| status.allowed))
     }
 
-    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, Trouble> {
+    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, SourceError> {
         connection.get(&self.cluster.permits, target, QUESTION).await
     }
 

@@ -3,45 +3,46 @@
 //! The protocol is that of client-go ("client-go credential plugins" in the Kubernetes documentation, and the API group
 //! `client.authentication.k8s.io`, versions v1 and v1beta1): the command finds an object `ExecCredential` with a `spec`
 //! in the variable `KUBERNETES_EXEC_INFO`, and prints one with a `status`: a token, or a client certificate with its key,
-//! and when it expires. It is run by the helper that runs the commands of rules, see [`crate::supervise`], since no
+//! and when it expires. kube runs such a command without a limit of time and output, three times for each client, and its
+//! standard error goes nowhere, so that only its types are used here. It is run by the helper that runs the commands of rules, see [`crate::supervise`], since no
 //! process that the broker starts can be waited for by a plugin. It has no terminal, so it is never asked to be
 //! interactive.
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
+use kube::config::{Cluster, ExecAuthCluster, ExecConfig, ExecInteractiveMode};
 use seal::Secret;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
     access::bearer,
-    trouble::{CREDENTIAL, Trouble, credential, quote},
+    error::{CREDENTIAL, SourceError, credential, quote},
 };
 use crate::{
     command::{MIN_SECRET, converse},
     http::tls::Identity,
     seconds,
     supervise::{Ended, Request},
+    trust::{self, Refusal},
 };
 
 const V1: &str = "client.authentication.k8s.io/v1";
 const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
-
-/// The name of the extension of a cluster whose content is for the command.
-const EXTENSION: &str = "client.authentication.k8s.io/exec";
 
 /// How much a command may print, in bytes: certificates have a few thousand.
 const MAX_OUTPUT: usize = 256 << 10;
 
 /// How long before its end a credential is exchanged, at most: a request that is under way still has to arrive.
 const MARGIN: Duration = Duration::from_secs(60);
+
+const INSTALL: &str = "install it, or correct command in the kubeconfig file";
 
 /// A command that gives a credential.
 pub(super) struct Exec {
@@ -61,8 +62,8 @@ pub(super) struct Credential {
 }
 
 impl Exec {
-    /// What the kubeconfig file says of it. `resolve` makes a path of one that is relative to that file.
-    pub fn new(exec: &ExecConfig, cluster: &Cluster, resolve: impl Fn(&str) -> PathBuf) -> Result<Self, Trouble> {
+    /// What the kubeconfig file, which is in `dir`, says of it. The certificates of `cluster` are to be data.
+    pub fn new(exec: &ExecConfig, cluster: &Cluster, dir: &Path) -> Result<Self, SourceError> {
         let api_version = match exec.api_version.as_deref() {
             Some(version @ (V1 | V1BETA1)) => version.to_owned(),
             _ => {
@@ -83,18 +84,24 @@ impl Exec {
         };
         // A name without a slash is looked for on PATH, as client-go does.
         let program = match command.contains('/') {
-            true => resolve(command).display().to_string(),
+            true => dir.join(command).display().to_string(),
             false => command.to_owned(),
         };
         let pairs = exec.env.iter().flatten();
         let mut env: BTreeMap<_, _> = pairs
             .filter_map(|pair| Some((pair.get("name")?.clone(), pair.get("value")?.clone())))
             .collect();
-        let mut spec = json!({"interactive": false});
-        if exec.provide_cluster_info {
-            spec["cluster"] = about(cluster, &resolve);
+        let cluster = exec.provide_cluster_info.then(|| ExecAuthCluster::try_from(cluster));
+        let cluster = cluster.transpose().map_err(|_| {
+            credential(
+                "its cluster cannot be described to the exec command",
+                "remove provideClusterInfo",
+            )
+        })?;
+        let mut info = json!({"apiVersion": api_version, "kind": "ExecCredential", "spec": {"interactive": false}});
+        if let Some(cluster) = cluster {
+            info["spec"]["cluster"] = json!(cluster);
         }
-        let info = json!({"apiVersion": api_version, "kind": "ExecCredential", "spec": spec});
         env.insert("KUBERNETES_EXEC_INFO".to_owned(), info.to_string());
         let bad = |text: &String| text.contains('\0');
         let args = exec.args.iter().flatten().cloned();
@@ -118,9 +125,32 @@ impl Exec {
         Path::new(self.argv.first().map(String::as_str).unwrap_or_default())
     }
 
+    /// Finds the program, and checks that nobody but the instance owner and root could have put it there. Blocks.
+    pub fn find(&mut self) -> Result<(), SourceError> {
+        let name = self.program().to_owned();
+        let directories = std::env::var_os("PATH").unwrap_or_default();
+        let path = match self.argv[0].contains('/') {
+            true => Some(name),
+            false => std::env::split_paths(&directories)
+                .map(|directory| directory.join(&name))
+                .find(|path| path.is_absolute() && path.is_file()),
+        };
+        let found = path.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into());
+        let found = found.and_then(|path| trust::open(&path).map(|_| path));
+        let found = found.map_err(|refusal| match refusal {
+            Refusal::Io(e) => credential(format_args!("{} could not be started ({e})", self.name()), INSTALL),
+            Refusal::Untrusted(why) => credential(
+                format_args!("{} was refused ({why})", self.name()),
+                "let nobody but the instance owner and root change it",
+            ),
+        })?;
+        self.argv[0] = found.display().to_string();
+        Ok(())
+    }
+
     /// Runs the command, which is killed when the future is dropped, or the time is over. What it wrote to its standard
     /// error is for the operator, and has no secret in it.
-    pub async fn run(&self, helpers: &[PathBuf], limit: Duration) -> (Result<Credential, Trouble>, Vec<String>) {
+    pub async fn run(&self, helpers: &[PathBuf], limit: Duration) -> (Result<Credential, SourceError>, Vec<String>) {
         let request = Request {
             argv: self.argv.clone(),
             env: self.env.clone(),
@@ -150,11 +180,11 @@ impl Exec {
         (self.judge(&answer.ended, limit, read.as_ref().ok()), notes)
     }
 
-    fn judge(&self, ended: &Ended, limit: Duration, read: Option<&ExecCredential>) -> Result<Credential, Trouble> {
+    fn judge(&self, ended: &Ended, limit: Duration, read: Option<&ExecCredential>) -> Result<Credential, SourceError> {
         const SEE: &str = "see what it wrote to its standard error, and run it by hand as the instance owner";
 
         let failed = |what: &str| {
-            Err(Trouble::passing(
+            Err(SourceError::retryable(
                 CREDENTIAL,
                 format_args!("{} {what}", self.name()),
                 SEE,
@@ -169,7 +199,7 @@ impl Exec {
             Ended::NotStarted(why) => {
                 return Err(credential(
                     format_args!("{} could not be started ({why})", self.name()),
-                    "install it, or correct command in the kubeconfig file",
+                    INSTALL,
                 ));
             }
         }
@@ -196,29 +226,6 @@ impl Exec {
     fn name(&self) -> String {
         format!("the exec command {}", quote(&self.program().display().to_string(), &[]))
     }
-}
-
-/// What the command is told of the cluster, where it wants to know (`spec.cluster` of the protocol).
-fn about(cluster: &Cluster, resolve: &impl Fn(&str) -> PathBuf) -> Value {
-    let mut about = json!({"server": cluster.server.clone().unwrap_or_default()});
-    if let Some(name) = &cluster.tls_server_name {
-        about["tls-server-name"] = json!(name);
-    }
-    // Only the data is in the protocol: of a file, its content. One that cannot be read is told of where it is used.
-    let of_file = |name: &String| {
-        std::fs::read(resolve(name))
-            .ok()
-            .map(|content| STANDARD.encode(content))
-    };
-    let data = cluster.certificate_authority_data.clone();
-    if let Some(data) = data.or_else(|| cluster.certificate_authority.as_ref().and_then(of_file)) {
-        about["certificate-authority-data"] = json!(data);
-    }
-    let mut extensions = cluster.extensions.iter().flatten();
-    if let Some(found) = extensions.find(|extension| extension.name == EXTENSION) {
-        about["config"] = found.extension.clone();
-    }
-    about
 }
 
 #[derive(Deserialize)]

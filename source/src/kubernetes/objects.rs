@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     access::decode,
-    trouble::{Kind, NOT_READY, Trouble, UNUSABLE, UNWELL, quote},
+    error::{NOT_READY, Retry, SourceError, UNUSABLE, UNWELL, quote},
 };
 use crate::value::{self, max_value};
 
@@ -85,7 +85,7 @@ pub(super) struct SecretName {
 }
 
 /// The version of the API group that the server prefers.
-pub(super) fn preferred_version(body: &[u8]) -> Result<String, Trouble> {
+pub(super) fn preferred_version(body: &[u8]) -> Result<String, SourceError> {
     let group: ApiGroup = parse(body, "APIGroup")?;
     let version = group.preferred_version.map(|preferred| preferred.version);
     // It becomes part of a path.
@@ -94,7 +94,7 @@ pub(super) fn preferred_version(body: &[u8]) -> Result<String, Trouble> {
 }
 
 /// The variables of a Workflow that is ready for its job to start, and the Secret that has its token.
-pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<SecretName>), Trouble> {
+pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<SecretName>), SourceError> {
     let workflow: Workflow = parse(body, "Workflow")?;
     if workflow.kind != "Workflow" {
         return Err(no_object("Workflow"));
@@ -102,7 +102,7 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
     match workflow.spec.and_then(|spec| spec.user_id) {
         Some(owner) if owner == u64::from(uid) => {}
         Some(owner) => {
-            return Err(Trouble::permanent(
+            return Err(SourceError::permanent(
                 UNUSABLE,
                 format_args!("it belongs to uid {owner}, and the job to uid {uid}"),
                 "see that the key object names the Workflow of the job",
@@ -110,7 +110,7 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
         }
         // DWS takes no Workflow without it.
         None => {
-            return Err(Trouble::permanent(
+            return Err(SourceError::permanent(
                 UNUSABLE,
                 "it does not say whom it belongs to (spec.userID)",
                 "see what creates it, and the definition of Workflows (kubectl explain workflow.spec)",
@@ -129,11 +129,11 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
 
 /// Whether the Workflow is where the job may start: in the state PreRun, which is complete. What comes before has not
 /// named all variables, and what comes after means that the job has started.
-fn is_ready(status: &Status) -> Result<(), Trouble> {
+fn is_ready(status: &Status) -> Result<(), SourceError> {
     let message = status.message.as_deref().filter(|message| !message.is_empty());
     let says = message.map_or_else(String::new, |message| format!(" (it says: {})", quote(message, &[])));
     if status.status.as_deref() == Some("Error") {
-        return Err(Trouble::permanent(
+        return Err(SourceError::permanent(
             UNUSABLE,
             format_args!("it has failed{says}"),
             "see kubectl describe workflow",
@@ -142,7 +142,7 @@ fn is_ready(status: &Status) -> Result<(), Trouble> {
     let state = quote(status.state.as_deref().unwrap_or_default(), &[]);
     match (state.as_str(), status.ready) {
         ("PostRun" | "DataOut", _) | ("PreRun", Some(true)) => Ok(()),
-        ("Teardown", _) => Err(Trouble::permanent(
+        ("Teardown", _) => Err(SourceError::permanent(
             UNUSABLE,
             "it is being torn down",
             "see whether the job was canceled, or the Workflow failed before",
@@ -155,9 +155,9 @@ fn is_ready(status: &Status) -> Result<(), Trouble> {
     }
 }
 
-fn insert(variables: &mut Variables, name: &str, value: &str) -> Result<(), Trouble> {
+fn insert(variables: &mut Variables, name: &str, value: &str) -> Result<(), SourceError> {
     let wrong = |what: &str| {
-        Trouble::permanent(
+        SourceError::permanent(
             UNUSABLE,
             format_args!("its status.env has {what}"),
             "see what sets it (kubectl get workflow -o yaml)",
@@ -179,14 +179,14 @@ fn insert(variables: &mut Variables, name: &str, value: &str) -> Result<(), Trou
         .map_err(|_| wrong(&format!("a value for {shown} with a NUL character")))
 }
 
-fn secret_name(token: &WorkflowToken) -> Result<SecretName, Trouble> {
+fn secret_name(token: &WorkflowToken) -> Result<SecretName, SourceError> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let (Some(name), Some(namespace)) = (given(&token.secret_name), given(&token.secret_namespace)) else {
         return Err(not_ready("its status.workflowToken names no Secret yet"));
     };
     // They become part of a path.
     if config::check_object_name(&name).is_err() || config::check_label(&namespace).is_err() {
-        return Err(Trouble::permanent(
+        return Err(SourceError::permanent(
             UNUSABLE,
             "its status.workflowToken is not the name of a Secret",
             "see what sets it (kubectl get workflow -o yaml)",
@@ -196,13 +196,13 @@ fn secret_name(token: &WorkflowToken) -> Result<SecretName, Trouble> {
 }
 
 /// The token in a Secret, as the value for `variable`.
-pub(super) fn token(body: &[u8], variable: &str, shown: &str) -> Result<Secret, Trouble> {
+pub(super) fn token(body: &[u8], variable: &str, shown: &str) -> Result<Secret, SourceError> {
     let secret: SecretObject = parse(body, "Secret")?;
     if secret.kind != "Secret" {
         return Err(no_object("Secret"));
     }
     let wrong = |what: &str| {
-        Trouble::permanent(
+        SourceError::permanent(
             UNUSABLE,
             format_args!("the {shown} {what}"),
             "see what creates it (kubectl describe secret)",
@@ -214,19 +214,19 @@ pub(super) fn token(body: &[u8], variable: &str, shown: &str) -> Result<Secret, 
     value::of_bytes(variable, bytes).map_err(|e| wrong(&format!("has a key `{KEY}` that cannot be used: {e}")))
 }
 
-fn not_ready(what: &str) -> Trouble {
-    Trouble::new(
-        Kind::Passing(None),
+fn not_ready(what: &str) -> SourceError {
+    SourceError::new(
+        Retry::Backoff(None),
         NOT_READY,
         what,
         "see kubectl describe workflow, and set a longer timeout where staging in takes longer",
     )
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8], kind: &str) -> Result<T, Trouble> {
+fn parse<T: DeserializeOwned>(body: &[u8], kind: &str) -> Result<T, SourceError> {
     serde_json::from_slice(body).map_err(|e| {
         if e.is_eof() {
-            Trouble::passing(
+            SourceError::retryable(
                 UNWELL,
                 "its answer was cut off",
                 "see whether a proxy before the server is well",
@@ -237,8 +237,8 @@ fn parse<T: DeserializeOwned>(body: &[u8], kind: &str) -> Result<T, Trouble> {
     })
 }
 
-fn no_object(kind: &str) -> Trouble {
-    Trouble::permanent(
+fn no_object(kind: &str) -> SourceError {
+    SourceError::permanent(
         UNWELL,
         format_args!("its answer is no {kind} in JSON"),
         "see that the address in the kubeconfig file is the one of an API server, and no proxy answers for it",

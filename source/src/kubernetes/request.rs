@@ -1,22 +1,21 @@
 //! One request, and what its answer says.
-//!
-//! The request's header, which has the bearer token, is not zeroized.
 
 use std::time::Duration;
 
 use ::http::{
     Method, Request, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT, CONTENT_TYPE, USER_AGENT},
 };
-use http_body_util::Full;
+use kube::client::Body;
 use seal::ExposeSecret;
 use serde::Deserialize;
 use tokio::{sync::Semaphore, time::timeout};
+use tower::buffer::error::Closed;
 use zeroize::Zeroizing;
 
 use super::{
     connection::Connection,
-    trouble::{API_SERVER, CREDENTIAL, Kind, NOT_READY, Trouble, UNREACHABLE, UNWELL, credential, quote},
+    error::{API_SERVER, CREDENTIAL, NOT_READY, Retry, SourceError, UNREACHABLE, UNWELL, credential, quote},
 };
 use crate::http::{self, Answer};
 
@@ -47,7 +46,7 @@ impl Connection {
         permits: &Semaphore,
         target: &Target,
         limit: Duration,
-    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    ) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         self.ask(permits, Method::GET, target, Vec::new(), limit).await
     }
 
@@ -58,7 +57,7 @@ impl Connection {
         target: &Target,
         body: Vec<u8>,
         limit: Duration,
-    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    ) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         self.ask(permits, Method::POST, target, body, limit).await
     }
 
@@ -69,48 +68,46 @@ impl Connection {
         target: &Target,
         body: Vec<u8>,
         limit: Duration,
-    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    ) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         let verb = if method == Method::GET { "get" } else { "create" };
+        let request = Request::builder()
+            .method(method)
+            .uri(&target.path)
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, http::USER_AGENT)
+            .body(Body::from(body))
+            .map_err(|_| {
+                credential(
+                    "the path of an object is not valid",
+                    "correct the keys object and namespace",
+                )
+            })?;
         // Its time begins with its turn.
         let _permit = permits
             .acquire()
             .await
-            .map_err(|_| Trouble::passing(UNREACHABLE, "an internal error", "report it"))?;
-        let answer = match timeout(limit, self.send(method, &target.path, body)).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(API_SERVER.silent(limit)),
+            .map_err(|_| SourceError::retryable(UNREACHABLE, "an internal error", "report it"))?;
+        // Not `Client::request`, which logs a body that it cannot parse: it may be that of a Secret.
+        let answer = async {
+            let response = self.client.send(request).await.map_err(|e| of_client(&e))?;
+            Answer::read(response, MAX_BODY, &API_SERVER).await
         };
-        self.judge(answer, verb, target)
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer, Trouble> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, http::USER_AGENT);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
+        match timeout(limit, answer).await {
+            Ok(answer) => self.judge(answer?, verb, target),
+            Err(_) => Err(API_SERVER.silent(limit)),
         }
-        let request = request.body(Full::from(body)).map_err(|_| {
-            credential(
-                "the address of the server, with a path, is not valid",
-                "correct server in the kubeconfig file",
-            )
-        })?;
-        http::exchange(&self.http, request, MAX_BODY, &API_SERVER).await
     }
 
-    fn judge(&self, answer: Answer, verb: &str, target: &Target) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+    fn judge(&self, answer: Answer, verb: &str, target: &Target) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         let status = answer.status;
         if status.is_success() {
             return Ok(answer.body);
         }
         let says = self.message(&answer.body);
         Err(match status {
-            StatusCode::UNAUTHORIZED => Trouble::new(
-                Kind::Refused,
+            StatusCode::UNAUTHORIZED => SourceError::new(
+                Retry::NewClient,
                 CREDENTIAL,
                 format_args!("it did not accept the credential (401){says}"),
                 "renew the token or client certificate that the kubeconfig file, or its exec command, gives",
@@ -125,15 +122,15 @@ impl Connection {
                     "grant it as doc/kubernetes-rbac.yaml does",
                 )
             }
-            StatusCode::NOT_FOUND => Trouble::new(
-                Kind::Missing,
+            StatusCode::NOT_FOUND => SourceError::new(
+                Retry::NotFound,
                 NOT_READY,
                 format_args!("the {} is not there (404){says}", target.name),
                 "see the keys object and namespace, and whether the service that creates Workflows is well",
             ),
             StatusCode::CONFLICT | StatusCode::GONE => busy(&answer, &says),
-            _ if answer.is_passing() => busy(&answer, &says),
-            status => Trouble::permanent(
+            _ if answer.retry() != Retry::Never => busy(&answer, &says),
+            status => SourceError::permanent(
                 UNWELL,
                 format_args!("it answered with the status {}{says}", status.as_u16()),
                 "see that the address in the kubeconfig file is the one of an API server",
@@ -153,11 +150,21 @@ impl Connection {
     }
 }
 
-fn busy(answer: &Answer, says: &str) -> Trouble {
-    Trouble::new(
-        Kind::Passing(answer.retry_after()),
+/// The error of a request that came to no answer.
+fn of_client(error: &kube::Error) -> SourceError {
+    let mut found = SourceError::of_request(error, &API_SERVER);
+    // The task that serves the client ends with its runtime.
+    if http::causes(error).any(|cause| cause.is::<Closed>()) {
+        found.retry = Retry::NewClient;
+    }
+    found
+}
+
+fn busy(answer: &Answer, says: &str) -> SourceError {
+    SourceError::new(
+        Retry::Backoff(answer.retry_after()),
         UNWELL,
-        format_args!("it answered with the status {}{says}", answer.status.as_u16()),
+        format_args!("it answered with the status {}{says}", answer.status_text()),
         "see the API server's log",
     )
 }

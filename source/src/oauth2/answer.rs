@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{REFUSED, SERVER};
 use crate::{
-    http::{Answer, Kind, Trouble, quote},
+    http::{Answer, Retry, SourceError, quote},
     remote::Remote,
 };
 
@@ -46,24 +46,29 @@ struct Failure {
 }
 
 /// Reads an answer. `secrets` is what was sent, and must not be repeated.
-pub(super) fn read(remote: &Remote, answer: &Answer, secrets: &[Secret], exchanged: bool) -> Result<Given, Trouble> {
+pub(super) fn read(
+    remote: &Remote,
+    answer: &Answer,
+    secrets: &[Secret],
+    exchanged: bool,
+) -> Result<Given, SourceError> {
     let secrets: Vec<&str> = secrets.iter().map(ExposeSecret::expose_secret).collect();
     if answer.status.is_success() {
         return success(&answer.body, &secrets, exchanged);
     }
-    if let Some(trouble) = refusal(answer, &secrets) {
-        return Err(trouble);
+    if let Some(error) = refusal(answer, &secrets) {
+        return Err(error);
     }
-    let mut trouble = remote.unusable(answer);
+    let mut error = remote.unusable(answer);
     if answer.status == StatusCode::NOT_FOUND {
-        trouble.kind = Kind::Missing;
+        error.retry = Retry::NotFound;
     }
-    Err(trouble)
+    Err(error)
 }
 
-fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, Trouble> {
+fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, SourceError> {
     let wrong = |what: &dyn std::fmt::Display| {
-        Trouble::permanent(
+        SourceError::permanent(
             SERVER.unwell,
             format_args!("its answer {what}"),
             "see that this is the token endpoint of an authorization server (RFC 6749 section 5.1)",
@@ -103,7 +108,7 @@ fn lifetime(value: &Value) -> Option<Duration> {
 }
 
 /// What the server says against it (RFC 6749 section 5.2).
-fn refusal(answer: &Answer, secrets: &[&str]) -> Option<Trouble> {
+fn refusal(answer: &Answer, secrets: &[&str]) -> Option<SourceError> {
     let failure: Failure = serde_json::from_slice(&answer.body).ok()?;
     let code = failure.error?;
     let says = match failure.error_description {
@@ -133,16 +138,11 @@ fn refusal(answer: &Answer, secrets: &[&str]) -> Option<Trouble> {
         ),
         _ => (REFUSED, "see the server's log"),
     };
-    let status = answer.status.as_u16();
+    let (status, retry) = (answer.status_text(), answer.retry());
     let code = quote(&code, secrets);
-    let kind = if answer.is_passing() {
-        Kind::Passing(answer.retry_after())
-    } else {
-        Kind::Permanent
-    };
-    let summary = if answer.is_passing() { SERVER.unwell } else { summary };
-    Some(Trouble::new(
-        kind,
+    let summary = if retry == Retry::Never { summary } else { SERVER.unwell };
+    Some(SourceError::new(
+        retry,
         summary,
         format_args!("it refused with the error {code} ({status}){says}"),
         todo,

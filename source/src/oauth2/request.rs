@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::SERVER;
 use crate::{
-    http::Trouble,
+    http::SourceError,
     trust::{self, Refusal},
 };
 
@@ -47,7 +47,7 @@ pub(super) struct Request {
 
 impl Client {
     /// Reads its secret or key. Blocks.
-    pub fn read(how: &ClientAuthentication) -> Result<Self, Trouble> {
+    pub fn read(how: &ClientAuthentication) -> Result<Self, SourceError> {
         let key = match how {
             ClientAuthentication::PrivateKeyJwt(_) => "client-key",
             _ => "client-secret",
@@ -108,7 +108,7 @@ impl Client {
         settings: &config::OAuth2,
         subject: Option<&Subject>,
         audience: &str,
-    ) -> Result<Request, Trouble> {
+    ) -> Result<Request, SourceError> {
         let (mut form, mut secrets) = (Form::default(), Vec::new());
         form.add("grant_type", settings.grant.uri());
         if let (Grant::TokenExchange { .. }, Some(subject)) = (&settings.grant, subject) {
@@ -168,7 +168,7 @@ fn encoded(secret: &Secret) -> Secret {
 }
 
 /// The header of RFC 6749 section 2.3.1: id and secret are encoded as in a form, before they are in base64.
-fn basic(id: &str, secret: &Secret) -> Result<(HeaderValue, Secret), Trouble> {
+fn basic(id: &str, secret: &Secret) -> Result<(HeaderValue, Secret), SourceError> {
     let mut pair = Form::default();
     pair.push(id);
     pair.0.push(b':');

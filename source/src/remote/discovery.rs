@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::Remote;
-use crate::http::{Answer, Kind, Trouble, quote};
+use crate::http::{Answer, Retry, SourceError, quote};
 
 /// The longest metadata, in bytes.
 const MAX_BODY: usize = 256 << 10;
@@ -25,53 +25,64 @@ pub(crate) struct Metadata {
     pub grants: Option<Vec<String>>,
 }
 
-/// What was found in one place.
-enum Tried {
-    Metadata(Metadata),
-    /// None there.
-    Nothing(Trouble),
-    /// Some that must not be used.
-    Wrong(Trouble),
-}
-
 impl Remote {
-    /// Finds the metadata of an issuer, by each of the ways that are in use. Takes no longer than `limit` for one request.
-    pub async fn discover(&self, issuer: &str, limit: Duration) -> Result<Metadata, Trouble> {
-        let (mut nothing, mut wrong) = (None, None);
+    /// Finds the metadata of an issuer, in each of the places that are in use. Takes no longer than `limit` for one
+    /// request. The error, if no place has metadata, names each with its answer.
+    pub async fn discover(&self, issuer: &str, limit: Duration) -> Result<Metadata, SourceError> {
+        let mut failures = Vec::new();
         for url in locations(issuer) {
-            let answer = self.get(&url, MAX_BODY, limit).await?;
-            match self.read(issuer, &url, &answer) {
-                Tried::Metadata(metadata) => return Ok(metadata),
-                Tried::Wrong(trouble) => drop(wrong.get_or_insert(trouble)),
-                Tried::Nothing(trouble) if trouble.kind != Kind::Permanent => return Err(trouble),
-                Tried::Nothing(trouble) => drop(nothing.get_or_insert(trouble)),
+            let answer = self.get(&url, MAX_BODY, limit).await;
+            match answer.and_then(|answer| self.read(issuer, &url, &answer)) {
+                Ok(metadata) => return Ok(metadata),
+                // The same in each place.
+                Err(error) if error.summary == self.peer().credential => return Err(error),
+                Err(error) => failures.push((url, error)),
             }
         }
-        // What is wrong in one place tells more than that there is nothing in another.
-        let trouble = wrong.or(nothing);
-        Err(trouble.unwrap_or_else(|| self.wrong(issuer, "it has no metadata", "correct the key issuer")))
+        Err(self.nowhere(&failures))
     }
 
-    fn read(&self, issuer: &str, url: &str, answer: &Answer) -> Tried {
+    fn read(&self, issuer: &str, url: &str, answer: &Answer) -> Result<Metadata, SourceError> {
+        let wrong = |cause: &str, remedy| SourceError::permanent(self.peer().unwell, cause, remedy);
+        if matches!(answer.status.as_u16(), 404 | 410) {
+            let cause = format!("it has no metadata there (status {})", answer.status_text());
+            return Err(wrong(&cause, NOT_THERE));
+        }
         if !answer.status.is_success() {
-            let trouble = self.unusable(answer);
-            if trouble.kind != Kind::Permanent {
-                return Tried::Nothing(trouble);
-            }
-            let what = format!("it has no metadata there (status {})", answer.status.as_u16());
-            return Tried::Nothing(self.wrong(url, what, NOT_THERE));
+            return Err(self.unusable(answer));
         }
-        let Ok(members) = serde_json::from_slice::<Map<String, Value>>(&answer.body) else {
-            return Tried::Nothing(self.wrong(url, "what is there is no metadata in JSON", NOT_THERE));
-        };
-        match metadata(issuer, url, &members) {
-            Ok(metadata) => Tried::Metadata(metadata),
-            Err((what, todo)) => Tried::Wrong(self.wrong(url, what, todo)),
-        }
+        let members: Map<String, Value> = serde_json::from_slice(&answer.body)
+            .map_err(|_| wrong("what is there is no metadata in JSON", NOT_THERE))?;
+        metadata(issuer, url, &members).map_err(|(cause, remedy)| wrong(&cause, remedy))
     }
 
-    fn wrong(&self, url: &str, what: impl std::fmt::Display, todo: &str) -> Trouble {
-        Trouble::permanent(self.peer().unwell, format_args!("{url}: {what}"), todo)
+    fn nowhere(&self, failures: &[(String, SourceError)]) -> SourceError {
+        let mut causes: Vec<(Vec<&str>, &str)> = Vec::new();
+        for (url, error) in failures {
+            match causes.last_mut() {
+                Some((urls, cause)) if *cause == error.cause() => urls.push(url),
+                _ => causes.push((vec![url], error.cause())),
+            }
+        }
+        let causes: Vec<_> = causes
+            .iter()
+            .map(|(urls, cause)| format!("{}: {cause}", urls.join(", ")))
+            .collect();
+        // The next attempt may find metadata where a server was busy, after the longest pause that one requested.
+        let retry = failures
+            .iter()
+            .map(|(_, error)| error.retry)
+            .max()
+            .unwrap_or(Retry::Never);
+        let errors = || failures.iter().map(|(_, error)| error);
+        let specific = errors().find(|error| error.remedy() != NOT_THERE);
+        let summary = errors().map(|error| error.summary).next().unwrap_or(self.peer().unwell);
+        SourceError::new(
+            retry,
+            summary,
+            causes.join("; "),
+            specific.map_or(NOT_THERE, SourceError::remedy),
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! A stand-in for the API server of Kubernetes: the paths, objects and answers that the real one has for what is asked of
 //! it here.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 #[path = "server.rs"]
 mod server;
@@ -14,7 +14,7 @@ use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use server::{Asked, Script, StandIn};
-pub use server::{Authority, Fault, Setup};
+pub use server::{Authority, FAR_AHEAD, Fault, NO_PAUSE, Setup};
 
 /// The API group of Workflows.
 pub const GROUP: &str = "dataworkflowservices.github.io";

@@ -1,5 +1,5 @@
 //! A stand-in for an authorization server: its metadata, its keys, and its token endpoint.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 #[path = "server.rs"]
 mod server;
@@ -13,7 +13,7 @@ use hyper::{
 use serde_json::{Value, json};
 use token::{Algorithm, SigningKey};
 
-pub use server::{Asked, Authority, Fault, Setup};
+pub use server::{Asked, Authority, FAR_AHEAD, Fault, NO_PAUSE, Setup};
 use server::{Script, StandIn};
 
 /// The paths that it has.
@@ -31,6 +31,8 @@ pub struct World {
     pub answers: Vec<(u16, Value)>,
     /// How many tokens were given.
     pub given: usize,
+    /// The one type that it produces its keys in, as some servers do.
+    pub jwks_type: Option<&'static str>,
 }
 
 impl server::World for World {
@@ -44,6 +46,12 @@ impl server::World for World {
             };
             let text = answer.1.to_string().replace("{n}", &self.given.to_string());
             return server::json(answer.0, &serde_json::from_str(&text).unwrap());
+        }
+        if let Some(jwks_type) = self.jwks_type
+            && asked.path == JWKS
+            && !asked.accept.contains(jwks_type)
+        {
+            return Self::failure(406, "not acceptable");
         }
         match self.documents.get(&asked.path) {
             Some((document, cache_control)) if asked.method == "GET" => {

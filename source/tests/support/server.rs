@@ -21,7 +21,7 @@ use http_body_util::BodyExt;
 use hyper::{
     Request, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming, SizeHint},
-    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
 };
@@ -134,6 +134,8 @@ impl Default for Setup {
 pub enum Fault {
     /// It answers with this status, and these seconds in Retry-After.
     Status(u16, Option<u64>),
+    /// It answers with this status and these headers.
+    Headers(u16, Vec<(&'static str, String)>),
     /// It answers with this status, and says this.
     Says(u16, String),
     /// It does not answer.
@@ -150,6 +152,44 @@ pub enum Fault {
     Endless,
 }
 
+impl Fault {
+    /// It has no time, and requests this pause.
+    pub fn busy(code: u16, retry_after: &str) -> Self {
+        Self::Headers(code, vec![("retry-after", retry_after.to_owned())])
+    }
+}
+
+/// Values of Retry-After that name a time beyond every timeout (RFC 9110 section 10.2.3), and the text to look for in
+/// the error.
+pub const FAR_AHEAD: [(&str, &str); 6] = [
+    ("18446744073709551615", "asks to wait 18446744073709551615 s"),
+    ("9223372036854775807", "asks to wait 9223372036854775807 s"),
+    ("99999999999999999999999999", "asks to wait 18446744073709551615 s"),
+    (
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
+    ),
+    (
+        "Friday, 31-Dec-60 23:59:59 GMT",
+        "Retry-After: Friday, 31-Dec-60 23:59:59 GMT",
+    ),
+    ("Fri Dec 31 23:59:59 9999", "Retry-After: Fri Dec 31 23:59:59 9999"),
+];
+
+/// Values of Retry-After that name no time, or one that has passed.
+pub const NO_PAUSE: [&str; 10] = [
+    "Sun, 06 Nov 1994 08:49:37 GMT",
+    "Sunday, 06-Nov-94 08:49:37 GMT",
+    "Sun Nov  6 08:49:37 1994",
+    "-1",
+    "-9223372036854775808",
+    "+1",
+    "1.5",
+    "1e99",
+    "soon",
+    "",
+];
+
 /// What was asked.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -157,6 +197,7 @@ pub struct Asked {
     /// Without the query.
     pub path: String,
     pub content_type: Option<String>,
+    pub accept: String,
     pub body: Vec<u8>,
     pub authorization: Option<String>,
     pub with_certificate: bool,
@@ -392,6 +433,7 @@ impl<W: World> Server<W> {
             method: head.method.to_string(),
             path: head.uri.path().to_owned(),
             content_type: header(CONTENT_TYPE),
+            accept: header(ACCEPT).unwrap_or_default(),
             body: body.to_vec(),
             authorization: header(AUTHORIZATION),
             with_certificate,
@@ -425,6 +467,13 @@ impl Fault {
                 let mut response = W::failure(code, "something is wrong");
                 if let Some(seconds) = retry_after {
                     response.headers_mut().insert(RETRY_AFTER, seconds.into());
+                }
+                response
+            }
+            Fault::Headers(code, headers) => {
+                let mut response = W::failure(code, "something is wrong");
+                for (name, value) in headers {
+                    response.headers_mut().insert(name, value.parse().unwrap());
                 }
                 response
             }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::http::Peer;
-pub(super) use crate::http::{Kind, Trouble, quote};
+pub(super) use crate::http::{Retry, SourceError, quote};
 
 /// The API server, in the words of messages.
 pub(super) static API_SERVER: Peer = Peer {
@@ -30,6 +30,6 @@ pub(super) const NOT_READY: &str = "its Workflow was not ready in time";
 pub(super) const UNUSABLE: &str = "its Workflow has no usable variables";
 
 /// The credential for the API server, or the file that names it, is not good.
-pub(super) fn credential(what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
-    Trouble::permanent(CREDENTIAL, what, todo)
+pub(super) fn credential(what: impl fmt::Display, todo: impl fmt::Display) -> SourceError {
+    SourceError::permanent(CREDENTIAL, what, todo)
 }

@@ -6,52 +6,47 @@
 //! have the issuer asked without end, so that there is a limit. An issuer that does not answer changes nothing: the keys
 //! that are known go on to be good.
 
+mod asks;
+mod published;
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use backon::{BackoffBuilder, ExponentialBackoff};
 use config::Discovery;
-use token::{KeySet, SkippedKey};
+use token::KeySet;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
 
+use self::{
+    asks::Asks,
+    published::{MAX_NAMED, describe_skipped},
+};
 use crate::{
-    Error, Examined,
-    http::{Backoff, Kind, Peer, Trouble, quote},
+    Error,
+    http::{Peer, Retry, SourceError, pauses},
     remote::{Remote, await_here},
     verify::{IssuerKeys, Looked},
 };
 
-/// The longest JWKS, in bytes.
-const MAX_JWKS: usize = 1 << 20;
-
-/// How long one request may take.
-const REQUEST: Duration = Duration::from_secs(10);
-
 /// How long who verifies waits for keys: longer than an issuer takes that is well.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Pauses between tries: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// The first pause between attempts, and the longest. Jitter makes each up to twice as long.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// How soon keys are asked for again at the earliest, because the issuer says that they change soon.
 const SOONEST: Duration = Duration::from_secs(60);
 
-/// How often an issuer is asked because of keys that are not known: so many times at once, and once in this time after
-/// that.
-const ASKS: (u32, Duration) = (3, Duration::from_secs(10));
-
 /// How many lines wait for who logs them.
 const MAX_NOTES: usize = 16;
 
-/// How many keys that cannot be used are named.
-const MAX_NAMED: usize = 4;
-
 /// The issuer of tokens, in the words of messages.
-static ISSUER: Peer = Peer {
+static SERVER: Peer = Peer {
     server: "an issuer of tokens",
     unreachable: "the issuer of the keys that its token is verified with could not be reached",
     unwell: "the issuer of the keys that its token is verified with is not well",
@@ -63,22 +58,22 @@ static ISSUER: Peer = Peer {
 };
 
 /// The keys of an issuer, by its URL. Nobody is asked before they are used, and then as long as this is kept.
-pub struct Issuer {
+pub struct JwksClient {
     /// Itself, for its task.
     me: Weak<Self>,
     url: String,
     discovery: Discovery,
     remote: Remote,
-    state: Mutex<State>,
+    state: Mutex<Known>,
     task: Mutex<Option<Task>>,
 }
 
 #[derive(Default)]
-struct State {
+struct Known {
     keys: Option<Arc<KeySet>>,
     jwks_uri: Option<String>,
     /// Why it could not be asked last.
-    failure: Option<Trouble>,
+    failure: Option<SourceError>,
     /// The attempts that have begun.
     begun: u64,
     /// The last one that has ended.
@@ -99,14 +94,14 @@ struct Task {
 }
 
 /// Those that are in use, so that what is known survives that the configuration is loaded again.
-static ISSUERS: Mutex<Vec<Weak<Issuer>>> = Mutex::new(Vec::new());
+static CLIENTS: Mutex<Vec<Weak<JwksClient>>> = Mutex::new(Vec::new());
 
-impl Issuer {
+impl JwksClient {
     /// The one that others use, or a new one.
     pub fn of(url: &str, discovery: &Discovery) -> Arc<Self> {
-        let mut all = ISSUERS.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|issuer| issuer.strong_count() > 0);
-        let same = |issuer: &Arc<Self>| issuer.url == url && issuer.discovery == *discovery;
+        let mut all = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|client| client.strong_count() > 0);
+        let same = |client: &Arc<Self>| client.url == url && client.discovery == *discovery;
         if let Some(found) = all.iter().filter_map(Weak::upgrade).find(same) {
             return found;
         }
@@ -114,7 +109,7 @@ impl Issuer {
             me: me.clone(),
             url: url.to_owned(),
             discovery: discovery.clone(),
-            remote: Remote::new(discovery, &ISSUER),
+            remote: Remote::new(discovery, &SERVER),
             state: Mutex::default(),
             task: Mutex::default(),
         });
@@ -147,7 +142,7 @@ impl Issuer {
             if let Some(keys) = &state.keys {
                 return Ok(keys.clone());
             }
-            let permanent = state.failure.as_ref().is_some_and(|e| e.kind == Kind::Permanent);
+            let permanent = state.failure.as_ref().is_some_and(|e| e.retry == Retry::Never);
             if !waited || permanent {
                 return Err(self.failed(&state));
             }
@@ -215,7 +210,7 @@ impl Issuer {
     }
 
     /// Asks once. Returns how long to wait before the next time, unless somebody wants it sooner.
-    async fn attempt(&self, backoff: &mut Backoff) -> Duration {
+    async fn attempt(&self, backoff: &mut ExponentialBackoff) -> Duration {
         let known = {
             let mut state = self.state();
             state.begun += 1;
@@ -231,7 +226,7 @@ impl Issuer {
                 if state.failure.take().is_some() && state.keys.is_some() {
                     state.note(format!("issuer {}: it answers again", self.url));
                 }
-                let skipped = describe_skipped(&fetched.skipped);
+                let skipped = describe_skipped(&fetched.skipped, MAX_NAMED);
                 if skipped != state.skipped && !skipped.is_empty() {
                     state.note(format!(
                         "issuer {}: of its keys, some cannot be used: {skipped}",
@@ -244,77 +239,32 @@ impl Issuer {
                 state.skipped = skipped;
                 state.jwks_uri = Some(fetched.jwks_uri);
                 state.keys = Some(Arc::new(fetched.keys));
-                *backoff = Backoff::new(PAUSES);
+                *backoff = pauses(PAUSES).build();
                 interval(self.discovery.refresh, fetched.max_age)
             }
-            Err(trouble) => {
-                let after = match trouble.kind {
-                    Kind::Passing(after) => after,
+            Err(error) => {
+                let requested = match error.retry {
+                    Retry::Backoff(requested) => requested,
                     _ => None,
                 };
                 if state.failure.is_none() && state.keys.is_some() {
                     state.note(format!(
-                        "issuer {}: its keys could not be asked for again, and those that are known are used: {trouble}",
+                        "issuer {}: its keys could not be asked for again, and those that are known are used: {error}",
                         self.url
                     ));
                 }
-                state.failure = Some(trouble);
-                backoff.pause(after).min(self.discovery.refresh.max(PAUSES.0))
+                state.failure = Some(error);
+                let pause = backoff.next().unwrap_or(PAUSES.1).max(requested.unwrap_or_default());
+                pause.min(self.discovery.refresh.max(PAUSES.0))
             }
         }
     }
 
-    /// Asks once, and blocks no longer than `limit`.
-    fn fetch_here(&self, limit: Duration) -> Result<Fetched, Trouble> {
-        let fetched = await_here(async { timeout(limit, self.fetch(None)).await });
-        let fetched = fetched.map_err(|_| {
-            ISSUER.wrong_credential(
-                "the system has no more file descriptors",
-                "see ulimit -n, and run this again",
-            )
-        })?;
-        fetched.unwrap_or_else(|_| Err(ISSUER.silent(limit)))
-    }
-
-    async fn fetch(&self, known: Option<String>) -> Result<Fetched, Trouble> {
-        let jwks_uri = match known {
-            Some(known) => known,
-            None => {
-                let metadata = self.remote.discover(&self.url, REQUEST).await?;
-                metadata.jwks_uri.ok_or_else(|| {
-                    Trouble::permanent(
-                        ISSUER.unwell,
-                        format_args!("{}: its metadata name no jwks_uri", metadata.at),
-                        "see the server's configuration, or give the key keys, a file with its keys",
-                    )
-                })?
-            }
-        };
-        let at = |trouble: Trouble| trouble.at(&jwks_uri);
-        let answer = self.remote.get(&jwks_uri, MAX_JWKS, REQUEST).await.map_err(at)?;
-        if !answer.status.is_success() {
-            return Err(at(self.remote.unusable(&answer)));
-        }
-        let (keys, skipped) = KeySet::from_jwks(&answer.body).map_err(|e| {
-            at(Trouble::permanent(
-                ISSUER.unwell,
-                format_args!("what it has there is not its keys ({e})"),
-                "see the server's log",
-            ))
-        })?;
-        Ok(Fetched {
-            max_age: answer.max_age(),
-            jwks_uri,
-            keys,
-            skipped,
-        })
-    }
-
-    fn failed(&self, state: &State) -> Error {
+    fn failed(&self, state: &Known) -> Error {
         match &state.failure {
-            Some(trouble) => Error::new(trouble.summary, format!("issuer {}: {trouble}", self.url)),
+            Some(error) => error.ends(&format!("issuer {}", self.url)),
             None => Error::new(
-                ISSUER.unreachable,
+                SERVER.unreachable,
                 format!(
                     "issuer {}: no answer within {}: see that the server is well",
                     self.url,
@@ -329,58 +279,13 @@ impl Issuer {
         std::mem::take(&mut self.state().notes)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Known> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The keys that it publishes now, and a line on those that cannot be used, where there are some. Blocks, no longer
-    /// than `limit`.
-    ///
-    /// # Errors
-    /// It does not give any, in words for an operator.
-    pub fn published(
-        url: &str,
-        discovery: &Discovery,
-        limit: Duration,
-    ) -> Result<(Arc<KeySet>, Option<String>), String> {
-        let fetched = Self::of(url, discovery).fetch_here(limit);
-        let fetched = fetched.map_err(|trouble| format!("issuer {url}: {trouble}"))?;
-        let note = match describe_skipped(&fetched.skipped) {
-            none if none.is_empty() => None,
-            some => Some(format!("issuer {url}: of its keys, some cannot be used: {some}")),
-        };
-        Ok((Arc::new(fetched.keys), note))
-    }
-
-    /// Looks whether its keys can be fetched. Blocks, no longer than `limit`.
-    #[must_use]
-    pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
-        let fetched = Self::of(url, discovery).fetch_here(limit);
-        match fetched {
-            Ok(fetched) if fetched.keys.is_empty() => Examined::bad(
-                format!(
-                    "issuer {url}: it has no key that can be used {}",
-                    describe_skipped(&fetched.skipped)
-                ),
-                "see its configuration",
-            ),
-            fetched => Examined::of(fetched, &format!("issuer {url}"), |fetched| {
-                let skipped = match describe_skipped(&fetched.skipped) {
-                    none if none.is_empty() => none,
-                    some => format!("; others cannot be used: {some}"),
-                };
-                format!(
-                    "issuer {url}: its metadata is good, and {} has {} usable key(s){skipped}",
-                    fetched.jwks_uri,
-                    fetched.keys.len()
-                )
-            }),
-        }
     }
 }
 
 /// A task that sleeps is woken, to find that there is nothing to do any more.
-impl Drop for Issuer {
+impl Drop for JwksClient {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
             task.wish.notify_one();
@@ -389,7 +294,7 @@ impl Drop for Issuer {
 }
 
 /// Who awaits blocks here, which is for threads that may.
-impl IssuerKeys for Issuer {
+impl IssuerKeys for JwksClient {
     fn known(&self) -> Looked<KeySet> {
         self.looked(await_here(async { self.keys().await }))
     }
@@ -399,26 +304,18 @@ impl IssuerKeys for Issuer {
     }
 }
 
-impl Issuer {
+impl JwksClient {
     fn looked(&self, keys: std::io::Result<Result<Arc<KeySet>, Error>>) -> Looked<KeySet> {
         Looked {
-            result: keys.unwrap_or_else(|e| Err(Error::new(ISSUER.credential, e))),
+            result: keys.unwrap_or_else(|e| Err(Error::new(SERVER.credential, e))),
             notes: self.notes(),
         }
     }
 }
 
-/// What was fetched at once.
-struct Fetched {
-    jwks_uri: String,
-    keys: KeySet,
-    skipped: Vec<SkippedKey>,
-    max_age: Option<Duration>,
-}
-
-async fn ask_for_ever(issuer: Weak<Issuer>, tell: watch::Sender<()>, wish: Arc<Notify>) {
-    let mut backoff = Backoff::new(PAUSES);
-    while let Some(now) = issuer.upgrade() {
+async fn ask_for_ever(client: Weak<JwksClient>, tell: watch::Sender<()>, wish: Arc<Notify>) {
+    let mut backoff = pauses(PAUSES).build();
+    while let Some(now) = client.upgrade() {
         let pause = now.attempt(&mut backoff).await;
         drop(now);
         tell.send_replace(());
@@ -429,14 +326,14 @@ async fn ask_for_ever(issuer: Weak<Issuer>, tell: watch::Sender<()>, wish: Arc<N
                 () = wish.notified() => {}
             }
             // A wish may have been granted by the attempt that was under way.
-            if issuer.upgrade().is_none_or(|issuer| issuer.state().wanted) {
+            if client.upgrade().is_none_or(|client| client.state().wanted) {
                 break;
             }
         }
     }
 }
 
-impl State {
+impl Known {
     /// The attempt to wait for: the one that is under way, or another one, unless there were too many.
     fn next_attempt(&mut self, task: &Task) -> Option<u64> {
         if self.begun > self.ended {
@@ -460,56 +357,9 @@ impl State {
     }
 }
 
-/// How often it may still be asked out of turn.
-struct Asks {
-    left: u32,
-    since: Option<Instant>,
-}
-
-impl Default for Asks {
-    fn default() -> Self {
-        Self {
-            left: ASKS.0,
-            since: None,
-        }
-    }
-}
-
-impl Asks {
-    fn take(&mut self, now: Instant) -> bool {
-        let since = *self.since.get_or_insert(now);
-        let more = (now.saturating_duration_since(since).as_nanos() / ASKS.1.as_nanos()) as u32;
-        if more > 0 {
-            self.left = self.left.saturating_add(more).min(ASKS.0);
-            self.since = Some(now);
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
-    }
-}
-
 /// When to ask again: when the issuer says that its answer is too old, but no later than configured, and not all the time.
 fn interval(refresh: Duration, max_age: Option<Duration>) -> Duration {
     max_age.unwrap_or(refresh).clamp(SOONEST.min(refresh), refresh)
-}
-
-fn describe_skipped(skipped: &[SkippedKey]) -> String {
-    let mut named: Vec<_> = skipped
-        .iter()
-        .take(MAX_NAMED)
-        .map(|key| {
-            let name = match &key.kid {
-                Some(kid) => format!("`{}`", quote(kid, &[])),
-                None => format!("number {}", key.index),
-            };
-            format!("{name} ({})", key.reason)
-        })
-        .collect();
-    if skipped.len() > MAX_NAMED {
-        named.push(format!("and {} more", skipped.len() - MAX_NAMED));
-    }
-    named.join(", ")
 }
 
 #[cfg(test)]
@@ -527,16 +377,5 @@ mod tests {
             interval(Duration::from_secs(5), Some(Duration::ZERO)),
             Duration::from_secs(5)
         );
-    }
-
-    #[test]
-    fn a_few_asks_are_free_and_then_one_in_a_while() {
-        let mut asks = Asks::default();
-        let start = Instant::now();
-        let taken = |asks: &mut Asks, at: Duration| (0..100).filter(|_| asks.take(start + at)).count();
-        assert_eq!(taken(&mut asks, Duration::ZERO), ASKS.0 as usize);
-        assert_eq!(taken(&mut asks, ASKS.1 - Duration::from_millis(1)), 0);
-        assert_eq!(taken(&mut asks, ASKS.1), 1);
-        assert_eq!(taken(&mut asks, ASKS.1 * 1000), ASKS.0 as usize);
     }
 }

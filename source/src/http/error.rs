@@ -1,4 +1,4 @@
-//! What goes wrong on the way to a server and back, what is to be done about it, and whether it is worth another try.
+//! The error of one request: its cause, the remedy, and whether another attempt can succeed.
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
@@ -9,22 +9,22 @@ use crate::{Error, seconds};
 /// How much of a text of somebody else is repeated in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
-/// Whom requests go to, in the words of messages.
+/// A kind of server, in the words of messages.
 #[derive(Debug)]
 pub(crate) struct Peer {
     /// What kind of server it is meant to be.
     pub server: &'static str,
-    /// What the user is told where it could not be asked.
+    /// What the user reads if it could not be asked.
     pub unreachable: &'static str,
-    /// What the user is told where it gave no good answer.
+    /// What the user reads if it gave no good answer.
     pub unwell: &'static str,
-    /// What the user is told where the site's credential is not there, or not good.
+    /// What the user reads if the site's credential is missing or not good.
     pub credential: &'static str,
     /// Where its address is set.
     pub address: &'static str,
     /// Where the certificates to trust are set.
     pub authorities: &'static str,
-    /// Where it is set what name its certificate is for, if there is such a place.
+    /// Where the name is set that its certificate is for, if there is such a place.
     pub name: Option<&'static str>,
     /// Where the client certificate is set, if there is such a place.
     pub client_certificate: Option<&'static str>,
@@ -32,8 +32,8 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// It did not answer in this time.
-    pub fn silent(&self, limit: Duration) -> Trouble {
-        Trouble::passing(
+    pub fn silent(&self, limit: Duration) -> SourceError {
+        SourceError::retryable(
             self.unreachable,
             format_args!("it did not answer within {}", seconds(limit)),
             "see that the server is well, and that no firewall is in between",
@@ -41,92 +41,69 @@ impl Peer {
     }
 
     /// The credential for it, or the file that names it, is not good.
-    pub fn wrong_credential(&self, what: impl fmt::Display, todo: impl fmt::Display) -> Trouble {
-        Trouble::permanent(self.credential, what, todo)
+    pub fn wrong_credential(&self, cause: impl fmt::Display, remedy: impl fmt::Display) -> SourceError {
+        SourceError::permanent(self.credential, cause, remedy)
     }
 }
 
-/// What went wrong, with no secret in it.
+/// A failed fetch. It contains no secret.
 #[derive(Debug, Clone)]
-pub(crate) struct Trouble {
-    pub kind: Kind,
+pub(crate) struct SourceError {
+    pub retry: Retry,
     /// For the user.
     pub summary: &'static str,
-    what: String,
-    todo: String,
+    cause: String,
+    remedy: String,
 }
 
-/// What is to be done about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Nothing: the next try would end the same way.
-    Permanent,
-    /// To try again, after this time where the server named one.
-    Passing(Option<Duration>),
-    /// To try again for a short while: what is there may not be seen yet.
-    Missing,
-    /// To try again once with a fresh credential.
-    Refused,
+/// Whether another attempt can succeed. Of two errors, the greater one decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Retry {
+    /// It would fail the same way.
+    Never,
+    /// It can, after a pause: no shorter than the server requested.
+    Backoff(Option<Duration>),
+    /// It can for a short while: a server may not see yet what was just created.
+    NotFound,
+    /// It can once, with a new client: the server refused the credential, or the client is gone.
+    NewClient,
 }
 
-/// What a fetch comes to that ends with it; `place` is what was asked, and where.
-impl Trouble {
-    /// It will not pass.
-    pub fn ends(&self, place: &str) -> Error {
-        Error::new(self.summary, format!("{place}: {self}"))
-    }
-
-    /// The server asks to wait for longer than there is time.
-    pub fn too_late(&self, place: &str, after: Duration, timeout: Duration) -> Error {
-        let detail = format!(
-            "{place}: {self}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
-             the timeout of {}",
-            seconds(after),
-            seconds(timeout)
-        );
-        Error::new(self.summary, detail)
-    }
-
-    /// It was the last one when the time was over.
-    pub fn out_of_time(&self, place: &str, timeout: Duration) -> Error {
-        let limit = seconds(timeout);
-        let detail = format!("{place}: not within {limit}; the last trouble was: {self}");
-        Error::new(self.summary, detail)
-    }
-}
-
-impl Trouble {
-    pub fn new(kind: Kind, summary: &'static str, what: impl fmt::Display, todo: impl fmt::Display) -> Self {
+impl SourceError {
+    pub fn new(retry: Retry, summary: &'static str, cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         Self {
-            kind,
+            retry,
             summary,
-            what: what.to_string(),
-            todo: todo.to_string(),
+            cause: cause.to_string(),
+            remedy: remedy.to_string(),
         }
     }
 
-    pub fn permanent(summary: &'static str, what: impl fmt::Display, todo: impl fmt::Display) -> Self {
-        Self::new(Kind::Permanent, summary, what, todo)
+    pub fn permanent(summary: &'static str, cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+        Self::new(Retry::Never, summary, cause, remedy)
     }
 
-    pub fn passing(summary: &'static str, what: impl fmt::Display, todo: impl fmt::Display) -> Self {
-        Self::new(Kind::Passing(None), summary, what, todo)
+    pub fn retryable(summary: &'static str, cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+        Self::new(Retry::Backoff(None), summary, cause, remedy)
     }
 
-    /// The same, with the address where it happened.
+    /// The same error, with the address where it happened.
     pub fn at(mut self, url: &str) -> Self {
-        self.what = format!("{url}: {}", self.what);
+        self.cause = format!("{url}: {}", self.cause);
         self
     }
 
-    /// What is so.
-    pub fn what(&self) -> &str {
-        &self.what
+    pub fn cause(&self) -> &str {
+        &self.cause
     }
 
-    /// What to do about it.
-    pub fn todo(&self) -> &str {
-        &self.todo
+    pub fn remedy(&self) -> &str {
+        &self.remedy
+    }
+
+    /// The error of a fetch that ends with this one. `place` is what was requested, and where.
+    pub fn ends(&self, place: &str) -> Error {
+        Error::new(self.summary, format!("{place}: {self}"))
     }
 
     /// Of a request that came to no answer.
@@ -134,7 +111,7 @@ impl Trouble {
         let Peer {
             unreachable, address, ..
         } = peer;
-        let mut passing = None;
+        let mut found = None;
         for cause in causes(error) {
             if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
                 return Self::of_tls(tls, peer);
@@ -148,14 +125,14 @@ impl Trouble {
                         Some(io) => format!("{why}: {io}"),
                         None => why.to_owned(),
                     });
-                return Self::passing(
+                return Self::retryable(
                     unreachable,
                     format_args!("the proxy made no tunnel to it ({})", quote(&why, &[])),
                     "see that the key proxy is right, that the proxy runs, and that it lets this node connect there",
                 );
             }
             if text == "dns error" {
-                passing.get_or_insert(Self::passing(
+                found.get_or_insert(Self::retryable(
                     unreachable,
                     "its name could not be resolved",
                     format_args!("see that {address} is right, and that this node's DNS works"),
@@ -164,8 +141,8 @@ impl Trouble {
             let Some(io) = cause.downcast_ref::<io::Error>() else {
                 continue;
             };
-            passing.get_or_insert(match io.kind() {
-                io::ErrorKind::ConnectionRefused => Self::passing(
+            found.get_or_insert(match io.kind() {
+                io::ErrorKind::ConnectionRefused => Self::retryable(
                     unreachable,
                     "it refused the connection",
                     format_args!("see that the server runs, and that {address} is right, and its port"),
@@ -173,14 +150,14 @@ impl Trouble {
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                     cut_off(peer)
                 }
-                _ => Self::passing(
+                _ => Self::retryable(
                     unreachable,
                     format_args!("the connection failed ({io})"),
                     "see that this node reaches the server's address",
                 ),
             });
         }
-        passing.unwrap_or_else(|| cut_off(peer))
+        found.unwrap_or_else(|| cut_off(peer))
     }
 
     fn of_tls(error: &rustls::Error, peer: &Peer) -> Self {
@@ -220,7 +197,7 @@ impl Trouble {
                 untrusted(why, todo)
             }
             Tls::AlertReceived(alert) if is_about_us(*alert) && peer.client_certificate.is_some() => Self::new(
-                Kind::Refused,
+                Retry::NewClient,
                 peer.credential,
                 format_args!("it refused the client certificate (TLS alert {alert:?})"),
                 format_args!("renew {}", peer.client_certificate.unwrap_or_default()),
@@ -240,15 +217,15 @@ impl Trouble {
     }
 }
 
-/// What happened, and what to do: the operator's words.
-impl fmt::Display for Trouble {
+/// Cause and remedy, for the operator.
+impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.todo)
+        write!(f, "{}: {}", self.cause, self.remedy)
     }
 }
 
-fn cut_off(peer: &Peer) -> Trouble {
-    Trouble::passing(
+fn cut_off(peer: &Peer) -> SourceError {
+    SourceError::retryable(
         peer.unreachable,
         "the connection ended before the answer did",
         "see whether the server, or a proxy before it, was restarted",
@@ -271,7 +248,7 @@ fn is_about_us(alert: AlertDescription) -> bool {
 }
 
 /// An error, and what it comes from. [`io::Error`] names as its source what the error in it comes from, and not that one.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+pub(crate) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| cause(*error))
 }
 

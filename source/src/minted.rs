@@ -14,14 +14,14 @@ use token::{ClaimsToIssue, Grant, Job, Session, workflow_lifetime};
 use crate::{Error, Fetched, Source, blocking, keys::KeyStore};
 
 #[derive(Clone)]
-pub(crate) struct Issuer {
+pub(crate) struct Minted {
     settings: config::Issuer,
     keys: Arc<KeyStore>,
     variable: String,
     timeout: Duration,
 }
 
-impl Issuer {
+impl Minted {
     pub(crate) fn new(settings: &config::Issuer, variable: String, timeout: Duration) -> Result<Self, String> {
         let keys = crate::expand(&settings.keys).map_err(|e| format!("workflow-token.issuer.keys: {e}"))?;
         Ok(Self {
@@ -99,10 +99,10 @@ impl Issuer {
 }
 
 #[async_trait]
-impl Source for Issuer {
+impl Source for Minted {
     async fn fetch(&self, job: &Values) -> Fetched {
-        let (issuer, job) = (self.clone(), job.clone());
-        blocking("its token could not be minted", self.timeout, move || issuer.mint(&job)).await
+        let (minted, job) = (self.clone(), job.clone());
+        blocking("its token could not be minted", self.timeout, move || minted.mint(&job)).await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn mint(settings: &config::Issuer, job: &Values) -> Result<String, Error> {
-        let issuer = Issuer::new(settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
+        let issuer = Minted::new(settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
         let fetched = issuer.fetch_here(job).unwrap();
         let variables = fetched.result?;
         let (name, token) = variables.iter().next().unwrap();

@@ -1,0 +1,54 @@
+//! A limit to how often an issuer is asked out of turn.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often an issuer is asked because of keys that are not known: so many times at once, and once in this time after
+/// that.
+const ASKS: (u32, Duration) = (3, Duration::from_secs(10));
+
+/// How often it may still be asked out of turn.
+pub(super) struct Asks {
+    left: u32,
+    since: Option<Instant>,
+}
+
+impl Default for Asks {
+    fn default() -> Self {
+        Self {
+            left: ASKS.0,
+            since: None,
+        }
+    }
+}
+
+impl Asks {
+    pub fn take(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let more = (now.saturating_duration_since(since).as_nanos() / ASKS.1.as_nanos()) as u32;
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(ASKS.0);
+            self.since = Some(now);
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_asks_are_free_and_then_one_in_a_while() {
+        let mut asks = Asks::default();
+        let start = Instant::now();
+        let taken = |asks: &mut Asks, at: Duration| (0..100).filter(|_| asks.take(start + at)).count();
+        assert_eq!(taken(&mut asks, Duration::ZERO), ASKS.0 as usize);
+        assert_eq!(taken(&mut asks, ASKS.1 - Duration::from_millis(1)), 0);
+        assert_eq!(taken(&mut asks, ASKS.1), 1);
+        assert_eq!(taken(&mut asks, ASKS.1 * 1000), ASKS.0 as usize);
+    }
+}

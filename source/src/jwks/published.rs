@@ -1,0 +1,153 @@
+//! What an issuer publishes, fetched once.
+
+use std::{sync::Arc, time::Duration};
+
+use config::Discovery;
+use token::{KeySet, SkippedKey};
+use tokio::time::timeout;
+
+use super::{JwksClient, SERVER};
+use crate::{
+    Examined,
+    http::{SourceError, quote},
+    remote::await_here,
+};
+
+/// The longest JWKS, in bytes.
+const MAX_JWKS: usize = 1 << 20;
+
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// How many keys that cannot be used are named in a line of the log.
+pub(super) const MAX_NAMED: usize = 4;
+
+/// How many are named to who asked for them.
+const MAX_LISTED: usize = 64;
+
+/// What was fetched at once.
+pub(super) struct Published {
+    pub jwks_uri: String,
+    pub keys: KeySet,
+    pub skipped: Vec<SkippedKey>,
+    pub max_age: Option<Duration>,
+}
+
+impl JwksClient {
+    /// Asks once, and blocks no longer than `limit`.
+    fn fetch_here(&self, limit: Duration) -> Result<Published, SourceError> {
+        let fetched = await_here(async { timeout(limit, self.fetch(None)).await });
+        let fetched = fetched.map_err(|_| {
+            SERVER.wrong_credential(
+                "the system has no more file descriptors",
+                "see ulimit -n, and run this again",
+            )
+        })?;
+        fetched.unwrap_or_else(|_| Err(SERVER.silent(limit)))
+    }
+
+    pub(super) async fn fetch(&self, known: Option<String>) -> Result<Published, SourceError> {
+        let jwks_uri = match known {
+            Some(known) => known,
+            None => {
+                let metadata = self.remote.discover(&self.url, REQUEST).await?;
+                metadata.jwks_uri.ok_or_else(|| {
+                    SourceError::permanent(
+                        SERVER.unwell,
+                        format_args!("{}: its metadata name no jwks_uri", metadata.at),
+                        "see the server's configuration, or give the key keys, a file with its keys",
+                    )
+                })?
+            }
+        };
+        let at = |error: SourceError| error.at(&jwks_uri);
+        let answer = self.remote.get(&jwks_uri, MAX_JWKS, REQUEST).await.map_err(at)?;
+        if !answer.status.is_success() {
+            return Err(at(self.remote.unusable(&answer)));
+        }
+        let (keys, skipped) = KeySet::from_jwks(&answer.body).map_err(|e| {
+            at(SourceError::permanent(
+                SERVER.unwell,
+                format_args!("what it has there is not its keys ({e})"),
+                "see the server's log",
+            ))
+        })?;
+        Ok(Published {
+            max_age: answer.max_age(),
+            jwks_uri,
+            keys,
+            skipped,
+        })
+    }
+
+    /// The keys that it publishes now, and a line on those that cannot be used, if there are some. Blocks, no longer
+    /// than `limit`.
+    ///
+    /// # Errors
+    /// It has none, or none that can be used, in words for an operator.
+    pub fn published(
+        url: &str,
+        discovery: &Discovery,
+        limit: Duration,
+    ) -> Result<(Arc<KeySet>, Option<String>), String> {
+        let fetched = Self::of(url, discovery).fetch_here(limit);
+        let fetched = fetched.map_err(|error| format!("issuer {url}: {error}"))?;
+        if fetched.keys.is_empty() {
+            return Err(fetched.nothing(url));
+        }
+        let note = match describe_skipped(&fetched.skipped, MAX_LISTED) {
+            none if none.is_empty() => None,
+            some => Some(format!("issuer {url}: of its keys, some cannot be used: {some}")),
+        };
+        Ok((Arc::new(fetched.keys), note))
+    }
+
+    /// Looks whether its keys can be fetched. Blocks, no longer than `limit`.
+    #[must_use]
+    pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
+        let fetched = Self::of(url, discovery).fetch_here(limit);
+        match fetched {
+            Ok(fetched) if fetched.keys.is_empty() => Examined::bad(fetched.nothing(url), "see its configuration"),
+            fetched => Examined::of(fetched, &format!("issuer {url}"), |fetched| {
+                let skipped = match describe_skipped(&fetched.skipped, MAX_LISTED) {
+                    none if none.is_empty() => none,
+                    some => format!("; others cannot be used: {some}"),
+                };
+                format!(
+                    "issuer {url}: its metadata is good, and {} has {} usable key(s){skipped}",
+                    fetched.jwks_uri,
+                    fetched.keys.len()
+                )
+            }),
+        }
+    }
+}
+
+impl Published {
+    fn nothing(&self, url: &str) -> String {
+        let why = match describe_skipped(&self.skipped, MAX_LISTED) {
+            none if none.is_empty() => "it publishes none".to_owned(),
+            some => some,
+        };
+        format!("issuer {url}: it has no key that can be used: {why}")
+    }
+}
+
+/// The keys that cannot be used, each with the reason, and at most `most` of them.
+pub(super) fn describe_skipped(skipped: &[SkippedKey], most: usize) -> String {
+    let mut named: Vec<_> = skipped
+        .iter()
+        .take(most)
+        .map(|key| {
+            let name = match &key.kid {
+                Some(kid) => format!("`{}`", quote(kid, &[])),
+                None => format!("number {}", key.index),
+            };
+            format!("{name} ({})", key.reason)
+        })
+        .collect();
+    if skipped.len() > most {
+        named.push(format!("and {} more", skipped.len() - most));
+    }
+    named.join(", ")
+}
