@@ -335,7 +335,7 @@ impl Rabbits {
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
                 me.unless_it_panics(job, || {
-                    ffi::inject_fault("timer");
+                    ffi::stumble("timer");
                     me.look_up_eventlog(job);
                 });
             }
