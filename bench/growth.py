@@ -102,15 +102,15 @@ class Simulator:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
-    def memory(self, further):
-        """How much memory the plugin has when that goes no further, up (max) or down (min)."""
-        furthest, same = self.query()["memory"], 0
+    def settle(self):
+        """Waits until the process needs no more memory, since then all records are made."""
+        most, same = 0, 0
         while same < 15:
             time.sleep(0.1)
-            now = further(furthest, self.query()["memory"])
-            same = same + 1 if abs(now - furthest) < 4096 else 0
-            furthest = now
-        return furthest
+            status = open(f"/proc/{self.process.pid}/status", encoding="utf-8").read()
+            now = int(status.split("RssAnon:")[1].split()[0])
+            same = same + 1 if now - most < 4 else 0
+            most = max(most, now)
 
     def cpu(self):
         """Processor time of the reactor thread, which is the first one, in seconds: proc_pid_schedstat."""
@@ -119,7 +119,7 @@ class Simulator:
 
 
 def fly(count, rounds=1):
-    """Has so many deliveries in flight at once, and then ended, so often. Times are in microseconds, memory in KiB."""
+    """Has so many deliveries in flight at once, and then ended, so often. Times are in microseconds."""
     with Simulator("--jobtap", PLUGIN) as simulator:
         # Its threads are there, and all that is made once.
         warm = simulator.submit(WARM)
@@ -129,7 +129,7 @@ def fly(count, rounds=1):
         # The counters of times begin anew with the plugin.
         simulator.ok("remove", name="workflow-token.so")
         simulator.ok("load", path=PLUGIN)
-        before, most, cpu = simulator.query()["memory"], 0, 0.0
+        cpu = 0.0
         for _ in range(rounds):
             simulator.ok("fault", what="hold-commits")
             began = simulator.cpu()
@@ -137,19 +137,18 @@ def fly(count, rounds=1):
             simulator.until("in-flight", count)
             cpu += simulator.cpu() - began
             if count > FEW:
-                most = simulator.memory(max)
+                simulator.settle()
             began = simulator.cpu()
             simulator.ok("fault", what="release-commits")
             simulator.until("in-flight", 0)
             cpu += simulator.cpu() - began
             simulator.cancel(jobs)
         simulator.until("unlinked", count * rounds)
-        after = simulator.memory(min) / 1024
         counters = simulator.query()
     if counters["delivered"] != count * rounds:
         raise RuntimeError(f"not all were delivered: {counters}")
     found = {what: counters["reactor-us"][f"delivery-cpu-{what}"] for what in ("median", "mean", "p99", "max")}
-    return {**found, "thread": cpu / count / rounds * 1e6, "memory": (most - before) / count / 1024, "after": after}
+    return {**found, "thread": cpu / count / rounds * 1e6}
 
 
 def middle(runs):
@@ -183,13 +182,6 @@ def in_flight():
         figure = f"reactor thread in all, with what the simulator does, {count:,} in flight"
         texts = f"{middle(runs)['thread']:.0f} µs a job", f"with {FEW} {middle(few)['thread']:.0f} µs"
         at_most(figure, *texts, middle(ratios[count])["thread"], 1.2, of_few)
-    token = os.stat(TOKEN).st_size
-    for count, runs in many.items():
-        figure = f"memory of the plugin for each, {count:,} in flight, variables of {token} bytes"
-        at_most(figure, "", "", middle(runs)["memory"], round(4 + 3 * token / 1024, 2), "KiB")
-    less, more = (middle(many[count])["after"] for count in (1_000, 100_000))
-    texts = f"{more:.0f} KiB", f"when 1,000 have {less:.0f} KiB"
-    at_most("memory of the plugin when 100,000 have ended", *texts, more - less, 128, "KiB more")
 
 
 def burst():

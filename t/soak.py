@@ -295,7 +295,7 @@ class Soak:
         return {
             "threads": len(os.listdir(f"/proc/{broker}/task")),
             "descriptors": len(os.listdir(f"/proc/{broker}/fd")),
-            "memory": sum(answer["memory"] for answer in self.query().values()),
+            "memory": sum(answer.get("memory", 0) for answer in self.query().values()),
         }
 
     def begin(self):

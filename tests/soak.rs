@@ -448,7 +448,7 @@ fn every_job_is_accounted_for_on_a_bad_day() {
     let seconds = number("WORKFLOW_TOKEN_SOAK").unwrap_or(60);
     let seed = number("WORKFLOW_TOKEN_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("soak: {seconds} s, WORKFLOW_TOKEN_SEED={seed}");
-    let Some(site) = Site::new(TEST) else { return };
+    let Some(site) = Site::with_faults(TEST) else { return };
     let mut soak = Soak::start(site, Rng::with_seed(seed));
     if soak.users.len() == 1 {
         skip(

@@ -51,22 +51,23 @@ pub fn quiet_panics() {
     }));
 }
 
-/// A place where a test can have the caller panic, to see what becomes of the job: the environment variable
-/// `WORKFLOW_TOKEN_STUMBLE` names a file, and where that holds the name of the place, it is removed, and the caller panics.
-/// A build without debug assertions, as that for a release, has none of it.
-#[inline]
+/// Panics at this place if a test asks for it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, which holds the
+/// name of a place. The first caller from that place removes the file, and panics.
+#[cfg(feature = "fault-injection")]
 #[track_caller]
-pub fn stumble(place: &str) {
-    #[cfg(debug_assertions)]
-    if let Some(file) = std::env::var_os("WORKFLOW_TOKEN_STUMBLE")
+pub fn inject_fault(place: &str) {
+    if let Some(file) = std::env::var_os("WORKFLOW_TOKEN_FAULT")
         && std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == place)
         && std::fs::remove_file(&file).is_ok()
     {
         panic!("a test wants that");
     }
-    #[cfg(not(debug_assertions))]
-    let _ = place;
 }
+
+/// Does nothing: only builds with the feature `fault-injection` inject faults.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub fn inject_fault(_place: &str) {}
 
 /// The error of the C call that just failed, from errno.
 fn last_error() -> io::Error {

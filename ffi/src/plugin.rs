@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, last_error, raw, stumble};
+use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, inject_fault, last_error, raw};
 
 /// The plugin that is being loaded, or called. Copies of it are valid for as long as the plugin is loaded.
 #[derive(Clone, Copy)]
@@ -172,7 +172,7 @@ unsafe extern "C" fn called<T: State, H: Handler<T>>(
         unsafe { CStr::from_ptr(topic) }
     };
     let done = guard(None, || {
-        stumble(&topic.to_string_lossy());
+        inject_fault(&topic.to_string_lossy());
         Some(handler(state, plugin, &args))
     });
     let result = done.unwrap_or_else(|| {

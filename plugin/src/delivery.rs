@@ -358,7 +358,7 @@ impl Inner {
 
     /// Time has passed: gives up deliveries whose time is over, and removes records.
     pub(crate) fn ticked(inner: &Rc<Self>) {
-        ffi::stumble("tick");
+        ffi::inject_fault("tick");
         let late = inner.overdue_ones();
         let more = late.len() > TURN;
         for (job, why) in late.into_iter().take(TURN) {
@@ -424,7 +424,7 @@ impl Inner {
 
     /// Takes what the threads have sent.
     pub(crate) fn take(inner: &Rc<Self>) {
-        ffi::stumble("watcher");
+        ffi::inject_fault("watcher");
         let stay = Stay::begin();
         for message in inner.queue.take(TURN) {
             match message {
@@ -458,7 +458,7 @@ impl Inner {
     }
 
     fn settle(inner: &Rc<Self>, job: JobId, number: u64, outcome: Outcome) {
-        ffi::stumble("done");
+        ffi::inject_fault("done");
         // They are told once, and are of more than this job.
         for warning in &outcome.warnings {
             inner.log(LogLevel::Err, warning);
@@ -554,7 +554,7 @@ impl Inner {
     }
 
     fn put(inner: &Rc<Self>, records: &[(u64, Stored)]) -> io::Result<()> {
-        ffi::stumble("put");
+        ffi::inject_fault("put");
         let jobs: Vec<(JobId, u64)> = records.iter().map(|(number, stored)| (stored.job, *number)).collect();
         let (weak, number) = (Rc::downgrade(inner), inner.number());
         // Each delivery minds its own time.
@@ -610,7 +610,7 @@ impl Inner {
 
     fn finish(&self, committed: &Committed) {
         let Committed { job, number, ref why } = *committed;
-        ffi::stumble("committed");
+        ffi::inject_fault("committed");
         let stay = Stay::begin();
         if self.deliveries.borrow_mut().numbered(job, number).is_none() {
             // Given up; then it is known already that there may be a record.

@@ -34,6 +34,7 @@ use ffi::{Jobtap, Plugin};
 use manager::Manager;
 
 /// That of each shared object is its own.
+#[cfg(any(test, feature = "fault-injection"))]
 #[global_allocator]
 static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
 
@@ -54,7 +55,7 @@ pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
 
 fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
-    ffi::stumble("flux_plugin_init");
+    ffi::inject_fault("flux_plugin_init");
     match load(plugin) {
         Ok(()) => 0,
         Err(error) => {

@@ -398,7 +398,10 @@ impl Inner {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
         answer["held"] = json!(self.membership.held().len());
-        answer["memory"] = json!(crate::MEMORY.bytes());
+        #[cfg(any(test, feature = "fault-injection"))]
+        {
+            answer["memory"] = json!(crate::MEMORY.bytes());
+        }
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
         let setup = self.setup.borrow();
         answer["known-users"] = json!(setup.as_ref().map_or(0, |current| current.setup.owners.count()));
@@ -541,7 +544,7 @@ impl Inner {
         let watcher = self.watcher.borrow_mut().take();
         drop(watcher);
         self.ticker.store(IDLE, Ordering::Relaxed);
-        ffi::stumble("leave");
+        ffi::inject_fault("leave");
         self.unlink_unseen();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);

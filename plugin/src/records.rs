@@ -94,7 +94,7 @@ impl Inner {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
                 inner.unlinking.set(false);
-                ffi::stumble("unlinked");
+                ffi::inject_fault("unlinked");
                 match future.get() {
                     Ok(()) => {
                         inner.unlink_failed.set(false);

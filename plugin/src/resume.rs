@@ -206,7 +206,7 @@ impl Inner {
     }
 
     fn was_read(inner: &Rc<Self>, job: JobId, future: &ffi::Future) {
-        ffi::stumble("eventlog");
+        ffi::inject_fault("eventlog");
         match future.value() {
             Ok(eventlog) => {
                 let eventlog = eventlog.unwrap_or_default();

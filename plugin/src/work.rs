@@ -342,7 +342,7 @@ impl Setup {
 
     /// Does what can be done on this thread, which may block.
     pub fn work(&self, task: Task, progress: &Progress) -> Next {
-        ffi::stumble("work");
+        ffi::inject_fault("work");
         if progress.is_given_up() {
             return Next::Done(Outcome::given_up());
         }
@@ -365,7 +365,7 @@ impl Setup {
 
     /// Awaits the source, and does the rest on a thread that may block.
     pub async fn fetch(self: Arc<Self>, task: Task, progress: Arc<Progress>, which: Which, values: Values) -> Outcome {
-        ffi::stumble("fetch");
+        ffi::inject_fault("fetch");
         let Some(source) = self.source(which) else {
             return Outcome::given_up();
         };
@@ -378,7 +378,7 @@ impl Setup {
     }
 
     fn finish(&self, task: Task, progress: &Progress, which: Which, fetched: Fetched) -> Outcome {
-        ffi::stumble("finish");
+        ffi::inject_fault("finish");
         let Fetched {
             result,
             mut notes,

@@ -35,7 +35,7 @@ type Load = fn(Plugin<'static>, &Shell<'_>) -> Result<(), String>;
 
 fn loaded(plugin: Plugin<'static>, kind: &Kind, load: Load) -> i32 {
     ffi::quiet_panics();
-    ffi::stumble("flux_plugin_init");
+    ffi::inject_fault("flux_plugin_init");
     let Some(shell) = plugin.shell() else { return -1 };
     let named = plugin.set_name(kind.name);
     let named = named.map_err(|e| format!("the plugin cannot be loaded: {e}"));

@@ -1,12 +1,12 @@
 //! A fault of a plugin, wherever it comes up, costs one job at most: that one ends with one clear exception and does not
-//! start without what it was to get, and no other job, nor the instance, notices. Builds with debug assertions have places
-//! where they panic when a file tells them to.
+//! start without what it was to get, and no other job, nor the instance, notices. Builds with the feature `fault-injection` panic
+//! where a file tells them to.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use crate::support::{
     plugins::{PRINT, Site, decimal, jwt, line_of, matching, until},
-    simulator::{Instance, flux_sim},
+    simulator::{Build, Instance, flux_sim},
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn start(site: &Site, shell_plugin: &str) -> Instance {
     let conf = json!({"munge-socket": site.munged.socket()}).to_string();
     let mut simulator = Command::new(flux_sim());
     simulator
-        .env("WORKFLOW_TOKEN_STUMBLE", site.at("stumble"))
+        .env("WORKFLOW_TOKEN_FAULT", site.at("fault"))
         .args(["instance", "--config", &site.path("flux.toml")])
         .args(["--shell-plugin", shell_plugin, "--shell-conf", &conf])
         .arg("--statedir")
@@ -32,14 +32,14 @@ fn start(site: &Site, shell_plugin: &str) -> Instance {
 /// Has the first that comes to a place panic there.
 fn trip(site: &Site, place: &str) {
     // In one step: who looks for it finds all of it.
-    site.write("stumble.new", 0o644, place);
-    fs::rename(site.at("stumble.new"), site.at("stumble")).unwrap();
+    site.write("fault.new", 0o644, place);
+    fs::rename(site.at("fault.new"), site.at("fault")).unwrap();
 }
 
 /// Waits until somebody has.
 #[track_caller]
 fn tripped(site: &Site, place: &str) {
-    until(&format!("{place} is come to"), || !site.at("stumble").exists());
+    until(&format!("{place} is come to"), || !site.at("fault").exists());
 }
 
 /// An instance with a rule whose file is read at once, and one whose command waits; and a job that waits there while others
@@ -53,7 +53,7 @@ struct Tokens {
 
 impl Tokens {
     fn new(test: &str) -> Option<Tokens> {
-        let site = Site::new(test)?;
+        let site = Site::with_faults(test)?;
         let token = jwt(json!({}));
         site.write("token", 0o600, &token);
         let rules = [
@@ -257,7 +257,7 @@ fn serve_to_the_end(instance: &mut Instance, job: &str) {
 #[test]
 fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does() {
     let Some(site) =
-        Site::new("a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does")
+        Site::with_faults("a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does")
     else {
         return;
     };
@@ -380,7 +380,7 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
 #[test]
 fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again() {
     let Some(site) =
-        Site::new("a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again")
+        Site::with_faults("a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again")
     else {
         return;
     };
@@ -461,7 +461,7 @@ fn a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started() {
             &["flux_plugin_init"][..],
         ),
     ] {
-        let Some(site) = Site::new(test) else { return };
+        let Some(site) = Site::with_faults(test) else { return };
         let shell = site.install(object, "shell", name);
         site.write("flux.toml", 0o644, "");
         let mut instance = start(&site, &shell);
@@ -477,5 +477,24 @@ fn a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started() {
             assert_eq!(instance.stdout(&job), "started\n", "{name}: {place}: the next job");
         }
         instance.shutdown();
+    }
+}
+
+#[test]
+fn no_shipped_object_injects_faults() {
+    let injects = |object: PathBuf| {
+        let content = fs::read(object).unwrap();
+        content.windows(20).any(|part| part == b"WORKFLOW_TOKEN_FAULT")
+    };
+    for object in [
+        "libjobtap_workflow_token.so",
+        "libjobtap_dws.so",
+        "libjobtap_cray_pmi_bootstrap.so",
+        "libshell_workflow_token.so",
+        "libshell_dws_environment.so",
+        "libshell_cray_pmi_bootstrap.so",
+    ] {
+        assert!(!injects(Build::Shipped.path(object)), "{object}");
+        assert!(injects(Build::FaultInjection.path(object)), "{object}, built to do so");
     }
 }

@@ -229,7 +229,7 @@ fn munged_that_is_absent_can_be_tried_again() {
 /// Nobody but the job owner opens it: not root, who sealed it, and not another user.
 #[test]
 fn root_the_sealer_and_other_users_are_refused() {
-    const TEST: &str = "root_the_sealer_and_other_users_are_refused";
+    const TEST: &str = "seal::root_the_sealer_and_other_users_are_refused";
     if let Ok(record) = std::env::var("TEST_RECORD") {
         // In a process of the user in question, see below.
         let socket = std::env::var_os("TEST_SOCKET").unwrap();

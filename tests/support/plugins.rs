@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     munged::Munged,
-    simulator::{Instance, built, plugin},
+    simulator::{Build, Instance, built, plugin},
     skip,
 };
 
@@ -37,11 +37,21 @@ pub const PRINT: &[&str] = &["printenv", "DW_WORKFLOW_TOKEN"];
 pub struct Site {
     pub munged: Munged,
     dir: TempDir,
+    build: Build,
 }
 
 impl Site {
     /// Sets one up. Without munged there is none, and the test is to return.
     pub fn new(test: &str) -> Option<Site> {
+        Site::of(test, Build::Shipped)
+    }
+
+    /// The same, with plugins that panic on demand and count their memory.
+    pub fn with_faults(test: &str) -> Option<Site> {
+        Site::of(test, Build::FaultInjection)
+    }
+
+    fn of(test: &str, build: Build) -> Option<Site> {
         let Some(munged) = Munged::start() else {
             skip(test, "munged is not installed");
             return None;
@@ -53,15 +63,9 @@ impl Site {
             fs::create_dir(dir.path().join(place)).expect("a directory");
             open(&dir.path().join(place), 0o755);
         }
-        let site = Site { munged, dir };
-        place(
-            &built("libjobtap_workflow_token.so"),
-            &site.at("job-manager/workflow-token.so"),
-        );
-        place(
-            &built("libshell_workflow_token.so"),
-            &site.at("shell/workflow-token.so"),
-        );
+        let site = Site { munged, dir, build };
+        site.install("libjobtap_workflow_token.so", "job-manager", "workflow-token.so");
+        site.install("libshell_workflow_token.so", "shell", "workflow-token.so");
         Some(site)
     }
 
@@ -83,7 +87,7 @@ impl Site {
     /// Puts another object of the product in its place, for `job-manager` or `shell`, and returns its path.
     pub fn install(&self, object: &str, whose: &str, name: &str) -> String {
         let path = format!("{whose}/{name}");
-        place(&built(object), &self.at(&path));
+        place(&self.build.path(object), &self.at(&path));
         self.path(&path)
     }
 

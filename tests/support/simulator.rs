@@ -16,17 +16,32 @@ pub fn flux_sim() -> PathBuf {
     built("flux-sim")
 }
 
-/// Returns the path of a program or shared object that `cargo build --workspace` made for this test.
+/// Returns the path of a program or shared object that `cargo build --workspace` made.
 pub fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("the test is in target/PROFILE/deps");
-    let path = profile.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `cargo build --workspace`",
-        path.display()
-    );
-    path
+    Build::Shipped.path(name)
+}
+
+/// A build of the product.
+#[derive(Clone, Copy)]
+pub enum Build {
+    /// As it ships.
+    Shipped,
+    /// With the feature `fault-injection`, by `scripts/build-faults`.
+    FaultInjection,
+}
+
+impl Build {
+    /// Returns the path of a program or shared object.
+    pub fn path(self, name: &str) -> PathBuf {
+        let test = std::env::current_exe().expect("the path of this test");
+        let profile = test.ancestors().nth(2).expect("the test is in target/PROFILE/deps");
+        let (path, how) = match self {
+            Build::Shipped => (profile.join(name), "cargo build --workspace"),
+            Build::FaultInjection => (profile.join("fault-injection").join(name), "scripts/build-faults"),
+        };
+        assert!(path.exists(), "{} is missing: run `{how}`", path.display());
+        path
+    }
 }
 
 /// An instance of the simulator.

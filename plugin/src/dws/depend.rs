@@ -95,7 +95,7 @@ impl Rabbits {
     }
 
     pub(super) fn resource_update(&self, request: Request<'_>) {
-        ffi::stumble("resource-update");
+        ffi::inject_fault("resource-update");
         let update = match request.payload().ok().map(ResourceUpdate::parse) {
             Some(Ok(update)) => update,
             malformed => return self.malformed(request, "resource-update", malformed.and_then(Result::err)),

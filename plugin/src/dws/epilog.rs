@@ -145,7 +145,7 @@ impl Rabbits {
         let timer = self.inner.flux().after(self.epilog_timeout, move || {
             let Some(me) = weak.upgrade() else { return };
             me.unless_it_panics(job, || {
-                ffi::stumble("epilog-timeout");
+                ffi::inject_fault("epilog-timeout");
                 if me.in_epilog(job) {
                     me.raise(job, EPILOG_TIMEOUT, "DWS epilog timed out");
                 }
@@ -197,7 +197,7 @@ impl Rabbits {
     }
 
     pub(super) fn epilog_remove(self: &Rc<Self>, request: Request<'_>) {
-        ffi::stumble("epilog-remove");
+        ffi::inject_fault("epilog-remove");
         let EpilogRemove { job } = match request.payload().ok().map(EpilogRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "epilog-remove", malformed.and_then(Result::err)),

@@ -136,7 +136,7 @@ impl Rabbits {
             let Some(me) = weak.upgrade() else { return };
             me.gone_unless_it_panics(|| {
                 me.gone.at.set(None);
-                ffi::stumble("gone");
+                ffi::inject_fault("gone");
                 // What there is in their eventlogs is in the KVS then.
                 me.ask_for_gone(me.commit_nothing(), |me, _| me.mind_gone());
             });
@@ -272,7 +272,7 @@ impl Rabbits {
                 // It may be what is called here.
                 let done = me.gone.step.take();
                 me.gone_unless_it_panics(|| {
-                    ffi::stumble("answer-gone");
+                    ffi::inject_fault("answer-gone");
                     then(&me, future);
                 });
                 drop(done);

@@ -96,7 +96,7 @@ impl Rabbits {
     }
 
     pub(super) fn prolog_remove(self: &Rc<Self>, request: Request<'_>) {
-        ffi::stumble("prolog-remove");
+        ffi::inject_fault("prolog-remove");
         let remove = match request.payload().ok().map(PrologRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "prolog-remove", malformed.and_then(Result::err)),

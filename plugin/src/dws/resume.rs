@@ -335,7 +335,7 @@ impl Rabbits {
         let later = self.inner.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
                 me.unless_it_panics(job, || {
-                    ffi::stumble("timer");
+                    ffi::inject_fault("timer");
                     me.look_up_eventlog(job);
                 });
             }

@@ -21,7 +21,7 @@ impl Rabbits {
             let Some(me) = weak.upgrade() else { return };
             let done = me.with(job, |rabbit| rabbit.calls.remove(&call));
             me.unless_it_panics(job, || {
-                ffi::stumble(call.name());
+                ffi::inject_fault(call.name());
                 then(&me, future);
             });
             drop(done);
