@@ -4,13 +4,14 @@
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
+    io,
     marker::PhantomData,
     ptr,
 };
 
 use serde_json::Value;
 
-use crate::{JobId, borrowed, raw, taken};
+use crate::{JobId, borrowed, c_text, last_error, raw, read_json, taken};
 
 /// The arguments of the callback that is running.
 pub struct Args<'a> {
@@ -79,8 +80,12 @@ impl At {
         }
         let format = "{s:".repeat(present.len()) + &"{s?".repeat(path.len()) + &kind.to_string() + &"}".repeat(depth);
         Some(Self {
-            format: crate::c_text(&format),
-            keys: present.iter().chain(path).map(|key| crate::c_text(key)).collect(),
+            format: c_text(&format).ok()?,
+            keys: present
+                .iter()
+                .chain(path)
+                .map(|key| c_text(key).ok())
+                .collect::<Option<_>>()?,
             out,
         })
     }
@@ -180,11 +185,19 @@ impl Args<'_> {
 
     /// The string at a path of 1 to 8 keys, where there is one.
     pub fn string(&self, path: &[&str]) -> Option<String> {
+        self.string_bounded(path, usize::MAX)
+    }
+
+    /// The same, of at most `max` bytes. Of a longer one no more is read; it counts as none.
+    pub fn string_bounded(&self, path: &[&str], max: usize) -> Option<String> {
         let mut text: *const c_char = ptr::null();
         let out: *mut *const c_char = &mut text;
         // SAFETY: `s` takes a place for a string that belongs to the arguments, and is copied here.
         unsafe {
-            if !self.unpack(path, 's', out.cast()) {
+            if !self.unpack(path, 's', out.cast()) || text.is_null() {
+                return None;
+            }
+            if libc::strnlen(text, max.saturating_add(1)) > max {
                 return None;
             }
             borrowed(text).map(|text| text.into_owned())
@@ -254,15 +267,18 @@ impl Args<'_> {
     }
 
     /// All of the arguments. Not for hot paths: they are printed and parsed.
-    pub fn all(&self) -> Option<Value> {
+    ///
+    /// # Errors
+    /// From flux_plugin_arg_get(3), or they cannot be read.
+    pub fn all(&self) -> io::Result<Value> {
         let mut json = ptr::null_mut();
         // SAFETY: on success `json` receives a string that is to be freed.
         let rc = unsafe { raw::flux_plugin_arg_get(self.raw, raw::FLUX_PLUGIN_ARG_IN, &mut json) };
         if rc < 0 {
-            return None;
+            return Err(last_error());
         }
         // SAFETY: allocated by the call above.
-        serde_json::from_str(&unsafe { taken(json) }?).ok()
+        read_json(&unsafe { taken(json) }.unwrap_or_default())
     }
 
     /// Adds results, an object, to what the callback answers.
@@ -271,7 +287,9 @@ impl Args<'_> {
             // Callbacks of the shell have no arguments.
             return false;
         }
-        let text = crate::c_text(&results.to_string());
+        let Ok(text) = c_text(&results.to_string()) else {
+            return false;
+        };
         // SAFETY: a C string with JSON.
         unsafe { raw::flux_plugin_arg_set(self.raw, raw::FLUX_PLUGIN_ARG_OUT, text.as_ptr()) == 0 }
     }

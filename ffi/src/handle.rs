@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc};
 
-use crate::{Future, JobId, Transaction, borrowed, c_text, raw, reactor::Watcher};
+use crate::{Future, JobId, Transaction, borrowed, c_line, c_text, raw, reactor::Watcher};
 
 /// A handle that belongs to the job manager or to the job shell.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl<'a> Flux<'a> {
 
     /// Writes a line to the log of the instance.
     pub fn log(self, level: LogLevel, line: &str) {
-        let line = c_text(line);
+        let line = c_line(line);
         // SAFETY: the format takes one C string.
         unsafe { raw::flux_log(self.raw, level as i32, c"%s".as_ptr(), line.as_ptr()) };
     }
@@ -79,7 +79,7 @@ impl<'a> Flux<'a> {
     /// # Errors
     /// Where it cannot be sent; what becomes of it is in the future.
     pub fn rpc(self, topic: &CStr, payload: &str) -> io::Result<Future> {
-        let payload = c_text(payload);
+        let payload = c_text(payload)?;
         // SAFETY: C strings that the call copies; the result is a new future, or null.
         unsafe {
             let f = raw::flux_rpc(self.raw, topic.as_ptr(), payload.as_ptr(), raw::FLUX_NODEID_ANY, 0);
@@ -92,7 +92,7 @@ impl<'a> Flux<'a> {
     /// # Errors
     /// Where the request cannot be sent; what becomes of it is in the future.
     pub fn lookup(self, key: &str) -> io::Result<Future> {
-        let key = c_text(key);
+        let key = c_text(key)?;
         // SAFETY: a C string that the call copies; a null namespace is the default; the result is new, or null.
         unsafe { Future::own(raw::flux_kvs_lookup(self.raw, ptr::null(), 0, key.as_ptr())) }
     }

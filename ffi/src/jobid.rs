@@ -19,7 +19,7 @@ impl JobId {
     /// A key that does not fit in 256 bytes.
     pub fn kvs_key(self, key: &str) -> io::Result<String> {
         let mut buffer = [0 as c_char; 256];
-        let key = c_text(key);
+        let key = c_text(key)?;
         // SAFETY: the buffer is as long as is said, and the key a C string.
         let len = unsafe { raw::flux_job_kvs_key(buffer.as_mut_ptr(), 256, self.0, key.as_ptr()) };
         if len < 0 {
@@ -56,7 +56,7 @@ impl FromStr for JobId {
     type Err = io::Error;
 
     fn from_str(text: &str) -> io::Result<Self> {
-        let (text, mut id) = (c_text(text), 0);
+        let (text, mut id) = (c_text(text)?, 0);
         // SAFETY: a C string, and a place for the result.
         match unsafe { raw::flux_job_id_parse(text.as_ptr(), &mut id) } {
             0 => Ok(JobId(id)),

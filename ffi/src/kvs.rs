@@ -29,7 +29,7 @@ impl Transaction {
     /// # Errors
     /// From flux_kvs_txn_put(3).
     pub fn put(&mut self, key: &str, value: &str) -> io::Result<()> {
-        let (key, value) = (c_text(key), c_text(value));
+        let (key, value) = (c_text(key)?, c_text(value)?);
         // SAFETY: a live transaction and C strings that the call copies.
         if unsafe { raw::flux_kvs_txn_put(self.raw, 0, key.as_ptr(), value.as_ptr()) } < 0 {
             return Err(last_error());
@@ -42,7 +42,7 @@ impl Transaction {
     /// # Errors
     /// From flux_kvs_txn_unlink(3).
     pub fn unlink(&mut self, key: &str) -> io::Result<()> {
-        let key = c_text(key);
+        let key = c_text(key)?;
         // SAFETY: a live transaction and a C string that the call copies.
         if unsafe { raw::flux_kvs_txn_unlink(self.raw, 0, key.as_ptr()) } < 0 {
             return Err(last_error());

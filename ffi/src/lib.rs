@@ -74,10 +74,25 @@ fn last_error() -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Text as C takes it; a NUL, which no C string can have, ends it early.
-fn c_text(text: &str) -> CString {
-    let end = text.find('\0').unwrap_or(text.len());
-    CString::new(&text[..end]).unwrap_or_default()
+/// Text as C takes it: a key, a name, a payload.
+///
+/// # Errors
+/// EINVAL: it has a NUL, which no C string can have.
+fn c_text(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// A line for people as C takes it, a NUL in it shown as `\0`.
+fn c_line(line: &str) -> CString {
+    CString::new(line.replace('\0', "\\0")).unwrap_or_default()
+}
+
+/// JSON that C gave.
+///
+/// # Errors
+/// It cannot be read: serde_json takes 127 levels, and Flux more.
+fn read_json(text: &str) -> io::Result<serde_json::Value> {
+    serde_json::from_str(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 /// A string that C owns, or nothing where it is null.

@@ -6,7 +6,7 @@ use std::{
     io, ptr,
 };
 
-use crate::{Flux, c_text, last_error, raw};
+use crate::{Flux, c_line, c_text, last_error, raw};
 
 /// A request, for as long as the handler runs.
 pub struct Request<'a> {
@@ -130,7 +130,7 @@ impl Drop for KeptRequest {
 /// # Safety
 /// A live handle and a live message.
 unsafe fn respond(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, payload: Option<&str>) -> io::Result<()> {
-    let payload = payload.map(c_text);
+    let payload = payload.map(c_text).transpose()?;
     let text = payload.as_ref().map_or(ptr::null(), |text| text.as_ptr());
     // SAFETY: the caller says so; null, or a C string that the call copies.
     let rc = unsafe { raw::flux_respond(flux, msg, text) };
@@ -140,7 +140,7 @@ unsafe fn respond(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, payload: 
 /// # Safety
 /// A live handle and a live message.
 unsafe fn refuse(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, errno: c_int, text: &str) -> io::Result<()> {
-    let text = c_text(text);
+    let text = c_line(text);
     // SAFETY: the caller says so; a C string that the call copies.
     let rc = unsafe { raw::flux_respond_error(flux, msg, errno, text.as_ptr()) };
     if rc < 0 { Err(last_error()) } else { Ok(()) }

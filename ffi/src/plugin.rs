@@ -6,11 +6,12 @@ use std::{
     fmt, io,
     marker::PhantomData,
     path::PathBuf,
+    rc::{Rc, Weak},
 };
 
 use serde_json::Value;
 
-use crate::{Args, Flux, JobId, Request, borrowed, c_text, guard, inject_fault, last_error, raw};
+use crate::{Args, Flux, JobId, Request, borrowed, c_line, c_text, guard, inject_fault, last_error, raw, read_json};
 
 /// The plugin that is being loaded, or called. Copies of it are valid for as long as the plugin is loaded.
 #[derive(Clone, Copy)]
@@ -57,11 +58,13 @@ impl<'a> Plugin<'a> {
     }
 
     /// The configuration that was given when it was loaded; null where there was none.
-    pub fn conf(self) -> Value {
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn conf(self) -> io::Result<Value> {
         // SAFETY: a live plugin; the string is the plugin's and is copied.
         let text = unsafe { borrowed(raw::flux_plugin_get_conf(self.raw)) };
-        text.and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or(Value::Null)
+        text.map_or(Ok(Value::Null), |text| read_json(&text))
     }
 
     /// Keeps `state` with the plugin, and drops it when the plugin is destroyed: for jobtap, when it is removed or the
@@ -78,27 +81,39 @@ impl<'a> Plugin<'a> {
     /// # Errors
     /// ENOMEM.
     pub fn keep_with<T: State>(self, state: T, tell: impl FnOnce(&T, Kept<T>)) -> io::Result<Kept<T>> {
-        let raw_state = Box::into_raw(Box::new(state));
-        // SAFETY: it was just made, and nobody else has it.
-        tell(unsafe { &*raw_state }, Kept(raw_state));
-        // SAFETY: the box is handed over with a function that drops it.
-        let rc = unsafe { raw::flux_plugin_aux_set(self.raw, std::ptr::null(), raw_state.cast(), Some(drop_box::<T>)) };
+        let state = Rc::new(state);
+        let kept = Kept {
+            state: Rc::downgrade(&state),
+            plugin: self.raw,
+        };
+        tell(&state, kept.clone());
+        let data = Rc::into_raw(state);
+        // SAFETY: the reference is handed over with a function that gives it up.
+        let rc = unsafe {
+            raw::flux_plugin_aux_set(
+                self.raw,
+                std::ptr::null(),
+                data.cast_mut().cast(),
+                Some(drop_state::<T>),
+            )
+        };
         if rc < 0 {
             let error = last_error();
             // SAFETY: not handed over after all.
-            drop(unsafe { Box::from_raw(raw_state) });
+            drop(unsafe { Rc::from_raw(data) });
             return Err(error);
         }
-        Ok(Kept(raw_state))
+        Ok(kept)
     }
 
     /// Calls `f` for a topic. `state` is what [`Plugin::keep`] gave.
     ///
     /// # Errors
-    /// ENOMEM.
+    /// ENOMEM, or EINVAL where the state is that of another plugin, or of one that is gone.
     pub fn handle<T: State, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
+        let data = state.data(self)?;
         // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
-        check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), state.0.cast()) })
+        check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), data) })
     }
 
     /// Has a topic not handled any more. Where handlers count as consent, this is how to give none.
@@ -131,16 +146,31 @@ pub trait State: 'static {
     fn request_panicked(&self, _payload: Option<&str>) {}
 }
 
-/// State that [`Plugin::keep`] took over: to be named when a handler is added.
-pub struct Kept<T>(*mut T);
+/// State that [`Plugin::keep`] took over: to be named when a handler is added. The state itself belongs to the plugin, and
+/// goes with it; then this is of no use any more.
+pub struct Kept<T> {
+    state: Weak<T>,
+    plugin: *mut raw::flux_plugin_t,
+}
 
 impl<T> Clone for Kept<T> {
     fn clone(&self) -> Self {
-        *self
+        Self {
+            state: Weak::clone(&self.state),
+            plugin: self.plugin,
+        }
     }
 }
 
-impl<T> Copy for Kept<T> {}
+impl<T> Kept<T> {
+    /// The state as an argument of the callbacks of its plugin, which holds it for as long as they can be called.
+    fn data(&self, plugin: Plugin<'_>) -> io::Result<*mut c_void> {
+        match self.state.upgrade() {
+            Some(state) if self.plugin == plugin.raw => Ok(Rc::as_ptr(&state).cast_mut().cast()),
+            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    }
+}
 
 /// A function that handles a topic. A closure that captures nothing is one: it is known by its type, and called through
 /// it.
@@ -148,9 +178,9 @@ pub trait Handler<T>: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> +
 
 impl<T, F: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> + Copy + 'static> Handler<T> for F {}
 
-unsafe extern "C" fn drop_box<T>(state: *mut c_void) {
-    // SAFETY: made by `keep`, and destroyed once.
-    let state = unsafe { Box::from_raw(state.cast::<T>()) };
+unsafe extern "C" fn drop_state<T>(state: *mut c_void) {
+    // SAFETY: the reference that `keep` handed over, given up once.
+    let state = unsafe { Rc::from_raw(state.cast::<T>().cast_const()) };
     guard((), || drop(state));
 }
 
@@ -233,7 +263,7 @@ impl<'a> Jobtap<'a> {
     /// # Errors
     /// ENOENT where the job is gone.
     pub fn raise(self, job: JobId, kind: &CStr, severity: c_int, text: &str) -> io::Result<()> {
-        let text = c_text(text);
+        let text = c_line(text);
         // SAFETY: a live plugin, C strings that the call copies, and a format that takes one.
         check(unsafe {
             raw::flux_jobtap_raise_exception(
@@ -334,16 +364,12 @@ impl<'a> Jobtap<'a> {
     /// Serves `job-manager.<plugin name>.<method>` to the instance owner, until the plugin is removed.
     ///
     /// # Errors
-    /// From flux_jobtap_service_register(3).
+    /// From flux_jobtap_service_register(3), or EINVAL as for [`Plugin::handle`].
     pub fn serve<T: State, S: Service<T>>(self, method: &CStr, state: &Kept<T>, _: S) -> io::Result<()> {
+        let data = state.data(self.plugin)?;
         // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
         check(unsafe {
-            raw::flux_jobtap_service_register(
-                self.plugin.raw(),
-                method.as_ptr(),
-                Some(requested::<T, S>),
-                state.0.cast(),
-            )
+            raw::flux_jobtap_service_register(self.plugin.raw(), method.as_ptr(), Some(requested::<T, S>), data)
         })
     }
 }
@@ -382,7 +408,7 @@ unsafe extern "C" fn requested<T: State, S: Service<T>>(
 
 /// A new json_t, whose one reference is the caller's.
 fn to_jansson(value: &Value) -> io::Result<*mut raw::json_t> {
-    let text = c_text(&value.to_string());
+    let text = c_text(&value.to_string())?;
     // SAFETY: a C string; nobody asks for the error's text.
     let json = unsafe { raw::json_loads(text.as_ptr(), 0, std::ptr::null_mut()) };
     if json.is_null() {

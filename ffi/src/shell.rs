@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Flux, args::At, c_text, last_error, raw, taken};
+use crate::{Flux, args::At, c_line, c_text, last_error, raw, read_json, taken};
 
 /// The job shell that loaded the plugin.
 #[derive(Clone, Copy)]
@@ -120,16 +120,21 @@ impl Shell<'_> {
         }
     }
 
-    /// A shell option, `-o NAME=VALUE`.
-    pub fn option(&self, name: &CStr) -> Option<Value> {
+    /// A shell option, `-o NAME=VALUE`, where it was given.
+    ///
+    /// # Errors
+    /// From flux_shell_getopt(3), or its value cannot be read.
+    pub fn option(&self, name: &CStr) -> io::Result<Option<Value>> {
         let mut json = ptr::null_mut();
         // SAFETY: a live shell, a C string, and a place for a string that is to be freed.
-        unsafe {
-            if raw::flux_shell_getopt(self.raw, name.as_ptr(), &mut json) != 1 {
-                return None;
+        let text = unsafe {
+            match raw::flux_shell_getopt(self.raw, name.as_ptr(), &mut json) {
+                0 => None,
+                1 => taken(json),
+                _ => return Err(last_error()),
             }
-            serde_json::from_str(&taken(json)?).ok()
-        }
+        };
+        text.as_deref().map(read_json).transpose()
     }
 
     /// Sets a shell option, as `-o NAME=VALUE` does, for plugins that are loaded later.
@@ -147,7 +152,7 @@ impl Shell<'_> {
     /// # Errors
     /// From flux_shell_setenvf(3).
     pub fn set_env(&self, name: &str, value: &CStr) -> io::Result<()> {
-        let name = c_text(name);
+        let name = c_text(name)?;
         // SAFETY: a live shell, C strings that the call copies, and a format that takes one.
         let rc = unsafe { raw::flux_shell_setenvf(self.raw, 1, name.as_ptr(), c"%s".as_ptr(), value.as_ptr()) };
         if rc < 0 { Err(last_error()) } else { Ok(()) }
@@ -155,7 +160,7 @@ impl Shell<'_> {
 
     /// Writes a line to the log of the shell, which is the standard error of the job.
     pub fn log(&self, component: &CStr, level: ShellLogLevel, line: &str) {
-        let line = c_text(line);
+        let line = c_line(line);
         // SAFETY: C strings, and a format that takes one.
         unsafe {
             raw::flux_shell_log(
@@ -171,7 +176,7 @@ impl Shell<'_> {
 
     /// Ends the job with one fatal exception, and this process with exit code 1. Does not return.
     pub fn fatal(&self, component: &CStr, text: &str) -> ! {
-        let text = c_text(text);
+        let text = c_line(text);
         // SAFETY: C strings, and a format that takes one.
         unsafe {
             raw::flux_shell_fatal(component.as_ptr(), c"".as_ptr(), 0, 0, 1, c"%s".as_ptr(), text.as_ptr());

@@ -36,6 +36,7 @@ struct FakeMessage {
 }
 
 thread_local! {
+    static CONF: RefCell<Option<CString>> = const { RefCell::new(None) };
     static FUTURES: Cell<usize> = const { Cell::new(0) };
     static LAST: Cell<*mut FakeFuture> = const { Cell::new(ptr::null_mut()) };
     static WATCHER: Cell<*mut FakeWatcher> = const { Cell::new(ptr::null_mut()) };
@@ -52,6 +53,39 @@ fn new_future(payload: Option<CString>) -> *mut flux_future_t {
     FUTURES.set(FUTURES.get() + 1);
     LAST.set(future);
     future.cast()
+}
+
+/// The text lives until it is replaced.
+#[unsafe(no_mangle)]
+extern "C" fn flux_plugin_get_conf(_: *mut flux_plugin_t) -> *const c_char {
+    CONF.with_borrow(|conf| conf.as_ref().map_or(ptr::null(), |text| text.as_ptr()))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_plugin_get_shell(p: *mut flux_plugin_t) -> *mut flux_shell_t {
+    p.cast()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_shell_getopt(_: *mut flux_shell_t, _: *const c_char, value: *mut *mut c_char) -> c_int {
+    CONF.with_borrow(|conf| match conf {
+        // SAFETY: a place for a string that is freed with free(3).
+        Some(text) => unsafe {
+            *value = libc::strdup(text.as_ptr());
+            1
+        },
+        None => 0,
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_plugin_arg_get(_: *mut flux_plugin_arg_t, _: c_int, value: *mut *mut c_char) -> c_int {
+    flux_shell_getopt(ptr::null_mut(), ptr::null(), value) - 1
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_jobtap_job_lookup(_: *mut flux_plugin_t, _: flux_jobid_t) -> *mut flux_plugin_arg_t {
+    ptr::without_provenance_mut(8)
 }
 
 #[unsafe(no_mangle)]
@@ -114,6 +148,21 @@ extern "C" fn flux_kvs_txn_create() -> *mut flux_kvs_txn_t {
 extern "C" fn flux_kvs_txn_destroy(txn: *mut flux_kvs_txn_t) {
     TRANSACTIONS.set(TRANSACTIONS.get() - 1);
     drop(unsafe { Box::from_raw(txn.cast::<u8>()) });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_kvs_txn_put(_: *mut flux_kvs_txn_t, _: c_int, _: *const c_char, _: *const c_char) -> c_int {
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_kvs_txn_unlink(_: *mut flux_kvs_txn_t, _: c_int, _: *const c_char) -> c_int {
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn flux_kvs_lookup(_: *mut flux_t, _: *const c_char, _: c_int, _: *const c_char) -> *mut flux_future_t {
+    new_future(None)
 }
 
 #[unsafe(no_mangle)]
@@ -448,6 +497,62 @@ fn what_a_plugin_keeps_is_dropped_once_and_hears_of_its_faults_and_each_request_
         assert_eq!(panics.get(), 3);
     }
     assert_eq!(panics.get(), 103, "it was not dropped once");
+}
+
+#[test]
+fn what_a_plugin_keeps_is_of_no_use_to_another_plugin_or_after_it() {
+    let handle = |plugin: Plugin<'_>, kept: &ffi::Kept<Kept>| plugin.handle(c"good", kept, |_: &Kept, _, _| Ok(()));
+    let serve = |plugin, kept: &ffi::Kept<Kept>| {
+        let jobtap = Jobtap::new(plugin).unwrap();
+        jobtap.serve(c"method", kept, |_: &Kept, request: Request<'_>| {
+            let _ = request.respond(None);
+        })
+    };
+    let other = Loaded::new();
+    let kept = {
+        let loaded = Loaded::new();
+        let kept = Kept {
+            panics: Rc::default(),
+            calls: Cell::new(0),
+        };
+        let kept = loaded.plugin().keep(kept).unwrap();
+        handle(loaded.plugin(), &kept).unwrap();
+        assert!(handle(other.plugin(), &kept).is_err(), "another plugin was given it");
+        assert!(serve(other.plugin(), &kept).is_err(), "another plugin was given it");
+        kept.clone()
+    };
+    assert!(handle(other.plugin(), &kept).is_err(), "it is gone");
+}
+
+#[test]
+fn a_text_with_a_nul_is_refused_rather_than_cut_short() {
+    let mut transaction = Transaction::new().unwrap();
+    assert!(transaction.put("key\0", "value").is_err());
+    assert!(transaction.put("key", "val\0ue").is_err());
+    assert!(transaction.unlink("ke\0y").is_err());
+    let loaded = Loaded::new();
+    assert!(loaded.flux().rpc(c"topic", "{}\0").is_err());
+    assert!(loaded.flux().lookup("ke\0y").is_err());
+}
+
+#[test]
+fn json_that_cannot_be_read_is_not_taken_for_none() {
+    let loaded = Loaded::new();
+    let (plugin, shell) = (loaded.plugin(), loaded.plugin().shell().unwrap());
+    assert!(plugin.conf().unwrap().is_null());
+    assert_eq!(shell.option(c"workflow-token").unwrap(), None);
+    let args = Jobtap::new(plugin).unwrap().lookup(ffi::JobId(1)).unwrap();
+    assert!(args.all().is_err());
+    let deep = |levels| ["{\"a\":".repeat(levels), "1".to_owned(), "}".repeat(levels)].concat();
+    for text in [deep(140).as_str(), deep(600).as_str(), "{", ""] {
+        CONF.set(Some(CString::new(text).unwrap()));
+        assert!(plugin.conf().is_err(), "{text}");
+        assert!(shell.option(c"workflow-token").is_err(), "{text}");
+        assert!(args.all().is_err(), "{text}");
+    }
+    CONF.set(Some(c"{\"a\":1}".to_owned()));
+    assert_eq!(args.all().unwrap()["a"], 1);
+    CONF.set(None);
 }
 
 #[test]

@@ -172,7 +172,7 @@ impl Manager {
     /// For the plugin that is being loaded. It does nothing before it is configured.
     pub(crate) fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         Ok(Self {
-            inner: Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf())?,
+            inner: Inner::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()?)?,
             minds_projects: Cell::new(false),
             kept: OnceCell::new(),
         })
@@ -332,7 +332,9 @@ impl Inner {
 
     /// Takes a configuration, or refuses it and keeps the former. The first one makes the plugin active.
     pub(crate) fn configure(inner: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        let all = args.all().unwrap_or(Value::Null);
+        let all = args
+            .all()
+            .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
         let mut config = Config::with_overrides(&all["conf"], &inner.conf).map_err(|e| PluginError(e.to_string()))?;
         // Each plugin takes what is for it out of the one table.
         if !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN) {

@@ -1,49 +1,43 @@
-//! The plugins for the job shell. Each opens a sealed record of its job, as the job owner:
-//!
-//! - `workflow-token.so` exports the variables of the workflow token (`token`);
-//! - `dws_environment.so` those that Data Workflow Services give to a rabbit job (`dws`);
-//! - `cray-pmi-bootstrap.so` hands on to `cray_pals.so` what Cray's libpmi wires the job up with (`bootstrap`).
-//!
-//! A job that a plugin is not for costs nothing, or one round trip.
+//! What the plugins for the job shell share: from the look-up of a sealed record of their job to the variables in it, as the
+//! job owner; and the settings in the shell's initrc.
+#![forbid(unsafe_code)]
 
-mod bootstrap;
-mod dws;
 mod record;
 mod settings;
-mod token;
+
+use std::ffi::CStr;
 
 use ffi::{Plugin, Shell, ShellLogLevel};
 
-use crate::record::Kind;
+pub use record::{LOOKUP_TIMEOUT, Reader, answer, late, look_up};
+pub use settings::Settings;
 
-/// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, &token::KIND, token::load)
-}
-
-/// Loads the plugin `dws_environment`: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init_dws_environment(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, &dws::KIND, dws::load)
-}
-
-/// Loads the plugin `cray-pmi-bootstrap`: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, &bootstrap::KIND, bootstrap::load)
-}
-
-type Load = fn(Plugin<'static>, &Shell<'_>) -> Result<(), String>;
-
-fn loaded(plugin: Plugin<'static>, kind: &Kind, load: Load) -> i32 {
+/// Names a plugin and loads it: to be called by `flux_plugin_init`. Returns what that returns.
+pub fn init(plugin: Plugin<'static>, name: &CStr, load: fn(Plugin<'static>, &Shell<'_>) -> Result<(), String>) -> i32 {
     ffi::quiet_panics();
     ffi::inject_fault("flux_plugin_init");
     let Some(shell) = plugin.shell() else { return -1 };
-    let named = plugin.set_name(kind.name);
-    let named = named.map_err(|e| format!("the plugin cannot be loaded: {e}"));
+    let named = plugin.set_name(name).map_err(not_loaded);
     match named.and_then(|()| load(plugin, &shell)) {
         Ok(()) => 0,
         Err(why) => {
-            shell.log(kind.name, ShellLogLevel::Error, &why);
+            shell.log(name, ShellLogLevel::Error, &why);
             -1
         }
     }
+}
+
+/// Reads `conf` of `plugin.load { file = …, conf = { … } }`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn conf(plugin: Plugin<'_>) -> Result<serde_json::Value, String> {
+    plugin
+        .conf()
+        .map_err(|e| format!("its conf in the initrc cannot be read: {e}"))
+}
+
+/// For the log: a call of Flux failed while the plugin was loaded.
+pub fn not_loaded(e: std::io::Error) -> String {
+    format!("the plugin cannot be loaded: {e}")
 }

@@ -1,4 +1,4 @@
-//! What the plugins for job shells have in common: from the lookup of a record to the variables in it.
+//! From the lookup of a record to the variables in it.
 
 use std::{
     ffi::{CStr, CString},
@@ -13,23 +13,19 @@ use zeroize::Zeroizing;
 
 use crate::settings::Settings;
 
-/// What tells the plugins apart.
+/// Reads the record of one plugin.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub struct Reader {
     /// The plugin's name, and the component of what it logs.
     pub name: &'static CStr,
     /// The key of the record, in the directory of the job.
     pub key: &'static str,
     /// What the record gives, for the user.
     pub what: &'static str,
-    /// What its `conf` in the initrc may have.
-    pub keys: &'static [&'static str],
-    /// What follows where the file that `config` names cannot be read.
-    pub without_config: &'static str,
 }
 
 /// How long a lookup may take, in seconds. The job manager has the answer in its cache; what takes longer is broken.
-pub(crate) const LOOKUP_TIMEOUT: f64 = 60.0;
+pub const LOOKUP_TIMEOUT: f64 = 60.0;
 
 /// How long a munged that is being restarted is waited for.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +36,7 @@ const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
 ///
 /// # Errors
 /// Where the request cannot be sent.
-pub(crate) fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
+pub fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
     let payload = json!({ "id": jobid, "keys": [key], "flags": 0 }).to_string();
     let flux = shell
         .flux()
@@ -52,7 +48,7 @@ pub(crate) fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Fu
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
+pub fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
     match lookup.wait(LOOKUP_TIMEOUT).and_then(|()| lookup.rpc()) {
         Ok(answer) => Ok(Some(Zeroizing::new(answer.unwrap_or_default()))),
         Err(e) if e.errno() == ENOENT => Ok(None),
@@ -60,7 +56,7 @@ pub(crate) fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, Strin
     }
 }
 
-impl Kind {
+impl Reader {
     /// The variables in the record of the job; nothing where there is no record.
     ///
     /// # Errors
@@ -109,6 +105,9 @@ impl Kind {
     }
 
     /// The same, of variables from anywhere.
+    ///
+    /// # Errors
+    /// As above.
     pub fn set<'a>(
         &self,
         shell: &Shell<'_>,
@@ -124,6 +123,17 @@ impl Kind {
         Ok(())
     }
 
+    /// A shell option. One that cannot be read ends the job: what its user asked for is not known.
+    pub fn option(&self, shell: &Shell<'_>, name: &CStr) -> Option<Value> {
+        shell.option(name).unwrap_or_else(|e| {
+            let option = name.to_string_lossy();
+            shell.fatal(
+                self.name,
+                &format!("the shell option {option} cannot be read: {e}: correct or remove it"),
+            )
+        })
+    }
+
     /// For the user: the record is there, and of no use.
     pub fn refused(&self, e: &dyn std::fmt::Display) -> String {
         let what = self.what;
@@ -132,7 +142,7 @@ impl Kind {
 }
 
 /// Which of MUNGE's last checks did not pass, for the log.
-pub(crate) fn late(staleness: Option<Staleness>) -> &'static str {
+pub fn late(staleness: Option<Staleness>) -> &'static str {
     match staleness {
         None => "",
         Some(Staleness::Expired) => ", its credential older than MUNGE's time to live",

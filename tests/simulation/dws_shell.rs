@@ -82,22 +82,28 @@ fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_the
 }
 
 #[test]
-fn a_job_without_the_attribute_is_not_asked_for() {
-    let Some(site) = Site::new("a_job_without_the_attribute_is_not_asked_for") else {
+fn a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later() {
+    let Some(site) = Site::new("a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later") else {
         return;
     };
     let mut instance = held(&site, json!({}));
-    let refusal = json!({"topic": "job-info.lookup", "errnum": libc::EPERM, "errstr": "no lookups here"});
-    instance.ok("service", refusal);
+    let job = run(&mut instance, matching("other"), |instance, job| {
+        put_record(&site, instance, job, decimal(job));
+    });
+    assert_eq!(instance.stdout(&job), format!("/mnt/a {CANARY}\n"));
     let job = run(&mut instance, matching("other"), |_, _| {});
     assert_eq!(instance.stdout(&job), "unset unset\n");
-    // It is asked for those with the attribute.
-    let job = run(&mut instance, matching("dw"), |_, _| {});
-    assert!(
-        instance
-            .refused(&job)
-            .contains("could not be looked up: no lookups here")
-    );
+    let refusal = json!({"topic": "job-info.lookup", "errnum": libc::EPERM, "errstr": "no lookups here"});
+    instance.ok("service", refusal);
+    for attribute in ["other", "dw"] {
+        let job = run(&mut instance, matching(attribute), |_, _| {});
+        assert!(
+            instance
+                .refused(&job)
+                .contains("could not be looked up: no lookups here"),
+            "{attribute}"
+        );
+    }
     instance.shutdown();
 }
 

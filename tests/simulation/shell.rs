@@ -457,6 +457,13 @@ fn a_job_that_wants_no_token_has_none_and_is_not_asked_for() {
     instance.shutdown();
 }
 
+/// A rule for a file that is not there.
+fn file_rule(mut conditions: Value) -> Value {
+    conditions["source"] = json!("file");
+    conditions["path"] = json!("/nonexistent");
+    conditions
+}
+
 #[test]
 fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     let Some(site) = Site::new("a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match") else {
@@ -464,28 +471,19 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     };
     let owner = nix::unistd::User::from_uid(me().into()).unwrap().unwrap();
     let group = nix::unistd::Group::from_gid(owner.gid).unwrap().unwrap();
-    let file = |mut conditions: Value| {
-        conditions["source"] = json!("file");
-        conditions["path"] = json!("/nonexistent");
-        conditions
-    };
     let config = site.configure(json!({"rule": [
-        file(json!({"attribute": "system.dw"})),
-        file(json!({"attribute": "system.q", "queue": "debug"})),
-        file(json!({"attribute": "system.u", "user": owner.name})),
-        file(json!({"attribute": "system.n", "user": me()})),
-        file(json!({"attribute": "system.o", "user": me() + 1})),
-        file(json!({"attribute": "system.g", "group": group.name})),
-        file(json!({"attribute": "system.h", "group": 3_999_999})),
+        file_rule(json!({"attribute": "system.dw"})),
+        file_rule(json!({"attribute": "system.q", "queue": "debug"})),
+        file_rule(json!({"attribute": "system.u", "user": owner.name})),
+        file_rule(json!({"attribute": "system.n", "user": me()})),
+        file_rule(json!({"attribute": "system.o", "user": me() + 1})),
+        file_rule(json!({"attribute": "system.g", "group": group.name})),
+        file_rule(json!({"attribute": "system.h", "group": 3_999_999})),
     ]}));
     let mut instance = site.without_jobtap(json!({"config": config}), &[]);
     refuse_lookups(&mut instance);
-    for unmatched in ["none", "o", "h"] {
-        let job = instance.run(SHOW, matching(unmatched));
-        assert_eq!(instance.stdout(&job), "unset\n", "{unmatched}");
-        assert_eq!(instance.events(&job), PLAIN, "{unmatched}");
-    }
-    for asked in ["dw", "q", "u", "n", "g"] {
+    // An attribute may have been added since the job was submitted, and another node may know other groups.
+    for asked in ["none", "o", "h", "dw", "q", "u", "n", "g"] {
         let job = instance.submit(&["echo", "started"], matching(asked));
         assert!(instance.refused(&job).contains("no lookups here"), "{asked}");
     }
@@ -498,7 +496,50 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     }
     let job = instance.run(SHOW, json!({"attributes": {"system": {"q": 1, "queue": "debug"}}}));
     assert_eq!(instance.stdout(&job), "unset\n");
+    for unmatched in ["none", "o", "h"] {
+        let job = instance.run(SHOW, matching(unmatched));
+        assert_eq!(instance.stdout(&job), "unset\n", "{unmatched}");
+        assert_eq!(instance.events(&job), PLAIN, "{unmatched}");
+    }
     instance.shutdown();
+    fs::remove_dir_all(site.statedir()).unwrap();
+
+    // The uid of a job stays what it is.
+    let config = site.configure(json!({"rule": [
+        file_rule(json!({"user": me() + 1})),
+        file_rule(json!({"attribute": "system.dw", "group": group.name, "user": me() + 2})),
+    ]}));
+    let mut instance = site.without_jobtap(json!({"config": config}), &[]);
+    refuse_lookups(&mut instance);
+    for unmatched in ["none", "dw"] {
+        let job = instance.run(SHOW, matching(unmatched));
+        assert_eq!(instance.stdout(&job), "unset\n", "{unmatched}");
+        assert_eq!(instance.events(&job), PLAIN, "{unmatched}");
+    }
+    instance.shutdown();
+}
+
+#[test]
+fn a_job_that_came_to_match_after_its_submission_gets_its_token() {
+    let Some(site) = Site::new("a_job_that_came_to_match_after_its_submission_gets_its_token") else {
+        return;
+    };
+    // Neither the jobspec that the user signed nor the groups on this node tell of a match.
+    for conditions in [
+        json!({"attribute": "system.dw"}),
+        json!({"group": 3_999_999}),
+        json!({"group": "no-such-group"}),
+        json!({"user": "no-such-user"}),
+    ] {
+        let config = site.configure(json!({"rule": [file_rule(conditions.clone())]}));
+        let mut instance = held(&site, json!({"config": config}));
+        let job = run_with(&mut instance, SHOW, json!({}), |id| {
+            sealed(&site.munged, id, me()).to_json()
+        });
+        assert_eq!(instance.stdout(&job).trim_end(), CANARY, "{conditions}");
+        instance.shutdown();
+        fs::remove_dir_all(site.statedir()).unwrap();
+    }
 }
 
 #[test]

@@ -93,7 +93,7 @@ pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
 fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.set_name(c"bench-inline")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;
-    let conf = plugin.conf();
+    let conf = plugin.conf()?;
     let munge = conf["socket"].as_str().map(|path| Munge::new(Some(Path::new(path))));
     let inline = plugin.keep(Inline {
         jobtap,

@@ -70,6 +70,12 @@ keys! { Value:
         let is_valid = !all.is_empty() && !all.iter().any(String::is_empty);
         check(is_valid, all, "must be a string, or an array of strings, none of them empty")
     };
+    argv -> Vec<Template> = |value| {
+        let all = Vec::<String>::deserialize(value).map_err(|_| "must be an array of strings".to_owned())?;
+        let all = all.into_iter().map(template).collect::<Result<Vec<_>, _>>()?;
+        let is_valid = all.first().is_some_and(|program| program.starts_with("/") && program.is_constant());
+        check(is_valid, all, "must begin with a program, an absolute path without placeholders")
+    };
     principal -> Principal = to_principal;
     flag -> bool = |value| unquoted(value).as_bool().ok_or_else(|| "must be true or false".to_owned());
     parallel -> usize = |value| match unquoted(value).as_u64() {

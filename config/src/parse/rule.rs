@@ -74,6 +74,7 @@ struct FileTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CommandTable {
+    #[serde(deserialize_with = "field::argv")]
     command: Vec<Template>,
 }
 
@@ -117,7 +118,7 @@ impl RuleTable {
                 path: of_source::<FileTable>(at, own)?.path,
             },
             Kind::Command => Source::Command {
-                argv: of_source::<CommandTable>(at, own)?.argv(at)?,
+                argv: of_source::<CommandTable>(at, own)?.command,
             },
             Kind::Kubernetes => Source::Kubernetes(kubernetes(at, own)?),
             Kind::Issuer => Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?),
@@ -138,18 +139,6 @@ impl RuleTable {
             // A part is never longer than the whole.
             timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
         })
-    }
-}
-
-impl CommandTable {
-    fn argv(self, at: &str) -> Result<Vec<Template>, Error> {
-        match self.command.first() {
-            Some(program) if program.starts_with("/") && program.is_constant() => Ok(self.command),
-            _ => {
-                let what = "must begin with a program, an absolute path without placeholders";
-                Err(wrong_at(at, "command", what))
-            }
-        }
     }
 }
 

@@ -207,7 +207,7 @@ pub(crate) fn load(plugin: Plugin<'static>) -> io::Result<()> {
 
 impl Dws {
     fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
-        let conf = plugin.conf();
+        let conf = plugin.conf()?;
         let mut keys = conf.as_object().cloned().unwrap_or_default();
         let timeout = keys.remove("epilog-timeout");
         let overrides = if keys.is_empty() {

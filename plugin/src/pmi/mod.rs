@@ -92,7 +92,7 @@ struct Waiting {
 
 impl Pmi {
     fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
-        let mut conf = plugin.conf();
+        let mut conf = plugin.conf()?;
         let ports = configured(&mut conf, |level, line| {
             jobtap.flux().log(level, &format!("{}: {line}", CRAY_PMI.name));
         });

@@ -1,5 +1,7 @@
 //! `dws_environment.so` for the job shell.
 
+mod environment;
+
 use ffi::{Plugin, guard, raw::flux_plugin_t};
 
 /// What the job shell calls when it has loaded the object, flux-shell-plugins(7).
@@ -9,5 +11,5 @@ use ffi::{Plugin, guard, raw::flux_plugin_t};
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
     // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
-    guard(-1, || shell::init_dws_environment(unsafe { Plugin::borrow(p) }))
+    guard(-1, || environment::init(unsafe { Plugin::borrow(p) }))
 }

@@ -14,20 +14,13 @@ use std::{
 use ffi::{Args, Future, Plugin, PluginError, Shell, ShellLogLevel};
 use seal::Secret;
 use serde::{Deserialize, Deserializer};
+use shell::{LOOKUP_TIMEOUT, Reader, Settings, answer, conf, look_up, not_loaded};
 use zeroize::Zeroizing;
 
-use crate::{
-    record::{Kind, LOOKUP_TIMEOUT, answer, look_up},
-    settings::Settings,
-};
-
-/// The plugin.
-pub(crate) static KIND: Kind = Kind {
+static READER: Reader = Reader {
     name: c"dws_environment",
     key: seal::key::DWS_ENVIRONMENT,
     what: "rabbit environment",
-    keys: &["config", "munge-socket", "instance-owner", "legacy"],
-    without_config: "its MUNGE settings are not known here, so munged is asked where it is by default",
 };
 
 /// The event that has the variables, or where they are sealed only their names.
@@ -38,31 +31,46 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 struct Pending {
     settings: Settings,
+    /// Whether the eventlog of a rabbit job without a record is looked at.
+    legacy: bool,
     jobid: u64,
     lookup: RefCell<Option<Future>>,
 }
 
 impl ffi::State for Pending {}
 
-pub(crate) fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
-    let wrong = |e: std::io::Error| format!("the plugin cannot be loaded: {e}");
-    if !shell.has_attribute(&["system".to_owned(), "dw".to_owned()]) {
+pub(crate) fn init(plugin: Plugin<'static>) -> i32 {
+    shell::init(plugin, READER.name, load)
+}
+
+fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
+    let job = shell.job().map_err(not_loaded)?;
+    let mut conf = conf(plugin)?;
+    let legacy = legacy(&mut conf)?;
+    let settings = Settings::read(conf, job.instance_owner)?;
+    let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
+    settings.warn(&READER, shell, without);
+    if !settings.applies {
         return Ok(());
     }
-    let job = shell.job().map_err(wrong)?;
-    let settings = Settings::of(&KIND, &plugin.conf(), job.instance_owner)?;
-    settings.warn(&KIND, shell);
-    if !settings.applies() {
-        return Ok(());
-    }
-    let lookup = look_up(shell, job.jobid, KIND.key).map_err(wrong)?;
+    let lookup = look_up(shell, job.jobid, READER.key).map_err(not_loaded)?;
     let pending = Pending {
         settings,
+        legacy,
         jobid: job.jobid,
         lookup: RefCell::new(Some(lookup)),
     };
-    let pending = plugin.keep(pending).map_err(wrong)?;
-    plugin.handle(c"shell.init", &pending, shell_init).map_err(wrong)
+    let pending = plugin.keep(pending).map_err(not_loaded)?;
+    plugin.handle(c"shell.init", &pending, shell_init).map_err(not_loaded)
+}
+
+/// Takes the key `legacy` out of `conf`.
+fn legacy(conf: &mut serde_json::Value) -> Result<bool, String> {
+    match conf.as_object_mut().and_then(|keys| keys.remove("legacy")) {
+        None => Ok(true),
+        Some(serde_json::Value::Bool(legacy)) => Ok(legacy),
+        Some(_) => Err("its conf in the initrc: legacy must be true or false".to_owned()),
+    }
 }
 
 fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(), PluginError> {
@@ -72,17 +80,23 @@ fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(),
     };
     match export(&shell, pending, &lookup) {
         Ok(()) => Ok(()),
-        Err(why) => shell.fatal(KIND.name, &why),
+        Err(why) => shell.fatal(READER.name, &why),
     }
 }
 
 /// Exports the variables of the job, or says why the job must not start.
 fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), String> {
-    if let Some(opened) = KIND.open(shell, &pending.settings, lookup)? {
-        return KIND.export(shell, &opened);
+    if let Some(opened) = READER.open(shell, &pending.settings, lookup)? {
+        return READER.export(shell, &opened);
+    }
+    // The jobspec is the one that the user signed. One that got its directives later has a record all the same.
+    if !shell.has_attribute(&["system".to_owned(), "dw".to_owned()]) {
+        let line = "there is no sealed record: this is no rabbit job";
+        shell.log(READER.name, ShellLogLevel::Debug, line);
+        return Ok(());
     }
     let no_record = "this job has #DW directives, but there is no sealed record with the variables of its rabbits";
-    if !pending.settings.legacy {
+    if !pending.legacy {
         return Err(format!(
             "{no_record}: dws-jobtap.so is not loaded in the job manager, or another one is than the one that seals \
              them: tell the operators"
@@ -90,14 +104,14 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
     }
     match event(shell, pending.jobid)? {
         Told::Variables(variables) => {
-            KIND.set(shell, variables.iter().map(|(name, value)| (name.as_str(), value)))?;
+            READER.set(shell, variables.iter().map(|(name, value)| (name.as_str(), value)))?;
             let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
             let line = format!(
                 "exported {} from the job's eventlog, where they stand in clear: this job was prepared by a dws-jobtap.so \
                  that does not seal them: have the job manager load the one that was installed with this plugin",
                 names.join(", ")
             );
-            shell.log(KIND.name, ShellLogLevel::Warn, &line);
+            shell.log(READER.name, ShellLogLevel::Warn, &line);
             Ok(())
         }
         Told::Sealed => Err(format!(
@@ -210,8 +224,19 @@ impl<'de> Deserialize<'de> for Value {
 #[cfg(test)]
 mod tests {
     use seal::ExposeSecret;
+    use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn eventlogs_are_looked_at_unless_that_is_switched_off() {
+        assert_eq!(legacy(&mut json!(null)), Ok(true));
+        assert_eq!(legacy(&mut json!({})), Ok(true));
+        let mut conf = json!({"legacy": false, "config": "/x"});
+        assert_eq!(legacy(&mut conf), Ok(false));
+        assert_eq!(conf, json!({"config": "/x"}));
+        assert!(legacy(&mut json!({"legacy": "false"})).unwrap_err().contains("legacy"));
+    }
 
     fn line(name: &str, context: &str) -> String {
         format!("{{\"timestamp\":1.5,\"name\":\"{name}\",\"context\":{context}}}\n")

@@ -8,66 +8,63 @@ use std::{ffi::CString, fmt::Write};
 use ffi::{Plugin, Shell, ShellLogLevel};
 use seal::{ExposeSecret, Variables};
 use serde_json::{Map, Value};
+use shell::{Reader, Settings, conf, late, look_up, not_loaded};
 use zeroize::Zeroizing;
 
-use crate::{
-    record::{Kind, late, look_up},
-    settings::Settings,
-};
-
-/// The plugin.
-pub(crate) static KIND: Kind = Kind {
+static READER: Reader = Reader {
     name: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
     what: "secret for Cray PMI",
-    keys: &["config", "munge-socket", "instance-owner"],
-    without_config: "its MUNGE settings are not known here, so munged is asked where it is by default",
 };
 
 /// The member of the option that has ports and secret, or "off".
 const MEMBER: &str = "pmi-bootstrap";
 
-pub(crate) fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
-    let wrong = |e: std::io::Error| format!("the plugin cannot be loaded: {e}");
-    let job = shell.job().map_err(wrong)?;
+pub(crate) fn init(plugin: Plugin<'static>) -> i32 {
+    shell::init(plugin, READER.name, load)
+}
+
+fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
+    let job = shell.job().map_err(not_loaded)?;
     if job.size < 2 {
         return Ok(());
     }
-    let Some(use_) = Use::of(shell.option(c"pmi")) else {
+    let Some(use_) = Use::of(READER.option(shell, c"pmi")) else {
         return Ok(());
     };
-    let Some(option) = members(shell.option(c"cray-pals")) else {
+    let Some(option) = members(READER.option(shell, c"cray-pals")) else {
         return Ok(());
     };
-    let settings = Settings::of(&KIND, &plugin.conf(), job.instance_owner)?;
-    settings.warn(&KIND, shell);
-    if !settings.applies() {
+    let settings = Settings::read(conf(plugin)?, job.instance_owner)?;
+    let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
+    settings.warn(&READER, shell, without);
+    if !settings.applies {
         return Ok(());
     }
-    let lookup = look_up(shell, job.jobid, KIND.key).map_err(wrong)?;
-    let opened = match KIND.open(shell, &settings, &lookup) {
+    let lookup = look_up(shell, job.jobid, READER.key).map_err(not_loaded)?;
+    let opened = match READER.open(shell, &settings, &lookup) {
         Ok(Some(opened)) => opened,
         Ok(None) => {
             let line = "there is no sealed record: cray_pals.so looks for ports and secret itself";
-            shell.log(KIND.name, ShellLogLevel::Debug, line);
+            shell.log(READER.name, ShellLogLevel::Debug, line);
             return Ok(());
         }
-        Err(why) => shell.fatal(KIND.name, &why),
+        Err(why) => shell.fatal(READER.name, &why),
     };
     if use_ == Use::Certain && cray_pals_is_loaded() {
         let why = "ports and secret for Cray PMI come too late, since cray_pals.so was loaded before this plugin: have the \
                    operators load cray-pmi-bootstrap.so first, in the initrc of the shell";
-        shell.fatal(KIND.name, why);
+        shell.fatal(READER.name, why);
     }
     let text = match text(&option, &opened.variables) {
         Ok(text) => text,
-        Err(why) => shell.fatal(KIND.name, &KIND.refused(&why)),
+        Err(why) => shell.fatal(READER.name, &READER.refused(&why)),
     };
     shell
         .set_option(c"cray-pals", &text)
         .map_err(|e| format!("the shell option cray-pals could not be set: {e}"))?;
     let line = format!("set cray-pals.{MEMBER}{}", late(opened.staleness));
-    shell.log(KIND.name, ShellLogLevel::Debug, &line);
+    shell.log(READER.name, ShellLogLevel::Debug, &line);
     Ok(())
 }
 

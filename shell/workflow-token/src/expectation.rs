@@ -1,0 +1,160 @@
+//! Which jobs have a record.
+//!
+//! The rules are the job manager's. A shell sees the jobspec that the user signed, without what was changed at submission
+//! and since, and the groups that its node knows. So, by default, it looks the record of every job up. Where the initrc
+//! names a copy of the configuration on the node, a missing record is fatal for a job that a rule matches. A shell concludes
+//! that there is none only where no rule can match, whatever was changed: that is, by the uid of the job owner, and by what
+//! the user asked for.
+
+use config::{AttributePath, Config, Facts, Principal};
+use ffi::Shell;
+use nix::unistd::{Group, User, getegid, geteuid, getgroups};
+use serde_json::Value;
+
+/// Whether a record is to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expectation {
+    /// There can be none.
+    No,
+    /// It cannot be told: one that is missing means that no rule matched.
+    Maybe,
+    /// One that is missing is an error.
+    Yes,
+}
+
+impl Expectation {
+    /// By the shell option `workflow-token`.
+    pub fn by_option(option: Option<&Value>) -> Option<Self> {
+        match option? {
+            Value::Bool(false) => Some(Expectation::No),
+            Value::Number(n) if n.as_i64() == Some(0) => Some(Expectation::No),
+            _ => Some(Expectation::Yes),
+        }
+    }
+
+    /// By the rules. Which of them matches is of no interest here.
+    pub fn by_rules(config: &Config, job: &dyn Facts) -> Self {
+        let mut expectation = Expectation::No;
+        for rule in &config.rules {
+            match rule.conditions.hold(job) {
+                Some(true) => return Expectation::Yes,
+                None => expectation = Expectation::Maybe,
+                Some(false) => {}
+            }
+        }
+        expectation
+    }
+}
+
+/// A job as its shell sees it, which runs as the job owner. What may have changed since the jobspec was signed, or be
+/// otherwise for the job manager, is not known here.
+pub(crate) struct ShellFacts<'a>(pub &'a Shell<'a>);
+
+/// What may be so for the job manager though it is not here.
+fn if_true(is_so: bool) -> Option<bool> {
+    is_so.then_some(true)
+}
+
+impl Facts for ShellFacts<'_> {
+    fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
+        if_true(self.0.has_attribute(path.components()))
+    }
+
+    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+        None
+    }
+
+    fn project_is(&self, _: &str) -> Option<bool> {
+        None
+    }
+
+    fn owner_is(&self, user: &Principal) -> Option<bool> {
+        match user {
+            Principal::Id(uid) => Some(*uid == geteuid().as_raw()),
+            Principal::Name(name) => if_true(User::from_uid(geteuid()).ok()??.name == *name),
+        }
+    }
+
+    fn owner_in(&self, group: &Principal) -> Option<bool> {
+        let gid = match group {
+            Principal::Id(gid) => *gid,
+            Principal::Name(name) => Group::from_name(name).ok()??.gid.as_raw(),
+        };
+        let groups = getgroups().ok()?;
+        if_true(getegid().as_raw() == gid || groups.iter().any(|group| group.as_raw() == gid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A job of uid 1000 with one attribute, of which nothing else is known.
+    struct Job;
+
+    impl Facts for Job {
+        fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
+            if_true(path.components() == ["system", "dw"])
+        }
+        fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+            None
+        }
+        fn project_is(&self, _: &str) -> Option<bool> {
+            None
+        }
+        fn owner_is(&self, user: &Principal) -> Option<bool> {
+            Some(*user == Principal::Id(1000))
+        }
+        fn owner_in(&self, _: &Principal) -> Option<bool> {
+            None
+        }
+    }
+
+    fn of(rules: &[Value]) -> Expectation {
+        let rules: Vec<_> = rules
+            .iter()
+            .cloned()
+            .map(|mut rule| {
+                rule["source"] = json!("file");
+                rule["path"] = json!("/t");
+                rule
+            })
+            .collect();
+        let config = Config::from_json(&json!({"workflow-token": {"rule": rules}})).unwrap();
+        Expectation::by_rules(&config, &Job)
+    }
+
+    #[test]
+    fn only_what_cannot_change_rules_a_record_out() {
+        for (rules, expected) in [
+            (vec![], Expectation::No),
+            (vec![json!({"user": 1001})], Expectation::No),
+            (vec![json!({"user": 1001, "attribute": "system.dw"})], Expectation::No),
+            (vec![json!({"attribute": "system.other"})], Expectation::Maybe),
+            (vec![json!({"group": "staff"})], Expectation::Maybe),
+            (
+                vec![json!({"queue": "debug"}), json!({"user": 1001})],
+                Expectation::Maybe,
+            ),
+            (vec![json!({"group": "staff"}), json!({"user": 1000})], Expectation::Yes),
+            (vec![json!({"attribute": "system.dw"})], Expectation::Yes),
+        ] {
+            assert_eq!(of(&rules), expected, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn the_user_has_the_first_word() {
+        for (option, expected) in [
+            (None, None),
+            (Some(json!(false)), Some(Expectation::No)),
+            (Some(json!(0)), Some(Expectation::No)),
+            (Some(json!(1)), Some(Expectation::Yes)),
+            (Some(json!("x")), Some(Expectation::Yes)),
+        ] {
+            assert_eq!(Expectation::by_option(option.as_ref()), expected, "{option:?}");
+        }
+    }
+}
