@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use serde::de::MapAccess;
 
-use crate::json::{self, Members, ObjectOr, Value};
+use crate::json::{self, Members, ObjectOr, Skipped, Value};
 use crate::jws::{self, Segment};
-use crate::{Name, NumericDate, Session, VerifyError, verify};
+use crate::times::Times;
+use crate::{Name, NumericDate, Session, VerifyError};
 
 /// What a token is good for, in its claim `scope`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,7 +194,7 @@ impl Claims {
             segment: Segment::Claims,
             at: e.utf8_error().valid_up_to(),
         })?;
-        let raw: Raw = verify::object(&payload, Segment::Claims)?;
+        let raw: Raw = jws::members(&payload, Segment::Claims)?;
         let text = |claim, value| match value {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(Text::new(text, &payload))),
@@ -214,9 +215,9 @@ impl Claims {
             _ => (),
         }
         let read = (
-            date("exp", raw.exp)?.ok_or(VerifyError::Missing("exp"))?,
-            date("nbf", raw.nbf)?,
-            date("iat", raw.iat)?,
+            raw.times.exp()?.ok_or(VerifyError::Missing("exp"))?,
+            raw.times.nbf()?,
+            raw.times.iat()?,
             text("iss", raw.iss)?,
             text("jti", raw.jti)?,
             texts("aud", raw.aud, &payload)?,
@@ -246,9 +247,7 @@ impl fmt::Debug for Claims {
 
 #[derive(Default)]
 struct Raw<'a> {
-    exp: Option<Value<'a>>,
-    nbf: Option<Value<'a>>,
-    iat: Option<Value<'a>>,
+    times: Times<'a>,
     iss: Option<Value<'a>>,
     sub: Option<Value<'a>>,
     aud: Option<Value<'a>>,
@@ -259,11 +258,10 @@ struct Raw<'a> {
 }
 
 impl<'de> Members<'de> for Raw<'de> {
+    type Unknown = Skipped;
+
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
-            "exp" => json::value(map, &mut self.exp),
-            "nbf" => json::value(map, &mut self.nbf),
-            "iat" => json::value(map, &mut self.iat),
             "iss" => json::value(map, &mut self.iss),
             "sub" => json::value(map, &mut self.sub),
             "aud" => json::value(map, &mut self.aud),
@@ -275,7 +273,7 @@ impl<'de> Members<'de> for Raw<'de> {
                 self.flux = Some(flux);
                 Ok(true)
             }
-            _ => Ok(false),
+            name => self.times.take(name, map),
         }
     }
 }
@@ -288,6 +286,8 @@ struct Flux<'a> {
 }
 
 impl<'de> Members<'de> for Flux<'de> {
+    type Unknown = Skipped;
+
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
             "jobid" => json::value(map, &mut self.jobid),
@@ -295,14 +295,6 @@ impl<'de> Members<'de> for Flux<'de> {
             "instance" => json::value(map, &mut self.instance),
             _ => Ok(false),
         }
-    }
-}
-
-fn date(claim: &'static str, value: Option<Value>) -> Result<Option<NumericDate>, VerifyError> {
-    match value {
-        None => Ok(None),
-        Some(Value::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
-        Some(_) => Err(jws::Malformed::NotNumber(claim).into()),
     }
 }
 

@@ -1,6 +1,9 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
+
 /// A time as JWT claims carry it: seconds since 1970-01-01T00:00:00Z without leap seconds, fractions allowed
 /// (RFC 7519 section 2, "NumericDate").
 ///
@@ -43,44 +46,15 @@ impl From<SystemTime> for NumericDate {
 
 impl fmt::Display for NumericDate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// 0000-01-01T00:00:00Z and 10000-01-01T00:00:00Z.
-        const YEARS_0_TO_9999: std::ops::Range<f64> = -62_167_219_200.0..253_402_300_800.0;
-        const DAY: i64 = 86_400;
+        const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
-        let seconds = self.0.floor();
-        if !YEARS_0_TO_9999.contains(&seconds) {
-            return write!(f, "{} seconds since 1970", self.0);
+        // What does not fit is cut to the ends of an i64, which are in no year.
+        let date = EPOCH.checked_add(SignedDuration::from_secs(self.0.floor() as i64));
+        match date {
+            Ok(date) if date.year() >= 0 && !self.0.is_nan() => write!(f, "{date:.0}Z"),
+            _ => write!(f, "{} seconds since 1970", self.0),
         }
-        let seconds = seconds as i64;
-        let (year, month, day) = civil(seconds.div_euclid(DAY));
-        let time = seconds.rem_euclid(DAY);
-        let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
-}
-
-/// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01.
-///
-/// The years are counted from March so that the leap day is a year's last, and in eras of 400 years, which all have
-/// 146,097 days.
-fn civil(days: i64) -> (i64, i64, i64) {
-    const MARCH_OF_YEAR_0: i64 = 719_468;
-    const ERA: i64 = 146_097;
-
-    let days = days + MARCH_OF_YEAR_0;
-    let era = days.div_euclid(ERA);
-    let day_of_era = days.rem_euclid(ERA);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day)
 }
 
 /// A length of time in seconds, printed in its two largest units: `2d 3h`, `3m 20s`, `7s`.

@@ -33,11 +33,11 @@ fn go_string(text: &str) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
+    use aws_lc_rs::digest::{SHA256, digest};
     use base64::Engine;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use proptest::prelude::*;
     use secrecy::ExposeSecret;
-    use sha2::{Digest, Sha256};
 
     use super::*;
     use crate::key::hmac::tests::RABBIT;
@@ -51,13 +51,15 @@ mod tests {
     fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
         let mut block = [0; 64];
         let key = if key.len() > block.len() {
-            Sha256::digest(key).to_vec()
+            digest(&SHA256, key).as_ref().to_vec()
         } else {
             key.to_vec()
         };
         block[..key.len()].copy_from_slice(&key);
-        let inner = Sha256::digest([&block.map(|b| b ^ 0x36), message].concat());
-        Sha256::digest([&block.map(|b| b ^ 0x5c)[..], &inner].concat()).to_vec()
+        let inner = digest(&SHA256, &[&block.map(|b| b ^ 0x36), message].concat());
+        digest(&SHA256, &[&block.map(|b| b ^ 0x5c)[..], inner.as_ref()].concat())
+            .as_ref()
+            .to_vec()
     }
 
     fn der() -> Vec<u8> {

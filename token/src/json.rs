@@ -8,6 +8,9 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 
 /// What takes the members of an object that it knows.
 pub(crate) trait Members<'de>: Default {
+    /// How all others are read: [`Skipped`] looks for names that are there twice in them too, as deep as serde_json goes.
+    type Unknown: Deserialize<'de>;
+
     /// Takes the value of `name` from `map`, or leaves it there and returns false.
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
 }
@@ -40,13 +43,13 @@ impl<'de, T: Members<'de>> Deserialize<'de> for Unique<T> {
 
 fn members<'de, T: Members<'de>, A: MapAccess<'de>>(mut map: A, into: &mut T) -> Result<(), A::Error> {
     let mut seen = Seen::default();
-    while let Some(Name(name)) = map.next_key()? {
+    while let Some(Text(name)) = map.next_key()? {
         let known = into.take(&name, &mut map)?;
         if !seen.insert(name) {
             return Err(A::Error::custom("a name is there twice"));
         }
         if !known {
-            map.next_value::<Skipped>()?;
+            map.next_value::<T::Unknown>()?;
         }
     }
     Ok(())
@@ -56,6 +59,9 @@ fn members<'de, T: Members<'de>, A: MapAccess<'de>>(mut map: A, into: &mut T) ->
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value<'de> {
     Number(f64),
+    /// A number within the map that serde_json makes of one where its feature `arbitrary_precision` is on. It is in no other
+    /// value.
+    Digits(f64),
     Text(Cow<'de, str>),
     List(Vec<Value<'de>>),
     Other,
@@ -96,6 +102,11 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Text(Cow::Owned(text.to_owned())))
     }
 
+    /// The digits of a number, with `arbitrary_precision`: serde_json lends the strings of the text, and gives none away.
+    fn visit_string<E>(self, digits: String) -> Result<Value<'de>, E> {
+        Ok(digits.parse().map_or(Value::Other, Value::Digits))
+    }
+
     fn visit_bool<E>(self, _: bool) -> Result<Value<'de>, E> {
         Ok(Value::Other)
     }
@@ -113,8 +124,28 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value<'de>, A::Error> {
-        members(map, &mut Nothing)?;
-        Ok(Value::Other)
+        let mut object = Object::default();
+        members(map, &mut object)?;
+        Ok(match object.0 {
+            Some(Value::Digits(number)) => Value::Number(number),
+            _ => Value::Other,
+        })
+    }
+}
+
+/// Any object, or what serde_json makes of a number where its feature `arbitrary_precision` is on, as other crates may have
+/// it: without looking into it, a fraction would be no number.
+#[derive(Default)]
+struct Object<'de>(Option<Value<'de>>);
+
+impl<'de> Members<'de> for Object<'de> {
+    type Unknown = Skipped;
+
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "$serde_json::private::Number" => value(map, &mut self.0),
+            _ => Ok(false),
+        }
     }
 }
 
@@ -123,38 +154,41 @@ impl<'de> Visitor<'de> for ValueVisitor {
 pub(crate) struct Nothing;
 
 impl<'de> Members<'de> for Nothing {
+    type Unknown = Skipped;
+
     fn take<A: MapAccess<'de>>(&mut self, _: &str, _: &mut A) -> Result<bool, A::Error> {
         Ok(false)
     }
 }
 
 /// A value that nobody looks at, but for the names in it.
-type Skipped = ObjectOr<Nothing>;
+pub(crate) type Skipped = ObjectOr<Nothing>;
 
-/// A name of an object, borrowed unless it has escapes.
-struct Name<'de>(Cow<'de, str>);
+/// A string, borrowed unless it has escapes.
+#[derive(PartialEq)]
+pub(crate) struct Text<'de>(pub(crate) Cow<'de, str>);
 
-impl<'de> Deserialize<'de> for Name<'de> {
+impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
+        struct TextVisitor;
 
-        impl<'de> Visitor<'de> for Text {
-            type Value = Name<'de>;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
+                f.write_str("a string")
             }
 
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(text)))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(text.to_owned())))
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
             }
         }
 
-        deserializer.deserialize_str(Text)
+        deserializer.deserialize_str(TextVisitor)
     }
 }
 

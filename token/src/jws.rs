@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::NumericDate;
+use crate::json::{Members, Unique};
 
 /// The longest token that is looked at, in bytes. Linux passes no environment variable above 128 KiB to a program, and
 /// HTTP servers refuse headers far shorter than this.
@@ -229,7 +230,7 @@ fn count(segments: usize) -> String {
 /// What the text may be instead.
 fn hint(segments: usize) -> &'static str {
     match segments {
-        1 => " (an opaque secret? a rule's check = \"none\" accepts those)",
+        1 => " (an opaque secret? it can be used, and not be checked as a token)",
         5 => " (an encrypted token, JWE? those cannot be read without their key)",
         _ => "",
     }
@@ -355,6 +356,16 @@ pub(crate) fn not_json(segment: Segment, error: &serde_json::Error) -> Malformed
         segment,
         line: error.line(),
         column: error.column(),
+    }
+}
+
+/// The members of the JSON object in `text` that `T` knows. Its names are there once each.
+pub(crate) fn members<'a, T: Members<'a>>(text: &'a str, segment: Segment) -> Result<T, Malformed> {
+    match serde_json::from_str(text) {
+        Ok(Unique(members)) => Ok(members),
+        // A [`json::Value`](crate::json::Value) is read from anything, so this can only be a name that is there twice.
+        Err(e) if e.classify() == serde_json::error::Category::Data => Err(Malformed::Repeated(segment)),
+        Err(e) => Err(not_json(segment, &e)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Workflow tokens: reading claims, checking the shape of a token before it is delivered, issuing, and keeping tokens
+//! Workflow tokens: reading claims, checking the shape of a token without its key, issuing, and keeping tokens
 //! out of logs.
 //!
 //! Everything here is pure: no Flux, no network, no files, no clock of its own. A function that depends on the time
@@ -6,7 +6,7 @@
 //!
 //! | to do this | use |
 //! |---|---|
-//! | decide whether a token may be delivered to a job | [`check_shape`] |
+//! | decide whether a text is a token that a service could accept | [`check_shape`] |
 //! | show a person what a token says | [`Token::inspect`] |
 //! | mint a token as the rabbit software does | [`HmacKey::from_pem`] and [`issue`] |
 //! | log the output of a program that handles tokens | [`redact_lines`], [`redact`], [`redact_known`] |
@@ -14,6 +14,8 @@
 //!
 //! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
 //! that shows it.
+
+#![forbid(unsafe_code)]
 
 mod algorithm;
 mod claims;
@@ -28,6 +30,7 @@ mod object;
 mod plain;
 mod redact;
 mod shape;
+mod times;
 mod verify;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};

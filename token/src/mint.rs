@@ -1,9 +1,9 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::rand;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rand::RngCore;
 use secrecy::SecretString;
 
 use crate::{Name, Scope, Session, SigningKey};
@@ -136,8 +136,8 @@ impl Json {
 
     fn random(&mut self) -> &mut Self {
         let mut bytes = [0; 16];
-        // Seeded by the operating system, which is asked less often.
-        rand::thread_rng().fill_bytes(&mut bytes);
+        // aws-lc ends the process where there is no randomness.
+        rand::fill(&mut bytes).expect("random bytes");
         URL_SAFE_NO_PAD.encode_string(bytes, &mut self.0);
         self
     }

@@ -1,10 +1,11 @@
 use std::time::{Duration, SystemTime};
 
-use serde::de::{self, Deserialize, Deserializer};
+use serde::de::{IgnoredAny, MapAccess};
 
 use crate::NumericDate;
-use crate::json::Value;
+use crate::json::{self, Members, Value};
 use crate::jws::{self, Malformed, Segment};
+use crate::times::Times;
 
 /// How far a token's `nbf` may lie in the future: clocks of two machines never agree entirely
 /// (RFC 7519 section 4.1.5 allows for it).
@@ -41,7 +42,7 @@ pub fn check_shape(token: &str, now: SystemTime) -> Result<Shape, ShapeError> {
     jws::decode(Segment::Signature, signature)?;
 
     let bytes = jws::decode(Segment::Header, header)?;
-    let header: Header = fields(&bytes, Segment::Header)?;
+    let header: Header = jws::members(jws::object_text(&bytes, Segment::Header)?, Segment::Header)?;
     match header.alg {
         Some(Value::Text(alg)) if jws::is_none(&alg) => return Err(ShapeError::Unsecured),
         Some(Value::Text(_)) => (),
@@ -50,11 +51,11 @@ pub fn check_shape(token: &str, now: SystemTime) -> Result<Shape, ShapeError> {
     }
 
     let bytes = jws::decode(Segment::Claims, claims)?;
-    let claims: Times = fields(&bytes, Segment::Claims)?;
+    let Claims(times) = jws::members(jws::object_text(&bytes, Segment::Claims)?, Segment::Claims)?;
     let shape = Shape {
-        expires: date("exp", claims.exp)?,
-        not_before: date("nbf", claims.nbf)?,
-        issued_at: date("iat", claims.iat)?,
+        expires: times.exp()?,
+        not_before: times.nbf()?,
+        issued_at: times.iat()?,
     };
 
     if let Some(at) = shape.expires.filter(|exp| *exp <= now.into()) {
@@ -95,42 +96,31 @@ pub enum ShapeError {
     },
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Default)]
 struct Header<'a> {
-    #[serde(borrow, default, deserialize_with = "present")]
     alg: Option<Value<'a>>,
 }
 
-#[derive(serde::Deserialize)]
-struct Times<'a> {
-    #[serde(borrow, default, deserialize_with = "present")]
-    exp: Option<Value<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    nbf: Option<Value<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    iat: Option<Value<'a>>,
-}
+impl<'de> Members<'de> for Header<'de> {
+    type Unknown = IgnoredAny;
 
-fn date(claim: &'static str, value: Option<Value>) -> Result<Option<NumericDate>, Malformed> {
-    match value {
-        None => Ok(None),
-        Some(Value::Number(seconds)) => Ok(Some(NumericDate::from_seconds(seconds))),
-        Some(_) => Err(Malformed::NotNumber(claim)),
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "alg" => json::value(map, &mut self.alg),
+            _ => Ok(false),
+        }
     }
 }
 
-/// The fields of `T` out of the JSON object in `bytes`; all others are skipped over.
-fn fields<'de, T: de::Deserialize<'de>>(bytes: &'de [u8], segment: Segment) -> Result<T, Malformed> {
-    serde_json::from_str(jws::object_text(bytes, segment)?).map_err(|e| match e.classify() {
-        // A [`Value`] is read from any, so this can only be a field that is there twice.
-        serde_json::error::Category::Data => Malformed::Repeated(segment),
-        _ => jws::not_json(segment, &e),
-    })
-}
+#[derive(Default)]
+struct Claims<'a>(Times<'a>);
 
-/// Keeps a `null`, which is not a number, apart from a claim that is not there.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value<'de>>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+impl<'de> Members<'de> for Claims<'de> {
+    type Unknown = IgnoredAny;
+
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        self.0.take(name, map)
+    }
 }
 
 #[cfg(test)]

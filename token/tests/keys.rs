@@ -210,7 +210,10 @@ fn weak_keys_are_refused() {
 fn a_secret_is_long_enough_and_no_key_file() {
     let error = |secret: &[u8]| VerifyingKey::from_secret(secret).err();
     assert_eq!(error(&[7; 31]), Some(KeyError::TooShort(31)));
-    assert_eq!(error(&[7; 32]), None);
+    let secret: Vec<u8> = (1..=32).collect();
+    assert_eq!(error(&secret[..31]), Some(KeyError::TooShort(31)));
+    assert_eq!(error(&secret), None);
+    assert_eq!(error(&[7; 32]), Some(KeyError::Repetition));
     assert_eq!(SigningKey::from_secret(&[7; 31]).err(), Some(KeyError::TooShort(31)));
     for algorithm in ASYMMETRIC {
         let public = key(algorithm).verifying_key();

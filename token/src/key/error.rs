@@ -62,6 +62,19 @@ pub enum KeyError {
     /// An RSA key of a generator with a defect.
     #[error("the RSA key is one of those that anyone can factor (CVE-2017-15361): generate another, elsewhere")]
     Roca,
+    /// An RSA key whose private key anyone can compute.
+    #[error(
+        "the RSA key's modulus is a prime, a square or has a small factor, so that anyone can use it: generate another"
+    )]
+    RsaFactors,
+    /// A secret that repeats a few bytes.
+    #[error(
+        "the secret repeats a few bytes, such as zeros, and can be guessed: give at least {MIN_KEY_LEN} random bytes"
+    )]
+    Repetition,
+    /// A public key for P-256 of which only half is written down.
+    #[error("its point is compressed: write it again (openssl ec -pubin -conv_form uncompressed)")]
+    CompressedPoint,
     /// The content is not one whole DER sequence.
     #[error("its content is not one whole DER sequence as every key is: the file is damaged, copy it again")]
     NotDer,

@@ -1,11 +1,13 @@
 //! Keys to sign and to verify with, each bound to one algorithm.
 
+mod der;
+mod ed25519;
 mod error;
 pub(crate) mod hmac;
 mod jwk;
-mod mac;
 mod pem;
 mod rsa;
+mod secret;
 mod set;
 mod signing;
 mod verifying;
@@ -24,6 +26,3 @@ pub const MAX_RSA_BITS: usize = 4096;
 
 /// The longest `kid` that is taken, in bytes.
 pub const MAX_KID_LEN: usize = 256;
-
-/// The longest signature, in bytes: that of an RSA key of [`MAX_RSA_BITS`].
-const MAX_SIGNATURE_LEN: usize = MAX_RSA_BITS / 8;

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::MapAccess;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{KeyError, VerifyingKey};
 use crate::VerifyError;
+use crate::json::{Members, Skipped, Unique};
 use crate::verify::jws;
 
 /// Keys to verify tokens with, by their `kid`.
@@ -35,10 +37,19 @@ impl KeySet {
     /// # Errors
     /// [`KeyError::NotJwks`] where it is not a JWKS at all.
     pub fn from_jwks(jwks: &[u8]) -> Result<(Self, Vec<SkippedKey>), KeyError> {
-        #[derive(Deserialize)]
+        #[derive(Default)]
         struct Jwks<'a> {
-            #[serde(borrow)]
-            keys: Vec<&'a RawValue>,
+            keys: Option<Vec<&'a RawValue>>,
+        }
+        impl<'de> Members<'de> for Jwks<'de> {
+            type Unknown = Skipped;
+
+            fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+                if name == "keys" {
+                    self.keys = Some(map.next_value()?);
+                }
+                Ok(name == "keys")
+            }
         }
         #[derive(Deserialize)]
         struct Named {
@@ -48,9 +59,10 @@ impl KeySet {
         if !jwks.trim_ascii_start().starts_with(b"{") {
             return Err(KeyError::NotJwks);
         }
-        let jwks: Jwks = serde_json::from_slice(jwks).map_err(|_| KeyError::NotJwks)?;
+        let Unique(jwks) = serde_json::from_slice::<Unique<Jwks>>(jwks).map_err(|_| KeyError::NotJwks)?;
+        let keys = jwks.keys.ok_or(KeyError::NotJwks)?;
         let (mut set, mut skipped) = (Self::new(), Vec::new());
-        for (index, jwk) in jwks.keys.into_iter().enumerate() {
+        for (index, jwk) in keys.into_iter().enumerate() {
             let read = VerifyingKey::from_jwk(jwk.get().as_bytes()).and_then(|key| match set.get(key.kid()) {
                 Some(_) => Err(KeyError::SameKid),
                 None => Ok(key),

@@ -1,23 +1,24 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::encoding::AsBigEndian;
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rand::{self, SystemRandom};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+};
+use aws_lc_rs::{encoding, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes};
-use p256::ecdsa::signature::{RandomizedSigner, SignatureEncoding, Signer};
-use rsa::pkcs8::PrivateKeyInfo;
-use rsa::rand_core::{OsRng, RngCore};
-use rsa::traits::{PrivateKeyParts, PublicKeyParts};
-use rsa::{RsaPrivateKey, pkcs1v15};
+use jsonwebtoken::crypto::JwtSigner;
+use jsonwebtoken::signature::{self, Signer, Verifier};
 use secrecy::SecretString;
-use sha2::Sha256;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use super::jwk::{self, Jwk};
-use super::mac::Secret;
-use super::verifying::{EC, ED25519, P256, Public, RSA};
-use super::{KeyError, MAX_SIGNATURE_LEN, MIN_KEY_LEN, MIN_RSA_BITS, VerifyingKey, pem, rsa as rsa_key};
+use super::jwk::Jwk;
+use super::secret::Secret;
+use super::verifying::Public;
+use super::{KeyError, MIN_KEY_LEN, VerifyingKey, der, pem, rsa};
 use crate::{Algorithm, json};
 
 /// A key that signs tokens, by one algorithm only. Zeroized when it is dropped.
@@ -28,32 +29,32 @@ pub struct SigningKey {
     jwt_header: String,
 }
 
+/// A private key as aws-lc keeps it: parsed once, used by all threads, and zeroized.
+///
+/// It is one of jsonwebtoken's signers, and not one that its provider makes: those come as `Box<dyn JwtSigner>`, which
+/// threads cannot share, and the one for RSA parses and checks the key again for each token.
 enum Private {
-    Ed(ed25519_dalek::SigningKey),
-    Es(p256::ecdsa::SigningKey),
-    Rs(Box<pkcs1v15::SigningKey<Sha256>>),
+    Ed(Ed25519KeyPair),
+    Es(EcdsaKeyPair),
+    Rs(RsaKeyPair),
     Hs(Arc<Secret>),
 }
 
 impl SigningKey {
-    /// A new key, of randomness of the operating system. RSA keys have [`MIN_RSA_BITS`], and take a while; secrets for HS256
-    /// have [`MIN_KEY_LEN`] bytes.
+    /// A new key, of randomness of the operating system. RSA keys have [`MIN_RSA_BITS`](super::MIN_RSA_BITS), secrets for
+    /// HS256 have [`MIN_KEY_LEN`] bytes.
     pub fn generate(algorithm: Algorithm) -> Self {
-        let mut bytes = Zeroizing::new([0; MIN_KEY_LEN]);
+        // aws-lc fails where there is no memory, and ends the process where there is no randomness.
+        const GENERATED: &str = "a key can be generated";
         let private = match algorithm {
-            Algorithm::EdDsa => {
-                OsRng.fill_bytes(&mut *bytes);
-                Private::Ed(ed25519_dalek::SigningKey::from_bytes(&bytes))
-            }
-            Algorithm::Es256 => Private::Es(p256::ecdsa::SigningKey::random(&mut OsRng)),
-            Algorithm::Rs256 => {
-                // It fails for a size or an exponent that is not possible.
-                Private::rs(RsaPrivateKey::new(&mut OsRng, MIN_RSA_BITS).expect("an RSA key can have that many bits"))
-            }
+            Algorithm::EdDsa => Private::Ed(Ed25519KeyPair::generate().expect(GENERATED)),
+            Algorithm::Es256 => Private::Es(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect(GENERATED)),
+            Algorithm::Rs256 => Private::Rs(rsa::generate().expect(GENERATED)),
             Algorithm::Hs256 => {
+                let mut bytes = Zeroizing::new([0; MIN_KEY_LEN]);
                 // Bytes that look like the text of a key file are as improbable as any others.
                 loop {
-                    OsRng.fill_bytes(&mut *bytes);
+                    rand::fill(&mut *bytes).expect(GENERATED);
                     if let Ok(secret) = Secret::new(&*bytes) {
                         break Private::Hs(secret.into());
                     }
@@ -61,7 +62,7 @@ impl SigningKey {
             }
         };
         // A key that was just generated is none of the weak ones, but for a chance of no account.
-        Self::of(private, None).expect("a new key is valid")
+        Self::of(private).expect("a new key is valid")
     }
 
     /// Reads a private key from a PEM file's contents (RFC 7468): `PRIVATE KEY` (PKCS #8, RFC 5958), `EC PRIVATE KEY`
@@ -72,51 +73,73 @@ impl SigningKey {
     /// [`KeyError`] tells what is wrong; it holds nothing of the key. The caller adds which file it was.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
         let (label, der) = pem::read(pem)?;
-        let private = match label {
-            "PRIVATE KEY" => Private::from_pkcs8(&der)?,
-            "EC PRIVATE KEY" => Private::from_sec1(&der)?,
-            "RSA PRIVATE KEY" => Private::from_pkcs1(&der)?,
-            _ => return Err(KeyError::NotPrivate(pem::printable(label))),
-        };
-        Self::of(private, None)
+        match label {
+            "PRIVATE KEY" => match der::private(&der)? {
+                der::Kind::Ed25519(_) => {
+                    let pair = Ed25519KeyPair::from_pkcs8(&der);
+                    Self::of(Private::Ed(pair.map_err(|_| KeyError::Invalid("Ed25519"))?))
+                }
+                der::Kind::P256(_) => Self::of_p256(&der),
+                der::Kind::Rsa(key) => Self::from_pkcs1(key),
+            },
+            "EC PRIVATE KEY" => {
+                der::check_sec1(&der)?;
+                Self::of_p256(&der)
+            }
+            "RSA PRIVATE KEY" => Self::from_pkcs1(&der),
+            _ => Err(KeyError::NotPrivate(pem::printable(label))),
+        }
+    }
+
+    /// PKCS #8 or SEC 1.
+    fn of_p256(der: &[u8]) -> Result<Self, KeyError> {
+        let pair = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, der);
+        Self::of(Private::Es(pair.map_err(|_| KeyError::Invalid("P-256"))?))
+    }
+
+    fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
+        let [n, e, private @ ..] = der::rsa_private(der)?;
+        let public = rsa::Public::new(n, e)?;
+        let private = Private::Rs(public.private(private)?);
+        Self::with(private, Public::Rs(public), None)
     }
 
     /// Reads a private key, or a secret for HS256 (`"kty":"oct"`), from a JWK (RFC 7517 section 4). Its `kid` is the JWK's,
-    /// or its thumbprint where it has none.
+    /// or its thumbprint where it has none. An RSA key needs `p`, `q`, `dp`, `dq` and `qi`, which RFC 7518 section 6.3.2
+    /// recommends.
     ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; it holds nothing of the key.
     pub fn from_jwk(jwk: &[u8]) -> Result<Self, KeyError> {
+        const MISSING: &str = "`d` is missing: what is public cannot sign";
         let jwk = Jwk::read(jwk)?;
         let algorithm = jwk.algorithm()?;
         jwk.is_for("sign")?;
         let public = Public::from_jwk(&jwk, algorithm)?;
-        const MISSING: &str = "`d` is missing: what is public cannot sign";
-        let private = match algorithm {
-            Algorithm::EdDsa => Private::Ed(ed25519_dalek::SigningKey::from_bytes(&*jwk::bytes32(jwk.d, MISSING)?)),
-            Algorithm::Es256 => {
-                let key = p256::ecdsa::SigningKey::from_slice(&*jwk::bytes32(jwk.d, MISSING)?);
-                Private::Es(key.map_err(|_| KeyError::Invalid("P-256"))?)
+        let private = match &public {
+            Public::Ed(key) => {
+                let d = jwk.bytes32("d", MISSING)?;
+                let pair = Ed25519KeyPair::from_seed_and_public_key(&*d, key.as_ref());
+                Private::Ed(pair.map_err(|_| KeyError::Mismatch)?)
             }
-            Algorithm::Rs256 => {
-                let (n, e) = (
-                    jwk::bytes(jwk.n, "`n` is missing")?,
-                    jwk::bytes(jwk.e, "`e` is missing")?,
-                );
-                let d = jwk::bytes(jwk.d, MISSING)?;
-                let primes = match (jwk.p, jwk.q) {
-                    (None, None) => Vec::new(),
-                    (p, q) => vec![jwk::bytes(p, "`p` is missing")?, jwk::bytes(q, "`q` is missing")?],
-                };
-                let primes: Vec<&[u8]> = primes.iter().map(|prime| prime.as_slice()).collect();
-                Private::rs(rsa_key::private(&n, &e, &d, &primes)?)
+            Public::Es(key) => {
+                let d = jwk.bytes32("d", MISSING)?;
+                if *d == [0; 32] || *d >= P256_ORDER {
+                    return Err(KeyError::Invalid("P-256"));
+                }
+                let alg = &ECDSA_P256_SHA256_FIXED_SIGNING;
+                let pair = EcdsaKeyPair::from_private_key_and_public_key(alg, &*d, key.as_ref());
+                Private::Es(pair.map_err(|_| KeyError::Mismatch)?)
             }
-            Algorithm::Hs256 => Private::Hs(Secret::new(&jwk::bytes(jwk.k, "`k` is missing")?)?.into()),
+            Public::Rs(key) => {
+                let d = jwk.bytes("d", MISSING)?;
+                let number = |name| jwk.bytes(name, "one of `p`, `q`, `dp`, `dq` and `qi` is missing");
+                let [p, q, dp, dq, qi] = [number("p")?, number("q")?, number("dp")?, number("dq")?, number("qi")?];
+                Private::Rs(key.private([&d, &p, &q, &dp, &dq, &qi])?)
+            }
+            Public::Hs(secret) => Private::Hs(secret.clone()),
         };
-        if private.public()?.members() != public.members() {
-            return Err(KeyError::Mismatch);
-        }
-        Self::of(private, jwk.kid()?)
+        Self::with(private, public, jwk.kid()?)
     }
 
     /// A secret for HS256, of at least [`MIN_KEY_LEN`] bytes, which are used as they are. Its `kid` is its thumbprint.
@@ -124,20 +147,34 @@ impl SigningKey {
     /// # Errors
     /// As for [`VerifyingKey::from_secret`].
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
-        Self::of(Private::Hs(Secret::new(secret)?.into()), None)
+        Self::of(Private::Hs(Secret::new(secret)?.into()))
     }
 
-    fn of(private: Private, kid: Option<&str>) -> Result<Self, KeyError> {
-        Ok(Self::with(VerifyingKey::of(private.public()?, kid), private))
+    fn of(private: Private) -> Result<Self, KeyError> {
+        let public = match &private {
+            Private::Ed(key) => Public::ed(key.public_key().as_ref())?,
+            Private::Es(key) => Public::es(key.public_key().as_ref())?,
+            Private::Rs(key) => Public::Rs(rsa::with_numbers(key, |[n, e, ..]| rsa::Public::new(n, e))?),
+            Private::Hs(secret) => Public::Hs(secret.clone()),
+        };
+        Self::with(private, public, None)
     }
 
-    fn with(verifying: VerifyingKey, private: Private) -> Self {
+    fn with(private: Private, public: Public, kid: Option<&str>) -> Result<Self, KeyError> {
+        // Nothing looks whether the factors of an RSA key are primes. One that signs once signs anything.
+        let signed = private
+            .try_sign(b"any")
+            .is_ok_and(|signature| public.verify(b"any", &signature).is_ok());
+        if !signed {
+            return Err(KeyError::Mismatch);
+        }
+        let verifying = VerifyingKey::of(public, kid);
         let jwt_header = header(&verifying, &[("typ", "JWT")]);
-        Self {
+        Ok(Self {
             private,
             verifying,
             jwt_header,
-        }
+        })
     }
 
     /// The only algorithm that the key signs by.
@@ -158,15 +195,12 @@ impl SigningKey {
 
     /// The key as PEM (`PRIVATE KEY`, PKCS #8); `None` for HS256, whose secrets have no such form.
     pub fn to_pem(&self) -> Option<SecretString> {
+        let pem = |der: &[u8]| Zeroizing::new(der::pem("PRIVATE KEY", der));
         let pem = match &self.private {
             // Without the public key: OpenSSL before 3.0 reads nothing else.
-            Private::Ed(key) => KeypairBytes {
-                secret_key: key.to_bytes(),
-                public_key: None,
-            }
-            .to_pkcs8_pem(LineEnding::LF),
-            Private::Es(key) => key.to_pkcs8_pem(LineEnding::LF),
-            Private::Rs(key) => AsRef::<RsaPrivateKey>::as_ref(&**key).to_pkcs8_pem(LineEnding::LF),
+            Private::Ed(key) => key.to_pkcs8v1().map(|der| pem(der.as_ref())),
+            Private::Es(key) => key.to_pkcs8v1().map(|der| pem(der.as_ref())),
+            Private::Rs(key) => rsa::to_pkcs8(key).map(|der| pem(der.as_ref())),
             Private::Hs(_) => return None,
         };
         // Each of them is a few numbers of limited length.
@@ -187,8 +221,8 @@ impl SigningKey {
         member("alg", &quoted(self.algorithm().as_str()));
         member("use", &quoted("sig"));
         // The secret of HS256 is what is private and public of it.
-        let public = self.private.public().expect("the key was valid when it was made");
-        for (name, value) in public.members().iter().chain(&self.private.members()) {
+        let private = self.private.members().expect("a private key can be encoded");
+        for (name, value) in self.verifying.members().iter().chain(&private) {
             member(name, &quoted(value));
         }
         jwk.push('}');
@@ -216,11 +250,10 @@ impl SigningKey {
         token.push_str(header);
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(payload, &mut token);
-        let mut buffer = [0; MAX_SIGNATURE_LEN];
-        let signature = self.private.sign(token.as_bytes(), &mut buffer);
+        // It did so when the key was read, and aws-lc fails where there is no memory only.
+        let signature = Zeroizing::new(self.private.try_sign(token.as_bytes()).expect("the key signs"));
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&*signature, &mut token);
-        signature.zeroize();
         SecretString::from(token)
     }
 }
@@ -246,100 +279,68 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-impl Private {
-    fn rs(key: RsaPrivateKey) -> Self {
-        Self::Rs(Box::new(pkcs1v15::SigningKey::new(key)))
-    }
+/// The order of the group of P-256, big-endian (FIPS 186-4 appendix D.1.2.3): a private key is a number from 1 to below it.
+const P256_ORDER: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7,
+    0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+];
 
-    fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
-        let info = PrivateKeyInfo::try_from(der).map_err(|_| KeyError::NotDer)?;
-        match (info.algorithm.oid, info.algorithm.parameters_oid()) {
-            (ED25519, _) => ed25519_dalek::SigningKey::from_pkcs8_der(der)
-                .map(Self::Ed)
-                .map_err(|_| KeyError::Invalid("Ed25519")),
-            (EC, Ok(P256)) => p256::ecdsa::SigningKey::from_pkcs8_der(der)
-                .map(Self::Es)
-                .map_err(|_| KeyError::Invalid("P-256")),
-            (RSA, _) => Self::from_pkcs1(info.private_key),
-            _ => Err(KeyError::OtherKind),
-        }
-    }
-
-    fn from_sec1(der: &[u8]) -> Result<Self, KeyError> {
-        let key = p256::pkcs8::der::Decode::from_der(der);
-        let key: sec1::EcPrivateKey = key.map_err(|_| KeyError::NotDer)?;
-        if key.parameters.is_none_or(|curve| curve.named_curve() != Some(P256)) {
-            return Err(KeyError::OtherKind);
-        }
-        let key = p256::SecretKey::from_sec1_der(der).map_err(|_| KeyError::Invalid("P-256"))?;
-        Ok(Self::Es(key.into()))
-    }
-
-    fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
-        let key = rsa::pkcs1::RsaPrivateKey::try_from(der).map_err(|_| KeyError::NotDer)?;
-        rsa_key::private(
-            key.modulus.as_bytes(),
-            key.public_exponent.as_bytes(),
-            key.private_exponent.as_bytes(),
-            &[key.prime1.as_bytes(), key.prime2.as_bytes()],
-        )
-        .map(Self::rs)
-    }
-
-    fn public(&self) -> Result<Public, KeyError> {
-        Ok(match self {
-            Self::Ed(key) => Public::ed(key.verifying_key().as_bytes())?,
-            Self::Es(key) => Public::Es(*key.verifying_key()),
-            Self::Rs(key) => Public::rs(AsRef::<RsaPrivateKey>::as_ref(&**key).to_public_key()),
-            Self::Hs(secret) => Public::Hs(secret.clone()),
-        })
-    }
-
-    /// The private members of the JWK (RFC 7518 section 6, RFC 8037 section 2).
-    fn members(&self) -> Vec<(&'static str, Zeroizing<String>)> {
-        let base64 = |bytes: &[u8]| Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes));
+impl Signer<Vec<u8>> for Private {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
+        // aws-lc uses its own randomness, and the argument is there for those who used another library.
+        let random = SystemRandom::new();
         match self {
-            Self::Ed(key) => vec![("d", base64(key.as_bytes()))],
-            Self::Es(key) => vec![("d", base64(&Zeroizing::new(<[u8; 32]>::from(key.to_bytes()))[..]))],
+            Self::Ed(key) => key.try_sign(message).map(|signature| signature.as_ref().to_vec()),
+            Self::Es(key) => key.sign(&random, message).map(|signature| signature.as_ref().to_vec()),
             Self::Rs(key) => {
-                let key: &RsaPrivateKey = (**key).as_ref();
-                let number = |number: &rsa::BigUint| base64(&Zeroizing::new(number.to_bytes_be()));
-                let mut members = vec![("d", number(key.d()))];
-                for (name, prime) in ["p", "q"].into_iter().zip(key.primes()) {
-                    members.push((name, number(prime)));
-                }
-                // What some readers need besides (RFC 7518 section 6.3.2).
-                if let (Some(dp), Some(dq), Some(qi)) = (key.dp(), key.dq(), key.crt_coefficient()) {
-                    members.extend([("dp", number(dp)), ("dq", number(dq)), ("qi", number(&qi))]);
-                }
-                members
+                let mut signature = vec![0; self.signature_len()];
+                key.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
+                    .map(|()| signature)
             }
-            Self::Hs(_) => Vec::new(),
+            Self::Hs(secret) => Ok(hmac::sign(&secret.key, message).as_ref().to_vec()),
+        }
+        .map_err(signature::Error::from_source)
+    }
+}
+
+impl JwtSigner for Private {
+    fn algorithm(&self) -> jsonwebtoken::Algorithm {
+        match self {
+            Self::Ed(_) => jsonwebtoken::Algorithm::EdDSA,
+            Self::Es(_) => jsonwebtoken::Algorithm::ES256,
+            Self::Rs(_) => jsonwebtoken::Algorithm::RS256,
+            Self::Hs(_) => jsonwebtoken::Algorithm::HS256,
         }
     }
+}
 
+impl Private {
+    /// In bytes.
     fn signature_len(&self) -> usize {
         match self {
             Self::Ed(_) | Self::Es(_) => 64,
-            Self::Rs(key) => AsRef::<RsaPrivateKey>::as_ref(&**key).size(),
+            Self::Rs(key) => key.public_modulus_len(),
             Self::Hs(_) => 32,
         }
     }
 
-    fn sign<'a>(&self, message: &[u8], buffer: &'a mut [u8; MAX_SIGNATURE_LEN]) -> &'a mut [u8] {
-        let signature = &mut buffer[..self.signature_len()];
-        match self {
-            Self::Ed(key) => signature.copy_from_slice(&key.sign(message).to_bytes()),
-            Self::Es(key) => {
-                // Deterministic (RFC 6979). It fails where a hash is a multiple of the order of the curve.
-                let signed: p256::ecdsa::Signature = key.sign(message);
-                signature.copy_from_slice(&signed.to_bytes());
+    /// The private members of the JWK (RFC 7518 section 6, RFC 8037 section 2).
+    fn members(&self) -> Result<Vec<(&'static str, Zeroizing<String>)>, Unspecified> {
+        let base64 = |bytes: &[u8]| Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes));
+        Ok(match self {
+            Self::Ed(key) => {
+                let seed: encoding::Curve25519SeedBin<'_> = key.seed()?.as_be_bytes()?;
+                vec![("d", base64(seed.as_ref()))]
             }
-            // Blinded: how long it takes tells nothing of the key. It fails for a key that does not fit its public part,
-            // and such a one is refused when it is read.
-            Self::Rs(key) => signature.copy_from_slice(&key.sign_with_rng(&mut OsRng, message).to_bytes()),
-            Self::Hs(secret) => signature.copy_from_slice(&secret.sign(message)),
-        }
-        signature
+            Self::Es(key) => {
+                let d: encoding::EcPrivateKeyBin<'_> = key.private_key().as_be_bytes()?;
+                vec![("d", base64(d.as_ref()))]
+            }
+            Self::Rs(key) => rsa::with_numbers(key, |[_, _, numbers @ ..]| {
+                let names = ["d", "p", "q", "dp", "dq", "qi"];
+                names.into_iter().zip(numbers.map(base64)).collect()
+            }),
+            Self::Hs(_) => Vec::new(),
+        })
     }
 }

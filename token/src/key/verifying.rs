@@ -1,29 +1,19 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey};
+use aws_lc_rs::{digest, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::pkcs8::{DecodePublicKey, EncodePublicKey, spki::der::pem::LineEnding};
-use p256::ecdsa::signature::Verifier;
-use p256::elliptic_curve::sec1::ToEncodedPoint;
-use rsa::pkcs8::ObjectIdentifier;
-use rsa::pkcs8::spki::SubjectPublicKeyInfoRef;
-use rsa::traits::PublicKeyParts;
-use rsa::{RsaPublicKey, pkcs1v15};
+use jsonwebtoken::crypto::JwtVerifier;
+use jsonwebtoken::signature::{self, Verifier};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::jwk::{self, Jwk};
-use super::mac::Secret;
-use super::{KeyError, MAX_KID_LEN, pem, rsa as rsa_key};
+use super::jwk::Jwk;
+use super::secret::Secret;
+use super::{KeyError, MAX_KID_LEN, der, ed25519, pem, rsa};
 use crate::Algorithm;
-
-/// Object identifiers of kinds of keys: RFC 8410 section 3, RFC 5480 section 2.1.1, RFC 8017 appendix C.
-pub(super) const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-pub(super) const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-pub(super) const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
-pub(super) const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
 /// A key that verifies tokens, by one algorithm only.
 ///
@@ -36,10 +26,15 @@ struct Inner {
     public: Public,
 }
 
+/// A public key as aws-lc keeps it: parsed once, and used by all threads.
+///
+/// It is one of jsonwebtoken's verifiers, and not one that its provider makes, as those parse the key again for each token
+/// (see [`SigningKey`](super::SigningKey)'s).
+#[derive(Clone)]
 pub(super) enum Public {
-    Ed(ed25519_dalek::VerifyingKey),
-    Es(p256::ecdsa::VerifyingKey),
-    Rs(pkcs1v15::VerifyingKey<Sha256>),
+    Ed(ParsedPublicKey),
+    Es(ParsedPublicKey),
+    Rs(rsa::Public),
     Hs(Arc<Secret>),
 }
 
@@ -53,7 +48,7 @@ impl VerifyingKey {
         let (label, der) = pem::read(pem)?;
         let public = match label {
             "PUBLIC KEY" => Public::from_spki(&der)?,
-            "RSA PUBLIC KEY" => Public::from_pkcs1(&der)?,
+            "RSA PUBLIC KEY" => Public::rs(&der)?,
             _ if label.ends_with("PRIVATE KEY") => return Err(KeyError::PrivateAsPublic),
             _ => return Err(KeyError::NotPublic(pem::printable(label))),
         };
@@ -82,9 +77,10 @@ impl VerifyingKey {
     /// its thumbprint.
     ///
     /// # Errors
-    /// [`KeyError::TooShort`]; [`KeyError::KeyAsSecret`] where it is a file of a key that may be a public one: PEM, a JWK, a
-    /// key of SSH or a public key in DER, or the base64 of one of these. Bare numbers, such as the 32 bytes of an Ed25519
-    /// key, cannot be told from a secret.
+    /// [`KeyError::TooShort`]; [`KeyError::Repetition`] where it repeats a few bytes; [`KeyError::KeyAsSecret`] where it is a
+    /// file of a key that may be a public one: PEM, a JWK, a key of SSH, a public key in DER or a point of P-256, or one of
+    /// these in base64 or hexadecimal. Other bare numbers, such as the 32 bytes of an Ed25519 key, cannot be told from a
+    /// secret.
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
         Secret::new(secret).map(|secret| Self::of(Public::Hs(secret.into()), None))
     }
@@ -104,7 +100,7 @@ impl VerifyingKey {
         }
         Ok(Self(Arc::new(Inner {
             kid: kid.to_owned(),
-            public: self.0.public.copy(),
+            public: self.0.public.clone(),
         })))
     }
 
@@ -146,29 +142,23 @@ impl VerifyingKey {
     /// The key as PEM (`PUBLIC KEY`); `None` for HS256, whose key is not public.
     pub fn to_pem(&self) -> Option<String> {
         let pem = match &self.0.public {
-            Public::Ed(key) => key.to_public_key_pem(LineEnding::LF),
-            Public::Es(key) => key.to_public_key_pem(LineEnding::LF),
-            Public::Rs(key) => key.as_ref().to_public_key_pem(LineEnding::LF),
+            Public::Ed(key) => der::ed25519_pem(key.as_ref()),
+            Public::Es(key) => der::p256_pem(key.as_ref()),
+            Public::Rs(key) => der::rsa_pem(&key.n, &key.e),
             Public::Hs(_) => return None,
         };
         // Each of them is a few numbers of limited length.
         Some(pem.expect("a public key can be encoded"))
     }
 
+    /// The members of the JWK that its thumbprint is of.
+    pub(super) fn members(&self) -> Vec<(&'static str, Zeroizing<String>)> {
+        self.0.public.members()
+    }
+
     /// Whether `signature` is one of `message` by this key.
-    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        match &self.0.public {
-            // `verify_strict` also refuses points of small order: as a key they are refused when it is read, and as `R`
-            // they give nobody but the signer anything.
-            Public::Ed(key) => {
-                ed25519_dalek::Signature::from_slice(signature).is_ok_and(|s| key.verify(message, &s).is_ok())
-            }
-            Public::Es(key) => {
-                p256::ecdsa::Signature::from_slice(signature).is_ok_and(|s| key.verify(message, &s).is_ok())
-            }
-            Public::Rs(key) => pkcs1v15::Signature::try_from(signature).is_ok_and(|s| key.verify(message, &s).is_ok()),
-            Public::Hs(secret) => secret.verify(message, signature),
-        }
+    pub(crate) fn verifies(&self, message: &[u8], signature: &Vec<u8>) -> bool {
+        self.0.public.verify(message, signature).is_ok()
     }
 }
 
@@ -179,79 +169,88 @@ impl fmt::Debug for VerifyingKey {
     }
 }
 
-impl Public {
-    pub(super) fn ed(key: &[u8; 32]) -> Result<Self, KeyError> {
-        let key = ed25519_dalek::VerifyingKey::from_bytes(key).map_err(|_| KeyError::Invalid("Ed25519"))?;
-        Self::ed_strong(key)
-    }
-
-    /// Anyone can sign for a key of small order.
-    fn ed_strong(key: ed25519_dalek::VerifyingKey) -> Result<Self, KeyError> {
-        if key.is_weak() {
-            return Err(KeyError::Invalid("Ed25519"));
+impl Verifier<Vec<u8>> for Public {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
+        match self {
+            Self::Ed(key) | Self::Es(key) | Self::Rs(rsa::Public { key, .. }) => key.verify_sig(message, signature),
+            // In a time that does not depend on where they differ.
+            Self::Hs(secret) => hmac::verify(&secret.key, message, signature),
         }
-        Ok(Self::Ed(key))
+        .map_err(signature::Error::from_source)
+    }
+}
+
+impl JwtVerifier for Public {
+    fn algorithm(&self) -> jsonwebtoken::Algorithm {
+        match self {
+            Self::Ed(_) => jsonwebtoken::Algorithm::EdDSA,
+            Self::Es(_) => jsonwebtoken::Algorithm::ES256,
+            Self::Rs(_) => jsonwebtoken::Algorithm::RS256,
+            Self::Hs(_) => jsonwebtoken::Algorithm::HS256,
+        }
+    }
+}
+
+impl Public {
+    pub(super) fn ed(key: &[u8]) -> Result<Self, KeyError> {
+        const INVALID: KeyError = KeyError::Invalid("Ed25519");
+        ed25519::check(key.try_into().map_err(|_| INVALID)?)?;
+        ParsedPublicKey::new(&ED25519, key).map(Self::Ed).map_err(|_| INVALID)
     }
 
-    pub(super) fn rs(key: RsaPublicKey) -> Self {
-        Self::Rs(pkcs1v15::VerifyingKey::new(key))
+    /// An uncompressed point (SEC 1 section 2.3.3).
+    pub(super) fn es(point: &[u8]) -> Result<Self, KeyError> {
+        const INVALID: KeyError = KeyError::Invalid("P-256");
+        match (point.len(), point.first()) {
+            (65, Some(4)) => ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+                .map(Self::Es)
+                .map_err(|_| INVALID),
+            (33, Some(2 | 3)) => Err(KeyError::CompressedPoint),
+            _ => Err(INVALID),
+        }
+    }
+
+    /// PKCS #1 (RFC 8017 appendix A.1.1).
+    fn rs(der: &[u8]) -> Result<Self, KeyError> {
+        let [n, e] = der::rsa_public(der)?;
+        rsa::Public::new(n, e).map(Self::Rs)
     }
 
     fn from_spki(der: &[u8]) -> Result<Self, KeyError> {
-        let info = SubjectPublicKeyInfoRef::try_from(der).map_err(|_| KeyError::NotDer)?;
-        match (info.algorithm.oid, info.algorithm.parameters_oid()) {
-            (ED25519, _) => {
-                let key = ed25519_dalek::VerifyingKey::from_public_key_der(der);
-                Self::ed_strong(key.map_err(|_| KeyError::Invalid("Ed25519"))?)
-            }
-            (EC, Ok(P256)) => p256::ecdsa::VerifyingKey::from_public_key_der(der)
-                .map(Self::Es)
-                .map_err(|_| KeyError::Invalid("P-256")),
-            (RSA, _) => Self::from_pkcs1(info.subject_public_key.raw_bytes()),
-            _ => Err(KeyError::OtherKind),
+        match der::public(der)? {
+            der::Kind::Ed25519(key) => Self::ed(key),
+            der::Kind::P256(point) => Self::es(point),
+            der::Kind::Rsa(key) => Self::rs(key),
         }
     }
 
-    fn from_pkcs1(der: &[u8]) -> Result<Self, KeyError> {
-        let key = rsa::pkcs1::RsaPublicKey::try_from(der).map_err(|_| KeyError::NotDer)?;
-        rsa_key::public(key.modulus.as_bytes(), key.public_exponent.as_bytes()).map(Self::rs)
-    }
-
     pub(super) fn from_jwk(jwk: &Jwk, algorithm: Algorithm) -> Result<Self, KeyError> {
-        Ok(match algorithm {
-            Algorithm::EdDsa => Self::ed(&*jwk::bytes32(jwk.x, "`x` is missing")?)?,
+        match algorithm {
+            Algorithm::EdDsa => Self::ed(&*jwk.bytes32("x", "`x` is missing")?),
             Algorithm::Es256 => {
-                let x = jwk::bytes32(jwk.x, "`x` is missing")?;
-                let y = jwk::bytes32(jwk.y, "`y` is missing")?;
-                let point = p256::EncodedPoint::from_affine_coordinates(&(*x).into(), &(*y).into(), false);
-                let key = p256::ecdsa::VerifyingKey::from_encoded_point(&point);
-                Self::Es(key.map_err(|_| KeyError::Invalid("P-256"))?)
+                let (x, y) = (jwk.bytes32("x", "`x` is missing")?, jwk.bytes32("y", "`y` is missing")?);
+                Self::es(&[&[4][..], &*x, &*y].concat())
             }
             Algorithm::Rs256 => {
-                let (n, e) = (
-                    jwk::bytes(jwk.n, "`n` is missing")?,
-                    jwk::bytes(jwk.e, "`e` is missing")?,
-                );
-                Self::rs(rsa_key::public(&n, &e)?)
+                let (n, e) = (jwk.bytes("n", "`n` is missing")?, jwk.bytes("e", "`e` is missing")?);
+                rsa::Public::new(&n, &e).map(Self::Rs)
             }
-            Algorithm::Hs256 => Self::Hs(Secret::new(&jwk::bytes(jwk.k, "`k` is missing")?)?.into()),
-        })
+            Algorithm::Hs256 => Ok(Self::Hs(Secret::new(&jwk.bytes("k", "`k` is missing")?)?.into())),
+        }
     }
 
     /// The members of the JWK that its thumbprint is of, in the order of their names (RFC 7638 section 3.2).
-    pub(super) fn members(&self) -> Vec<(&'static str, Zeroizing<String>)> {
+    fn members(&self) -> Vec<(&'static str, Zeroizing<String>)> {
         let base64 = |bytes: &[u8]| Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes));
         let name = |name: &str| Zeroizing::new(name.to_owned());
         match self {
             Self::Ed(key) => vec![
                 ("crv", name("Ed25519")),
                 ("kty", name("OKP")),
-                ("x", base64(key.as_bytes())),
+                ("x", base64(key.as_ref())),
             ],
             Self::Es(key) => {
-                let point = key.as_affine().to_encoded_point(false);
-                // A key is not the point at infinity, and the point is not compressed: it has both.
-                let (x, y) = (point.x().expect("x of a point"), point.y().expect("y of a point"));
+                let (x, y) = key.as_ref()[1..].split_at(32);
                 vec![
                     ("crv", name("P-256")),
                     ("kty", name("EC")),
@@ -259,33 +258,19 @@ impl Public {
                     ("y", base64(y)),
                 ]
             }
-            Self::Rs(key) => {
-                let (e, n) = (key.as_ref().e().to_bytes_be(), key.as_ref().n().to_bytes_be());
-                vec![("e", base64(&e)), ("kty", name("RSA")), ("n", base64(&n))]
-            }
+            Self::Rs(key) => vec![("e", base64(&key.e)), ("kty", name("RSA")), ("n", base64(&key.n))],
             Self::Hs(secret) => vec![("k", base64(secret.bytes())), ("kty", name("oct"))],
         }
     }
 
     fn thumbprint(&self) -> String {
-        let mut hash = Sha256::new();
+        let mut hash = digest::Context::new(&digest::SHA256);
         for (i, (name, value)) in self.members().iter().enumerate() {
-            hash.update(if i == 0 { "{\"" } else { ",\"" });
-            hash.update(name);
-            hash.update("\":\"");
-            hash.update(value.as_bytes());
-            hash.update("\"");
+            for piece in [if i == 0 { "{\"" } else { ",\"" }, name, "\":\"", value, "\""] {
+                hash.update(piece.as_bytes());
+            }
         }
-        hash.update("}");
-        URL_SAFE_NO_PAD.encode(hash.finalize())
-    }
-
-    fn copy(&self) -> Self {
-        match self {
-            Self::Ed(key) => Self::Ed(*key),
-            Self::Es(key) => Self::Es(*key),
-            Self::Rs(key) => Self::rs(key.as_ref().clone()),
-            Self::Hs(secret) => Self::Hs(secret.clone()),
-        }
+        hash.update(b"}");
+        URL_SAFE_NO_PAD.encode(hash.finish())
     }
 }

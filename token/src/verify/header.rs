@@ -5,7 +5,7 @@ use serde::de::MapAccess;
 use super::VerifyError;
 use super::error::Shown;
 use crate::Algorithm;
-use crate::json::{self, Members, Value};
+use crate::json::{self, Members, Skipped, Value};
 use crate::jws::{self, Malformed, Segment};
 
 /// What the header says, after all was refused that no token may say (RFC 7515 section 4, RFC 8725 section 3).
@@ -29,6 +29,8 @@ struct Raw<'a> {
 }
 
 impl<'de> Members<'de> for Raw<'de> {
+    type Unknown = Skipped;
+
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
             "alg" => json::value(map, &mut self.alg),
@@ -48,7 +50,7 @@ impl<'de> Members<'de> for Raw<'de> {
 
 impl<'a> Header<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, VerifyError> {
-        let raw: Raw = super::object(jws::object_text(bytes, Segment::Header)?, Segment::Header)?;
+        let raw: Raw = jws::members(jws::object_text(bytes, Segment::Header)?, Segment::Header)?;
         let alg = match raw.alg {
             Some(Value::Text(alg)) => alg,
             Some(_) => return Err(Malformed::AlgNotString.into()),

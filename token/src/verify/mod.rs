@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::json::{Members, Unique};
 use crate::jws::{self, Malformed, Segment};
-use crate::key::MAX_RSA_BITS;
 use crate::{Claims, KeySet, LEEWAY, NumericDate};
 use header::Header;
 
@@ -132,8 +130,7 @@ impl Verifier {
         let mut buffer = Buffer::default();
         let header = Header::read(buffer.decode(parts.header)?)?;
         self.rules.check_type(header.typ.as_deref())?;
-        parts.check_signature(&header, &self.keys)?;
-        let claims = Claims::read(decode(Segment::Claims, parts.payload)?)?;
+        let claims = Claims::read(parts.verified_payload(&header, &self.keys)?)?;
         self.rules.check(&claims, now)?;
         Ok(claims)
     }
@@ -189,11 +186,7 @@ impl Rules {
 pub(crate) fn jws(keys: &KeySet, compact: &str) -> Result<Vec<u8>, VerifyError> {
     let parts = Parts::of(compact)?;
     let mut buffer = Buffer::default();
-    parts.check_signature(&Header::read(buffer.decode(parts.header)?)?, keys)?;
-    if parts.payload.is_empty() {
-        return Ok(Vec::new());
-    }
-    Ok(decode(Segment::Claims, parts.payload)?)
+    parts.verified_payload(&Header::read(buffer.decode(parts.header)?)?, keys)
 }
 
 struct Parts<'a> {
@@ -221,7 +214,8 @@ impl<'a> Parts<'a> {
         })
     }
 
-    fn check_signature(&self, header: &Header, keys: &KeySet) -> Result<(), VerifyError> {
+    /// The payload, decoded, if the signature is one of it. Without its signature, it is no secret, and not zeroized.
+    fn verified_payload(&self, header: &Header, keys: &KeySet) -> Result<Vec<u8>, VerifyError> {
         let key = match header.kid.as_deref() {
             _ if keys.is_empty() => return Err(VerifyError::NoKeys),
             Some(kid) => keys.get(kid).ok_or_else(|| VerifyError::UnknownKid(Shown::new(kid)))?,
@@ -236,17 +230,16 @@ impl<'a> Parts<'a> {
         if self.signature.is_empty() {
             return Err(Malformed::EmptySegment(Segment::Signature).into());
         }
-        let mut buffer = [0; MAX_RSA_BITS / 8];
-        let len = match URL_SAFE_NO_PAD.decode_slice(self.signature, &mut buffer) {
-            Ok(len) => len,
-            Err(base64::DecodeSliceError::OutputSliceTooSmall) => return Err(VerifyError::BadSignature),
-            Err(e) => return Err(jws::base64(Segment::Signature, self.signature, &e).into()),
-        };
-        if key.verifies(self.message.as_bytes(), &buffer[..len]) {
-            Ok(())
-        } else {
-            Err(VerifyError::BadSignature)
+        // One allocation serves both: they are not needed at the same time.
+        let longest = self.payload.len().max(self.signature.len());
+        let mut bytes = Vec::with_capacity(base64::decoded_len_estimate(longest));
+        decode(Segment::Signature, self.signature, &mut bytes)?;
+        if !key.verifies(self.message.as_bytes(), &bytes) {
+            return Err(VerifyError::BadSignature);
         }
+        bytes.clear();
+        decode(Segment::Claims, self.payload, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -281,23 +274,8 @@ impl Buffer {
     }
 }
 
-/// Without its signature, the payload of a token is no secret, and it is not zeroized.
-fn decode(segment: Segment, text: &str) -> Result<Vec<u8>, Malformed> {
-    let mut bytes = vec![0; base64::decoded_len_estimate(text.len())];
-    match URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
-        Ok(len) => {
-            bytes.truncate(len);
-            Ok(bytes)
-        }
-        Err(e) => Err(jws::base64(segment, text, &e)),
-    }
-}
-
-/// The members of the JSON object in `text`, each of which is there once.
-pub(crate) fn object<'a, T: Members<'a>>(text: &'a str, segment: Segment) -> Result<T, Malformed> {
-    match serde_json::from_str(text) {
-        Ok(Unique(members)) => Ok(members),
-        Err(e) if e.classify() == serde_json::error::Category::Data => Err(Malformed::Repeated(segment)),
-        Err(e) => Err(jws::not_json(segment, &e)),
-    }
+fn decode(segment: Segment, text: &str, into: &mut Vec<u8>) -> Result<(), Malformed> {
+    URL_SAFE_NO_PAD
+        .decode_vec(text, into)
+        .map_err(|e| jws::base64(segment, text, &e.into()))
 }

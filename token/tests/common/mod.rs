@@ -83,6 +83,12 @@ pub fn secret(key: &SigningKey) -> Vec<u8> {
 
 /// Signs any header and payload with `key`, whatever they say.
 pub fn sign(key: &SigningKey, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
+    let (algorithm, key) = encoding_key(key);
+    signed(format!("{}.{}", encode(header), encode(payload)), &key, algorithm)
+}
+
+/// The same key for jsonwebtoken.
+pub fn encoding_key(key: &SigningKey) -> (jsonwebtoken::Algorithm, EncodingKey) {
     use jsonwebtoken::Algorithm as Other;
 
     let pem = key.to_pem();
@@ -96,11 +102,7 @@ pub fn sign(key: &SigningKey, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]
         Algorithm::Rs256 => (Other::RS256, EncodingKey::from_rsa_pem(pem)),
         Algorithm::Hs256 => (Other::HS256, Ok(EncodingKey::from_secret(&secret(key)))),
     };
-    signed(
-        format!("{}.{}", encode(header), encode(payload)),
-        &key.unwrap(),
-        algorithm,
-    )
+    (algorithm, key.unwrap())
 }
 
 /// Signs with HMAC SHA-256 and any secret.

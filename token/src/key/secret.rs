@@ -1,67 +1,49 @@
-use std::hint::black_box;
-use std::sync::LazyLock;
-
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::{KeyError, MIN_KEY_LEN, pem};
 
-/// A secret for HMAC with SHA-256 (RFC 2104), and what is computed from it once.
+/// A secret for HMAC with SHA-256 (RFC 2104), and the state that aws-lc computes from it once, and zeroizes.
 pub(super) struct Secret {
     bytes: Zeroizing<Vec<u8>>,
-    state: State,
+    pub(super) key: hmac::Key,
 }
 
 impl Secret {
     pub(super) fn new(bytes: &[u8]) -> Result<Self, KeyError> {
-        if is_key(bytes) || from_base64(bytes).is_some_and(|decoded| is_key(&decoded)) {
+        let decoded = [from_base64(bytes), from_hex(bytes)];
+        let mut decoded = decoded.iter().flatten().map(|decoded| decoded.as_slice());
+        if is_key(bytes) || decoded.clone().any(is_key) {
             return Err(KeyError::KeyAsSecret);
         }
         if bytes.len() < MIN_KEY_LEN {
             return Err(KeyError::TooShort(bytes.len()));
         }
-        // HMAC takes keys of any length.
-        let state = Hmac::new_from_slice(bytes).expect("HMAC takes any key");
+        if repeats(bytes, MIN_KEY_LEN / 2 - 1) || decoded.any(|decoded| repeats(decoded, 1)) {
+            return Err(KeyError::Repetition);
+        }
         Ok(Self {
             bytes: Zeroizing::new(bytes.to_vec()),
-            state: State(state),
+            key: hmac::Key::new(hmac::HMAC_SHA256, bytes),
         })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
-
-    pub(super) fn sign(&self, message: &[u8]) -> [u8; 32] {
-        let mut state = self.state.clone();
-        state.0.update(message);
-        state.0.finalize_reset().into_bytes().into()
-    }
-
-    /// In a time that does not depend on where they differ.
-    pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        let mut state = self.state.clone();
-        state.0.update(message);
-        state.0.verify_slice_reset(signature).is_ok()
-    }
 }
 
-/// The state of an HMAC after its key. Who has it can sign, and the crate hmac does not zeroize it.
-#[derive(Clone)]
-struct State(Hmac<Sha256>);
-
-impl Drop for State {
-    fn drop(&mut self) {
-        static OF_NO_KEY: LazyLock<Hmac<Sha256>> =
-            LazyLock::new(|| Hmac::new_from_slice(&[]).expect("HMAC takes any key"));
-
-        self.0.clone_from(&OF_NO_KEY);
-        // So that the compiler does not find that nobody reads it.
-        black_box(&mut self.0);
-    }
+/// Whether these bytes, but for an end of line, repeat a piece of at most `longest`: whoever guesses the piece has the secret.
+/// Random ones do by a chance of no account.
+fn repeats(bytes: &[u8], longest: usize) -> bool {
+    let Some(last) = bytes.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')) else {
+        return true;
+    };
+    let text = &bytes[..=last];
+    (1..=longest).any(|len| text.len() >= 2 * len && text[len..] == text[..text.len() - len])
 }
 
 /// Whether these are the bytes of a file with a key, which may be a public one, so that everyone has them: PEM, a JWK or a
@@ -86,7 +68,12 @@ fn is_key(bytes: &[u8]) -> bool {
         // Each key of SSH is in base64, and begins with a length (RFC 4253 section 6.6).
         starts.iter().any(|start| text.starts_with(start)) || text.contains(" AAAA")
     };
-    std::str::from_utf8(text).is_ok_and(is_text_of_key) || is_public_der(bytes)
+    std::str::from_utf8(text).is_ok_and(is_text_of_key) || is_public_der(bytes) || is_point(bytes)
+}
+
+/// Whether it is an uncompressed point of P-256, which is a public key as SEC 1 and many programs write it.
+fn is_point(bytes: &[u8]) -> bool {
+    bytes.len() == 65 && bytes[0] == 4 && ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, bytes).is_ok()
 }
 
 /// Whether it is one DER sequence, but for an end of line, and not of a private key, of which the first element is a
@@ -119,6 +106,19 @@ fn from_base64(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let len = STANDARD_NO_PAD.decode_slice(&*plain, &mut bytes).ok()?;
     bytes.truncate(len);
     Some(bytes)
+}
+
+/// What a text in hexadecimal stands for, on one line or several, with or without colons between the bytes.
+fn from_hex(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let plain = text.iter().filter(|byte| !byte.is_ascii_whitespace() && **byte != b':');
+    let plain = copy(plain.copied(), text.len());
+    let digits = plain.strip_prefix(b"0x").unwrap_or(&plain);
+    if digits.len() % 2 != 0 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let digit = |digit: u8| char::from(digit).to_digit(16).unwrap_or_default() as u8;
+    let bytes = digits.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1]));
+    Some(copy(bytes, digits.len() / 2))
 }
 
 /// At most `len` bytes, in memory that is zeroized, and not moved as it fills.
