@@ -934,6 +934,35 @@ fn an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up() {
     instance.shutdown();
 }
 
+/// Only the instance owner may have rabbits disabled: of a job owner, `dws-epilog-timeout` is an exception like any other.
+#[test]
+fn epilog_timeout_is_for_the_instance_owner() {
+    let Some(rabbits) = Rabbits::new("epilog_timeout_is_for_the_instance_owner") else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    let guest = user(GUEST).uid.as_raw();
+    let system = json!({"dw": ["#DW jobdw type=xfs capacity=10GiB name=a"]});
+    let job = instance.submit(
+        &["true"],
+        json!({"userid": guest, "attributes": {"system": system}}),
+    );
+    instance.create(&job);
+    instance.asked("dws.setup", &job);
+    instance.give(&job, json!({}));
+    instance.asked("dws.post_run", &job);
+    let raise = |userid: u32| json!({"jobid": job, "type": "dws-epilog-timeout", "userid": userid});
+    instance.ok("raise", raise(guest));
+    assert_eq!(instance.asked("dws.teardown", &job), json!({"jobid": decimal(&job)}));
+    assert_eq!(instance.perilogs(&job), 1, "a job owner ended the epilog");
+    assert_eq!(instance.seen("dws.abort", &job), [Value::Null; 0]);
+    instance.ok("raise", raise(me()));
+    assert_eq!(instance.asked("dws.abort", &job), json!({"jobid": decimal(&job)}));
+    instance.wait(&job, "clean");
+    assert_eq!(instance.contexts(&job, "epilog-finish")[0]["status"], 1);
+    instance.shutdown();
+}
+
 #[test]
 fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_too_long() {
     let Some(rabbits) =

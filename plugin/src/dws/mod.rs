@@ -48,7 +48,7 @@ use crate::{
 const DEPENDENCY: &CStr = c"dws-create";
 const PROLOG: &CStr = c"dws-setup";
 const EPILOG: &CStr = c"dws-epilog";
-/// The exception that ends an epilog, whoever raises it.
+/// The exception that ends an epilog, if the instance owner raises it: the service then disables rabbits and drains nodes.
 const EPILOG_TIMEOUT: &CStr = c"dws-epilog-timeout";
 /// The event that tells the names of a job's variables.
 const EVENT: &CStr = c"dws_environment";
@@ -448,7 +448,9 @@ impl Rabbits {
             return Ok(());
         }
         let kind = args.string(&[context[0], context[1], "type"]);
-        if kind.as_deref().map(str::as_bytes) == Some(EPILOG_TIMEOUT.to_bytes()) {
+        // Flux records the instance owner as the one who raised the exceptions of plugins.
+        let is_from_owner = args.integer(&[context[0], context[1], "userid"]) == Some(self.inner.sealer.into());
+        if is_from_owner && kind.as_deref().map(str::as_bytes) == Some(EPILOG_TIMEOUT.to_bytes()) {
             self.tell(job, c"dws.abort");
             self.finish_epilog(job, 1).map_err(PluginError)
         } else {
