@@ -86,6 +86,9 @@ class Service:
             file.write(words)
         if self.how(job, "create") == "fail":
             raise ValueError("create failed as it was told to")
+        # So the real one names the Workflow, once that exists.
+        memo = {"rabbit_workflow": f"fluxjob-{job}"}
+        self.flux.rpc("job-manager.memo", {"id": job, "memo": memo}).then(lambda future: None)
         if self.how(job, "create") in (None, "errmsg"):
             self.update(job, payload["resources"])
         elif self.how(job, "create") == "malformed":

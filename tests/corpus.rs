@@ -43,3 +43,8 @@ fn record() {
 fn config() {
     replay("config", fuzz::config);
 }
+
+#[test]
+fn eventlog() {
+    replay("eventlog", fuzz::eventlog);
+}

@@ -1,8 +1,8 @@
 //! The handle: flux_log(3), flux_aux_set(3), flux_rpc(3), flux_kvs_lookup(3).
 
-use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc};
+use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc, slice};
 
-use crate::{Future, JobId, Transaction, borrowed, c_line, c_text, raw, reactor::Watcher};
+use crate::{Future, Transaction, borrowed, c_line, c_text, raw, reactor::Watcher};
 
 /// A handle that belongs to the job manager or to the job shell.
 #[derive(Clone, Copy)]
@@ -11,8 +11,12 @@ pub struct Flux<'a> {
     _borrow: PhantomData<&'a ()>,
 }
 
-/// What the names start with under which job ids are left.
+/// The names of what plugins leave start with this.
 const LEFT: &[u8] = b"workflow-token::";
+
+/// The first of the words that are left, which tells them from the job ids that earlier versions left. Those, too, start
+/// with a count of the words that follow, so that no version reads beyond the end of what another one left.
+const MAGIC: u64 = u64::from_be_bytes(*b"handover");
 
 /// Severities of the log, syslog(3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,40 +110,71 @@ impl<'a> Flux<'a> {
         unsafe { Future::own(raw::flux_kvs_commit(self.raw, ptr::null(), 0, transaction.raw())) }
     }
 
-    /// Job ids that were left with [`Flux::leave_jobs`] by a plugin that has since been removed; nothing where none was.
-    /// Names start with `workflow-token::`: nobody else keeps anything there.
-    pub fn left_jobs(self, name: &CStr) -> Option<Vec<JobId>> {
-        if !name.to_bytes().starts_with(LEFT) {
+    /// Returns what a plugin that has since been removed left under this name with [`Flux::leave`]; nothing if the item is
+    /// missing, or in another format. Names start with `workflow-token::`, which is reserved for these items.
+    pub fn left(self, name: &CStr) -> Option<Vec<u8>> {
+        let [MAGIC, len, words @ ..] = self.left_words(name) else {
             return None;
-        }
-        // SAFETY: what is kept under a name of ours was put there by `leave_jobs`: a count, and so many ids.
-        unsafe {
-            let block = raw::flux_aux_get(self.raw, name.as_ptr()).cast::<u64>();
-            if block.is_null() {
-                return None;
-            }
-            let count = usize::try_from(*block).unwrap_or(0);
-            Some((1..=count).map(|n| JobId(*block.add(n))).collect())
-        }
+        };
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let len = usize::try_from(*len).ok().filter(|len| *len <= bytes.len())?;
+        bytes.truncate(len);
+        Some(bytes)
     }
 
-    /// Leaves job ids with the handle, where they outlive the plugin: the memory is plain, and freed by C.
-    pub fn leave_jobs(self, name: &CStr, jobs: &[JobId]) {
+    /// Returns whether anything is left under this name, in whichever format.
+    pub fn is_left(self, name: &CStr) -> bool {
+        !self.left_words(name).is_empty()
+    }
+
+    /// Leaves bytes with the handle, where they outlive the plugin: plain memory, which C frees. They replace what was left
+    /// under this name before.
+    ///
+    /// # Errors
+    /// If the name is not one of ours; ENOMEM.
+    pub fn leave(self, name: &CStr, bytes: &[u8]) -> io::Result<()> {
         if !name.to_bytes().starts_with(LEFT) {
-            return;
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        // SAFETY: the block has room for a count and the ids, and is handed over to be freed with free(3).
+        let content = bytes.chunks(size_of::<u64>()).map(|chunk| {
+            let mut word = [0; size_of::<u64>()];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        });
+        let header = if bytes.is_empty() {
+            &[][..]
+        } else {
+            &[MAGIC, bytes.len() as u64]
+        };
+        let count = header.len() + content.len();
+        // SAFETY: the block has room for the count and so many words, and is handed over to be freed with free(3).
         unsafe {
-            let block = libc::calloc(jobs.len() + 1, size_of::<u64>()).cast::<u64>();
+            let block = libc::calloc(1 + count, size_of::<u64>()).cast::<u64>();
             if block.is_null() {
-                return;
+                return Err(io::ErrorKind::OutOfMemory.into());
             }
-            *block = jobs.len() as u64;
-            for (n, job) in jobs.iter().enumerate() {
-                *block.add(n + 1) = job.0;
-            }
+            let words = [count as u64].into_iter().chain(header.iter().copied()).chain(content);
+            words.enumerate().for_each(|(n, word)| block.add(n).write(word));
             if raw::flux_aux_set(self.raw, name.as_ptr(), block.cast(), Some(libc::free)) < 0 {
+                let error = io::Error::last_os_error();
                 libc::free(block.cast());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The words of an item. They live until it is replaced.
+    fn left_words(&self, name: &CStr) -> &[u64] {
+        if !name.to_bytes().starts_with(LEFT) {
+            return &[];
+        }
+        // SAFETY: since the first release, all items under our names start with the count of the words that follow.
+        unsafe {
+            let block = raw::flux_aux_get(self.raw, name.as_ptr()).cast::<u64>();
+            match block.is_null() {
+                true => &[],
+                false => slice::from_raw_parts(block.add(1), usize::try_from(*block).unwrap_or(0)),
             }
         }
     }

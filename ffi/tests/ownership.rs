@@ -556,16 +556,39 @@ fn json_that_cannot_be_read_is_not_taken_for_none() {
 }
 
 #[test]
-fn job_ids_that_are_left_with_the_handle_are_freed_when_others_take_their_place() {
+fn what_is_left_with_the_handle_is_freed_when_other_bytes_take_its_place() {
     let loaded = Loaded::new();
     let flux = loaded.flux();
-    assert_eq!(flux.left_jobs(c"workflow-token::x"), None);
-    for jobs in [&[][..], &[1, 2, u64::MAX], &[3]] {
-        let jobs: Vec<_> = jobs.iter().map(|job| ffi::JobId(*job)).collect();
-        flux.leave_jobs(c"workflow-token::x", &jobs);
-        assert_eq!(flux.left_jobs(c"workflow-token::x"), Some(jobs));
+    assert!(flux.left(c"workflow-token::x").is_none() && !flux.is_left(c"workflow-token::x"));
+    for bytes in [&b"1"[..], b"12345678", b"123456789", b""] {
+        flux.leave(c"workflow-token::x", bytes).unwrap();
+        assert_eq!(flux.left(c"workflow-token::x").unwrap_or_default(), bytes);
+        assert_eq!(flux.is_left(c"workflow-token::x"), !bytes.is_empty());
     }
+    assert!(flux.leave(c"x", b"1").is_err(), "a name of somebody else");
     let (left, free) = LEFT.replace((ptr::null_mut(), None));
     // SAFETY: as C does when the handle is destroyed.
     unsafe { free.unwrap()(left) };
+}
+
+/// Earlier versions left a count, and so many job ids.
+#[test]
+fn job_ids_of_an_earlier_version_and_damaged_bytes_are_not_read() {
+    let loaded = Loaded::new();
+    let flux = loaded.flux();
+    let magic = u64::from_be_bytes(*b"handover");
+    for words in [
+        &[0][..],
+        &[1, 7],
+        &[2, 7, 8],
+        &[1, magic],
+        &[3, magic, 9, 1],
+        &[3, magic, u64::MAX, 1],
+    ] {
+        let mut block = words.to_vec();
+        LEFT.set((block.as_mut_ptr().cast(), None));
+        assert_eq!(flux.left(c"workflow-token::x"), None, "{words:?}");
+        assert_eq!(flux.is_left(c"workflow-token::x"), words[0] != 0, "{words:?}");
+    }
+    LEFT.set((ptr::null_mut(), None));
 }

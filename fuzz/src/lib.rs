@@ -1,5 +1,10 @@
 //! What is parsed, and what must hold of whatever is put in. Each function panics where it does not.
 
+// What is in the job manager's crate links with Flux, which is not here.
+#[allow(dead_code)]
+#[path = "../../plugin/src/eventlog.rs"]
+mod eventlog;
+
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -138,4 +143,29 @@ pub fn config(data: &[u8]) {
     }
     let _ = config::Template::parse(text);
     let _ = config::parse_duration(text);
+}
+
+/// The eventlog of a job.
+pub fn eventlog(data: &[u8]) {
+    use eventlog::{Eventlog, Past, Perilog};
+
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let once = Eventlog::parse(text, &["memo"]);
+    let twice = Eventlog::parse(&format!("{text}\n{text}"), &["memo"]);
+    assert_eq!(once.is_empty(), twice.is_empty());
+    for which in [Perilog::Prolog, Perilog::Epilog] {
+        let (started, finished) = once.counts(which, "dws-setup");
+        assert_eq!(twice.counts(which, "dws-setup"), (2 * started, 2 * finished));
+        let is_none = once.past(which, "dws-setup") == Past::None;
+        assert_eq!(is_none, (started, finished) == (0, 0));
+        assert_eq!(once.past(which, "dws-setup"), twice.past(which, "dws-setup"));
+    }
+    assert_eq!(2 * once.contexts("memo").count(), twice.contexts("memo").count());
+    assert_eq!(once.has_started(), twice.has_started());
+    assert!(
+        once.contexts("memo")
+            .all(|context| context.to_string().len() <= 8 * text.len() + 8)
+    );
 }

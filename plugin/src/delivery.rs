@@ -385,7 +385,7 @@ impl Inner {
         inner.give_memory_back();
         let idle = inner.deliveries.borrow().len() == 0
             && inner.ended.borrow().is_empty()
-            && inner.unknown.borrow().is_empty()
+            && inner.reader.is_idle()
             && inner.membership.is_idle();
         inner.idle_ticks.set(if idle { inner.idle_ticks.get() + 1 } else { 0 });
         if inner.idle_ticks.get() >= IDLE_TICKS {

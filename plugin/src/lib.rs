@@ -16,7 +16,9 @@
 mod deliveries;
 mod delivery;
 mod dws;
+mod eventlog;
 mod facts;
+mod handover;
 mod held;
 mod identity;
 mod manager;

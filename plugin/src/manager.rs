@@ -24,8 +24,11 @@ use serde_json::{Value, json};
 use crate::{
     deliveries::{Deliveries, Lane},
     delivery::{Committed, Current, Message, Stored},
-    membership::{LEFT_HELD, Membership},
+    eventlog::Eventlog,
+    handover::{self, Handover},
+    membership::Membership,
     records::Ended,
+    resume::Reader,
     stats::{Stats, Stay},
     work::{Failure, Setup},
     workers::{Queue, Workers},
@@ -44,18 +47,19 @@ pub(crate) struct Kind {
     pub(crate) looks_for_records: bool,
     /// What the job lacks without its record, for its user.
     pub(crate) what: &'static str,
-    /// What is left with the handle for the next one that is loaded, under these names: jobs under way, jobs that have a
-    /// record, jobs of which nothing is known yet; and the last, not empty while one is loaded.
-    pub(crate) left_in_flight: &'static CStr,
-    pub(crate) left_delivered: &'static CStr,
-    pub(crate) left_unknown: &'static CStr,
+    /// The items with the handle of Flux: what is left for the next plugin, and the mark of the one in charge.
+    pub(crate) handover: &'static CStr,
     pub(crate) active: &'static CStr,
+    /// The events of jobs whose contexts are kept when eventlogs are read.
+    pub(crate) events: &'static [&'static str],
 }
 
 /// What a plugin does in place of what is done for rules. Where it is of no use, a plugin has none.
 pub(crate) trait Hooks {
-    /// The eventlog of a job was read that was past SCHED when the plugin was loaded, and of which nothing was known.
-    fn resume(&self, job: JobId, eventlog: &str);
+    /// The eventlog of a job was read ([`Inner::read_eventlog`]).
+    fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog);
+    /// Adds to what is left for the next plugin.
+    fn leave(&self, handover: &mut Handover);
     /// Time has passed: a tick, which comes while there is something to mind.
     fn ticked(&self);
     /// A job cannot get what it was to get, and no delivery is under way that could be told so. Returns whether the plugin
@@ -72,10 +76,9 @@ static WORKFLOW_TOKEN: Kind = Kind {
     key: seal::key::WORKFLOW_TOKEN,
     looks_for_records: false,
     what: "workflow token",
-    left_in_flight: c"workflow-token::in-flight",
-    left_delivered: c"workflow-token::delivered",
-    left_unknown: c"workflow-token::unknown",
+    handover: c"workflow-token::handover",
     active: c"workflow-token::active",
+    events: &[],
 };
 
 /// No ticker runs.
@@ -110,7 +113,7 @@ pub(crate) struct Inner {
     pub(crate) sealer: u32,
     pub(crate) setup: RefCell<Option<Current>>,
     /// What the plugin that was loaded before left, until every job is known again.
-    pub(crate) left: RefCell<Option<Left>>,
+    pub(crate) left: RefCell<Option<Handover>>,
     pub(crate) deliveries: RefCell<Deliveries>,
     /// Jobs that have a record. A tree, as those of the deliveries.
     pub(crate) delivered: RefCell<BTreeSet<JobId>>,
@@ -118,13 +121,10 @@ pub(crate) struct Inner {
     pub(crate) ended: RefCell<Ended>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
-    /// Jobs of which it is not known yet whether their prolog is outstanding, and when to ask again.
-    pub(crate) unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Jobs of which it is not known yet how far they are.
+    pub(crate) reader: Reader,
     /// Jobs that are held until it is known in which projects their owners are.
     pub(crate) membership: Membership,
-    /// Those of them of which nobody has been asked yet, and how many are being asked about.
-    pub(crate) unasked: RefCell<VecDeque<JobId>>,
-    pub(crate) asking: Cell<usize>,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
     /// Records that wait for a commit to be free, by number of the delivery, and how many commits of records are under way.
@@ -152,13 +152,6 @@ pub(crate) struct Inner {
     pub(crate) workers: RefCell<Workers>,
     pub(crate) watcher: RefCell<Option<Watcher>>,
     pub(crate) stats: RefCell<Stats>,
-}
-
-pub(crate) struct Left {
-    pub(crate) in_flight: HashSet<JobId>,
-    pub(crate) unknown: HashSet<JobId>,
-    pub(crate) delivered: HashSet<JobId>,
-    pub(crate) held: HashSet<JobId>,
 }
 
 /// Has a plugin called that has projects to mind. Where there are none, no job pays for these callbacks.
@@ -306,10 +299,8 @@ impl Inner {
             delivered: RefCell::default(),
             ended: RefCell::default(),
             ended_meanwhile: RefCell::default(),
-            unknown: RefCell::default(),
+            reader: Reader::default(),
             membership: Membership::default(),
-            unasked: RefCell::default(),
-            asking: Cell::new(0),
             active: Cell::new(false),
             pending: RefCell::default(),
             sealed: RefCell::default(),
@@ -351,7 +342,8 @@ impl Inner {
         let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
             || !setup.config.rules.is_empty()
             || !setup.config.projects.is_empty()
-            || inner.flux().left_jobs(inner.kind.left_delivered).is_some();
+            || inner.left.borrow().is_some()
+            || inner.flux().is_left(inner.kind.handover);
         if works {
             let started = inner.workers.borrow_mut().start();
             started.map_err(|e| PluginError(format!("{} cannot start its threads: {e}", inner.kind.name)))?;
@@ -456,10 +448,7 @@ impl Inner {
     /// The first configuration has come: this plugin is the one that is in charge, unless another one is already.
     fn activate(inner: &Rc<Self>) -> Result<(), PluginError> {
         let flux = inner.flux();
-        if flux
-            .left_jobs(inner.kind.active)
-            .is_some_and(|active| !active.is_empty())
-        {
+        if flux.is_left(inner.kind.active) {
             return Err(PluginError(format!(
                 "{} is already loaded, under another file name: remove that first",
                 inner.kind.name
@@ -473,21 +462,10 @@ impl Inner {
         });
         let watcher = watcher.map_err(|e| PluginError(format!("{} cannot watch its queue: {e}", inner.kind.name)))?;
         *inner.watcher.borrow_mut() = Some(watcher);
-        flux.leave_jobs(inner.kind.active, &[JobId(0)]);
+        handover::take_charge(flux, inner.kind)
+            .map_err(|e| PluginError(format!("{} cannot be put in charge: {e}", inner.kind.name)))?;
         inner.active.set(true);
-        let set = |jobs: Vec<JobId>| jobs.into_iter().collect::<HashSet<_>>();
-        *inner.left.borrow_mut() = match (
-            flux.left_jobs(inner.kind.left_in_flight),
-            flux.left_jobs(inner.kind.left_delivered),
-        ) {
-            (Some(in_flight), Some(delivered)) => Some(Left {
-                in_flight: set(in_flight),
-                unknown: set(flux.left_jobs(inner.kind.left_unknown).unwrap_or_default()),
-                delivered: set(delivered),
-                held: set(flux.left_jobs(LEFT_HELD).unwrap_or_default()),
-            }),
-            _ => None,
-        };
+        *inner.left.borrow_mut() = Handover::take(flux, inner.kind);
         if let Some(left) = &*inner.left.borrow() {
             *inner.ended_meanwhile.borrow_mut() = left.delivered.clone();
         }
@@ -523,7 +501,7 @@ impl Inner {
         if self.active.get() {
             ffi::guard((), || (under_way, sealed) = self.leave());
             // Whatever went wrong: the next one must not be kept out, nor threads left behind.
-            self.flux().leave_jobs(self.kind.active, &[]);
+            handover::give_up_charge(self.flux(), self.kind);
         }
         // Who looks at it sees that it is in force no more.
         let setup = self.setup.borrow_mut().take();
@@ -555,15 +533,18 @@ impl Inner {
         let in_flight: Vec<JobId> = deliveries.jobs().collect();
         let under_way = deliveries.numbers().collect();
         drop(deliveries);
-        let delivered: Vec<JobId> = self.delivered.borrow().iter().copied().collect();
-        let flux = self.flux();
-        flux.leave_jobs(self.kind.left_in_flight, &in_flight);
-        flux.leave_jobs(self.kind.left_delivered, &delivered);
-        if std::ptr::eq(self.kind, &WORKFLOW_TOKEN) {
-            flux.leave_jobs(LEFT_HELD, &self.membership.held());
+        self.reader.end();
+        let mut handover = Handover {
+            in_flight: in_flight.iter().copied().collect(),
+            delivered: self.delivered.borrow().iter().copied().collect(),
+            unknown: self.reader.jobs().into_iter().collect(),
+            held: self.membership.held().into_iter().collect(),
+            own: Value::Null,
+        };
+        if let Some(hooks) = self.hooks() {
+            ffi::guard((), || hooks.leave(&mut handover));
         }
-        let unknown: Vec<JobId> = self.unknown.borrow().keys().copied().collect();
-        flux.leave_jobs(self.kind.left_unknown, &unknown);
+        handover.leave(self.flux(), self.kind);
         if !in_flight.is_empty() {
             let line = format!(
                 "removed with {} deliveries under way: their jobs wait in their prologs until the plugin is loaded again",

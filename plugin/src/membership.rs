@@ -18,20 +18,17 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 
 use crate::{
     delivery::{Current, Message, TURN},
+    eventlog::Eventlog,
     facts::{self, JobFacts},
     held::{DueJob, HeldJobs},
     manager::Inner,
     owner::{Owner, REFRESH},
-    resume::described,
     work::Setup,
     workers::Queue,
 };
 
 /// What holds a job of whose owner nothing is known yet.
 const DEPENDENCY: &CStr = c"workflow-token-project";
-
-/// The jobs that are so held, left with the handle for the next one that is loaded.
-pub(crate) const LEFT_HELD: &CStr = c"workflow-token::held";
 
 /// How many users are looked up at once, and how many at most where some of them hang.
 const PARALLEL: (usize, usize) = (8, 32);
@@ -229,8 +226,9 @@ impl Inner {
     }
 
     /// The same, once its eventlog was read.
-    pub(crate) fn depended_on(&self, job: JobId, uid: u32, eventlog: &str) {
-        if is_outstanding(eventlog) {
+    pub(crate) fn depended_on(&self, job: JobId, uid: u32, eventlog: &Eventlog) {
+        let dependency = DEPENDENCY.to_string_lossy();
+        if eventlog.was_added(&dependency) && !eventlog.was_removed(&dependency) {
             self.hold_again(job, uid);
         }
     }
@@ -505,29 +503,4 @@ async fn keep_fresh(setup: Weak<Setup>) {
 fn refusal(why: &Denied) -> PluginError {
     // Flux has room for 160 bytes with the NUL (flux_error_t).
     PluginError(why.within(159))
-}
-
-/// Whether the dependency of a job is outstanding, by its eventlog.
-fn is_outstanding(eventlog: &str) -> bool {
-    let name = DEPENDENCY.to_string_lossy();
-    let ours = |what: &str| described(eventlog).any(|(event, description)| event == what && description == name);
-    ours("dependency-add") && !ours("dependency-remove")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_is_held_from_the_one_event_to_the_other() {
-        let line = |name: &str, description: &str| {
-            format!("{{\"timestamp\":1.0,\"name\":\"{name}\",\"context\":{{\"description\":\"{description}\"}}}}\n")
-        };
-        let add = line("dependency-add", "workflow-token-project");
-        let remove = line("dependency-remove", "workflow-token-project");
-        let other = [line("dependency-add", "after"), line("dependency-remove", "after")].concat();
-        assert!(!is_outstanding(&other));
-        assert!(is_outstanding(&(add.clone() + &other)));
-        assert!(!is_outstanding(&(add + &other + &remove)));
-    }
 }

@@ -1,14 +1,31 @@
-//! Deliveries that were begun by a plugin that has been removed since, or by a job manager that has ended.
+//! Jobs that were past SCHED when the plugin was loaded: from a plugin that was removed, or from an earlier job manager.
+//!
+//! What the plugin before this one left tells where each job is ([`crate::handover`]). Of all other jobs, the eventlog does.
+//! It is complete in the KVS after a restart; in a job manager that runs it may be behind by a batch, so it is read only
+//! after that batch is written.
 
 use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use ffi::{Args, JobId, JobState, LogLevel};
-use serde_json::Value;
+use ffi::{Args, Future, JobId, JobState, LogLevel, PendingFuture, Watcher};
+use nix::errno::Errno;
 
-use crate::{manager::Inner, stats::Stay, work::Failure};
+use crate::{
+    eventlog::{Eventlog, Past, Perilog},
+    manager::{Inner, KVS_TIMEOUT},
+    stats::Stay,
+    work::Failure,
+};
+
+/// After how many seconds the job manager has sent what it knew to the KVS: it does so in batches of 10 ms.
+const WRITTEN: f64 = 0.5;
+
+/// There is no such key. It is removed to learn when all is written that was to be written before.
+const NO_KEY: &str = "dws-jobtap-was-here";
 
 /// After what time an eventlog that could not be read is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -22,65 +39,45 @@ const AT_ONCE: usize = 64;
 /// A timer of Flux that is started before its reactor has run, as at a restart, is over at once.
 const NO_TIMER: f64 = -1.0;
 
-/// How far the delivery of a job had come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Past {
-    /// There was none.
-    None,
-    /// The prolog is outstanding.
-    Outstanding,
-    /// The prolog has finished, and this was its status.
-    Finished(i64),
+/// Reads the eventlogs of jobs of which nothing is known.
+#[derive(Default)]
+pub(crate) struct Reader {
+    /// Those jobs, and when each is asked for again.
+    unknown: RefCell<HashMap<JobId, Instant>>,
+    /// Those whose events may not be in the KVS yet, and what is under way to learn when they are.
+    unwritten: RefCell<Vec<JobId>>,
+    flush: RefCell<Option<Flush>>,
+    /// Those that wait for others to be read, and how many are being read.
+    waiting: RefCell<VecDeque<JobId>>,
+    asking: Cell<usize>,
 }
 
-/// Whether the job has started, RFC 21.
-pub(crate) fn has_started(eventlog: &str) -> bool {
-    has_event(eventlog, "start")
+/// Ends when it is dropped.
+enum Flush {
+    Later(#[expect(dead_code, reason = "it is kept")] Watcher),
+    Asked(#[expect(dead_code, reason = "it is kept")] PendingFuture),
 }
 
-/// Whether its shells have finished, RFC 21.
-pub(crate) fn has_finished(eventlog: &str) -> bool {
-    has_event(eventlog, "finish")
-}
-
-fn has_event(eventlog: &str, name: &str) -> bool {
-    let mut events = eventlog
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.any(|event| event["name"] == name)
-}
-
-/// Reads an eventlog, RFC 18: one JSON object for each line, with the context of prologs and epilogs (`which`) as RFC 21
-/// has it.
-pub(crate) fn past(eventlog: &str, which: &str, description: &str) -> Past {
-    let (start, finish) = (format!("{which}-start"), format!("{which}-finish"));
-    let mut past = Past::None;
-    for line in eventlog.lines() {
-        let Ok(event) = serde_json::from_str::<Value>(line) else {
-            continue;
-        };
-        let context = &event["context"];
-        if context["description"] != description {
-            continue;
-        }
-        match event["name"].as_str() {
-            Some(name) if name == start => past = Past::Outstanding,
-            Some(name) if name == finish => past = Past::Finished(context["status"].as_i64().unwrap_or(1)),
-            _ => {}
-        }
+impl Reader {
+    /// Returns whether something is known of every job.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unknown.borrow().is_empty()
     }
-    past
-}
 
-/// The names of events, RFC 21, and what their contexts have as `description`.
-pub(crate) fn described(eventlog: &str) -> impl Iterator<Item = (String, String)> {
-    let events = eventlog
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    events.filter_map(|event| {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        Some((text(&event["name"])?, text(&event["context"]["description"])?))
-    })
+    /// Returns the jobs of which nothing is known.
+    pub(crate) fn jobs(&self) -> Vec<JobId> {
+        self.unknown.borrow().keys().copied().collect()
+    }
+
+    /// Nothing needs to be known of this job any more. Returns whether it was to be read.
+    pub(crate) fn forget(&self, job: JobId) -> bool {
+        self.unknown.borrow_mut().remove(&job).is_some()
+    }
+
+    /// The plugin is being removed.
+    pub(crate) fn end(&self) {
+        drop(self.flush.take());
+    }
 }
 
 impl Inner {
@@ -93,23 +90,14 @@ impl Inner {
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => Self::late(inner, args, job, uid, &stay),
             Some(past) => Self::go_on(inner, args, job, uid, state, past, &stay),
-            // Another one: what it wrote of the job is in the KVS.
             None => Self::read_eventlog(inner, job),
         }
     }
 
-    /// How far the delivery of a job had come, by what the plugin before this one left: nothing where there was none in this
-    /// job manager, or where it did not know.
+    /// Returns how far the delivery of a job had come, by what the plugin before this one left: nothing if there was none in
+    /// this job manager, or if it did not know.
     pub(crate) fn past_left(&self, job: JobId) -> Option<Past> {
-        let left = self.left.borrow();
-        let left = left.as_ref().filter(|left| !left.unknown.contains(&job))?;
-        Some(if left.in_flight.contains(&job) {
-            Past::Outstanding
-        } else if left.delivered.contains(&job) {
-            Past::Finished(0)
-        } else {
-            Past::None
-        })
+        self.left.borrow().as_ref()?.past(job)
     }
 
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has
@@ -154,27 +142,83 @@ impl Inner {
         }
     }
 
-    /// The eventlog of a job tells how far its delivery had come. It is asked for when fewer others are.
+    /// Reads the eventlog of a job, and takes the job up with it.
     pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId) {
-        inner
-            .unknown
-            .borrow_mut()
-            .insert(job, Instant::now() + ASK_AGAIN_UNANSWERED);
-        inner.unasked.borrow_mut().push_back(job);
+        let reader = &inner.reader;
+        let again = Instant::now() + ASK_AGAIN_UNANSWERED;
+        reader.unknown.borrow_mut().insert(job, again);
+        reader.unwritten.borrow_mut().push(job);
         inner.tick();
-        Self::ask(inner);
+        Self::flush_later(inner);
+    }
+
+    fn flush_later(inner: &Rc<Self>) {
+        if inner.reader.flush.borrow().is_some() {
+            return;
+        }
+        let weak = Rc::downgrade(inner);
+        let later = inner.flux().after(WRITTEN, move || {
+            let Some(inner) = weak.upgrade() else { return };
+            let done = inner.reader.flush.take();
+            ffi::guard((), || Self::flush(&inner));
+            drop(done);
+        });
+        match later {
+            Ok(later) => *inner.reader.flush.borrow_mut() = Some(Flush::Later(later)),
+            Err(e) => inner.unwritten(inner.reader.unwritten.take(), &e),
+        }
+    }
+
+    /// When a commit of nothing is done, all is written that was to be written before.
+    fn flush(inner: &Rc<Self>) {
+        let jobs = inner.reader.unwritten.take();
+        let again = jobs.clone();
+        let weak = Rc::downgrade(inner);
+        let flushed = inner.commit_nothing().and_then(|commit| {
+            commit.then(KVS_TIMEOUT, move |future| {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.reader.flush.take();
+                ffi::guard((), || match future.get() {
+                    Ok(()) => {
+                        inner.reader.waiting.borrow_mut().extend(jobs);
+                        Self::ask(&inner);
+                    }
+                    Err(e) => inner.unwritten(jobs, &e),
+                });
+                if !inner.reader.unwritten.borrow().is_empty() {
+                    Self::flush_later(&inner);
+                }
+                drop(done);
+            })
+        });
+        match flushed {
+            Ok(pending) => *inner.reader.flush.borrow_mut() = Some(Flush::Asked(pending)),
+            Err(e) => inner.unwritten(again, &e),
+        }
+    }
+
+    /// When that is done, all is written that was to be written before.
+    pub(crate) fn commit_nothing(&self) -> std::io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        transaction.unlink(NO_KEY)?;
+        self.flux().commit(transaction)
+    }
+
+    fn unwritten(&self, jobs: Vec<JobId>, e: &dyn std::fmt::Display) {
+        for job in jobs {
+            self.unread(job, e);
+        }
     }
 
     fn ask(inner: &Rc<Self>) {
-        while inner.asking.get() < AT_ONCE {
-            let Some(job) = inner.unasked.borrow_mut().pop_front() else {
+        while inner.reader.asking.get() < AT_ONCE {
+            let Some(job) = inner.reader.waiting.borrow_mut().pop_front() else {
                 return;
             };
-            if let Some(at) = inner.unknown.borrow_mut().get_mut(&job) {
-                *at = Instant::now() + ASK_AGAIN_UNANSWERED;
-            } else {
+            match inner.reader.unknown.borrow_mut().get_mut(&job) {
+                Some(at) => *at = Instant::now() + ASK_AGAIN_UNANSWERED,
                 // It is known meanwhile, or gone.
-                continue;
+                None => continue,
             }
             Self::ask_for_eventlog(inner, job);
         }
@@ -187,9 +231,9 @@ impl Inner {
             inner.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(inner) = weak.upgrade() else { return };
                 let done = inner.pending.borrow_mut().remove(&number);
-                inner.asking.set(inner.asking.get() - 1);
+                inner.reader.asking.set(inner.reader.asking.get() - 1);
                 // It may have been asked twice, and this be the later answer.
-                if inner.unknown.borrow_mut().remove(&job).is_some() {
+                if inner.reader.forget(job) {
                     inner.unless_it_panics(job, || Self::was_read(&inner, job, &future));
                 }
                 drop(done);
@@ -198,48 +242,53 @@ impl Inner {
         });
         match asked {
             Ok(pending) => {
-                inner.asking.set(inner.asking.get() + 1);
+                inner.reader.asking.set(inner.reader.asking.get() + 1);
                 inner.pending.borrow_mut().insert(number, pending);
             }
             Err(e) => inner.unread(job, &e),
         }
     }
 
-    fn was_read(inner: &Rc<Self>, job: JobId, future: &ffi::Future) {
-        ffi::inject_fault("eventlog");
-        match future.value() {
-            Ok(eventlog) => {
-                let eventlog = eventlog.unwrap_or_default();
-                match inner.hooks() {
-                    Some(hooks) => hooks.resume(job, &eventlog),
-                    None => Self::resume_from(inner, job, &eventlog),
-                }
+    fn was_read(inner: &Rc<Self>, job: JobId, future: &Future) {
+        let text = match future.value() {
+            Ok(text) => text.unwrap_or_default(),
+            // A job that was purged has no eventlog any more.
+            Err(e) if e.errno() == Errno::ENOENT as i32 && inner.state(job).is_none() => String::new(),
+            Err(e) => return inner.unread(job, &e),
+        };
+        let eventlog = Eventlog::parse(&text, inner.kind.events);
+        match inner.hooks() {
+            Some(hooks) => hooks.resume(job, &eventlog),
+            None => {
+                ffi::inject_fault("eventlog");
+                Self::resume_from(inner, job, &eventlog);
             }
-            Err(e) => inner.unread(job, &e),
         }
+    }
+
+    /// Returns the state of a job that is active.
+    pub(crate) fn state(&self, job: JobId) -> Option<JobState> {
+        let args = self.jobtap.lookup(job)?;
+        let (_, _, state) = args.job_owner_state()?;
+        Some(state).filter(|state| *state != JobState::Inactive)
     }
 
     /// Asks for the eventlogs that could not be read before.
     pub(crate) fn ask_again(inner: &Rc<Self>) {
         let now = Instant::now();
         let due: Vec<JobId> = {
-            let unknown = inner.unknown.borrow();
-            unknown
-                .iter()
-                .filter(|(_, at)| **at <= now)
-                .map(|(job, _)| *job)
-                .take(16)
-                .collect()
+            let unknown = inner.reader.unknown.borrow();
+            let due = unknown.iter().filter(|(_, at)| **at <= now);
+            due.map(|(job, _)| *job).collect()
         };
         for job in due {
-            inner.unknown.borrow_mut().insert(job, now + ASK_AGAIN_UNANSWERED);
-            Self::ask_for_eventlog(inner, job);
+            Self::read_eventlog(inner, job);
         }
     }
 
-    pub(crate) fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &str) {
+    fn resume_from(inner: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         let stay = Stay::begin();
-        let past = past(eventlog, "prolog", &inner.kind.prolog.to_string_lossy());
+        let past = eventlog.past(Perilog::Prolog, &inner.kind.prolog.to_string_lossy());
         // The job may have changed since.
         let Some(args) = inner.jobtap.lookup(job) else { return };
         let Some((_, uid, state)) = args.job_owner_state() else {
@@ -251,7 +300,7 @@ impl Inner {
         if state == JobState::Depend {
             return inner.depended_on(job, uid, eventlog);
         }
-        if past == Past::None && state == JobState::Run && !has_started(eventlog) {
+        if past == Past::None && state == JobState::Run && !eventlog.has_started() {
             inner.too_late(&args, job, uid);
             return;
         }
@@ -275,36 +324,12 @@ impl Inner {
         }
     }
 
-    /// The job's prolog may be outstanding, and only the eventlog tells: it is asked for until it can be read.
+    /// The job may be held, and only the eventlog tells: it is asked for until it can be read.
     fn unread(&self, job: JobId, e: &dyn std::fmt::Display) {
-        // A job that is gone has none.
-        if self.jobtap.lookup(job).is_none() {
-            self.unknown.borrow_mut().remove(&job);
-            return;
-        }
-        self.unknown.borrow_mut().insert(job, Instant::now() + ASK_AGAIN);
-        self.log(
-            LogLevel::Err,
-            &format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait"),
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const START: &str = r#"{"timestamp":1.0,"name":"prolog-start","context":{"description":"workflow-token"}}"#;
-    const OTHER: &str = r#"{"timestamp":1.0,"name":"prolog-finish","context":{"description":"perilog","status":0}}"#;
-    const FINISH: &str =
-        r#"{"timestamp":2.0,"name":"prolog-finish","context":{"description":"workflow-token","status":0}}"#;
-
-    #[test]
-    fn only_the_prolog_of_this_plugin_counts() {
-        let log = |lines: &[&str]| past(&lines.join("\n"), "prolog", "workflow-token");
-        assert_eq!(log(&[OTHER]), Past::None);
-        assert_eq!(log(&[START, OTHER]), Past::Outstanding);
-        assert_eq!(log(&[START, FINISH, OTHER]), Past::Finished(0));
-        assert_eq!(log(&["not json", START]), Past::Outstanding);
+        let again = Instant::now() + ASK_AGAIN;
+        self.reader.unknown.borrow_mut().insert(job, again);
+        let line =
+            format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait: trying again");
+        self.log(LogLevel::Err, &line);
     }
 }

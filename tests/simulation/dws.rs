@@ -103,6 +103,18 @@ impl Rabbits {
         instance.ok("load", json!({"path": puppet, "conf": {"on": on}}));
     }
 
+    /// Posts the memo by which the service names the Workflow of a job, once that exists.
+    fn name_workflow(&self, instance: &mut Instance, job: &str) {
+        self.puppet(instance, json!({}));
+        let memo = json!({"rabbit_workflow": format!("fluxjob-{}", decimal(job))});
+        let actions = json!([{"do": "post", "name": "memo", "context": memo}]);
+        let payload = json!({"id": decimal(job), "actions": actions});
+        let topic = "job-manager.puppet.do";
+        let answer = instance.ok("rpc", json!({"topic": topic, "payload": payload}));
+        assert!(answer.to_string().contains("\"rc\":0"), "{answer}");
+        instance.ok("remove", json!({"name": "puppet.so"}));
+    }
+
     fn reload(&self, instance: &mut Instance) {
         instance.ok("remove", json!({"name": NAME}));
         instance.ok("load", self.load(json!({})));
@@ -943,10 +955,7 @@ fn epilog_timeout_is_for_the_instance_owner() {
     let mut instance = rabbits.start();
     let guest = user(GUEST).uid.as_raw();
     let system = json!({"dw": ["#DW jobdw type=xfs capacity=10GiB name=a"]});
-    let job = instance.submit(
-        &["true"],
-        json!({"userid": guest, "attributes": {"system": system}}),
-    );
+    let job = instance.submit(&["true"], json!({"userid": guest, "attributes": {"system": system}}));
     instance.create(&job);
     instance.asked("dws.setup", &job);
     instance.give(&job, json!({}));
@@ -1309,6 +1318,7 @@ impl Everywhere {
         instance.ok("remove", json!({"name": "puppet.so"}));
         let asked = instance.rabbit(PRINT);
         instance.asked("dws.create", &asked);
+        rabbits.name_workflow(instance, &asked);
         let in_flight = instance.in_prolog(PRINT);
         instance.ok("fault", json!({"what": "hold-commits"}));
         let payload = json!({"id": decimal(&in_flight), "variables": {"DW_JOB_a": "in flight"}});
@@ -1818,6 +1828,44 @@ fn what_cannot_be_asked_after_a_reload_is_asked_again() {
     instance.give(&asked, json!({"DW_JOB_a": "x"}));
     instance.tear_down(&asked);
     assert_eq!(instance.stdout(&asked), "x\n");
+    instance.shutdown();
+}
+
+/// The service answers a repeated `dws.create` with a refusal. The memo tells whether the Workflow exists, not the text.
+#[test]
+fn a_workflow_is_known_by_its_memo() {
+    let Some(rabbits) = Rabbits::new("a_workflow_is_known_by_its_memo") else {
+        return;
+    };
+    let mut instance = rabbits.start();
+    // Whose creation is under way when the plugin is removed.
+    instance.service("dws.create", json!({"hold": true}));
+    let [named, later, unnamed] = [(); 3].map(|()| {
+        let job = instance.rabbit(PRINT);
+        instance.asked("dws.create", &job);
+        job
+    });
+    let resources = instance.seen("dws.create", &named)[0]["resources"].clone();
+    rabbits.name_workflow(&mut instance, &named);
+    instance.ok("remove", json!({"name": NAME}));
+    let refusal = json!({"success": false, "errstr": "HTTP 409 Conflict"});
+    instance.ok("load", rabbits.load(json!({})));
+    // One whose memo comes when the plugin is there again.
+    until("it is asked again", || instance.seen("dws.create", &later).len() == 2);
+    rabbits.name_workflow(&mut instance, &later);
+    instance.service("dws.create", json!({"payload": refusal}));
+    rabbits.reload(&mut instance);
+    instance.wait(&unnamed, "exception");
+    assert_eq!(instance.notes(&unnamed), [told("dws-create", "HTTP 409 Conflict")]);
+    for job in [&named, &later] {
+        until("it is asked again", || instance.seen("dws.create", job).len() == 3);
+        let update = json!({"id": decimal(job), "resources": resources, "exclude": null});
+        assert_eq!(instance.rpc("resource-update", update), Ok(()));
+        instance.asked("dws.setup", job);
+        instance.give(job, json!({"DW_JOB_a": "x"}));
+        instance.tear_down(job);
+        assert_eq!(instance.notes(job), [], "{job}");
+    }
     instance.shutdown();
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Call, DEPENDENCY, DW, Rabbits, constraints,
+    lifecycle::{Lifecycle, Origin, WorkflowEvent},
     request::ResourceUpdate,
     service::{Answer, Unanswered, answer},
 };
@@ -22,7 +23,7 @@ impl Rabbits {
         };
         self.hold(job)?;
         self.subscribe(job)?;
-        if self.with(job, |rabbit| rabbit.from_before) {
+        if self.life(job).origin == Origin::Inherited {
             // Its eventlog tells whether it still has to wait.
             return Ok(());
         }
@@ -57,6 +58,7 @@ impl Rabbits {
             json_of(&["jobspec", "resources"]),
         );
         let asked = self.inner.flux().rpc(c"dws.create", &payload);
+        self.on_workflow(job, WorkflowEvent::Asked);
         self.call(job, Call::Create, asked, move |me, future| me.created(job, &future))
             .map_err(|e| {
                 let line = format!("Failed to send dws.create RPC for {job}: {e}");
@@ -66,32 +68,41 @@ impl Rabbits {
     }
 
     fn created(self: &Rc<Self>, job: JobId, future: &ffi::Future) {
-        let from_before = self.with(job, |rabbit| rabbit.from_before);
+        let Lifecycle { origin, workflow, .. } = self.life(job);
         match answer(future) {
             Ok(Answer::Success) => {
-                self.with(job, |rabbit| rabbit.created = true);
+                self.on_workflow(job, WorkflowEvent::Created);
                 self.counts.created.set(self.counts.created.get() + 1);
             }
-            // It was created for the plugin that was there before this one, or before a restart.
-            Ok(Answer::Failure(Some(why))) if from_before && why.contains("already exists") => {}
+            // It was created for the plugin before this one: the service has named it in a memo.
+            Ok(Answer::Failure(_)) if origin == Origin::Inherited && workflow.exists() => {}
             Ok(Answer::Failure(why)) => {
+                self.on_workflow(job, WorkflowEvent::Refused);
                 let why = why.unwrap_or_else(|| "dws.create RPC returned failure".to_owned());
                 self.fail(job, DEPENDENCY, &why);
             }
             // After a restart, the service may take longer to be there than the job manager.
-            Err(Unanswered::NoService) if from_before => {
+            Err(Unanswered::NoService) if origin == Origin::Inherited => {
                 self.again(job, "dws.create", |me, job| me.create_again(job));
             }
-            Err(Unanswered::NoService) => self.fail(
-                job,
-                DEPENDENCY,
-                "dws.create RPC could not be sent. Admins: is the flux-coral2-dws service loaded?",
-            ),
+            Err(Unanswered::NoService) => {
+                self.on_workflow(job, WorkflowEvent::Refused);
+                self.fail(
+                    job,
+                    DEPENDENCY,
+                    "dws.create RPC could not be sent. Admins: is the flux-coral2-dws service loaded?",
+                );
+            }
             Err(Unanswered::Other(e)) => {
+                self.on_workflow(job, WorkflowEvent::Refused);
                 self.inner.log(LogLevel::Err, &format!("{job}: dws.create: {e}"));
                 self.fail(job, DEPENDENCY, "Failed to unpack dws.create RPC");
             }
         }
+    }
+
+    pub(super) fn on_workflow(&self, job: JobId, event: WorkflowEvent) -> bool {
+        self.on(job, |life| &mut life.workflow, event)
     }
 
     pub(super) fn resource_update(&self, request: Request<'_>) {
@@ -129,7 +140,7 @@ impl Rabbits {
         }
         drop(args);
         // Before what comes next: the job may go on within it.
-        self.with(job, |rabbit| rabbit.released = true);
+        self.on_workflow(job, WorkflowEvent::ResourcesKnown);
         if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
             let why = "could not update jobspec with new constraints and resources";
             self.inner.log(LogLevel::Err, &format!("{job}: {why}: {e}"));

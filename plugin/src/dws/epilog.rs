@@ -6,7 +6,8 @@ use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
 use serde_json::json;
 
 use super::{
-    Asker, Call, EPILOG, EPILOG_TIMEOUT, Rabbits, Stage,
+    Asker, Call, EPILOG, EPILOG_TIMEOUT, Rabbits,
+    lifecycle::{Epilog, EpilogEvent, Knowledge, ShellsEvent},
     request::EpilogRemove,
     service::{Answer, Unanswered, answer},
 };
@@ -18,17 +19,18 @@ impl Rabbits {
         };
         self.subscribe(job)?;
         self.end_prolog(job);
-        if self.with(job, |rabbit| rabbit.epilog != Stage::ToCome) {
+        let life = self.life(job);
+        if life.epilog != Epilog::None {
             return Ok(());
         }
-        if self.with(job, |rabbit| rabbit.unread.is_some()) {
+        if life.knowledge == Knowledge::Reading {
             if args.previous_state() == Some(JobState::Run) {
                 return self.start_epilog(job);
             }
             // It has not started, whatever its eventlog says.
-            let waiting = self.with(job, |rabbit| rabbit.unread.take());
+            let waiting = self.now_known(job);
             let started = self.start_epilog(job);
-            for f in waiting.into_iter().flatten() {
+            for f in waiting {
                 f(self);
             }
             return started;
@@ -58,32 +60,44 @@ impl Rabbits {
     }
 
     pub(super) fn shells_are_over(self: &Rc<Self>, job: JobId, finished: bool) -> Result<(), PluginError> {
-        self.with(job, |rabbit| {
-            rabbit.over = true;
-            rabbit.started |= finished;
-        });
-        if self.with(job, |rabbit| rabbit.epilog == Stage::ToCome) && self.state(job) == Some(JobState::Cleanup) {
+        let event = if finished {
+            ShellsEvent::Finished
+        } else {
+            ShellsEvent::Silent
+        };
+        self.on_shells(job, event);
+        if self.life(job).epilog == Epilog::None && self.inner.state(job) == Some(JobState::Cleanup) {
             return self.start_epilog(job);
         }
         self.send_post_run(job);
         Ok(())
     }
 
+    pub(super) fn on_shells(&self, job: JobId, event: ShellsEvent) -> bool {
+        self.on(job, |life| &mut life.shells, event)
+    }
+
+    pub(super) fn on_epilog(&self, job: JobId, event: EpilogEvent) -> bool {
+        self.on(job, |life| &mut life.epilog, event)
+    }
+
     pub(super) fn has_started(&self, job: JobId) -> bool {
-        self.with(job, |rabbit| rabbit.started) || self.jobtap().was_posted(job, c"start")
+        self.life(job).shells.have_started() || self.jobtap().was_posted(job, c"start")
     }
 
     /// Starts the epilog, from within a callback that is about the job.
     pub(super) fn start_epilog(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
+        self.start_epilog_as(job, EpilogEvent::Started)
+    }
+
+    /// The same, to hold a job of which it is not known whether it has had one.
+    pub(super) fn start_epilog_as(self: &Rc<Self>, job: JobId, event: EpilogEvent) -> Result<(), PluginError> {
         if let Err(e) = self.jobtap().epilog_start(EPILOG) {
             let line = format!("Failed to start jobtap epilog for {job}: {e}");
             self.inner.log(LogLevel::Err, &line);
             return Err(self.raise_current(job, "Failed to start jobtap epilog"));
         }
-        self.with(job, |rabbit| {
-            rabbit.epilog = Stage::Outstanding;
-            rabbit.post_run_to_come = true;
-        });
+        self.on_epilog(job, event);
         self.send_post_run(job);
         Ok(())
     }
@@ -91,12 +105,9 @@ impl Rabbits {
     /// Has the service tear the workflow down, once it is known that no shell is running.
     pub(super) fn send_post_run(self: &Rc<Self>, job: JobId) {
         let has_run = self.has_started(job);
-        let due = self.with(job, |rabbit| {
-            let due = rabbit.post_run_to_come && rabbit.unread.is_none() && (rabbit.over || !has_run);
-            rabbit.post_run_to_come &= !due;
-            due
-        });
-        if !due {
+        let life = self.life(job);
+        let is_quiet = life.shells.are_over() || !has_run;
+        if life.knowledge == Knowledge::Reading || !is_quiet || !self.on_epilog(job, EpilogEvent::Sent) {
             return;
         }
         self.mind_epilog(job);
@@ -104,13 +115,12 @@ impl Rabbits {
         let asked = self.inner.flux().rpc(c"dws.post_run", &payload);
         let sent = self.call(job, Call::PostRun, asked, move |me, future| match answer(&future) {
             Ok(Answer::Success) => {}
-            // Where there is a workflow, it must not be forgotten: not in a shutdown either, which may end the service first.
-            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.created) => {
-                let in_epilog = me.in_epilog(job);
-                me.with(job, |rabbit| rabbit.post_run_to_come = in_epilog);
+            // A Workflow must not be forgotten: not in a shutdown either, which may end the service first.
+            Err(Unanswered::NoService) if me.life(job).workflow.may_exist() => {
+                me.on_epilog(job, EpilogEvent::Unheard);
                 me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
             }
-            Ok(Answer::Failure(why)) if me.with(job, |rabbit| rabbit.post_run_again) => {
+            Ok(Answer::Failure(why)) if me.life(job).epilog.is_repeated() => {
                 // It is on its way already, or gone.
                 let why = why.unwrap_or_default();
                 let line = format!(
@@ -174,19 +184,11 @@ impl Rabbits {
     }
 
     pub(super) fn in_epilog(&self, job: JobId) -> bool {
-        self.with(job, |rabbit| rabbit.epilog == Stage::Outstanding)
+        self.life(job).epilog.is_outstanding()
     }
 
     pub(super) fn finish_epilog(&self, job: JobId, status: i32) -> Result<(), String> {
-        let was = self.with(job, |rabbit| {
-            let was = rabbit.epilog;
-            if was == Stage::Outstanding {
-                rabbit.epilog = Stage::Finished;
-                rabbit.post_run_to_come = false;
-            }
-            was
-        });
-        if was != Stage::Outstanding {
+        if !self.on_epilog(job, EpilogEvent::Finished) {
             return Err("could not finish epilog: it is not outstanding".to_owned());
         }
         self.jobtap().epilog_finish(job, EPILOG, status).map_err(|e| {
@@ -204,11 +206,11 @@ impl Rabbits {
         };
         let asker = Asker(Some(request.keep()));
         self.when_known(job, move |me| {
-            if me.gone.forget(job) {
+            if me.orphans.forget(job) {
                 me.counts.torn_down.set(me.counts.torn_down.get() + 1);
                 return me.answer(asker, Ok(()));
             }
-            if me.state(job) != Some(JobState::Cleanup) {
+            if me.inner.state(job) != Some(JobState::Cleanup) {
                 return me.answer(asker, Err("job not found in CLEANUP state".to_owned()));
             }
             let result = me.finish_epilog(job, 0);

@@ -23,7 +23,8 @@
 mod constraints;
 mod depend;
 mod epilog;
-mod gone;
+mod lifecycle;
+mod orphans;
 mod prolog;
 mod request;
 mod resume;
@@ -41,9 +42,12 @@ use ffi::{Args, JobId, JobState, Jobtap, KeptRequest, LogLevel, PendingFuture, P
 use serde_json::{Value, json};
 
 use crate::{
+    eventlog::Eventlog,
+    handover::Handover,
     manager::{Hooks, Inner, Kind},
     work::Failure,
 };
+use lifecycle::{Epilog, Lifecycle, Machine, Prolog, PrologEvent, WorkflowEvent};
 
 const DEPENDENCY: &CStr = c"dws-create";
 const PROLOG: &CStr = c"dws-setup";
@@ -52,6 +56,13 @@ const EPILOG: &CStr = c"dws-epilog";
 const EPILOG_TIMEOUT: &CStr = c"dws-epilog-timeout";
 /// The event that tells the names of a job's variables.
 const EVENT: &CStr = c"dws_environment";
+
+/// The event by which the service names the Workflow of a job, once that exists, and the key that it has there.
+const MEMO: &str = "memo";
+const MEMO_WORKFLOW: &str = "rabbit_workflow";
+
+/// After how many seconds the service is asked again, if it was not there.
+const AGAIN: f64 = 5.0;
 
 /// Where a job says that it is a rabbit job.
 const DW: [&str; 4] = ["jobspec", "attributes", "system", "dw"];
@@ -62,10 +73,9 @@ pub(crate) static DWS: Kind = Kind {
     key: seal::key::DWS_ENVIRONMENT,
     looks_for_records: true,
     what: "environment from DWS",
-    left_in_flight: c"workflow-token::dws-in-flight",
-    left_delivered: c"workflow-token::dws-delivered",
-    left_unknown: c"workflow-token::dws-unknown",
+    handover: c"workflow-token::dws-handover",
     active: c"workflow-token::dws-active",
+    events: &[MEMO],
 };
 
 /// The state of the plugin.
@@ -76,10 +86,9 @@ struct Rabbits {
     jobs: RefCell<HashMap<JobId, Rabbit>>,
     /// In seconds; none if not positive.
     epilog_timeout: f64,
-    /// What the plugin that was loaded before left, until the jobs are known again.
-    left: RefCell<Option<resume::Left>>,
-    /// Jobs that ended while no plugin was loaded.
-    gone: gone::Gone,
+    /// What the plugin that was loaded before left, until the jobs are known again; nothing if there was none.
+    left: RefCell<Option<HashMap<JobId, Lifecycle>>>,
+    orphans: orphans::Orphans,
     /// Whether it was said that a job waits for the service.
     no_service: Cell<bool>,
     counts: Counts,
@@ -96,52 +105,21 @@ struct Counts {
 #[derive(Default)]
 struct Rabbit {
     uid: u32,
-    /// Whether it is from before this plugin was loaded, so that its workflow may be there already.
-    from_before: bool,
-    /// Whether it may have a workflow.
-    created: bool,
-    /// Whether its resources are known, so that it does not wait for its workflow any more.
-    released: bool,
-    /// Whether its epilog was started to hold it, while it is not known whether it had one before.
-    held: bool,
-    /// The same of a prolog.
-    held_in_prolog: bool,
-    /// How far it was is being read from its eventlog; what is asked of it meanwhile waits.
-    unread: Option<Vec<Waiting>>,
+    life: Lifecycle,
+    /// Whether this plugin is called for its events.
     subscribed: bool,
-    /// Whether it is known to have started. Of jobs that were replayed after a restart, Flux itself does not tell.
-    started: bool,
-    /// Whether none of its shells will be heard of again.
-    over: bool,
-    prolog: Stage,
-    /// Whether `dws.setup` is still to be sent.
-    setup_to_come: bool,
-    epilog: Stage,
-    /// Whether `dws.post_run` is still to be sent.
-    post_run_to_come: bool,
-    /// Whether that was sent before, for all that is known.
-    post_run_again: bool,
-    /// Whether it is looked for the record that the plugin before this one may have committed.
-    looking: bool,
+    /// What is asked of it while its eventlog is read.
+    waiting: Vec<Waiting>,
     /// Who is waiting to hear that the prolog is finished.
     requests: Vec<Asker>,
     calls: HashMap<Call, PendingFuture>,
-    /// When its epilog is over, and when its eventlog is to be read.
+    /// When its epilog is over, and when the service is asked again.
     timer: Option<Watcher>,
     later: Option<Watcher>,
 }
 
 /// What is done once it is known how far a job is.
 type Waiting = Box<dyn FnOnce(&Rc<Rabbits>)>;
-
-/// A prolog or an epilog of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Stage {
-    #[default]
-    ToCome,
-    Outstanding,
-    Finished,
-}
 
 /// What is asked of others for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,8 +128,6 @@ enum Call {
     Resources,
     Setup,
     PostRun,
-    Written,
-    Eventlog,
     Record,
 }
 
@@ -163,8 +139,6 @@ impl Call {
             Call::Resources => "answer-resources",
             Call::Setup => "answer-setup",
             Call::PostRun => "answer-post-run",
-            Call::Written => "answer-written",
-            Call::Eventlog => "answer-eventlog",
             Call::Record => "answer-record",
         }
     }
@@ -196,6 +170,7 @@ pub(crate) fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.handle(c"job.state.inactive", &dws, |d: &Dws, _, args| d.0.inactive(args))?;
     plugin.handle(c"job.event.finish", &dws, |d: &Dws, _, args| d.0.finish(args))?;
     plugin.handle(c"job.event.release", &dws, |d: &Dws, _, args| d.0.release(args))?;
+    plugin.handle(c"job.event.memo", &dws, |d: &Dws, _, args| d.0.memo(args))?;
     plugin.handle(c"job.event.exception", &dws, |d: &Dws, _, args| d.0.exception(args))?;
     plugin.handle(c"plugin.query", &dws, |d: &Dws, _, args| d.0.query(args))?;
     jobtap.serve(c"resource-update", &dws, |d: &Dws, request| {
@@ -240,7 +215,7 @@ impl Dws {
             jobs: RefCell::default(),
             epilog_timeout,
             left: RefCell::default(),
-            gone: gone::Gone::default(),
+            orphans: orphans::Orphans::default(),
             no_service: Cell::default(),
             counts: Counts::default(),
         });
@@ -265,15 +240,25 @@ impl ffi::State for Dws {
 
 impl Drop for Dws {
     fn drop(&mut self) {
-        let looking = ffi::guard(Vec::new(), || self.0.leave());
         self.0.inner.end();
-        self.0.leave_looking(looking);
     }
 }
 
 impl Hooks for Rabbits {
-    /// Eventlogs are read by [`Rabbits`] itself.
-    fn resume(&self, _: JobId, _: &str) {}
+    fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog) {
+        if self.orphans.contains(job) {
+            self.orphan_unless_it_panics(|| self.resume_orphan(job, eventlog));
+        } else {
+            self.unless_it_panics(job, || {
+                ffi::inject_fault("answer-eventlog");
+                self.resume_from(job, eventlog);
+            });
+        }
+    }
+
+    fn leave(&self, handover: &mut Handover) {
+        handover.own = self.leave_jobs();
+    }
 
     fn ticked(&self) {}
 
@@ -288,10 +273,7 @@ impl Rabbits {
         let first = !self.inner.active.get();
         Inner::configure(&self.inner, args)?;
         if first {
-            *self.left.borrow_mut() = resume::Left::of(&self.inner);
-            if let Some(left) = &*self.left.borrow() {
-                self.take_up_gone(left.gone());
-            }
+            self.take_over();
         }
         Ok(())
     }
@@ -306,9 +288,9 @@ impl Rabbits {
         answer["epilog-timeout"] = json!(self.epilog_timeout);
         answer["jobs"] = json!({
             "active": self.jobs.borrow().len(),
-            "in-prolog": count(|rabbit| rabbit.prolog == Stage::Outstanding),
-            "in-epilog": count(|rabbit| rabbit.epilog == Stage::Outstanding),
-            "gone": self.gone.count(),
+            "in-prolog": count(|rabbit| rabbit.life.prolog.is_outstanding()),
+            "in-epilog": count(|rabbit| rabbit.life.epilog.is_outstanding()),
+            "gone": self.orphans.count(),
         });
         answer["created"] = json!(self.counts.created.get());
         answer["set-up"] = json!(self.counts.set_up.get());
@@ -333,9 +315,17 @@ impl Rabbits {
         self.jobs.borrow_mut().get_mut(&job).map(f).unwrap_or_default()
     }
 
-    fn state(&self, job: JobId) -> Option<JobState> {
-        let args = self.jobtap().lookup(job)?;
-        args.job_owner_state().map(|(_, _, state)| state)
+    /// Applies an event to one of the state machines of a job. Returns whether it was not ignored.
+    fn on<M: Machine>(&self, job: JobId, machine: fn(&mut Lifecycle) -> &mut M, event: M::Event) -> bool {
+        self.with(job, |rabbit| machine(&mut rabbit.life).on(event))
+    }
+
+    fn on_prolog(&self, job: JobId, event: PrologEvent) -> bool {
+        self.on(job, |life| &mut life.prolog, event)
+    }
+
+    fn life(&self, job: JobId) -> Lifecycle {
+        self.with(job, |rabbit| rabbit.life)
     }
 
     /// Has this plugin called for the events of a job, once.
@@ -369,17 +359,15 @@ impl Rabbits {
             b"job.state.inactive" => drop(self.jobs.borrow_mut().remove(&job)),
             b"job.state.run" => {
                 // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
-                let to_come = self.with(job, |rabbit| rabbit.prolog == Stage::ToCome);
-                if to_come && self.jobtap().prolog_start(PROLOG).is_ok() {
-                    self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
+                if self.life(job).prolog == Prolog::None && self.jobtap().prolog_start(PROLOG).is_ok() {
+                    self.on_prolog(job, PrologEvent::Started);
                 }
                 self.fault(job);
             }
             b"job.state.cleanup" => {
                 // Its workflow is torn down all the same, once its shells are over.
                 self.end_prolog(job);
-                let to_come = self.with(job, |rabbit| rabbit.epilog == Stage::ToCome);
-                if to_come && !self.has_started(job) {
+                if self.life(job).epilog == Epilog::None && !self.has_started(job) {
                     // The log says what goes wrong.
                     let _ = self.start_epilog(job);
                 }
@@ -454,8 +442,8 @@ impl Rabbits {
             self.tell(job, c"dws.abort");
             self.finish_epilog(job, 1).map_err(PluginError)
         } else {
-            // Where the service has not been told of the end yet, it will be.
-            if self.with(job, |rabbit| !rabbit.post_run_to_come) {
+            // If the service has not been told of the end yet, it will be.
+            if self.life(job).epilog.is_sent() {
                 self.tell(job, c"dws.teardown");
             }
             Ok(())
@@ -464,7 +452,7 @@ impl Rabbits {
 
     /// Finishes the prolog of a job that must not start, if it is outstanding.
     fn end_prolog(&self, job: JobId) -> bool {
-        if !self.with(job, |rabbit| rabbit.prolog == Stage::Outstanding) {
+        if !self.life(job).prolog.is_outstanding() {
             return false;
         }
         self.inner.give_up(job);
@@ -477,8 +465,19 @@ impl Rabbits {
     fn inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = args.job() else { return Ok(()) };
         self.inner.ended(job);
-        let gone = self.jobs.borrow_mut().remove(&job);
-        drop(gone);
+        self.inner.reader.forget(job);
+        let ended = self.jobs.borrow_mut().remove(&job);
+        drop(ended);
+        Ok(())
+    }
+
+    /// The service has named the Workflow of a job: it exists.
+    fn memo(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        if args.has(&["entry", "context", MEMO_WORKFLOW])
+            && let Some(job) = self.rabbit_job(args)
+        {
+            self.on(job, |life| &mut life.workflow, WorkflowEvent::Created);
+        }
         Ok(())
     }
 }

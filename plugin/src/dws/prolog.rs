@@ -7,7 +7,8 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::{
-    Asker, Call, EVENT, PROLOG, Rabbits, Stage,
+    Asker, Call, EVENT, PROLOG, Rabbits,
+    lifecycle::{Origin, Prolog, PrologEvent},
     request::PrologRemove,
     service::{Answer, Unanswered, answer},
 };
@@ -20,15 +21,15 @@ impl Rabbits {
         };
         self.subscribe(job)?;
         // Whatever it was before, it begins here.
-        let waiting = self.with(job, |rabbit| rabbit.unread.take());
+        let waiting = self.now_known(job);
         if let Err(e) = self.jobtap().prolog_start(PROLOG) {
             let line = format!("Failed to start dws jobtap prolog for {job}: {e}");
             self.inner.log(LogLevel::Err, &line);
             return Err(self.raise_current(job, "Failed to start dws jobtap prolog"));
         }
-        self.with(job, |rabbit| rabbit.prolog = Stage::Outstanding);
+        self.on_prolog(job, PrologEvent::Started);
         self.set_up(job);
-        for f in waiting.into_iter().flatten() {
+        for f in waiting {
             f(self);
         }
         Ok(())
@@ -36,11 +37,9 @@ impl Rabbits {
 
     /// Sends `dws.setup`, once it is known which resources the job has.
     pub(super) fn set_up(self: &Rc<Self>, job: JobId) {
-        self.with(job, |rabbit| rabbit.setup_to_come = true);
         let asked = job.kvs_key("R").and_then(|key| self.inner.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
-            me.with(job, |rabbit| rabbit.setup_to_come = false);
-            if me.with(job, |rabbit| rabbit.prolog != Stage::Outstanding) {
+            if !me.on_prolog(job, PrologEvent::SetupSent) {
                 // It was canceled meanwhile, and the service was told to tear its workflow down.
                 return;
             }
@@ -66,10 +65,10 @@ impl Rabbits {
             Ok(Answer::Failure(why)) => {
                 me.fail_prolog(job, why.as_deref().unwrap_or("dws.setup RPC returned failure"));
             }
-            Err(Unanswered::NoService) if me.with(job, |rabbit| rabbit.from_before) => {
-                me.with(job, |rabbit| rabbit.setup_to_come = true);
+            Err(Unanswered::NoService) if me.life(job).origin == Origin::Inherited => {
+                me.on_prolog(job, PrologEvent::SetupUnheard);
                 me.again(job, "dws.setup", |me, job| {
-                    if me.with(job, |rabbit| rabbit.prolog == Stage::Outstanding) {
+                    if me.life(job).prolog == Prolog::SetupDue {
                         me.set_up(job);
                     }
                 });
@@ -88,7 +87,7 @@ impl Rabbits {
 
     /// The job must not start. Its prolog is finished by the callback of the exception.
     pub(super) fn fail_prolog(&self, job: JobId, why: &str) {
-        if self.with(job, |rabbit| rabbit.prolog == Stage::Outstanding) {
+        if self.life(job).prolog.is_outstanding() {
             let line = format!("Failed to setup DWS workflow object for job {job}");
             self.inner.log(LogLevel::Err, &line);
             self.fail(job, PROLOG, why);
@@ -107,19 +106,18 @@ impl Rabbits {
 
     /// Seals the variables; the prolog is finished when they are where the job shells find them.
     fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, asker: Asker) {
-        let prolog = self.jobs.borrow().get(&job).map(|rabbit| rabbit.prolog);
-        match prolog {
-            Some(Stage::Outstanding) => {}
+        match self.life(job).prolog {
+            Prolog::SetupDue | Prolog::Waiting | Prolog::Looking => {}
             // The service was restarted, and says again what it said before.
-            Some(Stage::Finished) if self.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
-            Some(Stage::Finished | Stage::ToCome) | None => {
+            Prolog::Finished if self.inner.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
+            Prolog::Finished | Prolog::None | Prolog::Held => {
                 let why = "the job has no prolog dws-setup: it is not a rabbit job in RUN";
                 return self.answer(asker, Err(why.to_owned()));
             }
         }
+        self.on_prolog(job, PrologEvent::Answered);
         let (first, lookup) = self.with(job, |rabbit| {
             rabbit.requests.push(asker);
-            rabbit.looking = false;
             (rabbit.requests.len() == 1, rabbit.calls.remove(&Call::Record))
         });
         drop(lookup);
@@ -174,14 +172,7 @@ impl Rabbits {
     }
 
     pub(super) fn finish_prolog(&self, job: JobId, status: i32) -> Result<(), String> {
-        let was = self.with(job, |rabbit| {
-            let was = rabbit.prolog;
-            if was == Stage::Outstanding {
-                rabbit.prolog = Stage::Finished;
-            }
-            was
-        });
-        if was != Stage::Outstanding {
+        if !self.on_prolog(job, PrologEvent::Finished) {
             return Err("the prolog is not outstanding".to_owned());
         }
         self.jobtap().prolog_finish(job, PROLOG, status).map_err(|e| {

@@ -23,8 +23,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::{
+    eventlog::{Eventlog, Past, Perilog},
+    handover::Handover,
     manager::{Hooks, Inner, Kind},
-    resume::{Past, past},
     stats::Stay,
     work::Failure,
 };
@@ -43,14 +44,13 @@ pub(crate) static CRAY_PMI: Kind = Kind {
     key: seal::key::CRAY_PMI_BOOTSTRAP,
     looks_for_records: false,
     what: "secret for Cray PMI",
-    left_in_flight: c"workflow-token::cray-pmi-bootstrap::in-flight",
-    left_delivered: c"workflow-token::cray-pmi-bootstrap::delivered",
-    left_unknown: c"workflow-token::cray-pmi-bootstrap::unknown",
+    handover: c"workflow-token::cray-pmi-bootstrap::handover",
     active: c"workflow-token::cray-pmi-bootstrap::active",
+    events: &["cray-pmi-bootstrap"],
 };
 
-/// What is left with the handle besides: for each job that has ports, its id and the ports.
-const LEFT_PORTS: &CStr = c"workflow-token::cray-pmi-bootstrap::ports";
+/// What is left for the next plugin besides: the jobs that have ports.
+type LeftPorts = Vec<(JobId, Pair)>;
 
 /// Loads the plugin.
 ///
@@ -149,7 +149,7 @@ impl ffi::State for Pmi {
 
 impl Drop for Pmi {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.inner.end();
     }
 }
 
@@ -164,14 +164,13 @@ impl State {
 
     /// Takes up the ports of jobs that still have them, of what was left in this job manager.
     fn take_left(&self) {
-        let left = self.inner.flux().left_jobs(LEFT_PORTS).unwrap_or_default();
-        for entry in left.chunks_exact(2) {
-            let (job, ports) = (entry[0], entry[1].0);
+        let left = self.inner.left.borrow();
+        let left: LeftPorts = left.as_ref().and_then(|left| left.own()).unwrap_or_default();
+        for (job, pair) in left {
             let Some(args) = self.inner.jobtap.lookup(job) else {
                 continue;
             };
             if !is_over(&args) {
-                let pair = [(ports >> 16) as u16, ports as u16];
                 self.ports.borrow_mut().claim(job, pair);
             }
         }
@@ -285,7 +284,7 @@ impl State {
 
     /// Whether it is known of each job which ports it has.
     fn all_known(&self) -> bool {
-        self.inner.unknown.borrow().is_empty()
+        self.inner.reader.is_idle()
     }
 
     /// Ports for a job in its prolog: now, or when it is known which are free.
@@ -377,7 +376,7 @@ impl State {
             self.inner.ended(job);
             self.ports.borrow_mut().give_back(job);
             // Whatever its eventlog would tell, it has no ports any more.
-            self.inner.unknown.borrow_mut().remove(&job);
+            self.inner.reader.forget(job);
             self.proceed();
         }
         Ok(())
@@ -395,50 +394,32 @@ impl State {
         args.answer(&answer);
         Ok(())
     }
-
-    /// The plugin is being removed, or the job manager ends. What the next one must know is left.
-    fn end(&self) {
-        let inner = &self.inner;
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        let mut in_flight: Vec<JobId> = inner.deliveries.borrow().jobs().collect();
-        in_flight.extend(waiting.iter().map(|waiting| waiting.job));
-        inner.end();
-        if inner.active.get() {
-            // Once more, since the engine knows nothing of those that wait.
-            inner.flux().leave_jobs(CRAY_PMI.left_in_flight, &in_flight);
-            let ports = self.ports.borrow();
-            let held = ports
-                .held()
-                .flat_map(|(job, [first, second])| [job, JobId(u64::from(first) << 16 | u64::from(second))]);
-            inner.flux().leave_jobs(LEFT_PORTS, &held.collect::<Vec<_>>());
-        }
-    }
 }
 
 impl Hooks for State {
-    fn resume(&self, job: JobId, eventlog: &str) {
+    fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog) {
         let inner = &self.inner;
         let stay = Stay::begin();
-        let told = told(eventlog);
         // The job may have changed since it was asked for.
         if let Some(args) = inner.jobtap.lookup(job)
             && let Some((_, uid, state)) = args.job_owner_state()
             && state != JobState::Inactive
             && !inner.deliveries.borrow().contains(job)
         {
-            if told.is_none() && inner.jobtap.was_posted(job, EVENT) {
-                // By whoever was loaded before in this job manager, which has not written it yet.
-                inner.unknown.borrow_mut().insert(job, Instant::now());
-                inner.tick();
-                return;
-            }
-            if let Some(pair) = told.flatten().filter(|_| !is_over(&args)) {
+            if let Some(pair) = told(eventlog).filter(|_| !is_over(&args)) {
                 self.ports.borrow_mut().claim(job, pair);
             }
-            self.go_on(job, uid, state, past(eventlog, "prolog", CRAY_PMI.name));
+            self.go_on(job, uid, state, eventlog.past(Perilog::Prolog, CRAY_PMI.name));
         }
         self.proceed();
         inner.account(&stay, None);
+    }
+
+    fn leave(&self, handover: &mut Handover) {
+        let waiting = self.waiting.take();
+        handover.in_flight.extend(waiting.iter().map(|waiting| waiting.job));
+        let ports: LeftPorts = self.ports.borrow().held().collect();
+        handover.own = json!(ports);
     }
 
     fn ticked(&self) {
@@ -465,13 +446,9 @@ fn is_over(args: &Args<'_>) -> bool {
     ended || matches!(args.job_owner_state(), Some((_, _, JobState::Inactive)))
 }
 
-/// The ports that an eventlog (RFC 18) tells, with the last event of the name. Nothing where there is no such event.
-fn told(eventlog: &str) -> Option<Option<Pair>> {
-    let events = eventlog
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut events = events.filter(|event| event["name"].as_str() == Some(CRAY_PMI.name));
-    events.next_back().map(|event| ports::from_context(&event["context"]))
+/// Returns the ports of the last event of the name; nothing if there is none, or no ports in it.
+fn told(eventlog: &Eventlog) -> Option<Pair> {
+    ports::from_context(eventlog.contexts(CRAY_PMI.name).next_back()?)
 }
 
 /// What a job gets: its ports, and a secret that there never was before.
@@ -521,9 +498,9 @@ mod tests {
     fn the_last_event_tells_the_ports() {
         let line = |name: &str, ports: &str| format!(r#"{{"timestamp":1.0,"name":"{name}","context":{{{ports}}}}}"#);
         let (ours, others) = (CRAY_PMI.name, "other");
-        let log = |lines: &[String]| told(&lines.join("\n"));
+        let log = |lines: &[String]| told(&Eventlog::parse(&lines.join("\n"), CRAY_PMI.events));
         assert_eq!(log(&[line(others, r#""ports":[1,2]"#)]), None);
-        assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), Some(None));
+        assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), None);
         let old = r#""ports":[11999,11998],"random_integer":-3"#;
         assert_eq!(
             log(&[
@@ -532,7 +509,7 @@ mod tests {
                 line(ours, old),
                 line(others, "")
             ]),
-            Some(Some([11_999, 11_998]))
+            Some([11_999, 11_998])
         );
     }
 

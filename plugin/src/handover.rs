@@ -1,0 +1,163 @@
+//! What a plugin leaves with the handle of Flux for its successor in the same job manager: one item, with a version.
+//!
+//! It is more than eventlogs say, and newer: the job manager writes those in batches. A successor that finds another version,
+//! or damaged bytes, ignores them, and reads the eventlogs as after a restart.
+
+use std::collections::HashSet;
+
+use ffi::{Flux, JobId, LogLevel};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{eventlog::Past, manager::Kind};
+
+/// To be raised with each change to what is left, that of single plugins included.
+const VERSION: u32 = 1;
+
+/// The longest item that is read, in bytes: some millions of jobs.
+const LONGEST: usize = 256 << 20;
+
+/// What is left.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Handover {
+    /// Jobs whose prologs are outstanding.
+    pub(crate) in_flight: HashSet<JobId>,
+    /// Jobs that have a record.
+    pub(crate) delivered: HashSet<JobId>,
+    /// Jobs of which nothing is known yet.
+    pub(crate) unknown: HashSet<JobId>,
+    /// Jobs that are held until it is known in which projects their owners are.
+    pub(crate) held: HashSet<JobId>,
+    /// What the plugin adds.
+    pub(crate) own: Value,
+}
+
+impl Handover {
+    /// Takes what the plugin before this one left; nothing if there was none in this job manager, or if it left another
+    /// version.
+    pub(crate) fn take(flux: Flux<'_>, kind: &Kind) -> Option<Self> {
+        let bytes = flux.left(kind.handover).filter(|bytes| !bytes.is_empty())?;
+        let handover = Self::parse(&bytes);
+        // It says nothing of what becomes of jobs from now on. If it stays, so do its jobs.
+        let _ = flux.leave(kind.handover, b"");
+        if handover.is_none() {
+            let line = format!(
+                "{}: what the plugin before this one left is of another version, or damaged: reading eventlogs instead",
+                kind.name
+            );
+            flux.log(LogLevel::Warning, &line);
+        }
+        handover
+    }
+
+    /// Leaves it for the next plugin.
+    pub(crate) fn leave(&self, flux: Flux<'_>, kind: &Kind) {
+        if let Err(e) = flux.leave(kind.handover, &self.to_bytes()) {
+            let line = format!(
+                "{}: nothing is left for the next plugin: {e}: it reads eventlogs",
+                kind.name
+            );
+            flux.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Returns how far the delivery of a job had come; nothing if that is unknown.
+    pub(crate) fn past(&self, job: JobId) -> Option<Past> {
+        if self.unknown.contains(&job) {
+            return None;
+        }
+        Some(if self.in_flight.contains(&job) {
+            Past::Outstanding
+        } else if self.delivered.contains(&job) {
+            Past::Finished(0)
+        } else {
+            Past::None
+        })
+    }
+
+    /// Returns what the plugin added, if it is what this one would add.
+    pub(crate) fn own<T: DeserializeOwned>(&self) -> Option<T> {
+        T::deserialize(&self.own).ok()
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = VERSION.to_le_bytes().to_vec();
+        // It has string keys alone, and memory does not fail to be written.
+        let _ = serde_json::to_writer(&mut bytes, self);
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (version, content) = bytes.split_first_chunk().filter(|_| bytes.len() <= LONGEST)?;
+        if u32::from_le_bytes(*version) != VERSION {
+            return None;
+        }
+        serde_json::from_slice(content).ok()
+    }
+}
+
+/// Marks this plugin as the one in charge. Earlier versions find the mark as well.
+pub(crate) fn take_charge(flux: Flux<'_>, kind: &Kind) -> std::io::Result<()> {
+    flux.leave(kind.active, b"active")
+}
+
+/// This plugin is in charge no more.
+pub(crate) fn give_up_charge(flux: Flux<'_>, kind: &Kind) {
+    if let Err(e) = flux.leave(kind.active, b"") {
+        let line = format!("{}: it cannot be loaded again: {e}: restart the instance", kind.name);
+        flux.log(LogLevel::Err, &line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn handover() -> Handover {
+        Handover {
+            in_flight: [JobId(1)].into(),
+            delivered: [JobId(2), JobId(u64::MAX)].into(),
+            unknown: [JobId(3)].into(),
+            held: [JobId(4)].into(),
+            own: json!([[7, [11_999, 11_998]]]),
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_read() {
+        let read = Handover::parse(&handover().to_bytes()).expect("it is of this version");
+        assert!(read == handover());
+        let past = |job| read.past(JobId(job));
+        assert_eq!(past(1), Some(Past::Outstanding));
+        assert_eq!(past(u64::MAX), Some(Past::Finished(0)));
+        assert_eq!((past(3), past(5)), (None, Some(Past::None)));
+        assert_eq!(read.own::<Vec<(u64, [u16; 2])>>(), Some(vec![(7, [11_999, 11_998])]));
+        assert_eq!(read.own::<Vec<String>>(), None);
+    }
+
+    #[test]
+    fn other_versions_and_damaged_bytes_are_ignored() {
+        let good = handover().to_bytes();
+        for len in 0..good.len() {
+            assert!(Handover::parse(&good[..len]).is_none(), "{len}");
+        }
+        for version in [0, VERSION + 1, u32::MAX] {
+            let mut other = good.clone();
+            other[..4].copy_from_slice(&version.to_le_bytes());
+            assert!(Handover::parse(&other).is_none(), "{version}");
+        }
+        let more = [
+            &VERSION.to_le_bytes()[..],
+            br#"{"in_flight":[],"delivered":[],"unknown":[],"held":[],"own":1,"x":1}"#,
+        ];
+        assert!(Handover::parse(&more.concat()).is_none());
+        let damaged = [
+            &VERSION.to_le_bytes()[..],
+            br#"{"in_flight":["x"],"delivered":[],"unknown":[],"held":[],"own":1}"#,
+        ];
+        assert!(Handover::parse(&damaged.concat()).is_none());
+    }
+}
