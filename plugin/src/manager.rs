@@ -381,7 +381,9 @@ impl Inner {
 
     /// A job is inactive: its record, if it has one, is removed.
     pub(crate) fn ended(&self, job: JobId) {
-        if self.delivered.borrow_mut().remove(&job) && self.unlinks() {
+        // If its eventlog has not been read yet, it may have one.
+        let is_unread = self.reader.forget(job);
+        if (self.delivered.borrow_mut().remove(&job) || is_unread) && self.unlinks() {
             self.ended.borrow_mut().push([job], Instant::now());
             self.tick();
         }

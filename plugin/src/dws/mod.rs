@@ -465,7 +465,6 @@ impl Rabbits {
     fn inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = args.job() else { return Ok(()) };
         self.inner.ended(job);
-        self.inner.reader.forget(job);
         let ended = self.jobs.borrow_mut().remove(&job);
         drop(ended);
         Ok(())

@@ -375,8 +375,6 @@ impl State {
         if let Some(job) = args.job() {
             self.inner.ended(job);
             self.ports.borrow_mut().give_back(job);
-            // Whatever its eventlog would tell, it has no ports any more.
-            self.inner.reader.forget(job);
             self.proceed();
         }
         Ok(())
