@@ -24,7 +24,7 @@ fn abi_check() {
         .header_contents("flux.h", header)
         .clang_args(cflags)
         .allowlist_type("flux_job_state_t")
-        .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLLIN|FLUX_NODEID_ANY|JSON_.*")
+        .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLL(IN|OUT)|FLUX_NODEID_ANY|JSON_.*")
         // What is only ever seen behind a pointer is taken from `ffi`, so that the types can be compared.
         .blocklist_type(
             "flux_(t|future_t|kvs_txn_t|msg_handler_t|msg_t|plugin_arg_t|plugin_t|reactor_t|shell_t|watcher_t)",

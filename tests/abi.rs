@@ -72,6 +72,11 @@ fn constants_have_the_values_of_the_real_headers() {
             i64::from(real::FLUX_POLLIN),
         ),
         (
+            "FLUX_POLLOUT",
+            i64::from(ffi::raw::FLUX_POLLOUT),
+            i64::from(real::FLUX_POLLOUT),
+        ),
+        (
             "FLUX_NODEID_ANY",
             i64::from(ffi::raw::FLUX_NODEID_ANY),
             i64::from(real::FLUX_NODEID_ANY),

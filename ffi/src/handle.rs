@@ -68,6 +68,26 @@ impl<'a> Flux<'a> {
         Watcher::readable(reactor, fd, Rc::new(f))
     }
 
+    /// Calls `f` on the reactor thread whenever the descriptor takes bytes, until the watcher is dropped.
+    ///
+    /// # Errors
+    /// From flux_fd_watcher_create(3).
+    pub fn watch_writable(self, fd: RawFd, f: Rc<dyn Fn()>) -> io::Result<Watcher> {
+        // SAFETY: as above.
+        let reactor = unsafe { raw::flux_get_reactor(self.raw) };
+        Watcher::writable(reactor, fd, f)
+    }
+
+    /// Calls `f` on the reactor thread again and again, with so many seconds between, until the watcher is dropped.
+    ///
+    /// # Errors
+    /// From flux_timer_watcher_create(3).
+    pub fn every(self, seconds: f64, f: impl Fn() + 'static) -> io::Result<Watcher> {
+        // SAFETY: as above.
+        let reactor = unsafe { raw::flux_get_reactor(self.raw) };
+        Watcher::timer(reactor, seconds, seconds, Rc::new(f))
+    }
+
     /// Calls `f` on the reactor thread once, after so many seconds, unless the watcher is dropped before.
     ///
     /// # Errors
@@ -75,7 +95,7 @@ impl<'a> Flux<'a> {
     pub fn after(self, seconds: f64, f: impl Fn() + 'static) -> io::Result<Watcher> {
         // SAFETY: as above.
         let reactor = unsafe { raw::flux_get_reactor(self.raw) };
-        Watcher::after(reactor, seconds, Rc::new(f))
+        Watcher::timer(reactor, seconds, 0.0, Rc::new(f))
     }
 
     /// Sends a request to the nearest broker that serves the topic.

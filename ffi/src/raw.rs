@@ -49,6 +49,7 @@ pub const FLUX_PLUGIN_ARG_IN: c_int = 0;
 pub const FLUX_PLUGIN_ARG_OUT: c_int = 1;
 /// flux_reactor(3): the descriptor is readable.
 pub const FLUX_POLLIN: c_int = 1;
+pub const FLUX_POLLOUT: c_int = 2;
 /// flux_rpc(3): the nearest broker that serves the topic.
 pub const FLUX_NODEID_ANY: u32 = u32::MAX;
 /// Job states, RFC 21.

@@ -27,11 +27,19 @@ impl Watcher {
         })
     }
 
-    /// Calls `f` once, after so many seconds.
-    pub(crate) fn after(reactor: *mut raw::flux_reactor_t, seconds: f64, f: Callback) -> io::Result<Self> {
+    /// Calls `f` whenever the descriptor takes bytes.
+    pub(crate) fn writable(reactor: *mut raw::flux_reactor_t, fd: RawFd, f: Callback) -> io::Result<Self> {
         // SAFETY: a live reactor, and an argument that outlives the watcher.
         Self::new(reactor, f, |arg| unsafe {
-            raw::flux_timer_watcher_create(reactor, seconds, 0.0, Some(called), arg)
+            raw::flux_fd_watcher_create(reactor, fd, raw::FLUX_POLLOUT, Some(called), arg)
+        })
+    }
+
+    /// Calls `f` after so many seconds, and again each time that `repeat` seconds have passed, unless that is 0.
+    pub(crate) fn timer(reactor: *mut raw::flux_reactor_t, seconds: f64, repeat: f64, f: Callback) -> io::Result<Self> {
+        // SAFETY: a live reactor, and an argument that outlives the watcher.
+        Self::new(reactor, f, |arg| unsafe {
+            raw::flux_timer_watcher_create(reactor, seconds, repeat, Some(called), arg)
         })
     }
 

@@ -74,6 +74,9 @@ pub struct Instance {
 impl Instance {
     /// Starts an instance: loads the plugins of the configuration, then replays the jobs found in the state directory.
     pub fn start(statedir: &Path, plugins: &Plugins) -> Result<Rc<Instance>, String> {
+        // It is the only instance of the process.
+        let rundir = std::path::absolute(statedir).unwrap_or_else(|_| statedir.to_owned());
+        let _ = crate::handle::RUNDIR.set(CString::new(rundir.as_os_str().as_encoded_bytes()).unwrap_or_default());
         let (config, shell_plugins) = (plugins.config()?, plugins.shell_plugins()?);
         let handle = Handle::new();
         let kvs = Kvs::open(statedir, handle.reactor.clone()).map_err(|e| format!("{}: {e}", statedir.display()))?;

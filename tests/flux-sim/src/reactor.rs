@@ -10,14 +10,13 @@ use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use ffi::raw::{FLUX_POLLIN, flux_reactor_t, flux_watcher_f, flux_watcher_t};
+use ffi::raw::{FLUX_POLLIN, FLUX_POLLOUT, flux_reactor_t, flux_watcher_f, flux_watcher_t};
 use libc::{c_int, c_void};
 use serde_json::{Value, json};
 
 use crate::c::{check_thread, set_errno};
 use crate::future::Future;
 
-const FLUX_POLLOUT: c_int = 2;
 const FLUX_POLLERR: c_int = 4;
 
 /// Work for a later turn.
