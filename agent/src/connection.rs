@@ -1,0 +1,308 @@
+//! One plugin. What it asked for ends with its connection.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use delivery::{Engine, Outcome, Sealed, Task, Variables};
+use protocol::{Code, Deliver, Failure, HEADER, Line, RELEASE, Reply, Request, SecretText, VERSION, What};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::AbortHandle,
+};
+use zeroize::Zeroizing;
+
+use crate::serve::Agent;
+
+/// The agent itself, which also runs the commands of rules. The link names the program of the process that follows it.
+const SUPERVISOR: &str = "/proc/self/exe";
+
+/// How many replies are written at once.
+const AT_ONCE: usize = 64;
+
+/// A connection, while it is there.
+struct Connection {
+    agent: Arc<Agent>,
+    replies: Replies,
+    configurations: HashMap<u32, Configuration>,
+    deliveries: Deliveries,
+}
+
+/// The way to the plugin. It has room for everything: the plugin bounds what it asks for.
+type Replies = UnboundedSender<Reply>;
+
+/// A configuration of the plugin, or why it cannot be used here.
+enum Configuration {
+    Engine(
+        Arc<Engine>,
+        #[expect(dead_code, reason = "it is there to be dropped")] AbortOnDrop,
+    ),
+    Wrong(String),
+}
+
+/// Deliveries that are under way, by number.
+#[derive(Clone, Default)]
+struct Deliveries(Arc<Mutex<HashMap<u64, AbortHandle>>>);
+
+/// A task that ends when this is dropped.
+struct AbortOnDrop(AbortHandle);
+
+/// Serves a connection to its end.
+pub async fn serve(stream: UnixStream, agent: Arc<Agent>) {
+    let (reader, writer) = stream.into_split();
+    let (replies, outgoing) = unbounded_channel();
+    let mut connection = Connection {
+        agent,
+        replies,
+        configurations: HashMap::new(),
+        deliveries: Deliveries::default(),
+    };
+    tokio::select! {
+        ended = connection.read(reader) => {
+            if let Err(e) = ended && e.kind() != io::ErrorKind::UnexpectedEof {
+                eprintln!("workflow-token-agent: a connection ended: {e}");
+            }
+        }
+        _ = write(writer, outgoing) => {}
+    }
+}
+
+impl Connection {
+    async fn read(&mut self, mut reader: OwnedReadHalf) -> io::Result<()> {
+        let Request::Hello(hello) = receive(&mut reader).await? else {
+            return Err(io::Error::other("a plugin did not say hello"));
+        };
+        let release = RELEASE.to_owned();
+        self.reply(Reply::Welcome {
+            version: VERSION,
+            release,
+        });
+        if hello.release != RELEASE {
+            self.agent.retire.notify_one();
+        }
+        if hello.version != VERSION {
+            // The reply is on its way; the plugin closes the connection.
+            receive(&mut reader).await?;
+            return Ok(());
+        }
+        loop {
+            match receive(&mut reader).await? {
+                Request::Hello(_) => return Err(io::Error::other("a plugin said hello twice")),
+                Request::Configure(configure) => self.configure(&configure),
+                Request::Retire { generation } => drop(self.configurations.remove(&generation)),
+                Request::Deliver(deliver) => self.deliver(deliver),
+                Request::Cancel { number } => self.deliveries.abort(number),
+                Request::LookUp { generation, uid } => self.look_up(generation, uid),
+            }
+        }
+    }
+
+    fn configure(&mut self, configure: &protocol::Configure) {
+        let generation = configure.generation;
+        let replies = self.replies.clone();
+        let tell = move |uid: u32, owner: &delivery::Owner| {
+            let owner = Ok(owner.to_message());
+            // A plugin that is gone is told nothing.
+            let _ = replies.send(Reply::Owner { generation, uid, owner });
+        };
+        let engine = Engine::new(configure, Path::new(SUPERVISOR), &self.agent.shared, Box::new(tell));
+        let configuration = match engine {
+            Ok(engine) => {
+                let engine = Arc::new(engine);
+                let members = Arc::clone(&engine);
+                let fresh = tokio::spawn(async move { members.keep_fresh().await });
+                Configuration::Engine(engine, AbortOnDrop(fresh.abort_handle()))
+            }
+            Err(wrong) => Configuration::Wrong(wrong),
+        };
+        let wrong = match &configuration {
+            Configuration::Engine(..) => None,
+            Configuration::Wrong(wrong) => Some(wrong.clone()),
+        };
+        self.configurations.insert(generation, configuration);
+        self.reply(Reply::Configured { generation, wrong });
+    }
+
+    fn deliver(&mut self, deliver: Deliver) {
+        let (number, generation) = (deliver.number, deliver.generation);
+        let engine = match self.configurations.get(&generation) {
+            Some(Configuration::Engine(engine, _)) => Arc::clone(engine),
+            Some(Configuration::Wrong(wrong)) => {
+                let user = "the configuration cannot be used";
+                let failure = Failure::new(Code::AgentConfiguration, user, wrong);
+                return self.reply(Reply::Failed { number, failure });
+            }
+            None => {
+                let failure = Failure::internal();
+                return self.reply(Reply::Failed { number, failure });
+            }
+        };
+        let task = match task(deliver) {
+            Ok(task) => task,
+            Err(failure) => return self.reply(Reply::Failed { number, failure }),
+        };
+        let report = Report {
+            number,
+            replies: self.replies.clone(),
+            deliveries: self.deliveries.clone(),
+            is_sent: false,
+        };
+        let mut delivery = Box::pin(async move { report.send(engine.deliver(task).await) });
+        // Those that need nothing to be looked up enter the queue of their rule in the order in which they come.
+        let mut first = Context::from_waker(Waker::noop());
+        // One that panics has reported its end.
+        let polled = catch_unwind(AssertUnwindSafe(|| delivery.as_mut().poll(&mut first)));
+        if polled.is_ok_and(|polled| polled.is_pending()) {
+            // It cannot end before it is in the table, whose lock is held.
+            let mut deliveries = self.deliveries.lock();
+            let delivery = tokio::spawn(delivery);
+            deliveries.insert(number, delivery.abort_handle());
+        }
+    }
+
+    fn look_up(&self, generation: u32, uid: u32) {
+        let Some(Configuration::Engine(engine, _)) = self.configurations.get(&generation) else {
+            return;
+        };
+        let (engine, replies) = (Arc::clone(engine), self.replies.clone());
+        tokio::spawn(async move {
+            let owner = engine.look_up(uid).await.map(|owner| owner.to_message());
+            // A plugin that is gone is told nothing.
+            let _ = replies.send(Reply::Owner { generation, uid, owner });
+        });
+    }
+
+    fn reply(&self, reply: Reply) {
+        // A plugin that is gone is told nothing.
+        let _ = self.replies.send(reply);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for delivery in self.deliveries.lock().values() {
+            delivery.abort();
+        }
+    }
+}
+
+impl Deliveries {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, AbortHandle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn abort(&self, number: u64) {
+        let delivery = self.lock().remove(&number);
+        if let Some(delivery) = delivery {
+            delivery.abort();
+        }
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sends the final reply of a delivery, whichever way it ends: a job must not wait for one that has panicked.
+struct Report {
+    number: u64,
+    replies: Replies,
+    deliveries: Deliveries,
+    is_sent: bool,
+}
+
+impl Report {
+    fn send(mut self, outcome: Outcome) {
+        let number = self.number;
+        let about_all = outcome.warnings.into_iter().map(|text| (true, None, text));
+        let about_this = outcome.notes.into_iter().map(|text| (false, Some(number), text));
+        for (is_warning, number, text) in about_all.chain(about_this) {
+            let line = Line {
+                is_warning,
+                number,
+                text,
+            };
+            let _ = self.replies.send(Reply::Log(line));
+        }
+        self.is_sent = true;
+        let _ = self.replies.send(match outcome.result {
+            Ok(Sealed::Record(record, names)) => Reply::Delivered { number, record, names },
+            Ok(Sealed::NoRule) => Reply::NoRule { number },
+            Err(failure) => Reply::Failed { number, failure },
+        });
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.deliveries.lock().remove(&self.number);
+        if !self.is_sent {
+            let failure = Failure::internal();
+            // One that was canceled is not waited for.
+            let _ = self.replies.send(Reply::Failed {
+                number: self.number,
+                failure,
+            });
+        }
+    }
+}
+
+/// Returns the facts of a job as the engine takes them.
+fn task(deliver: Deliver) -> Result<Task, Failure> {
+    let variables = match deliver.what {
+        What::Rules(rules) => Variables::Rules(rules.into_iter().map(|rule| rule as usize).collect()),
+        What::Provided(provided) => {
+            let mut variables = seal::Variables::new();
+            for (name, SecretText(value)) in provided {
+                let inserted = variables.insert(&name, seal::Secret::from(value.as_str()));
+                inserted.map_err(|e| Failure::new(Code::SealFailed, e.to_string(), e.to_string()))?;
+            }
+            Variables::Provided(variables)
+        }
+    };
+    Ok(Task {
+        jobid: deliver.jobid,
+        f58: deliver.f58,
+        uid: deliver.uid,
+        asked: deliver.asked,
+        limit: deliver.limit_ms.map(Duration::from_millis),
+        timeout: Duration::from_millis(deliver.timeout_ms),
+        variables,
+    })
+}
+
+/// Receives a message. Its bytes may be secret.
+async fn receive(reader: &mut OwnedReadHalf) -> io::Result<Request> {
+    let mut header = [0; HEADER];
+    reader.read_exact(&mut header).await?;
+    let length = protocol::body_length(header).map_err(io::Error::other)?;
+    let mut body = Zeroizing::new(vec![0; length]);
+    reader.read_exact(&mut body).await?;
+    protocol::decode(&body).map_err(io::Error::other)
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut outgoing: UnboundedReceiver<Reply>) -> io::Result<()> {
+    let mut replies = Vec::with_capacity(AT_ONCE);
+    while outgoing.recv_many(&mut replies, AT_ONCE).await > 0 {
+        let mut bytes = Vec::new();
+        for reply in replies.drain(..) {
+            bytes.extend_from_slice(&protocol::encode(&reply).map_err(io::Error::other)?);
+        }
+        writer.write_all(&bytes).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! What keeps secrets in this process, and others out of it.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixListener,
+    },
+};
+
+use nix::{
+    sys::{
+        prctl::set_dumpable,
+        resource::{Resource, getrlimit, setrlimit},
+        stat::{Mode, umask},
+    },
+    unistd::{chdir, close},
+};
+
+/// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that needs more ends, and
+/// is replaced.
+const MEMORY: u64 = 4 << 30;
+
+/// Prepares the process before it holds a secret: no core dumps, no ptrace by others of the same user, a bound on memory,
+/// and no descriptor that it did not ask for. To be called while it has one thread.
+///
+/// # Errors
+/// What failed.
+pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
+    let failed = |what: &str, e: nix::Error| format!("{what}: {e}");
+    close_others(listener.map(AsRawFd::as_raw_fd))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| failed("core dumps cannot be disabled", e))?;
+    set_dumpable(false).map_err(|e| failed("the process cannot be made undumpable", e))?;
+    let (_, most) = getrlimit(Resource::RLIMIT_DATA).map_err(|e| failed("RLIMIT_DATA", e))?;
+    let memory = MEMORY.min(most);
+    setrlimit(Resource::RLIMIT_DATA, memory, memory).map_err(|e| failed("memory cannot be bounded", e))?;
+    umask(Mode::from_bits_truncate(0o077));
+    chdir("/").map_err(|e| failed("/", e))
+}
+
+/// Closes what the process inherited, other than standard input, output and error.
+fn close_others(keep: Option<RawFd>) -> Result<(), String> {
+    let unreadable = |e| format!("/proc/self/fd: {e}");
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        .map_err(unreadable)?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && Some(*fd) != keep) {
+        // One of them was that of the directory, which is closed by now.
+        let _ = close(fd);
+    }
+    Ok(())
+}
+
+/// Has panics reported by their place only: the message of a panic may quote anything.
+pub fn report_panics_by_place() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("workflow-token-agent: an internal error at {place}: please report it");
+    }));
+}

@@ -1,0 +1,80 @@
+//! `workflow-token-agent`: the process that fetches, checks and seals for the plugins of a scheduler.
+//!
+//! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at any
+//! moment: plugins start another one and repeat what they asked for. It keeps nothing on disk.
+
+#![forbid(unsafe_code)]
+
+mod connection;
+mod hardening;
+mod listener;
+mod serve;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
+
+/// How many threads may block at once. Permits bound what uses them: lanes, look-ups, sealing.
+const BLOCKING_THREADS: usize = 4096;
+
+/// Fetches, checks and seals the secrets of jobs for the plugins of a scheduler.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// The Unix socket to listen on; not needed if systemd passes one
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Keep running while no plugin is connected
+    #[arg(long)]
+    stay: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one command of a rule, for the agent itself
+    #[command(hide = true)]
+    Supervise,
+}
+
+fn main() -> ExitCode {
+    hardening::report_panics_by_place();
+    let cli = Cli::parse();
+    if let Some(Command::Supervise) = cli.command {
+        return source::supervise::main();
+    }
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("workflow-token-agent: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    let passed = listener::passed_by_systemd()?;
+    hardening::harden(passed.as_ref())?;
+    let listening = match (passed, &cli.socket) {
+        (Some(socket), _) => listener::Listening::of_systemd(socket),
+        (None, Some(path)) => match listener::Listening::bind(path)? {
+            Some(listening) => listening,
+            // Another agent serves it.
+            None => return Ok(()),
+        },
+        (None, None) => return Err("no socket: use --socket PATH, or have systemd pass one".to_owned()),
+    };
+    let stays = cli.stay || listening.is_of_systemd();
+    let mut builder = Builder::new_multi_thread();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("workflow-token");
+    let runtime = builder.enable_all().build().map_err(|e| format!("no threads: {e}"))?;
+    let served = runtime.block_on(serve::serve(listening, stays));
+    // Threads that hang do not keep the process.
+    runtime.shutdown_background();
+    served
+}

@@ -1,0 +1,111 @@
+//! Why a job gets no secret.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a job gets no secret, for two readers. Neither text has a secret in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub code: Code,
+    /// For the user: what failed, and nothing of the site.
+    pub user: String,
+    /// For the operator: the cause.
+    pub operator: String,
+}
+
+impl Failure {
+    /// A failure with a text for each reader.
+    pub fn new(code: Code, user: impl Into<String>, operator: impl Into<String>) -> Self {
+        Self {
+            code,
+            user: user.into(),
+            operator: operator.into(),
+        }
+    }
+
+    /// A fault of this software. The message of a panic is not repeated: it may quote anything.
+    pub fn internal() -> Self {
+        Self::new(
+            Code::Internal,
+            "an internal error",
+            "an internal error: its place is in the broker's output",
+        )
+    }
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// The kinds of failure. Messages show them in brackets, as `[seal-timeout]`; workflow-token-errors(7) lists them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &[Code] = &[$(Code::$name,)*];
+
+            /// The stable name.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Code::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The agent cannot be started or reached.
+    AgentUnavailable = "agent-unavailable",
+    /// The agent did not answer in time.
+    AgentTimeout = "agent-timeout",
+    /// The agent cannot use the configuration.
+    AgentConfiguration = "agent-configuration",
+    /// The delivery waited for its turn until its time was over.
+    QueueTimeout = "queue-timeout",
+    /// The job owner could not be looked up in time.
+    OwnerTimeout = "owner-timeout",
+    /// The job owner could not be looked up.
+    OwnerUnknown = "owner-unknown",
+    /// The job owner is not in the project.
+    ProjectDenied = "project-denied",
+    /// The source did not answer in time.
+    SourceTimeout = "source-timeout",
+    /// The source has no token for the job.
+    SourceFailed = "source-failed",
+    /// The token did not pass the check of its rule.
+    TokenRefused = "token-refused",
+    /// The token could not be checked.
+    TokenUnverified = "token-unverified",
+    /// The token could not be checked in time.
+    CheckTimeout = "check-timeout",
+    /// MUNGE did not seal in time.
+    SealTimeout = "seal-timeout",
+    /// MUNGE refused to seal.
+    SealFailed = "seal-failed",
+    /// The variables are larger than a record can be.
+    TooLarge = "too-large",
+    /// The KVS did not store the record in time.
+    StoreTimeout = "store-timeout",
+    /// The KVS refused the record.
+    StoreFailed = "store-failed",
+    /// The prolog of the job could not be started.
+    PrologFailed = "prolog-failed",
+    /// No rule matches the job any more.
+    RulesChanged = "rules-changed",
+    /// The plugin was loaded too late for the job.
+    TooLate = "too-late",
+    /// The record of a job was not stored before the plugin was removed.
+    RecordLost = "record-lost",
+    /// A fault of this software.
+    Internal = "internal",
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

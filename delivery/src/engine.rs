@@ -1,0 +1,165 @@
+//! The engine of one configuration, and what the engines of a process share.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use config::{Config, Part};
+use protocol::Configure;
+use source::{Source, verify::Trusted};
+use tokio::sync::Semaphore;
+
+use crate::{
+    identity,
+    limits::{Lane, Limits},
+    lookups::Lookups,
+    owners::{Owner, Owners, REFRESH, Tell},
+    rules::Which,
+};
+
+/// How many deliveries of one rule are under way at once if its source blocks a thread for each.
+const BLOCKING: usize = 8;
+
+/// How many records are sealed at once: more do not make munged faster.
+const SEALING: usize = 8;
+
+/// After how many refreshments the members of the projects are looked up in advance again: ten minutes.
+const AHEAD: u32 = 20;
+
+/// What outlives a configuration: the capacity that things which hang use up.
+pub struct Shared {
+    limits: Limits,
+    lookups: Arc<Lookups>,
+    pub(crate) sealing: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            lookups: Arc::default(),
+            sealing: Arc::new(Semaphore::new(SEALING)),
+        }
+    }
+}
+
+/// A configuration, with what was made of it. A delivery keeps the one that it began with.
+pub struct Engine {
+    pub(crate) config: Config,
+    pub(crate) owners: Arc<Owners>,
+    pub(crate) sources: Sources,
+    /// The verifiers of the tables `trust`, in the order of the configuration.
+    pub(crate) verifiers: Vec<Arc<Trusted>>,
+    /// What the instance is called in tokens that name a job.
+    pub(crate) instance: String,
+    pub(crate) munge: seal::Munge,
+    /// The uid that records are sealed as.
+    pub(crate) sealer: u32,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// The sources, each with the lane of its deliveries.
+pub(crate) struct Sources {
+    /// By the index of the rule.
+    rules: Vec<(Arc<dyn Source>, Arc<Lane>)>,
+    /// The source for rabbit jobs, beside what their service provides.
+    rabbit: Option<(Arc<dyn Source>, Arc<Lane>)>,
+}
+
+impl Engine {
+    /// Returns the engine of a configuration. Nothing is read and nobody is asked before the first delivery. `tell` is called
+    /// with each user that is looked up, on a thread that may block.
+    ///
+    /// # Errors
+    /// For the operator: the key that cannot be used here, and why.
+    pub fn new(configure: &Configure, supervisor: &Path, shared: &Arc<Shared>, tell: Tell) -> Result<Self, String> {
+        let parse = |text: &str| serde_json::from_str(text).map_err(|e| format!("the configuration is no JSON: {e}"));
+        let (conf, overrides) = (parse(&configure.conf)?, parse(&configure.overrides)?);
+        let config = Config::with_overrides(&conf, &overrides).map_err(|e| e.to_string())?;
+        let config = config.only(configure.part);
+        let trusted = config.trusts.iter().map(|trust| Trusted::new(trust).map(Arc::new));
+        let verifiers = trusted.collect::<Result<Vec<_>, _>>()?;
+        let verify = identity::verify(&config, &verifiers)?;
+        Ok(Self {
+            sources: Sources::new(&config, supervisor, &shared.limits)?,
+            munge: config.munge.client().map_err(|e| e.to_string())?,
+            owners: Arc::new(Owners::new(&config, verify, Arc::clone(&shared.lookups), tell)),
+            verifiers,
+            instance: config.instance.clone().unwrap_or_else(|| configure.instance.clone()),
+            sealer: nix::unistd::geteuid().as_raw(),
+            shared: Arc::clone(shared),
+            config,
+        })
+    }
+
+    /// Returns a user, as far as the configuration asks.
+    ///
+    /// # Errors
+    /// For the operator: why nothing is known.
+    pub async fn look_up(&self, uid: u32) -> Result<Arc<Owner>, String> {
+        self.owners.look_up(uid).await
+    }
+
+    /// Keeps the members of the projects known, until dropped. Returns at once if there are no projects.
+    pub async fn keep_fresh(&self) {
+        if self.config.projects.is_empty() {
+            return;
+        }
+        for round in 0.. {
+            if round % AHEAD == 0 {
+                self.owners.look_ahead(&self.config.projects).await;
+            }
+            self.owners.refresh().await;
+            tokio::time::sleep(REFRESH).await;
+        }
+    }
+
+    /// Returns how long a source may be asked.
+    pub(crate) fn fetch_timeout(&self, which: Which) -> Duration {
+        match which {
+            Which::Rule(rule) => self.config.rules[rule].timeout,
+            Which::Rabbit => self.config.dws.as_ref().map_or(self.config.timeout, |dws| dws.timeout),
+        }
+    }
+}
+
+impl Sources {
+    fn new(config: &Config, supervisor: &Path, limits: &Limits) -> Result<Self, String> {
+        let supervisor = [supervisor.to_owned()];
+        let lane = |settings: &dyn std::fmt::Debug, source: &Arc<dyn Source>| {
+            let most = if source.is_blocking() { BLOCKING } else { usize::MAX };
+            // The same settings are the same source, before and after the configuration is loaded again.
+            limits.lane(&format!("{settings:?}"), config.max_parallel.min(most))
+        };
+        let rules = config.rules.iter().map(|rule| {
+            let source: Arc<dyn Source> = source::of_rule(rule, &supervisor)?.into();
+            let lane = lane(&(&rule.conditions, &rule.source), &source);
+            Ok((source, lane))
+        });
+        let kubernetes = config
+            .dws
+            .as_ref()
+            .and_then(|dws| Some((dws.kubernetes.as_ref()?, dws.timeout)));
+        let rabbit = kubernetes.map(|(settings, timeout)| {
+            let source: Arc<dyn Source> =
+                source::of_kubernetes(settings, &config.variable, timeout, &supervisor).into();
+            let lane = lane(&(Part::Rabbits, settings), &source);
+            (source, lane)
+        });
+        Ok(Self {
+            rules: rules.collect::<Result<_, String>>()?,
+            rabbit,
+        })
+    }
+
+    /// Returns a source and its lane; nothing if nothing is added to what was provided.
+    pub fn get(&self, which: Which) -> Option<&(Arc<dyn Source>, Arc<Lane>)> {
+        match which {
+            Which::Rule(rule) => self.rules.get(rule),
+            Which::Rabbit => self.rabbit.as_ref(),
+        }
+    }
+
+    /// Returns whether a source needs the name of the job owner.
+    pub fn needs_user(&self, which: Which) -> bool {
+        self.get(which).is_some_and(|(source, _)| source.needs_user())
+    }
+}

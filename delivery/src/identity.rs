@@ -1,0 +1,58 @@
+//! The verification of the identity tokens of users.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use config::Config;
+use protocol::{Code, Failure};
+use source::verify::{Trusted, Unverified};
+use token::VerifyError;
+
+use crate::owners::{Verified, Verify};
+
+/// How the identity tokens of a configuration are verified, where it has any. `trusted` are those of its tables `trust`.
+///
+/// # Errors
+/// The key of the configuration that is wrong.
+pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option<Verify>, String> {
+    let Some(identity) = config.projects.identity() else {
+        return Ok(None);
+    };
+    let mut trusts = config.trusts.iter().zip(trusted);
+    let Some((trust, trusted)) = trusts.find(|(trust, _)| trust.name == identity.trust) else {
+        return Err(format!(
+            "workflow-token.identity.trust: there is no table [workflow-token.trust.{}]",
+            identity.trust.escape_debug()
+        ));
+    };
+    let (trusted, leeway) = (Arc::clone(trusted), trust.leeway);
+    Ok(Some(Box::new(move |token| {
+        // What is told of keys is told with the tokens of jobs, too.
+        let (verified, _) = trusted.verify(token, SystemTime::now());
+        let claims = verified.map_err(|e| match e {
+            Unverified::Refused(e) => Failure::new(Code::TokenRefused, summary(&e), e.to_string()),
+            Unverified::NoKeys(e) => Failure::new(Code::TokenUnverified, e.summary(), e.to_string()),
+        })?;
+        let until = Duration::try_from_secs_f64(claims.exp().seconds()).ok();
+        Ok(Verified {
+            claims: serde_json::from_str(claims.as_json()).unwrap_or_default(),
+            until: until.and_then(|until| UNIX_EPOCH.checked_add(until.saturating_add(leeway))),
+        })
+    })))
+}
+
+/// Why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
+fn summary(e: &VerifyError) -> &'static str {
+    match e {
+        VerifyError::Expired { .. } => "it has expired",
+        VerifyError::NotYet { .. } => "it is not valid yet",
+        VerifyError::WrongAudience(_) => "it is for another service",
+        VerifyError::WrongIssuer(_) => "it is of another issuer",
+        VerifyError::WrongInstance(_) => "it is of a job of another instance",
+        VerifyError::BadSignature => "its signature is wrong",
+        VerifyError::UnknownKid(_) => "its key is not known",
+        _ => "it was refused",
+    }
+}

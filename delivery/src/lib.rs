@@ -1,0 +1,38 @@
+//! The engine: takes the facts of one job to a sealed record.
+//!
+//! ```text
+//! owner ──► rule ──► turn ──► fetch ──► check ──► seal
+//! ```
+//!
+//! It knows no scheduler. Everything that blocks runs on a thread that holds a permit until it returns, so that what hangs
+//! uses up the capacity of the rule or user that caused it, and no other.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod identity;
+mod limits;
+mod lookups;
+mod owners;
+mod pipeline;
+mod progress;
+mod rules;
+
+/// A place where a test can have the caller panic: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that
+/// holds the name of the place, it is removed, and the caller panics. Without the feature `fault-injection`, it does nothing.
+#[inline]
+fn inject_fault(place: &str) {
+    #[cfg(feature = "fault-injection")]
+    if let Some(file) = std::env::var_os("WORKFLOW_TOKEN_FAULT")
+        && std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == place)
+        && std::fs::remove_file(&file).is_ok()
+    {
+        panic!("a test requests that");
+    }
+    #[cfg(not(feature = "fault-injection"))]
+    let _ = place;
+}
+
+pub use engine::{Engine, Shared};
+pub use owners::{Owner, Tell};
+pub use pipeline::{Outcome, Sealed, Task, Variables};

@@ -1,0 +1,361 @@
+//! Job owners: names, groups and claims, from the name service and from the user's identity token.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::CString,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use config::{Config, Identity, Person, Principal, Values};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use protocol::{Code, Failure};
+use source::Claimed;
+use tokio::task::JoinSet;
+
+use crate::lookups::Lookups;
+
+/// How long an answer counts. A new membership is seen after this time at the latest.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// How long answers are kept fresh for a user of whom nobody has asked.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// How often they are: often enough that none is too old in between.
+pub(crate) const REFRESH: Duration = Duration::from_secs(30);
+
+/// How many users of projects are looked up in advance.
+const AHEAD: usize = 1000;
+
+/// How many of them at once.
+const PARALLEL: usize = 8;
+
+/// What is said of a job owner by the name service, as far as any rule or project asks, and by the identity token.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    uid: u32,
+    /// When that was said.
+    at: Instant,
+    /// The user name, where the uid has one.
+    pub name: Option<String>,
+    groups: HashSet<Principal>,
+    claims: HashSet<String>,
+    /// Why the identity token that there is counts for nothing.
+    pub refused: Option<Failure>,
+    /// When the claims end.
+    until: Option<SystemTime>,
+}
+
+impl Owner {
+    /// Returns whether it counts still.
+    pub fn is_fresh(&self) -> bool {
+        !self.fresh_for().is_zero()
+    }
+
+    /// Returns how long it counts from now on.
+    fn fresh_for(&self) -> Duration {
+        let fresh = FRESH.saturating_sub(self.at.elapsed());
+        let until = self
+            .until
+            .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
+        fresh.min(until.unwrap_or(fresh))
+    }
+
+    /// Returns what a plugin needs to know.
+    pub fn to_message(&self) -> protocol::Owner {
+        protocol::Owner {
+            name: self.name.clone(),
+            groups: self.groups.iter().cloned().collect(),
+            claims: self.claims.iter().cloned().collect(),
+            refused: self.refused.clone(),
+            // A user who is not known yet may be in a moment.
+            fresh_ms: match self.name {
+                Some(_) => u64::try_from(self.fresh_for().as_millis()).unwrap_or(u64::MAX),
+                None => 1000,
+            },
+        }
+    }
+}
+
+impl Person for Owner {
+    fn name(&self) -> String {
+        match &self.name {
+            Some(name) => name.escape_debug().to_string(),
+            None => format!("uid {}", self.uid),
+        }
+    }
+
+    fn is(&self, user: &Principal) -> bool {
+        match user {
+            Principal::Id(uid) => *uid == self.uid,
+            Principal::Name(name) => self.name.as_ref() == Some(name),
+        }
+    }
+
+    fn is_in(&self, group: &Principal) -> bool {
+        self.groups.contains(group)
+    }
+
+    fn has_claim(&self, value: &str) -> bool {
+        self.claims.contains(value)
+    }
+
+    fn refusal(&self) -> Option<&str> {
+        self.refused.as_ref().map(|why| &*why.user)
+    }
+}
+
+/// A verified identity token: its claims, and when it expires.
+pub(crate) struct Verified {
+    pub claims: serde_json::Value,
+    pub until: Option<SystemTime>,
+}
+
+/// Verifies identity tokens. What it says of one that is refused has nothing of the token.
+pub(crate) type Verify = Box<dyn Fn(&str) -> Result<Verified, Failure> + Send + Sync>;
+
+/// The users of one configuration, by uid. Its lock is never held while somebody is asked.
+pub(crate) struct Owners {
+    cache: Mutex<HashMap<u32, Entry>>,
+    /// The groups that rules and projects name.
+    wanted: Vec<Principal>,
+    identity: Option<(Identity, Verify)>,
+    /// How long a look-up may take.
+    limit: Duration,
+    lookups: Arc<Lookups>,
+    tell: Tell,
+}
+
+/// Told of each user that was looked up.
+pub type Tell = Box<dyn Fn(u32, &Owner) + Send + Sync>;
+
+struct Entry {
+    /// When somebody last wanted to know.
+    used: Instant,
+    owner: Arc<Owner>,
+}
+
+impl Owners {
+    /// Returns the users of a configuration. `verify` is for identity tokens, if projects ask for their claims.
+    pub fn new(config: &Config, verify: Option<Verify>, lookups: Arc<Lookups>, tell: Tell) -> Self {
+        let rules = config.rules.iter();
+        let wanted: HashSet<&Principal> = rules
+            .filter_map(|rule| rule.conditions.group.as_ref())
+            .chain(config.projects.groups())
+            .collect();
+        Self {
+            cache: Mutex::default(),
+            wanted: wanted.into_iter().cloned().collect(),
+            identity: config.projects.identity().cloned().zip(verify),
+            limit: config.timeout,
+            lookups,
+            tell,
+        }
+    }
+
+    /// Returns the user, from the cache or after a look-up.
+    ///
+    /// # Errors
+    /// For the operator: what failed, or that it did not end in time.
+    pub async fn look_up(self: &Arc<Self>, uid: u32) -> Result<Arc<Owner>, String> {
+        match self.known(uid) {
+            Some(owner) => Ok(owner),
+            None => self.run(uid, true).await,
+        }
+    }
+
+    /// Looks the users up again about whom somebody wanted to know, before what is known is too old.
+    pub async fn refresh(self: &Arc<Self>) {
+        let uids: Vec<u32> = {
+            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = cache
+                .iter()
+                .filter(|(_, entry)| entry.owner.at.elapsed() >= REFRESH / 2);
+            due.map(|(uid, _)| *uid).collect()
+        };
+        self.look_all_up(uids, false).await;
+    }
+
+    /// Looks the users up that projects name, and the members that the name service lists for their groups, so that they
+    /// are known when they submit jobs.
+    pub async fn look_ahead(self: &Arc<Self>, projects: &config::Projects) {
+        let users: Vec<Principal> = projects.users().cloned().collect();
+        let groups: Vec<Principal> = projects.groups().cloned().collect();
+        // Nobody's jobs wait for the members of groups, and they belong to no user.
+        let members = self.lookups.run(u32::MAX, self.limit, move || members(&users, &groups));
+        let unknown = |uid: &u32| self.known(*uid).is_none();
+        let uids = members.await.unwrap_or_default().into_iter().filter(unknown).collect();
+        self.look_all_up(uids, true).await;
+    }
+
+    /// A user whose look-up hangs does not delay the others. One that fails is looked up when a job needs it.
+    async fn look_all_up(self: &Arc<Self>, uids: Vec<u32>, used: bool) {
+        let mut under_way = JoinSet::new();
+        let mut uids = uids.into_iter();
+        loop {
+            while under_way.len() < PARALLEL
+                && let Some(uid) = uids.next()
+            {
+                let owners = Arc::clone(self);
+                under_way.spawn(async move { owners.run(uid, used).await });
+            }
+            if under_way.join_next().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn run(self: &Arc<Self>, uid: u32, used: bool) -> Result<Arc<Owner>, String> {
+        let owners = Arc::clone(self);
+        let asked = Instant::now();
+        let look_up = move || match owners.known(uid).filter(|owner| owner.at > asked) {
+            // The look-up before this one ended since.
+            Some(owner) => Ok(owner),
+            None => owners.ask(uid, used),
+        };
+        self.lookups.run(uid, self.limit, look_up).await?
+    }
+
+    fn known(&self, uid: u32) -> Option<Arc<Owner>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = cache.get_mut(&uid)?;
+        entry.used = Instant::now();
+        entry.owner.is_fresh().then(|| Arc::clone(&entry.owner))
+    }
+
+    /// Asks the name service, and reads the identity token. Blocks.
+    fn ask(&self, uid: u32, used: bool) -> Result<Arc<Owner>, String> {
+        let user = User::from_uid(Uid::from_raw(uid)).map_err(|e| format!("uid {uid} could not be looked up: {e}"))?;
+        let mut owner = Owner {
+            uid,
+            at: Instant::now(),
+            name: user.as_ref().map(|user| user.name.clone()),
+            groups: HashSet::new(),
+            claims: HashSet::new(),
+            refused: None,
+            until: None,
+        };
+        let Some(user) = user else {
+            // Perhaps it is known in a moment.
+            return Ok(Arc::new(owner));
+        };
+        if !self.wanted.is_empty() {
+            let name = CString::new(&*user.name).map_err(|_| format!("uid {uid} has a NUL in its name"))?;
+            let gids = getgrouplist(&name, user.gid).map_err(|e| format!("the groups of uid {uid}: {e}"))?;
+            for group in &self.wanted {
+                let gid = match group {
+                    Principal::Id(gid) => Some(Gid::from_raw(*gid)),
+                    Principal::Name(name) => Group::from_name(name)
+                        .map_err(|e| format!("group {name}: {e}"))?
+                        .map(|group| group.gid),
+                };
+                if gid.is_some_and(|gid| gids.contains(&gid)) {
+                    owner.groups.insert(group.clone());
+                }
+            }
+        }
+        self.identify(&mut owner, &user.name);
+        // However long that took: who waits for it would have it asked again and again.
+        owner.at = Instant::now();
+        let owner = Arc::new(owner);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        cache.retain(|_, entry| entry.used.elapsed() < KEPT);
+        let former = cache.get(&uid).map(|entry| entry.used);
+        let entry = Entry {
+            used: former.filter(|_| !used).unwrap_or(now),
+            owner: Arc::clone(&owner),
+        };
+        cache.insert(uid, entry);
+        drop(cache);
+        (self.tell)(uid, &owner);
+        Ok(owner)
+    }
+
+    /// Adds what the identity token says. One that cannot be used says nothing, and why.
+    fn identify(&self, owner: &mut Owner, name: &str) {
+        let Some((identity, verify)) = &self.identity else {
+            return;
+        };
+        let user = Values::of_user(owner.uid, Some(name.to_owned()));
+        let verified = match source::read_identity(identity, &user) {
+            Ok(None) => return,
+            Ok(Some(token)) => verify(&token),
+            Err(e) => Err(Failure::new(Code::SourceFailed, e.summary(), e.to_string())),
+        };
+        match verified.map(|verified| (source::claimed(identity, name, &verified.claims), verified.until)) {
+            Ok((Claimed::Values(values), until)) => {
+                owner.claims = values.into_iter().collect();
+                owner.until = until;
+            }
+            Ok((Claimed::Other, _)) => {
+                let claim = identity.user.escape_debug();
+                let detail = format!("it is the token of another user: its claim {claim} is not {name}");
+                owner.refused = Some(Failure::new(
+                    Code::TokenRefused,
+                    "it is the token of another user",
+                    detail,
+                ));
+            }
+            Err(why) => owner.refused = Some(why),
+        }
+    }
+}
+
+/// Returns the uids of these users, and of the members of these groups. Blocks.
+fn members(users: &[Principal], groups: &[Principal]) -> Vec<u32> {
+    let by_name = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+    let named = users.iter().filter_map(|user| match user {
+        Principal::Id(uid) => Some(*uid),
+        Principal::Name(name) => by_name(name),
+    });
+    let found = groups.iter().filter_map(|group| match group {
+        Principal::Id(gid) => Group::from_gid(Gid::from_raw(*gid)).ok().flatten(),
+        Principal::Name(name) => Group::from_name(name).ok().flatten(),
+    });
+    let listed = found.flat_map(|group| group.mem).filter_map(|name| by_name(&name));
+    let mut seen = HashSet::new();
+    named
+        .chain(listed)
+        .filter(|uid| seen.insert(*uid))
+        .take(AHEAD)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_count_until_their_token_expires_and_no_longer() {
+        let now = SystemTime::now();
+        let config = Config::with_overrides(&serde_json::json!({}), &serde_json::json!({}));
+        let config = config.expect("no table is a configuration");
+        let owners = Owners::new(&config, None, Arc::default(), Box::new(|_, _| ()));
+        for (uid, until, counts) in [
+            (1, None, true),
+            (2, Some(now + FRESH), true),
+            (3, Some(now), false),
+            (4, Some(SystemTime::UNIX_EPOCH), false),
+        ] {
+            let owner = Owner {
+                uid,
+                at: Instant::now(),
+                name: Some("alice".to_owned()),
+                groups: HashSet::new(),
+                claims: HashSet::from(["fusion-team".to_owned()]),
+                refused: None,
+                until,
+            };
+            let used = Instant::now();
+            owners.cache.lock().unwrap().insert(
+                uid,
+                Entry {
+                    used,
+                    owner: Arc::new(owner),
+                },
+            );
+            assert_eq!(owners.known(uid).is_some(), counts, "{uid}");
+        }
+    }
+}

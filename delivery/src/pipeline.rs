@@ -1,0 +1,386 @@
+//! One delivery: owner, rule, turn, fetch, check, seal.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use config::{Asked, Check, Values};
+use protocol::{Code, Failure};
+use seal::{ExposeSecret, Record};
+use source::{Fetched, Source, verify::Unverified};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    engine::Engine,
+    limits::Slot,
+    lookups::permit,
+    progress::{Progress, Stage},
+    rules::{Chosen, Which},
+};
+
+/// Pauses between tries while munged does not answer: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How much longer than its timeout a source may take that ends by itself in time, with a better message.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The facts of a job that is to get its variables.
+pub struct Task {
+    /// The job id.
+    pub jobid: u64,
+    /// The job id as users write it.
+    pub f58: String,
+    /// The uid of the job owner.
+    pub uid: u32,
+    /// The project that the job asks for.
+    pub asked: Asked,
+    /// How long the job may run; none without a limit.
+    pub limit: Option<Duration>,
+    /// How long the delivery may take.
+    pub timeout: Duration,
+    /// Where the variables come from.
+    pub variables: Variables,
+}
+
+/// Where the variables of a delivery come from.
+#[derive(Debug)]
+pub enum Variables {
+    /// From the source of the first of these rules that is for the job owner.
+    Rules(Vec<usize>),
+    /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.
+    Provided(seal::Variables),
+}
+
+/// What a delivery ended with.
+#[derive(Debug)]
+pub enum Sealed {
+    /// A record, in JSON, and the names of its variables.
+    Record(String, Vec<String>),
+    /// No rule is for the job owner.
+    NoRule,
+}
+
+/// How a delivery ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The record, or why there is none.
+    pub result: Result<Sealed, Failure>,
+    /// Lines for the operator's log, about this job.
+    pub notes: Vec<String>,
+    /// Lines for the operator's log that somebody must act on, about more than this job.
+    pub warnings: Vec<String>,
+}
+
+/// Lines for the operator's log, as they come up.
+#[derive(Default)]
+struct Lines {
+    notes: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Takes a job to its record. It ends within the timeout of the task, and gives up when dropped.
+    pub async fn deliver(self: Arc<Self>, task: Task) -> Outcome {
+        let (progress, mut lines) = (Progress::default(), Lines::default());
+        let limit = task.timeout;
+        let result = match timeout(limit, self.run(task, &progress, &mut lines)).await {
+            Ok(result) => result,
+            Err(_) => Err(progress.timed_out(limit, "timeout")),
+        };
+        Outcome {
+            result,
+            notes: lines.notes,
+            warnings: lines.warnings,
+        }
+    }
+
+    async fn run(self: &Arc<Self>, task: Task, progress: &Progress, lines: &mut Lines) -> Result<Sealed, Failure> {
+        let task = Arc::new(task);
+        let Some((Chosen { which, values }, slot)) = self.turn(&task, progress).await? else {
+            return Ok(Sealed::NoRule);
+        };
+        let fetched = match (self.sources.get(which), slot) {
+            (Some((source, _)), Some(slot)) => {
+                progress.enter(Stage::Fetching);
+                let (fetched, slot) = self.fetch(which, source, values, slot, progress).await?;
+                lines.notes.extend(fetched.notes);
+                lines.warnings.extend(fetched.warnings);
+                let fetched = fetched.result;
+                let fetched = fetched.map_err(|e| Failure::new(Code::SourceFailed, e.summary(), e.to_string()))?;
+                progress.enter(Stage::Checking);
+                self.check(which, &task, fetched, slot, lines).await?
+            }
+            _ => seal::Variables::new(),
+        };
+        progress.enter(Stage::Sealing);
+        let variables = match Arc::try_unwrap(task).map(|task| (task.jobid, task.uid, task.variables)) {
+            Ok((jobid, uid, Variables::Provided(mut provided))) => {
+                provided.extend(fetched);
+                (jobid, uid, provided)
+            }
+            Ok((jobid, uid, Variables::Rules(_))) => (jobid, uid, fetched),
+            // Threads that had it have returned.
+            Err(_) => return Err(Failure::internal()),
+        };
+        self.seal(variables, progress, lines).await
+    }
+
+    /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.
+    async fn turn(&self, task: &Task, progress: &Progress) -> Result<Option<(Chosen, Option<Slot>)>, Failure> {
+        loop {
+            let owner = if self.needs_owner(task) {
+                progress.enter(Stage::Owner);
+                let owner = self.owners.look_up(task.uid).await;
+                Some(owner.map_err(|e| Failure::new(Code::OwnerUnknown, "its owner could not be looked up", e))?)
+            } else {
+                None
+            };
+            let Some(chosen) = self.choose(task, owner.as_deref())? else {
+                return Ok(None);
+            };
+            let Some((_, lane)) = self.sources.get(chosen.which) else {
+                return Ok(Some((chosen, None)));
+            };
+            progress.enter(Stage::Waiting);
+            let slot = lane.enter(task.uid).await;
+            // If it has waited so long that what was found out counts no more, the rule is chosen anew.
+            if owner.is_none_or(|owner| owner.is_fresh()) {
+                return Ok(Some((chosen, Some(slot))));
+            }
+        }
+    }
+
+    /// Asks a source. A thread that the source blocks keeps the slot until it returns, however long that is.
+    async fn fetch(
+        &self,
+        which: Which,
+        source: &Arc<dyn Source>,
+        values: Values,
+        slot: Slot,
+        progress: &Progress,
+    ) -> Result<(Fetched, Slot), Failure> {
+        crate::inject_fault("fetch");
+        let limit = self.fetch_timeout(which);
+        let late = || {
+            let key = match which {
+                Which::Rule(_) => "timeout of its rule",
+                Which::Rabbit => "timeout of the source for rabbit jobs",
+            };
+            progress.timed_out(limit, key)
+        };
+        if !source.is_blocking() {
+            let fetched = timeout(limit.saturating_add(GRACE), source.fetch(&values)).await;
+            return Ok((fetched.map_err(|_| late())?, slot));
+        }
+        let source = Arc::clone(source);
+        let fetched = on_thread(slot, move || source.fetch_here(&values));
+        let (fetched, slot) = timeout(limit, fetched).await.map_err(|_| late())??;
+        // A source that blocks has this function.
+        Ok((fetched.ok_or_else(Failure::internal)?, slot))
+    }
+
+    /// Checks variables as their rule says. Verification may read files and ask servers for keys.
+    async fn check(
+        self: &Arc<Self>,
+        which: Which,
+        task: &Arc<Task>,
+        variables: seal::Variables,
+        slot: Slot,
+        lines: &mut Lines,
+    ) -> Result<seal::Variables, Failure> {
+        // The service of rabbit jobs answers for what they are given.
+        let Which::Rule(index) = which else {
+            return Ok(variables);
+        };
+        let rule = &self.config.rules[index];
+        match rule.check {
+            Check::None => Ok(variables),
+            Check::Shape => {
+                let hint = " (check = \"none\" is for secrets that are no JWT)";
+                for (name, value) in variables.iter().filter(|(name, _)| *name == rule.variable) {
+                    let checked = token::check_shape(value.expose_secret(), SystemTime::now());
+                    checked.map_err(|e| self.refused(index, name, &e, hint))?;
+                }
+                Ok(variables)
+            }
+            Check::Verify(trust) => {
+                let (engine, task) = (Arc::clone(self), Arc::clone(task));
+                let verify = move || {
+                    let mut warnings = Vec::new();
+                    let verified = engine.verify(index, trust, &task, &variables, &mut warnings);
+                    (verified.map(|()| variables), warnings)
+                };
+                let ((verified, warnings), _) = on_thread(slot, verify).await?;
+                lines.warnings.extend(warnings);
+                verified
+            }
+        }
+    }
+
+    fn verify(
+        &self,
+        index: usize,
+        trust: usize,
+        task: &Task,
+        variables: &seal::Variables,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        let rule = &self.config.rules[index];
+        let hint = format!(" (trust = \"{}\")", self.config.trusts[trust].name);
+        for (name, value) in variables.iter().filter(|(name, _)| *name == rule.variable) {
+            let (verified, notes) = self.verifiers[trust].verify(value.expose_secret(), SystemTime::now());
+            warnings.extend(notes);
+            let claims = verified.map_err(|e| match e {
+                Unverified::Refused(e) => self.refused(index, name, &e, &hint),
+                Unverified::NoKeys(e) => {
+                    let source = rule.source.name();
+                    Failure::new(
+                        Code::TokenUnverified,
+                        format!("the token that its source gave could not be verified: {}", e.summary()),
+                        format!("rule {index}, source {source}: the value for {name} was not verified: {e}{hint}"),
+                    )
+                }
+            })?;
+            of_this_job(&claims, task, &self.instance).map_err(|e| self.refused(index, name, &e, &hint))?;
+        }
+        Ok(())
+    }
+
+    fn refused(&self, index: usize, name: &str, e: &dyn std::fmt::Display, hint: &str) -> Failure {
+        let source = self.config.rules[index].source.name();
+        Failure::new(
+            Code::TokenRefused,
+            format!("the token that its source gave was refused: {e}"),
+            format!("rule {index}, source {source}: the value for {name} was refused: {e}{hint}"),
+        )
+    }
+
+    /// Seals. While munged does not answer, it is asked again with backoff until the time of the delivery is over.
+    async fn seal(
+        &self,
+        (jobid, uid, variables): (u64, u32, seal::Variables),
+        progress: &Progress,
+        lines: &mut Lines,
+    ) -> Result<Sealed, Failure> {
+        let (owner, sealer) = (seal::Owner { jobid, uid }, self.sealer);
+        let names = variables.names().map(str::to_owned).collect();
+        let mut variables = variables;
+        let mut pause = PAUSES.0;
+        loop {
+            let capacity = permit(Arc::clone(&self.shared.sealing).acquire_owned().await).await;
+            let munge = self.munge.clone();
+            let sealed = on_thread(capacity, move || {
+                crate::inject_fault("seal");
+                (Record::seal(&munge, owner, sealer, &variables), variables)
+            });
+            let ((sealed, again), capacity) = sealed.await?;
+            drop(capacity);
+            match sealed {
+                Ok(record) => return Ok(Sealed::Record(record.to_json(), names)),
+                Err(e) if e.is_retryable() => {
+                    if pause == PAUSES.0 {
+                        lines.notes.push(format!("{e}: it was tried again"));
+                    }
+                    progress.retries(e.to_string());
+                    variables = again;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+                Err(e @ seal::Error::TooLarge { .. }) => {
+                    return Err(Failure::new(Code::TooLarge, e.to_string(), e.to_string()));
+                }
+                Err(e) => return Err(Failure::new(Code::SealFailed, "it could not be sealed", e.to_string())),
+            }
+        }
+    }
+}
+
+/// Runs something that blocks on a thread, which keeps a permit until it returns, and returns both.
+async fn on_thread<T: Send + 'static, P: Send + 'static>(
+    permit: P,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, P), Failure> {
+    let thread = tokio::task::spawn_blocking(move || (work(), permit));
+    // The message of a panic is not repeated: it may quote anything.
+    thread.await.map_err(|_| Failure::internal())
+}
+
+/// A token that is bound to a job is for no other.
+fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
+    let Some(job) = claims.job() else {
+        return match claims.get("flux") {
+            None => Ok(()),
+            Some(_) => Err("it names a job (claim `flux`), and is not a workflow token (scope `session`)"),
+        };
+    };
+    if job.uid != task.uid {
+        Err("it is the token of a job of another user")
+    } else if job.instance != instance {
+        // Another instance has jobs of the same ids.
+        Err("it is the token of a job of another instance of Flux")
+    } else if is_id_of(job.id, task) {
+        Ok(())
+    } else {
+        Err("it is the token of another job")
+    }
+}
+
+/// Returns whether a text is the id of a job, in F58 or as a number.
+fn is_id_of(text: &str, task: &Task) -> bool {
+    let f58 = task.f58.parse::<token::Session>();
+    f58.is_ok_and(|id| id.as_str() == text) || text.parse() == Ok(task.jobid)
+}
+
+#[cfg(test)]
+mod tests {
+    use token::{Algorithm, KeySet, SigningKey, Verifier};
+
+    use super::*;
+
+    #[test]
+    fn a_token_that_names_a_job_is_for_that_job_of_that_instance_only() {
+        let key = SigningKey::generate(Algorithm::EdDsa);
+        let mut keys = KeySet::new();
+        keys.insert(key.verifying_key());
+        let task = Task {
+            jobid: 0x1234,
+            f58: "ƒ2Xg".to_owned(),
+            uid: 1000,
+            timeout: Duration::ZERO,
+            asked: Asked::Nothing,
+            limit: None,
+            variables: Variables::Rules(Vec::new()),
+        };
+        let check = |more: &str| {
+            let claims = format!(r#"{{"aud":"a","sub":"alice","iat":1,"exp":4102444800{more}}}"#);
+            let token = key.sign(&[("typ", "JWT")], claims.as_bytes());
+            let verifier = Verifier::new(keys.clone()).audience("a");
+            let claims = verifier.verify(token.expose_secret(), SystemTime::now());
+            of_this_job(&claims.unwrap(), &task, "fluke")
+        };
+        let flux = |id: &str, uid: u32, instance: &str| {
+            format!(
+                r#","scope":"session","workspace":"a","flux":{{"jobid":"{id}","uid":{uid},"instance":"{instance}"}}"#
+            )
+        };
+        assert_eq!(check(""), Ok(()));
+        assert_eq!(check(&flux("f2Xg", 1000, "fluke")), Ok(()));
+        for (claims, says) in [
+            (flux("f2Xh", 1000, "fluke"), "of another job"),
+            (flux("f2Xg", 1001, "fluke"), "of another user"),
+            (flux("f2Xg", 1000, "fluke2"), "of another instance"),
+            (
+                flux("f2Xg", 1000, "fluke").replace("session", "other"),
+                "is not a workflow token",
+            ),
+            (
+                flux("f2Xg", 1000, "fluke").replace(r#""session""#, r#"["session"]"#),
+                "is not a workflow token",
+            ),
+        ] {
+            let refused = check(&claims).unwrap_err();
+            assert!(refused.contains(says), "{claims}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! How far a delivery has come: what an operator reads when its time is over.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use protocol::{Code, Failure};
+
+/// How far a delivery has come.
+#[derive(Debug, Default)]
+pub(crate) struct Progress(Mutex<(Stage, Option<String>)>);
+
+/// Where the time goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Stage {
+    #[default]
+    Owner,
+    Waiting,
+    Fetching,
+    Checking,
+    Sealing,
+}
+
+impl Progress {
+    /// The delivery is at this stage from now on.
+    pub fn enter(&self, stage: Stage) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (stage, None);
+    }
+
+    /// Records an error after which the stage goes on.
+    pub fn retries(&self, error: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(error);
+    }
+
+    /// Returns the failure of a delivery that was given up now, since the limit that this key sets was over.
+    pub fn timed_out(&self, limit: Duration, key: &str) -> Failure {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stage, error) = &*state;
+        let (code, what) = stage.describe();
+        let seconds = limit.as_secs_f64();
+        let error = error.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
+        Failure::new(
+            code,
+            format!("it took longer than {seconds} s"),
+            format!("it took longer than {seconds} s ({key}) while {what}{error}"),
+        )
+    }
+}
+
+impl Stage {
+    /// For the operator: what was done when the time was over.
+    fn describe(self) -> (Code, &'static str) {
+        match self {
+            Stage::Owner => (Code::OwnerTimeout, "the job owner was looked up"),
+            Stage::Waiting => (Code::QueueTimeout, "it waited for its turn (max-parallel)"),
+            Stage::Fetching => (Code::SourceTimeout, "its source was asked"),
+            Stage::Checking => (Code::CheckTimeout, "its token was verified"),
+            Stage::Sealing => (Code::SealTimeout, "munged was asked to seal: is it running?"),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found when
+//! the job was submitted or updated.
+
+use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Rule, Values};
+use protocol::{Code, Failure};
+
+use crate::{
+    engine::Engine,
+    owners::Owner,
+    pipeline::{Task, Variables},
+};
+
+/// Which source: that of a rule, or the one for rabbit jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    Rule(usize),
+    Rabbit,
+}
+
+/// A source, and what it is told of the job.
+pub(crate) struct Chosen {
+    pub which: Which,
+    pub values: Values,
+}
+
+impl Engine {
+    /// Returns whether the job owner must be known before a source is chosen and asked.
+    pub(crate) fn needs_owner(&self, task: &Task) -> bool {
+        if !self.config.projects.is_empty() {
+            return true;
+        }
+        match &task.variables {
+            Variables::Rules(rules) => match rules[..] {
+                [rule] => {
+                    self.config.rules.get(rule).is_some_and(asks_for_owner)
+                        || self.sources.needs_user(Which::Rule(rule))
+                }
+                _ => true,
+            },
+            Variables::Provided(_) => self.sources.needs_user(Which::Rabbit),
+        }
+    }
+
+    /// Chooses the source of a job; none if no rule is for its owner. `owner` is there if [`Engine::needs_owner`].
+    ///
+    /// # Errors
+    /// The job owner may not have it, or is not known.
+    pub(crate) fn choose(&self, task: &Task, owner: Option<&Owner>) -> Result<Option<Chosen>, Failure> {
+        let candidates: &[usize] = match &task.variables {
+            Variables::Rules(rules) => rules,
+            Variables::Provided(_) => &[],
+        };
+        let Some(owner) = owner else {
+            let which = candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule));
+            let values = self.values(task, None, None);
+            return Ok(Some(Chosen { which, values }));
+        };
+        let projects = &self.config.projects;
+        let project = projects.of_job(&task.asked, owner);
+        let project = project.map_err(|denied| denied_to(owner, &denied))?;
+        let project = project.map(|project| &*project.name);
+        let asks = |index: &usize| self.config.rules.get(*index).is_some_and(asks_for_owner);
+        if owner.name.is_none() && candidates.iter().any(asks) {
+            let why = format!(
+                "uid {} is not in the user database, and a rule asks for its name or groups",
+                task.uid
+            );
+            return Err(Failure::new(
+                Code::OwnerUnknown,
+                "its owner could not be looked up",
+                why,
+            ));
+        }
+        let which = match &task.variables {
+            Variables::Provided(_) => Which::Rabbit,
+            Variables::Rules(_) => {
+                let facts = OwnerFacts {
+                    owner,
+                    project: (!projects.is_empty()).then_some(project),
+                };
+                let holds = |index: &&usize| {
+                    let rule = self.config.rules.get(**index);
+                    rule.is_some_and(|rule| rule.conditions.hold(&facts) == Some(true))
+                };
+                match candidates.iter().find(holds) {
+                    Some(rule) => Which::Rule(*rule),
+                    None => return Ok(None),
+                }
+            }
+        };
+        if project.is_none() && self.needs_project(which) {
+            return Err(denied_to(owner, &projects.needed(owner)));
+        }
+        let values = self.values(task, owner.name.clone(), project);
+        self.admit(which, &values, owner)?;
+        Ok(Some(Chosen { which, values }))
+    }
+
+    /// Refuses a token for a workspace that is a project, as a rule forms it, to a user who is not in that project.
+    fn admit(&self, which: Which, values: &Values, owner: &Owner) -> Result<(), Failure> {
+        let Which::Rule(index) = which else { return Ok(()) };
+        let config::Source::Issuer(settings) = &self.config.rules[index].source else {
+            return Ok(());
+        };
+        let projects = &self.config.projects;
+        // The source reports a template that cannot be filled in.
+        let Some(Ok(workspace)) = settings.workspace.as_ref().map(|workspace| workspace.fill(values)) else {
+            return Ok(());
+        };
+        if !projects.list.iter().any(|project| project.name == workspace) {
+            return Ok(());
+        }
+        let admitted = projects.of_job(&Asked::Project(workspace), owner);
+        admitted.map(|_| ()).map_err(|denied| denied_to(owner, &denied))
+    }
+
+    fn values(&self, task: &Task, user: Option<String>, project: Option<&str>) -> Values {
+        Values {
+            f58: task.f58.clone(),
+            jobid: task.jobid,
+            uid: task.uid,
+            user,
+            project: project.map(str::to_owned),
+            limit: task.limit,
+            instance: self.instance.clone(),
+        }
+    }
+
+    fn needs_project(&self, which: Which) -> bool {
+        match which {
+            Which::Rule(rule) => self.config.rules[rule].source.needs_project(),
+            Which::Rabbit => {
+                let kubernetes = self.config.dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
+                kubernetes.is_some_and(|settings| settings.object.needs_project())
+            }
+        }
+    }
+}
+
+/// Whether the name service must be asked for the job owner.
+fn asks_for_owner(rule: &Rule) -> bool {
+    matches!(rule.conditions.user, Some(Principal::Name(_))) || rule.conditions.group.is_some()
+}
+
+/// Why the owner of a job gets no token for a project.
+fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
+    let detail = match &owner.refused {
+        Some(why) => format!("{denied}: the identity token: {}", why.operator),
+        None => denied.to_string(),
+    };
+    Failure::new(Code::ProjectDenied, denied.to_string(), detail)
+}
+
+/// The conditions that the plugin left open, which are those about the owner: it has decided all others.
+struct OwnerFacts<'a> {
+    owner: &'a Owner,
+    /// The project that the job is in, if the configuration has projects; otherwise the plugin has decided that, too.
+    project: Option<Option<&'a str>>,
+}
+
+impl Facts for OwnerFacts<'_> {
+    fn has_attribute(&self, _: &AttributePath) -> Option<bool> {
+        Some(true)
+    }
+
+    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+        Some(true)
+    }
+
+    fn project_is(&self, name: &str) -> Option<bool> {
+        Some(self.project.is_none_or(|project| project == Some(name)))
+    }
+
+    fn owner_is(&self, user: &Principal) -> Option<bool> {
+        Some(self.owner.is(user))
+    }
+
+    fn owner_in(&self, group: &Principal) -> Option<bool> {
+        Some(self.owner.is_in(group))
+    }
+}
