@@ -74,6 +74,7 @@ sanitize: deps
 install: build man
 	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
 	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd
+	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
 	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
 	install -m 0755 $(built)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
 	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so

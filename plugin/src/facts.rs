@@ -1,11 +1,11 @@
-//! What a callback's arguments and the cache of job owners tell of a job, for the choice of its rule.
+//! The job context: what a callback's arguments and the agent tell of a job, for the choice of its rule.
 
 use std::time::Duration;
 
 use config::{Asked, AttributePath, Config, Facts, Person, Principal, Projects, Rule, Source};
 use ffi::Args;
 
-use crate::owner::Owner;
+use crate::owners::Owner;
 
 /// Where a job says which project it is to be in.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
@@ -127,34 +127,5 @@ impl Facts for JobFacts<'_> {
 
     fn owner_in(&self, group: &Principal) -> Option<bool> {
         self.owner.map(|owner| owner.is_in(group))
-    }
-}
-
-/// A job of which everything is known, but by way of what was asked before: for the rules that were left open.
-pub(crate) struct OwnerFacts<'a> {
-    pub owner: &'a Owner,
-    /// The project that the job is in, where there are any; otherwise that was asked before, too.
-    pub project: Option<Option<&'a str>>,
-}
-
-impl Facts for OwnerFacts<'_> {
-    fn has_attribute(&self, _: &AttributePath) -> Option<bool> {
-        Some(true)
-    }
-
-    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
-        Some(true)
-    }
-
-    fn project_is(&self, name: &str) -> Option<bool> {
-        Some(self.project.is_none_or(|project| project == Some(name)))
-    }
-
-    fn owner_is(&self, user: &Principal) -> Option<bool> {
-        Some(self.owner.is(user))
-    }
-
-    fn owner_in(&self, group: &Principal) -> Option<bool> {
-        Some(self.owner.is_in(group))
     }
 }

@@ -4,13 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Bound,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ffi::JobId;
-
-use crate::owner::Owner;
 
 /// All that are held. Trees, as those of the deliveries.
 #[derive(Default)]
@@ -34,10 +31,10 @@ struct User {
     deciding: Option<Deciding>,
 }
 
-/// How far it has come that the jobs of a user are decided.
+/// Cursor over one user's pending jobs.
 struct Deciding {
-    /// What is known of the user, if anything.
-    owner: Option<Arc<Owner>>,
+    /// Whether the user is known.
+    is_known: bool,
     after: Option<JobId>,
 }
 
@@ -45,8 +42,6 @@ struct Deciding {
 pub(crate) struct DueJob {
     pub job: JobId,
     pub uid: u32,
-    /// What is known of its owner, if that is why.
-    pub owner: Option<Arc<Owner>>,
     /// Whether it has been held for as long as it may be, and nothing is known of its owner.
     pub is_late: bool,
 }
@@ -107,15 +102,13 @@ impl HeldJobs {
         }
     }
 
-    /// The jobs of a user are to be decided, by this where it is known.
-    pub fn decide(&mut self, uid: u32, owner: Option<Arc<Owner>>) {
+    /// The jobs of a user are to be decided, by what is known of the user, if that `is_known`.
+    pub fn decide(&mut self, uid: u32, is_known: bool) {
         let Some(user) = self.users.get_mut(&uid) else { return };
-        if owner.is_some()
-            && let Some(at) = user.again.take()
-        {
+        if is_known && let Some(at) = user.again.take() {
             self.again.remove(&(at, uid));
         }
-        let deciding = Deciding { owner, after: None };
+        let deciding = Deciding { is_known, after: None };
         if user.deciding.replace(deciding).is_none() {
             self.turns.push_back(uid);
         }
@@ -131,13 +124,11 @@ impl HeldJobs {
             .filter_map(|(_, job)| {
                 let (uid, _) = self.jobs.get(job)?;
                 let deciding = self.users.get(uid)?.deciding.as_ref();
-                // It is known by now, and only their turn has not come.
-                let owner = deciding.and_then(|deciding| deciding.owner.clone());
+                // If the user is known by now, only their turn has not come.
                 Some(DueJob {
                     job: *job,
                     uid: *uid,
-                    is_late: owner.is_none(),
-                    owner,
+                    is_late: !deciding.is_some_and(|deciding| deciding.is_known),
                 })
             })
             .collect();
@@ -156,7 +147,6 @@ impl HeldJobs {
             due.extend(jobs.map(|job| DueJob {
                 job: *job,
                 uid,
-                owner: deciding.owner.clone(),
                 is_late: false,
             }));
             looked_at += due.len() - before;
@@ -185,7 +175,7 @@ impl HeldJobs {
             if let Some(user) = self.users.get_mut(&uid) {
                 user.again = None;
             }
-            self.decide(uid, None);
+            self.decide(uid, false);
         }
         self.turns.pop_front()
     }
@@ -193,11 +183,7 @@ impl HeldJobs {
 
 #[cfg(test)]
 mod tests {
-    use config::Config;
-    use serde_json::json;
-
     use super::*;
-    use crate::owner::Owners;
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -219,7 +205,7 @@ mod tests {
         let now = Instant::now();
         let mut held = ten(now);
         assert!(held.due(now, LIMIT, 2).0.is_empty());
-        held.decide(1, None);
+        held.decide(1, false);
         let mut seen = Vec::new();
         for _ in 0..10 {
             let (due, more) = held.due(now, LIMIT, 3);
@@ -237,11 +223,11 @@ mod tests {
     fn users_take_turns_and_what_is_known_last_counts_for_all_jobs() {
         let now = Instant::now();
         let mut held = ten(now);
-        held.decide(0, None);
-        held.decide(1, None);
+        held.decide(0, false);
+        held.decide(1, false);
         assert_eq!(ids(&held.due(now, LIMIT, 3).0), [0, 2, 4]);
         assert_eq!(ids(&held.due(now, LIMIT, 3).0), [1, 3, 5]);
-        held.decide(0, None);
+        held.decide(0, false);
         let rest = std::iter::from_fn(|| Some(held.due(now, LIMIT, 3)).filter(|(due, more)| *more || !due.is_empty()));
         let mut rest: Vec<_> = rest.flat_map(|(due, _)| ids(&due)).collect();
         rest.sort_unstable();
@@ -253,7 +239,7 @@ mod tests {
         let now = Instant::now();
         let mut held = ten(now);
         held.insert(JobId(10), 2, now + LIMIT);
-        held.decide(2, None);
+        held.decide(2, false);
         let (due, more) = held.due(now + LIMIT, LIMIT, 4);
         assert!(more && due.iter().all(|due| due.is_late));
         assert_eq!(ids(&due), [0, 1, 2, 3]);
@@ -271,18 +257,14 @@ mod tests {
 
     #[test]
     fn where_the_owner_is_known_a_job_is_not_late_though_its_turn_comes_late() {
-        let config = Config::with_overrides(&json!({}), &json!({})).expect("no table is a configuration");
-        let owner = Owners::new(&config, None)
-            .look_up(0)
-            .expect("whether there is one or not");
         let now = Instant::now();
         let mut held = ten(now);
         held.look_up_at(0, now + LIMIT);
-        held.decide(0, Some(owner));
+        held.decide(0, true);
         let (due, _) = held.due(now + LIMIT, LIMIT, 4);
         assert_eq!(ids(&due), [0, 1, 2, 3]);
         for due in &due {
-            assert_eq!((due.is_late, due.owner.is_some()), (due.uid == 1, due.uid == 0));
+            assert_eq!(due.is_late, due.uid == 1);
         }
     }
 
@@ -295,7 +277,7 @@ mod tests {
         assert!(held.due(now + Duration::from_secs(6), LIMIT, 20).0.is_empty());
         let (due, more) = held.due(now + Duration::from_secs(7), LIMIT, 20);
         assert_eq!((ids(&due), more), (vec![0, 2, 4, 6, 8], false));
-        held.decide(0, None);
+        held.decide(0, false);
         held.look_all_up(now);
         let (due, more) = held.due(now, LIMIT, 20);
         assert_eq!((due.len(), more), (10, false));
@@ -305,7 +287,7 @@ mod tests {
     fn nothing_is_left_of_jobs_that_are_held_no_more() {
         let now = Instant::now();
         let mut held = ten(now);
-        held.decide(0, None);
+        held.decide(0, false);
         held.look_up_at(1, now);
         for job in 0..10 {
             held.remove(JobId(job));
@@ -315,7 +297,7 @@ mod tests {
         assert!(due.is_empty() && !more);
         assert!(held.jobs.is_empty() && held.by_age.is_empty() && held.users.is_empty());
         assert!(held.again.is_empty() && held.turns.is_empty());
-        held.decide(0, None);
+        held.decide(0, false);
         held.look_up_at(1, now);
         assert!(held.turns.is_empty() && held.again.is_empty());
     }

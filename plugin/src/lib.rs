@@ -1,18 +1,20 @@
-//! The delivery of workflow tokens, for the job manager of Flux.
+//! The delivery of secrets, for the job manager of Flux.
 //!
-//! A job that a rule matches is held in a prolog while its token is fetched, checked, sealed and committed:
+//! A job that is to get a secret is held in a prolog while the agent fetches, checks and seals it, and until the sealed
+//! record is in the KVS:
 //!
 //! ```text
-//! job.state.run ── prolog-start ──► fetch ──► check ──► seal ──┐   (threads of tokio: `work`)
-//!                                                              │ queue + eventfd (`workers`)
-//! reactor thread (`delivery`) ◄─────────────────────────────────┘
-//!    └─► KVS commit ──► prolog-finish status=0 ──► job shells start
+//! job.state.run ── prolog-start ──► agent client ──► agent (another process): fetch, check, seal
+//!                                        │
+//! prolog-finish ◄── record store ◄───────┘   KVS commit
 //! ```
 //!
-//! The job manager is one thread that must never wait. Everything that may block happens on other threads, which own
-//! no Flux object and hand plain data back. What talks to Flux runs on the reactor thread: `manager` (the state, and the
-//! callbacks), `delivery`, `resume` (after a reload or restart) and `records` (their removal).
+//! The job manager is one thread that must never wait. These plugins have no other: their only input and output beside
+//! Flux is a socket that does not block, and timers of Flux enforce every deadline. `manager` has the state and the
+//! callbacks, `delivery` the way of one job, `agent` the client, `records` the record store, `resume` what follows a
+//! reload or restart.
 
+mod agent;
 mod deliveries;
 mod delivery;
 mod dws;
@@ -20,16 +22,13 @@ mod eventlog;
 mod facts;
 mod handover;
 mod held;
-mod identity;
 mod manager;
 mod membership;
-mod owner;
+mod owners;
 mod pmi;
 mod records;
 mod resume;
 mod stats;
-mod work;
-mod workers;
 
 use ffi::{Jobtap, Plugin};
 

@@ -5,33 +5,29 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::CStr,
     io,
     path::{Path, PathBuf},
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
 };
 
-use config::{Config, Projects};
+use config::{Config, Part};
 use ffi::{Args, Flux, JobId, JobState, Jobtap, Kept, LogLevel, PendingFuture, Plugin, PluginError, State, Watcher};
+use protocol::{Configure, Failure, Reply};
 use serde_json::{Value, json};
 
 use crate::{
-    deliveries::{Deliveries, Lane},
-    delivery::{Committed, Current, Message, Stored},
+    agent::{Agent, Event, Place},
+    deliveries::Deliveries,
     eventlog::Eventlog,
+    facts::Needed,
     handover::{self, Handover},
     membership::Membership,
-    records::Ended,
+    owners::Owners,
+    records::RecordStore,
     resume::Reader,
     stats::{Stats, Stay},
-    work::{Failure, Setup},
-    workers::{Queue, Workers},
 };
 
 /// What tells the plugins apart that deliver.
@@ -47,6 +43,8 @@ pub(crate) struct Kind {
     pub(crate) looks_for_records: bool,
     /// What the job lacks without its record, for its user.
     pub(crate) what: &'static str,
+    /// The part of the configuration that it uses.
+    pub(crate) part: Part,
     /// The items with the handle of Flux: what is left for the next plugin, and the mark of the one in charge.
     pub(crate) handover: &'static CStr,
     pub(crate) active: &'static CStr,
@@ -76,16 +74,17 @@ static WORKFLOW_TOKEN: Kind = Kind {
     key: seal::key::WORKFLOW_TOKEN,
     looks_for_records: false,
     what: "workflow token",
+    part: Part::Tokens,
     handover: c"workflow-token::handover",
     active: c"workflow-token::active",
     events: &[],
 };
 
-/// No ticker runs.
-pub(crate) const IDLE: u64 = 0;
+/// The name of the agent's socket, in the directory of the broker.
+const SOCKET: &str = "workflow-token-agent";
 
-/// How long a lookup or a commit may take, in seconds, where no delivery sets the time.
-pub(crate) const KVS_TIMEOUT: f64 = 60.0;
+/// The name of its program.
+const PROGRAM: &str = "workflow-token-agent";
 
 /// Which updates this plugin has a say in.
 const UPDATE: &CStr = c"job.update.attributes.system.project";
@@ -108,17 +107,19 @@ pub(crate) struct Inner {
     pub(crate) kind: &'static Kind,
     pub(crate) hooks: OnceCell<Weak<dyn Hooks>>,
     pub(crate) jobtap: Jobtap<'static>,
-    pub(crate) conf: Value,
-    pub(crate) helpers: Vec<PathBuf>,
-    pub(crate) sealer: u32,
-    pub(crate) setup: RefCell<Option<Current>>,
+    /// Keys in place of those of the configuration.
+    overrides: Value,
+    /// Where the program of the agent may be.
+    programs: Vec<PathBuf>,
+    this: Weak<Inner>,
+    current: RefCell<Option<Current>>,
+    pub(crate) agent: Rc<Agent>,
+    pub(crate) records: Rc<RecordStore>,
     /// What the plugin that was loaded before left, until every job is known again.
     pub(crate) left: RefCell<Option<Handover>>,
     pub(crate) deliveries: RefCell<Deliveries>,
     /// Jobs that have a record. A tree, as those of the deliveries.
     pub(crate) delivered: RefCell<BTreeSet<JobId>>,
-    /// Jobs whose records are to be removed with the next commit.
-    pub(crate) ended: RefCell<Ended>,
     /// Jobs that had a record when the plugin was removed, until they are seen to be active still.
     pub(crate) ended_meanwhile: RefCell<HashSet<JobId>>,
     /// Jobs of which it is not known yet how far they are.
@@ -127,31 +128,25 @@ pub(crate) struct Inner {
     pub(crate) membership: Membership,
     /// Whether this is the one that is in charge.
     pub(crate) active: Cell<bool>,
-    /// Records that wait for a commit to be free, by number of the delivery, and how many commits of records are under way.
-    pub(crate) sealed: RefCell<BTreeMap<u64, Stored>>,
-    pub(crate) commits: Cell<usize>,
-    /// When the last of them began.
-    pub(crate) commit_began: Cell<Option<Instant>>,
-    /// Deliveries whose commits have ended, and which are yet to be finished.
-    pub(crate) committed: RefCell<VecDeque<Committed>>,
-    /// Whether some of them are finished in the next turn of the reactor.
-    pub(crate) finishing: Cell<bool>,
-    /// Commits and lookups, by number.
+    /// Lookups, by number.
     pub(crate) pending: RefCell<HashMap<u64, PendingFuture>>,
-    /// Rules that have something under way, by number of the delivery: also of those that were given up since.
-    pub(crate) running: RefCell<HashMap<u64, (Lane, JobId)>>,
-    pub(crate) numbers: Cell<u64>,
-    pub(crate) unlinking: Cell<bool>,
-    /// Whether the last removal failed.
-    pub(crate) unlink_failed: Cell<bool>,
-    pub(crate) queue: Arc<Queue<Message>>,
-    /// The number of the ticker that runs.
-    pub(crate) ticker: Arc<AtomicU64>,
-    /// For how many ticks there was nothing to mind.
+    numbers: Cell<u64>,
+    generations: Cell<u32>,
+    pub(crate) ticker: RefCell<Option<Watcher>>,
+    /// For how many ticks no work was pending.
     pub(crate) idle_ticks: Cell<u32>,
-    pub(crate) workers: RefCell<Workers>,
-    pub(crate) watcher: RefCell<Option<Watcher>>,
     pub(crate) stats: RefCell<Stats>,
+}
+
+/// The configuration in force, as the agent knows it by its generation.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub(crate) config: Rc<Config>,
+    pub(crate) generation: u32,
+    /// What is read of the jobspecs of jobs.
+    pub(crate) needed: Needed,
+    /// What the agent has told of users for it.
+    pub(crate) owners: Rc<RefCell<Owners>>,
 }
 
 /// Has a plugin called that has projects to mind. Where there are none, no job pays for these callbacks.
@@ -286,38 +281,40 @@ impl Inner {
         plugin: Plugin<'_>,
         overrides: Value,
     ) -> io::Result<Rc<Self>> {
-        Ok(Rc::new(Self {
-            kind,
-            hooks: OnceCell::new(),
-            jobtap,
-            conf: overrides,
-            helpers: helpers(plugin.path()),
-            sealer: nix::unistd::geteuid().as_raw(),
-            setup: RefCell::default(),
-            left: RefCell::default(),
-            deliveries: RefCell::default(),
-            delivered: RefCell::default(),
-            ended: RefCell::default(),
-            ended_meanwhile: RefCell::default(),
-            reader: Reader::default(),
-            membership: Membership::default(),
-            active: Cell::new(false),
-            pending: RefCell::default(),
-            sealed: RefCell::default(),
-            commits: Cell::new(0),
-            committed: RefCell::default(),
-            finishing: Cell::new(false),
-            commit_began: Cell::new(None),
-            running: RefCell::default(),
-            ticker: Arc::new(AtomicU64::new(IDLE)),
-            idle_ticks: Cell::new(0),
-            numbers: Cell::new(0),
-            unlinking: Cell::new(false),
-            unlink_failed: Cell::new(false),
-            queue: Arc::new(Queue::open()?),
-            workers: RefCell::default(),
-            watcher: RefCell::default(),
-            stats: RefCell::default(),
+        let programs = programs(plugin.path());
+        Ok(Rc::new_cyclic(|this: &Weak<Self>| {
+            let owner = this.clone();
+            let agent = Agent::new(jobtap.flux(), move |event| {
+                let Some(inner) = owner.upgrade() else { return };
+                match event {
+                    Event::Reply(reply) => Self::replied(&inner, reply),
+                    Event::Log(level, line) => inner.log(level, &line),
+                }
+            });
+            Self {
+                kind,
+                hooks: OnceCell::new(),
+                jobtap,
+                overrides,
+                programs,
+                this: this.clone(),
+                current: RefCell::default(),
+                agent,
+                records: RecordStore::new(jobtap.flux(), kind.key, this.clone()),
+                left: RefCell::default(),
+                deliveries: RefCell::default(),
+                delivered: RefCell::default(),
+                ended_meanwhile: RefCell::default(),
+                reader: Reader::default(),
+                membership: Membership::default(),
+                active: Cell::new(false),
+                pending: RefCell::default(),
+                numbers: Cell::new(0),
+                generations: Cell::new(0),
+                ticker: RefCell::default(),
+                idle_ticks: Cell::new(0),
+                stats: RefCell::default(),
+            }
         }))
     }
 
@@ -326,43 +323,78 @@ impl Inner {
         let all = args
             .all()
             .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
-        let mut config = Config::with_overrides(&all["conf"], &inner.conf).map_err(|e| PluginError(e.to_string()))?;
-        // Each plugin takes what is for it out of the one table.
-        if !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN) {
-            config.rules.clear();
-        }
-        if !std::ptr::eq(inner.kind, &crate::dws::DWS) {
-            config.dws = None;
-        }
-        // What Cray PMI needs is no token.
-        if std::ptr::eq(inner.kind, &crate::pmi::CRAY_PMI) {
-            config.projects = Projects::default();
-        }
-        let setup = Setup::new(config, &inner.helpers, instance(inner.flux())).map_err(PluginError)?;
-        let works = !std::ptr::eq(inner.kind, &WORKFLOW_TOKEN)
-            || !setup.config.rules.is_empty()
-            || !setup.config.projects.is_empty()
-            || inner.left.borrow().is_some()
-            || inner.flux().is_left(inner.kind.handover);
-        if works {
-            let started = inner.workers.borrow_mut().start();
-            started.map_err(|e| PluginError(format!("{} cannot start its threads: {e}", inner.kind.name)))?;
-        }
+        let config = Config::with_overrides(&all["conf"], &inner.overrides).map_err(|e| PluginError(e.to_string()))?;
+        let config = config.only(inner.kind.part);
+        let place = inner.place(&config).map_err(PluginError)?;
         if !inner.active.get() {
             Self::activate(inner)?;
         }
-        let lanes = Rc::new(setup.config.rules.iter().map(|_| Lane::default()).collect());
-        let setup = Arc::new(setup);
-        inner.prepare(&setup);
-        *inner.setup.borrow_mut() = Some(Current {
-            setup,
-            lanes,
-            given: Lane::default(),
-        });
+        let works = inner.kind.part != Part::Tokens || !config.rules.is_empty() || !config.projects.is_empty();
+        let generation = inner.generations.get() + 1;
+        inner.generations.set(generation);
+        let former = inner.current.replace(Some(Current {
+            needed: Needed::by(&config),
+            config: Rc::new(config),
+            generation,
+            owners: Rc::default(),
+        }));
+        drop(former);
+        if works {
+            let table = json!({ config::TABLE: all["conf"][config::TABLE] });
+            inner.agent.configure(Configure {
+                generation,
+                conf: table.to_string(),
+                overrides: inner.overrides.to_string(),
+                part: inner.kind.part,
+                instance: instance(inner.flux()),
+            });
+            inner.agent.place(place);
+        }
+        inner.agent.retire_unused(generation);
+        inner.decide_anew();
         if !inner.ended_meanwhile.borrow().is_empty() || !inner.membership.is_idle() {
             inner.tick();
         }
         Ok(())
+    }
+
+    /// The agent has taken a configuration, or cannot use it here.
+    pub(crate) fn configured(&self, generation: u32, wrong: Option<String>) {
+        let is_current = self.current().is_some_and(|current| current.generation == generation);
+        if let Some(wrong) = wrong.filter(|_| is_current) {
+            let line = format!(
+                "{wrong}. Jobs get no {} until this is corrected [agent-configuration]",
+                self.kind.what
+            );
+            self.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Where the agent of a configuration is.
+    fn place(&self, config: &Config) -> Result<Place, String> {
+        if let Some(socket) = &config.agent {
+            return Ok(Place {
+                socket: socket.clone(),
+                programs: None,
+            });
+        }
+        let rundir = self
+            .flux()
+            .attribute(c"rundir")
+            .ok_or("the broker has no rundir for the agent: set the key agent")?;
+        let programs = config.agent_program.iter().chain(&self.programs).cloned();
+        Ok(Place {
+            socket: Path::new(&rundir).join(SOCKET),
+            programs: Some(programs.collect()),
+        })
+    }
+
+    pub(crate) fn current(&self) -> Option<Current> {
+        self.current.borrow().clone()
+    }
+
+    pub(crate) fn weak(&self) -> Weak<Self> {
+        self.this.clone()
     }
 
     /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
@@ -371,7 +403,7 @@ impl Inner {
             return false;
         };
         // A commit may be done already, whatever is heard of it.
-        if delivery.committing {
+        if delivery.stage == crate::deliveries::Stage::Committing {
             self.delivered.borrow_mut().insert(job);
         }
         drop(delivery);
@@ -384,7 +416,7 @@ impl Inner {
         // If its eventlog has not been read yet, it may have one.
         let is_unread = self.reader.forget(job);
         if (self.delivered.borrow_mut().remove(&job) || is_unread) && self.unlinks() {
-            self.ended.borrow_mut().push([job], Instant::now());
+            self.records.remove([job]);
             self.tick();
         }
     }
@@ -399,17 +431,21 @@ impl Inner {
             answer["memory"] = json!(crate::MEMORY.bytes());
         }
         answer["version"] = json!(env!("CARGO_PKG_VERSION"));
-        let setup = self.setup.borrow();
-        answer["known-users"] = json!(setup.as_ref().map_or(0, |current| current.setup.owners.count()));
-        answer["rules"] = json!(setup.as_ref().map_or(0, |current| current.setup.config.rules.len()));
+        let current = self.current();
+        let current = current.as_ref();
+        answer["known-users"] = json!(current.map_or(0, |current| current.owners.borrow().count()));
+        answer["rules"] = json!(current.map_or(0, |current| current.config.rules.len()));
+        answer["agent"] = json!(if self.agent.is_connected() {
+            "connected"
+        } else {
+            "not connected"
+        });
         answer
     }
 
     fn has_projects(&self) -> bool {
-        let setup = self.setup.borrow();
-        setup
-            .as_ref()
-            .is_some_and(|current| !current.setup.config.projects.is_empty())
+        self.current()
+            .is_some_and(|current| !current.config.projects.is_empty())
     }
 
     /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here: it must not start
@@ -456,14 +492,6 @@ impl Inner {
                 inner.kind.name
             )));
         }
-        let weak = Rc::downgrade(inner);
-        let watcher = flux.watch(inner.queue.fd(), move || {
-            if let Some(inner) = weak.upgrade() {
-                Inner::take(&inner);
-            }
-        });
-        let watcher = watcher.map_err(|e| PluginError(format!("{} cannot watch its queue: {e}", inner.kind.name)))?;
-        *inner.watcher.borrow_mut() = Some(watcher);
         handover::take_charge(flux, inner.kind)
             .map_err(|e| PluginError(format!("{} cannot be put in charge: {e}", inner.kind.name)))?;
         inner.active.set(true);
@@ -475,10 +503,7 @@ impl Inner {
     }
 
     pub(crate) fn unlinks(&self) -> bool {
-        self.setup
-            .borrow()
-            .as_ref()
-            .is_some_and(|current| current.setup.config.unlink)
+        self.current().is_some_and(|current| current.config.unlink)
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -499,41 +524,30 @@ impl Inner {
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
     pub(crate) fn end(&self) {
-        let (mut under_way, mut sealed) = Default::default();
         if self.active.get() {
-            ffi::guard((), || (under_way, sealed) = self.leave());
-            // Whatever went wrong: the next one must not be kept out, nor threads left behind.
+            ffi::guard((), || self.leave());
+            // Whatever went wrong: the next one must not be kept out.
             handover::give_up_charge(self.flux(), self.kind);
         }
-        // Who looks at it sees that it is in force no more.
-        let setup = self.setup.borrow_mut().take();
-        drop(setup);
-        let have_ended = self.workers.borrow_mut().end();
-        if self.kind.looks_for_records {
-            ffi::guard((), || self.commit_unseen(&under_way, sealed));
-        }
-        if !have_ended {
-            self.log(
-                LogLevel::Warning,
-                "a thread is stuck in munged or a file: the plugin stays in memory for it",
-            );
-            ffi::pin_object();
-        }
+        // Nothing may be called back once the object is unmapped.
+        self.agent.close();
+        let current = self.current.borrow_mut().take();
+        drop(current);
     }
 
-    /// Returns the deliveries that were under way, with their numbers, and what of them is sealed and not committed.
-    fn leave(&self) -> (HashMap<u64, JobId>, BTreeMap<u64, Stored>) {
-        let watcher = self.watcher.borrow_mut().take();
-        drop(watcher);
-        self.ticker.store(IDLE, Ordering::Relaxed);
+    fn leave(&self) {
+        let ticker = self.ticker.borrow_mut().take();
+        drop(ticker);
         ffi::inject_fault("leave");
-        self.unlink_unseen();
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);
         let deliveries = std::mem::take(&mut *self.deliveries.borrow_mut());
-        let sealed = std::mem::take(&mut *self.sealed.borrow_mut());
+        let arrived = self.agent.take_received().into_iter().filter_map(|reply| match reply {
+            Reply::Delivered { number, record, .. } => Some((number, deliveries.job_of(number)?, record)),
+            _ => None,
+        });
+        self.records.leave(self.kind.looks_for_records, arrived);
         let in_flight: Vec<JobId> = deliveries.jobs().collect();
-        let under_way = deliveries.numbers().collect();
         drop(deliveries);
         self.reader.end();
         let mut handover = Handover {
@@ -554,13 +568,11 @@ impl Inner {
             );
             self.log(LogLevel::Warning, &line);
         }
-        (under_way, sealed)
     }
 }
 
-/// Where the helper of the command source may be: beside the plugin's own tree, or where Flux looks for commands.
-fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
-    const NAME: &str = "flux-workflow-token";
+/// Returns where the program of the agent may be: in the plugin's own tree, or where Flux looks for programs.
+fn programs(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     let mut places = Vec::new();
     // PREFIX/lib/flux/job-manager/plugins/workflow-token.so, or one deeper, as in PREFIX/lib/x86_64-linux-gnu.
     let in_place = |path: &Path| {
@@ -569,12 +581,9 @@ fn helpers(plugin: Option<PathBuf>) -> Vec<PathBuf> {
     };
     if let Some(path) = plugin.as_deref().filter(|path| in_place(path)) {
         let prefixes = path.ancestors().skip(5).take(2);
-        places.extend(prefixes.map(|prefix| prefix.join("libexec/flux/cmd").join(NAME)));
+        places.extend(prefixes.map(|prefix| prefix.join("libexec").join(PROGRAM)));
     }
-    if let Some(path) = std::env::var_os("FLUX_EXEC_PATH") {
-        places.extend(std::env::split_paths(&path).map(|dir| dir.join(NAME)));
-    }
-    places.push(PathBuf::from("/usr/libexec/flux/cmd").join(NAME));
+    places.push(Path::new("/usr/libexec").join(PROGRAM));
     places
 }
 

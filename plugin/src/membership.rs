@@ -5,74 +5,36 @@
 //! then it goes on, or fails. What decides in the end is the delivery, which looks again.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::{HashMap, HashSet, VecDeque},
+    cell::RefCell,
     ffi::CStr,
     rc::Rc,
-    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use config::{Asked, Denied, Person, Selection};
-use ffi::{Args, JobId, JobState, LogLevel, PluginError};
+use ffi::{Args, JobId, JobState, LogLevel, PluginError, Watcher};
 
 use crate::{
-    delivery::{Current, Message, TURN},
+    delivery::TURN,
     eventlog::Eventlog,
     facts::{self, JobFacts},
     held::{DueJob, HeldJobs},
-    manager::Inner,
-    owner::{Owner, REFRESH},
-    work::Setup,
-    workers::Queue,
+    manager::{Current, Inner},
+    owners::Owner,
 };
 
 /// What holds a job of whose owner nothing is known yet.
 const DEPENDENCY: &CStr = c"workflow-token-project";
 
-/// How many users are looked up at once, and how many at most where some of them hang.
-const PARALLEL: (usize, usize) = (8, 32);
-
 /// After what time a look-up that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// After how many refreshments the members of the projects are looked up in advance again: ten minutes.
-const AHEAD: u32 = 20;
-
-/// Jobs that are held, and users that are looked up for them.
+/// Jobs that are held until it is known in which projects their owners are.
 #[derive(Default)]
 pub(crate) struct Membership {
     held: RefCell<HeldJobs>,
-    /// Whether some of them are minded in the next turn of the reactor.
-    minding: Cell<bool>,
-    /// Who is being asked for, since when and for which configuration: one look-up of a user at a time, as one that hangs is
-    /// likely not to be the last.
-    asking: RefCell<HashMap<u32, (Instant, Arc<Setup>)>>,
-    waiting: RefCell<Waiting>,
-}
-
-/// Users that are to be looked up, each once for a configuration, in the order in which they came.
-#[derive(Default)]
-struct Waiting {
-    users: VecDeque<(u32, Arc<Setup>)>,
-    /// The same, to be found by.
-    known: HashSet<(u32, *const Setup)>,
-}
-
-impl Waiting {
-    fn push(&mut self, uid: u32, setup: &Arc<Setup>) {
-        if self.known.insert((uid, Arc::as_ptr(setup))) {
-            self.users.push_back((uid, Arc::clone(setup)));
-        }
-    }
-
-    /// Takes the first out that may be looked up now.
-    fn pop(&mut self, may: impl Fn(u32) -> bool) -> Option<(u32, Arc<Setup>)> {
-        let next = self.users.iter().position(|(uid, _)| may(*uid))?;
-        let (uid, setup) = self.users.remove(next)?;
-        self.known.remove(&(uid, Arc::as_ptr(&setup)));
-        Some((uid, setup))
-    }
+    /// The next turn of those that are due.
+    turn: RefCell<Option<Watcher>>,
 }
 
 /// What is known of a job's right to its project.
@@ -80,28 +42,6 @@ enum Standing {
     Fine,
     Denied(Denied),
     Unknown,
-}
-
-/// What a look-up came to.
-#[derive(Clone)]
-pub(crate) struct Known {
-    pub(crate) uid: u32,
-    pub(crate) setup: Arc<Setup>,
-    pub(crate) result: Result<Arc<Owner>, String>,
-}
-
-/// Sends what a look-up came to when it ends, whichever way.
-struct Report {
-    queue: Arc<Queue<Message>>,
-    known: Option<Known>,
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        if let Some(known) = self.known.take() {
-            self.queue.send(Message::Known(known));
-        }
-    }
 }
 
 impl Membership {
@@ -130,11 +70,11 @@ impl Inner {
         };
         let asked = facts::asked(args);
         match state {
-            JobState::New => match inner.standing(&current, args, &asked, uid, None) {
+            JobState::New => match inner.standing(&current, args, &asked, uid) {
                 Standing::Denied(why) => Err(refusal(&why)),
                 Standing::Fine => Ok(()),
                 Standing::Unknown => {
-                    inner.look_up(uid, &current.setup);
+                    inner.agent.look_up(current.generation, uid);
                     Ok(())
                 }
             },
@@ -173,11 +113,11 @@ impl Inner {
                 Ok(())
             };
         }
-        match inner.standing(current, args, asked, uid, None) {
+        match inner.standing(current, args, asked, uid) {
             Standing::Fine => Ok(()),
             Standing::Denied(why) => Err(refusal(&why)),
             Standing::Unknown => {
-                inner.look_up(uid, &current.setup);
+                inner.agent.look_up(current.generation, uid);
                 let why = format!("it is not known yet in which projects uid {uid} is: try again in a moment");
                 if is_new { Err(PluginError(why)) } else { Ok(()) }
             }
@@ -193,7 +133,7 @@ impl Inner {
         let Some((current, job, uid, _)) = inner.with_projects(args) else {
             return;
         };
-        match inner.standing(&current, args, &facts::asked(args), uid, None) {
+        match inner.standing(&current, args, &facts::asked(args), uid) {
             Standing::Fine => {}
             // It was not known when the job was submitted.
             Standing::Denied(why) => inner.deny(job, &why.to_string()),
@@ -204,7 +144,7 @@ impl Inner {
                     return inner.log(LogLevel::Warning, &line);
                 }
                 inner.hold(job, uid);
-                inner.look_up(uid, &current.setup);
+                inner.agent.look_up(current.generation, uid);
             }
         }
     }
@@ -245,8 +185,8 @@ impl Inner {
     }
 
     fn with_projects(&self, args: &Args<'_>) -> Option<(Current, JobId, u32, JobState)> {
-        let current = self.setup.borrow().clone()?;
-        if current.setup.config.projects.is_empty() {
+        let current = self.current()?;
+        if current.config.projects.is_empty() {
             return None;
         }
         let (job, uid, state) = args.job_owner_state()?;
@@ -254,35 +194,28 @@ impl Inner {
     }
 
     /// Whether a job may be in the project that it asks for, or in none, by what is known now.
-    fn standing(&self, current: &Current, args: &Args<'_>, asked: &Asked, uid: u32, owner: Option<&Owner>) -> Standing {
-        let config = &current.setup.config;
+    fn standing(&self, current: &Current, args: &Args<'_>, asked: &Asked, uid: u32) -> Standing {
+        let config = &current.config;
         if config.projects.is_empty() {
             return Standing::Fine;
         }
-        // It is plain already where there is no such project.
+        // It is plain already if there is no such project.
         if let Err(why) = config.projects.asked(asked) {
             return Standing::Denied(why);
         }
-        let known = match owner {
-            Some(_) => None,
-            None => current.setup.owners.known(uid),
-        };
-        let known = owner.or(known.as_deref());
+        let owners = current.owners.borrow();
         let job = JobFacts {
             args,
             uid,
             projects: &config.projects,
             asked,
-            owner: known,
+            owner: owners.known(uid),
         };
         let needs_project = |rule: &usize| config.rules[*rule].source.needs_project();
-        let Some(owner) = known else {
-            // Who asks for none, and needs none, is not held.
+        let Some(owner) = job.owner else {
+            // A job that asks for none, and needs none, is not held.
             return match asked {
-                Asked::Nothing => match current.setup.candidates(&job) {
-                    Some(candidates) if candidates.rules.iter().any(needs_project) => Standing::Unknown,
-                    _ => Standing::Fine,
-                },
+                Asked::Nothing if !config.candidates(&job).iter().any(needs_project) => Standing::Fine,
                 _ => Standing::Unknown,
             };
         };
@@ -299,119 +232,68 @@ impl Inner {
         }
     }
 
-    /// Has a user looked up beside the reactor thread, unless that is under way.
-    pub(crate) fn look_up(&self, uid: u32, setup: &Arc<Setup>) {
-        let membership = &self.membership;
-        let is_under_way = |(_, other): &(Instant, Arc<Setup>)| Arc::ptr_eq(other, setup);
-        if !membership.asking.borrow().get(&uid).is_some_and(is_under_way) {
-            membership.waiting.borrow_mut().push(uid, setup);
-            self.look_up_next();
-        }
-    }
-
-    fn look_up_next(&self) {
-        let membership = &self.membership;
-        loop {
-            let (all, young) = {
-                let asking = membership.asking.borrow();
-                let young = asking
-                    .values()
-                    .filter(|(since, setup)| since.elapsed() < setup.config.timeout);
-                (asking.len(), young.count())
-            };
-            if young >= PARALLEL.0 || all >= PARALLEL.1 {
-                return;
+    /// The agent has told of a user: those of his jobs that wait for that go on, or fail.
+    pub(crate) fn known(inner: &Rc<Self>, generation: u32, uid: u32, told: Result<protocol::Owner, String>) {
+        let Some(current) = inner.current() else { return };
+        let mut held = inner.membership.held.borrow_mut();
+        match told {
+            Ok(owner) if current.generation == generation => {
+                current.owners.borrow_mut().insert(uid, owner);
+                held.decide(uid, true);
             }
-            let mut asking = membership.asking.borrow_mut();
-            let next = membership.waiting.borrow_mut().pop(|uid| !asking.contains_key(&uid));
-            let Some((uid, setup)) = next else { return };
-            asking.insert(uid, (Instant::now(), Arc::clone(&setup)));
-            drop(asking);
-            let result = Err("its look-up ended early: its place is in the broker's output".to_owned());
-            let mut report = Report {
-                queue: Arc::clone(&self.queue),
-                known: Some(Known { uid, setup, result }),
-            };
-            let looked_up = self.workers.borrow_mut().block(move || {
-                if let Some(known) = &mut report.known {
-                    known.result = known.setup.owners.look_up(uid);
-                }
-            });
-            if let Err(e) = looked_up {
-                self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
-                return;
-            }
-        }
-    }
-
-    /// A user was looked up: those of his jobs that wait for that go on, or fail.
-    pub(crate) fn known(inner: &Rc<Self>, known: Known) {
-        let membership = &inner.membership;
-        let asked = membership.asking.borrow_mut().remove(&known.uid);
-        drop(asked);
-        inner.look_up_next();
-        inner.owner_known(known.clone());
-        let current = inner.setup.borrow().clone();
-        let is_current = current.is_some_and(|current| Arc::ptr_eq(&current.setup, &known.setup));
-        let mut held = membership.held.borrow_mut();
-        match known.result {
-            Ok(owner) if is_current => held.decide(known.uid, Some(owner)),
             // It was for a configuration that is not in force any more.
-            Ok(_) => held.look_up_at(known.uid, Instant::now()),
+            Ok(_) => held.look_up_at(uid, Instant::now()),
             Err(e) => {
-                held.look_up_at(known.uid, Instant::now() + AGAIN);
+                held.look_up_at(uid, Instant::now() + AGAIN);
                 drop(held);
-                let uid = known.uid;
                 let line = format!("the owner of a job, uid {uid}, could not be looked up: {e}: trying again");
                 return inner.log(LogLevel::Err, &line);
             }
         }
         drop(held);
-        if !membership.minding.get() {
-            Self::mind_due(inner);
-        }
+        Self::mind_held(inner);
     }
 
     /// For the operator: why an identity token counts for nothing.
     fn log_refused(&self, owner: &Owner) {
-        if let Some(why) = &owner.refused {
+        if let Some(why) = owner.refused() {
             let line = format!("the identity token of {} is not used: {}", owner.name(), why.operator);
             self.log(LogLevel::Info, &line);
         }
     }
 
-    /// Time has passed: looks users up again, and gives jobs up whose owner is not known in time.
+    /// Decides jobs that are due, unless a turn for them comes anyway.
     pub(crate) fn mind_held(inner: &Rc<Self>) {
-        if inner.setup.borrow().is_none() {
-            return;
-        }
-        if !inner.membership.minding.get() {
+        if inner.membership.turn.borrow().is_none() {
             Self::mind_due(inner);
         }
-        // Some of those under way may hang by now.
-        inner.look_up_next();
     }
 
     /// Decides some of the jobs that are due; the others after others had their turn.
-    pub(crate) fn mind_due(inner: &Rc<Self>) {
-        let Some(Current { setup, .. }) = inner.setup.borrow().clone() else {
-            return;
-        };
+    fn mind_due(inner: &Rc<Self>) {
+        let Some(current) = inner.current() else { return };
         let held = &inner.membership.held;
-        let (due, more) = held.borrow_mut().due(Instant::now(), setup.config.timeout, TURN);
-        inner.membership.minding.set(more);
+        let (due, more) = held.borrow_mut().due(Instant::now(), current.config.timeout, TURN);
         if more {
-            inner.queue.send(Message::Due);
+            let weak = Rc::downgrade(inner);
+            let turn = inner.flux().after(0.0, move || {
+                let Some(inner) = weak.upgrade() else { return };
+                let done = inner.membership.turn.borrow_mut().take();
+                ffi::guard((), || Self::mind_due(&inner));
+                drop(done);
+            });
+            // Without a timer, the next tick does it.
+            *inner.membership.turn.borrow_mut() = turn.ok();
         }
         for due in due {
-            inner.unless_it_panics(due.job, || inner.decide_due(&setup, &due));
+            inner.unless_it_panics(due.job, || inner.decide_due(&current, &due));
         }
     }
 
-    fn decide_due(&self, setup: &Arc<Setup>, due: &DueJob) {
+    fn decide_due(&self, current: &Current, due: &DueJob) {
         let DueJob { job, uid, .. } = *due;
         if due.is_late {
-            let seconds = setup.config.timeout.as_secs_f64();
+            let seconds = current.config.timeout.as_secs_f64();
             let line = format!(
                 "{job}: uid {uid} could not be looked up within {seconds} s (timeout): is the name service up?"
             );
@@ -419,21 +301,21 @@ impl Inner {
             let why = "it could not be found out in time whether its owner is in its project: submit it again, and if this \
                        goes on, ask the operators";
             self.deny(job, why);
-        } else if !self.decide(job, due.owner.as_deref()) {
-            self.look_up(uid, setup);
+        } else if !self.decide(job) {
+            self.agent.look_up(current.generation, uid);
         }
     }
 
     /// Lets a job go on that is held, or ends it, as far as that is known now. Returns whether it was.
-    fn decide(&self, job: JobId, owner: Option<&Owner>) -> bool {
+    fn decide(&self, job: JobId) -> bool {
         let Some(args) = self.jobtap.lookup(job) else {
             self.membership.forget(job);
             return true;
         };
-        let current = self.setup.borrow().clone();
+        let current = self.current();
         let standing = match (args.job_owner_state(), current) {
             (Some((_, uid, JobState::Depend)), Some(current)) => {
-                self.standing(&current, &args, &facts::asked(&args), uid, owner)
+                self.standing(&current, &args, &facts::asked(&args), uid)
             }
             _ => {
                 self.membership.forget(job);
@@ -464,38 +346,9 @@ impl Inner {
         }
     }
 
-    /// There is a new configuration: what is held is decided anew, and who is in its projects is looked up in advance.
-    pub(crate) fn prepare(&self, setup: &Arc<Setup>) {
+    /// There is a new configuration: what is held is decided anew.
+    pub(crate) fn decide_anew(&self) {
         self.membership.held.borrow_mut().look_all_up(Instant::now());
-        if setup.config.projects.is_empty() {
-            return;
-        }
-        let setup = Arc::downgrade(setup);
-        let prepared = self.workers.borrow_mut().spawn(keep_fresh(setup));
-        if let Err(e) = prepared {
-            self.log(LogLevel::Err, &format!("no thread can be started: {e}"));
-        }
-    }
-}
-
-/// Keeps what is known of users fresh for as long as the configuration is in force.
-async fn keep_fresh(setup: Weak<Setup>) {
-    for round in 0.. {
-        let setup = setup.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let Some(setup) = setup.upgrade() else { return false };
-            // This is one; another is in force, or with who has not finished yet.
-            let go_on = || Arc::strong_count(&setup) > 1;
-            if round % AHEAD == 0 {
-                setup.owners.look_ahead(&setup.config, go_on);
-            }
-            setup.owners.refresh(go_on);
-            go_on()
-        });
-        if !done.await.unwrap_or(false) {
-            return;
-        }
-        tokio::time::sleep(REFRESH).await;
     }
 }
 

@@ -14,11 +14,13 @@ use std::{
 use ffi::{Args, Future, JobId, JobState, LogLevel, PendingFuture, Watcher};
 use nix::errno::Errno;
 
+use protocol::{Code, Failure};
+
 use crate::{
     eventlog::{Eventlog, Past, Perilog},
-    manager::{Inner, KVS_TIMEOUT},
+    manager::Inner,
+    records::KVS_TIMEOUT,
     stats::Stay,
-    work::Failure,
 };
 
 /// After how many seconds the job manager has sent what it knew to the KVS: it does so in batches of 10 ms.
@@ -131,7 +133,10 @@ impl Inner {
                     Some(matching) => inner.begin(matching, job, uid, stay),
                     None => {
                         let why = "no rule matches it any more: the configuration was changed during its delivery";
-                        inner.fail(job, &Failure::new("the rules were changed: submit it again", why));
+                        inner.fail(
+                            job,
+                            &Failure::new(Code::RulesChanged, "the rules were changed: submit it again", why),
+                        );
                     }
                 }
             }
@@ -317,6 +322,7 @@ impl Inner {
             self.raise(
                 job,
                 &Failure::new(
+                    Code::TooLate,
                     "it was allocated before tokens were delivered here: submit it again",
                     why,
                 ),

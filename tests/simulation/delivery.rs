@@ -718,7 +718,7 @@ fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
     until("all go on", || instance.counter("delivered") == JOBS);
     let stats = instance.ok("stats", json!({}));
     // Each commit is followed by some of its jobs at once.
-    let turns = stats["topics"]["watcher"]["count"].as_u64().unwrap();
+    let turns = stats["topics"]["timer"]["count"].as_u64().unwrap();
     assert!(turns >= JOBS / AT_ONCE / 2, "{JOBS} jobs went on in {turns} turns");
     instance.shutdown();
 }

@@ -390,8 +390,8 @@ fn keys_that_cannot_be_read_fail_the_job_and_a_change_for_the_worse_does_not() {
 }
 
 #[test]
-fn a_path_that_leads_nowhere_where_the_instance_runs_is_refused_with_its_key() {
-    const TEST: &str = "a_path_that_leads_nowhere_where_the_instance_runs_is_refused_with_its_key";
+fn a_path_that_leads_nowhere_where_the_agent_runs_fails_jobs_and_its_key_is_logged() {
+    const TEST: &str = "a_path_that_leads_nowhere_where_the_agent_runs_fails_jobs_and_its_key_is_logged";
     let Some(place) = Minting::new(TEST, "EdDSA") else {
         return;
     };
@@ -402,12 +402,16 @@ fn a_path_that_leads_nowhere_where_the_instance_runs_is_refused_with_its_key() {
     ] {
         let mut table = place.table(json!({"workspace": "hydro"}), json!([]));
         *table.pointer_mut(pointer).unwrap() = json!("$WORKFLOW_TOKEN_NOT_SET/keys");
-        let error = instance.error("config-reload", json!({"config": place.site.config(table)}));
-        assert!(
-            error.contains(&format!("{key}: ")) && error.contains("WORKFLOW_TOKEN_NOT_SET is not set"),
-            "{error}"
-        );
+        instance.ok("config-reload", json!({"config": place.site.config(table)}));
+        instance.ok("wait-log", json!({"text": format!("{key}: ")}));
+        let job = instance.submit(PRINT, matching("mint"));
+        let note = instance.undelivered(&job);
+        assert!(note.contains("[agent-configuration]"), "{note}");
+        let cause = instance.cause(&job);
+        assert!(cause.contains("WORKFLOW_TOKEN_NOT_SET is not set"), "{cause}");
     }
+    let table = place.table(json!({"workspace": "hydro"}), json!([]));
+    instance.ok("config-reload", json!({"config": place.site.config(table)}));
     place.claims(&instance.token("mint"));
     instance.shutdown();
 }

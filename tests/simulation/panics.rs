@@ -101,13 +101,13 @@ fn a_delivery_in_which_something_panics_fails_alone_and_with_one_clear_exception
     };
     for (place, rule) in [
         ("job.state.run", "dw"),
-        ("work", "dw"),
-        ("finish", "dw"),
+        ("fetch", "dw"),
+        ("seal", "dw"),
         ("done", "dw"),
         ("put", "dw"),
         ("committed", "dw"),
         ("fetch", "asked"),
-        ("finish", "asked"),
+        ("seal", "asked"),
     ] {
         trip(&t.site, place);
         let job = t.instance.submit(PRINT, matching(rule));
@@ -131,8 +131,8 @@ fn what_panics_where_no_job_is_concerned_costs_none() {
     };
     for place in ["watcher", "tick"] {
         trip(&t.site, place);
-        tripped(&t.site, place);
         t.others_go_on(place);
+        tripped(&t.site, place);
     }
     // A job that has ended, and the records of those that have.
     for place in ["job.state.inactive", "unlinked"] {
@@ -297,7 +297,7 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
         "answer-resources",
         "answer-setup",
         "prolog-remove",
-        "work",
+        "seal",
         "done",
         "committed",
         "job.event.finish",
@@ -406,7 +406,7 @@ fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_
         );
         until("ports are free again", || query(instance)["ports-free"] == free);
     };
-    for place in ["job.state.run", "work", "done", "committed"] {
+    for place in ["job.state.run", "seal", "done", "committed"] {
         trip(&site, place);
         let job = instance.run(&["echo", "started"], json!({"nodes": 2}));
         tripped(&site, place);

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     munged::Munged,
-    simulator::{Build, Instance, built, plugin},
+    simulator::{Build, Instance, plugin},
     skip,
 };
 
@@ -121,7 +121,7 @@ impl Site {
     pub fn config(&self, table: Value) -> Value {
         let mut whole = json!({
             "munge-socket": self.munged.socket(),
-            "helper": built("flux-workflow-token"),
+            "agent-program": self.build.path("workflow-token-agent"),
         });
         merge(&mut whole, table);
         json!({"workflow-token": whole})

@@ -38,14 +38,15 @@ use std::{
     rc::Rc,
 };
 
+use config::Part;
 use ffi::{Args, JobId, JobState, Jobtap, KeptRequest, LogLevel, PendingFuture, Plugin, PluginError, Watcher};
+use protocol::Failure;
 use serde_json::{Value, json};
 
 use crate::{
     eventlog::Eventlog,
     handover::Handover,
     manager::{Hooks, Inner, Kind},
-    work::Failure,
 };
 use lifecycle::{Epilog, Lifecycle, Machine, Prolog, PrologEvent, WorkflowEvent};
 
@@ -73,6 +74,7 @@ pub(crate) static DWS: Kind = Kind {
     key: seal::key::DWS_ENVIRONMENT,
     looks_for_records: true,
     what: "environment from DWS",
+    part: Part::Rabbits,
     handover: c"workflow-token::dws-handover",
     active: c"workflow-token::dws-active",
     events: &[MEMO],
@@ -437,7 +439,8 @@ impl Rabbits {
         }
         let kind = args.string(&[context[0], context[1], "type"]);
         // Flux records the instance owner as the one who raised the exceptions of plugins.
-        let is_from_owner = args.integer(&[context[0], context[1], "userid"]) == Some(self.inner.sealer.into());
+        let is_from_owner =
+            args.integer(&[context[0], context[1], "userid"]) == Some(nix::unistd::geteuid().as_raw().into());
         if is_from_owner && kind.as_deref().map(str::as_bytes) == Some(EPILOG_TIMEOUT.to_bytes()) {
             self.tell(job, c"dws.abort");
             self.finish_epilog(job, 1).map_err(PluginError)

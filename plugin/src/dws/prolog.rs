@@ -12,7 +12,7 @@ use super::{
     request::PrologRemove,
     service::{Answer, Unanswered, answer},
 };
-use crate::work::Failure;
+use protocol::Failure;
 
 impl Rabbits {
     pub(super) fn run(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {

@@ -17,7 +17,9 @@ use std::{
     time::Instant,
 };
 
+use config::Part;
 use ffi::{Args, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError};
+use protocol::{Code, Failure};
 use seal::{Secret, Variables};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -27,7 +29,6 @@ use crate::{
     handover::Handover,
     manager::{Hooks, Inner, Kind},
     stats::Stay,
-    work::Failure,
 };
 use ports::{Pair, Ports};
 
@@ -44,6 +45,7 @@ pub(crate) static CRAY_PMI: Kind = Kind {
     key: seal::key::CRAY_PMI_BOOTSTRAP,
     looks_for_records: false,
     what: "secret for Cray PMI",
+    part: Part::Sealing,
     handover: c"workflow-token::cray-pmi-bootstrap::handover",
     active: c"workflow-token::cray-pmi-bootstrap::active",
     events: &["cray-pmi-bootstrap"],
@@ -240,7 +242,11 @@ impl State {
         }
         if let Err(e) = self.inner.jobtap.prolog_start(CRAY_PMI.prolog) {
             self.ports.borrow_mut().give_back(job);
-            let why = Failure::new("its prolog could not be started", format!("prolog-start: {e}"));
+            let why = Failure::new(
+                Code::PrologFailed,
+                "its prolog could not be started",
+                format!("prolog-start: {e}"),
+            );
             self.inner.raise(job, &why);
             return;
         }
@@ -338,7 +344,8 @@ impl State {
             // A job manager that comes after this one would not know whose they are.
             self.ports.borrow_mut().give_back(job);
             let why = format!("the event with its ports could not be posted: {e}");
-            self.inner.fail(job, &Failure::new("its ports could not be kept", why));
+            self.inner
+                .fail(job, &Failure::new(Code::Internal, "its ports could not be kept", why));
             return;
         }
         self.deliver(job, uid, pair);
@@ -349,7 +356,8 @@ impl State {
             Ok(variables) => self.inner.give(job, uid, variables, None),
             Err(e) => {
                 let why = format!("the system gave no random bytes: {e}");
-                self.inner.fail(job, &Failure::new("no secret could be made", why));
+                self.inner
+                    .fail(job, &Failure::new(Code::Internal, "no secret could be made", why));
             }
         }
     }
@@ -421,16 +429,14 @@ impl Hooks for State {
     }
 
     fn ticked(&self) {
-        let limit = {
-            let setup = self.inner.setup.borrow();
-            setup.as_ref().map(|current| current.setup.config.timeout)
-        };
+        let limit = self.inner.current().map(|current| current.config.timeout);
         let is_late = |waiting: &Waiting| limit.is_some_and(|limit| waiting.since.elapsed() > limit);
         let late: Vec<Waiting> = self.waiting.borrow().iter().copied().filter(is_late).collect();
         for Waiting { job, .. } in late {
             if self.unwait(job) {
                 let what = "the ports of jobs that run could not be learned from their eventlogs in time (timeout)";
-                self.inner.fail(job, &Failure::new("it took too long", what));
+                self.inner
+                    .fail(job, &Failure::new(Code::StoreTimeout, "it took too long", what));
             }
         }
         // The last of them may have become known by its end.

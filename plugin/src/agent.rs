@@ -1,0 +1,498 @@
+//! The agent client: sends what jobs need to the agent, over one socket that never blocks, and repeats it if the agent
+//! ends.
+//!
+//! Everything that has no final reply is kept. An agent may be killed at any moment; the next one gets it all again. If
+//! agents end or cannot be started, the pauses between tries grow. Deliveries meanwhile fail at their timeout.
+
+mod link;
+mod process;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+
+use ffi::{Flux, LogLevel, Watcher};
+use protocol::{Configure, Deliver, Hello, RELEASE, Reply, Request, VERSION};
+
+use link::Link;
+use process::Process;
+
+/// Pauses between tries to connect: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+
+/// How long an agent that was started may take until it listens.
+const STARTUP: Duration = Duration::from_secs(10);
+
+/// An agent that has sent nothing for so long, when it should have, hangs.
+const HUNG: Duration = Duration::from_secs(1);
+
+/// How many replies are taken in one turn of the reactor.
+const TURN: usize = 16;
+
+/// What the client reports.
+pub(crate) enum Event {
+    /// The agent replied.
+    Reply(Reply),
+    /// For the log.
+    Log(LogLevel, String),
+}
+
+/// The agent client of one plugin.
+pub(crate) struct Agent {
+    flux: Flux<'static>,
+    report: Box<dyn Fn(Event)>,
+    place: RefCell<Option<Place>>,
+    link: RefCell<Option<Link>>,
+    process: RefCell<Process>,
+    /// The next try to connect.
+    retry: RefCell<Option<Watcher>>,
+    /// More replies were received than one turn takes.
+    more: RefCell<Option<Watcher>>,
+    requests: RefCell<Requests>,
+    tries: Cell<Tries>,
+}
+
+/// Where the agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The programs to start it with, of which the first that exists is used. None if others start it.
+    pub programs: Option<Vec<PathBuf>>,
+}
+
+/// What has no final reply, and what of it was not sent on this connection.
+#[derive(Default)]
+struct Requests {
+    configurations: BTreeMap<u32, Request>,
+    deliveries: BTreeMap<u64, Request>,
+    look_ups: BTreeSet<(u32, u32)>,
+    unsent: VecDeque<Unsent>,
+}
+
+/// A request that is to be sent, unless it was withdrawn.
+#[derive(Debug, Clone, Copy)]
+enum Unsent {
+    Hello,
+    Configure(u32),
+    Retire(u32),
+    Deliver(u64),
+    Cancel(u64),
+    LookUp(u32, u32),
+}
+
+/// How often it was tried in vain.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tries {
+    /// Since the agent last replied.
+    failed: u32,
+    /// Whether the operator was told.
+    is_told: bool,
+}
+
+impl Agent {
+    /// Returns a client that does nothing before it is placed.
+    pub fn new(flux: Flux<'static>, report: impl Fn(Event) + 'static) -> Rc<Self> {
+        Rc::new(Self {
+            flux,
+            report: Box::new(report),
+            place: RefCell::default(),
+            link: RefCell::default(),
+            process: RefCell::default(),
+            retry: RefCell::default(),
+            more: RefCell::default(),
+            requests: RefCell::default(),
+            tries: Cell::default(),
+        })
+    }
+
+    /// Connects to the agent at this place, and stays connected.
+    pub fn place(self: &Rc<Self>, place: Place) {
+        if self.place.borrow().as_ref() != Some(&place) {
+            *self.place.borrow_mut() = Some(place);
+            self.close();
+        }
+        self.ensure();
+    }
+
+    /// Makes a configuration known, which later requests name.
+    pub fn configure(self: &Rc<Self>, configure: Configure) {
+        let generation = configure.generation;
+        let mut requests = self.requests.borrow_mut();
+        requests
+            .configurations
+            .insert(generation, Request::Configure(configure));
+        requests.unsent.push_back(Unsent::Configure(generation));
+        drop(requests);
+        self.flush();
+    }
+
+    /// Forgets the configurations that nothing names any more, other than the one in force.
+    pub fn retire_unused(self: &Rc<Self>, in_force: u32) {
+        let mut requests = self.requests.borrow_mut();
+        let mut used = BTreeSet::from([in_force]);
+        used.extend(requests.deliveries.values().filter_map(|request| match request {
+            Request::Deliver(deliver) => Some(deliver.generation),
+            _ => None,
+        }));
+        let unused = requests
+            .configurations
+            .keys()
+            .filter(|generation| !used.contains(generation));
+        let unused: Vec<u32> = unused.copied().collect();
+        for generation in unused {
+            requests.configurations.remove(&generation);
+            requests.unsent.push_back(Unsent::Retire(generation));
+        }
+        requests.look_ups.retain(|(generation, _)| used.contains(generation));
+        drop(requests);
+        self.flush();
+    }
+
+    /// Asks for a record.
+    pub fn deliver(self: &Rc<Self>, deliver: Deliver) {
+        let number = deliver.number;
+        let mut requests = self.requests.borrow_mut();
+        requests.deliveries.insert(number, Request::Deliver(deliver));
+        requests.unsent.push_back(Unsent::Deliver(number));
+        drop(requests);
+        self.flush();
+    }
+
+    /// Gives a delivery up. Nothing is heard of it any more.
+    pub fn cancel(self: &Rc<Self>, number: u64) {
+        let mut requests = self.requests.borrow_mut();
+        if requests.deliveries.remove(&number).is_some() {
+            requests.unsent.push_back(Unsent::Cancel(number));
+            drop(requests);
+            self.flush();
+        }
+    }
+
+    /// Asks who a user is, unless that was asked already.
+    pub fn look_up(self: &Rc<Self>, generation: u32, uid: u32) {
+        let mut requests = self.requests.borrow_mut();
+        if requests.look_ups.insert((generation, uid)) {
+            requests.unsent.push_back(Unsent::LookUp(generation, uid));
+            drop(requests);
+            self.flush();
+        }
+    }
+
+    /// Whether the agent can be asked now.
+    pub fn is_connected(&self) -> bool {
+        self.link.borrow().is_some()
+    }
+
+    /// A reply is overdue. An agent that hangs is killed, if it is one that plugins start, and the next one is asked.
+    pub fn is_overdue(self: &Rc<Self>) {
+        let hangs = |link: &Link| link.received_last().elapsed() >= HUNG;
+        let link = self.link.borrow_mut().take_if(|link| hangs(link));
+        let Some(link) = link else { return };
+        let is_ours = self
+            .place
+            .borrow()
+            .as_ref()
+            .is_some_and(|place| place.programs.is_some());
+        if is_ours {
+            link.kill_peer();
+        }
+        drop(link);
+        self.lost("it did not answer");
+    }
+
+    /// Takes the replies that have come so far, before the client is dropped.
+    pub fn take_received(&self) -> Vec<Reply> {
+        let mut link = self.link.borrow_mut();
+        let Some(link) = &mut *link else { return Vec::new() };
+        let mut replies = Vec::new();
+        while let Ok(Some(reply)) = link.next() {
+            replies.push(reply);
+        }
+        replies
+    }
+
+    fn log(&self, level: LogLevel, line: impl Into<String>) {
+        (self.report)(Event::Log(level, line.into()));
+    }
+
+    /// Connects, unless that is so or under way.
+    fn ensure(self: &Rc<Self>) {
+        if self.link.borrow().is_none() && self.retry.borrow().is_none() {
+            self.connect();
+        }
+    }
+
+    fn connect(self: &Rc<Self>) {
+        let Some(place) = self.place.borrow().clone() else {
+            return;
+        };
+        let weak = Rc::downgrade(self);
+        let connected = Link::connect(&place.socket, self.flux, move || with(&weak, Self::receive));
+        match connected {
+            Ok(link) => {
+                *self.link.borrow_mut() = Some(link);
+                self.requests.borrow_mut().repeat();
+                self.flush();
+            }
+            Err(link::Error::Absent(e)) => self.start(&place, &e),
+            Err(link::Error::Refused(e)) => self.failed(&e),
+        }
+    }
+
+    /// Starts an agent, unless one is starting or others start it.
+    fn start(self: &Rc<Self>, place: &Place, absent: &str) {
+        let Some(programs) = &place.programs else {
+            return self.failed(absent);
+        };
+        let state = self.process.borrow_mut().poll();
+        match state {
+            process::State::Starting(since) if since.elapsed() < STARTUP => self.retry_after(PAUSES.0),
+            process::State::Starting(_) => self.failed("it was started and does not listen"),
+            process::State::Ended(how) => self.failed(&how),
+            process::State::None => {
+                let started = self.process.borrow_mut().start(programs, &place.socket);
+                match started {
+                    Ok(()) => self.retry_after(PAUSES.0),
+                    Err(e) => self.failed(&e),
+                }
+            }
+        }
+    }
+
+    /// It was in vain: the next try comes after a pause, each longer than the one before.
+    fn failed(self: &Rc<Self>, why: &str) {
+        let mut tries = self.tries.get();
+        tries.failed = tries.failed.saturating_add(1);
+        if !std::mem::replace(&mut tries.is_told, true) {
+            let socket = self
+                .place
+                .borrow()
+                .as_ref()
+                .map(|place| place.socket.display().to_string());
+            let socket = socket.unwrap_or_default();
+            let line = format!(
+                "the agent at {socket} cannot be used: {why}. Jobs that need it wait and fail at their timeout [agent-unavailable]"
+            );
+            self.log(LogLevel::Err, line);
+        }
+        self.tries.set(tries);
+        self.process.borrow_mut().forget();
+        let pause = PAUSES.0.saturating_mul(1 << tries.failed.min(16)).min(PAUSES.1);
+        self.retry_after(pause);
+    }
+
+    fn retry_after(self: &Rc<Self>, pause: Duration) {
+        let weak = Rc::downgrade(self);
+        let retry = self.flux.after(pause.as_secs_f64(), move || {
+            with(&weak, |agent| {
+                // It is running, and has done its work.
+                let done = agent.retry.borrow_mut().take();
+                agent.connect();
+                drop(done);
+            });
+        });
+        match retry {
+            Ok(retry) => *self.retry.borrow_mut() = Some(retry),
+            Err(e) => self.log(LogLevel::Err, format!("no timer can be started: {e}")),
+        }
+    }
+
+    /// The connection is gone. An agent that replied is replaced at once.
+    fn lost(self: &Rc<Self>, why: &str) {
+        self.process.borrow_mut().forget();
+        self.more.borrow_mut().take();
+        if self.tries.get().failed == 0 {
+            self.log(
+                LogLevel::Warning,
+                format!("the agent is gone: {why}. It is asked again"),
+            );
+            let mut tries = self.tries.get();
+            tries.failed = 1;
+            self.tries.set(tries);
+            self.ensure();
+        } else {
+            self.failed(why);
+        }
+    }
+
+    /// Closes the connection. Requests are kept.
+    pub fn close(&self) {
+        let link = self.link.borrow_mut().take();
+        drop(link);
+        self.retry.borrow_mut().take();
+        self.more.borrow_mut().take();
+    }
+
+    /// Takes some of the replies that have come; the others after others had their turn.
+    fn receive(self: &Rc<Self>) {
+        ffi::inject_fault("watcher");
+        let mut replies = Vec::new();
+        let (mut ended, mut more) = (None, false);
+        if let Some(link) = &mut *self.link.borrow_mut() {
+            ended = link.read().err();
+            while replies.len() < TURN {
+                match link.next() {
+                    Ok(Some(reply)) => replies.push(reply),
+                    Ok(None) => break,
+                    Err(e) => {
+                        ended = Some(e);
+                        break;
+                    }
+                }
+            }
+            more = replies.len() == TURN;
+        }
+        for reply in replies {
+            self.replied(reply);
+        }
+        if more {
+            // What ended the connection comes up again when all has been taken.
+            let weak = Rc::downgrade(self);
+            let soon = self.flux.after(0.0, move || with(&weak, Self::receive));
+            // Without a timer, they wait for the next reply.
+            let former = std::mem::replace(&mut *self.more.borrow_mut(), soon.ok());
+            drop(former);
+        } else if let Some(why) = ended {
+            let link = self.link.borrow_mut().take();
+            if link.is_some() {
+                drop(link);
+                self.lost(&why);
+            }
+        }
+    }
+
+    fn replied(self: &Rc<Self>, reply: Reply) {
+        match &reply {
+            Reply::Welcome { version, release } => return self.welcomed(*version, release),
+            Reply::Delivered { number, .. } | Reply::NoRule { number } | Reply::Failed { number, .. } => {
+                self.tries.set(Tries::default());
+                self.requests.borrow_mut().deliveries.remove(number);
+            }
+            Reply::Owner { generation, uid, .. } => {
+                self.requests.borrow_mut().look_ups.remove(&(*generation, *uid));
+            }
+            Reply::Configured { .. } => {
+                let is_told = self.tries.get().is_told;
+                if is_told {
+                    self.log(LogLevel::Notice, "the agent answers again");
+                }
+                self.tries.set(Tries {
+                    is_told: false,
+                    ..self.tries.get()
+                });
+            }
+            Reply::Log(_) => {}
+        }
+        (self.report)(Event::Reply(reply));
+    }
+
+    /// An agent of another release has made room for one of this release, unless others start it.
+    fn welcomed(self: &Rc<Self>, version: u16, release: &str) {
+        let is_ours = self
+            .place
+            .borrow()
+            .as_ref()
+            .is_some_and(|place| place.programs.is_some());
+        if version == VERSION && (release == RELEASE || !is_ours) {
+            return;
+        }
+        let link = self.link.borrow_mut().take();
+        drop(link);
+        if is_ours {
+            self.retry_after(PAUSES.0);
+        } else {
+            self.failed(&format!(
+                "it is release {release} with protocol {version}, and the plugin is release {RELEASE} with protocol {VERSION}: \
+                 install the same release of both"
+            ));
+        }
+    }
+
+    /// Sends what the socket takes; the rest when it takes more.
+    fn flush(self: &Rc<Self>) {
+        let mut link = self.link.borrow_mut();
+        let Some(open) = &mut *link else { return };
+        let mut requests = self.requests.borrow_mut();
+        let weak = Rc::downgrade(self);
+        let sent = open.send(|| requests.next_frame(), self.flux, move || with(&weak, Self::flush));
+        drop(requests);
+        if let Err(why) = sent {
+            let gone = link.take();
+            drop(link);
+            drop(gone);
+            self.lost(&why);
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Requests {
+    /// A new connection knows of nothing.
+    fn repeat(&mut self) {
+        self.unsent.clear();
+        self.unsent.push_back(Unsent::Hello);
+        self.unsent.extend(
+            self.configurations
+                .keys()
+                .map(|generation| Unsent::Configure(*generation)),
+        );
+        self.unsent.extend(
+            self.look_ups
+                .iter()
+                .map(|(generation, uid)| Unsent::LookUp(*generation, *uid)),
+        );
+        self.unsent
+            .extend(self.deliveries.keys().map(|number| Unsent::Deliver(*number)));
+    }
+
+    /// Takes the next request out that is to be sent.
+    fn next_frame(&mut self) -> Option<Result<link::Frame, protocol::Error>> {
+        loop {
+            let made;
+            let request = match self.unsent.pop_front()? {
+                Unsent::Hello => {
+                    let release = RELEASE.to_owned();
+                    made = Request::Hello(Hello {
+                        version: VERSION,
+                        release,
+                    });
+                    Some(&made)
+                }
+                Unsent::Configure(generation) => self.configurations.get(&generation),
+                Unsent::Deliver(number) => self.deliveries.get(&number),
+                Unsent::Retire(generation) => {
+                    made = Request::Retire { generation };
+                    Some(&made)
+                }
+                Unsent::Cancel(number) => {
+                    made = Request::Cancel { number };
+                    Some(&made)
+                }
+                Unsent::LookUp(generation, uid) => {
+                    made = Request::LookUp { generation, uid };
+                    Some(&made)
+                }
+            };
+            // It may have been withdrawn since.
+            if let Some(request) = request {
+                return Some(protocol::encode(request));
+            }
+        }
+    }
+}
+
+fn with(agent: &Weak<Agent>, f: impl FnOnce(&Rc<Agent>)) {
+    if let Some(agent) = agent.upgrade() {
+        f(&agent);
+    }
+}

@@ -1,0 +1,73 @@
+//! The process of an agent that a plugin has started.
+
+use std::{
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+/// The process, as far as it is known. The broker may reap it before anybody asks.
+#[derive(Default)]
+pub(super) struct Process(Option<(Child, Instant)>);
+
+/// What became of it.
+pub(super) enum State {
+    /// None was started, or it has served.
+    None,
+    /// It was started then, and runs.
+    Starting(Instant),
+    /// It ended before it served.
+    Ended(String),
+}
+
+impl Process {
+    /// Returns what became of it.
+    pub fn poll(&mut self) -> State {
+        let Some((child, since)) = &mut self.0 else {
+            return State::None;
+        };
+        match child.try_wait() {
+            Ok(None) => State::Starting(*since),
+            Ok(Some(status)) => State::Ended(format!(
+                "it ended at once ({status}): see its output in that of the broker"
+            )),
+            // The broker was first.
+            Err(_) => State::Ended("it ended at once: see its output in that of the broker".to_owned()),
+        }
+    }
+
+    /// It is of no interest any more.
+    pub fn forget(&mut self) {
+        if let Some((mut child, _)) = self.0.take() {
+            // It is reaped here, or by the broker.
+            let _ = child.try_wait();
+        }
+    }
+
+    /// Starts the first of the programs that exists.
+    ///
+    /// # Errors
+    /// What failed, for the operator.
+    pub fn start(&mut self, programs: &[PathBuf], socket: &Path) -> Result<(), String> {
+        for program in programs {
+            let mut command = Command::new(program);
+            command.arg("--socket").arg(socket).process_group(0);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            match command.spawn() {
+                Ok(child) => {
+                    self.0 = Some((child, Instant::now()));
+                    return Ok(());
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(format!("{} cannot be run: {e}", program.display())),
+            }
+        }
+        let tried: Vec<String> = programs.iter().map(|path| path.display().to_string()).collect();
+        Err(format!(
+            "its program was not found (tried {}): install it, or set the key agent-program",
+            tried.join(", ")
+        ))
+    }
+}
