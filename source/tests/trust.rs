@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use secure_path::Owners;
 use source::{
     keys::{self, Want},
     trust::{self, Refusal},
@@ -63,7 +64,7 @@ impl Place {
             let bytes = read(&path, 100).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(bytes.as_slice(), b"content", "{name}");
         }
-        trust::examine_way(&path, me()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        secure_path::check_way(&path, Owners::of(me())).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
     /// That it is not, in any way, and why.
@@ -72,7 +73,7 @@ impl Place {
         let path = self.at(name);
         let why = untrusted(trust::read_public(&path, 100));
         assert_eq!(untrusted(trust::read_private(&path, 100)), why);
-        assert_eq!(untrusted(trust::examine_way(&path, me())), why);
+        assert_eq!(untrusted(secure_path::check_way(&path, Owners::of(me()))), why);
         why
     }
 }
@@ -188,7 +189,7 @@ fn links_in_a_directory_of_another_user_are_not_followed() {
         assert!(why.starts_with(&says), "{name}: {why}");
     }
     // It is as good as one of root for an instance of that user.
-    trust::examine_way(&place.at("to-file"), OTHER).unwrap();
+    secure_path::check_way(&place.at("to-file"), Owners::of(OTHER)).unwrap();
 }
 
 #[test]

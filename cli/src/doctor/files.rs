@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use config::{Config, Rule, Source, Template, Values};
-use source::trust::{self, Refusal};
+use secure_path::{Owners, Refusal};
 
 use super::{Finding, fail, ok, warn};
 use crate::people;
@@ -57,7 +57,7 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
             let checked = directory(&path, owner);
             (path, checked)
         }
-        Source::Command { argv } => {
+        Source::Command { argv, .. } => {
             let path = PathBuf::from(argv.first().map(Template::prefix).unwrap_or_default());
             let checked = program(&path, owner);
             (path, checked)
@@ -124,7 +124,7 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
 
 /// Whether an argument of a command has the form of a secret. It is not shown.
 fn secrets(index: usize, rule: &Rule) -> Option<Finding> {
-    let Source::Command { argv } = &rule.source else {
+    let Source::Command { argv, .. } = &rule.source else {
         return None;
     };
     let mut arguments = argv.iter().enumerate().skip(1);
@@ -203,6 +203,7 @@ fn directory(path: &Path, owner: u32) -> Result<(), Wrong> {
     above(path, owner)
 }
 
+/// As it is checked before each run.
 fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
     let meta = stat(path)?;
     if !meta.is_file() {
@@ -218,18 +219,22 @@ fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
         ));
     }
     unchangeable(path, &meta, owner)?;
-    above(path, owner)
+    secure_path::check_program(path, Owners::of(owner)).map_err(unsafe_way)
 }
 
 /// That nobody else can put something else in the place of `path` by way of a directory above it, or of a link.
 fn above(path: &Path, owner: u32) -> Result<(), Wrong> {
-    trust::examine_way(path, owner).map_err(|refusal| match refusal {
+    secure_path::check_way(path, Owners::of(owner)).map_err(unsafe_way)
+}
+
+fn unsafe_way(refusal: Refusal) -> Wrong {
+    match refusal {
         Refusal::Io(e) => unreadable(&e),
         Refusal::Untrusted(why) => Wrong::new(
             format!("the way to it is not safe: {why}"),
             "let only the instance owner and root change what is on the way, or name another one",
         ),
-    })
+    }
 }
 
 fn stat(path: &Path) -> Result<Metadata, Wrong> {

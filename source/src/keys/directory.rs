@@ -17,10 +17,11 @@ use std::{
     sync::Arc,
 };
 
+use secure_path::{Directory, Owners};
 use token::{Algorithm, HmacKey, KeyError, KeySet, SigningKey, VerifyingKey};
 use zeroize::Zeroizing;
 
-use crate::trust::{self, Directory, Refusal};
+use crate::trust::{self, Refusal};
 
 /// The file that names the key that signs.
 pub(super) const ACTIVE: &str = "active";
@@ -119,7 +120,8 @@ pub enum Want {
 /// [`KeysError`]: nothing is used where anything is not as it should be.
 pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
     if path.is_dir() || want == Want::Signing {
-        let directory = Directory::at(path).map_err(|e| KeysError::refused(path, &e))?;
+        let directory =
+            secure_path::open_directory(path, Owners::process()).map_err(|e| KeysError::refused(path, &e))?;
         return Reader::default().directory(&directory, want);
     }
     let bytes = trust::read_public(path, MAX_JWKS).map_err(|e| KeysError::refused(path, &e))?;

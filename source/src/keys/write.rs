@@ -19,7 +19,7 @@ use super::{
     Keys,
     directory::{ACTIVE, HS256, KeysError, SIGNING, Want, active, is_file_name, private_key, read},
 };
-use crate::trust::{Directory, Refusal};
+use secure_path::{Directory, Owners, Refusal};
 
 /// Everyone may read what is public, and what is private nobody but the owner.
 const PUBLIC_DIRECTORY: u32 = 0o755;
@@ -32,7 +32,10 @@ const PRIVATE: u32 = 0o600;
 /// # Errors
 /// [`KeysError`], also where there are keys already: they are not replaced.
 pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
-    let writer = Writer::new(path, Directory::make(path, PUBLIC_DIRECTORY))?;
+    let writer = Writer::new(
+        path,
+        secure_path::make_directory(path, PUBLIC_DIRECTORY, Owners::process()),
+    )?;
     for name in [None, Some(SIGNING), Some(HS256)] {
         if writer.has_any(name)? {
             let why = "there are keys already: add one with `flux workflow-token rotate add`";
@@ -150,7 +153,7 @@ struct Writer {
 
 impl Writer {
     fn open(path: &Path) -> Result<Self, KeysError> {
-        Self::new(path, Directory::at(path))
+        Self::new(path, secure_path::open_directory(path, Owners::process()))
     }
 
     fn new(path: &Path, directory: Result<Directory, Refusal>) -> Result<Self, KeysError> {
