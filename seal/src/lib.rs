@@ -8,11 +8,13 @@
 
 mod munge;
 mod record;
+mod socket;
 mod variables;
 
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
 pub use record::{Expected, MAX_PAYLOAD, Opened, Record, Staleness, VERSION, key};
 pub use secrecy::{ExposeSecret, SecretString as Secret};
+pub use socket::MungeUser;
 pub use variables::{NameError, Variables, check_name};
 
 use std::fmt;

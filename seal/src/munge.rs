@@ -1,7 +1,7 @@
 //! MUNGE: the only module that calls libmunge (munge(3), munge_ctx(3)), over the declarations of crate `munge-sys`.
 
 use std::{
-    ffi::{CStr, CString, c_int, c_void},
+    ffi::{CStr, CString, OsStr, c_char, c_int, c_void},
     fmt,
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -13,10 +13,13 @@ use std::{
 use munge_sys as sys;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::socket::{Guard, MungeUser, Refused};
+
 /// How to reach munged, and how to encode. Cheap to clone; may be used from any thread.
 #[derive(Debug, Clone, Default)]
 pub struct Munge {
     socket: Option<CString>,
+    guard: Guard,
     cipher: Cipher,
     mac: Mac,
     ttl: Ttl,
@@ -117,6 +120,14 @@ impl Munge {
         })
     }
 
+    /// With another user that munged may run as, besides root and the instance owner.
+    pub fn user(self, user: MungeUser) -> Self {
+        Self {
+            guard: Guard::new(user),
+            ..self
+        }
+    }
+
     /// With another cipher.
     pub fn cipher(self, cipher: Cipher) -> Self {
         Self { cipher, ..self }
@@ -153,6 +164,7 @@ impl Munge {
             });
         }
         let ctx = Context::new(self, what)?;
+        ctx.check_socket(|path| self.guard.check_listener(path))?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_CIPHER_TYPE, self.cipher.code())?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_MAC_TYPE, self.mac.code())?;
         // A token does not compress, and compressing what is encrypted tells of its content by its length.
@@ -182,10 +194,12 @@ impl Munge {
     }
 
     /// Decodes a credential as the uid of this process. Expired, rewound and replayed credentials are authentic and
-    /// authorized when MUNGE says so of them: it checks those three last. They are returned with their code.
-    pub(crate) fn decode(&self, credential: &str) -> Result<Decoded, MungeError> {
+    /// authorized when MUNGE says so of them: it checks those three last. They are returned with their code. munged may
+    /// run as `instance_owner`.
+    pub(crate) fn decode(&self, credential: &str, instance_owner: u32) -> Result<Decoded, MungeError> {
         let what = "MUNGE could not open the sealed record";
         let ctx = Context::new(self, what)?;
+        ctx.check_socket(|path| self.guard.check(path, instance_owner))?;
         let credential = CString::new(credential).map_err(|_| MungeError {
             code: sys::munge_err_EMUNGE_BAD_CRED,
             text: "the credential has a NUL".to_owned(),
@@ -310,6 +324,36 @@ impl Context {
             ctx.check(code)?;
         }
         Ok(ctx)
+    }
+
+    /// Checks the socket that it will connect to.
+    fn check_socket(&self, check: impl Fn(&Path) -> Result<(), Refused>) -> Result<(), MungeError> {
+        let mut path: *const c_char = ptr::null();
+        // SAFETY: MUNGE_OPT_SOCKET is read into a pointer to a string that the context owns (munge_ctx(3)).
+        let code = unsafe {
+            sys::munge_ctx_get(
+                self.raw,
+                sys::munge_opt_MUNGE_OPT_SOCKET as c_int,
+                &mut path as *mut *const c_char,
+            )
+        };
+        self.check(code)?;
+        if path.is_null() {
+            return Ok(());
+        }
+        // SAFETY: libmunge has set it to a C string, which lives as long as the context.
+        let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
+        check(path).map_err(|refused| {
+            let (code, text) = match refused {
+                Refused::Absent(e) => (sys::munge_err_EMUNGE_SOCKET, e.to_string()),
+                Refused::Untrusted(why) => (sys::munge_err_EMUNGE_BAD_ARG, format!("its socket is not safe: {why}")),
+            };
+            MungeError {
+                code,
+                text: format!("{}: {text}", path.display()),
+                what: self.what,
+            }
+        })
     }
 
     fn set_int(&self, option: sys::munge_opt_t, value: c_int) -> Result<(), MungeError> {

@@ -144,7 +144,7 @@ impl Record {
     /// # Errors
     /// Any of [`Error`] but `TooLarge`: a record is accepted only where every check passes.
     pub fn open(&self, munge: &Munge, expected: &Expected) -> Result<Opened, Error> {
-        let decoded = munge.decode(&self.credential)?;
+        let decoded = munge.decode(&self.credential, expected.instance_owner)?;
         check_sealer(&decoded, expected)?;
         check_restriction(&decoded, expected)?;
         let payload = Payload::decode(&decoded.payload)?;

@@ -272,3 +272,107 @@ fn root_the_sealer_and_other_users_are_refused() {
         assert!(text.contains(says), "uid {uid}: {text}");
     }
 }
+
+/// Whatever is listened on where others could have put the socket is sent nothing.
+#[test]
+fn a_socket_that_others_could_have_put_there_is_not_used() {
+    const TEST: &str = "a_socket_that_others_could_have_put_there_is_not_used";
+    let munged = munged!("a_socket_that_others_could_have_put_there_is_not_used");
+    let dir = munged.socket().parent().unwrap().to_owned();
+    let set_mode = |mode| std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    let munge = munged.client();
+    let record = sealed(&munge);
+    let refused = |munge: &Munge| {
+        let sealing = Record::seal(munge, expected().owner, me(), &variables()).unwrap_err();
+        let opening = record.open(munge, &expected()).unwrap_err();
+        assert!(!sealing.is_retryable() && !opening.is_retryable());
+        let texts = [sealing.to_string(), opening.to_string()];
+        assert!(
+            texts
+                .iter()
+                .all(|text| text.contains(munged.socket().to_str().unwrap())),
+            "{texts:?}"
+        );
+        texts
+    };
+    // It was used before, and is looked at each time.
+    set_mode(0o777);
+    for text in refused(&munge) {
+        assert!(
+            text.contains("others can write to the directory") && text.contains("chmod go-w"),
+            "{text}"
+        );
+    }
+    set_mode(0o1777);
+    sealed(&munge);
+    if me() != 0 {
+        return skip(
+            TEST,
+            "only root can give sockets away, and start munged as somebody else",
+        );
+    }
+    // A listener of another user in a directory like /tmp, while munged is down.
+    std::os::unix::fs::chown(munged.socket(), Some(61_001), None).unwrap();
+    for text in refused(&munge) {
+        assert!(
+            text.contains("owned by uid 61001") && text.contains("munge-user"),
+            "{text}"
+        );
+    }
+    sealed(&munged.client().user(seal::MungeUser::Uid(61_001)));
+}
+
+/// The owner of a socket does not tell who listens.
+#[test]
+fn a_listener_who_is_another_user_is_sent_nothing() {
+    const TEST: &str = "a_listener_who_is_another_user_is_sent_nothing";
+    const OTHER: u32 = 61_001;
+    if let Some(path) = std::env::var_os("TEST_LISTENER") {
+        // In a process of the other user, see below.
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        println!("listening");
+        let (mut connection, _) = listener.accept().unwrap();
+        let received = std::io::copy(&mut connection, &mut std::io::sink()).unwrap();
+        println!("received {received}");
+        return;
+    }
+    if me() != 0 {
+        return skip(TEST, "not root, who can become other users");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let set_mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set_mode(dir.path(), 0o777);
+    let (program, socket) = (dir.path().join("test"), dir.path().join("socket"));
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut listener = Command::new(&program)
+        .args(["--exact", TEST, "--nocapture"])
+        .uid(OTHER)
+        .gid(OTHER)
+        .current_dir("/")
+        .env("TEST_LISTENER", &socket)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(listener.stdout.take().unwrap()));
+    let mut says = |word: &str| {
+        lines
+            .by_ref()
+            .map(Result::unwrap)
+            .find(|line| line.contains(word))
+            .unwrap()
+    };
+    says("listening");
+    std::os::unix::fs::chown(&socket, Some(0), None).unwrap();
+    set_mode(dir.path(), 0o755);
+    let munge = Munge::new(Some(&socket)).unwrap();
+    let error = Record::seal(&munge, expected().owner, me(), &variables()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        !error.is_retryable() && text.contains("uid 61001 listens there"),
+        "{text}"
+    );
+    assert_eq!(says("received"), "received 0");
+    listener.wait().unwrap();
+}
