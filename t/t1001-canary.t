@@ -36,6 +36,7 @@ EOF
 	for name in command stderr late; do
 		printf '[[workflow-token.rule]]\nattribute = "system.%s"\nsource = "command"\ncommand = ["%s"]\n' \
 			$name "$PWD/print-$name"
+		printf 'log-stderr = true\n'
 	done
 } | table
 mkfifo late

@@ -70,8 +70,11 @@ EOF
 		file_rule $name
 	done
 	file_rule unchecked 'check = "none"'
-	for name in failing chatty signals flood killed silent absent; do
+	for name in signals flood killed silent absent; do
 		command_rule $name
+	done
+	for name in failing chatty; do
+		command_rule $name 'log-stderr = true'
 	done
 	command_rule slow 'timeout = "1s"'
 } | table

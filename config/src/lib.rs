@@ -75,6 +75,8 @@ pub struct Config {
 pub struct Munge {
     /// munged's socket; where libmunge looks by default if not given.
     pub socket: Option<PathBuf>,
+    /// The user that munged runs as, besides root and the instance owner.
+    pub user: seal::MungeUser,
     /// The cipher.
     pub cipher: seal::Cipher,
     /// The message authentication code.
@@ -118,6 +120,7 @@ impl Munge {
     /// A socket path that cannot be one.
     pub fn client(&self) -> Result<seal::Munge, seal::MungeError> {
         Ok(seal::Munge::new(self.socket.as_deref())?
+            .user(self.user.clone())
             .cipher(self.cipher)
             .mac(self.mac)
             .ttl(self.ttl))
@@ -151,6 +154,8 @@ pub enum Source {
     Command {
         /// The program, an absolute path, and its arguments.
         argv: Vec<Template>,
+        /// Whether its standard error is logged, with secrets hidden.
+        log_stderr: bool,
     },
     /// The Workflow of a rabbit job, and the Secret that it names.
     Kubernetes(Kubernetes),
@@ -176,7 +181,7 @@ impl Source {
     pub fn needs_project(&self) -> bool {
         match self {
             Source::File { path } => path.needs_project(),
-            Source::Command { argv } => argv.iter().any(Template::needs_project),
+            Source::Command { argv, .. } => argv.iter().any(Template::needs_project),
             Source::Kubernetes(settings) => settings.object.needs_project(),
             Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
             Source::OAuth2(settings) => settings.grant.subject_token().is_some_and(Template::needs_project),

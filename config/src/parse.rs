@@ -18,7 +18,7 @@ use serde_path_to_error::Segment;
 
 pub use files::read_files;
 
-use crate::{Config, Identity, Issuer, Munge, Project, TABLE};
+use crate::{Config, Identity, Issuer, Munge, Principal, Project, TABLE};
 
 /// How long a delivery may take unless the configuration says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -90,6 +90,8 @@ struct Table {
     agent_program: Option<PathBuf>,
     #[serde(deserialize_with = "field::socket")]
     munge_socket: Option<PathBuf>,
+    #[serde(deserialize_with = "field::principal")]
+    munge_user: Option<Principal>,
     #[serde(deserialize_with = "field::parsed")]
     munge_cipher: Option<seal::Cipher>,
     #[serde(deserialize_with = "field::parsed")]
@@ -106,8 +108,13 @@ struct Table {
 
 impl Table {
     fn config(self) -> Result<Config, Error> {
+        let user = self.munge_user.map(|user| match user {
+            Principal::Name(name) => seal::MungeUser::Name(name),
+            Principal::Id(uid) => seal::MungeUser::Uid(uid),
+        });
         let munge = Munge {
             socket: self.munge_socket,
+            user: user.unwrap_or_default(),
             cipher: self.munge_cipher.unwrap_or_default(),
             mac: self.munge_mac.unwrap_or_default(),
             ttl: self.munge_ttl.map_or(Ok(seal::Ttl::Default), ttl_of)?,

@@ -127,7 +127,7 @@ impl Engine {
     }
 
     /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.
-    async fn turn(&self, task: &Task, progress: &Progress) -> Result<Option<(Chosen, Option<Slot>)>, Failure> {
+    async fn turn(&self, task: &Task, progress: &Progress) -> Result<Option<(Chosen, Option<Arc<Slot>>)>, Failure> {
         loop {
             let owner = if self.needs_owner(task) {
                 progress.enter(Stage::Owner);
@@ -146,20 +146,21 @@ impl Engine {
             let slot = lane.enter(task.uid).await;
             // If it has waited so long that what was found out counts no more, the rule is chosen anew.
             if owner.is_none_or(|owner| owner.is_fresh()) {
-                return Ok(Some((chosen, Some(slot))));
+                return Ok(Some((chosen, Some(Arc::new(slot)))));
             }
         }
     }
 
-    /// Asks a source. A thread that the source blocks keeps the slot until it returns, however long that is.
+    /// Asks a source. What it starts keeps the slot until it has ended, however long that is: a thread, or a command that
+    /// cannot be killed.
     async fn fetch(
         &self,
         which: Which,
         source: &Arc<dyn Source>,
         values: Values,
-        slot: Slot,
+        slot: Arc<Slot>,
         progress: &Progress,
-    ) -> Result<(Fetched, Slot), Failure> {
+    ) -> Result<(Fetched, Arc<Slot>), Failure> {
         crate::inject_fault("fetch");
         let limit = self.fetch_timeout(which);
         let late = || {
@@ -170,7 +171,8 @@ impl Engine {
             progress.timed_out(limit, key)
         };
         if !source.is_blocking() {
-            let fetched = timeout(limit.saturating_add(GRACE), source.fetch(&values)).await;
+            let held = source::Slot::new(Arc::clone(&slot));
+            let fetched = timeout(limit.saturating_add(GRACE), source.fetch(&values, held)).await;
             return Ok((fetched.map_err(|_| late())?, slot));
         }
         let source = Arc::clone(source);
@@ -186,7 +188,7 @@ impl Engine {
         which: Which,
         task: &Arc<Task>,
         variables: seal::Variables,
-        slot: Slot,
+        slot: Arc<Slot>,
         lines: &mut Lines,
     ) -> Result<seal::Variables, Failure> {
         // The service of rabbit jobs answers for what they are given.

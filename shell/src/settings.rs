@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use config::Config;
 use ffi::{Shell, ShellLogLevel};
 use nix::unistd::User;
+use seal::MungeUser;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -27,6 +28,7 @@ pub struct Settings {
 struct Conf {
     config: Option<PathBuf>,
     munge_socket: Option<PathBuf>,
+    munge_user: Option<Owner>,
     instance_owner: Option<Owner>,
 }
 
@@ -61,6 +63,12 @@ impl Settings {
         };
         if conf.munge_socket.is_some() {
             munge.socket = conf.munge_socket;
+        }
+        if let Some(user) = conf.munge_user {
+            munge.user = match user {
+                Owner::Uid(uid) => MungeUser::Uid(uid),
+                Owner::Name(name) => MungeUser::Name(name),
+            };
         }
         let applies = conf.instance_owner.map_or(Ok(true), |owner| owner.is(instance_owner))?;
         Ok(Self { munge, applies, config })

@@ -1,39 +1,27 @@
-//! `source = "command"`: what a program of the site prints.
+//! `source = "command"`: the output of a program of the site.
 //!
 //! The program is run without a shell, by [`crate::supervise`].
 
-use std::{
-    collections::BTreeMap,
-    io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
-    path::PathBuf,
-    process::{Child, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Display, io, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use config::{Template, Values};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::unix::pipe,
-};
 use zeroize::Zeroizing;
 
 use crate::{
-    Error, Fetched, Source, seconds,
-    supervise::{Answer, Ended, MAX_STDERR, Request},
+    Error, Fetched, Slot, Source, seconds,
+    supervise::{self, Answer, Ended, Output, Request},
     value::max_value,
     variable,
 };
 
-/// How much longer than its command's timeout the helper may take to kill it and answer.
-const GRACE: Duration = Duration::from_secs(2);
-
-/// What is shorter on a command's standard output is not looked for in its standard error: half of all words would go.
+/// A shorter line on a command's standard output is not looked for in its standard error: half of all words would go.
 pub(crate) const MIN_SECRET: usize = 4;
 
 pub(crate) struct Command {
     pub argv: Vec<Template>,
+    /// Whether its standard error is logged.
+    pub log_stderr: bool,
     pub variable: String,
     pub timeout: Duration,
     pub helpers: Vec<PathBuf>,
@@ -41,68 +29,27 @@ pub(crate) struct Command {
 
 #[async_trait]
 impl Source for Command {
-    async fn fetch(&self, job: &Values) -> Fetched {
-        let program = self.argv.first().map(ToString::to_string).unwrap_or_default();
-        let failed = |summary: &str, detail: &dyn std::fmt::Display| {
-            Fetched::failed(Error::new(summary, format!("{program}: {detail}")))
-        };
+    async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let request = match self.request(job) {
             Ok(request) => request,
-            Err(e) => return failed("the command that provides it cannot be formed", &e),
+            Err(e) => return Fetched::failed(self.error("the command that provides it cannot be formed", &e)),
         };
-        let limit = request.max_stdout;
-        let (answer, mut output) =
-            match tokio::time::timeout(self.timeout + GRACE, converse(self.helpers.clone(), request)).await {
-                Ok(Ok(spoken)) => spoken,
-                Ok(Err(e)) => return failed("the command that provides it could not be started", &e),
-                Err(_) => {
-                    return failed(
-                        "the command that provides it did not answer in time",
-                        &"nor did the helper that runs it",
-                    );
-                }
-            };
-        let end = answer.stdout.min(output.len());
-        let stderr = Zeroizing::new(output.split_off(end));
-        // A command may print its token, or a part of it, on both of its outputs.
-        let printed = Zeroizing::new(String::from_utf8_lossy(&output).into_owned());
-        let secrets: Vec<&str> = printed
-            .lines()
-            .map(str::trim)
-            .filter(|line| line.len() >= MIN_SECRET)
-            .collect();
-        let notes = token::redact_lines(&stderr, &secrets)
-            .into_iter()
-            .map(|line| format!("{program}: {line}"))
-            .collect();
-        let fail =
-            |summary: String, detail: &dyn std::fmt::Display| Err(Error::new(summary, format!("{program}: {detail}")));
-        let result = match answer.ended {
-            Ended::Exit(0) => variable(&self.variable, output)
-                .or_else(|e| fail("the command that provides it printed no usable value".to_owned(), &e)),
-            Ended::Exit(code) => fail(
-                format!("the command that provides it failed (exit code {code})"),
-                &"see its standard error above, if it wrote any",
-            ),
-            Ended::Signal(signal) => fail(
-                format!("the command that provides it was killed (signal {signal})"),
-                &"not by this plugin",
-            ),
-            Ended::Timeout => fail(
-                format!(
-                    "the command that provides it took longer than {}",
-                    seconds(self.timeout)
-                ),
-                &"it was killed with its process group",
-            ),
-            Ended::TooMuch => fail(
-                "the command that provides it printed no usable value".to_owned(),
-                &format_args!("it printed more than {limit} bytes and was killed"),
-            ),
-            Ended::NotStarted(why) => fail("the command that provides it could not be started".to_owned(), &why),
+        let output = match supervise::run(self.helpers.clone(), request, slot).await {
+            Ok(output) => output,
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                return Fetched::failed(self.error(
+                    "the command that provides it did not answer in time",
+                    &"nor did its supervisor: is a file system hung, or a process stopped?",
+                ));
+            }
+            Err(e) => return Fetched::failed(self.error("the command that provides it could not be started", &e)),
         };
+        let notes = self.notes(&output);
         Fetched {
-            result,
+            result: self.judge(&output.answer).and_then(|()| {
+                variable(&self.variable, output.stdout)
+                    .map_err(|e| self.error("the command that provides it printed no usable value", &e))
+            }),
             notes,
             warnings: Vec::new(),
         }
@@ -126,86 +73,79 @@ impl Command {
             max_stdout: max_value(&self.variable) + 2,
         })
     }
-}
 
-/// Starts the helper, tells it what to run, and takes its answer. Dropping the future closes the helper's standard
-/// input, upon which it kills the command.
-pub(crate) async fn converse(helpers: Vec<PathBuf>, request: Request) -> io::Result<(Answer, Zeroizing<Vec<u8>>)> {
-    let mut child = Helper(Some(start(helpers).await?));
-    let (mut to, from) = child.pipes()?;
-    let limit = request.max_stdout + MAX_STDERR + 4096;
-    // Arguments and variables may be secret.
-    let mut line = Zeroizing::new(serde_json::to_vec(&request)?);
-    line.push(b'\n');
-    to.write_all(&line).await?;
-    let mut all = Zeroizing::new(Vec::with_capacity(limit));
-    from.take(limit as u64).read_to_end(&mut all).await?;
-    let end = all
-        .iter()
-        .position(|b| *b == b'\n')
-        .ok_or_else(|| io::Error::other("it gave no answer"))?;
-    let answer: Answer = serde_json::from_slice(&all[..end])?;
-    let output = Zeroizing::new(all[end + 1..].to_vec());
-    if output.len() != answer.stdout + answer.stderr {
-        return Err(io::Error::other("its answer was cut off"));
+    /// Its standard error, for the log.
+    fn notes(&self, output: &Output) -> Vec<String> {
+        if !self.log_stderr {
+            return Vec::new();
+        }
+        // A command may print its token, or a part of it, on both of its outputs.
+        let printed = Zeroizing::new(String::from_utf8_lossy(&output.stdout).into_owned());
+        let lines = printed.lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET);
+        let secrets: Vec<&str> = lines.collect();
+        token::redact_lines(&output.stderr, &secrets)
+            .into_iter()
+            .map(|line| format!("{}: {line}", self.program()))
+            .collect()
     }
-    Ok((answer, output))
-}
 
-async fn start(helpers: Vec<PathBuf>) -> io::Result<Child> {
-    let spawn = move || {
-        for helper in &helpers {
-            let mut command = std::process::Command::new(helper);
-            command.arg("supervise").process_group(0);
-            match command
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-            {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(io::Error::other(format!("its helper {}: {e}", helper.display()))),
-                Ok(child) => return Ok(child),
+    fn judge(&self, answer: &Answer) -> Result<(), Error> {
+        let said = || match (answer.wrote, self.log_stderr) {
+            (0, _) => "it wrote nothing to its standard error".to_owned(),
+            (_, true) => "see its standard error above".to_owned(),
+            (bytes, false) => {
+                format!("it wrote {bytes} bytes to its standard error: set log-stderr = true in its rule to log them")
             }
-        }
-        let tried = helpers
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", ");
-        Err(io::Error::other(format!(
-            "its helper, the program flux-workflow-token, was not found (tried {tried}): install it, or set the key helper"
-        )))
-    };
-    // What a panic said is not repeated: it may quote anything.
-    tokio::task::spawn_blocking(spawn)
-        .await
-        .map_err(|_| io::Error::other("an internal error"))?
-}
+        };
+        let (summary, detail) = match &answer.ended {
+            Ended::Exit(0) => return Ok(()),
+            Ended::Exit(code) => (
+                format!("the command that provides it failed (exit code {code})"),
+                said(),
+            ),
+            Ended::Signal(signal) => (
+                format!("the command that provides it was killed (signal {signal})"),
+                format!("not by this plugin; {}", said()),
+            ),
+            Ended::Timeout => (
+                format!(
+                    "the command that provides it took longer than {}",
+                    seconds(self.timeout)
+                ),
+                format!("it was killed with its process group{}; {}", left(answer.left), said()),
+            ),
+            Ended::TooMuch => (
+                "the command that provides it printed no usable value".to_owned(),
+                format!(
+                    "it printed more than {} bytes and was killed{}",
+                    max_value(&self.variable) + 2,
+                    left(answer.left)
+                ),
+            ),
+            Ended::NotStarted(why) => (
+                "the command that provides it could not be started".to_owned(),
+                why.clone(),
+            ),
+        };
+        Err(self.error(summary, &detail))
+    }
 
-/// The helper, which is reaped when dropped, unless the broker did so before.
-struct Helper(Option<Child>);
+    fn error(&self, summary: impl Into<String>, detail: &dyn Display) -> Error {
+        Error::new(summary, format!("{}: {detail}", self.program()))
+    }
 
-impl Helper {
-    fn pipes(&mut self) -> io::Result<(pipe::Sender, pipe::Receiver)> {
-        let child = self.0.as_mut().ok_or_else(|| io::Error::other("it is gone"))?;
-        let missing = || io::Error::other("it has no pipes");
-        let to = pipe::Sender::from_owned_fd(OwnedFd::from(child.stdin.take().ok_or_else(missing)?))?;
-        let from = pipe::Receiver::from_owned_fd(OwnedFd::from(child.stdout.take().ok_or_else(missing)?))?;
-        Ok((to, from))
+    fn program(&self) -> String {
+        self.argv.first().map(ToString::to_string).unwrap_or_default()
     }
 }
 
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
-        // It ends by itself once its standard input is closed; the wait is for no more than that.
-        if !matches!(child.try_wait(), Ok(None)) {
-            return;
-        }
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || child.wait())),
-            Err(_) => drop(child.wait()),
-        }
+/// For the operator: the processes that could not be killed.
+fn left(count: usize) -> String {
+    match count {
+        0 => " and all that it had started".to_owned(),
+        count => format!(
+            ", except for {count} processes that cannot be (of another user, or waiting for a device), and that take a turn of \
+             its rule (max-parallel) until they end"
+        ),
     }
 }

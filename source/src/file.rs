@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use config::{Template, Values};
 
 use crate::{
-    Error, Fetched, Source, blocking,
+    Error, Fetched, Slot, Source, blocking,
     trust::{self, Refusal, read},
     value::max_value,
     variable,
@@ -25,9 +25,12 @@ pub(crate) struct File {
 
 #[async_trait]
 impl Source for File {
-    async fn fetch(&self, job: &Values) -> Fetched {
+    async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let (file, job) = (self.clone(), job.clone());
-        blocking("its file could not be read", self.timeout, move || file.read(&job)).await
+        blocking("its file could not be read", self.timeout, slot, move || {
+            file.read(&job)
+        })
+        .await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {
@@ -96,7 +99,7 @@ mod tests {
             .enable_all()
             .build()
             .unwrap()
-            .block_on(source.fetch(&job))
+            .block_on(source.fetch(&job, Slot::default()))
     }
 
     fn write(path: &Path, mode: u32, bytes: &[u8]) {

@@ -36,7 +36,7 @@ use self::{
     objects::{GROUP, SecretName},
     request::Target,
 };
-use crate::{Error, Fetched, Source, http::Attempts};
+use crate::{Error, Fetched, Slot, Source, http::Attempts};
 
 pub(crate) struct Kubernetes {
     settings: config::Kubernetes,
@@ -58,7 +58,7 @@ impl Kubernetes {
 
 #[async_trait]
 impl Source for Kubernetes {
-    async fn fetch(&self, job: &Values) -> Fetched {
+    async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
         let object = match self.object(job) {
             Ok(object) => object,
             Err(e) => return Fetched::failed(e),

@@ -27,7 +27,7 @@ pub mod trust;
 mod value;
 pub mod verify;
 
-use std::{path::PathBuf, time::Duration};
+use std::{any::Any, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use config::{Rule, Values};
@@ -45,8 +45,8 @@ pub use value::{ValueError, max_value};
 /// Where variables come from.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// Fetches the variables of one job.
-    async fn fetch(&self, job: &Values) -> Fetched;
+    /// Fetches the variables of one job. Everything that the source starts for it holds `slot`, see [`Slot`].
+    async fn fetch(&self, job: &Values, slot: Slot) -> Fetched;
 
     /// Fetches the variables of one job on the calling thread, which may block: for sources that do nothing but block, so
     /// that a job does not wait for a change of threads. Its caller minds the time. `None`: use [`Source::fetch`].
@@ -61,6 +61,25 @@ pub trait Source: Send + Sync {
 
     /// Whether the name of the job owner must be in [`Values`].
     fn needs_user(&self) -> bool;
+}
+
+/// Held by all that a fetch has started until it has really ended: by a command that cannot be killed, or a thread that a
+/// file system keeps waiting. That may be long after the fetch has returned, or was dropped.
+///
+/// The caller puts something in that counts, such as the permit of a semaphore, which is dropped with the last clone. So
+/// abandoned commands and threads count against the rule that caused them.
+#[derive(Clone, Default)]
+pub struct Slot {
+    _guard: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Slot {
+    /// Keeps `guard` until everything has ended.
+    pub fn new(guard: impl Any + Send + Sync) -> Self {
+        Self {
+            _guard: Some(Arc::new(guard)),
+        }
+    }
 }
 
 /// What a source answered.
@@ -106,8 +125,9 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, Stri
             variable,
             timeout,
         }),
-        config::Source::Command { argv } => Box::new(command::Command {
+        config::Source::Command { argv, log_stderr } => Box::new(command::Command {
             argv: argv.clone(),
+            log_stderr: *log_stderr,
             variable,
             timeout,
             helpers: helpers.to_vec(),
@@ -141,8 +161,18 @@ fn variable(name: &str, bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<Variables,
 }
 
 /// Does something that blocks on a thread of its own, and stops waiting for it when the time is over: a file system may
-/// hang. Its thread is left behind then, and the delivery goes on to fail. `failed` is for the user.
-async fn blocking(failed: &str, timeout: Duration, work: impl FnOnce() -> Fetched + Send + 'static) -> Fetched {
+/// hang. Its thread is left behind then, with its slot, and the delivery goes on to fail. `failed` is for the user.
+async fn blocking(
+    failed: &str,
+    timeout: Duration,
+    slot: Slot,
+    work: impl FnOnce() -> Fetched + Send + 'static,
+) -> Fetched {
+    let work = move || {
+        let fetched = work();
+        drop(slot);
+        fetched
+    };
     match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(fetched)) => fetched,
         // What a panic said is not repeated: it may quote anything.

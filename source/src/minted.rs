@@ -11,7 +11,7 @@ use config::Values;
 use seal::Variables;
 use token::{ClaimsToIssue, Grant, Job, Session, workflow_lifetime};
 
-use crate::{Error, Fetched, Source, blocking, keys::KeyStore};
+use crate::{Error, Fetched, Slot, Source, blocking, keys::KeyStore};
 
 #[derive(Clone)]
 pub(crate) struct Minted {
@@ -100,9 +100,9 @@ impl Minted {
 
 #[async_trait]
 impl Source for Minted {
-    async fn fetch(&self, job: &Values) -> Fetched {
+    async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let (minted, job) = (self.clone(), job.clone());
-        blocking("its token could not be minted", self.timeout, move || minted.mint(&job)).await
+        blocking("its token could not be minted", self.timeout, slot, move || minted.mint(&job)).await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {

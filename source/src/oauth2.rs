@@ -31,7 +31,7 @@ use self::{
     request::{Client, Subject},
 };
 use crate::{
-    Error, Examined, Fetched, Source,
+    Error, Examined, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
     max_value,
     remote::{Metadata, Remote, await_here, blocking},
@@ -94,7 +94,7 @@ impl OAuth2 {
 
 #[async_trait]
 impl Source for OAuth2 {
-    async fn fetch(&self, job: &Values) -> Fetched {
+    async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
         let fetch = Fetch {
             of: self,
             attempts: Attempts::new(&SERVER, self.timeout),

@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{Template, Values};
 use seal::ExposeSecret;
 use serde_json::{Value, json};
-use source::Source;
+use source::{Slot, Source};
 use tempfile::TempDir;
 
 const JOB: u64 = 1234;
@@ -123,7 +123,7 @@ async fn fetch(source: &dyn Source, jobid: u64) -> Fetched {
         user: Some("alice".to_owned()),
         ..Values::example()
     };
-    let fetched = source.fetch(&job).await;
+    let fetched = source.fetch(&job, Slot::default()).await;
     let said = format!("{fetched:?} {:?}", fetched.result.as_ref().map_err(ToString::to_string));
     assert!(!said.contains("canary"), "a secret was told: {said}");
     let summary = fetched.result.as_ref().err().map(|e| e.summary().to_owned());
@@ -704,7 +704,12 @@ async fn an_object_whose_name_cannot_be_formed_is_told() {
         user: Some("Alice_X".to_owned()),
         ..Values::example()
     };
-    let error = source.fetch(&job).await.result.unwrap_err().to_string();
+    let error = source
+        .fetch(&job, Slot::default())
+        .await
+        .result
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the key object, `fluxjob-1234-{user}`"), "{error}");
 }
 

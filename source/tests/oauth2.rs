@@ -21,7 +21,7 @@ use config::{AuthorizationServer, ClientAuthentication, Discovery, Grant, KeyPat
 use login::{Authority, FAR_AHEAD, Fault, Login, METADATA, NO_PAUSE, OIDC, Setup, TOKEN, key};
 use seal::ExposeSecret;
 use serde_json::json;
-use source::{Examined, Source, examine_oauth2};
+use source::{Examined, Slot, Source, examine_oauth2};
 use tempfile::TempDir;
 use token::KeySet;
 use tunnel::Tunnel;
@@ -117,7 +117,7 @@ async fn fetch(source: &dyn Source) -> Result<String, String> {
         uid: UID,
         ..Values::example()
     };
-    let fetched = source.fetch(&job).await;
+    let fetched = source.fetch(&job, Slot::default()).await;
     let said = format!("{fetched:?} {:?}", fetched.result.as_ref().map_err(ToString::to_string));
     assert!(!said.contains("canary"), "a secret was told: {said}");
     match fetched.result {
@@ -316,7 +316,7 @@ async fn a_token_with_less_than_was_asked_for_is_noted() {
             200,
             json!({"access_token": "canary-{n}", "token_type": "Bearer", "scope": scope}),
         );
-        let fetched = site.source(PATIENCE).fetch(&Values::example()).await;
+        let fetched = site.source(PATIENCE).fetch(&Values::example(), Slot::default()).await;
         fetched.result.unwrap();
         let notes = fetched.warnings.join("\n");
         assert_eq!(

@@ -20,7 +20,7 @@ use nix::{
 };
 use seal::ExposeSecret;
 use serde_json::{Value, json};
-use source::{Examined, JwksClient, examine_oauth2, verify::TokenVerifier};
+use source::{Examined, JwksClient, Slot, examine_oauth2, verify::TokenVerifier};
 use tempfile::TempDir;
 use token::{Algorithm, Claims, SigningKey};
 
@@ -245,7 +245,7 @@ async fn fetch(settings: OAuth2, timeout: Duration) -> Result<String, String> {
         uid: UID,
         ..Values::example()
     };
-    let fetched = source::of_rule(&rule, &[]).unwrap().fetch(&job).await;
+    let fetched = source::of_rule(&rule, &[]).unwrap().fetch(&job, Slot::default()).await;
     match fetched.result {
         Ok(variables) => Ok(variables.iter().next().unwrap().1.expose_secret().to_owned()),
         Err(e) => {

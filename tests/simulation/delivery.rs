@@ -481,12 +481,15 @@ fn what_a_command_says_on_standard_error_is_logged_without_its_secrets() {
     plain["check"] = json!("none");
     let mut plain_failing = site.command_rule("opaque-failing", &format!("{opaque_script}; exit 1"), &[]);
     plain_failing["check"] = json!("none");
-    let rules = json!([
+    let mut rules = json!([
         site.command_rule("good", &script("exit 0"), &["good"]),
         site.command_rule("bad", &script("exit 1"), &["bad"]),
         plain,
         plain_failing,
     ]);
+    for rule in rules.as_array_mut().unwrap() {
+        rule["log-stderr"] = json!(true);
+    }
     let mut instance = site.instance(json!({"rule": rules}));
     assert_eq!(instance.token("good"), token);
     assert_eq!(instance.token("opaque"), opaque);

@@ -76,6 +76,8 @@ struct FileTable {
 struct CommandTable {
     #[serde(deserialize_with = "field::argv")]
     command: Vec<Template>,
+    #[serde(default, rename = "log-stderr", deserialize_with = "field::flag")]
+    log_stderr: bool,
 }
 
 /// The keys of the table `dws`, and the others.
@@ -117,9 +119,13 @@ impl RuleTable {
             Kind::File => Source::File {
                 path: of_source::<FileTable>(at, own)?.path,
             },
-            Kind::Command => Source::Command {
-                argv: of_source::<CommandTable>(at, own)?.command,
-            },
+            Kind::Command => {
+                let table: CommandTable = of_source(at, own)?;
+                Source::Command {
+                    argv: table.command,
+                    log_stderr: table.log_stderr,
+                }
+            }
             Kind::Kubernetes => Source::Kubernetes(kubernetes(at, own)?),
             Kind::Issuer => Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?),
             Kind::OAuth2 => Source::OAuth2(Box::new(of_source::<OAuth2Table>(at, own)?.oauth2(at)?)),

@@ -10,13 +10,13 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use kube::config::{Cluster, ExecAuthCluster, ExecConfig, ExecInteractiveMode};
 use seal::Secret;
+use secure_path::{Owners, Refusal, find_program};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -26,11 +26,11 @@ use super::{
     error::{CREDENTIAL, SourceError, credential, quote},
 };
 use crate::{
-    command::{MIN_SECRET, converse},
+    Slot,
+    command::MIN_SECRET,
     http::tls::Identity,
     seconds,
-    supervise::{Ended, Request},
-    trust::{self, Refusal},
+    supervise::{self, Ended, Output, Request},
 };
 
 const V1: &str = "client.authentication.k8s.io/v1";
@@ -127,16 +127,7 @@ impl Exec {
 
     /// Finds the program, and checks that nobody but the instance owner and root could have put it there. Blocks.
     pub fn find(&mut self) -> Result<(), SourceError> {
-        let name = self.program().to_owned();
-        let directories = std::env::var_os("PATH").unwrap_or_default();
-        let path = match self.argv[0].contains('/') {
-            true => Some(name),
-            false => std::env::split_paths(&directories)
-                .map(|directory| directory.join(&name))
-                .find(|path| path.is_absolute() && path.is_file()),
-        };
-        let found = path.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into());
-        let found = found.and_then(|path| trust::open(&path).map(|_| path));
+        let found = find_program(self.program(), Owners::process());
         let found = found.map_err(|refusal| match refusal {
             Refusal::Io(e) => credential(format_args!("{} could not be started ({e})", self.name()), INSTALL),
             Refusal::Untrusted(why) => credential(
@@ -157,20 +148,18 @@ impl Exec {
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             max_stdout: MAX_OUTPUT,
         };
-        let (answer, mut output) = match converse(helpers.to_vec(), request).await {
-            Ok(spoken) => spoken,
+        let Output { answer, stdout, stderr } = match supervise::run(helpers.to_vec(), request, Slot::default()).await {
+            Ok(output) => output,
             Err(e) => {
                 let todo = "see that the program flux-workflow-token is installed, or set the key helper";
                 let what = format_args!("{}: its helper could not run it ({e})", self.name());
                 return (Err(credential(what, todo)), Vec::new());
             }
         };
-        let end = answer.stdout.min(output.len());
-        let stderr = Zeroizing::new(output.split_off(end));
-        let read: Result<ExecCredential, _> = serde_json::from_slice(&output);
+        let read: Result<ExecCredential, _> = serde_json::from_slice(&stdout);
         let status = read.as_ref().ok().and_then(|read| read.status.as_ref());
         // Whatever it is, what was printed is not repeated.
-        let printed = Zeroizing::new(String::from_utf8_lossy(&output).into_owned());
+        let printed = Zeroizing::new(String::from_utf8_lossy(&stdout).into_owned());
         let lines = printed.lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET);
         let secrets: Vec<&str> = status.iter().flat_map(|status| status.secrets()).chain(lines).collect();
         let notes = token::redact_lines(&stderr, &secrets)

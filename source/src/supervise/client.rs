@@ -1,0 +1,196 @@
+//! The other end of a supervisor: starts one, and takes its answer.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use secure_path::{Owners, Refusal, check_program, find_program};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+    runtime::Handle,
+};
+use zeroize::Zeroizing;
+
+use super::protocol::{Answer, Ended, KILLING, MAX_STDERR, Request};
+use crate::Slot;
+
+/// How much longer than its command's timeout the supervisor may take to answer.
+const GRACE: Duration = KILLING.saturating_add(Duration::from_secs(1));
+
+/// What a command came to.
+pub(crate) struct Output {
+    pub answer: Answer,
+    pub stdout: Zeroizing<Vec<u8>>,
+    pub stderr: Zeroizing<Vec<u8>>,
+}
+
+/// Has a supervisor run a command, and returns [`GRACE`] after the command's timeout at the latest. The program of the
+/// command, and the supervisor, must be such that nobody else could have changed them.
+///
+/// Dropping the future has the command killed. `slot` is held until the supervisor has ended, in any case.
+///
+/// # Errors
+/// No supervisor could be started, or it did not answer; after its time, an [`io::ErrorKind::TimedOut`].
+pub(crate) async fn run(supervisors: Vec<PathBuf>, request: Request, slot: Slot) -> io::Result<Output> {
+    let limit = Duration::from_millis(request.timeout_ms).saturating_add(GRACE);
+    match tokio::time::timeout(limit, converse(supervisors, request, slot)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -> io::Result<Output> {
+    let start = move || {
+        // Both are held by this closure: a file system may hang, whatever becomes of the future.
+        let program = request
+            .argv
+            .first_mut()
+            .ok_or_else(|| io::Error::other("there is no command"))?;
+        if let Err(refusal) = resolve(program) {
+            return Ok(Err(refusal));
+        }
+        start(&supervisors, slot).map(|supervisor| Ok((supervisor, request)))
+    };
+    // What a panic said is not repeated: it may quote anything.
+    let started = tokio::task::spawn_blocking(start).await;
+    let (mut supervisor, request) = match started.map_err(|_| io::Error::other("an internal error"))?? {
+        Ok(started) => started,
+        Err(refusal) => return Ok(Output::not_started(&refusal)),
+    };
+    let (to, from) = supervisor.pipes()?;
+    // Arguments and variables may be secret.
+    let mut line = Zeroizing::new(serde_json::to_vec(&request)?);
+    line.push(b'\n');
+    to.write_all(&line).await?;
+    read(from, request.max_stdout).await
+}
+
+/// Makes a path of the name of a program, and checks it.
+fn resolve(program: &mut String) -> Result<(), Refusal> {
+    let found = find_program(Path::new(&*program), Owners::process())?;
+    *program = found.to_string_lossy().into_owned();
+    Ok(())
+}
+
+async fn read(from: &mut pipe::Receiver, max_stdout: usize) -> io::Result<Output> {
+    let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "its answer was cut off");
+    let limit = max_stdout + 1 + MAX_STDERR + 4096;
+    let mut from = from.take(limit as u64);
+    // It never grows, which would leave copies behind.
+    let mut all = Zeroizing::new(Vec::with_capacity(limit));
+    loop {
+        if let Some(end) = all.iter().position(|b| *b == b'\n') {
+            let answer: Answer = serde_json::from_slice(&all[..end])?;
+            let stderr = (end + 1).checked_add(answer.stdout).ok_or_else(cut)?;
+            let whole = stderr.checked_add(answer.stderr).ok_or_else(cut)?;
+            if all.len() >= whole {
+                return Ok(Output {
+                    stdout: Zeroizing::new(all[end + 1..stderr].to_vec()),
+                    stderr: Zeroizing::new(all[stderr..whole].to_vec()),
+                    answer,
+                });
+            }
+        }
+        if from.read_buf(&mut *all).await? == 0 {
+            return Err(match all.is_empty() {
+                true => io::Error::new(io::ErrorKind::UnexpectedEof, "it gave no answer"),
+                false => cut(),
+            });
+        }
+    }
+}
+
+impl Output {
+    fn not_started(refusal: &Refusal) -> Self {
+        Self {
+            answer: Answer {
+                ended: Ended::NotStarted(refusal.to_string()),
+                stdout: 0,
+                stderr: 0,
+                wrote: 0,
+                left: 0,
+            },
+            stdout: Zeroizing::default(),
+            stderr: Zeroizing::default(),
+        }
+    }
+}
+
+fn start(supervisors: &[PathBuf], slot: Slot) -> io::Result<Supervisor> {
+    for program in supervisors {
+        let failed = |e: &dyn std::fmt::Display| io::Error::other(format!("its supervisor {}: {e}", program.display()));
+        match check_program(program, Owners::process()) {
+            Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => continue,
+            checked => checked.map_err(|e| failed(&e))?,
+        }
+        let mut command = Command::new(program);
+        command.arg("supervise").process_group(0);
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| failed(&e))?;
+        return Ok(Supervisor {
+            child: Some(child),
+            pipes: None,
+            slot,
+        });
+    }
+    let tried = supervisors
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(io::Error::other(format!(
+        "its supervisor, the program flux-workflow-token, was not found (tried {tried}): install it, or set the key helper"
+    )))
+}
+
+/// A supervisor that runs. When dropped, it is told to end, and its slot is held until it has.
+struct Supervisor {
+    child: Option<Child>,
+    pipes: Option<(pipe::Sender, pipe::Receiver)>,
+    slot: Slot,
+}
+
+impl Supervisor {
+    fn pipes(&mut self) -> io::Result<(&mut pipe::Sender, &mut pipe::Receiver)> {
+        let missing = || io::Error::other("it has no pipes");
+        let child = self.child.as_mut().ok_or_else(missing)?;
+        let to = OwnedFd::from(child.stdin.take().ok_or_else(missing)?);
+        let from = OwnedFd::from(child.stdout.take().ok_or_else(missing)?);
+        let pipes = (pipe::Sender::from_owned_fd(to)?, pipe::Receiver::from_owned_fd(from)?);
+        let (to, from) = self.pipes.insert(pipes);
+        Ok((to, from))
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let (slot, pipes) = (self.slot.clone(), self.pipes.take());
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            // It ends once its standard input is closed and its command is gone; its standard output is closed then.
+            drop(child.stdin.take());
+            let from = match (pipes, child.stdout.take()) {
+                (Some((_, from)), _) => Ok(from),
+                (None, Some(stdout)) => pipe::Receiver::from_owned_fd(OwnedFd::from(stdout)),
+                (None, None) => return,
+            };
+            if let Ok(mut from) = from {
+                let mut rest = Zeroizing::new([0; 4096]);
+                while matches!(from.read(&mut rest[..]).await, Ok(n) if n > 0) {}
+            }
+            // It is a moment to its end. A broker may have reaped it already.
+            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,124 @@
+//! The processes that a command has started, wherever they have gone.
+//!
+//! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): each process whose parent has ended becomes a
+//! child of its own. So all are found below it, with whatever session, process group and uid.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{
+        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, pidfd_open, pidfd_send_signal,
+        set_child_subreaper, wait,
+    },
+};
+
+/// A command and all that it has started.
+pub(super) struct Descendants {
+    command: Pid,
+    /// How the command ended.
+    pub status: Option<WaitStatus>,
+}
+
+/// To be called before there are any.
+pub(super) fn adopt() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+impl Descendants {
+    /// Those of a child that leads a process group of its own.
+    pub fn of(command: Pid) -> Self {
+        Self { command, status: None }
+    }
+
+    /// Kills what the command left running in its process group, and reaps the command, which has ended.
+    pub fn command_ended(&mut self) -> io::Result<()> {
+        // It is not reaped yet, so the number is still its.
+        let _ = kill_process_group(self.command, Signal::KILL);
+        self.reap(WaitOptions::NOHANG)?;
+        Ok(())
+    }
+
+    /// Kills all. Returns how many had not ended before: not all can be killed at once, or at all.
+    pub fn kill(&mut self) -> io::Result<usize> {
+        if self.status.is_none() {
+            let _ = kill_process_group(self.command, Signal::KILL);
+        }
+        let mut running = 0;
+        let mut parents = vec![getpid()];
+        while let Some(parent) = parents.pop() {
+            for pid in children(parent) {
+                parents.push(pid);
+                match pidfd_open(pid, PidfdFlags::empty()) {
+                    // A number may have been given to a stranger before it was opened, but not afterwards.
+                    Ok(pidfd) if is_child(pid, parent) => {
+                        if !has_ended(&pidfd)? {
+                            running += 1;
+                            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                        }
+                    }
+                    // Its own children are elsewhere now, and found there next time.
+                    _ => running += 1,
+                }
+            }
+        }
+        while self.reap(WaitOptions::NOHANG)? {}
+        Ok(running.max(usize::from(self.status.is_none())))
+    }
+
+    /// Waits until there are none, however long that takes, and kills what appears meanwhile.
+    pub fn outlive(&mut self) -> io::Result<()> {
+        while self.kill()? > 0 {
+            self.reap(WaitOptions::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Reaps a child. Returns whether there was one.
+    fn reap(&mut self, options: WaitOptions) -> io::Result<bool> {
+        loop {
+            return match wait(options) {
+                Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(false),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => Err(e.into()),
+                Ok(Some((pid, status))) => {
+                    if pid == self.command {
+                        self.status = Some(status);
+                    }
+                    Ok(true)
+                }
+            };
+        }
+    }
+}
+
+/// The children of all threads of a process (proc_tid_children(5)).
+fn children(parent: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero())) else {
+        return Vec::new();
+    };
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            let numbers = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+            numbers.filter_map(Pid::from_raw).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Whether a process is still the child of this parent (proc_pid_stat(5)).
+fn is_child(pid: Pid, parent: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    // The name of the program, in parentheses, may have any characters.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    fields.nth(1) == Some(parent.as_raw_nonzero().to_string().as_str())
+}
+
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
