@@ -25,6 +25,8 @@ done
 # shellcheck source=/dev/null
 . "$sharness"
 export LC_ALL=C.UTF-8
+# Programs and directories that a group can write to are refused.
+umask 022
 
 trap 'ended=$?; tidy; test -z "$(ls -A "$base/test-results" 2>/dev/null)" || rm -rf "$base/test-results"
 	rmdir "$base" 2>/dev/null || echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT

@@ -46,6 +46,8 @@ pub use mint::{ClaimsToIssue, Grant, Job, mint, workflow_lifetime};
 pub use name::{Name, NameError, Session, SessionError};
 pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};
 pub use plain::{is_plain, plain};
-pub use redact::{MAX_LINE_CHARS, MAX_LINES, REDACTED, holds_token, redact, redact_known, redact_lines};
+pub use redact::{
+    MAX_LINE_CHARS, MAX_LINES, MAX_OUTPUT, MAX_SECRETS, REDACTED, holds_token, redact, redact_known, redact_lines,
+};
 pub use shape::{LEEWAY, Shape, ShapeError, check_shape};
 pub use verify::{Shown, Verifier, VerifyError};

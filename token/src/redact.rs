@@ -4,14 +4,17 @@
 //! is found by its form. The second errs on the side of hiding: a long random name of no importance is lost to the
 //! reader, which costs less than a token in a log.
 
+mod known;
+mod shaped;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 use crate::is_plain;
+
+pub use shaped::holds_token;
 
 /// What stands in a text where a secret was.
 pub const REDACTED: &str = "[redacted]";
@@ -22,31 +25,45 @@ pub const MAX_LINE_CHARS: usize = 400;
 /// The most lines that [`redact_lines`] returns, without the note that there were more.
 pub const MAX_LINES: usize = 20;
 
+/// The most secrets that are looked for.
+pub const MAX_SECRETS: usize = 1000;
+
+/// The most bytes of an output that [`redact_lines`] looks at.
+pub const MAX_OUTPUT: usize = 64 << 10;
+
 /// Hides everything in `text` that has the form of a secret:
 ///
 /// - a JWT or a part of one: what begins as the base64 of a JSON object does (`eyJ…`), with all that hangs on to it by
 ///   dots;
 /// - a MUNGE credential (`MUNGE:…:`);
 /// - what follows the word `Bearer`;
+/// - the password in a URL, or a user without one;
 /// - a private key in PEM, to its END line or the end of the text;
 /// - 32 or more characters of base64, base64url or hexadecimal digits that are not words strung together, with the
 ///   lines that continue it where the encoder wrapped it.
 pub fn redact(text: &str) -> Cow<'_, str> {
-    replace(text, shaped(text))
+    replace(text, shaped::find(text))
 }
 
-/// Hides every occurrence of each of `secrets` in `text`; empty secrets are ignored.
+/// Hides every occurrence of each of `secrets` in `text`; empty secrets are ignored. If there are more than
+/// [`MAX_SECRETS`], everything is hidden.
 ///
-/// Where the text was cut in the middle of a secret, at its end or its beginning, the four or more characters of the
-/// secret that are left there are hidden as well.
+/// Any eight letters and digits in a row of a secret are hidden as well, and all of a shorter one that has at least four:
+/// whatever stands between them, in upper or lower case, escaped, or as numbers, as od(1) and hexdump(1) print them. Where
+/// the text was cut in the middle of a secret, at its end or its beginning, so are the four or more characters of it that are
+/// left there.
 pub fn redact_known<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
-    replace(text, known(text, secrets))
+    match known::find(text, secrets) {
+        Some(found) => replace(text, found),
+        None => Cow::Borrowed(REDACTED),
+    }
 }
 
-/// Makes lines for a log out of what a program printed: `secrets` and all that [`redact`] knows are hidden, control and
-/// invisible characters are escaped, empty lines are left out, and what is longer than [`MAX_LINE_CHARS`] or more than
-/// [`MAX_LINES`] is cut with a note. Bytes that are not UTF-8 become U+FFFD.
+/// Makes lines for a log out of what a program printed: `secrets` (see [`redact_known`]) and all that [`redact`] knows are
+/// hidden, control and invisible characters are escaped, empty lines are left out, and what is longer than [`MAX_OUTPUT`] or
+/// [`MAX_LINE_CHARS`], or more than [`MAX_LINES`], is cut with a note. Bytes that are not UTF-8 become U+FFFD.
 pub fn redact_lines(output: &[u8], secrets: &[&str]) -> Vec<String> {
+    let (output, rest) = output.split_at(output.len().min(MAX_OUTPUT));
     // Each byte becomes at most the three of U+FFFD; no growth leaves a copy behind that nothing zeroizes.
     let mut text = Zeroizing::new(String::with_capacity(output.len() * 3));
     for chunk in output.utf8_chunks() {
@@ -55,8 +72,13 @@ pub fn redact_lines(output: &[u8], secrets: &[&str]) -> Vec<String> {
             text.push(char::REPLACEMENT_CHARACTER);
         }
     }
-    let mut secret = shaped(&text);
-    secret.extend(known(&text, secrets));
+    let Some(mut secret) = known::find(&text, secrets) else {
+        return vec![format!(
+            "… ({} bytes, not shown: there are too many secrets to be hidden)",
+            output.len() + rest.len()
+        )];
+    };
+    secret.extend(shaped::find(&text));
     let text = replace(&text, secret);
 
     let mut lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
@@ -64,6 +86,9 @@ pub fn redact_lines(output: &[u8], secrets: &[&str]) -> Vec<String> {
     match lines.count() {
         0 => (),
         more => printed.push(format!("… ({more} more lines)")),
+    }
+    if !rest.is_empty() {
+        printed.push(format!("… ({} more bytes)", rest.len()));
     }
     printed
 }
@@ -91,303 +116,34 @@ fn replace(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
     if ranges.is_empty() {
         return Cow::Borrowed(text);
     }
-    ranges.sort_by_key(|range| range.start);
+    merge(&mut ranges);
     let mut replaced = String::with_capacity(text.len());
     let mut shown = 0;
     for range in ranges {
-        if range.start > shown || shown == 0 {
-            replaced.push_str(&text[shown..range.start]);
-            replaced.push_str(REDACTED);
-        }
-        shown = shown.max(range.end);
+        replaced.push_str(&text[shown..range.start]);
+        replaced.push_str(REDACTED);
+        shown = range.end;
     }
     replaced.push_str(&text[shown..]);
     Cow::Owned(replaced)
 }
 
-/// Where `secrets` are in `text`, overlapping occurrences too.
-fn known(text: &str, secrets: &[&str]) -> Vec<Range<usize>> {
-    /// Shorter leftovers at a cut would be found in texts that were not cut.
-    const MIN_LEFTOVER: usize = 4;
-
-    let mut found = Vec::new();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        let mut from = 0;
-        while let Some(at) = text[from..].find(secret) {
-            found.push(from + at..from + at + secret.len());
-            from += at + text[from + at..].chars().next().map_or(1, char::len_utf8);
+/// Sorts ranges, and makes one of those that overlap or touch.
+fn merge(ranges: &mut Vec<Range<usize>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, range| {
+        let touches = next.start <= range.end;
+        if touches {
+            range.end = range.end.max(next.end);
         }
-        let boundaries = || {
-            (MIN_LEFTOVER..secret.len())
-                .rev()
-                .filter(|&len| secret.is_char_boundary(len))
-        };
-        if let Some(len) = boundaries().find(|&len| text.ends_with(&secret[..len])) {
-            found.push(text.len() - len..text.len());
-        }
-        let boundaries = || (1..=secret.len().saturating_sub(MIN_LEFTOVER)).filter(|&at| secret.is_char_boundary(at));
-        if let Some(at) = boundaries().find(|&at| text.starts_with(&secret[at..])) {
-            found.push(0..secret.len() - at);
-        }
-    }
-    found
-}
-
-/// Where something in `text` has the form of a secret.
-fn shaped(text: &str) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    tokens(text, &mut found);
-    munge_credentials(text, &mut found);
-    bearers(text, &mut found);
-    private_keys(text, &mut found);
-    random_runs(text, &mut found);
-    found
-}
-
-/// Base64 of `{"`, and of `{` with white space after it, which is rare; and how many dots there must be to tell a token.
-const STARTS: [(&str, usize); 5] = [("eyJ", 0), ("eyA", 2), ("ewo", 2), ("ewk", 2), ("ew0", 2)];
-
-/// Whether a whole JWS in compact serialization is anywhere in `text`, as far as its form tells: two dots after the base64url
-/// of what a JSON object begins with. Its payload or signature may be empty.
-///
-/// Where it does not stand alone, what is before the first dot must be a header, which names an algorithm: names of hosts and
-/// files may have those letters by chance.
-#[must_use]
-pub fn holds_token(text: &str) -> bool {
-    /// No name that begins so is that long by chance.
-    const MIN_LEN: usize = 20;
-
-    let bytes = text.as_bytes();
-    let is_token = |at: usize| {
-        let segment = |at: usize| {
-            let len = count(&bytes[at..], is_base64url);
-            at + len + count(&bytes[at + len..], |b| b == b'=')
-        };
-        let header = count(&bytes[at..], is_base64url);
-        let first = segment(at);
-        if bytes.get(first) != Some(&b'.') {
-            return false;
-        }
-        let second = segment(first + 1);
-        if bytes.get(second) != Some(&b'.') || segment(second + 1) - at < MIN_LEN {
-            return false;
-        }
-        // What the last characters of one that was cut stand for is not needed.
-        let Ok(header) = URL_SAFE_NO_PAD.decode(&bytes[at..at + header / 4 * 4]) else {
-            return false;
-        };
-        let begins = header.strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
-        let alone = at == 0 || !is_base64url(bytes[at - 1]);
-        begins.is_some_and(|rest| rest.starts_with(b"\""))
-            && (alone || header.windows(ALG.len()).any(|part| part == ALG))
-    };
-    STARTS
-        .iter()
-        .any(|(start, _)| text.match_indices(start).any(|(at, _)| is_token(at)))
-}
-
-/// What each header has (RFC 7515 section 4.1.1).
-const ALG: &[u8] = b"\"alg\"";
-
-fn tokens(text: &str, found: &mut Vec<Range<usize>>) {
-    /// No word in a message is that long after `eyJ`.
-    const MIN_LEN: usize = 8;
-
-    let bytes = text.as_bytes();
-    for (start, dots) in STARTS {
-        let mut from = 0;
-        while let Some(at) = text[from..].find(start) {
-            let at = from + at;
-            let begin = at - count_back(&bytes[..at], is_base64);
-            let end = at + count(&bytes[at..], |b| is_base64(b) || matches!(b, b'.' | b'=' | b'~' | b'%'));
-            // A full stop after the token is the sentence's.
-            let end = at + text[at..end].trim_end_matches('.').len();
-            if end - at >= MIN_LEN && text[at..end].matches('.').count() >= dots {
-                found.push(begin..end);
-            }
-            from = end.max(at + start.len());
-        }
-    }
-}
-
-fn munge_credentials(text: &str, found: &mut Vec<Range<usize>>) {
-    const START: &str = "MUNGE:";
-
-    for (at, _) in text.match_indices(START) {
-        let body = at + START.len();
-        let len = count(&text.as_bytes()[body..], |b| is_base64(b) || b == b'=');
-        if len > 0 {
-            let colon = usize::from(text.as_bytes().get(body + len) == Some(&b':'));
-            found.push(at..body + len + colon);
-        }
-    }
-}
-
-fn bearers(text: &str, found: &mut Vec<Range<usize>>) {
-    const WORD: &[u8] = b"bearer";
-    /// What follows the word in messages about bearer tokens.
-    const HARMLESS: [&str; 10] = [
-        "token",
-        "tokens",
-        "auth",
-        "authentication",
-        "authorization",
-        "credential",
-        "credentials",
-        "scheme",
-        "error",
-        "realm",
-    ];
-
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while let Some(window) = bytes.get(at..at + WORD.len()) {
-        if !window.eq_ignore_ascii_case(WORD) {
-            at += 1;
-            continue;
-        }
-        at += WORD.len();
-        let mut begin = at;
-        loop {
-            begin += count(&bytes[begin..], |b| {
-                b.is_ascii_whitespace() || matches!(b, b':' | b'=' | b'"' | b'\'' | b'+')
-            });
-            if !text[begin..].starts_with("%20") {
-                break;
-            }
-            begin += "%20".len();
-        }
-        let len = count(&bytes[begin..], |b| {
-            !b.is_ascii_whitespace() && !matches!(b, b'"' | b'\'' | b',' | b';')
-        });
-        let word = &text[begin..begin + len];
-        let plain = word.trim_matches(|c: char| c.is_ascii_punctuation());
-        if begin > at && len > 0 && word != REDACTED && !HARMLESS.iter().any(|h| h.eq_ignore_ascii_case(plain)) {
-            found.push(begin..begin + len);
-        }
-    }
-}
-
-fn private_keys(text: &str, found: &mut Vec<Range<usize>>) {
-    const DASHES: &str = "-----";
-
-    let mut hidden = 0;
-    for (at, begin) in text.match_indices("-----BEGIN ") {
-        let label = at + begin.len();
-        let Some(end_of_label) = text[label..].find(DASHES) else {
-            break;
-        };
-        if at < hidden || !text[label..label + end_of_label].ends_with("PRIVATE KEY") {
-            continue;
-        }
-        let end = text[label..].find("-----END ").and_then(|end| {
-            let end = label + end + "-----END ".len();
-            text[end..].find(DASHES).map(|dashes| end + dashes + DASHES.len())
-        });
-        hidden = end.unwrap_or(text.len());
-        found.push(at..hidden);
-    }
-}
-
-fn random_runs(text: &str, found: &mut Vec<Range<usize>>) {
-    /// 16 bytes in hexadecimal, 24 in base64: what a secret has at least.
-    const MIN_LEN: usize = 32;
-    /// Encoders wrap at 60 (od, uuencode), 64 (PEM, RFC 7468) or 76 (MIME, base64(1)) characters.
-    const MIN_WRAPPED: usize = 60;
-    /// Of base32; base64 has two at most.
-    const MAX_PADDING: usize = 6;
-
-    let bytes = text.as_bytes();
-    let run_at = |at: usize| {
-        let len = count(&bytes[at..], is_base64);
-        let padding = if len == 0 {
-            0
-        } else {
-            count(&bytes[at + len..], |b| b == b'=').min(MAX_PADDING)
-        };
-        at..at + len + padding
-    };
-
-    let mut at = 0;
-    while at < bytes.len() {
-        let run = run_at(at);
-        if run.is_empty() {
-            at += 1;
-            continue;
-        }
-        at = run.end;
-        if run.len() < MIN_LEN || is_words(text[run.clone()].trim_end_matches('=')) {
-            continue;
-        }
-        let mut wrapped = run.len() >= MIN_WRAPPED;
-        found.push(run);
-        while wrapped {
-            let newline = count(&bytes[at..], |b| matches!(b, b'\r' | b'\n'));
-            let next = run_at(at + newline);
-            let to_end_of_line = next.end == bytes.len() || matches!(bytes[next.end], b'\r' | b'\n');
-            if newline == 0 || next.is_empty() || !to_end_of_line {
-                break;
-            }
-            at = next.end;
-            wrapped = next.len() >= MIN_WRAPPED;
-            found.push(next);
-        }
-    }
-}
-
-/// Whether a run of base64 characters is rather words, numbers and names strung together: a path, an option, an
-/// identifier.
-fn is_words(run: &str) -> bool {
-    let is_hex = |b: u8| b.is_ascii_hexdigit() || b == b'-';
-    let digits = run.bytes().filter(|&b| b != b'-').count();
-    if run.bytes().all(is_hex) && digits >= 32 {
-        return false;
-    }
-    run.split(['/', '_', '-', '+']).all(is_word)
-}
-
-/// Whether `piece`, without separators, could be a word, a number or a short name such as `x86` or `maxRetries`.
-fn is_word(piece: &str) -> bool {
-    let len = piece.len();
-    let digits = piece.bytes().filter(u8::is_ascii_digit).count();
-    if digits == len {
-        return len < 20;
-    }
-    let pairs = || piece.as_bytes().windows(2);
-    if digits > 0 {
-        let changes = pairs()
-            .filter(|pair| pair[0].is_ascii_digit() != pair[1].is_ascii_digit())
-            .count();
-        return len <= 12 && changes <= 2;
-    }
-    // A word ends where a capital follows a small letter, or another capital.
-    let words = 1 + pairs().filter(|pair| pair[1].is_ascii_uppercase()).count();
-    let all_capital = piece.bytes().all(|b| b.is_ascii_uppercase());
-    len < 20 && (all_capital || len >= words * 4 || len <= 3)
-}
-
-/// The characters of base64 and base64url without padding.
-fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
-}
-
-fn is_base64url(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
-}
-
-/// How many of the first bytes in a row are as `is` says.
-fn count(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
-    bytes.iter().take_while(|&&b| is(b)).count()
-}
-
-/// How many of the last bytes in a row are as `is` says.
-fn count_back(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
-    bytes.iter().rev().take_while(|&&b| is(b)).count()
+        touches
+    });
 }
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::STANDARD;
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
