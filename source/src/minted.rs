@@ -102,7 +102,10 @@ impl Minted {
 impl Source for Minted {
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let (minted, job) = (self.clone(), job.clone());
-        blocking("its token could not be minted", self.timeout, slot, move || minted.mint(&job)).await
+        blocking("its token could not be minted", self.timeout, slot, move || {
+            minted.mint(&job)
+        })
+        .await
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {
