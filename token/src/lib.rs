@@ -39,7 +39,7 @@ pub use date::NumericDate;
 pub use issue::issue;
 pub use jws::{Base64Fault, MAX_LEN, Malformed, Segment, Token, UnverifiedClaims};
 pub use key::{
-    HmacKey, KeyError, KeySet, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
+    HmacKey, KeyError, KeySet, MAX_KEYS, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
     VerifyingKey,
 };
 pub use mint::{ClaimsToIssue, Grant, Job, mint, workflow_lifetime};

@@ -8,7 +8,7 @@ fn fractions_are_numbers_whatever_features_serde_json_has() {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--quiet", "--offline", "--package", "token"])
         .args(["--features", "serde_json/arbitrary_precision"])
-        .args(["--lib", "--test", "numbers", "--test", "verify", "--test", "attacks"])
+        .args(["--test", "numbers", "--test", "verify"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

@@ -8,7 +8,7 @@ use common::{encode, key};
 use num_bigint::BigUint;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use token::{Algorithm, HmacKey, KeySet, SigningKey, VerifyingKey};
+use token::{Algorithm, HmacKey, KeyError, KeySet, MAX_KEYS, SigningKey, VerifyingKey};
 
 const ASYMMETRIC: [Algorithm; 3] = [Algorithm::EdDsa, Algorithm::Es256, Algorithm::Rs256];
 
@@ -18,8 +18,7 @@ fn jwk(key: &SigningKey) -> Value {
 
 #[track_caller]
 fn assert_no_signing_key(jwk: impl ToString) {
-    let jwk = jwk.to_string();
-    assert!(SigningKey::from_jwk(jwk.as_bytes()).is_err(), "{jwk}");
+    assert!(SigningKey::from_jwk(jwk.to_string().as_bytes()).is_err());
 }
 
 #[track_caller]
@@ -192,6 +191,23 @@ fn an_operation_is_there_once() {
         public["key_ops"] = json!(["verify", "verify"]);
         assert_no_signing_key(&private);
         assert_no_verifying_key(&public);
+    }
+}
+
+#[test]
+fn a_set_has_a_limited_number_of_keys() {
+    let jwk = |i: usize| {
+        let mut jwk = public_jwk(Algorithm::EdDsa);
+        jwk["kid"] = json!(i.to_string());
+        jwk
+    };
+    for (count, taken) in [(MAX_KEYS, MAX_KEYS), (MAX_KEYS + 2, MAX_KEYS)] {
+        let jwks = json!({"keys": (0..count).map(jwk).collect::<Vec<_>>()}).to_string();
+        let (set, skipped) = KeySet::from_jwks(jwks.as_bytes()).unwrap();
+        let skipped: Vec<_> = skipped.iter().map(|key| (key.index, &key.reason)).collect();
+        assert_eq!(set.len(), taken);
+        assert_eq!(skipped.is_empty(), count == taken);
+        assert!(skipped.iter().all(|key| *key == (MAX_KEYS, &KeyError::TooMany)));
     }
 }
 

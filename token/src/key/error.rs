@@ -102,6 +102,9 @@ pub enum KeyError {
     /// A second key of the same `kid` in one JWKS.
     #[error("the JWKS has another key of the same `kid` before it")]
     SameKid,
+    /// More than [`MAX_KEYS`](crate::MAX_KEYS) in one JWKS.
+    #[error("the JWKS has more than {max} keys, and those from here on are not looked at", max = crate::MAX_KEYS)]
+    TooMany,
     /// Not a JWKS (RFC 7517 section 5).
     #[error("not a JWKS: it must be a JSON object with an array `keys`")]
     NotJwks,

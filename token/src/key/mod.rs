@@ -26,3 +26,7 @@ pub const MAX_RSA_BITS: usize = 4096;
 
 /// The longest `kid` that is taken, in bytes.
 pub const MAX_KID_LEN: usize = 256;
+
+/// The most keys that are taken from one JWKS. To look for the factors of an RSA key takes tens of milliseconds, and
+/// an issuer may have any number of them.
+pub const MAX_KEYS: usize = 64;

@@ -5,7 +5,7 @@ use serde::de::MapAccess;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::{KeyError, VerifyingKey};
+use super::{KeyError, MAX_KEYS, VerifyingKey};
 use crate::VerifyError;
 use crate::json::{Members, Skipped, Unique};
 use crate::verify::jws;
@@ -32,7 +32,7 @@ impl KeySet {
     }
 
     /// The public keys of a JWKS (RFC 7517 section 5), and those of its keys that cannot be used, which are skipped, as
-    /// that section demands. A secret (`"kty":"oct"`) in a JWKS is skipped too.
+    /// that section demands. A secret (`"kty":"oct"`) in a JWKS is skipped too, and so is all after the first [`MAX_KEYS`].
     ///
     /// # Errors
     /// [`KeyError::NotJwks`] where it is not a JWKS at all.
@@ -63,6 +63,11 @@ impl KeySet {
         let keys = jwks.keys.ok_or(KeyError::NotJwks)?;
         let (mut set, mut skipped) = (Self::new(), Vec::new());
         for (index, jwk) in keys.into_iter().enumerate() {
+            if index == MAX_KEYS {
+                let (kid, reason) = (None, KeyError::TooMany);
+                skipped.push(SkippedKey { index, kid, reason });
+                break;
+            }
             let read = VerifyingKey::from_jwk(jwk.get().as_bytes()).and_then(|key| match set.get(key.kid()) {
                 Some(_) => Err(KeyError::SameKid),
                 None => Ok(key),
