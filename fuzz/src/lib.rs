@@ -93,9 +93,13 @@ pub fn key(data: &[u8]) {
         let again = VerifyingKey::from_pem(pem.as_bytes()).expect("what was written is read");
         assert_eq!(again.thumbprint(), key.thumbprint());
         // A public key is not taken for a secret.
-        assert!(
-            VerifyingKey::from_secret(jwk.as_bytes()).is_err() && VerifyingKey::from_secret(pem.as_bytes()).is_err()
-        );
+        let hex: String = pem.bytes().map(|byte| format!("{byte:02x}")).collect();
+        for text in [jwk, pem, hex] {
+            assert!(VerifyingKey::from_secret(text.as_bytes()).is_err());
+        }
+    }
+    if let (Ok(key), Ok(other)) = (SigningKey::from_secret(data), VerifyingKey::from_secret(data)) {
+        assert_eq!(key.kid(), other.kid());
     }
     if let Ok((set, _)) = KeySet::from_jwks(data) {
         let (again, skipped) = KeySet::from_jwks(set.public_jwks().as_bytes()).expect("what was written is read");
