@@ -119,6 +119,38 @@ command source = "command", command = ["/{user}"]
 command source = "command", command = [1]
 EOF
 
+# levels N: an array that is nested so deep.
+levels() {
+	printf '%*s' "$1" "" | tr " " "[" && printf 1 && printf '%*s' "$1" "" | tr " " "]"
+}
+
+test_expect_success 'a configuration that cannot be read is refused, and not taken for none' '
+	write "[workflow-token]
+$good
+$rule
+
+[deep]
+deep = $(levels 140)" &&
+	test_must_fail flux config reload 2>err &&
+	cat err && grep "configuration of Flux cannot be read" err &&
+	in_force
+'
+
+test_expect_success 'a duration that no clock can be added is refused' '
+	is_refused_for workflow-token.timeout "[workflow-token]
+$good
+timeout = \"200000000000000d\"
+$rule" &&
+	in_force
+'
+
+test_expect_success 'a shell option that cannot be read ends the job, which is told so' '
+	printf "{\"workflow-token\":%s}" "$(levels 600)" >deep.json &&
+	! flux run --setattr=^system.shell.options=deep.json printenv DW_WORKFLOW_TOKEN >deep.out 2>deep.err &&
+	cat deep.err && grep "the shell option workflow-token cannot be read" deep.err &&
+	! test -s deep.out
+'
+
 test_expect_success 'a rule that is never reached is refused' '
 	is_refused_for "workflow-token.rule[1]" "[workflow-token]
 rule = [ { source = \"file\", path = \"/a\" }, { queue = \"q\", source = \"file\", path = \"/b\" } ]"

@@ -154,6 +154,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let (config, found) = configuration::check(&instance, args.config.as_deref());
     findings.push(found);
     findings.extend(config.iter().flat_map(configuration::obsolete));
+    findings.extend(config.iter().flat_map(configuration::digit_names));
     findings.extend(configuration::plugin_arrays(args.config.as_deref()));
     findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
     let (loaded, found) = job_manager::check(&instance, config.as_ref());
@@ -209,7 +210,9 @@ fn as_text(findings: &[Finding]) -> String {
         todo,
     } in findings
     {
-        text.push_str(&format!("{:<4}  {check:<12}  {}\n", status.name(), print::word(what)));
+        let lines: Vec<_> = what.lines().map(print::word).collect();
+        let what = lines.join(&format!("\n{:20}", ""));
+        text.push_str(&format!("{:<4}  {check:<12}  {what}\n", status.name()));
         if !todo.is_empty() {
             text.push_str(&format!("{:20}→ {}\n", "", print::word(todo)));
         }

@@ -142,6 +142,64 @@ fn reports_a_key_that_has_no_effect_any_more() {
 }
 
 #[test]
+fn shows_an_error_of_toml_on_lines_of_its_own() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    bench.write("bad.toml", 0o644, "[workflow-token]\ntimeout = = \"60s\"\n");
+    let file = bench.path("bad.toml");
+    let ran = bench.run(&[
+        "doctor",
+        "--config",
+        file.to_str().unwrap(),
+        "--munge-socket",
+        &munged.socket(),
+    ]);
+    assert!(!ran.out.contains("\\u{a}"), "{}", ran.out);
+    // The line at fault, and the mark below it.
+    let lines: Vec<&str> = ran.out.lines().collect();
+    let at = lines
+        .iter()
+        .position(|line| line.contains("timeout = ="))
+        .unwrap_or_else(|| panic!("{}", ran.out));
+    assert!(lines[at + 1].trim_end().ends_with('^'), "{}", ran.out);
+}
+
+#[test]
+fn a_name_of_digits_that_nobody_has_is_a_mistake() {
+    let Some(munged) = Munged::start() else { return };
+    let bench = healthy(&munged);
+    for (conditions, fault) in [
+        (
+            "user = \"4123456\"",
+            Some("workflow-token.rule[0].user: no user has the name \"4123456\""),
+        ),
+        (
+            "group = \"4123456\"",
+            Some("workflow-token.rule[0].group: no group has the name \"4123456\""),
+        ),
+        ("user = 4123456\ngroup = 4123456", None),
+    ] {
+        let rule = format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{conditions}\n");
+        bench.write("digits.toml", 0o644, rule);
+        let file = bench.path("digits.toml");
+        let ran = bench.run(&[
+            "doctor",
+            "--config",
+            file.to_str().unwrap(),
+            "--munge-socket",
+            &munged.socket(),
+        ]);
+        match fault {
+            Some(fault) => {
+                assert!(ran.out.contains(fault), "{}", ran.out);
+                assert!(ran.out.contains("write 4123456 without quotes"), "{}", ran.out);
+            }
+            None => assert!(!ran.out.contains("has the name"), "{}", ran.out),
+        }
+    }
+}
+
+#[test]
 fn warns_where_no_job_can_get_a_token() {
     let Some(munged) = Munged::start() else { return };
     let bench = healthy(&munged);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Config;
+use crate::{Config, TABLE};
 
 /// The conditions of a rule. All that are given must hold; a rule without any is for every job.
 #[derive(Debug, Clone, Default)]
@@ -36,7 +36,25 @@ impl AttributePath {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text
+            .strip_prefix("jobspec.")
+            .unwrap_or(text)
+            .strip_prefix("attributes.")
+        {
+            return Err(format!(
+                "`{}` is a path below `attributes` as it is: write `{}`",
+                text.escape_debug(),
+                path.escape_debug()
+            ));
+        }
         let path: Vec<String> = text.split('.').map(str::to_owned).collect();
+        // Flux takes no job with others.
+        if !matches!(path[0].as_str(), "system" | "user") || path.len() < 2 {
+            return Err(format!(
+                "`{}` is in no jobspec: begin with `system.` or `user.`, as in system.dw",
+                text.escape_debug()
+            ));
+        }
         if path.iter().any(|part| part.is_empty() || part.contains('\0')) {
             return Err(format!(
                 "`{}` is not a path below `attributes`: write it as in system.dw",
@@ -126,6 +144,33 @@ impl Config {
             }
         }
         candidates
+    }
+}
+
+impl Config {
+    /// Returns the names of users and groups that consist of digits, each with its key and `user` or `group`. Most are
+    /// meant as ids, which are written without quotes.
+    pub fn digit_names(&self) -> Vec<(String, &'static str, &str)> {
+        let mut all = Vec::new();
+        for (index, project) in self.projects.list.iter().enumerate() {
+            for (kind, list) in [("user", &project.users), ("group", &project.groups)] {
+                let keys = list.iter().enumerate();
+                all.extend(keys.map(|(n, who)| (format!("{TABLE}.project[{index}].{kind}s[{n}]"), kind, who)));
+            }
+        }
+        for (index, rule) in self.rules.iter().enumerate() {
+            for (kind, who) in [("user", &rule.conditions.user), ("group", &rule.conditions.group)] {
+                all.extend(
+                    who.iter()
+                        .map(|who| (format!("{TABLE}.rule[{index}].{kind}"), kind, who)),
+                );
+            }
+        }
+        let names = all.into_iter().filter_map(|(key, kind, who)| match who {
+            Principal::Name(name) if name.bytes().all(|b| b.is_ascii_digit()) => Some((key, kind, name.as_str())),
+            _ => None,
+        });
+        names.collect()
     }
 }
 

@@ -88,11 +88,10 @@ impl Owner {
             Owner::Uid(uid) => return Ok(*uid == instance_owner),
             Owner::Name(name) => name,
         };
-        if let Ok(uid) = name.parse::<u32>() {
-            return Ok(uid == instance_owner);
-        }
         match User::from_name(name) {
-            Ok(user) => Ok(user.is_some_and(|user| user.uid.as_raw() == instance_owner)),
+            Ok(Some(user)) => Ok(user.uid.as_raw() == instance_owner),
+            // A Lua table may have a number as a string.
+            Ok(None) => Ok(name.parse() == Ok(instance_owner)),
             Err(e) => Err(format!(
                 "its conf in the initrc: instance-owner: {} could not be looked up: {e}",
                 name.escape_debug()

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use config::{Config, TABLE};
+use nix::unistd::{Group, User};
 use serde_json::Value;
 
 use super::{Finding, Instance, fail, ok, skip, warn};
@@ -92,11 +93,11 @@ fn of_instance(instance: &Instance) -> Result<Value, Finding> {
             )
         }
     })?;
-    serde_json::from_str(&text).map_err(|_| {
+    serde_json::from_str(&text).map_err(|e| {
         fail(
             CHECK,
-            "flux config get printed no JSON",
-            "see that flux on PATH is the real one",
+            format!("what flux config get printed cannot be read: {e}"),
+            "see that flux on PATH is the real one, and that no table is nested 127 levels deep",
         )
     })
 }
@@ -106,6 +107,25 @@ pub(super) fn obsolete(config: &Config) -> impl Iterator<Item = Finding> {
     config.obsolete.iter().map(|line| {
         let (what, todo) = line.rsplit_once(": ").unwrap_or((line, "remove the key"));
         warn(CHECK, what, todo)
+    })
+}
+
+/// Names of digits that nobody has: the operator meant an id.
+pub(super) fn digit_names(config: &Config) -> impl Iterator<Item = Finding> {
+    let nobody = |kind, name: &str| match kind {
+        "user" => User::from_name(name).is_ok_and(|user| user.is_none()),
+        _ => Group::from_name(name).is_ok_and(|group| group.is_none()),
+    };
+    let wrong = config
+        .digit_names()
+        .into_iter()
+        .filter(move |(_, kind, name)| nobody(kind, name));
+    wrong.map(|(key, kind, name)| {
+        fail(
+            CHECK,
+            format!("{key}: no {kind} has the name \"{name}\""),
+            format!("write {name} without quotes if it is the id of the {kind}"),
+        )
     })
 }
 

@@ -283,7 +283,9 @@ pub fn healthy(munged: &Munged) -> Bench {
 pub fn fails(ran: &Ran, check: &str, says: &str, todo: &str) {
     assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
     let mut lines = ran.out.lines().skip_while(|line| !line.starts_with("fail"));
-    let (found, advice) = (lines.next().unwrap(), lines.next().unwrap());
+    let found = lines.next().unwrap();
+    // What was found may have several lines.
+    let advice = lines.find(|line| line.trim_start().starts_with('→')).unwrap();
     assert!(
         found.starts_with(&format!("fail  {check}")) && found.contains(says),
         "{}",

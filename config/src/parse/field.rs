@@ -123,22 +123,18 @@ fn template(text: String) -> Result<Template, String> {
 }
 
 fn to_principal(value: Value) -> Result<Principal, String> {
-    let number = match &value {
-        Value::String(text) => text.parse::<u64>().ok(),
-        Value::Number(n) => Some(n.as_u64().unwrap_or(u64::MAX)),
-        _ => return Err("must be a name or a number".to_owned()),
-    };
-    match (number.map(u32::try_from), value) {
-        (Some(Ok(id)), _) if id != u32::MAX => Ok(Principal::Id(id)),
-        (None, Value::String(text)) => {
+    match value {
+        // Also one of digits: a user may be called like the uid of another one.
+        Value::String(text) => {
             let is_valid = (1..=MAX_NAME).contains(&text.len());
-            check(
-                is_valid,
-                Principal::Name(text),
-                format!("must have 1 to {MAX_NAME} bytes"),
-            )
+            let what = format!("must have 1 to {MAX_NAME} bytes");
+            check(is_valid, Principal::Name(text), what)
         }
-        _ => Err("is out of range".to_owned()),
+        Value::Number(n) => match n.as_u64().map(u32::try_from) {
+            Some(Ok(id)) if id != u32::MAX => Ok(Principal::Id(id)),
+            _ => Err("is out of range".to_owned()),
+        },
+        _ => Err("must be a name or a number".to_owned()),
     }
 }
 

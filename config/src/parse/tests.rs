@@ -440,7 +440,7 @@ fn projects_are_read_with_who_is_in_them() {
 
         [[workflow-token.project]]
         name = "hydro"
-        users = ["alice", 1000, "1001"]
+        users = ["alice", 1000, 1001]
         groups = ["hydro", 100]
         claims = ["hydro-team"]
         default = true
@@ -548,6 +548,67 @@ fn the_first_rule_that_matches_wins_and_what_is_not_known_is_not_guessed() {
     assert_eq!(select(&["queue=batch", "bank=b"]), Selection::Unknown);
     assert_eq!(select(&["bank=b"]), Selection::Rule(3));
     assert_eq!(select(&["queue=debug"]), Selection::None);
+}
+
+#[test]
+fn a_path_below_attributes_begins_below_attributes() {
+    let attribute = |path: &str| {
+        parse(&format!(
+            "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\nattribute = \"{path}\""
+        ))
+    };
+    for (bad, says) in [
+        ("attributes.system.dw", "write `system.dw`"),
+        ("jobspec.attributes.system.dw", "write `system.dw`"),
+        ("attributes.user.a.b", "write `user.a.b`"),
+        ("dw", "system.dw"),
+        ("system", "system.dw"),
+        (".attributes.system.dw", "system.dw"),
+        ("System.dw", "system.dw"),
+        ("shell.options.x", "system.dw"),
+    ] {
+        let error = attribute(bad).unwrap_err().to_string();
+        assert!(error.starts_with("workflow-token.rule[0].attribute: "), "{error}");
+        assert!(error.contains(says), "{bad}: {error}");
+    }
+    for good in ["system.dw", "user.a", "system.shell.options.a.b.c"] {
+        assert!(attribute(good).is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn a_string_is_a_name_and_a_number_is_an_id() {
+    let config = parse(
+        r#"
+        [[workflow-token.project]]
+        name = "hydro"
+        users = ["12345", 12345]
+        groups = ["777", 777]
+
+        [[workflow-token.rule]]
+        source = "file"
+        path = "/t"
+        user = "12345"
+        group = "0777"
+        "#,
+    )
+    .unwrap();
+    let name = |name: &str| Principal::Name(name.to_owned());
+    let project = &config.projects.list[0];
+    assert_eq!(project.users, [name("12345"), Principal::Id(12345)]);
+    assert_eq!(project.groups, [name("777"), Principal::Id(777)]);
+    let conditions = &config.rules[0].conditions;
+    assert_eq!(conditions.user, Some(name("12345")));
+    assert_eq!(conditions.group, Some(name("0777")));
+    assert_eq!(
+        config.digit_names(),
+        [
+            ("workflow-token.project[0].users[0]".to_owned(), "user", "12345"),
+            ("workflow-token.project[0].groups[0]".to_owned(), "group", "777"),
+            ("workflow-token.rule[0].user".to_owned(), "user", "12345"),
+            ("workflow-token.rule[0].group".to_owned(), "group", "0777"),
+        ]
+    );
 }
 
 #[test]
