@@ -139,7 +139,8 @@ impl Fetch<'_> {
         let Some(secret) = secret else { return Ok(variables) };
         let target = secret_target(&secret);
         self.attempts.enter("the Secret with its token was asked for");
-        let body = self.get(connection, &target).await.map_err(|mut error| {
+        let limit = self.attempts.request_limit();
+        let body = connection.get(&target, limit).await.map_err(|mut error| {
             // The Workflow names it, so it is about to be there.
             if error.retry == Retry::NotFound {
                 error.retry = Retry::Backoff(None);
@@ -161,7 +162,8 @@ impl Fetch<'_> {
         let version = self.version(connection).await?;
         let target = workflow_target(&version, &self.of.settings.namespace, &self.object);
         self.attempts.enter("the Workflow was asked for");
-        let body = match self.get(connection, &target).await {
+        let limit = self.attempts.request_limit();
+        let body = match connection.get(&target, limit).await {
             Ok(body) => body,
             Err(error) => {
                 // It may not be served under this version any more.
@@ -182,15 +184,13 @@ impl Fetch<'_> {
         if let Some(version) = &*known {
             return Ok(version.clone());
         }
-        let body = self.get(connection, &group_target()).await.map_err(no_group)?;
+        let body = connection
+            .get(&group_target(), self.attempts.request_limit())
+            .await
+            .map_err(no_group)?;
         let version: Arc<str> = objects::preferred_version(&body)?.into();
         *known = Some(version.clone());
         Ok(version)
-    }
-
-    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, SourceError> {
-        let limit = self.attempts.request_limit();
-        connection.get(&self.of.cluster.permits, target, limit).await
     }
 
     /// What is fetched, and from where.

@@ -9,7 +9,6 @@ mod request;
 
 use std::{
     fmt::Display,
-    future::Future,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -22,7 +21,7 @@ use std::{
 use async_trait::async_trait;
 use config::{AuthorizationServer, Grant, Values};
 use seal::{ExposeSecret, Secret, Variables};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::{
@@ -34,7 +33,7 @@ use crate::{
     Error, Examined, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
     max_value,
-    remote::{Metadata, Remote, await_here, blocking},
+    remote::{Metadata, Remote, ask_here, blocking},
     seconds,
     trust::{self, Refusal},
     variable,
@@ -317,7 +316,7 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
     let remote = Remote::new(&settings.network, &SERVER);
     match &settings.server {
         AuthorizationServer::Issuer(issuer) => {
-            let metadata = within(limit, remote.discover(issuer, limit));
+            let metadata = ask_here(&SERVER, limit, remote.discover(issuer, limit));
             match metadata {
                 Ok(metadata) => examine_metadata(settings, issuer, &metadata, &mut found),
                 Err(error) => found.push(Examined::failed(issuer, &error)),
@@ -325,7 +324,7 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
         }
         AuthorizationServer::TokenEndpoint(url) => {
             // RFC 6749 section 3.2: a token endpoint takes no GET, and changes nothing by one.
-            let answer = within(limit, remote.get(url, answer::max_body(0), limit));
+            let answer = ask_here(&SERVER, limit, remote.get(url, answer::max_body(0), limit));
             found.push(Examined::of(answer, url, |_| format!("{url} answers")));
         }
     }
@@ -361,15 +360,4 @@ fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata
             todo: "see the server's configuration".to_owned(),
         });
     }
-}
-
-fn within<T>(limit: Duration, future: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-    let done = await_here(async { timeout(limit, future).await });
-    let done = done.map_err(|_| {
-        SERVER.wrong_credential(
-            "the system has no more file descriptors",
-            "see ulimit -n, and run this again",
-        )
-    });
-    done?.unwrap_or_else(|_| Err(SERVER.silent(limit)))
 }

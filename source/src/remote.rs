@@ -157,12 +157,8 @@ impl Client {
     fn new(peer: &Peer, proxy: Option<Uri>, ca_file: Option<PathBuf>) -> Result<Self, SourceError> {
         let file = ca_file.as_deref().map(|path| Arc::new(Stamp::of(path)));
         let pem = ca_file.map(|path| {
-            trust::read_public(&path, MAX_CA_FILE).map_err(|refusal| {
-                peer.wrong_credential(
-                    format_args!("{}: {}: {refusal}", peer.authorities, path.display()),
-                    "let nobody but the instance owner and root change it",
-                )
-            })
+            let pem = trust::read_public(&path, MAX_CA_FILE);
+            pem.map_err(|refusal| SourceError::of_file(peer.credential, peer.authorities, &path, refusal))
         });
         let pem = pem.transpose()?;
         let roots = pem.as_ref().map_or(tls::Roots::System, |pem| tls::Roots::Also(pem));
@@ -199,4 +195,20 @@ pub(crate) fn await_here<T>(future: impl Future<Output = T>) -> std::io::Result<
     // A name service that hangs is not waited for.
     runtime.shutdown_background();
     Ok(value)
+}
+
+/// The same for what is asked of a server, and for no longer than `limit`.
+pub(crate) fn ask_here<T>(
+    peer: &Peer,
+    limit: Duration,
+    future: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    let done = await_here(async { timeout(limit, future).await });
+    let done = done.map_err(|_| {
+        peer.wrong_credential(
+            "the system has no more file descriptors",
+            "see ulimit -n, and run this again",
+        )
+    })?;
+    done.unwrap_or_else(|_| Err(peer.silent(limit)))
 }

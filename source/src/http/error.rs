@@ -1,10 +1,10 @@
 //! The error of one request: its cause, the remedy, and whether another attempt can succeed.
 
-use std::{error::Error as StdError, fmt, io, time::Duration};
+use std::{error::Error as StdError, fmt, io, path::Path, time::Duration};
 
 use rustls::{AlertDescription, CertificateError};
 
-use crate::{Error, seconds};
+use crate::{Error, seconds, trust::Refusal};
 
 /// How much of a text of somebody else is repeated in a message, in characters.
 const MAX_QUOTE: usize = 300;
@@ -85,6 +85,21 @@ impl SourceError {
 
     pub fn retryable(summary: &'static str, cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         Self::new(Retry::Backoff(None), summary, cause, remedy)
+    }
+
+    /// The error of a file that is not there, or not safe. `key` is where it is named.
+    pub fn of_file(summary: &'static str, key: &str, path: &Path, refusal: Refusal) -> Self {
+        let (what, remedy) = match refusal {
+            Refusal::Io(e) => (
+                format!("could not be read ({e})"),
+                "create it, or correct its path, and let the instance owner read it",
+            ),
+            Refusal::Untrusted(why) => (
+                format!("was refused ({why})"),
+                "let nobody but the instance owner and root change it, and nobody else read secrets in it",
+            ),
+        };
+        Self::permanent(summary, format_args!("{key}: {} {what}", path.display()), remedy)
     }
 
     /// The same error, with the address where it happened.

@@ -4,13 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use config::Discovery;
 use token::{KeySet, SkippedKey};
-use tokio::time::timeout;
 
 use super::{JwksClient, SERVER};
 use crate::{
     Examined,
     http::{SourceError, quote},
-    remote::await_here,
+    remote::ask_here,
 };
 
 /// The longest JWKS, in bytes.
@@ -34,18 +33,6 @@ pub(super) struct Published {
 }
 
 impl JwksClient {
-    /// Asks once, and blocks no longer than `limit`.
-    fn fetch_here(&self, limit: Duration) -> Result<Published, SourceError> {
-        let fetched = await_here(async { timeout(limit, self.fetch(None)).await });
-        let fetched = fetched.map_err(|_| {
-            SERVER.wrong_credential(
-                "the system has no more file descriptors",
-                "see ulimit -n, and run this again",
-            )
-        })?;
-        fetched.unwrap_or_else(|_| Err(SERVER.silent(limit)))
-    }
-
     pub(super) async fn fetch(&self, known: Option<String>) -> Result<Published, SourceError> {
         let jwks_uri = match known {
             Some(known) => known,
@@ -90,7 +77,8 @@ impl JwksClient {
         discovery: &Discovery,
         limit: Duration,
     ) -> Result<(Arc<KeySet>, Option<String>), String> {
-        let fetched = Self::of(url, discovery).fetch_here(limit);
+        let client = Self::of(url, discovery);
+        let fetched = ask_here(&SERVER, limit, client.fetch(None));
         let fetched = fetched.map_err(|error| format!("issuer {url}: {error}"))?;
         if fetched.keys.is_empty() {
             return Err(fetched.nothing(url));
@@ -105,7 +93,8 @@ impl JwksClient {
     /// Looks whether its keys can be fetched. Blocks, no longer than `limit`.
     #[must_use]
     pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
-        let fetched = Self::of(url, discovery).fetch_here(limit);
+        let client = Self::of(url, discovery);
+        let fetched = ask_here(&SERVER, limit, client.fetch(None));
         match fetched {
             Ok(fetched) if fetched.keys.is_empty() => Examined::bad(fetched.nothing(url), "see its configuration"),
             fetched => Examined::of(fetched, &format!("issuer {url}"), |fetched| {

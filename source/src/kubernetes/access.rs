@@ -5,7 +5,7 @@
 //! changes. What is not supported is refused rather than ignored: proxies, impersonation, passwords, and the
 //! `auth-provider` of old, which client-go itself has given up for `exec`.
 
-use std::{fmt, fs, io, path::Path};
+use std::{fmt, fs, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Uri;
@@ -14,7 +14,7 @@ use seal::{ExposeSecret, Secret};
 use zeroize::Zeroizing;
 
 use super::{
-    error::{SourceError, credential, quote},
+    error::{CREDENTIAL, SourceError, credential, quote},
     exec::Exec,
 };
 use crate::{
@@ -202,70 +202,64 @@ impl Reader<'_> {
     }
 
     fn supported(&self, cluster: &Cluster, user: &AuthInfo) -> Result<(), SourceError> {
-        if cluster.insecure_skip_tls_verify == Some(true) {
-            return Err(self.wrong(
-                "insecure-skip-tls-verify is set: whoever is in between could read the tokens of all jobs",
-                "remove it, and set certificate-authority",
-            ));
-        }
-        if nonempty(&cluster.proxy_url).is_some() {
-            return Err(self.wrong(
-                "proxy-url is set, which is not supported",
-                "name a server that this node reaches without a proxy",
-            ));
-        }
-        if let Some(provider) = &user.auth_provider {
-            return Err(self.wrong(
-                format_args!(
-                    "auth-provider {} is set, which is of old and not supported",
-                    quote(&provider.name, &[])
-                ),
-                "use exec, a tokenFile or a client certificate",
-            ));
-        }
-        if nonempty(&user.username).is_some() || user.password.is_some() {
-            return Err(self.wrong(
-                "username and password are set, which are not supported",
-                "use exec, a tokenFile or a client certificate",
-            ));
-        }
+        const INSTEAD: &str = "use exec, a tokenFile or a client certificate";
+
+        let provider = user.auth_provider.as_ref().map(|provider| quote(&provider.name, &[]));
+        let provider_is_set = format!("auth-provider {} is set", provider.as_deref().unwrap_or_default());
         let impersonates = nonempty(&user.impersonate).is_some()
             || user.impersonate_uid.is_some()
             || user.impersonate_groups.is_some()
             || user.impersonate_user_extra.is_some();
-        if impersonates {
-            return Err(self.wrong(
-                "its user is to act as another (as, as-uid, as-groups), which is not supported",
+        let unsupported = [
+            (
+                cluster.insecure_skip_tls_verify == Some(true),
+                "insecure-skip-tls-verify is set, with which the tokens of all jobs could be read on the way",
+                "remove it, and set certificate-authority",
+            ),
+            (
+                nonempty(&cluster.proxy_url).is_some(),
+                "proxy-url is set",
+                "name a server that this node reaches without a proxy",
+            ),
+            (provider.is_some(), &provider_is_set, INSTEAD),
+            (
+                nonempty(&user.username).is_some() || user.password.is_some(),
+                "username and password are set",
+                INSTEAD,
+            ),
+            (
+                impersonates,
+                "its user is to act as another (as, as-uid, as-groups)",
                 "use the credential of a service account that has the permissions itself",
-            ));
+            ),
+        ];
+        match unsupported.into_iter().find(|(is_set, ..)| *is_set) {
+            Some((_, cause, remedy)) => Err(self.wrong(format_args!("{cause}, which is not supported"), remedy)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Where the server is: an https address.
     fn server(&self, address: &str) -> Result<Uri, SourceError> {
-        let wrong = |what: &str| {
-            let remedy = "set server to an address such as https://kubernetes.example.com:6443";
-            Err(self.wrong(what, remedy))
-        };
-        if address.is_empty() {
-            return wrong("its cluster has no server");
-        }
         let uri: Option<Uri> = address.parse().ok();
-        let Some(uri) = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none())
-        else {
-            return wrong("the address of its server is not valid");
+        let uri = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none());
+        let cause = match uri {
+            _ if address.is_empty() => "its cluster has no server",
+            None => "the address of its server is not valid",
+            Some(uri) if uri.scheme_str() != Some("https") => "its server is not https: tokens would be sent in clear",
+            Some(uri)
+                if uri
+                    .authority()
+                    .is_some_and(|authority| authority.as_str().contains('@')) =>
+            {
+                "the address of its server has a user name in it, which is not supported"
+            }
+            Some(uri) => return Ok(uri),
         };
-        if uri.scheme_str() != Some("https") {
-            return wrong("its server is not https: tokens would be sent in clear");
-        }
-        if uri
-            .authority()
-            .is_some_and(|authority| authority.as_str().contains('@'))
-        {
-            return wrong("the address of its server has a user name in it, which is not supported");
-        }
-        Ok(uri)
+        Err(self.wrong(
+            cause,
+            "set server to an address such as https://kubernetes.example.com:6443",
+        ))
     }
 
     fn parse(&self, text: &[u8]) -> Result<Kubeconfig, SourceError> {
@@ -354,20 +348,7 @@ fn read_file(path: &Path, key: &str, readers: Readers) -> Result<(Zeroizing<Vec<
 }
 
 fn refused(path: &Path, key: &str, refusal: Refusal) -> SourceError {
-    let path = path.display();
-    match refusal {
-        Refusal::Io(e) => {
-            let remedy = match e.kind() {
-                io::ErrorKind::PermissionDenied => "let the instance owner read it (chown)",
-                _ => "create it, or correct its path",
-            };
-            credential(format_args!("{key}: {path} could not be read ({e})"), remedy)
-        }
-        Refusal::Untrusted(why) => credential(
-            format_args!("{key}: {path} was refused ({why})"),
-            "let nobody but the instance owner and root change it, and nobody else read secrets in it",
-        ),
-    }
+    SourceError::of_file(CREDENTIAL, key, path, refusal)
 }
 
 /// A bearer token: what may stand in a header (RFC 6750, section 2.1), with nothing around it.

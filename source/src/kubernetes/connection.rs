@@ -32,6 +32,7 @@ use crate::{
         self, Way,
         tls::{self, Roots},
     },
+    remote::blocking,
     stamp::Stamp,
 };
 
@@ -46,8 +47,7 @@ pub(super) struct Cluster {
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     helpers: Vec<PathBuf>,
-    /// For requests.
-    pub permits: Semaphore,
+    permits: Arc<Semaphore>,
     /// The version of the API group that the server prefers, once it was asked.
     pub version: tokio::sync::Mutex<Option<Arc<str>>>,
     state: tokio::sync::Mutex<State>,
@@ -62,6 +62,8 @@ struct State {
 /// A client of an API server.
 pub(super) struct Connection {
     pub client: Client,
+    /// For requests.
+    pub permits: Arc<Semaphore>,
     /// The server's address, without a slash at its end.
     pub base: String,
     /// The bearer token, so that it can be kept out of what the server says.
@@ -97,7 +99,7 @@ impl Cluster {
             kubeconfig: settings.kubeconfig.clone(),
             context: settings.context.clone(),
             helpers: helpers.to_vec(),
-            permits: Semaphore::new(MAX_REQUESTS),
+            permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
             version: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::default(),
         }
@@ -116,12 +118,12 @@ impl Cluster {
                 // It stays what it is where this future is dropped while the files are looked at.
                 state.connection = Some(old.clone());
                 let looked_at = old.clone();
-                let is_stale = blocking(move || looked_at.files.iter().any(Stamp::is_stale)).await?;
-                if !is_stale && !old.is_due(old.renew) {
+                let is_stale = blocking(&API_SERVER, move || looked_at.files.iter().any(Stamp::is_stale)).await?;
+                if !is_stale && !is_due(old.renew) {
                     return Ok(old);
                 }
                 // What is only about to expire is good until it does.
-                Some(old).filter(|old| !is_stale && !old.is_due(old.expires))
+                Some(old).filter(|old| !is_stale && !is_due(old.expires))
             }
         };
         if let Some((at, error)) = &state.failed
@@ -165,7 +167,7 @@ impl Cluster {
             access.exec.as_mut().map(Exec::find).transpose()?;
             Ok(access)
         };
-        let mut access: Access = blocking(load).await??;
+        let mut access: Access = blocking(&API_SERVER, load).await??;
         let given = match access.exec.take() {
             None => None,
             Some(exec) => {
@@ -174,12 +176,13 @@ impl Cluster {
                 Some(given?)
             }
         };
-        blocking(move || Connection::new(access, given)).await?
+        let permits = self.permits.clone();
+        blocking(&API_SERVER, move || Connection::new(permits, access, given)).await?
     }
 }
 
 impl Connection {
-    fn new(mut access: Access, given: Option<Credential>) -> Result<Self, SourceError> {
+    fn new(permits: Arc<Semaphore>, mut access: Access, given: Option<Credential>) -> Result<Self, SourceError> {
         let (mut renew, mut expires) = (None, None);
         if let Some(given) = given {
             access.token = given.token;
@@ -188,6 +191,7 @@ impl Connection {
         }
         Ok(Self {
             client: client(&access)?,
+            permits,
             base: access.server.to_string().trim_end_matches('/').to_owned(),
             token: access.token,
             files: access.files,
@@ -195,10 +199,10 @@ impl Connection {
             expires,
         })
     }
+}
 
-    fn is_due(&self, time: Option<SystemTime>) -> bool {
-        time.is_some_and(|time| time <= SystemTime::now())
-    }
+fn is_due(time: Option<SystemTime>) -> bool {
+    time.is_some_and(|time| time <= SystemTime::now())
 }
 
 /// The client of kube over our connections, whose answers are bounded. It keeps a copy of the token that is not zeroized.
@@ -229,12 +233,4 @@ fn client(access: &Access) -> Result<Client, SourceError> {
         .map_err(BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace))
-}
-
-/// Runs what may block on a thread for it.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, SourceError> {
-    // What a panic said is not repeated: it may quote anything.
-    tokio::task::spawn_blocking(call)
-        .await
-        .map_err(|_| credential("an internal error", "report it to the maintainers of this plugin"))
 }

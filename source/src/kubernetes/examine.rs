@@ -2,17 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use ::http::Method;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
     access,
     connection::{Cluster, Connection},
-    error::{SourceError, UNWELL},
+    error::{API_SERVER, SourceError, UNWELL},
     group_target, no_group, objects,
     request::Target,
 };
-use crate::{Examined, seconds};
+use crate::{Examined, remote::ask_here};
 
 /// For one question; less than for all of them, so that what was answered is told.
 const QUESTION: Duration = Duration::from_secs(5);
@@ -22,28 +23,18 @@ const QUESTION: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn examine(settings: &config::Kubernetes, helpers: &[PathBuf], limit: Duration) -> Vec<Examined> {
     let mut found = Vec::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let Ok(runtime) = runtime else {
-        found.push(Examined::bad(
-            "the system has no more file descriptors",
-            "see ulimit -n, and run this again",
-        ));
-        return found;
-    };
     let all = Examination {
         cluster: Cluster::new(settings, helpers),
         settings: settings.clone(),
         until: Instant::now() + limit,
     };
-    let done = runtime.block_on(async { timeout(limit, all.run(&mut found)).await });
-    if done.is_err() {
-        found.push(Examined::bad(
-            format!("the API server did not answer all questions within {}", seconds(limit)),
-            "see that it is well, and that no firewall is in between",
-        ));
+    let done = ask_here(&API_SERVER, limit, async {
+        all.run(&mut found).await;
+        Ok(())
+    });
+    if let Err(error) = done {
+        found.push(Examined::failed("not all was asked", &error));
     }
-    // A name service that hangs is not waited for.
-    runtime.shutdown_background();
     found
 }
 
@@ -68,14 +59,15 @@ impl Examination {
             None => "the pod's own credential".to_owned(),
         };
         let notes = std::sync::Mutex::default();
-        let connection = match self.cluster.connection(self.left() * 3 / 4, &notes).await {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let connection = match self.cluster.connection(left * 3 / 4, &notes).await {
             Ok(connection) => connection,
             Err(error) => return found.push(Examined::failed("", &error)),
         };
         let server = &connection.base;
         found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
 
-        let version = match self.get(&connection, &group_target()).await {
+        let version = match connection.get(&group_target(), QUESTION).await {
             Ok(body) => objects::preferred_version(&body),
             Err(error) => Err(no_group(error)),
         };
@@ -148,17 +140,8 @@ impl Examination {
             )
         };
         let question = serde_json::to_vec(&question).map_err(wrong)?;
-        let permits = &self.cluster.permits;
-        let answer = connection.post(permits, &target, question, QUESTION).await?;
+        let answer = connection.ask(Method::POST, &target, question, QUESTION).await?;
         let review: SelfSubjectAccessReview = serde_json::from_slice(&answer).map_err(wrong)?;
         Ok(review.status.is_some_and(|status| status.allowed))
-    }
-
-    async fn get(&self, connection: &Connection, target: &Target) -> Result<zeroize::Zeroizing<Vec<u8>>, SourceError> {
-        connection.get(&self.cluster.permits, target, QUESTION).await
-    }
-
-    fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
     }
 }

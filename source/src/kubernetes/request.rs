@@ -9,7 +9,7 @@ use ::http::{
 use kube::client::Body;
 use seal::ExposeSecret;
 use serde::Deserialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tower::buffer::error::Closed;
 use zeroize::Zeroizing;
 
@@ -41,29 +41,13 @@ struct Status {
 
 impl Connection {
     /// Reads what is there.
-    pub async fn get(
-        &self,
-        permits: &Semaphore,
-        target: &Target,
-        limit: Duration,
-    ) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-        self.ask(permits, Method::GET, target, Vec::new(), limit).await
+    pub async fn get(&self, target: &Target, limit: Duration) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+        self.ask(Method::GET, target, Vec::new(), limit).await
     }
 
-    /// Asks a question, which changes nothing (such as a `SelfSubjectAccessReview`).
-    pub async fn post(
+    /// Sends a request that changes nothing (a `POST` is that of a `SelfSubjectAccessReview`), and reads the answer.
+    pub async fn ask(
         &self,
-        permits: &Semaphore,
-        target: &Target,
-        body: Vec<u8>,
-        limit: Duration,
-    ) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-        self.ask(permits, Method::POST, target, body, limit).await
-    }
-
-    async fn ask(
-        &self,
-        permits: &Semaphore,
         method: Method,
         target: &Target,
         body: Vec<u8>,
@@ -84,10 +68,8 @@ impl Connection {
                 )
             })?;
         // Its time begins with its turn.
-        let _permit = permits
-            .acquire()
-            .await
-            .map_err(|_| SourceError::retryable(UNREACHABLE, "an internal error", "report it"))?;
+        let turn = self.permits.acquire().await;
+        let _turn = turn.map_err(|_| SourceError::retryable(UNREACHABLE, "an internal error", "report it"))?;
         // Not `Client::request`, which logs a body that it cannot parse: it may be that of a Secret.
         let answer = async {
             let response = self.client.send(request).await.map_err(|e| of_client(&e))?;
@@ -128,13 +110,18 @@ impl Connection {
                 format_args!("the {} is not there (404){says}", target.name),
                 "see the keys object and namespace, and whether the service that creates Workflows is well",
             ),
-            StatusCode::CONFLICT | StatusCode::GONE => busy(&answer, &says),
-            _ if answer.retry() != Retry::Never => busy(&answer, &says),
-            status => SourceError::permanent(
-                UNWELL,
-                format_args!("it answered with the status {}{says}", status.as_u16()),
-                "see that the address in the kubeconfig file is the one of an API server",
-            ),
+            _ => {
+                let retry = match answer.retry() {
+                    Retry::Never if matches!(status, StatusCode::CONFLICT | StatusCode::GONE) => Retry::Backoff(None),
+                    retry => retry,
+                };
+                let remedy = match retry {
+                    Retry::Never => "see that the address in the kubeconfig file is the one of an API server",
+                    _ => "see the API server's log",
+                };
+                let cause = format_args!("it answered with the status {}{says}", answer.status_text());
+                SourceError::new(retry, UNWELL, cause, remedy)
+            }
         })
     }
 
@@ -158,13 +145,4 @@ fn of_client(error: &kube::Error) -> SourceError {
         found.retry = Retry::NewClient;
     }
     found
-}
-
-fn busy(answer: &Answer, says: &str) -> SourceError {
-    SourceError::new(
-        Retry::Backoff(answer.retry_after()),
-        UNWELL,
-        format_args!("it answered with the status {}{says}", answer.status_text()),
-        "see the API server's log",
-    )
 }

@@ -12,10 +12,7 @@ use token::SigningKey;
 use zeroize::Zeroizing;
 
 use super::SERVER;
-use crate::{
-    http::SourceError,
-    trust::{self, Refusal},
-};
+use crate::{http::SourceError, trust};
 
 /// The longest file with a secret or key, in bytes.
 const MAX_FILE: usize = 64 << 10;
@@ -57,16 +54,8 @@ impl Client {
         let wrong = |what: &dyn std::fmt::Display, todo: &str| {
             SERVER.wrong_credential(format_args!("{key}: {} {what}", path.display()), todo)
         };
-        let bytes = trust::read_private(&path, MAX_FILE).map_err(|refusal| match refusal {
-            Refusal::Io(e) => wrong(
-                &format_args!("could not be read ({e})"),
-                "create it, or correct its path, and let the instance owner read it",
-            ),
-            Refusal::Untrusted(why) => wrong(
-                &format_args!("was refused ({why})"),
-                "let nobody but the instance owner and root read or change it",
-            ),
-        })?;
+        let bytes = trust::read_private(&path, MAX_FILE);
+        let bytes = bytes.map_err(|refusal| SourceError::of_file(SERVER.credential, key, &path, refusal))?;
         match how {
             ClientAuthentication::SecretBasic(_) | ClientAuthentication::SecretPost(_) => {
                 let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
