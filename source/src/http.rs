@@ -11,15 +11,13 @@ mod retry;
 pub(crate) mod tls;
 
 use std::{
-    error::Error as StdError,
-    pin::{Pin, pin},
-    task::{Context, Poll},
+    pin::pin,
     time::{Duration, SystemTime},
 };
 
 use http::{
     Request, Response, StatusCode, Uri,
-    header::{CACHE_CONTROL, HeaderMap, RETRY_AFTER},
+    header::{CACHE_CONTROL, CONTENT_ENCODING, HeaderMap, RETRY_AFTER},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
@@ -33,7 +31,7 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
-use tower::Service;
+use tower::{BoxError, ServiceExt, service_fn, util::BoxCloneSyncService};
 use zeroize::Zeroizing;
 
 pub(crate) use self::{
@@ -75,14 +73,6 @@ where
     B: Body + Send,
     B::Data: Send,
 {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(KEEPALIVE));
-    let route = Route {
-        tunnel: way.proxy.map(|proxy| Tunnel::new(proxy, tcp.clone())),
-        direct: tcp,
-    };
     let tls = HttpsConnectorBuilder::new().with_tls_config(way.tls);
     let mut tls = if way.plain {
         tls.https_or_http()
@@ -96,40 +86,27 @@ where
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(way.idle)
-        .build(tls.enable_http1().wrap_connector(route))
+        .build(tls.enable_http1().wrap_connector(route(way.proxy)))
 }
 
-/// The way to a server: through a proxy where there is one, but not to a server on this node.
-#[derive(Clone)]
-pub(crate) struct Route {
-    direct: HttpConnector,
-    tunnel: Option<Tunnel<HttpConnector>>,
-}
+/// Connects to a server: through a proxy if there is one, but not to a server on this node.
+type Route = BoxCloneSyncService<Uri, TokioIo<TcpStream>, BoxError>;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-impl Service<Uri> for Route {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // That of the tunnel is the same one.
-        self.direct.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        match &mut self.tunnel {
-            Some(tunnel) if to.scheme_str() == Some("https") => {
-                let way = tunnel.call(to);
-                Box::pin(async { way.await.map_err(Into::into) })
-            }
-            _ => {
-                let way = self.direct.call(to);
-                Box::pin(async { way.await.map_err(Into::into) })
+fn route(proxy: Option<Uri>) -> Route {
+    let mut direct = HttpConnector::new();
+    direct.enforce_http(false);
+    direct.set_nodelay(true);
+    direct.set_keepalive(Some(KEEPALIVE));
+    let tunnel = proxy.map(|proxy| Tunnel::new(proxy, direct.clone()));
+    BoxCloneSyncService::new(service_fn(move |to: Uri| {
+        let (direct, tunnel) = (direct.clone(), tunnel.clone());
+        async move {
+            match tunnel {
+                Some(tunnel) if to.scheme_str() == Some("https") => tunnel.oneshot(to).await.map_err(BoxError::from),
+                _ => direct.oneshot(to).await.map_err(BoxError::from),
             }
         }
-    }
+    }))
 }
 
 /// What a server answered.
@@ -147,6 +124,20 @@ impl Answer {
         B::Error: Into<BoxError>,
     {
         let (head, body) = response.into_parts();
+        if let Some(encoding) = head.headers.get(CONTENT_ENCODING)
+            && head.status.is_success()
+            && encoding.as_bytes() != b"identity"
+        {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes());
+            return Err(SourceError::permanent(
+                peer.unwell,
+                format_args!(
+                    "its answer is compressed ({}), which was not requested",
+                    quote(&encoding, &[])
+                ),
+                "see whether the server, or a proxy before it, can answer without a Content-Encoding",
+            ));
+        }
         Ok(Self {
             status: head.status,
             headers: head.headers,

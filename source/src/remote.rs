@@ -11,7 +11,7 @@ use std::{
 
 use ::http::{
     HeaderValue, Method, Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, USER_AGENT},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, USER_AGENT},
 };
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -95,6 +95,7 @@ impl Remote {
             .method(method)
             .uri(url)
             .header(ACCEPT, ACCEPTED)
+            .header(ACCEPT_ENCODING, "identity")
             .header(USER_AGENT, http::USER_AGENT);
         if form.is_some() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");

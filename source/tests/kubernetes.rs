@@ -561,6 +561,10 @@ async fn what_does_not_pass_is_told_at_once() {
         let fetched = site.fetch().await;
         fetched.failed(&[says, "see that the address in the kubeconfig file", &api.url()]);
     }
+    let gzip = vec![("content-encoding", "gzip".to_owned())];
+    api.fail(SECRETS, 1, Fault::Headers(200, gzip));
+    let says = "its answer is compressed (gzip), which was not requested";
+    site.fetch().await.failed(&[says, &api.url()]);
     api.fail(
         &format!("/apis/{}", api::GROUP),
         1,

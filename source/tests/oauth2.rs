@@ -24,6 +24,7 @@ use serde_json::json;
 use source::{Examined, Slot, Source, examine_oauth2};
 use tempfile::TempDir;
 use token::KeySet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::Tunnel;
 
 const SECRET: &str = "canary secret:1";
@@ -730,6 +731,76 @@ async fn the_certificate_is_verified() {
     fs::set_permissions(site.dir.path().join("ca.pem"), fs::Permissions::from_mode(0o666)).unwrap();
     failed(site.fetch().await, &["ca-file", "lets others write"]);
     assert!(login.asked("").is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_its_own_authority_is_accepted_or_explained() {
+    let own = Login::of(Authority::of_server(false), Setup::default());
+    Site::new(&own).fetch().await.unwrap();
+    let authority = Login::of(Authority::of_server(true), Setup::default());
+    failed(
+        Site::new(&authority).fetch().await,
+        &[
+            "its certificate was not accepted (it is marked as that of an authority, CA:TRUE",
+            "openssl req -x509",
+            "basicConstraints=critical,CA:FALSE",
+            "ca-file",
+        ],
+    );
+    assert!(authority.asked("").is_empty());
+}
+
+/// A server that has one answer, to whatever is asked, and then closes the connection, or keeps it without a word.
+async fn raw(answer: &'static str, closes: bool) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/token", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+            if !closes {
+                open.push(stream);
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn answers_of_old_or_broken_servers_are_taken_or_explained() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let gzip = |code, encoding: &str| Fault::Headers(code, vec![("content-encoding", encoding.to_owned())]);
+    for encoding in ["gzip", "br", "x-own"] {
+        login.fail(TOKEN, 1, gzip(200, encoding));
+        failed(
+            site.fetch().await,
+            &["its answer is compressed", "not requested", "Content-Encoding"],
+        );
+    }
+    login.fail(TOKEN, 1, gzip(403, "gzip"));
+    failed(site.fetch().await, &["status 403"]);
+    login.fail(TOKEN, 1, gzip(503, "gzip"));
+    site.fetch().await.unwrap();
+
+    // HTTP/1.0: the body ends with the connection.
+    let token = "{\"access_token\": \"canary-1\", \"token_type\": \"Bearer\"}";
+    let old = format!("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{token}");
+    site.settings.server = AuthorizationServer::TokenEndpoint(raw(old.leak(), true).await);
+    assert_eq!(site.fetch().await.unwrap(), "canary-1");
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"acc\r\n";
+    for (answer, closes, says) in [
+        (CHUNKED, true, "the connection ended before the answer did"),
+        (CHUNKED, false, "did not answer within 1 s"),
+        ("HTTP/1.0 200 OK\r\n\r\n{\"acc", false, "did not answer within 1 s"),
+        ("HTTP/1.0 200 OK\r\n\r\n{\"acc", true, "not a token in JSON"),
+        ("SSH-2.0-OpenSSH_9.9\r\n", true, "it does not speak HTTP"),
+    ] {
+        site.settings.server = AuthorizationServer::TokenEndpoint(raw(answer, closes).await);
+        failed(site.fetch_within(Duration::from_millis(2500)).await, &[says]);
+    }
 }
 
 #[tokio::test]

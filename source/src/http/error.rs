@@ -9,6 +9,12 @@ use crate::{Error, seconds, trust::Refusal};
 /// How much of a text of somebody else is repeated in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
+/// How to create a certificate that is the server's and the one to trust.
+const CREATE: &str = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=HOST -addext subjectAltName=DNS:HOST \
+                      -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem";
+
+const WRONG_SERVER: &str = "see that this is the server that is meant, and what is wrong with its certificate";
+
 /// A kind of server, in the words of messages.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -131,6 +137,13 @@ impl SourceError {
             if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
                 return Self::of_tls(tls, peer);
             }
+            if cause.downcast_ref().is_some_and(hyper::Error::is_parse) {
+                return Self::permanent(
+                    unreachable,
+                    "it does not speak HTTP/1.1",
+                    format_args!("see that the port of {address} is right, and whether it is one for https"),
+                );
+            }
             // These types are not public.
             let text = cause.to_string();
             if let Some(why) = text.strip_prefix("tunnel error: ") {
@@ -184,16 +197,27 @@ impl SourceError {
             address,
             ..
         } = peer;
-        let untrusted = |what: &dyn fmt::Display, todo: &str| {
+        let untrusted = |what: &dyn fmt::Display, remedy: &str| {
             Self::permanent(
                 unreachable,
                 format_args!("its certificate was not accepted ({what})"),
-                todo,
+                remedy,
             )
         };
+        let create = || format!("create one with `{CREATE}`, and set {authorities} to it");
         match error {
+            Tls::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref() {
+                Some(webpki::Error::CaUsedAsEndEntity) => untrusted(
+                    &"it is marked as that of an authority, CA:TRUE, and is also the server's own",
+                    &create(),
+                ),
+                Some(webpki::Error::UnsupportedCertVersion) => {
+                    untrusted(&"it is of version 1 of X.509, which names no host", &create())
+                }
+                _ => untrusted(&other.0, WRONG_SERVER),
+            },
             Tls::InvalidCertificate(why) => {
-                let todo = match why {
+                let remedy = match why {
                     CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                         &format!("see that {authorities} is the one that this server's certificate is of")
                     }
@@ -207,9 +231,9 @@ impl SourceError {
                         let or = peer.name.map(|name| format!(", or set {name}")).unwrap_or_default();
                         &format!("name the server as its certificate does{or}")
                     }
-                    _ => "see that this is the server that is meant, and what is wrong with its certificate",
+                    _ => WRONG_SERVER,
                 };
-                untrusted(why, todo)
+                untrusted(why, remedy)
             }
             Tls::AlertReceived(alert) if is_about_us(*alert) && peer.client_certificate.is_some() => Self::new(
                 Retry::NewClient,

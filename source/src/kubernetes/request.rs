@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::http::{
     Method, Request, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT},
 };
 use kube::client::Body;
 use seal::ExposeSecret;
@@ -58,6 +58,7 @@ impl Connection {
             .method(method)
             .uri(&target.path)
             .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "identity")
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, http::USER_AGENT)
             .body(Body::from(body))

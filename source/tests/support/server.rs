@@ -42,7 +42,13 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// A certificate authority.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>, Kind);
+
+#[derive(PartialEq)]
+enum Kind {
+    Signs,
+    IsTheServers,
+}
 
 /// A certificate and its key, in PEM.
 pub struct Certified {
@@ -55,7 +61,23 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Self(
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            Kind::Signs,
+        )
+    }
+
+    /// One whose certificate, signed by itself, is that of the server: as `openssl req -x509` creates it, or without CA:TRUE.
+    pub fn of_server(is_ca: bool) -> Self {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = match is_ca {
+            true => IsCa::Ca(BasicConstraints::Unconstrained),
+            false => IsCa::ExplicitNoCa,
+        };
+        Self(
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            Kind::IsTheServers,
+        )
     }
 
     pub fn pem(&self) -> String {
@@ -84,6 +106,10 @@ impl Authority {
         }
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
+        let (certificate, key) = match self.1 {
+            Kind::Signs => (certificate.der().clone(), key.serialize_der()),
+            Kind::IsTheServers => (self.0.der().clone(), self.0.key().serialize_der()),
+        };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
@@ -98,10 +124,7 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(clients)
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            )
+            .with_single_cert(vec![certificate], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)))
             .unwrap()
     }
 }
