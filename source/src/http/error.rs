@@ -2,6 +2,7 @@
 
 use std::{error::Error as StdError, fmt, io, path::Path, time::Duration};
 
+use hyper_util::client::legacy;
 use rustls::{AlertDescription, CertificateError};
 
 use crate::{Error, seconds, trust::Refusal};
@@ -56,6 +57,8 @@ impl Peer {
 #[derive(Debug, Clone)]
 pub(crate) struct SourceError {
     pub retry: Retry,
+    /// Whether there was no connection, so that no other request to the same host would fare better.
+    pub unconnected: bool,
     /// For the user.
     pub summary: &'static str,
     cause: String,
@@ -79,6 +82,7 @@ impl SourceError {
     pub fn new(retry: Retry, summary: &'static str, cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         Self {
             retry,
+            unconnected: false,
             summary,
             cause: cause.to_string(),
             remedy: remedy.to_string(),
@@ -129,6 +133,14 @@ impl SourceError {
 
     /// Of a request that came to no answer.
     pub fn of_request(error: &(dyn StdError + 'static), peer: &Peer) -> Self {
+        let mut client = causes(error).filter_map(|cause| cause.downcast_ref::<legacy::Error>());
+        Self {
+            unconnected: client.any(legacy::Error::is_connect),
+            ..Self::of_causes(error, peer)
+        }
+    }
+
+    fn of_causes(error: &(dyn StdError + 'static), peer: &Peer) -> Self {
         let Peer {
             unreachable, address, ..
         } = peer;

@@ -35,7 +35,7 @@ impl Remote {
             match answer.and_then(|answer| self.read(issuer, &url, &answer)) {
                 Ok(metadata) => return Ok(metadata),
                 // The same in each place.
-                Err(error) if error.summary == self.peer().credential => return Err(error),
+                Err(error) if error.unconnected || error.summary == self.peer().credential => return Err(error),
                 Err(error) => failures.push((url, error)),
             }
         }
