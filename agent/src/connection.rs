@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
     time::Duration,
@@ -25,9 +24,6 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use crate::serve::Agent;
-
-/// The agent itself, which also runs the commands of rules. The link names the program of the process that follows it.
-const SUPERVISOR: &str = "/proc/self/exe";
 
 /// How many replies are written at once.
 const AT_ONCE: usize = 64;
@@ -117,7 +113,7 @@ impl Connection {
             // A plugin that is gone is told nothing.
             let _ = replies.send(Reply::Owner { generation, uid, owner });
         };
-        let engine = Engine::new(configure, Path::new(SUPERVISOR), &self.agent.shared, Box::new(tell));
+        let engine = Engine::new(configure, &self.agent.program, &self.agent.shared, Box::new(tell));
         let configuration = match engine {
             Ok(engine) => {
                 let engine = Arc::new(engine);

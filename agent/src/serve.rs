@@ -1,6 +1,6 @@
 //! Accepts connections, as long as the process runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use delivery::Shared;
 use nix::unistd::geteuid;
@@ -20,8 +20,9 @@ const IDLE: Duration = Duration::from_secs(10);
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// What all connections have in common.
-#[derive(Default)]
 pub struct Agent {
+    /// The program of the agent, which also supervises the commands of rules.
+    pub program: PathBuf,
     /// The capacity that engines share.
     pub shared: Arc<Shared>,
     /// A plugin of another release wants an agent of its own.
@@ -36,7 +37,11 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
     let (socket, bound) = listening.into_parts();
     socket.set_nonblocking(true).map_err(|e| format!("the socket: {e}"))?;
     let socket = UnixListener::from_std(socket).map_err(|e| format!("the socket: {e}"))?;
-    let agent = Arc::new(Agent::default());
+    let agent = Arc::new(Agent {
+        program: std::env::current_exe().map_err(|e| format!("the path of the program: {e}"))?,
+        shared: Arc::default(),
+        retire: Notify::new(),
+    });
     let mut connections = JoinSet::new();
     // Without systemd, nobody listens.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -77,7 +77,7 @@ impl Spec {
 }
 
 fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
-    match args.string(path) {
+    match args.string_bounded(path, config::MAX_NAME) {
         Some(name) => Asked::Project(name),
         None if args.has(path) => Asked::Malformed,
         None => Asked::Nothing,
@@ -103,7 +103,8 @@ impl Facts for JobFacts<'_> {
     }
 
     fn system_is(&self, key: &str, value: &str) -> Option<bool> {
-        Some(self.args.string(&["jobspec", "attributes", "system", key]).as_deref() == Some(value))
+        let path = ["jobspec", "attributes", "system", key];
+        Some(self.args.string_bounded(&path, config::MAX_NAME).as_deref() == Some(value))
     }
 
     fn project_is(&self, name: &str) -> Option<bool> {

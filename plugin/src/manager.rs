@@ -324,6 +324,9 @@ impl Inner {
             .all()
             .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
         let config = Config::with_overrides(&all["conf"], &inner.overrides).map_err(|e| PluginError(e.to_string()))?;
+        for line in &config.obsolete {
+            inner.log(LogLevel::Warning, line);
+        }
         let config = config.only(inner.kind.part);
         let place = inner.place(&config).map_err(PluginError)?;
         if !inner.active.get() {

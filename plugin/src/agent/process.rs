@@ -8,6 +8,8 @@ use std::{
     time::Instant,
 };
 
+use secure_path::{Owners, Refusal, check_program};
+
 /// The process, as far as it is known. The broker may reap it before anybody asks.
 #[derive(Default)]
 pub(super) struct Process(Option<(Child, Instant)>);
@@ -46,12 +48,17 @@ impl Process {
         }
     }
 
-    /// Starts the first of the programs that exists.
+    /// Starts the first of the programs that exists, if nobody but root and the instance owner could have changed it.
     ///
     /// # Errors
     /// What failed, for the operator.
     pub fn start(&mut self, programs: &[PathBuf], socket: &Path) -> Result<(), String> {
         for program in programs {
+            match check_program(program, Owners::process()) {
+                Ok(()) => {}
+                Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(refusal) => return Err(format!("{} is not run: {refusal}", program.display())),
+            }
             let mut command = Command::new(program);
             command.arg("--socket").arg(socket).process_group(0);
             command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -60,7 +67,6 @@ impl Process {
                     self.0 = Some((child, Instant::now()));
                     return Ok(());
                 }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(format!("{} cannot be run: {e}", program.display())),
             }
         }
