@@ -260,7 +260,7 @@ fn root_the_sealer_and_other_users_are_refused() {
     for (uid, says) in [(owner, "opened: 1"), (other, "unauthorized"), (0, "unauthorized")] {
         let mut child = Command::new(&program);
         child
-            .args(["--exact", TEST, "--nocapture"])
+            .args(["--exact", &format!("seal::{TEST}"), "--nocapture"])
             .uid(uid)
             .gid(uid)
             .current_dir("/");
@@ -347,7 +347,7 @@ fn a_listener_who_is_another_user_is_sent_nothing() {
     let (program, socket) = (dir.path().join("test"), dir.path().join("socket"));
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut listener = Command::new(&program)
-        .args(["--exact", TEST, "--nocapture"])
+        .args(["--exact", &format!("seal::{TEST}"), "--nocapture"])
         .uid(OTHER)
         .gid(OTHER)
         .current_dir("/")
