@@ -114,6 +114,8 @@ impl Agent {
     pub fn place(self: &Rc<Self>, place: Place) {
         if self.place.borrow().as_ref() != Some(&place) {
             *self.place.borrow_mut() = Some(place);
+            self.tries.set(Tries::default());
+            self.process.borrow_mut().forget();
             self.close();
         }
         self.ensure();
