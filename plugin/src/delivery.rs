@@ -45,7 +45,7 @@ pub(crate) struct Matching {
 }
 
 /// Told how a delivery ended, unless it was given up: with the names of the variables, or why not.
-pub(crate) type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
+pub type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
 
 impl Inner {
     /// Begins a delivery within the callback of the job's change to RUN.
@@ -92,7 +92,7 @@ impl Inner {
     }
 
     /// Begins the delivery of variables that are there already, to a job whose prolog has started.
-    pub(crate) fn give(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
+    pub fn give(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
         let stay = Stay::begin();
         let Some(current) = self.current() else {
             // It is configured before it is called for any job.
@@ -180,9 +180,6 @@ impl Inner {
         }
         Self::ask_again(inner);
         Self::mind_held(inner);
-        if let Some(hooks) = inner.hooks() {
-            hooks.ticked();
-        }
         shrink(&mut inner.pending.borrow_mut());
         let idle = inner.deliveries.borrow().len() == 0
             && inner.records.is_idle()
@@ -289,7 +286,7 @@ impl Inner {
     }
 
     /// A job whose delivery comes upon a fault of this plugin fails; it does not wait for ever.
-    pub(crate) fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
+    pub fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
         let done = ffi::guard(false, || {
             f();
             true
@@ -360,7 +357,7 @@ impl Inner {
     }
 
     /// Ends a delivery that cannot succeed: the job does not start.
-    pub(crate) fn fail(&self, job: JobId, why: &Failure) {
+    pub fn fail(&self, job: JobId, why: &Failure) {
         let delivery = self.take_out(job);
         self.stats.borrow_mut().failed += 1;
         // It may yet be committed: it is removed when the job has ended.
@@ -373,14 +370,22 @@ impl Inner {
         if let Some(end) = delivery.and_then(|mut delivery| delivery.end.take()) {
             self.log_failure(job, why);
             end(Err(why.clone()));
-        } else if self.hooks().is_some_and(|hooks| hooks.fails(job, why)) {
-            self.log_failure(job, why);
-        } else if self.raise(job, why) {
+        } else if let Some(hooks) = self.hooks() {
+            hooks.failed(job, why);
+        } else {
+            self.refuse(job, why);
+        }
+    }
+
+    /// Ends a job in its prolog, with an exception.
+    pub fn refuse(&self, job: JobId, why: &Failure) {
+        if self.raise(job, why) {
             self.finish_prolog(job, 1);
         }
     }
 
-    fn log_failure(&self, job: JobId, why: &Failure) {
+    /// Tells the operator why a job does not get what it was to get.
+    pub fn log_failure(&self, job: JobId, why: &Failure) {
         let line = format!(
             "{job}: no {} was delivered: {} [{}]",
             self.kind.what, why.operator, why.code
@@ -389,7 +394,7 @@ impl Inner {
     }
 
     /// Returns whether the job has ended: without an exception it must not leave its prolog, or it would start.
-    pub(crate) fn raise(&self, job: JobId, why: &Failure) -> bool {
+    pub fn raise(&self, job: JobId, why: &Failure) -> bool {
         self.log_failure(job, why);
         let text = format!(
             "no {} for this job: {} [{}]. If this goes on, ask the operators: the cause is in the log of Flux",
@@ -405,7 +410,8 @@ impl Inner {
         }
     }
 
-    pub(crate) fn finish_prolog(&self, job: JobId, status: i32) {
+    /// Finishes the prolog of a job, which must be outstanding.
+    pub fn finish_prolog(&self, job: JobId, status: i32) {
         if let Err(e) = self.jobtap.prolog_finish(job, self.kind.prolog, status) {
             self.log(LogLevel::Err, &format!("{job}: the prolog could not be finished: {e}"));
         }

@@ -11,7 +11,7 @@ const LONGEST_LINE: usize = 64 << 10;
 
 /// The events of a job that matter to the plugins, in their order.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Eventlog {
+pub struct Eventlog {
     events: Vec<Event>,
 }
 
@@ -35,16 +35,19 @@ enum Event {
 
 /// What holds a job before it starts, or before it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Perilog {
+pub enum Perilog {
+    /// Before the job shells start.
     Prolog,
+    /// Before the resources are freed.
     Epilog,
 }
 
 /// How far a prolog or an epilog has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Past {
+pub enum Past {
     /// It did not start.
     None,
+    /// It is to be finished.
     Outstanding,
     /// With this status.
     Finished(i64),
@@ -52,7 +55,7 @@ pub(crate) enum Past {
 
 impl Eventlog {
     /// Parses an eventlog. `keep` names the events whose contexts [`Eventlog::contexts`] returns.
-    pub(crate) fn parse(text: &str, keep: &[&str]) -> Self {
+    pub fn parse(text: &str, keep: &[&str]) -> Self {
         let lines = text.lines().filter(|line| line.len() <= LONGEST_LINE);
         let events = lines.filter_map(|line| Event::parse(line, keep));
         Self {
@@ -61,22 +64,22 @@ impl Eventlog {
     }
 
     /// Returns whether it has no event at all: the job was purged.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 
     /// Returns whether the job shells have started.
-    pub(crate) fn has_started(&self) -> bool {
+    pub fn has_started(&self) -> bool {
         self.events.contains(&Event::Start)
     }
 
     /// Returns whether the job shells have finished.
-    pub(crate) fn has_finished(&self) -> bool {
+    pub fn has_finished(&self) -> bool {
         self.events.contains(&Event::Finish)
     }
 
     /// Returns how far the last prolog or epilog with this description has come.
-    pub(crate) fn past(&self, which: Perilog, description: &str) -> Past {
+    pub fn past(&self, which: Perilog, description: &str) -> Past {
         let last = self.events.iter().rev().find_map(|event| match event {
             Event::PerilogStart(of, what) if *of == which && what == description => Some(Past::Outstanding),
             Event::PerilogFinish(of, what, status) if *of == which && what == description => {
@@ -88,7 +91,7 @@ impl Eventlog {
     }
 
     /// Returns how many prologs or epilogs with this description started and finished.
-    pub(crate) fn counts(&self, which: Perilog, description: &str) -> (usize, usize) {
+    pub fn counts(&self, which: Perilog, description: &str) -> (usize, usize) {
         let count = |f: &dyn Fn(&Event) -> bool| self.events.iter().filter(|event| f(event)).count();
         let started =
             |event: &Event| matches!(event, Event::PerilogStart(of, what) if *of == which && what == description);
@@ -98,12 +101,12 @@ impl Eventlog {
     }
 
     /// Returns whether a dependency was added. Flux does not take the same one twice.
-    pub(crate) fn was_added(&self, dependency: &str) -> bool {
+    pub fn was_added(&self, dependency: &str) -> bool {
         self.has_dependency(dependency, true)
     }
 
     /// Returns whether a dependency was removed.
-    pub(crate) fn was_removed(&self, dependency: &str) -> bool {
+    pub fn was_removed(&self, dependency: &str) -> bool {
         self.has_dependency(dependency, false)
     }
 
@@ -115,7 +118,7 @@ impl Eventlog {
     }
 
     /// Returns the contexts of the events of a name that was to be kept.
-    pub(crate) fn contexts(&self, name: &str) -> impl DoubleEndedIterator<Item = &Value> {
+    pub fn contexts(&self, name: &str) -> impl DoubleEndedIterator<Item = &Value> {
         self.events.iter().filter_map(move |event| match event {
             Event::Kept(kept, context) if kept == name => Some(context),
             _ => None,

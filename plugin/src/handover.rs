@@ -20,9 +20,9 @@ const LONGEST: usize = 256 << 20;
 /// What is left.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Handover {
+pub struct Handover {
     /// Jobs whose prologs are outstanding.
-    pub(crate) in_flight: HashSet<JobId>,
+    pub in_flight: HashSet<JobId>,
     /// Jobs that have a record.
     pub(crate) delivered: HashSet<JobId>,
     /// Jobs of which nothing is known yet.
@@ -30,7 +30,7 @@ pub(crate) struct Handover {
     /// Jobs that are held until it is known in which projects their owners are.
     pub(crate) held: HashSet<JobId>,
     /// What the plugin adds.
-    pub(crate) own: Value,
+    pub own: Value,
 }
 
 impl Handover {

@@ -17,7 +17,6 @@
 mod agent;
 mod deliveries;
 mod delivery;
-mod dws;
 mod eventlog;
 mod facts;
 mod handover;
@@ -25,14 +24,17 @@ mod held;
 mod manager;
 mod membership;
 mod owners;
-mod pmi;
 mod records;
 mod resume;
 mod stats;
 
 use ffi::{Jobtap, Plugin};
 
+pub use eventlog::{Eventlog, Past, Perilog};
+pub use handover::Handover;
 use manager::Manager;
+pub use manager::{Hooks, Inner as Engine, Kind};
+pub use stats::{Counter, Stay as Callback};
 
 /// That of each shared object is its own.
 #[cfg(any(test, feature = "fault-injection"))]
@@ -41,20 +43,11 @@ static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
 
 /// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
 pub fn init(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, "workflow-token", load)
+    load(plugin, "workflow-token", load_tokens)
 }
 
-/// Loads the plugin `dws`, for rabbit jobs: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init_dws(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, "dws", dws::load)
-}
-
-/// Loads the plugin `cray-pmi-bootstrap`: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init_cray_pmi_bootstrap(plugin: Plugin<'static>) -> i32 {
-    loaded(plugin, "cray-pmi-bootstrap", pmi::load)
-}
-
-fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
+/// Loads a plugin: to be called by `flux_plugin_init`. `load` registers its callbacks. Returns what `flux_plugin_init` returns.
+pub fn load(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
     ffi::inject_fault("flux_plugin_init");
     match load(plugin) {
@@ -69,7 +62,7 @@ fn loaded(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std:
     }
 }
 
-fn load(plugin: Plugin<'static>) -> std::io::Result<()> {
+fn load_tokens(plugin: Plugin<'static>) -> std::io::Result<()> {
     plugin.set_name(c"workflow-token")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| std::io::Error::other("it is a plugin for the job manager"))?;
     let manager = Manager::new(jobtap, plugin)?;

@@ -27,44 +27,40 @@ use crate::{
     owners::Owners,
     records::RecordStore,
     resume::Reader,
-    stats::{Stats, Stay},
+    stats::{Counter, Stats, Stay},
 };
 
 /// What tells the plugins apart that deliver.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub struct Kind {
     /// The name of the plugin, and the start of its lines in the log.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// The description of the prolog in which a job is held, and the type of exceptions.
-    pub(crate) prolog: &'static CStr,
+    pub prolog: &'static CStr,
     /// The key of the records, in the directory of the job.
-    pub(crate) key: &'static str,
+    pub key: &'static str,
     /// Whether the next plugin looks for records of deliveries that were under way, since it cannot do them once more.
-    pub(crate) looks_for_records: bool,
+    pub looks_for_records: bool,
     /// What the job lacks without its record, for its user.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
     /// The part of the configuration that it uses.
-    pub(crate) part: Part,
-    /// The items with the handle of Flux: what is left for the next plugin, and the mark of the one in charge.
-    pub(crate) handover: &'static CStr,
-    pub(crate) active: &'static CStr,
+    pub part: Part,
+    /// The items with the handle of Flux: what is left for the next plugin.
+    pub handover: &'static CStr,
+    /// The mark of the plugin in charge.
+    pub active: &'static CStr,
     /// The events of jobs whose contexts are kept when eventlogs are read.
-    pub(crate) events: &'static [&'static str],
+    pub events: &'static [&'static str],
 }
 
 /// What a plugin does in place of what is done for rules. Where it is of no use, a plugin has none.
-pub(crate) trait Hooks {
+pub trait Hooks {
     /// The eventlog of a job was read ([`Inner::read_eventlog`]).
     fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog);
     /// Adds to what is left for the next plugin.
     fn leave(&self, handover: &mut Handover);
-    /// Time has passed: a tick, which comes while there is something to mind.
-    fn ticked(&self);
-    /// A job cannot get what it was to get, and no delivery is under way that could be told so. Returns whether the plugin
-    /// sees to its end itself, exception and prolog.
-    fn fails(&self, _job: JobId, _why: &Failure) -> bool {
-        false
-    }
+    /// A job cannot get what it was to get. The plugin ends it: exception and prolog.
+    fn failed(&self, job: JobId, why: &Failure);
 }
 
 /// The plugin that delivers workflow tokens.
@@ -103,7 +99,7 @@ pub(crate) struct Manager {
 }
 
 /// Deliveries, on the reactor thread: what all plugins of this crate have in common.
-pub(crate) struct Inner {
+pub struct Inner {
     pub(crate) kind: &'static Kind,
     pub(crate) hooks: OnceCell<Weak<dyn Hooks>>,
     pub(crate) jobtap: Jobtap<'static>,
@@ -275,7 +271,7 @@ impl Drop for Manager {
 
 impl Inner {
     /// For a plugin that is being loaded. `overrides` are keys in place of those of the configuration's table.
-    pub(crate) fn new(
+    pub fn new(
         kind: &'static Kind,
         jobtap: Jobtap<'static>,
         plugin: Plugin<'_>,
@@ -319,7 +315,7 @@ impl Inner {
     }
 
     /// Takes a configuration, or refuses it and keeps the former. The first one makes the plugin active.
-    pub(crate) fn configure(inner: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+    pub fn configure(inner: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let all = args
             .all()
             .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
@@ -400,8 +396,59 @@ impl Inner {
         self.this.clone()
     }
 
+    /// Sets what the plugin does in place of rules, once.
+    pub fn hook(&self, hooks: Weak<dyn Hooks>) {
+        let is_first = self.hooks.set(hooks).is_ok();
+        debug_assert!(is_first);
+    }
+
+    /// Returns the jobtap of the plugin.
+    pub fn jobtap(&self) -> Jobtap<'static> {
+        self.jobtap
+    }
+
+    /// Returns whether this plugin is in charge: it is configured.
+    pub fn is_active(&self) -> bool {
+        self.active.get()
+    }
+
+    /// Returns how long a delivery may take; nothing before the plugin is configured.
+    pub fn timeout(&self) -> Option<std::time::Duration> {
+        self.current().map(|current| current.config.timeout)
+    }
+
+    /// Returns what the plugin before this one added to the handover; nothing if there is none that this one knows.
+    pub fn left<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        self.left.borrow().as_ref()?.own()
+    }
+
+    /// A job from before is active: its record, if it has one, is not to be removed yet.
+    pub fn is_active_still(&self, job: JobId) {
+        self.ended_meanwhile.borrow_mut().remove(&job);
+    }
+
+    /// A job may have a record, which is removed when the job has ended.
+    pub fn may_have_record(&self, job: JobId) {
+        self.delivered.borrow_mut().insert(job);
+    }
+
+    /// Returns whether a delivery for this job is under way.
+    pub fn is_delivering(&self, job: JobId) -> bool {
+        self.deliveries.borrow().contains(job)
+    }
+
+    /// Counts something that the engine does not see.
+    pub fn count(&self, counter: Counter) {
+        let mut stats = self.stats.borrow_mut();
+        match counter {
+            Counter::Resumed => stats.resumed += 1,
+            Counter::Failed => stats.failed += 1,
+            Counter::Canceled => stats.canceled += 1,
+        }
+    }
+
     /// A job was canceled, or ended: a delivery of it that is under way is given up. Returns whether there was one.
-    pub(crate) fn give_up(&self, job: JobId) -> bool {
+    pub fn give_up(&self, job: JobId) -> bool {
         let Some(delivery) = self.take_out(job) else {
             return false;
         };
@@ -415,7 +462,7 @@ impl Inner {
     }
 
     /// A job is inactive: its record, if it has one, is removed.
-    pub(crate) fn ended(&self, job: JobId) {
+    pub fn ended(&self, job: JobId) {
         // If its eventlog has not been read yet, it may have one.
         let is_unread = self.reader.forget(job);
         if (self.delivered.borrow_mut().remove(&job) || is_unread) && self.unlinks() {
@@ -425,7 +472,7 @@ impl Inner {
     }
 
     /// What `plugin.query` answers with.
-    pub(crate) fn counters(&self) -> Value {
+    pub fn counters(&self) -> Value {
         let mut answer = self.stats.borrow().to_json();
         answer["in-flight"] = json!(self.deliveries.borrow().len());
         answer["held"] = json!(self.membership.held().len());
@@ -453,7 +500,7 @@ impl Inner {
 
     /// A callback has panicked. The job manager goes on whatever it returned, so the job is ended here: it must not start
     /// without what it was to get, and no prolog of this plugin may be left.
-    pub(crate) fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+    pub fn panicked(&self, topic: &CStr, args: &Args<'_>) {
         let Some(job) = args.job() else { return };
         let state = args.job_owner_state().map(|(_, _, state)| state);
         match topic.to_bytes() {
@@ -478,11 +525,13 @@ impl Inner {
         self.hooks.get()?.upgrade()
     }
 
-    pub(crate) fn flux(&self) -> Flux<'static> {
+    /// Returns the handle of the job manager.
+    pub fn flux(&self) -> Flux<'static> {
         self.jobtap.flux()
     }
 
-    pub(crate) fn log(&self, level: LogLevel, line: &str) {
+    /// Writes a line to the log of the instance, with the name of the plugin.
+    pub fn log(&self, level: LogLevel, line: &str) {
         self.flux().log(level, &format!("{}: {line}", self.kind.name));
     }
 
@@ -515,7 +564,7 @@ impl Inner {
     }
 
     /// Adds a stay to the delivery of a job, if that is still on its way, and to the longest of all callbacks.
-    pub(crate) fn account(&self, stay: &Stay, job: Option<JobId>) {
+    pub fn account(&self, stay: &Stay, job: Option<JobId>) {
         if let Some(job) = job
             && let Some(delivery) = self.deliveries.borrow_mut().of(job)
         {
@@ -526,7 +575,7 @@ impl Inner {
 
     /// The plugin is being removed, or the job manager ends. Jobs in their prolog stay there: the next plugin that is
     /// loaded takes them up.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         if self.active.get() {
             ffi::guard((), || self.leave());
             // Whatever went wrong: the next one must not be kept out.

@@ -98,7 +98,7 @@ impl Inner {
 
     /// Returns how far the delivery of a job had come, by what the plugin before this one left: nothing if there was none in
     /// this job manager, or if it did not know.
-    pub(crate) fn past_left(&self, job: JobId) -> Option<Past> {
+    pub fn past_left(&self, job: JobId) -> Option<Past> {
         self.left.borrow().as_ref()?.past(job)
     }
 
@@ -148,7 +148,7 @@ impl Inner {
     }
 
     /// Reads the eventlog of a job, and takes the job up with it.
-    pub(crate) fn read_eventlog(inner: &Rc<Self>, job: JobId) {
+    pub fn read_eventlog(inner: &Rc<Self>, job: JobId) {
         let reader = &inner.reader;
         let again = Instant::now() + ASK_AGAIN_UNANSWERED;
         reader.unknown.borrow_mut().insert(job, again);
@@ -202,11 +202,24 @@ impl Inner {
         }
     }
 
-    /// When that is done, all is written that was to be written before.
-    pub(crate) fn commit_nothing(&self) -> std::io::Result<Future> {
+    /// Commits nothing. When that is done, all is written that was to be written before.
+    ///
+    /// # Errors
+    /// If the request cannot be sent.
+    pub fn commit_nothing(&self) -> std::io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         transaction.unlink(NO_KEY)?;
         self.flux().commit(transaction)
+    }
+
+    /// Nothing needs to be known of this job any more.
+    pub fn forget_eventlog(&self, job: JobId) {
+        self.reader.forget(job);
+    }
+
+    /// Returns whether something is known of every job.
+    pub fn knows_all(&self) -> bool {
+        self.reader.is_idle()
     }
 
     fn unwritten(&self, jobs: Vec<JobId>, e: &dyn std::fmt::Display) {
@@ -272,7 +285,7 @@ impl Inner {
     }
 
     /// Returns the state of a job that is active.
-    pub(crate) fn state(&self, job: JobId) -> Option<JobState> {
+    pub fn state(&self, job: JobId) -> Option<JobState> {
         let args = self.jobtap.lookup(job)?;
         let (_, _, state) = args.job_owner_state()?;
         Some(state).filter(|state| *state != JobState::Inactive)

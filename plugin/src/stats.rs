@@ -25,6 +25,17 @@ pub(crate) struct Stats {
 #[derive(Debug)]
 struct Times(Histogram<u64>);
 
+/// What the plugins count beside what the engine counts.
+#[derive(Debug, Clone, Copy)]
+pub enum Counter {
+    /// A job from before the plugin was loaded goes on.
+    Resumed,
+    /// A job does not get what it was to get.
+    Failed,
+    /// A job was canceled before it got what it was to get.
+    Canceled,
+}
+
 impl Times {
     /// What takes longer counts as that, in nanoseconds.
     const LONGEST: u64 = 60_000_000_000;
@@ -116,12 +127,13 @@ impl Stats {
 
 /// Measures one stay on the reactor thread: its length, and the processor time that it took. The two differ where other
 /// threads were given the processor in between, which waking them may do.
-pub(crate) struct Stay {
+pub struct Stay {
     began: Instant,
     cpu: Duration,
 }
 
 impl Stay {
+    /// Begins to measure.
     pub fn begin() -> Self {
         Self {
             began: Instant::now(),

@@ -9,6 +9,7 @@
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
+use plugin::{Counter, Engine, Eventlog, Past, Perilog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -20,10 +21,6 @@ use super::{
     },
     orphans::LeftOrphan,
     service::Unanswered,
-};
-use crate::{
-    eventlog::{Eventlog, Past, Perilog},
-    manager::Inner,
 };
 
 /// What is left for the next plugin.
@@ -48,7 +45,7 @@ impl Rabbits {
 
     /// Takes what the plugin before this one left.
     pub(super) fn take_over(self: &Rc<Self>) {
-        let left = self.inner.left.borrow().as_ref().and_then(|left| left.own::<Left>());
+        let left = self.inner.left::<Left>();
         let Some(Left { jobs, orphans }) = left else { return };
         let ended = jobs.iter().map(|(job, life)| {
             let mut epilog = life.epilog;
@@ -88,7 +85,7 @@ impl Rabbits {
             JobState::Run | JobState::Cleanup => {}
         }
         // It is active: its record, if it has one, is not to be removed yet.
-        self.inner.ended_meanwhile.borrow_mut().remove(&job);
+        self.inner.is_active_still(job);
         let left = left.unwrap_or_default();
         self.with(job, |rabbit| {
             rabbit.life = Lifecycle::inherited(Some(left));
@@ -121,7 +118,7 @@ impl Rabbits {
     fn take_up(self: &Rc<Self>, job: JobId, state: JobState) -> Result<(), PluginError> {
         let past = self.inner.past_left(job);
         if past.is_some_and(|past| past != Past::None) {
-            self.inner.delivered.borrow_mut().insert(job);
+            self.inner.may_have_record(job);
         }
         // The plugin of flux-coral2, loaded in between, finishes the prologs of jobs that it did not know, and posts the event.
         if self.has_started(job) || self.jobtap().was_posted(job, EVENT) {
@@ -144,7 +141,7 @@ impl Rabbits {
         self.on_prolog(job, PrologEvent::LookedFor);
         let written = self.inner.commit_nothing();
         let sent = self.call(job, Call::Record, written, move |me, future| {
-            let asked = job.kvs_key(me.inner.kind.key);
+            let asked = job.kvs_key(super::DWS.key);
             let asked = asked.and_then(|key| match future.get() {
                 Ok(()) => me.inner.flux().lookup(&key),
                 Err(e) => Err(std::io::Error::other(e.to_string())),
@@ -168,11 +165,11 @@ impl Rabbits {
         }
         match record {
             Some(record) => {
-                self.inner.stats.borrow_mut().resumed += 1;
+                self.inner.count(Counter::Resumed);
                 self.delivered(job, record.variables());
             }
             None => {
-                self.inner.stats.borrow_mut().failed += 1;
+                self.inner.count(Counter::Failed);
                 self.fail_prolog(
                     job,
                     "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it \
@@ -208,12 +205,12 @@ impl Rabbits {
     /// A job of which it is not known how far it is.
     fn read_eventlog(self: &Rc<Self>, job: JobId) {
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Lost);
-        Inner::read_eventlog(&self.inner, job);
+        Engine::read_eventlog(&self.inner, job);
     }
 
     /// It is known how far a job is. Returns what is to be done now.
     pub(super) fn now_known(&self, job: JobId) -> Vec<Waiting> {
-        self.inner.reader.forget(job);
+        self.inner.forget_eventlog(job);
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Gained);
         self.with(job, |rabbit| std::mem::take(&mut rabbit.waiting))
     }
@@ -278,7 +275,7 @@ impl Rabbits {
         };
         if self.life(job).prolog == Prolog::Finished {
             // There may be a record.
-            self.inner.delivered.borrow_mut().insert(job);
+            self.inner.may_have_record(job);
         }
         let resources_are_known = eventlog.was_removed(&DEPENDENCY.to_string_lossy());
         if state == JobState::Cleanup {

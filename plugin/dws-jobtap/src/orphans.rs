@@ -14,6 +14,7 @@ use std::{
 };
 
 use ffi::{Future, JobId, LogLevel, PendingFuture, Watcher};
+use plugin::{Engine, Eventlog, Past, Perilog};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -21,10 +22,6 @@ use super::{
     AGAIN, EPILOG, PROLOG, Rabbits,
     lifecycle::{Epilog, EpilogEvent, Machine},
     service::{Answer, Unanswered, answer},
-};
-use crate::{
-    eventlog::{Eventlog, Past, Perilog},
-    manager::Inner,
 };
 
 /// For how many seconds an answer of the service is waited for: one that is restarted meanwhile never gives it.
@@ -143,7 +140,7 @@ impl Rabbits {
         self.inner.log(LogLevel::Warning, &line);
         self.orphans.pause.set(AGAIN);
         for job in due {
-            Inner::read_eventlog(&self.inner, job);
+            Engine::read_eventlog(&self.inner, job);
         }
     }
 
