@@ -1,5 +1,6 @@
 # make demo     the main job, step by step
-# make check    every check and test
+# make check    format, lints, build and tests
+# make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
 # make install  to PREFIX (and DESTDIR); LIBDIR, LIBEXECDIR and MANDIR where they are not lib, libexec and share/man there
 # make bench    what it costs
 # make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
@@ -15,6 +16,8 @@ PROFILE ?= release
 CARGO ?= cargo
 # What is built: by default the product alone. Tests and benchmarks need more.
 PACKAGES ?=
+# Tools that deps.sh provides.
+export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 ifneq ($(FLUX_PREFIX),)
@@ -32,7 +35,7 @@ man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
 .NOTPARALLEL:
-.PHONY: all deps build stage demo check bench soak sanitize install man clean
+.PHONY: all deps build stage demo check check-all bench soak sanitize install man clean
 all: build
 
 # What all of these need, which is more than a build does.
@@ -44,13 +47,17 @@ build:
 	$(CARGO) build $(PACKAGES) --profile $(PROFILE)
 
 stage:
-	@$(install_to_stage) PROFILE=dev PACKAGES=--workspace
+	@$(install_to_stage) PROFILE=dev >/dev/null
 
-demo: deps stage
+demo:
+	@scripts/deps.sh demo
 	@scripts/demo
 
 check: deps
-	@scripts/check
+	@scripts/check fast
+
+check-all: deps
+	@scripts/check slow
 
 bench: deps
 	@$(install_to_stage) PACKAGES=--workspace >/dev/null
@@ -58,12 +65,13 @@ bench: deps
 
 DURATION ?= 600
 soak: export WORKFLOW_TOKEN_SOAK = $(DURATION)
-soak: deps stage
+soak: deps
+	@$(MAKE) --no-print-directory stage PACKAGES=--workspace
 	@$(if $(SEED),export WORKFLOW_TOKEN_SEED=$(SEED);) \
 	if command -v flux >/dev/null; then \
 		t/t1200-soak.t && t/t1205-soak-rabbits.t; \
 	else \
-		$(CARGO) test --quiet --test soak -- --nocapture; \
+		scripts/build-faults && $(CARGO) test --quiet --test soak -- --nocapture; \
 	fi
 
 sanitize: deps

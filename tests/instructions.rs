@@ -12,11 +12,11 @@ use std::{
     process::Command,
 };
 
+use needs::needs;
 use serde_json::{Value, json};
 use support::{
     plugins::{PRINT, Site, jwt, matching},
-    simulator::{Instance, plugin},
-    skip,
+    simulator::{Instance, built, plugin},
 };
 
 /// Instructions for a delivery, from job.state.run to the removal of its record, as they were when this was written; and how
@@ -153,30 +153,29 @@ fn load(site: &Site, counted: &Path, jobs: usize) -> u64 {
     counting.end()
 }
 
-/// A site with the objects that are to be counted.
-fn counted(test: &str) -> Option<(Site, PathBuf)> {
-    let Some(counted) = std::env::var_os("WORKFLOW_TOKEN_COUNTED").map(PathBuf::from) else {
-        skip(
-            test,
-            "WORKFLOW_TOKEN_COUNTED is not set: make check builds what is counted, and sets it",
-        );
-        return None;
-    };
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        skip(test, "valgrind is not installed");
-        return None;
-    }
-    let site = Site::new(test)?;
+/// A site with the objects that are to be counted, and where those are.
+fn counted() -> (Site, PathBuf) {
+    let counted = built("flux-sim")
+        .parent()
+        .and_then(Path::parent)
+        .expect("target")
+        .join("counted");
+    let site = Site::new();
     fs::remove_file(site.jobtap()).expect("the plugin of the tests");
-    fs::copy(counted.join("libjobtap_workflow_token.so"), site.jobtap()).expect("what is counted is built");
-    Some((site, counted))
+    let object = counted.join("libjobtap_workflow_token.so");
+    fs::copy(&object, site.jobtap()).unwrap_or_else(|e| {
+        panic!(
+            "{}: {e}: run `cargo build --profile counted -p flux-sim -p jobtap-workflow-token`",
+            object.display()
+        )
+    });
+    (site, counted)
 }
 
+#[needs(munged, valgrind)]
 #[test]
 fn a_delivery_costs_so_many_instructions_whoever_else_is_in_flight() {
-    let Some((site, counted)) = counted("a_delivery_costs_so_many_instructions_whoever_else_is_in_flight") else {
-        return;
-    };
+    let (site, counted) = counted();
     let rule = site.file_rule("dw", jwt(json!({})));
     site.configure(json!({"timeout": "1h", "rule": [rule]}));
     let [none, few, many] = [10, 110, 610].map(|jobs| deliver(&site, &counted, jobs));
@@ -194,11 +193,10 @@ fn a_delivery_costs_so_many_instructions_whoever_else_is_in_flight() {
     );
 }
 
+#[needs(munged, valgrind)]
 #[test]
 fn a_job_that_waits_costs_next_to_nothing_when_the_plugin_is_loaded() {
-    let Some((site, counted)) = counted("a_job_that_waits_costs_next_to_nothing_when_the_plugin_is_loaded") else {
-        return;
-    };
+    let (site, counted) = counted();
     let [few, many] = [10, 1010].map(|jobs| load(&site, &counted, jobs));
     let each = (many - few) / 1000;
     println!("instructions for each job that waits when the plugin is loaded: {each}");

@@ -23,7 +23,6 @@ use support::{
     plugins::{GUEST, Site, decimal, matching, me, until, user},
     search::Search,
     simulator::{Instance, Request},
-    skip,
 };
 
 const NAME: &str = "workflow-token.so";
@@ -441,21 +440,15 @@ impl Soak {
     }
 }
 
+#[needs::needs(munged)]
 #[test]
 fn every_job_is_accounted_for_on_a_bad_day() {
-    const TEST: &str = "every_job_is_accounted_for_on_a_bad_day";
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = number("WORKFLOW_TOKEN_SOAK").unwrap_or(60);
     let seed = number("WORKFLOW_TOKEN_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("soak: {seconds} s, WORKFLOW_TOKEN_SEED={seed}");
-    let Some(site) = Site::with_faults(TEST) else { return };
+    let site = Site::with_faults();
     let mut soak = Soak::start(site, Rng::with_seed(seed));
-    if soak.users.len() == 1 {
-        skip(
-            "soak of several users",
-            "it is not run by root, which alone can run jobs of others",
-        );
-    }
     soak.limit_descriptors(None);
     soak.quiet();
     let (holdings, memory) = (soak.holdings(), soak.memory());

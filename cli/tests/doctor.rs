@@ -6,12 +6,14 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::time::Duration;
 
-use common::{Bench, Munged, Ran, fails, healthy, is_root, me};
+use common::{Bench, Munged, Ran, fails, healthy, me};
+use needs::needs;
 use serde_json::Value;
 
+#[needs(munged)]
 #[test]
 fn finds_nothing_wrong_where_nothing_is() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let ran = bench.run(&["doctor"]);
     assert_eq!(
@@ -43,9 +45,10 @@ fn finds_nothing_wrong_where_nothing_is() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn says_that_munged_is_not_there() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     drop(munged);
     fails(&bench.run(&["doctor"]), "munge", "cannot be reached", "start munged");
@@ -58,9 +61,10 @@ fn says_that_munged_is_not_there() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn does_not_wait_for_a_munged_that_is_stopped() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     munged.stop();
     let ran = bench.run(&["doctor"]);
@@ -69,9 +73,10 @@ fn does_not_wait_for_a_munged_that_is_stopped() {
     assert!(ran.line("munge").starts_with("fail"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn names_the_key_that_is_wrong() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
     bench.write("bin/conf.json", 0o644, conf.replace("\"command\":[", "\"comand\":["));
@@ -84,9 +89,10 @@ fn names_the_key_that_is_wrong() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn checks_a_file_or_directory_before_it_is_used() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let good = bench.path("flux.toml");
     let ran = bench.run(&["doctor", "--config", good.to_str().unwrap()]);
@@ -118,9 +124,10 @@ fn checks_a_file_or_directory_before_it_is_used() {
     fails(&ran, "config", "a.toml", "correct the file");
 }
 
+#[needs(munged)]
 #[test]
 fn reports_a_key_that_has_no_effect_any_more() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     bench.write(
         "old.toml",
@@ -141,6 +148,7 @@ fn reports_a_key_that_has_no_effect_any_more() {
     assert!(ran.out.contains("remove it"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn shows_an_error_of_toml_on_lines_of_its_own() {
     let Some(munged) = Munged::start() else { return };
@@ -201,7 +209,7 @@ fn a_name_of_digits_that_nobody_has_is_a_mistake() {
 
 #[test]
 fn warns_where_no_job_can_get_a_token() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     for (conf, says) in [
         ("{}", "has no table [workflow-token]"),
@@ -214,9 +222,10 @@ fn warns_where_no_job_can_get_a_token() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn says_that_a_plugin_is_missing() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     fs::remove_file(bench.path("shell/workflow-token.so")).unwrap();
     fails(
@@ -248,9 +257,10 @@ fn says_that_a_plugin_is_missing() {
     assert!(ran.ok().line("plugin").starts_with("skip"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn finds_files_that_others_can_change() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let chmod = |bench: &Bench, name: &str, mode| {
         fs::set_permissions(bench.path(name), fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -320,12 +330,10 @@ fn finds_files_that_others_can_change() {
     );
 }
 
+#[needs(munged, root)]
 #[test]
 fn finds_a_token_directory_of_another_user() {
-    if !is_root("giving a directory to another user") {
-        return;
-    }
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     chown(bench.path("tokens"), Some(54_321), None).unwrap();
     fails(
@@ -336,9 +344,10 @@ fn finds_a_token_directory_of_another_user() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn checks_a_token_file_without_placeholders_as_the_source_does() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
     bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", "shared.jwt"));
@@ -353,9 +362,10 @@ fn checks_a_token_file_without_placeholders_as_the_source_does() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn a_token_file_that_is_a_link_is_refused() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
     bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", "shared.jwt"));
@@ -369,9 +379,10 @@ fn a_token_file_that_is_a_link_is_refused() {
     );
 }
 
+#[needs(munged, root)]
 #[test]
 fn a_directory_that_holds_a_link_is_on_the_way_as_for_the_source() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     // A link to a link: the directory that holds the second one is on neither path.
     fs::create_dir(bench.path("theirs")).unwrap();
@@ -390,9 +401,6 @@ fn a_directory_that_holds_a_link_is_on_the_way_as_for_the_source() {
 
     fs::set_permissions(bench.path("theirs"), fs::Permissions::from_mode(0o1777)).unwrap();
     run().ok();
-    if !is_root("giving a link to another user") {
-        return;
-    }
     lchown(bench.path("theirs/tokens"), Some(54_321), None).unwrap();
     let says = format!(
         "the symbolic link {} belongs to uid 54321",
@@ -410,9 +418,10 @@ fn of_path(bench: &Bench, munged: &Munged, path: &str) -> Ran {
     ran
 }
 
+#[needs(munged)]
 #[test]
 fn warns_of_a_directory_that_a_placeholder_names() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     for (path, component) in [
         ("{user}/.dw/token.jwt", "directory {user} in"),
@@ -433,12 +442,10 @@ fn warns_of_a_directory_that_a_placeholder_names() {
     }
 }
 
+#[needs(munged, root)]
 #[test]
 fn finds_a_directory_of_the_user_it_is_named_after() {
-    if !is_root("giving a directory to another user") {
-        return;
-    }
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     for name in ["of-54321", "of-0", "of-1"] {
         fs::create_dir(bench.path("tokens").join(name)).unwrap();
@@ -455,9 +462,10 @@ fn finds_a_directory_of_the_user_it_is_named_after() {
     assert!(ran.ok().line("rule 0").starts_with("warn"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn warns_of_a_secret_among_the_arguments_of_a_command() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
     let secret = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl";
@@ -473,9 +481,10 @@ fn warns_of_a_secret_among_the_arguments_of_a_command() {
     assert!(!ran.out.contains(&secret[..10]), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn warns_of_plugins_in_more_than_one_file() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     fs::create_dir(bench.path("conf.d")).unwrap();
     fs::rename(bench.path("flux.toml"), bench.path("conf.d/token.toml")).unwrap();
@@ -508,9 +517,10 @@ fn warns_of_plugins_in_more_than_one_file() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn says_who_should_run_it() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     bench.replace_in_flux(&format!("echo {};;", me()), &format!("echo {};;", me() + 54_321));
     let ran = bench.run(&["doctor"]);
@@ -518,9 +528,10 @@ fn says_who_should_run_it() {
     assert!(ran.out.contains("→ run this as the instance owner"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn without_an_instance_it_checks_what_it_can() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     let shell = bench.path("shell").display().to_string();
     bench.flux(&format!(
@@ -555,9 +566,10 @@ fn without_an_instance_it_checks_what_it_can() {
     assert!(ran.line("plugin").contains("there is no flux on PATH"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn an_instance_that_hangs_is_one_finding() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = healthy(&munged);
     bench.flux("\"config builtin\"*) echo /nonexistent;;\n*) exec sleep 300;;");
     let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use common::{Bench, Munged, fails, healthy};
+use needs::needs;
 
 const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
 
@@ -52,9 +53,10 @@ fn theirs(bench: &Bench, object: &str) {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn finds_nothing_wrong_where_nothing_is() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let ran = with_all(&munged).run(&["doctor"]);
     assert_eq!(
         ran.ok().out.lines().last(),
@@ -73,9 +75,10 @@ fn finds_nothing_wrong_where_nothing_is() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_plugin_of_flux_coral2_in_the_place_of_ours_is_called_that() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     for (object, in_clear) in [
         ("dws-jobtap.so", "the variables of rabbit jobs"),
         (CRAY_PMI, "the secret for Cray PMI"),
@@ -112,9 +115,10 @@ fn a_plugin_of_flux_coral2_in_the_place_of_ours_is_called_that() {
     assert!(!ran.ok().out.contains("shell/dws_environment.so"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn a_part_in_the_job_shell_that_is_missing_is_missed_where_it_is_needed() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     for (object, part, without) in [
         ("dws-jobtap.so", "dws_environment.so", "starts without its variables"),
         (CRAY_PMI, CRAY_PMI, "jobs of several nodes do not start"),
@@ -144,9 +148,10 @@ fn a_part_in_the_job_shell_that_is_missing_is_missed_where_it_is_needed() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn a_table_for_rabbit_jobs_without_the_plugin_is_found() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_all(&munged);
     not_loaded(&bench, "dws-jobtap.so");
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
@@ -166,9 +171,10 @@ fn a_table_for_rabbit_jobs_without_the_plugin_is_found() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn a_site_with_rabbits_alone_needs_no_plugin_for_rules() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_all(&munged);
     not_loaded(&bench, "workflow-token.so");
     fs::remove_file(bench.path("shell/workflow-token.so")).unwrap();
@@ -181,9 +187,10 @@ fn a_site_with_rabbits_alone_needs_no_plugin_for_rules() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn the_order_in_which_job_shells_load_plugins_is_checked() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_all(&munged);
     let initrc = |text: &str| bench.write("initrc.lua", 0o644, text);
 

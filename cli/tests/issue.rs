@@ -5,7 +5,8 @@ mod common;
 use std::os::unix::fs::chown;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{Bench, is_root};
+use common::Bench;
+use needs::needs;
 
 const RABBIT: &str = include_str!("../../token/testdata/rabbit.pem");
 const PUBLIC: &str = include_str!("../../token/testdata/public.pem");
@@ -54,11 +55,9 @@ fn refuses_a_key_that_others_can_read_or_change() {
     }
 }
 
+#[needs(root)]
 #[test]
 fn refuses_a_key_of_another_user() {
-    if !is_root("giving a key to another user") {
-        return;
-    }
     let bench = Bench::new();
     let key = bench.write("key.pem", 0o600, RABBIT);
     chown(&key, Some(54_321), None).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{Bench, Munged, Ran};
+use needs::needs;
 use seal::{Munge, Owner, Record, Secret, Variables};
 use serde_json::Value;
 
@@ -58,9 +59,10 @@ fn show(bench: &Bench, munged: &Munged) -> Ran {
     bench.run(&["show", ID, "--munge-socket", &munged.socket()])
 }
 
+#[needs(munged)]
 #[test]
 fn proves_to_the_job_owner_who_sealed_it() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_record(me(), &sealed(&munged, JOBID, me()));
     // Opened twice: that MUNGE has seen it before does not matter.
     for _ in 0..2 {
@@ -77,9 +79,10 @@ fn proves_to_the_job_owner_who_sealed_it() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn names_the_sealer_and_the_time_that_munge_knows_where_the_record_lies() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let record = sealed(&munged, JOBID, 54_321).replace("\"sealed-at\":", "\"sealed-at\":1.5,\"x\":");
     let ran = show(&with_record(me(), &record), &munged);
     assert!(
@@ -90,9 +93,10 @@ fn names_the_sealer_and_the_time_that_munge_knows_where_the_record_lies() {
     assert!(!ran.out.contains("54321") && !ran.out.contains("1970"), "{}", ran.out);
 }
 
+#[needs(munged)]
 #[test]
 fn reads_the_socket_from_the_configuration_of_the_instance() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_record(me(), &sealed(&munged, JOBID, me()));
     let conf = format!(r#"{{"workflow-token":{{"munge-socket":"{}"}}}}"#, munged.socket());
     bench.replace_in_flux("'{}'", &format!("'{conf}'"));
@@ -104,9 +108,10 @@ fn reads_the_socket_from_the_configuration_of_the_instance() {
     );
 }
 
+#[needs(munged)]
 #[test]
 fn tells_a_record_that_the_instance_owner_did_not_seal() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     // Whatever it says itself.
     for says in [me(), me() + 1] {
         let bench = with_record(me() + 1, &sealed(&munged, JOBID, says));
@@ -117,9 +122,10 @@ fn tells_a_record_that_the_instance_owner_did_not_seal() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn tells_a_record_of_another_job() {
-    let Some(munged) = Munged::start() else { return };
+    let munged = Munged::start();
     let bench = with_record(me(), &sealed(&munged, 99, me()));
     let ran = show(&bench, &munged);
     assert_eq!(ran.code, Some(1));

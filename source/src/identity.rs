@@ -77,10 +77,10 @@ mod tests {
     };
 
     use config::Template;
+    use needs::needs;
     use serde_json::json;
 
     use super::*;
-    use crate::skip::skip;
 
     const USER: u32 = 4_000_001;
 
@@ -160,14 +160,9 @@ mod tests {
         assert!(read(dir.path(), 7).unwrap_err().contains("UTF-8"));
     }
 
+    #[needs(root)]
     #[test]
     fn a_file_of_the_user_is_for_that_user_only() {
-        if !nix::unistd::geteuid().is_root() {
-            return skip(
-                "a_file_of_the_user_is_for_that_user_only",
-                "only root can give files away",
-            );
-        }
         let dir = tempfile::tempdir().unwrap();
         for (uid, owner, ok) in [(USER, USER, true), (USER + 1, USER, false)] {
             let path = place(dir.path(), uid, 0o600, b"canary");
@@ -177,14 +172,9 @@ mod tests {
         }
     }
 
+    #[needs(root)]
     #[test]
     fn a_link_of_the_user_is_not_followed_wherever_it_is() {
-        if !nix::unistd::geteuid().is_root() {
-            return skip(
-                "a_link_of_the_user_is_not_followed_wherever_it_is",
-                "only root can give directories away",
-            );
-        }
         let dir = tempfile::tempdir().unwrap();
         place(&dir.path().join("others"), USER, 0o600, b"canary");
         let theirs = dir.path().join("theirs");

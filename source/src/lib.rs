@@ -18,9 +18,6 @@ mod minted;
 mod oauth2;
 mod paths;
 mod remote;
-#[cfg(test)]
-#[path = "../../tests/support/skip.rs"]
-mod skip;
 mod stamp;
 pub mod supervise;
 pub mod trust;

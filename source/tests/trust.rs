@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use needs::needs;
 use secure_path::Owners;
 use source::{
     keys::{self, Want},
@@ -13,10 +14,6 @@ use source::{
 };
 use tempfile::TempDir;
 use token::Algorithm;
-
-#[path = "../../tests/support/skip.rs"]
-mod skip;
-use skip::skip;
 
 const OTHER: u32 = 4_000_001;
 
@@ -169,12 +166,9 @@ fn links_in_a_directory_that_others_can_write_to_are_not_followed() {
     }
 }
 
+#[needs(root)]
 #[test]
 fn links_in_a_directory_of_another_user_are_not_followed() {
-    const TEST: &str = "links_in_a_directory_of_another_user_are_not_followed";
-    if me() != 0 {
-        return skip(TEST, "only root can give directories away");
-    }
     let place = Place::new(0o755);
     place.link("@real/file", "theirs/file");
     place.link("theirs/file", "to-file");
@@ -192,18 +186,15 @@ fn links_in_a_directory_of_another_user_are_not_followed() {
     secure_path::check_way(&place.at("to-file"), Owners::of(OTHER)).unwrap();
 }
 
+#[needs(root)]
 #[test]
 fn of_links_in_a_sticky_directory_those_of_others_are_not_followed() {
-    const TEST: &str = "of_links_in_a_sticky_directory_those_of_others_are_not_followed";
     let place = Place::new(0o1777);
     place.link("@real/file", "theirs/file");
     place.link("@real", "theirs/directory");
     place.link("theirs/file", "to-file");
     for name in ["theirs/file", "theirs/directory/file", "to-file"] {
         place.follows(name);
-    }
-    if me() != 0 {
-        return skip(TEST, "only root can give links away");
     }
     for name in ["theirs/file", "theirs/directory"] {
         lchown(place.at(name), Some(OTHER), None).unwrap();

@@ -10,7 +10,6 @@ use crate::support::{
     plugins::{GUEST, PLAIN, PRINT, Site, decimal, is_gone, jwt, line_of, matching, me, until, user, with_options},
     search::Search,
     simulator::Instance,
-    skip,
 };
 use base64::{
     Engine,
@@ -29,11 +28,10 @@ fn delivered() -> Vec<&'static str> {
 
 // Which job gets which token
 
+#[needs(munged)]
 #[test]
 fn every_task_of_a_job_that_a_rule_matches_has_the_token() {
-    let Some(site) = Site::new("every_task_of_a_job_that_a_rule_matches_has_the_token") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", format!("{token}\n"))]}));
     let job = instance.run(
@@ -50,13 +48,10 @@ fn every_task_of_a_job_that_a_rule_matches_has_the_token() {
     instance.shutdown();
 }
 
+#[needs(munged, root)]
 #[test]
 fn the_record_opens_for_the_job_owner_and_not_for_root_or_the_instance_owner() {
-    const TEST: &str = "the_record_opens_for_the_job_owner_and_not_for_root_or_the_instance_owner";
-    if me() != 0 {
-        return skip(TEST, "only root can run the shells of other users");
-    }
-    let Some(site) = Site::new(TEST) else { return };
+    let site = Site::new();
     let (token, guest) = (jwt(json!({})), user(GUEST).uid.as_raw());
     let mut instance = site.instance(json!({"unlink": false, "rule": [site.file_rule("dw", &token)]}));
     let mut submission = matching("dw");
@@ -85,11 +80,10 @@ fn the_record_opens_for_the_job_owner_and_not_for_root_or_the_instance_owner() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_no_rule_matches_is_left_alone() {
-    let Some(site) = Site::new("a_job_that_no_rule_matches_is_left_alone") else {
-        return;
-    };
+    let site = Site::new();
     let rules = json!([
         site.file_rule("dw", jwt(json!({}))),
         {"queue": "debug", "source": "file", "path": site.path("dw.secret")},
@@ -113,22 +107,20 @@ fn a_job_that_no_rule_matches_is_left_alone() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn an_instance_without_the_table_leaves_all_jobs_alone() {
-    let Some(site) = Site::new("an_instance_without_the_table_leaves_all_jobs_alone") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.without_jobtap(json!({}), &["--jobtap", &site.jobtap()]);
     let job = instance.run(&["true"], matching("dw"));
     assert_eq!(instance.events(&job), PLAIN);
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable() {
-    let Some(site) = Site::new("the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable") else {
-        return;
-    };
+    let site = Site::new();
     let owner = nix::unistd::User::from_uid(me().into())
         .unwrap()
         .expect("whoever runs this has a name");
@@ -200,11 +192,10 @@ fn the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_rule_for_other_people_holds_a_job_until_their_names_are_known_and_no_longer() {
-    let Some(site) = Site::new("a_rule_for_other_people_holds_a_job_until_their_names_are_known_and_no_longer") else {
-        return;
-    };
+    let site = Site::new();
     let path = site.write("dw.secret", 0o600, jwt(json!({})));
     let rules = json!([{"attribute": "system.dw", "group": "no-such-group", "source": "file", "path": path}]);
     let mut instance = site.instance(json!({"rule": rules}));
@@ -219,11 +210,10 @@ fn a_rule_for_other_people_holds_a_job_until_their_names_are_known_and_no_longer
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_name_of_a_file_is_made_of_the_job_and_its_owner() {
-    let Some(site) = Site::new("the_name_of_a_file_is_made_of_the_job_and_its_owner") else {
-        return;
-    };
+    let site = Site::new();
     // The jobs are held by another prolog until their files are there, and the plugin is loaded again.
     let mut instance = site.without_jobtap(json!({}), &["--jobtap", &site.jobtap()]);
     instance.ok("remove", json!({"name": "workflow-token.so"}));
@@ -271,11 +261,10 @@ fn user_name(uid: u32) -> String {
     user.expect("whoever runs this has a name").name
 }
 
+#[needs(munged)]
 #[test]
 fn a_command_is_told_the_job_and_its_owner_and_prints_the_token() {
-    let Some(site) = Site::new("a_command_is_told_the_job_and_its_owner_and_prints_the_token") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     site.write("token", 0o600, &token);
     let script = r#"for word; do printf '%s|' "$word" >>said; done
@@ -314,13 +303,10 @@ fn assert_fails(instance: &mut Instance, name: &str, job: &str, says: &str, caus
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_the_operator_why() {
-    let Some(site) =
-        Site::new("a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_the_operator_why")
-    else {
-        return;
-    };
+    let site = Site::new();
     let canary = jwt(json!({}));
     let file = |name: &str, content: &[u8]| site.file_rule(name, content);
     let command = |name: &str, script: &str| site.command_rule(name, script, &[]);
@@ -455,11 +441,10 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_secret_that_is_no_jwt_passes_where_the_rule_says_so() {
-    let Some(site) = Site::new("a_secret_that_is_no_jwt_passes_where_the_rule_says_so") else {
-        return;
-    };
+    let site = Site::new();
     let mut rule = site.file_rule("dw", "an opaque: sécret\r\n");
     rule["check"] = json!("none");
     let mut instance = site.instance(json!({"rule": [rule]}));
@@ -467,11 +452,10 @@ fn a_secret_that_is_no_jwt_passes_where_the_rule_says_so() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn what_a_command_says_on_standard_error_is_logged_without_its_secrets() {
-    let Some(site) = Site::new("what_a_command_says_on_standard_error_is_logged_without_its_secrets") else {
-        return;
-    };
+    let site = Site::new();
     let (token, other, opaque) = (jwt(json!({})), jwt(json!({})), "hunter two");
     site.write("token", 0o600, &token);
     site.write("other", 0o600, &other);
@@ -517,11 +501,10 @@ fn what_a_command_says_on_standard_error_is_logged_without_its_secrets() {
 
 // Munged
 
+#[needs(munged)]
 #[test]
 fn a_delivery_waits_for_munged_that_is_absent_and_comes() {
-    let Some(mut site) = Site::new("a_delivery_waits_for_munged_that_is_absent_and_comes") else {
-        return;
-    };
+    let mut site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let mut job = String::new();
@@ -531,11 +514,10 @@ fn a_delivery_waits_for_munged_that_is_absent_and_comes() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_delivery_outlives_munged_that_is_killed_midway() {
-    let Some(mut site) = Site::new("a_delivery_outlives_munged_that_is_killed_midway") else {
-        return;
-    };
+    let mut site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -547,11 +529,10 @@ fn a_delivery_outlives_munged_that_is_killed_midway() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn munged_that_stays_away_fails_the_job_and_not_the_next_one() {
-    let Some(mut site) = Site::new("munged_that_stays_away_fails_the_job_and_not_the_next_one") else {
-        return;
-    };
+    let mut site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "1s", "rule": [site.file_rule("dw", &token)]}));
     site.kill_munged();
@@ -569,12 +550,10 @@ fn munged_that_stays_away_fails_the_job_and_not_the_next_one() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn while_munged_is_stopped_only_the_jobs_that_need_it_wait_and_everything_else_goes_on() {
-    let Some(site) = Site::new("while_munged_is_stopped_only_the_jobs_that_need_it_wait_and_everything_else_goes_on")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "5s", "rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -610,11 +589,10 @@ fn while_munged_is_stopped_only_the_jobs_that_need_it_wait_and_everything_else_g
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn munged_that_is_stopped_and_continued_in_time_costs_no_job_its_token() {
-    let Some(site) = Site::new("munged_that_is_stopped_and_continued_in_time_costs_no_job_its_token") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -630,11 +608,10 @@ fn munged_that_is_stopped_and_continued_in_time_costs_no_job_its_token() {
 
 // The commit
 
+#[needs(munged)]
 #[test]
 fn a_commit_that_is_refused_fails_the_job_and_not_the_next_one() {
-    let Some(site) = Site::new("a_commit_that_is_refused_fails_the_job_and_not_the_next_one") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     instance.ok("fault", json!({"what": "commit", "errnum": libc::ENOSPC}));
@@ -651,11 +628,10 @@ fn a_commit_that_is_refused_fails_the_job_and_not_the_next_one() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_commit_that_does_not_end_in_time_fails_the_job_and_its_record_is_removed() {
-    let Some(site) = Site::new("a_commit_that_does_not_end_in_time_fails_the_job_and_its_record_is_removed") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "1s", "rule": [site.file_rule("dw", &token)]}));
     instance.ok("fault", json!({"what": "hold-commits"}));
@@ -676,11 +652,10 @@ fn a_commit_that_does_not_end_in_time_fails_the_job_and_its_record_is_removed() 
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wait() {
-    let Some(site) = Site::new("records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wait") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     instance.ok("fault", json!({"what": "hold-commits"}));
@@ -698,14 +673,13 @@ fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wai
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
     const JOBS: u64 = 400;
     /// In one turn of the reactor.
     const AT_ONCE: u64 = 4;
-    let Some(site) = Site::new("many_jobs_whose_records_are_committed_at_once_start_some_at_a_time") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     instance.ok("fault", json!({"what": "hold-allocs"}));
     instance.ok("fault", json!({"what": "hold-commits"}));
@@ -726,11 +700,10 @@ fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_during_the_commit_ends_and_its_record_is_removed() {
-    let Some(site) = Site::new("a_job_that_is_canceled_during_the_commit_ends_and_its_record_is_removed") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     instance.ok("fault", json!({"what": "hold-commits"}));
     let job = instance.submit(&["true"], matching("dw"));
@@ -756,11 +729,10 @@ fn assert_canceled(instance: &mut Instance, job: &str) {
     assert!(!instance.events(job).contains(&"start".to_owned()));
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_while_its_source_is_asked_ends_and_so_does_the_command() {
-    let Some(site) = Site::new("a_job_that_is_canceled_while_its_source_is_asked_ends_and_so_does_the_command") else {
-        return;
-    };
+    let site = Site::new();
     let rule = site.command_rule("dw", "sleep 1000 & echo $! >grandchild; wait", &[]);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(&["true"], matching("dw"));
@@ -772,12 +744,10 @@ fn a_job_that_is_canceled_while_its_source_is_asked_ends_and_so_does_the_command
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_while_others_are_before_it_ends_and_they_get_their_tokens() {
-    let Some(site) = Site::new("a_job_that_is_canceled_while_others_are_before_it_ends_and_they_get_their_tokens")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     site.write("token", 0o600, &token);
     let script = "echo $1 >>asked; until [ -e go ]; do sleep 0.02; done; cat token";
@@ -805,11 +775,10 @@ fn a_job_that_is_canceled_while_others_are_before_it_ends_and_they_get_their_tok
 
 // The record
 
+#[needs(munged)]
 #[test]
 fn the_record_names_the_variables_and_is_removed_when_the_job_has_ended() {
-    let Some(site) = Site::new("the_record_names_the_variables_and_is_removed_when_the_job_has_ended") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let before = now();
@@ -855,11 +824,10 @@ fn now() -> f64 {
     since.as_millis() as f64 / 1e3
 }
 
+#[needs(munged)]
 #[test]
 fn the_record_is_kept_where_the_configuration_says_so() {
-    let Some(site) = Site::new("the_record_is_kept_where_the_configuration_says_so") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let rules = json!([site.file_rule("dw", &token)]);
     let mut instance = site.instance(json!({"unlink": false, "rule": rules}));
@@ -916,11 +884,10 @@ fn found(site: &Site, instance: &mut Instance, jobs: &[String], search: &Search)
     found
 }
 
+#[needs(munged)]
 #[test]
 fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
-    let Some(site) = Site::new("a_token_is_found_nowhere_but_in_the_environment_of_its_job") else {
-        return;
-    };
+    let site = Site::new();
     let canaries: Vec<String> = (0..12).map(|_| jwt(json!({}))).collect();
     let expired = jwt(json!({"exp": 1_000_000_000}));
     let mut names = Vec::new();
@@ -1030,12 +997,10 @@ fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_encoded() {
-    let Some(site) = Site::new("the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_encoded")
-    else {
-        return;
-    };
+    let site = Site::new();
     let planted = jwt(json!({}));
     let search = Search::tokens([planted.as_str()]);
     let mut instance = site.instance(json!({}));

@@ -5,7 +5,6 @@ use crate::support::{
     plugins::{GUEST, PLAIN, Site, decimal, jwt, kvs_key, me, until, user},
     search::Search,
     simulator::{Instance, plugin, watched},
-    skip,
 };
 use nix::sys::signal::Signal;
 use seal::{Error, Expected, Owner, Record};
@@ -49,11 +48,11 @@ struct Rabbits {
 }
 
 impl Rabbits {
-    fn new(test: &str) -> Option<Rabbits> {
-        let site = Site::new(test)?;
+    fn new() -> Rabbits {
+        let site = Site::new();
         let jobtap = site.install("libjobtap_dws.so", "job-manager", NAME);
         let shell = site.install("libshell_dws_environment.so", "shell", "dws_environment.so");
-        Some(Rabbits { site, jobtap, shell })
+        Rabbits { site, jobtap, shell }
     }
 
     /// What loads the plugin.
@@ -284,13 +283,10 @@ impl Dws for Instance {
 
 // The life of a job
 
+#[needs(munged)]
 #[test]
 fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_their_names_is_told() {
-    let Some(rabbits) =
-        Rabbits::new("a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_their_names_is_told")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     // A name that a shell cannot write, as rabbits of old have it.
     let print = "echo $DW_JOB_a $DW_WORKFLOW_NAME; env | grep ^DW_JOB_my-files=";
@@ -365,13 +361,10 @@ fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_th
     instance.shutdown();
 }
 
+#[needs(munged, root)]
 #[test]
 fn the_record_opens_for_the_job_owner_alone() {
-    const TEST: &str = "the_record_opens_for_the_job_owner_alone";
-    if me() != 0 {
-        return skip(TEST, "only root can run the shells of other users");
-    }
-    let Some(rabbits) = Rabbits::new(TEST) else { return };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start_with(json!({}), json!({"unlink": false}));
     let (canary, guest) = (jwt(json!({})), user(GUEST).uid.as_raw());
     let system = json!({"dw": "#DW jobdw"});
@@ -416,11 +409,10 @@ fn the_record_opens_for_the_job_owner_alone() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_without_rabbits_is_left_alone() {
-    let Some(rabbits) = Rabbits::new("a_job_without_rabbits_is_left_alone") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let other = json!({"attributes": {"system": {"workflow": "dw", "dw_failure_tolerance": -1}}});
     for more in [json!({}), other] {
@@ -443,11 +435,10 @@ fn a_job_without_rabbits_is_left_alone() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_without_variables_starts_with_none() {
-    let Some(rabbits) = Rabbits::new("a_job_without_variables_starts_with_none") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let job = instance.in_prolog(PRINT);
     instance.give(&job, json!({}));
@@ -458,11 +449,10 @@ fn a_job_without_variables_starts_with_none() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn what_the_service_excludes_comes_on_top_of_the_constraints_of_the_job() {
-    let Some(rabbits) = Rabbits::new("what_the_service_excludes_comes_on_top_of_the_constraints_of_the_job") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let (bad, old) = (
         json!({"not": [{"properties": ["bad"]}]}),
@@ -499,11 +489,10 @@ fn what_the_service_excludes_comes_on_top_of_the_constraints_of_the_job() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_failure_tolerance_is_an_integer_and_the_service_judges_it() {
-    let Some(rabbits) = Rabbits::new("a_failure_tolerance_is_an_integer_and_the_service_judges_it") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     for tolerance in [-1, 0, 7] {
         let job = instance.rabbit_with(&["true"], json!({"dw_failure_tolerance": tolerance}));
@@ -550,11 +539,10 @@ fn told(kind: &str, why: &str) -> (String, String) {
     (kind.to_owned(), format!("DWS workflow interactions failed: {why}"))
 }
 
+#[needs(munged)]
 #[test]
 fn a_workflow_that_cannot_be_created_ends_the_job_before_it_has_resources() {
-    let Some(rabbits) = Rabbits::new("a_workflow_that_cannot_be_created_ends_the_job_before_it_has_resources") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let refused = (
         json!({"payload": {"success": false}}),
@@ -592,11 +580,10 @@ fn a_workflow_that_cannot_be_created_ends_the_job_before_it_has_resources() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn rabbits_that_cannot_be_set_up_end_the_job_in_its_prolog() {
-    let Some(rabbits) = Rabbits::new("rabbits_that_cannot_be_set_up_end_the_job_in_its_prolog") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let refused = (
         json!({"payload": {"success": false}}),
@@ -626,13 +613,10 @@ fn rabbits_that_cannot_be_set_up_end_the_job_in_its_prolog() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service_hears_of_it() {
-    let Some(rabbits) =
-        Rabbits::new("a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service_hears_of_it")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let refused = (
         json!({"payload": {"success": false}}),
@@ -654,11 +638,10 @@ fn a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn an_answer_that_comes_when_all_is_over_changes_nothing() {
-    let Some(rabbits) = Rabbits::new("an_answer_that_comes_when_all_is_over_changes_nothing") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     // The plugin of somebody else keeps the job in its epilog.
     rabbits.puppet(
@@ -688,12 +671,10 @@ fn an_answer_that_comes_when_all_is_over_changes_nothing() {
 
 // What the service sends
 
+#[needs(munged)]
 #[test]
 fn a_request_that_is_malformed_ends_its_job_with_one_exception_that_quotes_nothing() {
-    let Some(rabbits) = Rabbits::new("a_request_that_is_malformed_ends_its_job_with_one_exception_that_quotes_nothing")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let canary = jwt(json!({}));
     let payloads = [
@@ -762,12 +743,10 @@ fn a_request_that_is_malformed_ends_its_job_with_one_exception_that_quotes_nothi
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing() {
-    let Some(rabbits) = Rabbits::new("what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let remove = |id: u64| json!({"id": id, "variables": {"DW_JOB_a": "x"}});
     let no_prolog = Err("the job has no prolog dws-setup: it is not a rabbit job in RUN".to_owned());
@@ -823,12 +802,10 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
 
 // Exceptions
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_in_its_prolog_is_torn_down_and_not_set_up_any_more() {
-    let Some(rabbits) = Rabbits::new("a_job_that_is_canceled_in_its_prolog_is_torn_down_and_not_set_up_any_more")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     // While it is not known yet which resources it has.
     instance.ok("fault", json!({"what": "hold-lookups"}));
@@ -852,12 +829,10 @@ fn a_job_that_is_canceled_in_its_prolog_is_torn_down_and_not_set_up_any_more() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none() {
-    let Some(rabbits) = Rabbits::new("a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let deliver = |instance: &mut Instance, job: &str| {
         let payload = json!({"id": decimal(job), "variables": {"DW_JOB_a": "x"}});
@@ -891,12 +866,10 @@ fn a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none(
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_while_it_runs_is_torn_down_when_its_shells_have_ended() {
-    let Some(rabbits) = Rabbits::new("a_job_that_is_canceled_while_it_runs_is_torn_down_when_its_shells_have_ended")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let job = instance.in_prolog(&["sleep", "1000"]);
     instance.give(&job, json!({}));
@@ -912,12 +885,10 @@ fn a_job_that_is_canceled_while_it_runs_is_torn_down_when_its_shells_have_ended(
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up() {
-    let Some(rabbits) = Rabbits::new("an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let in_epilog = |instance: &mut Instance| {
         let job = instance.in_prolog(&["true"]);
@@ -947,11 +918,10 @@ fn an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up() {
 }
 
 /// Only the instance owner may have rabbits disabled: of a job owner, `dws-epilog-timeout` is an exception like any other.
+#[needs(munged)]
 #[test]
 fn epilog_timeout_is_for_the_instance_owner() {
-    let Some(rabbits) = Rabbits::new("epilog_timeout_is_for_the_instance_owner") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let guest = user(GUEST).uid.as_raw();
     let system = json!({"dw": ["#DW jobdw type=xfs capacity=10GiB name=a"]});
@@ -972,13 +942,10 @@ fn epilog_timeout_is_for_the_instance_owner() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_too_long() {
-    let Some(rabbits) =
-        Rabbits::new("an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_too_long")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start_with(json!({"epilog-timeout": 0.2}), json!({}));
     // The plugin of somebody else keeps jobs in their epilogs.
     rabbits.puppet(
@@ -1014,11 +981,10 @@ fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_timeout_is_a_number_and_what_is_no_option_is_refused() {
-    let Some(rabbits) = Rabbits::new("the_timeout_is_a_number_and_what_is_no_option_is_refused") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     for (conf, says) in [
         (json!({"epilog-timeout": -1.0}), "epilog timeout = -1.000s"),
@@ -1038,11 +1004,10 @@ fn the_timeout_is_a_number_and_what_is_no_option_is_refused() {
 
 // Deliveries that fail
 
+#[needs(munged)]
 #[test]
 fn a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing() {
-    let Some(rabbits) = Rabbits::new("a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mine = json!({"name": "mine", "users": [me()]});
     let projects = json!([mine, {"name": "other", "users": [me() + 1]}]);
     let mut instance = rabbits.start_with(json!({}), json!({"project": projects}));
@@ -1073,13 +1038,10 @@ fn a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception() {
-    let Some(mut rabbits) =
-        Rabbits::new("a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception")
-    else {
-        return;
-    };
+    let mut rabbits = Rabbits::new();
     let mut instance = rabbits.start_with(json!({}), json!({"timeout": "1s"}));
     let canary = jwt(json!({}));
     let fails = |instance: &mut Instance, variables: Value, says: &str, cause: &str| {
@@ -1123,11 +1085,10 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn variables_are_found_nowhere_but_in_the_environment_of_their_job() {
-    let Some(rabbits) = Rabbits::new("variables_are_found_nowhere_but_in_the_environment_of_their_job") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let canaries: Vec<String> = (0..6).map(|_| jwt(json!({}))).collect();
     let search = Search::tokens(canaries.iter().map(String::as_str));
@@ -1210,11 +1171,10 @@ fn variables_are_found_nowhere_but_in_the_environment_of_their_job() {
 
 // Prologs and epilogs of others
 
+#[needs(munged)]
 #[test]
 fn a_prolog_of_another_plugin_is_never_finished_by_this_one() {
-    let Some(rabbits) = Rabbits::new("a_prolog_of_another_plugin_is_never_finished_by_this_one") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start_with(json!({}), json!({"timeout": "1s"}));
     let other = |what: &str| json!([{"do": what, "description": "other", "status": 0}]);
     rabbits.puppet(
@@ -1391,13 +1351,10 @@ impl Everywhere {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_is_there_or_known_not_to_be() {
-    let Some(rabbits) = Rabbits::new(
-        "a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_is_there_or_known_not_to_be",
-    ) else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let prolog_remove = |job: &str, value: &str| {
         let payload = json!({"id": decimal(job), "variables": {"DW_JOB_a": value}});
@@ -1439,11 +1396,10 @@ fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_i
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
-    let Some(rabbits) = Rabbits::new("jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let jobs = Everywhere::new(&rabbits, &mut instance);
     let held = instance.send(
@@ -1477,11 +1433,10 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted() {
-    let Some(rabbits) = Rabbits::new("jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     for end in [Instance::shutdown, Instance::kill] {
         let mut instance = rabbits.start();
         let jobs = Everywhere::new(&rabbits, &mut instance);
@@ -1528,12 +1483,10 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back() {
-    let Some(rabbits) = Rabbits::new("a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     // Nothing but its prolog holds it.
     let alone = instance.in_prolog(&["true"]);
@@ -1567,13 +1520,10 @@ fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(
 }
 
 /// Those that nothing held any more.
+#[needs(munged)]
 #[test]
 fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_torn_down_when_it_is_back() {
-    let Some(rabbits) = Rabbits::new(
-        "the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_torn_down_when_it_is_back",
-    ) else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", rabbits.site.path("go"));
     let ran = instance.in_prolog(&["sh", "-c", &wait]);
@@ -1637,13 +1587,10 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked_again() {
-    let Some(rabbits) =
-        Rabbits::new("a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked_again")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let [refused, other] = [(); 2].map(|()| {
         let job = instance.rabbit(&["true"]);
@@ -1685,13 +1632,10 @@ fn a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked
 }
 
 /// Jobs in CLEANUP of which the plugin that is loaded knows nothing, as after it took the place of another one.
+#[needs(munged)]
 #[test]
 fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_lacks() {
-    let Some(rabbits) =
-        Rabbits::new("a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_lacks")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     instance.ok("remove", json!({"name": NAME}));
     // Its epilog is to come; is outstanding; is over.
@@ -1744,12 +1688,10 @@ fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_l
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() {
-    let Some(rabbits) = Rabbits::new("a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     instance.ok("remove", json!({"name": NAME}));
     // Its rabbits were set up by another plugin, and it waits for something else.
@@ -1779,11 +1721,10 @@ fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() 
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_whose_resources_were_allocated_without_the_plugin_does_not_start() {
-    let Some(rabbits) = Rabbits::new("a_job_whose_resources_were_allocated_without_the_plugin_does_not_start") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     instance.ok("remove", json!({"name": NAME}));
     instance.ok("load", rabbits.site.hold());
@@ -1803,11 +1744,10 @@ fn a_job_whose_resources_were_allocated_without_the_plugin_does_not_start() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn what_cannot_be_asked_after_a_reload_is_asked_again() {
-    let Some(rabbits) = Rabbits::new("what_cannot_be_asked_after_a_reload_is_asked_again") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let asked = instance.rabbit(PRINT);
     let resources = instance.asked("dws.create", &asked)["resources"].clone();
@@ -1832,11 +1772,10 @@ fn what_cannot_be_asked_after_a_reload_is_asked_again() {
 }
 
 /// The service answers a repeated `dws.create` with a refusal. The memo tells whether the Workflow exists, not the text.
+#[needs(munged)]
 #[test]
 fn a_workflow_is_known_by_its_memo() {
-    let Some(rabbits) = Rabbits::new("a_workflow_is_known_by_its_memo") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     // Whose creation is under way when the plugin is removed.
     instance.service("dws.create", json!({"hold": true}));
@@ -1869,13 +1808,10 @@ fn a_workflow_is_known_by_its_memo() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflow_is_forgotten() {
-    let Some(rabbits) =
-        Rabbits::new("a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflow_is_forgotten")
-    else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let start = |instance: &mut Instance| {
         let job = instance.in_prolog(&["sleep", "1000"]);
@@ -1914,11 +1850,10 @@ fn a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflo
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_second_copy_is_refused_and_the_first_one_does_not_notice() {
-    let Some(rabbits) = Rabbits::new("a_second_copy_is_refused_and_the_first_one_does_not_notice") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let copy = rabbits.site.path("copy.so");
     std::fs::copy(&rabbits.jobtap, &copy).unwrap();
@@ -1935,11 +1870,10 @@ fn a_second_copy_is_refused_and_the_first_one_does_not_notice() {
 
 // Many, and memory
 
+#[needs(munged)]
 #[test]
 fn each_of_200_jobs_at_once_has_its_own_variables() {
-    let Some(rabbits) = Rabbits::new("each_of_200_jobs_at_once_has_its_own_variables") else {
-        return;
-    };
+    let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let jobs: Vec<String> = (0..200).map(|_| instance.rabbit(PRINT)).collect();
     let last = |topic: &str| json!({"topic": topic, "count": jobs.len()});
@@ -1980,11 +1914,11 @@ fn each_of_200_jobs_at_once_has_its_own_variables() {
     instance.shutdown();
 }
 
+#[needs(munged, valgrind)]
 #[test]
 fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
-    const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
-    let Some(mut valgrind) = watched(TEST) else { return };
-    let Some(rabbits) = Rabbits::new(TEST) else { return };
+    let mut valgrind = watched();
+    let rabbits = Rabbits::new();
     valgrind
         .arg("--statedir")
         .arg(rabbits.site.statedir())

@@ -59,11 +59,10 @@ fn dw() -> Value {
     }}})
 }
 
+#[needs(munged)]
 #[test]
 fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_them() {
-    let Some(site) = Site::new("every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_them") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, dw(), |instance, job| {
         put_record(&site, instance, job, decimal(job));
@@ -81,11 +80,10 @@ fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_the
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later() {
-    let Some(site) = Site::new("a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, matching("other"), |instance, job| {
         put_record(&site, instance, job, decimal(job));
@@ -107,13 +105,10 @@ fn a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_of_the_former_plugin_has_the_variables_of_its_last_event_and_the_operator_is_warned() {
-    let Some(site) =
-        Site::new("a_job_of_the_former_plugin_has_the_variables_of_its_last_event_and_the_operator_is_warned")
-    else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, matching("dw"), |instance, job| {
         post(instance, job, json!({"variables": {"DW_JOB_a": "first"}}));
@@ -135,11 +130,10 @@ fn a_job_of_the_former_plugin_has_the_variables_of_its_last_event_and_the_operat
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
-    let Some(site) = Site::new("a_rabbit_job_without_variables_does_not_start_and_one_line_says_why") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({}));
     type Prepare = fn(&Site, &mut Instance, &str);
     let cases: [(Prepare, &str); 5] = [
@@ -176,11 +170,10 @@ fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn where_eventlogs_are_not_to_be_looked_at_a_job_needs_a_record() {
-    let Some(site) = Site::new("where_eventlogs_are_not_to_be_looked_at_a_job_needs_a_record") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({"legacy": false}));
     let job = run(&mut instance, matching("dw"), |instance, job| {
         post(instance, job, json!({"variables": {"DW_JOB_a": "/mnt/a"}}));
@@ -197,11 +190,10 @@ fn where_eventlogs_are_not_to_be_looked_at_a_job_needs_a_record() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn in_an_instance_of_another_owner_no_job_is_asked_for() {
-    let Some(site) = Site::new("in_an_instance_of_another_owner_no_job_is_asked_for") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({"instance-owner": (me() + 1).to_string()}));
     let job = run(&mut instance, matching("dw"), |_, _| {});
     assert_eq!(instance.stdout(&job), "unset unset\n");

@@ -63,13 +63,10 @@ fn reload(site: &Site, instance: &mut Instance) {
 
 // Configuration
 
+#[needs(munged)]
 #[test]
 fn a_table_with_a_mistake_is_refused_with_the_key_named_and_the_former_one_stays_in_force() {
-    let Some(site) =
-        Site::new("a_table_with_a_mistake_is_refused_with_the_key_named_and_the_former_one_stays_in_force")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let good = site.file_rule("dw", &token);
     let mut instance = site.instance(json!({"rule": [good]}));
@@ -157,11 +154,10 @@ fn a_table_with_a_mistake_is_refused_with_the_key_named_and_the_former_one_stays
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn it_is_not_loaded_with_a_table_that_is_wrong_and_takes_keys_when_it_is_loaded() {
-    let Some(site) = Site::new("it_is_not_loaded_with_a_table_that_is_wrong_and_takes_keys_when_it_is_loaded") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let rules = json!([site.file_rule("dw", &token)]);
     let mut instance = site.without_jobtap(json!({}), &[]);
@@ -192,11 +188,10 @@ fn it_is_not_loaded_with_a_table_that_is_wrong_and_takes_keys_when_it_is_loaded(
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_delivery_goes_on_with_the_configuration_that_it_began_with() {
-    let Some(site) = Site::new("a_delivery_goes_on_with_the_configuration_that_it_began_with") else {
-        return;
-    };
+    let site = Site::new();
     let (rule, token) = waiting_rule(&site);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(PRINT, matching("dw"));
@@ -212,11 +207,10 @@ fn a_delivery_goes_on_with_the_configuration_that_it_began_with() {
 
 // Loaded twice
 
+#[needs(munged)]
 #[test]
 fn a_second_copy_is_refused_under_any_name_and_no_delivery_notices() {
-    let Some(site) = Site::new("a_second_copy_is_refused_under_any_name_and_no_delivery_notices") else {
-        return;
-    };
+    let site = Site::new();
     let (rule, token) = waiting_rule(&site);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(PRINT, matching("dw"));
@@ -245,12 +239,10 @@ fn a_second_copy_is_refused_under_any_name_and_no_delivery_notices() {
 
 // Removed and loaded again
 
+#[needs(munged)]
 #[test]
 fn a_delivery_whose_source_was_asked_when_it_was_removed_begins_anew_when_it_is_back() {
-    let Some(site) = Site::new("a_delivery_whose_source_was_asked_when_it_was_removed_begins_anew_when_it_is_back")
-    else {
-        return;
-    };
+    let site = Site::new();
     let (rule, token) = waiting_rule(&site);
     let mut instance = site.instance(json!({"max-parallel": 1, "rule": [rule]}));
     let (job, queued) = (
@@ -273,12 +265,10 @@ fn a_delivery_whose_source_was_asked_when_it_was_removed_begins_anew_when_it_is_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it_is_back() {
-    let Some(site) = Site::new("a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it_is_back")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     // The commit ends before the plugin is back, or after.
@@ -302,12 +292,10 @@ fn a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn every_job_gets_its_own_token_while_the_plugin_is_removed_and_loaded_again_20_times() {
-    let Some(site) = Site::new("every_job_gets_its_own_token_while_the_plugin_is_removed_and_loaded_again_20_times")
-    else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.instance(json!({"rule": [rule_for_each(&site)]}));
     let mut jobs = Vec::new();
     let mut resumed = 0;
@@ -329,11 +317,10 @@ fn every_job_gets_its_own_token_while_the_plugin_is_removed_and_loaded_again_20_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_was_canceled_while_it_was_removed_ends_when_it_is_back() {
-    let Some(site) = Site::new("a_job_that_was_canceled_while_it_was_removed_ends_when_it_is_back") else {
-        return;
-    };
+    let site = Site::new();
     let (rule, _) = waiting_rule(&site);
     let canceled = |instance: &mut Instance| {
         let job = instance.submit(&["true"], matching("dw"));
@@ -363,11 +350,10 @@ fn a_job_that_was_canceled_while_it_was_removed_ends_when_it_is_back() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_delivery_that_no_rule_is_for_when_the_plugin_is_back_fails_and_says_so() {
-    let Some(site) = Site::new("a_delivery_that_no_rule_is_for_when_the_plugin_is_back_fails_and_says_so") else {
-        return;
-    };
+    let site = Site::new();
     let (rule, _) = waiting_rule(&site);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(&["true"], matching("dw"));
@@ -380,12 +366,10 @@ fn a_delivery_that_no_rule_is_for_when_the_plugin_is_back_fails_and_says_so() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn jobs_that_run_are_left_alone_by_a_removal_and_their_records_are_removed_afterwards() {
-    let Some(site) = Site::new("jobs_that_run_are_left_alone_by_a_removal_and_their_records_are_removed_afterwards")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let wait = format!(
@@ -409,13 +393,10 @@ fn jobs_that_run_are_left_alone_by_a_removal_and_their_records_are_removed_after
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_comes_later() {
-    let Some(site) =
-        Site::new("a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_comes_later")
-    else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -448,11 +429,10 @@ fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back() {
-    let Some(site) = Site::new("a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", site.path("go"));
@@ -467,12 +447,10 @@ fn a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back() 
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_token() {
-    let Some(site) = Site::new("a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_token")
-    else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.without_jobtap(json!({}), &[]);
     instance.ok("load", site.hold());
     let rule = site.file_rule("dw", jwt(json!({})));
@@ -498,11 +476,10 @@ fn a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_tok
 
 // The instance restarted
 
+#[needs(munged)]
 #[test]
 fn an_instance_that_ended_during_a_delivery_delivers_when_it_is_back() {
-    let Some(site) = Site::new("an_instance_that_ended_during_a_delivery_delivers_when_it_is_back") else {
-        return;
-    };
+    let site = Site::new();
     let (rule, token) = waiting_rule(&site);
     let table = json!({"rule": [rule, site.file_rule("file", &token)]});
     for end in [Instance::shutdown, Instance::kill] {
@@ -529,11 +506,10 @@ fn an_instance_that_ended_during_a_delivery_delivers_when_it_is_back() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_record_that_was_stored_before_a_restart_is_used_after_it() {
-    let Some(site) = Site::new("a_record_that_was_stored_before_a_restart_is_used_after_it") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     instance.ok("load", site.hold());
@@ -555,11 +531,10 @@ fn a_record_that_was_stored_before_a_restart_is_used_after_it() {
 
 // Under load
 
+#[needs(munged)]
 #[test]
 fn each_of_300_jobs_at_once_gets_its_own_token_and_no_other() {
-    let Some(site) = Site::new("each_of_300_jobs_at_once_gets_its_own_token_and_no_other") else {
-        return;
-    };
+    let site = Site::new();
     let mut rule = json!({"source": "command", "command": ["/bin/echo", "secret-of-{jobid.dec}"]});
     rule["check"] = json!("none");
     let mut instance = site.instance(json!({"rule": [rule]}));
@@ -581,11 +556,11 @@ fn each_of_300_jobs_at_once_gets_its_own_token_and_no_other() {
 
 // Memory
 
+#[needs(munged, valgrind)]
 #[test]
 fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
-    const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
-    let Some(mut valgrind) = watched(TEST) else { return };
-    let Some(site) = Site::new(TEST) else { return };
+    let mut valgrind = watched();
+    let site = Site::new();
     let token = jwt(json!({}));
     let failing = site.command_rule("failing", "echo no >&2; exit 1", &[]);
     let config = site.configure(json!({"rule": [site.file_rule("dw", &token), failing]}));

@@ -1,5 +1,8 @@
 //! The plugins under the Flux simulator, with a real munged.
 
+#[macro_use]
+extern crate needs;
+
 mod delivery;
 mod dws;
 mod dws_shell;

@@ -94,13 +94,10 @@ fn delivered() -> Vec<&'static str> {
 
 // Who gets what
 
+#[needs(munged)]
 #[test]
 fn all_tasks_of_a_job_of_several_nodes_have_its_ports_and_one_secret_which_is_in_no_event() {
-    let Some(site) =
-        Site::new("all_tasks_of_a_job_of_several_nodes_have_its_ports_and_one_secret_which_is_in_no_event")
-    else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({"unlink": false}));
     let mut secrets = HashSet::new();
     for expected in [[11_999, 11_998], [11_998, 11_999], [11_999, 11_998]] {
@@ -144,11 +141,10 @@ fn all_tasks_of_a_job_of_several_nodes_have_its_ports_and_one_secret_which_is_in
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_of_one_node_is_left_alone() {
-    let Some(site) = Site::new("a_job_of_one_node_is_left_alone") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     let job = instance.run(SHOW, nodes(1));
     assert_eq!(instance.events(&job), PLAIN);
@@ -156,11 +152,10 @@ fn a_job_of_one_node_is_left_alone() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn where_the_user_or_another_pmi_says_otherwise_the_option_stays_as_it_is() {
-    let Some(site) = Site::new("where_the_user_or_another_pmi_says_otherwise_the_option_stays_as_it_is") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     for (options, shows) in [
         (json!({"cray-pals": {"pmi-bootstrap": [1, 2, 3]}}), "1,2 3 unset\n"),
@@ -175,11 +170,10 @@ fn where_the_user_or_another_pmi_says_otherwise_the_option_stays_as_it_is() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn ranges_of_ports_that_are_none_are_refused_and_none_means_the_default() {
-    let Some(site) = Site::new("ranges_of_ports_that_are_none_are_refused_and_none_means_the_default") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = without_plugin(&site);
     for (min, max) in [(0, 12_000), (11_000, 120_000), (11_000, 11_049), (11_000, 11_010)] {
         instance.error("load", load(&site, json!({"port-min": min, "port-max": max})));
@@ -200,11 +194,10 @@ fn ranges_of_ports_that_are_none_are_refused_and_none_means_the_default() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_for_which_no_ports_are_left_goes_on_without_and_they_come_back() {
-    let Some(site) = Site::new("a_job_for_which_no_ports_are_left_goes_on_without_and_they_come_back") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({"port-min": 2000, "port-max": 2051}));
     // They are held by jobs that wait for munged.
     site.munged.signal(Signal::SIGSTOP);
@@ -237,11 +230,10 @@ fn a_job_for_which_no_ports_are_left_goes_on_without_and_they_come_back() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_whose_secret_cannot_be_sealed_gets_one_exception_and_does_not_start() {
-    let Some(site) = Site::new("a_job_whose_secret_cannot_be_sealed_gets_one_exception_and_does_not_start") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({"timeout": "500ms"}));
     site.munged.signal(Signal::SIGSTOP);
     let job = instance.submit(&["true"], nodes(2));
@@ -263,11 +255,10 @@ fn a_job_whose_secret_cannot_be_sealed_gets_one_exception_and_does_not_start() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_canceled_meanwhile_ends_and_gives_its_ports_back() {
-    let Some(site) = Site::new("a_job_canceled_meanwhile_ends_and_gives_its_ports_back") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     site.munged.signal(Signal::SIGSTOP);
     let job = instance.submit(&["true"], nodes(2));
@@ -284,12 +275,10 @@ fn a_job_canceled_meanwhile_ends_and_gives_its_ports_back() {
 
 // Removed, and loaded again
 
+#[needs(munged)]
 #[test]
 fn ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_they_end() {
-    let Some(site) = Site::new("ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_they_end")
-    else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     let before = running(&site, &mut instance);
     instance.ok("remove", json!({ "name": NAME }));
@@ -317,11 +306,10 @@ fn ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_delivery_that_was_under_way_goes_on_after_a_reload_with_the_same_ports() {
-    let Some(site) = Site::new("a_delivery_that_was_under_way_goes_on_after_a_reload_with_the_same_ports") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     site.munged.signal(Signal::SIGSTOP);
     let (job, canceled) = (instance.submit(SHOW, nodes(2)), instance.submit(&["true"], nodes(2)));
@@ -347,11 +335,10 @@ fn a_delivery_that_was_under_way_goes_on_after_a_reload_with_the_same_ports() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_second_copy_is_refused_under_any_name() {
-    let Some(site) = Site::new("a_second_copy_is_refused_under_any_name") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     let copy = site.install("libjobtap_cray_pmi_bootstrap.so", "job-manager", "copy.so");
     let error = instance.error("load", json!({ "path": copy }));
@@ -361,11 +348,10 @@ fn a_second_copy_is_refused_under_any_name() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn it_works_beside_the_plugin_for_workflow_tokens() {
-    let Some(site) = Site::new("it_works_beside_the_plugin_for_workflow_tokens") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = instance(&site, json!({}));
     let rule = site.file_rule("dw", crate::support::plugins::jwt(json!({})));
     instance.ok("load", json!({"path": site.jobtap()}));
@@ -389,11 +375,10 @@ fn it_works_beside_the_plugin_for_workflow_tokens() {
 
 /// Three jobs: one that has been delivered to and is held by another prolog, one whose delivery is under way, and one that
 /// was given its ports by the plugin that this one takes the place of.
+#[needs(munged)]
 #[test]
 fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on() {
-    let Some(site) = Site::new("after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on") else {
-        return;
-    };
+    let site = Site::new();
     for end in [Instance::shutdown, Instance::kill] {
         let mut first = without_plugin(&site);
         first.ok("load", site.hold());
@@ -438,11 +423,10 @@ fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn new_jobs_wait_until_it_is_known_which_ports_are_taken() {
-    let Some(site) = Site::new("new_jobs_wait_until_it_is_known_which_ports_are_taken") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = without_plugin(&site);
     instance.ok("load", site.hold());
     let former = instance.submit(&["true"], nodes(2));
@@ -500,11 +484,10 @@ fn new_jobs_wait_until_it_is_known_which_ports_are_taken() {
 
 // What a shell accepts
 
+#[needs(munged)]
 #[test]
 fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why() {
-    let Some(site) = Site::new("a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = without_plugin(&site);
     instance.ok("load", site.hold());
     let variables = |port: &str, secret: &str| {
@@ -542,11 +525,10 @@ fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn without_the_plugin_in_the_job_manager_nothing_is_said() {
-    let Some(site) = Site::new("without_the_plugin_in_the_job_manager_nothing_is_said") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = without_plugin(&site);
     let job = instance.run(SHOW, nodes(2));
     assert_eq!(instance.stdout(&job), "unset unset unset\n".repeat(2));
@@ -556,11 +538,11 @@ fn without_the_plugin_in_the_job_manager_nothing_is_said() {
 
 // Memory
 
+#[needs(munged, valgrind)]
 #[test]
 fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
-    const TEST: &str = "nothing_leaks_and_nothing_is_used_after_it_was_freed";
-    let Some(mut valgrind) = watched(TEST) else { return };
-    let Some(site) = Site::new(TEST) else { return };
+    let mut valgrind = watched();
+    let site = Site::new();
     site.install("libjobtap_cray_pmi_bootstrap.so", "job-manager", NAME);
     let config = site.write("flux.toml", 0o644, toml::to_string(&site.config(json!({}))).unwrap());
     valgrind

@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 
 // Who may be where
 
+#[needs(munged)]
 #[test]
 fn every_combination_of_two_users_two_projects_and_what_is_asked_for() {
-    let Some(place) = Place::new("every_combination_of_two_users_two_projects_and_what_is_asked_for") else {
-        return;
-    };
+    let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     let memberships: [&[&str]; 4] = [&[], &["hydro"], &["fusion"], &["hydro", "fusion"]];
     for of_alice in memberships {
@@ -59,11 +58,10 @@ fn every_combination_of_two_users_two_projects_and_what_is_asked_for() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_gets_the_token_of_the_project_that_it_is_in_and_of_no_other() {
-    let Some(place) = Place::new("a_job_gets_the_token_of_the_project_that_it_is_in_and_of_no_other") else {
-        return;
-    };
+    let place = Place::new();
     let (rule, [hydro, fusion]) = place.token_of_project();
     let table = |default: Option<&str>| {
         let mut all = projects();
@@ -128,11 +126,10 @@ fn a_job_gets_the_token_of_the_project_that_it_is_in_and_of_no_other() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn users_by_name_and_number_and_first_groups_count() {
-    let Some(place) = Place::new("users_by_name_and_number_and_first_groups_count") else {
-        return;
-    };
+    let place = Place::new();
     let mut instance = place.instance(json!({}));
     for (members, alice, bob) in [
         (json!({"users": ["alice"]}), true, false),
@@ -159,11 +156,10 @@ fn users_by_name_and_number_and_first_groups_count() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_condition_of_a_rule_is_about_the_project_that_the_job_is_in() {
-    let Some(place) = Place::new("a_condition_of_a_rule_is_about_the_project_that_the_job_is_in") else {
-        return;
-    };
+    let place = Place::new();
     let token = jwt(json!({}));
     let path = place.site.write("token.jwt", 0o600, &token);
     let rule = json!({"project": "hydro", "source": "file", "path": path});
@@ -181,11 +177,10 @@ fn a_condition_of_a_rule_is_about_the_project_that_the_job_is_in() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn what_is_no_name_is_refused_and_null_asks_for_nothing() {
-    let Some(place) = Place::new("what_is_no_name_is_refused_and_null_asks_for_nothing") else {
-        return;
-    };
+    let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     for bad in [json!(5), json!(["hydro"]), json!({"name": "hydro"}), json!(true)] {
         let mut submission = held_job(me(), None);
@@ -204,11 +199,10 @@ fn what_is_no_name_is_refused_and_null_asks_for_nothing() {
 
 // The name service is slow, or away
 
+#[needs(munged)]
 #[test]
 fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
-    let Some(place) = Place::new("a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits") else {
-        return;
-    };
+    let place = Place::new();
     let (rule, [hydro, _]) = place.token_of_project();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
@@ -263,11 +257,10 @@ fn turns(instance: &mut Instance) -> u64 {
         .sum()
 }
 
+#[needs(munged)]
 #[test]
 fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
-    let Some(place) = Place::new("many_deliveries_that_wait_for_one_user_go_on_some_at_a_time") else {
-        return;
-    };
+    let place = Place::new();
     let path = place.site.write("token.jwt", 0o600, jwt(json!({})));
     let rule = json!({"attribute": "system.token", "source": "file", "path": path});
     place.hang();
@@ -292,11 +285,10 @@ fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn many_jobs_that_are_held_go_on_some_at_a_time() {
-    let Some(place) = Place::new("many_jobs_that_are_held_go_on_some_at_a_time") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
     let mut instance = place.instance(json!({"project": projects()}));
@@ -315,11 +307,10 @@ fn many_jobs_that_are_held_go_on_some_at_a_time() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_name_service_that_hangs_for_good_fails_the_job_in_time() {
-    let Some(place) = Place::new("a_name_service_that_hangs_for_good_fails_the_job_in_time") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
     let mut instance = place.instance(json!({"project": projects(), "timeout": "1s"}));
@@ -331,12 +322,10 @@ fn a_name_service_that_hangs_for_good_fails_the_job_in_time() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thread() {
-    let Some(place) = Place::new("a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thread")
-    else {
-        return;
-    };
+    let place = Place::new();
     let token = jwt(json!({}));
     let path = place.site.write("token.jwt", 0o600, &token);
     let rule = json!({"attribute": "system.token", "source": "file", "path": path});
@@ -386,11 +375,10 @@ fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thr
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_name_service_that_fails_is_asked_again() {
-    let Some(place) = Place::new("a_name_service_that_fails_is_asked_again") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     let failing = place.site.write("names.fail", 0o600, "");
     let mut instance = place.instance(json!({"project": projects()}));
@@ -402,11 +390,10 @@ fn a_name_service_that_fails_is_asked_again() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn users_of_the_projects_are_known_before_they_come() {
-    let Some(place) = Place::new("users_of_the_projects_are_known_before_they_come") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"]), ("fusion", 5001, &["bob"])]);
     let mut instance = place.instance(json!({"project": projects()}));
     until("both are known", || instance.counter("known-users") == 2);
@@ -419,11 +406,10 @@ fn users_of_the_projects_are_known_before_they_come() {
 
 // Updates of pending jobs
 
+#[needs(munged)]
 #[test]
 fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
-    let Some(place) = Place::new("a_pending_job_is_updated_to_the_projects_of_its_owner_only") else {
-        return;
-    };
+    let place = Place::new();
     let (rule, [_, fusion]) = place.token_of_project();
     let names = [
         ("hydro", 5000, &["alice", "bob"] as &[&str]),
@@ -489,11 +475,10 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn another_plugin_that_consents_is_no_way_around() {
-    let Some(place) = Place::new("another_plugin_that_consents_is_no_way_around") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     let mut instance = place.instance(json!({"project": projects()}));
     let out = json!({
@@ -516,11 +501,10 @@ fn another_plugin_that_consents_is_no_way_around() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn an_update_of_which_nothing_is_known_yet_is_to_be_tried_again() {
-    let Some(place) = Place::new("an_update_of_which_nothing_is_known_yet_is_to_be_tried_again") else {
-        return;
-    };
+    let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     let id = instance.submit_held(me(), None);
     place.names(&[("hydro", 5000, &["alice"])]);
@@ -540,11 +524,10 @@ fn an_update_of_which_nothing_is_known_yet_is_to_be_tried_again() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn without_projects_the_plugin_consents_to_no_update() {
-    let Some(place) = Place::new("without_projects_the_plugin_consents_to_no_update") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     let mut instance = place.instance(json!({}));
     let project = json!({"attributes.system.project": "hydro"});
@@ -564,11 +547,10 @@ fn without_projects_the_plugin_consents_to_no_update() {
 
 // What was found when the job was submitted does not count for ever
 
+#[needs(munged)]
 #[test]
 fn whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token() {
-    let Some(place) = Place::new("whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token") else {
-        return;
-    };
+    let place = Place::new();
     let (rule, _) = place.token_of_project();
     let table = json!({"project": projects(), "rule": [rule]});
     place.names(&[("hydro", 5000, &["alice"])]);
@@ -610,11 +592,10 @@ fn whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token() {
 
 // Removed, loaded again, restarted
 
+#[needs(munged)]
 #[test]
 fn a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager() {
-    let Some(place) = Place::new("a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager") else {
-        return;
-    };
+    let place = Place::new();
     let (rule, [hydro, _]) = place.token_of_project();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
@@ -649,11 +630,10 @@ fn a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_is_let_go_when_the_projects_are_taken_away() {
-    let Some(place) = Place::new("a_job_is_let_go_when_the_projects_are_taken_away") else {
-        return;
-    };
+    let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
     let mut instance = place.instance(json!({"project": projects()}));

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{munged::Munged, skip};
+use crate::support::munged::Munged;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use seal::{Error, Expected, ExposeSecret, Munge, Owner, Record, Secret, Staleness, Variables};
 
@@ -57,18 +57,10 @@ fn forged(munged: &Munged, payload: &str, options: &[&str]) -> Record {
     with(&sealed(&munged.client()), "credential", credential.trim().into())
 }
 
-macro_rules! munged {
-    ($test:literal) => {
-        match Munged::start() {
-            Some(munged) => munged,
-            None => return skip($test, "munged is not installed"),
-        }
-    };
-}
-
+#[needs(munged)]
 #[test]
 fn the_job_owner_opens_it_and_the_record_shows_names_only() {
-    let munged = munged!("the_job_owner_opens_it_and_the_record_shows_names_only");
+    let munged = Munged::start();
     let record = Record::from_json(&sealed(&munged.client()).to_json()).unwrap();
     let opened = record.open(&munged.client(), &expected()).unwrap();
     let all: Vec<_> = opened
@@ -87,9 +79,10 @@ fn the_job_owner_opens_it_and_the_record_shows_names_only() {
     assert!(!inside.windows(CANARY.len()).any(|part| part == CANARY.as_bytes()));
 }
 
+#[needs(munged)]
 #[test]
 fn several_shells_on_one_node_open_it_one_after_the_other() {
-    let munged = munged!("several_shells_on_one_node_open_it_one_after_the_other");
+    let munged = Munged::start();
     let record = sealed(&munged.client());
     record.open(&munged.client(), &expected()).unwrap();
     let again = record.open(&munged.client(), &expected()).unwrap();
@@ -97,9 +90,10 @@ fn several_shells_on_one_node_open_it_one_after_the_other() {
     assert_eq!(again.variables.len(), 1);
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_waited_longer_than_the_time_to_live_still_opens_it() {
-    let munged = munged!("a_job_that_waited_longer_than_the_time_to_live_still_opens_it");
+    let munged = Munged::start();
     let record = sealed(&munged.client().ttl(seal::Ttl::Seconds(1)));
     let opened = loop {
         let opened = record.open(&munged.client(), &expected()).unwrap();
@@ -111,9 +105,10 @@ fn a_job_that_waited_longer_than_the_time_to_live_still_opens_it() {
     assert_eq!(opened.variables.len(), 1);
 }
 
+#[needs(munged)]
 #[test]
 fn a_record_of_another_job_user_or_sealer_is_refused() {
-    let munged = munged!("a_record_of_another_job_user_or_sealer_is_refused");
+    let munged = Munged::start();
     let munge = munged.client();
     let record = sealed(&munge);
     let other_job = Expected {
@@ -136,9 +131,10 @@ fn a_record_of_another_job_user_or_sealer_is_refused() {
     assert!(matches!(record.open(&munge, &expected()), Err(Error::Foreign { .. })));
 }
 
+#[needs(munged)]
 #[test]
 fn what_the_record_says_in_clear_decides_nothing() {
-    let munged = munged!("what_the_record_says_in_clear_decides_nothing");
+    let munged = Munged::start();
     let munge = munged.client();
     let record = with(
         &with(&sealed(&munge), "jobid", (JOB + 1).into()),
@@ -148,9 +144,10 @@ fn what_the_record_says_in_clear_decides_nothing() {
     record.open(&munge, &expected()).unwrap();
 }
 
+#[needs(munged)]
 #[test]
 fn a_credential_that_others_could_have_opened_is_refused() {
-    let munged = munged!("a_credential_that_others_could_have_opened_is_refused");
+    let munged = Munged::start();
     let uid = me().to_string();
     let payload = format!(r#"{{"version":1,"jobid":{JOB},"uid":{uid},"variables":{{"A":"b"}}}}"#);
     for options in [&[][..], &["--restrict-uid", &uid, "--cipher", "none"][..]] {
@@ -168,9 +165,10 @@ fn a_credential_that_others_could_have_opened_is_refused() {
     record.open(&munged.client(), &expected()).unwrap();
 }
 
+#[needs(munged)]
 #[test]
 fn a_damaged_credential_is_refused() {
-    let munged = munged!("a_damaged_credential_is_refused");
+    let munged = Munged::start();
     let munge = munged.client();
     let record = sealed(&munge);
     let whole = record.credential();
@@ -188,16 +186,17 @@ fn a_damaged_credential_is_refused() {
             "{credential}"
         );
     }
-    let foreign_key = munged!("a_damaged_credential_is_refused");
+    let foreign_key = Munged::start();
     assert!(matches!(
         record.open(&foreign_key.client(), &expected()),
         Err(Error::Munge(_))
     ));
 }
 
+#[needs(munged)]
 #[test]
 fn a_payload_of_a_newer_version_is_refused() {
-    let munged = munged!("a_payload_of_a_newer_version_is_refused");
+    let munged = Munged::start();
     let uid = me().to_string();
     let record = forged(&munged, r#"{"version":2,"shape":"unknown"}"#, &["--restrict-uid", &uid]);
     assert!(matches!(
@@ -206,9 +205,10 @@ fn a_payload_of_a_newer_version_is_refused() {
     ));
 }
 
+#[needs(munged)]
 #[test]
 fn the_largest_payload_is_carried() {
-    let munged = munged!("the_largest_payload_is_carried");
+    let munged = Munged::start();
     let mut variables = Variables::new();
     variables
         .insert("A", Secret::from("x".repeat(seal::MAX_PAYLOAD - 100)))
@@ -227,6 +227,7 @@ fn munged_that_is_absent_can_be_tried_again() {
 }
 
 /// Nobody but the job owner opens it: not root, who sealed it, and not another user.
+#[needs(munged, root)]
 #[test]
 fn root_the_sealer_and_other_users_are_refused() {
     const TEST: &str = "seal::root_the_sealer_and_other_users_are_refused";
@@ -246,10 +247,7 @@ fn root_the_sealer_and_other_users_are_refused() {
         }
         return;
     }
-    if me() != 0 {
-        return skip(TEST, "not root, who can become other users");
-    }
-    let munged = munged!("root_the_sealer_and_other_users_are_refused");
+    let munged = Munged::start();
     let (owner, other) = (61001, 61002);
     let record = Record::seal(&munged.client(), Owner { jobid: JOB, uid: owner }, 0, &variables()).unwrap();
     // Where every user can execute it.

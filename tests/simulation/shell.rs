@@ -12,7 +12,6 @@ use crate::support::{
     munged::Munged,
     plugins::{GUEST, PLAIN, PRINT, Site, decimal, jwt, matching, me, until, user, with_options},
     simulator::Instance,
-    skip,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use seal::{Expected, Owner, Record, Secret, Staleness, Variables};
@@ -211,12 +210,10 @@ const REFUSED: &[Case] = &[
     ),
 ];
 
+#[needs(munged)]
 #[test]
 fn a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_command_is_run() {
-    const TEST: &str = "a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_command_is_run";
-    let (Some(site), Some(foreign)) = (Site::new(TEST), Munged::start()) else {
-        return;
-    };
+    let (site, foreign) = (Site::new(), Munged::start());
     let forge = Forge { site, foreign };
     let mut instance = held(&forge.site, json!({}));
     let verbose = with_options("dw", json!({"verbose": 2}));
@@ -248,13 +245,10 @@ fn a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_comma
     instance.shutdown();
 }
 
+#[needs(munged, root)]
 #[test]
 fn a_record_that_another_user_has_sealed_is_refused() {
-    const TEST: &str = "a_record_that_another_user_has_sealed_is_refused";
-    if me() != 0 {
-        return skip(TEST, "only root can become another user");
-    }
-    let Some(site) = Site::new(TEST) else { return };
+    let site = Site::new();
     let guest = user(GUEST).uid.as_raw();
     let mut instance = held(&site, json!({}));
     // As the job owner, who may seal for themselves whatever they like.
@@ -269,11 +263,10 @@ fn a_record_that_another_user_has_sealed_is_refused() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn every_shell_of_a_job_on_one_node_opens_the_record() {
-    let Some(site) = Site::new("every_shell_of_a_job_on_one_node_opens_the_record") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = held(&site, json!({}));
     let mut more = with_options("dw", json!({"verbose": 2}));
     more["nodes"] = json!(4);
@@ -288,11 +281,10 @@ fn every_shell_of_a_job_on_one_node_opens_the_record() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_credential_may_expire_while_the_job_waits_for_another_prolog() {
-    let Some(site) = Site::new("the_credential_may_expire_while_the_job_waits_for_another_prolog") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"munge-ttl": "1s", "rule": [site.file_rule("dw", &token)]}));
     instance.ok("load", site.hold());
@@ -321,11 +313,10 @@ fn the_credential_may_expire_while_the_job_waits_for_another_prolog() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn the_token_takes_the_place_of_what_the_user_set() {
-    let Some(site) = Site::new("the_token_takes_the_place_of_what_the_user_set") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let mut more = matching("dw");
@@ -341,13 +332,10 @@ fn the_token_takes_the_place_of_what_the_user_set() {
     instance.shutdown();
 }
 
+#[needs(munged, root)]
 #[test]
 fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
-    const TEST: &str = "a_guest_is_told_as_much_as_verbosity_shows_and_no_secret";
-    if me() != 0 {
-        return skip(TEST, "only root can run the shells of other users");
-    }
-    let Some(site) = Site::new(TEST) else { return };
+    let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let mut more = with_options("dw", json!({"verbose": 2}));
@@ -365,11 +353,10 @@ fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
 
 // Munged on the node
 
+#[needs(munged)]
 #[test]
 fn a_shell_waits_for_munged_that_is_being_restarted() {
-    let Some(mut site) = Site::new("a_shell_waits_for_munged_that_is_being_restarted") else {
-        return;
-    };
+    let mut site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     instance.ok("load", site.hold());
@@ -381,11 +368,10 @@ fn a_shell_waits_for_munged_that_is_being_restarted() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_shell_without_munged_fails_the_job_and_says_so() {
-    let Some(mut site) = Site::new("a_shell_without_munged_fails_the_job_and_says_so") else {
-        return;
-    };
+    let mut site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     instance.ok("load", site.hold());
     let job = instance.submit(&["echo", "started"], matching("dw"));
@@ -399,11 +385,10 @@ fn a_shell_without_munged_fails_the_job_and_says_so() {
 
 // Which jobs are asked for
 
+#[needs(munged)]
 #[test]
 fn a_job_without_a_record_runs_without_a_token_unless_it_was_to_have_one() {
-    let Some(site) = Site::new("a_job_without_a_record_runs_without_a_token_unless_it_was_to_have_one") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.without_jobtap(json!({}), &[]);
     let job = instance.run(SHOW, with_options("dw", json!({"verbose": 1})));
     assert_eq!(instance.stdout(&job), "unset\n");
@@ -424,11 +409,10 @@ fn a_job_without_a_record_runs_without_a_token_unless_it_was_to_have_one() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_lookup_that_fails_fails_the_job() {
-    let Some(site) = Site::new("a_lookup_that_fails_fails_the_job") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.without_jobtap(json!({}), &[]);
     refuse_lookups(&mut instance);
     let job = instance.submit(&["echo", "started"], json!({}));
@@ -443,11 +427,10 @@ fn a_lookup_that_fails_fails_the_job() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_wants_no_token_has_none_and_is_not_asked_for() {
-    let Some(site) = Site::new("a_job_that_wants_no_token_has_none_and_is_not_asked_for") else {
-        return;
-    };
+    let site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     refuse_lookups(&mut instance);
     for option in [json!(0), json!(false)] {
@@ -464,11 +447,10 @@ fn file_rule(mut conditions: Value) -> Value {
     conditions
 }
 
+#[needs(munged)]
 #[test]
 fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
-    let Some(site) = Site::new("a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match") else {
-        return;
-    };
+    let site = Site::new();
     let owner = nix::unistd::User::from_uid(me().into()).unwrap().unwrap();
     let group = nix::unistd::Group::from_gid(owner.gid).unwrap().unwrap();
     let config = site.configure(json!({"rule": [
@@ -519,11 +501,10 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_job_that_came_to_match_after_its_submission_gets_its_token() {
-    let Some(site) = Site::new("a_job_that_came_to_match_after_its_submission_gets_its_token") else {
-        return;
-    };
+    let site = Site::new();
     // Neither the jobspec that the user signed nor the groups on this node tell of a match.
     for conditions in [
         json!({"attribute": "system.dw"}),
@@ -542,11 +523,10 @@ fn a_job_that_came_to_match_after_its_submission_gets_its_token() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
-    let Some(site) = Site::new("a_shell_that_knows_the_rules_gives_a_job_its_token") else {
-        return;
-    };
+    let site = Site::new();
     let token = jwt(json!({}));
     let config = site.configure(json!({"rule": [site.file_rule("dw", &token)]}));
     // How to reach munged is in there as well.
@@ -558,11 +538,10 @@ fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
     instance.shutdown();
 }
 
+#[needs(munged)]
 #[test]
 fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
-    let Some(site) = Site::new("a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job") else {
-        return;
-    };
+    let site = Site::new();
     let bad = site.write("bad.toml", 0o644, "[workflow-token]\ntimeout = \"soon\"\n");
     for config in [site.path("missing.toml"), bad] {
         let mut instance = site.without_jobtap(json!({"config": config}), &[]);
@@ -581,11 +560,10 @@ fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_shell_of_another_owners_instance_asks_for_no_job() {
-    let Some(site) = Site::new("a_shell_of_another_owners_instance_asks_for_no_job") else {
-        return;
-    };
+    let site = Site::new();
     let name = nix::unistd::User::from_uid(me().into()).unwrap().unwrap().name;
     for (owner, asks) in [
         (json!(me() + 1), false),
@@ -606,11 +584,10 @@ fn a_shell_of_another_owners_instance_asks_for_no_job() {
     }
 }
 
+#[needs(munged)]
 #[test]
 fn a_mistake_in_the_shells_configuration_fails_the_job_and_names_the_key() {
-    let Some(site) = Site::new("a_mistake_in_the_shells_configuration_fails_the_job_and_names_the_key") else {
-        return;
-    };
+    let site = Site::new();
     for (conf, key) in [
         (json!({"confg": "/x"}), "confg"),
         (json!({"config": 1}), "config"),

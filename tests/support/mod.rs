@@ -5,7 +5,5 @@ pub mod munged;
 pub mod names;
 pub mod plugins;
 pub mod search;
+pub mod server;
 pub mod simulator;
-mod skip;
-
-pub use skip::skip;

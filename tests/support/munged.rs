@@ -1,76 +1,61 @@
 //! A real munged with its own key and socket.
 
 use std::{
-    io::Read,
+    fs::{self, Permissions},
+    io::{Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use tempfile::TempDir;
 
+use super::server::Server;
+
 /// Ends with the value.
 pub struct Munged {
     dir: TempDir,
-    child: Child,
+    server: Server,
 }
 
 impl Munged {
-    /// Starts one, unless the program is not installed.
-    pub fn start() -> Option<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("munged")
-            .tempdir()
-            .expect("a temporary directory");
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("its mode");
-        let key = dir.path().join("key");
+    /// Starts one. The test needs munged.
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("munged").tempdir();
+        let dir = dir.expect("a temporary directory");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("its mode");
         let mut bytes = [0; 1024];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut bytes))
-            .expect("random bytes");
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&key);
-        file.and_then(|mut f| std::io::Write::write_all(&mut f, &bytes))
-            .expect("a key");
-        let child = Self::spawn(dir.path())?;
-        let munged = Self { dir, child };
+        let random = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+        random.expect("random bytes");
+        let mut options = fs::OpenOptions::new();
+        let key = options.write(true).create_new(true).mode(0o600);
+        let key = key
+            .open(dir.path().join("key"))
+            .and_then(|mut file| file.write_all(&bytes));
+        key.expect("a key");
+        let server = Self::spawn(dir.path());
+        let mut munged = Self { dir, server };
         munged.await_answer();
-        Some(munged)
+        munged
     }
 
-    fn spawn(dir: &Path) -> Option<Child> {
-        let munged = ["/usr/sbin/munged", "/usr/local/sbin/munged", "/usr/bin/munged"];
-        let program = munged.iter().find(|path| Path::new(path).exists())?;
+    fn spawn(dir: &Path) -> Server {
         let option = |name: &str, file: &str| format!("--{name}={}", dir.join(file).display());
-        let child = Command::new(program)
+        let mut munged = Command::new("munged");
+        munged
+            .env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin")
             // Its directory is not one for a daemon of root, which a test's need not be.
             .args(["--foreground", "--force", "--num-threads=2"])
-            .args([
-                option("key-file", "key"),
-                option("socket", "socket"),
-                option("pid-file", "pid"),
-            ])
-            .args([option("log-file", "log"), option("seed-file", "seed")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Some(child.expect("munged starts"))
+            .args([option("key-file", "key"), option("socket", "socket")])
+            .args([option("pid-file", "pid"), option("seed-file", "seed")])
+            .stdin(Stdio::null());
+        Server::start(&mut munged)
     }
 
-    /// Waits until it answers: bounded by how often libmunge tries.
-    fn await_answer(&self) {
-        let munge = seal::Munge::new(Some(&self.socket())).expect("a socket path");
-        for _ in 0..600 {
-            if munge.encode(b"", 0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        panic!(
-            "munged does not answer: {}",
-            std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-        );
+    /// Waits until it answers.
+    fn await_answer(&mut self) {
+        let munge = self.client();
+        self.server.until(|| munge.encode(b"", 0).is_ok());
     }
 
     /// Its socket.
@@ -85,7 +70,7 @@ impl Munged {
 
     /// Its process.
     pub fn pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.child.id() as i32)
+        nix::unistd::Pid::from_raw(self.server.pid() as i32)
     }
 
     /// Sends it a signal.
@@ -95,20 +80,13 @@ impl Munged {
 
     /// Kills it, as a crash would, so that its socket stays.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.server.kill();
     }
 
     /// Starts it again with the same key.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = Self::spawn(self.dir.path()).expect("it was there before");
+        self.server = Self::spawn(self.dir.path());
         self.await_answer();
-    }
-}
-
-impl Drop for Munged {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -16,7 +16,6 @@ use tempfile::TempDir;
 use super::{
     munged::Munged,
     simulator::{Build, Instance, plugin},
-    skip,
 };
 
 /// No test waits longer for what it cannot be told of; it is no measure of time, but ends a test that would hang.
@@ -41,21 +40,18 @@ pub struct Site {
 }
 
 impl Site {
-    /// Sets one up. Without munged there is none, and the test is to return.
-    pub fn new(test: &str) -> Option<Site> {
-        Site::of(test, Build::Shipped)
+    /// Sets one up. The test needs munged.
+    pub fn new() -> Site {
+        Site::of(Build::Shipped)
     }
 
     /// The same, with plugins that panic on demand and count their memory.
-    pub fn with_faults(test: &str) -> Option<Site> {
-        Site::of(test, Build::FaultInjection)
+    pub fn with_faults() -> Site {
+        Site::of(Build::FaultInjection)
     }
 
-    fn of(test: &str, build: Build) -> Option<Site> {
-        let Some(munged) = Munged::start() else {
-            skip(test, "munged is not installed");
-            return None;
-        };
+    fn of(build: Build) -> Site {
+        let munged = Munged::start();
         // Guests read the shell's plugin and the configuration in here.
         let dir = tempfile::tempdir().expect("a temporary directory");
         open(dir.path(), 0o755);
@@ -66,7 +62,7 @@ impl Site {
         let site = Site { munged, dir, build };
         site.install("libjobtap_workflow_token.so", "job-manager", "workflow-token.so");
         site.install("libshell_workflow_token.so", "shell", "workflow-token.so");
-        Some(site)
+        site
     }
 
     /// A path in this site.

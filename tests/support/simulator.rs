@@ -1,15 +1,12 @@
 //! Drives an instance of the simulator from a test.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::{Command, ExitStatus, Stdio};
 
 use serde_json::{Value, json};
 
-/// No test waits longer for an answer; it is no measure of time, but ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::server::Server;
 
 /// Returns the path of the simulator.
 pub fn flux_sim() -> PathBuf {
@@ -46,9 +43,7 @@ impl Build {
 
 /// An instance of the simulator.
 pub struct Instance {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    responses: Receiver<Value>,
+    server: Server,
     /// Responses that came before they were asked for.
     early: Vec<Value>,
     next_id: u64,
@@ -67,26 +62,8 @@ impl Instance {
 
     /// Starts an instance by a command that comes to run the simulator.
     pub fn of(command: &mut Command) -> Instance {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the simulator starts");
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, responses) = channel();
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                let response = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
-                if sender.send(response).is_err() {
-                    break;
-                }
-            }
-        });
-        let stdin = child.stdin.take();
         Instance {
-            child,
-            stdin,
-            responses,
+            server: Server::start(command.stdin(Stdio::piped())),
             early: Vec::new(),
             next_id: 0,
         }
@@ -98,35 +75,36 @@ impl Instance {
         self.next_id += 1;
         request["cmd"] = json!(cmd);
         request["id"] = json!(self.next_id);
-        writeln!(self.stdin.as_ref().unwrap(), "{request}").expect("the simulator reads its commands");
+        let stdin = self.server.child().stdin.as_mut().expect("a pipe");
+        if writeln!(stdin, "{request}").is_err() {
+            self.server.fail("reads no commands any more");
+        }
         Request(self.next_id)
     }
 
     /// The response to a request.
     pub fn response(&mut self, request: Request) -> Value {
-        let is_it = |response: &Value| response["id"] == request.0;
-        if let Some(at) = self.early.iter().position(is_it) {
-            return self.early.remove(at);
-        }
         loop {
-            let response = self.responses.recv_timeout(PATIENCE).expect("the simulator answers");
-            if is_it(&response) {
+            if let Some(response) = self.answered(request) {
                 return response;
             }
-            self.early.push(response);
+            let line = self.server.line();
+            self.early.push(parse(&line));
         }
     }
 
     /// The response to a request, if it has come.
     pub fn answered(&mut self, request: Request) -> Option<Value> {
-        self.early.extend(self.responses.try_iter());
+        while let Some(line) = self.server.line_now() {
+            self.early.push(parse(&line));
+        }
         let at = self.early.iter().position(|response| response["id"] == request.0)?;
-        Some(self.early.swap_remove(at))
+        Some(self.early.remove(at))
     }
 
     /// The process of the instance.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.server.pid()
     }
 
     /// Has a command done, which must succeed.
@@ -173,37 +151,39 @@ impl Instance {
 
     /// Shuts the instance down, which must be in good order.
     pub fn shutdown(mut self) {
-        drop(self.stdin.take());
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
+        let status = self.end();
+        assert!(status.success(), "{status}; its output:\n{}", self.server.output());
     }
 
     /// Kills the instance with no chance to save anything.
     pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.server.kill();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        drop(self.server.child().stdin.take());
+        self.server.wait()
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        drop(self.stdin.take());
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
-/// What runs an instance of the simulator under valgrind, which ends it with an error if memory is misused, or was lost. Without
-/// valgrind there is none, and the test is to return. Arguments of the simulator follow.
-pub fn watched(test: &str) -> Option<Command> {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        super::skip(test, "valgrind is not installed");
-        return None;
-    }
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
+/// What runs an instance of the simulator under valgrind, which ends it with an error if memory is misused, or was lost.
+/// Arguments of the simulator follow.
+pub fn watched() -> Command {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["-q", "--error-exitcode=99", "--leak-check=full"]);
     valgrind.args(["--errors-for-leak-kinds=definite", "--trace-children=no"]);
     valgrind.arg(flux_sim()).arg("instance");
-    Some(valgrind)
+    valgrind
 }
 
 /// Compiles a plugin of this directory. Other users may read the result.

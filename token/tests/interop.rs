@@ -3,56 +3,96 @@
 //! Both are installed into the target directory, from their registries.
 
 mod common;
+#[path = "../../tests/support/npm.rs"]
+mod npm;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::SystemTime;
 
 use common::{AUDIENCE, ISSUER, claims, decode, key, payload, session, verifier, with};
+use libtest_mimic::{Arguments, Trial};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{Algorithm, KeySet, SigningKey, VerifyingKey, mint};
 
-/// A package and its version, where it is installed, and whether that failed, in words.
-fn installed(directory: &str, done: &str, install: impl FnOnce(&Path) -> Command) -> Result<PathBuf, String> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
-    let done = directory.join(done);
-    if done.exists() {
-        return Ok(done);
+fn main() -> ExitCode {
+    let trial = |name: &str, command: Result<(&'static str, PathBuf), String>| match command {
+        Ok((program, modules)) => Trial::test(name, move || {
+            both_ways(|| other(program, &modules));
+            Ok(())
+        }),
+        Err(why) => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
+    };
+    let trials = vec![
+        trial(
+            "pyjwt_and_this_verify_each_others_tokens",
+            pyjwt().map(|at| ("python3", at)),
+        ),
+        trial("jose_and_this_verify_each_others_tokens", jose().map(|at| ("node", at))),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Installs PyJWT, unless it is there. Returns the directory to import it from, or why it cannot be used.
+fn pyjwt() -> Result<PathBuf, String> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pyjwt");
+    if directory.join("jwt/__init__.py").exists() {
+        return Ok(directory);
     }
-    std::fs::create_dir_all(&directory).unwrap();
-    let mut command = install(&directory);
-    let output = command
+    let pip = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(["--retries=1", "--timeout=20", "--no-compile", "--upgrade", "--target"])
+        .arg(&directory)
+        .arg("PyJWT[crypto]==2.*")
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{:?} does not run: {error}", command.get_program()))?;
-    if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = errors
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("no message");
-        return Err(format!("it could not be installed: {line}"));
-    }
-    if done.exists() {
-        Ok(done)
+        .output();
+    let pip = pip.map_err(|e| format!("python3 cannot be run ({e})"))?;
+    let errors = String::from_utf8_lossy(&pip.stderr).into_owned();
+    let line = errors.lines().rfind(|line| !line.trim().is_empty());
+    let line = line.unwrap_or("it gave no reason");
+    pip.status
+        .success()
+        .then_some(directory)
+        .ok_or_else(|| format!("pip could not install PyJWT: {line}"))
+}
+
+/// Installs jose, unless it is there. Returns the module to import, or why it cannot be used.
+fn jose() -> Result<PathBuf, String> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("jose");
+    npm::install("jose", 6, &directory)?;
+    Ok(directory.join("node_modules/jose/dist/webapi/index.js"))
+}
+
+/// The program that stands for another implementation, which is in `modules`.
+fn other(program: &str, modules: &Path) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
+    let mut command = Command::new(program);
+    if program == "node" {
+        command.arg(script.join("jose.mjs")).arg(modules);
     } else {
-        Err(format!("it was installed, and {} is not there", done.display()))
+        command.arg(script.join("pyjwt.py")).env("PYTHONPATH", modules);
     }
+    command
 }
 
 fn run(mut command: Command, task: &Value) -> Value {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(task.to_string().as_bytes())
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
+    // Where it ends without reading all of it, its output says why.
+    let _ = child.stdin.take().unwrap().write_all(task.to_string().as_bytes());
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command:?} for {}", task["algorithm"]);
+    assert!(
+        output.status.success(),
+        "{command:?} for {}: {}",
+        task["algorithm"],
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -121,81 +161,4 @@ fn both_ways(other: impl Fn() -> Command) {
         }
         assert!(verifier().verify(done["token"].as_str().unwrap(), now).is_err());
     }
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name)
-}
-
-#[test]
-fn pyjwt_and_this_verify_each_others_tokens() {
-    let jwt = installed("pyjwt", "jwt/__init__.py", |directory| {
-        let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--retries=1",
-            "--timeout=20",
-        ]);
-        pip.args(["--no-compile", "--upgrade", "--target"])
-            .arg(directory)
-            .arg("PyJWT[crypto]==2.*");
-        pip
-    });
-    let jwt = match jwt {
-        Ok(jwt) => jwt,
-        Err(why) => return common::skip("pyjwt_and_this_verify_each_others_tokens", &format!("PyJWT: {why}")),
-    };
-    both_ways(|| {
-        let mut python = Command::new("python3");
-        python
-            .arg(script("pyjwt.py"))
-            .env("PYTHONPATH", jwt.parent().and_then(Path::parent).unwrap());
-        python
-    });
-}
-
-#[test]
-fn jose_and_this_verify_each_others_tokens() {
-    // Older ones lack the cryptography that it uses.
-    let version = Command::new("node").arg("--version").output().ok();
-    let version = version.and_then(|output| String::from_utf8(output.stdout).ok());
-    let major = version.and_then(|version| version.trim_start_matches('v').split('.').next()?.parse().ok());
-    if major.is_none_or(|major: u32| major < 20) {
-        return common::skip(
-            "jose_and_this_verify_each_others_tokens",
-            "jose needs Node.js 20 or newer: install it",
-        );
-    }
-    let jose = installed("jose", "node_modules/jose/dist/webapi/index.js", |directory| {
-        // npm by itself waits for many minutes for a registry that does not answer.
-        let mut npm = Command::new("timeout");
-        npm.args([
-            "-k",
-            "5",
-            "120",
-            "npm",
-            "install",
-            "--loglevel=error",
-            "--no-audit",
-            "--no-fund",
-            "--ignore-scripts",
-            "--fetch-retries=1",
-            "--prefix",
-        ]);
-        npm.arg(directory).arg("jose@6");
-        npm
-    });
-    let jose = match jose {
-        Ok(jose) => jose,
-        Err(why) => return common::skip("jose_and_this_verify_each_others_tokens", &format!("jose: {why}")),
-    };
-    both_ways(|| {
-        let mut node = Command::new("node");
-        node.arg(script("jose.mjs")).arg(&jose);
-        node
-    });
 }

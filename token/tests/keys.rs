@@ -414,11 +414,9 @@ fn openssl(args: &[&str], input: &str) -> SecretString {
     SecretString::from(String::from_utf8(output.stdout).unwrap())
 }
 
+#[needs::needs(openssl)]
 #[test]
 fn openssl_reads_our_keys_and_we_read_its() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        return common::skip("openssl_reads_our_keys_and_we_read_its", "no openssl here: install it");
-    }
     for (algorithm, generate, own_form) in [
         (Algorithm::EdDsa, &["genpkey", "-algorithm", "ed25519"][..], None),
         (

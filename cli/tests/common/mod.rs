@@ -8,12 +8,17 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread::sleep;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+#[path = "../../../tests/support/server.rs"]
+mod server;
+
+use server::Server;
 
 /// The command, in an environment of its own: no token, no Flux instance, and on PATH a `flux` that `script` stands for.
 pub struct Bench {
@@ -138,18 +143,13 @@ impl Ran {
 
 /// A munged with its own key and socket, ended when dropped.
 pub struct Munged {
-    child: Child,
+    server: Server,
     dir: TempDir,
 }
 
 impl Munged {
-    /// Starts one; without munged on this machine, says that the test is skipped.
-    pub fn start() -> Option<Self> {
-        let program = ["/usr/sbin/munged", "/usr/bin/munged", "/usr/local/sbin/munged"];
-        let Some(program) = program.into_iter().find(|path| Path::new(path).exists()) else {
-            skip("munged is not installed (package munge)");
-            return None;
-        };
+    /// Starts one. The test needs munged.
+    pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Clients of any uid go through the directory to the socket.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -159,25 +159,18 @@ impl Munged {
         fs::write(path("key"), key).unwrap();
         fs::set_permissions(path("key"), fs::Permissions::from_mode(0o600)).unwrap();
 
-        let child = Command::new(program)
+        let mut munged = Command::new("munged");
+        munged
+            .env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin")
             .args(["--foreground", "--force"])
             .arg(format!("--socket={}", path("socket")))
             .arg(format!("--key-file={}", path("key")))
             .arg(format!("--pid-file={}", path("pid")))
-            .arg(format!("--log-file={}", path("log")))
             .arg(format!("--seed-file={}", path("seed")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let munged = Self { child, dir };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::os::unix::net::UnixStream::connect(munged.socket()).is_err() {
-            assert!(Instant::now() < deadline, "munged did not start");
-            sleep(Duration::from_millis(10));
-        }
-        Some(munged)
+            .stdin(Stdio::null());
+        let mut server = Server::start(&mut munged);
+        server.until(|| UnixStream::connect(path("socket")).is_ok());
+        Self { server, dir }
     }
 
     pub fn socket(&self) -> String {
@@ -189,33 +182,7 @@ impl Munged {
     }
 
     fn signal(&self, signal: nix::sys::signal::Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-}
-
-impl Drop for Munged {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Whether the test runs as root, which `what` needs; else says that it is skipped.
-pub fn is_root(what: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        skip(&format!("{what} needs root"));
-    }
-    root
-}
-
-/// Says that the running test is skipped, and why; also in the file in which such lines are counted.
-fn skip(why: &str) {
-    let line = format!("cli: {}: {why}", std::thread::current().name().unwrap_or("a test"));
-    eprintln!("skip: {line}");
-    if let Some(path) = std::env::var_os("WORKFLOW_TOKEN_SKIPS") {
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.server.pid() as i32), signal).unwrap();
     }
 }
 

@@ -2,9 +2,6 @@
 
 #![allow(dead_code, reason = "each test program uses some of them")]
 
-#[path = "../../../tests/support/skip.rs"]
-mod skip;
-
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,9 +11,6 @@ use jsonwebtoken::EncodingKey;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, VerifyError};
-
-#[allow(unused_imports, reason = "each test program uses some of them")]
-pub use skip::skip;
 
 pub const ISSUER: &str = "https://hpc.example.org";
 pub const AUDIENCE: &str = "copy-offload";

@@ -1,0 +1,51 @@
+"""Programs that run beside the caller: one that ends early, or is not ready in time, has its output reported."""
+
+import select
+import subprocess
+import sys
+import tempfile
+import time
+
+PATIENCE = 60  # seconds that anything may take
+
+
+class Server:
+    """A running program, which is killed with `kill`. Its standard output is read by lines, or else kept with its errors."""
+
+    def __init__(self, argv, lines=False, name=None, **options):
+        self.name = name or argv[0]
+        # A file, since nobody may be there to read a pipe.
+        self.errors = tempfile.TemporaryFile()
+        options = {"stdout": subprocess.PIPE if lines else self.errors, "text": True, **options}
+        self.process = subprocess.Popen(argv, stderr=self.errors, **options)
+
+    def line(self, what="printed no line", patience=PATIENCE):
+        """The next line that it prints, where it prints one at a time."""
+        if select.select([self.process.stdout], [], [], patience)[0]:
+            line = self.process.stdout.readline()
+            if line:
+                return line
+        self.fail(what)
+
+    def until(self, is_ready, patience=PATIENCE):
+        """Waits until it is ready."""
+        end = time.monotonic() + patience
+        while not is_ready():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.fail("did not get ready")
+            time.sleep(0.1)
+
+    def fail(self, what):
+        """Ends the caller, with what the program wrote."""
+        try:
+            # One that closes its output is about to end.
+            status = f"status {self.process.wait(timeout=2)}"
+        except subprocess.TimeoutExpired:
+            status = "still running"
+        self.errors.seek(0)
+        output = self.errors.read().decode(errors="replace").strip()
+        sys.exit(f"{self.name} {what} ({status}); its output:\n{output or '(none)'}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
