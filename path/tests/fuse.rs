@@ -11,9 +11,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use secure_path::{Owners, Refusal, check_program, check_way};
 
-#[path = "../../tests/support/skip.rs"]
-mod skip;
-use skip::skip;
+use needs::needs;
 
 const OTHER: u32 = 4_000_001;
 
@@ -84,15 +82,13 @@ fn serve(mut device: File) {
     }
 }
 
+#[needs(root, fuse)]
 #[test]
 fn owners_in_a_fuse_mount_of_another_user_are_not_believed() {
-    const TEST: &str = "owners_in_a_fuse_mount_of_another_user_are_not_believed";
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
     {
-        let Some(_mounted) = mounted(dir.path(), OTHER) else {
-            return skip(TEST, "FUSE file systems cannot be mounted here");
-        };
+        let _mounted = mounted(dir.path(), OTHER).expect("root mounts FUSE file systems");
         for result in [
             check_way(&program, Owners::process()),
             check_program(&program, Owners::process()),
@@ -107,8 +103,6 @@ fn owners_in_a_fuse_mount_of_another_user_are_not_believed() {
         // With what concerns that user only.
         check_way(&program, Owners::process().and_user(Some(OTHER))).unwrap();
     }
-    let Some(_mounted) = mounted(dir.path(), 0) else {
-        return skip(TEST, "FUSE file systems cannot be mounted here");
-    };
+    let _mounted = mounted(dir.path(), 0).expect("root mounts FUSE file systems");
     check_program(&program, Owners::process()).unwrap();
 }

@@ -12,9 +12,7 @@ use std::{
 use secure_path::{Owners, Refusal, check_program, check_socket, find_program};
 use tempfile::TempDir;
 
-#[path = "../../tests/support/skip.rs"]
-mod skip;
-use skip::skip;
+use needs::needs;
 
 const OTHER: u32 = 4_000_001;
 
@@ -59,11 +57,9 @@ fn a_program_that_others_can_change_is_refused() {
     assert!(refused(check_program(&dir.path().join("link"), Owners::process())).contains("the symbolic link"));
 }
 
+#[needs(root)]
 #[test]
 fn a_program_of_another_user_is_refused() {
-    if !rustix::process::geteuid().is_root() {
-        return skip("a_program_of_another_user_is_refused", "only root can give files away");
-    }
     let dir = place();
     let program = dir.path().join("bin/program");
     chown(&program, Some(OTHER), None).unwrap();
@@ -88,6 +84,7 @@ fn a_program_that_cannot_be_run_is_an_error() {
     assert!(found.is_absolute() && found.ends_with("sh"));
 }
 
+#[needs(root)]
 #[test]
 fn a_socket_that_others_could_have_put_there_is_refused() {
     let dir = place();
@@ -110,12 +107,6 @@ fn a_socket_that_others_could_have_put_there_is_refused() {
     set_mode(&dir.path().join("bin"), 0o1777);
     assert!(refused(check_socket(&program, Owners::process())).contains("not a socket"));
     check_socket(&path, Owners::process()).unwrap();
-    if !rustix::process::geteuid().is_root() {
-        return skip(
-            "a_socket_that_others_could_have_put_there_is_refused",
-            "only root can give files away",
-        );
-    }
     chown(&path, Some(OTHER), None).unwrap();
     assert!(refused(check_socket(&path, Owners::process())).contains("owned by uid 4000001"));
 }

@@ -16,16 +16,14 @@ use config::{Config, Values};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
+    unistd::Pid,
 };
 use serde_json::{Value, json};
 use source::{Fetched, Slot, Source};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-#[path = "../../tests/support/skip.rs"]
-mod skip;
-use skip::skip;
+use needs::needs;
 
 /// Longer than any test takes.
 const LONG: &str = "1h";
@@ -179,17 +177,11 @@ async fn a_command_that_takes_too_long_leaves_no_process_wherever_it_went() {
 }
 
 /// A process that has become root cannot be killed by a supervisor that is not.
+#[needs(root, setpriv)]
 #[tokio::test]
 async fn an_unkillable_command_is_abandoned_and_holds_its_slot() {
-    const TEST: &str = "an_unkillable_command_is_abandoned_and_holds_its_slot";
     const USER: u32 = 61_001;
     let setpriv = PathBuf::from("/usr/bin/setpriv");
-    if !geteuid().is_root() || !setpriv.exists() {
-        return skip(
-            TEST,
-            "only root can install a program that changes its uid, and setpriv(1) is needed",
-        );
-    }
     let site = Site::new();
     fs::copy(&setpriv, site.at("become")).unwrap();
     fs::set_permissions(site.at("become"), fs::Permissions::from_mode(0o4755)).unwrap();

@@ -272,10 +272,10 @@ fn root_the_sealer_and_other_users_are_refused() {
 }
 
 /// Whatever is listened on where others could have put the socket is sent nothing.
+#[needs(munged, root)]
 #[test]
 fn a_socket_that_others_could_have_put_there_is_not_used() {
-    const TEST: &str = "a_socket_that_others_could_have_put_there_is_not_used";
-    let munged = munged!("a_socket_that_others_could_have_put_there_is_not_used");
+    let munged = Munged::start();
     let dir = munged.socket().parent().unwrap().to_owned();
     let set_mode = |mode| std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     let munge = munged.client();
@@ -303,12 +303,6 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
     }
     set_mode(0o1777);
     sealed(&munge);
-    if me() != 0 {
-        return skip(
-            TEST,
-            "only root can give sockets away, and start munged as somebody else",
-        );
-    }
     // A listener of another user in a directory like /tmp, while munged is down.
     std::os::unix::fs::chown(munged.socket(), Some(61_001), None).unwrap();
     for text in refused(&munge) {
@@ -321,6 +315,7 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
 }
 
 /// The owner of a socket does not tell who listens.
+#[needs(root)]
 #[test]
 fn a_listener_who_is_another_user_is_sent_nothing() {
     const TEST: &str = "a_listener_who_is_another_user_is_sent_nothing";
@@ -333,9 +328,6 @@ fn a_listener_who_is_another_user_is_sent_nothing() {
         let received = std::io::copy(&mut connection, &mut std::io::sink()).unwrap();
         println!("received {received}");
         return;
-    }
-    if me() != 0 {
-        return skip(TEST, "not root, who can become other users");
     }
     let dir = tempfile::tempdir().unwrap();
     let set_mode = |path: &std::path::Path, mode| {

@@ -98,8 +98,6 @@ codes! {
     RulesChanged = "rules-changed",
     /// The plugin was loaded too late for the job.
     TooLate = "too-late",
-    /// The record of a job was not stored before the plugin was removed.
-    RecordLost = "record-lost",
     /// A fault of this software.
     Internal = "internal",
 }
@@ -107,5 +105,23 @@ codes! {
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_page_lists_every_code_and_no_other() {
+        let page = include_str!("../../../doc/workflow-token-errors.7.md");
+        let lines: Vec<&str> = page.lines().collect();
+        let terms = lines.windows(2).filter(|pair| pair[1].starts_with(": "));
+        let listed: Vec<&str> = terms.map(|pair| pair[0]).collect();
+        let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        let mut missing = codes.iter().filter(|code| !listed.contains(code));
+        assert_eq!(missing.next(), None, "a code that the page does not list");
+        let mut unknown = listed.iter().filter(|term| !codes.contains(term));
+        assert_eq!(unknown.next(), None, "a term of the page that is no code");
     }
 }

@@ -151,7 +151,7 @@ impl Exec {
         let Output { answer, stdout, stderr } = match supervise::run(helpers.to_vec(), request, Slot::default()).await {
             Ok(output) => output,
             Err(e) => {
-                let todo = "see that the program flux-workflow-token is installed, or set the key helper";
+                let todo = "see that the program of the agent is installed";
                 let what = format_args!("{}: its helper could not run it ({e})", self.name());
                 return (Err(credential(what, todo)), Vec::new());
             }

@@ -148,7 +148,7 @@ fn start(supervisors: &[PathBuf], slot: Slot) -> io::Result<Supervisor> {
         .collect::<Vec<_>>()
         .join(", ");
     Err(io::Error::other(format!(
-        "its supervisor, the program flux-workflow-token, was not found (tried {tried}): install it, or set the key helper"
+        "its supervisor was not found (tried {tried}): install the program again"
     )))
 }
 

@@ -30,6 +30,10 @@ pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
 /// Returns why a test cannot run that needs something.
 fn missing(what: &str) -> Option<&'static str> {
     let (present, reason) = match what {
+        "fuse" => (
+            Path::new("/dev/fuse").exists(),
+            "FUSE file systems cannot be mounted: there is no /dev/fuse",
+        ),
         "munged" => (
             ["/usr/sbin/munged", "/usr/local/sbin/munged", "/usr/bin/munged"]
                 .iter()
@@ -41,8 +45,12 @@ fn missing(what: &str) -> Option<&'static str> {
             fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0),
             "only root can become other users and give files to them",
         ),
+        "setpriv" => (
+            Path::new("/usr/bin/setpriv").exists(),
+            "setpriv is not installed: install the package util-linux",
+        ),
         "valgrind" => (runs("valgrind", "--version"), "valgrind is not installed"),
-        _ => panic!("needs({what}): known are munged, openssl, root and valgrind"),
+        _ => panic!("needs({what}): known are fuse, munged, openssl, root, setpriv and valgrind"),
     };
     (!present).then_some(reason)
 }
