@@ -258,7 +258,7 @@ fn root_the_sealer_and_other_users_are_refused() {
     for (uid, says) in [(owner, "opened: 1"), (other, "unauthorized"), (0, "unauthorized")] {
         let mut child = Command::new(&program);
         child
-            .args(["--exact", &format!("seal::{TEST}"), "--nocapture"])
+            .args(["--exact", TEST, "--nocapture"])
             .uid(uid)
             .gid(uid)
             .current_dir("/");

@@ -3,7 +3,7 @@
 //! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): each process whose parent has ended becomes a
 //! child of its own. So all are found below it, with whatever session, process group and uid.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{fs, io, os::fd::OwnedFd, thread, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -12,6 +12,9 @@ use rustix::{
         set_child_subreaper, wait,
     },
 };
+
+/// How often it is looked whether those that cannot be killed have ended.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A command and all that it has started.
 pub(super) struct Descendants {
@@ -69,7 +72,8 @@ impl Descendants {
     /// Waits until there are none, however long that takes, and kills what appears meanwhile.
     pub fn outlive(&mut self) -> io::Result<()> {
         while self.kill()? > 0 {
-            self.reap(WaitOptions::empty())?;
+            // Not every one of them is a child of this process, whose end could be waited for.
+            thread::sleep(PAUSE);
         }
         Ok(())
     }
