@@ -8,7 +8,7 @@ mod link;
 mod process;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     rc::{Rc, Weak},
@@ -53,7 +53,7 @@ pub(crate) struct Agent {
     /// More replies were received than one turn takes.
     more: RefCell<Option<Watcher>>,
     requests: RefCell<Requests>,
-    tries: Cell<Tries>,
+    tries: RefCell<Tries>,
 }
 
 /// Where the agent is.
@@ -86,12 +86,12 @@ enum Unsent {
 }
 
 /// How often it was tried in vain.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Tries {
     /// Since the agent last replied.
     failed: u32,
-    /// Whether the operator was told.
-    is_told: bool,
+    /// The reason that the operator was last told.
+    told: Option<String>,
 }
 
 impl Agent {
@@ -106,7 +106,7 @@ impl Agent {
             retry: RefCell::default(),
             more: RefCell::default(),
             requests: RefCell::default(),
-            tries: Cell::default(),
+            tries: RefCell::default(),
         })
     }
 
@@ -114,7 +114,7 @@ impl Agent {
     pub fn place(self: &Rc<Self>, place: Place) {
         if self.place.borrow().as_ref() != Some(&place) {
             *self.place.borrow_mut() = Some(place);
-            self.tries.set(Tries::default());
+            self.tries.take();
             self.process.borrow_mut().forget();
             self.close();
         }
@@ -268,9 +268,12 @@ impl Agent {
 
     /// It was in vain: the next try comes after a pause, each longer than the one before.
     fn failed(self: &Rc<Self>, why: &str) {
-        let mut tries = self.tries.get();
-        tries.failed = tries.failed.saturating_add(1);
-        if !std::mem::replace(&mut tries.is_told, true) {
+        let failed = self.tries.borrow().failed.saturating_add(1);
+        let told = self.tries.replace(Tries {
+            failed,
+            told: Some(why.to_owned()),
+        });
+        if told.told.as_deref() != Some(why) {
             let socket = self
                 .place
                 .borrow()
@@ -282,9 +285,8 @@ impl Agent {
             );
             self.log(LogLevel::Err, line);
         }
-        self.tries.set(tries);
         self.process.borrow_mut().forget();
-        let pause = PAUSES.0.saturating_mul(1 << tries.failed.min(16)).min(PAUSES.1);
+        let pause = PAUSES.0.saturating_mul(1 << failed.min(16)).min(PAUSES.1);
         self.retry_after(pause);
     }
 
@@ -308,14 +310,13 @@ impl Agent {
     fn lost(self: &Rc<Self>, why: &str) {
         self.process.borrow_mut().forget();
         self.more.borrow_mut().take();
-        if self.tries.get().failed == 0 {
+        let has_replied = self.tries.borrow().failed == 0;
+        if has_replied {
             self.log(
                 LogLevel::Warning,
                 format!("the agent is gone: {why}. It is asked again"),
             );
-            let mut tries = self.tries.get();
-            tries.failed = 1;
-            self.tries.set(tries);
+            self.tries.borrow_mut().failed = 1;
             self.ensure();
         } else {
             self.failed(why);
@@ -372,21 +373,17 @@ impl Agent {
         match &reply {
             Reply::Welcome { version, release } => return self.welcomed(*version, release),
             Reply::Delivered { number, .. } | Reply::NoRule { number } | Reply::Failed { number, .. } => {
-                self.tries.set(Tries::default());
+                self.tries.take();
                 self.requests.borrow_mut().deliveries.remove(number);
             }
             Reply::Owner { generation, uid, .. } => {
                 self.requests.borrow_mut().look_ups.remove(&(*generation, *uid));
             }
             Reply::Configured { .. } => {
-                let is_told = self.tries.get().is_told;
-                if is_told {
+                let told = self.tries.borrow_mut().told.take();
+                if told.is_some() {
                     self.log(LogLevel::Notice, "the agent answers again");
                 }
-                self.tries.set(Tries {
-                    is_told: false,
-                    ..self.tries.get()
-                });
             }
             Reply::Log(_) => {}
         }
