@@ -6,23 +6,24 @@
 
 mod link;
 mod process;
+mod requests;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     rc::{Rc, Weak},
     time::Duration,
 };
 
 use ffi::{Flux, LogLevel, Watcher};
-use protocol::{Configure, Deliver, Hello, RELEASE, Reply, Request, VERSION};
+use protocol::{Configure, Deliver, RELEASE, Reply, VERSION};
 
 use link::Link;
 use process::Process;
+use requests::Requests;
 
-/// Pauses between tries to connect: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+/// The backoff between tries to connect: the first pause, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// How long an agent that was started may take until it listens.
 const STARTUP: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ const HUNG: Duration = Duration::from_secs(1);
 const TURN: usize = 16;
 
 /// What the client reports.
-pub(crate) enum Event {
+pub(crate) enum AgentEvent {
     /// The agent replied.
     Reply(Reply),
     /// For the log.
@@ -44,8 +45,8 @@ pub(crate) enum Event {
 /// The agent client of one plugin.
 pub(crate) struct Agent {
     flux: Flux<'static>,
-    report: Box<dyn Fn(Event)>,
-    place: RefCell<Option<Place>>,
+    report: Box<dyn Fn(AgentEvent)>,
+    address: RefCell<Option<Address>>,
     link: RefCell<Option<Link>>,
     process: RefCell<Process>,
     /// The next try to connect.
@@ -58,49 +59,29 @@ pub(crate) struct Agent {
 
 /// Where the agent is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Address {
     /// Its socket.
     pub socket: PathBuf,
     /// The programs to start it with, of which the first that exists is used. None if others start it.
     pub programs: Option<Vec<PathBuf>>,
 }
 
-/// What has no final reply, and what of it was not sent on this connection.
-#[derive(Default)]
-struct Requests {
-    configurations: BTreeMap<u32, Request>,
-    deliveries: BTreeMap<u64, Request>,
-    look_ups: BTreeSet<(u32, u32)>,
-    unsent: VecDeque<Unsent>,
-}
-
-/// A request that is to be sent, unless it was withdrawn.
-#[derive(Debug, Clone, Copy)]
-enum Unsent {
-    Hello,
-    Configure(u32),
-    Retire(u32),
-    Deliver(u64),
-    Cancel(u64),
-    LookUp(u32, u32),
-}
-
-/// How often it was tried in vain.
+/// The tries to connect that failed.
 #[derive(Debug, Default)]
 struct Tries {
-    /// Since the agent last replied.
+    /// How many since the agent last replied.
     failed: u32,
-    /// The reason that the operator was last told.
-    told: Option<String>,
+    /// The reason that was last logged.
+    reported: Option<String>,
 }
 
 impl Agent {
-    /// Returns a client that does nothing before it is placed.
-    pub fn new(flux: Flux<'static>, report: impl Fn(Event) + 'static) -> Rc<Self> {
+    /// Returns a client that does nothing before [`Agent::connect_to`].
+    pub fn new(flux: Flux<'static>, report: impl Fn(AgentEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
             report: Box::new(report),
-            place: RefCell::default(),
+            address: RefCell::default(),
             link: RefCell::default(),
             process: RefCell::default(),
             retry: RefCell::default(),
@@ -110,10 +91,10 @@ impl Agent {
         })
     }
 
-    /// Connects to the agent at this place, and stays connected.
-    pub fn place(self: &Rc<Self>, place: Place) {
-        if self.place.borrow().as_ref() != Some(&place) {
-            *self.place.borrow_mut() = Some(place);
+    /// Connects to the agent at this address, and stays connected.
+    pub fn connect_to(self: &Rc<Self>, address: Address) {
+        if self.address.borrow().as_ref() != Some(&address) {
+            *self.address.borrow_mut() = Some(address);
             self.tries.take();
             self.process.borrow_mut().forget();
             self.close();
@@ -123,64 +104,34 @@ impl Agent {
 
     /// Makes a configuration known, which later requests name.
     pub fn configure(self: &Rc<Self>, configure: Configure) {
-        let generation = configure.generation;
-        let mut requests = self.requests.borrow_mut();
-        requests
-            .configurations
-            .insert(generation, Request::Configure(configure));
-        requests.unsent.push_back(Unsent::Configure(generation));
-        drop(requests);
+        self.requests.borrow_mut().configure(configure);
         self.flush();
     }
 
     /// Forgets the configurations that nothing names any more, other than the one in force.
     pub fn retire_unused(self: &Rc<Self>, in_force: u32) {
-        let mut requests = self.requests.borrow_mut();
-        let mut used = BTreeSet::from([in_force]);
-        used.extend(requests.deliveries.values().filter_map(|request| match request {
-            Request::Deliver(deliver) => Some(deliver.generation),
-            _ => None,
-        }));
-        let unused = requests
-            .configurations
-            .keys()
-            .filter(|generation| !used.contains(generation));
-        let unused: Vec<u32> = unused.copied().collect();
-        for generation in unused {
-            requests.configurations.remove(&generation);
-            requests.unsent.push_back(Unsent::Retire(generation));
-        }
-        requests.look_ups.retain(|(generation, _)| used.contains(generation));
-        drop(requests);
+        self.requests.borrow_mut().retire_unused(in_force);
         self.flush();
     }
 
     /// Asks for a record.
     pub fn deliver(self: &Rc<Self>, deliver: Deliver) {
-        let number = deliver.number;
-        let mut requests = self.requests.borrow_mut();
-        requests.deliveries.insert(number, Request::Deliver(deliver));
-        requests.unsent.push_back(Unsent::Deliver(number));
-        drop(requests);
+        self.requests.borrow_mut().deliver(deliver);
         self.flush();
     }
 
     /// Gives a delivery up. Nothing is heard of it any more.
     pub fn cancel(self: &Rc<Self>, number: u64) {
-        let mut requests = self.requests.borrow_mut();
-        if requests.deliveries.remove(&number).is_some() {
-            requests.unsent.push_back(Unsent::Cancel(number));
-            drop(requests);
+        let is_new = self.requests.borrow_mut().cancel(number);
+        if is_new {
             self.flush();
         }
     }
 
     /// Asks who a user is, unless that was asked already.
     pub fn look_up(self: &Rc<Self>, generation: u32, uid: u32) {
-        let mut requests = self.requests.borrow_mut();
-        if requests.look_ups.insert((generation, uid)) {
-            requests.unsent.push_back(Unsent::LookUp(generation, uid));
-            drop(requests);
+        let is_new = self.requests.borrow_mut().look_up(generation, uid);
+        if is_new {
             self.flush();
         }
     }
@@ -196,10 +147,10 @@ impl Agent {
         let link = self.link.borrow_mut().take_if(|link| hangs(link));
         let Some(link) = link else { return };
         let is_ours = self
-            .place
+            .address
             .borrow()
             .as_ref()
-            .is_some_and(|place| place.programs.is_some());
+            .is_some_and(|address| address.programs.is_some());
         if is_ours {
             link.kill_peer();
         }
@@ -219,7 +170,7 @@ impl Agent {
     }
 
     fn log(&self, level: LogLevel, line: impl Into<String>) {
-        (self.report)(Event::Log(level, line.into()));
+        (self.report)(AgentEvent::Log(level, line.into()));
     }
 
     /// Connects, unless that is so or under way.
@@ -230,36 +181,36 @@ impl Agent {
     }
 
     fn connect(self: &Rc<Self>) {
-        let Some(place) = self.place.borrow().clone() else {
+        let Some(address) = self.address.borrow().clone() else {
             return;
         };
         let weak = Rc::downgrade(self);
-        let connected = Link::connect(&place.socket, self.flux, move || with(&weak, Self::receive));
+        let connected = Link::connect(&address.socket, self.flux, move || with(&weak, Self::receive));
         match connected {
             Ok(link) => {
                 *self.link.borrow_mut() = Some(link);
                 self.requests.borrow_mut().repeat();
                 self.flush();
             }
-            Err(link::Error::Absent(e)) => self.start(&place, &e),
+            Err(link::Error::Absent(e)) => self.start(&address, &e),
             Err(link::Error::Refused(e)) => self.failed(&e),
         }
     }
 
     /// Starts an agent, unless one is starting or others start it.
-    fn start(self: &Rc<Self>, place: &Place, absent: &str) {
-        let Some(programs) = &place.programs else {
+    fn start(self: &Rc<Self>, address: &Address, absent: &str) {
+        let Some(programs) = &address.programs else {
             return self.failed(absent);
         };
         let state = self.process.borrow_mut().poll();
         match state {
-            process::State::Starting(since) if since.elapsed() < STARTUP => self.retry_after(PAUSES.0),
-            process::State::Starting(_) => self.failed("it was started and does not listen"),
-            process::State::Ended(how) => self.failed(&how),
-            process::State::None => {
-                let started = self.process.borrow_mut().start(programs, &place.socket);
+            process::Startup::Starting(since) if since.elapsed() < STARTUP => self.retry_after(BACKOFF.0),
+            process::Startup::Starting(_) => self.failed("it was started and does not listen"),
+            process::Startup::Ended(how) => self.failed(&how),
+            process::Startup::None => {
+                let started = self.process.borrow_mut().start(programs, &address.socket);
                 match started {
-                    Ok(()) => self.retry_after(PAUSES.0),
+                    Ok(()) => self.retry_after(BACKOFF.0),
                     Err(e) => self.failed(&e),
                 }
             }
@@ -269,16 +220,16 @@ impl Agent {
     /// It was in vain: the next try comes after a pause, each longer than the one before.
     fn failed(self: &Rc<Self>, why: &str) {
         let failed = self.tries.borrow().failed.saturating_add(1);
-        let told = self.tries.replace(Tries {
+        let former = self.tries.replace(Tries {
             failed,
-            told: Some(why.to_owned()),
+            reported: Some(why.to_owned()),
         });
-        if told.told.as_deref() != Some(why) {
+        if former.reported.as_deref() != Some(why) {
             let socket = self
-                .place
+                .address
                 .borrow()
                 .as_ref()
-                .map(|place| place.socket.display().to_string());
+                .map(|address| address.socket.display().to_string());
             let socket = socket.unwrap_or_default();
             let line = format!(
                 "the agent at {socket} cannot be used: {why}. Jobs that need it wait and fail at their timeout [agent-unavailable]"
@@ -286,7 +237,7 @@ impl Agent {
             self.log(LogLevel::Err, line);
         }
         self.process.borrow_mut().forget();
-        let pause = PAUSES.0.saturating_mul(1 << failed.min(16)).min(PAUSES.1);
+        let pause = BACKOFF.0.saturating_mul(1 << failed.min(16)).min(BACKOFF.1);
         self.retry_after(pause);
     }
 
@@ -372,38 +323,33 @@ impl Agent {
     fn replied(self: &Rc<Self>, reply: Reply) {
         match &reply {
             Reply::Welcome { version, release } => return self.welcomed(*version, release),
-            Reply::Delivered { number, .. } | Reply::NoRule { number } | Reply::Failed { number, .. } => {
-                self.tries.take();
-                self.requests.borrow_mut().deliveries.remove(number);
-            }
-            Reply::Owner { generation, uid, .. } => {
-                self.requests.borrow_mut().look_ups.remove(&(*generation, *uid));
-            }
+            Reply::Delivered { .. } | Reply::NoRule { .. } | Reply::Failed { .. } => drop(self.tries.take()),
             Reply::Configured { .. } => {
-                let told = self.tries.borrow_mut().told.take();
-                if told.is_some() {
+                let reported = self.tries.borrow_mut().reported.take();
+                if reported.is_some() {
                     self.log(LogLevel::Notice, "the agent answers again");
                 }
             }
-            Reply::Log(_) => {}
+            Reply::Owner { .. } | Reply::Log(_) => {}
         }
-        (self.report)(Event::Reply(reply));
+        self.requests.borrow_mut().replied(&reply);
+        (self.report)(AgentEvent::Reply(reply));
     }
 
     /// An agent of another release has made room for one of this release, unless others start it.
     fn welcomed(self: &Rc<Self>, version: u16, release: &str) {
         let is_ours = self
-            .place
+            .address
             .borrow()
             .as_ref()
-            .is_some_and(|place| place.programs.is_some());
+            .is_some_and(|address| address.programs.is_some());
         if version == VERSION && (release == RELEASE || !is_ours) {
             return;
         }
         let link = self.link.borrow_mut().take();
         drop(link);
         if is_ours {
-            self.retry_after(PAUSES.0);
+            self.retry_after(BACKOFF.0);
         } else {
             self.failed(&format!(
                 "it is release {release} with protocol {version}, and the plugin is release {RELEASE} with protocol {VERSION}: \
@@ -432,61 +378,6 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl Requests {
-    /// A new connection knows of nothing.
-    fn repeat(&mut self) {
-        self.unsent.clear();
-        self.unsent.push_back(Unsent::Hello);
-        self.unsent.extend(
-            self.configurations
-                .keys()
-                .map(|generation| Unsent::Configure(*generation)),
-        );
-        self.unsent.extend(
-            self.look_ups
-                .iter()
-                .map(|(generation, uid)| Unsent::LookUp(*generation, *uid)),
-        );
-        self.unsent
-            .extend(self.deliveries.keys().map(|number| Unsent::Deliver(*number)));
-    }
-
-    /// Takes the next request out that is to be sent.
-    fn next_frame(&mut self) -> Option<Result<link::Frame, protocol::Error>> {
-        loop {
-            let made;
-            let request = match self.unsent.pop_front()? {
-                Unsent::Hello => {
-                    let release = RELEASE.to_owned();
-                    made = Request::Hello(Hello {
-                        version: VERSION,
-                        release,
-                    });
-                    Some(&made)
-                }
-                Unsent::Configure(generation) => self.configurations.get(&generation),
-                Unsent::Deliver(number) => self.deliveries.get(&number),
-                Unsent::Retire(generation) => {
-                    made = Request::Retire { generation };
-                    Some(&made)
-                }
-                Unsent::Cancel(number) => {
-                    made = Request::Cancel { number };
-                    Some(&made)
-                }
-                Unsent::LookUp(generation, uid) => {
-                    made = Request::LookUp { generation, uid };
-                    Some(&made)
-                }
-            };
-            // It may have been withdrawn since.
-            if let Some(request) = request {
-                return Some(protocol::encode(request));
-            }
-        }
     }
 }
 

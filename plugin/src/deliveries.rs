@@ -1,142 +1,353 @@
-//! The table of deliveries. Whatever is done for one delivery takes as long with a hundred thousand others as with none.
+//! Deliveries on the reactor thread: from the request to the agent to the end of the prolog.
+//!
+//! Calls into Flux may call back before they return (an exception takes the job to CLEANUP), so no `RefCell` is borrowed
+//! across one.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cell::RefCell,
+    collections::HashSet,
+    rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 
-use ffi::JobId;
+use ffi::{JobId, LogLevel};
+use protocol::{Code, Deliver, Failure, Line, Owner, Reply, What};
 
-use crate::delivery::End;
+use crate::{
+    agent::{Agent, AgentEvent},
+    commits::{CommitEvent, Commits, Committed},
+    configuration::Current,
+    jobspec::Spec,
+    prologs::Prologs,
+    removals::{RemovalEvent, Removals},
+    stats::{CallbackTimer, Counter, Stats},
+    table::{Delivery, End, Stage, Table},
+};
 
-/// For how many entries a table keeps memory when it is nearly empty.
-const ROOM: usize = 64;
+/// How many jobs one turn of the reactor decides about that share a cause.
+pub const TURN: usize = 16;
 
-/// A delivery under way.
-pub(crate) struct Delivery {
-    pub(crate) number: u64,
-    pub(crate) stage: Stage,
-    /// When its time is over, and how long that was in all.
-    pub(crate) deadline: Instant,
-    pub(crate) timeout: Duration,
-    /// Processor time spent on the reactor thread.
-    pub(crate) cpu: Duration,
-    /// The names of its variables, once they are sealed.
-    pub(crate) names: Vec<String>,
-    /// Called at its end. Without it, the prolog is finished.
-    pub(crate) end: Option<End>,
+/// How many prologs are finished in one turn: within each, the job manager starts a job.
+const FINISHED: usize = 2;
+
+/// How much longer than the timeout a delivery may take here: the agent, which ends it in time, has the better message.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The deadline of timeouts that are beyond the end of time.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// What the deliveries report.
+pub(crate) enum DeliveryEvent<'a> {
+    /// Work is pending: [`Deliveries::tick`] is to be called.
+    Pending,
+    /// The delivery of a job failed, and the job is to be ended.
+    Failed(JobId, &'a Failure),
+    /// The agent knows a configuration, or reports why it cannot use it.
+    Configured(u32, Option<String>),
+    /// A user by generation of the configuration and uid, or an error for the operator.
+    Owner(u32, u32, Result<Owner, String>),
 }
 
-/// How far a delivery has come on this side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// The agent has been asked.
-    Asked,
-    /// Its record waits for a commit.
-    Sealed,
-    /// Its record is being committed.
-    Committing,
-}
-
-/// All that are on their way.
-#[derive(Default)]
-pub(crate) struct Deliveries {
-    /// A tree: a hash table that grows moves all of its entries at once, for which the reactor thread would wait.
-    jobs: BTreeMap<JobId, Box<Delivery>>,
-    by_number: BTreeMap<u64, JobId>,
-    /// By when their time is over.
-    deadlines: BTreeMap<(Instant, u64), JobId>,
+/// The deliveries of one plugin.
+pub struct Deliveries {
+    prologs: Prologs,
+    report: Box<dyn Fn(DeliveryEvent<'_>)>,
+    pub(crate) agent: Rc<Agent>,
+    commits: Rc<Commits>,
+    pub(crate) removals: Rc<Removals>,
+    table: RefCell<Table>,
+    pub(crate) stats: RefCell<Stats>,
 }
 
 impl Deliveries {
-    pub fn len(&self) -> usize {
-        self.jobs.len()
+    pub(crate) fn new(prologs: Prologs, report: impl Fn(DeliveryEvent<'_>) + 'static) -> Rc<Self> {
+        let (flux, key) = (prologs.jobtap.flux(), prologs.identity.key);
+        Rc::new_cyclic(|this: &Weak<Self>| Self {
+            prologs,
+            report: Box::new(report),
+            agent: Agent::new(flux, {
+                let this = this.clone();
+                move |event| {
+                    let Some(deliveries) = this.upgrade() else { return };
+                    match event {
+                        AgentEvent::Reply(reply) => deliveries.replied(reply),
+                        AgentEvent::Log(level, line) => prologs.log(level, &line),
+                    }
+                }
+            }),
+            commits: Commits::new(flux, key, {
+                let this = this.clone();
+                move |event| {
+                    if let Some(deliveries) = this.upgrade() {
+                        deliveries.commit_event(event);
+                    }
+                }
+            }),
+            removals: Removals::new(flux, key, {
+                let this = this.clone();
+                move |event| {
+                    let Some(deliveries) = this.upgrade() else { return };
+                    match event {
+                        RemovalEvent::Removed(count) => deliveries.stats.borrow_mut().unlinked += count as u64,
+                        RemovalEvent::Log(level, line) => prologs.log(level, &line),
+                    }
+                }
+            }),
+            table: RefCell::default(),
+            stats: RefCell::default(),
+        })
     }
 
-    pub fn contains(&self, job: JobId) -> bool {
-        self.jobs.contains_key(&job)
+    /// Begins a delivery to a job whose prolog has started.
+    pub fn begin(&self, current: &Current, job: JobId, uid: u32, what: What, spec: Spec, end: Option<End>) {
+        let timeout = current.config.timeout;
+        let now = Instant::now();
+        let deadline = now.checked_add(timeout.saturating_add(GRACE)).unwrap_or(now + CENTURY);
+        let number = self.table.borrow_mut().insert(job, deadline, timeout, end);
+        self.stats.borrow_mut().started += 1;
+        // Deadlines are enforced before anything else may go wrong.
+        (self.report)(DeliveryEvent::Pending);
+        self.agent.deliver(Deliver {
+            number,
+            generation: current.generation,
+            timeout_ms: milliseconds(timeout),
+            jobid: job.0,
+            f58: job.to_string(),
+            uid,
+            asked: spec.asked,
+            limit_ms: spec.limit.map(milliseconds),
+            what,
+        });
     }
 
-    pub fn jobs(&self) -> impl Iterator<Item = JobId> {
-        self.jobs.keys().copied()
+    fn replied(&self, reply: Reply) {
+        let timer = CallbackTimer::start();
+        let job_of = |number| self.table.borrow().job_of(number);
+        let mut about = None;
+        match reply {
+            Reply::Delivered { number, record, names } => {
+                about = job_of(number);
+                if let Some(job) = about {
+                    self.unless_it_panics(job, || self.sealed(job, number, record, names));
+                }
+            }
+            Reply::NoRule { number } => {
+                if let Some(job) = job_of(number) {
+                    self.unless_it_panics(job, || self.no_rule(job));
+                }
+            }
+            Reply::Failed { number, failure } => {
+                if let Some(job) = job_of(number) {
+                    self.unless_it_panics(job, || self.fail(job, &failure));
+                }
+            }
+            Reply::Configured { generation, wrong } => (self.report)(DeliveryEvent::Configured(generation, wrong)),
+            Reply::Log(line) => self.log_line(&line),
+            Reply::Owner { generation, uid, owner } => {
+                ffi::guard((), || (self.report)(DeliveryEvent::Owner(generation, uid, owner)));
+            }
+            Reply::Welcome { .. } => {}
+        }
+        self.account(&timer, about);
     }
 
-    /// Adds the delivery of a job.
-    pub fn insert(&mut self, job: JobId, delivery: Delivery) {
-        self.deadlines.insert((delivery.deadline, delivery.number), job);
-        self.by_number.insert(delivery.number, job);
-        self.jobs.insert(job, Box::new(delivery));
+    fn sealed(&self, job: JobId, number: u64, record: String, names: Vec<String>) {
+        ffi::inject_fault("done");
+        if let Some(delivery) = self.table.borrow_mut().of(job) {
+            delivery.stage = Stage::Sealed;
+            delivery.names = names;
+        }
+        self.commits.store(number, job, record);
     }
 
-    /// Returns the job of a delivery.
-    pub fn job_of(&self, number: u64) -> Option<JobId> {
-        self.by_number.get(&number).copied()
+    fn no_rule(&self, job: JobId) {
+        let delivery = self.table.borrow_mut().remove(job);
+        drop(delivery);
+        self.stats.borrow_mut().no_rule += 1;
+        self.prologs.finish(job, 0);
     }
 
-    /// The delivery of a job.
-    pub fn of(&mut self, job: JobId) -> Option<&mut Delivery> {
-        self.jobs.get_mut(&job).map(Box::as_mut)
+    fn commit_event(&self, event: CommitEvent<'_>) {
+        match event {
+            CommitEvent::Committing(jobs, share) => {
+                let mut table = self.table.borrow_mut();
+                for (job, number) in jobs {
+                    if let Some(delivery) = table.numbered(*job, *number) {
+                        delivery.stage = Stage::Committing;
+                        delivery.cpu += share;
+                    }
+                }
+            }
+            CommitEvent::Committed => {
+                for committed in std::iter::from_fn(|| self.commits.next()).take(FINISHED) {
+                    self.unless_it_panics(committed.job, || self.committed(&committed));
+                }
+            }
+            CommitEvent::Callback(timer) => self.stats.borrow_mut().callback(timer),
+            CommitEvent::Log(level, line) => self.prologs.log(level, &line),
+        }
     }
 
-    /// The same, if it is that of this number, and not one that came after it.
-    pub fn numbered(&mut self, job: JobId, number: u64) -> Option<&mut Delivery> {
-        self.of(job).filter(|delivery| delivery.number == number)
+    fn committed(&self, committed: &Committed) {
+        let Committed { job, number, ref why } = *committed;
+        ffi::inject_fault("committed");
+        let timer = CallbackTimer::start();
+        if self.table.borrow_mut().numbered(job, number).is_none() {
+            // Given up; then it is known already that there may be a record.
+            return;
+        }
+        if let Some(why) = why {
+            return self.fail(job, why);
+        }
+        let Some(mut delivery) = self.take_out(job) else { return };
+        self.removals.may_exist(job);
+        let cpu = delivery.cpu + timer.cpu();
+        // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
+        match delivery.end.take() {
+            Some(end) => end(Ok(std::mem::take(&mut delivery.names))),
+            None => self.prologs.finish(job, 0),
+        }
+        let mut stats = self.stats.borrow_mut();
+        stats.delivered += 1;
+        stats.delivery(cpu);
     }
 
-    /// Takes one out.
-    pub fn remove(&mut self, job: JobId) -> Option<Delivery> {
-        let delivery = *self.jobs.remove(&job)?;
-        self.deadlines.remove(&(delivery.deadline, delivery.number));
-        self.by_number.remove(&delivery.number);
+    /// Takes a delivery out of all tables. A reply to it that is under way is dropped when it comes.
+    fn take_out(&self, job: JobId) -> Option<Delivery> {
+        let delivery = self.table.borrow_mut().remove(job)?;
+        match delivery.stage {
+            Stage::Asked => self.agent.cancel(delivery.number),
+            Stage::Sealed => self.commits.withdraw(delivery.number),
+            // It may be done already, whatever is heard of it. Then the record is removed when the job has ended.
+            Stage::Committing => self.removals.may_exist(job),
+        }
         Some(delivery)
     }
 
-    /// Those whose time is over, the first ones first.
-    pub fn late(&self, now: Instant) -> impl Iterator<Item = (JobId, &Delivery)> {
-        let late = self
-            .deadlines
-            .iter()
-            .take_while(move |((deadline, _), _)| *deadline <= now);
-        late.filter_map(|(_, job)| Some((*job, self.jobs.get(job)?.as_ref())))
+    /// Fails a delivery: the job does not start.
+    pub fn fail(&self, job: JobId, why: &Failure) {
+        let delivery = self.take_out(job);
+        self.stats.borrow_mut().failed += 1;
+        if let Some(end) = delivery.and_then(|mut delivery| delivery.end.take()) {
+            self.prologs.log_failure(job, why);
+            end(Err(why.clone()));
+        } else {
+            (self.report)(DeliveryEvent::Failed(job, why));
+        }
     }
-}
 
-/// Gives memory back that a map has for many more entries than it has.
-pub(crate) fn shrink<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>) {
-    if map.capacity() > ROOM.max(map.len() * 4) {
-        map.shrink_to(ROOM);
+    /// Gives the delivery of a job up that was canceled or has ended. Returns whether one was under way.
+    pub fn give_up(&self, job: JobId) -> bool {
+        let was_under_way = self.take_out(job).is_some();
+        if was_under_way {
+            self.stats.borrow_mut().canceled += 1;
+        }
+        was_under_way
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Returns how many deliveries are under way.
+    pub(crate) fn len(&self) -> usize {
+        self.table.borrow().len()
+    }
 
-    #[test]
-    fn a_delivery_never_waits_for_all_others_to_be_moved() {
-        const MANY: u64 = 1 << 16;
-        // Tests beside this one have memory as well, but not so much.
-        const AT_ONCE: usize = 1 << 20;
+    /// Returns whether a delivery for this job is under way.
+    pub fn is_under_way(&self, job: JobId) -> bool {
+        self.table.borrow().contains(job)
+    }
 
-        let delivery = |number| Delivery {
-            number,
-            stage: Stage::Asked,
-            deadline: Instant::now(),
-            timeout: Duration::ZERO,
-            cpu: Duration::ZERO,
-            names: Vec::new(),
-            end: None,
+    /// Ends all, since the plugin is being removed. Returns the jobs whose deliveries were under way.
+    pub(crate) fn leave(&self) -> HashSet<JobId> {
+        let table = self.table.take();
+        let arrived = self.agent.take_received().into_iter().filter_map(|reply| match reply {
+            Reply::Delivered { number, record, .. } => Some((number, table.job_of(number)?, record)),
+            _ => None,
+        });
+        self.removals.leave();
+        self.commits.leave(self.prologs.identity.looks_for_records, arrived);
+        table.jobs().collect()
+    }
+
+    // Time
+
+    /// Fails deliveries whose deadline has passed, commits and removes records. Returns whether work is pending.
+    pub(crate) fn tick(&self) -> bool {
+        self.fail_overdue();
+        self.removals.tick(self.len() == 0);
+        self.commits.tick();
+        self.len() > 0 || !self.removals.is_idle()
+    }
+
+    /// Fails some of the deliveries whose deadline has passed; the others at the next tick.
+    fn fail_overdue(&self) {
+        let overdue: Vec<(JobId, Failure)> = {
+            let table = self.table.borrow();
+            let overdue = table.overdue(Instant::now()).take(TURN);
+            overdue.map(|(job, delivery)| (job, self.timed_out(delivery))).collect()
         };
-        let mut deliveries = Deliveries::default();
-        for number in 0..MANY {
-            let before = crate::MEMORY.bytes();
-            deliveries.insert(JobId(number), delivery(number));
-            let more = crate::MEMORY.bytes().saturating_sub(before);
-            assert!(more < AT_ONCE, "{more} bytes more with number {number}");
+        for (job, why) in overdue {
+            if matches!(why.code, Code::AgentTimeout) {
+                self.agent.is_overdue();
+            }
+            self.fail(job, &why);
         }
-        for number in 0..MANY {
-            assert!(deliveries.remove(JobId(number)).is_some());
-        }
-        assert!(deliveries.len() == 0 && deliveries.late(Instant::now()).next().is_none());
     }
+
+    fn timed_out(&self, delivery: &Delivery) -> Failure {
+        let seconds = delivery.timeout.as_secs_f64();
+        let (code, what) = match delivery.stage {
+            Stage::Asked if !self.agent.is_connected() => {
+                (Code::AgentUnavailable, "the agent could not be reached: see above")
+            }
+            Stage::Asked => (Code::AgentTimeout, "the agent did not answer"),
+            Stage::Sealed | Stage::Committing => (Code::StoreTimeout, "the KVS was asked to store it"),
+        };
+        Failure::new(
+            code,
+            format!("it took longer than {seconds} s"),
+            format!("it took longer than {seconds} s (timeout) while {what}"),
+        )
+    }
+
+    // Faults, and figures
+
+    /// Fails a job if `f` panics, so that it does not wait forever.
+    pub fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
+        let done = ffi::guard(false, || {
+            f();
+            true
+        });
+        if !done {
+            ffi::guard((), || self.fail(job, &Failure::internal()));
+        }
+    }
+
+    fn log_line(&self, line: &Line) {
+        let level = if line.is_warning { LogLevel::Err } else { LogLevel::Info };
+        let job = line.number.and_then(|number| self.table.borrow().job_of(number));
+        match (job, line.number) {
+            (Some(job), _) => self.prologs.log(level, &format!("{job}: {}", line.text)),
+            (None, None) => self.prologs.log(level, &line.text),
+            // It was given up while the line was on its way.
+            (None, Some(_)) => {}
+        }
+    }
+
+    /// Adds the time of a callback to the statistics, and to the delivery of a job, if that is still under way.
+    pub fn account(&self, timer: &CallbackTimer, job: Option<JobId>) {
+        if let Some(job) = job
+            && let Some(delivery) = self.table.borrow_mut().of(job)
+        {
+            delivery.cpu += timer.cpu();
+        }
+        self.stats.borrow_mut().callback(timer);
+    }
+
+    /// Counts something that the engine does not see.
+    pub fn count(&self, counter: Counter) {
+        self.stats.borrow_mut().count(counter);
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,7 +9,7 @@ use ffi::{Flux, JobId, LogLevel};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{eventlog::Past, manager::Kind};
+use crate::{eventlog::Past, identity::Identity};
 
 /// To be raised with each change to what is left, that of single plugins included.
 const VERSION: u32 = 1;
@@ -27,8 +27,6 @@ pub struct Handover {
     pub(crate) delivered: HashSet<JobId>,
     /// Jobs of which nothing is known yet.
     pub(crate) unknown: HashSet<JobId>,
-    /// Jobs that are held until it is known in which projects their owners are.
-    pub(crate) held: HashSet<JobId>,
     /// What the plugin adds.
     pub own: Value,
 }
@@ -36,15 +34,15 @@ pub struct Handover {
 impl Handover {
     /// Takes what the plugin before this one left; nothing if there was none in this job manager, or if it left another
     /// version.
-    pub(crate) fn take(flux: Flux<'_>, kind: &Kind) -> Option<Self> {
-        let bytes = flux.left(kind.handover).filter(|bytes| !bytes.is_empty())?;
+    pub(crate) fn take(flux: Flux<'_>, identity: &Identity) -> Option<Self> {
+        let bytes = flux.left(identity.handover).filter(|bytes| !bytes.is_empty())?;
         let handover = Self::parse(&bytes);
         // It says nothing of what becomes of jobs from now on. If it stays, so do its jobs.
-        let _ = flux.leave(kind.handover, b"");
+        let _ = flux.leave(identity.handover, b"");
         if handover.is_none() {
             let line = format!(
                 "{}: what the plugin before this one left is of another version, or damaged: reading eventlogs instead",
-                kind.name
+                identity.name
             );
             flux.log(LogLevel::Warning, &line);
         }
@@ -52,11 +50,11 @@ impl Handover {
     }
 
     /// Leaves it for the next plugin.
-    pub(crate) fn leave(&self, flux: Flux<'_>, kind: &Kind) {
-        if let Err(e) = flux.leave(kind.handover, &self.to_bytes()) {
+    pub(crate) fn leave(&self, flux: Flux<'_>, identity: &Identity) {
+        if let Err(e) = flux.leave(identity.handover, &self.to_bytes()) {
             let line = format!(
                 "{}: nothing is left for the next plugin: {e}: it reads eventlogs",
-                kind.name
+                identity.name
             );
             flux.log(LogLevel::Err, &line);
         }
@@ -97,19 +95,6 @@ impl Handover {
     }
 }
 
-/// Marks this plugin as the one in charge. Earlier versions find the mark as well.
-pub(crate) fn take_charge(flux: Flux<'_>, kind: &Kind) -> std::io::Result<()> {
-    flux.leave(kind.active, b"active")
-}
-
-/// This plugin is in charge no more.
-pub(crate) fn give_up_charge(flux: Flux<'_>, kind: &Kind) {
-    if let Err(e) = flux.leave(kind.active, b"") {
-        let line = format!("{}: it cannot be loaded again: {e}: restart the instance", kind.name);
-        flux.log(LogLevel::Err, &line);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -121,7 +106,6 @@ mod tests {
             in_flight: [JobId(1)].into(),
             delivered: [JobId(2), JobId(u64::MAX)].into(),
             unknown: [JobId(3)].into(),
-            held: [JobId(4)].into(),
             own: json!([[7, [11_999, 11_998]]]),
         }
     }
@@ -151,12 +135,12 @@ mod tests {
         }
         let more = [
             &VERSION.to_le_bytes()[..],
-            br#"{"in_flight":[],"delivered":[],"unknown":[],"held":[],"own":1,"x":1}"#,
+            br#"{"in_flight":[],"delivered":[],"unknown":[],"own":1,"x":1}"#,
         ];
         assert!(Handover::parse(&more.concat()).is_none());
         let damaged = [
             &VERSION.to_le_bytes()[..],
-            br#"{"in_flight":["x"],"delivered":[],"unknown":[],"held":[],"own":1}"#,
+            br#"{"in_flight":["x"],"delivered":[],"unknown":[],"own":1}"#,
         ];
         assert!(Handover::parse(&damaged.concat()).is_none());
     }

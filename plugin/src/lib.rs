@@ -10,41 +10,44 @@
 //! ```
 //!
 //! The job manager is one thread that must never wait. These plugins have no other: their only input and output beside
-//! Flux is a socket that does not block, and timers of Flux enforce every deadline. `manager` has the state and the
-//! callbacks, `delivery` the way of one job, `agent` the client, `records` the record store, `resume` what follows a
-//! reload or restart.
+//! Flux is a non-blocking socket, and Flux timers enforce every deadline. `engine` holds the state that the plugins share,
+//! `deliveries` the path of each job, `agent` the client, `commits` and `removals` the record store, `reader` and
+//! `succession` what follows a restart or reload.
 
 mod agent;
+mod commits;
+mod configuration;
 mod deliveries;
-mod delivery;
+mod engine;
 mod eventlog;
-mod facts;
 mod handover;
-mod held;
-mod manager;
-mod membership;
-mod owners;
-mod records;
-mod resume;
+mod identity;
+pub mod jobspec;
+mod prologs;
+mod reader;
+mod removals;
 mod stats;
+mod succession;
+mod table;
+mod ticker;
 
 use ffi::{Jobtap, Plugin};
 
+pub use configuration::Current;
+pub use deliveries::{Deliveries, TURN};
+pub use engine::{Engine, Hooks};
 pub use eventlog::{Eventlog, Past, Perilog};
 pub use handover::Handover;
-use manager::Manager;
-pub use manager::{Hooks, Inner as Engine, Kind};
-pub use stats::{Counter, Stay as Callback};
+pub use identity::Identity;
+pub use prologs::Prologs;
+pub use stats::{CallbackTimer, Counter};
+pub use table::End;
+pub use ticker::Ticker;
 
 /// That of each shared object is its own.
 #[cfg(any(test, feature = "fault-injection"))]
 #[global_allocator]
 static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
-
-/// Loads the plugin `workflow-token`: to be called by `flux_plugin_init`. Returns what that returns.
-pub fn init(plugin: Plugin<'static>) -> i32 {
-    load(plugin, "workflow-token", load_tokens)
-}
 
 /// Loads a plugin: to be called by `flux_plugin_init`. `load` registers its callbacks. Returns what `flux_plugin_init` returns.
 pub fn load(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
@@ -60,24 +63,4 @@ pub fn load(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> st
             -1
         }
     }
-}
-
-fn load_tokens(plugin: Plugin<'static>) -> std::io::Result<()> {
-    plugin.set_name(c"workflow-token")?;
-    let jobtap = Jobtap::new(plugin).ok_or_else(|| std::io::Error::other("it is a plugin for the job manager"))?;
-    let manager = Manager::new(jobtap, plugin)?;
-    let manager = plugin.keep_with(manager, |manager, kept| manager.is_kept(kept))?;
-    plugin.handle(c"conf.update", &manager, |m: &Manager, plugin, args| {
-        m.conf_update(plugin, args)
-    })?;
-    plugin.handle(c"job.new", &manager, |m: &Manager, _, args| m.job_new(args))?;
-    plugin.handle(c"job.state.run", &manager, |m: &Manager, _, args| m.job_run(args))?;
-    plugin.handle(c"job.state.cleanup", &manager, |m: &Manager, _, args| {
-        m.job_cleanup(args)
-    })?;
-    plugin.handle(c"job.state.inactive", &manager, |m: &Manager, _, args| {
-        m.job_inactive(args)
-    })?;
-    plugin.handle(c"plugin.query", &manager, |m: &Manager, _, args| m.query(args))?;
-    Ok(())
 }

@@ -89,9 +89,18 @@ impl Default for Stats {
 
 impl Stats {
     /// One callback is over.
-    pub fn callback(&mut self, stay: &Stay) {
-        self.callbacks.count(stay.length());
-        self.callbacks_cpu.count(stay.cpu());
+    pub fn callback(&mut self, timer: &CallbackTimer) {
+        self.callbacks.count(timer.elapsed());
+        self.callbacks_cpu.count(timer.cpu());
+    }
+
+    /// Counts something that the engine does not see.
+    pub fn count(&mut self, counter: Counter) {
+        match counter {
+            Counter::Resumed => self.resumed += 1,
+            Counter::Failed => self.failed += 1,
+            Counter::Canceled => self.canceled += 1,
+        }
     }
 
     /// One delivery has ended, and all of its callbacks took this much of the processor.
@@ -125,28 +134,28 @@ impl Stats {
     }
 }
 
-/// Measures one stay on the reactor thread: its length, and the processor time that it took. The two differ where other
-/// threads were given the processor in between, which waking them may do.
-pub struct Stay {
+/// Measures the time that a callback takes on the reactor thread, by the clock and by the processor. The two differ if other
+/// threads get the processor in between.
+pub struct CallbackTimer {
     began: Instant,
     cpu: Duration,
 }
 
-impl Stay {
-    /// Begins to measure.
-    pub fn begin() -> Self {
+impl CallbackTimer {
+    /// Starts to measure.
+    pub fn start() -> Self {
         Self {
             began: Instant::now(),
             cpu: cpu_time(),
         }
     }
 
-    /// By the clock.
-    pub fn length(&self) -> Duration {
+    /// Returns the time since the start by the clock.
+    pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// By the processor.
+    /// Returns the processor time of this thread since the start.
     pub fn cpu(&self) -> Duration {
         cpu_time().saturating_sub(self.cpu)
     }

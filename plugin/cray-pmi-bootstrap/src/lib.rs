@@ -19,7 +19,7 @@ use std::{
 
 use config::Part;
 use ffi::{Args, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError, Watcher, guard, raw::flux_plugin_t};
-use plugin::{Callback, Counter, Engine, Eventlog, Handover, Hooks, Kind, Past, Perilog};
+use plugin::{CallbackTimer, Counter, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog};
 use protocol::{Code, Failure};
 use seal::{Secret, Variables};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ const SECRET: &str = "PMI_SHARED_SECRET";
 /// The event that tells the ports of a job.
 const EVENT: &CStr = c"cray-pmi-bootstrap";
 
-static CRAY_PMI: Kind = Kind {
+static CRAY_PMI: Identity = Identity {
     name: "cray-pmi-bootstrap",
     prolog: c"cray-pmi-bootstrap",
     key: seal::key::CRAY_PMI_BOOTSTRAP,
@@ -83,7 +83,7 @@ fn load(plugin: Plugin<'static>) -> io::Result<()> {
 struct Pmi(Rc<State>);
 
 struct State {
-    inner: Rc<Engine>,
+    engine: Rc<Engine>,
     ports: RefCell<Ports>,
     /// Jobs in their prologs that get their ports when it is known which are free, in the order in which they came.
     waiting: RefCell<Vec<Waiting>>,
@@ -110,7 +110,7 @@ impl Pmi {
         });
         let ports = ports.map_err(io::Error::other)?;
         let state = Rc::new(State {
-            inner: Engine::new(&CRAY_PMI, jobtap, plugin, conf)?,
+            engine: Engine::new(&CRAY_PMI, jobtap, plugin, conf),
             ports: RefCell::new(ports),
             waiting: RefCell::default(),
             timer: RefCell::default(),
@@ -118,7 +118,7 @@ impl Pmi {
             looked: Cell::new(false),
         });
         let hooks = Rc::downgrade(&state);
-        state.inner.hook(hooks);
+        state.engine.hook(hooks);
         Ok(Self(state))
     }
 }
@@ -155,19 +155,19 @@ fn configured(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Ports, S
 
 impl ffi::State for Pmi {
     fn panicked(&self, topic: &CStr, args: &Args<'_>) {
-        self.0.inner.panicked(topic, args);
+        self.0.engine.panicked(topic, args);
     }
 }
 
 impl Drop for Pmi {
     fn drop(&mut self) {
-        self.0.inner.end();
+        self.0.engine.end();
     }
 }
 
 impl State {
     fn conf_update(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        Engine::configure(&self.inner, args)?;
+        self.engine.configure(args)?;
         if !self.looked.replace(true) {
             self.take_left();
         }
@@ -176,9 +176,9 @@ impl State {
 
     /// Takes up the ports of jobs that still have them, of what was left in this job manager.
     fn take_left(&self) {
-        let left: LeftPorts = self.inner.left().unwrap_or_default();
+        let left: LeftPorts = self.engine.inherited().unwrap_or_default();
         for (job, pair) in left {
-            let Some(args) = self.inner.jobtap().lookup(job) else {
+            let Some(args) = self.engine.jobtap().lookup(job) else {
                 continue;
             };
             if !is_over(&args) {
@@ -195,31 +195,31 @@ impl State {
         if !matches!(state, JobState::Run | JobState::Cleanup) {
             return Ok(());
         }
-        let inner = &self.inner;
+        let engine = &self.engine;
         // It is active: its record, if it has one, is not to be removed yet.
-        inner.is_active_still(job);
-        match inner.past_left(job) {
+        engine.is_active_still(job);
+        match engine.past(job) {
             // Another plugin was loaded in between, and gave it ports.
-            Some(Past::None) if self.ports.borrow().of(job).is_none() && inner.jobtap().was_posted(job, EVENT) => {
-                Engine::read_eventlog(inner, job);
+            Some(Past::None) if self.ports.borrow().of(job).is_none() && engine.jobtap().was_posted(job, EVENT) => {
+                engine.read_eventlog(job);
             }
             // The same job manager: what was left is exact, and the eventlog in the KVS may be behind.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
-            None => Engine::read_eventlog(inner, job),
+            None => engine.read_eventlog(job),
         }
         Ok(())
     }
 
     fn job_run(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        let callback = Callback::begin();
+        let callback = CallbackTimer::start();
         let Some((job, uid, _)) = args.job_owner_state() else {
             return Ok(());
         };
         if self.is_for(args, job) {
             self.begin(job, uid);
         }
-        self.inner.account(&callback, None);
+        self.engine.deliveries.account(&callback, None);
         Ok(())
     }
 
@@ -235,7 +235,7 @@ impl State {
                 let line = format!(
                     "{job}: the hosts in execution.nodelist of its R cannot be counted: {e}: it goes on without ports"
                 );
-                self.inner.log(LogLevel::Err, &line);
+                self.engine.log(LogLevel::Err, &line);
                 false
             }
         }
@@ -249,17 +249,12 @@ impl State {
         if known && pair.is_none() {
             return;
         }
-        if let Err(e) = self.inner.jobtap().prolog_start(CRAY_PMI.prolog) {
+        if let Err(e) = self.engine.prologs.start() {
             self.ports.borrow_mut().give_back(job);
-            let why = Failure::new(
-                Code::PrologFailed,
-                "its prolog could not be started",
-                format!("prolog-start: {e}"),
-            );
-            self.inner.raise(job, &why);
+            self.engine.prologs.raise(job, &e);
             return;
         }
-        self.inner.unless_it_panics(job, || match pair {
+        self.engine.deliveries.unless_it_panics(job, || match pair {
             Some(pair) => self.tell_and_deliver(job, uid, pair),
             None => self.wait(job, uid),
         });
@@ -268,38 +263,26 @@ impl State {
     /// The job entered RUN while no plugin was loaded. If another prolog still holds it, there is time; if it has started,
     /// prolog-start is refused and the job is left alone.
     fn late(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32) {
-        if self.is_for(args, job) && self.inner.jobtap().prolog_start(CRAY_PMI.prolog).is_ok() {
-            self.inner.unless_it_panics(job, || self.assign(job, uid));
+        if self.is_for(args, job) && self.engine.prologs.start().is_ok() {
+            self.engine.deliveries.unless_it_panics(job, || self.assign(job, uid));
         }
     }
 
     /// Takes up a job from before, whose ports are known if it has any.
     fn go_on(self: &Rc<Self>, job: JobId, uid: u32, state: JobState, past: Past) {
-        let inner = &self.inner;
-        match (past, state) {
-            (Past::None, _) => {}
-            (Past::Finished(_), _) => {
-                inner.may_have_record(job);
-            }
-            (Past::Outstanding, JobState::Run) => {
-                inner.count(Counter::Resumed);
-                let pair = self.ports.borrow().of(job);
-                inner.unless_it_panics(job, || match pair {
-                    // It has not started: a new secret does as well.
-                    Some(pair) => self.deliver(job, uid, pair),
-                    None => self.assign(job, uid),
-                });
-            }
-            (Past::Outstanding, _) => {
-                inner.count(Counter::Canceled);
-                inner.finish_prolog(job, 1);
-            }
+        if self.engine.settle(job, state, past) {
+            let pair = self.ports.borrow().of(job);
+            self.engine.deliveries.unless_it_panics(job, || match pair {
+                // It has not started: a new secret does as well.
+                Some(pair) => self.deliver(job, uid, pair),
+                None => self.assign(job, uid),
+            });
         }
     }
 
     /// Whether it is known of each job which ports it has.
     fn all_known(&self) -> bool {
-        self.inner.knows_all()
+        self.engine.knows_all()
     }
 
     /// Ports for a job in its prolog: now, or when it is known which are free.
@@ -310,7 +293,7 @@ impl State {
         }
         match self.take(job) {
             Some(pair) => self.tell_and_deliver(job, uid, pair),
-            None => self.inner.finish_prolog(job, 0),
+            None => self.engine.prologs.finish(job, 0),
         }
     }
 
@@ -322,13 +305,14 @@ impl State {
 
     /// Fails jobs that have waited for too long, in time.
     fn mind_waiting(self: &Rc<Self>) {
-        let Some(timeout) = self.inner.timeout() else { return };
+        let Some(current) = self.engine.current() else { return };
+        let timeout = current.config.timeout;
         let Some(first) = self.waiting.borrow().iter().map(|waiting| waiting.since).min() else {
             return;
         };
         let weak = Rc::downgrade(self);
         let left = timeout.saturating_sub(first.elapsed());
-        let timer = self.inner.flux().after(left.as_secs_f64(), move || {
+        let timer = self.engine.flux().after(left.as_secs_f64(), move || {
             if let Some(me) = weak.upgrade() {
                 let done = me.timer.take();
                 guard((), || me.fail_late(timeout));
@@ -339,7 +323,7 @@ impl State {
         match timer {
             Ok(timer) => drop(self.timer.replace(Some(timer))),
             Err(e) => self
-                .inner
+                .engine
                 .log(LogLevel::Err, &format!("no timer: {e}: jobs may wait for ports")),
         }
     }
@@ -350,7 +334,8 @@ impl State {
         for Waiting { job, .. } in late {
             if self.unwait(job) {
                 let what = "the ports of jobs that run could not be learned from their eventlogs in time (timeout)";
-                self.inner
+                self.engine
+                    .deliveries
                     .fail(job, &Failure::new(Code::StoreTimeout, "it took too long", what));
             }
         }
@@ -370,7 +355,7 @@ impl State {
         }
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for Waiting { job, uid, .. } in waiting {
-            self.inner.unless_it_panics(job, || self.assign(job, uid));
+            self.engine.deliveries.unless_it_panics(job, || self.assign(job, uid));
         }
     }
 
@@ -379,18 +364,19 @@ impl State {
         if pair.is_none() {
             self.without.set(self.without.get() + 1);
             let line = format!("{job}: no ports are free: it goes on without: raise port-max");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
         pair
     }
 
     /// For a job in its prolog.
     fn tell_and_deliver(&self, job: JobId, uid: u32, pair: Pair) {
-        if let Err(e) = self.inner.jobtap().post(job, EVENT, &json!({ "ports": pair })) {
+        if let Err(e) = self.engine.jobtap().post(job, EVENT, &json!({ "ports": pair })) {
             // A job manager that comes after this one would not know whose they are.
             self.ports.borrow_mut().give_back(job);
             let why = format!("the event with its ports could not be posted: {e}");
-            self.inner
+            self.engine
+                .deliveries
                 .fail(job, &Failure::new(Code::Internal, "its ports could not be kept", why));
             return;
         }
@@ -399,10 +385,11 @@ impl State {
 
     fn deliver(&self, job: JobId, uid: u32, pair: Pair) {
         match variables(pair) {
-            Ok(variables) => self.inner.give(job, uid, variables, None),
+            Ok(variables) => self.engine.provide(job, uid, variables, None),
             Err(e) => {
                 let why = format!("the system gave no random bytes: {e}");
-                self.inner
+                self.engine
+                    .deliveries
                     .fail(job, &Failure::new(Code::Internal, "no secret could be made", why));
             }
         }
@@ -410,24 +397,24 @@ impl State {
 
     /// The job was canceled, or ended. Its tasks may still be there, unless they were what ended it.
     fn job_cleanup(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        let callback = Callback::begin();
+        let callback = CallbackTimer::start();
         let Some(job) = args.job() else { return Ok(()) };
         if self.unwait(job) {
-            self.inner.count(Counter::Canceled);
-            self.inner.finish_prolog(job, 1);
-        } else if self.inner.give_up(job) {
-            self.inner.finish_prolog(job, 1);
+            self.engine.deliveries.count(Counter::Canceled);
+            self.engine.prologs.finish(job, 1);
+        } else if self.engine.deliveries.give_up(job) {
+            self.engine.prologs.finish(job, 1);
         }
         if is_over(args) {
             self.ports.borrow_mut().give_back(job);
         }
-        self.inner.account(&callback, None);
+        self.engine.deliveries.account(&callback, None);
         Ok(())
     }
 
     fn job_inactive(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         if let Some(job) = args.job() {
-            self.inner.ended(job);
+            self.engine.ended(job);
             self.ports.borrow_mut().give_back(job);
             self.proceed();
         }
@@ -435,7 +422,7 @@ impl State {
     }
 
     fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let mut answer = self.inner.counters();
+        let mut answer = self.engine.counters();
         let ports = self.ports.borrow();
         answer["port-min"] = json!(ports.range().start);
         answer["port-max"] = json!(ports.range().end);
@@ -450,13 +437,13 @@ impl State {
 
 impl Hooks for State {
     fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog) {
-        let inner = &self.inner;
-        let callback = Callback::begin();
+        let engine = &self.engine;
+        let callback = CallbackTimer::start();
         // The job may have changed since it was asked for.
-        if let Some(args) = inner.jobtap().lookup(job)
+        if let Some(args) = engine.jobtap().lookup(job)
             && let Some((_, uid, state)) = args.job_owner_state()
             && state != JobState::Inactive
-            && !inner.is_delivering(job)
+            && !engine.deliveries.is_under_way(job)
         {
             if let Some(pair) = told(eventlog).filter(|_| !is_over(&args)) {
                 self.ports.borrow_mut().claim(job, pair);
@@ -464,7 +451,7 @@ impl Hooks for State {
             self.go_on(job, uid, state, eventlog.past(Perilog::Prolog, CRAY_PMI.name));
         }
         self.proceed();
-        inner.account(&callback, None);
+        engine.deliveries.account(&callback, None);
     }
 
     fn leave(&self, handover: &mut Handover) {
@@ -476,7 +463,7 @@ impl Hooks for State {
     }
 
     fn failed(&self, job: JobId, why: &Failure) {
-        self.inner.refuse(job, why);
+        self.engine.prologs.refuse(job, why);
     }
 }
 

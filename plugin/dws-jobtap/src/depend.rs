@@ -34,7 +34,7 @@ impl Rabbits {
     pub(super) fn hold(&self, job: JobId) -> Result<(), PluginError> {
         self.jobtap().dependency_add(job, DEPENDENCY).map_err(|e| {
             let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             self.raise_current(job, "Failed to add dws jobtap dependency")
         })
     }
@@ -57,12 +57,12 @@ impl Rabbits {
             job.0,
             json_of(&["jobspec", "resources"]),
         );
-        let asked = self.inner.flux().rpc(c"dws.create", &payload);
+        let asked = self.engine.flux().rpc(c"dws.create", &payload);
         self.on_workflow(job, WorkflowEvent::Asked);
         self.call(job, Call::Create, asked, move |me, future| me.created(job, &future))
             .map_err(|e| {
                 let line = format!("Failed to send dws.create RPC for {job}: {e}");
-                self.inner.log(LogLevel::Err, &line);
+                self.engine.log(LogLevel::Err, &line);
                 self.raise_current(job, "Failed to send dws.create RPC")
             })
     }
@@ -95,7 +95,7 @@ impl Rabbits {
             }
             Err(Unanswered::Other(e)) => {
                 self.on_workflow(job, WorkflowEvent::Refused);
-                self.inner.log(LogLevel::Err, &format!("{job}: dws.create: {e}"));
+                self.engine.log(LogLevel::Err, &format!("{job}: dws.create: {e}"));
                 self.fail(job, DEPENDENCY, "Failed to unpack dws.create RPC");
             }
         }
@@ -132,7 +132,7 @@ impl Rabbits {
         if !exclude.is_null() {
             let constraints = constraints(&args, exclude).ok_or_else(|| {
                 let why = "Could not generate new constraints";
-                self.inner.log(LogLevel::Err, &format!("{why} for {job}"));
+                self.engine.log(LogLevel::Err, &format!("{why} for {job}"));
                 self.fail(job, c"dws", why);
                 why.to_owned()
             })?;
@@ -143,13 +143,13 @@ impl Rabbits {
         self.on_workflow(job, WorkflowEvent::ResourcesKnown);
         if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
             let why = "could not update jobspec with new constraints and resources";
-            self.inner.log(LogLevel::Err, &format!("{job}: {why}: {e}"));
+            self.engine.log(LogLevel::Err, &format!("{job}: {why}: {e}"));
             self.fail(job, c"dws", "Internal error: failed to update jobspec");
             return Err(why.to_owned());
         }
         self.jobtap().dependency_remove(job, DEPENDENCY).map_err(|e| {
             let why = "Failed to remove dependency for job";
-            self.inner.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
+            self.engine.log(LogLevel::Err, &format!("dws-create: {why} {job}: {e}"));
             why.to_owned()
         })
     }

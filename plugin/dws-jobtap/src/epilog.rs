@@ -66,7 +66,7 @@ impl Rabbits {
             ShellsEvent::Silent
         };
         self.on_shells(job, event);
-        if self.life(job).epilog == Epilog::None && self.inner.state(job) == Some(JobState::Cleanup) {
+        if self.life(job).epilog == Epilog::None && self.engine.state(job) == Some(JobState::Cleanup) {
             return self.start_epilog(job);
         }
         self.send_post_run(job);
@@ -94,7 +94,7 @@ impl Rabbits {
     pub(super) fn start_epilog_as(self: &Rc<Self>, job: JobId, event: EpilogEvent) -> Result<(), PluginError> {
         if let Err(e) = self.jobtap().epilog_start(EPILOG) {
             let line = format!("Failed to start jobtap epilog for {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             return Err(self.raise_current(job, "Failed to start jobtap epilog"));
         }
         self.on_epilog(job, event);
@@ -112,7 +112,7 @@ impl Rabbits {
         }
         self.mind_epilog(job);
         let payload = json!({ "jobid": job.0, "run_started": has_run }).to_string();
-        let asked = self.inner.flux().rpc(c"dws.post_run", &payload);
+        let asked = self.engine.flux().rpc(c"dws.post_run", &payload);
         let sent = self.call(job, Call::PostRun, asked, move |me, future| match answer(&future) {
             Ok(Answer::Success) => {}
             // A Workflow must not be forgotten: not in a shutdown either, which may end the service first.
@@ -126,19 +126,19 @@ impl Rabbits {
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {why}: waiting for the service to end its epilog"
                 );
-                me.inner.log(LogLevel::Warning, &line);
+                me.engine.log(LogLevel::Warning, &line);
             }
             Ok(Answer::Failure(why)) => {
                 me.fail_epilog(job, why.as_deref().unwrap_or("<no error string provided>"));
             }
             Err(e) => {
-                me.inner
+                me.engine
                     .log(LogLevel::Err, &format!("{job}: dws.post_run: {}", e.text()));
                 me.fail_epilog(job, "Failed to send dws.post_run RPC");
             }
         });
         if let Err(e) = sent {
-            self.inner.log(
+            self.engine.log(
                 LogLevel::Err,
                 &format!("Failed to send dws.post_run RPC for {job}: {e}"),
             );
@@ -152,7 +152,7 @@ impl Rabbits {
             return;
         }
         let weak = Rc::downgrade(self);
-        let timer = self.inner.flux().after(self.epilog_timeout, move || {
+        let timer = self.engine.flux().after(self.epilog_timeout, move || {
             let Some(me) = weak.upgrade() else { return };
             me.unless_it_panics(job, || {
                 ffi::inject_fault("epilog-timeout");
@@ -165,7 +165,7 @@ impl Rabbits {
             Ok(timer) => self.with(job, |rabbit| rabbit.timer = Some(timer)),
             Err(e) => {
                 let line = format!("Failed to init dws-epilog timeout for {job}: {e}");
-                self.inner.log(LogLevel::Err, &line);
+                self.engine.log(LogLevel::Err, &line);
                 self.fail_epilog(job, "Failed to init dws-epilog timeout");
             }
         }
@@ -176,7 +176,7 @@ impl Rabbits {
             return;
         }
         let line = format!("Failed to clean up DWS workflow object for job {job}");
-        self.inner.log(LogLevel::Err, &line);
+        self.engine.log(LogLevel::Err, &line);
         // The exception has the workflow torn down, if the epilog is outstanding still.
         self.fail(job, EPILOG, why);
         // Who is told has heard already.
@@ -193,7 +193,7 @@ impl Rabbits {
         }
         self.jobtap().epilog_finish(job, EPILOG, status).map_err(|e| {
             let line = format!("Failed to finish epilog dws-epilog for job {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             "could not finish epilog".to_owned()
         })
     }
@@ -210,7 +210,7 @@ impl Rabbits {
                 me.counts.torn_down.set(me.counts.torn_down.get() + 1);
                 return me.answer(asker, Ok(()));
             }
-            if me.inner.state(job) != Some(JobState::Cleanup) {
+            if me.engine.state(job) != Some(JobState::Cleanup) {
                 return me.answer(asker, Err("job not found in CLEANUP state".to_owned()));
             }
             let result = me.finish_epilog(job, 0);

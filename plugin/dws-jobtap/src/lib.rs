@@ -43,7 +43,7 @@ use ffi::{
     Args, JobId, JobState, Jobtap, KeptRequest, LogLevel, PendingFuture, Plugin, PluginError, Watcher, guard,
     raw::flux_plugin_t,
 };
-use plugin::{Engine, Eventlog, Handover, Hooks, Kind};
+use plugin::{Engine, Eventlog, Handover, Hooks, Identity};
 use protocol::Failure;
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ const AGAIN: f64 = 5.0;
 /// Where a job says that it is a rabbit job.
 const DW: [&str; 4] = ["jobspec", "attributes", "system", "dw"];
 
-static DWS: Kind = Kind {
+static DWS: Identity = Identity {
     name: "dws",
     prolog: PROLOG,
     key: seal::key::DWS_ENVIRONMENT,
@@ -83,7 +83,7 @@ static DWS: Kind = Kind {
 struct Dws(Rc<Rabbits>);
 
 struct Rabbits {
-    inner: Rc<Engine>,
+    engine: Rc<Engine>,
     jobs: RefCell<HashMap<JobId, Rabbit>>,
     /// In seconds; none if not positive.
     epilog_timeout: f64,
@@ -204,12 +204,12 @@ impl Dws {
         } else {
             Value::Object(keys)
         };
-        let inner = Engine::new(&DWS, jobtap, plugin, overrides)?;
+        let engine = Engine::new(&DWS, jobtap, plugin, overrides);
         let epilog_timeout = match (&timeout, timeout.as_ref().and_then(Value::as_f64)) {
             (_, Some(seconds)) if seconds.is_finite() => seconds,
             (None, _) => {
                 if conf.is_null() {
-                    inner.log(
+                    engine.log(
                         LogLevel::Info,
                         "failed to unpack config: there is none: epilogs have no timeout",
                     );
@@ -219,13 +219,13 @@ impl Dws {
             (Some(_), _) => {
                 let line =
                     "failed to unpack config: epilog-timeout must be a number of seconds: epilogs have no timeout";
-                inner.log(LogLevel::Err, line);
+                engine.log(LogLevel::Err, line);
                 0.0
             }
         };
-        inner.log(LogLevel::Info, &format!("epilog timeout = {epilog_timeout:.3}s"));
+        engine.log(LogLevel::Info, &format!("epilog timeout = {epilog_timeout:.3}s"));
         let rabbits = Rc::new(Rabbits {
-            inner,
+            engine,
             jobs: RefCell::default(),
             epilog_timeout,
             left: RefCell::default(),
@@ -234,7 +234,7 @@ impl Dws {
             counts: Counts::default(),
         });
         let hooks = Rc::downgrade(&rabbits);
-        rabbits.inner.hook(hooks);
+        rabbits.engine.hook(hooks);
         Ok(Self(rabbits))
     }
 }
@@ -253,7 +253,7 @@ impl ffi::State for Dws {
 
 impl Drop for Dws {
     fn drop(&mut self) {
-        self.0.inner.end();
+        self.0.engine.end();
     }
 }
 
@@ -274,15 +274,15 @@ impl Hooks for Rabbits {
     }
 
     fn failed(&self, job: JobId, why: &Failure) {
-        self.inner.log_failure(job, why);
+        self.engine.prologs.log_failure(job, why);
         self.undelivered(job, why);
     }
 }
 
 impl Rabbits {
     fn configure(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
-        let first = !self.inner.is_active();
-        Engine::configure(&self.inner, args)?;
+        let first = !self.engine.is_active();
+        self.engine.configure(args)?;
         if first {
             self.take_over();
         }
@@ -290,11 +290,11 @@ impl Rabbits {
     }
 
     fn jobtap(&self) -> Jobtap<'static> {
-        self.inner.jobtap()
+        self.engine.jobtap()
     }
 
     fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let mut answer = self.inner.counters();
+        let mut answer = self.engine.counters();
         let count = |which: fn(&Rabbit) -> bool| self.jobs.borrow().values().filter(|rabbit| which(rabbit)).count();
         answer["epilog-timeout"] = json!(self.epilog_timeout);
         answer["jobs"] = json!({
@@ -347,7 +347,7 @@ impl Rabbits {
         self.jobtap().subscribe(job).map_err(|e| {
             self.with(job, |rabbit| rabbit.subscribed = false);
             let line = "dws-jobtap: error initializing exception-monitoring";
-            self.inner.log(LogLevel::Err, &format!("{job}: {line}: {e}"));
+            self.engine.log(LogLevel::Err, &format!("{job}: {line}: {e}"));
             self.raise_current(job, line)
         })
     }
@@ -406,7 +406,7 @@ impl Rabbits {
     /// The callback of the exception finishes what is outstanding.
     fn fault(&self, job: JobId) {
         let line = format!("{job}: an internal error: its place is in the broker's output");
-        self.inner.log(LogLevel::Err, &line);
+        self.engine.log(LogLevel::Err, &line);
         // Without it nobody hears of the exception; what goes wrong is in the log.
         let _ = self.subscribe(job);
         let text = "an internal error of the plugin dws-jobtap: if this goes on, ask the operators: the cause is in the log of \
@@ -430,7 +430,7 @@ impl Rabbits {
     fn raise(&self, job: JobId, kind: &CStr, text: &str) {
         if let Err(e) = self.jobtap().raise(job, kind, 0, text) {
             let line = format!("{job}: the exception could not be raised: {e}: {text}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
     }
 
@@ -467,7 +467,7 @@ impl Rabbits {
         if !self.life(job).prolog.is_outstanding() {
             return false;
         }
-        self.inner.give_up(job);
+        self.engine.deliveries.give_up(job);
         // The log says what went wrong.
         let _ = self.finish_prolog(job, 1);
         self.answer_all(job, &Err("the job has got an exception".to_owned()));
@@ -476,7 +476,7 @@ impl Rabbits {
 
     fn inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = args.job() else { return Ok(()) };
-        self.inner.ended(job);
+        self.engine.ended(job);
         let ended = self.jobs.borrow_mut().remove(&job);
         drop(ended);
         Ok(())

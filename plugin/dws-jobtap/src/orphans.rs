@@ -14,7 +14,7 @@ use std::{
 };
 
 use ffi::{Future, JobId, LogLevel, PendingFuture, Watcher};
-use plugin::{Engine, Eventlog, Past, Perilog};
+use plugin::{Eventlog, Past, Perilog};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -121,7 +121,7 @@ impl Rabbits {
     pub(super) fn take_up_orphans(self: &Rc<Self>, left: impl IntoIterator<Item = LeftOrphan>) {
         let left = left.into_iter();
         let orphans =
-            left.filter(|LeftOrphan(job, epilog)| *epilog != Epilog::Finished && self.inner.state(*job).is_none());
+            left.filter(|LeftOrphan(job, epilog)| *epilog != Epilog::Finished && self.engine.state(*job).is_none());
         let orphans = orphans.map(|LeftOrphan(job, epilog)| {
             let (end, refusals) = (None, 0);
             (job, Orphan { epilog, end, refusals })
@@ -137,10 +137,10 @@ impl Rabbits {
             "{} rabbit jobs have ended while the plugin dws-jobtap was not loaded: having their workflows torn down",
             due.len()
         );
-        self.inner.log(LogLevel::Warning, &line);
+        self.engine.log(LogLevel::Warning, &line);
         self.orphans.pause.set(AGAIN);
         for job in due {
-            Engine::read_eventlog(&self.inner, job);
+            self.engine.read_eventlog(job);
         }
     }
 
@@ -175,7 +175,7 @@ impl Rabbits {
 
     fn round_later(self: &Rc<Self>, seconds: f64) {
         let weak = Rc::downgrade(self);
-        let later = self.inner.flux().after(seconds, move || {
+        let later = self.engine.flux().after(seconds, move || {
             if let Some(me) = weak.upgrade() {
                 let done = me.orphans.step.take();
                 me.begin_round();
@@ -185,7 +185,7 @@ impl Rabbits {
         match later {
             Ok(later) => drop(self.orphans.step.replace(Some(Step::Later(later)))),
             Err(e) => self
-                .inner
+                .engine
                 .log(LogLevel::Err, &format!("no timer: {e}: load the plugin again")),
         }
     }
@@ -211,7 +211,7 @@ impl Rabbits {
 
     fn tear_orphan_down(self: &Rc<Self>, job: JobId, has_run: bool) {
         let payload = json!({ "jobid": job.0, "run_started": has_run }).to_string();
-        let asked = self.inner.flux().rpc(c"dws.post_run", &payload);
+        let asked = self.engine.flux().rpc(c"dws.post_run", &payload);
         self.orphans.on(job, EpilogEvent::Sent);
         self.ask_for_orphan(asked, move |me, future| match answer(&future) {
             Ok(Answer::Success) => me.next_orphan(),
@@ -227,7 +227,7 @@ impl Rabbits {
                      workflow is gone",
                     why.unwrap_or_default()
                 );
-                me.inner.log(LogLevel::Warning, &line);
+                me.engine.log(LogLevel::Warning, &line);
                 me.next_orphan();
             }
             Ok(Answer::Failure(why)) => {
@@ -251,7 +251,7 @@ impl Rabbits {
             Some(MOST_REFUSALS..) => self.forget_orphan(job, why),
             Some(1) => {
                 let line = format!("{job}: dws.post_run, after the job had ended: {why}: asking again");
-                self.inner.log(LogLevel::Err, &line);
+                self.engine.log(LogLevel::Err, &line);
             }
             Some(_) | None => {}
         }
@@ -264,7 +264,7 @@ impl Rabbits {
                 "{job}: dws.post_run, after the job had ended: {why}: its Workflow fluxjob-{} may be left: see to it",
                 job.0
             );
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
     }
 
@@ -307,7 +307,7 @@ impl Rabbits {
                 if let Some(job) = self.orphans.at.get() {
                     self.orphans.on(job, EpilogEvent::Unheard);
                 }
-                self.inner
+                self.engine
                     .log(LogLevel::Err, &format!("jobs that have ended: {e}: trying again"));
                 self.round_later(AGAIN);
             }

@@ -24,7 +24,7 @@ impl Rabbits {
         let waiting = self.now_known(job);
         if let Err(e) = self.jobtap().prolog_start(PROLOG) {
             let line = format!("Failed to start dws jobtap prolog for {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             return Err(self.raise_current(job, "Failed to start dws jobtap prolog"));
         }
         self.on_prolog(job, PrologEvent::Started);
@@ -37,7 +37,7 @@ impl Rabbits {
 
     /// Sends `dws.setup`, once it is known which resources the job has.
     pub(super) fn set_up(self: &Rc<Self>, job: JobId) {
-        let asked = job.kvs_key("R").and_then(|key| self.inner.flux().lookup(&key));
+        let asked = job.kvs_key("R").and_then(|key| self.engine.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
             if !me.on_prolog(job, PrologEvent::SetupSent) {
                 // It was canceled meanwhile, and the service was told to tear its workflow down.
@@ -51,7 +51,7 @@ impl Rabbits {
             }
         });
         if let Err(e) = sent {
-            self.inner
+            self.engine
                 .log(LogLevel::Err, &format!("{job}: R could not be looked up: {e}"));
             self.fail_prolog(job, "Failed to look up R");
         }
@@ -59,7 +59,7 @@ impl Rabbits {
 
     fn send_setup(self: &Rc<Self>, job: JobId, resources: &str) {
         let payload = format!(r#"{{"jobid":{},"R":{resources}}}"#, job.0);
-        let asked = self.inner.flux().rpc(c"dws.setup", &payload);
+        let asked = self.engine.flux().rpc(c"dws.setup", &payload);
         let sent = self.call(job, Call::Setup, asked, move |me, future| match answer(&future) {
             Ok(Answer::Success) => {}
             Ok(Answer::Failure(why)) => {
@@ -74,12 +74,12 @@ impl Rabbits {
                 });
             }
             Err(e) => {
-                me.inner.log(LogLevel::Err, &format!("{job}: dws.setup: {}", e.text()));
+                me.engine.log(LogLevel::Err, &format!("{job}: dws.setup: {}", e.text()));
                 me.fail_prolog(job, "Failed to unpack dws.setup RPC");
             }
         });
         if let Err(e) = sent {
-            self.inner
+            self.engine
                 .log(LogLevel::Err, &format!("{job}: dws.setup could not be sent: {e}"));
             self.fail_prolog(job, "Failed to send dws.setup RPC");
         }
@@ -89,7 +89,7 @@ impl Rabbits {
     pub(super) fn fail_prolog(&self, job: JobId, why: &str) {
         if self.life(job).prolog.is_outstanding() {
             let line = format!("Failed to setup DWS workflow object for job {job}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             self.fail(job, PROLOG, why);
         }
     }
@@ -109,7 +109,7 @@ impl Rabbits {
         match self.life(job).prolog {
             Prolog::SetupDue | Prolog::Waiting | Prolog::Looking => {}
             // The service was restarted, and says again what it said before.
-            Prolog::Finished if self.inner.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
+            Prolog::Finished if self.engine.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
             Prolog::Finished | Prolog::None | Prolog::Held => {
                 let why = "the job has no prolog dws-setup: it is not a rabbit job in RUN";
                 return self.answer(asker, Err(why.to_owned()));
@@ -133,14 +133,14 @@ impl Rabbits {
                 Err(why) => me.undelivered(job, &why),
             }
         };
-        self.inner.give(job, uid, variables, Some(Box::new(end)));
+        self.engine.provide(job, uid, variables, Some(Box::new(end)));
     }
 
     pub(super) fn delivered(&self, job: JobId, names: &[String]) {
         // It tells what there is; what it is, is in the record only.
         if let Err(e) = self.jobtap().post(job, EVENT, &json!({ "names": names })) {
             let line = format!("{job}: failed to post the event dws_environment: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
         let askers = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         let result = self.finish_prolog(job, 0);
@@ -177,7 +177,7 @@ impl Rabbits {
         }
         self.jobtap().prolog_finish(job, PROLOG, status).map_err(|e| {
             let line = format!("Failed to finish prolog dws-setup for job {job}: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
             "failed to finish prolog".to_owned()
         })
     }

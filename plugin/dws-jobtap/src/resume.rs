@@ -9,7 +9,7 @@
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
-use plugin::{Counter, Engine, Eventlog, Past, Perilog};
+use plugin::{Counter, Eventlog, Past, Perilog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ impl Rabbits {
 
     /// Takes what the plugin before this one left.
     pub(super) fn take_over(self: &Rc<Self>) {
-        let left = self.inner.left::<Left>();
+        let left = self.engine.inherited::<Left>();
         let Some(Left { jobs, orphans }) = left else { return };
         let ended = jobs.iter().map(|(job, life)| {
             let mut epilog = life.epilog;
@@ -85,7 +85,7 @@ impl Rabbits {
             JobState::Run | JobState::Cleanup => {}
         }
         // It is active: its record, if it has one, is not to be removed yet.
-        self.inner.is_active_still(job);
+        self.engine.is_active_still(job);
         let left = left.unwrap_or_default();
         self.with(job, |rabbit| {
             rabbit.life = Lifecycle::inherited(Some(left));
@@ -116,9 +116,9 @@ impl Rabbits {
 
     /// A job that the plugin before this one knew.
     fn take_up(self: &Rc<Self>, job: JobId, state: JobState) -> Result<(), PluginError> {
-        let past = self.inner.past_left(job);
+        let past = self.engine.past(job);
         if past.is_some_and(|past| past != Past::None) {
-            self.inner.may_have_record(job);
+            self.engine.may_have_record(job);
         }
         // The plugin of flux-coral2, loaded in between, finishes the prologs of jobs that it did not know, and posts the event.
         if self.has_started(job) || self.jobtap().was_posted(job, EVENT) {
@@ -139,11 +139,11 @@ impl Rabbits {
     /// What the service sent was in memory only, but may have been sealed and committed when the plugin was removed.
     fn look_for_record(self: &Rc<Self>, job: JobId) {
         self.on_prolog(job, PrologEvent::LookedFor);
-        let written = self.inner.commit_nothing();
+        let written = self.engine.commit_nothing();
         let sent = self.call(job, Call::Record, written, move |me, future| {
             let asked = job.kvs_key(super::DWS.key);
             let asked = asked.and_then(|key| match future.get() {
-                Ok(()) => me.inner.flux().lookup(&key),
+                Ok(()) => me.engine.flux().lookup(&key),
                 Err(e) => Err(std::io::Error::other(e.to_string())),
             });
             let sent = me.call(job, Call::Record, asked, move |me, future| {
@@ -165,11 +165,11 @@ impl Rabbits {
         }
         match record {
             Some(record) => {
-                self.inner.count(Counter::Resumed);
+                self.engine.deliveries.count(Counter::Resumed);
                 self.delivered(job, record.variables());
             }
             None => {
-                self.inner.count(Counter::Failed);
+                self.engine.deliveries.count(Counter::Failed);
                 self.fail_prolog(
                     job,
                     "the plugin dws-jobtap was removed while the environment of the job was being delivered: submit it \
@@ -205,12 +205,12 @@ impl Rabbits {
     /// A job of which it is not known how far it is.
     fn read_eventlog(self: &Rc<Self>, job: JobId) {
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Lost);
-        Engine::read_eventlog(&self.inner, job);
+        self.engine.read_eventlog(job);
     }
 
     /// It is known how far a job is. Returns what is to be done now.
     pub(super) fn now_known(&self, job: JobId) -> Vec<Waiting> {
-        self.inner.forget_eventlog(job);
+        self.engine.forget_eventlog(job);
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Gained);
         self.with(job, |rabbit| std::mem::take(&mut rabbit.waiting))
     }
@@ -225,7 +225,7 @@ impl Rabbits {
         if memos.any(|context| context.get(MEMO_WORKFLOW).is_some()) {
             self.on_workflow(job, WorkflowEvent::Created);
         }
-        match self.inner.state(job) {
+        match self.engine.state(job) {
             Some(JobState::Depend) => self.resume_depend(job, eventlog),
             Some(state @ (JobState::Run | JobState::Cleanup)) => self.resume_run(job, state, eventlog),
             Some(JobState::New | JobState::Pending | JobState::Inactive) | None => {}
@@ -275,7 +275,7 @@ impl Rabbits {
         };
         if self.life(job).prolog == Prolog::Finished {
             // There may be a record.
-            self.inner.may_have_record(job);
+            self.engine.may_have_record(job);
         }
         let resources_are_known = eventlog.was_removed(&DEPENDENCY.to_string_lossy());
         if state == JobState::Cleanup {
@@ -300,7 +300,7 @@ impl Rabbits {
             self.on_prolog(job, PrologEvent::FoundOutstanding);
             if let Err(e) = self.jobtap().prolog_finish(job, PROLOG, 0) {
                 let line = format!("{job}: one of its two prologs could not be finished: {e}");
-                self.inner.log(LogLevel::Err, &line);
+                self.engine.log(LogLevel::Err, &line);
             }
         } else if started > 1 {
             // The other one is over. The log says what goes wrong.
@@ -322,7 +322,7 @@ impl Rabbits {
                 self.on_epilog(job, EpilogEvent::FoundOutstanding);
                 if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
                     let line = format!("{job}: one of its two epilogs could not be finished: {e}");
-                    self.inner.log(LogLevel::Err, &line);
+                    self.engine.log(LogLevel::Err, &line);
                 }
             } else if started > 1 {
                 // It is over. The log says what goes wrong.
@@ -339,14 +339,14 @@ impl Rabbits {
     pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
         self.say_that_there_is_no_service(job, topic);
         let weak = Rc::downgrade(self);
-        let later = self.inner.flux().after(AGAIN, move || {
+        let later = self.engine.flux().after(AGAIN, move || {
             if let Some(me) = weak.upgrade() {
                 me.unless_it_panics(job, || ask(&me, job));
             }
         });
         match later {
             Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
-            Err(e) => self.inner.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
+            Err(e) => self.engine.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
         }
     }
 
@@ -354,13 +354,13 @@ impl Rabbits {
     pub(super) fn say_that_there_is_no_service(&self, job: JobId, topic: &str) {
         if !self.no_service.replace(true) {
             let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
     }
 
     pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
         let is_known = self.life(job).workflow == Workflow::ResourcesKnown;
-        if is_known || self.inner.state(job) != Some(JobState::Depend) {
+        if is_known || self.engine.state(job) != Some(JobState::Depend) {
             return;
         }
         if let Some(args) = self.jobtap().lookup(job) {

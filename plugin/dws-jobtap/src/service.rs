@@ -33,9 +33,9 @@ impl Rabbits {
     /// Tells the service something to which nothing depends on its answer.
     pub(super) fn tell(&self, job: JobId, topic: &CStr) {
         let payload = json!({ "jobid": job.0 }).to_string();
-        if let Err(e) = self.inner.flux().rpc(topic, &payload) {
+        if let Err(e) = self.engine.flux().rpc(topic, &payload) {
             let line = format!("Failed to send {} RPC for job {job}: {e}", topic.to_string_lossy());
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
     }
 
@@ -47,7 +47,7 @@ impl Rabbits {
         if let Some(job) = malformed.as_ref().and_then(|malformed| malformed.job) {
             self.fail(job, c"exception", &format!("{line}: {why}"));
         }
-        self.inner.log(
+        self.engine.log(
             LogLevel::Err,
             &format!(
                 "{line}: {why}: the flux-coral2-dws service and the plugin dws-jobtap may be out of sync: see which \
@@ -77,7 +77,7 @@ impl Rabbits {
         };
         if let Err(e) = sent {
             let line = format!("an answer to flux-coral2-dws could not be sent: {e}");
-            self.inner.log(LogLevel::Err, &line);
+            self.engine.log(LogLevel::Err, &line);
         }
     }
 }

@@ -15,7 +15,7 @@ use secure_path::{Owners, Refusal, check_program};
 pub(super) struct Process(Option<(Child, Instant)>);
 
 /// What became of it.
-pub(super) enum State {
+pub(super) enum Startup {
     /// None was started, or it has served.
     None,
     /// It was started then, and runs.
@@ -26,17 +26,17 @@ pub(super) enum State {
 
 impl Process {
     /// Returns what became of it.
-    pub fn poll(&mut self) -> State {
+    pub fn poll(&mut self) -> Startup {
         let Some((child, since)) = &mut self.0 else {
-            return State::None;
+            return Startup::None;
         };
         match child.try_wait() {
-            Ok(None) => State::Starting(*since),
-            Ok(Some(status)) => State::Ended(format!(
+            Ok(None) => Startup::Starting(*since),
+            Ok(Some(status)) => Startup::Ended(format!(
                 "it ended at once ({status}): see its output in that of the broker"
             )),
             // The broker was first.
-            Err(_) => State::Ended("it ended at once: see its output in that of the broker".to_owned()),
+            Err(_) => Startup::Ended("it ended at once: see its output in that of the broker".to_owned()),
         }
     }
 

@@ -1,13 +1,45 @@
-//! `workflow-token.so` for the job manager.
+//! `workflow-token.so` for the job manager: holds a job in a prolog until its sealed workflow token is in the KVS.
 
-use ffi::{Plugin, guard, raw::flux_plugin_t};
+mod facts;
+mod owners;
+mod pending_owners;
+mod projects;
+mod tokens;
 
-/// What the job manager calls when it has loaded the object, flux-jobtap-plugins(7).
+use std::io;
+
+use ffi::{Jobtap, Plugin, guard, raw::flux_plugin_t};
+
+use tokens::WorkflowToken;
+
+/// Loads the plugin, flux-jobtap-plugins(7).
 ///
 /// # Safety
 /// `p` is the plugin that the object was loaded for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
-    // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
-    guard(-1, || plugin::init(unsafe { Plugin::borrow(p) }))
+    guard(-1, || {
+        // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
+        let this = unsafe { Plugin::borrow(p) };
+        plugin::load(this, "workflow-token", load)
+    })
+}
+
+fn load(plugin: Plugin<'static>) -> io::Result<()> {
+    plugin.set_name(c"workflow-token")?;
+    let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;
+    let state = WorkflowToken::new(jobtap, plugin)?;
+    let kept = plugin.keep_with(state, |state, kept| state.is_kept(kept))?;
+    plugin.handle(c"conf.update", &kept, |w: &WorkflowToken, plugin, args| {
+        w.conf_update(plugin, args)
+    })?;
+    plugin.handle(c"job.new", &kept, |w: &WorkflowToken, _, args| w.job_new(args))?;
+    plugin.handle(c"job.state.run", &kept, |w: &WorkflowToken, _, args| w.job_run(args))?;
+    plugin.handle(c"job.state.cleanup", &kept, |w: &WorkflowToken, _, args| {
+        w.job_cleanup(args)
+    })?;
+    plugin.handle(c"job.state.inactive", &kept, |w: &WorkflowToken, _, args| {
+        w.job_inactive(args)
+    })?;
+    plugin.handle(c"plugin.query", &kept, |w: &WorkflowToken, _, args| w.query(args))
 }

@@ -1,4 +1,4 @@
-//! Job owners, as far as the agent has told of them. The callbacks that decide about projects cannot wait for an answer.
+//! Job owners that the agent has looked up. The callbacks that decide about projects cannot wait for an answer.
 
 use std::{
     collections::HashMap,
@@ -8,48 +8,53 @@ use std::{
 use config::{Person, Principal};
 use protocol::Failure;
 
-/// How many users are kept before those are removed of whom nothing is known any more.
+/// How many users are kept before those are removed whose look-up was too long ago.
 const ROOM: usize = 1024;
 
 /// A job owner.
 pub(crate) struct Owner {
     uid: u32,
-    told: protocol::Owner,
+    owner: protocol::Owner,
     until: Instant,
 }
 
-/// The job owners that are known, by uid, for one configuration.
+/// The job owners that are known, by uid, for the configuration in force.
 #[derive(Default)]
-pub(crate) struct Owners(HashMap<u32, Owner>);
+pub(crate) struct KnownOwners(HashMap<u32, Owner>);
 
-impl Owners {
-    /// The agent has told of a user.
-    pub fn insert(&mut self, uid: u32, told: protocol::Owner) {
+impl KnownOwners {
+    /// Forgets all, for a new configuration.
+    pub fn clear(&mut self) {
+        self.0 = HashMap::new();
+    }
+
+    /// Adds a user.
+    pub fn insert(&mut self, uid: u32, owner: protocol::Owner) {
         if self.0.len() >= ROOM {
             self.0.retain(|_, owner| owner.is_fresh());
         }
-        let until = Instant::now() + Duration::from_millis(told.fresh_ms.min(FRESHEST_MS));
-        self.0.insert(uid, Owner { uid, told, until });
+        let until = Instant::now() + Duration::from_millis(owner.fresh_ms.min(FRESHEST_MS));
+        self.0.insert(uid, Owner { uid, owner, until });
     }
 
-    /// Returns what is known of a user, unless it was told too long ago.
+    /// Returns a user, unless the look-up was too long ago.
     pub fn known(&self, uid: u32) -> Option<&Owner> {
         self.0.get(&uid).filter(|owner| owner.is_fresh())
     }
 
-    /// Returns of how many users something is known.
+    /// Returns how many users are known.
     pub fn count(&self) -> usize {
         self.0.values().filter(|owner| owner.is_fresh()).count()
     }
 }
 
-/// Nothing counts for longer than an hour.
+/// A look-up is fresh for an hour at most.
 const FRESHEST_MS: u64 = 3_600_000;
 
 impl Owner {
-    /// Returns why the identity token counts for nothing, if there is one that does.
+    /// Returns why the identity token is not used, if there is one that is not.
     pub fn refused(&self) -> Option<&Failure> {
-        self.told.refused.as_ref()
+        self.owner.refused.as_ref()
     }
 
     fn is_fresh(&self) -> bool {
@@ -59,7 +64,7 @@ impl Owner {
 
 impl Person for Owner {
     fn name(&self) -> String {
-        match &self.told.name {
+        match &self.owner.name {
             Some(name) => name.escape_debug().to_string(),
             None => format!("uid {}", self.uid),
         }
@@ -68,16 +73,16 @@ impl Person for Owner {
     fn is(&self, user: &Principal) -> bool {
         match user {
             Principal::Id(uid) => *uid == self.uid,
-            Principal::Name(name) => self.told.name.as_ref() == Some(name),
+            Principal::Name(name) => self.owner.name.as_ref() == Some(name),
         }
     }
 
     fn is_in(&self, group: &Principal) -> bool {
-        self.told.groups.contains(group)
+        self.owner.groups.contains(group)
     }
 
     fn has_claim(&self, value: &str) -> bool {
-        self.told.claims.iter().any(|claim| claim == value)
+        self.owner.claims.iter().any(|claim| claim == value)
     }
 
     fn refusal(&self) -> Option<&str> {

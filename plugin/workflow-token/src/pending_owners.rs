@@ -1,5 +1,5 @@
-//! Jobs that are held until it is known in which projects their owners are. However many there are, and whoever they belong
-//! to, a turn of the reactor looks at some of them only.
+//! Pending owners: users who are being looked up, and their jobs, which are held meanwhile. One turn of the reactor looks at
+//! some of the jobs only, however many are held.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,7 +11,7 @@ use ffi::JobId;
 
 /// All that are held. Trees, as those of the deliveries.
 #[derive(Default)]
-pub(crate) struct HeldJobs {
+pub(crate) struct PendingOwners {
     /// Whose they are, and since when they are held.
     jobs: BTreeMap<JobId, (u32, Instant)>,
     /// The same, the oldest first.
@@ -46,7 +46,7 @@ pub(crate) struct DueJob {
     pub is_late: bool,
 }
 
-impl HeldJobs {
+impl PendingOwners {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.jobs.len()
@@ -192,8 +192,8 @@ mod tests {
     }
 
     /// Jobs 0 to 9, the even ones of user 0, the odd ones of user 1.
-    fn ten(now: Instant) -> HeldJobs {
-        let mut held = HeldJobs::default();
+    fn ten(now: Instant) -> PendingOwners {
+        let mut held = PendingOwners::default();
         for job in 0..10 {
             held.insert(JobId(job), (job % 2) as u32, now);
         }

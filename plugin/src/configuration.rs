@@ -1,0 +1,154 @@
+//! The configuration in force, and where it places the agent.
+
+use std::{
+    cell::{Cell, RefCell},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use config::{Config, Part};
+use ffi::{Args, Flux};
+use protocol::Configure;
+use serde_json::{Value, json};
+
+use crate::{
+    agent::Address,
+    jobspec::{Needed, Spec},
+};
+
+/// The name of the agent's socket in the broker's rundir.
+const SOCKET: &str = "workflow-token-agent";
+
+/// The name of the agent's program.
+const PROGRAM: &str = "workflow-token-agent";
+
+/// The configurations of one plugin.
+pub(crate) struct Configuration {
+    part: Part,
+    /// Keys in place of those of the configuration's table.
+    overrides: Value,
+    /// Where the program of the agent may be.
+    programs: Vec<PathBuf>,
+    current: RefCell<Option<Current>>,
+    generation: Cell<u32>,
+}
+
+/// The configuration in force. The agent knows it by its generation.
+#[derive(Clone)]
+pub struct Current {
+    /// The configuration.
+    pub config: Rc<Config>,
+    /// Its number, which grows with each configuration.
+    pub generation: u32,
+    /// What is read of jobspecs.
+    pub(crate) needed: Needed,
+}
+
+impl Current {
+    /// Returns what the rules and projects need to know of a jobspec, by the arguments of a callback.
+    pub fn spec(&self, args: &Args<'_>) -> Spec {
+        Spec::of(args, self.needed)
+    }
+}
+
+impl Configuration {
+    /// Returns one that has no configuration yet. `plugin` is the file of the plugin, beside which the agent may be.
+    pub fn new(part: Part, overrides: Value, plugin: Option<&Path>) -> Self {
+        Self {
+            part,
+            overrides,
+            programs: programs(plugin),
+            current: RefCell::default(),
+            generation: Cell::default(),
+        }
+    }
+
+    /// Parses the configuration of Flux.
+    ///
+    /// # Errors
+    /// Names the key that is wrong.
+    pub fn parse(&self, conf: &Value) -> Result<Config, config::Error> {
+        Config::with_overrides(conf, &self.overrides)
+    }
+
+    /// Puts a configuration in force.
+    pub fn replace(&self, config: Config) -> Current {
+        self.generation.set(self.generation.get().wrapping_add(1));
+        let current = Current {
+            needed: Needed::by(&config),
+            config: Rc::new(config),
+            generation: self.generation.get(),
+        };
+        let former = self.current.replace(Some(current.clone()));
+        drop(former);
+        current
+    }
+
+    /// Returns the configuration in force; none before the first.
+    pub fn current(&self) -> Option<Current> {
+        self.current.borrow().clone()
+    }
+
+    /// Forgets the configuration in force.
+    pub fn clear(&self) {
+        let former = self.current.borrow_mut().take();
+        drop(former);
+    }
+
+    /// Returns the request that makes a generation known to the agent.
+    pub fn request(&self, generation: u32, conf: &Value, flux: Flux<'_>) -> Configure {
+        let table = json!({ config::TABLE: conf[config::TABLE] });
+        Configure {
+            generation,
+            conf: table.to_string(),
+            overrides: self.overrides.to_string(),
+            part: self.part,
+            instance: instance(flux),
+        }
+    }
+
+    /// Returns where the agent of a configuration is.
+    ///
+    /// # Errors
+    /// If there is no place for its socket.
+    pub fn address(&self, config: &Config, flux: Flux<'_>) -> Result<Address, String> {
+        if let Some(socket) = &config.agent {
+            return Ok(Address {
+                socket: socket.clone(),
+                programs: None,
+            });
+        }
+        let rundir = flux
+            .attribute(c"rundir")
+            .ok_or("the broker has no rundir for the agent: set the key agent")?;
+        let programs = config.agent_program.iter().chain(&self.programs).cloned();
+        Ok(Address {
+            socket: Path::new(&rundir).join(SOCKET),
+            programs: Some(programs.collect()),
+        })
+    }
+}
+
+/// Returns where the program of the agent may be: in the plugin's own tree, or where Flux looks for programs.
+fn programs(plugin: Option<&Path>) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so, or one deeper, as in PREFIX/lib/x86_64-linux-gnu.
+    let is_installed = |path: &&Path| {
+        path.parent()
+            .is_some_and(|dir| dir.ends_with("flux/job-manager/plugins"))
+    };
+    if let Some(path) = plugin.filter(is_installed) {
+        let prefixes = path.ancestors().skip(5).take(2);
+        places.extend(prefixes.map(|prefix| prefix.join("libexec").join(PROGRAM)));
+    }
+    places.push(Path::new("/usr/libexec").join(PROGRAM));
+    places
+}
+
+/// Returns the name of this instance in tokens: the host of its first broker and, if it runs in another instance, the ids of
+/// the jobs that lead to it. Both survive a restart, unlike `broker.uuid`.
+fn instance(flux: Flux<'_>) -> String {
+    let host = flux.attribute(c"hostname").unwrap_or_default();
+    let path = flux.attribute(c"jobid-path").unwrap_or_default();
+    format!("{host}{}", path.trim_end_matches('/'))
+}

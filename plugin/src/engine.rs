@@ -1,0 +1,424 @@
+//! The engine that the plugins share: configuration, deliveries, and jobs from before the plugin was loaded.
+//!
+//! Calls into Flux may call back before they return (an exception takes the job to CLEANUP), so no `RefCell` is borrowed
+//! across one.
+
+use std::{
+    cell::OnceCell,
+    ffi::CStr,
+    io,
+    rc::{Rc, Weak},
+};
+
+use config::Part;
+use ffi::{Args, Flux, Future, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError};
+use protocol::{Failure, Owner, SecretText, What};
+use seal::{ExposeSecret, Variables};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::{
+    configuration::{Configuration, Current},
+    deliveries::{Deliveries, DeliveryEvent},
+    eventlog::{Eventlog, Past},
+    handover::Handover,
+    identity::Identity,
+    jobspec::Spec,
+    prologs::Prologs,
+    reader::{self, ReadEvent, Reader},
+    stats::CallbackTimer,
+    succession::Succession,
+    table::End,
+    ticker::Ticker,
+};
+
+/// What each plugin does in its own way.
+pub trait Hooks {
+    /// Resumes a job whose eventlog was read ([`Engine::read_eventlog`]).
+    fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog);
+    /// Adds the plugin's own state to the handover.
+    fn leave(&self, handover: &mut Handover);
+    /// Ends a job whose delivery failed: exception and prolog.
+    fn failed(&self, job: JobId, why: &Failure);
+}
+
+/// Called with the generation of a configuration, a uid, and the user of it, or an error for the operator.
+pub type OnOwner = Box<dyn Fn(u32, u32, Result<Owner, String>)>;
+
+/// The state that every plugin has, on the reactor thread.
+pub struct Engine {
+    /// The prologs and exceptions of jobs.
+    pub prologs: Prologs,
+    /// The deliveries under way.
+    pub deliveries: Rc<Deliveries>,
+    hooks: OnceCell<Weak<dyn Hooks>>,
+    on_owner: OnceCell<OnOwner>,
+    configuration: Configuration,
+    succession: Succession,
+    reader: Rc<Reader>,
+    ticker: Rc<Ticker>,
+}
+
+impl Engine {
+    /// Returns the engine of a plugin that is being loaded. `overrides` are keys in place of those of the configuration's
+    /// table.
+    pub fn new(identity: &'static Identity, jobtap: Jobtap<'static>, plugin: Plugin<'_>, overrides: Value) -> Rc<Self> {
+        let prologs = Prologs { identity, jobtap };
+        Rc::new_cyclic(|this: &Weak<Self>| {
+            let deliveries = Deliveries::new(prologs, {
+                let this = this.clone();
+                move |event| {
+                    if let Some(engine) = this.upgrade() {
+                        engine.delivery_event(event);
+                    }
+                }
+            });
+            let reader = Reader::new(jobtap, {
+                let this = this.clone();
+                move |event| {
+                    let Some(engine) = this.upgrade() else { return };
+                    match event {
+                        ReadEvent::Read(job, text) => {
+                            engine.deliveries.unless_it_panics(job, || engine.resume(job, &text));
+                        }
+                        ReadEvent::Log(level, line) => engine.log(level, &line),
+                    }
+                }
+            });
+            let ticker = Ticker::new(jobtap.flux(), {
+                let this = this.clone();
+                move || this.upgrade().is_some_and(|engine| engine.ticked())
+            });
+            Self {
+                prologs,
+                deliveries,
+                hooks: OnceCell::new(),
+                on_owner: OnceCell::new(),
+                configuration: Configuration::new(identity.part, overrides, plugin.path().as_deref()),
+                succession: Succession::new(identity),
+                reader,
+                ticker,
+            }
+        })
+    }
+
+    /// Sets what the plugin does in its own way, once.
+    pub fn hook(&self, hooks: Weak<dyn Hooks>) {
+        let is_first = self.hooks.set(hooks).is_ok();
+        debug_assert!(is_first);
+    }
+
+    /// Sets what is called when the agent reports a user, once.
+    pub fn on_owner(&self, known: OnOwner) {
+        let is_first = self.on_owner.set(known).is_ok();
+        debug_assert!(is_first);
+    }
+
+    /// Asks the agent for a user, unless that was asked already.
+    pub fn look_up(&self, generation: u32, uid: u32) {
+        self.deliveries.agent.look_up(generation, uid);
+    }
+
+    // The configuration, and the charge
+
+    /// Takes a configuration, or rejects it and keeps the former. The first one puts the plugin in charge.
+    ///
+    /// # Errors
+    /// Names what is wrong, for whoever has Flux reload its configuration.
+    pub fn configure(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+        let all = args
+            .all()
+            .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
+        let conf = &all["conf"];
+        let config = self.configuration.parse(conf).map_err(|e| PluginError(e.to_string()))?;
+        for line in &config.obsolete {
+            self.log(LogLevel::Warning, line);
+        }
+        let part = self.prologs.identity.part;
+        let config = config.only(part);
+        let address = self.configuration.address(&config, self.flux()).map_err(PluginError)?;
+        if !self.is_active() {
+            let delivered = self.succession.take_charge(self.flux()).map_err(PluginError)?;
+            self.deliveries.removals.inherit(delivered);
+        }
+        let is_used = part != Part::Tokens || !config.rules.is_empty() || !config.projects.is_empty();
+        self.deliveries.removals.enable(config.unlink);
+        let generation = self.configuration.replace(config).generation;
+        if is_used {
+            let request = self.configuration.request(generation, conf, self.flux());
+            self.deliveries.agent.configure(request);
+            self.deliveries.agent.connect_to(address);
+        }
+        self.deliveries.agent.retire_unused(generation);
+        if !self.deliveries.removals.is_idle() {
+            self.tick();
+        }
+        Ok(())
+    }
+
+    fn delivery_event(&self, event: DeliveryEvent<'_>) {
+        match event {
+            DeliveryEvent::Pending => self.tick(),
+            DeliveryEvent::Failed(job, why) => {
+                if let Some(hooks) = self.hooks() {
+                    hooks.failed(job, why);
+                }
+            }
+            DeliveryEvent::Configured(generation, wrong) => self.configured(generation, wrong),
+            DeliveryEvent::Owner(generation, uid, owner) => {
+                if let Some(known) = self.on_owner.get() {
+                    known(generation, uid, owner);
+                }
+            }
+        }
+    }
+
+    /// Reports a configuration that the agent cannot use.
+    fn configured(&self, generation: u32, wrong: Option<String>) {
+        let is_current = self.current().is_some_and(|current| current.generation == generation);
+        if let Some(wrong) = wrong.filter(|_| is_current) {
+            let what = self.prologs.identity.what;
+            let line = format!("{wrong}. Jobs get no {what} until this is corrected [agent-configuration]");
+            self.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Ends all, since the plugin is being removed or the job manager ends. Jobs in their prolog stay there: the next plugin
+    /// that is loaded resumes them.
+    pub fn end(&self) {
+        if self.is_active() {
+            ffi::guard((), || self.leave());
+            // Whatever went wrong: a successor must not be kept out.
+            self.succession.give_up_charge(self.flux());
+        }
+        // Nothing may be called back once the object is unmapped.
+        self.deliveries.agent.close();
+        self.configuration.clear();
+    }
+
+    fn leave(&self) {
+        self.ticker.stop();
+        ffi::inject_fault("leave");
+        let in_flight = self.deliveries.leave();
+        let count = in_flight.len();
+        self.reader.end();
+        let mut handover = Handover {
+            in_flight,
+            delivered: self.deliveries.removals.jobs(),
+            unknown: self.reader.jobs(),
+            own: Value::Null,
+        };
+        if let Some(hooks) = self.hooks() {
+            ffi::guard((), || hooks.leave(&mut handover));
+        }
+        handover.leave(self.flux(), self.prologs.identity);
+        if count > 0 {
+            let line = format!(
+                "removed with {count} deliveries under way: their jobs wait in their prologs until the plugin is loaded again"
+            );
+            self.log(LogLevel::Warning, &line);
+        }
+    }
+
+    // Deliveries, and jobs from before the plugin was loaded
+
+    /// Begins the delivery of variables that are there already, to a job whose prolog has started.
+    pub fn provide(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
+        let timer = CallbackTimer::start();
+        let Some(current) = self.current() else {
+            // It is configured before it is called for any job.
+            return self.deliveries.fail(job, &Failure::internal());
+        };
+        // Of the jobspec, updates included.
+        let needed = current.needed;
+        let args = needed.anything().then(|| self.jobtap().lookup(job)).flatten();
+        let spec = args.map_or_else(Spec::none, |args| Spec::of(&args, needed));
+        let provided = variables.iter().map(|(name, value)| {
+            let value = Zeroizing::new(value.expose_secret().to_owned());
+            (name.to_owned(), SecretText(value))
+        });
+        let what = What::Provided(provided.collect());
+        self.deliveries.begin(&current, job, uid, what, spec, end);
+        self.deliveries.account(&timer, Some(job));
+    }
+
+    /// Removes the record of a job that is inactive, if it may have one.
+    pub fn ended(&self, job: JobId) {
+        // If its eventlog has not been read yet, it may have one.
+        let is_unread = self.reader.forget(job);
+        if self.deliveries.removals.ended(job, is_unread) {
+            self.tick();
+        }
+    }
+
+    /// Reads the eventlog of a job, for [`Hooks::resume`].
+    pub fn read_eventlog(&self, job: JobId) {
+        self.reader.read(job);
+        self.tick();
+    }
+
+    /// Does not read the eventlog of a job any more.
+    pub fn forget_eventlog(&self, job: JobId) {
+        self.reader.forget(job);
+    }
+
+    /// Returns whether something is known of every job.
+    pub fn knows_all(&self) -> bool {
+        self.reader.is_idle()
+    }
+
+    fn resume(&self, job: JobId, text: &str) {
+        if let Some(hooks) = self.hooks() {
+            hooks.resume(job, &Eventlog::parse(text, self.prologs.identity.events));
+        }
+    }
+
+    /// Settles a job from before, by how far its delivery had come. Returns whether its prolog waits for a delivery.
+    pub fn settle(&self, job: JobId, state: JobState, past: Past) -> bool {
+        match (past, state) {
+            (Past::None, _) => false,
+            (Past::Finished(_), _) => {
+                self.deliveries.removals.may_exist(job);
+                false
+            }
+            (Past::Outstanding, JobState::Run) => {
+                self.deliveries.stats.borrow_mut().resumed += 1;
+                true
+            }
+            (Past::Outstanding, _) => {
+                self.deliveries.stats.borrow_mut().canceled += 1;
+                self.prologs.finish(job, 1);
+                false
+            }
+        }
+    }
+
+    /// Returns how far the delivery of a job had come, by the handover; none if there was no predecessor in this job manager,
+    /// or if it did not know.
+    pub fn past(&self, job: JobId) -> Option<Past> {
+        self.succession.past(job)
+    }
+
+    /// Returns what the predecessor added to the handover; none if there is none that this release knows.
+    pub fn inherited<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        self.succession.own()
+    }
+
+    /// Keeps the record of a job from before, if it has one: the job is active still.
+    pub fn is_active_still(&self, job: JobId) {
+        self.deliveries.removals.is_active(job);
+    }
+
+    /// Adds a job that may have a record, which is removed when the job has ended.
+    pub fn may_have_record(&self, job: JobId) {
+        self.deliveries.removals.may_exist(job);
+    }
+
+    // Time
+
+    /// Starts the ticker, since work is pending.
+    fn tick(&self) {
+        if let Err(e) = self.ticker.start() {
+            self.log(LogLevel::Err, &format!("no timer can be started: {e}"));
+        }
+    }
+
+    /// Fails deliveries whose deadline has passed, removes records, and repeats what failed. Returns whether work is pending.
+    fn ticked(&self) -> bool {
+        ffi::inject_fault("tick");
+        let timer = CallbackTimer::start();
+        let is_pending = self.deliveries.tick();
+        self.reader.tick();
+        self.deliveries.stats.borrow_mut().callback(&timer);
+        is_pending || !self.reader.is_idle()
+    }
+
+    // Faults
+
+    /// Ends the job of a callback that has panicked. The job manager goes on whatever the callback returned, and the job must
+    /// neither start without its variables nor keep a prolog of this plugin.
+    pub fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        let Some(job) = args.job() else { return };
+        let state = args.job_owner_state().map(|(_, _, state)| state);
+        match topic.to_bytes() {
+            b"job.new" if matches!(state, Some(JobState::Run | JobState::Cleanup)) => {
+                self.deliveries.fail(job, &Failure::internal());
+            }
+            b"job.state.run" => {
+                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                if self.deliveries.is_under_way(job) || self.jobtap().prolog_start(self.prologs.identity.prolog).is_ok()
+                {
+                    self.deliveries.fail(job, &Failure::internal());
+                } else {
+                    self.prologs.raise(job, &Failure::internal());
+                }
+            }
+            b"job.state.cleanup" if self.deliveries.give_up(job) => self.prologs.finish(job, 1),
+            _ => {}
+        }
+    }
+
+    // Access
+
+    fn hooks(&self) -> Option<Rc<dyn Hooks>> {
+        self.hooks.get()?.upgrade()
+    }
+
+    /// Returns the jobtap of the plugin.
+    pub fn jobtap(&self) -> Jobtap<'static> {
+        self.prologs.jobtap
+    }
+
+    /// Returns the handle of the job manager.
+    pub fn flux(&self) -> Flux<'static> {
+        self.jobtap().flux()
+    }
+
+    /// Writes a line to the log of the instance, with the name of the plugin.
+    pub fn log(&self, level: LogLevel, line: &str) {
+        self.prologs.log(level, line);
+    }
+
+    /// Returns whether this plugin is in charge: it is configured.
+    pub fn is_active(&self) -> bool {
+        self.succession.is_active()
+    }
+
+    /// Returns the configuration in force; none before the first.
+    pub fn current(&self) -> Option<Current> {
+        self.configuration.current()
+    }
+
+    /// Returns the state of a job that is active.
+    pub fn state(&self, job: JobId) -> Option<JobState> {
+        reader::active_state(self.jobtap(), job)
+    }
+
+    /// Commits nothing. When that is done, everything is written that was sent before.
+    ///
+    /// # Errors
+    /// If the request cannot be sent.
+    pub fn commit_nothing(&self) -> io::Result<Future> {
+        reader::commit_nothing(self.flux())
+    }
+
+    // Counters
+
+    /// Returns the answer to `plugin.query`.
+    pub fn counters(&self) -> Value {
+        let mut answer = self.deliveries.stats.borrow().to_json();
+        answer["in-flight"] = json!(self.deliveries.len());
+        #[cfg(any(test, feature = "fault-injection"))]
+        {
+            answer["memory"] = json!(crate::MEMORY.bytes());
+        }
+        answer["version"] = json!(env!("CARGO_PKG_VERSION"));
+        answer["rules"] = json!(self.current().map_or(0, |current| current.config.rules.len()));
+        answer["agent"] = json!(if self.deliveries.agent.is_connected() {
+            "connected"
+        } else {
+            "not connected"
+        });
+        answer
+    }
+}

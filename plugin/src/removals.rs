@@ -1,0 +1,283 @@
+//! The record store, second half: removes the records of jobs that have ended.
+//!
+//! Records are removed when it is quiet: no job waits for it, and removing a record costs the KVS as much as storing it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeSet, HashSet, VecDeque},
+    fmt, io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use ffi::{Flux, Future, JobId, LogLevel, PendingFuture};
+
+use crate::reader::KVS_TIMEOUT;
+
+/// It is quiet when for so long no job with a record has ended, and no delivery is under way.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Records are removed that long after the first of their jobs ended, quiet or not.
+const LATEST: Duration = Duration::from_secs(10);
+
+/// How many records one commit removes. The KVS writes the directory of each job anew, and all above them.
+const REMOVAL: usize = 128;
+
+/// What the removals report.
+pub(crate) enum RemovalEvent {
+    /// So many records were removed.
+    Removed(usize),
+    /// A line for the log.
+    Log(LogLevel, String),
+}
+
+/// The records of one plugin that exist, or may exist, in the KVS.
+pub(crate) struct Removals {
+    flux: Flux<'static>,
+    /// The key of the records, in the KVS directory of the job.
+    key: &'static str,
+    report: Box<dyn Fn(RemovalEvent)>,
+    /// Whether records are removed at all, by the configuration.
+    is_enabled: Cell<bool>,
+    /// The jobs that may have a record. A tree: a hash table that grows moves all of its entries at once.
+    jobs: RefCell<BTreeSet<JobId>>,
+    /// The jobs that had a record when the predecessor was removed, until they are seen to be active still.
+    inherited: RefCell<HashSet<JobId>>,
+    ended: RefCell<Ended>,
+    removal: RefCell<Option<PendingFuture>>,
+    /// Whether no delivery is under way, as of the last tick.
+    is_idle: Cell<bool>,
+    /// Whether the last removal failed.
+    is_failing: Cell<bool>,
+}
+
+impl Removals {
+    /// Returns a store that knows of no record.
+    pub fn new(flux: Flux<'static>, key: &'static str, report: impl Fn(RemovalEvent) + 'static) -> Rc<Self> {
+        Rc::new(Self {
+            flux,
+            key,
+            report: Box::new(report),
+            is_enabled: Cell::default(),
+            jobs: RefCell::default(),
+            inherited: RefCell::default(),
+            ended: RefCell::default(),
+            removal: RefCell::default(),
+            is_idle: Cell::default(),
+            is_failing: Cell::default(),
+        })
+    }
+
+    /// Sets whether records are removed when their jobs have ended.
+    pub fn enable(&self, is_enabled: bool) {
+        self.is_enabled.set(is_enabled);
+    }
+
+    /// Takes over the jobs with records of the predecessor. Those that no [`Removals::is_active`] names before the next tick
+    /// have ended meanwhile.
+    pub fn inherit(&self, jobs: HashSet<JobId>) {
+        *self.inherited.borrow_mut() = jobs;
+    }
+
+    /// Keeps the record of a job, if it has one: it is active still.
+    pub fn is_active(&self, job: JobId) {
+        self.inherited.borrow_mut().remove(&job);
+    }
+
+    /// Adds a job that may have a record.
+    pub fn may_exist(&self, job: JobId) {
+        self.jobs.borrow_mut().insert(job);
+    }
+
+    /// Returns the jobs that may have a record.
+    pub fn jobs(&self) -> HashSet<JobId> {
+        self.jobs.borrow().iter().copied().collect()
+    }
+
+    /// Removes the record of a job that has ended, if it may have one. Returns whether a removal is pending.
+    pub fn ended(&self, job: JobId, may_exist: bool) -> bool {
+        let is_due = (self.jobs.borrow_mut().remove(&job) || may_exist) && self.is_enabled.get();
+        if is_due {
+            self.ended.borrow_mut().push([job], Instant::now());
+        }
+        is_due
+    }
+
+    /// Returns whether no record waits to be removed.
+    pub fn is_idle(&self) -> bool {
+        self.ended.borrow().is_empty() && self.inherited.borrow().is_empty()
+    }
+
+    /// Removes records if it is time. `is_idle`: no delivery is under way.
+    pub fn tick(self: &Rc<Self>, is_idle: bool) {
+        self.is_idle.set(is_idle);
+        // By the first tick, each job that is active has been seen.
+        let inherited = std::mem::take(&mut *self.inherited.borrow_mut());
+        if !inherited.is_empty() && self.is_enabled.get() {
+            self.ended.borrow_mut().push(inherited, Instant::now());
+        }
+        if self.ended.borrow().is_due(Instant::now(), is_idle) {
+            self.remove_next();
+        }
+    }
+
+    /// Removes all that wait, since the plugin is being removed. The requests are on their way when this returns, and nobody
+    /// sees the answers.
+    pub fn leave(&self) {
+        let removal = self.removal.borrow_mut().take();
+        drop(removal);
+        loop {
+            let jobs = self.ended.borrow_mut().take(REMOVAL);
+            if jobs.is_empty() {
+                return;
+            }
+            if let Err(e) = self.unlink_all(&jobs) {
+                self.log(format!("{} sealed records could not be removed: {e}", jobs.len()));
+            }
+        }
+    }
+
+    /// Removes as many records as one commit takes: one commit at a time.
+    fn remove_next(self: &Rc<Self>) {
+        if self.removal.borrow().is_some() {
+            return;
+        }
+        let jobs = self.ended.borrow_mut().take(REMOVAL);
+        if jobs.is_empty() {
+            return;
+        }
+        let (weak, again) = (Rc::downgrade(self), jobs.clone());
+        let removed = self.unlink_all(&jobs).and_then(|commit| {
+            commit.then(KVS_TIMEOUT, move |future| {
+                let Some(store) = weak.upgrade() else { return };
+                let done = store.removal.borrow_mut().take();
+                ffi::inject_fault("unlinked");
+                match future.get() {
+                    Ok(()) => store.removed(again.len()),
+                    Err(e) => store.not_removed(again, &e),
+                }
+                drop(done);
+            })
+        });
+        match removed {
+            Ok(pending) => *self.removal.borrow_mut() = Some(pending),
+            Err(e) => self.not_removed(jobs, &e),
+        }
+    }
+
+    fn removed(self: &Rc<Self>, count: usize) {
+        self.is_failing.set(false);
+        (self.report)(RemovalEvent::Removed(count));
+        // There may be more than one commit took.
+        if self.ended.borrow().is_due(Instant::now(), self.is_idle.get()) {
+            self.remove_next();
+        }
+    }
+
+    /// Puts records back, to be removed with those of jobs that end meanwhile. Only the first failure in a row is logged.
+    fn not_removed(&self, jobs: Vec<JobId>, e: &dyn fmt::Display) {
+        if !self.is_failing.replace(true) {
+            self.log(format!(
+                "{} sealed records could not be removed: {e}: trying again",
+                jobs.len()
+            ));
+        }
+        self.ended.borrow_mut().put_back(jobs, Instant::now());
+    }
+
+    fn unlink_all(&self, jobs: &[JobId]) -> io::Result<Future> {
+        let mut transaction = ffi::Transaction::new()?;
+        for job in jobs {
+            transaction.unlink(&job.kvs_key(self.key)?)?;
+        }
+        self.flux.commit(transaction)
+    }
+
+    fn log(&self, line: String) {
+        (self.report)(RemovalEvent::Log(LogLevel::Err, line));
+    }
+}
+
+/// Jobs whose records are to be removed.
+#[derive(Default)]
+struct Ended {
+    jobs: VecDeque<JobId>,
+    /// When the first and the last of them ended.
+    since: Option<(Instant, Instant)>,
+}
+
+impl Ended {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    fn push(&mut self, jobs: impl IntoIterator<Item = JobId>, now: Instant) {
+        self.jobs.extend(jobs);
+        let first = self.since.map_or(now, |(first, _)| first);
+        self.since = Some((first, now)).filter(|_| !self.jobs.is_empty());
+    }
+
+    /// These could not be removed. All wait as long as if they had just ended: the KVS is not asked again at once.
+    fn put_back(&mut self, jobs: Vec<JobId>, now: Instant) {
+        self.since = None;
+        self.push(jobs, now);
+    }
+
+    /// Whether it is time to remove records.
+    fn is_due(&self, now: Instant, is_idle: bool) -> bool {
+        self.since.is_some_and(|(first, last)| {
+            (is_idle && now.saturating_duration_since(last) >= QUIET) || now.saturating_duration_since(first) >= LATEST
+        })
+    }
+
+    /// The first of them.
+    fn take(&mut self, most: usize) -> Vec<JobId> {
+        let count = self.jobs.len().min(most);
+        let jobs = self.jobs.drain(..count).collect();
+        if self.jobs.is_empty() {
+            self.since = None;
+            self.jobs.shrink_to(REMOVAL);
+        }
+        jobs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_removed_when_it_is_quiet_and_after_a_while_whatever_goes_on() {
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut ended = Ended::default();
+        assert!(!ended.is_due(after(60_000), true));
+        ended.push([JobId(1)], start);
+        ended.push([JobId(2)], after(800));
+        assert!(!ended.is_due(after(1_500), true));
+        assert!(ended.is_due(after(1_800), true));
+        assert!(!ended.is_due(after(9_900), false));
+        ended.push([JobId(3)], after(9_900));
+        assert!(ended.is_due(after(10_000), false));
+        let take = |ended: &mut Ended| ended.take(2).iter().map(|job| job.0).collect::<Vec<_>>();
+        assert_eq!(take(&mut ended), [1, 2]);
+        assert!(ended.is_due(after(10_000), false));
+        assert_eq!(take(&mut ended), [3]);
+        assert!(ended.is_empty() && !ended.is_due(after(60_000), true));
+        ended.push([], start);
+        assert!(!ended.is_due(after(60_000), true));
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_not_tried_again_at_once_though_others_wait() {
+        let start = Instant::now();
+        let mut ended = Ended::default();
+        ended.push([JobId(1), JobId(2)], start);
+        let jobs = ended.take(1);
+        let failed = start + LATEST;
+        ended.put_back(jobs, failed);
+        assert!(!ended.is_due(failed, true) && !ended.is_due(failed + QUIET, false));
+        assert!(ended.is_due(failed + QUIET, true) && ended.is_due(failed + LATEST, false));
+        assert!(ended.take(2).len() == 2);
+    }
+}

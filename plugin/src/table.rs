@@ -1,0 +1,149 @@
+//! The table of deliveries. Each operation takes as long with a hundred thousand other deliveries as with none.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use ffi::JobId;
+use protocol::Failure;
+
+/// For how many entries a table keeps memory when it is nearly empty.
+const ROOM: usize = 64;
+
+/// Called at the end of a delivery, unless it was given up: with the names of the variables, or the failure.
+pub type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
+
+/// A delivery under way.
+pub(crate) struct Delivery {
+    pub(crate) number: u64,
+    pub(crate) stage: Stage,
+    /// When it fails, and the timeout for its message.
+    pub(crate) deadline: Instant,
+    pub(crate) timeout: Duration,
+    /// Processor time spent on the reactor thread.
+    pub(crate) cpu: Duration,
+    /// The names of its variables, once they are sealed.
+    pub(crate) names: Vec<String>,
+    /// Called at its end. Without it, the prolog is finished.
+    pub(crate) end: Option<End>,
+}
+
+/// How far a delivery has come in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The agent has been asked.
+    Asked,
+    /// Its record waits for a commit.
+    Sealed,
+    /// Its record is being committed.
+    Committing,
+}
+
+/// The deliveries under way.
+#[derive(Default)]
+pub(crate) struct Table {
+    /// A tree: a hash table that grows moves all of its entries at once, for which the reactor thread would wait.
+    jobs: BTreeMap<JobId, Box<Delivery>>,
+    by_number: BTreeMap<u64, JobId>,
+    /// By when their time is over.
+    deadlines: BTreeMap<(Instant, u64), JobId>,
+    /// The number of the last one.
+    last: u64,
+}
+
+impl Table {
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    pub fn contains(&self, job: JobId) -> bool {
+        self.jobs.contains_key(&job)
+    }
+
+    pub fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.jobs.keys().copied()
+    }
+
+    /// Adds the delivery of a job. Returns its number.
+    pub fn insert(&mut self, job: JobId, deadline: Instant, timeout: Duration, end: Option<End>) -> u64 {
+        self.last += 1;
+        let number = self.last;
+        let delivery = Delivery {
+            number,
+            stage: Stage::Asked,
+            deadline,
+            timeout,
+            cpu: Duration::ZERO,
+            names: Vec::new(),
+            end,
+        };
+        self.deadlines.insert((deadline, number), job);
+        self.by_number.insert(number, job);
+        self.jobs.insert(job, Box::new(delivery));
+        number
+    }
+
+    /// Returns the job of a delivery.
+    pub fn job_of(&self, number: u64) -> Option<JobId> {
+        self.by_number.get(&number).copied()
+    }
+
+    /// The delivery of a job.
+    pub fn of(&mut self, job: JobId) -> Option<&mut Delivery> {
+        self.jobs.get_mut(&job).map(Box::as_mut)
+    }
+
+    /// The same, if it is that of this number, and not one that came after it.
+    pub fn numbered(&mut self, job: JobId, number: u64) -> Option<&mut Delivery> {
+        self.of(job).filter(|delivery| delivery.number == number)
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, job: JobId) -> Option<Delivery> {
+        let delivery = *self.jobs.remove(&job)?;
+        self.deadlines.remove(&(delivery.deadline, delivery.number));
+        self.by_number.remove(&delivery.number);
+        Some(delivery)
+    }
+
+    /// Returns those whose deadline has passed, in the order of their deadlines.
+    pub fn overdue(&self, now: Instant) -> impl Iterator<Item = (JobId, &Delivery)> {
+        let overdue = self
+            .deadlines
+            .iter()
+            .take_while(move |((deadline, _), _)| *deadline <= now);
+        overdue.filter_map(|(_, job)| Some((*job, self.jobs.get(job)?.as_ref())))
+    }
+}
+
+/// Gives memory back that a map has for many more entries than it has.
+pub(crate) fn shrink<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>) {
+    if map.capacity() > ROOM.max(map.len() * 4) {
+        map.shrink_to(ROOM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_never_waits_for_all_others_to_be_moved() {
+        const MANY: u64 = 1 << 16;
+        // Tests beside this one have memory as well, but not so much.
+        const AT_ONCE: usize = 1 << 20;
+
+        let mut table = Table::default();
+        for number in 0..MANY {
+            let before = crate::MEMORY.bytes();
+            table.insert(JobId(number), Instant::now(), Duration::ZERO, None);
+            let more = crate::MEMORY.bytes().saturating_sub(before);
+            assert!(more < AT_ONCE, "{more} bytes more with number {number}");
+        }
+        for number in 0..MANY {
+            assert!(table.remove(JobId(number)).is_some());
+        }
+        assert!(table.len() == 0 && table.overdue(Instant::now()).next().is_none());
+    }
+}

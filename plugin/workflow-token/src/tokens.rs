@@ -1,0 +1,357 @@
+//! The plugin's state: rules, and jobs from before it was loaded.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::HashSet,
+    ffi::CStr,
+    io,
+    rc::Rc,
+};
+
+use config::{Part, Selection};
+use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
+use plugin::{
+    CallbackTimer, Counter, Current, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog, jobspec::Spec,
+};
+use protocol::{Code, Failure, What};
+use serde_json::json;
+
+use crate::{facts::JobFacts, owners::KnownOwners, projects::Membership};
+
+/// The names of the plugin.
+static WORKFLOW_TOKEN: Identity = Identity {
+    name: "workflow-token",
+    prolog: c"workflow-token",
+    key: seal::key::WORKFLOW_TOKEN,
+    looks_for_records: false,
+    what: "workflow token",
+    part: Part::Tokens,
+    handover: c"workflow-token::handover",
+    active: c"workflow-token::active",
+    events: &[],
+};
+
+/// The topics of projects. Without projects, no job pays for their callbacks.
+const VALIDATE: &CStr = c"job.validate";
+const UPDATE: &CStr = c"job.update.attributes.system.project";
+const DEPEND: &CStr = c"job.state.depend";
+
+/// The state of the plugin, which callbacks get.
+pub(crate) struct WorkflowToken {
+    tokens: Rc<Tokens>,
+    /// Whether the topics of projects are handled. A plugin that handles [`UPDATE`] permits such updates, which Flux rejects
+    /// otherwise.
+    handles_projects: Cell<bool>,
+    /// This state, as handlers are added with it.
+    kept: OnceCell<Kept<WorkflowToken>>,
+}
+
+/// Rules and projects of the jobs of one instance.
+struct Tokens {
+    engine: Rc<Engine>,
+    owners: Rc<RefCell<KnownOwners>>,
+    membership: Rc<Membership>,
+}
+
+/// A job that a rule may match.
+struct Matching {
+    current: Current,
+    rules: Vec<u32>,
+    spec: Spec,
+}
+
+impl WorkflowToken {
+    /// Returns the state of a plugin that is being loaded. It does nothing before it is configured.
+    pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
+        let engine = Engine::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()?);
+        let owners = Rc::default();
+        let membership = Membership::new(Rc::clone(&engine), Rc::clone(&owners));
+        let known = Rc::downgrade(&membership);
+        engine.on_owner(Box::new(move |generation, uid, owner| {
+            if let Some(membership) = known.upgrade() {
+                membership.known(generation, uid, owner);
+            }
+        }));
+        let tokens = Rc::new(Tokens {
+            engine,
+            owners,
+            membership,
+        });
+        let hooks = Rc::downgrade(&tokens);
+        tokens.engine.hook(hooks);
+        Ok(Self {
+            tokens,
+            handles_projects: Cell::new(false),
+            kept: OnceCell::new(),
+        })
+    }
+
+    /// Sets how handlers are added with this state, once.
+    pub fn is_kept(&self, kept: Kept<WorkflowToken>) {
+        let is_first = self.kept.set(kept).is_ok();
+        debug_assert!(is_first);
+    }
+
+    /// `conf.update`: rejects a wrong configuration and keeps the former. Deliveries under way keep theirs.
+    pub fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
+        self.tokens.configure(args)?;
+        let has_projects = self.tokens.has_projects();
+        let Some(kept) = self.kept.get().filter(|_| has_projects != self.handles_projects.get()) else {
+            return Ok(());
+        };
+        let changed = match has_projects {
+            true => handle_projects(plugin, kept),
+            false => [VALIDATE, UPDATE, DEPEND]
+                .iter()
+                .try_for_each(|topic| plugin.unhandle(topic)),
+        };
+        changed.map_err(|e| PluginError(format!("the projects of jobs cannot be checked: {e}")))?;
+        self.handles_projects.set(has_projects);
+        Ok(())
+    }
+
+    /// `job.new`: resumes a job from before the plugin was loaded.
+    pub fn job_new(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let Some((job, uid, state)) = args.job_owner_state() else {
+            return Ok(());
+        };
+        match state {
+            JobState::Run | JobState::Cleanup => self.tokens.resume_active(args, job, uid, state),
+            JobState::Depend => self.tokens.membership.resume(job, uid),
+            JobState::New | JobState::Pending | JobState::Inactive => {}
+        }
+        Ok(())
+    }
+
+    /// `job.state.run`: begins the delivery of a job that a rule may match.
+    pub fn job_run(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        self.tokens.start(args);
+        Ok(())
+    }
+
+    /// `job.state.cleanup`: gives up the delivery of a job that was canceled or has ended.
+    pub fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let timer = CallbackTimer::start();
+        let Some(job) = args.job() else { return Ok(()) };
+        let Tokens { engine, membership, .. } = &*self.tokens;
+        membership.forget(job);
+        if engine.deliveries.give_up(job) {
+            engine.prologs.finish(job, 1);
+            engine.deliveries.account(&timer, None);
+        }
+        Ok(())
+    }
+
+    /// `job.state.inactive`: removes the record of a job of which nothing runs any more.
+    pub fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        if let Some(job) = args.job() {
+            self.tokens.engine.ended(job);
+        }
+        Ok(())
+    }
+
+    /// `plugin.query`: counters.
+    pub fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let mut answer = self.tokens.engine.counters();
+        answer["held"] = json!(self.tokens.membership.held().len());
+        answer["known-users"] = json!(self.tokens.owners.borrow().count());
+        args.answer(&answer);
+        Ok(())
+    }
+
+    fn with_membership<T>(&self, f: impl FnOnce(&Membership) -> T) -> T {
+        let timer = CallbackTimer::start();
+        let result = f(&self.tokens.membership);
+        self.tokens.engine.deliveries.account(&timer, None);
+        result
+    }
+}
+
+/// Adds the handlers of projects.
+fn handle_projects(plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
+    plugin.handle(VALIDATE, kept, |w: &WorkflowToken, _, args| {
+        w.with_membership(|membership| membership.validate(args))
+    })?;
+    plugin.handle(UPDATE, kept, |w: &WorkflowToken, _, args| {
+        w.with_membership(|membership| membership.update_project(args))
+    })?;
+    plugin.handle(DEPEND, kept, |w: &WorkflowToken, _, args| {
+        w.with_membership(|membership| membership.depend(args));
+        Ok(())
+    })
+}
+
+impl ffi::State for WorkflowToken {
+    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
+        self.tokens.engine.panicked(topic, args);
+    }
+}
+
+impl Drop for WorkflowToken {
+    fn drop(&mut self) {
+        self.tokens.engine.end();
+        self.tokens.membership.end();
+    }
+}
+
+impl Tokens {
+    fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let is_first = !self.engine.is_active();
+        self.engine.configure(args)?;
+        if is_first {
+            let held: Option<HashSet<JobId>> = self.engine.inherited();
+            self.membership.inherit(held.unwrap_or_default());
+        }
+        self.owners.borrow_mut().clear();
+        self.membership.decide_again();
+        Ok(())
+    }
+
+    fn has_projects(&self) -> bool {
+        let current = self.engine.current();
+        current.is_some_and(|current| !current.config.projects.is_empty())
+    }
+
+    /// Begins a delivery within the callback of the job's change to RUN.
+    fn start(&self, args: &Args<'_>) {
+        let timer = CallbackTimer::start();
+        let Some((job, uid, _)) = args.job_owner_state() else {
+            return;
+        };
+        let Some(matching) = self.matching(args, uid) else {
+            return;
+        };
+        let Engine {
+            deliveries, prologs, ..
+        } = &*self.engine;
+        if deliveries.is_under_way(job) {
+            return;
+        }
+        if let Err(e) = prologs.start() {
+            // The job must not start without its token.
+            prologs.raise(job, &e);
+            return;
+        }
+        deliveries.unless_it_panics(job, || self.begin(matching, job, uid, &timer));
+    }
+
+    fn begin(&self, matching: Matching, job: JobId, uid: u32, timer: &CallbackTimer) {
+        let Matching { current, rules, spec } = matching;
+        let deliveries = &self.engine.deliveries;
+        deliveries.begin(&current, job, uid, What::Rules(rules), spec, None);
+        deliveries.account(timer, Some(job));
+    }
+
+    /// Returns the rules that may match a job; none if no rule can.
+    fn matching(&self, args: &Args<'_>, uid: u32) -> Option<Matching> {
+        let current = self.engine.current()?;
+        if current.config.rules.is_empty() {
+            return None;
+        }
+        let spec = current.spec(args);
+        let owners = self.owners.borrow();
+        let facts = JobFacts {
+            args,
+            uid,
+            projects: &current.config.projects,
+            asked: &spec.asked,
+            owner: owners.known(uid),
+        };
+        if current.config.select(&facts) == Selection::None {
+            return None;
+        }
+        // The agent decides by the owner, whose groups may change until then.
+        let rules = current.config.candidates(&JobFacts { owner: None, ..facts });
+        let rules = rules.into_iter().filter_map(|rule| u32::try_from(rule).ok());
+        Some(Matching {
+            rules: rules.collect(),
+            spec,
+            current,
+        })
+    }
+
+    /// Resumes a job that was past SCHED when the plugin was loaded.
+    fn resume_active(&self, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
+        self.engine.is_active_still(job);
+        match self.engine.past(job) {
+            // In the same job manager the handover is exact, and the eventlog in the KVS may be behind.
+            Some(Past::None) if state == JobState::Run => self.start_late(args, job, uid),
+            Some(past) => self.settle(args, job, uid, state, past),
+            None => self.engine.read_eventlog(job),
+        }
+    }
+
+    /// Begins the delivery of a job that entered RUN while no plugin was loaded, if another prolog still holds it. Flux
+    /// rejects a prolog of a job that has started.
+    fn start_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
+        let timer = CallbackTimer::start();
+        let Some(matching) = self.matching(args, uid) else {
+            return;
+        };
+        let Engine {
+            deliveries, prologs, ..
+        } = &*self.engine;
+        if prologs.start().is_ok() {
+            deliveries.unless_it_panics(job, || self.begin(matching, job, uid, &timer));
+        }
+    }
+
+    fn settle(&self, args: &Args<'_>, job: JobId, uid: u32, state: JobState, past: Past) {
+        let timer = CallbackTimer::start();
+        if !self.engine.settle(job, state, past) {
+            return;
+        }
+        match self.matching(args, uid) {
+            Some(matching) => self.begin(matching, job, uid, &timer),
+            None => {
+                let why = "no rule matches it any more: the configuration was changed during its delivery";
+                let why = Failure::new(Code::RulesChanged, "the rules were changed: submit it again", why);
+                self.engine.deliveries.fail(job, &why);
+            }
+        }
+    }
+
+    /// Fails a job that entered RUN before this job manager had a plugin, and that something else still holds: only callbacks
+    /// of the job can start a prolog, and none need come before it starts.
+    fn too_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
+        if self.matching(args, uid).is_some() {
+            let user = "it was allocated before tokens were delivered here: submit it again";
+            let why =
+                "it was in RUN, and not started, when the plugin was loaded into this job manager for the first time";
+            self.engine.deliveries.count(Counter::Failed);
+            self.engine.prologs.raise(job, &Failure::new(Code::TooLate, user, why));
+        }
+    }
+}
+
+impl Hooks for Tokens {
+    fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog) {
+        ffi::inject_fault("eventlog");
+        // The job may have changed since it was read.
+        let Some(args) = self.engine.jobtap().lookup(job) else {
+            return;
+        };
+        let Some((_, uid, state)) = args.job_owner_state() else {
+            return;
+        };
+        if state == JobState::Inactive || self.engine.deliveries.is_under_way(job) {
+            return;
+        }
+        if state == JobState::Depend {
+            return self.membership.resume_from(job, uid, eventlog);
+        }
+        let past = eventlog.past(Perilog::Prolog, WORKFLOW_TOKEN.name);
+        if past == Past::None && state == JobState::Run && !eventlog.has_started() {
+            return self.too_late(&args, job, uid);
+        }
+        self.settle(&args, job, uid, state, past);
+    }
+
+    fn leave(&self, handover: &mut Handover) {
+        handover.own = json!(self.membership.held());
+    }
+
+    fn failed(&self, job: JobId, why: &Failure) {
+        self.engine.prologs.refuse(job, why);
+    }
+}
