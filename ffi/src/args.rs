@@ -3,7 +3,7 @@
 //! Single values are unpacked rather than parsed out of the whole: a jobspec may have megabytes.
 
 use std::{
-    ffi::{CString, c_char, c_int, c_void},
+    ffi::{c_char, c_int, c_void},
     io,
     marker::PhantomData,
     ptr,
@@ -66,41 +66,56 @@ const DEPTH: usize = 8;
 /// The place of a value in an object, as json_unpack(3) takes it: a format, the keys, and where the value goes. A
 /// C-variadic function does not look at arguments that its format has no use for, so that one call serves every depth.
 pub(crate) struct At {
-    format: CString,
-    keys: Vec<CString>,
+    /// `{s?` or `{s:` for each key, the kind, `}` for each key, and NUL.
+    format: [u8; 4 * DEPTH + 2],
+    /// The keys, each with its NUL, and where each begins.
+    keys: Vec<u8>,
+    begins: [usize; DEPTH],
+    depth: usize,
     out: *mut c_void,
 }
 
 impl At {
-    /// A value below keys that must be there, and then below keys that may be. None where there are none or too many.
-    pub(crate) fn new(present: &[&str], path: &[&str], kind: char, out: *mut c_void) -> Option<Self> {
+    /// Returns the place of a value below keys that must be there, and then below keys that may be. None if there are none or
+    /// too many, or one contains a NUL.
+    pub(crate) fn new(present: &[&str], path: &[&str], kind: u8, out: *mut c_void) -> Option<Self> {
         let depth = present.len() + path.len();
         if path.is_empty() || depth > DEPTH {
             return None;
         }
-        let format = "{s:".repeat(present.len()) + &"{s?".repeat(path.len()) + &kind.to_string() + &"}".repeat(depth);
-        Some(Self {
-            format: c_text(&format).ok()?,
-            keys: present
-                .iter()
-                .chain(path)
-                .map(|key| c_text(key).ok())
-                .collect::<Option<_>>()?,
+        let mut at = Self {
+            format: [0; 4 * DEPTH + 2],
+            keys: Vec::with_capacity(128),
+            begins: [0; DEPTH],
+            depth,
             out,
-        })
+        };
+        for (index, key) in present.iter().chain(path).enumerate() {
+            if key.as_bytes().contains(&0) {
+                return None;
+            }
+            at.begins[index] = at.keys.len();
+            at.keys.extend_from_slice(key.as_bytes());
+            at.keys.push(0);
+            let optional = if index < present.len() { b':' } else { b'?' };
+            at.format[3 * index..][..3].copy_from_slice(&[b'{', b's', optional]);
+        }
+        at.format[3 * depth] = kind;
+        at.format[3 * depth + 1..][..depth].fill(b'}');
+        Some(at)
     }
 
     pub(crate) fn format(&self) -> *const c_char {
-        self.format.as_ptr()
+        self.format.as_ptr().cast()
     }
 
     /// The keys, then where the value goes, then nulls.
     pub(crate) fn arguments(&self) -> [*const c_void; DEPTH + 1] {
         let mut arguments = [ptr::null(); DEPTH + 1];
-        for (argument, key) in arguments.iter_mut().zip(&self.keys) {
-            *argument = key.as_ptr().cast();
+        for (argument, begin) in arguments.iter_mut().zip(&self.begins[..self.depth]) {
+            *argument = self.keys[*begin..].as_ptr().cast();
         }
-        arguments[self.keys.len()] = self.out;
+        arguments[self.depth] = self.out;
         arguments
     }
 }
@@ -194,7 +209,7 @@ impl Args<'_> {
         let out: *mut *const c_char = &mut text;
         // SAFETY: `s` takes a place for a string that belongs to the arguments, and is copied here.
         unsafe {
-            if !self.unpack(path, 's', out.cast()) || text.is_null() {
+            if !self.unpack(path, b's', out.cast()) || text.is_null() {
                 return None;
             }
             if libc::strnlen(text, max.saturating_add(1)) > max {
@@ -210,7 +225,7 @@ impl Args<'_> {
         let mut value = i64::MIN;
         let out: *mut i64 = &mut value;
         // SAFETY: `I` takes a place for a json_int_t, which is 64 bits.
-        let found = unsafe { self.unpack(path, 'I', out.cast()) };
+        let found = unsafe { self.unpack(path, b'I', out.cast()) };
         (found && value != i64::MIN).then_some(value)
     }
 
@@ -220,7 +235,7 @@ impl Args<'_> {
         let mut value = f64::NAN;
         let out: *mut f64 = &mut value;
         // SAFETY: `F` takes a place for a double, and converts integers.
-        let found = unsafe { self.unpack(path, 'F', out.cast()) };
+        let found = unsafe { self.unpack(path, b'F', out.cast()) };
         (found && !value.is_nan()).then_some(value)
     }
 
@@ -230,7 +245,7 @@ impl Args<'_> {
         let out: *mut *mut c_void = &mut value;
         // SAFETY: `o` takes a place for a borrowed json_t, which lives as long as the arguments.
         unsafe {
-            if !self.unpack(path, 'o', out.cast()) || value.is_null() || is_null(value) {
+            if !self.unpack(path, b'o', out.cast()) || value.is_null() || is_null(value) {
                 return ptr::null();
             }
         }
@@ -241,7 +256,7 @@ impl Args<'_> {
     ///
     /// # Safety
     /// `out` is a place for what the format `kind` unpacks.
-    unsafe fn unpack(&self, path: &[&str], kind: char, out: *mut c_void) -> bool {
+    unsafe fn unpack(&self, path: &[&str], kind: u8, out: *mut c_void) -> bool {
         let Some(at) = At::new(&[], path, kind, out) else {
             return false;
         };

@@ -115,8 +115,7 @@ impl<'a> Flux<'a> {
     ///
     /// # Errors
     /// Where the request cannot be sent; what becomes of it is in the future.
-    pub fn lookup(self, key: &str) -> io::Result<Future> {
-        let key = c_text(key)?;
+    pub fn lookup(self, key: &CStr) -> io::Result<Future> {
         // SAFETY: a C string that the call copies; a null namespace is the default; the result is new, or null.
         unsafe { Future::own(raw::flux_kvs_lookup(self.raw, ptr::null(), 0, key.as_ptr())) }
     }

@@ -1,7 +1,7 @@
 //! Job ids, RFC 19.
 
 use std::{
-    ffi::{CStr, c_char},
+    ffi::{CStr, CString, c_char},
     fmt, io,
     str::FromStr,
 };
@@ -15,22 +15,19 @@ use crate::{c_text, last_error, raw};
 pub struct JobId(pub u64);
 
 impl JobId {
-    /// The KVS key of something in the job's directory: flux_job_kvs_key(3).
+    /// Returns the KVS key of something in the job's directory: flux_job_kvs_key(3).
     ///
     /// # Errors
     /// A key that does not fit in 256 bytes.
-    pub fn kvs_key(self, key: &str) -> io::Result<String> {
+    pub fn kvs_key(self, key: &CStr) -> io::Result<CString> {
         let mut buffer = [0 as c_char; 256];
-        let key = c_text(key)?;
         // SAFETY: the buffer is as long as is said, and the key a C string.
         let len = unsafe { raw::flux_job_kvs_key(buffer.as_mut_ptr(), 256, self.0, key.as_ptr()) };
         if len < 0 {
             return Err(last_error());
         }
         // SAFETY: on success the buffer has a NUL-terminated string.
-        Ok(unsafe { CStr::from_ptr(buffer.as_ptr()) }
-            .to_string_lossy()
-            .into_owned())
+        Ok(unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_owned())
     }
 }
 
@@ -43,7 +40,8 @@ impl fmt::Display for JobId {
             return write!(f, "{}", self.0);
         }
         // SAFETY: on success the buffer has a NUL-terminated string.
-        f.write_str(&unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_string_lossy())
+        let text = unsafe { CStr::from_ptr(buffer.as_ptr()) };
+        f.write_str(text.to_str().map_err(|_| fmt::Error)?)
     }
 }
 

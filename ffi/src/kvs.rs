@@ -1,8 +1,8 @@
 //! KVS transactions: flux_kvs_txn_create(3).
 
-use std::io;
+use std::{ffi::CStr, io};
 
-use crate::{c_text, last_error, raw};
+use crate::{last_error, raw};
 
 /// A transaction that is destroyed when dropped.
 pub struct Transaction {
@@ -27,11 +27,11 @@ impl Transaction {
     /// Sets a key to a text.
     ///
     /// # Errors
-    /// From flux_kvs_txn_put(3).
-    pub fn put(&mut self, key: &str, value: &str) -> io::Result<()> {
-        let (key, value) = (c_text(key)?, c_text(value)?);
-        // SAFETY: a live transaction and C strings that the call copies.
-        if unsafe { raw::flux_kvs_txn_put(self.raw, 0, key.as_ptr(), value.as_ptr()) } < 0 {
+    /// From flux_kvs_txn_put_raw(3).
+    pub fn put(&mut self, key: &CStr, value: &str) -> io::Result<()> {
+        // SAFETY: a live transaction, a C string, and so many bytes; the call copies them.
+        let rc = unsafe { raw::flux_kvs_txn_put_raw(self.raw, 0, key.as_ptr(), value.as_ptr().cast(), value.len()) };
+        if rc < 0 {
             return Err(last_error());
         }
         Ok(())
@@ -41,8 +41,7 @@ impl Transaction {
     ///
     /// # Errors
     /// From flux_kvs_txn_unlink(3).
-    pub fn unlink(&mut self, key: &str) -> io::Result<()> {
-        let key = c_text(key)?;
+    pub fn unlink(&mut self, key: &CStr) -> io::Result<()> {
         // SAFETY: a live transaction and a C string that the call copies.
         if unsafe { raw::flux_kvs_txn_unlink(self.raw, 0, key.as_ptr()) } < 0 {
             return Err(last_error());

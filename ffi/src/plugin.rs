@@ -202,7 +202,9 @@ unsafe extern "C" fn called<T: State, H: Handler<T>>(
         unsafe { CStr::from_ptr(topic) }
     };
     let done = guard(None, || {
-        inject_fault(&topic.to_string_lossy());
+        if cfg!(feature = "fault-injection") {
+            inject_fault(&topic.to_string_lossy());
+        }
         Some(handler(state, plugin, &args))
     });
     let result = done.unwrap_or_else(|| {

@@ -118,7 +118,13 @@ functions! {
     // libflux-core: KVS
     fn flux_kvs_txn_create() -> *mut flux_kvs_txn_t;
     fn flux_kvs_txn_destroy(txn: *mut flux_kvs_txn_t);
-    fn flux_kvs_txn_put(txn: *mut flux_kvs_txn_t, flags: c_int, key: *const c_char, value: *const c_char) -> c_int;
+    fn flux_kvs_txn_put_raw(
+        txn: *mut flux_kvs_txn_t,
+        flags: c_int,
+        key: *const c_char,
+        data: *const c_void,
+        len: usize,
+    ) -> c_int;
     fn flux_kvs_txn_unlink(txn: *mut flux_kvs_txn_t, flags: c_int, key: *const c_char) -> c_int;
     fn flux_kvs_commit(h: *mut flux_t, ns: *const c_char, flags: c_int, txn: *mut flux_kvs_txn_t) -> *mut flux_future_t;
     fn flux_kvs_lookup(h: *mut flux_t, ns: *const c_char, flags: c_int, key: *const c_char) -> *mut flux_future_t;

@@ -96,7 +96,7 @@ impl Shell<'_> {
         let mut value: *mut c_void = ptr::null_mut();
         let out: *mut *mut c_void = &mut value;
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let Some(at) = At::new(&["jobspec", "attributes"], &path, 'o', out.cast()) else {
+        let Some(at) = At::new(&["jobspec", "attributes"], &path, b'o', out.cast()) else {
             return false;
         };
         let a = at.arguments();

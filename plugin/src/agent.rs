@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use ffi::{Flux, LogLevel, Watcher};
+use ffi::{Flux, JobId, LogLevel, Watcher};
 use protocol::{Configure, Deliver, RELEASE, Reply, VERSION};
 
 use link::Link;
@@ -36,8 +36,8 @@ const TURN: usize = 16;
 
 /// What the client reports.
 pub(crate) enum AgentEvent {
-    /// The agent replied.
-    Reply(Reply),
+    /// The agent replied, about a delivery that waits for it or about something else.
+    Reply(Option<JobId>, Reply),
     /// For the log.
     Log(LogLevel, String),
 }
@@ -158,15 +158,13 @@ impl Agent {
         self.lost("it did not answer");
     }
 
-    /// Takes the replies that have come so far, before the client is dropped.
-    pub fn take_received(&self) -> Vec<Reply> {
+    /// Takes the replies that have come so far, each with its job, before the client is dropped.
+    pub fn take_received(&self) -> Vec<(Option<JobId>, Reply)> {
         let mut link = self.link.borrow_mut();
         let Some(link) = &mut *link else { return Vec::new() };
-        let mut replies = Vec::new();
-        while let Ok(Some(reply)) = link.next() {
-            replies.push(reply);
-        }
-        replies
+        let mut requests = self.requests.borrow_mut();
+        let replies = std::iter::from_fn(|| link.next().ok().flatten());
+        replies.map(|reply| (requests.replied(&reply), reply)).collect()
     }
 
     fn log(&self, level: LogLevel, line: impl Into<String>) {
@@ -285,7 +283,7 @@ impl Agent {
     /// Takes some of the replies that have come; the others after others had their turn.
     fn receive(self: &Rc<Self>) {
         ffi::inject_fault("watcher");
-        let mut replies = Vec::new();
+        let mut replies = Vec::with_capacity(TURN);
         let (mut ended, mut more) = (None, false);
         if let Some(link) = &mut *self.link.borrow_mut() {
             ended = link.read().err();
@@ -332,8 +330,8 @@ impl Agent {
             }
             Reply::Owner { .. } | Reply::Log(_) => {}
         }
-        self.requests.borrow_mut().replied(&reply);
-        (self.report)(AgentEvent::Reply(reply));
+        let job = self.requests.borrow_mut().replied(&reply);
+        (self.report)(AgentEvent::Reply(job, reply));
     }
 
     /// An agent of another release has made room for one of this release, unless others start it.

@@ -5,7 +5,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
+    ffi::CString,
     fmt, io,
     rc::Rc,
     time::{Duration, Instant},
@@ -58,12 +59,12 @@ pub(crate) enum CommitEvent<'a> {
 pub(crate) struct Commits {
     flux: Flux<'static>,
     /// The key of the records, in the KVS directory of the job.
-    key: &'static str,
+    key: CString,
     report: Box<dyn Fn(CommitEvent<'_>)>,
     /// Records that wait for a commit, by number of the delivery.
     sealed: RefCell<BTreeMap<u64, Stored>>,
     /// The commits under way, by number, and when the last of them began.
-    commits: RefCell<HashMap<u64, PendingFuture>>,
+    commits: RefCell<BTreeMap<u64, PendingFuture>>,
     began: Cell<Option<Instant>>,
     numbers: Cell<u64>,
     committed: RefCell<VecDeque<Committed>>,
@@ -73,7 +74,7 @@ pub(crate) struct Commits {
 
 impl Commits {
     /// Returns a store without records. `report` must not drop the store.
-    pub fn new(flux: Flux<'static>, key: &'static str, report: impl Fn(CommitEvent<'_>) + 'static) -> Rc<Self> {
+    pub fn new(flux: Flux<'static>, key: CString, report: impl Fn(CommitEvent<'_>) + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
             key,
@@ -101,7 +102,6 @@ impl Commits {
     /// Commits what waits. To be called every 100 ms while deliveries are under way.
     pub fn tick(self: &Rc<Self>) {
         self.commit();
-        crate::table::shrink(&mut self.commits.borrow_mut());
     }
 
     /// Takes the next delivery out whose commit has ended. While more are left, another turn comes.
@@ -171,7 +171,7 @@ impl Commits {
     /// Takes the records of the next commit out, with the numbers of their deliveries.
     fn next_records(&self) -> Vec<(u64, Stored)> {
         let mut sealed = self.sealed.borrow_mut();
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut records, mut bytes) = (Vec::with_capacity(COMMIT.0.min(sealed.len())), 0);
         while let Some(first) = sealed.first_entry() {
             bytes += first.get().record.len();
             if records.len() == COMMIT.0 || (bytes > COMMIT.1 && !records.is_empty()) {
@@ -244,7 +244,7 @@ impl Commits {
     fn put_all<'a>(&self, records: impl Iterator<Item = &'a Stored>) -> io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         for stored in records {
-            transaction.put(&stored.job.kvs_key(self.key)?, &stored.record)?;
+            transaction.put(&stored.job.kvs_key(&self.key)?, &stored.record)?;
         }
         self.flux.commit(transaction)
     }

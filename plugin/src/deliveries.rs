@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     collections::HashSet,
+    ffi::CString,
     rc::{Rc, Weak},
     time::{Duration, Instant},
 };
@@ -61,7 +62,9 @@ pub struct Deliveries {
 
 impl Deliveries {
     pub(crate) fn new(prologs: Prologs, report: impl Fn(DeliveryEvent<'_>) + 'static) -> Rc<Self> {
-        let (flux, key) = (prologs.jobtap.flux(), prologs.identity.key);
+        let flux = prologs.jobtap.flux();
+        // No key of a plugin contains a NUL.
+        let key = CString::new(prologs.identity.key).unwrap_or_default();
         Rc::new_cyclic(|this: &Weak<Self>| Self {
             prologs,
             report: Box::new(report),
@@ -70,12 +73,12 @@ impl Deliveries {
                 move |event| {
                     let Some(deliveries) = this.upgrade() else { return };
                     match event {
-                        AgentEvent::Reply(reply) => deliveries.replied(reply),
+                        AgentEvent::Reply(job, reply) => deliveries.replied(job, reply),
                         AgentEvent::Log(level, line) => prologs.log(level, &line),
                     }
                 }
             }),
-            commits: Commits::new(flux, key, {
+            commits: Commits::new(flux, key.clone(), {
                 let this = this.clone();
                 move |event| {
                     if let Some(deliveries) = this.upgrade() {
@@ -120,33 +123,26 @@ impl Deliveries {
         });
     }
 
-    fn replied(&self, reply: Reply) {
+    fn replied(&self, job: Option<JobId>, reply: Reply) {
         let timer = CallbackTimer::start();
-        let job_of = |number| self.table.borrow().job_of(number);
         let mut about = None;
-        match reply {
-            Reply::Delivered { number, record, names } => {
-                about = job_of(number);
-                if let Some(job) = about {
-                    self.unless_it_panics(job, || self.sealed(job, number, record, names));
-                }
+        match (reply, job) {
+            (Reply::Delivered { number, record, names }, Some(job)) => {
+                about = Some(job);
+                self.unless_it_panics(job, || self.sealed(job, number, record, names));
             }
-            Reply::NoRule { number } => {
-                if let Some(job) = job_of(number) {
-                    self.unless_it_panics(job, || self.no_rule(job));
-                }
+            (Reply::NoRule { .. }, Some(job)) => self.unless_it_panics(job, || self.no_rule(job)),
+            (Reply::Failed { failure, .. }, Some(job)) => self.unless_it_panics(job, || self.fail(job, &failure)),
+            // They were given up.
+            (Reply::Delivered { .. } | Reply::NoRule { .. } | Reply::Failed { .. }, None) => {}
+            (Reply::Log(line), job) => self.log_line(job, &line),
+            (Reply::Configured { generation, wrong }, _) => {
+                (self.report)(DeliveryEvent::Configured(generation, wrong));
             }
-            Reply::Failed { number, failure } => {
-                if let Some(job) = job_of(number) {
-                    self.unless_it_panics(job, || self.fail(job, &failure));
-                }
-            }
-            Reply::Configured { generation, wrong } => (self.report)(DeliveryEvent::Configured(generation, wrong)),
-            Reply::Log(line) => self.log_line(&line),
-            Reply::Owner { generation, uid, owner } => {
+            (Reply::Owner { generation, uid, owner }, _) => {
                 ffi::guard((), || (self.report)(DeliveryEvent::Owner(generation, uid, owner)));
             }
-            Reply::Welcome { .. } => {}
+            (Reply::Welcome { .. }, _) => {}
         }
         self.account(&timer, about);
     }
@@ -258,10 +254,14 @@ impl Deliveries {
     /// Ends all, since the plugin is being removed. Returns the jobs whose deliveries were under way.
     pub(crate) fn leave(&self) -> HashSet<JobId> {
         let table = self.table.take();
-        let arrived = self.agent.take_received().into_iter().filter_map(|reply| match reply {
-            Reply::Delivered { number, record, .. } => Some((number, table.job_of(number)?, record)),
-            _ => None,
-        });
+        let arrived = self
+            .agent
+            .take_received()
+            .into_iter()
+            .filter_map(|(job, reply)| match reply {
+                Reply::Delivered { number, record, .. } => Some((number, job?, record)),
+                _ => None,
+            });
         self.removals.leave();
         self.commits.leave(self.prologs.identity.looks_for_records, arrived);
         table.jobs().collect()
@@ -321,9 +321,8 @@ impl Deliveries {
         }
     }
 
-    fn log_line(&self, line: &Line) {
+    fn log_line(&self, job: Option<JobId>, line: &Line) {
         let level = if line.is_warning { LogLevel::Err } else { LogLevel::Info };
-        let job = line.number.and_then(|number| self.table.borrow().job_of(number));
         match (job, line.number) {
             (Some(job), _) => self.prologs.log(level, &format!("{job}: {}", line.text)),
             (None, None) => self.prologs.log(level, &line.text),

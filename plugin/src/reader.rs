@@ -5,7 +5,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
+    ffi::CStr,
     fmt, io,
     rc::Rc,
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 const WRITTEN: f64 = 0.5;
 
 /// A key that does not exist. Its removal commits nothing.
-const NO_KEY: &str = "dws-jobtap-was-here";
+const NO_KEY: &CStr = c"dws-jobtap-was-here";
 
 /// After what time an eventlog that could not be read is read again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -48,13 +49,13 @@ pub(crate) struct Reader {
     jobtap: Jobtap<'static>,
     report: Box<dyn Fn(ReadEvent)>,
     /// The jobs of which nothing is known, and when each is read again.
-    unknown: RefCell<HashMap<JobId, Instant>>,
+    unknown: RefCell<BTreeMap<JobId, Instant>>,
     /// Those whose events may not be in the KVS yet, and the step that waits for them.
     unwritten: RefCell<Vec<JobId>>,
     flush: RefCell<Option<Flush>>,
     /// Those that wait for others to be read, and the requests under way by number.
     waiting: RefCell<VecDeque<JobId>>,
-    pending: RefCell<HashMap<u64, PendingFuture>>,
+    pending: RefCell<BTreeMap<u64, PendingFuture>>,
     numbers: Cell<u64>,
 }
 
@@ -137,7 +138,6 @@ impl Reader {
         for job in due {
             self.read(job);
         }
-        crate::table::shrink(&mut self.pending.borrow_mut());
     }
 
     fn flux(&self) -> Flux<'static> {
@@ -206,7 +206,7 @@ impl Reader {
         let number = self.numbers.get() + 1;
         self.numbers.set(number);
         let weak = Rc::downgrade(self);
-        let asked = job.kvs_key("eventlog").and_then(|key| {
+        let asked = job.kvs_key(c"eventlog").and_then(|key| {
             self.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(reader) = weak.upgrade() else { return };
                 let done = reader.pending.borrow_mut().remove(&number);

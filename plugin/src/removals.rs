@@ -5,6 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeSet, HashSet, VecDeque},
+    ffi::CString,
     fmt, io,
     rc::Rc,
     time::{Duration, Instant},
@@ -35,7 +36,7 @@ pub(crate) enum RemovalEvent {
 pub(crate) struct Removals {
     flux: Flux<'static>,
     /// The key of the records, in the KVS directory of the job.
-    key: &'static str,
+    key: CString,
     report: Box<dyn Fn(RemovalEvent)>,
     /// Whether records are removed at all, by the configuration.
     is_enabled: Cell<bool>,
@@ -53,7 +54,7 @@ pub(crate) struct Removals {
 
 impl Removals {
     /// Returns a store that knows of no record.
-    pub fn new(flux: Flux<'static>, key: &'static str, report: impl Fn(RemovalEvent) + 'static) -> Rc<Self> {
+    pub fn new(flux: Flux<'static>, key: CString, report: impl Fn(RemovalEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
             key,
@@ -188,7 +189,7 @@ impl Removals {
     fn unlink_all(&self, jobs: &[JobId]) -> io::Result<Future> {
         let mut transaction = ffi::Transaction::new()?;
         for job in jobs {
-            transaction.unlink(&job.kvs_key(self.key)?)?;
+            transaction.unlink(&job.kvs_key(&self.key)?)?;
         }
         self.flux.commit(transaction)
     }

@@ -1,15 +1,12 @@
 //! The table of deliveries. Each operation takes as long with a hundred thousand other deliveries as with none.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
 use ffi::JobId;
 use protocol::Failure;
-
-/// For how many entries a table keeps memory when it is nearly empty.
-const ROOM: usize = 64;
 
 /// Called at the end of a delivery, unless it was given up: with the names of the variables, or the failure.
 pub type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
@@ -45,7 +42,6 @@ pub(crate) enum Stage {
 pub(crate) struct Table {
     /// A tree: a hash table that grows moves all of its entries at once, for which the reactor thread would wait.
     jobs: BTreeMap<JobId, Box<Delivery>>,
-    by_number: BTreeMap<u64, JobId>,
     /// By when their time is over.
     deadlines: BTreeMap<(Instant, u64), JobId>,
     /// The number of the last one.
@@ -79,14 +75,8 @@ impl Table {
             end,
         };
         self.deadlines.insert((deadline, number), job);
-        self.by_number.insert(number, job);
         self.jobs.insert(job, Box::new(delivery));
         number
-    }
-
-    /// Returns the job of a delivery.
-    pub fn job_of(&self, number: u64) -> Option<JobId> {
-        self.by_number.get(&number).copied()
     }
 
     /// The delivery of a job.
@@ -103,7 +93,6 @@ impl Table {
     pub fn remove(&mut self, job: JobId) -> Option<Delivery> {
         let delivery = *self.jobs.remove(&job)?;
         self.deadlines.remove(&(delivery.deadline, delivery.number));
-        self.by_number.remove(&delivery.number);
         Some(delivery)
     }
 
@@ -114,13 +103,6 @@ impl Table {
             .iter()
             .take_while(move |((deadline, _), _)| *deadline <= now);
         overdue.filter_map(|(_, job)| Some((*job, self.jobs.get(job)?.as_ref())))
-    }
-}
-
-/// Gives memory back that a map has for many more entries than it has.
-pub(crate) fn shrink<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>) {
-    if map.capacity() > ROOM.max(map.len() * 4) {
-        map.shrink_to(ROOM);
     }
 }
 

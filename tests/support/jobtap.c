@@ -55,7 +55,7 @@ extern void flux_watcher_start (flux_watcher_t *);
 extern void flux_watcher_destroy (flux_watcher_t *);
 extern flux_txn_t *flux_kvs_txn_create (void);
 extern void flux_kvs_txn_destroy (flux_txn_t *);
-extern int flux_kvs_txn_put (flux_txn_t *, int, const char *, const char *);
+extern int flux_kvs_txn_put_raw (flux_txn_t *, int, const char *, const void *, size_t);
 extern flux_future_t *flux_kvs_commit (flux_t *, const char *, int, flux_txn_t *);
 extern int flux_future_then (flux_future_t *, double, void (*) (flux_future_t *, void *), void *);
 extern int flux_future_get (flux_future_t *, const void **);
@@ -125,7 +125,7 @@ static void woken (flux_reactor_t *r, flux_watcher_t *w, int revents, void *arg)
             i++;
         flux_job_kvs_key (key, sizeof (key), id, "test");
         flux_txn_t *txn = flux_kvs_txn_create ();
-        flux_kvs_txn_put (txn, 0, key, "\"canary\"");
+        flux_kvs_txn_put_raw (txn, 0, key, "\"canary\"", 8);
         t->futures[i] = flux_kvs_commit (t->h, NULL, 0, txn);
         t->committing[i] = id;
         flux_kvs_txn_destroy (txn);

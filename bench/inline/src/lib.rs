@@ -20,6 +20,9 @@ use ffi::{
 use seal::{Munge, Owner, Record, Secret, Variables};
 use serde_json::json;
 
+/// The key of the records, in the KVS directory of the job.
+const KEY: &CStr = c"workflow-token";
+
 const PROLOG: &CStr = c"workflow-token";
 
 struct Inline {
@@ -55,7 +58,7 @@ impl Inline {
             None => value,
         };
         let mut transaction = Transaction::new()?;
-        transaction.put(&job.kvs_key(seal::key::WORKFLOW_TOKEN)?, &value)?;
+        transaction.put(&job.kvs_key(KEY)?, &value)?;
         let (jobtap, commits) = (self.jobtap, self.commits.clone());
         let commit = self.jobtap.flux().commit(transaction)?.then(60.0, move |future| {
             let status = i32::from(future.get().is_err());

@@ -37,7 +37,7 @@ impl Rabbits {
 
     /// Sends `dws.setup`, once it is known which resources the job has.
     pub(super) fn set_up(self: &Rc<Self>, job: JobId) {
-        let asked = job.kvs_key("R").and_then(|key| self.engine.flux().lookup(&key));
+        let asked = job.kvs_key(c"R").and_then(|key| self.engine.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
             if !me.on_prolog(job, PrologEvent::SetupSent) {
                 // It was canceled meanwhile, and the service was told to tear its workflow down.

@@ -6,7 +6,7 @@
 //! turns out to have had one, one of the two is finished. What is in RUN, and came there while no plugin or another one was
 //! loaded into this job manager, is held by a prolog in the same way.
 
-use std::rc::Rc;
+use std::{ffi::CString, rc::Rc};
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError};
 use plugin::{Counter, Eventlog, Past, Perilog};
@@ -141,11 +141,13 @@ impl Rabbits {
         self.on_prolog(job, PrologEvent::LookedFor);
         let written = self.engine.commit_nothing();
         let sent = self.call(job, Call::Record, written, move |me, future| {
-            let asked = job.kvs_key(super::DWS.key);
-            let asked = asked.and_then(|key| match future.get() {
-                Ok(()) => me.engine.flux().lookup(&key),
-                Err(e) => Err(std::io::Error::other(e.to_string())),
-            });
+            let asked = CString::new(super::DWS.key).map_err(Into::into);
+            let asked = asked
+                .and_then(|key| job.kvs_key(&key))
+                .and_then(|key| match future.get() {
+                    Ok(()) => me.engine.flux().lookup(&key),
+                    Err(e) => Err(std::io::Error::other(e.to_string())),
+                });
             let sent = me.call(job, Call::Record, asked, move |me, future| {
                 let record = future.value().ok().flatten();
                 me.looked_for_record(job, record.and_then(|text| seal::Record::from_json(&text).ok()));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ffi::JobId;
 use protocol::{Configure, Deliver, Hello, RELEASE, Reply, Request, VERSION};
 use zeroize::Zeroizing;
 
@@ -23,6 +24,13 @@ enum Unsent {
     Deliver(u64),
     Cancel(u64),
     LookUp(u32, u32),
+}
+
+fn job_of(request: &Request) -> Option<JobId> {
+    match request {
+        Request::Deliver(deliver) => Some(JobId(deliver.jobid)),
+        _ => None,
+    }
 }
 
 impl Requests {
@@ -77,16 +85,18 @@ impl Requests {
         is_new
     }
 
-    /// Removes the request of a final reply.
-    pub fn replied(&mut self, reply: &Reply) {
+    /// Removes the request of a final reply. Returns the job of a reply; none if it has none, or was given up.
+    pub fn replied(&mut self, reply: &Reply) -> Option<JobId> {
         match reply {
             Reply::Delivered { number, .. } | Reply::NoRule { number } | Reply::Failed { number, .. } => {
-                self.deliveries.remove(number);
+                self.deliveries.remove(number).as_ref().and_then(job_of)
             }
+            Reply::Log(line) => self.deliveries.get(&line.number?).and_then(job_of),
             Reply::Owner { generation, uid, .. } => {
                 self.look_ups.remove(&(*generation, *uid));
+                None
             }
-            Reply::Welcome { .. } | Reply::Configured { .. } | Reply::Log(_) => {}
+            Reply::Welcome { .. } | Reply::Configured { .. } => None,
         }
     }
 

@@ -257,11 +257,12 @@ impl Tokens {
             asked: &spec.asked,
             owner: owners.known(uid),
         };
-        if current.config.select(&facts) == Selection::None {
-            return None;
-        }
         // The agent decides by the owner, whose groups may change until then.
         let rules = current.config.candidates(&JobFacts { owner: None, ..facts });
+        let is_known = facts.owner.is_some();
+        if rules.is_empty() || (is_known && current.config.select(&facts) == Selection::None) {
+            return None;
+        }
         let rules = rules.into_iter().filter_map(|rule| u32::try_from(rule).ok());
         Some(Matching {
             rules: rules.collect(),

@@ -21,7 +21,7 @@ check! {
     jobtap: flux_jobtap_get_flux flux_jobtap_service_register flux_jobtap_prolog_start flux_jobtap_prolog_finish
         flux_jobtap_job_lookup flux_jobtap_epilog_start flux_jobtap_epilog_finish flux_jobtap_dependency_add
         flux_jobtap_dependency_remove flux_jobtap_job_subscribe flux_jobtap_job_event_posted;
-    kvs: flux_kvs_txn_create flux_kvs_txn_destroy flux_kvs_txn_put flux_kvs_txn_unlink;
+    kvs: flux_kvs_txn_create flux_kvs_txn_destroy flux_kvs_txn_put_raw flux_kvs_txn_unlink;
     plugin: flux_plugin_set_name flux_plugin_get_path flux_plugin_get_conf flux_plugin_add_handler flux_plugin_aux_set
         flux_plugin_aux_get flux_plugin_arg_get flux_plugin_arg_set flux_plugin_arg_strerror flux_plugin_arg_destroy;
     reactor: flux_fd_watcher_create flux_timer_watcher_create flux_watcher_start flux_watcher_stop flux_watcher_destroy;

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::CStr;
+use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -323,24 +323,25 @@ pub unsafe extern "C" fn flux_kvs_txn_destroy(txn: *mut flux_kvs_txn_t) {
     }
 }
 
-/// flux_kvs_txn_put(3)
+/// flux_kvs_txn_put_raw(3)
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn flux_kvs_txn_put(
+pub unsafe extern "C" fn flux_kvs_txn_put_raw(
     txn: *mut flux_kvs_txn_t,
     flags: c_int,
     key: *const c_char,
-    value: *const c_char,
+    data: *const c_void,
+    len: usize,
 ) -> c_int {
-    // SAFETY: the caller passes NULL or valid pointers; a flux_kvs_txn_t is only ever a Txn.
+    // SAFETY: the caller passes NULL or valid pointers, to so many bytes; a flux_kvs_txn_t is only ever a Txn.
     unsafe {
         let key = c::string(key).and_then(|key| normalize(&key));
         let (Some(txn), Some(key)) = (txn.cast::<Txn>().as_mut(), key) else {
             return fail(libc::EINVAL);
         };
-        let value = if value.is_null() {
+        let value = if data.is_null() {
             Vec::new()
         } else {
-            CStr::from_ptr(value).to_bytes().to_vec()
+            std::slice::from_raw_parts(data.cast::<u8>(), len).to_vec()
         };
         txn.0.push(match flags {
             0 => Op::Put { key, value },
