@@ -582,6 +582,7 @@ fn job_ids_of_an_earlier_version_and_damaged_bytes_are_not_read() {
         &[0][..],
         &[1, 7],
         &[2, 7, 8],
+        &[3, 7, 8, 1],
         &[1, magic],
         &[3, magic, 9, 1],
         &[3, magic, u64::MAX, 1],
