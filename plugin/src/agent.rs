@@ -204,7 +204,7 @@ impl Agent {
         match state {
             process::Startup::Starting(since) if since.elapsed() < STARTUP => self.retry_after(BACKOFF.0),
             process::Startup::Starting(_) => self.failed("it was started and does not listen"),
-            process::Startup::Ended(how) => self.failed(&how),
+            process::Startup::Ended => self.failed("it ended at once: see its output in that of the broker"),
             process::Startup::None => {
                 let started = self.process.borrow_mut().start(programs, &address.socket);
                 match started {
