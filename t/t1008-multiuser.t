@@ -200,6 +200,24 @@ test_expect_success 'a delivery that fails tells the guest no path' '
 	run "$GUEST" true
 '
 
+# The kernel names root as its peer, as it does with a socket of systemd.
+test_expect_success 'an agent that runs as root seals nothing, and the log says why' '
+	cp config/workflow-token.toml former &&
+	{ "$STAGE/libexec/workflow-token-agent" --stay --socket "$RUN/of-root" 2>agent.err & } &&
+	roots=$! &&
+	eventually test -S "$RUN/of-root" &&
+	chown "$OWNER" "$RUN/of-root" &&
+	sed -i "1a agent = \"$RUN/of-root\"\ntimeout = \"1s\"" config/workflow-token.toml &&
+	flux config reload &&
+	id=$(as "$GUEST" flux submit --setattr=system.workflow=1 true) &&
+	is_failed_delivery "$id" "[agent-" &&
+	flux dmesg >dmesg &&
+	grep -F "it runs as uid 0, and job shells accept only what uid $(id -u "$OWNER") has sealed" dmesg
+	result=$?
+	kill $roots
+	cat former >config/workflow-token.toml && flux config reload && run "$GUEST" true && return $result
+'
+
 test_expect_success 'the instance ends well' 'instance_down'
 
 test_done

@@ -11,6 +11,7 @@ use std::{
 };
 
 use delivery::{Engine, Outcome, Sealed, Task, Variables};
+use nix::unistd::geteuid;
 use protocol::{Code, Deliver, Failure, HEADER, Line, RELEASE, Reply, Request, SecretText, VERSION, What};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +28,9 @@ use crate::serve::Agent;
 
 /// How many replies are written at once.
 const AT_ONCE: usize = 64;
+
+/// How long a connection may last that is refused.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// A connection, while it is there.
 struct Connection {
@@ -75,16 +79,32 @@ pub async fn serve(stream: UnixStream, agent: Arc<Agent>) {
     }
 }
 
+/// Lets a plugin know whose agent it has found, where this is not an agent for it, and ends the connection.
+pub async fn refuse(mut stream: UnixStream) {
+    let said = async {
+        let frame = protocol::encode(&welcome()).map_err(io::Error::other)?;
+        stream.write_all(&frame).await?;
+        // Until it has read that, and closes the connection.
+        stream.read(&mut [0]).await
+    };
+    // It is of no interest why a stranger did not hear it.
+    let _ = tokio::time::timeout(REFUSAL, said).await;
+}
+
+fn welcome() -> Reply {
+    Reply::Welcome {
+        version: VERSION,
+        release: RELEASE.to_owned(),
+        uid: geteuid().as_raw(),
+    }
+}
+
 impl Connection {
     async fn read(&mut self, mut reader: OwnedReadHalf) -> io::Result<()> {
         let Request::Hello(hello) = receive(&mut reader).await? else {
             return Err(io::Error::other("a plugin did not say hello"));
         };
-        let release = RELEASE.to_owned();
-        self.reply(Reply::Welcome {
-            version: VERSION,
-            release,
-        });
+        self.reply(welcome());
         if hello.release != RELEASE {
             self.agent.retire.notify_one();
         }
@@ -141,7 +161,7 @@ impl Connection {
                 return self.reply(Reply::Failed { number, failure });
             }
             None => {
-                let failure = Failure::internal();
+                let failure = Failure::internal_in_agent();
                 return self.reply(Reply::Failed { number, failure });
             }
         };
@@ -247,7 +267,7 @@ impl Drop for Report {
     fn drop(&mut self) {
         self.deliveries.lock().remove(&self.number);
         if !self.is_sent {
-            let failure = Failure::internal();
+            let failure = Failure::internal_in_agent();
             // One that was canceled is not waited for.
             let _ = self.replies.send(Reply::Failed {
                 number: self.number,

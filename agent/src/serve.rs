@@ -51,6 +51,8 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
                 Ok((stream, _)) => {
                     if is_allowed(&stream) {
                         connections.spawn(connection::serve(stream, Arc::clone(&agent)));
+                    } else {
+                        connections.spawn(connection::refuse(stream));
                     }
                 }
                 Err(e) => {

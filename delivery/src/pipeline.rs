@@ -121,7 +121,7 @@ impl Engine {
             }
             Ok((jobid, uid, Variables::Rules(_))) => (jobid, uid, fetched),
             // Threads that had it have returned.
-            Err(_) => return Err(Failure::internal()),
+            Err(_) => return Err(Failure::internal_in_agent()),
         };
         self.seal(variables, progress, lines).await
     }
@@ -305,7 +305,7 @@ async fn on_thread<T: Send + 'static, P: Send + 'static>(
 ) -> Result<(T, P), Failure> {
     let thread = tokio::task::spawn_blocking(move || (work(), permit));
     // The message of a panic is not repeated: it may quote anything.
-    thread.await.map_err(|_| Failure::internal())
+    thread.await.map_err(|_| Failure::internal_in_agent())
 }
 
 /// A token that is bound to a job is for no other.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ffi::{Flux, JobId, LogLevel, Watcher};
+use nix::unistd::geteuid;
 use protocol::{Configure, Deliver, RELEASE, Reply, VERSION};
 
 use link::Link;
@@ -301,6 +302,10 @@ impl Agent {
         }
         for reply in replies {
             self.replied(reply);
+            // Of an agent that is of no use, no further reply counts.
+            if !self.is_connected() {
+                return;
+            }
         }
         if more {
             // What ended the connection comes up again when all has been taken.
@@ -320,7 +325,7 @@ impl Agent {
 
     fn replied(self: &Rc<Self>, reply: Reply) {
         match &reply {
-            Reply::Welcome { version, release } => return self.welcomed(*version, release),
+            Reply::Welcome { version, release, uid } => return self.welcomed(*version, release, *uid),
             Reply::Delivered { .. } | Reply::NoRule { .. } | Reply::Failed { .. } => drop(self.tries.take()),
             Reply::Configured { .. } => {
                 let reported = self.tries.borrow_mut().reported.take();
@@ -334,19 +339,25 @@ impl Agent {
         (self.report)(AgentEvent::Reply(job, reply));
     }
 
-    /// An agent of another release has made room for one of this release, unless others start it.
-    fn welcomed(self: &Rc<Self>, version: u16, release: &str) {
+    /// An agent of another release has made room for one of this release, unless others start it. An agent of another user is
+    /// of no use, although root may listen for one: job shells accept only what the instance owner has sealed.
+    fn welcomed(self: &Rc<Self>, version: u16, release: &str, uid: u32) {
         let is_ours = self
             .address
             .borrow()
             .as_ref()
             .is_some_and(|address| address.programs.is_some());
-        if version == VERSION && (release == RELEASE || !is_ours) {
+        let own = geteuid().as_raw();
+        if version == VERSION && (release == RELEASE || !is_ours) && uid == own {
             return;
         }
         let link = self.link.borrow_mut().take();
         drop(link);
-        if is_ours {
+        if version == VERSION && uid != own {
+            self.failed(&format!(
+                "it runs as uid {uid}, and job shells accept only what uid {own} has sealed, the instance owner: start it as that user"
+            ));
+        } else if is_ours {
             self.retry_after(BACKOFF.0);
         } else {
             self.failed(&format!(

@@ -3,6 +3,7 @@
 #[macro_use]
 extern crate needs;
 
+mod agent;
 mod delivery;
 mod dws;
 mod dws_shell;

@@ -25,13 +25,19 @@ impl Failure {
         }
     }
 
-    /// A fault of this software. The message of a panic is not repeated: it may quote anything.
+    /// A fault of a plugin. The message of a panic is not repeated: it may quote anything.
     pub fn internal() -> Self {
-        Self::new(
-            Code::Internal,
-            "an internal error",
-            "an internal error: its place is in the broker's output",
-        )
+        Self::internal_in("the broker's output")
+    }
+
+    /// A fault of the agent.
+    pub fn internal_in_agent() -> Self {
+        Self::internal_in("the agent's output, which is that of the broker unless systemd started the agent")
+    }
+
+    fn internal_in(output: &str) -> Self {
+        let operator = format!("an internal error: its place is in {output}");
+        Self::new(Code::Internal, "an internal error", operator)
     }
 }
 

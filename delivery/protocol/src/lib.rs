@@ -127,13 +127,17 @@ impl fmt::Debug for SecretText {
 /// From the agent to a plugin.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The reply to [`Request::Hello`]. If the version differs, the agent closes the connection after it. If only the
-    /// release differs, the agent leaves its socket to a successor and serves its connections to their end.
+    /// The reply to [`Request::Hello`]. If the version differs, or the agent does not serve the user that the plugin runs as,
+    /// the agent closes the connection after it. If only the release differs, the agent leaves its socket to a successor and
+    /// serves its connections to their end.
     Welcome {
         /// The version of the agent.
         version: u16,
         /// The release of the agent.
         release: String,
+        /// The uid that the agent runs as, which is the sealer of its records. The peer of a socket that systemd passed is
+        /// systemd.
+        uid: u32,
     },
     /// The reply to [`Request::Configure`]: why the configuration cannot be used here, if it cannot.
     Configured {

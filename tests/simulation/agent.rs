@@ -1,0 +1,68 @@
+//! Agents that plugins connect to and have not started.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    thread,
+};
+
+use crate::support::plugins::{PRINT, Site, jwt, matching, me};
+use protocol::{Incoming, RELEASE, Reply, Request, VERSION};
+use serde_json::json;
+
+/// Welcomes a plugin as an agent of another user does, but not before it has a delivery, which it answers in the same breath.
+fn welcome_late(mut plugin: UnixStream) -> std::io::Result<()> {
+    let mut incoming = Incoming::default();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = plugin.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        incoming.add(&buffer[..length]);
+        while let Some(request) = incoming.take::<Request>().map_err(std::io::Error::other)? {
+            let Request::Deliver(deliver) = request else { continue };
+            let (number, release, uid) = (deliver.number, RELEASE.to_owned(), me() + 1);
+            let welcome = Reply::Welcome {
+                version: VERSION,
+                release,
+                uid,
+            };
+            let mut bytes = Vec::new();
+            for reply in [welcome, Reply::NoRule { number }] {
+                bytes.extend_from_slice(&protocol::encode(&reply).map_err(std::io::Error::other)?);
+            }
+            plugin.write_all(&bytes)?;
+        }
+    }
+}
+
+/// Its records would be refused by every job shell. With a socket that systemd has made, the kernel does not tell.
+#[needs(munged)]
+#[test]
+fn an_agent_that_runs_as_another_user_is_not_used_and_the_log_says_so() {
+    let site = Site::new();
+    let socket = UnixListener::bind(site.at("agent")).unwrap();
+    thread::spawn(move || {
+        for plugin in socket.incoming().flatten() {
+            // A plugin closes the connection when it likes.
+            let _ = welcome_late(plugin);
+        }
+    });
+    let rule = site.file_rule("dw", jwt(json!({})));
+    let mut instance = site.instance(json!({"agent": site.path("agent"), "timeout": "1s", "rule": [rule]}));
+    let job = instance.submit(PRINT, matching("dw"));
+    let note = instance.undelivered(&job);
+    assert!(
+        note.contains("[agent-unavailable]") || note.contains("[agent-timeout]"),
+        "{note}"
+    );
+    let line = format!(
+        "it runs as uid {}, and job shells accept only what uid {} has sealed",
+        me() + 1,
+        me()
+    );
+    let told = instance.dmesg().iter().filter(|logged| logged.contains(&line)).count();
+    assert_eq!(told, 1, "{:?}", instance.dmesg());
+    instance.shutdown();
+}
