@@ -48,3 +48,8 @@ fn config() {
 fn eventlog() {
     replay("eventlog", fuzz::eventlog);
 }
+
+#[test]
+fn protocol() {
+    replay("protocol", fuzz::protocol);
+}

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::ExposeSecret;
+use serde::{Serialize, de::DeserializeOwned};
 use token::{HmacKey, KeySet, ObjectKey, SigningKey, Token, Tokens, Verifier, VerifyingKey, authorize, check_shape};
 
 fn now() -> SystemTime {
@@ -172,4 +173,72 @@ pub fn eventlog(data: &[u8]) {
         once.contexts("memo")
             .all(|context| context.to_string().len() <= 8 * text.len() + 8)
     );
+}
+
+/// What a plugin or an agent receives from the other: the first four bytes say in pieces of which sizes the others arrive.
+pub fn protocol(data: &[u8]) {
+    let Some((sizes, received)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    message::<protocol::Request>(received);
+    message::<protocol::Reply>(received);
+    frames::<protocol::Request>(sizes, received);
+    frames::<protocol::Reply>(sizes, received);
+}
+
+/// The body of a frame. Returns the frame that its message makes, which need not be the same: a number may have been written
+/// with more bytes than it takes.
+fn message<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<Vec<u8>> {
+    let message = protocol::decode::<T>(body).ok()?;
+    let frame = protocol::encode(&message).expect("what was read is written");
+    assert!(frame.len() <= protocol::HEADER + body.len(), "a message grows");
+    let again = protocol::decode::<T>(&frame[protocol::HEADER..]).expect("what was written is read");
+    assert_eq!(protocol::encode(&again), Ok(frame.clone()));
+    Some(frame.to_vec())
+}
+
+/// A reader that gets pieces, as the plugin's is, finds the same messages, and the same end, as one that waits for all of
+/// each, as the agent's does.
+fn frames<T: Serialize + DeserializeOwned>(sizes: &[u8; 4], received: &[u8]) {
+    let mut expected = Vec::new();
+    let mut rest = received;
+    let is_broken = loop {
+        let Some((header, behind)) = rest.split_first_chunk::<{ protocol::HEADER }>() else {
+            break false;
+        };
+        let Ok(length) = protocol::body_length(*header) else {
+            break true;
+        };
+        let Some((body, behind)) = behind.split_at_checked(length) else {
+            break false;
+        };
+        let Some(frame) = message::<T>(body) else {
+            break true;
+        };
+        expected.push(frame);
+        rest = behind;
+    };
+
+    let mut incoming = protocol::Incoming::default();
+    let mut found = Vec::new();
+    let mut rest = received;
+    for size in sizes.iter().cycle() {
+        let (piece, behind) = rest.split_at(usize::from(*size).max(1).min(rest.len()));
+        incoming.add(piece);
+        rest = behind;
+        loop {
+            match incoming.take::<T>() {
+                Ok(Some(message)) => found.push(protocol::encode(&message).expect("what was read is written").to_vec()),
+                Ok(None) if rest.is_empty() => {
+                    assert!(!is_broken, "what is broken was waited for");
+                    return assert_eq!(found, expected);
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    assert!(is_broken, "what is whole was refused");
+                    return assert_eq!(found, expected);
+                }
+            }
+        }
+    }
 }
