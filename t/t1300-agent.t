@@ -4,6 +4,16 @@ test_description='The agent is killed, stopped, missing, changed by others, or e
 . "$(dirname "$0")/lib.sh"
 need_flux
 
+# A program that is missing is missed in the tree that the plugin is in.
+cp -R "$STAGE" stage || error "the stage could not be copied"
+STAGE=$PWD/stage
+JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
+SHELL_PLUGIN=$STAGE/lib/flux/shell/plugins/workflow-token.so
+test "$(id -u)" != 0 || test_set_prereq ROOT
+test -e /usr/libexec/workflow-token-agent || test_set_prereq NONE_INSTALLED
+! command -v gcore >/dev/null || test_set_prereq GCORE
+SECONDS_STOPPED=${WORKFLOW_TOKEN_AGENT_STOPPED:-60}
+
 JOBS=${WORKFLOW_TOKEN_AGENT_JOBS:-2000}
 KILLS=${WORKFLOW_TOKEN_AGENT_KILLS:-200}
 token_file token >/dev/null
@@ -23,7 +33,7 @@ rules | table
 
 # agents: the processes of agents of this test.
 agents() {
-	pgrep -f "^[^ ]*workflow-token-agent --socket $RUN/"
+	pgrep -f "^/.*/workflow-token-agent --socket $RUN/"
 }
 
 one_agent() {
@@ -37,6 +47,11 @@ broker() {
 # holdings: the threads and descriptors of the broker.
 holdings() {
 	echo "$(ls "/proc/$(broker)/task" | wc -l) $(ls "/proc/$(broker)/fd" | wc -l)"
+}
+
+# used: for how many hundredths of a second the broker has run.
+used() {
+	sed "s/.*) //" "/proc/$(broker)/stat" | { read -ra fields && echo $((fields[11] + fields[12])); }
 }
 
 log_has() {
@@ -118,8 +133,54 @@ test_expect_success 'a new agent serves the next job' '
 	gets_token && eventually one_agent && test "$(agents)" != "$pid"
 '
 
-# fails_closed TABLE TEXT: with this key, jobs fail in time, and one line of the log has the text.
+# others: how many hundredths of a second 50 jobs take that need no token, and for how many of them the broker runs.
+others() {
+	local start before
+	start=$(date +%s%2N) before=$(used)
+	LIMIT=300 flux submit --cc=1-50 -o cpu-affinity=off --wait --quiet true || return
+	echo $(($(date +%s%2N) - start)) $(($(used) - before))
+}
+
+test_expect_success "it is stopped for $SECONDS_STOPPED seconds: other jobs start and end while deliveries wait for it" '
+	{ echo "timeout = \"${SECONDS_STOPPED}s\"" && rules; } | table && gets_token &&
+	pid=$(agents) && kill -STOP $pid &&
+	submit --cc=1-4 -o cpu-affinity=off "$PWD/prints" >waiting &&
+	for id in $(cat waiting); do await prolog-start $id || return; done &&
+	others >took &&
+	for id in $(cat waiting); do
+		has_no_event prolog-finish $id && has_no_event exception $id || return
+	done
+'
+
+test_expect_success 'and those fail at their timeout' '
+	for id in $(cat waiting); do
+		LIMIT=$((SECONDS_STOPPED + 60)) flux job wait-event -q -t $((SECONDS_STOPPED + 60)) $id clean &&
+		is_failed_delivery $id "[agent-timeout]" || return
+	done
+'
+
+test_expect_success 'a new agent serves the next job' '
+	gets_token && eventually one_agent && test "$(agents)" != "$pid"
+'
+
+test_expect_success 'without the plugin, the other jobs cost the broker as much' '
+	unload && others >without && load && gets_token &&
+	echo "# hundredths of a second for 50 other jobs, and of the broker: agent stopped $(cat took), no plugin $(cat without)" >&5 &&
+	read -r _ took <took && read -r _ without <without &&
+	test "$took" -lt $((2 * without + 20))
+'
+
+# fails_closed TABLE TEXT: with this key, jobs fail in time, and one line of the log has the text. The broker is not busy
+# with it.
 fails_closed() {
+	local before start
+	before=$(used) start=$(date +%s%2N) &&
+		fails_closed_busily "$@" &&
+		echo "the broker ran for $(($(used) - before)) of $(($(date +%s%2N) - start)) hundredths of a second" &&
+		test $((2 * ($(used) - before))) -lt $(($(date +%s%2N) - start))
+}
+
+fails_closed_busily() {
 	{ echo "timeout = \"1s\"" && echo "$1" && rules; } | table &&
 		{ pid=$(agents) && kill -KILL $pid; true; } &&
 		for _ in 1 2 3; do
@@ -133,6 +194,18 @@ AGENT=$STAGE/libexec/workflow-token-agent
 test_expect_success 'an agent that others can change is not run' '
 	cp "$AGENT" changed && chmod 0777 changed &&
 	fails_closed "agent-program = \"$PWD/changed\"" "$PWD/changed is not run"
+'
+
+test_expect_success ROOT 'nor one of another user' '
+	cp "$AGENT" foreign && chmod 0755 foreign && chown daemon foreign &&
+	fails_closed "agent-program = \"$PWD/foreign\"" "$PWD/foreign is not run"
+'
+
+test_expect_success NONE_INSTALLED 'one that is missing is named' '
+	mv "$AGENT" "$AGENT.away" &&
+	fails_closed "agent-program = \"$PWD/missing\"" "its program was not found (tried $PWD/missing, $AGENT, "
+	result=$?
+	mv "$AGENT.away" "$AGENT" && return $result
 '
 
 test_expect_success 'nor one in a directory that others can change' '
@@ -190,12 +263,32 @@ test_expect_success 'the memory of the broker has no token while 100 jobs get th
 	flux queue idle --quiet --timeout=60s
 '
 
+# image PID: a core image of a process, as it is made when the process crashes, but for that the process goes on.
+image() {
+	rm -f core.* && timeout -k 5 120 gcore -a -o core "$1" >gcore.log 2>&1 && test -s "core.$1" || { cat gcore.log; return 1; }
+}
+
+test_expect_success GCORE 'a core image of the broker while jobs are in delivery has no token' '
+	{ echo "timeout = \"120s\"" && rules; } | table && gets_token &&
+	munge_signal STOP &&
+	submit --cc=1-8 "$PWD/prints" >ids &&
+	for id in $(cat ids); do await prolog-start $id || return; done &&
+	test "$(counter in-flight)" = 8 &&
+	image "$(broker)" && ! grep -aFq -f token "core.$(broker)" &&
+	munge_signal CONT && flux queue idle --quiet --timeout=60s &&
+	for id in $(cat ids); do test "$(flux jobs -no "{result}" $id)" = COMPLETED || return; done
+'
+
 test_expect_success 'the same search finds a token in a process that has it' '
 	mkfifo held never2 &&
 	{ python3 -c "secret = open(\"token\").read(); open(\"held\", \"w\").write(\"x\"); open(\"never2\").read()" & } &&
 	holder=$! &&
 	cat held &&
-	"$PWD/memory" $holder token >found; kill $holder; test "$(cat found)" -gt 0
+	"$PWD/memory" $holder token >found && test "$(cat found)" -gt 0
+'
+
+test_expect_success GCORE 'and so does a core image' '
+	image $holder && grep -aFq -f token core.$holder; result=$?; kill $holder; return $result
 '
 
 test_expect_success 'the agent ends when the broker has' '
