@@ -333,7 +333,7 @@ OIDC_MODULES=$(dirname "$STAGE")/npm
 # need_oidc: skips the test where oidc-provider cannot run. Installs it, where it is not yet.
 need_oidc() {
 	command -v node >/dev/null || skip "no node found: install it"
-	node -e 'process.exit(process.versions.node.split(".")[0] < 20)' || skip "oidc-provider needs Node.js 20 or newer"
+	node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' || skip "oidc-provider needs Node.js 20 or newer"
 	test -e "$OIDC_MODULES/node_modules/oidc-provider/package.json" ||
 		timeout -k 5 120 npm install --fetch-retries=1 --no-audit --no-fund --ignore-scripts --prefix "$OIDC_MODULES" oidc-provider@9 >/dev/null 2>&1 ||
 		skip "npm could not install oidc-provider: is there a registry?"
