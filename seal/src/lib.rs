@@ -6,94 +6,19 @@
 //!
 //! Secrets are kept in [`Secret`], which zeroizes when dropped and does not print.
 
+mod error;
 mod munge;
+mod payload;
 mod record;
 mod socket;
 mod variables;
+mod version;
 
+pub use error::{Error, Owner};
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
-pub use record::{Expected, MAX_PAYLOAD, Opened, Record, Staleness, VERSION, key};
-pub use secrecy::{ExposeSecret, SecretString as Secret};
+pub use payload::MAX_PAYLOAD;
+pub use record::{Expected, Opened, Record, Staleness, key};
+pub use secrecy::ExposeSecret;
 pub use socket::MungeUser;
-pub use variables::{NameError, Variables, check_name};
-
-use std::fmt;
-
-/// Why a record could not be sealed, read or opened. No variant carries a secret.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The payload would exceed what MUNGE carries.
-    #[error(
-        "the variables take {size} bytes when sealed and the limit is {limit}: use a shorter token or fewer variables"
-    )]
-    TooLarge {
-        /// Size of the payload, in bytes.
-        size: usize,
-        /// The largest payload, in bytes.
-        limit: usize,
-    },
-    /// The text is not a sealed record.
-    #[error("the sealed record is malformed ({0}): it was damaged or written by something else")]
-    Malformed(String),
-    /// The record is of a version that this code does not know.
-    #[error("the sealed record is of version {found} and this plugin reads versions up to {known}: update the plugin")]
-    Version {
-        /// The version that the record states.
-        found: u64,
-        /// The newest version that is understood.
-        known: u64,
-    },
-    /// MUNGE refused, or could not be reached.
-    #[error(transparent)]
-    Munge(#[from] MungeError),
-    /// The credential is authentic but was not encoded by the instance owner.
-    #[error(
-        "the sealed record was sealed by uid {found} and only the instance owner (uid {owner}) may: it was refused"
-    )]
-    Sealer {
-        /// Who encoded the credential.
-        found: u32,
-        /// The instance owner.
-        owner: u32,
-    },
-    /// The credential is authentic but may be opened by others than the job owner.
-    #[error("the sealed record is not restricted to uid {uid}: it was refused")]
-    Unrestricted {
-        /// The job owner.
-        uid: u32,
-    },
-    /// The credential is authentic but whoever had it could read it.
-    #[error("the sealed record is not encrypted: it was refused")]
-    Unencrypted,
-    /// The credential is authentic but belongs to another job or user.
-    #[error("the sealed record belongs to {found} and this is {expected}: it was refused")]
-    Foreign {
-        /// Which job and user the payload names.
-        found: Owner,
-        /// Which job and user it was opened for.
-        expected: Owner,
-    },
-}
-
-impl Error {
-    /// Whether trying again may help: MUNGE's daemon did not answer.
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Munge(e) if e.is_retryable())
-    }
-}
-
-/// A job and the uid of its owner, as they stand in a payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// The job id, RFC 19 (decimal).
-    pub jobid: u64,
-    /// The uid of the job owner.
-    pub uid: u32,
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "job {} of uid {}", self.jobid, self.uid)
-    }
-}
+pub use variables::{NameError, Secret, Variables, check_name};
+pub use version::VERSION;

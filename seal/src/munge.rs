@@ -1,12 +1,13 @@
 //! MUNGE: the only module that calls libmunge (munge(3), munge_ctx(3)), over the declarations of crate `munge-sys`.
 
+mod options;
+
 use std::{
     ffi::{CStr, CString, OsStr, c_char, c_int, c_void},
     fmt,
     os::unix::ffi::OsStrExt,
     path::Path,
     ptr,
-    str::FromStr,
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +16,9 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::socket::{Guard, MungeUser, Refused};
 
-/// How to reach munged, and how to encode. Cheap to clone; may be used from any thread.
+pub use options::{Cipher, Mac, Ttl};
+
+/// A client of munged, with the options of credentials. Cheap to clone; may be used from any thread.
 #[derive(Debug, Clone, Default)]
 pub struct Munge {
     socket: Option<CString>,
@@ -23,38 +26,6 @@ pub struct Munge {
     cipher: Cipher,
     mac: Mac,
     ttl: Ttl,
-}
-
-/// Symmetric ciphers, munge_ctx(3). There is no way to ask for none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cipher {
-    /// AES CBC with a 128-bit key.
-    Aes128,
-    /// AES CBC with a 256-bit key.
-    #[default]
-    Aes256,
-}
-
-/// Message authentication codes, munge_ctx(3). The broken ones are not offered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mac {
-    /// SHA-256.
-    #[default]
-    Sha256,
-    /// SHA-512.
-    Sha512,
-}
-
-/// Time to live of a credential, munge_ctx(3). A job that starts later is still served, see [`crate::Staleness`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ttl {
-    /// What munged uses where nobody asks, 300 s unless its operator said otherwise.
-    #[default]
-    Default,
-    /// As long as munged allows, 3600 s unless its operator said otherwise.
-    Maximum,
-    /// Seconds.
-    Seconds(u32),
 }
 
 /// An authentic payload and what MUNGE says of it.
@@ -67,7 +38,7 @@ pub(crate) struct Decoded {
     pub code: sys::munge_err_t,
 }
 
-/// Why MUNGE refused, or could not be reached. The text is MUNGE's own.
+/// The reason why MUNGE refused, or could not be reached. The text is MUNGE's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MungeError {
     code: sys::munge_err_t,
@@ -76,12 +47,12 @@ pub struct MungeError {
 }
 
 impl MungeError {
-    /// Whether trying again may help: the daemon was not there, or did not answer in time.
+    /// Returns whether trying again may help: the daemon was not there, or did not answer in time.
     pub fn is_retryable(&self) -> bool {
         matches!(self.code, sys::munge_err_EMUNGE_SOCKET | sys::munge_err_EMUNGE_TIMEOUT)
     }
 
-    /// Whether the credential is restricted to another uid.
+    /// Returns whether the credential is restricted to another uid.
     pub fn is_unauthorized(&self) -> bool {
         self.code == sys::munge_err_EMUNGE_CRED_UNAUTHORIZED
     }
@@ -242,60 +213,6 @@ impl Munge {
             encoded_at: ctx.encode_time()?,
             code,
         })
-    }
-}
-
-impl Cipher {
-    fn code(self) -> c_int {
-        (match self {
-            Cipher::Aes128 => sys::munge_cipher_MUNGE_CIPHER_AES128,
-            Cipher::Aes256 => sys::munge_cipher_MUNGE_CIPHER_AES256,
-        }) as c_int
-    }
-}
-
-impl Mac {
-    fn code(self) -> c_int {
-        (match self {
-            Mac::Sha256 => sys::munge_mac_MUNGE_MAC_SHA256,
-            Mac::Sha512 => sys::munge_mac_MUNGE_MAC_SHA512,
-        }) as c_int
-    }
-}
-
-impl Ttl {
-    fn code(self) -> c_int {
-        match self {
-            Ttl::Default => sys::munge_ttl_MUNGE_TTL_DEFAULT as c_int,
-            Ttl::Maximum => sys::munge_ttl_MUNGE_TTL_MAXIMUM as c_int,
-            Ttl::Seconds(seconds) => c_int::try_from(seconds).unwrap_or(c_int::MAX),
-        }
-    }
-}
-
-/// The names as munge(1) spells them.
-impl FromStr for Cipher {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "aes128" => Ok(Cipher::Aes128),
-            "aes256" => Ok(Cipher::Aes256),
-            _ => Err("use aes128 or aes256".to_owned()),
-        }
-    }
-}
-
-/// The names as munge(1) spells them.
-impl FromStr for Mac {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "sha256" => Ok(Mac::Sha256),
-            "sha512" => Ok(Mac::Sha512),
-            _ => Err("use sha256 or sha512".to_owned()),
-        }
     }
 }
 

@@ -39,7 +39,7 @@ impl fmt::Display for MungeUser {
     }
 }
 
-/// Why a socket must not be used.
+/// The reason why a socket must not be used.
 pub(crate) enum Refused {
     /// Nobody answers there at the moment.
     Absent(io::Error),
@@ -70,14 +70,14 @@ impl Guard {
         }
     }
 
-    /// Checks the socket and the way to it, before something is sent that is no secret. Blocks as the file system does, and as
-    /// the name service if munged's user has to be looked up.
+    /// Checks the socket and the way to it, before something is sent that is no secret. Blocks as the file system does,
+    /// and as the name service if munged's user has to be looked up.
     pub fn check(&self, path: &Path, instance_owner: u32) -> Result<(), Refused> {
         self.way(path, Owners::process().and(instance_owner)).map(drop)
     }
 
-    /// The same before a secret is sent, and checks who listens. munged logs that at its level Info, so it is done only if
-    /// something has changed since the last time.
+    /// The same before a secret is sent, and checks who listens. munged logs that at its level Info, so it is done only
+    /// if something has changed since the last time.
     pub fn check_listener(&self, path: &Path) -> Result<(), Refused> {
         // Not locked while the file system is asked, which may hang, and takes longer than all else.
         let last = self.found().listener.clone();

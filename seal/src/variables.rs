@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ExposeSecret, Secret};
+use secrecy::ExposeSecret;
+pub use secrecy::SecretString as Secret;
 
 /// A map of environment variable names to secret values. An environment can carry the names, by construction.
 #[derive(Debug, Default, Clone)]
@@ -45,18 +46,18 @@ impl Variables {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// How many there are.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Why a variable was refused.
+/// The reason why a variable was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Not a name by POSIX.1-2017, section 8.1.
