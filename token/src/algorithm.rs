@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How a token is signed. Each key has one, and signs and verifies by no other (RFC 8725 section 3.1).
+/// A signature algorithm. Each key signs and verifies by only one (RFC 8725 section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// Ed25519 (RFC 8032, RFC 8037 section 3.1), the default.
@@ -15,7 +15,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Self; 4] = [Self::EdDsa, Self::Es256, Self::Rs256, Self::Hs256];
 
     /// The name in the header's `alg`.
@@ -28,12 +28,13 @@ impl Algorithm {
         }
     }
 
-    /// Whether the key that verifies is public; it is the secret itself otherwise.
+    /// Returns whether the key that verifies is public; it is the secret itself otherwise.
     pub fn is_asymmetric(self) -> bool {
         self != Self::Hs256
     }
 
-    /// The algorithm of that name in a header or key. `Ed25519` is what RFC 9864 section 2.2 calls EdDSA with that curve.
+    /// The algorithm of that name in a header or key. `Ed25519` is what RFC 9864 section 2.2 calls EdDSA with that
+    /// curve.
     pub(crate) fn from_jose(name: &str) -> Option<Self> {
         match name {
             "EdDSA" | "Ed25519" => Some(Self::EdDsa),

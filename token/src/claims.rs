@@ -1,90 +1,13 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use serde::de::MapAccess;
 
 use crate::json::{self, Members, ObjectOr, Skipped, Value};
 use crate::jws::{self, Segment};
 use crate::times::Times;
-use crate::{Name, NumericDate, Session, VerifyError};
-
-/// What a token is good for, in its claim `scope`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// Everything.
-    Cluster,
-    /// The workspaces that it lists.
-    Workspace,
-    /// For executors: the workspaces that they are bound to.
-    System,
-    /// One job, in its workspace.
-    Session,
-}
-
-impl Scope {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Workspace, Self::System, Self::Session];
-
-    /// The word in the claim.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cluster => "cluster",
-            Self::Workspace => "workspace",
-            Self::System => "system",
-            Self::Session => "session",
-        }
-    }
-
-    /// Whether tokens of this scope are user tokens or workflow tokens.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::Cluster | Self::Workspace | Self::System => Kind::User,
-            Self::Session => Kind::Workflow,
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Not the name of a [`Scope`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a scope: use cluster, workspace, system or session")]
-pub struct UnknownScope;
-
-impl FromStr for Scope {
-    type Err = UnknownScope;
-
-    fn from_str(name: &str) -> Result<Self, UnknownScope> {
-        Self::ALL
-            .into_iter()
-            .find(|scope| scope.as_str() == name)
-            .ok_or(UnknownScope)
-    }
-}
-
-/// The two kinds of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Of a person or service, for what they may do.
-    User,
-    /// Of one job.
-    Workflow,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::User => "user token",
-            Self::Workflow => "workflow token",
-        })
-    }
-}
+use crate::{Name, NumericDate, Scope, Session, TokenKind, VerifyError};
 
 /// The claims of a token that was verified (RFC 7519 section 4).
 ///
@@ -104,7 +27,7 @@ pub struct Claims {
     job: Option<JobTexts>,
 }
 
-/// What a workflow token says of its job, in the claim `flux`.
+/// The job of a workflow token, in the claim `flux`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobClaim<'a> {
     /// `jobid`: the job's id, which is the name of its [`Session`].
@@ -151,18 +74,18 @@ impl Claims {
         self.jti.as_ref().map(|text| text.of(&self.payload))
     }
 
-    /// What the token is good for; `None` where its `scope` has no word that is a [`Scope`], as that of other issuers.
+    /// Returns the scope of the token; none if its claim `scope` is not a [`Scope`], as for other issuers.
     pub fn scope(&self) -> Option<Scope> {
         self.scope
     }
 
-    /// Which kind of token it is, where it has a [`scope`](Self::scope).
-    pub fn kind(&self) -> Option<Kind> {
+    /// Returns the kind of the token, if it has a [`scope`](Self::scope).
+    pub fn kind(&self) -> Option<TokenKind> {
         self.scope.map(Scope::kind)
     }
 
-    /// `workspace`: the workspaces that the token is limited to, each of which is a valid [`Name`]. None where it has no
-    /// [`scope`](Self::scope).
+    /// `workspace`: the workspaces that the token is limited to, each of which is a valid [`Name`]. None where it has
+    /// no [`scope`](Self::scope).
     pub fn workspaces(&self) -> impl Iterator<Item = &str> {
         self.workspaces.iter(&self.payload)
     }

@@ -23,7 +23,7 @@ impl NumericDate {
         self.0
     }
 
-    /// How far this date is from `now`, for people: `in 59m 58s`, `2h 3m ago`, `now`.
+    /// Returns the distance from `now`, for people: `in 59m 58s`, `2h 3m ago`, `now`.
     pub fn relative_to(self, now: SystemTime) -> String {
         let ahead = self.0 - Self::from(now).0;
         let span = Span(ahead.abs());

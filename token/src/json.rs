@@ -6,9 +6,10 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// What takes the members of an object that it knows.
+/// A receiver of the known members of an object.
 pub(crate) trait Members<'de>: Default {
-    /// How all others are read: [`Skipped`] looks for names that are there twice in them too, as deep as serde_json goes.
+    /// How all others are read: [`Skipped`] looks for names that are there twice in them too, as deep as serde_json
+    /// goes.
     type Unknown: Deserialize<'de>;
 
     /// Takes the value of `name` from `map`, or leaves it there and returns false.
@@ -17,7 +18,8 @@ pub(crate) trait Members<'de>: Default {
 
 /// An object, read from the text of a JSON object, each of whose names is there once.
 ///
-/// Every value of [`Value`] can be read from anything, so that an error of the category "data" is a name that is there twice.
+/// Every value of [`Value`] can be read from anything, so that an error of the category "data" is a name that is there
+/// twice.
 pub(crate) struct Unique<T>(pub(crate) T);
 
 impl<'de, T: Members<'de>> Deserialize<'de> for Unique<T> {
@@ -59,8 +61,8 @@ fn members<'de, T: Members<'de>, A: MapAccess<'de>>(mut map: A, into: &mut T) ->
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value<'de> {
     Number(f64),
-    /// A number within the map that serde_json makes of one where its feature `arbitrary_precision` is on. It is in no other
-    /// value.
+    /// A number within the map that serde_json makes of one where its feature `arbitrary_precision` is on. It is in no
+    /// other value.
     Digits(f64),
     Text(Cow<'de, str>),
     List(Vec<Value<'de>>),
@@ -102,7 +104,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Text(Cow::Owned(text.to_owned())))
     }
 
-    /// The digits of a number, with `arbitrary_precision`: serde_json lends the strings of the text, and gives none away.
+    /// The digits of a number, with `arbitrary_precision`: serde_json lends the strings of the text, and gives none
+    /// away.
     fn visit_string<E>(self, digits: String) -> Result<Value<'de>, E> {
         Ok(digits.parse().map_or(Value::Other, Value::Digits))
     }
@@ -133,8 +136,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-/// Any object, or what serde_json makes of a number where its feature `arbitrary_precision` is on, as other crates may have
-/// it: without looking into it, a fraction would be no number.
+/// Any object, or what serde_json makes of a number where its feature `arbitrary_precision` is on, as other crates may
+/// have it: without looking into it, a fraction would be no number.
 #[derive(Default)]
 struct Object<'de>(Option<Value<'de>>);
 
@@ -192,8 +195,8 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// The names of an object so far. The first ones, of which real tokens have no more, are kept without an allocation; the
-/// others are hashed, so that a token of thousands of names takes no longer than its length.
+/// The names of an object so far. The first ones, of which real tokens have no more, are kept without an allocation;
+/// the others are hashed, so that a token of thousands of names takes no longer than its length.
 #[derive(Default)]
 struct Seen<'de> {
     first: [&'de str; 16],
@@ -202,7 +205,7 @@ struct Seen<'de> {
 }
 
 impl<'de> Seen<'de> {
-    /// Whether the name is new.
+    /// Returns whether the name is new.
     fn insert(&mut self, name: Cow<'de, str>) -> bool {
         if self.first[..self.count].contains(&&*name) {
             return false;
@@ -222,7 +225,7 @@ impl<'de> Seen<'de> {
     }
 }
 
-/// Where `part` is in `whole`; `None` where it is not a piece of it.
+/// Returns where `part` is in `whole`; `None` where it is not a piece of it.
 pub(crate) fn place(part: &str, whole: &str) -> Option<std::ops::Range<usize>> {
     let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
     let end = start.checked_add(part.len())?;

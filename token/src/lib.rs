@@ -29,12 +29,13 @@ mod name;
 mod object;
 mod plain;
 mod redact;
+mod scope;
 mod shape;
 mod times;
 mod verify;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};
-pub use claims::{Claims, JobClaim, Kind, Scope, UnknownScope};
+pub use claims::{Claims, JobClaim};
 pub use date::NumericDate;
 pub use issue::issue;
 pub use jws::{Base64Fault, MAX_LEN, Malformed, Segment, Token, UnverifiedClaims};
@@ -49,5 +50,6 @@ pub use plain::{is_plain, plain};
 pub use redact::{
     MAX_LINE_CHARS, MAX_LINES, MAX_OUTPUT, MAX_SECRETS, REDACTED, holds_token, redact, redact_known, redact_lines,
 };
+pub use scope::{Scope, TokenKind, UnknownScope};
 pub use shape::{LEEWAY, Shape, ShapeError, check_shape};
 pub use verify::{Shown, Verifier, VerifyError};

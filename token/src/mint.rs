@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use crate::{Name, Scope, Session, SigningKey};
 
-/// What a token is to say.
+/// The claims of a token to be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimsToIssue {
     /// `iss`: who issues it.
@@ -19,13 +19,13 @@ pub struct ClaimsToIssue {
     pub aud: Vec<String>,
     /// `iat` and `nbf`: when it is issued. Fractions of a second are cut off.
     pub iat: SystemTime,
-    /// How long it is good for from then on, in whole seconds: `exp` less `iat`. [`workflow_lifetime`] tells for a job.
+    /// The lifetime, in whole seconds: `exp` less `iat`. [`workflow_lifetime`] returns it for a job.
     pub lifetime: Duration,
-    /// What it is good for.
+    /// The grant.
     pub grant: Grant,
 }
 
-/// What a token is good for: its [`Scope`], and what belongs to it.
+/// The grant of a token: its [`Scope`], and the claims that belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Everything.
@@ -143,8 +143,8 @@ impl Json {
     }
 }
 
-/// How long the token of a job is good for: its time limit and a margin, and never more than `max`. A job without a time
-/// limit has `None` or zero.
+/// How long the token of a job is good for: its time limit and a margin, and never more than `max`. A job without a
+/// time limit has `None` or zero.
 pub fn workflow_lifetime(time_limit: Option<Duration>, margin: Duration, max: Duration) -> Duration {
     match time_limit {
         None | Some(Duration::ZERO) => max,

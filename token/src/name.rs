@@ -67,8 +67,8 @@ pub struct NameError;
 
 /// The name of a session, which is a job: its id in F58, with the prefix `f` of ASCII (RFC 19 of Flux).
 ///
-/// It is up to 63 letters, digits, `-`, `_` and `.`, of which the first is a letter or digit, so that it has no `/` either.
-/// The prefix `ƒ` is read as `f`.
+/// It is up to 63 letters, digits, `-`, `_` and `.`, of which the first is a letter or digit, so that it has no `/`
+/// either. The prefix `ƒ` is read as `f`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Session(Box<str>);
 

@@ -62,7 +62,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// Why a text is not an [`ObjectKey`].
+/// The reason why a text is not an [`ObjectKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ObjectKeyError {
@@ -83,7 +83,7 @@ pub enum ObjectKeyError {
     Object,
 }
 
-/// Which tokens an operation takes.
+/// The tokens that an operation accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tokens {
     /// Any that reaches the object.
@@ -124,7 +124,7 @@ pub fn authorize(claims: &Claims, key: &ObjectKey, tokens: Tokens) -> Result<(),
     }
 }
 
-/// Why the bearer of a token may not use an object.
+/// The reason why the bearer of a token may not use an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {

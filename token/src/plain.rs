@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Whether a character may be printed as it is: no control or format character, which could move the cursor, turn the
-/// direction of writing, or be invisible.
+/// Returns whether a character may be printed as it is: no control or format character, which could move the cursor,
+/// turn the direction of writing, or be invisible.
 #[must_use]
 pub fn is_plain(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1

@@ -16,7 +16,7 @@ use crate::is_plain;
 
 pub use shaped::holds_token;
 
-/// What stands in a text where a secret was.
+/// The replacement of a secret.
 pub const REDACTED: &str = "[redacted]";
 
 /// The longest line that [`redact_lines`] returns, in characters and without the note that it was cut.
@@ -48,10 +48,10 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 /// Hides every occurrence of each of `secrets` in `text`; empty secrets are ignored. If there are more than
 /// [`MAX_SECRETS`], everything is hidden.
 ///
-/// Any eight letters and digits in a row of a secret are hidden as well, and all of a shorter one that has at least four:
-/// whatever stands between them, in upper or lower case, escaped, or as numbers, as od(1) and hexdump(1) print them. Where
-/// the text was cut in the middle of a secret, at its end or its beginning, so are the four or more characters of it that are
-/// left there.
+/// Any eight letters and digits in a row of a secret are hidden as well, and all of a shorter one that has at least
+/// four: whatever stands between them, in upper or lower case, escaped, or as numbers, as od(1) and hexdump(1) print
+/// them. Where the text was cut in the middle of a secret, at its end or its beginning, so are the four or more
+/// characters of it that are left there.
 pub fn redact_known<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     match known::find(text, secrets) {
         Some(found) => replace(text, found),
@@ -59,9 +59,10 @@ pub fn redact_known<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     }
 }
 
-/// Makes lines for a log out of what a program printed: `secrets` (see [`redact_known`]) and all that [`redact`] knows are
-/// hidden, control and invisible characters are escaped, empty lines are left out, and what is longer than [`MAX_OUTPUT`] or
-/// [`MAX_LINE_CHARS`], or more than [`MAX_LINES`], is cut with a note. Bytes that are not UTF-8 become U+FFFD.
+/// Makes lines for a log out of what a program printed: `secrets` (see [`redact_known`]) and all that [`redact`] knows
+/// are hidden, control and invisible characters are escaped, empty lines are left out, and what is longer than
+/// [`MAX_OUTPUT`] or [`MAX_LINE_CHARS`], or more than [`MAX_LINES`], is cut with a note. Bytes that are not UTF-8
+/// become U+FFFD.
 pub fn redact_lines(output: &[u8], secrets: &[&str]) -> Vec<String> {
     let (output, rest) = output.split_at(output.len().min(MAX_OUTPUT));
     // Each byte becomes at most the three of U+FFFD; no growth leaves a copy behind that nothing zeroizes.

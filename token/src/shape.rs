@@ -7,7 +7,7 @@ use crate::json::{self, Members, Value};
 use crate::jws::{self, Malformed, Segment};
 use crate::times::Times;
 
-/// How far a token's `nbf` may lie in the future: clocks of two machines never agree entirely
+/// The accepted distance of a token's `nbf` in the future: clocks of two machines never agree entirely
 /// (RFC 7519 section 4.1.5 allows for it).
 pub const LEEWAY: Duration = Duration::from_secs(60);
 
@@ -68,7 +68,7 @@ pub fn check_shape(token: &str, now: SystemTime) -> Result<Shape, ShapeError> {
     Ok(shape)
 }
 
-/// Why a token is not delivered.
+/// The reason why a token is not delivered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {
@@ -83,7 +83,7 @@ pub enum ShapeError {
     Expired {
         /// The token's `exp`.
         at: NumericDate,
-        /// When it was checked.
+        /// The time when it was checked.
         now: SystemTime,
     },
     /// `nbf` is further away than [`LEEWAY`].
@@ -91,7 +91,7 @@ pub enum ShapeError {
     NotYet {
         /// The token's `nbf`.
         at: NumericDate,
-        /// When it was checked.
+        /// The time when it was checked.
         now: SystemTime,
     },
 }

@@ -20,20 +20,67 @@ fn the_token_that_the_attacks_start_from_is_accepted() {
     }
 }
 
-/// What an attack is, the token, and the start of the reason.
-fn attacks() -> Vec<(&'static str, String, &'static str)> {
-    let ed = key(Algorithm::EdDsa);
-    let (good_header, good) = (header(ed).to_string(), payload().to_string());
-    let valid = sign(ed, &good_header, &good);
-    let (message, signature) = valid.rsplit_once('.').unwrap();
-    let by_header = |changes: Value| sign(ed, with(header(ed), changes), &good);
-    let by_claims = |changes: Value| sign(ed, &good_header, with(payload(), changes));
+/// The name of an attack, the token, and the start of the reason for which it is refused.
+type Attack = (&'static str, String, &'static str);
+
+fn attacks() -> Vec<Attack> {
+    let start = Start::new();
+    [
+        algorithms(&start),
+        signatures(&start),
+        chosen_keys(&start),
+        headers(&start),
+        texts(&start),
+        duplicates(&start),
+        registered_claims(&start),
+        workflow_claims(&start),
+    ]
+    .concat()
+}
+
+/// The valid token that attacks start from, and its parts.
+struct Start {
+    ed: &'static SigningKey,
+    good_header: String,
+    good: String,
+    valid: String,
+}
+
+impl Start {
+    fn new() -> Self {
+        let ed = key(Algorithm::EdDsa);
+        let (good_header, good) = (header(ed).to_string(), payload().to_string());
+        let valid = sign(ed, &good_header, &good);
+        Self {
+            ed,
+            good_header,
+            good,
+            valid,
+        }
+    }
+
+    /// Returns the signed message, and the signature.
+    fn parts(&self) -> (&str, &str) {
+        self.valid.rsplit_once('.').unwrap()
+    }
+
+    fn by_header(&self, changes: Value) -> String {
+        sign(self.ed, with(header(self.ed), changes), &self.good)
+    }
+
+    fn by_claims(&self, changes: Value) -> String {
+        sign(self.ed, &self.good_header, with(payload(), changes))
+    }
+}
+
+/// Attacks on the algorithm (RFC 8725 sections 2.1 and 2.2).
+fn algorithms(start: &Start) -> Vec<Attack> {
+    let Start { ed, good, .. } = start;
+    let (message, signature) = start.parts();
+    let by_header = |changes| start.by_header(changes);
     let public_pem = ed.verifying_key().to_pem().unwrap();
     let public_jwk = ed.verifying_key().to_jwk().unwrap();
-    let other = SigningKey::generate(Algorithm::EdDsa);
-
     vec![
-        // The signature and the algorithm.
         (
             "alg none",
             format!(
@@ -101,6 +148,20 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             by_header(json!({"alg": "eddsa"})),
             "the token is signed by \"eddsa\", which is not accepted",
         ),
+    ]
+}
+
+/// Wrong signatures.
+fn signatures(start: &Start) -> Vec<Attack> {
+    let Start {
+        ed,
+        good_header,
+        good,
+        valid,
+    } = start;
+    let (message, signature) = start.parts();
+    let other = SigningKey::generate(Algorithm::EdDsa);
+    vec![
         (
             "another key's signature",
             sign(&other, &good_header, &good),
@@ -140,7 +201,14 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             format!("{valid}=="),
             "not a JWT: its signature (third segment) is not base64url",
         ),
-        // Keys that the token chooses.
+    ]
+}
+
+/// Keys that the token chooses.
+fn chosen_keys(start: &Start) -> Vec<Attack> {
+    let by_header = |changes| start.by_header(changes);
+    let other = SigningKey::generate(Algorithm::EdDsa);
+    vec![
         (
             "an embedded key",
             by_header(json!({"jwk": other.verifying_key().to_jwk()})),
@@ -186,7 +254,13 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             by_header(json!({"kid": ""})),
             "the token is signed with the key \"\", which is not known",
         ),
-        // What the header demands.
+    ]
+}
+
+/// Demands of the header.
+fn headers(start: &Start) -> Vec<Attack> {
+    let by_header = |changes| start.by_header(changes);
+    vec![
         (
             "an unknown extension",
             by_header(json!({"crit": ["exp"], "exp": NOW})),
@@ -222,7 +296,20 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             by_header(json!({"typ": ["JWT"]})),
             "the `typ` of the token's header is not as it must be",
         ),
-        // The text.
+    ]
+}
+
+/// Texts that are not a JWT.
+fn texts(start: &Start) -> Vec<Attack> {
+    let Start {
+        ed,
+        good_header,
+        good,
+        valid,
+    } = start;
+    let (message, signature) = start.parts();
+    let by_header = |changes| start.by_header(changes);
+    vec![
         (
             "an oversize token",
             sign(ed, &good_header, with(payload(), json!({"x": "x".repeat(MAX_LEN)}))),
@@ -293,7 +380,15 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             by_header(json!({"alg": ["EdDSA"]})),
             "not a JWT: the `alg` of its header is not a string",
         ),
-        // Names that are there twice.
+    ]
+}
+
+/// Duplicate names.
+fn duplicates(start: &Start) -> Vec<Attack> {
+    let Start {
+        ed, good_header, good, ..
+    } = start;
+    vec![
         (
             "alg twice",
             sign(ed, good_header.replacen('{', r#"{"alg":"none","#, 1), &good),
@@ -357,7 +452,13 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             sign(ed, &good_header, good.replacen('{', r#"{"x":[{"y":1,"y":1}],"#, 1)),
             "not a JWT: its claims (second segment) has a name twice",
         ),
-        // The claims.
+    ]
+}
+
+/// Claims of RFC 7519: times, audience and issuer.
+fn registered_claims(start: &Start) -> Vec<Attack> {
+    let by_claims = |changes| start.by_claims(changes);
+    vec![
         (
             "no exp",
             by_claims(json!({"exp": null})),
@@ -434,6 +535,13 @@ fn attacks() -> Vec<(&'static str, String, &'static str)> {
             by_claims(json!({"iss": [ISSUER]})),
             "the claim `iss` is not as it must be",
         ),
+    ]
+}
+
+/// Claims of the subject, and of workflow tokens.
+fn workflow_claims(start: &Start) -> Vec<Attack> {
+    let by_claims = |changes| start.by_claims(changes);
+    vec![
         (
             "an empty sub",
             by_claims(json!({"sub": ""})),

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{
-    Algorithm, Claims, Denied, Grant, Job, Kind, Name, ObjectKey, ObjectKeyError, Scope, Session, Tokens, authorize,
-    mint, workflow_lifetime,
+    Algorithm, Claims, Denied, Grant, Job, Name, ObjectKey, ObjectKeyError, Scope, Session, TokenKind, Tokens,
+    authorize, mint, workflow_lifetime,
 };
 
 fn minted(grant: Grant) -> Claims {
@@ -53,7 +53,7 @@ fn a_workflow_token_names_its_job_and_its_principal_once() {
         assert_eq!(claims.aud().collect::<Vec<_>>(), [AUDIENCE]);
         assert_eq!(
             (claims.scope(), claims.kind()),
-            (Some(Scope::Session), Some(Kind::Workflow))
+            (Some(Scope::Session), Some(TokenKind::Workflow))
         );
         assert_eq!(claims.exp().seconds(), (NOW + 600) as f64);
         let job = claims.job().unwrap();
@@ -74,7 +74,7 @@ fn user_tokens_say_what_they_are_for() {
         (Grant::System(names(&["a", "b"])), Scope::System, &["a", "b"]),
     ] {
         let claims = minted(grant);
-        assert_eq!((claims.scope(), claims.kind()), (Some(scope), Some(Kind::User)));
+        assert_eq!((claims.scope(), claims.kind()), (Some(scope), Some(TokenKind::User)));
         assert_eq!(claims.workspaces().collect::<Vec<_>>(), workspaces);
         assert_eq!(claims.job(), None);
     }

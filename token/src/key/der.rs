@@ -15,13 +15,13 @@ const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
 /// A key whose kind is known, and the part of the DER that is the key itself.
-pub(super) enum Kind<'a> {
+pub(super) enum DerKey<'a> {
     Ed25519(&'a [u8]),
     P256(&'a [u8]),
     Rsa(&'a [u8]),
 }
 
-impl<'a> Kind<'a> {
+impl<'a> DerKey<'a> {
     fn of(algorithm: &AlgorithmIdentifierRef<'_>, key: &'a [u8]) -> Result<Self, KeyError> {
         match (algorithm.oid, algorithm.parameters_oid()) {
             (ED25519, _) => Ok(Self::Ed25519(key)),
@@ -33,15 +33,15 @@ impl<'a> Kind<'a> {
 }
 
 /// Reads a `PrivateKeyInfo` (PKCS #8, RFC 5958).
-pub(super) fn private(der: &[u8]) -> Result<Kind<'_>, KeyError> {
+pub(super) fn private(der: &[u8]) -> Result<DerKey<'_>, KeyError> {
     let info = PrivateKeyInfoRef::try_from(der).map_err(|_| KeyError::NotDer)?;
-    Kind::of(&info.algorithm, info.private_key.as_bytes())
+    DerKey::of(&info.algorithm, info.private_key.as_bytes())
 }
 
 /// Reads a `SubjectPublicKeyInfo` (RFC 5280 section 4.1).
-pub(super) fn public(der: &[u8]) -> Result<Kind<'_>, KeyError> {
+pub(super) fn public(der: &[u8]) -> Result<DerKey<'_>, KeyError> {
     let info = SubjectPublicKeyInfoRef::try_from(der).map_err(|_| KeyError::NotDer)?;
-    Kind::of(&info.algorithm, info.subject_public_key.raw_bytes())
+    DerKey::of(&info.algorithm, info.subject_public_key.raw_bytes())
 }
 
 /// The PEM (`PUBLIC KEY`) of an Ed25519 key.
@@ -125,8 +125,8 @@ pub(super) fn rsa_public(der: &[u8]) -> Result<[&[u8]; 2], KeyError> {
     numbers().map_err(|_| KeyError::NotDer)
 }
 
-/// The numbers of an `RSAPrivateKey` of two primes (PKCS #1, RFC 8017 appendix A.1.2): `n`, `e`, `d`, `p`, `q`, `dp`, `dq`
-/// and `qi`, without leading zeros.
+/// The numbers of an `RSAPrivateKey` of two primes (PKCS #1, RFC 8017 appendix A.1.2): `n`, `e`, `d`, `p`, `q`, `dp`,
+/// `dq` and `qi`, without leading zeros.
 pub(super) fn rsa_private(der: &[u8]) -> Result<[&[u8]; 8], KeyError> {
     let numbers = || -> Result<_, Error> {
         let mut reader = SliceReader::new(der)?;

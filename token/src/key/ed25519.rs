@@ -1,4 +1,4 @@
-//! What aws-lc does not look at in a public key for Ed25519 (RFC 8032 section 5.1).
+//! Checks of public keys for Ed25519 that aws-lc does not make (RFC 8032 section 5.1).
 
 use num_bigint::BigUint;
 
@@ -14,8 +14,8 @@ const Y_OF_ORDER_8: [u8; 32] = [
 
 /// Checks that a public key is the only encoding of a point of the curve, and that not anyone can sign for it.
 ///
-/// A `y` of the prime or more would give one key several names, and the eight points whose order divides 8 have signatures
-/// that verify for any message.
+/// A `y` of the prime or more would give one key several names, and the eight points whose order divides 8 have
+/// signatures that verify for any message.
 pub(super) fn check(key: &[u8; 32]) -> Result<(), KeyError> {
     let one = BigUint::from(1_u8);
     let prime = (&one << 255) - 19_u8;

@@ -1,6 +1,6 @@
 use crate::key::{MIN_KEY_LEN, MIN_RSA_BITS};
 
-/// Why something is not taken as a key. Holds nothing of the key.
+/// The reason why something is not taken as a key. Holds nothing of the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {

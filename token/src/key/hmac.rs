@@ -1,10 +1,7 @@
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use super::{KeyError, SigningKey, VerifyingKey, pem};
-
-/// The shortest secret that is taken, in bytes: HS256 needs a key at least as long as its hash (RFC 7518 section 3.2).
-pub const MIN_KEY_LEN: usize = 32;
+use super::{KeyError, MIN_KEY_LEN, SigningKey, VerifyingKey, pem};
 
 /// A key to issue tokens with: the DER bytes of a private key, used as they are as the secret of an HMAC.
 ///

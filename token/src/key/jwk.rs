@@ -19,15 +19,15 @@ pub(super) struct Jwk<'a> {
     kid: Option<Text<'a>>,
     for_what: Option<Text<'a>>,
     key_ops: Option<Vec<Text<'a>>>,
-    /// Those of [`NUMBERS`] that are there. They are borrowed from the text, so that no copy of a secret is left behind;
-    /// base64url needs no escapes.
+    /// Those of [`NUMBERS`] that are there. They are borrowed from the text, so that no copy of a secret is left
+    /// behind; base64url needs no escapes.
     numbers: BTreeMap<&'static str, &'a str>,
     /// Other primes of an RSA key, of which two are taken only.
     has_others: bool,
 }
 
-/// The members in base64url. Those from the fourth on are of private keys and secrets: of an RSA key, `n` can be factored
-/// with any one of them.
+/// The members in base64url. Those from the fourth on are of private keys and secrets: of an RSA key, `n` can be
+/// factored with any one of them.
 const NUMBERS: [&str; 11] = ["x", "y", "n", "e", "d", "p", "q", "dp", "dq", "qi", "k"];
 const PUBLIC_NUMBERS: usize = 4;
 
@@ -113,7 +113,7 @@ impl<'a> Jwk<'a> {
         }
     }
 
-    /// Whether any member is one of a private key or secret, whatever the type of the key.
+    /// Returns whether any member is one of a private key or secret, whatever the type of the key.
     pub(super) fn is_private(&self) -> bool {
         let is_there = |name: &&str| self.numbers.contains_key(name);
         self.has_others || NUMBERS[PUBLIC_NUMBERS..].iter().any(is_there)

@@ -13,18 +13,22 @@ mod signing;
 mod verifying;
 
 pub use error::KeyError;
-pub use hmac::{HmacKey, MIN_KEY_LEN};
+pub use hmac::HmacKey;
 pub use set::{KeySet, SkippedKey};
 pub use signing::SigningKey;
 pub use verifying::VerifyingKey;
 
-/// The fewest bits of an RSA key that is taken (RFC 7518 section 3.3).
+/// The shortest secret that is accepted, in bytes: HS256 needs a key at least as long as its hash (RFC 7518 section
+/// 3.2).
+pub const MIN_KEY_LEN: usize = 32;
+
+/// The fewest bits of an RSA key that is accepted (RFC 7518 section 3.3).
 pub const MIN_RSA_BITS: usize = 2048;
 
-/// The most bits of an RSA key that is taken: each further one costs every verification time.
+/// The most bits of an RSA key that is accepted: each further one costs every verification time.
 pub const MAX_RSA_BITS: usize = 4096;
 
-/// The longest `kid` that is taken, in bytes.
+/// The longest `kid` that is accepted, in bytes.
 pub const MAX_KID_LEN: usize = 256;
 
 /// The most keys that are taken from one JWKS. To look for the factors of an RSA key takes tens of milliseconds, and

@@ -6,7 +6,8 @@ use super::KeyError;
 
 /// Label and content of the only block of a PEM file (RFC 7468).
 ///
-/// A reader in Go takes the first block of a file whatever it is; a second block would let two sides use different keys.
+/// A reader in Go takes the first block of a file whatever it is; a second block would let two sides use different
+/// keys.
 pub(super) fn read(pem: &[u8]) -> Result<(&str, Zeroizing<Vec<u8>>), KeyError> {
     let text = std::str::from_utf8(pem).map_err(|_| KeyError::NotPem)?;
     let (label, body) = only_block(text)?;

@@ -31,8 +31,8 @@ impl Public {
         Ok(Self { n, e, key })
     }
 
-    /// The private key that belongs to this one, of `d`, `p`, `q`, `dp`, `dq` and `qi` (RFC 7518 section 6.3.2). aws-lc checks
-    /// that they belong together.
+    /// The private key that belongs to this one, of `d`, `p`, `q`, `dp`, `dq` and `qi` (RFC 7518 section 6.3.2). aws-lc
+    /// checks that they belong together.
     pub(super) fn private(&self, [d, p, q, dp, dq, qi]: [&[u8]; 6]) -> Result<RsaKeyPair, KeyError> {
         let components = KeyPairComponents {
             public_key: RsaPublicKeyComponents {
@@ -64,7 +64,7 @@ pub(super) fn to_pkcs8(key: &RsaKeyPair) -> Result<Pkcs8V1Der<'static>, Unspecif
 pub(super) fn with_numbers<T>(key: &RsaKeyPair, what: impl FnOnce([&[u8]; 8]) -> T) -> T {
     let der = to_pkcs8(key).expect("a private key can be encoded");
     let numbers = match der::private(der.as_ref()) {
-        Ok(der::Kind::Rsa(key)) => der::rsa_private(key),
+        Ok(der::DerKey::Rsa(key)) => der::rsa_private(key),
         _ => Err(INVALID),
     };
     what(numbers.expect("aws-lc writes PKCS #8 of PKCS #1"))
@@ -104,13 +104,13 @@ static SMALL_PRIMES: LazyLock<Vec<u64>> = LazyLock::new(|| {
     (3..=65537).step_by(2).filter(is_prime).collect()
 });
 
-/// Whether anyone can compute the private key: the modulus has a factor of up to 65537, is the square of a number, or is a
-/// prime.
+/// Returns whether anyone can compute the private key: the modulus has a factor of up to 65537, is the square of a
+/// number, or is a prime.
 ///
-/// A generator that does its work makes none of these. NIST SP 800-89 section 5.3.3 demands as much, with a bound of 752; the
-/// larger one takes a millisecond. For the test that it is no prime, Fermat's to the base 2, there is no
-/// cheaper way: it is one exponentiation by a number as long as the modulus, and takes as long as signing without the primes.
-/// All this is done once, when a key is read, and never for a token.
+/// A generator that does its work makes none of these. NIST SP 800-89 section 5.3.3 demands as much, with a bound of
+/// 752; the larger one takes a millisecond. For the test that it is no prime, Fermat's to the base 2, there is no
+/// cheaper way: it is one exponentiation by a number as long as the modulus, and takes as long as signing without the
+/// primes. All this is done once, when a key is read, and never for a token.
 fn is_factored(n: &BigUint) -> bool {
     let has_small_factor = SMALL_PRIMES.chunks(3).any(|primes| {
         // Three of them have less than 64 bits together, and one division of the modulus serves for all.
@@ -121,8 +121,8 @@ fn is_factored(n: &BigUint) -> bool {
     has_small_factor || &root * &root == *n || BigUint::from(2_u8).modpow(&(n - 1_u8), n) == BigUint::from(1_u8)
 }
 
-/// Whether the modulus was made by a generator whose primes are powers of 65537 modulo the product of many small ones, so
-/// that it can be factored (CVE-2017-15361, "The Return of Coppersmith's Attack", section 3.1).
+/// Returns whether the modulus was made by a generator whose primes are powers of 65537 modulo the product of many
+/// small ones, so that it can be factored (CVE-2017-15361, "The Return of Coppersmith's Attack", section 3.1).
 fn is_roca(n: &BigUint) -> bool {
     SMALL_PRIMES.iter().take_while(|&&prime| prime <= 167).all(|&prime| {
         let rest = remainder(n, prime);

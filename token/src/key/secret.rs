@@ -36,8 +36,8 @@ impl Secret {
     }
 }
 
-/// Whether these bytes, but for an end of line, repeat a piece of at most `longest`: whoever guesses the piece has the secret.
-/// Random ones do by a chance of no account.
+/// Whether these bytes, but for an end of line, repeat a piece of at most `longest`: whoever guesses the piece has the
+/// secret. Random ones do by a chance of no account.
 fn repeats(bytes: &[u8], longest: usize) -> bool {
     let Some(last) = bytes.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')) else {
         return true;
@@ -46,8 +46,8 @@ fn repeats(bytes: &[u8], longest: usize) -> bool {
     (1..=longest).any(|len| text.len() >= 2 * len && text[len..] == text[..text.len() - len])
 }
 
-/// Whether these are the bytes of a file with a key, which may be a public one, so that everyone has them: PEM, a JWK or a
-/// set of them, a key of SSH, or DER.
+/// Returns whether these are the bytes of a file with a key, which may be a public one, so that everyone has them: PEM,
+/// a JWK or a set of them, a key of SSH, or DER.
 fn is_key(bytes: &[u8]) -> bool {
     // Of UTF-16, what is ASCII is left.
     let text = copy(bytes.iter().copied().filter(|&byte| byte != 0), bytes.len());
@@ -71,14 +71,14 @@ fn is_key(bytes: &[u8]) -> bool {
     std::str::from_utf8(text).is_ok_and(is_text_of_key) || is_public_der(bytes) || is_point(bytes)
 }
 
-/// Whether it is an uncompressed point of P-256, which is a public key as SEC 1 and many programs write it.
+/// Returns whether it is an uncompressed point of P-256, which is a public key as SEC 1 and many programs write it.
 fn is_point(bytes: &[u8]) -> bool {
     bytes.len() == 65 && bytes[0] == 4 && ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, bytes).is_ok()
 }
 
-/// Whether it is one DER sequence, but for an end of line, and not of a private key, of which the first element is a
-/// version, an integer of one byte (RFC 5208, RFC 5915, RFC 8017). Public keys begin with the sequence of their algorithm,
-/// or with a large integer, certificates with a sequence.
+/// Returns whether it is one DER sequence, but for an end of line, and not of a private key, of which the first element
+/// is a version, an integer of one byte (RFC 5208, RFC 5915, RFC 8017). Public keys begin with the sequence of their
+/// algorithm, or with a large integer, certificates with a sequence.
 fn is_public_der(bytes: &[u8]) -> bool {
     if pem::sequence_len(bytes).is_none_or(|len| len.abs_diff(bytes.len()) > 2) {
         return false;

@@ -6,9 +6,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{KeyError, MAX_KEYS, VerifyingKey};
-use crate::VerifyError;
 use crate::json::{Members, Skipped, Unique};
-use crate::verify::jws;
 
 /// Keys to verify tokens with, by their `kid`.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +19,7 @@ pub struct SkippedKey {
     pub index: usize,
     /// Its `kid`, where it has one.
     pub kid: Option<String>,
-    /// Why.
+    /// The reason.
     pub reason: KeyError,
 }
 
@@ -103,12 +101,12 @@ impl KeySet {
         self.0.values()
     }
 
-    /// How many keys there are.
+    /// Returns how many keys there are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -117,20 +115,6 @@ impl KeySet {
     pub fn public_jwks(&self) -> String {
         let keys: Vec<_> = self.iter().filter_map(VerifyingKey::to_jwk).collect();
         json!({ "keys": keys }).to_string()
-    }
-
-    /// Checks the signature of a JWS in compact serialization (RFC 7515 section 5.2), and returns its payload, whatever
-    /// that is.
-    ///
-    /// The key is the one that the header's `kid` names, or the only one of the set where the header names none. Nothing
-    /// else that the header says chooses a key or algorithm, and what could is refused (RFC 8725 sections 3.1 and 3.10).
-    ///
-    /// This is not enough to accept a token: its claims are not looked at. [`Verifier`](crate::Verifier) does that.
-    ///
-    /// # Errors
-    /// [`VerifyError`] tells why it is refused.
-    pub fn verify_jws(&self, compact: &str) -> Result<Vec<u8>, VerifyError> {
-        jws(self, compact)
     }
 }
 

@@ -41,8 +41,8 @@ enum Private {
 }
 
 impl SigningKey {
-    /// A new key, of randomness of the operating system. RSA keys have [`MIN_RSA_BITS`](super::MIN_RSA_BITS), secrets for
-    /// HS256 have [`MIN_KEY_LEN`] bytes.
+    /// A new key, of randomness of the operating system. RSA keys have [`MIN_RSA_BITS`](super::MIN_RSA_BITS), secrets
+    /// for HS256 have [`MIN_KEY_LEN`] bytes.
     pub fn generate(algorithm: Algorithm) -> Self {
         // aws-lc fails where there is no memory, and ends the process where there is no randomness.
         const GENERATED: &str = "a key can be generated";
@@ -75,12 +75,12 @@ impl SigningKey {
         let (label, der) = pem::read(pem)?;
         match label {
             "PRIVATE KEY" => match der::private(&der)? {
-                der::Kind::Ed25519(_) => {
+                der::DerKey::Ed25519(_) => {
                     let pair = Ed25519KeyPair::from_pkcs8(&der);
                     Self::of(Private::Ed(pair.map_err(|_| KeyError::Invalid("Ed25519"))?))
                 }
-                der::Kind::P256(_) => Self::of_p256(&der),
-                der::Kind::Rsa(key) => Self::from_pkcs1(key),
+                der::DerKey::P256(_) => Self::of_p256(&der),
+                der::DerKey::Rsa(key) => Self::from_pkcs1(key),
             },
             "EC PRIVATE KEY" => {
                 der::check_sec1(&der)?;
@@ -182,8 +182,8 @@ impl SigningKey {
         self.verifying.algorithm()
     }
 
-    /// The name of the key, in the header of each token that it signs: its thumbprint (RFC 7638), unless it came from a JWK
-    /// with a `kid` of its own.
+    /// The name of the key, in the header of each token that it signs: its thumbprint (RFC 7638), unless it came from a
+    /// JWK with a `kid` of its own.
     pub fn kid(&self) -> &str {
         self.verifying.kid()
     }
@@ -279,7 +279,8 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The order of the group of P-256, big-endian (FIPS 186-4 appendix D.1.2.3): a private key is a number from 1 to below it.
+/// The order of the group of P-256, big-endian (FIPS 186-4 appendix D.1.2.3): a private key is a number from 1 to below
+/// it.
 const P256_ORDER: [u8; 32] = [
     0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7,
     0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,

@@ -19,17 +19,17 @@ use crate::Algorithm;
 ///
 /// Public, but for HS256, where it is the secret itself, which is zeroized with the last clone. Cheap to clone.
 #[derive(Clone)]
-pub struct VerifyingKey(Arc<Inner>);
+pub struct VerifyingKey(Arc<BoundKey>);
 
-struct Inner {
+struct BoundKey {
     kid: String,
     public: Public,
 }
 
 /// A public key as aws-lc keeps it: parsed once, and used by all threads.
 ///
-/// It is one of jsonwebtoken's verifiers, and not one that its provider makes, as those parse the key again for each token
-/// (see [`SigningKey`](super::SigningKey)'s).
+/// It is one of jsonwebtoken's verifiers, and not one that its provider makes, as those parse the key again for each
+/// token (see [`SigningKey`](super::SigningKey)'s).
 #[derive(Clone)]
 pub(super) enum Public {
     Ed(ParsedPublicKey),
@@ -87,7 +87,7 @@ impl VerifyingKey {
 
     pub(super) fn of(public: Public, kid: Option<&str>) -> Self {
         let kid = kid.map_or_else(|| public.thumbprint(), str::to_owned);
-        Self(Arc::new(Inner { kid, public }))
+        Self(Arc::new(BoundKey { kid, public }))
     }
 
     /// The same key under another name, such as the one that its issuer gives it.
@@ -98,7 +98,7 @@ impl VerifyingKey {
         if kid.is_empty() || kid.len() > MAX_KID_LEN {
             return Err(KeyError::Kid);
         }
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(BoundKey {
             kid: kid.to_owned(),
             public: self.0.public.clone(),
         })))
@@ -111,8 +111,8 @@ impl VerifyingKey {
 
     /// The SHA-256 thumbprint, in base64url (RFC 7638 section 3).
     ///
-    /// That of a secret is computed from the secret: who has it can try secrets at his leisure (section 7), as he can with
-    /// any token, so that secrets must be random.
+    /// That of a secret is computed from the secret: who has it can try secrets at his leisure (section 7), as he can
+    /// with any token, so that secrets must be random.
     pub fn thumbprint(&self) -> String {
         self.0.public.thumbprint()
     }
@@ -156,7 +156,7 @@ impl VerifyingKey {
         self.0.public.members()
     }
 
-    /// Whether `signature` is one of `message` by this key.
+    /// Returns whether `signature` is one of `message` by this key.
     pub(crate) fn verifies(&self, message: &[u8], signature: &Vec<u8>) -> bool {
         self.0.public.verify(message, signature).is_ok()
     }
@@ -218,9 +218,9 @@ impl Public {
 
     fn from_spki(der: &[u8]) -> Result<Self, KeyError> {
         match der::public(der)? {
-            der::Kind::Ed25519(key) => Self::ed(key),
-            der::Kind::P256(point) => Self::es(point),
-            der::Kind::Rsa(key) => Self::rs(key),
+            der::DerKey::Ed25519(key) => Self::ed(key),
+            der::DerKey::P256(point) => Self::es(point),
+            der::DerKey::Rsa(key) => Self::rs(key),
         }
     }
 

@@ -1,8 +1,8 @@
-//! Where known secrets are in a text, in whatever form: as they are, and by any eight of their letters and digits in a row, in
-//! upper or lower case, with anything in between, escaped, or as a dump in numbers.
+//! Where known secrets are in a text, in whatever form: as they are, and by any eight of their letters and digits in a
+//! row, in upper or lower case, with anything in between, escaped, or as a dump in numbers.
 //!
-//! The text is read in several ways, such as "letters and digits only" or "hexadecimal numbers". Each [`Reading`] is a row of
-//! letters and digits with their places in the text. In each, the windows of the secrets are looked for.
+//! The text is read in several ways, such as "letters and digits only" or "hexadecimal numbers". Each [`Reading`] is a
+//! row of letters and digits with their places in the text. In each, the windows of the secrets are looked for.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{MAX_SECRETS, merge};
 
-/// How many letters and digits of a secret must not be seen in a row.
+/// The number of letters and digits of a secret that must not be visible in a row.
 const WINDOW: usize = 8;
 
 /// A shorter secret is looked for as it is only.
@@ -19,7 +19,7 @@ const MIN_LEN: usize = 4;
 /// Shorter leftovers at a cut would be found in texts that were not cut.
 const MIN_LEFTOVER: usize = 4;
 
-/// Where `secrets` are in `text`. `None` if there are too many of them.
+/// Returns where `secrets` are in `text`. `None` if there are too many of them.
 pub(super) fn find(text: &str, secrets: &[&str]) -> Option<Vec<Range<usize>>> {
     let mut secrets: Vec<&str> = secrets.iter().copied().filter(|secret| !secret.is_empty()).collect();
     secrets.sort_unstable();
@@ -228,7 +228,8 @@ impl Reading {
     }
 }
 
-/// Letters and digits that stand together. With `skip`, without the first of each line if that can be its number or address.
+/// Letters and digits that stand together. With `skip`, without the first of each line if that can be its number or
+/// address.
 fn words(text: &str, skip: bool) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     text.split_inclusive('\n').flat_map(move |line| {
@@ -262,8 +263,8 @@ fn digits(text: &str, word: Range<usize>) -> Range<usize> {
     word.start + prefix.map_or(0, |prefix| prefix.len())..word.end
 }
 
-/// The character that an escape stands for at the beginning of `text`, and how long that is: those of C, JSON, Python and
-/// shells, of URLs, of quoted-printable and of HTML.
+/// The character that an escape stands for at the beginning of `text`, and how long that is: those of C, JSON, Python
+/// and shells, of URLs, of quoted-printable and of HTML.
 fn escape(text: &[u8]) -> Option<(u8, usize)> {
     let number = |from: usize, most: usize, radix: u32| {
         let digits = text[from.min(text.len())..].iter().take(most);

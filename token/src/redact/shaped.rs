@@ -1,4 +1,4 @@
-//! Where something in a text has the form of a secret.
+//! Finds texts in the form of a secret.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::REDACTED;
 
-/// Where something in `text` has the form of a secret.
+/// Returns where something in `text` has the form of a secret.
 pub(super) fn find(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     tokens(text, &mut found);
@@ -19,14 +19,15 @@ pub(super) fn find(text: &str) -> Vec<Range<usize>> {
     found
 }
 
-/// Base64 of `{"`, and of `{` with white space after it, which is rare; and how many dots there must be to tell a token.
+/// Base64 of `{"`, and of `{` with white space after it, which is rare; and how many dots there must be to tell a
+/// token.
 const STARTS: [(&str, usize); 5] = [("eyJ", 0), ("eyA", 2), ("ewo", 2), ("ewk", 2), ("ew0", 2)];
 
-/// Whether a whole JWS in compact serialization is anywhere in `text`, as far as its form tells: two dots after the base64url
-/// of what a JSON object begins with. Its payload or signature may be empty.
+/// Whether a whole JWS in compact serialization is anywhere in `text`, as far as its form tells: two dots after the
+/// base64url of what a JSON object begins with. Its payload or signature may be empty.
 ///
-/// Where it does not stand alone, what is before the first dot must be a header, which names an algorithm: names of hosts and
-/// files may have those letters by chance.
+/// Where it does not stand alone, what is before the first dot must be a header, which names an algorithm: names of
+/// hosts and files may have those letters by chance.
 #[must_use]
 pub fn holds_token(text: &str) -> bool {
     /// No name that begins so is that long by chance.
@@ -226,7 +227,7 @@ fn random_runs(text: &str, found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Whether a run of base64 characters is rather words, numbers and names strung together: a path, an option, an
+/// Returns whether a run of base64 characters is rather words, numbers and names strung together: a path, an option, an
 /// identifier.
 fn is_words(run: &str) -> bool {
     let is_hex = |b: u8| b.is_ascii_hexdigit() || b == b'-';
@@ -237,7 +238,8 @@ fn is_words(run: &str) -> bool {
     run.split(['/', '_', '-', '+']).all(is_word)
 }
 
-/// Whether `piece`, without separators, could be a word, a number or a short name such as `x86` or `maxRetries`.
+/// Returns whether `piece`, without separators, could be a word, a number or a short name such as `x86` or
+/// `maxRetries`.
 fn is_word(piece: &str) -> bool {
     let len = piece.len();
     let digits = piece.bytes().filter(u8::is_ascii_digit).count();
@@ -266,12 +268,12 @@ fn is_base64url(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// How many of the first bytes in a row are as `is` says.
+/// Returns how many of the first bytes in a row are as `is` says.
 fn count(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
     bytes.iter().take_while(|&&b| is(b)).count()
 }
 
-/// How many of the last bytes in a row are as `is` says.
+/// Returns how many of the last bytes in a row are as `is` says.
 fn count_back(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
     bytes.iter().rev().take_while(|&&b| is(b)).count()
 }

@@ -4,7 +4,8 @@ use std::time::SystemTime;
 use crate::jws::Malformed;
 use crate::{Algorithm, NumericDate, is_plain};
 
-/// Why a token is refused. Holds nothing of the token but times, and names that whoever made it chose, made printable.
+/// The reason why a token is refused. Holds nothing of the token but times, and names that whoever made it chose, made
+/// printable.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
@@ -23,7 +24,7 @@ pub enum VerifyError {
          that is an attack, or its issuer names the wrong key"
     )]
     PublicKeyAsSecret {
-        /// What the key is for.
+        /// The algorithm of the key.
         key: Algorithm,
     },
     /// The header names another algorithm than that of its key (RFC 8725 section 3.1).
@@ -31,9 +32,9 @@ pub enum VerifyError {
         "the token says to be signed by {token}, and its key is for {key} only: see which key its issuer signs with"
     )]
     OtherAlgorithm {
-        /// What the key is for.
+        /// The algorithm of the key.
         key: Algorithm,
-        /// What the header names.
+        /// The algorithm in the header.
         token: Algorithm,
     },
     /// The header carries a key, or says where to get one (RFC 8725 section 3.10).
@@ -75,7 +76,7 @@ pub enum VerifyError {
     Expired {
         /// The token's `exp`.
         at: NumericDate,
-        /// When it was checked.
+        /// The time when it was checked.
         now: SystemTime,
     },
     /// `nbf` has not come.
@@ -83,7 +84,7 @@ pub enum VerifyError {
     NotYet {
         /// The token's `nbf`.
         at: NumericDate,
-        /// When it was checked.
+        /// The time when it was checked.
         now: SystemTime,
     },
     /// `iss` is another one (RFC 8725 section 3.8).

@@ -79,19 +79,20 @@ impl Verifier {
         self.with(|rules| rules.audiences = None)
     }
 
-    /// Accepts tokens whose header has this `typ` only, such as `at+jwt` (RFC 9068 section 2.1). May be called for several.
-    /// Without it, `typ` is `JWT` or missing.
+    /// Accepts tokens whose header has this `typ` only, such as `at+jwt` (RFC 9068 section 2.1). May be called for
+    /// several. Without it, `typ` is `JWT` or missing.
     pub fn typ(self, typ: impl Into<String>) -> Self {
         self.with(|rules| rules.types.push(typ.into()))
     }
 
-    /// Accepts workflow tokens of jobs of this Flux instance only, to the letter; user tokens as without it. Jobs of different
-    /// instances can have the same id, so that without it, instances of the same issuer must not share workspaces.
+    /// Accepts workflow tokens of jobs of this Flux instance only, to the letter; user tokens as without it. Jobs of
+    /// different instances can have the same id, so that without it, instances of the same issuer must not share
+    /// workspaces.
     pub fn instance(self, instance: impl Into<String>) -> Self {
         self.with(|rules| rules.instance = Some(instance.into()))
     }
 
-    /// How far this clock and that of the issuer may be apart. [`LEEWAY`] without it.
+    /// Sets the accepted difference of this clock and that of the issuer. Default: [`LEEWAY`].
     pub fn leeway(self, leeway: Duration) -> Self {
         self.with(|rules| rules.leeway = leeway)
     }
@@ -182,18 +183,29 @@ impl Rules {
     }
 }
 
-/// Checks a JWS, whose payload may be anything.
-pub(crate) fn jws(keys: &KeySet, compact: &str) -> Result<Vec<u8>, VerifyError> {
-    let parts = Parts::of(compact)?;
-    let mut buffer = Buffer::default();
-    parts.verified_payload(&Header::read(buffer.decode(parts.header)?)?, keys)
+impl KeySet {
+    /// Checks the signature of a JWS in compact serialization (RFC 7515 section 5.2), and returns its payload, whatever
+    /// that is.
+    ///
+    /// The key is the one that the header's `kid` names, or the only one of the set where the header names none. Nothing
+    /// else that the header says chooses a key or algorithm, and what could is refused (RFC 8725 sections 3.1 and 3.10).
+    ///
+    /// This is not enough to accept a token: its claims are not looked at. [`Verifier`](crate::Verifier) does that.
+    ///
+    /// # Errors
+    /// [`VerifyError`] tells why it is refused.
+    pub fn verify_jws(&self, compact: &str) -> Result<Vec<u8>, VerifyError> {
+        let parts = Parts::of(compact)?;
+        let mut buffer = Buffer::default();
+        parts.verified_payload(&Header::read(buffer.decode(parts.header)?)?, self)
+    }
 }
 
 struct Parts<'a> {
     header: &'a str,
     payload: &'a str,
     signature: &'a str,
-    /// What is signed.
+    /// The signed text.
     message: &'a str,
 }
 
