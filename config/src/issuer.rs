@@ -1,62 +1,32 @@
-//! Tokens that the instance mints itself, and whom tokens are verified against: `source = "issuer"`, the tables `issuer`
-//! and `trust.NAME`.
+//! Tokens that the instance mints itself, and whom tokens are verified against: `source = "issuer"`, the tables
+//! `issuer` and `trust.NAME`.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use crate::{Template, Values, check_label, parse::field};
+use crate::{Template, Values, key_path::KeyPath, label::check_label, parse::field};
 
-/// How long a token is good beyond the time limit of its job: what runs between the two, such as other prologs.
+/// The default of `margin`: the time between the issue of a token and the start of its job, such as other prologs.
 fn margin() -> Duration {
     Duration::from_secs(600)
 }
 
-/// The longest life of a token, whatever the job.
+/// The default of `max-lifetime`.
 fn max_lifetime() -> Duration {
     Duration::from_secs(24 * 3600)
 }
 
-/// How much the clocks of issuer and verifier may differ; RFC 7519 section 4.1.4 speaks of a few minutes at most.
+/// The default difference of clocks. RFC 7519 section 4.1.4 recommends a few minutes at most.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
 
-/// The most of it.
+/// The largest difference that can be configured.
 pub(crate) const MAX_LEEWAY: Duration = Duration::from_secs(600);
 
-/// How old keys that were fetched may become.
+/// The default age of fetched keys.
 pub(crate) const REFRESH: Duration = Duration::from_secs(3600);
 
-/// Where keys are kept: a path in which `~`, `$VAR` and `${VAR}` may stand, which are expanded where the file is read.
-/// Once expanded, it must be absolute.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct KeyPath(String);
-
-impl KeyPath {
-    /// Takes a path as it was written.
-    ///
-    /// # Errors
-    /// What is wrong with it, in words.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        if text.starts_with(['/', '~', '$']) && !text.contains('\0') {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err("must be an absolute path, or begin with ~ or an environment variable")
-        }
-    }
-
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for KeyPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// How the tokens of a rule are minted: the table `issuer`, and what the rule has in place of its values.
+/// Settings for minted tokens: the table `issuer`, and the keys of the rule, which override it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
 pub struct Issuer {
@@ -68,7 +38,7 @@ pub struct Issuer {
     /// The claim `aud`: for whom the tokens are. At least one, with a rule.
     #[serde(default, deserialize_with = "field::strings")]
     pub audience: Vec<String>,
-    /// How long a token is good beyond the time limit of its job.
+    /// The lifetime of a token beyond the time limit of its job.
     #[serde(default = "margin", deserialize_with = "field::duration")]
     pub margin: Duration,
     /// The longest life of a token; also that of a job without a time limit.
@@ -82,7 +52,7 @@ pub struct Issuer {
     pub workspace: Option<Template>,
 }
 
-/// Whom tokens are verified against: a table `trust.NAME`.
+/// An issuer whose tokens are accepted: a table `trust.NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
     /// The last part of the table's name.
@@ -95,11 +65,11 @@ pub struct Trust {
     pub audience: Vec<String>,
     /// The types of tokens (`typ` in their header) of which one is demanded; where there are none, `JWT` or no type.
     pub types: Vec<String>,
-    /// How much the clocks may differ.
+    /// The accepted difference of clocks.
     pub leeway: Duration,
 }
 
-/// Where the keys of an issuer are.
+/// The location of an issuer's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustedKeys {
     /// A key directory, or a file with a JWKS, a JWK or a PEM block.
@@ -110,14 +80,14 @@ pub enum TrustedKeys {
     Discovered(Discovery),
 }
 
-/// How an issuer is reached over the network.
+/// Settings for connections to an issuer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Discovery {
     /// The HTTP proxy, a URL.
     pub proxy: Option<String>,
     /// Roots of trust beside those of the system: a file of PEM certificates.
     pub ca_file: Option<PathBuf>,
-    /// How old its keys may become.
+    /// The age at which keys are fetched again.
     pub refresh: Duration,
 }
 

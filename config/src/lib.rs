@@ -8,7 +8,9 @@
 
 mod duration;
 mod issuer;
+mod key_path;
 mod kubernetes;
+mod label;
 mod oauth2;
 mod parse;
 mod project;
@@ -21,8 +23,10 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use duration::parse_duration;
-pub use issuer::{Discovery, Issuer, KeyPath, Trust, TrustedKeys};
-pub use kubernetes::{Dws, Kubernetes, check_label, check_object_name};
+pub use issuer::{Discovery, Issuer, Trust, TrustedKeys};
+pub use key_path::KeyPath;
+pub use kubernetes::{Dws, Kubernetes};
+pub use label::{check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
@@ -33,8 +37,8 @@ pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 /// The table's name in the configuration of Flux.
 pub const TABLE: &str = "workflow-token";
 
-/// The longest name of a queue, bank, project, user or group, in bytes. No rule and no project has a longer one, so that
-/// of an attribute of a job no more needs to be looked at to know that it is none.
+/// The longest name of a queue, bank, project, user or group, in bytes. No rule and no project has a longer one, so
+/// that of an attribute of a job no more needs to be looked at to know that it is none.
 pub const MAX_NAME: usize = 256;
 
 /// The table.
@@ -42,11 +46,11 @@ pub const MAX_NAME: usize = 256;
 pub struct Config {
     /// The environment variable that carries the token, unless a rule says otherwise.
     pub variable: String,
-    /// How long a whole delivery may take.
+    /// The timeout of a delivery.
     pub timeout: Duration,
-    /// Whether the record is removed when the job has ended.
+    /// Set if the record is removed when the job has ended.
     pub unlink: bool,
-    /// How many deliveries of one rule are under way at once.
+    /// The number of deliveries of one rule that are under way at once.
     pub max_parallel: usize,
     /// The Unix socket of an agent that is started by others; without it, plugins start an agent of their own.
     pub agent: Option<PathBuf>,
@@ -54,13 +58,13 @@ pub struct Config {
     pub agent_program: Option<PathBuf>,
     /// The program that runs the commands of rules, see `source::supervise`; found by itself where not given.
     pub helper: Option<PathBuf>,
-    /// How to reach MUNGE, and how to seal.
+    /// Settings for MUNGE.
     pub munge: Munge,
-    /// Where the variables of rabbit jobs come from, for the plugin that stands in for dws-jobtap; the table `dws`.
+    /// The table `dws`: the source of variables of rabbit jobs.
     pub dws: Option<Dws>,
-    /// What this instance of Flux is called in tokens that name a job, where the table `issuer` says so.
+    /// The name of this Flux instance in tokens, if the table `issuer` sets it.
     pub instance: Option<String>,
-    /// Whom tokens are verified against, by name.
+    /// The issuers whose tokens are accepted.
     pub trusts: Vec<Trust>,
     /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
     pub projects: Projects,
@@ -70,7 +74,7 @@ pub struct Config {
     pub obsolete: Vec<String>,
 }
 
-/// How to reach MUNGE, and how to seal.
+/// Settings for MUNGE.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Munge {
     /// munged's socket; where libmunge looks by default if not given.
@@ -85,14 +89,14 @@ pub struct Munge {
     pub ttl: seal::Ttl,
 }
 
-/// Which part of the table a reader uses.
+/// The part of the table that a reader uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {
     /// Rules and projects: workflow tokens.
     Tokens,
     /// The source of rabbit jobs, and projects.
     Rabbits,
-    /// How to seal, and nothing else.
+    /// Only the settings for sealing.
     Sealing,
 }
 
@@ -130,19 +134,19 @@ impl Munge {
 /// One rule: which jobs it is for, and where their token comes from.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Which jobs.
+    /// The jobs that the rule is for.
     pub conditions: Conditions,
     /// The environment variable that carries the token.
     pub variable: String,
-    /// Where the token comes from.
+    /// The source of the token.
     pub source: Source,
-    /// How long fetching may take; never longer than the delivery.
+    /// The timeout of the source; never longer than that of the delivery.
     pub timeout: Duration,
-    /// How the token is checked before it is delivered.
+    /// The check of the token before it is delivered.
     pub check: Check,
 }
 
-/// Where a token comes from.
+/// The source of a token.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A file.
@@ -154,7 +158,7 @@ pub enum Source {
     Command {
         /// The program, an absolute path, and its arguments.
         argv: Vec<Template>,
-        /// Whether its standard error is logged, with secrets hidden.
+        /// Set if its standard error is logged, with secrets hidden.
         log_stderr: bool,
     },
     /// The Workflow of a rabbit job, and the Secret that it names.
@@ -177,7 +181,7 @@ impl Source {
         }
     }
 
-    /// Whether it has nothing for a job that is in no project.
+    /// Returns whether it has nothing for a job that is in no project.
     pub fn needs_project(&self) -> bool {
         match self {
             Source::File { path } => path.needs_project(),
@@ -189,7 +193,7 @@ impl Source {
     }
 }
 
-/// How a token is checked before it is delivered.
+/// The check of a token before it is delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
     /// A well-formed JWT that has not expired.

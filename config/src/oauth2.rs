@@ -2,14 +2,14 @@
 
 use crate::{Discovery, KeyPath, Template};
 
-/// How a token is asked for.
+/// Settings for a token request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OAuth2 {
-    /// Where.
+    /// The server.
     pub server: AuthorizationServer,
     /// The id of this client there (RFC 6749 section 2.2).
     pub client_id: String,
-    /// How this client shows that it is the one.
+    /// The authentication of this client.
     pub authentication: ClientAuthentication,
     /// By what right.
     pub grant: Grant,
@@ -19,11 +19,11 @@ pub struct OAuth2 {
     pub audience: Vec<String>,
     /// For whom the token is to be, by URI (RFC 8707 section 2).
     pub resource: Vec<String>,
-    /// How the server is reached.
+    /// Settings for connections to the server.
     pub network: Discovery,
 }
 
-/// Where tokens are asked for.
+/// The server that issues tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationServer {
     /// At the endpoint that the metadata of this issuer name (RFC 8414).
@@ -32,7 +32,7 @@ pub enum AuthorizationServer {
     TokenEndpoint(String),
 }
 
-/// How a client shows that it is the one (OpenID Connect Core section 9).
+/// The authentication of a client (OpenID Connect Core section 9).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAuthentication {
     /// By the secret in this file, in a header.
@@ -51,7 +51,7 @@ impl ClientAuthentication {
         }
     }
 
-    /// What OpenID Connect Core section 9 calls it.
+    /// Returns the name in OpenID Connect Core section 9.
     pub fn name(&self) -> &'static str {
         match self {
             Self::SecretBasic(_) => "client_secret_basic",
@@ -66,14 +66,14 @@ impl ClientAuthentication {
 pub enum Grant {
     /// The client's own (RFC 6749 section 4.4).
     ClientCredentials {
-        /// Whether jobs share a token, rather than having one each.
+        /// Set if jobs share a token, rather than having one each.
         share: bool,
     },
     /// The one of whoever has another token, which is exchanged (RFC 8693).
     TokenExchange {
         /// The file with that token.
         subject_token: Template,
-        /// What that token is: a URI of RFC 8693 section 3, or one of the server's own.
+        /// The type of that token: a URI of RFC 8693 section 3, or of the server.
         subject_token_type: String,
     },
 }
@@ -87,7 +87,7 @@ impl Grant {
         }
     }
 
-    /// What the protocol calls it.
+    /// Returns the name in the protocol.
     pub fn uri(&self) -> &'static str {
         match self {
             Self::ClientCredentials { .. } => "client_credentials",

@@ -1,7 +1,7 @@
 //! From the configuration of Flux, an object, to a [`Config`].
 //!
-//! Each key is read by its type or a function of `field`. A key that depends on another one is checked when the table is made
-//! into what the product works with.
+//! Each key is read by its type or a function of `field`. A key that depends on another one is checked when the table
+//! is made into what the product works with.
 
 pub(crate) mod field;
 mod files;
@@ -20,10 +20,10 @@ pub use files::read_files;
 
 use crate::{Config, Identity, Issuer, Munge, Principal, Project, TABLE};
 
-/// How long a delivery may take unless the configuration says otherwise.
+/// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a table was refused: the key, and what is wrong there.
+/// The reason why a table was refused: the key, and what is wrong there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     key: String,
@@ -136,8 +136,11 @@ impl Table {
         };
         let rules = rule::rules(self.rule, &defaults)?;
         let dws = self.dws.map(|table| table.dws(&defaults)).transpose()?;
-        let gone = "is not needed any more, since the agent runs all commands: remove it";
-        let obsolete = self.helper.iter().map(|_| wrong_at(TABLE, "helper", gone).to_string());
+        let unused = "is not needed any more, since the agent runs all commands: remove it";
+        let obsolete = self
+            .helper
+            .iter()
+            .map(|_| wrong_at(TABLE, "helper", unused).to_string());
         Ok(Config {
             timeout,
             unlink: self.unlink.unwrap_or(true),

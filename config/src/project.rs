@@ -14,7 +14,7 @@ const CUT: &str = " …";
 pub struct Projects {
     /// The projects. Where there are none, jobs are in none, and whatever they ask for is not looked at.
     pub list: Vec<Project>,
-    /// Where the identity tokens of users are.
+    /// The location of users' identity tokens.
     pub identity: Option<Identity>,
 }
 
@@ -34,7 +34,7 @@ pub struct Project {
     /// Values of the claim of [`Identity`].
     #[serde(default)]
     pub claims: Vec<String>,
-    /// Whether a job whose owner is in several is in this one where it asks for none.
+    /// Set if a job whose owner is in several is in this one where it asks for none.
     #[serde(default, deserialize_with = "field::flag")]
     pub default: bool,
 }
@@ -61,7 +61,7 @@ fn sub() -> String {
     "sub".to_owned()
 }
 
-/// What a job asks for in `attributes.system.project`.
+/// The project that a job requests in `attributes.system.project`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {
     /// Nothing, or null.
@@ -72,21 +72,21 @@ pub enum Asked {
     Malformed,
 }
 
-/// Who may be in a project.
+/// A user who may be in a project.
 pub trait Person {
     /// The user name, or the uid where there is none.
     fn name(&self) -> String;
-    /// Whether this is the user.
+    /// Returns whether this is the user.
     fn is(&self, user: &Principal) -> bool;
-    /// Whether the user is in the group.
+    /// Returns whether the user is in the group.
     fn is_in(&self, group: &Principal) -> bool;
-    /// Whether the claim of the user's identity token has the value.
+    /// Returns whether the claim of the user's identity token has the value.
     fn has_claim(&self, value: &str) -> bool;
-    /// Why there are no claims though there is an identity token, for the user.
+    /// Returns why there are no claims though there is an identity token, for the user.
     fn refusal(&self) -> Option<&str>;
 }
 
-/// Why a job cannot be in the project that it asks for, or in none. The text is for the user.
+/// The reason why a job cannot be in the project that it asks for, or in none. The text is for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     start: String,
@@ -135,7 +135,7 @@ impl fmt::Display for Denied {
 impl std::error::Error for Denied {}
 
 impl Projects {
-    /// Whether there are any.
+    /// Returns whether there are any.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -150,7 +150,7 @@ impl Projects {
         self.list.iter().flat_map(|project| &project.users)
     }
 
-    /// Where identity tokens are, if any project asks for claims.
+    /// Returns where identity tokens are, if any project asks for claims.
     pub fn identity(&self) -> Option<&Identity> {
         let any = self.list.iter().any(|project| !project.claims.is_empty());
         self.identity.as_ref().filter(|_| any)
@@ -201,7 +201,7 @@ impl Projects {
         }
     }
 
-    /// Why a job that must be in a project is in none.
+    /// Returns why a job that must be in a project is in none.
     pub fn needed(&self, person: &dyn Person) -> Denied {
         let his: Vec<_> = self
             .list
@@ -250,7 +250,7 @@ impl Projects {
 }
 
 impl Project {
-    /// Whether a user is in it.
+    /// Returns whether a user is in it.
     pub fn has(&self, person: &dyn Person) -> bool {
         self.users.iter().any(|user| person.is(user))
             || self.groups.iter().any(|group| person.is_in(group))
@@ -272,224 +272,4 @@ fn cut(mut text: String, room: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct User {
-        name: &'static str,
-        groups: &'static [&'static str],
-        claims: &'static [&'static str],
-        refusal: Option<&'static str>,
-    }
-
-    impl Person for User {
-        fn name(&self) -> String {
-            self.name.to_owned()
-        }
-        fn is(&self, user: &Principal) -> bool {
-            *user == Principal::Name(self.name.to_owned())
-        }
-        fn is_in(&self, group: &Principal) -> bool {
-            self.groups
-                .iter()
-                .any(|name| *group == Principal::Name((*name).to_owned()))
-        }
-        fn has_claim(&self, value: &str) -> bool {
-            self.claims.contains(&value)
-        }
-        fn refusal(&self) -> Option<&str> {
-            self.refusal
-        }
-    }
-
-    fn alice(groups: &'static [&'static str], claims: &'static [&'static str]) -> User {
-        User {
-            name: "alice",
-            groups,
-            claims,
-            refusal: None,
-        }
-    }
-
-    fn names(all: &[&str]) -> Vec<Principal> {
-        all.iter().map(|name| Principal::Name((*name).to_owned())).collect()
-    }
-
-    /// Four projects: by group, by another group, by name, and by claim; one of them may be the default.
-    fn projects(default: Option<&str>) -> Projects {
-        let project = |name: &str, users: &[&str], groups: &[&str], claims: &[&str]| Project {
-            name: name.to_owned(),
-            users: names(users),
-            groups: names(groups),
-            claims: claims.iter().map(|value| (*value).to_owned()).collect(),
-            default: default == Some(name),
-        };
-        Projects {
-            list: vec![
-                project("hydro", &[], &["hydro", "hydro-adm"], &[]),
-                project("fusion", &[], &["fusion"], &["fusion-team"]),
-                project("climate", &["bob"], &[], &[]),
-                project("astro", &[], &[], &["astro-team"]),
-            ],
-            identity: Some(Identity {
-                token: Template::parse("/run/{uid}.jwt").unwrap(),
-                trust: "site".to_owned(),
-                claim: "groups".to_owned(),
-                user: "sub".to_owned(),
-            }),
-        }
-    }
-
-    fn ask(name: &str) -> Asked {
-        Asked::Project(name.to_owned())
-    }
-
-    #[test]
-    fn whoever_is_named_or_in_a_group_or_has_a_claim_is_in_the_project_and_nobody_else() {
-        let projects = projects(None);
-        let users = [
-            (alice(&["hydro"], &[]), &["hydro"] as &[&str]),
-            (alice(&["hydro-adm"], &[]), &["hydro"]),
-            (alice(&[], &["fusion-team"]), &["fusion"]),
-            (
-                alice(&["fusion", "hydro"], &["astro-team"]),
-                &["fusion", "hydro", "astro"],
-            ),
-            // A group is no claim, and a claim no group, though they have the same name.
-            (alice(&["astro-team", "fusion-team"], &["hydro"]), &[]),
-            (
-                User {
-                    name: "bob",
-                    ..alice(&[], &[])
-                },
-                &["climate"],
-            ),
-        ];
-        for (user, his) in &users {
-            for project in &projects.list {
-                let found = projects.of_job(&ask(&project.name), user);
-                match his.contains(&&*project.name) {
-                    true => assert_eq!(found.unwrap().unwrap().name, project.name),
-                    false => {
-                        let text = found.unwrap_err().to_string();
-                        assert!(text.starts_with(&format!("{} is not in project {}", user.name, project.name)));
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_job_that_asks_for_none_is_in_the_only_project_of_its_owner_or_in_the_default() {
-        for (default, groups, expected) in [
-            (None, &[] as &[&str], None),
-            (None, &["hydro"], Some("hydro")),
-            (None, &["hydro", "fusion"], None),
-            (Some("fusion"), &[], None),
-            (Some("fusion"), &["hydro"], Some("hydro")),
-            (Some("fusion"), &["hydro", "fusion"], Some("fusion")),
-            (Some("climate"), &["hydro", "fusion"], None),
-        ] {
-            let (projects, user) = (projects(default), alice(groups, &[]));
-            let project = projects.of_job(&Asked::Nothing, &user).unwrap();
-            assert_eq!(project.map(|p| &*p.name), expected, "{default:?} {groups:?}");
-        }
-    }
-
-    #[test]
-    fn what_there_is_not_is_refused_whoever_asks() {
-        let projects = projects(None);
-        let user = alice(&["hydro"], &[]);
-        for (asked, says) in [
-            (ask("Hydro"), "there is no project `Hydro`"),
-            (ask(""), "there is no project ``"),
-            (ask("hydro/x"), "there is no project `hydro/x`"),
-            (ask("a\nb"), "there is no project `a\\nb`"),
-            (Asked::Malformed, "must be a string"),
-        ] {
-            let text = projects.of_job(&asked, &user).unwrap_err().to_string();
-            assert!(text.contains(says), "{asked:?}: {text}");
-        }
-        // Without projects, the attribute is somebody else's.
-        let none = Projects::default();
-        for asked in [ask("hydro"), Asked::Malformed, Asked::Nothing] {
-            assert_eq!(none.of_job(&asked, &user), Ok(None));
-        }
-    }
-
-    #[test]
-    fn the_text_says_what_would_help_and_why_the_identity_token_did_not() {
-        let projects = projects(None);
-        let user = User {
-            refusal: Some("it has expired"),
-            ..alice(&[], &[])
-        };
-        for (name, text) in [
-            (
-                "hydro",
-                "alice is not in project hydro: needed is group hydro or hydro-adm",
-            ),
-            (
-                "fusion",
-                "alice is not in project fusion: needed is group fusion, or fusion-team in claim groups of the identity \
-                 token (it has expired)",
-            ),
-            (
-                "climate",
-                "alice is not in project climate: ask its operators: it has no group to join",
-            ),
-            (
-                "astro",
-                "alice is not in project astro: needed is astro-team in claim groups of the identity token (it has \
-                 expired)",
-            ),
-        ] {
-            let denied = projects.of_job(&ask(name), &user).unwrap_err();
-            assert_eq!(denied.to_string(), text);
-        }
-        let text = projects.needed(&user).to_string();
-        assert!(
-            text.contains("alice is in none") && text.contains("hydro, fusion"),
-            "{text}"
-        );
-        let text = projects.needed(&alice(&["hydro", "fusion"], &[])).to_string();
-        assert!(text.contains("-S project=NAME, one of hydro, fusion"), "{text}");
-    }
-
-    #[test]
-    fn no_text_is_longer_than_its_room() {
-        const ROOM: usize = 159;
-        let mut projects = projects(None);
-        let many: Vec<String> = (0..40).map(|n| format!("group-number-{n}-ä")).collect();
-        projects.list[1].groups = many.iter().map(|name| Principal::Name(name.clone())).collect();
-        projects.list[1].claims = vec!["c".repeat(300)];
-        projects.list[0].groups = names(&[&"ä".repeat(200)]);
-        let user = alice(&[], &[]);
-        for asked in [ask("fusion"), ask("hydro"), ask("astro"), ask(&"ö".repeat(500))] {
-            let text = projects.of_job(&asked, &user).unwrap_err().within(ROOM);
-            assert!(text.len() <= ROOM, "{} bytes: {text}", text.len());
-            assert!(text.contains("project"), "{text}");
-        }
-        let text = projects.of_job(&ask("fusion"), &user).unwrap_err().within(ROOM);
-        assert!(
-            text.contains("group group-number-0-ä or group-number-1-ä") && text.ends_with('…'),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_name_that_no_project_can_have_is_refused_without_being_compared_or_quoted() {
-        let text = projects(None)
-            .of_job(&ask(&"x".repeat(12_000_000)), &alice(&["hydro"], &[]))
-            .unwrap_err()
-            .to_string();
-        assert!(text.contains("12000000 bytes") && !text.contains("xx"), "{text}");
-        assert!(
-            !projects(None)
-                .asked(&ask(&"x".repeat(257)))
-                .unwrap_err()
-                .to_string()
-                .contains("xx")
-        );
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Which rule a job matches.
+//! The choice of a rule.
 
 use std::fmt;
 
@@ -92,33 +92,33 @@ impl fmt::Display for Principal {
     }
 }
 
-/// What is known of a job. `None` says that it is not known (yet), which is not the same as no.
+/// The known facts of a job. `None` means unknown (yet), which is different from no.
 pub trait Facts {
-    /// Whether the attribute is present.
+    /// Returns whether the attribute is present.
     fn has_attribute(&self, path: &AttributePath) -> Option<bool>;
-    /// Whether `attributes.system.<key>` is this string.
+    /// Returns whether `attributes.system.<key>` is this string.
     fn system_is(&self, key: &str, value: &str) -> Option<bool>;
-    /// Whether the job is in this project.
+    /// Returns whether the job is in this project.
     fn project_is(&self, name: &str) -> Option<bool>;
-    /// Whether the job owner is this user.
+    /// Returns whether the job owner is this user.
     fn owner_is(&self, user: &Principal) -> Option<bool>;
-    /// Whether the job owner is in this group.
+    /// Returns whether the job owner is in this group.
     fn owner_in(&self, group: &Principal) -> Option<bool>;
 }
 
-/// Which rule a job matches.
+/// The rule that a job matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
     /// The rule of this index.
     Rule(usize),
-    /// None: the job is left alone.
+    /// No rule: the job is left alone.
     None,
     /// It depends on facts that are not known.
     Unknown,
 }
 
 impl Config {
-    /// Which rule a job matches: the first, in the order of the configuration.
+    /// Returns the first rule that a job matches, in the order of the configuration.
     pub fn select(&self, job: &dyn Facts) -> Selection {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.conditions.hold(job) {
@@ -130,7 +130,8 @@ impl Config {
         Selection::None
     }
 
-    /// Returns the rules that may be for a job by what is known of it, in order, up to the first that is for it for certain.
+    /// Returns the rules that may be for a job by what is known of it, in order, up to the first that is for it for
+    /// certain.
     pub fn candidates(&self, job: &dyn Facts) -> Vec<usize> {
         let mut candidates = Vec::new();
         for (index, rule) in self.rules.iter().enumerate() {
@@ -175,7 +176,7 @@ impl Config {
 }
 
 impl Conditions {
-    /// Whether all conditions hold; `None` where that depends on what is not known.
+    /// Returns whether all conditions hold; `None` where that depends on what is not known.
     pub fn hold(&self, job: &dyn Facts) -> Option<bool> {
         let system = |key, value: &Option<String>| value.as_ref().map(|value| job.system_is(key, value));
         let answers = [
@@ -197,7 +198,7 @@ impl Conditions {
         result
     }
 
-    /// Whether there are none, so that the rule is for every job.
+    /// Returns whether there are none, so that the rule is for every job.
     pub fn is_empty(&self) -> bool {
         let Self {
             attribute,

@@ -24,7 +24,7 @@ enum Placeholder {
     Project,
 }
 
-/// What is known of one job: what the placeholders stand for, and what a token says of it.
+/// The facts of one job for placeholders and tokens.
 #[derive(Debug, Clone)]
 pub struct Values {
     /// The job id in F58, RFC 19.
@@ -37,9 +37,9 @@ pub struct Values {
     pub user: Option<String>,
     /// The project that the job is in.
     pub project: Option<String>,
-    /// How long the job may run; `None` where there is no limit.
+    /// The time limit of the job, if any.
     pub limit: Option<Duration>,
-    /// What Flux calls the instance.
+    /// The name of the Flux instance.
     pub instance: String,
 }
 
@@ -71,7 +71,7 @@ impl Values {
     }
 }
 
-/// Why a template was refused, or could not be filled in.
+/// The reason why a template was refused, or could not be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// A placeholder that does not exist.
@@ -128,22 +128,22 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// Whether it starts with the given text, whatever the job.
+    /// Returns whether it starts with the given text, whatever the job.
     pub fn starts_with(&self, text: &str) -> bool {
         matches!(self.parts.first(), Some(Part::Text(first)) if first.starts_with(text))
     }
 
-    /// Whether the name of the job owner is needed.
+    /// Returns whether the name of the job owner is needed.
     pub fn needs_user(&self) -> bool {
         self.parts.contains(&Part::Placeholder(Placeholder::User))
     }
 
-    /// Whether the project of the job is needed.
+    /// Returns whether the project of the job is needed.
     pub fn needs_project(&self) -> bool {
         self.parts.contains(&Part::Placeholder(Placeholder::Project))
     }
 
-    /// Whether it names the user, and nothing else of a job.
+    /// Returns whether it names the user, and nothing else of a job.
     pub fn is_of_user(&self) -> bool {
         let mut placeholders = self
             .parts
@@ -162,7 +162,7 @@ impl Template {
         }
     }
 
-    /// Whether there is no placeholder.
+    /// Returns whether there is no placeholder.
     pub fn is_constant(&self) -> bool {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
     }

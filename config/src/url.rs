@@ -42,7 +42,8 @@ pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether a URL is one of a server that is spoken to without TLS. Schemes are the same in capitals (RFC 3986 section 3.1).
+/// Returns whether a URL is one of a server that is spoken to without TLS. Schemes are the same in capitals (RFC 3986
+/// section 3.1).
 #[must_use]
 pub fn is_plain_url(text: &str) -> bool {
     parse(text).is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
@@ -69,7 +70,8 @@ fn parse(text: &str) -> Result<Uri, &'static str> {
     Ok(uri)
 }
 
-/// Whether a host is this node, by its address, or by the name that is reserved for that (RFC 6761 section 6.3).
+/// Returns whether a host is this node, by its address, or by the name that is reserved for that (RFC 6761 section
+/// 6.3).
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse();
     address.map_or(host.eq_ignore_ascii_case("localhost"), |address: std::net::IpAddr| {

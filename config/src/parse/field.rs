@@ -1,5 +1,5 @@
-//! How keys are read: functions for `deserialize_with`, each for a key that is required and for one that is optional. Each
-//! error says what to write.
+//! How keys are read: functions for `deserialize_with`, each for a key that is required and for one that is optional.
+//! Each error says what to write.
 
 use std::{fmt::Display, path::PathBuf, str::FromStr, time::Duration};
 

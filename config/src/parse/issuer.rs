@@ -1,16 +1,12 @@
-//! The tables `issuer` and `trust.NAME`, and the keys of rules that have to do with them.
+//! The tables `issuer` and `trust.NAME`, and the keys of rules with `source = "issuer"`.
 
 use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use super::{
-    Error, field,
-    rule::{CheckKind, RuleTable},
-    wrong, wrong_at,
-};
+use super::{Error, field, wrong, wrong_at};
 use crate::{
-    Check, Discovery, Issuer, KeyPath, TABLE, Template, Trust, TrustedKeys, check_issuer_url, check_label,
+    Discovery, Issuer, KeyPath, TABLE, Template, Trust, TrustedKeys, check_issuer_url, check_label,
     issuer::{LEEWAY, MAX_LEEWAY, REFRESH, check_workspace},
 };
 
@@ -32,7 +28,7 @@ pub(super) struct MintedTable {
 }
 
 impl MintedTable {
-    /// How the tokens of the rule are minted.
+    /// Returns the settings for minted tokens of the rule.
     pub fn issuer(self, at: &str, issuer: Option<&Issuer>) -> Result<Issuer, Error> {
         let Some(issuer) = issuer else {
             let what = "`issuer` needs the table [workflow-token.issuer]";
@@ -123,18 +119,7 @@ impl TrustTable {
     }
 }
 
-/// How the tokens of a rule are checked.
-pub(super) fn check(at: &str, rule: &RuleTable, trusts: &[Trust]) -> Result<Check, Error> {
-    match (rule.check.unwrap_or(CheckKind::Shape), &rule.trust) {
-        (CheckKind::Verify, Some(name)) => trust_of(at, name, trusts).map(Check::Verify),
-        (CheckKind::Verify, None) => Err(wrong_at(at, "trust", "is missing")),
-        (_, Some(_)) => Err(wrong_at(at, "trust", "is for check = \"verify\"")),
-        (CheckKind::Shape, None) => Ok(Check::Shape),
-        (CheckKind::None, None) => Ok(Check::None),
-    }
-}
-
-/// The table `trust` that a key names.
+/// Returns the index of the table `trust` that a key names.
 pub(super) fn trust_of(at: &str, name: &str, trusts: &[Trust]) -> Result<usize, Error> {
     let found = trusts.iter().position(|trust| trust.name == name);
     found.ok_or_else(|| {

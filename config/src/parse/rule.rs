@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 
 use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    AttributePath, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Rule, Source, TABLE, Template, Trust,
-    kubernetes::check_object,
+    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Rule, Source, TABLE, Template,
+    Trust, kubernetes::check_object,
 };
 
-/// What rules have from the whole table.
+/// Values of the whole table that rules use.
 pub(super) struct Defaults<'a> {
     pub variable: &'a str,
     pub timeout: Duration,
@@ -35,11 +35,11 @@ pub(super) struct RuleTable {
     user: Option<Principal>,
     #[serde(default, deserialize_with = "field::principal")]
     group: Option<Principal>,
-    source: Kind,
+    source: SourceName,
     #[serde(default, deserialize_with = "field::duration")]
     timeout: Option<Duration>,
-    pub check: Option<CheckKind>,
-    pub trust: Option<String>,
+    check: Option<CheckName>,
+    trust: Option<String>,
     #[serde(default, deserialize_with = "field::variable")]
     variable: Option<String>,
     #[serde(flatten)]
@@ -48,7 +48,7 @@ pub(super) struct RuleTable {
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+enum SourceName {
     File,
     Command,
     Kubernetes,
@@ -58,7 +58,7 @@ enum Kind {
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum CheckKind {
+enum CheckName {
     Shape,
     Verify,
     None,
@@ -84,7 +84,7 @@ struct CommandTable {
 #[derive(Deserialize)]
 #[serde(expecting = "a table")]
 pub(super) struct DwsTable {
-    source: Option<DwsKind>,
+    source: Option<DwsSourceName>,
     #[serde(default, deserialize_with = "field::duration")]
     timeout: Option<Duration>,
     #[serde(flatten)]
@@ -93,7 +93,7 @@ pub(super) struct DwsTable {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum DwsKind {
+enum DwsSourceName {
     Kubernetes,
 }
 
@@ -116,22 +116,24 @@ impl RuleTable {
     fn rule(mut self, at: &str, defaults: &Defaults<'_>) -> Result<Rule, Error> {
         let own = std::mem::take(&mut self.own);
         let source = match self.source {
-            Kind::File => Source::File {
+            SourceName::File => Source::File {
                 path: of_source::<FileTable>(at, own)?.path,
             },
-            Kind::Command => {
+            SourceName::Command => {
                 let table: CommandTable = of_source(at, own)?;
                 Source::Command {
                     argv: table.command,
                     log_stderr: table.log_stderr,
                 }
             }
-            Kind::Kubernetes => Source::Kubernetes(kubernetes(at, own)?),
-            Kind::Issuer => Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?),
-            Kind::OAuth2 => Source::OAuth2(Box::new(of_source::<OAuth2Table>(at, own)?.oauth2(at)?)),
+            SourceName::Kubernetes => Source::Kubernetes(kubernetes(at, own)?),
+            SourceName::Issuer => {
+                Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?)
+            }
+            SourceName::OAuth2 => Source::OAuth2(Box::new(of_source::<OAuth2Table>(at, own)?.oauth2(at)?)),
         };
         Ok(Rule {
-            check: issuer::check(at, &self, defaults.trusts)?,
+            check: self.check(at, defaults.trusts)?,
             conditions: Conditions {
                 attribute: self.attribute,
                 queue: self.queue,
@@ -146,13 +148,23 @@ impl RuleTable {
             timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
         })
     }
+
+    fn check(&self, at: &str, trusts: &[Trust]) -> Result<Check, Error> {
+        match (self.check.unwrap_or(CheckName::Shape), &self.trust) {
+            (CheckName::Verify, Some(name)) => issuer::trust_of(at, name, trusts).map(Check::Verify),
+            (CheckName::Verify, None) => Err(wrong_at(at, "trust", "is missing")),
+            (_, Some(_)) => Err(wrong_at(at, "trust", "is for check = \"verify\"")),
+            (CheckName::Shape, None) => Ok(Check::Shape),
+            (CheckName::None, None) => Ok(Check::None),
+        }
+    }
 }
 
 impl DwsTable {
     pub fn dws(self, defaults: &Defaults<'_>) -> Result<Dws, Error> {
         let at = &format!("{TABLE}.dws");
         let kubernetes = match self.source {
-            Some(DwsKind::Kubernetes) => Some(kubernetes(at, self.own)?),
+            Some(DwsSourceName::Kubernetes) => Some(kubernetes(at, self.own)?),
             None => match self.own.keys().next() {
                 Some(key) => {
                     return Err(wrong_at(

@@ -45,31 +45,45 @@ fn without_a_table_no_job_gets_a_token() {
     assert!(Config::from_json(&json!({})).unwrap().rules.is_empty());
 }
 
+fn table(line: &str) -> String {
+    format!("[workflow-token]\n{line}")
+}
+
+fn rule(line: &str) -> String {
+    format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}")
+}
+
+fn issuer(line: &str) -> String {
+    format!("[workflow-token.issuer]\n{line}")
+}
+
+fn project(line: &str) -> String {
+    format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}")
+}
+
+/// The table `identity`, with one of its keys replaced.
+fn identity(key: &str, line: &str) -> String {
+    let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
+    let others: Vec<&str> = all
+        .into_iter()
+        .filter(|l| key.is_empty() || !l.starts_with(key))
+        .collect();
+    let site = "[workflow-token.trust.site]\nissuer = \"https://i\"\naudience = \"a\"";
+    format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
+}
+
+/// Asserts that each text is refused with an error that begins with its key.
+fn assert_refused<T: AsRef<str>>(cases: &[(T, &str)]) {
+    for (text, key) in cases {
+        let text = text.as_ref();
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{key}: ")), "{text}\ngave: {error}");
+    }
+}
+
 #[test]
-fn every_mistake_is_refused_and_names_its_key() {
-    let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}");
-    let table = |line: &str| format!("[workflow-token]\n{line}");
-    let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
-    let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
-    let issuer = |line: &str| format!("[workflow-token.issuer]\n{line}");
-    let trust = |line: &str| format!("[workflow-token.trust.t]\n{line}");
-    let minted = |of_table: &str, of_rule: &str| {
-        let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
-        format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
-    };
-    let project = |line: &str| format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}");
-    // The table, with one of its keys replaced.
-    let identity = |key: &str, line: &str| {
-        let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
-        let others: Vec<&str> = all
-            .into_iter()
-            .filter(|l| key.is_empty() || !l.starts_with(key))
-            .collect();
-        let site = "[workflow-token.trust.site]\nissuer = \"https://i\"\naudience = \"a\"";
-        format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
-    };
-    let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
-    for (text, key) in [
+fn mistakes_in_table_are_refused() {
+    assert_refused(&[
         ("workflow-token = 1".to_owned(), "workflow-token"),
         (table("variable = 1"), "workflow-token.variable"),
         (table("variable = \"1A\""), "workflow-token.variable"),
@@ -90,6 +104,12 @@ fn every_mistake_is_refused_and_names_its_key() {
         (table("rule = 1"), "workflow-token.rule"),
         (table("rule = [1]"), "workflow-token.rule[0]"),
         (table("tiemout = 1"), "workflow-token.tiemout"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_conditions_are_refused() {
+    assert_refused(&[
         (rule("atribute = \"x\""), "workflow-token.rule[0].atribute"),
         (rule("attribute = \"system..dw\""), "workflow-token.rule[0].attribute"),
         (rule("attribute = 1"), "workflow-token.rule[0].attribute"),
@@ -104,6 +124,14 @@ fn every_mistake_is_refused_and_names_its_key() {
         (rule("timeout = \"1w\""), "workflow-token.rule[0].timeout"),
         (rule("command = [\"/x\"]"), "workflow-token.rule[0].command"),
         (rule("namespace = \"default\""), "workflow-token.rule[0].namespace"),
+        (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_kubernetes_rules_are_refused() {
+    let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
+    assert_refused(&[
         (kubernetes("path = \"/t\""), "workflow-token.rule[0].path"),
         (kubernetes("command = [\"/x\"]"), "workflow-token.rule[0].command"),
         (kubernetes("object = \"{jobid}\""), "workflow-token.rule[0].object"),
@@ -122,6 +150,16 @@ fn every_mistake_is_refused_and_names_its_key() {
             "workflow-token.rule[0].context",
         ),
         (kubernetes("server = \"x\""), "workflow-token.rule[0].server"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_issuer_are_refused() {
+    let minted = |of_table: &str, of_rule: &str| {
+        let table = issuer(&format!("keys = \"/k\"\nname = \"n\"\n{of_table}"));
+        format!("{table}\n[[workflow-token.rule]]\nsource = \"issuer\"\n{of_rule}")
+    };
+    assert_refused(&[
         (table("issuer = 1"), "workflow-token.issuer"),
         (issuer(""), "workflow-token.issuer.keys"),
         (issuer("keys = \"k\""), "workflow-token.issuer.keys"),
@@ -159,85 +197,16 @@ fn every_mistake_is_refused_and_names_its_key() {
             minted("audience = \"a\"", "path = \"/t\""),
             "workflow-token.rule[0].path",
         ),
+    ]);
+}
+
+#[test]
+fn mistakes_in_sources_are_refused() {
+    assert_refused(&[
         (
             "[[workflow-token.rule]]\nsource = \"issuer\"".to_owned(),
             "workflow-token.rule[0].source",
         ),
-        (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
-        (table("trust = 1"), "workflow-token.trust"),
-        (table("trust.a = 1"), "workflow-token.trust.a"),
-        (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
-        (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
-        (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
-        (
-            trust("issuer = \"i\"\nkeys = \"/k\""),
-            "workflow-token.trust.t.audience",
-        ),
-        (trust("typ = []"), "workflow-token.trust.t.typ"),
-        (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
-        (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
-        (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
-        (trust("leeway = \"11m\""), "workflow-token.trust.t.leeway"),
-        (trust("ca-file = \"c\""), "workflow-token.trust.t.ca-file"),
-        (rule("check = \"verify\""), "workflow-token.rule[0].trust"),
-        (
-            rule("check = \"verify\"\ntrust = \"t\""),
-            "workflow-token.rule[0].trust",
-        ),
-        (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
-        (table("project = 1"), "workflow-token.project"),
-        (table("project = [1]"), "workflow-token.project[0]"),
-        (project(""), "workflow-token.project[0]"),
-        (project("users = []\ngroups = []"), "workflow-token.project[0]"),
-        (project("user = \"a\""), "workflow-token.project[0].user"),
-        (project("users = \"a\""), "workflow-token.project[0].users"),
-        (project("users = [\"a\", \"\"]"), "workflow-token.project[0].users[1]"),
-        (project("users = [4294967295]"), "workflow-token.project[0].users[0]"),
-        (project("groups = [-1]"), "workflow-token.project[0].groups[0]"),
-        (project("groups = [true]"), "workflow-token.project[0].groups[0]"),
-        (
-            project("users = [\"a\"]\ndefault = 1"),
-            "workflow-token.project[0].default",
-        ),
-        (project("claims = [\"x\"]"), "workflow-token.project[0].claims"),
-        (identified("claims = [1]"), "workflow-token.project[0].claims[0]"),
-        (identified("claims = [\"\"]"), "workflow-token.project[0].claims[0]"),
-        (
-            table("[[workflow-token.project]]\nusers = [\"a\"]"),
-            "workflow-token.project[0].name",
-        ),
-        (
-            format!("{}\n{}", project("users = [\"a\"]"), project("users = [\"b\"]")),
-            "workflow-token.project[1].name",
-        ),
-        (
-            format!(
-                "{}\n[[workflow-token.project]]\nname = \"b\"\nusers = [\"a\"]\ndefault = true",
-                project("users = [\"a\"]\ndefault = true")
-            ),
-            "workflow-token.project[1].default",
-        ),
-        (table("identity = 1"), "workflow-token.identity"),
-        (identity("token", ""), "workflow-token.identity.token"),
-        (
-            identity("token", "token = \"run/{uid}\""),
-            "workflow-token.identity.token",
-        ),
-        (
-            identity("token", "token = \"/run/token\""),
-            "workflow-token.identity.token",
-        ),
-        (
-            identity("token", "token = \"/run/{uid}/{jobid}\""),
-            "workflow-token.identity.token",
-        ),
-        (identity("trust", ""), "workflow-token.identity.trust"),
-        (identity("trust", "trust = \"other\""), "workflow-token.identity.trust"),
-        (identity("claim", ""), "workflow-token.identity.claim"),
-        (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
-        (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
-        (identity("", "user = \"\""), "workflow-token.identity.user"),
-        (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
         (
             "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/{project}\"".to_owned(),
             "workflow-token.rule[0]",
@@ -245,19 +214,6 @@ fn every_mistake_is_refused_and_names_its_key() {
         (
             format!("{}\n{}", project("users = [\"a\"]"), rule("project = \"other\"")),
             "workflow-token.rule[0].project",
-        ),
-        (table("dws = 1"), "workflow-token.dws"),
-        (dws("source = \"file\""), "workflow-token.dws.source"),
-        (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
-        (
-            dws("source = \"kubernetes\"\nobject = \"A\""),
-            "workflow-token.dws.object",
-        ),
-        (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
-        (dws("variable = \"X\""), "workflow-token.dws.variable"),
-        (
-            dws("source = \"kubernetes\"\nobject = \"{project}\""),
-            "workflow-token.dws.object",
         ),
         (
             "[[workflow-token.rule]]\npath = \"/t\"".to_owned(),
@@ -295,10 +251,121 @@ fn every_mistake_is_refused_and_names_its_key() {
             format!("{}\n{}", rule(""), rule("queue = \"x\"")),
             "workflow-token.rule[1]",
         ),
-    ] {
-        let error = parse(&text).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("{key}: ")), "{text}\ngave: {error}");
-    }
+    ]);
+}
+
+#[test]
+fn mistakes_in_trust_are_refused() {
+    let trust = |line: &str| format!("[workflow-token.trust.t]\n{line}");
+    assert_refused(&[
+        (table("trust = 1"), "workflow-token.trust"),
+        (table("trust.a = 1"), "workflow-token.trust.a"),
+        (table("trust.A.issuer = \"i\""), "workflow-token.trust.A"),
+        (trust("audience = \"a\""), "workflow-token.trust.t.issuer"),
+        (trust("issuer = \"i\""), "workflow-token.trust.t.issuer"),
+        (
+            trust("issuer = \"i\"\nkeys = \"/k\""),
+            "workflow-token.trust.t.audience",
+        ),
+        (trust("typ = []"), "workflow-token.trust.t.typ"),
+        (trust("keys = \"~k\"\nsecret = \"/s\""), "workflow-token.trust.t.secret"),
+        (trust("secret = \"s\""), "workflow-token.trust.t.secret"),
+        (trust("keys = \"/k\"\nproxy = \"p\""), "workflow-token.trust.t.proxy"),
+        (trust("leeway = \"11m\""), "workflow-token.trust.t.leeway"),
+        (trust("ca-file = \"c\""), "workflow-token.trust.t.ca-file"),
+        (rule("check = \"verify\""), "workflow-token.rule[0].trust"),
+        (
+            rule("check = \"verify\"\ntrust = \"t\""),
+            "workflow-token.rule[0].trust",
+        ),
+        (rule("trust = \"t\""), "workflow-token.rule[0].trust"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_project_are_refused() {
+    let identified = |line: &str| format!("{}\n{}", identity("", ""), project(line));
+    assert_refused(&[
+        (table("project = 1"), "workflow-token.project"),
+        (table("project = [1]"), "workflow-token.project[0]"),
+        (project(""), "workflow-token.project[0]"),
+        (project("users = []\ngroups = []"), "workflow-token.project[0]"),
+        (project("user = \"a\""), "workflow-token.project[0].user"),
+        (project("users = \"a\""), "workflow-token.project[0].users"),
+        (project("users = [\"a\", \"\"]"), "workflow-token.project[0].users[1]"),
+        (project("users = [4294967295]"), "workflow-token.project[0].users[0]"),
+        (project("groups = [-1]"), "workflow-token.project[0].groups[0]"),
+        (project("groups = [true]"), "workflow-token.project[0].groups[0]"),
+        (
+            project("users = [\"a\"]\ndefault = 1"),
+            "workflow-token.project[0].default",
+        ),
+        (project("claims = [\"x\"]"), "workflow-token.project[0].claims"),
+        (identified("claims = [1]"), "workflow-token.project[0].claims[0]"),
+        (identified("claims = [\"\"]"), "workflow-token.project[0].claims[0]"),
+        (
+            table("[[workflow-token.project]]\nusers = [\"a\"]"),
+            "workflow-token.project[0].name",
+        ),
+        (
+            format!("{}\n{}", project("users = [\"a\"]"), project("users = [\"b\"]")),
+            "workflow-token.project[1].name",
+        ),
+        (
+            format!(
+                "{}\n[[workflow-token.project]]\nname = \"b\"\nusers = [\"a\"]\ndefault = true",
+                project("users = [\"a\"]\ndefault = true")
+            ),
+            "workflow-token.project[1].default",
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_in_identity_are_refused() {
+    assert_refused(&[
+        (table("identity = 1"), "workflow-token.identity"),
+        (identity("token", ""), "workflow-token.identity.token"),
+        (
+            identity("token", "token = \"run/{uid}\""),
+            "workflow-token.identity.token",
+        ),
+        (
+            identity("token", "token = \"/run/token\""),
+            "workflow-token.identity.token",
+        ),
+        (
+            identity("token", "token = \"/run/{uid}/{jobid}\""),
+            "workflow-token.identity.token",
+        ),
+        (identity("trust", ""), "workflow-token.identity.trust"),
+        (identity("trust", "trust = \"other\""), "workflow-token.identity.trust"),
+        (identity("claim", ""), "workflow-token.identity.claim"),
+        (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
+        (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
+        (identity("", "user = \"\""), "workflow-token.identity.user"),
+        (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_dws_are_refused() {
+    let dws = |line: &str| format!("[workflow-token.dws]\n{line}");
+    assert_refused(&[
+        (table("dws = 1"), "workflow-token.dws"),
+        (dws("source = \"file\""), "workflow-token.dws.source"),
+        (dws("namespace = \"default\""), "workflow-token.dws.namespace"),
+        (
+            dws("source = \"kubernetes\"\nobject = \"A\""),
+            "workflow-token.dws.object",
+        ),
+        (dws("timeout = \"soon\""), "workflow-token.dws.timeout"),
+        (dws("variable = \"X\""), "workflow-token.dws.variable"),
+        (
+            dws("source = \"kubernetes\"\nobject = \"{project}\""),
+            "workflow-token.dws.object",
+        ),
+    ]);
 }
 
 #[test]
