@@ -8,7 +8,7 @@ use clap::builder::NonEmptyStringValueParser;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use source::keys::{self, KeysError, MAX_KEY_FILE, Want};
-use source::trust::{self, Refusal};
+use source::secure_file::{self, Refusal};
 use token::{ClaimsToIssue, Grant, HmacKey, Job, KeyError, Name, NumericDate, Scope, Session};
 use zeroize::Zeroizing;
 
@@ -78,7 +78,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Why no token was issued.
+/// The reason why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("--key -: a key is read from a file only, whose owner and mode show that nobody else has it")]
@@ -191,6 +191,6 @@ fn read_key(path: &Path) -> Result<HmacKey, Error> {
         return Err(Error::KeyFromStdin);
     }
     let name = || print::hidden(path.display());
-    let pem = trust::read_private(path, MAX_KEY_FILE).map_err(|e| Error::Unreadable(name(), e))?;
+    let pem = secure_file::read_private(path, MAX_KEY_FILE).map_err(|e| Error::Unreadable(name(), e))?;
     HmacKey::from_pem(&pem).map_err(|e| Error::NotKey(name(), e))
 }

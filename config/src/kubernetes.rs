@@ -35,6 +35,9 @@ pub struct Kubernetes {
     /// The name of a job's Workflow.
     #[serde(default = "object")]
     pub object: Template,
+    /// Logs the standard error of the `exec` command in the kubeconfig file.
+    #[serde(default, rename = "log-stderr", deserialize_with = "field::flag")]
+    pub log_stderr: bool,
 }
 
 /// The table `[workflow-token.dws]`: where the variables of a rabbit job come from.

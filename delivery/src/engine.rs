@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use config::{Config, Part};
 use protocol::Configure;
-use source::{Source, verify::Trusted};
+use source::{Source, verify::TokenVerifier};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -12,19 +12,18 @@ use crate::{
     limits::{Lane, Limits},
     lookups::Lookups,
     owners::{Owner, Owners, REFRESH, Tell},
-    rules::Which,
 };
 
-/// How many deliveries of one rule are under way at once if its source blocks a thread for each.
+/// The number of deliveries of one rule that are under way at once if its source blocks a thread for each.
 const BLOCKING: usize = 8;
 
-/// How many records are sealed at once: more do not make munged faster.
+/// The number of records that are sealed at once: more do not make munged faster.
 const SEALING: usize = 8;
 
 /// After how many refreshments the members of the projects are looked up in advance again: ten minutes.
 const AHEAD: u32 = 20;
 
-/// What outlives a configuration: the capacity that things which hang use up.
+/// The capacity that hung operations use up. It outlives a configuration.
 pub struct Shared {
     limits: Limits,
     lookups: Arc<Lookups>,
@@ -47,13 +46,20 @@ pub struct Engine {
     pub(crate) owners: Arc<Owners>,
     pub(crate) sources: Sources,
     /// The verifiers of the tables `trust`, in the order of the configuration.
-    pub(crate) verifiers: Vec<Arc<Trusted>>,
-    /// What the instance is called in tokens that name a job.
+    pub(crate) verifiers: Vec<Arc<TokenVerifier>>,
+    /// The name of the instance in tokens that name a job.
     pub(crate) instance: String,
     pub(crate) munge: seal::Munge,
     /// The uid that records are sealed as.
     pub(crate) sealer: u32,
     pub(crate) shared: Arc<Shared>,
+}
+
+/// A source: that of a rule, or the one for rabbit jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourceId {
+    Rule(usize),
+    Rabbit,
 }
 
 /// The sources, each with the lane of its deliveries.
@@ -75,8 +81,11 @@ impl Engine {
         let (conf, overrides) = (parse(&configure.conf)?, parse(&configure.overrides)?);
         let config = Config::with_overrides(&conf, &overrides).map_err(|e| e.to_string())?;
         let config = config.only(configure.part);
-        let trusted = config.trusts.iter().map(|trust| Trusted::new(trust).map(Arc::new));
-        let verifiers = trusted.collect::<Result<Vec<_>, _>>()?;
+        let verifiers = config
+            .trusts
+            .iter()
+            .map(|trust| TokenVerifier::new(trust).map(Arc::new));
+        let verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
         let verify = identity::verify(&config, &verifiers)?;
         Ok(Self {
             sources: Sources::new(&config, supervisor, &shared.limits)?,
@@ -113,10 +122,10 @@ impl Engine {
     }
 
     /// Returns how long a source may be asked.
-    pub(crate) fn fetch_timeout(&self, which: Which) -> Duration {
+    pub(crate) fn fetch_timeout(&self, which: SourceId) -> Duration {
         match which {
-            Which::Rule(rule) => self.config.rules[rule].timeout,
-            Which::Rabbit => self.config.dws.as_ref().map_or(self.config.timeout, |dws| dws.timeout),
+            SourceId::Rule(rule) => self.config.rules[rule].timeout,
+            SourceId::Rabbit => self.config.dws.as_ref().map_or(self.config.timeout, |dws| dws.timeout),
         }
     }
 }
@@ -151,15 +160,15 @@ impl Sources {
     }
 
     /// Returns a source and its lane; nothing if nothing is added to what was provided.
-    pub fn get(&self, which: Which) -> Option<&(Arc<dyn Source>, Arc<Lane>)> {
+    pub fn get(&self, which: SourceId) -> Option<&(Arc<dyn Source>, Arc<Lane>)> {
         match which {
-            Which::Rule(rule) => self.rules.get(rule),
-            Which::Rabbit => self.rabbit.as_ref(),
+            SourceId::Rule(rule) => self.rules.get(rule),
+            SourceId::Rabbit => self.rabbit.as_ref(),
         }
     }
 
     /// Returns whether a source needs the name of the job owner.
-    pub fn needs_user(&self, which: Which) -> bool {
+    pub fn needs_user(&self, which: SourceId) -> bool {
         self.get(which).is_some_and(|(source, _)| source.needs_user())
     }
 }

@@ -7,30 +7,31 @@ use std::{
 
 use config::Config;
 use protocol::{Code, Failure};
-use source::verify::{Trusted, Unverified};
+use source::verify::{TokenVerifier, Unverified};
 use token::VerifyError;
 
 use crate::owners::{Verified, Verify};
 
-/// How the identity tokens of a configuration are verified, where it has any. `trusted` are those of its tables `trust`.
+/// Returns the verification of identity tokens; none if the configuration has no table `identity`. `verifiers` are those of
+/// its tables `trust`.
 ///
 /// # Errors
-/// The key of the configuration that is wrong.
-pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option<Verify>, String> {
+/// Returns the key of the configuration that names no table.
+pub(crate) fn verify(config: &Config, verifiers: &[Arc<TokenVerifier>]) -> Result<Option<Verify>, String> {
     let Some(identity) = config.projects.identity() else {
         return Ok(None);
     };
-    let mut trusts = config.trusts.iter().zip(trusted);
-    let Some((trust, trusted)) = trusts.find(|(trust, _)| trust.name == identity.trust) else {
+    let mut trusts = config.trusts.iter().zip(verifiers);
+    let Some((trust, verifier)) = trusts.find(|(trust, _)| trust.name == identity.trust) else {
         return Err(format!(
             "workflow-token.identity.trust: there is no table [workflow-token.trust.{}]",
             identity.trust.escape_debug()
         ));
     };
-    let (trusted, leeway) = (Arc::clone(trusted), trust.leeway);
+    let (verifier, leeway) = (Arc::clone(verifier), trust.leeway);
     Ok(Some(Box::new(move |token| {
-        // What is told of keys is told with the tokens of jobs, too.
-        let (verified, _) = trusted.verify(token, SystemTime::now());
+        // Notes about keys are logged with the tokens of jobs.
+        let (verified, _) = verifier.verify(token, SystemTime::now());
         let claims = verified.map_err(|e| match e {
             Unverified::Refused(e) => Failure::new(Code::TokenRefused, summary(&e), e.to_string()),
             Unverified::NoKeys(e) => Failure::new(Code::TokenUnverified, e.summary(), e.to_string()),
@@ -43,7 +44,7 @@ pub(crate) fn verify(config: &Config, trusted: &[Arc<Trusted>]) -> Result<Option
     })))
 }
 
-/// Why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
+/// Returns why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
 fn summary(e: &VerifyError) -> &'static str {
     match e {
         VerifyError::Expired { .. } => "it has expired",

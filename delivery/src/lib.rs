@@ -17,9 +17,10 @@ mod owners;
 mod pipeline;
 mod progress;
 mod rules;
+mod task;
 
-/// A place where a test can have the caller panic: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that
-/// holds the name of the place, it is removed, and the caller panics. Without the feature `fault-injection`, it does nothing.
+/// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that
+/// contains `place`, it is removed, and the caller panics. Without the feature `fault-injection`, it does nothing.
 #[inline]
 fn inject_fault(place: &str) {
     #[cfg(feature = "fault-injection")]
@@ -35,4 +36,5 @@ fn inject_fault(place: &str) {
 
 pub use engine::{Engine, Shared};
 pub use owners::{Owner, Tell};
-pub use pipeline::{Outcome, Sealed, Task, Variables};
+pub use pipeline::{Outcome, Sealed};
+pub use task::{Task, Variables};

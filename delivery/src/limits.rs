@@ -1,4 +1,4 @@
-//! How many deliveries of one rule are under way at once, and who is next.
+//! Limits the deliveries of one rule that are under way at once, and chooses the next one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,15 +12,15 @@ use tokio::sync::oneshot;
 #[derive(Default)]
 pub(crate) struct Limits(Mutex<HashMap<String, Weak<Lane>>>);
 
-/// The deliveries of one rule: some are under way, others wait for their turn. Users take turns, so that the many jobs of
-/// one do not delay those of others.
-pub(crate) struct Lane(Mutex<State>);
+/// The deliveries of one rule: some are under way, others wait for their turn. Users take turns, so that the many jobs
+/// of one do not delay those of others.
+pub(crate) struct Lane(Mutex<LaneState>);
 
 /// The right of one delivery to be under way, until dropped.
 pub(crate) struct Slot(Arc<Lane>);
 
 #[derive(Default)]
-struct State {
+struct LaneState {
     limit: usize,
     running: usize,
     waiting: Waiting,

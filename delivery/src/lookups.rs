@@ -11,10 +11,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// How many look-ups are waited for at once.
+/// The number of look-ups that are waited for at once.
 const WAITED_FOR: usize = 32;
 
-/// How many threads look-ups have at most, those included that hang and nobody waits for.
+/// The most threads for look-ups, including hung ones that nobody waits for.
 const THREADS: usize = 256;
 
 /// All look-ups of the process, whichever configuration asks. A user has one thread at most, however long it hangs and

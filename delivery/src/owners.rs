@@ -15,34 +15,34 @@ use tokio::task::JoinSet;
 
 use crate::lookups::Lookups;
 
-/// How long an answer counts. A new membership is seen after this time at the latest.
+/// The time after which an answer expires. A new membership is effective after this time at the latest.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// How long answers are kept fresh for a user of whom nobody has asked.
+/// The time after its last use for which an answer is kept fresh.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// How often they are: often enough that none is too old in between.
+/// The interval of refreshes: none expires in between.
 pub(crate) const REFRESH: Duration = Duration::from_secs(30);
 
-/// How many users of projects are looked up in advance.
+/// The number of users of projects that are looked up in advance.
 const AHEAD: usize = 1000;
 
-/// How many of them at once.
+/// The number of them that are looked up at once.
 const PARALLEL: usize = 8;
 
-/// What is said of a job owner by the name service, as far as any rule or project asks, and by the identity token.
+/// The job owner according to the name service, as far as rules and projects ask, and to the identity token.
 #[derive(Debug, Clone)]
 pub struct Owner {
     uid: u32,
-    /// When that was said.
+    /// The time when that was said.
     at: Instant,
     /// The user name, where the uid has one.
     pub name: Option<String>,
     groups: HashSet<Principal>,
     claims: HashSet<String>,
-    /// Why the identity token that there is counts for nothing.
+    /// The reason why the identity token is not accepted.
     pub refused: Option<Failure>,
-    /// When the claims end.
+    /// The time when the claims end.
     until: Option<SystemTime>,
 }
 
@@ -120,7 +120,7 @@ pub(crate) struct Owners {
     /// The groups that rules and projects name.
     wanted: Vec<Principal>,
     identity: Option<(Identity, Verify)>,
-    /// How long a look-up may take.
+    /// The timeout of a look-up.
     limit: Duration,
     lookups: Arc<Lookups>,
     tell: Tell,
@@ -130,7 +130,7 @@ pub(crate) struct Owners {
 pub type Tell = Box<dyn Fn(u32, &Owner) + Send + Sync>;
 
 struct Entry {
-    /// When somebody last wanted to know.
+    /// The time when somebody last wanted to know.
     used: Instant,
     owner: Arc<Owner>,
 }
@@ -176,8 +176,8 @@ impl Owners {
         self.look_all_up(uids, false).await;
     }
 
-    /// Looks the users up that projects name, and the members that the name service lists for their groups, so that they
-    /// are known when they submit jobs.
+    /// Looks the users up that projects name, and the members that the name service lists for their groups, so that
+    /// they are known when they submit jobs.
     pub async fn look_ahead(self: &Arc<Self>, projects: &config::Projects) {
         let users: Vec<Principal> = projects.users().cloned().collect();
         let groups: Vec<Principal> = projects.groups().cloned().collect();

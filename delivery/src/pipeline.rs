@@ -5,54 +5,28 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use config::{Asked, Check, Values};
+use config::{Check, Values};
 use protocol::{Code, Failure};
 use seal::{ExposeSecret, Record};
 use source::{Fetched, Source, verify::Unverified};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, SourceId},
     limits::Slot,
     lookups::permit,
     progress::{Progress, Stage},
-    rules::{Chosen, Which},
+    rules::Chosen,
+    task::{Task, Variables},
 };
 
 /// Pauses between tries while munged does not answer: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How much longer than its timeout a source may take that ends by itself in time, with a better message.
+/// The time beyond its timeout that a source may take. Most sources end in time by themselves, with a better message.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// The facts of a job that is to get its variables.
-pub struct Task {
-    /// The job id.
-    pub jobid: u64,
-    /// The job id as users write it.
-    pub f58: String,
-    /// The uid of the job owner.
-    pub uid: u32,
-    /// The project that the job asks for.
-    pub asked: Asked,
-    /// How long the job may run; none without a limit.
-    pub limit: Option<Duration>,
-    /// How long the delivery may take.
-    pub timeout: Duration,
-    /// Where the variables come from.
-    pub variables: Variables,
-}
-
-/// Where the variables of a delivery come from.
-#[derive(Debug)]
-pub enum Variables {
-    /// From the source of the first of these rules that is for the job owner.
-    Rules(Vec<usize>),
-    /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.
-    Provided(seal::Variables),
-}
-
-/// What a delivery ended with.
+/// The result of a successful delivery.
 #[derive(Debug)]
 pub enum Sealed {
     /// A record, in JSON, and the names of its variables.
@@ -61,7 +35,7 @@ pub enum Sealed {
     NoRule,
 }
 
-/// How a delivery ended.
+/// The end of a delivery.
 #[derive(Debug)]
 pub struct Outcome {
     /// The record, or why there is none.
@@ -151,11 +125,11 @@ impl Engine {
         }
     }
 
-    /// Asks a source. What it starts keeps the slot until it has ended, however long that is: a thread, or a command that
-    /// cannot be killed.
+    /// Asks a source. What it starts keeps the slot until it has ended, however long that is: a thread, or a command
+    /// that cannot be killed.
     async fn fetch(
         &self,
-        which: Which,
+        which: SourceId,
         source: &Arc<dyn Source>,
         values: Values,
         slot: Arc<Slot>,
@@ -165,8 +139,8 @@ impl Engine {
         let limit = self.fetch_timeout(which);
         let late = || {
             let key = match which {
-                Which::Rule(_) => "timeout of its rule",
-                Which::Rabbit => "timeout of the source for rabbit jobs",
+                SourceId::Rule(_) => "timeout of its rule",
+                SourceId::Rabbit => "timeout of the source for rabbit jobs",
             };
             progress.timed_out(limit, key)
         };
@@ -185,14 +159,14 @@ impl Engine {
     /// Checks variables as their rule says. Verification may read files and ask servers for keys.
     async fn check(
         self: &Arc<Self>,
-        which: Which,
+        which: SourceId,
         task: &Arc<Task>,
         variables: seal::Variables,
         slot: Arc<Slot>,
         lines: &mut Lines,
     ) -> Result<seal::Variables, Failure> {
         // The service of rabbit jobs answers for what they are given.
-        let Which::Rule(index) = which else {
+        let SourceId::Rule(index) = which else {
             return Ok(variables);
         };
         let rule = &self.config.rules[index];
@@ -336,6 +310,7 @@ fn is_id_of(text: &str, task: &Task) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use config::Asked;
     use token::{Algorithm, KeySet, SigningKey, Verifier};
 
     use super::*;

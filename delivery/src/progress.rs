@@ -1,4 +1,4 @@
-//! How far a delivery has come: what an operator reads when its time is over.
+//! The stage of a delivery, for the operator's message at the timeout.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,11 +7,11 @@ use std::{
 
 use protocol::{Code, Failure};
 
-/// How far a delivery has come.
+/// The stage of a delivery.
 #[derive(Debug, Default)]
 pub(crate) struct Progress(Mutex<(Stage, Option<String>)>);
 
-/// Where the time goes.
+/// The stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Stage {
     #[default]

@@ -1,25 +1,18 @@
-//! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found when
-//! the job was submitted or updated.
+//! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found
+//! when the job was submitted or updated.
 
 use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Rule, Values};
 use protocol::{Code, Failure};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, SourceId},
     owners::Owner,
-    pipeline::{Task, Variables},
+    task::{Task, Variables},
 };
 
-/// Which source: that of a rule, or the one for rabbit jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    Rule(usize),
-    Rabbit,
-}
-
-/// A source, and what it is told of the job.
+/// A source, and the values of the job for it.
 pub(crate) struct Chosen {
-    pub which: Which,
+    pub which: SourceId,
     pub values: Values,
 }
 
@@ -33,11 +26,11 @@ impl Engine {
             Variables::Rules(rules) => match rules[..] {
                 [rule] => {
                     self.config.rules.get(rule).is_some_and(asks_for_owner)
-                        || self.sources.needs_user(Which::Rule(rule))
+                        || self.sources.needs_user(SourceId::Rule(rule))
                 }
                 _ => true,
             },
-            Variables::Provided(_) => self.sources.needs_user(Which::Rabbit),
+            Variables::Provided(_) => self.sources.needs_user(SourceId::Rabbit),
         }
     }
 
@@ -51,7 +44,9 @@ impl Engine {
             Variables::Provided(_) => &[],
         };
         let Some(owner) = owner else {
-            let which = candidates.first().map_or(Which::Rabbit, |rule| Which::Rule(*rule));
+            let which = candidates
+                .first()
+                .map_or(SourceId::Rabbit, |rule| SourceId::Rule(*rule));
             let values = self.values(task, None, None);
             return Ok(Some(Chosen { which, values }));
         };
@@ -72,7 +67,7 @@ impl Engine {
             ));
         }
         let which = match &task.variables {
-            Variables::Provided(_) => Which::Rabbit,
+            Variables::Provided(_) => SourceId::Rabbit,
             Variables::Rules(_) => {
                 let facts = OwnerFacts {
                     owner,
@@ -83,7 +78,7 @@ impl Engine {
                     rule.is_some_and(|rule| rule.conditions.hold(&facts) == Some(true))
                 };
                 match candidates.iter().find(holds) {
-                    Some(rule) => Which::Rule(*rule),
+                    Some(rule) => SourceId::Rule(*rule),
                     None => return Ok(None),
                 }
             }
@@ -97,8 +92,8 @@ impl Engine {
     }
 
     /// Refuses a token for a workspace that is a project, as a rule forms it, to a user who is not in that project.
-    fn admit(&self, which: Which, values: &Values, owner: &Owner) -> Result<(), Failure> {
-        let Which::Rule(index) = which else { return Ok(()) };
+    fn admit(&self, which: SourceId, values: &Values, owner: &Owner) -> Result<(), Failure> {
+        let SourceId::Rule(index) = which else { return Ok(()) };
         let config::Source::Issuer(settings) = &self.config.rules[index].source else {
             return Ok(());
         };
@@ -126,10 +121,10 @@ impl Engine {
         }
     }
 
-    fn needs_project(&self, which: Which) -> bool {
+    fn needs_project(&self, which: SourceId) -> bool {
         match which {
-            Which::Rule(rule) => self.config.rules[rule].source.needs_project(),
-            Which::Rabbit => {
+            SourceId::Rule(rule) => self.config.rules[rule].source.needs_project(),
+            SourceId::Rabbit => {
                 let kubernetes = self.config.dws.as_ref().and_then(|dws| dws.kubernetes.as_ref());
                 kubernetes.is_some_and(|settings| settings.object.needs_project())
             }
@@ -137,12 +132,12 @@ impl Engine {
     }
 }
 
-/// Whether the name service must be asked for the job owner.
+/// Returns whether the name service must be asked for the job owner.
 fn asks_for_owner(rule: &Rule) -> bool {
     matches!(rule.conditions.user, Some(Principal::Name(_))) || rule.conditions.group.is_some()
 }
 
-/// Why the owner of a job gets no token for a project.
+/// Returns why the owner of a job gets no token for a project.
 fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
     let detail = match &owner.refused {
         Some(why) => format!("{denied}: the identity token: {}", why.operator),

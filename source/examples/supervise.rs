@@ -1,5 +1,5 @@
-//! The helper that runs commands, as `flux-workflow-token supervise` does, for the tests of this crate: they cannot name
-//! the program of another.
+//! The supervisor of commands, as `workflow-token-agent supervise`, for the tests of this crate: they cannot name the
+//! program of another.
 
 fn main() -> std::process::ExitCode {
     source::supervise::main()

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error, Fetched, Slot, Source, seconds,
-    supervise::{self, Answer, Ended, Output, Request},
+    supervise::{self, Ended, Output, Report, Request},
     value::max_value,
     variable,
 };
@@ -20,11 +20,11 @@ pub(crate) const MIN_SECRET: usize = 4;
 
 pub(crate) struct Command {
     pub argv: Vec<Template>,
-    /// Whether its standard error is logged.
+    /// Set if its standard error is logged.
     pub log_stderr: bool,
     pub variable: String,
     pub timeout: Duration,
-    pub helpers: Vec<PathBuf>,
+    pub supervisors: Vec<PathBuf>,
 }
 
 #[async_trait]
@@ -34,7 +34,7 @@ impl Source for Command {
             Ok(request) => request,
             Err(e) => return Fetched::failed(self.error("the command that provides it cannot be formed", &e)),
         };
-        let output = match supervise::run(self.helpers.clone(), request, slot).await {
+        let output = match supervise::run(self.supervisors.clone(), request, slot).await {
             Ok(output) => output,
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
                 return Fetched::failed(self.error(
@@ -46,7 +46,7 @@ impl Source for Command {
         };
         let notes = self.notes(&output);
         Fetched {
-            result: self.judge(&output.answer).and_then(|()| {
+            result: self.judge(&output.report).and_then(|()| {
                 variable(&self.variable, output.stdout)
                     .map_err(|e| self.error("the command that provides it printed no usable value", &e))
             }),
@@ -89,15 +89,15 @@ impl Command {
             .collect()
     }
 
-    fn judge(&self, answer: &Answer) -> Result<(), Error> {
-        let said = || match (answer.wrote, self.log_stderr) {
+    fn judge(&self, report: &Report) -> Result<(), Error> {
+        let said = || match (report.wrote, self.log_stderr) {
             (0, _) => "it wrote nothing to its standard error".to_owned(),
             (_, true) => "see its standard error above".to_owned(),
             (bytes, false) => {
                 format!("it wrote {bytes} bytes to its standard error: set log-stderr = true in its rule to log them")
             }
         };
-        let (summary, detail) = match &answer.ended {
+        let (summary, detail) = match &report.ended {
             Ended::Exit(0) => return Ok(()),
             Ended::Exit(code) => (
                 format!("the command that provides it failed (exit code {code})"),
@@ -112,14 +112,14 @@ impl Command {
                     "the command that provides it took longer than {}",
                     seconds(self.timeout)
                 ),
-                format!("it was killed with its process group{}; {}", left(answer.left), said()),
+                format!("it was killed with its process group{}; {}", left(report.left), said()),
             ),
             Ended::TooMuch => (
                 "the command that provides it printed no usable value".to_owned(),
                 format!(
                     "it printed more than {} bytes and was killed{}",
                     max_value(&self.variable) + 2,
-                    left(answer.left)
+                    left(report.left)
                 ),
             ),
             Ended::NotStarted(why) => (

@@ -1,10 +1,10 @@
-//! Why a source gave no variables.
+//! Errors of sources.
 
 use std::fmt;
 
-/// Why a source gave no variables. It has two readers: the user, who learns what kind of thing failed, and the
-/// operator, who learns the cause. Neither text has a secret in it, and the detail, which goes to the log, is one line of plain
-/// characters.
+/// The reason why a source gave no variables. It has two readers: the user, who learns what kind of thing failed, and
+/// the operator, who learns the cause. Neither text has a secret in it, and the detail, which goes to the log, is one
+/// line of plain characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     summary: String,

@@ -1,24 +1,24 @@
-//! What an operator is told of a source before a job needs it.
+//! Findings about a source, for the operator before a job needs it.
 
 use crate::http::SourceError;
 
-/// What was looked at, and how it is; where something is to be done, what.
+/// A finding, with the next step if one is needed.
 #[derive(Debug)]
 pub enum Examined {
-    /// As it should be.
+    /// No problem.
     Good(String),
     /// It works, and is not as it should be.
     Unwise {
-        /// What is so.
+        /// The fact.
         what: String,
-        /// What to do about it.
+        /// The next step.
         todo: String,
     },
     /// No job gets its token.
     Bad {
-        /// What is so.
+        /// The fact.
         what: String,
-        /// What to do about it.
+        /// The next step.
         todo: String,
     },
 }

@@ -11,7 +11,7 @@ use config::{Template, Values};
 
 use crate::{
     Error, Fetched, Slot, Source, blocking,
-    trust::{self, Refusal, read},
+    secure_file::{self, Refusal, read},
     value::max_value,
     variable,
 };
@@ -55,7 +55,7 @@ impl File {
         let at = |summary: &str, detail: &dyn std::fmt::Display| {
             Error::new(summary, format!("{}: {detail}", path.display()))
         };
-        let result = trust::open_private(None, Path::new(self.path.prefix()), &path)
+        let result = secure_file::open_private(None, Path::new(self.path.prefix()), &path)
             .map_err(|refusal| match refusal {
                 Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("its file does not exist", &e),
                 Refusal::Io(e) => at("its file could not be read", &e),

@@ -1,10 +1,10 @@
 //! HTTP as the sources speak it: over verified TLS, with bounds on all that comes back.
 //!
-//! What is spoken is HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and one
-//! that hangs does not hold up the others. Redirects are not followed: what is sent has secrets in it.
+//! What is spoken is HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and
+//! one that hangs does not hold up the others. Redirects are not followed: what is sent has secrets in it.
 //!
-//! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands: the
-//! buffers of hyper and rustls, which live as long as their connection.
+//! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands:
+//! the buffers of hyper and rustls, which live as long as their connection.
 
 mod error;
 mod retry;
@@ -39,10 +39,10 @@ pub(crate) use self::{
     retry::{Attempts, pauses},
 };
 
-/// What each request says who sends it.
+/// The header `User-Agent` of each request.
 pub(crate) const USER_AGENT: &str = concat!("flux-workflow-token/", env!("CARGO_PKG_VERSION"));
 
-/// How long a connection that nobody uses is kept.
+/// The time that an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// After what time a peer that is silent is asked whether it is there, so that one that was cut off is not used again.
@@ -54,21 +54,21 @@ const FIRST_BODY: usize = 16 << 10;
 /// The client that sends requests with bodies of the type `B`.
 pub(crate) type Http<B = Full<Bytes>> = Client<HttpsConnector<Route>, B>;
 
-/// How a server is reached.
-pub(crate) struct Way {
+/// Settings for connections to a server.
+pub(crate) struct Transport {
     pub tls: ClientConfig,
-    /// What the server's certificate must be for, where it is not the host.
+    /// The name that the server's certificate must be for, if not the host.
     pub server_name: Option<ServerName<'static>>,
     /// The proxy that is asked for a tunnel to it (RFC 9110, section 9.3.6).
     pub proxy: Option<Uri>,
-    /// Whether a server without TLS will do. Whoever says so sees to it that it is on this node.
+    /// Allows a server without TLS. The caller checks that it is on this node.
     pub plain: bool,
-    /// How many connections are kept while nobody uses them.
+    /// The number of idle connections that are kept.
     pub idle: usize,
 }
 
 /// Makes a client, which connects to nobody yet.
-pub(crate) fn client<B>(way: Way) -> Http<B>
+pub(crate) fn client<B>(way: Transport) -> Http<B>
 where
     B: Body + Send,
     B::Data: Send,
@@ -109,14 +109,14 @@ fn route(proxy: Option<Uri>) -> Route {
     }))
 }
 
-/// What a server answered.
-pub(crate) struct Answer {
+/// The reply of a server.
+pub(crate) struct HttpReply {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Zeroizing<Vec<u8>>,
 }
 
-impl Answer {
+impl HttpReply {
     /// Reads the answer, whose body may have `max_body` bytes.
     pub async fn read<B>(response: Response<B>, max_body: usize, peer: &Peer) -> Result<Self, SourceError>
     where
@@ -145,8 +145,8 @@ impl Answer {
         })
     }
 
-    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock counts
-    /// are the most that it does.
+    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock
+    /// counts are the most that it does.
     pub fn retry_after(&self) -> Option<Duration> {
         let text = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
@@ -168,7 +168,7 @@ impl Answer {
         }
     }
 
-    /// Whether another attempt can succeed, whoever sent this answer.
+    /// Returns whether another attempt can succeed, whoever sent this answer.
     pub fn retry(&self) -> Retry {
         let is_transient = matches!(
             self.status,
@@ -202,13 +202,13 @@ pub(crate) async fn exchange(
     request: Request<Full<Bytes>>,
     max_body: usize,
     peer: &Peer,
-) -> Result<Answer, SourceError> {
+) -> Result<HttpReply, SourceError> {
     let response = http.request(request).await;
     let response = response.map_err(|e| SourceError::of_request(&e, peer))?;
-    Answer::read(response, max_body, peer).await
+    HttpReply::read(response, max_body, peer).await
 }
 
-/// What is sent, in memory that is zeroized.
+/// Returns a body in memory that is zeroized.
 pub(crate) fn body(bytes: Zeroizing<Vec<u8>>) -> Full<Bytes> {
     Full::new(Bytes::from_owner(bytes))
 }
@@ -259,8 +259,8 @@ pub(crate) fn append(all: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
 mod tests {
     use super::*;
 
-    fn answer(name: &'static str, value: &str) -> Answer {
-        Answer {
+    fn answer(name: &'static str, value: &str) -> HttpReply {
+        HttpReply {
             status: StatusCode::OK,
             headers: HeaderMap::from_iter([(http::HeaderName::from_static(name), value.parse().unwrap())]),
             body: Zeroizing::default(),

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error,
-    trust::{self, Refusal},
+    secure_file::{self, Refusal},
 };
 
 /// Reads the identity token of a user; nothing where there is none. The file and its directories may belong to the user, as
@@ -27,13 +27,13 @@ pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroiz
         Err(e) => return Err(Error::new("its name cannot be formed", e)),
     };
     let at = |summary: &str, detail: &dyn Display| Error::new(summary, format!("{}: {detail}", path.display()));
-    let file = match trust::open_private(Some(user.uid), Path::new(identity.token.prefix()), &path) {
+    let file = match secure_file::open_private(Some(user.uid), Path::new(identity.token.prefix()), &path) {
         Ok(file) => file,
         Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(Refusal::Io(e)) => return Err(at("it could not be read", &e)),
         Err(Refusal::Untrusted(why)) => return Err(at("its file is not safe", &why)),
     };
-    let mut bytes = trust::read(file, token::MAX_LEN + 1).map_err(|e| at("it could not be read", &e))?;
+    let mut bytes = secure_file::read(file, token::MAX_LEN + 1).map_err(|e| at("it could not be read", &e))?;
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
@@ -47,7 +47,7 @@ pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroiz
     }
 }
 
-/// What a verified identity token says of a user.
+/// The claims of a verified identity token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
     /// The values of the claim; none where there is no such claim.

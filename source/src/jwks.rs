@@ -1,10 +1,10 @@
 //! Verification keys from an issuer's URL: its metadata name a JWKS (RFC 8414, OpenID Connect Discovery), which is kept
 //! and asked for again.
 //!
-//! One task of the tokio runtime asks, for all who verify: from time to time in the background, and when a token names a
-//! key that is not known, which happens right after the issuer began to use a new one. Whoever sends such tokens could
-//! have the issuer asked without end, so that there is a limit. An issuer that does not answer changes nothing: the keys
-//! that are known go on to be good.
+//! One task of the tokio runtime asks, for all who verify: from time to time in the background, and when a token names
+//! a key that is not known, which happens right after the issuer began to use a new one. Whoever sends such tokens
+//! could have the issuer asked without end, so that there is a limit. An issuer that does not answer changes nothing:
+//! the keys that are known go on to be good.
 
 mod asks;
 mod published;
@@ -29,20 +29,20 @@ use self::{
 use crate::{
     Error,
     http::{Peer, Retry, SourceError, pauses},
+    issuer_keys::{IssuerKeys, Lookup},
     remote::{Remote, await_here},
-    verify::{IssuerKeys, Looked},
 };
 
-/// How long who verifies waits for keys: longer than an issuer takes that is well.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time that a verification waits for keys: longer than a healthy issuer needs.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first pause between attempts, and the longest. Jitter makes each up to twice as long.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// How soon keys are asked for again at the earliest, because the issuer says that they change soon.
+/// The shortest interval between requests that the issuer can cause.
 const SOONEST: Duration = Duration::from_secs(60);
 
-/// How many lines wait for who logs them.
+/// The number of lines that wait to be logged.
 const MAX_NOTES: usize = 16;
 
 /// The issuer of tokens, in the words of messages.
@@ -72,13 +72,13 @@ pub struct JwksClient {
 struct Known {
     keys: Option<Arc<KeySet>>,
     jwks_uri: Option<String>,
-    /// Why it could not be asked last.
+    /// The last error.
     failure: Option<SourceError>,
     /// The attempts that have begun.
     begun: u64,
     /// The last one that has ended.
     ended: u64,
-    /// Whether somebody waits for the next one.
+    /// Set if somebody waits for the next one.
     wanted: bool,
     asks: Asks,
     skipped: String,
@@ -128,7 +128,7 @@ impl JwksClient {
             return self.keys_where(|keys| !keys.is_empty()).await;
         }
         let mut task = self.task();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let mut attempt = {
             let mut state = self.state();
             if let Some(keys) = &state.keys {
@@ -163,7 +163,7 @@ impl JwksClient {
     /// The keys, for which the issuer is asked again unless they are as they should be, and it was not asked too often.
     async fn keys_where(&self, good: impl Fn(&KeySet) -> bool) -> Result<Arc<KeySet>, Error> {
         let mut task = self.task();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         // An attempt that was under way already may have begun before the key was there.
         for _ in 0..2 {
             let attempt = {
@@ -268,7 +268,7 @@ impl JwksClient {
                 format!(
                     "issuer {}: no answer within {}: see that the server is well",
                     self.url,
-                    crate::seconds(PATIENCE)
+                    crate::seconds(TIMEOUT)
                 ),
             ),
         }
@@ -293,20 +293,20 @@ impl Drop for JwksClient {
     }
 }
 
-/// Who awaits blocks here, which is for threads that may.
+/// Callers block here, on threads that may.
 impl IssuerKeys for JwksClient {
-    fn known(&self) -> Looked<KeySet> {
+    fn known(&self) -> Lookup<KeySet> {
         self.looked(await_here(async { self.keys().await }))
     }
 
-    fn asked_again(&self, kid: &str) -> Looked<KeySet> {
+    fn asked_again(&self, kid: &str) -> Lookup<KeySet> {
         self.looked(await_here(async { self.keys_with(kid).await }))
     }
 }
 
 impl JwksClient {
-    fn looked(&self, keys: std::io::Result<Result<Arc<KeySet>, Error>>) -> Looked<KeySet> {
-        Looked {
+    fn looked(&self, keys: std::io::Result<Result<Arc<KeySet>, Error>>) -> Lookup<KeySet> {
+        Lookup {
             result: keys.unwrap_or_else(|e| Err(Error::new(SERVER.credential, e))),
             notes: self.notes(),
         }
@@ -357,7 +357,8 @@ impl Known {
     }
 }
 
-/// When to ask again: when the issuer says that its answer is too old, but no later than configured, and not all the time.
+/// When to ask again: when the issuer says that its answer is too old, but no later than configured, and not all the
+/// time.
 fn interval(refresh: Duration, max_age: Option<Duration>) -> Duration {
     max_age.unwrap_or(refresh).clamp(SOONEST.min(refresh), refresh)
 }

@@ -1,7 +1,7 @@
 //! Keys in files: read with all suspicion, looked at again whenever they are used, and written by the command.
 //!
-//! [`KeyStore`] is what a running instance has. A change takes effect with the next token, without a restart. A change that
-//! cannot be read does not: it goes on with the keys that it had, and tells the operator once.
+//! [`KeyStore`] is what a running instance has. A change takes effect with the next token, without a restart. A change
+//! that cannot be read does not: it goes on with the keys that it had, and tells the operator once.
 
 mod directory;
 mod write;
@@ -20,69 +20,69 @@ use token::KeySet;
 
 use crate::{
     Error,
-    verify::{IssuerKeys, Looked},
+    issuer_keys::{IssuerKeys, Lookup},
 };
 
 pub use directory::{Keys, KeysError, MAX_KEY_FILE, Want, read, read_secret};
 pub use write::{add, create, promote, retire};
 
-/// How long after a change another one may leave no trace: file systems keep times in steps, some of seconds.
+/// The time after a change in which another one may leave no trace: file systems keep times in steps, some of seconds.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// How often it is read again when it changes meanwhile.
+/// The most attempts to read files that change meanwhile.
 const TRIES: usize = 5;
 
 /// Keys in a directory or file, as they are at the time. Its calls block, as files do.
 pub struct KeyStore {
     path: PathBuf,
-    what: What,
-    state: Mutex<State>,
+    what: KeyUse,
+    state: Mutex<StoreState>,
 }
 
-/// What is at the path of a [`KeyStore`].
+/// The contents of the path of a [`KeyStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+enum KeyUse {
     Keys(Want),
     Secret,
 }
 
 #[derive(Default)]
-struct State {
+struct StoreState {
     /// The last keys that could be read.
     good: Option<Arc<Keys>>,
-    /// What the last attempt came to, where it failed.
+    /// The error of the last attempt, if it failed.
     failure: Option<KeysError>,
-    /// What the files looked like then; `None` where they could not even be looked at, or where that was too soon after a
+    /// The files at that time; none if they could not be examined, or if that was too soon after a
     /// change.
     print: Option<Print>,
-    /// When that attempt began.
+    /// The time when that attempt began.
     began: Option<Instant>,
 }
 
-/// All stores that are in use, so that those of the same path share what they know: a configuration that is loaded again
-/// does not forget the last good keys.
+/// All stores that are in use, so that those of the same path share what they know: a configuration that is loaded
+/// again does not forget the last good keys.
 static STORES: Mutex<Vec<Weak<KeyStore>>> = Mutex::new(Vec::new());
 
-/// What the operator was told last of a path that cannot be read. More than one store may be of it, and one note is enough.
+/// The last note to the operator about each path that cannot be read. Several stores may have the same path.
 static TOLD: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 
 impl KeyStore {
     /// A key directory, whose active key signs. Nothing is read yet.
     pub fn signing(path: PathBuf) -> Arc<Self> {
-        Self::shared(path, What::Keys(Want::Signing))
+        Self::shared(path, KeyUse::Keys(Want::Signing))
     }
 
     /// A key directory, or a file of public keys. Nothing is read yet.
     pub fn verifying(path: PathBuf) -> Arc<Self> {
-        Self::shared(path, What::Keys(Want::Verifying))
+        Self::shared(path, KeyUse::Keys(Want::Verifying))
     }
 
     /// A file with a secret for HS256. Nothing is read yet.
     pub fn secret(path: PathBuf) -> Arc<Self> {
-        Self::shared(path, What::Secret)
+        Self::shared(path, KeyUse::Secret)
     }
 
-    fn shared(path: PathBuf, what: What) -> Arc<Self> {
+    fn shared(path: PathBuf, what: KeyUse) -> Arc<Self> {
         let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
         stores.retain(|store| store.strong_count() > 0);
         let same = |store: &Arc<Self>| store.path == path && store.what == what;
@@ -98,7 +98,7 @@ impl KeyStore {
         store
     }
 
-    /// Where they are.
+    /// Returns where they are.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -126,7 +126,7 @@ impl KeyStore {
         self.keep(began, None, read)
     }
 
-    /// What is known already, where nothing has changed since.
+    /// Returns the known keys, if nothing has changed since.
     fn unchanged(&self, print: &Print) -> Option<Result<Arc<Keys>, KeysError>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.print.as_ref() == Some(print)).then(|| state.answer()).flatten()
@@ -134,8 +134,8 @@ impl KeyStore {
 
     fn read(&self) -> Result<Keys, KeysError> {
         match self.what {
-            What::Keys(want) => read(&self.path, want),
-            What::Secret => read_secret(&self.path),
+            KeyUse::Keys(want) => read(&self.path, want),
+            KeyUse::Secret => read_secret(&self.path),
         }
     }
 
@@ -160,16 +160,16 @@ impl KeyStore {
         (answer.unwrap_or_else(none), notes)
     }
 
-    /// What the files look like; `None` where that cannot be told.
+    /// Returns the print of the files; none if they cannot be examined.
     fn print(&self) -> Option<Print> {
         Print::of(&self.path, self.what).ok()
     }
 }
 
 impl IssuerKeys for KeyStore {
-    fn known(&self) -> Looked<KeySet> {
+    fn known(&self) -> Lookup<KeySet> {
         let (result, notes) = self.keys();
-        Looked {
+        Lookup {
             result: result
                 .map(|keys| Arc::clone(keys.verifying()))
                 .map_err(|e| Error::new("there are no keys to verify its token with", e)),
@@ -177,7 +177,7 @@ impl IssuerKeys for KeyStore {
         }
     }
 
-    fn asked_again(&self, _kid: &str) -> Looked<KeySet> {
+    fn asked_again(&self, _kid: &str) -> Lookup<KeySet> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).print = None;
         self.known()
     }
@@ -189,7 +189,7 @@ impl fmt::Debug for KeyStore {
     }
 }
 
-impl State {
+impl StoreState {
     fn answer(&self) -> Option<Result<Arc<Keys>, KeysError>> {
         match (&self.good, &self.failure) {
             (Some(good), _) => Some(Ok(Arc::clone(good))),
@@ -227,7 +227,7 @@ fn told() -> MutexGuard<'static, BTreeMap<PathBuf, String>> {
     TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What files look like: what changes when one of them does.
+/// The print of files: it changes when one of them does.
 #[derive(Debug)]
 struct Print {
     files: Vec<(OsString, Looks)>,
@@ -240,7 +240,7 @@ impl PartialEq for Print {
     }
 }
 
-/// What one file looks like: device, inode, mode, owner, length, and the times of its last changes in seconds and
+/// The print of one file: device, inode, mode, owner, length, and the times of its last changes in seconds and
 /// nanoseconds.
 #[derive(Debug, PartialEq, Eq)]
 struct Looks {
@@ -252,7 +252,7 @@ struct Looks {
 }
 
 impl Print {
-    fn of(path: &Path, what: What) -> io::Result<Self> {
+    fn of(path: &Path, what: KeyUse) -> io::Result<Self> {
         let mut print = Self {
             files: Vec::new(),
             taken: SystemTime::now(),
@@ -260,7 +260,7 @@ impl Print {
         let whole = fs::metadata(path)?;
         if whole.is_dir() {
             print.directory(path)?;
-            let private = (what == What::Keys(Want::Signing)).then_some(directory::SIGNING);
+            let private = (what == KeyUse::Keys(Want::Signing)).then_some(directory::SIGNING);
             for name in private.into_iter().chain([directory::HS256]) {
                 match print.directory(&path.join(name)) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -287,7 +287,7 @@ impl Print {
         Ok(())
     }
 
-    /// Whether all changes are so long ago that another one would be seen.
+    /// Returns whether all changes are so long ago that another one would be seen.
     fn is_settled(&self) -> bool {
         let now = self.taken.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
         let settled = now - SETTLED.as_secs() as i64;

@@ -1,14 +1,15 @@
 //! `source = "kubernetes"`: the Workflow of a rabbit job, and the Secret that it names.
 //!
-//! A job that uses rabbit storage has an object `Workflow` of the Data Workflow Services (DWS), which says in `status.env`
-//! what the job's environment is to have, and in `status.workflowToken` which Secret holds its token, if it has one. Both
-//! are read here as they are by the service of flux-coral2 (`coral2_dws.py`), when the Workflow has completed its state
-//! PreRun.
+//! A job that uses rabbit storage has an object `Workflow` of the Data Workflow Services (DWS), which says in
+//! `status.env` what the job's environment is to have, and in `status.workflowToken` which Secret holds its token, if
+//! it has one. Both are read here as they are by the service of flux-coral2 (`coral2_dws.py`), when the Workflow has
+//! completed its state PreRun.
 //!
-//! Retryable errors are retried with backoff until the rule's timeout. [`connection`] is how the server
-//! is reached, [`access`] and [`exec`] as whom, [`request`] what is said, and [`objects`] what is read of it.
+//! Retryable errors are retried with backoff until the rule's timeout. [`connection`] is how the server is reached,
+//! [`access`] and [`exec`] as whom, [`request`] what is said, and [`objects`] what is read of it.
 
 mod access;
+mod bearer;
 mod connection;
 mod error;
 mod examine;
@@ -46,9 +47,9 @@ pub(crate) struct Kubernetes {
 }
 
 impl Kubernetes {
-    pub fn new(settings: &config::Kubernetes, variable: String, timeout: Duration, helpers: &[PathBuf]) -> Self {
+    pub fn new(settings: &config::Kubernetes, variable: String, timeout: Duration, supervisors: &[PathBuf]) -> Self {
         Self {
-            cluster: Cluster::of(settings, helpers),
+            cluster: Cluster::of(settings, supervisors),
             settings: settings.clone(),
             variable,
             timeout,
@@ -58,7 +59,7 @@ impl Kubernetes {
 
 #[async_trait]
 impl Source for Kubernetes {
-    async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
+    async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let object = match self.object(job) {
             Ok(object) => object,
             Err(e) => return Fetched::failed(e),
@@ -70,6 +71,7 @@ impl Source for Kubernetes {
             attempts: Attempts::new(&API_SERVER, self.timeout),
             renewed: AtomicBool::new(false),
             server: OnceLock::new(),
+            slot,
             notes: Mutex::default(),
         };
         let place = || fetch.place();
@@ -105,10 +107,11 @@ struct Fetch<'a> {
     object: String,
     uid: u32,
     attempts: Attempts,
-    /// Whether the server refused the credential once, so that a new one was taken.
+    /// Set after the server refused the credential once, and a new one was taken.
     renewed: AtomicBool,
     /// The address of the server, once it is known.
     server: OnceLock<String>,
+    slot: Slot,
     notes: Mutex<Vec<String>>,
 }
 
@@ -127,9 +130,10 @@ impl Fetch<'_> {
 
     async fn connection(&self) -> Result<Arc<Connection>, SourceError> {
         self.attempts.enter("the credential for the API server was waited for");
-        // An exec command is to have been killed, and its error told, before the deadline.
+        // An exec command must be killed, and its error reported, before the deadline.
         let limit = self.attempts.left() * 3 / 4;
-        let connection = self.of.cluster.connection(limit, &self.notes).await?;
+        let notes = self.of.settings.log_stderr.then_some(&self.notes);
+        let connection = self.of.cluster.connection(limit, &self.slot, notes).await?;
         self.server.get_or_init(|| connection.base.clone());
         Ok(connection)
     }
@@ -193,7 +197,7 @@ impl Fetch<'_> {
         Ok(version)
     }
 
-    /// What is fetched, and from where.
+    /// Returns the Workflow and its server, for messages.
     fn place(&self) -> String {
         let (namespace, object) = (&self.of.settings.namespace, &self.object);
         match self.server.get() {
@@ -232,7 +236,7 @@ fn secret_target(secret: &SecretName) -> Target {
     }
 }
 
-/// Where the group itself is not there, no Workflow is either, and somebody else is to blame.
+/// Returns where the group itself is not there, no Workflow is either, and somebody else is to blame.
 fn no_group(error: SourceError) -> SourceError {
     if error.retry != Retry::NotFound {
         return error;

@@ -1,4 +1,4 @@
-//! Sources of variables: where a workflow token comes from, one module each.
+//! Sources of variables, such as workflow tokens, one module each.
 //!
 //! A [`Source`] is asked for the variables of one job. It never blocks the thread that asks: what may block runs on
 //! threads of the tokio runtime, and every wait ends at the rule's timeout.
@@ -11,6 +11,7 @@ mod examined;
 mod file;
 mod http;
 mod identity;
+mod issuer_keys;
 mod jwks;
 pub mod keys;
 mod kubernetes;
@@ -18,9 +19,9 @@ mod minted;
 mod oauth2;
 mod paths;
 mod remote;
+pub mod secure_file;
 mod stamp;
 pub mod supervise;
-pub mod trust;
 mod value;
 pub mod verify;
 
@@ -39,32 +40,32 @@ pub use oauth2::examine_oauth2;
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 
-/// Where variables come from.
+/// A source of variables.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// Fetches the variables of one job. Everything that the source starts for it holds `slot`, see [`Slot`].
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched;
 
-    /// Fetches the variables of one job on the calling thread, which may block: for sources that do nothing but block, so
-    /// that a job does not wait for a change of threads. Its caller minds the time. `None`: use [`Source::fetch`].
+    /// Fetches the variables of one job on the calling thread, which may block: for sources that do nothing but block,
+    /// so that a job does not wait for a change of threads. Its caller minds the time. `None`: use [`Source::fetch`].
     fn fetch_here(&self, _job: &Values) -> Option<Fetched> {
         None
     }
 
-    /// Whether [`Source::fetch_here`] is there.
+    /// Returns whether [`Source::fetch_here`] is there.
     fn is_blocking(&self) -> bool {
         false
     }
 
-    /// Whether the name of the job owner must be in [`Values`].
+    /// Returns whether the name of the job owner must be in [`Values`].
     fn needs_user(&self) -> bool;
 }
 
-/// Held by all that a fetch has started until it has really ended: by a command that cannot be killed, or a thread that a
-/// file system keeps waiting. That may be long after the fetch has returned, or was dropped.
+/// Held by all that a fetch has started until it has really ended: by a command that cannot be killed, or a thread that
+/// a file system keeps waiting. That may be long after the fetch has returned, or was dropped.
 ///
-/// The caller puts something in that counts, such as the permit of a semaphore, which is dropped with the last clone. So
-/// abandoned commands and threads count against the rule that caused them.
+/// The caller puts something in that counts, such as the permit of a semaphore, which is dropped with the last clone.
+/// So abandoned commands and threads count against the rule that caused them.
 #[derive(Clone, Default)]
 pub struct Slot {
     _guard: Option<Arc<dyn Any + Send + Sync>>,
@@ -79,10 +80,10 @@ impl Slot {
     }
 }
 
-/// What a source answered.
+/// The reply of a source.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The variables, or why there are none.
+    /// The variables, or the error.
     pub result: Result<Variables, Error>,
     /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
     pub notes: Vec<String>,
@@ -109,12 +110,12 @@ impl Fetched {
     }
 }
 
-/// Makes the source that a rule names. `helpers` is where the program that has [`supervise::main`] may be, for
+/// Makes the source that a rule names. `supervisors` is where the program that has [`supervise::main`] may be, for
 /// `source = "command"`: the first that exists is run.
 ///
 /// # Errors
 /// The key of the configuration that is wrong where this runs, and what is wrong with it.
-pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, String> {
+pub fn of_rule(rule: &Rule, supervisors: &[PathBuf]) -> Result<Box<dyn Source>, String> {
     let (variable, timeout) = (rule.variable.clone(), rule.timeout);
     Ok(match &rule.source {
         config::Source::File { path } => Box::new(file::File {
@@ -127,25 +128,25 @@ pub fn of_rule(rule: &Rule, helpers: &[PathBuf]) -> Result<Box<dyn Source>, Stri
             log_stderr: *log_stderr,
             variable,
             timeout,
-            helpers: helpers.to_vec(),
+            supervisors: supervisors.to_vec(),
         }),
-        config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, helpers),
+        config::Source::Kubernetes(settings) => of_kubernetes(settings, &variable, timeout, supervisors),
         config::Source::Issuer(settings) => Box::new(minted::Minted::new(settings, variable, timeout)?),
         config::Source::OAuth2(settings) => Box::new(oauth2::OAuth2::new(settings, variable, timeout)),
     })
 }
 
-/// Makes the source of the variables of Workflows: those of `status.env`, and as `variable` the token, where a Workflow has
-/// one. Nothing is read and nobody is asked before the first fetch. Sources that reach an API server by the same settings
-/// share their connections. `helpers` is as in [`of_rule`], for an `exec` in the kubeconfig file.
+/// Makes the source of the variables of Workflows: those of `status.env`, and as `variable` the token, where a Workflow
+/// has one. Nothing is read and nobody is asked before the first fetch. Sources that reach an API server by the same
+/// settings share their connections. `supervisors` is as in [`of_rule`], for an `exec` in the kubeconfig file.
 pub fn of_kubernetes(
     settings: &config::Kubernetes,
     variable: &str,
     timeout: Duration,
-    helpers: &[PathBuf],
+    supervisors: &[PathBuf],
 ) -> Box<dyn Source> {
     let variable = variable.to_owned();
-    Box::new(kubernetes::Kubernetes::new(settings, variable, timeout, helpers))
+    Box::new(kubernetes::Kubernetes::new(settings, variable, timeout, supervisors))
 }
 
 /// One variable, of what a source read.

@@ -35,14 +35,14 @@ use crate::{
     max_value,
     remote::{Metadata, Remote, ask_here, blocking},
     seconds,
-    trust::{self, Refusal},
+    secure_file::{self, Refusal},
     variable,
 };
 
-/// How long the reading of the token that is exchanged may take.
+/// The timeout for reading the token that is exchanged.
 const SUBJECT: Duration = Duration::from_secs(10);
 
-/// How old the metadata of a server may become.
+/// The age at which the metadata of a server is fetched again.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
 /// The authorization server, in the words of messages.
@@ -57,10 +57,10 @@ static SERVER: Peer = Peer {
     client_certificate: None,
 };
 
-/// What the user is told where the server does not want to.
+/// The text for the user if the server refuses.
 const REFUSED: &str = "the authorization server that its token comes from refused it";
 
-/// What the user is told where what is to be exchanged is not there.
+/// The text for the user if the token to be exchanged is missing.
 const NO_SUBJECT: &str = "the token of its owner that its token is exchanged for";
 
 pub(crate) struct OAuth2 {
@@ -114,7 +114,7 @@ impl Source for OAuth2 {
 }
 
 impl OAuth2 {
-    /// Where tokens are asked for, and whom for a JWT by which the client authenticates is.
+    /// Returns where tokens are asked for, and whom for a JWT by which the client authenticates is.
     async fn endpoint(&self, limit: Duration) -> Result<(String, String), SourceError> {
         let issuer = match &self.settings.server {
             AuthorizationServer::TokenEndpoint(url) => return Ok((url.clone(), url.clone())),
@@ -168,7 +168,7 @@ impl OAuth2 {
 struct Fetch<'a> {
     of: &'a OAuth2,
     attempts: Attempts,
-    /// Whether the token endpoint was missing once, and may have moved.
+    /// Set after the token endpoint was missing once, and may have moved.
     moved: AtomicBool,
     warnings: Mutex<Vec<String>>,
 }
@@ -252,7 +252,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// What is asked, and where.
+    /// Returns the request and its server, for messages.
     fn place(&self) -> String {
         let settings = &self.of.settings;
         let server = match &settings.server {
@@ -262,7 +262,8 @@ impl Fetch<'_> {
     }
 }
 
-/// The token that is exchanged. Its file may be the user's own, who can have with it what the server gives for it anyway.
+/// The token that is exchanged. Its file may be the user's own, who can have with it what the server gives for it
+/// anyway.
 async fn subject(template: &config::Template, job: &Values) -> Result<Secret, Error> {
     let path = template
         .fill(job)
@@ -290,12 +291,12 @@ fn read_subject(prefix: &Path, path: &Path, uid: u32) -> Result<Secret, Error> {
             format!("subject-token: {}: {why}", path.display()),
         )
     };
-    let file = trust::open_private(Some(uid), prefix, path).map_err(|refusal| match refusal {
+    let file = secure_file::open_private(Some(uid), prefix, path).map_err(|refusal| match refusal {
         Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("is not there", &e),
         Refusal::Io(e) => at("could not be read", &e),
         Refusal::Untrusted(why) => at("was refused", &why),
     })?;
-    let bytes = trust::read_all(file, token::MAX_LEN).map_err(|e| at("could not be read", &e))?;
+    let bytes = secure_file::read_all(file, token::MAX_LEN).map_err(|e| at("could not be read", &e))?;
     let token = bytes.trim_ascii();
     let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     let token = std::str::from_utf8(token).ok().filter(|_| is_token);

@@ -18,22 +18,22 @@ use zeroize::Zeroizing;
 
 pub(crate) use self::discovery::Metadata;
 use crate::{
-    http::{self, Answer, Http, Peer, SourceError, Way, quote, tls},
+    http::{self, Http, HttpReply, Peer, SourceError, Transport, quote, tls},
+    secure_file,
     stamp::Stamp,
-    trust,
 };
 
 /// The longest file of certificates, in bytes.
 const MAX_CA_FILE: usize = 4 << 20;
 
-/// How many connections are kept while nobody uses them.
+/// The number of idle connections that are kept.
 const MAX_IDLE: usize = 16;
 
-/// The types of answers: JSON, and that of a JWKS (RFC 7517 section 8.5), since some servers produce no other. A server that
-/// produces neither may still have what is needed.
+/// The types of answers: JSON, and that of a JWKS (RFC 7517 section 8.5), since some servers produce no other. A server
+/// that produces neither may still have what is needed.
 const ACCEPTED: &str = "application/json, application/jwk-set+json, */*;q=0.1";
 
-/// How a server is reached. Nothing is read, and nobody is asked, before the first request.
+/// A server. It reads nothing, and asks nobody, before the first request.
 pub(crate) struct Remote {
     peer: &'static Peer,
     proxy: Option<Uri>,
@@ -65,7 +65,7 @@ impl Remote {
     }
 
     /// Reads what is there, in JSON.
-    pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<Answer, SourceError> {
+    pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<HttpReply, SourceError> {
         self.ask(Method::GET, url, None, None, max_body, limit).await
     }
 
@@ -77,7 +77,7 @@ impl Remote {
         form: Zeroizing<Vec<u8>>,
         max_body: usize,
         limit: Duration,
-    ) -> Result<Answer, SourceError> {
+    ) -> Result<HttpReply, SourceError> {
         self.ask(Method::POST, url, authorization, Some(form), max_body, limit)
             .await
     }
@@ -90,7 +90,7 @@ impl Remote {
         form: Option<Zeroizing<Vec<u8>>>,
         max_body: usize,
         limit: Duration,
-    ) -> Result<Answer, SourceError> {
+    ) -> Result<HttpReply, SourceError> {
         let mut request = Request::builder()
             .method(method)
             .uri(url)
@@ -119,7 +119,7 @@ impl Remote {
             .unwrap_or_else(|_| Err(self.peer.silent(limit)))
     }
 
-    /// What requests are sent with; another one when the file of certificates has changed.
+    /// Returns the client for requests; a new one if the file of certificates has changed.
     async fn client(&self) -> Result<Http, SourceError> {
         let known = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(client) = known {
@@ -137,7 +137,7 @@ impl Remote {
     }
 
     /// The error of an answer that is not a success.
-    pub fn unusable(&self, answer: &Answer) -> SourceError {
+    pub fn unusable(&self, answer: &HttpReply) -> SourceError {
         let mut cause = format!("it answered with the status {}", answer.status_text());
         let remedy = match answer.status {
             StatusCode::NOT_FOUND => format!("see that {} is the one of {}", self.peer.address, self.peer.server),
@@ -158,12 +158,12 @@ impl Client {
     fn new(peer: &Peer, proxy: Option<Uri>, ca_file: Option<PathBuf>) -> Result<Self, SourceError> {
         let file = ca_file.as_deref().map(|path| Arc::new(Stamp::of(path)));
         let pem = ca_file.map(|path| {
-            let pem = trust::read_public(&path, MAX_CA_FILE);
+            let pem = secure_file::read_public(&path, MAX_CA_FILE);
             pem.map_err(|refusal| SourceError::of_file(peer.credential, peer.authorities, &path, refusal))
         });
         let pem = pem.transpose()?;
         let roots = pem.as_ref().map_or(tls::Roots::System, |pem| tls::Roots::Also(pem));
-        let http = http::client(Way {
+        let http = http::client(Transport {
             tls: tls::client_config(roots, None, peer)?,
             server_name: None,
             proxy,
@@ -186,7 +186,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|_| peer.wrong_credential("an internal error", "report it to the maintainers of this plugin"))
 }
 
-/// Awaits something on a thread that may block: by the runtime that the thread belongs to, or a short-lived one of its own.
+/// Awaits something on a thread that may block: by the runtime that the thread belongs to, or a short-lived one of its
+/// own.
 pub(crate) fn await_here<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         return Ok(runtime.block_on(future));

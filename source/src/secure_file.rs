@@ -37,12 +37,12 @@ pub(crate) fn open(path: &Path) -> Result<fs::File, Refusal> {
     secure_path::open(path, Owners::process())
 }
 
-/// Opens a file with a secret of one job or user, see [`secure_path::open`]: closed to everyone but its owner, and under no other name,
-/// which could be that of another job or user. `user`, if there is one, is trusted as well: with what only concerns that
-/// user.
+/// Opens a file with a secret of one job or user, see [`secure_path::open`]: closed to everyone but its owner, and
+/// under no other name, which could be that of another job or user. `user`, if there is one, is trusted as well: with
+/// what only concerns that user.
 ///
-/// Links are followed in the constant part of the template only, which the operator wrote; below it, a link could lead to
-/// the file of another job.
+/// Links are followed in the constant part of the template only, which the operator wrote; below it, a link could lead
+/// to the file of another job.
 pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> Result<fs::File, Refusal> {
     // What precedes the last slash of the constant part is a directory in any case.
     let text = constant.as_os_str().as_bytes();
@@ -74,7 +74,7 @@ pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> R
     Ok(file)
 }
 
-/// That nobody but its owner can read a file that [`secure_path::open`] has opened.
+/// Checks that only its owner can read a file that [`secure_path::open`] has opened.
 pub(crate) fn private(meta: &fs::Metadata) -> Result<(), Refusal> {
     if meta.mode() & 0o077 != 0 {
         return Err(Refusal::Untrusted(format!(

@@ -14,7 +14,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// As it is now. Blocks.
+    /// Returns the current stamp. Blocks.
     pub fn of(path: &Path) -> Self {
         // Links are followed: in a pod, a link to the directory of all the files is what changes.
         let state = fs::metadata(path).ok().map(|meta| {
@@ -33,7 +33,7 @@ impl Stamp {
         }
     }
 
-    /// Whether the file is another one now.
+    /// Returns whether the file is another one now.
     pub fn is_stale(&self) -> bool {
         *self != Self::of(&self.path)
     }

@@ -11,10 +11,10 @@ pub fn max_value(name: &str) -> usize {
     MAX_ARG_STRLEN - name.len() - 2
 }
 
-/// Why a value was refused. The value itself is never quoted.
+/// The reason why a value was refused. The value itself is never quoted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// Nothing, or only a newline.
+    /// The value is empty, or only a newline.
     #[error("it is empty")]
     Empty,
     /// Longer than an environment can carry.

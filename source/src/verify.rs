@@ -1,5 +1,4 @@
-//! Verifying tokens of others, and our own, against the keys of their issuer: `check = "verify"`, and the command
-//! `verify`.
+//! Verifies tokens against the keys of their issuer, for `check = "verify"` and the command `verify`.
 
 use std::{
     sync::Arc,
@@ -8,29 +7,10 @@ use std::{
 
 use token::{Claims, KeySet, Verifier, VerifyError};
 
+pub use crate::issuer_keys::{IssuerKeys, Lookup};
 use crate::{Error, JwksClient, keys::KeyStore};
 
-/// The keys of one issuer, wherever they come from. Its calls may block: they are for worker threads, of the tokio runtime,
-/// where what is to be awaited is.
-pub trait IssuerKeys: Send + Sync {
-    /// The keys, as far as they are known. Where looking again costs little, it is looked again.
-    fn known(&self) -> Looked<KeySet>;
-
-    /// The same, after a token named a key that was not among them. An issuer that was asked just now is not asked again,
-    /// and the answer is that of [`IssuerKeys::known`].
-    fn asked_again(&self, kid: &str) -> Looked<KeySet>;
-}
-
-/// What there is of keys.
-#[derive(Debug)]
-pub struct Looked<T> {
-    /// Them, or why there are none.
-    pub result: Result<Arc<T>, Error>,
-    /// Lines for the operator's log, free of secrets: such as that it goes on with those that were there before.
-    pub notes: Vec<String>,
-}
-
-/// Verifies tokens of one issuer: its keys, and what the tokens must say.
+/// Verifies tokens of one issuer against its keys and the claims that they must have.
 pub struct TokenVerifier {
     keys: Arc<dyn IssuerKeys>,
     issuer: String,
@@ -39,23 +19,20 @@ pub struct TokenVerifier {
     leeway: Duration,
 }
 
-/// The name that the plugin still uses.
-pub type Trusted = TokenVerifier;
-
-/// Why a token was not found good.
+/// The reason why a token was not accepted.
 #[derive(Debug)]
 pub enum Unverified {
-    /// It is not.
+    /// The token is not valid.
     Refused(VerifyError),
-    /// There are no keys to tell by.
+    /// No keys are available.
     NoKeys(Error),
 }
 
 impl TokenVerifier {
-    /// The issuer of a table `trust.NAME`. Nothing is read, and nobody is asked, before the first token.
+    /// Returns the verifier of a table `trust.NAME`. It reads nothing, and asks nobody, before the first token.
     ///
     /// # Errors
-    /// The key of the table that is wrong where this runs, and what is wrong with it.
+    /// Returns the key of the table that cannot be used on this machine, and why.
     pub fn new(trust: &config::Trust) -> Result<Self, String> {
         let expand = |key: &str, path| {
             crate::expand(path).map_err(|e| format!("workflow-token.trust.{}.{key}: {e}", trust.name))
@@ -76,7 +53,7 @@ impl TokenVerifier {
 
     /// Verifies a token. Blocks, as [`IssuerKeys`] says. The notes are for the operator's log.
     pub fn verify(&self, token: &str, now: SystemTime) -> (Result<Claims, Unverified>, Vec<String>) {
-        let Looked { result, mut notes } = self.keys.known();
+        let Lookup { result, mut notes } = self.keys.known();
         let keys = match result {
             Ok(keys) => keys,
             Err(e) => return (Err(Unverified::NoKeys(e)), notes),

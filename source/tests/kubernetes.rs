@@ -10,10 +10,15 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Dura
 use api::{Api, Authority, FAR_AHEAD, Fault, NO_PAUSE, Setup};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{Template, Values};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use seal::ExposeSecret;
 use serde_json::{Value, json};
 use source::{Slot, Source};
 use tempfile::TempDir;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 const JOB: u64 = 1234;
 const UID: u32 = 1000;
@@ -80,11 +85,12 @@ impl Site {
             context: None,
             namespace: "default".to_owned(),
             object: Template::parse("fluxjob-{jobid.dec}").unwrap(),
+            log_stderr: false,
         }
     }
 
     fn source(&self, timeout: Duration) -> Box<dyn Source> {
-        source::of_kubernetes(&self.settings(), "DW_WORKFLOW_TOKEN", timeout, &[helper()])
+        source::of_kubernetes(&self.settings(), "DW_WORKFLOW_TOKEN", timeout, &[supervisor()])
     }
 
     async fn fetch(&self) -> Fetched {
@@ -97,15 +103,15 @@ impl Site {
 }
 
 /// The example of this crate, which cargo builds with its tests.
-fn helper() -> PathBuf {
+fn supervisor() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let helper = test.ancestors().nth(2).unwrap().join("examples/supervise");
+    let program = test.ancestors().nth(2).unwrap().join("examples/supervise");
     assert!(
-        helper.exists(),
+        program.exists(),
         "build the examples of this crate: {}",
-        helper.display()
+        program.display()
     );
-    helper
+    program
 }
 
 /// What a fetch came to, with no secret in what it says.
@@ -947,14 +953,7 @@ async fn a_command_gives_a_token_which_is_kept() {
     let source = site.source(PATIENCE);
     let fetched = fetch(&*source, JOB).await;
     fetched.has_token(TOKEN);
-    assert!(
-        fetched
-            .notes
-            .iter()
-            .any(|note| note.contains("exec command") && note.contains("I am")),
-        "{:?}",
-        fetched.notes
-    );
+    assert!(fetched.notes.is_empty(), "{:?}", fetched.notes);
     fetch(&*source, JOB).await.has_token(TOKEN);
     assert_eq!(runs(&site), 1);
     assert_eq!(fs::read_to_string(site.path("who")).unwrap(), "flux\n");
@@ -1139,6 +1138,80 @@ async fn a_command_that_others_can_change_is_not_run() {
     site.configure(&api, user);
     site.fetch().await.failed(&["others can write to the directory"]);
     assert_eq!(runs(&site), 1);
+}
+
+#[tokio::test]
+async fn standard_error_is_logged_only_if_requested() {
+    let (api, site) = healthy();
+    site.write("credential", 0o600, &credential("v1", &json!({"token": BEARER})));
+    site.configure(
+        &api,
+        exec(
+            &site,
+            "cat credential; echo \"I am $(cat credential)\" >&2; exit $(cat code)",
+        ),
+    );
+    let logging = config::Kubernetes {
+        log_stderr: true,
+        ..site.settings()
+    };
+    let logs = |notes: &[String]| {
+        notes
+            .iter()
+            .any(|note| note.contains("exec command") && note.contains("I am"))
+    };
+    for (code, log_stderr) in [(0, false), (0, true), (3, false), (3, true)] {
+        site.write("code", 0o600, &code.to_string());
+        let settings = if log_stderr { &logging } else { &site.settings() };
+        let source = source::of_kubernetes(settings, "DW_WORKFLOW_TOKEN", Duration::from_secs(4), &[supervisor()]);
+        let fetched = fetch(&*source, JOB).await;
+        assert_eq!(logs(&fetched.notes), log_stderr, "{:?}", fetched.notes);
+        match (code, log_stderr) {
+            (0, _) => fetched.has_token(TOKEN),
+            (_, true) => fetched.failed(&["failed (exit code 3)", "see its standard error above"]),
+            (_, false) => fetched.failed(&["failed (exit code 3)", "set log-stderr = true"]),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_abandoned_command_holds_its_slot() {
+    let (api, site) = healthy();
+    site.configure(&api, exec(&site, "cat credential"));
+    let pid = site.path("pid");
+    let script = format!(
+        "#!/bin/sh\necho $$ >{0}.new\nmv {0}.new {0}\nexec sleep 1000\n",
+        pid.display()
+    );
+    let hung = site.write("hung", 0o755, &script);
+    let source = source::of_kubernetes(&site.settings(), "T", Duration::from_millis(400), &[hung]);
+    let (slot, mut released) = slot();
+    let fetched = source
+        .fetch(
+            &Values {
+                jobid: JOB,
+                ..Values::example()
+            },
+            slot,
+        )
+        .await;
+    fetched.result.unwrap_err();
+    let pid = loop {
+        match fs::read_to_string(&pid) {
+            Ok(pid) => break pid.trim().parse().unwrap(),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!(released.try_recv(), Err(TryRecvError::Empty));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    assert!(released.await.is_err());
+}
+
+/// A slot, and a receiver that fails when nothing holds the slot any more.
+fn slot() -> (Slot, oneshot::Receiver<()>) {
+    struct Guard(#[expect(dead_code, reason = "its end closes the channel")] oneshot::Sender<()>);
+    let (sender, receiver) = oneshot::channel();
+    (Slot::new(Guard(sender)), receiver)
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use needs::needs;
 use secure_path::Owners;
 use source::{
     keys::{self, Want},
-    trust::{self, Refusal},
+    secure_file::{self, Refusal},
 };
 use tempfile::TempDir;
 use token::Algorithm;
@@ -57,7 +57,7 @@ impl Place {
     #[track_caller]
     fn follows(&self, name: &str) {
         let path = self.at(name);
-        for read in [trust::read_public, trust::read_private] {
+        for read in [secure_file::read_public, secure_file::read_private] {
             let bytes = read(&path, 100).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(bytes.as_slice(), b"content", "{name}");
         }
@@ -68,8 +68,8 @@ impl Place {
     #[track_caller]
     fn refuses(&self, name: &str) -> String {
         let path = self.at(name);
-        let why = untrusted(trust::read_public(&path, 100));
-        assert_eq!(untrusted(trust::read_private(&path, 100)), why);
+        let why = untrusted(secure_file::read_public(&path, 100));
+        assert_eq!(untrusted(secure_file::read_private(&path, 100)), why);
         assert_eq!(untrusted(secure_path::check_way(&path, Owners::of(me()))), why);
         why
     }
@@ -119,7 +119,7 @@ fn links_in_directories_that_are_trusted_are_followed() {
     place.follows("real/inner/../real/file");
 
     place.link("nowhere", "dangling");
-    match trust::read_public(&place.at("dangling"), 100) {
+    match secure_file::read_public(&place.at("dangling"), 100) {
         Err(Refusal::Io(e)) => {
             assert_eq!(e.kind(), io::ErrorKind::NotFound);
             let link = place.at("dangling");
@@ -127,7 +127,7 @@ fn links_in_directories_that_are_trusted_are_followed() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(untrusted(trust::read_public(&place.at("to-directory"), 100)).contains("not a regular file"));
+    assert!(untrusted(secure_file::read_public(&place.at("to-directory"), 100)).contains("not a regular file"));
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_relative_path_is_one_below_the_working_directory() {
             .map_err(|e| e.to_string())
     };
     assert_eq!(
-        text(trust::read_public(relative, 100_000)),
-        text(trust::read_public(&absolute, 100_000))
+        text(secure_file::read_public(relative, 100_000)),
+        text(secure_file::read_public(&absolute, 100_000))
     );
 }

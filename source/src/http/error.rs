@@ -5,12 +5,12 @@ use std::{error::Error as StdError, fmt, io, path::Path, time::Duration};
 use hyper_util::client::legacy;
 use rustls::{AlertDescription, CertificateError};
 
-use crate::{Error, seconds, trust::Refusal};
+use crate::{Error, seconds, secure_file::Refusal};
 
-/// How much of a text of somebody else is repeated in a message, in characters.
+/// The longest quotation of another program's text in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
-/// How to create a certificate that is the server's and the one to trust.
+/// The command that creates a certificate for the server, which is also the one to trust.
 const CREATE: &str = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=HOST -addext subjectAltName=DNS:HOST \
                       -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem";
 
@@ -19,21 +19,21 @@ const WRONG_SERVER: &str = "see that this is the server that is meant, and what 
 /// A kind of server, in the words of messages.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// What kind of server it is meant to be.
+    /// The kind of server.
     pub server: &'static str,
-    /// What the user reads if it could not be asked.
+    /// The text for the user if it could not be asked.
     pub unreachable: &'static str,
-    /// What the user reads if it gave no good answer.
+    /// The text for the user if its answer was not usable.
     pub unwell: &'static str,
-    /// What the user reads if the site's credential is missing or not good.
+    /// The text for the user if the site's credential is missing or rejected.
     pub credential: &'static str,
-    /// Where its address is set.
+    /// The key of its address.
     pub address: &'static str,
-    /// Where the certificates to trust are set.
+    /// The key of the certificates to trust.
     pub authorities: &'static str,
-    /// Where the name is set that its certificate is for, if there is such a place.
+    /// The key of the name that its certificate is for, if there is one.
     pub name: Option<&'static str>,
-    /// Where the client certificate is set, if there is such a place.
+    /// The key of the client certificate, if there is one.
     pub client_certificate: Option<&'static str>,
 }
 
@@ -57,7 +57,7 @@ impl Peer {
 #[derive(Debug, Clone)]
 pub(crate) struct SourceError {
     pub retry: Retry,
-    /// Whether there was no connection, so that no other request to the same host would fare better.
+    /// Set if there was no connection, so that no other request to the same host would fare better.
     pub unconnected: bool,
     /// For the user.
     pub summary: &'static str,
@@ -65,7 +65,7 @@ pub(crate) struct SourceError {
     remedy: String,
 }
 
-/// Whether another attempt can succeed. Of two errors, the greater one decides.
+/// The chance that another attempt succeeds. Of two errors, the greater one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Retry {
     /// It would fail the same way.
@@ -283,7 +283,7 @@ fn cut_off(peer: &Peer) -> SourceError {
     )
 }
 
-/// Whether an alert says that our certificate is missing or not good (RFC 8446, section 6.2).
+/// Returns whether an alert says that our certificate is missing or not good (RFC 8446, section 6.2).
 fn is_about_us(alert: AlertDescription) -> bool {
     matches!(
         alert,
@@ -298,7 +298,8 @@ fn is_about_us(alert: AlertDescription) -> bool {
     )
 }
 
-/// An error, and what it comes from. [`io::Error`] names as its source what the error in it comes from, and not that one.
+/// An error, and what it comes from. [`io::Error`] names as its source what the error in it comes from, and not that
+/// one.
 pub(crate) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| cause(*error))
 }

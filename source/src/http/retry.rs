@@ -40,7 +40,7 @@ pub(crate) struct Attempts {
     peer: &'static Peer,
     timeout: Duration,
     deadline: Instant,
-    /// What is being done, for the error at the deadline.
+    /// The current step, for the error at the deadline.
     doing: Mutex<&'static str>,
     last: Mutex<Option<SourceError>>,
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// that.
 const ASKS: (u32, Duration) = (3, Duration::from_secs(10));
 
-/// How often it may still be asked out of turn.
+/// The number of further requests out of turn.
 pub(super) struct Asks {
     left: u32,
     since: Option<Instant>,

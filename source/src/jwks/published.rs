@@ -1,4 +1,4 @@
-//! What an issuer publishes, fetched once.
+//! Fetches the metadata and keys that an issuer publishes, once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::{
 /// The longest JWKS, in bytes.
 const MAX_JWKS: usize = 1 << 20;
 
-/// How long one request may take.
+/// The timeout of one request.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// How many keys that cannot be used are named in a line of the log.
+/// The most unusable keys that a line of the log names.
 pub(super) const MAX_NAMED: usize = 4;
 
-/// How many are named to who asked for them.
+/// The most unusable keys that a caller gets.
 const MAX_LISTED: usize = 64;
 
-/// What was fetched at once.
+/// The results of one fetch.
 pub(super) struct Published {
     pub jwks_uri: String,
     pub keys: KeySet,

@@ -21,7 +21,7 @@ use secure_path::{Directory, Owners};
 use token::{Algorithm, HmacKey, KeyError, KeySet, SigningKey, VerifyingKey};
 use zeroize::Zeroizing;
 
-use crate::trust::{self, Refusal};
+use crate::secure_file::{self, Refusal};
 
 /// The file that names the key that signs.
 pub(super) const ACTIVE: &str = "active";
@@ -49,12 +49,12 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// What tokens are verified with.
+    /// Returns the keys that verify tokens.
     pub fn verifying(&self) -> &Arc<KeySet> {
         &self.verifying
     }
 
-    /// What tokens are signed with: the active key.
+    /// Returns the key that signs tokens: the active one.
     pub fn signing(&self) -> Option<&Arc<SigningKey>> {
         self.signing.as_ref()
     }
@@ -70,8 +70,8 @@ impl Keys {
     }
 }
 
-/// Why there are no keys: where, what, and what to do. It holds nothing of any key, and is shown as one line of plain
-/// characters: names of keys are chosen by who made them.
+/// The reason why there are no keys: where, what, and what to do. It holds nothing of any key, and is shown as one line
+/// of plain characters: names of keys are chosen by who made them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysError {
     path: PathBuf,
@@ -105,12 +105,12 @@ impl fmt::Display for KeysError {
 
 impl std::error::Error for KeysError {}
 
-/// What is wanted of a key directory.
+/// The keys that a reader of a key directory wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
-    /// What tokens are verified with. Private keys need not be readable.
+    /// Keys that verify tokens. Private keys need not be readable.
     Verifying,
-    /// That, and what they are signed with.
+    /// These, and the key that signs tokens.
     Signing,
 }
 
@@ -124,7 +124,7 @@ pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
             secure_path::open_directory(path, Owners::process()).map_err(|e| KeysError::refused(path, &e))?;
         return Reader::default().directory(&directory, want);
     }
-    let bytes = trust::read_public(path, MAX_JWKS).map_err(|e| KeysError::refused(path, &e))?;
+    let bytes = secure_file::read_public(path, MAX_JWKS).map_err(|e| KeysError::refused(path, &e))?;
     let mut reader = Reader::default();
     if bytes.trim_ascii_start().starts_with(b"{") && is_jwks(&bytes) {
         reader.jwks(path, &bytes)?;
@@ -140,7 +140,7 @@ pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
 /// # Errors
 /// [`KeysError`].
 pub fn read_secret(path: &Path) -> Result<Keys, KeysError> {
-    let bytes = trust::read_private(path, MAX_KEY_FILE).map_err(|e| KeysError::refused(path, &e))?;
+    let bytes = secure_file::read_private(path, MAX_KEY_FILE).map_err(|e| KeysError::refused(path, &e))?;
     const PEM: &[u8] = b"-----BEGIN ";
     let wrong = |e: KeyError| KeysError::new(path, e);
     let text = bytes.trim_ascii_start();
@@ -304,7 +304,7 @@ pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError>
     let Some(file) = optional(directory.open(ACTIVE.as_ref()), &path)? else {
         return Ok(None);
     };
-    let bytes = trust::read_all(file, MAX_KEY_FILE).map_err(|e| KeysError::refused(&path, &e))?;
+    let bytes = secure_file::read_all(file, MAX_KEY_FILE).map_err(|e| KeysError::refused(&path, &e))?;
     match std::str::from_utf8(&bytes).map(str::trim_ascii) {
         Ok(kid) if is_file_name(kid) => Ok(Some(kid.to_owned())),
         _ => Err(KeysError::new(
@@ -314,7 +314,7 @@ pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError>
     }
 }
 
-/// Whether a `kid` can be the name of a file, as every thumbprint of RFC 7638 can.
+/// Returns whether a `kid` can be the name of a file, as every thumbprint of RFC 7638 can.
 pub(super) fn is_file_name(kid: &str) -> bool {
     (1..=128).contains(&kid.len()) && kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
@@ -352,18 +352,18 @@ fn names(directory: &Directory) -> Result<Vec<std::ffi::OsString>, KeysError> {
 }
 
 fn content(directory: &Directory, name: &OsStr, limit: usize) -> Result<Zeroizing<Vec<u8>>, KeysError> {
-    let bytes = directory.open(name).and_then(|file| trust::read_all(file, limit));
+    let bytes = directory.open(name).and_then(|file| secure_file::read_all(file, limit));
     bytes.map_err(|e| KeysError::refused(&directory.path().join(name), &e))
 }
 
 fn private_content(directory: &Directory, name: &OsStr) -> Result<Zeroizing<Vec<u8>>, KeysError> {
-    let bytes = open_private(directory, name).map(|file| trust::read_all(file, MAX_KEY_FILE))?;
+    let bytes = open_private(directory, name).map(|file| secure_file::read_all(file, MAX_KEY_FILE))?;
     bytes.map_err(|e| KeysError::refused(&directory.path().join(name), &e))
 }
 
 fn open_private(directory: &Directory, name: &OsStr) -> Result<std::fs::File, KeysError> {
     let file = directory.open(name).and_then(|file| {
-        trust::private(&file.metadata()?)?;
+        secure_file::private(&file.metadata()?)?;
         Ok(file)
     });
     file.map_err(|e| KeysError::refused(&directory.path().join(name), &e))

@@ -1,7 +1,7 @@
 //! Writing a key directory: a new one, and the three steps of a rotation.
 //!
-//! Each step is one that a running instance can see at any moment: files are put in their place whole, private keys before
-//! their public ones, and taken away in the order that leaves no active key without its public one.
+//! Each step is one that a running instance can see at any moment: files are put in their place whole, private keys
+//! before their public ones, and taken away in the order that leaves no active key without its public one.
 
 use std::{
     fs, io,
@@ -127,8 +127,8 @@ pub fn retire(path: &Path, kid: &str) -> Result<(), KeysError> {
     }
 }
 
-/// Closes a directory of private keys that was there before, and let others in. The way to it is trusted, so that its path is
-/// what was opened.
+/// Closes a directory of private keys that was there before, and let others in. The way to it is trusted, so that its
+/// path is what was opened.
 fn close(path: &Path) -> Result<(), KeysError> {
     let mode = fs::metadata(path).map_err(|e| KeysError::new(path, e))?.mode() & 0o7777;
     if mode & 0o077 == 0 {
@@ -173,7 +173,7 @@ impl Writer {
         }
     }
 
-    /// Whether there is any file that a key could be in.
+    /// Returns whether there is any file that a key could be in.
     fn has_any(&self, name: Option<&str>) -> Result<bool, KeysError> {
         let inner;
         let directory = match name {
@@ -257,7 +257,7 @@ impl Writer {
         Ok(kids)
     }
 
-    /// That tokens can be signed with a key, and verified.
+    /// Checks that a key signs tokens, which can be verified.
     fn can_sign(&self, keys: &Keys, kid: &str) -> Result<(), KeysError> {
         if !is_file_name(kid) || !self.private()?.iter().any(|private| private == kid) {
             return Err(self.no_such_key(kid));

@@ -1,8 +1,8 @@
-//! How an API server is reached, and as whom: what a kubeconfig file says, or what Kubernetes gives to each pod.
+//! The address of an API server, and the credential for it: from a kubeconfig file, or that of a pod.
 //!
-//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files"), which [`kube`] parses.
-//! Files that it names are read here, since each must be closed to others, and so that the client is made anew when one
-//! changes. What is not supported is refused rather than ignored: proxies, impersonation, passwords, and the
+//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files"), which [`kube`]
+//! parses. Files that it names are read here, since each must be closed to others, and so that the client is made anew
+//! when one changes. What is not supported is refused rather than ignored: proxies, impersonation, passwords, and the
 //! `auth-provider` of old, which client-go itself has given up for `exec`.
 
 use std::{fmt, fs, path::Path};
@@ -14,22 +14,23 @@ use seal::{ExposeSecret, Secret};
 use zeroize::Zeroizing;
 
 use super::{
+    bearer::bearer,
     error::{CREDENTIAL, SourceError, credential, quote},
     exec::Exec,
 };
 use crate::{
     http::tls::Identity,
+    secure_file::{self, Refusal},
     stamp::Stamp,
-    trust::{self, Refusal},
 };
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: usize = 1 << 20;
 
-/// Where a pod finds the credential of its service account ("Accessing the Kubernetes API from a Pod").
+/// The directory with the credential of a pod's service account ("Accessing the Kubernetes API from a Pod").
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// How an API server is reached, and as whom, at one time.
+/// The address of an API server, and the credential for it, at one time.
 pub(super) struct Access {
     /// `https`, with a host.
     pub server: Uri,
@@ -43,7 +44,7 @@ pub(super) struct Access {
     pub token: Option<Secret>,
     /// The command that gives one of these.
     pub exec: Option<Exec>,
-    /// What this was read from. When one of these changes, all of it is read again.
+    /// The files that were read. When one of them changes, all are read again.
     pub files: Vec<Stamp>,
 }
 
@@ -93,7 +94,7 @@ fn of_file(path: &Path, context: Option<&str>) -> Result<Access, SourceError> {
     let (text, meta) = read_file(path, "kubeconfig", Readers::Any)?;
     let config = reader.parse(&text)?;
     if has_secrets(&config) {
-        trust::private(&meta).map_err(|refusal| refused(path, "kubeconfig", refusal))?;
+        secure_file::private(&meta).map_err(|refusal| refused(path, "kubeconfig", refusal))?;
     }
     let (cluster, user) = reader.choose(config, context)?;
     reader.supported(&cluster, &user)?;
@@ -102,11 +103,11 @@ fn of_file(path: &Path, context: Option<&str>) -> Result<Access, SourceError> {
 
 /// Reads what one part of the site's configuration names.
 struct Reader<'a> {
-    /// That part, in the words of messages.
+    /// That part, for messages.
     at: String,
     /// Relative paths start here.
     dir: &'a Path,
-    /// Who may read files with secrets.
+    /// The readers that files with secrets may have.
     secret: Readers,
     files: Vec<Stamp>,
 }
@@ -174,7 +175,7 @@ impl Reader<'_> {
         })
     }
 
-    /// What stands under `key`: data in base64, or else the content of a file.
+    /// Returns the value of `key`: data in base64, or else the contents of a file.
     fn content(
         &mut self,
         key: &str,
@@ -239,7 +240,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Where the server is: an https address.
+    /// Returns where the server is: an https address.
     fn server(&self, address: &str) -> Result<Uri, SourceError> {
         let uri: Option<Uri> = address.parse().ok();
         let uri = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none());
@@ -316,7 +317,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a kubeconfig file has something in it that only its owner may read.
+/// Returns whether a kubeconfig file has something in it that only its owner may read.
 fn has_secrets(config: &Kubeconfig) -> bool {
     let mut users = config.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
     users.any(|user| {
@@ -328,7 +329,7 @@ fn has_secrets(config: &Kubeconfig) -> bool {
     })
 }
 
-/// Who may read a file.
+/// The readers that a file may have.
 #[derive(Clone, Copy)]
 enum Readers {
     Any,
@@ -339,29 +340,16 @@ enum Readers {
 fn read_file(path: &Path, key: &str, readers: Readers) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), SourceError> {
     let refused = |refusal| refused(path, key, refusal);
     // The operator wrote the path, or its file did: links in it are followed.
-    let file = trust::open(path).map_err(refused)?;
+    let file = secure_file::open(path).map_err(refused)?;
     let meta = file.metadata().map_err(|e| refused(e.into()))?;
     if let Readers::Owner = readers {
-        trust::private(&meta).map_err(refused)?;
+        secure_file::private(&meta).map_err(refused)?;
     }
-    Ok((trust::read_all(file, MAX_FILE).map_err(refused)?, meta))
+    Ok((secure_file::read_all(file, MAX_FILE).map_err(refused)?, meta))
 }
 
 fn refused(path: &Path, key: &str, refusal: Refusal) -> SourceError {
     SourceError::of_file(CREDENTIAL, key, path, refusal)
-}
-
-/// A bearer token: what may stand in a header (RFC 6750, section 2.1), with nothing around it.
-pub(super) fn bearer(bytes: &[u8], key: &str) -> Result<Secret, SourceError> {
-    let token = bytes.trim_ascii();
-    let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
-    let text = std::str::from_utf8(token).ok().filter(|_| is_token);
-    text.map(Secret::from).ok_or_else(|| {
-        credential(
-            format_args!("{key} is not a bearer token (it is empty, or has spaces or other characters in it)"),
-            "write the token into it, and nothing else",
-        )
-    })
 }
 
 /// Decodes base64, as it stands in YAML and JSON.
@@ -384,66 +372,4 @@ fn secret(text: &Option<Secret>) -> Option<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        fs,
-        os::unix::fs::{PermissionsExt, symlink},
-    };
-
-    use super::*;
-
-    #[test]
-    fn a_pod_uses_the_credential_that_kubernetes_gives_it() {
-        let dir = tempfile::tempdir().unwrap();
-        // As the kubelet lays it out: links through a link that is exchanged as a whole, readable by the pod's users.
-        fs::create_dir(dir.path().join("..1")).unwrap();
-        for (name, content) in [("ca.crt", "authority"), ("token", "first\n")] {
-            let path = dir.path().join("..1").join(name);
-            fs::write(&path, content).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-            symlink(format!("..data/{name}"), dir.path().join(name)).unwrap();
-        }
-        symlink("..1", dir.path().join("..data")).unwrap();
-        let variable = |name: &str| {
-            Some(match name {
-                "KUBERNETES_SERVICE_HOST" => "fd00::1".to_owned(),
-                "KUBERNETES_SERVICE_PORT" => "443".to_owned(),
-                _ => return None,
-            })
-        };
-        let access = of_pod(variable, dir.path()).map_err(|e| e.to_string()).unwrap();
-        assert_eq!(access.server, "https://[fd00::1]:443");
-        assert_eq!(access.authorities.as_deref(), Some(b"authority".as_slice()));
-        assert_eq!(secret(&access.token), Some("first"));
-        assert!(!access.files.iter().any(Stamp::is_stale));
-
-        fs::create_dir(dir.path().join("..2")).unwrap();
-        fs::copy(dir.path().join("..1/ca.crt"), dir.path().join("..2/ca.crt")).unwrap();
-        fs::write(dir.path().join("..2/token"), "second").unwrap();
-        fs::remove_file(dir.path().join("..data")).unwrap();
-        symlink("..2", dir.path().join("..data")).unwrap();
-        assert!(access.files.iter().any(Stamp::is_stale));
-        let access = of_pod(variable, dir.path()).map_err(|e| e.to_string()).unwrap();
-        assert_eq!(secret(&access.token), Some("second"));
-    }
-
-    #[test]
-    fn a_file_is_not_read_over_a_link_of_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let theirs = dir.path().join("theirs");
-        fs::create_dir(&theirs).unwrap();
-        fs::write(dir.path().join("config"), "content").unwrap();
-        symlink("../config", theirs.join("config")).unwrap();
-        let read = || read_file(&theirs.join("config"), "kubeconfig", Readers::Any);
-        assert_eq!(read().map_err(|e| e.to_string()).unwrap().0.as_slice(), b"content");
-        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
-        let error = read().unwrap_err().to_string();
-        assert!(error.contains("others can write to the directory"), "{error}");
-    }
-
-    #[test]
-    fn outside_of_a_pod_a_kubeconfig_file_is_asked_for() {
-        let error = of_pod(|_| None, Path::new("/nonexistent")).map(drop).unwrap_err();
-        assert!(error.to_string().contains("set the key kubeconfig"), "{error}");
-    }
-}
+mod tests;

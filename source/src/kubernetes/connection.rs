@@ -25,19 +25,22 @@ use super::{
     access::{self, Access},
     error::{API_SERVER, Retry, SourceError, credential},
     exec::{Credential, Exec},
-    request::MAX_BODY,
 };
 use crate::{
+    Slot,
     http::{
-        self, Way,
+        self, Transport,
         tls::{self, Roots},
     },
     remote::blocking,
     stamp::Stamp,
 };
 
-/// How many requests are under way at once, to one API server.
+/// The number of requests to one API server that are under way at once.
 pub(super) const MAX_REQUESTS: usize = 16;
+
+/// The longest body, in bytes. An object is of 1.5 MiB at most in etcd, and a Secret of 1 MiB before its base64.
+pub(super) const MAX_BODY: usize = 3 << 20;
 
 /// For how long the reason why there is no connection is told to others, instead of trying again for each.
 const REST: Duration = Duration::from_secs(1);
@@ -46,15 +49,15 @@ const REST: Duration = Duration::from_secs(1);
 pub(super) struct Cluster {
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
-    helpers: Vec<PathBuf>,
+    supervisors: Vec<PathBuf>,
     permits: Arc<Semaphore>,
     /// The version of the API group that the server prefers, once it was asked.
     pub version: tokio::sync::Mutex<Option<Arc<str>>>,
-    state: tokio::sync::Mutex<State>,
+    state: tokio::sync::Mutex<ConnectionState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ConnectionState {
     connection: Option<Arc<Connection>>,
     failed: Option<(Instant, SourceError)>,
 }
@@ -78,38 +81,39 @@ static CLUSTERS: Mutex<Vec<Weak<Cluster>>> = Mutex::new(Vec::new());
 
 impl Cluster {
     /// The one that other rules use, or a new one. Nothing is read, and nobody asked, before it is used.
-    pub fn of(settings: &config::Kubernetes, helpers: &[PathBuf]) -> Arc<Self> {
+    pub fn of(settings: &config::Kubernetes, supervisors: &[PathBuf]) -> Arc<Self> {
         let mut all = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|cluster| cluster.strong_count() > 0);
         let same = |cluster: &Arc<Self>| {
             cluster.kubeconfig == settings.kubeconfig
                 && cluster.context == settings.context
-                && cluster.helpers == helpers
+                && cluster.supervisors == supervisors
         };
         if let Some(found) = all.iter().filter_map(Weak::upgrade).find(same) {
             return found;
         }
-        let new = Arc::new(Self::new(settings, helpers));
+        let new = Arc::new(Self::new(settings, supervisors));
         all.push(Arc::downgrade(&new));
         new
     }
 
-    pub fn new(settings: &config::Kubernetes, helpers: &[PathBuf]) -> Self {
+    pub fn new(settings: &config::Kubernetes, supervisors: &[PathBuf]) -> Self {
         Self {
             kubeconfig: settings.kubeconfig.clone(),
             context: settings.context.clone(),
-            helpers: helpers.to_vec(),
+            supervisors: supervisors.to_vec(),
             permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
             version: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The connection to use now. What an exec command had to say goes to `notes`.
+    /// Returns the current connection. An exec command holds `slot`, and its standard error goes to `notes`, if wanted.
     pub async fn connection(
         &self,
         limit: Duration,
-        notes: &Mutex<Vec<String>>,
+        slot: &Slot,
+        notes: Option<&Mutex<Vec<String>>>,
     ) -> Result<Arc<Connection>, SourceError> {
         let mut state = self.state.lock().await;
         let old = match state.connection.take() {
@@ -132,10 +136,10 @@ impl Cluster {
             return old.ok_or_else(|| error.clone());
         }
         let had_one = state.connection.is_some();
-        match self.connect(limit, notes).await {
+        match self.connect(limit, slot, notes).await {
             Ok(new) => {
                 let new = Arc::new(new);
-                *state = State {
+                *state = ConnectionState {
                     connection: Some(new.clone()),
                     failed: None,
                 };
@@ -156,11 +160,16 @@ impl Cluster {
     pub async fn renew(&self, refused: &Arc<Connection>) {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|now| Arc::ptr_eq(now, refused)) {
-            *state = State::default();
+            *state = ConnectionState::default();
         }
     }
 
-    async fn connect(&self, limit: Duration, notes: &Mutex<Vec<String>>) -> Result<Connection, SourceError> {
+    async fn connect(
+        &self,
+        limit: Duration,
+        slot: &Slot,
+        notes: Option<&Mutex<Vec<String>>>,
+    ) -> Result<Connection, SourceError> {
         let (kubeconfig, context) = (self.kubeconfig.clone(), self.context.clone());
         let load = move || {
             let mut access = access::load(kubeconfig.as_deref(), context.as_deref())?;
@@ -168,26 +177,28 @@ impl Cluster {
             Ok(access)
         };
         let mut access: Access = blocking(&API_SERVER, load).await??;
-        let given = match access.exec.take() {
+        let credential = match access.exec.take() {
             None => None,
             Some(exec) => {
-                let (given, said) = exec.run(&self.helpers, limit).await;
-                notes.lock().unwrap_or_else(PoisonError::into_inner).extend(said);
-                Some(given?)
+                let (credential, lines) = exec.run(&self.supervisors, limit, slot.clone(), notes.is_some()).await;
+                if let Some(notes) = notes {
+                    notes.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+                }
+                Some(credential?)
             }
         };
         let permits = self.permits.clone();
-        blocking(&API_SERVER, move || Connection::new(permits, access, given)).await?
+        blocking(&API_SERVER, move || Connection::new(permits, access, credential)).await?
     }
 }
 
 impl Connection {
-    fn new(permits: Arc<Semaphore>, mut access: Access, given: Option<Credential>) -> Result<Self, SourceError> {
+    fn new(permits: Arc<Semaphore>, mut access: Access, credential: Option<Credential>) -> Result<Self, SourceError> {
         let (mut renew, mut expires) = (None, None);
-        if let Some(given) = given {
-            access.token = given.token;
-            access.identity = given.identity.or(access.identity);
-            (renew, expires) = (given.renew, given.expires);
+        if let Some(credential) = credential {
+            access.token = credential.token;
+            access.identity = credential.identity.or(access.identity);
+            (renew, expires) = (credential.renew, credential.expires);
         }
         Ok(Self {
             client: client(&access)?,
@@ -205,7 +216,8 @@ fn is_due(time: Option<SystemTime>) -> bool {
     time.is_some_and(|time| time <= SystemTime::now())
 }
 
-/// The client of kube over our connections, whose answers are bounded. It keeps a copy of the token that is not zeroized.
+/// The client of kube over our connections, whose answers are bounded. It keeps a copy of the token that is not
+/// zeroized.
 fn client(access: &Access) -> Result<Client, SourceError> {
     let server_name = access.server_name.clone().map(ServerName::try_from).transpose();
     let server_name = server_name.map_err(|_| {
@@ -215,7 +227,7 @@ fn client(access: &Access) -> Result<Client, SourceError> {
         )
     })?;
     let roots = access.authorities.as_deref().map_or(Roots::System, Roots::Only);
-    let http = http::client::<Body>(Way {
+    let http = http::client::<Body>(Transport {
         tls: tls::client_config(roots, access.identity.as_ref(), &API_SERVER)?,
         server_name,
         proxy: None,

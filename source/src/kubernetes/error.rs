@@ -1,4 +1,4 @@
-//! What goes wrong on the way to a Workflow, in the words of messages.
+//! Errors of requests for Workflows, as messages show them.
 
 use std::fmt;
 
@@ -17,16 +17,16 @@ pub(super) static API_SERVER: Peer = Peer {
     client_certificate: Some("the client certificate in the kubeconfig file"),
 };
 
-/// What the user is told where the server could not be asked.
+/// The text for the user if the server could not be asked.
 pub(super) const UNREACHABLE: &str = "the Kubernetes API server that has its Workflow could not be reached";
-/// What the user is told where the server gave no good answer.
+/// The text for the user if the answer was not usable.
 pub(super) const UNWELL: &str = "the Kubernetes API server that has its Workflow is not well";
-/// What the user is told where the site's credential is not there, or not good.
+/// The text for the user if the site's credential is missing or rejected.
 pub(super) const CREDENTIAL: &str =
     "the site's access to the Kubernetes API server that has its Workflow is not set up";
-/// What the user is told where there is no Workflow, or none yet.
+/// The text for the user if the Workflow does not exist, or not yet.
 pub(super) const NOT_READY: &str = "its Workflow was not ready in time";
-/// What the user is told where the Workflow, or its Secret, cannot be used.
+/// The text for the user if the Workflow, or its Secret, is not usable.
 pub(super) const UNUSABLE: &str = "its Workflow has no usable variables";
 
 /// The credential for the API server, or the file that names it, is not good.

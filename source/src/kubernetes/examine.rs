@@ -1,4 +1,4 @@
-//! What an operator wants to know before a job does: whether the API server can be reached, and what it lets us read.
+//! Examines an API server for the operator: whether it can be reached, and what it permits to read.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,18 +13,18 @@ use super::{
     group_target, no_group, objects,
     request::Target,
 };
-use crate::{Examined, remote::ask_here};
+use crate::{Examined, Slot, remote::ask_here};
 
 /// For one question; less than for all of them, so that what was answered is told.
 const QUESTION: Duration = Duration::from_secs(5);
 
 /// Looks whether the API server can be reached, serves Workflows, and lets them and their Secrets be read. Blocks, no
-/// longer than `limit`. `helpers` are as in [`crate::of_rule`].
+/// longer than `limit`. `supervisors` are as in [`crate::of_rule`].
 #[must_use]
-pub fn examine(settings: &config::Kubernetes, helpers: &[PathBuf], limit: Duration) -> Vec<Examined> {
+pub fn examine(settings: &config::Kubernetes, supervisors: &[PathBuf], limit: Duration) -> Vec<Examined> {
     let mut found = Vec::new();
     let all = Examination {
-        cluster: Cluster::new(settings, helpers),
+        cluster: Cluster::new(settings, supervisors),
         settings: settings.clone(),
         until: Instant::now() + limit,
     };
@@ -58,9 +58,8 @@ impl Examination {
             Some(path) => format!("kubeconfig {}", path.display()),
             None => "the pod's own credential".to_owned(),
         };
-        let notes = std::sync::Mutex::default();
         let left = self.until.saturating_duration_since(Instant::now());
-        let connection = match self.cluster.connection(left * 3 / 4, &notes).await {
+        let connection = match self.cluster.connection(left * 3 / 4, &Slot::default(), None).await {
             Ok(connection) => connection,
             Err(error) => return found.push(Examined::failed("", &error)),
         };

@@ -1,12 +1,11 @@
-//! Credentials that a command gives: `exec` in a kubeconfig file.
+//! Credentials from a command: `exec` in a kubeconfig file.
 //!
 //! The protocol is that of client-go ("client-go credential plugins" in the Kubernetes documentation, and the API group
 //! `client.authentication.k8s.io`, versions v1 and v1beta1): the command finds an object `ExecCredential` with a `spec`
-//! in the variable `KUBERNETES_EXEC_INFO`, and prints one with a `status`: a token, or a client certificate with its key,
-//! and when it expires. kube runs such a command without a limit of time and output, three times for each client, and its
-//! standard error goes nowhere, so that only its types are used here. It is run by the helper that runs the commands of rules, see [`crate::supervise`], since no
-//! process that the broker starts can be waited for by a plugin. It has no terminal, so it is never asked to be
-//! interactive.
+//! in the variable `KUBERNETES_EXEC_INFO`, and prints one with a `status`: a token, or a client certificate with its
+//! key, and when it expires. kube runs such a command three times for each client, without a limit of time or output,
+//! and drops its standard error, so only the types of kube are used here. A supervisor runs it, as it does the commands
+//! of rules, see [`crate::supervise`]. It has no terminal, so it is never asked to be interactive.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +21,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
-    access::bearer,
+    bearer::bearer,
     error::{CREDENTIAL, SourceError, credential, quote},
 };
 use crate::{
@@ -30,39 +29,39 @@ use crate::{
     command::MIN_SECRET,
     http::tls::Identity,
     seconds,
-    supervise::{self, Ended, Output, Request},
+    supervise::{self, Ended, Output, Report, Request},
 };
 
 const V1: &str = "client.authentication.k8s.io/v1";
 const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
 
-/// How much a command may print, in bytes: certificates have a few thousand.
+/// The longest output of a command, in bytes. Certificates have a few thousand.
 const MAX_OUTPUT: usize = 256 << 10;
 
-/// How long before its end a credential is exchanged, at most: a request that is under way still has to arrive.
+/// The longest time before its end at which a credential is replaced, so that a pending request still arrives.
 const MARGIN: Duration = Duration::from_secs(60);
 
 const INSTALL: &str = "install it, or correct command in the kubeconfig file";
 
-/// A command that gives a credential.
+/// A command that returns a credential.
 pub(super) struct Exec {
     argv: Vec<String>,
     env: BTreeMap<String, String>,
     api_version: String,
 }
 
-/// What a command gave.
+/// The credential that a command returned.
 pub(super) struct Credential {
     pub token: Option<Secret>,
     pub identity: Option<Identity>,
-    /// When to ask for the next one.
+    /// The time to ask for the next one.
     pub renew: Option<SystemTime>,
-    /// When it is worth nothing any more.
+    /// The time when it expires.
     pub expires: Option<SystemTime>,
 }
 
 impl Exec {
-    /// What the kubeconfig file, which is in `dir`, says of it. The certificates of `cluster` are to be data.
+    /// Reads the table `exec` of a kubeconfig file in `dir`. The certificates of `cluster` must be data.
     pub fn new(exec: &ExecConfig, cluster: &Cluster, dir: &Path) -> Result<Self, SourceError> {
         let api_version = match exec.api_version.as_deref() {
             Some(version @ (V1 | V1BETA1)) => version.to_owned(),
@@ -120,7 +119,7 @@ impl Exec {
         Ok(Self { argv, env, api_version })
     }
 
-    /// The program.
+    /// Returns the program.
     pub fn program(&self) -> &Path {
         Path::new(self.argv.first().map(String::as_str).unwrap_or_default())
     }
@@ -139,47 +138,59 @@ impl Exec {
         Ok(())
     }
 
-    /// Runs the command, which is killed when the future is dropped, or the time is over. What it wrote to its standard
-    /// error is for the operator, and has no secret in it.
-    pub async fn run(&self, helpers: &[PathBuf], limit: Duration) -> (Result<Credential, SourceError>, Vec<String>) {
+    /// Runs the command, which is killed when the future is dropped, or at the limit. `slot` is held until it has
+    /// ended. With `log_stderr`, also returns its standard error for the operator's log, free of secrets.
+    pub async fn run(
+        &self,
+        supervisors: &[PathBuf],
+        limit: Duration,
+        slot: Slot,
+        log_stderr: bool,
+    ) -> (Result<Credential, SourceError>, Vec<String>) {
         let request = Request {
             argv: self.argv.clone(),
             env: self.env.clone(),
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             max_stdout: MAX_OUTPUT,
         };
-        let Output { answer, stdout, stderr } = match supervise::run(helpers.to_vec(), request, Slot::default()).await {
+        let Output { report, stdout, stderr } = match supervise::run(supervisors.to_vec(), request, slot).await {
             Ok(output) => output,
             Err(e) => {
                 let todo = "see that the program of the agent is installed";
-                let what = format_args!("{}: its helper could not run it ({e})", self.name());
+                let what = format_args!("{}: its supervisor failed ({e})", self.name());
                 return (Err(credential(what, todo)), Vec::new());
             }
         };
         let read: Result<ExecCredential, _> = serde_json::from_slice(&stdout);
         let status = read.as_ref().ok().and_then(|read| read.status.as_ref());
-        // Whatever it is, what was printed is not repeated.
+        // Everything on its standard output may be secret.
         let printed = Zeroizing::new(String::from_utf8_lossy(&stdout).into_owned());
         let lines = printed.lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET);
         let secrets: Vec<&str> = status.iter().flat_map(|status| status.secrets()).chain(lines).collect();
-        let notes = token::redact_lines(&stderr, &secrets)
-            .into_iter()
-            .map(|line| format!("{}: {line}", self.name()))
-            .collect();
-        (self.judge(&answer.ended, limit, read.as_ref().ok()), notes)
+        let lines = if log_stderr {
+            token::redact_lines(&stderr, &secrets)
+        } else {
+            Vec::new()
+        };
+        let notes = lines.into_iter().map(|line| format!("{}: {line}", self.name()));
+        (
+            self.judge(&report, limit, log_stderr, read.as_ref().ok()),
+            notes.collect(),
+        )
     }
 
-    fn judge(&self, ended: &Ended, limit: Duration, read: Option<&ExecCredential>) -> Result<Credential, SourceError> {
-        const SEE: &str = "see what it wrote to its standard error, and run it by hand as the instance owner";
-
+    fn judge(
+        &self,
+        report: &Report,
+        limit: Duration,
+        log_stderr: bool,
+        read: Option<&ExecCredential>,
+    ) -> Result<Credential, SourceError> {
         let failed = |what: &str| {
-            Err(SourceError::retryable(
-                CREDENTIAL,
-                format_args!("{} {what}", self.name()),
-                SEE,
-            ))
+            let what = format_args!("{} {what}", self.name());
+            Err(SourceError::retryable(CREDENTIAL, what, todo(report, log_stderr)))
         };
-        match ended {
+        match &report.ended {
             Ended::Exit(0) => {}
             Ended::Exit(code) => return failed(&format!("failed (exit code {code})")),
             Ended::Signal(signal) => return failed(&format!("was killed (signal {signal})")),
@@ -217,24 +228,36 @@ impl Exec {
     }
 }
 
+/// Returns the next step of the operator after a command has failed.
+fn todo(report: &Report, log_stderr: bool) -> String {
+    let stderr = match (report.wrote, log_stderr) {
+        (0, _) => String::new(),
+        (_, true) => "see its standard error above, and ".to_owned(),
+        (bytes, false) => {
+            format!("set log-stderr = true to log the {bytes} bytes that it wrote to its standard error, and ")
+        }
+    };
+    format!("{stderr}run it by hand as the instance owner")
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ExecCredential {
     kind: String,
     api_version: String,
-    status: Option<Status>,
+    status: Option<ExecStatus>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct ExecStatus {
     token: Option<Zeroizing<String>>,
     client_certificate_data: Option<String>,
     client_key_data: Option<Zeroizing<String>>,
     expiration_timestamp: Option<String>,
 }
 
-impl Status {
+impl ExecStatus {
     fn secrets(&self) -> impl Iterator<Item = &str> {
         [&self.token, &self.client_key_data]
             .into_iter()

@@ -1,6 +1,6 @@
 //! The objects of the API: the API group, the Workflow and the Secret, as far as they are used.
 //!
-//! The Workflow is that of the Data Workflow Services (`WorkflowStatus` in api/*/workflow_types.go of
+//! The Workflow is that of the Data Workflow Services (`Status` in api/*/workflow_types.go of
 //! DataWorkflowServices/dws); what is read of it has been there, under the same names, since the token was introduced.
 //! Why something cannot be read is told by its place, never by the words of the parser, which quote values.
 
@@ -38,7 +38,7 @@ struct GroupVersion {
 struct Workflow {
     kind: String,
     spec: Option<Spec>,
-    status: Option<Status>,
+    status: Option<WorkflowStatus>,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +49,7 @@ struct Spec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct WorkflowStatus {
     state: Option<String>,
     ready: Option<bool>,
     status: Option<String>,
@@ -77,7 +77,7 @@ struct Data {
     token: Option<Zeroizing<String>>,
 }
 
-/// Which Secret has the token of a Workflow.
+/// The Secret with the token of a Workflow.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SecretName {
     pub namespace: String,
@@ -127,9 +127,9 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
     Ok((variables, secret))
 }
 
-/// Whether the Workflow is where the job may start: in the state PreRun, which is complete. What comes before has not
-/// named all variables, and what comes after means that the job has started.
-fn is_ready(status: &Status) -> Result<(), SourceError> {
+/// Returns whether the Workflow is where the job may start: in the state PreRun, which is complete. What comes before
+/// has not named all variables, and what comes after means that the job has started.
+fn is_ready(status: &WorkflowStatus) -> Result<(), SourceError> {
     let message = status.message.as_deref().filter(|message| !message.is_empty());
     let says = message.map_or_else(String::new, |message| format!(" (it says: {})", quote(message, &[])));
     if status.status.as_deref() == Some("Error") {

@@ -1,4 +1,4 @@
-//! One request, and what its answer says.
+//! One request, and its reply.
 
 use std::time::Duration;
 
@@ -14,28 +14,25 @@ use tower::buffer::error::Closed;
 use zeroize::Zeroizing;
 
 use super::{
-    connection::Connection,
+    connection::{Connection, MAX_BODY},
     error::{API_SERVER, CREDENTIAL, NOT_READY, Retry, SourceError, UNREACHABLE, UNWELL, credential, quote},
 };
-use crate::http::{self, Answer};
+use crate::http::{self, HttpReply};
 
-/// The longest body, in bytes. An object is of 1.5 MiB at most in etcd, and a Secret of 1 MiB before its base64.
-pub(super) const MAX_BODY: usize = 3 << 20;
-
-/// What is asked for, in the words of the API.
+/// The object of a request, in the words of the API.
 pub(super) struct Target {
     pub path: String,
     /// As in `workflows.dataworkflowservices.github.io`.
     pub resource: &'static str,
     /// As in `Workflow default/fluxjob-1`.
     pub name: String,
-    /// Where it is, if that is a namespace.
+    /// Its namespace, if it has one.
     pub namespace: Option<String>,
 }
 
-/// What the server says about a failure: the type `Status` of the API group `meta/v1`.
+/// An error of the server: the type `Status` of the API group `meta/v1`.
 #[derive(Deserialize)]
-struct Status {
+struct ApiStatus {
     message: Option<String>,
 }
 
@@ -74,7 +71,7 @@ impl Connection {
         // Not `Client::request`, which logs a body that it cannot parse: it may be that of a Secret.
         let answer = async {
             let response = self.client.send(request).await.map_err(|e| of_client(&e))?;
-            Answer::read(response, MAX_BODY, &API_SERVER).await
+            HttpReply::read(response, MAX_BODY, &API_SERVER).await
         };
         match timeout(limit, answer).await {
             Ok(answer) => self.judge(answer?, verb, target),
@@ -82,7 +79,7 @@ impl Connection {
         }
     }
 
-    fn judge(&self, answer: Answer, verb: &str, target: &Target) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+    fn judge(&self, answer: HttpReply, verb: &str, target: &Target) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         let status = answer.status;
         if status.is_success() {
             return Ok(answer.body);
@@ -126,11 +123,11 @@ impl Connection {
         })
     }
 
-    /// What the server says, in brackets.
+    /// Returns the message of the server, in brackets.
     fn message(&self, body: &[u8]) -> String {
         let secrets: Vec<&str> = self.token.iter().map(ExposeSecret::expose_secret).collect();
         match serde_json::from_slice(body) {
-            Ok(Status {
+            Ok(ApiStatus {
                 message: Some(message), ..
             }) if !message.is_empty() => format!(" (it says: {})", quote(&message, &secrets)),
             _ => String::new(),

@@ -1,4 +1,4 @@
-//! What a token endpoint answers (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
+//! Replies of a token endpoint (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 
 use super::{REFUSED, SERVER};
 use crate::{
-    http::{Answer, Retry, SourceError, quote},
+    http::{HttpReply, Retry, SourceError, quote},
     remote::Remote,
 };
 
-/// What an answer may have beside the token, such as a refresh token, which is not used, in bytes.
+/// The longest rest of a reply beside the token, such as an unused refresh token, in bytes.
 const MAX_REST: usize = 64 << 10;
 
 /// The longest answer with a token of so many bytes.
@@ -25,7 +25,7 @@ pub(super) fn max_body(max_token: usize) -> usize {
 /// A token.
 pub(super) struct Given {
     pub token: Secret,
-    /// How long it is good, where the server says so.
+    /// Its lifetime, if the server states it.
     pub lifetime: Option<Duration>,
     /// Its scope, where the server says that it is not the one that was asked for.
     pub scope: Option<String>,
@@ -48,7 +48,7 @@ struct Failure {
 /// Reads an answer. `secrets` is what was sent, and must not be repeated.
 pub(super) fn read(
     remote: &Remote,
-    answer: &Answer,
+    answer: &HttpReply,
     secrets: &[Secret],
     exchanged: bool,
 ) -> Result<Given, SourceError> {
@@ -107,8 +107,8 @@ fn lifetime(value: &Value) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// What the server says against it (RFC 6749 section 5.2).
-fn refusal(answer: &Answer, secrets: &[&str]) -> Option<SourceError> {
+/// Returns the refusal of the server (RFC 6749 section 5.2).
+fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
     let failure: Failure = serde_json::from_slice(&answer.body).ok()?;
     let code = failure.error?;
     let says = match failure.error_description {

@@ -1,5 +1,5 @@
-//! Threads that read files of users. A file system that belongs to a user answers when the user likes: no user has more than
-//! a few threads wait for it, and nobody waits for these for long.
+//! Threads that read files of users. A file system that belongs to a user answers when the user likes: no user has more
+//! than a few threads wait for it, and nobody waits for these for long.
 
 use std::{
     collections::HashMap,
@@ -13,19 +13,19 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// How many threads read files of one user at once.
+/// The number of threads that read files of one user at once.
 const THREADS: usize = 2;
 
 /// Those that read, by uid.
 #[derive(Default)]
 pub(super) struct Readers(Mutex<HashMap<u32, Weak<Semaphore>>>);
 
-/// Why a file was not read.
+/// The reason why a file was not read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unread {
     /// It takes too long: it itself, or others of the same user.
     Hangs,
-    /// What reads it has panicked.
+    /// The reader has panicked.
     Fault,
 }
 

@@ -1,4 +1,4 @@
-//! What is asked of a token endpoint, and by whom.
+//! Requests to a token endpoint, and the authentication of the client.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,12 +12,12 @@ use token::SigningKey;
 use zeroize::Zeroizing;
 
 use super::SERVER;
-use crate::{http::SourceError, trust};
+use crate::{http::SourceError, secure_file};
 
 /// The longest file with a secret or key, in bytes.
 const MAX_FILE: usize = 64 << 10;
 
-/// How long a JWT is good by which a client authenticates: as long as a request takes, and clocks differ.
+/// The lifetime of a JWT by which a client authenticates: the time of a request, and the difference of clocks.
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// A token that is exchanged (RFC 8693 section 2.1).
@@ -27,7 +27,7 @@ pub(super) struct Subject {
     pub kind: String,
 }
 
-/// How this client shows that it is the one.
+/// The authentication of this client.
 pub(super) enum Client {
     Basic(Secret),
     Post(Secret),
@@ -38,7 +38,7 @@ pub(super) enum Client {
 pub(super) struct Request {
     pub authorization: Option<HeaderValue>,
     pub form: Zeroizing<Vec<u8>>,
-    /// What must not be repeated in a message: each secret, and the forms in which it is sent.
+    /// Texts that no message may repeat: each secret, and the forms in which it is sent.
     pub secrets: Vec<Secret>,
 }
 
@@ -54,7 +54,7 @@ impl Client {
         let wrong = |what: &dyn std::fmt::Display, todo: &str| {
             SERVER.wrong_credential(format_args!("{key}: {} {what}", path.display()), todo)
         };
-        let bytes = trust::read_private(&path, MAX_FILE);
+        let bytes = secure_file::read_private(&path, MAX_FILE);
         let bytes = bytes.map_err(|refusal| SourceError::of_file(SERVER.credential, key, &path, refusal))?;
         match how {
             ClientAuthentication::SecretBasic(_) | ClientAuthentication::SecretPost(_) => {

@@ -1,11 +1,11 @@
-//! What an issuer says of itself: its metadata (RFC 8414, and OpenID Connect Discovery 1.0).
+//! The metadata of an issuer (RFC 8414, and OpenID Connect Discovery 1.0).
 
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::Remote;
-use crate::http::{Answer, Retry, SourceError, quote};
+use crate::http::{HttpReply, Retry, SourceError, quote};
 
 /// The longest metadata, in bytes.
 const MAX_BODY: usize = 256 << 10;
@@ -13,13 +13,14 @@ const MAX_BODY: usize = 256 << 10;
 /// The metadata of an issuer, as far as it is used.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata {
-    /// Where it was found.
+    /// Its URL.
     pub at: String,
-    /// Where its keys are.
+    /// The URL of its keys.
     pub jwks_uri: Option<String>,
-    /// Where it gives tokens.
+    /// The URL of its token endpoint.
     pub token_endpoint: Option<String>,
-    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section 2).
+    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section
+    /// 2).
     pub authentications: Option<Vec<String>>,
     /// By what right it gives tokens.
     pub grants: Option<Vec<String>>,
@@ -42,7 +43,7 @@ impl Remote {
         Err(self.nowhere(&failures))
     }
 
-    fn read(&self, issuer: &str, url: &str, answer: &Answer) -> Result<Metadata, SourceError> {
+    fn read(&self, issuer: &str, url: &str, answer: &HttpReply) -> Result<Metadata, SourceError> {
         let wrong = |cause: &str, remedy| SourceError::permanent(self.peer().unwell, cause, remedy);
         if matches!(answer.status.as_u16(), 404 | 410) {
             let cause = format!("it has no metadata there (status {})", answer.status_text());
@@ -89,8 +90,8 @@ impl Remote {
 const NOT_THERE: &str =
     "see that the key issuer is the issuer of the tokens, to the letter, or give what is needed without it";
 
-/// Where metadata may be. RFC 8414 section 3.1 puts the well-known part before the issuer's path; OpenID Connect Discovery
-/// section 4 after it; and section 5 of the RFC, before it, for what moved on from there.
+/// Returns where metadata may be. RFC 8414 section 3.1 puts the well-known part before the issuer's path; OpenID
+/// Connect Discovery section 4 after it; and section 5 of the RFC, before it, for what moved on from there.
 fn locations(issuer: &str) -> Vec<String> {
     let issuer = issuer.strip_suffix('/').unwrap_or(issuer);
     // It was checked with the configuration.

@@ -1,4 +1,4 @@
-//! The other end of a supervisor: starts one, and takes its answer.
+//! Starts a supervisor, and reads its report.
 
 use std::{
     io,
@@ -16,15 +16,15 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use super::protocol::{Answer, Ended, KILLING, MAX_STDERR, Request};
+use super::protocol::{Ended, KILLING, MAX_STDERR, Report, Request};
 use crate::Slot;
 
-/// How much longer than its command's timeout the supervisor may take to answer.
+/// The time beyond its command's timeout that the supervisor may take to report.
 const GRACE: Duration = KILLING.saturating_add(Duration::from_secs(1));
 
-/// What a command came to.
+/// The end and output of a command.
 pub(crate) struct Output {
-    pub answer: Answer,
+    pub report: Report,
     pub stdout: Zeroizing<Vec<u8>>,
     pub stderr: Zeroizing<Vec<u8>>,
 }
@@ -85,14 +85,14 @@ async fn read(from: &mut pipe::Receiver, max_stdout: usize) -> io::Result<Output
     let mut all = Zeroizing::new(Vec::with_capacity(limit));
     loop {
         if let Some(end) = all.iter().position(|b| *b == b'\n') {
-            let answer: Answer = serde_json::from_slice(&all[..end])?;
-            let stderr = (end + 1).checked_add(answer.stdout).ok_or_else(cut)?;
-            let whole = stderr.checked_add(answer.stderr).ok_or_else(cut)?;
+            let report: Report = serde_json::from_slice(&all[..end])?;
+            let stderr = (end + 1).checked_add(report.stdout).ok_or_else(cut)?;
+            let whole = stderr.checked_add(report.stderr).ok_or_else(cut)?;
             if all.len() >= whole {
                 return Ok(Output {
                     stdout: Zeroizing::new(all[end + 1..stderr].to_vec()),
                     stderr: Zeroizing::new(all[stderr..whole].to_vec()),
-                    answer,
+                    report,
                 });
             }
         }
@@ -108,7 +108,7 @@ async fn read(from: &mut pipe::Receiver, max_stdout: usize) -> io::Result<Output
 impl Output {
     fn not_started(refusal: &Refusal) -> Self {
         Self {
-            answer: Answer {
+            report: Report {
                 ended: Ended::NotStarted(refusal.to_string()),
                 stdout: 0,
                 stderr: 0,

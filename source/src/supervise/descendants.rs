@@ -1,7 +1,7 @@
 //! The processes that a command has started, wherever they have gone.
 //!
-//! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): each process whose parent has ended becomes a
-//! child of its own. So all are found below it, with whatever session, process group and uid.
+//! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): each process whose parent has ended becomes
+//! a child of its own. So all are found below it, with whatever session, process group and uid.
 
 use std::{fs, io, os::fd::OwnedFd, thread, time::Duration};
 
@@ -13,13 +13,13 @@ use rustix::{
     },
 };
 
-/// How often it is looked whether those that cannot be killed have ended.
+/// The interval of checks on processes that cannot be killed.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// A command and all that it has started.
 pub(super) struct Descendants {
     command: Pid,
-    /// How the command ended.
+    /// The end of the command.
     pub status: Option<WaitStatus>,
 }
 
@@ -110,7 +110,7 @@ fn children(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether a process is still the child of this parent (proc_pid_stat(5)).
+/// Returns whether a process is still the child of this parent (proc_pid_stat(5)).
 fn is_child(pid: Pid, parent: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     // The name of the program, in parentheses, may have any characters.

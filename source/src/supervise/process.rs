@@ -20,22 +20,22 @@ use zeroize::Zeroizing;
 
 use super::{
     descendants::{Descendants, adopt},
-    protocol::{Answer, Ended, KILLING, MAX_STDERR, Request},
+    protocol::{Ended, KILLING, MAX_STDERR, Report, Request},
 };
 
-/// How often it is killed meanwhile: it may start other processes until it ends.
+/// The interval at which it is killed again: it may start other processes until it ends.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How often the pipes are read after the command has ended: as much as they can hold (fcntl(2), F_SETPIPE_SZ). Another
+/// The most reads of the pipes after the command has ended: as much as they can hold (fcntl(2), F_SETPIPE_SZ). Another
 /// process may still write to them.
 const MAX_REST: usize = (1 << 20) / 4096;
 
-/// Runs one command as the request on standard input says. To be called with nothing else running in the process.
+/// Runs the command of the request on standard input. The process must do nothing else.
 pub fn main() -> ExitCode {
     match serve(io::stdin().lock(), io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("workflow-token: supervise: {e}: this is run by the plugin, not by hand");
+            eprintln!("workflow-token: supervise: {e}: only the agent and doctor run this");
             ExitCode::FAILURE
         }
     }
@@ -73,14 +73,14 @@ fn serve(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()>
 /// The output of a command that failed is handed over too: it is looked for in its standard error, and hidden there.
 fn answer(output: &mut impl Write, ended: Ended, left: usize, printed: &Printed) -> io::Result<()> {
     let stderr = &printed.stderr.bytes[..printed.stderr.bytes.len().min(MAX_STDERR)];
-    let answer = Answer {
+    let report = Report {
         ended,
         stdout: printed.stdout.bytes.len(),
         stderr: stderr.len(),
         wrote: printed.stderr.total,
         left,
     };
-    writeln!(output, "{}", serde_json::to_string(&answer).map_err(io::Error::other)?)?;
+    writeln!(output, "{}", serde_json::to_string(&report).map_err(io::Error::other)?)?;
     output.write_all(&printed.stdout.bytes)?;
     output.write_all(stderr)?;
     output.flush()
@@ -113,7 +113,8 @@ fn start(request: &Request) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits for the command to end, whichever way, or until it cannot be ended in time. Returns how many processes are left.
+/// Waits for the command to end, whichever way, or until it cannot be ended in time. Returns how many processes are
+/// left.
 fn attend(
     mut child: Child,
     family: &mut Descendants,

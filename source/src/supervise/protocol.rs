@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// How long a killed command may take to end before the supervisor answers without it.
+/// The time after which the supervisor reports without a killed command.
 pub(super) const KILLING: Duration = Duration::from_secs(1);
 
-/// How much of a command's standard error is kept, in bytes: its beginning.
+/// The longest part of a command's standard error that is kept, in bytes: its beginning.
 pub(crate) const MAX_STDERR: usize = 8192;
 
-/// What to run: one line of JSON on standard input, which then stays open. Closing it kills the command.
+/// The command: one line of JSON on standard input, which then stays open. Closing it kills the command.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Request {
@@ -22,16 +22,17 @@ pub(crate) struct Request {
     pub max_stdout: usize,
 }
 
-/// How the command ended: one line of JSON on standard output, followed by its output: `stdout` bytes, then `stderr` bytes.
+/// The end of the command: one line of JSON on standard output, followed by its output: `stdout` bytes, then `stderr`
+/// bytes.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Answer {
+pub(crate) struct Report {
     pub ended: Ended,
     pub stdout: usize,
     pub stderr: usize,
-    /// How many bytes it wrote to standard error.
+    /// The number of bytes that it wrote to standard error.
     pub wrote: u64,
-    /// How many of its processes could not be killed.
+    /// The number of its processes that could not be killed.
     pub left: usize,
 }
 
