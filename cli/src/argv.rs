@@ -37,7 +37,7 @@ pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
     Ok(())
 }
 
-/// Whether it is, or holds, a JWK with a private part or a secret (RFC 7518 section 6).
+/// Returns whether it is, or holds, a JWK with a private part or a secret (RFC 7518 section 6).
 fn is_private_jwk(arg: &str) -> bool {
     let plain: String = arg.chars().filter(|c| !c.is_whitespace() && *c != '\\').collect();
     let private = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];

@@ -4,12 +4,16 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::{flux, people, print};
+use crate::{people, print};
+use finding::{Finding, FindingStatus, fail, ok, warn};
+use instance::Instance;
 
 mod clock;
 mod configuration;
 mod files;
+mod finding;
 mod initrc;
+mod instance;
 mod job_manager;
 mod keys;
 mod kubernetes;
@@ -37,116 +41,6 @@ pub struct Args {
     json: bool,
 }
 
-/// What a check found.
-struct Finding {
-    status: Status,
-    /// What was looked at, in a word or two.
-    check: &'static str,
-    /// What is so.
-    what: String,
-    /// What to do about it; empty where nothing is to be done.
-    todo: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Status {
-    Ok,
-    Warn,
-    Fail,
-    Skip,
-}
-
-impl Status {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-            Self::Skip => "skip",
-        }
-    }
-}
-
-fn ok(check: &'static str, what: impl Into<String>) -> Finding {
-    Finding {
-        status: Status::Ok,
-        check,
-        what: what.into(),
-        todo: String::new(),
-    }
-}
-
-fn warn(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
-    Finding {
-        status: Status::Warn,
-        check,
-        what: what.into(),
-        todo: todo.into(),
-    }
-}
-
-fn fail(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
-    Finding {
-        status: Status::Fail,
-        check,
-        what: what.into(),
-        todo: todo.into(),
-    }
-}
-
-fn skip(check: &'static str, what: impl Into<String>, todo: impl Into<String>) -> Finding {
-    Finding {
-        status: Status::Skip,
-        check,
-        what: what.into(),
-        todo: todo.into(),
-    }
-}
-
-/// The Flux instance that this was started in.
-enum Instance {
-    /// There is one, and its owner.
-    Here { owner: u32 },
-    /// There is none to ask, and why.
-    None(flux::Error),
-    /// It does not answer as it should.
-    Broken(flux::Error),
-}
-
-impl Instance {
-    fn find() -> Self {
-        match flux::run(&["getattr", "security.owner"]) {
-            Ok(uid) => match uid.trim().parse() {
-                Ok(owner) => Self::Here { owner },
-                Err(_) => Self::Broken(flux::Error::Failed {
-                    command: "getattr security.owner".to_owned(),
-                    says: "its answer is no uid".to_owned(),
-                }),
-            },
-            Err(e) if e.is_no_instance() => Self::None(e),
-            Err(e) => Self::Broken(e),
-        }
-    }
-
-    /// Why nothing can be asked of it, as a finding.
-    fn absence(&self, check: &'static str) -> Option<Finding> {
-        match self {
-            Self::Here { .. } => None,
-            Self::None(flux::Error::NotFound) => Some(skip(
-                check,
-                "there is no flux on PATH",
-                "add the directory that holds flux to PATH and run this again",
-            )),
-            Self::None(_) => Some(skip(
-                check,
-                "this does not run in a Flux instance",
-                "run it where `flux uptime` works, as the instance owner",
-            )),
-            Self::Broken(_) => Some(skip(check, "the instance does not answer", "see the finding above")),
-        }
-    }
-}
-
 /// Runs all checks and prints what they found.
 pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let instance = Instance::find();
@@ -169,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
 
-    let ok = findings.iter().all(|finding| finding.status != Status::Fail);
+    let ok = findings.iter().all(|finding| finding.status != FindingStatus::Fail);
     print::out(&if args.json {
         print::json(&as_json(&findings, ok)) + "\n"
     } else {
@@ -178,7 +72,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether the checks see what the instance sees.
+/// Returns whether the checks see what the instance sees.
 fn caller(instance: &Instance) -> Finding {
     const CHECK: &str = "instance";
 
@@ -220,10 +114,10 @@ fn as_text(findings: &[Finding]) -> String {
     let count = |status| findings.iter().filter(|finding| finding.status == status).count();
     text.push_str(&format!(
         "{} ok, {} warn, {} fail, {} skip\n",
-        count(Status::Ok),
-        count(Status::Warn),
-        count(Status::Fail),
-        count(Status::Skip)
+        count(FindingStatus::Ok),
+        count(FindingStatus::Warn),
+        count(FindingStatus::Fail),
+        count(FindingStatus::Skip)
     ));
     text
 }

@@ -11,9 +11,9 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::print;
-use crate::within::PATIENCE;
+use crate::within::TIMEOUT;
 
-/// Why `flux` gave no answer.
+/// The reason why `flux` gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such program.
@@ -25,7 +25,7 @@ pub enum Error {
     /// It did not end.
     #[error(
         "flux {command} did not answer within {} seconds and was killed: see whether the instance hangs (flux uptime)",
-        PATIENCE.as_secs()
+        TIMEOUT.as_secs()
     )]
     TimedOut { command: String },
     /// It printed more than anything that is expected of it.
@@ -37,12 +37,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether there is no Flux instance that could have answered.
+    /// Returns whether there is no Flux instance that could have answered.
     pub fn is_no_instance(&self) -> bool {
         self.says("flux_open") || self.says("broker socket") || matches!(self, Self::NotFound)
     }
 
-    /// Whether only the owner of the instance is answered.
+    /// Returns whether only the owner of the instance is answered.
     pub fn is_denied(&self) -> bool {
         [
             "restricted to",
@@ -54,7 +54,7 @@ impl Error {
         .any(|text| self.says(text))
     }
 
-    /// Whether flux failed and said `text`.
+    /// Returns whether flux failed and said `text`.
     pub fn says(&self, text: &str) -> bool {
         matches!(self, Self::Failed { says, .. } if says.contains(text))
     }
@@ -86,7 +86,7 @@ pub fn run(args: &[&str]) -> Result<String, Error> {
             },
         })?;
 
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
     let ended = await_end(&mut child, &stdout, &stderr, deadline);

@@ -12,7 +12,7 @@ use crate::print;
 
 /// Where the token is.
 #[derive(clap::Args)]
-pub struct Place {
+pub struct TokenInput {
     /// File that holds the token; - is standard input, as is no FILE where that is not a terminal
     #[arg(value_name = "FILE", conflicts_with = "env")]
     file: Option<PathBuf>,
@@ -22,7 +22,7 @@ pub struct Place {
     env: Option<String>,
 }
 
-/// Why there is no token.
+/// The reason why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no token was given: name a file, give - for standard input, or --env NAME for an environment variable")]
@@ -37,11 +37,11 @@ pub enum Error {
     NotUtf8(String),
 }
 
-/// Where the token came from, for messages, and the token.
+/// Returns where the token came from, for messages, and the token.
 ///
 /// # Errors
 /// [`Error`].
-pub fn read(args: &Place) -> Result<(String, Zeroizing<String>), Error> {
+pub fn read(args: &TokenInput) -> Result<(String, Zeroizing<String>), Error> {
     if let Some(name) = &args.env {
         // The value is copied once more by the conversion; the process's environment keeps it anyway.
         let shown = print::hidden(name);

@@ -14,14 +14,14 @@ use crate::{input, print};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    token: input::Place,
+    token: input::TokenInput,
 
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Why there is nothing to show.
+/// The reason why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]

@@ -19,7 +19,7 @@ pub struct Args {
     keys: PathBuf,
 
     #[command(flatten)]
-    kind: Kind,
+    kind: KeyKind,
 
     /// Print one JSON object
     #[arg(long)]
@@ -28,13 +28,13 @@ pub struct Args {
 
 /// Which kind of key.
 #[derive(clap::Args)]
-pub struct Kind {
+pub struct KeyKind {
     /// What the key is for: EdDSA, ES256, RS256, or HS256, whose secret every verifier must have
     #[arg(long, value_name = "ALGORITHM", default_value = "EdDSA")]
     pub algorithm: Algorithm,
 }
 
-/// Why nothing was done.
+/// The reason why nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]

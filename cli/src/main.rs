@@ -46,7 +46,7 @@ enum Command {
     Inspect(inspect::Args),
     Show(show::Args),
     Doctor(doctor::Args),
-    /// Run a command for the plugin of the job manager; not to be run by hand.
+    /// Supervise the exec program of a kubeconfig file, for `doctor`.
     #[command(hide = true)]
     Supervise,
 }

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use source::keys::{self, Want};
 
-use crate::keygen::{Error, Kind, kid_out};
+use crate::keygen::{Error, KeyKind, kid_out};
 use crate::print;
 
 /// Replace the key that signs, in steps that refuse no token
@@ -32,7 +32,7 @@ enum Step {
         keys: PathBuf,
 
         #[command(flatten)]
-        kind: Kind,
+        kind: KeyKind,
     },
     /// Have a key sign from now on; prints its kid
     Promote {

@@ -32,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Why there is nothing to show.
+/// The reason why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}: not a job id: give it as flux jobs prints it (ƒ…), or as a number")]
@@ -145,7 +145,7 @@ fn verify(record: &Record, jobid: u64, socket: Option<&Path>) -> Seal {
         instance_owner: owner,
     };
     let record = record.clone();
-    match within::patience(move || record.open(&munge, &expected).map(|opened| opened.sealed_at)) {
+    match within::timeout(move || record.open(&munge, &expected).map(|opened| opened.sealed_at)) {
         None => Seal::Unknown("munged does not answer: see `flux workflow-token doctor`".to_owned()),
         Some(Ok(at)) => Seal::Authentic { by: owner, at },
         Some(Err(e)) if e.is_retryable() => Seal::Unknown(e.to_string()),

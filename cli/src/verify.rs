@@ -22,7 +22,7 @@ use crate::{input, print};
     group = ArgGroup::new("for").required(true))]
 pub struct Args {
     #[command(flatten)]
-    token: input::Place,
+    token: input::TokenInput,
 
     /// The keys of its issuer: a key directory, or a file with a JWKS, a JWK or a PEM block
     #[arg(long, value_name = "PATH", group = "with")]
@@ -69,7 +69,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Why it cannot be told.
+/// The reason why it cannot be told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -85,7 +85,7 @@ pub enum Error {
 }
 
 /// How long the issuer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The token is refused.
 const REFUSED: u8 = 1;
@@ -152,7 +152,7 @@ fn discover(url: &str, args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error>
         ca_file: args.ca_file.clone(),
         refresh: Duration::ZERO,
     };
-    let (keys, note) = JwksClient::published(url, &discovery, PATIENCE).map_err(Error::Discovery)?;
+    let (keys, note) = JwksClient::published(url, &discovery, TIMEOUT).map_err(Error::Discovery)?;
     Ok((keys, note.into_iter().collect()))
 }
 

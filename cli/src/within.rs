@@ -5,11 +5,11 @@ use std::thread;
 use std::time::Duration;
 
 /// How long this command waits for any one program or daemon.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs `call` on a thread of its own, and gives up waiting for it after [`PATIENCE`]. The thread ends with the process.
-pub fn patience<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Runs `call` on a thread of its own, and gives up waiting for it after [`TIMEOUT`]. The thread ends with the process.
+pub fn timeout<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, wait) = mpsc::channel();
     thread::spawn(move || done.send(call()));
-    wait.recv_timeout(PATIENCE).ok()
+    wait.recv_timeout(TIMEOUT).ok()
 }

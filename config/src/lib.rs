@@ -56,8 +56,6 @@ pub struct Config {
     pub agent: Option<PathBuf>,
     /// The program of the agent that plugins start; found by itself where not given.
     pub agent_program: Option<PathBuf>,
-    /// The program that runs the commands of rules, see `source::supervise`; found by itself where not given.
-    pub helper: Option<PathBuf>,
     /// Settings for MUNGE.
     pub munge: Munge,
     /// The table `dws`: the source of variables of rabbit jobs.

@@ -146,7 +146,6 @@ impl Table {
             unlink: self.unlink.unwrap_or(true),
             max_parallel: self.max_parallel.unwrap_or(32),
             obsolete: obsolete.collect(),
-            helper: self.helper,
             agent: self.agent,
             agent_program: self.agent_program,
             munge,

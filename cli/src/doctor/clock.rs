@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use token::NumericDate;
 
-use super::{Finding, fail, ok};
+use super::finding::{Finding, fail, ok};
 
 const CHECK: &str = "clock";
 
@@ -47,21 +47,21 @@ fn judge(now: SystemTime, installed: Option<SystemTime>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Status;
+    use crate::doctor::finding::FindingStatus;
 
     #[test]
     fn tells_a_wrong_clock() {
         let day = Duration::from_secs(86_400);
         let installed = UNIX_EPOCH + EARLIEST + day * 100;
         for (now, status) in [
-            (UNIX_EPOCH, Status::Fail),
-            (UNIX_EPOCH + LATEST + day, Status::Fail),
-            (installed - day, Status::Fail),
-            (installed + day, Status::Ok),
+            (UNIX_EPOCH, FindingStatus::Fail),
+            (UNIX_EPOCH + LATEST + day, FindingStatus::Fail),
+            (installed - day, FindingStatus::Fail),
+            (installed + day, FindingStatus::Ok),
         ] {
             let found = judge(now, Some(installed));
             assert!(found.status == status, "{}", found.what);
         }
-        assert!(judge(installed, None).status == Status::Ok);
+        assert!(judge(installed, None).status == FindingStatus::Ok);
     }
 }

@@ -7,7 +7,8 @@ use config::{Config, TABLE};
 use nix::unistd::{Group, User};
 use serde_json::Value;
 
-use super::{Finding, Instance, fail, ok, skip, warn};
+use super::finding::{Finding, fail, ok, skip, warn};
+use super::instance::Instance;
 use crate::flux;
 
 const CHECK: &str = "config";
@@ -48,7 +49,7 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
     }
 }
 
-/// Whether the array of the job manager's plugins stands in more than one file. Flux merges tables, but not arrays, and
+/// Returns whether the array of the job manager's plugins stands in more than one file. Flux merges tables, but not arrays, and
 /// says nothing.
 pub(super) fn plugin_arrays(path: Option<&Path>) -> Option<Finding> {
     let directory = match path {

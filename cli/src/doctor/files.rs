@@ -9,31 +9,20 @@ use std::path::{Path, PathBuf};
 use config::{Config, Rule, Source, Template, Values};
 use secure_path::{Owners, Refusal};
 
-use super::{Finding, fail, ok, warn};
+use super::finding::{Finding, fail, ok, warn};
 use crate::people;
 
 const CHECK: &str = "rule";
 
 /// Checks the files of all rules; `owner` is the instance owner, who may own them.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
-    let mut findings: Vec<_> = config
+    config
         .rules
         .iter()
         .enumerate()
         .flat_map(|(index, rule)| [of_rule(index, rule, owner), secrets(index, rule)])
         .flatten()
-        .collect();
-    if let Some(helper) = &config.helper {
-        findings.push(match program(helper, owner) {
-            Ok(()) => ok(CHECK, format!("helper: {} can be run", helper.display())),
-            Err(wrong) => fail(
-                CHECK,
-                format!("helper: {}: {}", helper.display(), wrong.what),
-                wrong.todo,
-            ),
-        });
-    }
-    findings
+        .collect()
 }
 
 /// The program that a kubeconfig file names.
@@ -122,7 +111,7 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
     })
 }
 
-/// Whether an argument of a command has the form of a secret. It is not shown.
+/// Returns whether an argument of a command has the form of a secret. It is not shown.
 fn secrets(index: usize, rule: &Rule) -> Option<Finding> {
     let Source::Command { argv, .. } = &rule.source else {
         return None;

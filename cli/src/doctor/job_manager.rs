@@ -3,7 +3,8 @@
 use config::Config;
 use serde_json::Value;
 
-use super::{Finding, Instance, fail, ok, skip, warn};
+use super::finding::{Finding, fail, ok, skip, warn};
+use super::instance::Instance;
 use crate::flux;
 
 const CHECK: &str = "plugin";
@@ -25,11 +26,11 @@ pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Ve
     if let Some(absence) = instance.absence(CHECK) {
         return (Loaded::default(), vec![absence]);
     }
-    let answers = [WORKFLOW_TOKEN, DWS, CRAY_PMI].map(Answer::of);
+    let answers = [WORKFLOW_TOKEN, DWS, CRAY_PMI].map(QueryReply::of);
     let loaded = Loaded {
-        workflow_token: matches!(answers[0], Answer::Ours { .. }),
-        dws: matches!(answers[1], Answer::Ours { .. }),
-        cray_pmi: matches!(answers[2], Answer::Ours { .. }),
+        workflow_token: matches!(answers[0], QueryReply::Ours { .. }),
+        dws: matches!(answers[1], QueryReply::Ours { .. }),
+        cray_pmi: matches!(answers[2], QueryReply::Ours { .. }),
     };
     let [workflow_token, dws, cray_pmi] = answers;
     let mut findings = vec![judge_workflow_token(workflow_token, loaded, config)];
@@ -51,7 +52,7 @@ pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Ve
 }
 
 /// What the job manager says of a plugin.
-enum Answer {
+enum QueryReply {
     NotLoaded,
     Ours {
         path: String,
@@ -67,7 +68,7 @@ enum Answer {
     Failed(flux::Error),
 }
 
-impl Answer {
+impl QueryReply {
     fn of(object: &str) -> Self {
         let answer = match flux::run(&["jobtap", "query", object]) {
             Ok(answer) => answer,
@@ -92,32 +93,32 @@ impl Answer {
     }
 }
 
-fn judge_workflow_token(answer: Answer, loaded: Loaded, config: Option<&Config>) -> Finding {
+fn judge_workflow_token(answer: QueryReply, loaded: Loaded, config: Option<&Config>) -> Finding {
     let has_no_rule = config.is_some_and(|config| config.rules.is_empty());
     match answer {
-        Answer::NotLoaded if has_no_rule && (loaded.dws || loaded.cray_pmi) => ok(
+        QueryReply::NotLoaded if has_no_rule && (loaded.dws || loaded.cray_pmi) => ok(
             CHECK,
             format!("{WORKFLOW_TOKEN} is not loaded, and no rule asks for it"),
         ),
-        Answer::NotLoaded => fail(
+        QueryReply::NotLoaded => fail(
             CHECK,
             format!("{WORKFLOW_TOKEN} is not loaded in the job manager, so no job gets a token"),
             how_to_load(WORKFLOW_TOKEN),
         ),
-        Answer::Ours { path, counters } => ok(CHECK, format!("loaded from {path}: {counters}")),
+        QueryReply::Ours { path, counters } => ok(CHECK, format!("loaded from {path}: {counters}")),
         // There is no other one of this name.
-        Answer::Theirs { path } => ok(CHECK, format!("loaded from {path}: no counters")),
-        Answer::Denied => skip(
+        QueryReply::Theirs { path } => ok(CHECK, format!("loaded from {path}: no counters")),
+        QueryReply::Denied => skip(
             CHECK,
             "only the instance owner can ask the job manager",
             "run this as the instance owner",
         ),
-        Answer::Failed(e) => fail(
+        QueryReply::Failed(e) => fail(
             CHECK,
             e.to_string(),
             "see whether the job manager is well (flux module list)",
         ),
-        Answer::NoJson => fail(
+        QueryReply::NoJson => fail(
             CHECK,
             "flux jobtap query printed no JSON",
             "see that flux on PATH is the real one",
@@ -127,10 +128,10 @@ fn judge_workflow_token(answer: Answer, loaded: Loaded, config: Option<&Config>)
 
 /// Of a plugin that takes the place of one of flux-coral2, where it is loaded. What else is wrong with the job manager was
 /// found for the first plugin.
-fn judge_replacing(object: &str, answer: Answer, what: &str) -> Option<Finding> {
+fn judge_replacing(object: &str, answer: QueryReply, what: &str) -> Option<Finding> {
     match answer {
-        Answer::Ours { path, counters } => Some(ok(CHECK, format!("loaded from {path}: {counters}"))),
-        Answer::Theirs { path } => Some(warn(
+        QueryReply::Ours { path, counters } => Some(ok(CHECK, format!("loaded from {path}: {counters}"))),
+        QueryReply::Theirs { path } => Some(warn(
             CHECK,
             format!(
                 "{object} that is loaded, from {path}, is not the one of this project but that of flux-coral2, which writes \
@@ -141,7 +142,7 @@ fn judge_replacing(object: &str, answer: Answer, what: &str) -> Option<Finding> 
                  load --remove={object} {object}; doc/upgrade.md has the steps"
             ),
         )),
-        Answer::NotLoaded | Answer::Denied | Answer::Failed(_) | Answer::NoJson => None,
+        QueryReply::NotLoaded | QueryReply::Denied | QueryReply::Failed(_) | QueryReply::NoJson => None,
     }
 }
 

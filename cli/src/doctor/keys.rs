@@ -3,23 +3,23 @@
 use config::{Config, KeyPath, Source, TrustedKeys};
 use source::keys::{self, Keys, KeysError, Want};
 
-use super::{Finding, fail, ok, skip, warn};
+use super::finding::{Finding, fail, ok, skip, warn};
 use crate::{people, within};
 
 const CHECK: &str = "keys";
 
 /// Reads all keys as the instance does; `owner` is the instance owner.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
-    let mut all: Vec<(String, &KeyPath, What)> = Vec::new();
+    let mut all: Vec<(String, &KeyPath, KeyUse)> = Vec::new();
     let issuers = config.rules.iter().filter_map(|rule| match &rule.source {
         Source::Issuer(issuer) => Some(&issuer.keys),
         _ => None,
     });
     // All rules have the same.
-    all.extend(issuers.take(1).map(|keys| ("issuer".to_owned(), keys, What::Signing)));
+    all.extend(issuers.take(1).map(|keys| ("issuer".to_owned(), keys, KeyUse::Signing)));
     all.extend(config.trusts.iter().filter_map(|trust| match &trust.keys {
-        TrustedKeys::Path(path) => Some((format!("trust {}", trust.name), path, What::Verifying)),
-        TrustedKeys::Secret(path) => Some((format!("trust {}", trust.name), path, What::Secret)),
+        TrustedKeys::Path(path) => Some((format!("trust {}", trust.name), path, KeyUse::Verifying)),
+        TrustedKeys::Secret(path) => Some((format!("trust {}", trust.name), path, KeyUse::Secret)),
         TrustedKeys::Discovered(_) => None,
     }));
     if !all.is_empty() && people::me() != owner {
@@ -32,13 +32,13 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
+enum KeyUse {
     Signing,
     Verifying,
     Secret,
 }
 
-fn of(name: &str, path: &KeyPath, what: What) -> Vec<Finding> {
+fn of(name: &str, path: &KeyPath, what: KeyUse) -> Vec<Finding> {
     const REMEDY: &str = "see flux-workflow-token(1), KEY DIRECTORY";
 
     let path = match source::expand(path) {
@@ -46,10 +46,10 @@ fn of(name: &str, path: &KeyPath, what: What) -> Vec<Finding> {
         Err(e) => return vec![fail(CHECK, format!("{name}: {e}"), REMEDY)],
     };
     let text = format!("{name}: {}", path.display());
-    let read = within::patience(move || match what {
-        What::Signing => keys::read(&path, Want::Signing),
-        What::Verifying => keys::read(&path, Want::Verifying),
-        What::Secret => keys::read_secret(&path),
+    let read = within::timeout(move || match what {
+        KeyUse::Signing => keys::read(&path, Want::Signing),
+        KeyUse::Verifying => keys::read(&path, Want::Verifying),
+        KeyUse::Secret => keys::read_secret(&path),
     });
     match read {
         None => vec![fail(
@@ -61,7 +61,7 @@ fn of(name: &str, path: &KeyPath, what: What) -> Vec<Finding> {
     }
 }
 
-fn judge(name: &str, text: &str, what: What, read: Result<Keys, KeysError>) -> Vec<Finding> {
+fn judge(name: &str, text: &str, what: KeyUse, read: Result<Keys, KeysError>) -> Vec<Finding> {
     let keys = match read {
         Ok(keys) => keys,
         Err(e) => {
@@ -78,7 +78,7 @@ fn judge(name: &str, text: &str, what: What, read: Result<Keys, KeysError>) -> V
         .collect();
     let count = keys.verifying().len();
     findings.push(match (what, keys.signing()) {
-        (What::Signing, None) => fail(
+        (KeyUse::Signing, None) => fail(
             CHECK,
             format!("{text}: no key is the active one"),
             "have one sign with `flux workflow-token rotate promote`",

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use config::{Config, Kubernetes, Source};
 
+use super::files;
+use super::finding::Finding;
 use super::servers::{LIMIT, Question, ask, findings};
-use super::{Finding, files};
 
 const CHECK: &str = "kubernetes";
 
@@ -24,12 +25,13 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
             None => distinct.push((name, settings)),
         }
     }
-    let helpers = helpers(config);
+    // This very program supervises the commands of kubeconfig files.
+    let supervisor: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
     let questions = distinct
         .into_iter()
         .map(|(name, settings)| -> Question {
-            let (settings, helpers) = (settings.clone(), helpers.clone());
-            (name, Box::new(move || server(&settings, &helpers, owner)))
+            let (settings, supervisor) = (settings.clone(), supervisor.clone());
+            (name, Box::new(move || server(&settings, &supervisor, owner)))
         })
         .collect();
     ask(
@@ -39,18 +41,10 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     )
 }
 
-fn server(settings: &Kubernetes, helpers: &[PathBuf], owner: u32) -> Vec<Finding> {
-    let mut findings = findings(CHECK, source::examine(settings, helpers, LIMIT));
+fn server(settings: &Kubernetes, supervisor: &[PathBuf], owner: u32) -> Vec<Finding> {
+    let mut findings = findings(CHECK, source::examine(settings, supervisor, LIMIT));
     if let Some(program) = source::exec_program(settings) {
         findings.push(files::exec_program(CHECK, &program, owner));
     }
     findings
-}
-
-/// This very program runs the commands of kubeconfig files, unless the configuration names another one.
-fn helpers(config: &Config) -> Vec<PathBuf> {
-    match &config.helper {
-        Some(helper) => vec![helper.clone()],
-        None => std::env::current_exe().into_iter().collect(),
-    }
 }

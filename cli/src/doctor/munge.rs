@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use config::Config;
 use seal::{Expected, Munge, Owner, Record, Secret, Staleness, Variables};
 
-use super::{Finding, fail, ok, warn};
+use super::finding::{Finding, fail, ok, warn};
 use crate::{people, within};
 
 const CHECK: &str = "munge";
@@ -32,9 +32,9 @@ pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Findi
     };
 
     let begin = Instant::now();
-    match within::patience(move || round_trip(&client)) {
+    match within::timeout(move || round_trip(&client)) {
         None => {
-            let seconds = within::PATIENCE.as_secs();
+            let seconds = within::TIMEOUT.as_secs();
             let what = format!("munged at {place} did not answer within {seconds} seconds");
             vec![fail(
                 CHECK,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use config::{Config, Source, TrustedKeys};
 use source::{Examined, JwksClient};
 
-use super::{Finding, fail, ok, skip, warn};
+use super::finding::{Finding, fail, ok, skip, warn};
 use crate::{people, within};
 
 /// For all questions to one server: less than this command has patience for.
@@ -24,7 +24,7 @@ pub(super) fn ask(check: &'static str, questions: Vec<Question>, hangs: &str) ->
     asked
         .into_iter()
         .flat_map(|(name, asked)| {
-            let found = within::patience(move || asked.join().ok()).flatten();
+            let found = within::timeout(move || asked.join().ok()).flatten();
             let found =
                 found.unwrap_or_else(|| vec![fail(check, "the server could not be asked within 10 seconds", hangs)]);
             found.into_iter().map(move |mut finding| {

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use config::Config;
 
+use super::files;
+use super::finding::{Finding, fail, ok, skip, warn};
 use super::initrc::{Initrc, Order};
+use super::instance::Instance;
 use super::job_manager::Loaded;
-use super::{Finding, Instance, fail, files, ok, skip, warn};
 use crate::{flux, people};
 
 const CHECK: &str = "shell";
@@ -71,7 +73,7 @@ pub(super) fn check(instance: &Instance, loaded: Loaded, config: Option<&Config>
     let mut findings = Vec::new();
     for object in needed.into_iter().flatten() {
         let finding = object.find(&dirs);
-        let is_there = finding.status == super::Status::Ok;
+        let is_there = finding.status == super::finding::FindingStatus::Ok;
         findings.push(finding);
         findings.extend(
             initrc
@@ -128,7 +130,7 @@ impl Object {
         }
     }
 
-    /// Whether it is of this project. What cannot be read is not called another one's.
+    /// Returns whether it is of this project. What cannot be read is not called another one's.
     fn is_ours(&self, path: &Path) -> bool {
         let Some(mark) = self.mark else { return true };
         let Ok(content) = fs::read(path) else { return true };
@@ -137,7 +139,7 @@ impl Object {
 }
 
 impl Initrc {
-    /// Whether an object that is where it should be is loaded.
+    /// Returns whether an object that is where it should be is loaded.
     fn check(&self, object: &Object) -> Option<Finding> {
         let Object { name, without, .. } = object;
         let path = self.path.display();
@@ -153,7 +155,7 @@ impl Initrc {
         })
     }
 
-    /// Whether the secret for Cray PMI is there when it is looked for.
+    /// Returns whether the secret for Cray PMI is there when it is looked for.
     fn check_order(&self) -> Option<Finding> {
         let path = self.path.display();
         let todo = format!(

@@ -1,0 +1,48 @@
+//! The Flux instance.
+
+use super::finding::{Finding, skip};
+use crate::flux;
+
+/// The Flux instance in which this command runs.
+pub enum Instance {
+    /// An instance, and its owner.
+    Here { owner: u32 },
+    /// No instance, and the error.
+    None(flux::Error),
+    /// The instance gives malformed answers.
+    Broken(flux::Error),
+}
+
+impl Instance {
+    pub fn find() -> Self {
+        match flux::run(&["getattr", "security.owner"]) {
+            Ok(uid) => match uid.trim().parse() {
+                Ok(owner) => Self::Here { owner },
+                Err(_) => Self::Broken(flux::Error::Failed {
+                    command: "getattr security.owner".to_owned(),
+                    says: "its answer is no uid".to_owned(),
+                }),
+            },
+            Err(e) if e.is_no_instance() => Self::None(e),
+            Err(e) => Self::Broken(e),
+        }
+    }
+
+    /// Returns why nothing can be asked of it, as a finding.
+    pub fn absence(&self, check: &'static str) -> Option<Finding> {
+        match self {
+            Self::Here { .. } => None,
+            Self::None(flux::Error::NotFound) => Some(skip(
+                check,
+                "there is no flux on PATH",
+                "add the directory that holds flux to PATH and run this again",
+            )),
+            Self::None(_) => Some(skip(
+                check,
+                "this does not run in a Flux instance",
+                "run it where `flux uptime` works, as the instance owner",
+            )),
+            Self::Broken(_) => Some(skip(check, "the instance does not answer", "see the finding above")),
+        }
+    }
+}
