@@ -24,9 +24,9 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::serve::Agent;
+use crate::agent::Agent;
 
-/// How many replies are written at once.
+/// The number of replies that are written at once.
 const AT_ONCE: usize = 64;
 
 /// How long a connection may last that is refused.

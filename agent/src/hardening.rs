@@ -17,8 +17,8 @@ use nix::{
     unistd::{chdir, close},
 };
 
-/// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that needs more ends, and
-/// is replaced.
+/// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that needs more ends,
+/// and is replaced.
 const MEMORY: u64 = 4 << 30;
 
 /// Prepares the process before it holds a secret: no core dumps, no ptrace by others of the same user, a bound on memory,

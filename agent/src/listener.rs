@@ -18,10 +18,10 @@ use nix::{
     sys::stat::Mode,
 };
 
-/// How long an agent waits for its predecessor to be gone.
+/// The time that an agent waits for its predecessor to end.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 
-/// How often it looks.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A socket that this agent serves.
@@ -30,7 +30,7 @@ pub struct Listening {
     bound: Option<Bound>,
 }
 
-/// What belongs to a socket that this agent has bound.
+/// The files of a socket that this agent has bound.
 pub struct Bound {
     path: PathBuf,
     _lock: Flock<File>,
@@ -53,7 +53,7 @@ impl Listening {
         Self { socket, bound: None }
     }
 
-    /// Whether systemd passed it.
+    /// Returns whether systemd passed it.
     pub fn is_of_systemd(&self) -> bool {
         self.bound.is_none()
     }

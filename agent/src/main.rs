@@ -1,10 +1,11 @@
 //! `workflow-token-agent`: the process that fetches, checks and seals for the plugins of a scheduler.
 //!
-//! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at any
-//! moment: plugins start another one and repeat what they asked for. It keeps nothing on disk.
+//! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at
+//! any moment: plugins start another one and repeat what they asked for. It keeps nothing on disk.
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod connection;
 mod hardening;
 mod listener;
@@ -15,7 +16,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
-/// How many threads may block at once. Permits bound what uses them: lanes, look-ups, sealing.
+/// The number of threads that may block at once. Permits bound their users: lanes, look-ups, sealing.
 const BLOCKING_THREADS: usize = 4096;
 
 /// Fetches, checks and seals the secrets of jobs for the plugins of a scheduler.

@@ -1,8 +1,7 @@
-//! Accepts connections, as long as the process runs.
+//! Accepts connections until the process ends.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use delivery::Shared;
 use nix::unistd::geteuid;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -11,23 +10,13 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{connection, listener::Listening};
+use crate::{agent::Agent, connection, listener::Listening};
 
-/// How long an agent that plugins start goes on without a connection: longer than a plugin takes to be loaded again.
+/// The time after which an agent that plugins started ends without a connection: longer than a reload of a plugin.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How long no connection is accepted after an error, as when there are no descriptors left.
+/// The pause after an error of accept(2), as when no descriptors are left.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
-
-/// What all connections have in common.
-pub struct Agent {
-    /// The program of the agent, which also supervises the commands of rules.
-    pub program: PathBuf,
-    /// The capacity that engines share.
-    pub shared: Arc<Shared>,
-    /// A plugin of another release wants an agent of its own.
-    pub retire: Notify,
-}
 
 /// Serves connections. Returns when nobody has been connected for a while, unless it `stays`.
 ///

@@ -20,8 +20,8 @@ impl Checked {
         Ok(Self([identity(&stat(path)?), identity(&stat(directory)?)]))
     }
 
-    /// Whether nothing has been replaced, and nothing else been put there. That takes two system calls. A change further up
-    /// shows as soon as it makes a difference: the path then leads to another thing.
+    /// Returns whether nothing has been replaced, and nothing else been put there. That takes two system calls. A
+    /// change further up shows as soon as it makes a difference: the path then leads to another thing.
     pub fn still_holds(&self, path: &Path) -> bool {
         Self::now(path).is_ok_and(|now| now == *self)
     }

@@ -57,7 +57,7 @@ impl Directory {
         Self::checked(self.owners, fd, path, Some(self.device))
     }
 
-    /// Where a link in it leads to. `None` for what is no link.
+    /// Returns where a link in it leads to. `None` for what is no link.
     pub(crate) fn link(&self, name: &OsStr) -> Result<Option<PathBuf>, Refusal> {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -79,7 +79,7 @@ impl Directory {
         Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes()))))
     }
 
-    /// Where it is.
+    /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -208,7 +208,8 @@ impl Directory {
         }
     }
 
-    /// Keeps others out who lock it too, until what is returned is dropped. Does not wait: `None` where somebody has it.
+    /// Keeps others out who lock it too, until what is returned is dropped. Does not wait: `None` where somebody has
+    /// it.
     pub fn lock(&self) -> Result<Option<OwnedFd>, Refusal> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
@@ -234,7 +235,7 @@ const ANYTHING: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOE
 /// A directory that can be searched need not be readable.
 const DIRECTORY: OFlags = ANYTHING.union(OFlags::DIRECTORY);
 
-/// Whether something is no directory, or a link.
+/// Returns whether something is no directory, or a link.
 pub(crate) fn is_other_kind(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Io(e) if matches!(
         rustix::io::Errno::from_io_error(e),

@@ -1,10 +1,10 @@
-//! Files, programs and sockets that can be trusted: only root and a few chosen users could have put them there, or could
-//! change them.
+//! Files, programs and sockets that can be trusted: only root and a few chosen users could have put them there, or
+//! could change them.
 //!
-//! Every directory on the way is checked, and so is each directory that holds a symbolic link on the way, wherever the link
-//! leads: its owner, or anybody who can write to it, chooses what is at the end. Whatever passes stays as it is until one of
-//! these users changes it, so a later open(2), execve(2) or connect(2) of the same path reaches the same thing. All calls
-//! may block as the file system does.
+//! Every directory on the way is checked, and so is each directory that holds a symbolic link on the way, wherever the
+//! link leads: its owner, or anybody who can write to it, chooses what is at the end. Whatever passes stays as it is
+//! until one of these users changes it, so a later open(2), execve(2) or connect(2) of the same path reaches the same
+//! thing. All calls may block as the file system does.
 
 #![forbid(unsafe_code)]
 
@@ -29,14 +29,14 @@ pub use checked::Checked;
 pub use directory::Directory;
 pub use owners::Owners;
 pub use refusal::Refusal;
-use way::Way;
+use way::PathWalk;
 
 /// Opens the regular file at the end of a path that the operator wrote. Links are followed.
 ///
 /// # Errors
 /// [`Refusal`].
 pub fn open(path: &Path, owners: Owners) -> Result<fs::File, Refusal> {
-    Way::new(owners, path)?.file()
+    PathWalk::new(owners, path)?.file()
 }
 
 /// Opens a directory. Links are followed.
@@ -44,7 +44,7 @@ pub fn open(path: &Path, owners: Owners) -> Result<fs::File, Refusal> {
 /// # Errors
 /// [`Refusal`].
 pub fn open_directory(path: &Path, owners: Owners) -> Result<Directory, Refusal> {
-    Way::new(owners, path)?.directory()
+    PathWalk::new(owners, path)?.directory()
 }
 
 /// The same, and creates it unless something is there already.
@@ -64,7 +64,7 @@ pub fn make_directory(path: &Path, mode: u32, owners: Owners) -> Result<Director
 /// # Errors
 /// [`Refusal`].
 pub fn check_way(path: &Path, owners: Owners) -> Result<(), Refusal> {
-    Way::new(owners, path)?.up_to_last().map(drop)
+    PathWalk::new(owners, path)?.up_to_last().map(drop)
 }
 
 /// Checks a program and the way to it. The program's interpreter and libraries are its own business.
@@ -132,5 +132,5 @@ pub fn check_socket(path: &Path, owners: Owners) -> Result<Checked, Refusal> {
 }
 
 fn end_of(path: &Path, owners: Owners) -> Result<Stat, Refusal> {
-    Way::new(owners, path)?.status()
+    PathWalk::new(owners, path)?.status()
 }

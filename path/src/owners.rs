@@ -45,7 +45,7 @@ impl Owners {
         Self { user, ..self }
     }
 
-    /// Whether this user is one of them.
+    /// Returns whether this user is one of them.
     pub fn has(&self, uid: u32) -> bool {
         uid == 0 || uid == self.owner || self.others.contains(&Some(uid)) || Some(uid) == self.user
     }

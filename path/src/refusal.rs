@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-/// Why something was not opened, or must not be used.
+/// The reason why something was not opened, or must not be used.
 #[derive(Debug)]
 pub enum Refusal {
     /// The system refused.

@@ -18,7 +18,7 @@ use crate::{
 ///
 /// The kernel, and `fs::canonicalize`, follow a link wherever it lies, and tell only where it led. Whoever owns the
 /// directory that holds it chooses that, so each such directory is one on the way.
-pub(crate) struct Way {
+pub(crate) struct PathWalk {
     at: Directory,
     /// The names that are left, the next one last.
     left: Vec<OsString>,
@@ -26,7 +26,7 @@ pub(crate) struct Way {
     links: Vec<PathBuf>,
 }
 
-impl Way {
+impl PathWalk {
     /// As many as the kernel follows.
     const MAX_LINKS: usize = 40;
 

@@ -1,5 +1,5 @@
-//! What the plugins for the job shell share: from the look-up of a sealed record of their job to the variables in it, as the
-//! job owner; and the settings in the shell's initrc.
+//! What the plugins for the job shell share: from the look-up of a sealed record of their job to the variables in it,
+//! as the job owner; and the settings in the shell's initrc.
 #![forbid(unsafe_code)]
 
 mod record;

@@ -1,4 +1,4 @@
-//! From the lookup of a record to the variables in it.
+//! Looks up a record, and opens it.
 
 use std::{
     ffi::{CStr, CString},
@@ -20,22 +20,22 @@ pub struct Reader {
     pub name: &'static CStr,
     /// The key of the record, in the directory of the job.
     pub key: &'static str,
-    /// What the record gives, for the user.
+    /// The contents of the record, for the user.
     pub what: &'static str,
 }
 
-/// How long a lookup may take, in seconds. The job manager has the answer in its cache; what takes longer is broken.
+/// The timeout of a look-up, in seconds. The job manager has the answer in its cache.
 pub const LOOKUP_TIMEOUT: f64 = 60.0;
 
-/// How long a munged that is being restarted is waited for.
+/// The time that a restart of munged may take.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
 
-/// Asks for what is kept under a key in the job's directory.
+/// Requests the value of a key in the job's directory.
 ///
 /// # Errors
-/// Where the request cannot be sent.
+/// Returns an error if the request cannot be sent.
 pub fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
     let payload = json!({ "id": jobid, "keys": [key], "flags": 0 }).to_string();
     let flux = shell
@@ -44,10 +44,10 @@ pub fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
     flux.rpc(c"job-info.lookup", &payload)
 }
 
-/// The answer, as it was sent; nothing where there is no such key. It may have secrets in it.
+/// Returns the answer unchanged; none if the key does not exist. It may contain secrets.
 ///
 /// # Errors
-/// Why there is none.
+/// Returns the error of the look-up.
 pub fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
     match lookup.wait(LOOKUP_TIMEOUT).and_then(|()| lookup.rpc()) {
         Ok(answer) => Ok(Some(Zeroizing::new(answer.unwrap_or_default()))),
@@ -57,10 +57,10 @@ pub fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
 }
 
 impl Reader {
-    /// The variables in the record of the job; nothing where there is no record.
+    /// Returns the variables in the record of the job; none if it has no record.
     ///
     /// # Errors
-    /// Why they cannot be had, for the user.
+    /// Returns the error for the user.
     pub fn open(&self, shell: &Shell<'_>, settings: &Settings, lookup: &Future) -> Result<Option<Opened>, String> {
         let failed = |e: &dyn std::fmt::Display| format!("the sealed record of the job could not be looked up: {e}");
         let Some(answer) = answer(lookup).map_err(|e| failed(&e))? else {
@@ -95,7 +95,7 @@ impl Reader {
     /// Sets the variables in the environment of the job's tasks.
     ///
     /// # Errors
-    /// Why they cannot be set, for the user.
+    /// Returns the error for the user.
     pub fn export(&self, shell: &Shell<'_>, opened: &Opened) -> Result<(), String> {
         self.set(shell, opened.variables.iter())?;
         let names: Vec<_> = opened.variables.names().collect();
@@ -141,7 +141,7 @@ impl Reader {
     }
 }
 
-/// Which of MUNGE's last checks did not pass, for the log.
+/// Returns the one of MUNGE's last checks that did not pass, for the log.
 pub fn late(staleness: Option<Staleness>) -> &'static str {
     match staleness {
         None => "",

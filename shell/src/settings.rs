@@ -1,6 +1,6 @@
 //! The configuration of a plugin in the shell's initrc.
 
-use std::path::PathBuf;
+use std::{ffi::CStr, path::PathBuf};
 
 use config::Config;
 use ffi::{Shell, ShellLogLevel};
@@ -9,16 +9,14 @@ use seal::MungeUser;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::record::Reader;
-
 /// The settings of this shell.
 #[derive(Debug)]
 pub struct Settings {
-    /// How to reach MUNGE.
+    /// Settings for MUNGE.
     pub munge: config::Munge,
-    /// Whether this is the instance that the settings are for.
+    /// Set if the settings are for this instance.
     pub applies: bool,
-    /// The copy of the configuration on this node: nothing where there is none, or an error where it cannot be used.
+    /// The copy of the configuration on this node: none if it is missing, or an error if it is invalid.
     pub config: Result<Option<Config>, config::Error>,
 }
 
@@ -74,10 +72,10 @@ impl Settings {
         Ok(Self { munge, applies, config })
     }
 
-    /// Warns of a copy of the configuration that cannot be used; `without` is what follows.
-    pub fn warn(&self, reader: &Reader, shell: &Shell<'_>, without: &str) {
+    /// Logs an invalid copy of the configuration on behalf of `plugin`; `without` states the consequence.
+    pub fn warn(&self, plugin: &CStr, shell: &Shell<'_>, without: &str) {
         if let Err(e) = &self.config {
-            shell.log(reader.name, ShellLogLevel::Warn, &format!("{without}: {e}"));
+            shell.log(plugin, ShellLogLevel::Warn, &format!("{without}: {e}"));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `cray-pmi-bootstrap.so`: hands ports and secret of a job to the plugin `cray_pals.so` of flux-coral2, as it is.
 //!
-//! That plugin takes them from the shell option `cray-pals` where they are there when it is loaded, and reads them from the
-//! job's eventlog otherwise, where the secret is not any more. So this one is to be loaded before it, and sets the option.
+//! That plugin takes them from the shell option `cray-pals` where they are there when it is loaded, and reads them from
+//! the job's eventlog otherwise, where the secret is not any more. So this one is to be loaded before it, and sets the
+//! option.
 
 use std::{ffi::CString, fmt::Write};
 
@@ -37,7 +38,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     };
     let settings = Settings::read(conf(plugin)?, job.instance_owner)?;
     let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
-    settings.warn(&READER, shell, without);
+    settings.warn(READER.name, shell, without);
     if !settings.applies {
         return Ok(());
     }
@@ -68,7 +69,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether `cray_pals.so` is of use to the job.
+/// The use of `cray_pals.so` for the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Certain,
@@ -88,8 +89,8 @@ impl Use {
     }
 }
 
-/// The members of the option `cray-pals` to which ports and secret are to be added. Nothing where the user gave some, or
-/// the option is not what it should be, as `cray_pals.so` will say.
+/// The members of the option `cray-pals` to which ports and secret are to be added. Nothing where the user gave some,
+/// or the option is not what it should be, as `cray_pals.so` will say.
 fn members(option: Option<Value>) -> Option<Map<String, Value>> {
     match option {
         None => Some(Map::new()),
@@ -98,8 +99,8 @@ fn members(option: Option<Value>) -> Option<Map<String, Value>> {
     }
 }
 
-/// The option with ports and secret, `[port1, port2, secret]`: as integers of 64 bits with a sign, which is all that JSON
-/// can carry in Flux; `cray_pals.so` takes the sign away again.
+/// The option with ports and secret, `[port1, port2, secret]`: as integers of 64 bits with a sign, which is all that
+/// JSON can carry in Flux; `cray_pals.so` takes the sign away again.
 fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing<CString>, String> {
     let value = |wanted: &str| {
         let found = variables.iter().find(|(name, _)| *name == wanted);
@@ -129,8 +130,8 @@ fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing
     Ok(Zeroizing::new(text))
 }
 
-/// Whether the object is in this process already. Which of two plugins a glob in the initrc loads first depends on the
-/// collation of the locale.
+/// Returns whether the object is in this process already. Which of two plugins a glob in the initrc loads first depends
+/// on the collation of the locale.
 fn cray_pals_is_loaded() -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     maps.lines().any(|line| line.ends_with("/cray_pals.so"))

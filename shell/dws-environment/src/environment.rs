@@ -1,8 +1,8 @@
-//! `dws_environment.so`: puts the variables that Data Workflow Services give to a rabbit job into the environment of its
-//! tasks. It takes the place of the plugin of that name of flux-coral2, which reads them from the job's eventlog.
+//! `dws_environment.so`: puts the variables that Data Workflow Services give to a rabbit job into the environment of
+//! its tasks. It takes the place of the plugin of that name of flux-coral2, which reads them from the job's eventlog.
 //!
-//! Jobs that were prepared before `dws-jobtap.so` was replaced have them in their eventlogs still, and get them from there
-//! unless that is switched off.
+//! Jobs that were prepared before `dws-jobtap.so` was replaced have them in their eventlogs still, and get them from
+//! there unless that is switched off.
 
 use std::{
     cell::RefCell,
@@ -26,12 +26,12 @@ static READER: Reader = Reader {
 /// The event that has the variables, or where they are sealed only their names.
 const EVENT: &str = "dws_environment";
 
-/// How long it is waited before an eventlog that is behind is looked up again.
+/// The pause before an eventlog that is behind is looked up again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 struct Pending {
     settings: Settings,
-    /// Whether the eventlog of a rabbit job without a record is looked at.
+    /// Set if the eventlog of a rabbit job without a record is looked at.
     legacy: bool,
     jobid: u64,
     lookup: RefCell<Option<Future>>,
@@ -49,7 +49,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let legacy = legacy(&mut conf)?;
     let settings = Settings::read(conf, job.instance_owner)?;
     let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
-    settings.warn(&READER, shell, without);
+    settings.warn(READER.name, shell, without);
     if !settings.applies {
         return Ok(());
     }
@@ -125,7 +125,7 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
     }
 }
 
-/// What an eventlog tells of the variables.
+/// The variables according to an eventlog.
 enum Told {
     Variables(Vec<(String, Secret)>),
     /// They are elsewhere.
@@ -133,8 +133,8 @@ enum Told {
     Nothing,
 }
 
-/// Reads the eventlog of the job. It is behind by what the job manager has not written yet; all that was posted before the
-/// job started is there when that event is (RFC 21).
+/// Reads the eventlog of the job. It is behind by what the job manager has not written yet; all that was posted before
+/// the job started is there when that event is (RFC 21).
 fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
     let failed = |e: &dyn std::fmt::Display| format!("the eventlog of the job could not be looked up: {e}");
     let begun = Instant::now();
@@ -154,14 +154,14 @@ fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
 
 fn eventlog_of(answer: &str) -> Option<Zeroizing<String>> {
     #[derive(Deserialize)]
-    struct Answer {
+    struct EventlogReply {
         eventlog: String,
     }
-    let answer = serde_json::from_str::<Answer>(answer).ok()?;
+    let answer = serde_json::from_str::<EventlogReply>(answer).ok()?;
     Some(Zeroizing::new(answer.eventlog))
 }
 
-/// What the last of the events tells, and whether the job has started.
+/// Returns the variables according to the last event, and whether the job has started.
 fn read(eventlog: &str) -> Result<(Told, bool), String> {
     #[derive(Deserialize)]
     struct Name {

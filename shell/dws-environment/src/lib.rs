@@ -4,7 +4,7 @@ mod environment;
 
 use ffi::{Plugin, guard, raw::flux_plugin_t};
 
-/// What the job shell calls when it has loaded the object, flux-shell-plugins(7).
+/// The job shell calls this when it has loaded the object, flux-shell-plugins(7).
 ///
 /// # Safety
 /// `p` is the plugin that the object was loaded for.

@@ -1,17 +1,17 @@
-//! Which jobs have a record.
+//! Decides if a job has a record.
 //!
-//! The rules are the job manager's. A shell sees the jobspec that the user signed, without what was changed at submission
-//! and since, and the groups that its node knows. So, by default, it looks the record of every job up. Where the initrc
-//! names a copy of the configuration on the node, a missing record is fatal for a job that a rule matches. A shell concludes
-//! that there is none only where no rule can match, whatever was changed: that is, by the uid of the job owner, and by what
-//! the user asked for.
+//! The rules are the job manager's. A shell sees the jobspec that the user signed, without what was changed at
+//! submission and since, and the groups that its node knows. So, by default, it looks the record of every job up. Where
+//! the initrc names a copy of the configuration on the node, a missing record is fatal for a job that a rule matches. A
+//! shell concludes that there is none only where no rule can match, whatever was changed: that is, by the uid of the
+//! job owner, and by what the user asked for.
 
 use config::{AttributePath, Config, Facts, Principal};
 use ffi::Shell;
 use nix::unistd::{Group, User, getegid, geteuid, getgroups};
 use serde_json::Value;
 
-/// Whether a record is to be there.
+/// The expectation of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expectation {
     /// There can be none.
@@ -50,7 +50,7 @@ impl Expectation {
 /// otherwise for the job manager, is not known here.
 pub(crate) struct ShellFacts<'a>(pub &'a Shell<'a>);
 
-/// What may be so for the job manager though it is not here.
+/// Returns true or unknown: the job manager may know more than this node.
 fn if_true(is_so: bool) -> Option<bool> {
     is_so.then_some(true)
 }

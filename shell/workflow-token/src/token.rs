@@ -16,7 +16,7 @@ static READER: Reader = Reader {
     what: "workflow token",
 };
 
-/// What the plugin knows between its load and `shell.init`.
+/// The state between the load of the plugin and `shell.init`.
 struct Pending {
     settings: Settings,
     expectation: Expectation,
@@ -33,7 +33,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let job = shell.job().map_err(not_loaded)?;
     let settings = Settings::read(conf(plugin)?, job.instance_owner)?;
     let without = "its rules are not known here, so every job is asked for";
-    settings.warn(&READER, shell, without);
+    settings.warn(READER.name, shell, without);
     let option = READER.option(shell, c"workflow-token");
     let expectation = Expectation::by_option(option.as_ref()).unwrap_or_else(|| match &settings.config {
         _ if !settings.applies => Expectation::No,
