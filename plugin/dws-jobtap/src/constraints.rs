@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-/// The constraints that a job has, and those that are added to them. A job that may also run on rabbits themselves
+/// Returns the constraints of a job with those that the service adds. A job that may also run on rabbits themselves
 /// (`allow_rabbits`) has them as an alternative, since what is excluded are the compute nodes of a rabbit.
-pub(super) fn combine(old: Option<Value>, add: Value, allow_rabbits: bool) -> Value {
+pub fn combine(old: Option<Value>, add: Value, allow_rabbits: bool) -> Value {
     let both = match old {
         None => add,
         Some(old) => json!({ "and": [old, add] }),

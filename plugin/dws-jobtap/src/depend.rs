@@ -1,37 +1,38 @@
-//! DEPEND: a job waits for its workflow to be created, and for the resources that it asks for then.
+//! DEPEND: a job waits until its workflow is created and its resources are known.
 
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
 use serde_json::{Map, Value};
 
-use super::{
-    Call, DEPENDENCY, DW, Rabbits, constraints,
-    lifecycle::{Lifecycle, Origin, WorkflowEvent},
+use crate::{
+    constraints,
+    lifecycle::{Lifecycle, Origin, Workflow, WorkflowEvent},
+    rabbit_jobs::{Call, DEPENDENCY, DW, MEMO_WORKFLOW, RabbitJobs},
     request::ResourceUpdate,
-    service::{Answer, Unanswered, answer},
+    service::{NoReply, Reply, reply},
 };
 
 const TOLERANCE: [&str; 4] = ["jobspec", "attributes", "system", "dw_failure_tolerance"];
 const CONSTRAINTS: [&str; 4] = ["jobspec", "attributes", "system", "constraints"];
 const ALLOW_RABBITS: [&str; 4] = ["jobspec", "attributes", "system", "allow_rabbits"];
 
-impl Rabbits {
-    pub(super) fn depend(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+impl RabbitJobs {
+    pub fn depend(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
         self.hold(job)?;
         self.subscribe(job)?;
         if self.life(job).origin == Origin::Inherited {
-            // Its eventlog tells whether it still has to wait.
+            // Its eventlog says if it still has to wait.
             return Ok(());
         }
         self.ask_to_create(job, args)
     }
 
-    /// Has a job wait for its workflow, if it does not yet.
-    pub(super) fn hold(&self, job: JobId) -> Result<(), PluginError> {
+    /// Adds the dependency by which a job waits for its workflow.
+    pub fn hold(&self, job: JobId) -> Result<(), PluginError> {
         self.jobtap().dependency_add(job, DEPENDENCY).map_err(|e| {
             let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
             self.engine.log(LogLevel::Err, &line);
@@ -39,8 +40,8 @@ impl Rabbits {
         })
     }
 
-    /// Has the service create the workflow of a job that waits for it.
-    pub(super) fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
+    /// Sends `dws.create`: the service creates the workflow of a job.
+    pub fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
         let tolerance = match (args.integer(&TOLERANCE), args.has(&TOLERANCE)) {
             (Some(tolerance), _) => tolerance,
             (None, false) => 0,
@@ -69,23 +70,23 @@ impl Rabbits {
 
     fn created(self: &Rc<Self>, job: JobId, future: &ffi::Future) {
         let Lifecycle { origin, workflow, .. } = self.life(job);
-        match answer(future) {
-            Ok(Answer::Success) => {
+        match reply(future) {
+            Ok(Reply::Success) => {
                 self.on_workflow(job, WorkflowEvent::Created);
                 self.counts.created.set(self.counts.created.get() + 1);
             }
             // It was created for the plugin before this one: the service has named it in a memo.
-            Ok(Answer::Failure(_)) if origin == Origin::Inherited && workflow.exists() => {}
-            Ok(Answer::Failure(why)) => {
+            Ok(Reply::Failure(_)) if origin == Origin::Inherited && workflow.exists() => {}
+            Ok(Reply::Failure(why)) => {
                 self.on_workflow(job, WorkflowEvent::Refused);
                 let why = why.unwrap_or_else(|| "dws.create RPC returned failure".to_owned());
                 self.fail(job, DEPENDENCY, &why);
             }
-            // After a restart, the service may take longer to be there than the job manager.
-            Err(Unanswered::NoService) if origin == Origin::Inherited => {
+            // After a restart, the service may need longer than the job manager.
+            Err(NoReply::NoService) if origin == Origin::Inherited => {
                 self.again(job, "dws.create", |me, job| me.create_again(job));
             }
-            Err(Unanswered::NoService) => {
+            Err(NoReply::NoService) => {
                 self.on_workflow(job, WorkflowEvent::Refused);
                 self.fail(
                     job,
@@ -93,7 +94,7 @@ impl Rabbits {
                     "dws.create RPC could not be sent. Admins: is the flux-coral2-dws service loaded?",
                 );
             }
-            Err(Unanswered::Other(e)) => {
+            Err(NoReply::Other(e)) => {
                 self.on_workflow(job, WorkflowEvent::Refused);
                 self.engine.log(LogLevel::Err, &format!("{job}: dws.create: {e}"));
                 self.fail(job, DEPENDENCY, "Failed to unpack dws.create RPC");
@@ -101,11 +102,28 @@ impl Rabbits {
         }
     }
 
-    pub(super) fn on_workflow(&self, job: JobId, event: WorkflowEvent) -> bool {
-        self.on(job, |life| &mut life.workflow, event)
+    fn create_again(self: &Rc<Self>, job: JobId) {
+        let is_known = self.life(job).workflow == Workflow::ResourcesKnown;
+        if is_known || self.engine.state(job) != Some(JobState::Depend) {
+            return;
+        }
+        if let Some(args) = self.jobtap().lookup(job) {
+            // An exception reports an error.
+            let _ = self.ask_to_create(job, &args);
+        }
     }
 
-    pub(super) fn resource_update(&self, request: Request<'_>) {
+    /// `job.event.memo`: the service has named the Workflow of a job, so it exists.
+    pub fn memo(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        if args.has(&["entry", "context", MEMO_WORKFLOW])
+            && let Some(job) = self.rabbit_job(args)
+        {
+            self.on_workflow(job, WorkflowEvent::Created);
+        }
+        Ok(())
+    }
+
+    pub fn resource_update(&self, request: Request<'_>) {
         ffi::inject_fault("resource-update");
         let update = match request.payload().ok().map(ResourceUpdate::parse) {
             Some(Ok(update)) => update,
@@ -139,7 +157,7 @@ impl Rabbits {
             updates.insert("attributes.system.constraints".to_owned(), constraints);
         }
         drop(args);
-        // Before what comes next: the job may go on within it.
+        // First, since the job may go on within the next calls.
         self.on_workflow(job, WorkflowEvent::ResourcesKnown);
         if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
             let why = "could not update jobspec with new constraints and resources";
@@ -155,7 +173,7 @@ impl Rabbits {
     }
 }
 
-/// The constraints of a job, with those that the service adds. None where the job's own cannot be understood.
+/// Returns the constraints of a job with those that the service adds; none if the job's own are malformed.
 fn constraints(args: &Args<'_>, exclude: Value) -> Option<Value> {
     let old = match args.json(&CONSTRAINTS) {
         Some(text) => Some(serde_json::from_str(&text).ok()?),

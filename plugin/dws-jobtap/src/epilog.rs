@@ -1,19 +1,19 @@
-//! CLEANUP: the workflow is torn down when no shell is running any more.
+//! CLEANUP: the service tears the workflow down when no shell is running any more.
 
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
 use serde_json::json;
 
-use super::{
-    Asker, Call, EPILOG, EPILOG_TIMEOUT, Rabbits,
+use crate::{
     lifecycle::{Epilog, EpilogEvent, Knowledge, ShellsEvent},
+    rabbit_jobs::{Call, EPILOG, EPILOG_TIMEOUT, RabbitJobs, Unanswered},
     request::EpilogRemove,
-    service::{Answer, Unanswered, answer},
+    service::{NoReply, Reply, reply},
 };
 
-impl Rabbits {
-    pub(super) fn cleanup(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+impl RabbitJobs {
+    pub fn cleanup(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
@@ -42,16 +42,17 @@ impl Rabbits {
         self.start_epilog(job)
     }
 
-    /// The shells of a job have finished.
-    pub(super) fn finish(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+    /// `job.event.finish`: the shells of a job have finished.
+    pub fn finish(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         match self.rabbit_job(args) {
             Some(job) => self.shells_are_over(job, true),
             None => Ok(()),
         }
     }
 
-    /// Nothing of a job uses its resources any more. Where its shells were lost, there is no `finish` before.
-    pub(super) fn release(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+    /// `job.event.release`: nothing uses the resources of a job any more. If its shells were lost, `finish` did not
+    /// come.
+    pub fn release(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let is_final = args.json(&["entry", "context", "final"]).as_deref() == Some("true");
         match self.rabbit_job(args).filter(|_| is_final) {
             Some(job) => self.shells_are_over(job, false),
@@ -59,7 +60,7 @@ impl Rabbits {
         }
     }
 
-    pub(super) fn shells_are_over(self: &Rc<Self>, job: JobId, finished: bool) -> Result<(), PluginError> {
+    pub fn shells_are_over(self: &Rc<Self>, job: JobId, finished: bool) -> Result<(), PluginError> {
         let event = if finished {
             ShellsEvent::Finished
         } else {
@@ -73,25 +74,13 @@ impl Rabbits {
         Ok(())
     }
 
-    pub(super) fn on_shells(&self, job: JobId, event: ShellsEvent) -> bool {
-        self.on(job, |life| &mut life.shells, event)
-    }
-
-    pub(super) fn on_epilog(&self, job: JobId, event: EpilogEvent) -> bool {
-        self.on(job, |life| &mut life.epilog, event)
-    }
-
-    pub(super) fn has_started(&self, job: JobId) -> bool {
-        self.life(job).shells.have_started() || self.jobtap().was_posted(job, c"start")
-    }
-
-    /// Starts the epilog, from within a callback that is about the job.
-    pub(super) fn start_epilog(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
+    /// Starts the epilog, within a callback about the job.
+    pub fn start_epilog(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
         self.start_epilog_as(job, EpilogEvent::Started)
     }
 
-    /// The same, to hold a job of which it is not known whether it has had one.
-    pub(super) fn start_epilog_as(self: &Rc<Self>, job: JobId, event: EpilogEvent) -> Result<(), PluginError> {
+    /// Starts the epilog; `Held` if the job may have had one already.
+    pub fn start_epilog_as(self: &Rc<Self>, job: JobId, event: EpilogEvent) -> Result<(), PluginError> {
         if let Err(e) = self.jobtap().epilog_start(EPILOG) {
             let line = format!("Failed to start jobtap epilog for {job}: {e}");
             self.engine.log(LogLevel::Err, &line);
@@ -102,33 +91,33 @@ impl Rabbits {
         Ok(())
     }
 
-    /// Has the service tear the workflow down, once it is known that no shell is running.
-    pub(super) fn send_post_run(self: &Rc<Self>, job: JobId) {
+    /// Sends `dws.post_run`, if the epilog is due and no shell is running: the service tears the workflow down.
+    pub fn send_post_run(self: &Rc<Self>, job: JobId) {
         let has_run = self.has_started(job);
         let life = self.life(job);
         let is_quiet = life.shells.are_over() || !has_run;
         if life.knowledge == Knowledge::Reading || !is_quiet || !self.on_epilog(job, EpilogEvent::Sent) {
             return;
         }
-        self.mind_epilog(job);
+        self.start_epilog_timer(job);
         let payload = json!({ "jobid": job.0, "run_started": has_run }).to_string();
         let asked = self.engine.flux().rpc(c"dws.post_run", &payload);
-        let sent = self.call(job, Call::PostRun, asked, move |me, future| match answer(&future) {
-            Ok(Answer::Success) => {}
-            // A Workflow must not be forgotten: not in a shutdown either, which may end the service first.
-            Err(Unanswered::NoService) if me.life(job).workflow.may_exist() => {
+        let sent = self.call(job, Call::PostRun, asked, move |me, future| match reply(&future) {
+            Ok(Reply::Success) => {}
+            // A Workflow must not be left behind. A shutdown may end the service first.
+            Err(NoReply::NoService) if me.life(job).workflow.may_exist() => {
                 me.on_epilog(job, EpilogEvent::Unheard);
                 me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
             }
-            Ok(Answer::Failure(why)) if me.life(job).epilog.is_repeated() => {
-                // It is on its way already, or gone.
+            Ok(Reply::Failure(why)) if me.life(job).epilog.is_repeated() => {
+                // It is being torn down already, or deleted.
                 let why = why.unwrap_or_default();
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {why}: waiting for the service to end its epilog"
                 );
                 me.engine.log(LogLevel::Warning, &line);
             }
-            Ok(Answer::Failure(why)) => {
+            Ok(Reply::Failure(why)) => {
                 me.fail_epilog(job, why.as_deref().unwrap_or("<no error string provided>"));
             }
             Err(e) => {
@@ -146,8 +135,8 @@ impl Rabbits {
         }
     }
 
-    /// Raises the exception that ends the epilog, when its time is over.
-    pub(super) fn mind_epilog(self: &Rc<Self>, job: JobId) {
+    /// Starts the timer that raises the exception `dws-epilog-timeout`.
+    pub fn start_epilog_timer(self: &Rc<Self>, job: JobId) {
         if self.epilog_timeout <= 0.0 || self.with(job, |rabbit| rabbit.timer.is_some()) {
             return;
         }
@@ -179,15 +168,15 @@ impl Rabbits {
         self.engine.log(LogLevel::Err, &line);
         // The exception has the workflow torn down, if the epilog is outstanding still.
         self.fail(job, EPILOG, why);
-        // Who is told has heard already.
+        // The exception has been raised already.
         let _ = self.finish_epilog(job, 1);
     }
 
-    pub(super) fn in_epilog(&self, job: JobId) -> bool {
+    pub fn in_epilog(&self, job: JobId) -> bool {
         self.life(job).epilog.is_outstanding()
     }
 
-    pub(super) fn finish_epilog(&self, job: JobId, status: i32) -> Result<(), String> {
+    pub fn finish_epilog(&self, job: JobId, status: i32) -> Result<(), String> {
         if !self.on_epilog(job, EpilogEvent::Finished) {
             return Err("could not finish epilog: it is not outstanding".to_owned());
         }
@@ -198,26 +187,26 @@ impl Rabbits {
         })
     }
 
-    pub(super) fn epilog_remove(self: &Rc<Self>, request: Request<'_>) {
+    pub fn epilog_remove(self: &Rc<Self>, request: Request<'_>) {
         ffi::inject_fault("epilog-remove");
         let EpilogRemove { job } = match request.payload().ok().map(EpilogRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "epilog-remove", malformed.and_then(Result::err)),
         };
-        let asker = Asker(Some(request.keep()));
+        let unanswered = Unanswered(Some(request.keep()));
         self.when_known(job, move |me| {
             if me.orphans.forget(job) {
                 me.counts.torn_down.set(me.counts.torn_down.get() + 1);
-                return me.answer(asker, Ok(()));
+                return me.answer(unanswered, Ok(()));
             }
             if me.engine.state(job) != Some(JobState::Cleanup) {
-                return me.answer(asker, Err("job not found in CLEANUP state".to_owned()));
+                return me.answer(unanswered, Err("job not found in CLEANUP state".to_owned()));
             }
             let result = me.finish_epilog(job, 0);
             if result.is_ok() {
                 me.counts.torn_down.set(me.counts.torn_down.get() + 1);
             }
-            me.answer(asker, result);
+            me.answer(unanswered, result);
         });
     }
 }

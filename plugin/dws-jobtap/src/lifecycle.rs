@@ -1,4 +1,4 @@
-//! How far a rabbit job has come: small state machines, each with a table of its transitions.
+//! The state of a rabbit job: small state machines, each with a table of its transitions.
 //!
 //! ```text
 //! Workflow  None ─► Asked ─► Exists ─► ResourcesKnown                      (DEPEND)
@@ -13,10 +13,10 @@
 use serde::{Deserialize, Serialize};
 
 /// A state machine.
-pub(super) trait Machine: Copy {
+pub trait Machine: Copy {
     type Event: Copy;
 
-    /// Returns the state after an event; nothing if the event is ignored in this state.
+    /// Returns the state after an event; none if the event is ignored in this state.
     fn after(self, event: Self::Event) -> Option<Self>;
 
     /// Applies an event. Returns whether it was not ignored.
@@ -27,10 +27,10 @@ pub(super) trait Machine: Copy {
     }
 }
 
-/// Where a job is, as far as it is known.
+/// The known state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Lifecycle {
+pub struct Lifecycle {
     pub origin: Origin,
     pub knowledge: Knowledge,
     pub workflow: Workflow,
@@ -39,9 +39,9 @@ pub(super) struct Lifecycle {
     pub epilog: Epilog,
 }
 
-/// Where a job comes from.
+/// The origin of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Origin {
+pub enum Origin {
     /// It was submitted to this plugin.
     #[default]
     Submitted,
@@ -49,9 +49,9 @@ pub(super) enum Origin {
     Inherited,
 }
 
-/// Whether it is known where a job is.
+/// States if the state of a job is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Knowledge {
+pub enum Knowledge {
     #[default]
     Known,
     /// Its eventlog is being read.
@@ -59,19 +59,19 @@ pub(super) enum Knowledge {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum KnowledgeEvent {
+pub enum KnowledgeEvent {
     Lost,
     Gained,
 }
 
 /// The Workflow of a job in Kubernetes, and the resources that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Workflow {
+pub enum Workflow {
     #[default]
     None,
-    /// `dws.create` is on its way.
+    /// `dws.create` was sent.
     Asked,
-    /// The plugin before this one may have asked for it.
+    /// The plugin before this one may have sent `dws.create`.
     Inherited,
     Exists,
     /// The jobspec has the resources, and the job does not wait for its Workflow any more.
@@ -79,7 +79,7 @@ pub(super) enum Workflow {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WorkflowEvent {
+pub enum WorkflowEvent {
     /// The job is from before this plugin was loaded.
     Inherited,
     /// `dws.create` was sent.
@@ -88,34 +88,34 @@ pub(super) enum WorkflowEvent {
     Refused,
     /// The service has created it, or the job has its memo `rabbit_workflow`.
     Created,
-    /// The resources came, or the eventlog says so.
+    /// The service has sent the resources, or the eventlog has them.
     ResourcesKnown,
 }
 
 /// The job shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Shells {
-    /// None has started, as far as it is known.
+pub enum Shells {
+    /// None is known to have started.
     #[default]
     None,
     Running,
     /// They have started, and ended.
     Ended,
-    /// Nothing will be heard of them. It is not known whether they had started.
+    /// They will not be heard of. They may have started.
     Silent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ShellsEvent {
+pub enum ShellsEvent {
     Started,
     Finished,
-    /// Nothing uses the resources any more; or they are from before a restart.
+    /// Nothing uses the resources any more, or the shells are from before a restart.
     Silent,
 }
 
 /// The prolog `dws-setup`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Prolog {
+pub enum Prolog {
     #[default]
     None,
     /// It was started to hold the job while its eventlog is read.
@@ -124,13 +124,13 @@ pub(super) enum Prolog {
     SetupDue,
     /// The service sets the rabbits up, or what it sent is being delivered.
     Waiting,
-    /// It is looked for the record that the plugin before this one may have committed.
+    /// The record is looked up that the plugin before this one may have committed.
     Looking,
     Finished,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PrologEvent {
+pub enum PrologEvent {
     /// It was started to hold the job.
     Held,
     /// It is the first prolog of the job, whose rabbits are to be set up.
@@ -140,17 +140,17 @@ pub(super) enum PrologEvent {
     /// One from before is over.
     FoundFinished,
     SetupSent,
-    /// The service is not there.
+    /// The service is absent.
     SetupUnheard,
     LookedFor,
-    /// There is a record, or none, or the service has sent the variables once more.
+    /// The look-up has ended, or the service has sent the variables again.
     Answered,
     Finished,
 }
 
-/// The epilog `dws-epilog`, and what the service knows of the end of the job.
+/// The epilog `dws-epilog`, and whether the service has received `dws.post_run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) enum Epilog {
+pub enum Epilog {
     #[default]
     None,
     /// It was started to hold the job while its eventlog is read.
@@ -161,13 +161,13 @@ pub(super) enum Epilog {
     DueAgain,
     /// The service tears the Workflow down.
     Sent,
-    /// So it does, unless it had done before.
+    /// The service tears the Workflow down, unless it did so before.
     SentAgain,
     Finished,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EpilogEvent {
+pub enum EpilogEvent {
     /// It was started to hold the job.
     Held,
     /// It is the first epilog of the job.
@@ -177,15 +177,15 @@ pub(super) enum EpilogEvent {
     /// The job ended while no plugin was loaded: its workflow is orphaned.
     Orphaned,
     Sent,
-    /// The service is not there, or refused.
+    /// The service is absent, or refused.
     Unheard,
-    /// It is not known whether the service has heard.
+    /// The service may have received it.
     Unanswered,
     Finished,
 }
 
 impl Lifecycle {
-    /// Of a job from before this plugin was loaded. `left` is what the plugin before this one knew.
+    /// Returns the state of a job from before this plugin was loaded. `left` is its state in the handover.
     pub fn inherited(left: Option<Lifecycle>) -> Self {
         let mut life = left.unwrap_or_default();
         life.origin = Origin::Inherited;
@@ -200,12 +200,12 @@ impl Lifecycle {
 }
 
 impl Workflow {
-    /// Returns whether there is a Workflow for all that is known.
+    /// Returns whether the Workflow is known to exist.
     pub fn exists(self) -> bool {
         matches!(self, Workflow::Exists | Workflow::ResourcesKnown)
     }
 
-    /// Returns whether there may be one, so that it must not be forgotten.
+    /// Returns whether the Workflow may exist, and must be torn down.
     pub fn may_exist(self) -> bool {
         self.exists() || self == Workflow::Inherited
     }
@@ -222,7 +222,7 @@ impl Shells {
 }
 
 impl Prolog {
-    /// Returns whether it is outstanding, and to be finished by this plugin.
+    /// Returns whether it is outstanding, so that this plugin must finish it.
     pub fn is_outstanding(self) -> bool {
         matches!(self, Prolog::SetupDue | Prolog::Waiting | Prolog::Looking)
     }
@@ -243,13 +243,13 @@ impl Epilog {
         matches!(self, Epilog::Sent | Epilog::SentAgain)
     }
 
-    /// Returns whether it may have been sent twice, so that a refusal says nothing.
+    /// Returns whether it may have been sent twice, so that a refusal is harmless.
     pub fn is_repeated(self) -> bool {
         matches!(self, Epilog::DueAgain | Epilog::SentAgain)
     }
 }
 
-// The tables. The compiler sees to it that each state has an answer to each event.
+// The tables. The compiler checks that each state handles each event.
 
 impl Machine for Knowledge {
     type Event = KnowledgeEvent;
@@ -271,7 +271,7 @@ impl Machine for Workflow {
         use WorkflowEvent::*;
         match (self, event) {
             (Self::None | Self::Asked, Inherited) => Some(Self::Inherited),
-            // The eventlog says whether the job still waits.
+            // The eventlog says if the job still waits.
             (Self::ResourcesKnown, Inherited) => Some(Self::Exists),
             (Self::None, Asked) => Some(Self::Asked),
             (Self::Asked, Refused) => Some(Self::None),
@@ -370,188 +370,4 @@ impl Machine for Epilog {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fmt::Debug;
-
-    use super::*;
-
-    /// Compares a machine with a table: the events, and for each state what it becomes, with `-` where one is ignored.
-    fn is_as_tabled<M: Machine + Debug>(states: &[M], events: &[M::Event], table: &str)
-    where
-        M::Event: Debug,
-    {
-        let mut rows = table.trim().lines().map(|row| row.split_whitespace());
-        let names: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
-        let head: Vec<&str> = rows.next().expect("a head").collect();
-        assert_eq!(head, names);
-        for state in states {
-            let mut row = rows.next().expect("a row for each state");
-            assert_eq!(row.next().map(str::to_owned), Some(format!("{state:?}")));
-            for event in events {
-                let next = state.after(*event).map_or("-".to_owned(), |next| format!("{next:?}"));
-                assert_eq!(row.next(), Some(next.as_str()), "{state:?} on {event:?}");
-            }
-        }
-        assert!(rows.next().is_none());
-    }
-
-    #[test]
-    fn knowledge() {
-        use KnowledgeEvent::*;
-        let table = "
-                     Lost     Gained
-            Known    Reading  -
-            Reading  -        Known";
-        is_as_tabled(&[Knowledge::Known, Knowledge::Reading], &[Lost, Gained], table);
-    }
-
-    #[test]
-    fn workflow() {
-        use WorkflowEvent::*;
-        let states = [
-            Workflow::None,
-            Workflow::Asked,
-            Workflow::Inherited,
-            Workflow::Exists,
-            Workflow::ResourcesKnown,
-        ];
-        let table = "
-                            Inherited  Asked  Refused  Created  ResourcesKnown
-            None            Inherited  Asked  -        Exists   ResourcesKnown
-            Asked           Inherited  -      None     Exists   ResourcesKnown
-            Inherited       -          -      -        Exists   ResourcesKnown
-            Exists          -          -      -        -        ResourcesKnown
-            ResourcesKnown  Exists     -      -        -        -";
-        is_as_tabled(&states, &[Inherited, Asked, Refused, Created, ResourcesKnown], table);
-    }
-
-    #[test]
-    fn shells() {
-        use ShellsEvent::*;
-        let states = [Shells::None, Shells::Running, Shells::Ended, Shells::Silent];
-        let table = "
-                     Started  Finished  Silent
-            None     Running  Ended     Silent
-            Running  -        Ended     Ended
-            Ended    -        -         -
-            Silent   Ended    Ended     -";
-        is_as_tabled(&states, &[Started, Finished, Silent], table);
-    }
-
-    const PROLOGS: [Prolog; 6] = [
-        Prolog::None,
-        Prolog::Held,
-        Prolog::SetupDue,
-        Prolog::Waiting,
-        Prolog::Looking,
-        Prolog::Finished,
-    ];
-
-    const PROLOG_EVENTS: [PrologEvent; 9] = {
-        use PrologEvent::*;
-        [
-            Held,
-            Started,
-            FoundOutstanding,
-            FoundFinished,
-            SetupSent,
-            SetupUnheard,
-            LookedFor,
-            Answered,
-            Finished,
-        ]
-    };
-
-    #[test]
-    fn prolog() {
-        let table = "
-                      Held  Started   FoundOutstanding  FoundFinished  SetupSent  SetupUnheard  LookedFor  Answered  Finished
-            None      Held  SetupDue  Waiting           Finished       -          -             -          -         -
-            Held      -     SetupDue  Waiting           Finished       -          -             -          -         -
-            SetupDue  -     -         -                 Finished       Waiting    -             Looking    -         Finished
-            Waiting   -     -         -                 Finished       -          SetupDue      Looking    -         Finished
-            Looking   -     -         -                 Finished       -          -             -          Waiting   Finished
-            Finished  -     -         -                 -              -          -             -          -         -";
-        is_as_tabled(&PROLOGS, &PROLOG_EVENTS, table);
-    }
-
-    const EPILOGS: [Epilog; 7] = [
-        Epilog::None,
-        Epilog::Held,
-        Epilog::Due,
-        Epilog::DueAgain,
-        Epilog::Sent,
-        Epilog::SentAgain,
-        Epilog::Finished,
-    ];
-
-    const EPILOG_EVENTS: [EpilogEvent; 8] = {
-        use EpilogEvent::*;
-        [
-            Held,
-            Started,
-            FoundOutstanding,
-            Orphaned,
-            Sent,
-            Unheard,
-            Unanswered,
-            Finished,
-        ]
-    };
-
-    #[test]
-    fn epilog() {
-        let table = "
-                       Held  Started  FoundOutstanding  Orphaned  Sent       Unheard   Unanswered  Finished
-            None       Held  Due      -                 Due       -          -         -           -
-            Held       -     Due      DueAgain          Due       -          -         -           Finished
-            Due        -     -        -                 -         Sent       -         -           Finished
-            DueAgain   -     -        -                 Due       SentAgain  -         -           Finished
-            Sent       -     -        -                 Due       -          Due       DueAgain    Finished
-            SentAgain  -     -        -                 Due       -          DueAgain  DueAgain    Finished
-            Finished   -     -        -                 -         -          -         -           -";
-        is_as_tabled(&EPILOGS, &EPILOG_EVENTS, table);
-    }
-
-    /// Flux counts prologs and epilogs: each is finished once, and only where it was started.
-    #[test]
-    fn what_is_finished_stays_finished_and_was_outstanding() {
-        for state in PROLOGS {
-            for event in PROLOG_EVENTS {
-                let next = state.after(event);
-                assert!(state != Prolog::Finished || next.is_none());
-                assert_eq!(
-                    event == PrologEvent::Finished && next.is_some(),
-                    event == PrologEvent::Finished && state.is_outstanding()
-                );
-            }
-        }
-        for state in EPILOGS {
-            for event in EPILOG_EVENTS {
-                let next = state.after(event);
-                assert!(state != Epilog::Finished || next.is_none());
-                assert_eq!(
-                    event == EpilogEvent::Finished && next.is_some(),
-                    event == EpilogEvent::Finished && state.is_outstanding()
-                );
-            }
-        }
-    }
-
-    /// It is left for the next plugin.
-    #[test]
-    fn each_lifecycle_is_read_as_it_was_written() {
-        for prolog in PROLOGS {
-            for epilog in EPILOGS {
-                let life = Lifecycle {
-                    prolog,
-                    epilog,
-                    ..Lifecycle::default()
-                };
-                let text = serde_json::to_string(&life).expect("it has no maps");
-                assert_eq!(serde_json::from_str::<Lifecycle>(&text).ok(), Some(life));
-            }
-        }
-        assert!(serde_json::from_str::<Lifecycle>(r#"{"prolog":"Finished"}"#).is_err());
-    }
-}
+mod tests;

@@ -1,26 +1,26 @@
-//! RUN: the workflow is set up, and the variables that the service sends are sealed and committed.
+//! RUN: the service sets the workflow up, and the variables that it sends are sealed and committed.
 
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
+use protocol::Failure;
 use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::{
-    Asker, Call, EVENT, PROLOG, Rabbits,
+use crate::{
     lifecycle::{Origin, Prolog, PrologEvent},
+    rabbit_jobs::{Call, EVENT, PROLOG, RabbitJobs, Unanswered},
     request::PrologRemove,
-    service::{Answer, Unanswered, answer},
+    service::{NoReply, Reply, reply},
 };
-use protocol::Failure;
 
-impl Rabbits {
-    pub(super) fn run(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+impl RabbitJobs {
+    pub fn run(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
         self.subscribe(job)?;
-        // Whatever it was before, it begins here.
+        // Its state is known from here on.
         let waiting = self.now_known(job);
         if let Err(e) = self.jobtap().prolog_start(PROLOG) {
             let line = format!("Failed to start dws jobtap prolog for {job}: {e}");
@@ -35,8 +35,8 @@ impl Rabbits {
         Ok(())
     }
 
-    /// Sends `dws.setup`, once it is known which resources the job has.
-    pub(super) fn set_up(self: &Rc<Self>, job: JobId) {
+    /// Looks up the resources of a job, and sends `dws.setup`.
+    pub fn set_up(self: &Rc<Self>, job: JobId) {
         let asked = job.kvs_key(c"R").and_then(|key| self.engine.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
             if !me.on_prolog(job, PrologEvent::SetupSent) {
@@ -44,7 +44,7 @@ impl Rabbits {
                 return;
             }
             let resources = future.value().ok().flatten();
-            // It goes on as it is.
+            // The text is passed on unchanged.
             match resources.filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) {
                 Some(resources) => me.send_setup(job, &resources),
                 None => me.fail_prolog(job, "Failed to unpack R"),
@@ -60,12 +60,12 @@ impl Rabbits {
     fn send_setup(self: &Rc<Self>, job: JobId, resources: &str) {
         let payload = format!(r#"{{"jobid":{},"R":{resources}}}"#, job.0);
         let asked = self.engine.flux().rpc(c"dws.setup", &payload);
-        let sent = self.call(job, Call::Setup, asked, move |me, future| match answer(&future) {
-            Ok(Answer::Success) => {}
-            Ok(Answer::Failure(why)) => {
+        let sent = self.call(job, Call::Setup, asked, move |me, future| match reply(&future) {
+            Ok(Reply::Success) => {}
+            Ok(Reply::Failure(why)) => {
                 me.fail_prolog(job, why.as_deref().unwrap_or("dws.setup RPC returned failure"));
             }
-            Err(Unanswered::NoService) if me.life(job).origin == Origin::Inherited => {
+            Err(NoReply::NoService) if me.life(job).origin == Origin::Inherited => {
                 me.on_prolog(job, PrologEvent::SetupUnheard);
                 me.again(job, "dws.setup", |me, job| {
                     if me.life(job).prolog == Prolog::SetupDue {
@@ -85,8 +85,8 @@ impl Rabbits {
         }
     }
 
-    /// The job must not start. Its prolog is finished by the callback of the exception.
-    pub(super) fn fail_prolog(&self, job: JobId, why: &str) {
+    /// Raises the exception of a job that must not start. Its callback finishes the prolog.
+    pub fn fail_prolog(&self, job: JobId, why: &str) {
         if self.life(job).prolog.is_outstanding() {
             let line = format!("Failed to setup DWS workflow object for job {job}");
             self.engine.log(LogLevel::Err, &line);
@@ -94,30 +94,30 @@ impl Rabbits {
         }
     }
 
-    pub(super) fn prolog_remove(self: &Rc<Self>, request: Request<'_>) {
+    pub fn prolog_remove(self: &Rc<Self>, request: Request<'_>) {
         ffi::inject_fault("prolog-remove");
         let remove = match request.payload().ok().map(PrologRemove::parse) {
             Some(Ok(remove)) => remove,
             malformed => return self.malformed(request, "prolog-remove", malformed.and_then(Result::err)),
         };
-        let asker = Asker(Some(request.keep()));
-        self.when_known(remove.job, move |me| me.deliver(remove, asker));
+        let request = Unanswered(Some(request.keep()));
+        self.when_known(remove.job, move |me| me.deliver(remove, request));
     }
 
-    /// Seals the variables; the prolog is finished when they are where the job shells find them.
-    fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, asker: Asker) {
+    /// Has the variables sealed and committed. The prolog is finished after that.
+    fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, request: Unanswered) {
         match self.life(job).prolog {
             Prolog::SetupDue | Prolog::Waiting | Prolog::Looking => {}
-            // The service was restarted, and says again what it said before.
-            Prolog::Finished if self.engine.state(job) == Some(JobState::Run) => return self.answer(asker, Ok(())),
+            // The service was restarted, and repeats its request.
+            Prolog::Finished if self.engine.state(job) == Some(JobState::Run) => return self.answer(request, Ok(())),
             Prolog::Finished | Prolog::None | Prolog::Held => {
                 let why = "the job has no prolog dws-setup: it is not a rabbit job in RUN";
-                return self.answer(asker, Err(why.to_owned()));
+                return self.answer(request, Err(why.to_owned()));
             }
         }
         self.on_prolog(job, PrologEvent::Answered);
         let (first, lookup) = self.with(job, |rabbit| {
-            rabbit.requests.push(asker);
+            rabbit.requests.push(request);
             (rabbit.requests.len() == 1, rabbit.calls.remove(&Call::Record))
         });
         drop(lookup);
@@ -136,25 +136,25 @@ impl Rabbits {
         self.engine.provide(job, uid, variables, Some(Box::new(end)));
     }
 
-    pub(super) fn delivered(&self, job: JobId, names: &[String]) {
-        // It tells what there is; what it is, is in the record only.
+    pub fn delivered(&self, job: JobId, names: &[String]) {
+        // The event has the names; only the record has the values.
         if let Err(e) = self.jobtap().post(job, EVENT, &json!({ "names": names })) {
             let line = format!("{job}: failed to post the event dws_environment: {e}");
             self.engine.log(LogLevel::Err, &line);
         }
-        let askers = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
+        let requests = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         let result = self.finish_prolog(job, 0);
         if result.is_ok() {
             self.counts.set_up.set(self.counts.set_up.get() + 1);
         }
-        for asker in askers {
-            self.answer(asker, result.clone());
+        for request in requests {
+            self.answer(request, result.clone());
         }
     }
 
-    pub(super) fn undelivered(&self, job: JobId, why: &Failure) {
-        // The exception, which comes first, would answer them with less.
-        let askers = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
+    pub fn undelivered(&self, job: JobId, why: &Failure) {
+        // The callback of the exception would answer them, with less detail.
+        let requests = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         self.fail_prolog(
             job,
             &format!(
@@ -163,15 +163,15 @@ impl Rabbits {
                 why.user
             ),
         );
-        for asker in askers {
+        for request in requests {
             self.answer(
-                asker,
+                request,
                 Err(format!("its environment could not be delivered: {}", why.user)),
             );
         }
     }
 
-    pub(super) fn finish_prolog(&self, job: JobId, status: i32) -> Result<(), String> {
+    pub fn finish_prolog(&self, job: JobId, status: i32) -> Result<(), String> {
         if !self.on_prolog(job, PrologEvent::Finished) {
             return Err("the prolog is not outstanding".to_owned());
         }
@@ -180,5 +180,17 @@ impl Rabbits {
             self.engine.log(LogLevel::Err, &line);
             "failed to finish prolog".to_owned()
         })
+    }
+
+    /// Finishes the prolog of a job that must not start, if it is outstanding.
+    pub fn end_prolog(&self, job: JobId) -> bool {
+        if !self.life(job).prolog.is_outstanding() {
+            return false;
+        }
+        self.engine.deliveries.give_up(job);
+        // The log has its error.
+        let _ = self.finish_prolog(job, 1);
+        self.answer_all(job, &Err("the job has got an exception".to_owned()));
+        true
     }
 }

@@ -1,4 +1,4 @@
-//! What the service for Data Workflow Services asks of the plugin: the payloads of its requests, as flux-coral2 sends them.
+//! The payloads of the requests of the service for Data Workflow Services, as flux-coral2 sends them.
 
 use std::fmt;
 
@@ -7,16 +7,16 @@ use seal::{Secret, Variables};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-/// A request that is not as it should be. A job that it names is known all the same. The text quotes nothing of it.
+/// A malformed request, and the job that it names if that can be read. `why` quotes nothing of it.
 #[derive(Debug)]
-pub(super) struct Malformed {
+pub struct Malformed {
     pub job: Option<JobId>,
     pub why: String,
 }
 
-/// `job-manager.dws.resource-update`: what the job needs is known.
+/// `job-manager.dws.resource-update`: the resources of a job.
 #[derive(Debug)]
-pub(super) struct ResourceUpdate {
+pub struct ResourceUpdate {
     pub job: JobId,
     pub resources: Value,
     pub errmsg: Option<String>,
@@ -26,14 +26,14 @@ pub(super) struct ResourceUpdate {
 
 /// `job-manager.dws.prolog-remove`: the job may start, with these variables.
 #[derive(Debug)]
-pub(super) struct PrologRemove {
+pub struct PrologRemove {
     pub job: JobId,
     pub variables: Variables,
 }
 
 /// `job-manager.dws.epilog-remove`: the file systems of the job are gone.
 #[derive(Debug)]
-pub(super) struct EpilogRemove {
+pub struct EpilogRemove {
     pub job: JobId,
 }
 
@@ -80,8 +80,8 @@ impl EpilogRemove {
     }
 }
 
-/// The job that a request names.
-pub(super) fn job(payload: Option<&str>) -> Option<JobId> {
+/// Returns the job that a request names.
+pub fn job(payload: Option<&str>) -> Option<JobId> {
     let Id { id } = serde_json::from_str(payload?).ok()?;
     Some(JobId(id))
 }
@@ -91,7 +91,7 @@ struct Id {
     id: u64,
 }
 
-/// Of an error only its kind and place are kept: serde_json quotes what it could not use, which may be a secret.
+/// Parses a payload. An error has only its class and position: serde_json quotes the input, which may be a secret.
 fn parse<'a, T: Deserialize<'a>>(payload: Option<&'a str>) -> Result<T, Malformed> {
     let text = payload.unwrap_or_default();
     serde_json::from_str(text).map_err(|e| Malformed {
@@ -100,7 +100,7 @@ fn parse<'a, T: Deserialize<'a>>(payload: Option<&'a str>) -> Result<T, Malforme
     })
 }
 
-/// The variables, or what is wrong with them: they go from the message into types that are wiped.
+/// The variables, or the error in them. They are read directly into types that are wiped.
 struct Checked(Result<Variables, String>);
 
 impl<'de> Deserialize<'de> for Checked {
@@ -133,7 +133,7 @@ impl<'de> Deserialize<'de> for Checked {
     }
 }
 
-/// A string; whatever else there is, is nothing. (What serde derives for such a choice keeps copies.)
+/// A string, or none for another type. (The code that serde derives for such a choice keeps copies.)
 struct OnlyString(Option<Secret>);
 
 impl<'de> Deserialize<'de> for OnlyString {
@@ -192,7 +192,7 @@ impl<'de> Deserialize<'de> for OnlyString {
 mod tests {
     use super::*;
 
-    // How a job id is written, Flux knows, which is not there in these tests.
+    // Only Flux formats job ids, and these tests run without it.
 
     #[test]
     fn requests_of_the_service_are_read() {

@@ -1,10 +1,10 @@
-//! Rabbit jobs that were active when the plugin was loaded: from a plugin that was removed, from an earlier job manager, or
-//! from the plugin of flux-coral2.
+//! Rabbit jobs that were active when the plugin was loaded: of a plugin that was removed, of an earlier job manager, or
+//! of the plugin of flux-coral2.
 //!
-//! Within one job manager, this plugin leaves where each job was that had resources. In all other cases the eventlog tells.
-//! What is in CLEANUP then may be gone before its eventlog is read, so it is held by an epilog of its own meanwhile. If it
-//! turns out to have had one, one of the two is finished. What is in RUN, and came there while no plugin or another one was
-//! loaded into this job manager, is held by a prolog in the same way.
+//! Within one job manager, the handover has the state of each job with resources. In all other cases its eventlog is
+//! read. A job in CLEANUP may end before that, so an epilog holds it meanwhile. If it turns out to have had one before,
+//! one of the two is finished. A job in RUN that entered it while no plugin or another one was loaded into this job
+//! manager is held by a prolog in the same way.
 
 use std::{ffi::CString, rc::Rc};
 
@@ -13,29 +13,27 @@ use plugin::{Counter, Eventlog, Past, Perilog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    AGAIN, Call, DEPENDENCY, EPILOG, EVENT, MEMO, MEMO_WORKFLOW, PROLOG, Rabbits, Waiting,
+use crate::{
     lifecycle::{
-        Epilog, EpilogEvent, Knowledge, KnowledgeEvent, Lifecycle, Machine, Prolog, PrologEvent, ShellsEvent, Workflow,
-        WorkflowEvent,
+        Epilog, EpilogEvent, Knowledge, Lifecycle, Machine, Prolog, PrologEvent, ShellsEvent, Workflow, WorkflowEvent,
     },
-    orphans::LeftOrphan,
-    service::Unanswered,
+    orphans::OrphanState,
+    rabbit_jobs::{Call, DEPENDENCY, DWS, EPILOG, EVENT, MEMO, MEMO_WORKFLOW, PROLOG, RabbitJobs},
 };
 
-/// What is left for the next plugin.
+/// The part of the handover that only this plugin has.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Left {
+struct RabbitHandover {
     jobs: Vec<(JobId, Lifecycle)>,
-    orphans: Vec<LeftOrphan>,
+    orphans: Vec<OrphanState>,
 }
 
-impl Rabbits {
-    /// Returns what the next plugin is to know. Who waits for an answer hears that it will not come.
-    pub(super) fn leave_jobs(&self) -> Value {
+impl RabbitJobs {
+    /// Returns the state of all jobs for the handover. Pending requests of the service get an error.
+    pub fn leave_jobs(&self) -> Value {
         let jobs = self.jobs.take();
-        let left = Left {
+        let left = RabbitHandover {
             jobs: jobs.iter().map(|(job, rabbit)| (*job, rabbit.life)).collect(),
             orphans: self.orphans.leave(),
         };
@@ -43,21 +41,23 @@ impl Rabbits {
         serde_json::to_value(left).unwrap_or_default()
     }
 
-    /// Takes what the plugin before this one left.
-    pub(super) fn take_over(self: &Rc<Self>) {
-        let left = self.engine.inherited::<Left>();
-        let Some(Left { jobs, orphans }) = left else { return };
+    /// Takes the handover of the plugin before this one.
+    pub fn take_over(self: &Rc<Self>) {
+        let left = self.engine.inherited::<RabbitHandover>();
+        let Some(RabbitHandover { jobs, orphans }) = left else {
+            return;
+        };
         let ended = jobs.iter().map(|(job, life)| {
             let mut epilog = life.epilog;
             epilog.on(EpilogEvent::Orphaned);
-            LeftOrphan(*job, epilog)
+            OrphanState(*job, epilog)
         });
         self.take_up_orphans(ended.chain(orphans));
-        *self.left.borrow_mut() = Some(jobs.into_iter().collect());
+        *self.inherited.borrow_mut() = Some(jobs.into_iter().collect());
     }
 
-    /// `job.new`: of a job that has just been submitted, or of one from before.
-    pub(super) fn job_new(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+    /// `job.new`: for a job that was submitted, and on load for each active job.
+    pub fn job_new(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some((_, _, state)) = args.job_owner_state() else {
             return Ok(());
         };
@@ -67,8 +67,8 @@ impl Rabbits {
         let Some(job) = self.rabbit_job(args) else {
             return Ok(());
         };
-        let is_same_manager = self.left.borrow().is_some();
-        let left = self.left.borrow_mut().as_mut().and_then(|left| left.remove(&job));
+        let is_same_manager = self.inherited.borrow().is_some();
+        let left = self.inherited.borrow_mut().as_mut().and_then(|left| left.remove(&job));
         let workflow = left.map(|left| left.workflow).unwrap_or_default();
         let life = Lifecycle::inherited(Some(Lifecycle {
             workflow,
@@ -84,26 +84,26 @@ impl Rabbits {
             }
             JobState::Run | JobState::Cleanup => {}
         }
-        // It is active: its record, if it has one, is not to be removed yet.
+        // It is active, so its record must not be removed.
         self.engine.is_active_still(job);
         let left = left.unwrap_or_default();
         self.with(job, |rabbit| {
             rabbit.life = Lifecycle::inherited(Some(left));
         });
-        // Of jobs that had no resources nothing is known: another plugin may have handled them since.
+        // Another plugin may have handled jobs without resources since.
         if left.knowledge == Knowledge::Known && left.had_resources() {
             return self.take_up(job, state);
         }
         self.read_eventlog(job);
         if state == JobState::Run && is_same_manager && left.prolog != Prolog::Held && !self.has_started(job) {
-            // After a restart, Flux does not tell whether it has started.
+            // After a restart, Flux does not know if it has started.
             if self.jobtap().prolog_start(PROLOG).is_ok() {
                 self.on_prolog(job, PrologEvent::Held);
             }
         }
         if state == JobState::Cleanup {
             let posted = |event| self.jobtap().was_posted(job, event);
-            // Of shells from before a restart nothing is heard, unless the job was in RUN after it.
+            // Shells from before a restart are never heard of, unless the job was in RUN after it.
             if posted(c"finish") || !(posted(c"start") || posted(c"exception")) {
                 self.on_shells(job, ShellsEvent::Silent);
             }
@@ -114,7 +114,7 @@ impl Rabbits {
         Ok(())
     }
 
-    /// A job that the plugin before this one knew.
+    /// Goes on with a job of the handover.
     fn take_up(self: &Rc<Self>, job: JobId, state: JobState) -> Result<(), PluginError> {
         let past = self.engine.past(job);
         if past.is_some_and(|past| past != Past::None) {
@@ -136,18 +136,16 @@ impl Rabbits {
         Ok(())
     }
 
-    /// What the service sent was in memory only, but may have been sealed and committed when the plugin was removed.
+    /// Looks up the record of a job. Its variables were in memory only, but may have been sealed and committed.
     fn look_for_record(self: &Rc<Self>, job: JobId) {
         self.on_prolog(job, PrologEvent::LookedFor);
         let written = self.engine.commit_nothing();
         let sent = self.call(job, Call::Record, written, move |me, future| {
-            let asked = CString::new(super::DWS.key).map_err(Into::into);
-            let asked = asked
-                .and_then(|key| job.kvs_key(&key))
-                .and_then(|key| match future.get() {
-                    Ok(()) => me.engine.flux().lookup(&key),
-                    Err(e) => Err(std::io::Error::other(e.to_string())),
-                });
+            let asked = CString::new(DWS.key).map_err(Into::into);
+            let asked = asked.and_then(|key| job.kvs_key(&key)).and_then(|key| match future.get() {
+                Ok(()) => me.engine.flux().lookup(&key),
+                Err(e) => Err(std::io::Error::other(e.to_string())),
+            });
             let sent = me.call(job, Call::Record, asked, move |me, future| {
                 let record = future.value().ok().flatten();
                 me.looked_for_record(job, record.and_then(|text| seal::Record::from_json(&text).ok()));
@@ -181,7 +179,7 @@ impl Rabbits {
         }
     }
 
-    /// Its prolog is finished last: nothing else may hold the job, which would be gone then.
+    /// Goes on with a job in CLEANUP. Its prolog is finished last, since nothing else may hold the job.
     fn take_up_cleanup(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
         if self.jobtap().was_posted(job, c"finish") {
             self.on_shells(job, ShellsEvent::Silent);
@@ -193,10 +191,10 @@ impl Rabbits {
                 Ok(())
             }
             Epilog::Sent | Epilog::SentAgain => {
-                self.mind_epilog(job);
+                self.start_epilog_timer(job);
                 Ok(())
             }
-            // It ended while there was no plugin.
+            // It ended while no plugin was loaded.
             Epilog::None if shells.are_over() || !self.has_started(job) => self.start_epilog(job),
             Epilog::None | Epilog::Held | Epilog::Finished => Ok(()),
         };
@@ -204,21 +202,8 @@ impl Rabbits {
         started
     }
 
-    /// A job of which it is not known how far it is.
-    fn read_eventlog(self: &Rc<Self>, job: JobId) {
-        self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Lost);
-        self.engine.read_eventlog(job);
-    }
-
-    /// It is known how far a job is. Returns what is to be done now.
-    pub(super) fn now_known(&self, job: JobId) -> Vec<Waiting> {
-        self.engine.forget_eventlog(job);
-        self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Gained);
-        self.with(job, |rabbit| std::mem::take(&mut rabbit.waiting))
-    }
-
     /// The eventlog of a job was read.
-    pub(super) fn resume_from(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
+    pub fn resume_from(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).knowledge == Knowledge::Known {
             return;
         }
@@ -237,18 +222,18 @@ impl Rabbits {
         }
     }
 
-    /// Has the service create the workflow of a job that still waits for it, which may be there already.
+    /// Has the service create the workflow of a job that still waits for it. It may exist already.
     fn resume_depend(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).workflow == Workflow::ResourcesKnown {
             return;
         }
         if eventlog.was_removed(&DEPENDENCY.to_string_lossy()) {
-            // It waits for something else. Flux does not take the same dependency twice.
+            // It waits for something else. Flux does not accept the same dependency twice.
             self.on_workflow(job, WorkflowEvent::ResourcesKnown);
             return;
         }
         let Some(args) = self.jobtap().lookup(job) else { return };
-        // What failed was said to the job.
+        // An exception reports an error.
         let _ = self.hold(job).and_then(|()| self.ask_to_create(job, &args));
     }
 
@@ -276,7 +261,7 @@ impl Rabbits {
             }
         };
         if self.life(job).prolog == Prolog::Finished {
-            // There may be a record.
+            // It may have a record.
             self.engine.may_have_record(job);
         }
         let resources_are_known = eventlog.was_removed(&DEPENDENCY.to_string_lossy());
@@ -294,7 +279,8 @@ impl Rabbits {
         }
     }
 
-    /// Finishes the prolog that was started to hold a job, if it had one before. Returns whether it had none.
+    /// Finishes one of two prologs: that which holds a job, or an earlier one. Returns true if the job had no earlier
+    /// one.
     fn release_from_prolog(&self, job: JobId, eventlog: &Eventlog) -> bool {
         let (started, finished) = eventlog.counts(Perilog::Prolog, &PROLOG.to_string_lossy());
         if started > finished + 1 {
@@ -305,7 +291,7 @@ impl Rabbits {
                 self.engine.log(LogLevel::Err, &line);
             }
         } else if started > 1 {
-            // The other one is over. The log says what goes wrong.
+            // The earlier one is over. The log has an error.
             self.on_prolog(job, PrologEvent::FoundOutstanding);
             let _ = self.finish_prolog(job, 0);
         } else {
@@ -314,12 +300,12 @@ impl Rabbits {
         started <= 1
     }
 
-    /// A job in CLEANUP, which is held by an epilog that was started for that.
+    /// Goes on with a job in CLEANUP that an epilog holds.
     fn resume_epilog(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).epilog == Epilog::Held {
             let (started, finished) = eventlog.counts(Perilog::Epilog, &EPILOG.to_string_lossy());
             if started > finished + 1 {
-                // It had one before. Whether the service was told, nobody knows; if it was, it has no use for it.
+                // It had one before. The service may have been asked before; then it refuses, which is harmless.
                 self.on_shells(job, ShellsEvent::Silent);
                 self.on_epilog(job, EpilogEvent::FoundOutstanding);
                 if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
@@ -327,7 +313,7 @@ impl Rabbits {
                     self.engine.log(LogLevel::Err, &line);
                 }
             } else if started > 1 {
-                // It is over. The log says what goes wrong.
+                // It is over. The log has an error.
                 let _ = self.finish_epilog(job, 0);
                 return;
             } else {
@@ -335,53 +321,5 @@ impl Rabbits {
             }
         }
         self.send_post_run(job);
-    }
-
-    /// Asks the service again, later: after a restart it may take longer to be there than the job manager.
-    pub(super) fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
-        self.say_that_there_is_no_service(job, topic);
-        let weak = Rc::downgrade(self);
-        let later = self.engine.flux().after(AGAIN, move || {
-            if let Some(me) = weak.upgrade() {
-                me.unless_it_panics(job, || ask(&me, job));
-            }
-        });
-        match later {
-            Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
-            Err(e) => self.engine.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
-        }
-    }
-
-    /// Says so once, until it is there again.
-    pub(super) fn say_that_there_is_no_service(&self, job: JobId, topic: &str) {
-        if !self.no_service.replace(true) {
-            let line = format!("{job}: {topic}: {}: asking again", Unanswered::NoService.text());
-            self.engine.log(LogLevel::Err, &line);
-        }
-    }
-
-    pub(super) fn create_again(self: &Rc<Self>, job: JobId) {
-        let is_known = self.life(job).workflow == Workflow::ResourcesKnown;
-        if is_known || self.engine.state(job) != Some(JobState::Depend) {
-            return;
-        }
-        if let Some(args) = self.jobtap().lookup(job) {
-            // What failed was said to the job.
-            let _ = self.ask_to_create(job, &args);
-        }
-    }
-
-    /// Does something that depends on how far a job is, now or once that is known.
-    pub(super) fn when_known(self: &Rc<Self>, job: JobId, f: impl FnOnce(&Rc<Self>) + 'static) {
-        let mut jobs = self.jobs.borrow_mut();
-        if let Some(rabbit) = jobs
-            .get_mut(&job)
-            .filter(|rabbit| rabbit.life.knowledge == Knowledge::Reading)
-        {
-            rabbit.waiting.push(Box::new(f));
-            return;
-        }
-        drop(jobs);
-        f(self);
     }
 }

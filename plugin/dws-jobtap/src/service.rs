@@ -1,15 +1,18 @@
-//! What is asked of the service, and what it is answered.
+//! Calls to the service for Data Workflow Services, and replies to its requests.
 
 use std::{ffi::CStr, io, rc::Rc};
 
 use ffi::{FutureError, JobId, LogLevel, Request};
 use serde_json::{Value, json};
 
-use super::{Asker, Call, Rabbits, request::Malformed};
+use crate::{
+    rabbit_jobs::{AGAIN, Call, RabbitJobs, Unanswered},
+    request::Malformed,
+};
 
-impl Rabbits {
-    /// Asks, and calls `then` with the answer, unless the job is gone or the plugin removed by then.
-    pub(super) fn call(
+impl RabbitJobs {
+    /// Calls `then` with the reply, unless the job has ended or the plugin was removed by then.
+    pub fn call(
         self: &Rc<Self>,
         job: JobId,
         call: Call,
@@ -21,7 +24,7 @@ impl Rabbits {
             let Some(me) = weak.upgrade() else { return };
             let done = me.with(job, |rabbit| rabbit.calls.remove(&call));
             me.unless_it_panics(job, || {
-                ffi::inject_fault(call.name());
+                ffi::inject_fault(call.fault());
                 then(&me, future);
             });
             drop(done);
@@ -30,8 +33,31 @@ impl Rabbits {
         Ok(())
     }
 
-    /// Tells the service something to which nothing depends on its answer.
-    pub(super) fn tell(&self, job: JobId, topic: &CStr) {
+    /// Calls `ask` again later: after a restart, the service may need longer than the job manager.
+    pub fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
+        self.log_absent_service(job, topic);
+        let weak = Rc::downgrade(self);
+        let later = self.engine.flux().after(AGAIN, move || {
+            if let Some(me) = weak.upgrade() {
+                me.unless_it_panics(job, || ask(&me, job));
+            }
+        });
+        match later {
+            Ok(later) => self.with(job, |rabbit| rabbit.later = Some(later)),
+            Err(e) => self.engine.log(LogLevel::Err, &format!("{job}: no timer: {e}")),
+        }
+    }
+
+    /// Logs the absent service once, until it is heard again.
+    pub fn log_absent_service(&self, job: JobId, topic: &str) {
+        if !self.no_service.replace(true) {
+            let line = format!("{job}: {topic}: {}: asking again", NoReply::NoService.text());
+            self.engine.log(LogLevel::Err, &line);
+        }
+    }
+
+    /// Sends a one-way notification to the service. The reply is ignored.
+    pub fn notify(&self, job: JobId, topic: &CStr) {
         let payload = json!({ "jobid": job.0 }).to_string();
         if let Err(e) = self.engine.flux().rpc(topic, &payload) {
             let line = format!("Failed to send {} RPC for job {job}: {e}", topic.to_string_lossy());
@@ -39,7 +65,7 @@ impl Rabbits {
         }
     }
 
-    pub(super) fn malformed(&self, request: Request<'_>, method: &str, malformed: Option<Malformed>) {
+    pub fn malformed(&self, request: Request<'_>, method: &str, malformed: Option<Malformed>) {
         let why = malformed
             .as_ref()
             .map_or("it has no payload", |malformed| &malformed.why);
@@ -57,19 +83,19 @@ impl Rabbits {
         self.respond(request, Err(line));
     }
 
-    pub(super) fn respond(&self, request: Request<'_>, result: Result<(), String>) {
-        self.answer(Asker(Some(request.keep())), result);
+    pub fn respond(&self, request: Request<'_>, result: Result<(), String>) {
+        self.answer(Unanswered(Some(request.keep())), result);
     }
 
-    pub(super) fn answer_all(&self, job: JobId, result: &Result<(), String>) {
-        for asker in self.with(job, |rabbit| std::mem::take(&mut rabbit.requests)) {
-            self.answer(asker, result.clone());
+    pub fn answer_all(&self, job: JobId, result: &Result<(), String>) {
+        for request in self.with(job, |rabbit| std::mem::take(&mut rabbit.requests)) {
+            self.answer(request, result.clone());
         }
     }
 
-    pub(super) fn answer(&self, mut asker: Asker, result: Result<(), String>) {
-        let Some(request) = asker.0.take() else { return };
-        // It is there.
+    pub fn answer(&self, mut request: Unanswered, result: Result<(), String>) {
+        let Some(request) = request.0.take() else { return };
+        // It has just been heard.
         self.no_service.set(false);
         let sent = match result {
             Ok(()) => request.respond(None),
@@ -82,39 +108,39 @@ impl Rabbits {
     }
 }
 
-/// What the service answers: `success`, and perhaps `errstr`.
-pub(super) enum Answer {
+/// The reply of the service: `success`, and perhaps `errstr`.
+pub enum Reply {
     Success,
     Failure(Option<String>),
 }
 
-/// Why there is no answer.
-pub(super) enum Unanswered {
+/// The cause of a missing or malformed reply.
+pub enum NoReply {
     NoService,
     Other(String),
 }
 
-impl Unanswered {
-    pub(super) fn text(&self) -> &str {
+impl NoReply {
+    pub fn text(&self) -> &str {
         match self {
-            Unanswered::NoService => "no service answers to it: is flux-coral2-dws running?",
-            Unanswered::Other(why) => why,
+            NoReply::NoService => "no service answers to it: is flux-coral2-dws running?",
+            NoReply::Other(why) => why,
         }
     }
 }
 
-pub(super) fn answer(future: &ffi::Future) -> Result<Answer, Unanswered> {
+pub fn reply(future: &ffi::Future) -> Result<Reply, NoReply> {
     let no_service = |e: &FutureError| e.errno() == nix::errno::Errno::ENOSYS as i32;
     let text = future.rpc().map_err(|e| match no_service(&e) {
-        true => Unanswered::NoService,
-        false => Unanswered::Other(e.to_string()),
+        true => NoReply::NoService,
+        false => NoReply::Other(e.to_string()),
     })?;
     let answer: Value = serde_json::from_str(text.as_deref().unwrap_or_default())
-        .map_err(|e| Unanswered::Other(format!("its answer is no JSON: {e}")))?;
+        .map_err(|e| NoReply::Other(format!("its answer is no JSON: {e}")))?;
     match answer["success"].as_bool() {
-        Some(true) => Ok(Answer::Success),
-        Some(false) => Ok(Answer::Failure(answer["errstr"].as_str().map(str::to_owned))),
-        None => Err(Unanswered::Other(
+        Some(true) => Ok(Reply::Success),
+        Some(false) => Ok(Reply::Failure(answer["errstr"].as_str().map(str::to_owned))),
+        None => Err(NoReply::Other(
             "its answer does not say whether it succeeded".to_owned(),
         )),
     }
