@@ -447,6 +447,8 @@ fn new_jobs_wait_until_it_is_known_which_ports_are_taken() {
     let late = waits(&mut instance);
     let exception = instance.wait(&late, "exception");
     assert_eq!(exception["context"]["type"], KEY, "{exception}");
+    let note = exception["context"]["note"].as_str().unwrap();
+    assert!(note.contains("[ports-timeout]"), "{note}");
     instance.ok("config-reload", with_timeout("60s"));
     // One is canceled, and two go on: the second after a reload.
     let (canceled, first, second) = (waits(&mut instance), waits(&mut instance), waits(&mut instance));

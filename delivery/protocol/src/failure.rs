@@ -1,13 +1,13 @@
-//! Why a job gets no secret.
+//! The reason why a job gets no secret.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a job gets no secret, for two readers. Neither text has a secret in it.
+/// The reason why a job gets no secret, for two readers. Neither text contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub code: Code,
     /// For the user: what failed, and nothing of the site.
     pub user: String,
@@ -43,14 +43,15 @@ impl Failure {
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// The kinds of failure. Messages show them in brackets, as `[seal-timeout]`; workflow-token-errors(7) lists them.
+        /// The kinds of failure. Messages show them in brackets, as `[seal-timeout]`; workflow-token-errors(7) lists
+        /// them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         pub enum Code {
             $($(#[$doc])* $name,)*
         }
 
         impl Code {
-            /// All of them.
+            /// All codes.
             pub const ALL: &[Code] = &[$(Code::$name,)*];
 
             /// The stable name.
@@ -106,6 +107,12 @@ codes! {
     TooLate = "too-late",
     /// A fault of this software.
     Internal = "internal",
+    /// The ports of other jobs were not known in time.
+    PortsTimeout = "ports-timeout",
+    /// The event with the ports of the job could not be posted.
+    EventFailed = "event-failed",
+    /// The system returned no random bytes.
+    RandomFailed = "random-failed",
 }
 
 impl fmt::Display for Code {

@@ -9,7 +9,7 @@ pub const HEADER: usize = 4;
 /// The longest message, in bytes. A record has 1 MiB at most; a configuration of thousands of rules is shorter, too.
 pub const MAX_FRAME: usize = 8 << 20;
 
-/// Why a frame was refused. The connection is of no use after it.
+/// The reason why a frame was refused. The connection is of no use after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The message is longer than [`MAX_FRAME`].
@@ -57,7 +57,7 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// What was received and not yet taken out, for a reader that never waits.
+/// Received bytes that were not taken out yet, for a reader that never waits.
 #[derive(Debug, Default)]
 pub struct Incoming {
     buffer: Vec<u8>,

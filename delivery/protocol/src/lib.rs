@@ -89,7 +89,7 @@ pub struct Deliver {
     pub number: u64,
     /// The configuration that applies.
     pub generation: u32,
-    /// How long it may take from now on, in milliseconds.
+    /// The timeout from now on, in milliseconds.
     pub timeout_ms: u64,
     /// The job id.
     pub jobid: u64,
@@ -99,13 +99,13 @@ pub struct Deliver {
     pub uid: u32,
     /// The project that the job asks for.
     pub asked: Asked,
-    /// How long the job may run, in milliseconds; none without a limit.
+    /// The time limit of the job in milliseconds, if any.
     pub limit_ms: Option<u64>,
-    /// Where the variables come from.
+    /// The origin of the variables.
     pub what: What,
 }
 
-/// Where the variables of a delivery come from.
+/// The origin of the variables of a delivery.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum What {
     /// From the source of the first of these rules that is for the job owner: indices into the configuration.
@@ -143,7 +143,7 @@ pub enum Reply {
     Configured {
         /// Its generation.
         generation: u32,
-        /// What is wrong, for the operator.
+        /// The error, for the operator.
         wrong: Option<String>,
     },
     /// A sealed record.
@@ -164,7 +164,7 @@ pub enum Reply {
     Failed {
         /// The number of the delivery.
         number: u64,
-        /// Why.
+        /// The reason.
         failure: Failure,
     },
     /// A user that was looked up, on request or in advance; or why nothing is known.
@@ -183,7 +183,7 @@ pub enum Reply {
 /// A line for the operator's log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// Whether somebody must act on it.
+    /// Set if somebody must act on it.
     pub is_warning: bool,
     /// The number of the delivery that it is about, if it is about one.
     pub number: Option<u64>,
@@ -200,8 +200,8 @@ pub struct Owner {
     pub groups: Vec<Principal>,
     /// The values of the claim of the user's identity token.
     pub claims: Vec<String>,
-    /// Why the identity token counts for nothing, if there is one that does.
+    /// The reason why the identity token, if any, is not accepted.
     pub refused: Option<Failure>,
-    /// How long this counts from now on, in milliseconds.
+    /// The time until this expires, in milliseconds.
     pub fresh_ms: u64,
 }

@@ -1,4 +1,4 @@
-//! How many hosts a job has: the hostlists of its resources, RFC 20 and RFC 29, counted as libhostlist expands them.
+//! Counts the hosts of a job: the hostlists of its resources, RFC 20 and RFC 29, as libhostlist expands them.
 
 /// A range with more hosts is none, as in libhostlist.
 const LONGEST: u64 = 1 << 20;

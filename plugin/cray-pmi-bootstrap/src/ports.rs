@@ -2,33 +2,37 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use ffi::JobId;
+use ffi::{JobId, LogLevel};
+use plugin::Eventlog;
 use serde_json::Value;
 
-/// The ports of one job.
-pub(super) type Pair = [u16; 2];
+/// The event with the ports of a job.
+pub const EVENT: &str = "cray-pmi-bootstrap";
 
-/// Ports, and who has which. Those that were given back last are handed out first.
+/// The ports of one job.
+pub type Pair = [u16; 2];
+
+/// The ports, and the jobs that have them. Ports that were returned last are assigned first.
 #[derive(Debug)]
-pub(super) struct Ports {
+pub struct Ports {
     range: Range<u32>,
     free: Vec<u16>,
-    held: HashMap<JobId, Pair>,
+    assigned: HashMap<JobId, Pair>,
 }
 
-/// Where nothing is configured.
-pub(super) const DEFAULT: Range<i64> = 11_000..12_000;
+/// The range if none is configured.
+pub const DEFAULT: Range<i64> = 11_000..12_000;
 
-/// The fewest ports that it makes sense to have.
+/// The smallest size of a range.
 const FEWEST: i64 = 50;
 
 impl Ports {
-    /// All ports from the first up to, and without, the second.
+    /// All ports from `min` up to, and without, `max`.
     ///
     /// # Errors
-    /// What is wrong with the range.
+    /// Returns an error if the range is not usable.
     pub fn new(min: i64, max: i64) -> Result<Self, String> {
-        // Those below are for root; there are none above.
+        // Ports below are reserved for root.
         if !(1024..=65_536).contains(&min) || !(1024..=65_536).contains(&max) {
             return Err(format!(
                 "port-min and port-max must be from 1024 to 65536, and are {min} and {max}"
@@ -42,61 +46,97 @@ impl Ports {
         Ok(Self {
             range: min as u32..max as u32,
             free: (min..max).map(|port| port as u16).collect(),
-            held: HashMap::new(),
+            assigned: HashMap::new(),
         })
     }
 
-    /// Two ports for a job; nothing where there are none left.
+    /// Takes the range out of the configuration; the rest is for the engine.
+    ///
+    /// # Errors
+    /// Returns an error if the range is not usable.
+    pub fn from_conf(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Self, String> {
+        let range = conf
+            .as_object_mut()
+            .map_or((None, None), |conf| (conf.remove("port-min"), conf.remove("port-max")));
+        let (start, end) = (DEFAULT.start, DEFAULT.end);
+        match range {
+            (Some(Value::Number(min)), Some(Value::Number(max))) if min.is_i64() && max.is_i64() => {
+                Self::new(min.as_i64().unwrap_or(0), max.as_i64().unwrap_or(0))
+            }
+            (None, None) => {
+                let line = format!(
+                    "Port range not specified in config with port-min and port-max. Using defaults of {start} and {end}."
+                );
+                log(LogLevel::Notice, &line);
+                Self::new(start, end)
+            }
+            // As the plugin of flux-coral2, but with a warning: an instance that started with it must start.
+            _ => {
+                let line = format!(
+                    "port-min and port-max are not both integers, and count for nothing: using defaults of {start} and {end}: \
+                 give both"
+                );
+                log(LogLevel::Warning, &line);
+                Self::new(start, end)
+            }
+        }
+    }
+
+    /// Assigns two ports to a job; none if fewer are free.
     pub fn take(&mut self, job: JobId) -> Option<Pair> {
         let at = self.free.len().checked_sub(2)?;
         let pair = [self.free[at + 1], self.free[at]];
         self.free.truncate(at);
-        self.held.insert(job, pair);
+        self.assigned.insert(job, pair);
         Some(pair)
     }
 
-    /// A job has these already.
+    /// Records the ports that a job has already.
     pub fn claim(&mut self, job: JobId, pair: Pair) {
         self.give_back(job);
         self.free.retain(|port| !pair.contains(port));
-        self.held.insert(job, pair);
+        self.assigned.insert(job, pair);
     }
 
-    /// The ports that a job has.
+    /// Returns the ports of a job.
     pub fn of(&self, job: JobId) -> Option<Pair> {
-        self.held.get(&job).copied()
+        self.assigned.get(&job).copied()
     }
 
-    /// Takes the ports of a job back, where it has some.
+    /// Frees the ports of a job, if it has some.
     pub fn give_back(&mut self, job: JobId) {
-        for port in self.held.remove(&job).into_iter().flatten() {
-            // One that another job was given as well, by whoever was here before, stays taken; so does one of another
-            // range that was configured then.
-            let taken = self.held.values().any(|pair| pair.contains(&port));
+        for port in self.assigned.remove(&job).into_iter().flatten() {
+            // A port stays taken if an earlier plugin gave it to another job too, or if it is outside of the range.
+            let taken = self.assigned.values().any(|pair| pair.contains(&port));
             if !taken && self.range.contains(&port.into()) && !self.free.contains(&port) {
                 self.free.push(port);
             }
         }
     }
 
-    /// How many are free.
+    /// Returns the number of free ports.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Which there are.
+    /// Returns the configured range.
     pub fn range(&self) -> &Range<u32> {
         &self.range
     }
 
-    /// Everything that is held.
-    pub fn held(&self) -> impl Iterator<Item = (JobId, Pair)> {
-        self.held.iter().map(|(job, pair)| (*job, *pair))
+    /// Returns all assigned ports.
+    pub fn assigned(&self) -> impl Iterator<Item = (JobId, Pair)> {
+        self.assigned.iter().map(|(job, pair)| (*job, *pair))
     }
 }
 
-/// The ports in the context of an event of this plugin, or of the one that it takes the place of.
-pub(super) fn from_context(context: &Value) -> Option<Pair> {
+/// Returns the ports in the last event of the name; none if it does not exist or has no ports.
+pub fn from_eventlog(eventlog: &Eventlog) -> Option<Pair> {
+    from_context(eventlog.contexts(EVENT).next_back()?)
+}
+
+/// Parses the context of an event of this plugin, or of that of flux-coral2.
+pub fn from_context(context: &Value) -> Option<Pair> {
     let [first, second] = context["ports"].as_array()?.as_slice() else {
         return None;
     };
@@ -106,6 +146,8 @@ pub(super) fn from_context(context: &Value) -> Option<Pair> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use serde_json::json;
 
     use super::*;
@@ -179,5 +221,45 @@ mod tests {
         ] {
             assert_eq!(from_context(&bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_last_event_tells_the_ports() {
+        let line = |name: &str, ports: &str| format!(r#"{{"timestamp":1.0,"name":"{name}","context":{{{ports}}}}}"#);
+        let (ours, others) = (EVENT, "other");
+        let log = |lines: &[String]| from_eventlog(&Eventlog::parse(&lines.join("\n"), &[EVENT]));
+        assert_eq!(log(&[line(others, r#""ports":[1,2]"#)]), None);
+        assert_eq!(log(&[line(ours, r#""ports":[1]"#)]), None);
+        let old = r#""ports":[11999,11998],"random_integer":-3"#;
+        assert_eq!(
+            log(&[
+                "no event".to_owned(),
+                line(ours, r#""ports":[1,2]"#),
+                line(ours, old),
+                line(others, "")
+            ]),
+            Some([11_999, 11_998])
+        );
+    }
+
+    #[test]
+    fn the_range_is_configured_by_both_ends_or_not_at_all() {
+        for (conf, range, level) in [
+            (json!(null), 11_000..12_000, Some(LogLevel::Notice)),
+            (json!({}), 11_000..12_000, Some(LogLevel::Notice)),
+            (json!({"port-min": 2000, "port-max": 2050}), 2000..2050, None),
+            (json!({"port-min": 2000}), 11_000..12_000, Some(LogLevel::Warning)),
+            (
+                json!({"port-min": "2000", "port-max": "2100"}),
+                11_000..12_000,
+                Some(LogLevel::Warning),
+            ),
+        ] {
+            let (mut rest, said) = (conf.clone(), Cell::new(None));
+            let ports = Ports::from_conf(&mut rest, |level, _| said.set(Some(level))).unwrap();
+            assert_eq!((ports.range(), said.get()), (&range, level), "{conf}");
+            assert!(rest.as_object().is_none_or(|rest| rest.is_empty()), "{rest}");
+        }
+        assert!(Ports::from_conf(&mut json!({"port-min": 0, "port-max": 12_000}), |_, _| {}).is_err());
     }
 }
