@@ -1,18 +1,19 @@
-//! Has the runner ignore tests that cannot run on this machine, with the reason.
+//! Makes the runner ignore tests that cannot run on this machine, with the reason.
 
 #![forbid(unsafe_code)]
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
+    fs, io,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::Path,
     process::{Command, Stdio},
 };
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proc_macro::{TokenStream, TokenTree};
 
-/// Ignores the test below where something is missing: `#[needs(munged, root)]` stands above `#[test]`. The macro looks when
-/// the test is compiled, so that every runner knows.
+/// Ignores the test below if something is missing: `#[needs(munged, root)]` stands above `#[test]`. The macro examines the
+/// machine that compiles the test, so every runner reports it as ignored.
 #[proc_macro_attribute]
 pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
     let mut names = what.into_iter().filter_map(|token| match token {
@@ -27,12 +28,12 @@ pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
     ignored
 }
 
-/// Returns why a test cannot run that needs something.
+/// Returns why a test that needs something cannot run.
 fn missing(what: &str) -> Option<&'static str> {
     let (present, reason) = match what {
         "fuse" => (
-            Path::new("/dev/fuse").exists(),
-            "FUSE file systems cannot be mounted: there is no /dev/fuse",
+            mounts_fuse(),
+            "this process cannot mount FUSE file systems: it needs root, CAP_SYS_ADMIN and access to /dev/fuse",
         ),
         "munged" => (
             ["/usr/sbin/munged", "/usr/local/sbin/munged", "/usr/bin/munged"]
@@ -53,6 +54,22 @@ fn missing(what: &str) -> Option<&'static str> {
         _ => panic!("needs({what}): known are fuse, munged, openssl, root, setpriv and valgrind"),
     };
     (!present).then_some(reason)
+}
+
+/// Mounts a FUSE file system that nobody serves, as a user could with fusermount(1), and unmounts it.
+fn mounts_fuse() -> bool {
+    let at = std::env::temp_dir().join(format!("needs-fuse-{}", std::process::id()));
+    let mounted = || -> io::Result<()> {
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+        fs::create_dir(&at)?;
+        let options = format!("fd={},rootmode=40755,user_id=4000001,group_id=0", device.as_raw_fd());
+        mount(Some("needs"), &at, Some("fuse"), MsFlags::empty(), Some(&*options))?;
+        umount2(&at, MntFlags::MNT_DETACH)?;
+        Ok(())
+    };
+    let mounted = mounted().is_ok();
+    let _ = fs::remove_dir(&at);
+    mounted
 }
 
 fn runs(program: &str, argument: &str) -> bool {
