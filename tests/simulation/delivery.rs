@@ -303,16 +303,13 @@ fn assert_fails(instance: &mut Instance, name: &str, job: &str, says: &str, caus
     }
 }
 
-#[needs(munged)]
-#[test]
-fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_the_operator_why() {
-    let site = Site::new();
-    let canary = jwt(json!({}));
-    let file = |name: &str, content: &[u8]| site.file_rule(name, content);
-    let command = |name: &str, script: &str| site.command_rule(name, script, &[]);
-    let after = |end: &[u8]| [canary.as_bytes(), end].concat();
-    site.write("canary", 0o600, &canary);
+/// A source without a usable token: its name, its rule, the text for the user, and a part of that for the operator.
+type Unusable = (&'static str, Value, &'static str, String);
 
+/// Files that cannot be used. `unsecured`, `expired` and `early` are tokens.
+fn unusable_files(site: &Site, canary: &str, [unsecured, expired, early]: [&str; 3]) -> Vec<Unusable> {
+    let file = |name: &str, content: &[u8]| site.file_rule(name, content);
+    let after = |end: &[u8]| [canary.as_bytes(), end].concat();
     let missing = json!({"attribute": "system.missing", "source": "file", "path": site.path("missing")});
     let readable = file("readable", canary.as_bytes());
     site.write("readable.secret", 0o644, &canary);
@@ -325,14 +322,7 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
         .unwrap()
         .set_len(1 << 40)
         .unwrap();
-    let mut slow = command("slow", "cat canary; sleep 1000 & echo $! >grandchild; wait");
-    slow["timeout"] = json!("500ms");
-    let absent = json!({"attribute": "system.absent", "source": "command", "command": [site.path("absent")]});
-    let unsecured = format!("eyJhbGciOiJub25lIn0.{}.", canary.split('.').nth(1).unwrap());
-    let expired = jwt(json!({"exp": 1_000_000_000}));
-    let early = jwt(json!({"nbf": 9_000_000_000_u64}));
-
-    let cases = [
+    vec![
         ("missing", missing, "its file does not exist", site.path("missing")),
         ("readable", readable, "its file was refused", "mode 0644".to_owned()),
         ("fifo", fifo, "its file was refused", "not a regular file".to_owned()),
@@ -380,6 +370,16 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
             "was refused",
             "rule 11".to_owned(),
         ),
+    ]
+}
+
+/// Commands that print no usable token. `canary` is in the file of that name.
+fn unusable_commands(site: &Site) -> Vec<Unusable> {
+    let command = |name: &str, script: &str| site.command_rule(name, script, &[]);
+    let mut slow = command("slow", "cat canary; sleep 1000 & echo $! >grandchild; wait");
+    slow["timeout"] = json!("500ms");
+    let absent = json!({"attribute": "system.absent", "source": "command", "command": [site.path("absent")]});
+    vec![
         (
             "failing",
             command("failing", "cat canary; exit 3"),
@@ -417,7 +417,20 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
             "NUL".to_owned(),
         ),
         ("absent", absent, "could not be started", "absent".to_owned()),
-    ];
+    ]
+}
+
+#[needs(munged)]
+#[test]
+fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_the_operator_why() {
+    let site = Site::new();
+    let canary = jwt(json!({}));
+    site.write("canary", 0o600, &canary);
+    let unsecured = format!("eyJhbGciOiJub25lIn0.{}.", canary.split('.').nth(1).unwrap());
+    let expired = jwt(json!({"exp": 1_000_000_000}));
+    let early = jwt(json!({"nbf": 9_000_000_000_u64}));
+    let mut cases = unusable_files(&site, &canary, [&unsecured, &expired, &early]);
+    cases.extend(unusable_commands(&site));
     let rules: Vec<&Value> = cases.iter().map(|(_, rule, ..)| rule).collect();
     let mut instance = site.instance(json!({"rule": rules}));
     let jobs: Vec<String> = cases

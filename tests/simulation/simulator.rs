@@ -1011,10 +1011,16 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
     assert_eq!(topics(&mut instance, &job)[before..], expected);
     instance.ok("wait", json!({"jobid": job, "event": "priority", "count": 2}));
     instance.kill();
+    assert_replays_updates(&place, &puppet, &job);
+}
 
-    // What was updated is replayed. The key in the KVS is what the user has submitted, unless one asks for more.
+/// Asserts that a new job manager replays the updates of a job, and that the key in the KVS is as submitted, unless the
+/// caller asks for the current one.
+fn assert_replays_updates(place: &Place, puppet: &Puppet, job: &str) {
+    let update = |updates: Value| json!({"do": "update", "context": updates});
+    let (id, invalid) = (decimal(job), Err(libc::EINVAL));
     let config = puppet.config(
-        &place,
+        place,
         json!({"job.state.run": [{"do": "prolog-start", "description": "p"}]}),
     );
     let mut instance = place.instance(&["--config", &config]);
@@ -1034,7 +1040,7 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
         "post",
         json!({"jobid": job, "name": "urgency", "context": {"urgency": 16}}),
     );
-    instance.wait(&job, "prolog-start");
+    instance.wait(job, "prolog-start");
     let run = call(&mut instance, "job.state.run");
     assert_eq!(
         run["R"]["execution"]["R_lite"][0]["rank"], "0-2",
@@ -1042,7 +1048,7 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
     );
     let late = json!([update(json!({"attributes.user": 1})), {"do": "prolog-finish", "description": "p"}]);
     assert_eq!(act(&mut instance, id, late), [invalid, Ok(0)]);
-    instance.wait(&job, "clean");
+    instance.wait(job, "clean");
     assert_eq!(
         act(&mut instance, 1234, json!([update(json!({"attributes.user": 1}))])),
         [invalid]
