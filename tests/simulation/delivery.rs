@@ -312,7 +312,7 @@ fn unusable_files(site: &Site, canary: &str, [unsecured, expired, early]: [&str;
     let after = |end: &[u8]| [canary.as_bytes(), end].concat();
     let missing = json!({"attribute": "system.missing", "source": "file", "path": site.path("missing")});
     let readable = file("readable", canary.as_bytes());
-    site.write("readable.secret", 0o644, &canary);
+    site.write("readable.secret", 0o644, canary);
     let fifo = json!({"attribute": "system.fifo", "source": "file", "path": site.path("fifo")});
     nix::unistd::mkfifo(&site.at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let huge = file("huge", &after(&[]));

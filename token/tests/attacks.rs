@@ -76,27 +76,19 @@ impl Start {
 /// Attacks on the algorithm (RFC 8725 sections 2.1 and 2.2).
 fn algorithms(start: &Start) -> Vec<Attack> {
     let Start { ed, good, .. } = start;
-    let (message, signature) = start.parts();
+    let (message, _signature) = start.parts();
     let by_header = |changes| start.by_header(changes);
     let public_pem = ed.verifying_key().to_pem().unwrap();
     let public_jwk = ed.verifying_key().to_jwk().unwrap();
     vec![
         (
             "alg none",
-            format!(
-                "{}.{}.",
-                encode(with(header(ed), json!({"alg": "none"}))),
-                encode(&good)
-            ),
+            format!("{}.{}.", encode(with(header(ed), json!({"alg": "none"}))), encode(good)),
             "the token is unsecured",
         ),
         (
             "alg none in other letters",
-            format!(
-                "{}.{}.",
-                encode(with(header(ed), json!({"alg": "nOnE"}))),
-                encode(&good)
-            ),
+            format!("{}.{}.", encode(with(header(ed), json!({"alg": "nOnE"}))), encode(good)),
             "the token is unsecured",
         ),
         (
@@ -116,7 +108,7 @@ fn algorithms(start: &Start) -> Vec<Attack> {
         ),
         (
             "HS256 with the public key's PEM",
-            sign_hs256(public_pem.as_bytes(), &with(header(ed), json!({"alg": "HS256"})), &good),
+            sign_hs256(public_pem.as_bytes(), &with(header(ed), json!({"alg": "HS256"})), good),
             "the token says to be signed by HS256 with a public EdDSA key",
         ),
         (
@@ -124,7 +116,7 @@ fn algorithms(start: &Start) -> Vec<Attack> {
             sign_hs256(
                 &decode(public_jwk["x"].as_str().unwrap()),
                 &with(header(ed), json!({"alg": "HS256"})),
-                &good,
+                good,
             ),
             "the token says to be signed by HS256 with a public EdDSA key",
         ),
@@ -164,19 +156,19 @@ fn signatures(start: &Start) -> Vec<Attack> {
     vec![
         (
             "another key's signature",
-            sign(&other, &good_header, &good),
+            sign(&other, good_header, good),
             "the token's signature is wrong",
         ),
         (
             "another token's signature",
-            format!("{message}.{}", sign(ed, &good_header, "{}").rsplit_once('.').unwrap().1),
+            format!("{message}.{}", sign(ed, good_header, "{}").rsplit_once('.').unwrap().1),
             "the token's signature is wrong",
         ),
         (
             "altered claims",
             format!(
                 "{}.{}.{signature}",
-                encode(&good_header),
+                encode(good_header),
                 encode(with(payload(), json!({"sub": "root"})))
             ),
             "the token's signature is wrong",
@@ -307,12 +299,12 @@ fn texts(start: &Start) -> Vec<Attack> {
         good,
         valid,
     } = start;
-    let (message, signature) = start.parts();
+    let (_message, signature) = start.parts();
     let by_header = |changes| start.by_header(changes);
     vec![
         (
             "an oversize token",
-            sign(ed, &good_header, with(payload(), json!({"x": "x".repeat(MAX_LEN)}))),
+            sign(ed, good_header, with(payload(), json!({"x": "x".repeat(MAX_LEN)}))),
             "the token is longer than the 65536 bytes",
         ),
         ("an empty token", String::new(), "the token is empty"),
@@ -328,44 +320,44 @@ fn texts(start: &Start) -> Vec<Attack> {
         ),
         (
             "a JSON serialization",
-            json!({"payload": encode(&good), "protected": encode(&good_header), "signature": signature}).to_string(),
+            json!({"payload": encode(good), "protected": encode(good_header), "signature": signature}).to_string(),
             "not a JWT: it has one segment",
         ),
         (
             "no header",
-            sign(ed, "", &good),
+            sign(ed, "", good),
             "not a JWT: its header (first segment) is empty",
         ),
         (
             "no claims",
-            sign(ed, &good_header, ""),
+            sign(ed, good_header, ""),
             "not a JWT: its claims (second segment) is empty",
         ),
         (
             "a header that is a list",
-            sign(ed, "[]", &good),
+            sign(ed, "[]", good),
             "not a JWT: its header (first segment) is JSON but not an object",
         ),
         (
             "claims that are a list",
-            sign(ed, &good_header, "[1]"),
+            sign(ed, good_header, "[1]"),
             "not a JWT: its claims (second segment) is JSON but not an object",
         ),
         (
             "claims that are not UTF-8",
-            sign(ed, &good_header, b"{\"\xff\":1}"),
+            sign(ed, good_header, b"{\"\xff\":1}"),
             "not a JWT: its claims (second segment) decodes to bytes that are not UTF-8",
         ),
         (
             "claims and more",
-            sign(ed, &good_header, format!("{good} {{}}")),
+            sign(ed, good_header, format!("{good} {{}}")),
             "not a JWT: its claims (second segment) decodes to invalid JSON",
         ),
         (
             "claims nested deeply",
             sign(
                 ed,
-                &good_header,
+                good_header,
                 format!("{{\"x\":{}{}}}", "[".repeat(9000), "]".repeat(9000)),
             ),
             "not a JWT: its claims (second segment) decodes to invalid JSON",
@@ -391,34 +383,34 @@ fn duplicates(start: &Start) -> Vec<Attack> {
     vec![
         (
             "alg twice",
-            sign(ed, good_header.replacen('{', r#"{"alg":"none","#, 1), &good),
+            sign(ed, good_header.replacen('{', r#"{"alg":"none","#, 1), good),
             "not a JWT: its header (first segment) has a name twice",
         ),
         (
             "an unknown member of the header twice",
-            sign(ed, good_header.replacen('{', r#"{"x":1,"x":1,"#, 1), &good),
+            sign(ed, good_header.replacen('{', r#"{"x":1,"x":1,"#, 1), good),
             "not a JWT: its header (first segment) has a name twice",
         ),
         (
             "sub twice",
-            sign(ed, &good_header, good.replacen('{', r#"{"sub":"root","#, 1)),
+            sign(ed, good_header, good.replacen('{', r#"{"sub":"root","#, 1)),
             "not a JWT: its claims (second segment) has a name twice",
         ),
         (
             "sub twice, once with an escape",
-            sign(ed, &good_header, good.replacen('{', r#"{"s\u0075b":"root","#, 1)),
+            sign(ed, good_header, good.replacen('{', r#"{"s\u0075b":"root","#, 1)),
             "not a JWT: its claims (second segment) has a name twice",
         ),
         (
             "an unknown claim twice",
-            sign(ed, &good_header, good.replacen('{', r#"{"x":1,"x":2,"#, 1)),
+            sign(ed, good_header, good.replacen('{', r#"{"x":1,"x":2,"#, 1)),
             "not a JWT: its claims (second segment) has a name twice",
         ),
         (
             "a claim twice, far apart",
             sign(
                 ed,
-                &good_header,
+                good_header,
                 format!(
                     "{{\"x\":1,{},\"x\":1}}",
                     (0..100).map(|i| format!("\"y{i}\":1")).collect::<Vec<_>>().join(",")
@@ -430,7 +422,7 @@ fn duplicates(start: &Start) -> Vec<Attack> {
             "a claim twice, after many others",
             sign(
                 ed,
-                &good_header,
+                good_header,
                 format!(
                     "{{{},\"x\":1,\"x\":1}}",
                     (0..100).map(|i| format!("\"y{i}\":1")).collect::<Vec<_>>().join(",")
@@ -442,14 +434,14 @@ fn duplicates(start: &Start) -> Vec<Attack> {
             "a name twice within a claim",
             sign(
                 ed,
-                &good_header,
+                good_header,
                 good.replacen("\"uid\":1000", "\"uid\":0,\"uid\":1000", 1),
             ),
             "not a JWT: its claims (second segment) has a name twice",
         ),
         (
             "a name twice within an unknown claim",
-            sign(ed, &good_header, good.replacen('{', r#"{"x":[{"y":1,"y":1}],"#, 1)),
+            sign(ed, good_header, good.replacen('{', r#"{"x":[{"y":1,"y":1}],"#, 1)),
             "not a JWT: its claims (second segment) has a name twice",
         ),
     ]

@@ -231,7 +231,8 @@ impl PmiJobs {
             if self.waiting.borrow_mut().remove(job) {
                 let what = "the ports of jobs that run could not be learned from their eventlogs in time (timeout)";
                 self.engine
-                    .deliveries.fail(job, &Failure::new(Code::PortsTimeout, "it took too long", what));
+                    .deliveries
+                    .fail(job, &Failure::new(Code::PortsTimeout, "it took too long", what));
             }
         }
     }
@@ -278,7 +279,8 @@ impl PmiJobs {
             Err(e) => {
                 let why = format!("the system gave no random bytes: {e}");
                 self.engine
-                    .deliveries.fail(job, &Failure::new(Code::RandomFailed, "no secret could be made", why));
+                    .deliveries
+                    .fail(job, &Failure::new(Code::RandomFailed, "no secret could be made", why));
             }
         }
     }

@@ -142,10 +142,12 @@ impl RabbitJobs {
         let written = self.engine.commit_nothing();
         let sent = self.call(job, Call::Record, written, move |me, future| {
             let asked = CString::new(DWS.key).map_err(Into::into);
-            let asked = asked.and_then(|key| job.kvs_key(&key)).and_then(|key| match future.get() {
-                Ok(()) => me.engine.flux().lookup(&key),
-                Err(e) => Err(std::io::Error::other(e.to_string())),
-            });
+            let asked = asked
+                .and_then(|key| job.kvs_key(&key))
+                .and_then(|key| match future.get() {
+                    Ok(()) => me.engine.flux().lookup(&key),
+                    Err(e) => Err(std::io::Error::other(e.to_string())),
+                });
             let sent = me.call(job, Call::Record, asked, move |me, future| {
                 let record = future.value().ok().flatten();
                 me.looked_for_record(job, record.and_then(|text| seal::Record::from_json(&text).ok()));
