@@ -238,6 +238,12 @@ test_expect_success 'a path with a variable that is not set where the agent runs
 	verify "$file"
 '
 
+# What is secret of the key that signs, in the form that search.py takes: a token with a claim of it.
+private_key() {
+	local line
+	line=$(grep -v "^-" "$keys"/signing/*.pem | tr -d '\n') && new_token "k=${line:24}"
+}
+
 test_expect_success 'neither a minted token nor the private key is anywhere else' '
 	cat "$minted"/* >"$canaries/tokens" &&
 	test "$(wc -l <"$canaries/tokens")" -ge 100 &&
