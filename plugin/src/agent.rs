@@ -74,6 +74,8 @@ struct Tries {
     failed: u32,
     /// The reason that was last logged.
     reported: Option<String>,
+    /// The release of an agent that has made room for one of this release.
+    other_release: Option<String>,
 }
 
 impl Agent {
@@ -218,12 +220,20 @@ impl Agent {
 
     /// It was in vain: the next try comes after a pause, each longer than the one before.
     fn failed(self: &Rc<Self>, why: &str) {
-        let failed = self.tries.borrow().failed.saturating_add(1);
-        let former = self.tries.replace(Tries {
-            failed,
-            reported: Some(why.to_owned()),
-        });
-        if former.reported.as_deref() != Some(why) {
+        let mut tries = self.tries.borrow_mut();
+        let why = match &tries.other_release {
+            Some(other) => format!(
+                "{why}, after an agent of release {other} made room for one of release {RELEASE}: load the plugins of the \
+                 installed release"
+            ),
+            None => why.to_owned(),
+        };
+        let failed = tries.failed.saturating_add(1);
+        tries.failed = failed;
+        let is_new = tries.reported.as_ref() != Some(&why);
+        tries.reported = Some(why.clone());
+        drop(tries);
+        if is_new {
             let socket = self
                 .address
                 .borrow()
@@ -281,13 +291,19 @@ impl Agent {
         self.more.borrow_mut().take();
     }
 
-    /// Takes some of the replies that have come; the others after others had their turn.
+    /// Reads what has come, unless replies of an earlier turn are left: an agent cannot fill the broker's memory.
     fn receive(self: &Rc<Self>) {
         ffi::inject_fault("watcher");
+        if self.more.borrow().is_none() {
+            let ended = self.link.borrow_mut().as_mut().and_then(|link| link.read().err());
+            self.take_turn(ended);
+        }
+    }
+
+    /// Takes some of the replies that were read; the others after others had their turn.
+    fn take_turn(self: &Rc<Self>, mut ended: Option<String>) {
         let mut replies = Vec::with_capacity(TURN);
-        let (mut ended, mut more) = (None, false);
         if let Some(link) = &mut *self.link.borrow_mut() {
-            ended = link.read().err();
             while replies.len() < TURN {
                 match link.next() {
                     Ok(Some(reply)) => replies.push(reply),
@@ -298,8 +314,8 @@ impl Agent {
                     }
                 }
             }
-            more = replies.len() == TURN;
         }
+        let has_more = replies.len() == TURN;
         for reply in replies {
             self.replied(reply);
             // Of an agent that is of no use, no further reply counts.
@@ -307,13 +323,21 @@ impl Agent {
                 return;
             }
         }
-        if more {
-            // What ended the connection comes up again when all has been taken.
+        if has_more {
+            // What ended the connection comes up again at the next read.
             let weak = Rc::downgrade(self);
-            let soon = self.flux.after(0.0, move || with(&weak, Self::receive));
-            // Without a timer, they wait for the next reply.
-            let former = std::mem::replace(&mut *self.more.borrow_mut(), soon.ok());
-            drop(former);
+            let soon = self.flux.after(0.0, move || {
+                with(&weak, |agent| {
+                    let done = agent.more.borrow_mut().take();
+                    agent.take_turn(None);
+                    drop(done);
+                });
+            });
+            match soon {
+                Ok(soon) => *self.more.borrow_mut() = Some(soon),
+                // They are taken when the next reply is read.
+                Err(e) => self.log(LogLevel::Err, format!("no timer can be started: {e}")),
+            }
         } else if let Some(why) = ended {
             let link = self.link.borrow_mut().take();
             if link.is_some() {
@@ -328,7 +352,10 @@ impl Agent {
             Reply::Welcome { version, release, uid } => return self.welcomed(*version, release, *uid),
             Reply::Delivered { .. } | Reply::NoRule { .. } | Reply::Failed { .. } => drop(self.tries.take()),
             Reply::Configured { .. } => {
-                let reported = self.tries.borrow_mut().reported.take();
+                let mut tries = self.tries.borrow_mut();
+                tries.other_release = None;
+                let reported = tries.reported.take();
+                drop(tries);
                 if reported.is_some() {
                     self.log(LogLevel::Notice, "the agent answers again");
                 }
@@ -358,6 +385,7 @@ impl Agent {
                 "it runs as uid {uid}, and job shells accept only what uid {own} has sealed, the instance owner: start it as that user"
             ));
         } else if is_ours {
+            self.tries.borrow_mut().other_release = Some(release.escape_debug().to_string());
             self.retry_after(BACKOFF.0);
         } else {
             self.failed(&format!(

@@ -9,7 +9,7 @@ use std::{
 use config::{Config, Part};
 use ffi::{Args, Flux};
 use protocol::Configure;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     agent::Address,
@@ -95,12 +95,11 @@ impl Configuration {
         drop(former);
     }
 
-    /// Returns the request that makes a generation known to the agent.
-    pub fn request(&self, generation: u32, conf: &Value, flux: Flux<'_>) -> Configure {
-        let table = json!({ config::TABLE: conf[config::TABLE] });
+    /// Returns the request that makes a generation known to the agent. `table` is the JSON object with the table.
+    pub fn request(&self, generation: u32, table: String, flux: Flux<'_>) -> Configure {
         Configure {
             generation,
-            conf: table.to_string(),
+            conf: table,
             overrides: self.overrides.to_string(),
             part: self.part,
             instance: instance(flux),

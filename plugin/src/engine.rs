@@ -12,7 +12,7 @@ use std::{
 
 use config::Part;
 use ffi::{Args, Flux, Future, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError};
-use protocol::{Failure, Owner, SecretText, What};
+use protocol::{Code, Failure, Owner, SecretText, What};
 use seal::{ExposeSecret, Variables};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -26,11 +26,14 @@ use crate::{
     jobspec::Spec,
     prologs::Prologs,
     reader::{self, ReadEvent, Reader},
-    stats::CallbackTimer,
+    stats::{CallbackTimer, Counter},
     succession::Succession,
     table::End,
     ticker::Ticker,
 };
+
+/// The longest table, in JSON and bytes. A frame has room for it and for the options of the plugin.
+const LONGEST_TABLE: usize = protocol::MAX_FRAME / 2;
 
 /// What each plugin does in its own way.
 pub trait Hooks {
@@ -131,6 +134,13 @@ impl Engine {
             .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
         let conf = &all["conf"];
         let config = self.configuration.parse(conf).map_err(|e| PluginError(e.to_string()))?;
+        let table = json!({ config::TABLE: conf[config::TABLE] }).to_string();
+        if table.len() > LONGEST_TABLE {
+            let (table, length) = (config::TABLE, table.len());
+            return Err(PluginError(format!(
+                "the table {table} takes {length} bytes, and the agent takes at most {LONGEST_TABLE}: shorten it"
+            )));
+        }
         for line in &config.obsolete {
             self.log(LogLevel::Warning, line);
         }
@@ -145,7 +155,7 @@ impl Engine {
         self.deliveries.removals.enable(config.unlink);
         let generation = self.configuration.replace(config).generation;
         if is_used {
-            let request = self.configuration.request(generation, conf, self.flux());
+            let request = self.configuration.request(generation, table, self.flux());
             self.deliveries.agent.configure(request);
             self.deliveries.agent.connect_to(address);
         }
@@ -229,6 +239,25 @@ impl Engine {
             // It is configured before it is called for any job.
             return self.deliveries.fail(job, &Failure::internal());
         };
+        let length: usize = variables
+            .iter()
+            .map(|(name, value)| name.len() + value.expose_secret().len())
+            .sum();
+        if length > seal::MAX_PAYLOAD {
+            let why = format!(
+                "its variables take {length} bytes, and a record has room for {}",
+                seal::MAX_PAYLOAD
+            );
+            let failure = Failure::new(Code::TooLarge, why.clone(), why);
+            return match end {
+                Some(end) => {
+                    self.deliveries.count(Counter::Failed);
+                    self.prologs.log_failure(job, &failure);
+                    end(Err(failure));
+                }
+                None => self.deliveries.fail(job, &failure),
+            };
+        }
         // Of the jobspec, updates included.
         let needed = current.needed;
         let args = needed.anything().then(|| self.jobtap().lookup(job)).flatten();

@@ -59,6 +59,10 @@ impl Process {
             let mut command = Command::new(program);
             command.arg("--socket").arg(socket).process_group(0);
             command.stdin(Stdio::null()).stdout(Stdio::null());
+            // They are the broker's.
+            for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+                command.env_remove(variable);
+            }
             match command.spawn() {
                 Ok(child) => {
                     self.0 = Some((child, Instant::now()));

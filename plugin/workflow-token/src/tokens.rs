@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use config::{Part, Selection};
+use config::Part;
 use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
 use plugin::{
     CallbackTimer, Counter, Current, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog, jobspec::Spec,
@@ -249,18 +249,15 @@ impl Tokens {
             return None;
         }
         let spec = current.spec(args);
-        let owners = self.owners.borrow();
-        let facts = JobFacts {
+        // The owner counts as unknown. The agent looks it up: groups and identity tokens change.
+        let rules = current.config.candidates(&JobFacts {
             args,
             uid,
             projects: &current.config.projects,
             asked: &spec.asked,
-            owner: owners.known(uid),
-        };
-        // The agent decides by the owner, whose groups may change until then.
-        let rules = current.config.candidates(&JobFacts { owner: None, ..facts });
-        let is_known = facts.owner.is_some();
-        if rules.is_empty() || (is_known && current.config.select(&facts) == Selection::None) {
+            owner: None,
+        });
+        if rules.is_empty() {
             return None;
         }
         let rules = rules.into_iter().filter_map(|rule| u32::try_from(rule).ok());
