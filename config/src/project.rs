@@ -113,16 +113,26 @@ impl Denied {
     /// The text in `room` bytes at most: with as much of its list as fits, and its end if that fits too.
     pub fn within(&self, room: usize) -> String {
         let (start, items, end) = (&self.start, &self.items, self.end.as_str());
+        // Items are not empty: no more of them can fit.
+        let count = items.len().min(room);
+        // The length of the first so many of them.
+        let mut length = 0;
+        let lengths: Vec<usize> = items[..count]
+            .iter()
+            .map(|item| {
+                length += item.len() + if length > 0 { self.between.len() } else { 0 };
+                length
+            })
+            .collect();
         for end in [end, if end.is_empty() { "" } else { CUT }] {
-            for count in (1..=items.len()).rev() {
+            for count in (1..=count).rev() {
                 let more = if count < items.len() && end != CUT { CUT } else { "" };
-                let text = format!("{start}{}{more}{end}", items[..count].join(self.between));
-                if text.len() <= room {
-                    return text;
+                if start.len() + lengths[count - 1] + more.len() + end.len() <= room {
+                    return format!("{start}{}{more}{end}", items[..count].join(self.between));
                 }
             }
         }
-        cut(format!("{start}{}", items.join(self.between)), room)
+        cut(format!("{start}{}", items[..count].join(self.between)), room)
     }
 }
 
