@@ -33,7 +33,7 @@ use crate::{
     Error, Examined, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
     max_value,
-    remote::{Metadata, Remote, ask_here, blocking},
+    remote::{Metadata, Remote, ask_here},
     seconds,
     secure_file::{self, Refusal},
     variable,
@@ -145,7 +145,7 @@ impl OAuth2 {
         let (endpoint, audience) = self.endpoint(limit).await?;
         let how = self.settings.authentication.clone();
         // It is read each time, since it may have been changed, and it is not kept.
-        let client = blocking(&SERVER, move || Client::read(&how)).await??;
+        let client = self.remote.files.read(&SERVER, move || Client::read(&how)).await??;
         let request = client.request(&self.settings, subject, &audience)?;
         let max = max_value(&self.variable);
         let answered = self

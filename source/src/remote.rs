@@ -13,7 +13,7 @@ use ::http::{
     HeaderValue, Method, Request, StatusCode, Uri,
     header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, USER_AGENT},
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
 pub(crate) use self::discovery::Metadata;
@@ -39,6 +39,8 @@ pub(crate) struct Remote {
     proxy: Option<Uri>,
     ca_file: Option<PathBuf>,
     client: Mutex<Option<Client>>,
+    /// Reads the files that requests need.
+    pub files: Files,
 }
 
 #[derive(Clone)]
@@ -56,6 +58,7 @@ impl Remote {
             proxy: network.proxy.as_ref().and_then(|proxy| proxy.parse().ok()),
             ca_file: network.ca_file.clone(),
             client: Mutex::default(),
+            files: Files::default(),
         }
     }
 
@@ -126,12 +129,15 @@ impl Remote {
             let Some(file) = client.file else {
                 return Ok(client.http);
             };
-            if !blocking(self.peer, move || file.is_stale()).await? {
+            if !self.files.read(self.peer, move || file.is_stale()).await? {
                 return Ok(client.http);
             }
         }
         let (peer, proxy, ca_file) = (self.peer, self.proxy.clone(), self.ca_file.clone());
-        let client = blocking(peer, move || Client::new(peer, proxy, ca_file)).await??;
+        let client = self
+            .files
+            .read(peer, move || Client::new(peer, proxy, ca_file))
+            .await??;
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         Ok(client.http)
     }
@@ -175,15 +181,29 @@ impl Client {
     }
 }
 
-/// Runs what may block on a thread for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    peer: &Peer,
-    call: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, SourceError> {
-    // What a panic said is not repeated: it may quote anything.
-    tokio::task::spawn_blocking(call)
-        .await
-        .map_err(|_| peer.wrong_credential("an internal error", "report it to the maintainers of this plugin"))
+/// Reads the files of one server, at most one at once: if a file system hangs, further reads wait for that one thread.
+#[derive(Clone)]
+pub(crate) struct Files(Arc<Semaphore>);
+
+impl Default for Files {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Files {
+    /// Runs what may block on a thread for it.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        peer: &Peer,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
+        // What a panic said is not repeated: it may quote anything.
+        let failed = || peer.wrong_credential("an internal error", "report it to the maintainers of this plugin");
+        let permit = Arc::clone(&self.0).acquire_owned().await.map_err(|_| failed())?;
+        let thread = tokio::task::spawn_blocking(move || (call(), permit));
+        thread.await.map(|(value, _)| value).map_err(|_| failed())
+    }
 }
 
 /// Awaits something on a thread that may block: by the runtime that the thread belongs to, or a short-lived one of its

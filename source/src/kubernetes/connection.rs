@@ -32,7 +32,7 @@ use crate::{
         self, Transport,
         tls::{self, Roots},
     },
-    remote::blocking,
+    remote::Files,
     stamp::Stamp,
 };
 
@@ -51,6 +51,7 @@ pub(super) struct Cluster {
     context: Option<String>,
     supervisors: Vec<PathBuf>,
     permits: Arc<Semaphore>,
+    files: Files,
     /// The version of the API group that the server prefers, once it was asked.
     pub version: tokio::sync::Mutex<Option<Arc<str>>>,
     state: tokio::sync::Mutex<ConnectionState>,
@@ -103,6 +104,7 @@ impl Cluster {
             context: settings.context.clone(),
             supervisors: supervisors.to_vec(),
             permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            files: Files::default(),
             version: tokio::sync::Mutex::default(),
             state: tokio::sync::Mutex::default(),
         }
@@ -122,7 +124,8 @@ impl Cluster {
                 // It stays what it is where this future is dropped while the files are looked at.
                 state.connection = Some(old.clone());
                 let looked_at = old.clone();
-                let is_stale = blocking(&API_SERVER, move || looked_at.files.iter().any(Stamp::is_stale)).await?;
+                let is_stale = move || looked_at.files.iter().any(Stamp::is_stale);
+                let is_stale = self.files.read(&API_SERVER, is_stale).await?;
                 if !is_stale && !is_due(old.renew) {
                     return Ok(old);
                 }
@@ -176,7 +179,7 @@ impl Cluster {
             access.exec.as_mut().map(Exec::find).transpose()?;
             Ok(access)
         };
-        let mut access: Access = blocking(&API_SERVER, load).await??;
+        let mut access: Access = self.files.read(&API_SERVER, load).await??;
         let credential = match access.exec.take() {
             None => None,
             Some(exec) => {
@@ -188,7 +191,8 @@ impl Cluster {
             }
         };
         let permits = self.permits.clone();
-        blocking(&API_SERVER, move || Connection::new(permits, access, credential)).await?
+        let connect = move || Connection::new(permits, access, credential);
+        self.files.read(&API_SERVER, connect).await?
     }
 }
 
