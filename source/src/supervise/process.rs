@@ -163,7 +163,7 @@ fn attend(
             family.command_ended()?;
             continue;
         }
-        rest -= usize::from(family.status.is_some());
+        rest = rest.saturating_sub(usize::from(family.status.is_some()));
         let is_over = told || rest == 0 || Instant::now() >= deadline;
         let give_up = Instant::now() + KILLING;
         if killing.is_none() && printed.stdout.is_too_much() {
