@@ -1,4 +1,4 @@
-//! One plugin. What it asked for ends with its connection.
+//! Serves one plugin. Closing the connection cancels its requests.
 
 use std::{
     collections::HashMap,

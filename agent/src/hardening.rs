@@ -1,4 +1,4 @@
-//! What keeps secrets in this process, and others out of it.
+//! Hardens the process: no core dumps, no ptrace, bounded memory, no inherited descriptors.
 
 use std::{
     fs,
@@ -22,7 +22,8 @@ use nix::{
 const MEMORY: u64 = 4 << 30;
 
 /// Prepares the process before it holds a secret: no core dumps, no ptrace by others of the same user, a bound on memory,
-/// and no descriptor that it did not ask for. To be called while it has one thread.
+/// no descriptor that it did not ask for, and as many descriptors as it may have: each command takes two. To be called while
+/// it has one thread.
 ///
 /// # Errors
 /// What failed.
@@ -34,6 +35,9 @@ pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
     let (_, most) = getrlimit(Resource::RLIMIT_DATA).map_err(|e| failed("RLIMIT_DATA", e))?;
     let memory = MEMORY.min(most);
     setrlimit(Resource::RLIMIT_DATA, memory, memory).map_err(|e| failed("memory cannot be bounded", e))?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| failed("RLIMIT_NOFILE", e))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+        .map_err(|e| failed("the limit of descriptors cannot be raised", e))?;
     umask(Mode::from_bits_truncate(0o077));
     chdir("/").map_err(|e| failed("/", e))
 }

@@ -32,8 +32,10 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
         retire: Notify::new(),
     });
     let mut connections = JoinSet::new();
-    // Without systemd, nobody listens.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if bound.is_none() {
+        // systemd has passed the socket. What goes wrong is in its log.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
     loop {
         tokio::select! {
             accepted = socket.accept() => match accepted {
