@@ -12,18 +12,63 @@ use tokio::sync::oneshot;
 #[derive(Default)]
 pub(crate) struct Limits(Mutex<HashMap<String, Weak<Lane>>>);
 
-/// The deliveries of one rule: some are under way, others wait for their turn. Users take turns, so that the many jobs
-/// of one do not delay those of others.
+/// The deliveries of one rule: some are under way, others wait for their turn. Users take turns, and none has all slots, so
+/// that the many jobs of one, or those that hang, do not delay those of others.
 pub(crate) struct Lane(Mutex<LaneState>);
 
-/// The right of one delivery to be under way, until dropped.
-pub(crate) struct Slot(Arc<Lane>);
+/// The right of one delivery of a user to be under way, until dropped.
+pub(crate) struct Slot(Arc<Lane>, u32);
 
 #[derive(Default)]
 struct LaneState {
     limit: usize,
     running: usize,
+    /// The same by user.
+    running_of: HashMap<u32, usize>,
     waiting: Waiting,
+}
+
+impl LaneState {
+    /// Takes a slot for a user, if one is free and the user has less than three quarters of all.
+    fn take(&mut self, uid: u32) -> bool {
+        let share = self.limit - self.limit.div_ceil(4).min(self.limit.saturating_sub(1));
+        let of_user = self.running_of.get(&uid).copied().unwrap_or(0);
+        let is_free = self.running < self.limit && of_user < share;
+        if is_free {
+            self.running += 1;
+            self.running_of.insert(uid, of_user + 1);
+        }
+        is_free
+    }
+
+    fn give_back(&mut self, uid: u32) {
+        self.running -= 1;
+        if let Some(of_user) = self.running_of.get_mut(&uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                self.running_of.remove(&uid);
+            }
+        }
+    }
+
+    /// Takes the next delivery out that has its turn and a slot. Users who have their share are passed over.
+    fn next(&mut self) -> Option<(u32, oneshot::Sender<Slot>)> {
+        for _ in 0..self.waiting.turns.len() {
+            if self.running >= self.limit {
+                return None;
+            }
+            let uid = self.waiting.turns.pop_front()?;
+            if !self.take(uid) {
+                self.waiting.turns.push_back(uid);
+                continue;
+            }
+            match self.waiting.pop(uid) {
+                Some(next) => return Some((uid, next)),
+                None => self.give_back(uid),
+            }
+        }
+        None
+    }
 }
 
 /// Deliveries that wait. One that nobody waits for any more is left out when its turn comes.
@@ -57,9 +102,8 @@ impl Lane {
     pub async fn enter(self: &Arc<Self>, uid: u32) -> Slot {
         let turn = {
             let mut state = lock(&self.0);
-            if state.running < state.limit && state.waiting.count == 0 {
-                state.running += 1;
-                return Slot(Arc::clone(self));
+            if state.waiting.count == 0 && state.take(uid) {
+                return Slot(Arc::clone(self), uid);
             }
             state.waiting.push(uid)
         };
@@ -74,24 +118,18 @@ impl Lane {
 
     fn wake(self: &Arc<Self>) {
         loop {
-            let next = {
-                let mut state = lock(&self.0);
-                if state.running >= state.limit {
-                    return;
-                }
-                let Some(next) = state.waiting.pop() else { return };
-                state.running += 1;
-                next
+            let Some((uid, next)) = lock(&self.0).next() else {
+                return;
             };
             // If nobody waits for it any more, it is dropped here, which wakes the next one.
-            let _ = next.send(Slot(Arc::clone(self)));
+            let _ = next.send(Slot(Arc::clone(self), uid));
         }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.0.0).running -= 1;
+        lock(&self.0.0).give_back(self.1);
         self.0.wake();
     }
 }
@@ -111,23 +149,22 @@ impl Waiting {
         receiver
     }
 
-    fn pop(&mut self) -> Option<oneshot::Sender<Slot>> {
-        loop {
-            let uid = self.turns.pop_front()?;
-            let Some(queue) = self.queues.get_mut(&uid) else {
-                continue;
-            };
-            let next = queue.pop_front();
-            self.count -= usize::from(next.is_some());
-            if queue.is_empty() {
-                self.queues.remove(&uid);
-            } else {
-                self.turns.push_back(uid);
-            }
-            if let Some(next) = next.filter(|next| !next.is_closed()) {
-                return Some(next);
-            }
+    /// Takes the next delivery of a user out, whose turn it was. Those that were given up are left out.
+    fn pop(&mut self, uid: u32) -> Option<oneshot::Sender<Slot>> {
+        let queue = self.queues.get_mut(&uid)?;
+        let mut next = None;
+        while next.is_none()
+            && let Some(first) = queue.pop_front()
+        {
+            self.count -= 1;
+            next = Some(first).filter(|first| !first.is_closed());
         }
+        if queue.is_empty() {
+            self.queues.remove(&uid);
+        } else {
+            self.turns.push_back(uid);
+        }
+        next
     }
 
     fn prune(&mut self) {
@@ -187,6 +224,24 @@ mod tests {
         assert_eq!(order, [1, 2, 1, 2, 1]);
     }
 
+    /// One user's deliveries that hang leave slots for others, whoever waits before them.
+    #[test]
+    fn share() {
+        for (limit, share) in [(1, 1), (2, 1), (3, 2), (4, 3), (8, 6)] {
+            let lane = Limits::default().lane("rule", limit);
+            let mut slots = Vec::new();
+            let mut waiting: Vec<Turn> = (0..20).map(|_| enter(&lane, 7)).collect();
+            waiting.retain_mut(|turn| poll(turn).map(|slot| slots.push(slot)).is_none());
+            assert_eq!(slots.len(), share, "{limit}");
+            let others = [poll(&mut enter(&lane, 8)), poll(&mut enter(&lane, 9))];
+            let free = (limit - share).min(2);
+            assert_eq!(others.iter().flatten().count(), free, "{limit}");
+            drop(slots);
+            let next: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
+            assert_eq!(next.len(), share.min(limit - free), "{limit}");
+        }
+    }
+
     #[test]
     fn a_delivery_that_was_given_up_takes_no_turn_and_no_memory() {
         let lane = Limits::default().lane("rule", 1);
@@ -205,7 +260,7 @@ mod tests {
     fn a_lane_keeps_its_slots_when_the_configuration_is_loaded_again() {
         let limits = Limits::default();
         let before = limits.lane("rule", 2);
-        let slots = [poll(&mut enter(&before, 0)), poll(&mut enter(&before, 0))];
+        let slots = [poll(&mut enter(&before, 0)), poll(&mut enter(&before, 1))];
         drop(before);
         let after = limits.lane("rule", 2);
         let mut turn = enter(&after, 0);
