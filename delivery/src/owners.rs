@@ -18,6 +18,9 @@ use crate::lookups::Lookups;
 /// The time after which an answer expires. A new membership is effective after this time at the latest.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// The same of an answer in which something is missing.
+const FRESH_IF_INCOMPLETE: Duration = Duration::from_secs(1);
+
 /// The time after its last use for which an answer is kept fresh.
 const KEPT: Duration = Duration::from_secs(3600);
 
@@ -39,6 +42,8 @@ pub struct Owner {
     /// The user name, where the uid has one.
     pub name: Option<String>,
     groups: HashSet<Principal>,
+    /// The groups that rules and projects name and the name service does not know.
+    pub unknown_groups: HashSet<Principal>,
     claims: HashSet<String>,
     /// The reason why the identity token is not accepted.
     pub refused: Option<Failure>,
@@ -54,7 +59,9 @@ impl Owner {
 
     /// Returns how long it counts from now on.
     fn fresh_for(&self) -> Duration {
-        let fresh = FRESH.saturating_sub(self.at.elapsed());
+        // What is missing may be there in a moment: a user, or the repaired identity token of one.
+        let is_whole = self.name.is_some() && self.refused.is_none();
+        let fresh = if is_whole { FRESH } else { FRESH_IF_INCOMPLETE }.saturating_sub(self.at.elapsed());
         let until = self
             .until
             .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
@@ -68,11 +75,7 @@ impl Owner {
             groups: self.groups.iter().cloned().collect(),
             claims: self.claims.iter().cloned().collect(),
             refused: self.refused.clone(),
-            // A user who is not known yet may be in a moment.
-            fresh_ms: match self.name {
-                Some(_) => u64::try_from(self.fresh_for().as_millis()).unwrap_or(u64::MAX),
-                None => 1000,
-            },
+            fresh_ms: u64::try_from(self.fresh_for().as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -158,7 +161,7 @@ impl Owners {
     /// # Errors
     /// For the operator: what failed, or that it did not end in time.
     pub async fn look_up(self: &Arc<Self>, uid: u32) -> Result<Arc<Owner>, String> {
-        match self.known(uid) {
+        match self.used(uid) {
             Some(owner) => Ok(owner),
             None => self.run(uid, true).await,
         }
@@ -216,11 +219,19 @@ impl Owners {
         self.lookups.run(uid, self.limit, look_up).await?
     }
 
-    fn known(&self, uid: u32) -> Option<Arc<Owner>> {
+    /// Returns a user whose look-up has not expired, and keeps it fresh for another hour.
+    fn used(&self, uid: u32) -> Option<Arc<Owner>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = cache.get_mut(&uid)?;
-        entry.used = Instant::now();
-        entry.owner.is_fresh().then(|| Arc::clone(&entry.owner))
+        cache.get_mut(&uid)?.used = Instant::now();
+        drop(cache);
+        self.known(uid)
+    }
+
+    /// Returns a user whose look-up has not expired.
+    fn known(&self, uid: u32) -> Option<Arc<Owner>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = &cache.get(&uid)?.owner;
+        owner.is_fresh().then(|| Arc::clone(owner))
     }
 
     /// Asks the name service, and reads the identity token. Blocks.
@@ -231,6 +242,7 @@ impl Owners {
             at: Instant::now(),
             name: user.as_ref().map(|user| user.name.clone()),
             groups: HashSet::new(),
+            unknown_groups: HashSet::new(),
             claims: HashSet::new(),
             refused: None,
             until: None,
@@ -249,9 +261,12 @@ impl Owners {
                         .map_err(|e| format!("group {name}: {e}"))?
                         .map(|group| group.gid),
                 };
-                if gid.is_some_and(|gid| gids.contains(&gid)) {
-                    owner.groups.insert(group.clone());
-                }
+                match gid {
+                    Some(gid) if gids.contains(&gid) => owner.groups.insert(group.clone()),
+                    Some(_) => false,
+                    // A name service that cannot reach its server may say so too.
+                    None => owner.unknown_groups.insert(group.clone()),
+                };
             }
         }
         self.identify(&mut owner, &user.name);
@@ -343,6 +358,7 @@ mod tests {
                 at: Instant::now(),
                 name: Some("alice".to_owned()),
                 groups: HashSet::new(),
+                unknown_groups: HashSet::new(),
                 claims: HashSet::from(["fusion-team".to_owned()]),
                 refused: None,
                 until,

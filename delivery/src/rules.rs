@@ -73,12 +73,14 @@ impl Engine {
                     owner,
                     project: (!projects.is_empty()).then_some(project),
                 };
-                let holds = |index: &&usize| {
-                    let rule = self.config.rules.get(**index);
-                    rule.is_some_and(|rule| rule.conditions.hold(&facts) == Some(true))
-                };
-                match candidates.iter().find(holds) {
-                    Some(rule) => SourceId::Rule(*rule),
+                if let Some(doubt) = self.doubt(task, candidates, owner) {
+                    return Err(doubt);
+                }
+                let holds = |index: usize| self.config.rules.get(index).map(|rule| rule.conditions.hold(&facts));
+                let applies = |index: &&usize| holds(**index) != Some(Some(false));
+                match candidates.iter().find(applies) {
+                    Some(rule) if holds(*rule) == Some(Some(true)) => SourceId::Rule(*rule),
+                    Some(rule) => return Err(self.unknown_group(*rule)),
                     None => return Ok(None),
                 }
             }
@@ -89,6 +91,49 @@ impl Engine {
         let values = self.values(task, owner.name.clone(), project);
         self.admit(which, &values, owner)?;
         Ok(Some(Chosen { which, values }))
+    }
+
+    /// Returns why it is not known in which projects the owner of a job is, if that decides whether the job gets a token: it
+    /// asks for no project, a rule that may match needs one, and the identity token could not be read or verified. One that
+    /// was refused puts its user into no project.
+    fn doubt(&self, task: &Task, candidates: &[usize], owner: &Owner) -> Option<Failure> {
+        let needs_project = |index: &usize| {
+            let rule = self.config.rules.get(*index);
+            rule.is_some_and(|rule| rule.conditions.project.is_some() || rule.source.needs_project())
+        };
+        let why = owner.refused.as_ref().filter(|why| why.code != Code::TokenRefused)?;
+        let mut others = self.config.projects.list.iter().filter(|project| !project.has(owner));
+        if task.asked != Asked::Nothing
+            || !candidates.iter().any(needs_project)
+            || !others.any(|project| !project.claims.is_empty())
+        {
+            return None;
+        }
+        let user = format!("its owner's identity token is not used: {}", why.user);
+        Some(Failure::new(
+            why.code,
+            user,
+            format!("the identity token: {}", why.operator),
+        ))
+    }
+
+    /// Returns why it is not known whether a rule applies: its group is unknown.
+    fn unknown_group(&self, rule: usize) -> Failure {
+        let group = self
+            .config
+            .rules
+            .get(rule)
+            .and_then(|rule| rule.conditions.group.as_ref());
+        let group = group.map(ToString::to_string).unwrap_or_default();
+        let why = format!(
+            "group {group} is not in the group database, so that nobody knows who is in it: create it, or correct the \
+             table workflow-token"
+        );
+        Failure::new(
+            Code::OwnerUnknown,
+            "the groups of its owner could not be looked up",
+            why,
+        )
     }
 
     /// Refuses a token for a workspace that is a project, as a rule forms it, to a user who is not in that project.
@@ -171,6 +216,6 @@ impl Facts for OwnerFacts<'_> {
     }
 
     fn owner_in(&self, group: &Principal) -> Option<bool> {
-        Some(self.owner.is_in(group))
+        (!self.owner.unknown_groups.contains(group)).then(|| self.owner.is_in(group))
     }
 }

@@ -435,3 +435,66 @@ fn a_workspace_that_a_rule_forms_is_no_way_into_a_project() {
     }
     instance.shutdown();
 }
+
+/// A job that asks for no project may be in one by its owner's identity token. One that cannot be used stops the job, which
+/// would start without a token; once it is repaired, the next job has its token.
+#[needs(munged)]
+#[test]
+fn unusable_token() {
+    let login = Login::new();
+    let rule = json!({
+        "attribute": "system.token", "project": "fusion", "source": "file", "path": login.place.site.path("fusion.jwt"),
+    });
+    let (_, [_, fusion]) = login.place.token_of_project();
+    let good = login.token(json!({}));
+    login.place(me(), 0o644, &good);
+    let mut instance = login.place.instance(login.table(json!({"rule": [rule]})));
+    let id = instance.submit(PRINT, job(None));
+    let note = instance.undelivered(&id);
+    assert!(
+        note.contains("[source-failed]") && note.contains("identity token"),
+        "{note}"
+    );
+    let cause = instance.cause(&id);
+    assert!(cause.contains("use chmod 0600"), "{cause}");
+    login.place(me(), 0o600, &good);
+    until("the repaired token counts", || {
+        let id = instance.run(PRINT, job(None));
+        let output = instance.stdout(&id);
+        assert!(output.is_empty() || output.trim_end() == fusion);
+        !output.is_empty()
+    });
+    instance.shutdown();
+}
+
+/// A rule for a group that the name service does not know stops the jobs that it may match, and no others.
+#[needs(munged)]
+#[test]
+fn unknown_group() {
+    let login = Login::new();
+    let token = jwt(json!({}));
+    let path = login.place.site.write("token.jwt", 0o600, &token);
+    let of = |attribute: &str, more: Value| {
+        let mut rule = json!({"attribute": attribute, "source": "file", "path": path});
+        for (key, value) in more.as_object().unwrap() {
+            rule[key] = value.clone();
+        }
+        rule
+    };
+    let rules = [
+        of("system.other", json!({})),
+        of("system.token", json!({"group": "misspelled"})),
+    ];
+    let mut instance = login.place.instance(json!({"rule": rules}));
+    let id = instance.submit(PRINT, job(None));
+    let note = instance.undelivered(&id);
+    assert!(note.contains("[owner-unknown]"), "{note}");
+    let cause = instance.cause(&id);
+    assert!(
+        cause.contains("group misspelled is not in the group database"),
+        "{cause}"
+    );
+    let id = instance.run(PRINT, json!({"attributes": {"system": {"other": 1}}}));
+    assert_eq!(instance.stdout(&id).trim_end(), token);
+    instance.shutdown();
+}
