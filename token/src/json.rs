@@ -225,6 +225,11 @@ impl<'de> Seen<'de> {
     }
 }
 
+/// Returns the text without the mark that some editors and servers put first, which a reader may ignore (RFC 8259 section 8.1).
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Returns where `part` is in `whole`; `None` where it is not a piece of it.
 pub(crate) fn place(part: &str, whole: &str) -> Option<std::ops::Range<usize>> {
     let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;

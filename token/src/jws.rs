@@ -203,6 +203,20 @@ pub enum Malformed {
         /// Column within the decoded segment, from 1; 0 is its end.
         column: usize,
     },
+    /// A text in the decoded segment has an escape of half a character, such as `\ud83d` by itself (RFC 8259 section 8.2).
+    /// Readers disagree on it, so it is refused wherever it is.
+    #[error(
+        "not a JWT: its {segment} has an escape of half a character (\\ud800 to \\udfff without its other half), at line {line} \
+         column {column}: have its issuer write that text whole"
+    )]
+    HalfCharacter {
+        /// Which segment.
+        segment: Segment,
+        /// Line within the decoded segment, from 1.
+        line: usize,
+        /// Column within the decoded segment, from 1.
+        column: usize,
+    },
     /// The decoded segment is JSON, but no object.
     #[error("not a JWT: its {0} is JSON but not an object")]
     NotObject(Segment),
@@ -352,10 +366,11 @@ pub(crate) fn object_text(bytes: &[u8], segment: Segment) -> Result<&str, Malfor
 
 /// serde_json's error as a position; its message could quote the text.
 pub(crate) fn not_json(segment: Segment, error: &serde_json::Error) -> Malformed {
-    Malformed::NotJson {
-        segment,
-        line: error.line(),
-        column: error.column(),
+    let (line, column) = (error.line(), error.column());
+    // It has no other words for it, and uses them for nothing else.
+    match error.to_string().contains("hex escape") {
+        true => Malformed::HalfCharacter { segment, line, column },
+        false => Malformed::NotJson { segment, line, column },
     }
 }
 

@@ -1,9 +1,9 @@
 use std::time::{Duration, SystemTime};
 
-use serde::de::{IgnoredAny, MapAccess};
+use serde::de::MapAccess;
 
 use crate::NumericDate;
-use crate::json::{self, Members, Value};
+use crate::json::{self, Members, Skipped, Value};
 use crate::jws::{self, Malformed, Segment};
 use crate::times::Times;
 
@@ -27,7 +27,7 @@ pub struct Shape {
 ///
 /// It is three segments of base64url without padding (RFC 7515 section 3.1), none empty and all together of at most
 /// [`MAX_LEN`](crate::MAX_LEN) bytes; the header is a JSON object with a string `alg` other than `none`; the claims are
-/// a JSON object; `exp`, `nbf` and `iat` are numbers where they are there (RFC 7519 section 4.1); `exp` lies after
+/// a JSON object, which is read as [`Verifier`](crate::Verifier) does, whole; `exp`, `nbf` and `iat` are numbers where they are there (RFC 7519 section 4.1); `exp` lies after
 /// `now`, without leeway; `nbf` lies at most [`LEEWAY`] after `now`.
 ///
 /// The signature is **not** verified: this catches a source that delivered the wrong thing, and no forger.
@@ -102,7 +102,7 @@ struct Header<'a> {
 }
 
 impl<'de> Members<'de> for Header<'de> {
-    type Unknown = IgnoredAny;
+    type Unknown = Skipped;
 
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         match name {
@@ -116,7 +116,7 @@ impl<'de> Members<'de> for Header<'de> {
 struct Claims<'a>(Times<'a>);
 
 impl<'de> Members<'de> for Claims<'de> {
-    type Unknown = IgnoredAny;
+    type Unknown = Skipped;
 
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         self.0.take(name, map)
@@ -245,14 +245,6 @@ mod tests {
                 .to_string()
                 .contains("white space")
         );
-    }
-
-    #[test]
-    fn skips_claims_that_it_does_not_know_however_deep() {
-        let deep = format!(r#"{{"x":{}{},"exp":2000}}"#, "[".repeat(10_000), "]".repeat(10_000));
-        assert!(check(&deep, 1000).is_ok());
-        let deep = format!(r#"{{"exp":{}{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
-        assert!(check(&deep, 1000).is_err());
     }
 
     #[test]

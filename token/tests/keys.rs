@@ -307,9 +307,32 @@ fn a_pem_file_of_another_kind_is_refused() {
     assert_eq!(verifying(private.expose_secret()), Some(KeyError::PrivateAsPublic));
     assert_eq!(signing(&public), Some(KeyError::NotPrivate("PUBLIC KEY".into())));
     assert_eq!(
-        verifying(&public.replace("PUBLIC KEY", "CERTIFICATE")),
-        Some(KeyError::NotPublic("CERTIFICATE".into()))
+        verifying(&public.replace("PUBLIC KEY", "PGP PUBLIC KEY BLOCK")),
+        Some(KeyError::NotPublic("PGP PUBLIC KEY BLOCK".into()))
     );
+    // Of a certificate, with a chain or text around it, the error says how its public key is extracted.
+    let certificate = public.replace("PUBLIC KEY", "CERTIFICATE");
+    for pem in [
+        certificate.clone(),
+        format!("{certificate}{certificate}"),
+        format!("subject=CN = hpc.example.org\n{certificate}{}", private.expose_secret()),
+        public.replace("PUBLIC KEY", "TRUSTED CERTIFICATE"),
+        public.replace("PUBLIC KEY", "X509 CERTIFICATE"),
+    ] {
+        let error = verifying(&pem).unwrap();
+        assert_eq!(error, KeyError::Certificate("x509"));
+        assert!(
+            error.to_string().contains("openssl x509 -in FILE -pubkey -noout"),
+            "{error}"
+        );
+    }
+    for request in ["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"] {
+        let error = verifying(&public.replace("PUBLIC KEY", request)).unwrap();
+        assert!(
+            error.to_string().contains("openssl req -in FILE -pubkey -noout"),
+            "{error}"
+        );
+    }
     assert_eq!(verifying(&format!("{public}{public}")), Some(KeyError::NotAlone));
     assert_eq!(signing(&private.expose_secret()[..100]), Some(KeyError::NoEnd));
     for (label, error) in [
@@ -377,15 +400,106 @@ fn the_public_set_has_no_secret_and_is_read_again() {
     assert_eq!(set.public_jwks(), jwks);
 }
 
+/// As `openssl ecparam -name prime256v1 -genkey` writes it.
 #[test]
-fn a_key_of_the_same_kid_replaces_the_former() {
+fn parameters_before_a_key_are_skipped() {
+    const PARAMETERS: &str = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    let file = |name: &str| std::fs::read_to_string(format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let signing = |pem: &str| SigningKey::from_pem(pem.as_bytes()).map(|key| key.kid().to_owned());
+    let alone = file("ec.pem");
+    let kid = signing(&alone).unwrap();
+    for good in [
+        format!("{PARAMETERS}{alone}"),
+        format!("\n{PARAMETERS}\n{alone}\n").replace('\n', "\r\n"),
+        format!("\u{feff}{PARAMETERS}{alone}"),
+        format!("\u{feff}{alone}"),
+    ] {
+        assert_eq!(signing(&good), Ok(kid.clone()), "{good}");
+    }
+    assert!(signing(&file("ec-with-parameters.pem")).is_ok());
+    let verifying = |pem: &str| VerifyingKey::from_pem(pem.as_bytes()).err();
+    assert_eq!(
+        verifying(&file("ec-with-parameters.pem")),
+        Some(KeyError::PrivateAsPublic)
+    );
+    for (bad, error) in [
+        (format!("{PARAMETERS}{PARAMETERS}{alone}"), KeyError::NotAlone),
+        (format!("{PARAMETERS}{alone}{alone}"), KeyError::NotAlone),
+        (format!("{alone}{PARAMETERS}"), KeyError::NotAlone),
+        (format!("{PARAMETERS}my key\n{alone}"), KeyError::NotAlone),
+        (PARAMETERS.to_owned(), KeyError::NotPem),
+    ] {
+        assert_eq!(signing(&bad), Err(error), "{bad}");
+    }
+}
+
+/// Some editors and servers put a mark before the text.
+#[test]
+fn a_mark_before_a_text_is_skipped() {
+    let key = key(Algorithm::Es256);
+    let public = key.verifying_key();
+    let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
+    let jwks = KeySet::from(public.clone()).public_jwks();
+    assert_eq!(KeySet::from_jwks(&marked(&jwks)).unwrap().0.len(), 1);
+    let jwk = public.to_jwk().unwrap().to_string();
+    assert_eq!(VerifyingKey::from_jwk(&marked(&jwk)).unwrap().kid(), public.kid());
+    assert_eq!(
+        VerifyingKey::from_pem(&marked(&public.to_pem().unwrap()))
+            .unwrap()
+            .kid(),
+        public.kid()
+    );
+    assert!(VerifyingKey::from_jwk(&marked(&format!("\u{feff}{jwk}"))).is_err());
+}
+
+/// RFC 7517 section 4.5: keys may have the same kid if their types differ.
+#[test]
+fn keys_of_one_kid_are_told_apart_by_their_algorithm() {
+    let keys = [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa].map(SigningKey::generate);
+    let jwk = |key: &SigningKey, changes: Value| {
+        let mut jwk = key.verifying_key().with_kid("same").unwrap().to_jwk().unwrap();
+        for (name, change) in changes.as_object().unwrap() {
+            jwk[name] = change.clone();
+        }
+        jwk
+    };
+    // The first is for an algorithm that is not known, as that of some issuers.
+    let mut all = vec![jwk(&keys[0], json!({"alg": "RS384"}))];
+    all.extend(keys.iter().map(|key| jwk(key, json!({}))));
+    all.push(jwk(&keys[1], json!({"alg": "ES512"})));
+    let (set, skipped) = KeySet::from_jwks(json!({ "keys": all }).to_string().as_bytes()).unwrap();
+    assert_eq!(set.len(), 3);
+    let indices: Vec<_> = skipped.iter().map(|key| key.index).collect();
+    assert_eq!(indices, [0, 4]);
+    for key in &keys {
+        let jwt = |kid: Value| {
+            let header = common::with(common::header(key), json!({ "kid": kid }));
+            common::sign(key, header, common::payload().to_string())
+        };
+        let verifier = common::verifier().with_keys(set.clone());
+        for kid in [json!("same"), json!(null)] {
+            let verified = verifier.verify(&jwt(kid.clone()), common::now());
+            assert!(verified.is_ok(), "{} {kid}: {verified:?}", key.algorithm());
+        }
+    }
+}
+
+#[test]
+fn a_key_of_the_same_kid_and_algorithm_replaces_the_former() {
     let mut set = KeySet::new();
-    let former = key(Algorithm::EdDsa).verifying_key().with_kid("a").unwrap();
-    assert!(set.insert(former).is_none());
-    let replaced = set.insert(key(Algorithm::Es256).verifying_key().with_kid("a").unwrap());
-    assert_eq!(replaced.map(|key| key.algorithm()), Some(Algorithm::EdDsa));
-    assert_eq!(set.get("a").map(VerifyingKey::algorithm), Some(Algorithm::Es256));
-    assert!(set.remove("a").is_some() && set.is_empty());
+    let named = |key: &SigningKey| key.verifying_key().with_kid("a").unwrap();
+    let former = SigningKey::generate(Algorithm::EdDsa);
+    assert!(set.insert(named(&former)).is_none());
+    let replaced = set.insert(named(key(Algorithm::EdDsa)));
+    assert_eq!(
+        replaced.map(|key| key.thumbprint()),
+        Some(former.verifying_key().thumbprint())
+    );
+    assert!(set.insert(named(key(Algorithm::Es256))).is_none());
+    assert_eq!(set.len(), 2);
+    let found = set.find("a", Algorithm::Es256).map(VerifyingKey::algorithm);
+    assert_eq!(found, Some(Algorithm::Es256));
+    assert!(set.find("a", Algorithm::Rs256).is_none() && set.find("b", Algorithm::Es256).is_none());
 }
 
 #[test]

@@ -25,6 +25,65 @@ fn without_kid_the_only_key_is_used() {
     }
 }
 
+/// RFC 7515 section 4.1.4 leaves `kid` to issuers; each key is for one algorithm.
+#[test]
+fn without_kid_the_only_key_of_the_algorithm_is_used() {
+    let token = |key: &SigningKey| sign(key, with(header(key), json!({"kid": null})), payload().to_string());
+    for algorithm in Algorithm::ALL {
+        assert!(verifier().verify(&token(key(algorithm)), now()).is_ok(), "{algorithm}");
+        let mut two = keys();
+        two.insert(SigningKey::generate(algorithm).verifying_key());
+        let refused = verifier().with_keys(two).verify(&token(key(algorithm)), now());
+        assert_eq!(refused.err(), Some(VerifyError::NoKid), "{algorithm}");
+        let others: KeySet = keys()
+            .iter()
+            .filter(|key| key.algorithm() != algorithm)
+            .cloned()
+            .collect();
+        let refused = verifier().with_keys(others).verify(&token(key(algorithm)), now());
+        assert_eq!(refused.err(), Some(VerifyError::NoKid), "{algorithm}");
+    }
+}
+
+/// Text that readers disagree on, in a claim or member that nobody reads, has the same result in all readers.
+#[test]
+fn what_nobody_reads_is_refused_by_all_readers_or_by_none() {
+    let key = key(Algorithm::EdDsa);
+    let deep = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+    for (value, expected) in [
+        (r#""\ud83d\ude00""#, None),
+        (r#""\ud83d""#, Some("half a character")),
+        (r#""\ude00""#, Some("half a character")),
+        (r#""\ud83d\ud83d\ude00""#, Some("half a character")),
+        (r#""\ud83d and more""#, Some("half a character")),
+        (r#""\ud83d\n""#, Some("half a character")),
+        (r#"["a", {"b": "\udfff"}]"#, Some("half a character")),
+        (r#"{"\ud800": 1}"#, Some("half a character")),
+        (r#""\x""#, Some("invalid JSON")),
+        ("1e999", Some("invalid JSON")),
+        (&deep(100), None),
+        (&deep(10_000), Some("invalid JSON")),
+        (r#"{"a": [{"b": 1, "b": 1}]}"#, Some("a name twice")),
+    ] {
+        let add = |object: String| format!(r#"{},"name":{value}}}"#, object.strip_suffix('}').unwrap());
+        for (header, payload) in [
+            (header(key).to_string(), add(payload().to_string())),
+            (add(header(key).to_string()), payload().to_string()),
+        ] {
+            let token = sign(key, header, payload);
+            let verified = verifier().verify(&token, now()).map(drop).map_err(|e| e.to_string());
+            let shaped = token::check_shape(&token, now()).map(drop).map_err(|e| e.to_string());
+            for result in [&verified, &shaped] {
+                match (expected, result) {
+                    (None, Ok(())) => (),
+                    (Some(says), Err(error)) => assert!(error.contains(says), "{value:.40}: {error}"),
+                    _ => panic!("{value:.40}: {verified:?}, {shaped:?}"),
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_name_that_is_shown_does_not_steer_a_terminal() {
     let key = key(Algorithm::EdDsa);

@@ -185,7 +185,7 @@ impl Reader {
                 let path = directory.path().join(&name);
                 if path.extension().is_some_and(|extension| extension == "jwk") {
                     let key = secret_of_jwk(&path, &private_content(&directory, &name)?)?;
-                    self.insert(&path, key.verifying_key())?;
+                    self.insert(&path, &KeySet::from(key.verifying_key()))?;
                     secrets.push(Arc::new(key));
                 }
             }
@@ -229,7 +229,7 @@ impl Reader {
                         ..KeysError::new(&path, why)
                     });
                 };
-                let verifies = self.verifying.get(&kid);
+                let verifies = self.verifying.find(&kid, key.algorithm());
                 if verifies.is_none_or(|public| public.thumbprint() != key.verifying_key().thumbprint()) {
                     let why = format!(
                         "it names the key {kid}, whose public key is not there: no service could verify its tokens"
@@ -271,7 +271,7 @@ impl Reader {
             VerifyingKey::from_pem(bytes)
         };
         let key = key.map_err(|e| KeysError::new(path, e))?;
-        self.insert(path, key)
+        self.insert(path, &KeySet::from(key))
     }
 
     fn jwks(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
@@ -280,21 +280,24 @@ impl Reader {
             let why = format!("the key keys[{}] is not used: {}", key.index, key.reason);
             self.notes.push(KeysError::new(path, why).to_string());
         }
-        keys.iter().try_for_each(|key| self.insert(path, key.clone()))
+        self.insert(path, &keys)
     }
 
-    fn insert(&mut self, path: &Path, key: VerifyingKey) -> Result<(), KeysError> {
-        let thumbprint = key.thumbprint();
-        match self.verifying.insert(key) {
-            Some(former) if former.thumbprint() != thumbprint => {
+    /// Adds the keys of a file. Only keys of one file may share a kid.
+    fn insert(&mut self, path: &Path, keys: &KeySet) -> Result<(), KeysError> {
+        for key in keys.iter() {
+            let same = self.verifying.find(key.kid(), key.algorithm());
+            let is_known = same.is_some_and(|same| same.thumbprint() == key.thumbprint());
+            if self.verifying.get(key.kid()).is_some() && !is_known {
                 let why = format!(
                     "another file has another key of the same kid, {}: give one of them its own",
-                    former.kid()
+                    key.kid()
                 );
-                Err(KeysError::new(path, why))
+                return Err(KeysError::new(path, why));
             }
-            _ => Ok(()),
         }
+        keys.iter().for_each(|key| drop(self.verifying.insert(key.clone())));
+        Ok(())
     }
 }
 

@@ -22,6 +22,9 @@ pub enum KeyError {
     /// Another kind of block than a public key, by its label.
     #[error("it holds a PEM block \"{0}\" where a PUBLIC KEY is needed: extract it with openssl pkey -pubout")]
     NotPublic(String),
+    /// A certificate where a public key is needed.
+    #[error("it holds a certificate where a public key is needed: extract it with openssl {0} -in FILE -pubkey -noout")]
+    Certificate(&'static str),
     /// A private key where a public one is needed.
     #[error("it holds a private key where a public one is needed: keep it with its owner, and give the public key")]
     PrivateAsPublic,
@@ -99,8 +102,8 @@ pub enum KeyError {
     /// A `kid` that cannot be used.
     #[error("its `kid` is empty or longer than {max} bytes", max = crate::key::MAX_KID_LEN)]
     Kid,
-    /// A second key of the same `kid` in one JWKS.
-    #[error("the JWKS has another key of the same `kid` before it")]
+    /// A second key of the same `kid` and algorithm in one JWKS.
+    #[error("the JWKS has another key of the same `kid` and algorithm before it")]
     SameKid,
     /// More than [`MAX_KEYS`](crate::MAX_KEYS) in one JWKS.
     #[error("the JWKS has more than {max} keys, and those from here on are not looked at", max = crate::MAX_KEYS)]

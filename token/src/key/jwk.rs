@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{KeyError, MAX_KID_LEN};
 use crate::Algorithm;
-use crate::json::{Members, Skipped, Text, Unique};
+use crate::json::{Members, Skipped, Text, Unique, without_mark};
 
 /// The members of a JWK that are looked at (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2).
 #[derive(Default)]
@@ -58,6 +58,7 @@ impl<'de> Members<'de> for Jwk<'de> {
 
 impl<'a> Jwk<'a> {
     pub(super) fn read(text: &'a [u8]) -> Result<Self, KeyError> {
+        let text = without_mark(text);
         if !text.trim_ascii_start().starts_with(b"{") {
             return Err(KeyError::NotJwk("it is not a JSON object"));
         }

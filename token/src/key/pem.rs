@@ -3,6 +3,32 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::KeyError;
+use crate::json::without_mark;
+
+/// The same as [`read`] for keys that only this implementation reads: the parameters of a curve that `openssl ecparam -genkey`
+/// writes before a key are skipped, since the key names its curve itself.
+pub(super) fn read_key(pem: &[u8]) -> Result<(&str, Zeroizing<Vec<u8>>), KeyError> {
+    let pem = without_mark(pem);
+    let parameters = pem.trim_ascii_start().strip_prefix(b"-----BEGIN EC PARAMETERS-----");
+    let key = parameters.and_then(|parameters| {
+        const END: &[u8] = b"-----END EC PARAMETERS-----";
+        let end = parameters.windows(END.len()).position(|part| part == END)?;
+        parameters.get(end + END.len()..)
+    });
+    read(key.unwrap_or(pem))
+}
+
+/// The command of openssl that shows the public key of a file whose first block has a certificate or a request for one, which may
+/// have text or further blocks around it.
+pub(super) fn certificate_command(pem: &[u8]) -> Option<&'static str> {
+    let text = std::str::from_utf8(pem).ok()?;
+    let (_, rest) = text.split_once("-----BEGIN ")?;
+    match rest.split_once("-----")?.0 {
+        "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => Some("x509"),
+        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => Some("req"),
+        _ => None,
+    }
+}
 
 /// Label and content of the only block of a PEM file (RFC 7468).
 ///

@@ -6,11 +6,12 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{KeyError, MAX_KEYS, VerifyingKey};
-use crate::json::{Members, Skipped, Unique};
+use crate::Algorithm;
+use crate::json::{Members, Skipped, Unique, without_mark};
 
-/// Keys to verify tokens with, by their `kid`.
+/// Keys to verify tokens with, by their `kid`. Two of different algorithms may have the same (RFC 7517 section 4.5).
 #[derive(Clone, Debug, Default)]
-pub struct KeySet(BTreeMap<String, VerifyingKey>);
+pub struct KeySet(BTreeMap<String, BTreeMap<Algorithm, VerifyingKey>>);
 
 /// A key of a JWKS that is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,7 @@ impl KeySet {
             kid: Option<String>,
         }
 
+        let jwks = without_mark(jwks);
         if !jwks.trim_ascii_start().starts_with(b"{") {
             return Err(KeyError::NotJwks);
         }
@@ -66,9 +68,11 @@ impl KeySet {
                 skipped.push(SkippedKey { index, kid, reason });
                 break;
             }
-            let read = VerifyingKey::from_jwk(jwk.get().as_bytes()).and_then(|key| match set.get(key.kid()) {
-                Some(_) => Err(KeyError::SameKid),
-                None => Ok(key),
+            let read = VerifyingKey::from_jwk(jwk.get().as_bytes()).and_then(|key| {
+                match set.find(key.kid(), key.algorithm()) {
+                    Some(_) => Err(KeyError::SameKid),
+                    None => Ok(key),
+                }
             });
             match read {
                 Ok(key) => drop(set.insert(key)),
@@ -81,29 +85,30 @@ impl KeySet {
         Ok((set, skipped))
     }
 
-    /// Adds a key, and returns the one of the same `kid` that it replaces.
+    /// Adds a key, and returns the one of the same `kid` and algorithm that it replaces.
     pub fn insert(&mut self, key: VerifyingKey) -> Option<VerifyingKey> {
-        self.0.insert(key.kid().to_owned(), key)
+        let same_kid = self.0.entry(key.kid().to_owned()).or_default();
+        same_kid.insert(key.algorithm(), key)
     }
 
-    /// Removes a key.
-    pub fn remove(&mut self, kid: &str) -> Option<VerifyingKey> {
-        self.0.remove(kid)
-    }
-
-    /// The key of that `kid`.
+    /// The key of that `kid`; of several, any.
     pub fn get(&self, kid: &str) -> Option<&VerifyingKey> {
-        self.0.get(kid)
+        self.0.get(kid)?.values().next()
+    }
+
+    /// The key of that `kid` for an algorithm.
+    pub fn find(&self, kid: &str, algorithm: Algorithm) -> Option<&VerifyingKey> {
+        self.0.get(kid)?.get(&algorithm)
     }
 
     /// All keys, in the order of their `kid`.
     pub fn iter(&self) -> impl Iterator<Item = &VerifyingKey> {
-        self.0.values()
+        self.0.values().flat_map(BTreeMap::values)
     }
 
     /// Returns how many keys there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.iter().count()
     }
 
     /// Returns whether there are none.

@@ -66,13 +66,13 @@ impl SigningKey {
     }
 
     /// Reads a private key from a PEM file's contents (RFC 7468): `PRIVATE KEY` (PKCS #8, RFC 5958), `EC PRIVATE KEY`
-    /// (SEC 1, RFC 5915) or `RSA PRIVATE KEY` (PKCS #1, RFC 8017 appendix A.1.2), without a passphrase. Its `kid` is its
-    /// thumbprint.
+    /// (SEC 1, RFC 5915) or `RSA PRIVATE KEY` (PKCS #1, RFC 8017 appendix A.1.2), without a passphrase, also after a block `EC PARAMETERS`. Its
+    /// `kid` is its thumbprint.
     ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; it holds nothing of the key. The caller adds which file it was.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        let (label, der) = pem::read(pem)?;
+        let (label, der) = pem::read_key(pem)?;
         match label {
             "PRIVATE KEY" => match der::private(&der)? {
                 der::DerKey::Ed25519(_) => {

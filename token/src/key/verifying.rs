@@ -45,7 +45,10 @@ impl VerifyingKey {
     /// # Errors
     /// [`KeyError`] tells what is wrong; private keys and certificates are refused.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        let (label, der) = pem::read(pem)?;
+        if let Some(command) = pem::certificate_command(pem) {
+            return Err(KeyError::Certificate(command));
+        }
+        let (label, der) = pem::read_key(pem)?;
         let public = match label {
             "PUBLIC KEY" => Public::from_spki(&der)?,
             "RSA PUBLIC KEY" => Public::rs(&der)?,

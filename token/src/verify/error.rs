@@ -54,8 +54,11 @@ pub enum VerifyError {
     /// No key at all.
     #[error("there are no keys to verify tokens with: configure some, or see why none could be read")]
     NoKeys,
-    /// The header has no `kid`, and there are several keys.
-    #[error("the token's header has no `kid`, and there are several keys: have its issuer name the key")]
+    /// The header has no `kid`, and there are several keys, of which no one is the only one for the algorithm.
+    #[error(
+        "the token's header has no `kid`, and there are several keys, of which not exactly one is for its algorithm: \
+         have its issuer name the key"
+    )]
     NoKid,
     /// The header's `kid` is not that of any key. A key set that is kept up to date may have it when it was read again.
     #[error(

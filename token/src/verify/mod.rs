@@ -230,9 +230,17 @@ impl<'a> Parts<'a> {
     fn verified_payload(&self, header: &Header, keys: &KeySet) -> Result<Vec<u8>, VerifyError> {
         let key = match header.kid.as_deref() {
             _ if keys.is_empty() => return Err(VerifyError::NoKeys),
-            Some(kid) => keys.get(kid).ok_or_else(|| VerifyError::UnknownKid(Shown::new(kid)))?,
+            Some(kid) => {
+                let key = keys.find(kid, header.algorithm).or_else(|| keys.get(kid));
+                key.ok_or_else(|| VerifyError::UnknownKid(Shown::new(kid)))?
+            }
             None if keys.len() == 1 => keys.iter().next().ok_or(VerifyError::NoKeys)?,
-            None => return Err(VerifyError::NoKid),
+            // Only one of them can be meant: each is for one algorithm.
+            None => {
+                let mut matching = keys.iter().filter(|key| key.algorithm() == header.algorithm);
+                let only = matching.next().filter(|_| matching.next().is_none());
+                only.ok_or(VerifyError::NoKid)?
+            }
         };
         match (header.algorithm, key.algorithm()) {
             (token, key) if token == key => (),
