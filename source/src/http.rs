@@ -126,7 +126,7 @@ impl HttpReply {
         let (head, body) = response.into_parts();
         if let Some(encoding) = head.headers.get(CONTENT_ENCODING)
             && head.status.is_success()
-            && encoding.as_bytes() != b"identity"
+            && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
         {
             let encoding = String::from_utf8_lossy(encoding.as_bytes());
             return Err(SourceError::permanent(
@@ -145,8 +145,13 @@ impl HttpReply {
         })
     }
 
-    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock
-    /// counts are the most that it does.
+    /// The body as JSON, without the mark that some servers put before it (RFC 8259 section 8.1).
+    pub fn json(&self) -> &[u8] {
+        self.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.body)
+    }
+
+    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock counts
+    /// are the most that it does.
     pub fn retry_after(&self) -> Option<Duration> {
         let text = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {

@@ -33,7 +33,7 @@ use crate::{
     Error, Examined, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
     max_value,
-    remote::{Metadata, Remote, ask_here},
+    remote::{Metadata, Need, Remote, ask_here},
     seconds,
     secure_file::{self, Refusal},
     variable,
@@ -125,19 +125,12 @@ impl OAuth2 {
         let metadata = match &*known {
             Some((at, metadata)) if at.elapsed() < METADATA_AGE => metadata.clone(),
             _ => {
-                let metadata = Arc::new(self.remote.discover(issuer, limit).await?);
+                let metadata = Arc::new(self.remote.discover(issuer, Need::Tokens, limit).await?);
                 *known = Some((Instant::now(), metadata.clone()));
                 metadata
             }
         };
-        let endpoint = metadata.token_endpoint.clone().ok_or_else(|| {
-            SourceError::permanent(
-                SERVER.unwell,
-                format_args!("{}: its metadata name no token_endpoint", metadata.at),
-                "give the key token-endpoint in place of issuer, if it has one",
-            )
-        })?;
-        Ok((endpoint, issuer.clone()))
+        Ok((metadata.address.clone(), issuer.clone()))
     }
 
     /// Asks for a token once.
@@ -317,7 +310,7 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
     let remote = Remote::new(&settings.network, &SERVER);
     match &settings.server {
         AuthorizationServer::Issuer(issuer) => {
-            let metadata = ask_here(&SERVER, limit, remote.discover(issuer, limit));
+            let metadata = ask_here(&SERVER, limit, remote.discover(issuer, Need::Tokens, limit));
             match metadata {
                 Ok(metadata) => examine_metadata(settings, issuer, &metadata, &mut found),
                 Err(error) => found.push(Examined::failed(issuer, &error)),
@@ -333,14 +326,9 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
 }
 
 fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata, found: &mut Vec<Examined>) {
-    let Some(endpoint) = &metadata.token_endpoint else {
-        return found.push(Examined::bad(
-            format!("{issuer}: its metadata name no token_endpoint"),
-            "give the key token-endpoint in place of issuer, if it has one",
-        ));
-    };
     found.push(Examined::Good(format!(
-        "{issuer} answers, its metadata is good, and it gives tokens at {endpoint}"
+        "{issuer} answers, its metadata is good, and it gives tokens at {}",
+        metadata.address
     )));
     // Where it does not say, it is this one (RFC 8414 section 2).
     let default = ["client_secret_basic".to_owned()];

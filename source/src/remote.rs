@@ -16,7 +16,7 @@ use ::http::{
 use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
-pub(crate) use self::discovery::Metadata;
+pub(crate) use self::discovery::{Metadata, Need};
 use crate::{
     http::{self, Http, HttpReply, Peer, SourceError, Transport, quote, tls},
     secure_file,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use config::{Discovery, Trust, TrustedKeys};
-use login::{Authority, FAR_AHEAD, Fault, JWKS, Login, METADATA, Setup, key};
+use login::{Authority, FAR_AHEAD, Fault, JWKS, Login, METADATA, OIDC, Setup, key};
 use seal::ExposeSecret;
 use serde_json::json;
 use source::{
@@ -322,7 +322,7 @@ async fn without_keys_it_is_told_why() {
         (
             METADATA,
             Fault::Text(json!({"issuer": url}).to_string()),
-            "name no jwks_uri",
+            "names no jwks_uri",
         ),
         (JWKS, not_json, "is not its keys"),
         (JWKS, Fault::Endless, "more than"),
@@ -366,6 +366,57 @@ async fn keys_that_cannot_be_used_are_skipped_and_told() {
     assert!(site.notes().contains("no key that can be used"), "{}", site.notes());
     login.publish(&[&good]);
     site.verify(&trusted, &good).await.unwrap();
+}
+
+/// JWKS as issuers have been seen to publish them, beside keys that cannot be used.
+#[tokio::test]
+async fn keys_are_taken_from_sets_as_issuers_publish_them() {
+    let (login, good, site) = healthy();
+    let jwk = good.verifying_key().to_jwk().unwrap();
+    let with = |more: serde_json::Value| {
+        let mut jwk = jwk.clone();
+        jwk.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        jwk
+    };
+    let mut bare = jwk.clone();
+    for member in ["alg", "use"] {
+        bare.as_object_mut().unwrap().remove(member);
+    }
+    let keycloak = json!({"kid": "enc", "kty": "RSA", "alg": "RSA-OAEP", "use": "enc", "n": "AQAB", "e": "AQAB"});
+    let many = (0..40).map(|n| json!({"kty": "EC", "crv": "P-521", "kid": n.to_string(), "x": "AA", "y": "AA"}));
+    for set in [
+        // Without alg and use, as those of Entra.
+        json!({"keys": [bare]}),
+        json!({"keys": [keycloak, with(json!({"x5c": ["AAAA"], "x5t": "x", "x5t#S256": "x", "exp": 1, "nbf": 1.5}))]}),
+        // The same kid for other algorithms.
+        json!({"keys": [with(json!({"alg": "RS384"})), jwk, with(json!({"alg": "RS512"}))]}),
+        json!({"keys": [with(json!({"kty": "EC", "crv": "P-256", "alg": "ES256"})), jwk]}),
+        json!({"keys": [with(json!({"kid": 1})), with(json!({"key_ops": ["verify"], "ext": true}))], "expires": null}),
+        json!({"keys": many.chain([jwk.clone()]).collect::<Vec<_>>()}),
+    ] {
+        login.document(JWKS, set.clone());
+        let trusted = site.trusted();
+        let verified = site.verify(&trusted, &good).await;
+        assert!(verified.is_ok(), "{set}: {verified:?}");
+        drop(trusted);
+        login.until(|login| login.open() == 0).await;
+    }
+    let text = json!({"keys": [jwk]}).to_string();
+    login.fail(JWKS, 1, Fault::Text(format!("\u{feff}{text}")));
+    site.verify(&site.trusted(), &good).await.unwrap();
+}
+
+/// RFC 8414 section 2 demands no `jwks_uri`.
+#[tokio::test]
+async fn keys_that_one_place_does_not_name_are_looked_for_in_the_next() {
+    let (login, good, site) = healthy();
+    let url = login.url();
+    login.document(
+        METADATA,
+        json!({"issuer": url, "token_endpoint": format!("{url}/token")}),
+    );
+    login.metadata(OIDC, &url);
+    site.verify(&site.trusted(), &good).await.unwrap();
 }
 
 #[tokio::test]

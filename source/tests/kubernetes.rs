@@ -1321,7 +1321,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         (json!({"tokenFile": "nowhere"}), ["tokenFile", "could not be read"]),
         (
             json!({"exec": {"command": "x", "apiVersion": "client.authentication.k8s.io/v1alpha1"}}),
-            ["apiVersion of exec", "v1beta1"],
+            ["exec has the apiVersion", "v1beta1"],
         ),
         (
             json!({"exec": {"command": "x", "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Always"}}),
@@ -1366,6 +1366,141 @@ async fn the_context_that_is_named_is_the_one_that_is_used() {
             .iter()
             .all(|asked| asked.authorization.as_deref() == Some("Bearer canary-bearer-1"))
     );
+}
+
+/// Files that kubectl reads, and that other clients have been reported to fail on.
+#[tokio::test]
+async fn a_kubeconfig_file_is_read_as_kubectl_reads_it() {
+    let (api, site) = healthy();
+    let pem = api.authority.pem();
+    let (url, authority) = (api.url(), STANDARD.encode(&pem));
+    let wrapped = |indent: &str| {
+        let lines: Vec<_> = authority
+            .as_bytes()
+            .chunks(76)
+            .map(|line| String::from_utf8_lossy(line))
+            .collect();
+        lines.join(&format!("\n{indent}"))
+    };
+    let document = |cluster: &str, user: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Config\npreferences: {{}}\ncurrent-context: dev/admin@example.com\n\
+             contexts:\n- context: {{cluster: c, user: u}}\n  name: dev/admin@example.com\n\
+             clusters:\n- cluster:\n    server: {url}\n{cluster}  name: c\n\
+             users:\n- name: u\n  user:\n{user}{more}"
+        )
+    };
+    let (data, token) = (
+        format!("    certificate-authority-data: {authority}\n"),
+        format!("    token: {BEARER}\n"),
+    );
+    site.write("ca.pem", 0o644, pem.trim_end());
+    site.write("token", 0o600, &format!("{BEARER}\n\n"));
+    for (what, content) in [
+        ("plain", document(&data, &token, "")),
+        (
+            "with a mark before it",
+            format!("\u{feff}{}", document(&data, &token, "")),
+        ),
+        (
+            "with ends of lines of Windows",
+            document(&data, &token, "").replace('\n', "\r\n"),
+        ),
+        ("a document of its own", format!("---\n{}", document(&data, &token, ""))),
+        (
+            "data on several lines",
+            document(
+                &format!("    certificate-authority-data: |\n      {}\n", wrapped("      ")),
+                &token,
+                "",
+            ),
+        ),
+        (
+            "a certificate without an end of line",
+            document("    certificate-authority: ca.pem\n", &token, ""),
+        ),
+        (
+            "data wins over a file",
+            document(&format!("    certificate-authority: /nonexistent\n{data}"), &token, ""),
+        ),
+        (
+            "a token file with lines after it",
+            document(&data, "    tokenFile: token\n", ""),
+        ),
+        (
+            "keys without a value",
+            document(
+                &format!(
+                    "    proxy-url: \"\"\n    tls-server-name: \"\"\n    insecure-skip-tls-verify: false\n    extensions: null\n{data}"
+                ),
+                &format!("    as: \"\"\n    username: \"\"\n    exec: null\n    auth-provider: null\n{token}"),
+                "",
+            ),
+        ),
+        (
+            "extensions of minikube",
+            document(
+                &format!(
+                    "    extensions:\n    - extension: {{provider: minikube.sigs.k8s.io, version: v1.30}}\n      name: cluster_info\n{data}"
+                ),
+                &token,
+                "",
+            ),
+        ),
+        (
+            "users that others have no use for",
+            document(
+                &data,
+                &token,
+                "- name: empty\n  user: {}\n- name: none\n- name: nothing\n  user: null\n- name: exec\n  user:\n    exec:\n      \
+                 apiVersion: client.authentication.k8s.io/v1alpha1\n      command: aws\n      args: null\n      env: null\n      \
+                 installHint: x\n      provideClusterInfo: false\n",
+            ),
+        ),
+    ] {
+        site.write("kubeconfig", 0o600, &content);
+        let fetched = site.fetch().await;
+        assert!(fetched.result.is_ok(), "{what}: {:?}", fetched.result);
+        fetched.has_token(TOKEN);
+    }
+    // Rancher has its clusters below a path.
+    let below = document(&data, &token, "").replace(&url, &format!("{url}/k8s/clusters/c-m-1/"));
+    site.write("kubeconfig", 0o600, &below);
+    let _ = site.fetch_within(Duration::from_secs(1)).await;
+    assert!(
+        !api.asked("/k8s/clusters/c-m-1/apis/").is_empty(),
+        "{:?}",
+        api.asked("/")
+    );
+    // What kubectl cannot use either is named.
+    for (version, says) in [
+        (
+            "client.authentication.k8s.io/v1alpha1",
+            "exec has the apiVersion client.authentication.k8s.io/v1alpha1",
+        ),
+        ("\"\"", "exec has no apiVersion"),
+    ] {
+        let user = format!("    exec:\n      apiVersion: {version}\n      command: aws\n");
+        site.write("kubeconfig", 0o600, &document(&data, &user, ""));
+        site.fetch()
+            .await
+            .failed(&[says, "client.authentication.k8s.io/v1beta1"]);
+    }
+}
+
+/// kubectl creates contexts without a user, and uses none.
+#[tokio::test]
+async fn a_context_without_a_user_is_named() {
+    let (api, site) = healthy();
+    for context in ["cluster: c", "cluster: c, user: \"\"", "cluster: c, user: null"] {
+        let content = format!(
+            "current-context: x\ncontexts: [{{name: x, context: {{{context}}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: \"{}\"}}}}]\nusers: null\n",
+            api.url()
+        );
+        site.write("kubeconfig", 0o600, &content);
+        site.fetch().await.failed(&["the user of its context `x` is not there"]);
+    }
 }
 
 #[tokio::test]

@@ -401,6 +401,120 @@ async fn what_the_server_refuses_is_told_in_one_line_and_not_tried_again() {
     failed(site.fetch().await, &["status 302", "not followed"]);
 }
 
+/// Refusals of servers that do not keep to RFC 6749 section 5.2: of GitHub, Casdoor, Okta, Google, Keycloak and Entra.
+#[tokio::test]
+async fn a_refusal_in_a_form_of_its_own_is_told() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    let google = json!({"error": {"code": 403, "message": "Client blocked", "status": "PERMISSION_DENIED"}});
+    let entra = json!({
+        "error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret.\r\nTrace ID: 255d",
+        "error_codes": [7_000_215], "error_uri": "https://login.example.org/error?code=7000215",
+    });
+    for (status, answer, says) in [
+        (
+            200,
+            json!({"error": "incorrect_client_credentials", "error_description": "The client_id is incorrect."}),
+            [
+                "incorrect_client_credentials (200) (it says: The client_id is incorrect.)",
+                "server's log",
+            ],
+        ),
+        (
+            200,
+            json!({"error": "invalid_scope", "access_token": "", "token_type": ""}),
+            ["invalid_scope (200)", "set scope"],
+        ),
+        (
+            401,
+            json!({"errorCode": "invalid_client", "errorSummary": "Invalid value for client_id", "errorLink": "x"}),
+            [
+                "invalid_client (401) (it says: Invalid value for client_id)",
+                "client-id",
+            ],
+        ),
+        (
+            403,
+            google,
+            ["PERMISSION_DENIED (403) (it says: Client blocked)", "server's log"],
+        ),
+        (
+            400,
+            json!({"error": "invalid_token", "error_description": "Invalid token"}),
+            ["invalid_token (400)", "subject token is good"],
+        ),
+        (
+            403,
+            json!({"error": "access_denied", "error_description": "Client is not the holder of the token"}),
+            ["access_denied (403)", "one that this client may exchange"],
+        ),
+        (
+            401,
+            entra,
+            ["secret. Trace ID: 255d)", "client-id and the client's secret"],
+        ),
+        (
+            400,
+            json!({"error": "invalid_request", "error_description": ["a", 1]}),
+            ["invalid_request (400):", "server's log"],
+        ),
+        (400, json!({"error": null}), ["status 400", "server's log"]),
+        (400, json!(["invalid_grant"]), ["status 400", "server's log"]),
+    ] {
+        login.gives(status, answer);
+        let before = login.asked(TOKEN).len();
+        failed(site.fetch().await, &[&login.url(), says[0], says[1]]);
+        assert_eq!(login.asked(TOKEN).len(), before + 1, "{says:?}");
+    }
+    // A server may say so with any status.
+    for status in [200, 400] {
+        login.gives_in_turn(vec![
+            (status, json!({"error": "temporarily_unavailable"})),
+            (200, json!({"access_token": "canary", "token_type": "Bearer"})),
+        ]);
+        site.fetch().await.unwrap();
+    }
+}
+
+/// Answers that are good, though not to the letter.
+#[tokio::test]
+async fn a_token_is_taken_from_answers_that_are_not_to_the_letter() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    site.settings.scope = None;
+    let answers = [
+        json!({"scope": ["data:read", "data:write"]}),
+        json!({"scope": null, "expires_in": null, "refresh_token": null}),
+        json!({"scope": {}, "expires_in": "3600"}),
+        json!({"expires_in": 3599.5, "ext_expires_in": 3599, "not-before-policy": 0}),
+        json!({"expires_in": -1}),
+        json!({"expires_in": "soon"}),
+        json!({"expires_in": 1e300}),
+        json!({"token_type": "bearer"}),
+        json!({"token_type": "BEARER", "error": null, "error_description": null}),
+    ];
+    for more in answers {
+        let mut answer = json!({"access_token": "canary", "token_type": "Bearer"});
+        let members = more.as_object().unwrap().clone();
+        answer.as_object_mut().unwrap().extend(members);
+        login.gives(200, answer);
+        assert_eq!(site.fetch().await.as_deref(), Ok("canary"), "{more}");
+    }
+    // With a mark before it, and in a `Content-Encoding` that is none.
+    let text = json!({"access_token": "canary", "token_type": "Bearer"}).to_string();
+    login.fail(TOKEN, 1, Fault::Text(format!("\u{feff}{text}")));
+    assert_eq!(site.fetch().await.as_deref(), Ok("canary"));
+    // A scope that is an array is compared with what was asked for.
+    site.settings.scope = Some("data:read data:write".to_owned());
+    login.gives(
+        200,
+        json!({"access_token": "canary", "token_type": "Bearer", "scope": ["data:write", "data:read"]}),
+    );
+    let job = Values::example();
+    let fetched = site.source(PATIENCE).fetch(&job, Slot::default()).await;
+    assert!(fetched.result.is_ok() && fetched.warnings.is_empty(), "{fetched:?}");
+}
+
 #[tokio::test]
 async fn no_secret_is_told_in_any_form_in_which_it_was_sent() {
     let login = Login::start();
@@ -689,6 +803,53 @@ async fn metadata_are_looked_for_in_each_place_whatever_the_others_answer() {
     );
 }
 
+/// RFC 8414 demands neither `token_endpoint` nor `jwks_uri`: one place may have what another lacks.
+#[tokio::test]
+async fn metadata_without_what_is_needed_are_looked_for_elsewhere() {
+    let login = Login::start();
+    let (site, url) = (Site::new(&login), login.url());
+    for without in [json!({"issuer": url}), json!({"issuer": url, "token_endpoint": null})] {
+        login.document(METADATA, without);
+        login.no_document(OIDC);
+        failed(
+            site.fetch().await,
+            &[
+                &format!("{url}{METADATA}: its metadata names no token_endpoint"),
+                &format!("{url}{OIDC}: it has no metadata there"),
+                "give the key token-endpoint",
+            ],
+        );
+        login.metadata(OIDC, &url);
+        site.fetch().await.unwrap();
+    }
+    // What is not needed may be anything.
+    login.document(
+        METADATA,
+        json!({"issuer": url, "token_endpoint": format!("{url}{TOKEN}"), "jwks_uri": "http://elsewhere/jwks"}),
+    );
+    login.no_document(OIDC);
+    site.fetch().await.unwrap();
+}
+
+/// As in Microsoft Entra's `common`.
+#[tokio::test]
+async fn metadata_that_stand_for_many_issuers_are_explained() {
+    let login = Login::start();
+    let site = Site::new(&login);
+    login.metadata(METADATA, "https://login.example.org/{tenantid}/v2.0");
+    failed(
+        site.fetch().await,
+        &[
+            "another issuer (`https://login.example.org/{tenantid}/v2.0`)",
+            "the URL of the tenant",
+        ],
+    );
+    // Before the metadata stands a mark, as some servers write it.
+    let text = json!({"issuer": login.url(), "token_endpoint": format!("{}{TOKEN}", login.url())}).to_string();
+    login.fail(METADATA, 1, Fault::Text(format!("\u{feff}{text}")));
+    site.fetch().await.unwrap();
+}
+
 #[tokio::test]
 async fn metadata_of_another_issuer_are_not_used() {
     let login = Login::start();
@@ -700,8 +861,6 @@ async fn metadata_of_another_issuer_are_not_used() {
     // What is right elsewhere is used.
     login.metadata(OIDC, &login.url());
     site.fetch().await.unwrap();
-    login.document(METADATA, json!({"issuer": login.url()}));
-    failed(site.fetch().await, &["name no token_endpoint"]);
 }
 
 #[tokio::test]
@@ -716,6 +875,17 @@ async fn a_token_endpoint_that_has_moved_is_found() {
     failed(fetch(&*source).await, &["status 404", "/old"]);
     login.metadata(METADATA, &login.url());
     fetch(&*source).await.unwrap();
+    // As Keycloak says it, which is moved from `/auth/realms` to `/realms` by an upgrade.
+    let before = login.asked(METADATA).len();
+    login.gives_in_turn(vec![
+        (
+            404,
+            json!({"error": "RESTEASY003210: Could not find resource for full path"}),
+        ),
+        (200, json!({"access_token": "canary", "token_type": "Bearer"})),
+    ]);
+    fetch(&*source).await.unwrap();
+    assert_eq!(login.asked(METADATA).len(), before + 1);
 }
 
 // The way there.
@@ -790,6 +960,24 @@ async fn answers_of_old_or_broken_servers_are_taken_or_explained() {
     let old = format!("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{token}");
     site.settings.server = AuthorizationServer::TokenEndpoint(raw(old.leak(), true).await);
     assert_eq!(site.fetch().await.unwrap(), "canary-1");
+    let length = format!("Content-Length: {}\r\n", token.len());
+    for old in [
+        // Content codings are compared without case (RFC 9110 section 8.4.1).
+        format!("HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\n{length}\r\n{token}"),
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{token}"),
+        format!("HTTP/1.1 200\r\n{length}\r\n{token}"),
+        format!("HTTP/1.1 200 OK\nContent-Length: {}\n\n{token}", token.len()),
+        format!("HTTP/1.1 200 OK\r\n{length}{length}\r\n{token}"),
+        format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n{length}\r\n{token}"),
+        format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nTrailer: x\r\n\r\n{:x};ext=1\r\n{token}\r\n0\r\nx: y\r\n\r\n",
+            token.len()
+        ),
+    ] {
+        let server = raw(old.clone().leak(), true).await;
+        site.settings.server = AuthorizationServer::TokenEndpoint(server);
+        assert_eq!(site.fetch().await.as_deref(), Ok("canary-1"), "{old}");
+    }
     const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"acc\r\n";
     for (answer, closes, says) in [
         (CHUNKED, true, "the connection ended before the answer did"),

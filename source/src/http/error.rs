@@ -230,9 +230,10 @@ impl SourceError {
             },
             Tls::InvalidCertificate(why) => {
                 let remedy = match why {
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                        &format!("see that {authorities} is the one that this server's certificate is of")
-                    }
+                    CertificateError::UnknownIssuer | CertificateError::BadSignature => &format!(
+                        "see that {authorities} has the certificate of the authority that signed this server's; the server's \
+                             own will only do if it has signed itself"
+                    ),
                     CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                         "renew the server's certificate, and see that the clock of this node is right"
                     }

@@ -9,7 +9,7 @@ use super::{JwksClient, SERVER};
 use crate::{
     Examined,
     http::{SourceError, quote},
-    remote::ask_here,
+    remote::{Need, ask_here},
 };
 
 /// The longest JWKS, in bytes.
@@ -36,16 +36,7 @@ impl JwksClient {
     pub(super) async fn fetch(&self, known: Option<String>) -> Result<Published, SourceError> {
         let jwks_uri = match known {
             Some(known) => known,
-            None => {
-                let metadata = self.remote.discover(&self.url, REQUEST).await?;
-                metadata.jwks_uri.ok_or_else(|| {
-                    SourceError::permanent(
-                        SERVER.unwell,
-                        format_args!("{}: its metadata name no jwks_uri", metadata.at),
-                        "see the server's configuration, or give the key keys, a file with its keys",
-                    )
-                })?
-            }
+            None => self.remote.discover(&self.url, Need::Keys, REQUEST).await?.address,
         };
         let at = |error: SourceError| error.at(&jwks_uri);
         let answer = self.remote.get(&jwks_uri, MAX_JWKS, REQUEST).await.map_err(at)?;

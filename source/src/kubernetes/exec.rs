@@ -65,9 +65,13 @@ impl Exec {
     pub fn new(exec: &ExecConfig, cluster: &Cluster, dir: &Path) -> Result<Self, SourceError> {
         let api_version = match exec.api_version.as_deref() {
             Some(version @ (V1 | V1BETA1)) => version.to_owned(),
-            _ => {
+            other => {
+                let cause = match other.filter(|version| !version.is_empty()) {
+                    Some(other) => format!("exec has the apiVersion {}, which is not supported", quote(other, &[])),
+                    None => "exec has no apiVersion".to_owned(),
+                };
                 return Err(credential(
-                    "the apiVersion of exec is not supported",
+                    cause,
                     format_args!("use a command that speaks {V1} or {V1BETA1}"),
                 ));
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use seal::{ExposeSecret, Secret};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{REFUSED, SERVER};
@@ -36,13 +36,7 @@ struct Success {
     access_token: Option<Zeroizing<String>>,
     token_type: Option<String>,
     expires_in: Option<Value>,
-    scope: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Failure {
-    error: Option<String>,
-    error_description: Option<String>,
+    scope: Option<Value>,
 }
 
 /// Reads an answer. `secrets` is what was sent, and must not be repeated.
@@ -54,19 +48,16 @@ pub(super) fn read(
 ) -> Result<Given, SourceError> {
     let secrets: Vec<&str> = secrets.iter().map(ExposeSecret::expose_secret).collect();
     if answer.status.is_success() {
-        return success(&answer.body, &secrets, exchanged);
+        return success(answer, &secrets, exchanged);
     }
-    if let Some(error) = refusal(answer, &secrets) {
-        return Err(error);
-    }
-    let mut error = remote.unusable(answer);
+    let mut error = refusal(answer, &secrets).unwrap_or_else(|| remote.unusable(answer));
     if answer.status == StatusCode::NOT_FOUND {
         error.retry = Retry::NotFound;
     }
     Err(error)
 }
 
-fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, SourceError> {
+fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Given, SourceError> {
     let wrong = |what: &dyn std::fmt::Display| {
         SourceError::permanent(
             SERVER.unwell,
@@ -75,10 +66,11 @@ fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, Sour
         )
     };
     // What the parser says may quote the answer.
-    let answer: Success = serde_json::from_slice(body).map_err(|_| wrong(&"is not a token in JSON"))?;
-    let token = answer.access_token.filter(|token| !token.is_empty());
-    let token = token.ok_or_else(|| wrong(&"has no access_token"))?;
-    let kind = answer.token_type.ok_or_else(|| wrong(&"has no token_type"))?;
+    let given: Success = serde_json::from_slice(answer.json()).map_err(|_| wrong(&"is not a token in JSON"))?;
+    let token = given.access_token.filter(|token| !token.is_empty());
+    // Some servers refuse with the status of a success.
+    let token = token.ok_or_else(|| refusal(answer, secrets).unwrap_or_else(|| wrong(&"has no access_token")))?;
+    let kind = given.token_type.ok_or_else(|| wrong(&"has no token_type"))?;
     // What is exchanged may become something else than an access token (RFC 8693 section 2.2.1).
     let is_bearer = kind.eq_ignore_ascii_case("bearer") || (exchanged && kind.eq_ignore_ascii_case("N_A"));
     if !is_bearer {
@@ -91,10 +83,11 @@ fn success(body: &[u8], secrets: &[&str], exchanged: bool) -> Result<Given, Sour
     if !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(wrong(&"has an access_token with spaces or other characters in it"));
     }
+    let scope = given.scope.as_ref().and_then(scope);
     Ok(Given {
         token: Secret::from(token.as_str()),
-        lifetime: answer.expires_in.as_ref().and_then(lifetime),
-        scope: answer.scope.map(|scope| quote(&scope, &[secrets, &[&token]].concat())),
+        lifetime: given.expires_in.as_ref().and_then(lifetime),
+        scope: scope.map(|scope| quote(&scope, &[secrets, &[&token]].concat())),
     })
 }
 
@@ -107,15 +100,64 @@ fn lifetime(value: &Value) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Returns the refusal of the server (RFC 6749 section 5.2).
+/// Words with spaces between; some servers write an array of them.
+fn scope(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(words) => {
+            let words: Option<Vec<&str>> = words.iter().map(Value::as_str).collect();
+            words.map(|words| words.join(" "))
+        }
+        _ => None,
+    }
+}
+
+/// What the server says against it, as RFC 6749 section 5.2 has it, or in a form of its own.
 fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
-    let failure: Failure = serde_json::from_slice(&answer.body).ok()?;
-    let code = failure.error?;
-    let says = match failure.error_description {
-        Some(text) if !text.is_empty() => format!(" (it says: {})", quote(&text, secrets)),
-        _ => String::new(),
+    let members: Map<String, Value> = serde_json::from_slice(answer.json()).ok()?;
+    let text = |names: &[&str]| {
+        let mut texts = names.iter().filter_map(|name| member(&members, name));
+        texts.find(|text| !text.is_empty())
     };
-    let (summary, todo) = match code.as_str() {
+    // Okta has codes of its own, and Google an object with its name for the status.
+    let code = text(&["error", "errorCode", "error.status", "error.code"])?;
+    let says = text(&["error_description", "errorSummary", "error.message", "message"]);
+    let says = says.map(|says| format!(" (it says: {})", quote(&says, secrets)));
+    let (summary, todo) = remedy(&code);
+    let is_transient = matches!(code.as_str(), "temporarily_unavailable" | "server_error" | "slow_down");
+    let retry = match answer.retry() {
+        Retry::Never if is_transient => Retry::Backoff(answer.retry_after()),
+        retry => retry,
+    };
+    let (status, code) = (answer.status_text(), quote(&code, secrets));
+    let summary = if retry == Retry::Never { summary } else { SERVER.unwell };
+    Some(SourceError::new(
+        retry,
+        summary,
+        format_args!(
+            "it refused with the error {code} ({status}){}",
+            says.unwrap_or_default()
+        ),
+        todo,
+    ))
+}
+
+/// A member by its name, or by a path of two, as text.
+fn member(members: &Map<String, Value>, path: &str) -> Option<String> {
+    let value = match path.split_once('.') {
+        Some((object, name)) => members.get(object)?.get(name)?,
+        None => members.get(path)?,
+    };
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// For the user and the operator, what to do about an error.
+fn remedy(code: &str) -> (&'static str, &'static str) {
+    match code {
         "invalid_client" => (
             SERVER.credential,
             "see that client-id and the client's secret or key are those that are registered there, and \
@@ -126,7 +168,8 @@ fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
             "let this client use the grant, in the server's configuration",
         ),
         "unsupported_grant_type" => (SERVER.credential, "set grant to one that the server has"),
-        "invalid_grant" => (
+        // Keycloak says that a subject token is not good with the second, and that it is not the client's with the third.
+        "invalid_grant" | "invalid_token" | "access_denied" => (
             REFUSED,
             "see that the subject token is good, not expired, and one that this client may exchange",
         ),
@@ -137,14 +180,5 @@ fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
             "set audience or resource to what the server lets this client ask tokens for",
         ),
         _ => (REFUSED, "see the server's log"),
-    };
-    let (status, retry) = (answer.status_text(), answer.retry());
-    let code = quote(&code, secrets);
-    let summary = if retry == Retry::Never { summary } else { SERVER.unwell };
-    Some(SourceError::new(
-        retry,
-        summary,
-        format_args!("it refused with the error {code} ({status}){says}"),
-        todo,
-    ))
+    }
 }

@@ -13,27 +13,45 @@ const MAX_BODY: usize = 256 << 10;
 /// The metadata of an issuer, as far as it is used.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata {
-    /// Its URL.
-    pub at: String,
-    /// The URL of its keys.
-    pub jwks_uri: Option<String>,
-    /// The URL of its token endpoint.
-    pub token_endpoint: Option<String>,
-    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section
-    /// 2).
+    /// What was needed: the address of its keys, or of its tokens.
+    pub address: String,
+    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section 2).
     pub authentications: Option<Vec<String>>,
     /// By what right it gives tokens.
     pub grants: Option<Vec<String>>,
 }
 
+/// What is needed of an issuer, which need not be in all of its metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Keys,
+    Tokens,
+}
+
+impl Need {
+    fn member(self) -> &'static str {
+        match self {
+            Self::Keys => "jwks_uri",
+            Self::Tokens => "token_endpoint",
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Keys => "see the server's configuration, or give the key keys, a file with its keys",
+            Self::Tokens => "give the key token-endpoint in place of issuer, if it has one",
+        }
+    }
+}
+
 impl Remote {
     /// Finds the metadata of an issuer, in each of the places that are in use. Takes no longer than `limit` for one
-    /// request. The error, if no place has metadata, names each with its answer.
-    pub async fn discover(&self, issuer: &str, limit: Duration) -> Result<Metadata, SourceError> {
+    /// request. The error, if no place has what is needed, names each with its answer.
+    pub async fn discover(&self, issuer: &str, need: Need, limit: Duration) -> Result<Metadata, SourceError> {
         let mut failures = Vec::new();
         for url in locations(issuer) {
             let answer = self.get(&url, MAX_BODY, limit).await;
-            match answer.and_then(|answer| self.read(issuer, &url, &answer)) {
+            match answer.and_then(|answer| self.read(issuer, need, &answer)) {
                 Ok(metadata) => return Ok(metadata),
                 // The same in each place.
                 Err(error) if error.unconnected || error.summary == self.peer().credential => return Err(error),
@@ -43,7 +61,7 @@ impl Remote {
         Err(self.nowhere(&failures))
     }
 
-    fn read(&self, issuer: &str, url: &str, answer: &HttpReply) -> Result<Metadata, SourceError> {
+    fn read(&self, issuer: &str, need: Need, answer: &HttpReply) -> Result<Metadata, SourceError> {
         let wrong = |cause: &str, remedy| SourceError::permanent(self.peer().unwell, cause, remedy);
         if matches!(answer.status.as_u16(), 404 | 410) {
             let cause = format!("it has no metadata there (status {})", answer.status_text());
@@ -52,9 +70,9 @@ impl Remote {
         if !answer.status.is_success() {
             return Err(self.unusable(answer));
         }
-        let members: Map<String, Value> = serde_json::from_slice(&answer.body)
+        let members: Map<String, Value> = serde_json::from_slice(answer.json())
             .map_err(|_| wrong("what is there is no metadata in JSON", NOT_THERE))?;
-        metadata(issuer, url, &members).map_err(|(cause, remedy)| wrong(&cause, remedy))
+        metadata(issuer, need, &members).map_err(|(cause, remedy)| wrong(&cause, remedy))
     }
 
     fn nowhere(&self, failures: &[(String, SourceError)]) -> SourceError {
@@ -108,13 +126,18 @@ fn locations(issuer: &str) -> Vec<String> {
     all
 }
 
-fn metadata(issuer: &str, url: &str, members: &Map<String, Value>) -> Result<Metadata, (String, &'static str)> {
+fn metadata(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<Metadata, (String, &'static str)> {
     // RFC 8414 section 3.3: to the letter, or it must not be used.
     match member(members, "issuer")?.and_then(Value::as_str) {
         Some(found) if found == issuer => {}
         Some(found) => {
             let what = format!("it is the metadata of another issuer (`{}`)", quote(found, &[]));
-            return Err((what, "if that is who is meant, set the key issuer to it, to the letter"));
+            let remedy = match found.contains('{') {
+                // As Microsoft Entra writes `{tenantid}` in those of `common` and `organizations`.
+                true => "it stands for many: set the key issuer to the URL of the tenant that is meant",
+                false => "if that is who is meant, set the key issuer to it, to the letter",
+            };
+            return Err((what, remedy));
         }
         None => {
             return Err((
@@ -123,31 +146,33 @@ fn metadata(issuer: &str, url: &str, members: &Map<String, Value>) -> Result<Met
             ));
         }
     }
-    let address = |name: &str| {
-        let Some(value) = member(members, name)? else {
-            return Ok(None);
-        };
-        let wrong = |why: &str| (format!("its {name} {why}"), "see the server's configuration");
-        let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
-        config::check_url(text).map_err(wrong)?;
-        // Whoever is on this node is not to be spoken to in place of a server that is not.
-        if config::is_plain_url(text) && !config::is_plain_url(issuer) {
-            return Err(wrong("is not https, and the issuer is"));
-        }
-        Ok(Some(text.to_owned()))
-    };
     let words = |name: &str| {
         let array = member(members, name)?.and_then(Value::as_array);
         let words = |array: &Vec<Value>| array.iter().filter_map(Value::as_str).map(str::to_owned).collect();
         Ok(array.map(words))
     };
     Ok(Metadata {
-        at: url.to_owned(),
-        jwks_uri: address("jwks_uri")?,
-        token_endpoint: address("token_endpoint")?,
+        address: address(issuer, need, members)?,
         authentications: words("token_endpoint_auth_methods_supported")?,
         grants: words("grant_types_supported")?,
     })
+}
+
+/// The address that is needed.
+fn address(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<String, (String, &'static str)> {
+    let name = need.member();
+    // Some servers write null for what they do not have.
+    let Some(value) = member(members, name)?.filter(|value| !value.is_null()) else {
+        return Err((format!("its metadata names no {name}"), need.remedy()));
+    };
+    let wrong = |why: &str| (format!("its {name} {why}"), "see the server's configuration");
+    let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
+    config::check_url(text).map_err(wrong)?;
+    // Whoever is on this node is not to be spoken to in place of a server that is not.
+    if config::is_plain_url(text) && !config::is_plain_url(issuer) {
+        return Err(wrong("is not https, and the issuer is"));
+    }
+    Ok(text.to_owned())
 }
 
 /// A member by its name, as it is registered (`jwks_uri`) or in camel case (`jwksUri`), as some servers write it.
@@ -197,8 +222,8 @@ mod tests {
         assert_eq!(locations("https://example.com/issuer1/x/"), tenant);
     }
 
-    fn read(issuer: &str, value: &Value) -> Result<Metadata, String> {
-        metadata(issuer, "u", value.as_object().unwrap()).map_err(|(what, _)| what)
+    fn read(issuer: &str, need: Need, value: &Value) -> Result<Metadata, String> {
+        metadata(issuer, need, value.as_object().unwrap()).map_err(|(what, remedy)| format!("{what}: {remedy}"))
     }
 
     #[test]
@@ -212,51 +237,79 @@ mod tests {
             "tokenEndpointAuthMethodsSupported": ["client_secret_post"], "grantTypesSupported": ["implicit"],
         });
         for value in [snake, camel] {
-            let found = read("https://i", &value).unwrap();
-            assert_eq!(found.jwks_uri.as_deref(), Some("https://i/jwks"), "{value}");
-            assert_eq!(found.token_endpoint.as_deref(), Some("https://i/token"), "{value}");
+            assert_eq!(read("https://i", Need::Keys, &value).unwrap().address, "https://i/jwks");
+            let found = read("https://i", Need::Tokens, &value).unwrap();
+            assert_eq!(found.address, "https://i/token", "{value}");
             assert_eq!(found.authentications.unwrap(), ["client_secret_post"], "{value}");
             assert_eq!(found.grants.unwrap(), ["implicit"], "{value}");
         }
         let both = json!({"issuer": "https://i", "jwks_uri": "https://i/1", "jwksUri": "https://i/2"});
-        assert!(read("https://i", &both).unwrap_err().contains("they differ"));
+        let error = read("https://i", Need::Keys, &both).unwrap_err();
+        assert!(error.contains("they differ"), "{error}");
     }
 
     #[test]
     fn what_is_of_another_issuer_or_not_safe_is_not_used() {
-        for (value, says) in [
-            (json!({}), "names no issuer"),
-            (json!({"issuer": 1}), "names no issuer"),
-            (json!({"issuer": "https://i/"}), "another issuer (`https://i/`)"),
-            (json!({"issuer": "https://evil"}), "another issuer"),
-            (json!({"issuer": "https://i", "jwks_uri": 1}), "is no string"),
+        use Need::{Keys, Tokens};
+        for (need, value, says) in [
+            (Keys, json!({}), "names no issuer"),
+            (Keys, json!({"issuer": 1}), "names no issuer"),
+            (Keys, json!({"issuer": "https://i/"}), "another issuer (`https://i/`)"),
+            (Keys, json!({"issuer": "https://evil"}), "another issuer"),
             (
+                Keys,
+                json!({"issuer": "https://login/{tenantid}/v2.0"}),
+                "the tenant that is meant",
+            ),
+            (Keys, json!({"issuer": "https://i"}), "names no jwks_uri"),
+            (
+                Keys,
+                json!({"issuer": "https://i", "jwks_uri": null}),
+                "names no jwks_uri",
+            ),
+            (
+                Tokens,
+                json!({"issuer": "https://i", "jwks_uri": "https://i/jwks"}),
+                "names no token_endpoint",
+            ),
+            (Keys, json!({"issuer": "https://i", "jwks_uri": 1}), "is no string"),
+            (
+                Keys,
+                json!({"issuer": "https://i", "jwks_uri": "/jwks"}),
+                "its jwks_uri",
+            ),
+            (
+                Keys,
                 json!({"issuer": "https://i", "jwks_uri": "http://i/jwks"}),
                 "must be https",
             ),
             (
+                Keys,
                 json!({"issuer": "https://i", "jwks_uri": "http://127.0.0.1/jwks"}),
                 "is not https",
             ),
             (
+                Keys,
                 json!({"issuer": "https://i", "jwks_uri": "HTTP://127.0.0.1/jwks"}),
                 "is not https",
             ),
             (
+                Tokens,
                 json!({"issuer": "https://i", "token_endpoint": "Http://localhost/token"}),
                 "is not https",
             ),
             (
+                Tokens,
                 json!({"issuer": "https://i", "tokenEndpoint": "file:///etc/passwd"}),
                 "its token_endpoint",
             ),
         ] {
-            let error = read("https://i", &value).unwrap_err();
+            let error = read("https://i", need, &value).unwrap_err();
             assert!(error.contains(says), "{value}: {error}");
         }
         let local = json!({"issuer": "http://127.0.0.1:1", "jwks_uri": "http://127.0.0.1:1/jwks"});
-        read("http://127.0.0.1:1", &local).unwrap();
+        read("http://127.0.0.1:1", Keys, &local).unwrap();
         let local = json!({"issuer": "HTTP://127.0.0.1:1", "jwks_uri": "http://127.0.0.1:1/jwks"});
-        read("HTTP://127.0.0.1:1", &local).unwrap();
+        read("HTTP://127.0.0.1:1", Keys, &local).unwrap();
     }
 }
