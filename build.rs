@@ -4,6 +4,9 @@ use std::{env, fs, path::PathBuf, process::Command};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    // The tests are compiled with what this machine has, see `tests/needs`.
+    println!("cargo:rerun-if-env-changed=FLUX_PREFIX");
+    println!("cargo:rerun-if-env-changed=PATH");
     abi_check();
 }
 

@@ -714,11 +714,6 @@ asked() {
 	eventually grep -q "^$1 $(flux job id --to=dec "$2") .*$3" dws/log
 }
 
-# was_not_asked TOPIC ID
-was_not_asked() {
-	grep -q " $(flux job id --to=dec "$2") " dws/log && ! grep "^$1 $(flux job id --to=dec "$2") " dws/log
-}
-
 # tell METHOD ID [MEMBERS]: what the service would.
 tell() {
 	flux python "$TESTS/dws-service.py" rpc "job-manager.dws.$1" "{\"id\":$(flux job id --to=dec "$2")${3:+,$3}}"

@@ -100,7 +100,13 @@ test_expect_success 'while the jobs run, the tokens are in the environment of th
 	grep "secret 2" both
 '
 
-test_expect_success 'and nowhere else' '
+test_expect_success 'and nowhere else, nor in what is shown of their records' '
+	mkdir -p gathered &&
+	flux workflow-token show "$a" >gathered/shown &&
+	cat gathered/shown &&
+	grep DW_WORKFLOW_TOKEN gathered/shown &&
+	grep "sealed by .*$(id -un)" gathered/shown &&
+	! grep -F MUNGE: gathered/shown &&
 	gather running workflow-token.so &&
 	flux kvs put --sync checkpoint=1 &&
 	everywhere file command stderr expired late &&

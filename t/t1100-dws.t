@@ -89,11 +89,6 @@ reload() {
 	flux jobtap load --remove=dws-jobtap.so "$DWS_JOBTAP"
 }
 
-# waits ID: the job is in its prolog still.
-waits() {
-	has_no_event prolog-finish "$1" && has_no_event exception "$1"
-}
-
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&
 	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
@@ -102,13 +97,6 @@ test_expect_success 'an instance takes the plugin' '
 	flux jobtap remove dws-jobtap.so &&
 	flux jobtap load "$DWS_JOBTAP" &&
 	flux dmesg | grep "dws: epilog timeout = 0.000s"
-'
-
-test_expect_success 'without a service a rabbit job fails, and says whom to ask' '
-	id=$(rabbit_job ok true) &&
-	await clean "$id" &&
-	events exception "$id" | grep "dws-create.*Admins: is the flux-coral2-dws service loaded" &&
-	has_no_event alloc "$id"
 '
 
 test_expect_success 'the life of a rabbit job, on two nodes' '
@@ -124,163 +112,6 @@ test_expect_success 'the life of a rabbit job, on two nodes' '
 	test_cmp expected order &&
 	events dws_environment "$id" | grep -F "names=[\"DW_JOB_a\",\"DW_WORKFLOW_TOKEN\"]" &&
 	asked create "$id" "\"failure_tolerance\": 0"
-'
-
-test_expect_success 'its record is there while it runs, and not afterwards' '
-	id=$(rabbit_job ok "$PWD/wait") &&
-	await start "$id" &&
-	flux job info "$id" dws-environment >record &&
-	grep MUNGE: record &&
-	>go &&
-	lives "$id" &&
-	eventually has_no_environment "$id" &&
-	rm go
-'
-
-test_expect_success 'a job without rabbits is left alone' '
-	id=$(flux submit true) &&
-	await clean "$id" &&
-	for event in prolog-start epilog-start dependency-add; do has_no_event $event "$id" || return; done
-'
-
-test_expect_success 'a workflow that cannot be created ends the job' '
-	for how in "create=fail dws-create create failed" "create=errmsg dws no such file system" \
-		"create=malformed exception received malformed dws.resource-update RPC"; do
-		set -- $how &&
-		id=$(rabbit_job "$1" true) &&
-		shift &&
-		is_refused_by "$id" "$@" || return
-	done
-'
-
-test_expect_success 'constraints that the service adds come on top of those of the job' '
-	id=$(rabbit_job exclude=bad --requires="host:node[0-1]" "$PWD/keep") &&
-	lives "$id" &&
-	flux job info "$id" jobspec | tr -d " " >jobspec &&
-	grep -F "{\"and\":[{\"hostlist\":[\"node[0-1]\"]},{\"not\":[{\"properties\":[\"bad\"]}]}]}" jobspec
-'
-
-test_expect_success 'rabbits that cannot be set up end the job before it starts' '
-	id=$(rabbit_job setup=fail true) &&
-	is_refused_by "$id" dws-setup setup failed &&
-	is_balanced "$id" &&
-	ends "$id" false
-'
-
-test_expect_success 'a workflow that cannot be torn down ends the job' '
-	id=$(rabbit_job post_run=fail "$PWD/keep") &&
-	await clean "$id" &&
-	events exception "$id" | grep "dws-epilog.*post_run failed" &&
-	events epilog-finish "$id" | grep status=1 &&
-	found "$id"
-'
-
-test_expect_success 'a job canceled in its prolog is torn down' '
-	id=$(rabbit_job setup=held true) &&
-	asked setup "$id" &&
-	flux cancel "$id" &&
-	ends "$id" false &&
-	is_balanced "$id" &&
-	has_no_event start "$id" &&
-	was_not_asked teardown "$id"
-'
-
-test_expect_success 'a job canceled while it runs is torn down when it has finished' '
-	id=$(rabbit_job ok sleep 1000) &&
-	await start "$id" &&
-	flux cancel "$id" &&
-	ends "$id" true &&
-	is_balanced "$id" &&
-	flux job eventlog "$id" | grep -E " (finish|epilog-start) " | cut -d" " -f2 | paste -sd" " >order &&
-	test "$(cat order)" = "finish epilog-start"
-'
-
-test_expect_success 'an exception in the epilog has the workflow torn down at once' '
-	id=$(rabbit_job post_run=held true) &&
-	asked post_run "$id" &&
-	flux cancel "$id" &&
-	await clean "$id" &&
-	asked teardown "$id" &&
-	is_balanced "$id" &&
-	events epilog-finish "$id" | grep status=0
-'
-
-test_expect_success 'and dws-epilog-timeout has it given up' '
-	id=$(rabbit_job post_run=held true) &&
-	asked post_run "$id" &&
-	flux job raise --type=dws-epilog-timeout "$id" &&
-	await clean "$id" &&
-	asked abort "$id" &&
-	was_not_asked teardown "$id" &&
-	is_balanced "$id" &&
-	events epilog-finish "$id" | grep status=1
-'
-
-test_expect_success 'which an option does after some time' '
-	flux jobtap load --remove=dws-jobtap.so "$DWS_JOBTAP" epilog-timeout=0.1 &&
-	id=$(rabbit_job post_run=held true) &&
-	await clean "$id" &&
-	events exception "$id" | grep "dws-epilog-timeout.*DWS epilog timed out" &&
-	asked abort "$id" &&
-	reload
-'
-
-test_expect_success 'what is malformed ends its job, and quotes nothing' '
-	for variables in "\"variables\":[\"$canary\"]" "\"variables\":{\"A\":{\"B\":\"$canary\"}}" \
-		"\"variables\":{\"A=B\":\"$canary\"}" "\"variable\":\"$canary\""; do
-		id=$(rabbit_job setup=held true) &&
-		asked setup "$id" &&
-		! tell prolog-remove "$id" "$variables" 2>err &&
-		grep "received malformed dws.prolog-remove RPC" err &&
-		is_refused_by "$id" exception malformed &&
-		is_balanced "$id" || return
-	done
-'
-
-test_expect_success 'what the service says of no job of its own is refused' '
-	id=$(flux submit sleep 1000) &&
-	await start "$id" &&
-	! tell prolog-remove "$id" "\"variables\":{}" 2>err &&
-	grep "it is not a rabbit job in RUN" err &&
-	! tell epilog-remove "$id" 2>err &&
-	grep "not found in CLEANUP" err &&
-	flux cancel "$id" &&
-	await clean "$id" &&
-	! tell epilog-remove "$id" &&
-	! tell prolog-remove 1 "\"variables\":{}" 2>err &&
-	has_no_event dws_environment "$id"
-'
-
-test_expect_success 'while munged is stopped a job waits, and can be canceled' '
-	munge_signal STOP &&
-	test_when_finished "munge_signal CONT" &&
-	a=$(rabbit_job ok "$PWD/keep") &&
-	b=$(rabbit_job ok "$PWD/keep") &&
-	asked setup "$a" &&
-	asked setup "$b" &&
-	eventually in_flight 2 &&
-	flux cancel "$a" &&
-	ends "$a" false &&
-	waits "$b" &&
-	munge_signal CONT &&
-	lives "$b" &&
-	grep "^prolog-remove $(flux job id --to=dec "$a") error .*the job has got an exception" dws/log
-'
-
-test_expect_success 'a job whose record cannot be sealed in time fails once, and the cause is in the log' '
-	table <<-EOF &&
-		timeout = "500ms"
-	EOF
-	munge_signal STOP &&
-	test_when_finished "munge_signal CONT" &&
-	id=$(rabbit_job ok true) &&
-	is_refused_by "$id" dws-setup its environment could not be delivered &&
-	is_balanced "$id" &&
-	flux dmesg | grep "$id: no environment from DWS was delivered: it took longer than 0.5 s" &&
-	munge_signal CONT &&
-	table </dev/null &&
-	id=$(rabbit_job ok "$PWD/keep") &&
-	lives "$id"
 '
 
 # The other plugin holds the job until a command ends.
@@ -365,17 +196,6 @@ test_expect_success 'removed and loaded 20 times while jobs pass: none is lost' 
 		is_balanced "$id" || return
 	done &&
 	wc -l stream
-'
-
-test_expect_success 'a job that is canceled while the plugin is not there ends when it is back' '
-	id=$(rabbit_job setup=held true) &&
-	asked setup "$id" &&
-	flux jobtap remove dws-jobtap.so &&
-	flux cancel "$id" &&
-	await exception "$id" &&
-	flux jobtap load "$DWS_JOBTAP" &&
-	ends "$id" false &&
-	is_balanced "$id"
 '
 
 test_expect_success 'a delivery that was under way at the removal fails, and says so' '

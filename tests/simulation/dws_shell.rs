@@ -21,7 +21,7 @@ fn held(site: &Site, conf: Value) -> Instance {
         whole[key] = value.clone();
     }
     let args = ["--shell-plugin", &plugin, "--shell-conf", &whole.to_string()];
-    let mut instance = Instance::start(&site.statedir(), &args);
+    let mut instance = site.launch(&args);
     instance.ok("load", site.hold());
     instance
 }

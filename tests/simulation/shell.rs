@@ -533,7 +533,7 @@ fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
     let shell = site.path("shell/workflow-token.so");
     let conf = json!({"config": config}).to_string();
     let args = ["--config", &config, "--shell-plugin", &shell, "--shell-conf", &conf];
-    let mut instance = Instance::start(&site.statedir(), &args);
+    let mut instance = site.launch(&args);
     assert_eq!(instance.token("dw"), token);
     instance.shutdown();
 }

@@ -4,6 +4,8 @@
 pub mod munged;
 pub mod names;
 pub mod plugins;
+pub mod pmi;
+pub mod rabbits;
 pub mod search;
 pub mod server;
 pub mod simulator;

@@ -32,25 +32,42 @@ pub const PLAIN: [&str; 10] = [
 /// What prints the token of a job, and fails where there is none.
 pub const PRINT: &[&str] = &["printenv", "DW_WORKFLOW_TOKEN"];
 
+/// Runs the instances of a site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scheduler {
+    Simulator,
+    Flux,
+}
+
 /// All that an instance needs, and a place for what it leaves behind.
 pub struct Site {
     pub munged: Munged,
+    /// The nodes of an instance of Flux; the simulator has as many as a job asks for.
+    pub nodes: usize,
+    /// The configuration of Flux itself: queues, for example.
+    pub flux: Value,
     dir: TempDir,
     build: Build,
+    scheduler: Scheduler,
 }
 
 impl Site {
-    /// Sets one up. The test needs munged.
+    /// Sets one up for the simulator. The test needs munged.
     pub fn new() -> Site {
-        Site::of(Build::Shipped)
+        Site::on(Scheduler::Simulator)
+    }
+
+    /// The same, for the simulator or for Flux.
+    pub fn on(scheduler: Scheduler) -> Site {
+        Site::of(Build::Shipped, scheduler)
     }
 
     /// The same, with plugins that panic on demand and count their memory.
     pub fn with_faults() -> Site {
-        Site::of(Build::FaultInjection)
+        Site::of(Build::FaultInjection, Scheduler::Simulator)
     }
 
-    fn of(build: Build) -> Site {
+    fn of(build: Build, scheduler: Scheduler) -> Site {
         let munged = Munged::start();
         // Guests read the shell's plugin and the configuration in here.
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -59,7 +76,14 @@ impl Site {
             fs::create_dir(dir.path().join(place)).expect("a directory");
             open(&dir.path().join(place), 0o755);
         }
-        let site = Site { munged, dir, build };
+        let site = Site {
+            munged,
+            nodes: 1,
+            flux: json!({}),
+            dir,
+            build,
+            scheduler,
+        };
         site.install("libjobtap_workflow_token.so", "job-manager", "workflow-token.so");
         site.install("libshell_workflow_token.so", "shell", "workflow-token.so");
         site
@@ -120,7 +144,9 @@ impl Site {
             "agent-program": self.build.path("workflow-token-agent"),
         });
         merge(&mut whole, table);
-        json!({"workflow-token": whole})
+        let mut config = self.flux.clone();
+        config["workflow-token"] = whole;
+        config
     }
 
     /// Writes the configuration to a file, which also has the instance load the plugin.
@@ -151,13 +177,57 @@ impl Site {
         let mut conf = json!({"munge-socket": self.munged.socket()});
         merge(&mut conf, shell_conf);
         let (shell, conf) = (self.path("shell/workflow-token.so"), conf.to_string());
-        let all = [&["--shell-plugin", &shell, "--shell-conf", &conf], args].concat();
-        Instance::start(&self.statedir(), &all)
+        self.launch(&[&["--shell-plugin", &shell, "--shell-conf", &conf], args].concat())
+    }
+
+    /// An instance with these options of the simulator.
+    pub fn launch(&self, args: &[&str]) -> Instance {
+        match self.scheduler {
+            Scheduler::Simulator => Instance::start(&self.statedir(), args),
+            Scheduler::Flux => Instance::flux(&self.statedir(), self.nodes, args),
+        }
+    }
+
+    /// The plugin is removed and loaded again.
+    #[track_caller]
+    pub fn reload(&self, instance: &mut Instance) {
+        instance.ok("remove", json!({"name": "workflow-token.so"}));
+        instance.ok("load", json!({"path": self.jobtap()}));
     }
 
     /// What loads a plugin that holds every job in a prolog of its own, until its service `job-manager.test.go` is called.
     pub fn hold(&self) -> Value {
         json!({"path": plugin(self.dir.path(), "jobtap.c"), "conf": {"manual": 1}})
+    }
+
+    /// The agents that instances of this site have started and that live.
+    pub fn agents(&self) -> Vec<nix::unistd::Pid> {
+        let socket = format!("--socket\0{}/", self.path(""));
+        let socket = socket.replace("//", "/");
+        let mut agents = Vec::new();
+        let processes = fs::read_dir("/proc").expect("the processes of this machine");
+        for process in processes.map_while(Result::ok) {
+            let arguments = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            let pid = process.file_name().to_string_lossy().parse();
+            if let (true, Ok(pid)) = (
+                arguments.contains("workflow-token-agent") && arguments.contains(&socket),
+                pid,
+            ) {
+                agents.push(nix::unistd::Pid::from_raw(pid));
+            }
+        }
+        agents
+    }
+
+    /// The one agent, once there is one.
+    #[track_caller]
+    pub fn agent(&self) -> nix::unistd::Pid {
+        let mut agents = Vec::new();
+        until("there is one agent", || {
+            agents = self.agents();
+            agents.len() == 1
+        });
+        agents[0]
     }
 
     /// Kills munged and removes its socket. Where that is there, libmunge itself tries for seconds.
@@ -256,6 +326,51 @@ impl Instance {
         let note = exceptions[0]["note"].as_str().unwrap().to_owned();
         assert!(!note.contains('/'), "{job}: its user is told of a path: {note}");
         note
+    }
+
+    /// One exception, and a log line for the operator. None of them shows the secret.
+    #[track_caller]
+    pub fn assert_fails(&mut self, name: &str, job: &str, says: &str, cause: &str, secret: &str) {
+        let note = self.undelivered(job);
+        assert!(note.contains(says), "{name}: {note}");
+        let operator = self.cause(job);
+        assert!(operator.contains(cause), "{name}: {operator}");
+        for text in [note, operator] {
+            assert!(
+                !secret.split('.').skip(1).any(|part| text.contains(part)),
+                "{name}: {text}"
+            );
+        }
+    }
+
+    /// Cancels a job in its prolog, which ends then, and has no other exception.
+    #[track_caller]
+    pub fn assert_canceled(&mut self, job: &str) {
+        self.ok("cancel", json!({"jobid": job}));
+        self.wait(job, "clean");
+        let exceptions = self.contexts(job, "exception");
+        assert_eq!(exceptions.len(), 1, "{exceptions:?}");
+        assert_eq!(exceptions[0]["type"], "cancel");
+        assert_eq!(self.contexts(job, "prolog-finish").len(), 1);
+        assert!(!self.events(job).contains(&"start".to_owned()));
+    }
+
+    /// The end of a job that was delivered to, once, and has got what it was to get.
+    #[track_caller]
+    pub fn assert_delivered(&mut self, job: &str, token: &str) {
+        self.wait(job, "clean");
+        let exceptions = self.contexts(job, "exception");
+        assert_eq!(self.stdout(job).trim_end(), token, "{job}: {exceptions:?}");
+        let count = |events: &[String], name: &str| events.iter().filter(|event| *event == name).count();
+        let events = self.events(job);
+        for (event, expected) in [
+            ("prolog-start", 1),
+            ("prolog-finish", 1),
+            ("exception", 0),
+            ("start", 1),
+        ] {
+            assert_eq!(count(&events, event), expected, "{job}: {event}: {events:?}");
+        }
     }
 
     /// Waits for the end of a job whose shell refuses its record. Returns what its user is told.

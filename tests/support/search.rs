@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::json;
+
+use super::{plugins::Site, simulator::Instance};
 use base64::{
     Engine,
     alphabet::STANDARD as ALPHABET,
@@ -140,4 +143,48 @@ fn decode(run: &[u8]) -> Vec<u8> {
     }
     let decoded = GeneralPurpose::new(&ALPHABET, lenient).decode(text);
     decoded.expect("it is made of the characters of base64")
+}
+
+/// All that the instance tells, and keeps where it can be asked for, each with a name.
+pub fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for command in ["dmesg", "list", "kvs-list"] {
+        all.push((command.to_owned(), instance.ok(command, json!({})).to_string()));
+    }
+    for plugin in instance.ok("list", json!({}))["plugins"].as_array().unwrap() {
+        let query = instance.ok("query", json!({"name": plugin}));
+        all.push((format!("query of {plugin}"), query.to_string()));
+    }
+    for key in instance.ok("kvs-list", json!({}))["keys"].as_array().unwrap() {
+        // The record of a job that has ended may be removed between the two.
+        let request = instance.send("kvs-get", json!({"key": key}));
+        if let Some(value) = instance.response(request)["value"].as_str() {
+            all.push((format!("key {key}"), value.to_owned()));
+        }
+    }
+    for job in jobs {
+        for command in ["eventlog", "state"] {
+            all.push((
+                format!("{command} of {job}"),
+                instance.ok(command, json!({"jobid": job})).to_string(),
+            ));
+        }
+        all.push((format!("standard error of {job}"), instance.stderr(job)));
+    }
+    all
+}
+
+/// Where the secrets are found: in what the instance tells, in its files and munged's, and in processes.
+pub fn found(site: &Site, instance: &mut Instance, jobs: &[String], search: &Search) -> Vec<String> {
+    let mut found = search.processes();
+    let told = told(instance, jobs);
+    found.extend(
+        told.into_iter()
+            .filter(|(_, text)| search.finds(text.as_bytes()))
+            .map(|(name, _)| name),
+    );
+    for dir in [site.statedir(), site.munged.socket().parent().unwrap().to_owned()] {
+        found.extend(search.files(&dir).into_iter().map(|path| path.display().to_string()));
+    }
+    found
 }

@@ -1,4 +1,4 @@
-//! Drives an instance of the simulator from a test.
+//! Drives an instance of the simulator, or of Flux, from a test.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -41,9 +41,10 @@ impl Build {
     }
 }
 
-/// An instance of the simulator.
+/// An instance of the simulator, or one of Flux that takes the same commands.
 pub struct Instance {
     server: Server,
+    is_flux: bool,
     /// Responses that came before they were asked for.
     early: Vec<Value>,
     next_id: u64,
@@ -60,10 +61,31 @@ impl Instance {
         Instance::of(simulator.arg("instance").arg("--statedir").arg(statedir).args(args))
     }
 
+    /// Starts an instance of Flux with so many nodes, and with arguments as the simulator has them. The test needs Flux.
+    pub fn flux(statedir: &Path, nodes: usize, args: &[&str]) -> Instance {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = match std::env::var("FLUX_PREFIX") {
+            Ok(prefix) => format!("{prefix}/bin:{path}"),
+            Err(_) => path,
+        };
+        let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/flux-instance.py");
+        // Not `flux` itself: it is looked for on the path of this process.
+        let mut flux = Command::new("/usr/bin/env");
+        flux.arg(format!("PATH={path}")).args(["flux", "python"]).arg(control);
+        flux.arg("--statedir")
+            .arg(statedir)
+            .arg("--nodes")
+            .arg(nodes.to_string());
+        let mut instance = Instance::of(flux.args(args));
+        instance.is_flux = true;
+        instance
+    }
+
     /// Starts an instance by a command that comes to run the simulator.
     pub fn of(command: &mut Command) -> Instance {
         Instance {
             server: Server::start(command.stdin(Stdio::piped())),
+            is_flux: false,
             early: Vec::new(),
             next_id: 0,
         }
@@ -157,7 +179,16 @@ impl Instance {
 
     /// Kills the instance with no chance to save anything.
     pub fn kill(mut self) {
+        let mut processes = json!([]);
+        if self.is_flux {
+            processes = self.ok("processes", json!({}))["processes"].take();
+        }
         self.server.kill();
+        for process in processes.as_array().expect("an array") {
+            let pid = nix::unistd::Pid::from_raw(process.as_i64().expect("a process id") as i32);
+            // It may have noticed, and ended.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     fn end(&mut self) -> ExitStatus {

@@ -7,10 +7,14 @@ use std::{
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::Path,
     process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proc_macro::{TokenStream, TokenTree};
+
+/// Whether there is a Flux, which takes long to find out and is asked for each scenario.
+static FLUX: OnceLock<bool> = OnceLock::new();
 
 /// Ignores the test below if something is missing: `#[needs(munged, root)]` stands above `#[test]`. The macro examines the
 /// machine that compiles the test, so every runner reports it as ignored.
@@ -20,12 +24,39 @@ pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
         TokenTree::Ident(name) => Some(name.to_string()),
         _ => None,
     });
-    let Some(reason) = names.find_map(|name| missing(&name)) else {
-        return test;
-    };
-    let mut ignored: TokenStream = format!("#[ignore = {reason:?}]").parse().expect("an attribute");
+    let reason = names.find_map(|name| missing(&name));
+    let mut ignored: TokenStream = ignore(reason).parse().expect("an attribute");
     ignored.extend(test);
     ignored
+}
+
+/// Makes two tests of a scenario, a function of a `Site`: `NAME::simulation` and, where Flux is installed, `NAME::flux`.
+#[proc_macro_attribute]
+pub fn scenario(_: TokenStream, function: TokenStream) -> TokenStream {
+    let mut tokens = function.clone().into_iter().map(|token| token.to_string());
+    tokens.find(|token| token == "fn").expect("a function");
+    let name = tokens.next().expect("its name");
+    let munged = missing("munged");
+    let tests = [
+        ("simulation", "Simulator", munged),
+        ("flux", "Flux", munged.or_else(|| missing("flux"))),
+    ];
+    let tests = tests.map(|(test, scheduler, reason)| {
+        let call = format!("super::{name}(super::Site::on(super::Scheduler::{scheduler}))");
+        format!("{} #[test] fn {test}() {{ {call} }}", ignore(reason))
+    });
+    let mut all = function;
+    all.extend(
+        format!("mod {name} {{ {} }}", tests.concat())
+            .parse::<TokenStream>()
+            .expect("a module"),
+    );
+    all
+}
+
+/// Returns the attribute that has a test ignored, if there is a reason.
+fn ignore(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!("#[ignore = {reason:?}]"))
 }
 
 /// Returns why a test that needs something cannot run.
@@ -34,6 +65,10 @@ fn missing(what: &str) -> Option<&'static str> {
         "fuse" => (
             mounts_fuse(),
             "this process cannot mount FUSE file systems: it needs root, CAP_SYS_ADMIN and access to /dev/fuse",
+        ),
+        "flux" => (
+            *FLUX.get_or_init(runs_flux),
+            "no Flux with Python 3.11 or newer was found: install it or set FLUX_PREFIX",
         ),
         "munged" => (
             ["/usr/sbin/munged", "/usr/local/sbin/munged", "/usr/bin/munged"]
@@ -51,7 +86,7 @@ fn missing(what: &str) -> Option<&'static str> {
             "setpriv is not installed: install the package util-linux",
         ),
         "valgrind" => (runs("valgrind", "--version"), "valgrind is not installed"),
-        _ => panic!("needs({what}): known are fuse, munged, openssl, root, setpriv and valgrind"),
+        _ => panic!("needs({what}): known are flux, fuse, munged, openssl, root, setpriv and valgrind"),
     };
     (!present).then_some(reason)
 }
@@ -73,7 +108,23 @@ fn mounts_fuse() -> bool {
 }
 
 fn runs(program: &str, argument: &str) -> bool {
-    let mut command = Command::new(program);
-    command.arg(argument).stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(Stdio::null()).status().is_ok()
+    succeeds(Command::new(program).arg(argument)).is_some()
+}
+
+/// Returns whether there is a Flux whose Python can control an instance of it.
+fn runs_flux() -> bool {
+    let mut path = std::env::var("PATH").unwrap_or_default();
+    if let Ok(prefix) = std::env::var("FLUX_PREFIX") {
+        path = format!("{prefix}/bin:{path}");
+    }
+    let mut flux = Command::new("/usr/bin/env");
+    flux.arg(format!("PATH={path}"))
+        .args(["flux", "python", "-c", "import flux.job, tomllib"]);
+    succeeds(&mut flux) == Some(true)
+}
+
+/// Returns whether a program succeeds, and nothing if it cannot be run.
+fn succeeds(command: &mut Command) -> Option<bool> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().ok().map(|status| status.success())
 }
