@@ -222,11 +222,6 @@ fn chosen_keys(start: &Start) -> Vec<Attack> {
             "the token's header brings a key of its own (`x5c`)",
         ),
         (
-            "no kid",
-            by_header(json!({"kid": null})),
-            "the token's header has no `kid`, and there are several keys",
-        ),
-        (
             "an unknown kid",
             by_header(json!({"kid": "evil"})),
             "the token is signed with the key \"evil\", which is not known",
