@@ -223,8 +223,13 @@ impl Deliveries {
     /// Fails a delivery: the job does not start.
     pub fn fail(&self, job: JobId, why: &Failure) {
         let delivery = self.take_out(job);
+        self.reject(job, delivery.and_then(|mut delivery| delivery.end.take()), why);
+    }
+
+    /// Fails a delivery that is in no table: it has not begun, or was taken out.
+    pub(crate) fn reject(&self, job: JobId, end: Option<End>, why: &Failure) {
         self.stats.borrow_mut().failed += 1;
-        if let Some(end) = delivery.and_then(|mut delivery| delivery.end.take()) {
+        if let Some(end) = end {
             self.prologs.log_failure(job, why);
             end(Err(why.clone()));
         } else {

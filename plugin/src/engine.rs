@@ -26,7 +26,7 @@ use crate::{
     jobspec::Spec,
     prologs::Prologs,
     reader::{self, ReadEvent, Reader},
-    stats::{CallbackTimer, Counter},
+    stats::CallbackTimer,
     succession::Succession,
     table::End,
     ticker::Ticker,
@@ -124,11 +124,12 @@ impl Engine {
 
     // The configuration, and the charge
 
-    /// Takes a configuration, or rejects it and keeps the former. The first one puts the plugin in charge.
+    /// Takes a configuration, or rejects it and keeps the former. The first one puts the plugin in charge. Returns whether it
+    /// is the first.
     ///
     /// # Errors
     /// Names what is wrong, for whoever has Flux reload its configuration.
-    pub fn configure(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
+    pub fn configure(&self, args: &Args<'_>) -> Result<bool, PluginError> {
         let all = args
             .all()
             .map_err(|e| PluginError(format!("the configuration of Flux cannot be read: {e}")))?;
@@ -147,7 +148,8 @@ impl Engine {
         let part = self.prologs.identity.part;
         let config = config.only(part);
         let address = self.configuration.address(&config, self.flux()).map_err(PluginError)?;
-        if !self.is_active() {
+        let is_first = !self.succession.is_active();
+        if is_first {
             let delivered = self.succession.take_charge(self.flux()).map_err(PluginError)?;
             self.deliveries.removals.inherit(delivered);
         }
@@ -163,7 +165,7 @@ impl Engine {
         if !self.deliveries.removals.is_idle() {
             self.tick();
         }
-        Ok(())
+        Ok(is_first)
     }
 
     fn delivery_event(&self, event: DeliveryEvent<'_>) {
@@ -196,7 +198,7 @@ impl Engine {
     /// Ends all, since the plugin is being removed or the job manager ends. Jobs in their prolog stay there: the next plugin
     /// that is loaded resumes them.
     pub fn end(&self) {
-        if self.is_active() {
+        if self.succession.is_active() {
             ffi::guard((), || self.leave());
             // Whatever went wrong: a successor must not be kept out.
             self.succession.give_up_charge(self.flux());
@@ -236,27 +238,18 @@ impl Engine {
     pub fn provide(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
         let timer = CallbackTimer::start();
         let Some(current) = self.current() else {
-            // It is configured before it is called for any job.
-            return self.deliveries.fail(job, &Failure::internal());
+            // Flux configures a plugin before it calls it for any job.
+            return self.deliveries.reject(job, end, &Failure::internal());
         };
-        let length: usize = variables
+        let lengths = variables
             .iter()
-            .map(|(name, value)| name.len() + value.expose_secret().len())
-            .sum();
+            .map(|(name, value)| name.len() + value.expose_secret().len());
+        let length: usize = lengths.sum();
         if length > seal::MAX_PAYLOAD {
-            let why = format!(
-                "its variables take {length} bytes, and a record has room for {}",
-                seal::MAX_PAYLOAD
-            );
-            let failure = Failure::new(Code::TooLarge, why.clone(), why);
-            return match end {
-                Some(end) => {
-                    self.deliveries.count(Counter::Failed);
-                    self.prologs.log_failure(job, &failure);
-                    end(Err(failure));
-                }
-                None => self.deliveries.fail(job, &failure),
-            };
+            let room = seal::MAX_PAYLOAD;
+            let why = format!("its variables take {length} bytes, and a record has room for {room}");
+            let why = Failure::new(Code::TooLarge, why.clone(), why);
+            return self.deliveries.reject(job, end, &why);
         }
         // Of the jobspec, updates included.
         let needed = current.needed;
@@ -406,11 +399,6 @@ impl Engine {
     /// Writes a line to the log of the instance, with the name of the plugin.
     pub fn log(&self, level: LogLevel, line: &str) {
         self.prologs.log(level, line);
-    }
-
-    /// Returns whether this plugin is in charge: it is configured.
-    pub fn is_active(&self) -> bool {
-        self.succession.is_active()
     }
 
     /// Returns the configuration in force; none before the first.

@@ -3,7 +3,7 @@
 use std::{ffi::CStr, io, rc::Rc};
 
 use ffi::{Args, JobId, JobState, Jobtap, Plugin, PluginError};
-use plugin::{CallbackTimer, Engine, Eventlog, Handover, Hooks, Perilog};
+use plugin::{CallbackTimer, Eventlog, Handover, Hooks, Perilog};
 use protocol::Failure;
 use serde_json::json;
 
@@ -24,9 +24,7 @@ impl Pmi {
     }
 
     pub fn conf_update(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let first = !self.0.engine.is_active();
-        Engine::configure(&self.0.engine, args)?;
-        if first {
+        if self.0.engine.configure(args)? {
             self.0.take_over();
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::{ffi::CStr, io, rc::Rc};
 
 use ffi::{Args, JobId, JobState, Jobtap, Plugin, PluginError};
-use plugin::{Engine, Eventlog, Handover, Hooks};
+use plugin::{Eventlog, Handover, Hooks};
 use protocol::Failure;
 use serde_json::json;
 
@@ -25,9 +25,7 @@ impl Dws {
     }
 
     pub fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let first = !self.0.engine.is_active();
-        Engine::configure(&self.0.engine, args)?;
-        if first {
+        if self.0.engine.configure(args)? {
             self.0.take_over();
         }
         Ok(())

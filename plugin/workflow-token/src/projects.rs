@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Decides which jobs may be in their projects.
 pub(crate) struct Membership {
     engine: Rc<Engine>,
-    owners: Rc<RefCell<KnownOwners>>,
+    owners: RefCell<KnownOwners>,
     pending: RefCell<PendingOwners>,
     /// The jobs that the predecessor held.
     inherited: RefCell<HashSet<JobId>>,
@@ -48,13 +48,13 @@ enum Standing {
 }
 
 impl Membership {
-    pub fn new(engine: Rc<Engine>, owners: Rc<RefCell<KnownOwners>>) -> Rc<Self> {
+    pub fn new(engine: Rc<Engine>) -> Rc<Self> {
         Rc::new_cyclic(|this: &Weak<Self>| {
             let weak = this.clone();
             let flux = engine.flux();
             Self {
                 engine,
-                owners,
+                owners: RefCell::default(),
                 pending: RefCell::default(),
                 inherited: RefCell::default(),
                 turn: RefCell::default(),
@@ -78,8 +78,14 @@ impl Membership {
         self.pending.borrow_mut().remove(job);
     }
 
-    /// Decides all jobs that are held again, since the configuration has changed.
-    pub fn decide_again(&self) {
+    /// Returns how many users are known.
+    pub fn known_users(&self) -> usize {
+        self.owners.borrow().count()
+    }
+
+    /// Forgets all owners and decides all jobs that are held again, since the configuration has changed.
+    pub fn reconsider(&self) {
+        self.owners.borrow_mut().clear();
         self.pending.borrow_mut().look_all_up(Instant::now());
         if self.pending.borrow().len() > 0 {
             self.tick();
@@ -229,7 +235,7 @@ impl Membership {
         if config.projects.is_empty() {
             return Standing::Fine;
         }
-        // It is plain already if there is no such project.
+        // Nobody is in a project that does not exist.
         if let Err(why) = config.projects.asked(asked) {
             return Standing::Denied(why);
         }

@@ -1,7 +1,7 @@
 //! The plugin's state: rules, and jobs from before it was loaded.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{Cell, OnceCell},
     collections::HashSet,
     ffi::CStr,
     io,
@@ -16,7 +16,7 @@ use plugin::{
 use protocol::{Code, Failure, What};
 use serde_json::json;
 
-use crate::{facts::JobFacts, owners::KnownOwners, projects::Membership};
+use crate::{facts::JobFacts, projects::Membership};
 
 /// The names of the plugin.
 static WORKFLOW_TOKEN: Identity = Identity {
@@ -49,7 +49,6 @@ pub(crate) struct WorkflowToken {
 /// Rules and projects of the jobs of one instance.
 struct Tokens {
     engine: Rc<Engine>,
-    owners: Rc<RefCell<KnownOwners>>,
     membership: Rc<Membership>,
 }
 
@@ -64,19 +63,14 @@ impl WorkflowToken {
     /// Returns the state of a plugin that is being loaded. It does nothing before it is configured.
     pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         let engine = Engine::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()?);
-        let owners = Rc::default();
-        let membership = Membership::new(Rc::clone(&engine), Rc::clone(&owners));
+        let membership = Membership::new(Rc::clone(&engine));
         let known = Rc::downgrade(&membership);
         engine.on_owner(Box::new(move |generation, uid, owner| {
             if let Some(membership) = known.upgrade() {
                 membership.known(generation, uid, owner);
             }
         }));
-        let tokens = Rc::new(Tokens {
-            engine,
-            owners,
-            membership,
-        });
+        let tokens = Rc::new(Tokens { engine, membership });
         let hooks = Rc::downgrade(&tokens);
         tokens.engine.hook(hooks);
         Ok(Self {
@@ -154,7 +148,7 @@ impl WorkflowToken {
     pub fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let mut answer = self.tokens.engine.counters();
         answer["held"] = json!(self.tokens.membership.held().len());
-        answer["known-users"] = json!(self.tokens.owners.borrow().count());
+        answer["known-users"] = json!(self.tokens.membership.known_users());
         args.answer(&answer);
         Ok(())
     }
@@ -196,14 +190,11 @@ impl Drop for WorkflowToken {
 
 impl Tokens {
     fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let is_first = !self.engine.is_active();
-        self.engine.configure(args)?;
-        if is_first {
+        if self.engine.configure(args)? {
             let held: Option<HashSet<JobId>> = self.engine.inherited();
             self.membership.inherit(held.unwrap_or_default());
         }
-        self.owners.borrow_mut().clear();
-        self.membership.decide_again();
+        self.membership.reconsider();
         Ok(())
     }
 
