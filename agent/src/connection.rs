@@ -87,7 +87,7 @@ pub async fn refuse(mut stream: UnixStream) {
         // Until it has read that, and closes the connection.
         stream.read(&mut [0]).await
     };
-    // It is of no interest why a stranger did not hear it.
+    // A stranger need not receive it.
     let _ = tokio::time::timeout(REFUSAL, said).await;
 }
 

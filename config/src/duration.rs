@@ -8,7 +8,7 @@ const MAX: Duration = Duration::from_secs(365 * 86_400);
 /// Parses a Flux Standard Duration, from 1 ms to 365 days.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// Returns what is wrong with it, in words.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
         format!(

@@ -9,7 +9,7 @@ const MAX_LABEL: usize = 63;
 /// Checks the name of an object: a DNS subdomain (RFC 1123), which is what goes into the path of a request.
 ///
 /// # Errors
-/// What is wrong with it, in words. The name is not repeated.
+/// Returns what is wrong with it, in words, without the name.
 pub fn check_object_name(name: &str) -> Result<(), &'static str> {
     let is_part = |part: &str| {
         let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
@@ -30,7 +30,7 @@ pub fn check_object_name(name: &str) -> Result<(), &'static str> {
 /// Checks a DNS label (RFC 1123), which the name of a namespace is, and that of a project.
 ///
 /// # Errors
-/// What is wrong with it, in words. The name is not repeated.
+/// Returns what is wrong with it, in words, without the name.
 pub fn check_label(name: &str) -> Result<(), &'static str> {
     if name.len() <= MAX_LABEL && !name.contains('.') && check_object_name(name).is_ok() {
         Ok(())

@@ -34,7 +34,7 @@ impl AttributePath {
     /// Parses a path with its components separated by periods.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// Returns what is wrong with it, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text
             .strip_prefix("jobspec.")

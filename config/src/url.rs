@@ -7,7 +7,7 @@ use http::uri::Scheme;
 /// back is believed.
 ///
 /// # Errors
-/// What is wrong with it, in words. The URL is not repeated.
+/// Returns what is wrong with it, in words, without the URL.
 pub fn check_url(text: &str) -> Result<(), &'static str> {
     let uri = parse(text)?;
     match uri.scheme_str() {
@@ -21,7 +21,7 @@ pub fn check_url(text: &str) -> Result<(), &'static str> {
 /// Checks the URL of an issuer: [`check_url`], and without a query (RFC 8414 section 2).
 ///
 /// # Errors
-/// What is wrong with it, in words. The URL is not repeated.
+/// Returns what is wrong with it, in words, without the URL.
 pub fn check_issuer_url(text: &str) -> Result<(), &'static str> {
     check_url(text)?;
     if text.contains('?') {
@@ -33,7 +33,7 @@ pub fn check_issuer_url(text: &str) -> Result<(), &'static str> {
 /// Checks the URL of an HTTP proxy, which is a host and a port.
 ///
 /// # Errors
-/// What is wrong with it, in words. The URL is not repeated.
+/// Returns what is wrong with it, in words, without the URL.
 pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
     let uri = parse(text)?;
     if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.path() != "/" || uri.query().is_some() {

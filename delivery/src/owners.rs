@@ -59,7 +59,7 @@ impl Owner {
 
     /// Returns how long it counts from now on.
     fn fresh_for(&self) -> Duration {
-        // What is missing may be there in a moment: a user, or the repaired identity token of one.
+        // A missing user may appear in a moment, and so may a repaired identity token.
         let is_whole = self.name.is_some() && self.refused.is_none();
         let fresh = if is_whole { FRESH } else { FRESH_IF_INCOMPLETE }.saturating_sub(self.at.elapsed());
         let until = self

@@ -175,7 +175,7 @@ pub fn eventlog(data: &[u8]) {
     );
 }
 
-/// What a plugin or an agent receives from the other: the first four bytes say in pieces of which sizes the others arrive.
+/// Fuzzes both readers of the protocol. The first four bytes are the sizes of the pieces in which the others arrive.
 pub fn protocol(data: &[u8]) {
     let Some((sizes, received)) = data.split_first_chunk::<4>() else {
         return;

@@ -324,7 +324,7 @@ impl Agent {
             }
         }
         if has_more {
-            // What ended the connection comes up again at the next read.
+            // The next read reports again why the connection ended.
             let weak = Rc::downgrade(self);
             let soon = self.flux.after(0.0, move || {
                 with(&weak, |agent| {

@@ -43,7 +43,7 @@ pub(crate) struct Committed {
     pub why: Option<Rc<Failure>>,
 }
 
-/// What the commits report.
+/// An event that [`Commits`] reports.
 pub(crate) enum CommitEvent<'a> {
     /// The records of these deliveries are being committed. Each took this much processor time.
     Committing(&'a [(JobId, u64)], Duration),

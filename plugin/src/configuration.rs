@@ -27,7 +27,7 @@ pub(crate) struct Configuration {
     part: Part,
     /// Keys in place of those of the configuration's table.
     overrides: Value,
-    /// Where the program of the agent may be.
+    /// The paths at which the program of the agent may be.
     programs: Vec<PathBuf>,
     current: RefCell<Option<Current>>,
     generation: Cell<u32>,
@@ -40,7 +40,7 @@ pub struct Current {
     pub config: Rc<Config>,
     /// Its number, which grows with each configuration.
     pub generation: u32,
-    /// What is read of jobspecs.
+    /// The members that deliveries read of jobspecs.
     pub(crate) needed: Needed,
 }
 

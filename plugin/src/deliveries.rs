@@ -37,7 +37,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// The deadline of timeouts that are beyond the end of time.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// What the deliveries report.
+/// An event that [`Deliveries`] report.
 pub(crate) enum DeliveryEvent<'a> {
     /// Work is pending: [`Deliveries::tick`] is to be called.
     Pending,
@@ -198,7 +198,7 @@ impl Deliveries {
         let Some(mut delivery) = self.take_out(job) else { return };
         self.removals.may_exist(job);
         let cpu = delivery.cpu + timer.cpu();
-        // What the job manager does next, within this call, is to start the job, as it would have done without a prolog.
+        // Within this call, the job manager starts the job, as it would have done without a prolog.
         match delivery.end.take() {
             Some(end) => end(Ok(std::mem::take(&mut delivery.names))),
             None => self.prologs.finish(job, 0),

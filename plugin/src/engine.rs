@@ -35,7 +35,7 @@ use crate::{
 /// The longest table, in JSON and bytes. A frame has room for it and for the options of the plugin.
 const LONGEST_TABLE: usize = protocol::MAX_FRAME / 2;
 
-/// What each plugin does in its own way.
+/// The functions that each plugin implements in its own way.
 pub trait Hooks {
     /// Resumes a job whose eventlog was read ([`Engine::read_eventlog`]).
     fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog);
@@ -367,7 +367,7 @@ impl Engine {
                 self.deliveries.fail(job, &Failure::internal());
             }
             b"job.state.run" => {
-                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                // Flux starts the job as soon as this callback returns, unless a prolog holds it, exception or not.
                 if self.deliveries.is_under_way(job) || self.jobtap().prolog_start(self.prologs.identity.prolog).is_ok()
                 {
                     self.deliveries.fail(job, &Failure::internal());

@@ -1,11 +1,11 @@
-//! What a job's jobspec says about its project and its time limit.
+//! The project and the time limit in a jobspec.
 
 use std::time::Duration;
 
 use config::{Asked, Config, Rule, Source};
 use ffi::Args;
 
-/// Where a job names its project.
+/// The path at which a job names its project.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
 
 /// Returns the project that a job asks for, by the jobspec of the callback.
@@ -35,7 +35,7 @@ fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
     }
 }
 
-/// What a delivery needs to know of a jobspec.
+/// The members of a jobspec that a delivery needs.
 pub struct Spec {
     /// The project that the job asks for.
     pub asked: Asked,

@@ -36,7 +36,7 @@ const AT_ONCE: usize = 64;
 /// A Flux timer that is started before its reactor has run, as at a restart, expires at once.
 const NO_TIMER: f64 = -1.0;
 
-/// What the reader reports.
+/// An event that [`Reader`] reports.
 pub(crate) enum ReadEvent {
     /// The text of the eventlog of a job. It is empty if the job was purged.
     Read(JobId, String),
@@ -195,7 +195,7 @@ impl Reader {
             };
             match self.unknown.borrow_mut().get_mut(&job) {
                 Some(at) => *at = Instant::now() + RETRY_UNANSWERED,
-                // It is known meanwhile, or gone.
+                // The job is known meanwhile, or gone.
                 None => continue,
             }
             self.ask_for(job);

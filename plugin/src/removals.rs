@@ -15,7 +15,7 @@ use ffi::{Flux, Future, JobId, LogLevel, PendingFuture};
 
 use crate::reader::KVS_TIMEOUT;
 
-/// It is quiet when for so long no job with a record has ended, and no delivery is under way.
+/// The time without an ended job that had a record, and without a delivery, after which records are removed.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Records are removed that long after the first of their jobs ended, quiet or not.
@@ -24,7 +24,7 @@ const LATEST: Duration = Duration::from_secs(10);
 /// How many records one commit removes. The KVS writes the directory of each job anew, and all above them.
 const REMOVAL: usize = 128;
 
-/// What the removals report.
+/// An event that [`Removals`] report.
 pub(crate) enum RemovalEvent {
     /// So many records were removed.
     Removed(usize),
@@ -169,7 +169,7 @@ impl Removals {
     fn removed(self: &Rc<Self>, count: usize) {
         self.is_failing.set(false);
         (self.report)(RemovalEvent::Removed(count));
-        // There may be more than one commit took.
+        // One commit may not have removed all.
         if self.ended.borrow().is_due(Instant::now(), self.is_idle.get()) {
             self.remove_next();
         }

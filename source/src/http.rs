@@ -1,6 +1,6 @@
 //! HTTP as the sources speak it: over verified TLS, with bounds on all that comes back.
 //!
-//! What is spoken is HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and
+//! The client speaks HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and
 //! one that hangs does not hold up the others. Redirects are not followed: what is sent has secrets in it.
 //!
 //! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands:

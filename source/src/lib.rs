@@ -173,7 +173,7 @@ async fn blocking(
     };
     match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(fetched)) => fetched,
-        // What a panic said is not repeated: it may quote anything.
+        // The message of a panic is not repeated: it may quote anything.
         Ok(Err(_)) => Fetched::failed(Error::new(failed, "an internal error")),
         Err(_) => {
             let detail = format!("no answer within {}: is the file system hung?", seconds(timeout));

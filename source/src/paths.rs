@@ -8,7 +8,7 @@ use config::KeyPath;
 /// so does not block.
 ///
 /// # Errors
-/// What is wrong with it, in words: a variable that is not set is named.
+/// Returns what is wrong with it, in words. It names a variable that is not set.
 pub fn expand(path: &KeyPath) -> Result<PathBuf, String> {
     expand_with(path.as_str(), |name| env::var(name))
 }

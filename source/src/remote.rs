@@ -198,7 +198,7 @@ impl Files {
         peer: &Peer,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, SourceError> {
-        // What a panic said is not repeated: it may quote anything.
+        // The message of a panic is not repeated: it may quote anything.
         let failed = || peer.wrong_credential("an internal error", "report it to the maintainers of this plugin");
         let permit = Arc::clone(&self.0).acquire_owned().await.map_err(|_| failed())?;
         let thread = tokio::task::spawn_blocking(move || (call(), permit));

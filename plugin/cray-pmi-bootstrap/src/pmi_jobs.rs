@@ -92,7 +92,7 @@ impl PmiJobs {
             return Ok(());
         }
         let engine = &self.engine;
-        // It is active, so its record must not be removed.
+        // The job is active, so its record must not be removed.
         engine.is_active_still(job);
         match engine.past(job) {
             // Another plugin was loaded meanwhile, and gave it ports.

@@ -108,13 +108,13 @@ impl RabbitJobs {
             return;
         }
         match topic.to_bytes() {
-            // It is not known to any other callback yet, and cannot have an exception in NEW.
+            // No other callback knows the job yet, and a job in NEW cannot have an exception.
             b"job.new" if state == JobState::New => {}
             // Another exception would come here again.
             b"job.event.exception" => drop(self.end_prolog(job)),
             b"job.state.inactive" => drop(self.jobs.borrow_mut().remove(&job)),
             b"job.state.run" => {
-                // It is started as soon as this callback returns, unless a prolog holds it, exception or not.
+                // Flux starts the job as soon as this callback returns, unless a prolog holds it, exception or not.
                 if self.life(job).prolog == Prolog::None && self.jobtap().prolog_start(PROLOG).is_ok() {
                     self.on_prolog(job, PrologEvent::Started);
                 }

@@ -110,7 +110,7 @@ impl RabbitJobs {
                 me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
             }
             Ok(Reply::Failure(why)) if me.life(job).epilog.is_repeated() => {
-                // It is being torn down already, or deleted.
+                // The service tears it down already, or has deleted it.
                 let why = why.unwrap_or_default();
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {why}: waiting for the service to end its epilog"

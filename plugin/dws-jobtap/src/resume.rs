@@ -84,7 +84,7 @@ impl RabbitJobs {
             }
             JobState::Run | JobState::Cleanup => {}
         }
-        // It is active, so its record must not be removed.
+        // The job is active, so its record must not be removed.
         self.engine.is_active_still(job);
         let left = left.unwrap_or_default();
         self.with(job, |rabbit| {
@@ -315,7 +315,7 @@ impl RabbitJobs {
                     self.engine.log(LogLevel::Err, &line);
                 }
             } else if started > 1 {
-                // It is over. The log has an error.
+                // The job is over. The log has an error.
                 let _ = self.finish_epilog(job, 0);
                 return;
             } else {

@@ -123,7 +123,7 @@ impl RabbitJobs {
                 me.round_later(AGAIN);
             }
             Ok(Reply::Failure(why)) if me.orphans.is_repeated(job) => {
-                // It is being torn down already, or deleted.
+                // The service tears it down already, or has deleted it.
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {}: waiting for the service to say that its \
                      workflow is gone",

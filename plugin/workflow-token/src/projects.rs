@@ -1,4 +1,4 @@
-//! Which jobs may be in which project, when they are submitted or updated.
+//! Checks the projects of jobs that are submitted or updated.
 //!
 //! The callbacks that may reject a job run on the reactor thread, which cannot wait for the name service. If the job owner is
 //! known, the callback decides. Otherwise the job is accepted and held by a dependency until the agent has looked the owner
@@ -40,7 +40,7 @@ pub(crate) struct Membership {
     ticker: Rc<Ticker>,
 }
 
-/// Whether a job may be in its project.
+/// The right of a job to be in its project.
 enum Standing {
     Fine,
     Denied(Denied),

@@ -39,7 +39,7 @@ const DEPEND: &CStr = c"job.state.depend";
 /// The state of the plugin, which callbacks get.
 pub(crate) struct WorkflowToken {
     tokens: Rc<Tokens>,
-    /// Whether the topics of projects are handled. A plugin that handles [`UPDATE`] permits such updates, which Flux rejects
+    /// True while the topics of projects are handled. A plugin that handles [`UPDATE`] permits such updates, which Flux rejects
     /// otherwise.
     handles_projects: Cell<bool>,
     /// This state, as handlers are added with it.

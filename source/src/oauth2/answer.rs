@@ -112,7 +112,7 @@ fn scope(value: &Value) -> Option<String> {
     }
 }
 
-/// What the server says against it, as RFC 6749 section 5.2 has it, or in a form of its own.
+/// The error of the server, as in RFC 6749 section 5.2, or in a form of its own.
 fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
     let members: Map<String, Value> = serde_json::from_slice(answer.json()).ok()?;
     let text = |names: &[&str]| {

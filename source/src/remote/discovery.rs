@@ -13,7 +13,7 @@ const MAX_BODY: usize = 256 << 10;
 /// The metadata of an issuer, as far as it is used.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata {
-    /// What was needed: the address of its keys, or of its tokens.
+    /// The member that was needed: the address of the keys, or of the tokens.
     pub address: String,
     /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section 2).
     pub authentications: Option<Vec<String>>,
@@ -21,7 +21,7 @@ pub(crate) struct Metadata {
     pub grants: Option<Vec<String>>,
 }
 
-/// What is needed of an issuer, which need not be in all of its metadata.
+/// A member that a caller needs of an issuer. Not all metadata contain it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Keys,

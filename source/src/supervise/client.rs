@@ -56,7 +56,7 @@ async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -
         }
         start(&supervisors, slot).map(|supervisor| Ok((supervisor, request)))
     };
-    // What a panic said is not repeated: it may quote anything.
+    // The message of a panic is not repeated: it may quote anything.
     let started = tokio::task::spawn_blocking(start).await;
     let (mut supervisor, request) = match started.map_err(|_| io::Error::other("an internal error"))?? {
         Ok(started) => started,

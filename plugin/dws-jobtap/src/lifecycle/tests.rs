@@ -165,7 +165,7 @@ fn what_is_finished_stays_finished_and_was_outstanding() {
     }
 }
 
-/// It is left for the next plugin.
+/// The handover contains it.
 #[test]
 fn each_lifecycle_is_read_as_it_was_written() {
     for prolog in PROLOGS {
