@@ -12,7 +12,7 @@ use std::{
 
 use delivery::{Engine, Outcome, Sealed, Task, Variables};
 use nix::unistd::geteuid;
-use protocol::{Code, Deliver, Failure, HEADER, Line, RELEASE, Reply, Request, SecretText, VERSION, What};
+use protocol::{Code, Deliver, Failure, HEADER, Line, Origin, RELEASE, Reply, Request, SecretText, VERSION};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -279,9 +279,9 @@ impl Drop for Report {
 
 /// Returns the facts of a job as the engine takes them.
 fn task(deliver: Deliver) -> Result<Task, Failure> {
-    let variables = match deliver.what {
-        What::Rules(rules) => Variables::Rules(rules.into_iter().map(|rule| rule as usize).collect()),
-        What::Provided(provided) => {
+    let variables = match deliver.origin {
+        Origin::Rules(rules) => Variables::Rules(rules.into_iter().map(|rule| rule as usize).collect()),
+        Origin::Provided(provided) => {
             let mut variables = seal::Variables::new();
             for (name, SecretText(value)) in provided {
                 let inserted = variables.insert(&name, seal::Secret::from(value.as_str()));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ffi::{JobId, LogLevel};
-use protocol::{Code, Deliver, Failure, Line, Owner, Reply, What};
+use protocol::{Code, Deliver, Failure, Line, Origin, Owner, Reply};
 
 use crate::{
     agent::{Agent, AgentEvent},
@@ -102,7 +102,7 @@ impl Deliveries {
     }
 
     /// Begins a delivery to a job whose prolog has started.
-    pub fn begin(&self, current: &Current, job: JobId, uid: u32, what: What, spec: Spec, end: Option<End>) {
+    pub fn begin(&self, current: &Current, job: JobId, uid: u32, origin: Origin, spec: Spec, end: Option<End>) {
         let timeout = current.config.timeout;
         let now = Instant::now();
         let deadline = now.checked_add(timeout.saturating_add(GRACE)).unwrap_or(now + CENTURY);
@@ -119,7 +119,7 @@ impl Deliveries {
             uid,
             asked: spec.asked,
             limit_ms: spec.limit.map(milliseconds),
-            what,
+            origin,
         });
     }
 

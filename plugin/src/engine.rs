@@ -12,7 +12,7 @@ use std::{
 
 use config::Part;
 use ffi::{Args, Flux, Future, JobId, JobState, Jobtap, LogLevel, Plugin, PluginError};
-use protocol::{Code, Failure, Owner, SecretText, What};
+use protocol::{Code, Failure, Origin, Owner, SecretText};
 use seal::{ExposeSecret, Variables};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -259,8 +259,8 @@ impl Engine {
             let value = Zeroizing::new(value.expose_secret().to_owned());
             (name.to_owned(), SecretText(value))
         });
-        let what = What::Provided(provided.collect());
-        self.deliveries.begin(&current, job, uid, what, spec, end);
+        let origin = Origin::Provided(provided.collect());
+        self.deliveries.begin(&current, job, uid, origin, spec, end);
         self.deliveries.account(&timer, Some(job));
     }
 

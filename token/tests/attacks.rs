@@ -76,7 +76,7 @@ impl Start {
 /// Attacks on the algorithm (RFC 8725 sections 2.1 and 2.2).
 fn algorithms(start: &Start) -> Vec<Attack> {
     let Start { ed, good, .. } = start;
-    let (message, _signature) = start.parts();
+    let (message, _) = start.parts();
     let by_header = |changes| start.by_header(changes);
     let public_pem = ed.verifying_key().to_pem().unwrap();
     let public_jwk = ed.verifying_key().to_jwk().unwrap();
@@ -294,7 +294,7 @@ fn texts(start: &Start) -> Vec<Attack> {
         good,
         valid,
     } = start;
-    let (_message, signature) = start.parts();
+    let (_, signature) = start.parts();
     let by_header = |changes| start.by_header(changes);
     vec![
         (

@@ -105,7 +105,7 @@ impl Incoming {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Reply, Request, SecretText, VERSION, What};
+    use crate::{Origin, Reply, Request, SecretText, VERSION};
 
     use super::*;
 
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_secret_does_not_print() {
         let secret = SecretText(Zeroizing::new("canary".to_owned()));
-        let what = What::Provided(vec![("NAME".to_owned(), secret)]);
-        assert!(!format!("{what:?} {VERSION}").contains("canary"));
+        let origin = Origin::Provided(vec![("NAME".to_owned(), secret)]);
+        assert!(!format!("{origin:?} {VERSION}").contains("canary"));
     }
 }

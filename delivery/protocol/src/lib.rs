@@ -102,12 +102,12 @@ pub struct Deliver {
     /// The time limit of the job in milliseconds, if any.
     pub limit_ms: Option<u64>,
     /// The origin of the variables.
-    pub what: What,
+    pub origin: Origin,
 }
 
 /// The origin of the variables of a delivery.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum What {
+pub enum Origin {
     /// From the source of the first of these rules that is for the job owner: indices into the configuration.
     Rules(Vec<u32>),
     /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.

@@ -13,7 +13,7 @@ use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
 use plugin::{
     CallbackTimer, Counter, Current, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog, jobspec::Spec,
 };
-use protocol::{Code, Failure, What};
+use protocol::{Code, Failure, Origin};
 use serde_json::json;
 
 use crate::{facts::JobFacts, projects::Membership};
@@ -229,7 +229,7 @@ impl Tokens {
     fn begin(&self, matching: Matching, job: JobId, uid: u32, timer: &CallbackTimer) {
         let Matching { current, rules, spec } = matching;
         let deliveries = &self.engine.deliveries;
-        deliveries.begin(&current, job, uid, What::Rules(rules), spec, None);
+        deliveries.begin(&current, job, uid, Origin::Rules(rules), spec, None);
         deliveries.account(timer, Some(job));
     }
 
