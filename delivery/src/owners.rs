@@ -341,36 +341,49 @@ fn members(users: &[Principal], groups: &[Principal]) -> Vec<u32> {
 mod tests {
     use super::*;
 
+    fn owners() -> Owners {
+        let config = Config::with_overrides(&serde_json::json!({}), &serde_json::json!({}));
+        let config = config.expect("no table is a configuration");
+        Owners::new(&config, None, Arc::default(), Box::new(|_, _| ()))
+    }
+
+    fn owner(uid: u32, until: Option<SystemTime>) -> Arc<Owner> {
+        Arc::new(Owner {
+            uid,
+            at: Instant::now(),
+            name: Some("alice".to_owned()),
+            groups: HashSet::new(),
+            unknown_groups: HashSet::new(),
+            claims: HashSet::from(["fusion-team".to_owned()]),
+            refused: None,
+            until,
+        })
+    }
+
+    /// Only jobs keep a user for another hour. Refreshes do not, or they would never end.
+    #[test]
+    fn kept() {
+        let owners = owners();
+        let used = Instant::now();
+        let owner = owner(1, None);
+        owners.cache.lock().unwrap().insert(1, Entry { used, owner });
+        let used_at = || owners.cache.lock().unwrap()[&1].used;
+        assert!(owners.known(1).is_some() && used_at() == used);
+        assert!(owners.used(1).is_some() && used_at() > used);
+    }
+
     #[test]
     fn claims_count_until_their_token_expires_and_no_longer() {
         let now = SystemTime::now();
-        let config = Config::with_overrides(&serde_json::json!({}), &serde_json::json!({}));
-        let config = config.expect("no table is a configuration");
-        let owners = Owners::new(&config, None, Arc::default(), Box::new(|_, _| ()));
+        let owners = owners();
         for (uid, until, counts) in [
             (1, None, true),
             (2, Some(now + FRESH), true),
             (3, Some(now), false),
             (4, Some(SystemTime::UNIX_EPOCH), false),
         ] {
-            let owner = Owner {
-                uid,
-                at: Instant::now(),
-                name: Some("alice".to_owned()),
-                groups: HashSet::new(),
-                unknown_groups: HashSet::new(),
-                claims: HashSet::from(["fusion-team".to_owned()]),
-                refused: None,
-                until,
-            };
-            let used = Instant::now();
-            owners.cache.lock().unwrap().insert(
-                uid,
-                Entry {
-                    used,
-                    owner: Arc::new(owner),
-                },
-            );
+            let (used, owner) = (Instant::now(), owner(uid, until));
+            owners.cache.lock().unwrap().insert(uid, Entry { used, owner });
             assert_eq!(owners.known(uid).is_some(), counts, "{uid}");
         }
     }

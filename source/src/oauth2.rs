@@ -46,7 +46,7 @@ const SUBJECT: Duration = Duration::from_secs(10);
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
 /// The authorization server, in the words of messages.
-static SERVER: Peer = Peer {
+pub(crate) static SERVER: Peer = Peer {
     server: "an authorization server",
     unreachable: "the authorization server that its token comes from could not be reached",
     unwell: "the authorization server that its token comes from is not well",

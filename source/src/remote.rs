@@ -234,3 +234,32 @@ pub(crate) fn ask_here<T>(
     })?;
     done.unwrap_or_else(|_| Err(peer.silent(limit)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::mpsc,
+        task::{Context, Waker},
+    };
+
+    use super::*;
+    use crate::oauth2::SERVER;
+
+    /// A read that hangs keeps its thread when nobody waits for it any more. The next read waits for that thread.
+    #[tokio::test]
+    async fn files() {
+        let files = Files::default();
+        let mut context = Context::from_waker(Waker::noop());
+        let (release, hangs) = mpsc::channel::<()>();
+        {
+            let mut read = pin!(files.read(&SERVER, move || hangs.recv()));
+            assert!(read.as_mut().poll(&mut context).is_pending());
+        }
+        assert_eq!(files.0.available_permits(), 0);
+        let mut next = pin!(files.read(&SERVER, || 2));
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        drop(release);
+        assert_eq!(next.await.expect("it is read"), 2);
+    }
+}
