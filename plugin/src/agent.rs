@@ -74,7 +74,7 @@ struct Tries {
     failed: u32,
     /// The reason that was last logged.
     reported: Option<String>,
-    /// The release of an agent that has made room for one of this release.
+    /// The release of an agent that should have made room for one of this release.
     other_release: Option<String>,
 }
 
@@ -223,8 +223,8 @@ impl Agent {
         let mut tries = self.tries.borrow_mut();
         let why = match &tries.other_release {
             Some(other) => format!(
-                "{why}, after an agent of release {other} made room for one of release {RELEASE}: load the plugins of the \
-                 installed release"
+                "{why}, and an agent of release {other} was there: this plugin is of release {RELEASE}: load the plugins of \
+                 the installed release"
             ),
             None => why.to_owned(),
         };
@@ -385,8 +385,12 @@ impl Agent {
                 "it runs as uid {uid}, and job shells accept only what uid {own} has sealed, the instance owner: start it as that user"
             ));
         } else if is_ours {
-            self.tries.borrow_mut().other_release = Some(release.escape_debug().to_string());
-            self.retry_after(BACKOFF.0);
+            let other = release.escape_debug().to_string();
+            let former = self.tries.borrow_mut().other_release.replace(other);
+            match former {
+                None => self.retry_after(BACKOFF.0),
+                Some(_) => self.failed("no agent of this release can be started"),
+            }
         } else {
             self.failed(&format!(
                 "it is release {release} with protocol {version}, and the plugin is release {RELEASE} with protocol {VERSION}: \

@@ -1,6 +1,7 @@
 //! Agents that plugins connect to and have not started.
 
 use std::{
+    fs,
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     thread,
@@ -35,6 +36,43 @@ fn welcome_late(mut plugin: UnixStream) -> std::io::Result<()> {
             plugin.write_all(&bytes)?;
         }
     }
+}
+
+/// Answers the first message of each plugin as an agent of another release, which does not make room.
+fn stay(mut plugin: UnixStream) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    if plugin.read(&mut buffer)? == 0 {
+        return Ok(());
+    }
+    let release = "0.0.0".to_owned();
+    let (version, uid) = (VERSION, me());
+    let welcome = protocol::encode(&Reply::Welcome { version, release, uid });
+    plugin.write_all(&welcome.map_err(std::io::Error::other)?)?;
+    while plugin.read(&mut buffer)? != 0 {}
+    Ok(())
+}
+
+/// The plugins are older or newer than the installed agent: the log names both releases once, and jobs fail in time.
+#[needs(munged)]
+#[test]
+fn other_release() {
+    let site = Site::new();
+    fs::create_dir(site.at("state")).unwrap();
+    let socket = UnixListener::bind(site.at("state/workflow-token-agent")).unwrap();
+    thread::spawn(move || {
+        for plugin in socket.incoming().flatten() {
+            thread::spawn(move || stay(plugin));
+        }
+    });
+    let rule = site.file_rule("dw", jwt(json!({})));
+    let mut instance = site.instance(json!({"timeout": "1s", "rule": [rule]}));
+    let job = instance.submit(PRINT, matching("dw"));
+    let note = instance.undelivered(&job);
+    assert!(note.contains("[agent-unavailable]"), "{note}");
+    let line = format!("an agent of release 0.0.0 was there: this plugin is of release {RELEASE}");
+    let log = instance.dmesg();
+    assert_eq!(log.iter().filter(|logged| logged.contains(&line)).count(), 1, "{log:?}");
+    instance.shutdown();
 }
 
 /// Its records would be refused by every job shell. With a socket that systemd has made, the kernel does not tell.

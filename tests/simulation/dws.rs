@@ -235,7 +235,11 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
         "it could not be stored",
         "No space left",
     );
-    fails(&mut instance, json!({"DW_JOB_a": "x".repeat(2 << 20)}), "", "");
+    // The second one is longer than a message to the agent can be.
+    for length in [2 << 20, 9 << 20] {
+        let variables = json!({"DW_JOB_a": "x".repeat(length)});
+        fails(&mut instance, variables, "its variables take", "[too-large]");
+    }
     instance.ok("fault", json!({"what": "hold-commits"}));
     fails(&mut instance, variables.clone(), "it took longer than 1 s", "timeout");
     instance.ok("fault", json!({"what": "release-commits"}));
@@ -247,7 +251,7 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
     instance.give(&job, variables);
     instance.tear_down(&job);
     assert_eq!(instance.stdout(&job), format!("{canary}\n"));
-    assert_eq!(instance.counted("/failed"), 4);
+    assert_eq!(instance.counted("/failed"), 5);
     assert!(!Search::tokens([canary.as_str()]).finds(instance.dmesg().concat().as_bytes()));
     instance.shutdown();
 }
