@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.push(found);
     findings.extend(config.iter().flat_map(configuration::obsolete));
     findings.extend(config.iter().flat_map(configuration::digit_names));
-    findings.extend(configuration::plugin_arrays(args.config.as_deref()));
+    findings.extend(configuration::replaced(args.config.as_deref()));
     findings.extend(munge::check(config.as_ref(), args.munge_socket.as_deref()));
     let (loaded, found) = job_manager::check(&instance, config.as_ref());
     findings.extend(found);

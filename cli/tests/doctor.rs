@@ -482,9 +482,10 @@ fn warns_of_a_secret_among_the_arguments_of_a_command() {
     assert!(!ran.out.contains(&secret[..10]), "{}", ran.out);
 }
 
+/// Flux merges the tables of several files, and replaces arrays.
 #[needs(munged)]
 #[test]
-fn warns_of_plugins_in_more_than_one_file() {
+fn warns_of_arrays_in_more_than_one_file() {
     let munged = Munged::start();
     let bench = healthy(&munged);
     fs::create_dir(bench.path("conf.d")).unwrap();
@@ -495,6 +496,8 @@ fn warns_of_plugins_in_more_than_one_file() {
         ("conf.d/b.toml", plugins),
         ("conf.d/c.toml.old", plugins),
         ("conf.d/d.toml", "[job-manager]\n"),
+        ("conf.d/e.toml", "[workflow-token]\nunlink = true\n"),
+        ("conf.d/.hidden.toml", "[[workflow-token.rule]]\nsource = \"file\"\n"),
     ] {
         bench.write(name, 0o644, text);
     }
@@ -502,19 +505,30 @@ fn warns_of_plugins_in_more_than_one_file() {
     assert!(ran.ok().out.contains(" 0 warn, "), "{}", ran.out);
 
     bench.write("conf.d/a.toml", 0o644, plugins);
+    let rule = format!(
+        "[[workflow-token.rule]]\nsource = \"file\"\npath = \"{}/{{jobid}}\"\n",
+        bench.path("tokens").display()
+    );
+    bench.write("conf.d/site.toml", 0o644, &rule);
     let cases = fs::read_to_string(bench.path("bin/cases")).unwrap();
     let attribute = format!("in\n\"getattr config.path\") echo {directory};;");
     bench.write("bin/cases", 0o644, cases.replacen("in\n", &attribute, 1));
     for args in [&["doctor", "--config", &directory][..], &["doctor"]] {
         let ran = bench.run(args);
-        let line = ran.ok().line("[job-manager]");
-        assert!(line.starts_with("warn"), "{}", ran.out);
-        assert!(
-            line.contains(&format!("{directory}/a.toml, {directory}/b.toml: Flux takes only one")),
-            "{}",
-            ran.out
-        );
-        assert!(ran.out.contains("→ list all plugins in one array"), "{}", ran.out);
+        for (key, later, earlier) in [
+            ("job-manager.plugins", "b.toml", "a.toml"),
+            ("workflow-token.rule", "token.toml", "site.toml"),
+        ] {
+            let line = ran.ok().line(&format!(
+                "{key}: the array of {directory}/{later} replaces that of {directory}/{earlier}"
+            ));
+            assert!(line.starts_with("warn"), "{}", ran.out);
+            assert!(
+                ran.out.contains(&format!("→ write all of {key} in one file")),
+                "{}",
+                ran.out
+            );
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub use key_path::KeyPath;
 pub use kubernetes::{Dws, Kubernetes};
 pub use label::{check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
-pub use parse::{Error, read_files};
+pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
 pub use template::{Template, TemplateError, Values};

@@ -16,7 +16,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
-pub use files::read_files;
+pub use files::{Files, Replaced, read_files};
 
 use crate::{Config, Identity, Issuer, Munge, Principal, Project, TABLE};
 

@@ -53,7 +53,7 @@ impl Settings {
             }
             _ => return Err("its conf in the initrc must be a table".to_owned()),
         };
-        let read = |path: PathBuf| config::read_files(&path).and_then(|all| Config::from_json(&all));
+        let read = |path: PathBuf| config::read_files(&path).and_then(|files| Config::from_json(&files.conf));
         let config = conf.config.map(read).transpose();
         let mut munge = match &config {
             Ok(Some(config)) => config.munge.clone(),

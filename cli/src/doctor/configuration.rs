@@ -1,6 +1,5 @@
 //! The table `[workflow-token]`: of a file, or of the running instance.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use config::{Config, TABLE};
@@ -17,7 +16,7 @@ const CHECK: &str = "config";
 pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>, Finding) {
     let (conf, origin) = match path {
         Some(path) => match config::read_files(path) {
-            Ok(conf) => (conf, path.display().to_string()),
+            Ok(files) => (files.conf, path.display().to_string()),
             Err(e) => {
                 return (
                     None,
@@ -49,33 +48,20 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
     }
 }
 
-/// Returns whether the array of the job manager's plugins stands in more than one file. Flux merges tables, but not arrays, and
-/// says nothing.
-pub(super) fn plugin_arrays(path: Option<&Path>) -> Option<Finding> {
-    let directory = match path {
-        Some(path) => path.to_owned(),
-        None => PathBuf::from(flux::run(&["getattr", "config.path"]).ok()?),
+/// Arrays that stand in more than one file. Flux merges tables, but not arrays, and says nothing.
+pub(super) fn replaced(path: Option<&Path>) -> Vec<Finding> {
+    let path = match path {
+        Some(path) => Some(path.to_owned()),
+        None => flux::run(&["getattr", "config.path"]).ok().map(PathBuf::from),
     };
-    let mut files: Vec<_> = fs::read_dir(directory)
-        .ok()?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|file| file.extension().is_some_and(|e| e == "toml"))
-        // What cannot be read is a finding of its own.
-        .filter(|file| config::read_files(file).is_ok_and(|conf| conf["job-manager"].get("plugins").is_some()))
-        .map(|file| file.display().to_string())
-        .collect();
-    if files.len() < 2 {
-        return None;
-    }
-    files.sort();
-    Some(warn(
-        CHECK,
-        format!(
-            "[job-manager] has an array `plugins` in each of {}: Flux takes only one of them",
-            files.join(", ")
-        ),
-        "list all plugins in one array, in one file",
-    ))
+    // What cannot be read is a finding of its own.
+    let files = path.and_then(|path| config::read_files(&path).ok());
+    let replaced = files.into_iter().flat_map(|files| files.replaced);
+    let finding = |replaced: config::Replaced| {
+        let todo = format!("write all of {} in one file", replaced.key);
+        warn(CHECK, replaced.to_string(), todo)
+    };
+    replaced.map(finding).collect()
 }
 
 fn of_instance(instance: &Instance) -> Result<Value, Finding> {

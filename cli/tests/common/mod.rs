@@ -230,7 +230,7 @@ pub fn healthy(munged: &Munged) -> Bench {
             bench.path("libexec/get-token").display(),
         ),
     );
-    let toml = config::read_files(&bench.path("flux.toml")).unwrap();
+    let toml = config::read_files(&bench.path("flux.toml")).unwrap().conf;
     bench.write("bin/conf.json", 0o644, toml.to_string());
     bench.flux(&format!(
         r#"

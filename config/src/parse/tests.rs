@@ -712,7 +712,7 @@ fn what_is_no_configuration_is_an_error_and_not_an_empty_one() {
     let file = directory.path().join("deep.toml");
     std::fs::write(&file, format!("{DOCUMENTED}\n[other]\nx = {deep}")).unwrap();
     for path in [&file, directory.path()] {
-        let error = crate::read_files(path).unwrap_err().to_string();
+        let error = crate::read_files(path).err().unwrap().to_string();
         assert!(error.contains("deep.toml: "), "{error}");
     }
 }

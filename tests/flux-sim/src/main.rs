@@ -106,7 +106,9 @@ impl Plugins {
 
 /// Reads a TOML file, or all `*.toml` files of a directory in order of their names.
 fn read_config(path: &Path) -> Result<Value, String> {
-    config::read_files(path).map_err(|e| e.to_string())
+    config::read_files(path)
+        .map(|files| files.conf)
+        .map_err(|e| e.to_string())
 }
 
 fn main() -> ExitCode {
