@@ -137,9 +137,8 @@ impl Connection {
         let configuration = match engine {
             Ok(engine) => {
                 let engine = Arc::new(engine);
-                let members = Arc::clone(&engine);
-                let fresh = tokio::spawn(async move { members.keep_fresh().await });
-                Configuration::Engine(engine, AbortOnDrop(fresh.abort_handle()))
+                let background = tokio::spawn(background(Arc::clone(&engine), configure.clone(), self.replies.clone()));
+                Configuration::Engine(engine, AbortOnDrop(background.abort_handle()))
             }
             Err(wrong) => Configuration::Wrong(wrong),
         };
@@ -231,6 +230,22 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// What is done for a configuration as long as it is there: it is examined once, and members are kept known.
+async fn background(engine: Arc<Engine>, configure: protocol::Configure, replies: Replies) {
+    let examine = async {
+        for text in engine.examine(&configure).await {
+            let (is_warning, number) = (true, None);
+            // A plugin that is gone is told nothing.
+            let _ = replies.send(Reply::Log(Line {
+                is_warning,
+                number,
+                text,
+            }));
+        }
+    };
+    tokio::join!(examine, engine.keep_fresh());
 }
 
 /// Sends the final reply of a delivery, whichever way it ends: a job must not wait for one that has panicked.

@@ -26,7 +26,7 @@ const AHEAD: u32 = 20;
 /// The capacity that hung operations use up. It outlives a configuration.
 pub struct Shared {
     limits: Limits,
-    lookups: Arc<Lookups>,
+    pub(crate) lookups: Arc<Lookups>,
     pub(crate) sealing: Arc<Semaphore>,
 }
 

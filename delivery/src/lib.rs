@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod engine;
+mod examine;
 mod identity;
 mod limits;
 mod lookups;

@@ -43,6 +43,7 @@ async fn unknown_owner() {
         generation: 1,
         conf: json!({"workflow-token": {"max-parallel": 1, "rule": rules}}).to_string(),
         overrides: "null".to_owned(),
+        path: None,
         part: Part::Tokens,
         instance: "test".to_owned(),
     };

@@ -101,6 +101,9 @@ impl Configuration {
             generation,
             conf: table,
             overrides: self.overrides.to_string(),
+            path: flux
+                .attribute(c"config.path")
+                .and_then(|path| std::path::absolute(path).ok()),
             part: self.part,
             instance: instance(flux),
         }

@@ -40,6 +40,11 @@ impl Place {
         for (name, gid, members) in groups {
             text += &format!("group {name} {gid} {}\n", members.join(" "));
         }
+        self.are(text);
+    }
+
+    /// All users and groups, as names.c reads them.
+    pub fn are(&self, text: impl AsRef<[u8]>) {
         // In one step: it is read at any moment.
         let path = self.site.write("names.new", 0o644, text);
         fs::rename(path, self.site.at("names")).expect("the names are replaced");

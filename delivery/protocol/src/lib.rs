@@ -14,7 +14,7 @@
 mod failure;
 mod frame;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use config::{Asked, Part, Principal};
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ pub struct Hello {
 }
 
 /// A configuration.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Configure {
     /// Its generation, chosen by the plugin.
     pub generation: u32,
@@ -76,6 +76,8 @@ pub struct Configure {
     pub conf: String,
     /// The keys that were given when the plugin was loaded, in JSON: an object or null.
     pub overrides: String,
+    /// The file or directory that the scheduler reads its configuration from, if it tells.
+    pub path: Option<PathBuf>,
     /// The part of it that the plugin uses.
     pub part: Part,
     /// The name of the scheduler instance in tokens that name a job.

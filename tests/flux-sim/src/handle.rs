@@ -182,6 +182,9 @@ pub unsafe extern "C" fn flux_get_reactor(h: *mut flux_t) -> *mut flux_reactor_t
 /// The directory of the instance, for as long as it runs.
 pub static RUNDIR: OnceLock<CString> = OnceLock::new();
 
+/// Where the configuration was read from when the instance was started.
+pub static CONFIG_PATH: OnceLock<CString> = OnceLock::new();
+
 /// flux_attr_get(3), for those attributes that plugins look at.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *const c_char {
@@ -196,6 +199,7 @@ pub unsafe extern "C" fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *
             .get_or_init(|| CString::new(crate::job::hostname()).unwrap_or_default())
             .as_ptr(),
         b"rundir" => RUNDIR.get().map_or(std::ptr::null(), |path| path.as_ptr()),
+        b"config.path" => CONFIG_PATH.get().map_or(std::ptr::null(), |path| path.as_ptr()),
         // It runs in no other instance.
         b"jobid-path" => c"/".as_ptr(),
         _ => {

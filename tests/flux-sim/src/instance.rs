@@ -77,6 +77,10 @@ impl Instance {
         // It is the only instance of the process.
         let rundir = std::path::absolute(statedir).unwrap_or_else(|_| statedir.to_owned());
         let _ = crate::handle::RUNDIR.set(CString::new(rundir.as_os_str().as_encoded_bytes()).unwrap_or_default());
+        if let Some(path) = &plugins.config {
+            let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
+            let _ = crate::handle::CONFIG_PATH.set(path);
+        }
         let (config, shell_plugins) = (plugins.config()?, plugins.shell_plugins()?);
         let handle = Handle::new();
         let kvs = Kvs::open(statedir, handle.reactor.clone()).map_err(|e| format!("{}: {e}", statedir.display()))?;
