@@ -10,7 +10,6 @@ use std::{
 use config::{Config, Identity, Person, Principal, Values};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use protocol::{Code, Failure};
-use source::Claimed;
 use tokio::task::JoinSet;
 
 use crate::lookups::Lookups;
@@ -298,19 +297,15 @@ impl Owners {
             Ok(Some(token)) => verify(&token),
             Err(e) => Err(Failure::new(Code::SourceFailed, e.summary(), e.to_string())),
         };
-        match verified.map(|verified| (source::claimed(identity, name, &verified.claims), verified.until)) {
-            Ok((Claimed::Values(values), until)) => {
+        let claimed = verified.and_then(|verified| {
+            let claimed = source::claimed(identity, name, &verified.claims);
+            let refused = |why| Failure::new(Code::TokenRefused, format!("{why}"), format!("{why}, of user {name}"));
+            Ok((claimed.map_err(refused)?, verified.until))
+        });
+        match claimed {
+            Ok((values, until)) => {
                 owner.claims = values.into_iter().collect();
                 owner.until = until;
-            }
-            Ok((Claimed::Other, _)) => {
-                let claim = identity.user.escape_debug();
-                let detail = format!("it is the token of another user: its claim {claim} is not {name}");
-                owner.refused = Some(Failure::new(
-                    Code::TokenRefused,
-                    "it is the token of another user",
-                    detail,
-                ));
             }
             Err(why) => owner.refused = Some(why),
         }

@@ -47,25 +47,46 @@ pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroiz
     }
 }
 
-/// The claims of a verified identity token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claimed {
-    /// The values of the claim; none where there is no such claim.
-    Values(Vec<String>),
-    /// It is the token of somebody else.
-    Other,
-}
-
-/// Takes the values of the claim out of the claims of a token that was verified.
-pub fn claimed(identity: &Identity, user: &str, claims: &Value) -> Claimed {
-    if claims.get(&identity.user).and_then(Value::as_str) != Some(user) {
-        return Claimed::Other;
+/// Takes the values of the claim out of the claims of a token that was verified: a string, which is one value, or an array of
+/// strings.
+///
+/// # Errors
+/// [`Unclaimed`].
+pub fn claimed(identity: &Identity, user: &str, claims: &Value) -> Result<Vec<String>, Unclaimed> {
+    let named = member(claims, &identity.user).ok_or_else(|| Unclaimed::Missing(identity.user.clone()))?;
+    if named.as_str() != Some(user) {
+        return Err(Unclaimed::OtherUser(identity.user.clone()));
     }
     let text = |value: &Value| value.as_str().map(str::to_owned);
-    Claimed::Values(match claims.get(&identity.claim) {
-        Some(Value::Array(values)) => values.iter().filter_map(text).collect(),
-        Some(value) => text(value).into_iter().collect(),
-        None => Vec::new(),
+    match member(claims, &identity.claim) {
+        Some(Value::Array(values)) => Ok(values.iter().filter_map(text).collect()),
+        Some(Value::String(value)) => Ok(vec![value.clone()]),
+        Some(_) => Err(Unclaimed::NoText(identity.claim.clone())),
+        None => Err(Unclaimed::Missing(identity.claim.clone())),
+    }
+}
+
+/// Why a verified identity token says nothing of a user. Each names the claim that decided.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unclaimed {
+    /// It is the token of somebody else.
+    #[error("it is the token of another user (claim {})", .0.escape_debug())]
+    OtherUser(String),
+    /// There is no such claim.
+    #[error("it has no claim {}", .0.escape_debug())]
+    Missing(String),
+    /// The claim is neither a string nor an array.
+    #[error("its claim {} is neither a text nor a list", .0.escape_debug())]
+    NoText(String),
+}
+
+/// Finds a member by its name, or by a path of names separated by periods. Names of claims may have periods themselves, and a
+/// longer name wins over a path.
+fn member<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
+    let object = object.as_object()?;
+    object.get(path).or_else(|| {
+        let mut splits = path.rmatch_indices('.');
+        splits.find_map(|(at, _)| member(object.get(&path[..at])?, &path[at + 1..]))
     })
 }
 
@@ -189,24 +210,79 @@ mod tests {
         assert_eq!(read(&theirs, USER), Ok(Some("canary".to_owned())));
     }
 
+    fn claims_of(user: &str, claim: &str, claims: Value) -> Result<Vec<String>, String> {
+        let identity = Identity {
+            claim: claim.to_owned(),
+            user: user.to_owned(),
+            ..identity(Path::new("/"))
+        };
+        claimed(&identity, "alice", &claims).map_err(|e| e.to_string())
+    }
+
+    fn values(all: &[&str]) -> Result<Vec<String>, String> {
+        Ok(all.iter().map(|value| (*value).to_owned()).collect())
+    }
+
     #[test]
     fn only_the_token_of_the_user_counts_and_the_claim_is_a_string_or_several() {
-        let identity = identity(Path::new("/"));
-        let claimed = |claims: Value| claimed(&identity, "alice", &claims);
-        let values = |all: &[&str]| Claimed::Values(all.iter().map(|v| (*v).to_owned()).collect());
-        assert_eq!(
-            claimed(json!({"sub": "alice", "groups": ["a", 1, "b"]})),
-            values(&["a", "b"])
-        );
-        assert_eq!(claimed(json!({"sub": "alice", "groups": "a b"})), values(&["a b"]));
-        assert_eq!(claimed(json!({"sub": "alice"})), values(&[]));
-        assert_eq!(claimed(json!({"sub": "alice", "groups": {"a": 1}})), values(&[]));
-        for other in [
-            json!({"sub": "bob", "groups": ["a"]}),
-            json!({"groups": ["a"]}),
-            json!({"sub": ["alice"]}),
+        let claimed = |claims| claims_of("sub", "groups", claims);
+        let of_alice = |groups| claimed(json!({"sub": "alice", "groups": groups}));
+        assert_eq!(of_alice(json!(["a", 1, "b"])), values(&["a", "b"]));
+        assert_eq!(of_alice(json!("a b")), values(&["a b"]));
+        assert_eq!(of_alice(json!([])), values(&[]));
+        for (claims, says) in [
+            (json!({"sub": "bob", "groups": ["a"]}), "of another user (claim sub)"),
+            (
+                json!({"sub": ["alice"], "groups": ["a"]}),
+                "of another user (claim sub)",
+            ),
+            (json!({"groups": ["a"]}), "has no claim sub"),
+            (json!({"sub": "alice"}), "has no claim groups"),
+            (json!({"sub": "alice", "groups": {"a": 1}}), "claim groups is neither"),
+            (json!({"sub": "alice", "groups": null}), "claim groups is neither"),
+            (json!(["alice"]), "has no claim sub"),
         ] {
-            assert_eq!(claimed(other), Claimed::Other);
+            let error = claimed(claims.clone()).unwrap_err();
+            assert!(error.contains(says), "{claims}: {error}");
         }
+    }
+
+    #[test]
+    fn a_claim_may_be_a_member_of_others() {
+        // As Keycloak writes roles, of the realm and of a client with periods in its name.
+        let claims = json!({
+            "user": {"name": "alice"},
+            "realm_access": {"roles": ["fusion"]},
+            "resource_access": {"hpc.example.org": {"roles": ["hydro"]}},
+            "https://hpc.example.org/groups": ["climate"],
+            "a.b": {"c": "longer"}, "a": {"b.c": "shorter", "b": {"c": "shortest"}},
+        });
+        for (claim, expected) in [
+            ("realm_access.roles", "fusion"),
+            ("resource_access.hpc.example.org.roles", "hydro"),
+            ("https://hpc.example.org/groups", "climate"),
+            ("a.b.c", "longer"),
+        ] {
+            assert_eq!(
+                claims_of("user.name", claim, claims.clone()),
+                values(&[expected]),
+                "{claim}"
+            );
+        }
+        for missing in [
+            "realm_access.role",
+            "realm_access.roles.0",
+            "roles",
+            "realm_access.",
+            ".roles",
+            ".",
+        ] {
+            let error = claims_of("user.name", missing, claims.clone()).unwrap_err();
+            assert_eq!(error, format!("it has no claim {missing}"));
+        }
+        let error = claims_of("user.nam", "a", claims.clone()).unwrap_err();
+        assert_eq!(error, "it has no claim user.nam");
+        let error = claims_of("user.name", "realm_access", claims).unwrap_err();
+        assert!(error.contains("claim realm_access is neither"), "{error}");
     }
 }

@@ -33,7 +33,7 @@ use seal::Variables;
 
 pub use error::Error;
 pub use examined::Examined;
-pub use identity::{Claimed, claimed, read_identity};
+pub use identity::{Unclaimed, claimed, read_identity};
 pub use jwks::JwksClient;
 pub use kubernetes::{examine, exec_program};
 pub use oauth2::examine_oauth2;

@@ -191,7 +191,12 @@ fn no_other_token_counts_and_the_reason_is_told() {
             "its signature is wrong",
         ),
         ("unsigned", unsigned, 0o600, "it was refused"),
-        ("of another user", bob.clone(), 0o600, "it is the token of another user"),
+        (
+            "of another user",
+            bob.clone(),
+            0o600,
+            "it is the token of another user (claim sub)",
+        ),
         ("readable by the group", good.clone(), 0o640, "its file is not safe"),
         ("readable by others", good.clone(), 0o604, "its file is not safe"),
         ("writable by others", good.clone(), 0o602, "its file is not safe"),
@@ -227,17 +232,21 @@ fn no_other_token_counts_and_the_reason_is_told() {
         let text = refusal(&mut instance, held_job(me(), Some("fusion")));
         assert_eq!(text, format!("{not_in}{why}"));
     }
-    // One without the claim, or with other values, is good and helps nobody.
-    for groups in [
-        json!(null),
-        json!(["fusion", "fusion-team2"]),
-        json!([["fusion-team"]]),
-        json!("a fusion-team"),
+    // One with other values is good and helps nobody. Without the claim, that is the reason.
+    for (groups, why) in [
+        (json!(["fusion", "fusion-team2"]), ""),
+        (json!([["fusion-team"]]), ""),
+        (json!("a fusion-team"), ""),
+        (json!(null), " (its claim groups is neither a text nor a list)"),
+        (
+            json!({"fusion-team": true}),
+            " (its claim groups is neither a text nor a list)",
+        ),
     ] {
         login.place(me(), 0o600, &login.token(json!({"groups": groups})));
         login.place.reload(&mut instance, table.clone());
         let text = refusal(&mut instance, held_job(me(), Some("fusion")));
-        assert_eq!(text, not_in, "{groups}");
+        assert_eq!(text, format!("{not_in}{why}"), "{groups}");
     }
 
     // The operator is told more, and nobody what is secret.
@@ -286,6 +295,40 @@ fn the_claim_that_names_the_user_can_be_another() {
     login.place.reload(&mut instance, table);
     let text = refusal(&mut instance, held_job(me(), Some("fusion")));
     assert!(text.contains("of another user"), "{text}");
+    instance.shutdown();
+}
+
+/// The roles of Keycloak are members of a claim.
+#[needs(munged)]
+#[test]
+fn the_claim_can_be_a_member_and_a_missing_one_is_named() {
+    let login = Login::new();
+    let (rule, [_, fusion]) = login.place.token_of_project();
+    let mut table = login.table(json!({"rule": [rule]}));
+    table["identity"]["claim"] = json!("realm_access.roles");
+    let roles = json!({"realm_access": {"roles": ["offline_access", "fusion-team"]}});
+    login.place(me(), 0o600, &login.token(roles));
+    let mut instance = login.place.instance(table.clone());
+    let id = instance.run(PRINT, job(Some("fusion")));
+    assert_eq!(instance.stdout(&id).trim_end(), fusion);
+    for without in [
+        json!({}),
+        json!({"realm_access": {}}),
+        json!({"roles": ["fusion-team"]}),
+    ] {
+        login.place(me(), 0o600, &login.token(without.clone()));
+        login.place.reload(&mut instance, table.clone());
+        let text = refusal(&mut instance, held_job(me(), Some("fusion")));
+        assert!(
+            text.ends_with("(it has no claim realm_access.roles)"),
+            "{without}: {text}"
+        );
+    }
+    let log = instance.dmesg().join("\n");
+    assert!(
+        log.contains("the identity token of alice is not used: it has no claim realm_access.roles"),
+        "{log}"
+    );
     instance.shutdown();
 }
 
