@@ -151,6 +151,8 @@ pub enum Source {
     File {
         /// Its absolute path.
         path: Template,
+        /// How long it is waited for while it is missing or empty.
+        wait: Option<Duration>,
     },
     /// The standard output of a command.
     Command {
@@ -182,7 +184,7 @@ impl Source {
     /// Returns whether it has nothing for a job that is in no project.
     pub fn needs_project(&self) -> bool {
         match self {
-            Source::File { path } => path.needs_project(),
+            Source::File { path, .. } => path.needs_project(),
             Source::Command { argv, .. } => argv.iter().any(Template::needs_project),
             Source::Kubernetes(settings) => settings.object.needs_project(),
             Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),

@@ -7,99 +7,162 @@ use std::{
 };
 
 use async_trait::async_trait;
+use backon::BackoffBuilder;
 use config::{Template, Values};
+use seal::Variables;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     Error, Fetched, Slot, Source, blocking,
+    http::pauses,
+    seconds,
     secure_file::{self, Refusal, read},
-    value::max_value,
+    value::{ValueError, max_value},
     variable,
 };
+
+/// Pauses between looks at a file that is waited for: the first, and the longest. Jitter makes each up to twice as long.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 #[derive(Clone)]
 pub(crate) struct File {
     pub path: Template,
+    /// How long it is waited for while it is missing or empty, as one that is being created is.
+    pub wait: Option<Duration>,
     pub variable: String,
     pub timeout: Duration,
+}
+
+/// A file without a value.
+struct Unread {
+    error: Error,
+    /// Whether it is missing or empty, and may still be written.
+    may_come: bool,
 }
 
 #[async_trait]
 impl Source for File {
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
-        let (file, job) = (self.clone(), job.clone());
-        blocking("its file could not be read", self.timeout, slot, move || {
-            file.read(&job)
-        })
-        .await
+        let (began, wait) = (Instant::now(), self.wait.unwrap_or_default());
+        let mut pauses = pauses(PAUSES).build();
+        loop {
+            let (file, job) = (self.clone(), job.clone());
+            let read = move || file.read(&job);
+            let limit = self.timeout.saturating_sub(began.elapsed());
+            let unread = match blocking("its file could not be read", limit, slot.clone(), read).await {
+                Ok(Ok(variables)) => return Fetched::of(Ok(variables)),
+                Ok(Err(unread)) => unread,
+                Err(e) => return Fetched::failed(e),
+            };
+            let left = wait.saturating_sub(began.elapsed());
+            if !unread.may_come || left.is_zero() {
+                return Fetched::failed(unread.error);
+            }
+            // The last look is at the end.
+            sleep(pauses.next().unwrap_or(PAUSES.1).min(left)).await;
+        }
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {
-        Some(self.read(job))
+        Some(Fetched::of(self.read(job).map_err(|unread| unread.error)))
     }
 
     fn is_blocking(&self) -> bool {
-        true
+        // While one is waited for, no thread is.
+        self.wait.is_none()
     }
 
     fn needs_user(&self) -> bool {
         self.path.needs_user()
     }
 }
-
 impl File {
-    fn read(&self, job: &Values) -> Fetched {
+    fn read(&self, job: &Values) -> Result<Variables, Unread> {
         let path = match self.path.fill(job) {
             Ok(path) => PathBuf::from(path),
-            Err(e) => return Fetched::failed(Error::new("the name of its file cannot be formed", e)),
+            Err(e) => return Err(Unread::for_good(Error::new("the name of its file cannot be formed", e))),
         };
         let at = |summary: &str, detail: &dyn std::fmt::Display| {
             Error::new(summary, format!("{}: {detail}", path.display()))
         };
-        let result = secure_file::open_private(None, Path::new(self.path.prefix()), &path)
-            .map_err(|refusal| match refusal {
-                Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("its file does not exist", &e),
-                Refusal::Io(e) => at("its file could not be read", &e),
-                Refusal::Untrusted(why) => at("its file was refused", &why),
-            })
-            .and_then(|file| {
-                let bytes = read(file, max_value(&self.variable) + 2);
-                bytes.map_err(|e| at("its file could not be read", &e))
-            })
-            .and_then(|bytes| variable(&self.variable, bytes).map_err(|e| at("its file has no usable value", &e)));
-        Fetched {
-            result,
-            notes: Vec::new(),
-            warnings: Vec::new(),
+        let file = secure_file::open_private(None, Path::new(self.path.prefix()), &path);
+        let file = file.map_err(|refusal| match refusal {
+            Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => Unread {
+                error: at("its file does not exist", &self.missing(&e)),
+                may_come: true,
+            },
+            Refusal::Io(e) => Unread::for_good(at("its file could not be read", &e)),
+            Refusal::Untrusted(why) => Unread::for_good(at("its file was refused", &why)),
+        })?;
+        let bytes = read(file, max_value(&self.variable) + 2);
+        let bytes = bytes.map_err(|e| Unread::for_good(at("its file could not be read", &e)))?;
+        variable(&self.variable, bytes).map_err(|e| Unread {
+            error: at("its file has no usable value", &e),
+            may_come: e == ValueError::Empty,
+        })
+    }
+
+    /// The error of a file that does not exist, and what to do.
+    fn missing(&self, e: &io::Error) -> String {
+        match self.wait {
+            Some(wait) => format!(
+                "{e}, {} after the job asked for it: see whether its writer runs, or set a longer wait",
+                seconds(wait)
+            ),
+            None => format!("{e}: create it before the job starts, or set the key wait if it comes later"),
         }
+    }
+}
+
+impl Unread {
+    fn for_good(error: Error) -> Self {
+        Self { error, may_come: false }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{
+        fs,
+        io::Write,
+        os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    };
 
     use seal::ExposeSecret;
 
     use super::*;
 
-    fn fetch(path: &str) -> Fetched {
-        let source = File {
+    const LONG: Option<Duration> = Some(Duration::from_secs(7200));
+
+    fn file(path: &str, wait: Option<Duration>) -> File {
+        File {
             path: Template::parse(path).unwrap(),
+            wait,
             variable: "T".to_owned(),
-            timeout: Duration::from_secs(60),
-        };
-        let job = Values {
+            timeout: Duration::from_secs(7201),
+        }
+    }
+
+    fn job() -> Values {
+        Values {
             f58: "ƒ2u".to_owned(),
             jobid: 99,
             uid: 1000,
             user: Some("alice".to_owned()),
             ..Values::example()
-        };
+        }
+    }
+
+    fn fetch(path: &str) -> Fetched {
+        fetch_from(&file(path, None))
+    }
+
+    fn fetch_from(source: &File) -> Fetched {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
-            .block_on(source.fetch(&job, Slot::default()))
+            .block_on(source.fetch(&job(), Slot::default()))
     }
 
     fn write(path: &Path, mode: u32, bytes: &[u8]) {
@@ -215,5 +278,58 @@ mod tests {
             .unwrap();
         let error = fetch(path.to_str().unwrap()).result.unwrap_err().to_string();
         assert!(error.contains("longer than"), "{error}");
+    }
+
+    #[test]
+    fn what_may_still_come_is_missing_or_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ƒ2u/token");
+        let source = file(&format!("{}/{{jobid}}/token", dir.path().display()), None);
+        let may_come = || source.read(&job()).err().map(|unread| unread.may_come);
+        assert_eq!(may_come(), Some(true), "without its directory");
+        fs::create_dir(dir.path().join("ƒ2u")).unwrap();
+        assert_eq!(may_come(), Some(true), "without the file");
+        for (mode, content, expected) in [
+            (0o600, "", Some(true)),
+            (0o600, "\n", Some(true)),
+            (0o600, "canary\n", None),
+            (0o600, "two\nlines", Some(false)),
+            (0o644, "", Some(false)),
+        ] {
+            write(&path, mode, content.as_bytes());
+            assert_eq!(may_come(), expected, "{mode:o} {content:?}");
+        }
+    }
+
+    /// A writer that makes the directory, creates the file, and writes it, each a moment later.
+    #[test]
+    fn a_file_that_is_being_created_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ƒ2u/token");
+        let source = file(&format!("{}/{{jobid}}/token", dir.path().display()), LONG);
+        assert!(!source.is_blocking(), "a thread waits");
+        let fetching = std::thread::spawn(move || fetch_from(&source));
+        fs::create_dir(dir.path().join("ƒ2u")).unwrap();
+        let mut options = fs::OpenOptions::new();
+        let mut created = options.write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        created.write_all(b"canary\n").unwrap();
+        let variables = fetching.join().unwrap().result.unwrap();
+        assert_eq!(variables.iter().next().unwrap().1.expose_secret(), "canary");
+    }
+
+    #[test]
+    fn a_file_that_does_not_come_fails_when_the_wait_is_over_and_a_bad_one_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let template = path.to_str().unwrap();
+        let error = |wait| fetch_from(&file(template, wait)).result.unwrap_err().to_string();
+        let short = Some(Duration::from_millis(20));
+        for (wait, says) in [(None, "set the key wait"), (short, "20 ms after the job asked for it")] {
+            let error = error(wait);
+            assert!(error.contains(template) && error.contains(says), "{error}");
+        }
+        // It would be waited for longer than the test may take.
+        write(&path, 0o644, b"canary");
+        assert!(error(LONG).contains("chmod 0600"));
     }
 }

@@ -94,19 +94,19 @@ pub struct Fetched {
 impl Fetched {
     /// No variables, where none are wanted.
     pub fn nothing() -> Self {
+        Self::of(Ok(Variables::new()))
+    }
+
+    fn of(result: Result<Variables, Error>) -> Self {
         Self {
-            result: Ok(Variables::new()),
+            result,
             notes: Vec::new(),
             warnings: Vec::new(),
         }
     }
 
     fn failed(error: Error) -> Self {
-        Self {
-            result: Err(error),
-            notes: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Self::of(Err(error))
     }
 }
 
@@ -118,8 +118,9 @@ impl Fetched {
 pub fn of_rule(rule: &Rule, supervisors: &[PathBuf]) -> Result<Box<dyn Source>, String> {
     let (variable, timeout) = (rule.variable.clone(), rule.timeout);
     Ok(match &rule.source {
-        config::Source::File { path } => Box::new(file::File {
+        config::Source::File { path, wait } => Box::new(file::File {
             path: path.clone(),
+            wait: *wait,
             variable,
             timeout,
         }),
@@ -160,24 +161,23 @@ fn variable(name: &str, bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<Variables,
 
 /// Does something that blocks on a thread of its own, and stops waiting for it when the time is over: a file system may
 /// hang. Its thread is left behind then, with its slot, and the delivery goes on to fail. `failed` is for the user.
-async fn blocking(
+async fn blocking<T: Send + 'static>(
     failed: &str,
     timeout: Duration,
     slot: Slot,
-    work: impl FnOnce() -> Fetched + Send + 'static,
-) -> Fetched {
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
     let work = move || {
-        let fetched = work();
+        let done = work();
         drop(slot);
-        fetched
+        done
     };
     match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(fetched)) => fetched,
         // The message of a panic is not repeated: it may quote anything.
-        Ok(Err(_)) => Fetched::failed(Error::new(failed, "an internal error")),
+        Ok(done) => done.map_err(|_| Error::new(failed, "an internal error")),
         Err(_) => {
             let detail = format!("no answer within {}: is the file system hung?", seconds(timeout));
-            Fetched::failed(Error::new(format!("{failed} in time"), detail))
+            Err(Error::new(format!("{failed} in time"), detail))
         }
     }
 }

@@ -102,10 +102,9 @@ impl Minted {
 impl Source for Minted {
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
         let (minted, job) = (self.clone(), job.clone());
-        blocking("its token could not be minted", self.timeout, slot, move || {
-            minted.mint(&job)
-        })
-        .await
+        let mint = move || minted.mint(&job);
+        let minted = blocking("its token could not be minted", self.timeout, slot, mint).await;
+        minted.unwrap_or_else(Fetched::failed)
     }
 
     fn fetch_here(&self, job: &Values) -> Option<Fetched> {

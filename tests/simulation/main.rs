@@ -7,6 +7,7 @@ mod agent;
 mod delivery;
 mod dws;
 mod dws_shell;
+mod field;
 mod growth;
 mod identity;
 mod issuer;

@@ -36,12 +36,13 @@ pub(super) fn exec_program(check: &'static str, path: &Path, owner: u32) -> Find
 
 fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
     let (path, checked) = match &rule.source {
-        Source::File { path } if path.is_constant() => {
+        // One that is waited for need not be there now.
+        Source::File { path, wait } if path.is_constant() && (wait.is_none() || Path::new(path.prefix()).exists()) => {
             let path = PathBuf::from(path.prefix());
             let checked = token_file(&path, owner);
             (path, checked)
         }
-        Source::File { path } => {
+        Source::File { path, .. } => {
             let path = directory_of(path);
             let checked = directory(&path, owner);
             (path, checked)
@@ -57,7 +58,9 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
     Some(match (checked, &rule.source) {
         (Err(wrong), _) => fail(CHECK, format!("{what}: {}", wrong.what), wrong.todo),
-        (Ok(()), Source::File { path }) => placeholder_directory(path, &what, owner).unwrap_or_else(|| ok(CHECK, what)),
+        (Ok(()), Source::File { path, .. }) => {
+            placeholder_directory(path, &what, owner).unwrap_or_else(|| ok(CHECK, what))
+        }
         (Ok(()), _) => ok(CHECK, what),
     })
 }

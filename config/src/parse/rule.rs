@@ -69,6 +69,8 @@ enum CheckName {
 struct FileTable {
     #[serde(deserialize_with = "field::absolute_template")]
     path: Template,
+    #[serde(default, deserialize_with = "field::duration")]
+    wait: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -115,10 +117,17 @@ pub(super) fn rules(tables: Vec<RuleTable>, defaults: &Defaults<'_>) -> Result<V
 impl RuleTable {
     fn rule(mut self, at: &str, defaults: &Defaults<'_>) -> Result<Rule, Error> {
         let own = std::mem::take(&mut self.own);
+        // A part is never longer than the whole.
+        let timeout = self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout);
         let source = match self.source {
-            SourceName::File => Source::File {
-                path: of_source::<FileTable>(at, own)?.path,
-            },
+            SourceName::File => {
+                let FileTable { path, wait } = of_source(at, own)?;
+                if wait.is_some_and(|wait| wait >= timeout) {
+                    let what = "must be shorter than the timeout of its rule and of the table";
+                    return Err(wrong_at(at, "wait", what));
+                }
+                Source::File { path, wait }
+            }
             SourceName::Command => {
                 let table: CommandTable = of_source(at, own)?;
                 Source::Command {
@@ -144,8 +153,7 @@ impl RuleTable {
             },
             variable: self.variable.unwrap_or_else(|| defaults.variable.to_owned()),
             source,
-            // A part is never longer than the whole.
-            timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
+            timeout,
         })
     }
 

@@ -122,6 +122,13 @@ fn mistakes_in_conditions_are_refused() {
         (rule("check = \"deep\""), "workflow-token.rule[0].check"),
         (rule("variable = \"A-B\""), "workflow-token.rule[0].variable"),
         (rule("timeout = \"1w\""), "workflow-token.rule[0].timeout"),
+        (rule("wait = \"soon\""), "workflow-token.rule[0].wait"),
+        (rule("wait = \"60s\""), "workflow-token.rule[0].wait"),
+        (rule("timeout = \"5s\"\nwait = \"5s\""), "workflow-token.rule[0].wait"),
+        (
+            "[[workflow-token.rule]]\nsource = \"kubernetes\"\nwait = \"5s\"".to_owned(),
+            "workflow-token.rule[0].wait",
+        ),
         (rule("command = [\"/x\"]"), "workflow-token.rule[0].command"),
         (rule("namespace = \"default\""), "workflow-token.rule[0].namespace"),
         (rule("audience = \"a\""), "workflow-token.rule[0].audience"),
@@ -741,4 +748,18 @@ fn a_key_that_is_gone_is_reported_and_does_no_harm() {
     };
     assert!(line.starts_with("workflow-token.helper: "), "{line}");
     assert!(parse(DOCUMENTED).unwrap().obsolete.is_empty());
+}
+
+#[test]
+fn a_file_is_waited_for_if_its_rule_says_so() {
+    let wait = |line: &str| {
+        let text = format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}");
+        match &parse(&text).unwrap().rules[0].source {
+            Source::File { wait, .. } => *wait,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(wait(""), None);
+    assert_eq!(wait("wait = \"5s\""), Some(Duration::from_secs(5)));
+    assert_eq!(wait("wait = \"59s\"\ntimeout = \"2m\""), Some(Duration::from_secs(59)));
 }
