@@ -294,7 +294,7 @@ fn the_claim_that_names_the_user_can_be_another() {
     login.place(me(), 0o600, &login.token(json!({})));
     login.place.reload(&mut instance, table);
     let text = refusal(&mut instance, held_job(me(), Some("fusion")));
-    assert!(text.contains("of another user"), "{text}");
+    assert!(text.contains("it has no claim preferred_username"), "{text}");
     instance.shutdown();
 }
 

@@ -63,17 +63,19 @@ async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -
         Err(refusal) => return Ok(Output::not_started(&refusal)),
     };
     let (to, from) = supervisor.pipes()?;
-    // Arguments and variables may be secret.
-    let mut line = Zeroizing::new(serde_json::to_vec(&request)?);
-    line.push(b'\n');
-    to.write_all(&line).await?;
+    to.write_all(&request.to_line()?).await?;
     read(from, request.max_stdout).await
 }
 
 /// Makes a path of the name of a program, and checks it.
 fn resolve(program: &mut String) -> Result<(), Refusal> {
     let found = find_program(Path::new(&*program), Owners::process())?;
-    *program = found.to_string_lossy().into_owned();
+    *program = found.into_os_string().into_string().map_err(|path| {
+        Refusal::Untrusted(format!(
+            "{} is not UTF-8: rename its directory",
+            Path::new(&path).display()
+        ))
+    })?;
     Ok(())
 }
 

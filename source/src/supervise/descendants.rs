@@ -96,18 +96,32 @@ impl Descendants {
     }
 }
 
-/// The children of all threads of a process (proc_tid_children(5)).
+/// Returns the children of all threads of a process (proc_tid_children(5)).
 fn children(parent: Pid) -> Vec<Pid> {
     let Ok(threads) = fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero())) else {
         return Vec::new();
     };
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            let numbers = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-            numbers.filter_map(Pid::from_raw).collect::<Vec<_>>()
-        })
-        .collect()
+    let mut pids = Vec::new();
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => pids.extend(list.split_ascii_whitespace().filter_map(pid)),
+            // The thread has ended, or the kernel has no such files (CONFIG_PROC_CHILDREN).
+            Err(_) if thread.path().join("stat").exists() => return children_among_all(parent),
+            Err(_) => (),
+        }
+    }
+    pids
+}
+
+/// Returns the children of a process, by looking at each process.
+fn children_among_all(parent: Pid) -> Vec<Pid> {
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = names.filter_map(|entry| pid(entry.file_name().to_str()?));
+    pids.filter(|pid| is_child(*pid, parent)).collect()
+}
+
+fn pid(number: &str) -> Option<Pid> {
+    Pid::from_raw(number.parse().ok()?)
 }
 
 /// Returns whether a process is still the child of this parent (proc_pid_stat(5)).
@@ -124,5 +138,25 @@ fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn children_are_found_in_both_ways() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        for found in [children(getpid()), children_among_all(getpid())] {
+            assert!(found.contains(&pid), "{found:?}");
+            assert!(!found.contains(&getpid()), "{found:?}");
+        }
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!children_among_all(getpid()).contains(&pid));
     }
 }
