@@ -319,6 +319,7 @@ fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on(mut site
         site.munged.signal(Signal::SIGSTOP);
         let under_way = first.submit(SHOW, nodes(2));
         first.ok("wait", json!({"jobid": under_way, "event": "prolog-start", "count": 2}));
+        first.wait(&under_way, KEY);
         assert_eq!(ports(&mut first, &under_way), [11_997, 11_996]);
         assert_eq!(counter(&mut first, "ports-free"), 994);
         end(first);

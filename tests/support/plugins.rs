@@ -504,7 +504,10 @@ pub fn line_of(path: &Path) -> String {
 
 /// Whether a process has ended; it may not have been reaped yet.
 pub fn is_gone(pid: &str) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| text.is_empty()) || !Path::new("/proc").join(pid).exists()
+    // proc_pid_stat(5): the state follows the name of the program, which is in parentheses.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().unwrap_or_default();
+    state.is_empty() || state.starts_with(['Z', 'X'])
 }
 
 /// Who runs this test.
