@@ -59,12 +59,31 @@ pub enum Error {
         /// The job and user that it was opened for.
         expected: Owner,
     },
+    /// The credential is authentic but belongs to a job of another scheduler instance.
+    #[error(
+        "the sealed record belongs to {} and this is {}: it was refused",
+        named(found),
+        named(expected)
+    )]
+    OtherInstance {
+        /// The instance in the payload.
+        found: Option<String>,
+        /// The instance that it was opened for.
+        expected: Option<String>,
+    },
 }
 
 impl Error {
     /// Returns whether a retry may help: munged did not answer.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Error::Munge(e) if e.is_retryable())
+    }
+}
+
+fn named(instance: &Option<String>) -> String {
+    match instance {
+        Some(name) => format!("cluster {}", name.escape_debug()),
+        None => "an instance without a name".to_owned(),
     }
 }
 

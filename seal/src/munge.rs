@@ -26,6 +26,8 @@ pub struct Munge {
     cipher: Cipher,
     mac: Mac,
     ttl: Ttl,
+    /// The scheduler instance whose records are sealed and opened, if its records name it.
+    instance: Option<String>,
 }
 
 /// An authentic payload and what MUNGE says of it.
@@ -112,6 +114,49 @@ impl Munge {
     /// With another time to live.
     pub fn ttl(self, ttl: Ttl) -> Self {
         Self { ttl, ..self }
+    }
+
+    /// With the name of a scheduler instance, which records contain: those of another instance are rejected. Clusters that
+    /// share a key have jobs of the same ids.
+    pub fn instance(self, name: impl Into<String>) -> Self {
+        let instance = Some(name.into());
+        Self { instance, ..self }
+    }
+
+    /// Returns the name of the scheduler instance in records.
+    pub(crate) fn instance_name(&self) -> Option<&str> {
+        self.instance.as_deref()
+    }
+
+    /// Decodes a message that another process encoded for the user of this one, and returns it with the uid that encoded
+    /// it. Blocks on munged, see [`Munge::encode`].
+    ///
+    /// # Errors
+    /// [`MungeError`], also for messages that are expired, from the future, or were decoded here before.
+    pub fn receive(&self, credential: &str) -> Result<(Zeroizing<Vec<u8>>, u32), MungeError> {
+        let what = "MUNGE refused a message";
+        let own = nix::unistd::geteuid().as_raw();
+        let decoded = self.decode(credential, own)?;
+        let refused = |code, text: &str| MungeError {
+            code,
+            text: text.to_owned(),
+            what,
+        };
+        match decoded.code {
+            sys::munge_err_EMUNGE_SUCCESS => {}
+            sys::munge_err_EMUNGE_CRED_EXPIRED => {
+                return Err(refused(decoded.code, "it has expired: compare the clocks"));
+            }
+            sys::munge_err_EMUNGE_CRED_REWOUND => {
+                return Err(refused(decoded.code, "it is from the future: compare the clocks"));
+            }
+            code => return Err(refused(code, "it was received before")),
+        }
+        if decoded.restricted_to != Some(own) {
+            let code = sys::munge_err_EMUNGE_CRED_UNAUTHORIZED;
+            return Err(refused(code, "it is not restricted to the user of this process"));
+        }
+        Ok((decoded.payload, decoded.uid))
     }
 
     /// Encodes a payload into a credential that `uid` alone can decode. Blocks: libmunge waits up to 2 s for an answer

@@ -25,6 +25,8 @@ pub(crate) struct Payload {
     version: u64,
     pub jobid: u64,
     pub uid: u32,
+    /// The scheduler instance, where it has a name.
+    pub instance: Option<String>,
     pub variables: BTreeMap<String, PayloadValue>,
 }
 
@@ -32,23 +34,24 @@ pub(crate) struct Payload {
 pub(crate) const AROUND: usize = 80;
 
 impl Payload {
-    pub fn encode(owner: Owner, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
+    pub fn encode(owner: Owner, instance: Option<&str>, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
         // The buffer is never moved, which would leave a copy behind. Most values are written as they are.
         let plain: usize = variables
             .iter()
             .map(|(name, value)| name.len() + value.expose_secret().len() + AROUND)
             .sum();
+        let plain = plain + instance.map_or(0, str::len) + AROUND;
         let within = |room: usize| {
             let mut out = Room(Zeroizing::new(Vec::with_capacity(room)));
-            Self::write(&mut out, owner, variables).ok()?;
+            Self::write(&mut out, owner, instance, variables).ok()?;
             Some(out.0)
         };
-        if let Some(out) = within((plain + AROUND).min(MAX_PAYLOAD)) {
+        if let Some(out) = within(plain.min(MAX_PAYLOAD)) {
             return Ok(out);
         }
         let mut size = Length(0);
         // Counting cannot fail.
-        let _ = Self::write(&mut size, owner, variables);
+        let _ = Self::write(&mut size, owner, instance, variables);
         Some(size.0)
             .filter(|size| *size <= MAX_PAYLOAD)
             .and_then(within)
@@ -58,12 +61,15 @@ impl Payload {
             })
     }
 
-    fn write(out: &mut impl Write, owner: Owner, variables: &Variables) -> io::Result<()> {
+    fn write(out: &mut impl Write, owner: Owner, instance: Option<&str>, variables: &Variables) -> io::Result<()> {
         let Owner { jobid, uid } = owner;
-        write!(
-            out,
-            r#"{{"version":{VERSION},"jobid":{jobid},"uid":{uid},"variables":{{"#
-        )?;
+        write!(out, r#"{{"version":{VERSION},"jobid":{jobid},"uid":{uid},"#)?;
+        if let Some(instance) = instance {
+            out.write_all(br#""instance":"#)?;
+            write_string(out, instance)?;
+            out.write_all(b",")?;
+        }
+        out.write_all(br#""variables":{"#)?;
         for (n, (name, value)) in variables.iter().enumerate() {
             if n > 0 {
                 out.write_all(b",")?;
@@ -151,7 +157,7 @@ mod tests {
             variables.insert("A", Secret::from(value.clone())).unwrap();
             variables.insert("B", Secret::from("x")).unwrap();
             let room = value.len() + 3 + 3 * AROUND;
-            let payload = Payload::encode(owner, &variables).unwrap();
+            let payload = Payload::encode(owner, None, &variables).unwrap();
             let read = Payload::decode(&payload).unwrap();
             assert_eq!((read.jobid, read.uid), (owner.jobid, owner.uid));
             assert_eq!(read.variables["A"].0.expose_secret(), value);

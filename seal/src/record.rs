@@ -79,7 +79,7 @@ impl Record {
     /// # Errors
     /// [`Error::TooLarge`] before munged is asked; [`Error::Munge`].
     pub fn seal(munge: &Munge, owner: Owner, sealer: u32, variables: &Variables) -> Result<Self, Error> {
-        let payload = Payload::encode(owner, variables)?;
+        let payload = Payload::encode(owner, munge.instance_name(), variables)?;
         let credential = munge.encode(&payload, owner.uid)?;
         let sealed_at = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -151,6 +151,12 @@ impl Record {
             return Err(Error::Foreign {
                 found,
                 expected: expected.owner,
+            });
+        }
+        if payload.instance.as_deref() != munge.instance_name() {
+            return Err(Error::OtherInstance {
+                found: payload.instance,
+                expected: munge.instance_name().map(str::to_owned),
             });
         }
         let mut variables = Variables::new();
