@@ -312,6 +312,7 @@ fn task(deliver: Deliver) -> Result<Task, Failure> {
         asked: deliver.asked,
         limit: deliver.limit_ms.map(Duration::from_millis),
         timeout: Duration::from_millis(deliver.timeout_ms),
+        slurm: None,
         variables,
     })
 }

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, mint};
+use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningKey, Verifier, mint};
 
 const ISSUER: &str = "https://hpc.example.org";
 const AUDIENCE: &str = "copy-offload";
@@ -74,6 +74,7 @@ fn run(rounds: usize) -> Result<()> {
                     id: "f4dVSvb".parse()?,
                     uid: 1000,
                     instance: "ƒ2u".into(),
+                    scheduler: JobScheduler::default(),
                 },
             },
         };

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use source::keys::{self, KeysError, MAX_KEY_FILE, Want};
 use source::secure_file::{self, Refusal};
-use token::{ClaimsToIssue, Grant, HmacKey, Job, KeyError, Name, NumericDate, Scope, Session};
+use token::{ClaimsToIssue, Grant, HmacKey, Job, JobScheduler, KeyError, Name, NumericDate, Scope, Session};
 use zeroize::Zeroizing;
 
 use crate::print;
@@ -166,6 +166,7 @@ fn grant(args: &Args) -> Result<Grant, Error> {
                     id: id.clone(),
                     uid,
                     instance: instance.clone(),
+                    scheduler: JobScheduler::default(),
                 },
             }),
             _ => wrong("needs --job, --uid and --instance"),

@@ -15,6 +15,7 @@ mod oauth2;
 mod parse;
 mod project;
 mod rule;
+mod slurm;
 mod template;
 mod url;
 
@@ -30,7 +31,8 @@ pub use label::{check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
-pub use rule::{AttributePath, Conditions, Facts, Principal, Selection};
+pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
+pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
 pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub projects: Projects,
     /// The rules, of which the first that matches wins.
     pub rules: Vec<Rule>,
+    /// The table `slurm`, which makes this the configuration of a Slurm cluster.
+    pub slurm: Option<Slurm>,
     /// Keys that are accepted and have no effect any more, one line each with what to do.
     pub obsolete: Vec<String>,
 }

@@ -9,6 +9,7 @@ mod issuer;
 mod oauth2;
 mod project;
 mod rule;
+mod slurm;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
@@ -18,7 +19,7 @@ use serde_path_to_error::Segment;
 
 pub use files::{Files, Replaced, read_files};
 
-use crate::{Config, Identity, Issuer, Munge, Principal, Project, TABLE};
+use crate::{Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE};
 
 /// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,6 +71,23 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Returns the configuration, if it is one of Flux.
+    ///
+    /// # Errors
+    /// It has the table `slurm`.
+    pub fn of_flux(self) -> Result<Self, Error> {
+        match self.slurm {
+            None => Ok(self),
+            Some(_) => Err(wrong_at(
+                TABLE,
+                "slurm",
+                "makes this the configuration of a Slurm cluster: keep it in a file of its own",
+            )),
+        }
+    }
+}
+
 /// The table `workflow-token`.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -104,6 +122,7 @@ struct Table {
     project: Vec<Project>,
     identity: Option<Identity>,
     rule: Vec<rule::RuleTable>,
+    slurm: Option<slurm::SlurmTable>,
 }
 
 impl Table {
@@ -127,7 +146,12 @@ impl Table {
         }
         let variable = self.variable.unwrap_or_else(|| "DW_WORKFLOW_TOKEN".to_owned());
         let timeout = self.timeout.unwrap_or(TIMEOUT);
+        let slurm = self.slurm.map(slurm::SlurmTable::slurm).transpose()?;
         let defaults = rule::Defaults {
+            scheduler: match slurm {
+                Some(_) => Scheduler::Slurm,
+                None => Scheduler::Flux,
+            },
             variable: &variable,
             timeout,
             issuer: self.issuer.as_ref(),
@@ -154,6 +178,7 @@ impl Table {
             projects,
             trusts,
             rules,
+            slurm,
             variable,
         })
     }

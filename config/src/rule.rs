@@ -11,16 +11,98 @@ use crate::{Config, TABLE};
 pub struct Conditions {
     /// The jobspec attribute is present, whatever its value (null counts as absent).
     pub attribute: Option<AttributePath>,
-    /// `attributes.system.queue` is this.
-    pub queue: Option<String>,
-    /// `attributes.system.bank` is this.
-    pub bank: Option<String>,
+    /// Properties of the job have these values.
+    pub properties: Vec<(Property, String)>,
     /// The job is in this project; where there are no [`crate::Projects`], `attributes.system.project` is this.
     pub project: Option<String>,
     /// The job owner is this user.
     pub user: Option<Principal>,
     /// The job owner is in this group, by primary or supplementary membership.
     pub group: Option<Principal>,
+}
+
+/// A scheduler, each with its own terms for the properties of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Flux.
+    Flux,
+    /// Slurm.
+    Slurm,
+}
+
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scheduler::Flux => "Flux",
+            Scheduler::Slurm => "Slurm",
+        })
+    }
+}
+
+/// A property of a job that conditions compare with a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Property {
+    /// Flux: `attributes.system.queue`.
+    Queue,
+    /// Flux: `attributes.system.bank`.
+    Bank,
+    /// Slurm: the partition in which the job runs.
+    Partition,
+    /// Slurm: the account that the job is charged to.
+    Account,
+    /// Slurm: the quality of service.
+    Qos,
+    /// Slurm: `ClusterName` of slurm.conf.
+    Cluster,
+    /// Slurm: the comment, which the user chooses.
+    Comment,
+}
+
+impl Property {
+    /// All properties.
+    pub const ALL: [Property; 7] = [
+        Property::Queue,
+        Property::Bank,
+        Property::Partition,
+        Property::Account,
+        Property::Qos,
+        Property::Cluster,
+        Property::Comment,
+    ];
+
+    /// Returns the key of the condition.
+    pub fn key(self) -> &'static str {
+        match self {
+            Property::Queue => "queue",
+            Property::Bank => "bank",
+            Property::Partition => "partition",
+            Property::Account => "account",
+            Property::Qos => "qos",
+            Property::Cluster => "cluster",
+            Property::Comment => "comment",
+        }
+    }
+
+    /// Returns the scheduler whose jobs have it.
+    pub fn scheduler(self) -> Scheduler {
+        match self {
+            Property::Queue | Property::Bank => Scheduler::Flux,
+            _ => Scheduler::Slurm,
+        }
+    }
+
+    /// Returns what to use with the other scheduler.
+    pub(crate) fn equivalent(self) -> &'static str {
+        match self {
+            Property::Queue => "use partition",
+            Property::Bank => "use account",
+            Property::Partition => "use queue",
+            Property::Account => "use bank",
+            Property::Qos => "use queue, or attribute",
+            Property::Cluster => "each instance has its own configuration",
+            Property::Comment => "use attribute",
+        }
+    }
 }
 
 /// A path below `attributes` in the jobspec (RFC 14), such as `system.dw`.
@@ -96,8 +178,8 @@ impl fmt::Display for Principal {
 pub trait Facts {
     /// Returns whether the attribute is present.
     fn has_attribute(&self, path: &AttributePath) -> Option<bool>;
-    /// Returns whether `attributes.system.<key>` is this string.
-    fn system_is(&self, key: &str, value: &str) -> Option<bool>;
+    /// Returns whether the property has this value.
+    fn property_is(&self, property: Property, value: &str) -> Option<bool>;
     /// Returns whether the job is in this project.
     fn project_is(&self, name: &str) -> Option<bool>;
     /// Returns whether the job owner is this user.
@@ -178,17 +260,16 @@ impl Config {
 impl Conditions {
     /// Returns whether all conditions hold; `None` where that depends on what is not known.
     pub fn hold(&self, job: &dyn Facts) -> Option<bool> {
-        let system = |key, value: &Option<String>| value.as_ref().map(|value| job.system_is(key, value));
         let answers = [
             self.attribute.as_ref().map(|path| job.has_attribute(path)),
-            system("queue", &self.queue),
-            system("bank", &self.bank),
             self.project.as_ref().map(|name| job.project_is(name)),
             self.user.as_ref().map(|user| job.owner_is(user)),
             self.group.as_ref().map(|group| job.owner_in(group)),
         ];
+        let properties = self.properties.iter();
+        let properties = properties.map(|(property, value)| job.property_is(*property, value));
         let mut result = Some(true);
-        for answer in answers.into_iter().flatten() {
+        for answer in answers.into_iter().flatten().chain(properties) {
             match answer {
                 Some(false) => return Some(false),
                 Some(true) => {}
@@ -202,17 +283,11 @@ impl Conditions {
     pub fn is_empty(&self) -> bool {
         let Self {
             attribute,
-            queue,
-            bank,
+            properties,
             project,
             user,
             group,
         } = self;
-        attribute.is_none()
-            && queue.is_none()
-            && bank.is_none()
-            && project.is_none()
-            && user.is_none()
-            && group.is_none()
+        attribute.is_none() && properties.is_empty() && project.is_none() && user.is_none() && group.is_none()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::SlurmJob;
+
 /// Text with placeholders. `{{` and `}}` stand for braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -27,7 +29,7 @@ enum Placeholder {
 /// The facts of one job for placeholders and tokens.
 #[derive(Debug, Clone)]
 pub struct Values {
-    /// The job id in F58, RFC 19.
+    /// The job id as users write it: in F58 (RFC 19), or a number of Slurm.
     pub f58: String,
     /// The job id as a number.
     pub jobid: u64,
@@ -39,8 +41,10 @@ pub struct Values {
     pub project: Option<String>,
     /// The time limit of the job, if any.
     pub limit: Option<Duration>,
-    /// The name of the Flux instance.
+    /// The name of the Flux instance or of the cluster.
     pub instance: String,
+    /// Set if it is a job of Slurm.
+    pub slurm: Option<SlurmJob>,
 }
 
 impl Values {
@@ -54,6 +58,7 @@ impl Values {
             project: None,
             limit: None,
             instance: String::new(),
+            slurm: None,
         }
     }
 
@@ -67,6 +72,7 @@ impl Values {
             limit: None,
             project: Some("hydro".to_owned()),
             instance: "example".to_owned(),
+            slurm: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use config::{Check, Values};
@@ -67,6 +67,34 @@ impl Engine {
             notes: lines.notes,
             warnings: lines.warnings,
         }
+    }
+
+    /// The same, for schedulers whose nodes ask for the record of each job: if no rule is for the job, its record is without
+    /// variables.
+    pub async fn deliver_or_none(self: Arc<Self>, task: Task) -> Outcome {
+        let (jobid, uid, start) = (task.jobid, task.uid, Instant::now());
+        let limit = task.timeout;
+        let mut outcome = match &task.variables {
+            // The owner need not be known.
+            Variables::Rules(rules) if rules.is_empty() => Outcome {
+                result: Ok(Sealed::NoRule),
+                notes: Vec::new(),
+                warnings: Vec::new(),
+            },
+            _ => Arc::clone(&self).deliver(task).await,
+        };
+        if let Ok(Sealed::NoRule) = outcome.result {
+            let (progress, mut lines) = (Progress::default(), Lines::default());
+            progress.enter(Stage::Sealing);
+            let left = limit.saturating_sub(start.elapsed());
+            let seal = self.seal((jobid, uid, seal::Variables::new()), &progress, &mut lines);
+            outcome.result = match timeout(left, seal).await {
+                Ok(result) => result,
+                Err(_) => Err(progress.timed_out(limit, "timeout")),
+            };
+            outcome.notes.extend(lines.notes);
+        }
+        outcome
     }
 
     async fn run(self: &Arc<Self>, task: Task, progress: &Progress, lines: &mut Lines) -> Result<Sealed, Failure> {
@@ -285,16 +313,18 @@ async fn on_thread<T: Send + 'static, P: Send + 'static>(
 /// A token that is bound to a job is for no other.
 fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
     let Some(job) = claims.job() else {
-        return match claims.get("flux") {
+        return match claims.get("flux").or_else(|| claims.get("slurm")) {
             None => Ok(()),
-            Some(_) => Err("it names a job (claim `flux`), and is not a workflow token (scope `session`)"),
+            Some(_) => Err("it names a job (claim `flux` or `slurm`), and is not a workflow token (scope `session`)"),
         };
     };
-    if job.uid != task.uid {
+    if job.is_slurm != task.slurm.is_some() {
+        Err("it is the token of a job of another scheduler")
+    } else if job.uid != task.uid {
         Err("it is the token of a job of another user")
     } else if job.instance != instance {
         // Another instance has jobs of the same ids.
-        Err("it is the token of a job of another instance of Flux")
+        Err("it is the token of a job of another instance or cluster")
     } else if is_id_of(job.id, task) {
         Ok(())
     } else {
@@ -327,6 +357,7 @@ mod tests {
             timeout: Duration::ZERO,
             asked: Asked::Nothing,
             limit: None,
+            slurm: None,
             variables: Variables::Rules(Vec::new()),
         };
         let check = |more: &str| {

@@ -1,7 +1,7 @@
 //! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found
 //! when the job was submitted or updated.
 
-use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Rule, Values};
+use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Property, Rule, Values};
 use protocol::{Code, Failure};
 
 use crate::{
@@ -163,6 +163,7 @@ impl Engine {
             project: project.map(str::to_owned),
             limit: task.limit,
             instance: self.instance.clone(),
+            slurm: task.slurm,
         }
     }
 
@@ -203,7 +204,7 @@ impl Facts for OwnerFacts<'_> {
         Some(true)
     }
 
-    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+    fn property_is(&self, _: Property, _: &str) -> Option<bool> {
         Some(true)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use config::Asked;
+use config::{Asked, SlurmJob};
 
 /// The facts of a job that gets its variables.
 pub struct Task {
@@ -18,6 +18,8 @@ pub struct Task {
     pub limit: Option<Duration>,
     /// The timeout of the delivery.
     pub timeout: Duration,
+    /// Set if it is a job of Slurm.
+    pub slurm: Option<SlurmJob>,
     /// The origin of the variables.
     pub variables: Variables,
 }

@@ -18,6 +18,7 @@ fn task(uid: u32, rules: &[usize], timeout: Duration) -> Task {
         uid,
         asked: Asked::Nothing,
         limit: None,
+        slurm: None,
         timeout,
         variables: Variables::Rules(rules.to_vec()),
     }

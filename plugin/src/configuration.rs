@@ -68,7 +68,7 @@ impl Configuration {
     /// # Errors
     /// Names the key that is wrong.
     pub fn parse(&self, conf: &Value) -> Result<Config, config::Error> {
-        Config::with_overrides(conf, &self.overrides)
+        Config::with_overrides(conf, &self.overrides)?.of_flux()
     }
 
     /// Puts a configuration in force.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use config::Values;
+use config::{SlurmJob, Values};
 use seal::Variables;
-use token::{ClaimsToIssue, Grant, Job, Session, workflow_lifetime};
+use token::{ClaimsToIssue, Grant, Job, JobScheduler, Session, workflow_lifetime};
 
 use crate::{Error, Fetched, Slot, Source, blocking, keys::KeyStore};
 
@@ -92,6 +92,10 @@ impl Minted {
                     id,
                     uid: job.uid,
                     instance: settings.instance.clone().unwrap_or_else(|| job.instance.clone()),
+                    scheduler: match job.slurm {
+                        Some(SlurmJob { array, restarts }) => JobScheduler::Slurm { array, restarts },
+                        None => JobScheduler::Flux,
+                    },
                 },
             },
         })
@@ -155,6 +159,7 @@ mod tests {
             project: Some("hydro".to_owned()),
             limit: Some(HOUR),
             instance: "fluke".to_owned(),
+            slurm: None,
         }
     }
 

@@ -74,7 +74,7 @@ mod tests {
     use axum::body::Body;
     use http_body_util::BodyExt;
     use secrecy::ExposeSecret;
-    use token::{Algorithm, ClaimsToIssue, Grant, Job, SigningKey, mint};
+    use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, SigningKey, mint};
     use tower::ServiceExt;
 
     use super::*;
@@ -95,6 +95,7 @@ mod tests {
                         id: "f4dVSvb".parse().unwrap(),
                         uid: 1000,
                         instance: "ƒ2u".into(),
+                        scheduler: JobScheduler::default(),
                     },
                 },
             };

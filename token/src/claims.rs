@@ -27,15 +27,17 @@ pub struct Claims {
     job: Option<JobTexts>,
 }
 
-/// The job of a workflow token, in the claim `flux`.
+/// The job of a workflow token, in the claim `flux` or `slurm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobClaim<'a> {
     /// `jobid`: the job's id, which is the name of its [`Session`].
     pub id: &'a str,
     /// `uid`: the user id of the job owner.
     pub uid: u32,
-    /// `instance`: the Flux instance that the job runs in.
+    /// `instance` of `flux`, `cluster` of `slurm`: the Flux instance or the cluster that the job runs in.
     pub instance: &'a str,
+    /// Set if the claim is `slurm`.
+    pub is_slurm: bool,
 }
 
 impl Claims {
@@ -96,6 +98,7 @@ impl Claims {
             id: job.id.of(&self.payload),
             uid: job.uid,
             instance: job.instance.of(&self.payload),
+            is_slurm: job.is_slurm,
         })
     }
 
@@ -128,7 +131,11 @@ impl Claims {
             None => (Texts::None, None),
             Some(scope) => (
                 workspaces(scope, raw.workspace, &payload)?,
-                job(scope, raw.flux, &payload)?,
+                match (raw.flux, raw.slurm) {
+                    (flux, None) => job(scope, flux, "flux", &payload)?,
+                    (None, slurm) => job(scope, slurm, "slurm", &payload)?,
+                    (Some(_), Some(_)) => return Err(VerifyError::InvalidClaim("slurm")),
+                },
             ),
         };
         let sub = text("sub", raw.sub)?;
@@ -177,7 +184,8 @@ struct Raw<'a> {
     jti: Option<Value<'a>>,
     scope: Option<Value<'a>>,
     workspace: Option<Value<'a>>,
-    flux: Option<Option<Flux<'a>>>,
+    flux: Option<Option<RawJob<'a>>>,
+    slurm: Option<Option<RawJob<'a>>>,
 }
 
 impl<'de> Members<'de> for Raw<'de> {
@@ -196,19 +204,25 @@ impl<'de> Members<'de> for Raw<'de> {
                 self.flux = Some(flux);
                 Ok(true)
             }
+            "slurm" => {
+                let ObjectOr(slurm) = map.next_value()?;
+                self.slurm = Some(slurm);
+                Ok(true)
+            }
             name => self.times.take(name, map),
         }
     }
 }
 
 #[derive(Default)]
-struct Flux<'a> {
+struct RawJob<'a> {
     jobid: Option<Value<'a>>,
     uid: Option<Value<'a>>,
     instance: Option<Value<'a>>,
+    cluster: Option<Value<'a>>,
 }
 
-impl<'de> Members<'de> for Flux<'de> {
+impl<'de> Members<'de> for RawJob<'de> {
     type Unknown = Skipped;
 
     fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
@@ -216,6 +230,7 @@ impl<'de> Members<'de> for Flux<'de> {
             "jobid" => json::value(map, &mut self.jobid),
             "uid" => json::value(map, &mut self.uid),
             "instance" => json::value(map, &mut self.instance),
+            "cluster" => json::value(map, &mut self.cluster),
             _ => Ok(false),
         }
     }
@@ -246,26 +261,31 @@ fn workspaces(scope: Scope, value: Option<Value>, payload: &str) -> Result<Texts
     }
 }
 
-fn job(scope: Scope, flux: Option<Option<Flux>>, payload: &str) -> Result<Option<JobTexts>, VerifyError> {
-    match flux {
-        None if scope == Scope::Session => Err(VerifyError::Missing("flux")),
+fn job(
+    scope: Scope,
+    job: Option<Option<RawJob>>,
+    claim: &'static str,
+    payload: &str,
+) -> Result<Option<JobTexts>, VerifyError> {
+    let is_slurm = claim == "slurm";
+    let job = job.map(|job| job.map(|job| (if is_slurm { job.cluster } else { job.instance }, job.jobid, job.uid)));
+    match job {
+        None if scope == Scope::Session => Err(VerifyError::Missing(claim)),
         None => Ok(None),
-        Some(Some(Flux {
-            jobid: Some(Value::Text(id)),
-            uid: Some(Value::Number(uid)),
-            instance: Some(Value::Text(instance)),
-        })) if scope == Scope::Session
-            && Session::is_valid(&id)
-            && uid.fract() == 0.0
-            && (0.0..=f64::from(u32::MAX)).contains(&uid) =>
+        Some(Some((Some(Value::Text(instance)), Some(Value::Text(id)), Some(Value::Number(uid)))))
+            if scope == Scope::Session
+                && Session::is_valid(&id)
+                && uid.fract() == 0.0
+                && (0.0..=f64::from(u32::MAX)).contains(&uid) =>
         {
             Ok(Some(JobTexts {
                 id: Text::new(id, payload),
                 uid: uid as u32,
                 instance: Text::new(instance, payload),
+                is_slurm,
             }))
         }
-        Some(_) => Err(VerifyError::InvalidClaim("flux")),
+        Some(_) => Err(VerifyError::InvalidClaim(claim)),
     }
 }
 
@@ -274,6 +294,7 @@ struct JobTexts {
     id: Text,
     uid: u32,
     instance: Text,
+    is_slurm: bool,
 }
 
 /// A string of the payload: where it is, or what it is where it was written with escapes.

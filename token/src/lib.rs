@@ -43,7 +43,7 @@ pub use key::{
     HmacKey, KeyError, KeySet, MAX_KEYS, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
     VerifyingKey,
 };
-pub use mint::{ClaimsToIssue, Grant, Job, mint, workflow_lifetime};
+pub use mint::{ClaimsToIssue, Grant, Job, JobScheduler, mint, workflow_lifetime};
 pub use name::{Name, NameError, Session, SessionError};
 pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};
 pub use plain::{is_plain, plain};

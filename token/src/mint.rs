@@ -46,12 +46,29 @@ pub enum Grant {
 /// The job of a workflow token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Its id, in F58.
+    /// Its id: in F58, or a number of Slurm.
     pub id: Session,
     /// The user id of the job owner.
     pub uid: u32,
-    /// The Flux instance that it runs in.
+    /// The Flux instance or the cluster that it runs in.
     pub instance: String,
+    /// Its scheduler.
+    pub scheduler: JobScheduler,
+}
+
+/// The scheduler of a job. Its name is that of the claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JobScheduler {
+    /// The claim `flux`.
+    #[default]
+    Flux,
+    /// The claim `slurm`.
+    Slurm {
+        /// The job id and the index of an array task.
+        array: Option<(u32, u32)>,
+        /// How often the job has been requeued.
+        restarts: u32,
+    },
 }
 
 impl Grant {
@@ -91,9 +108,21 @@ fn to_json(claims: &ClaimsToIssue) -> String {
         }
         Grant::Session { workspace, job } => {
             json.raw(r#","workspace":"#).quoted(workspace.as_str());
-            json.raw(r#","flux":{"jobid":"#).quoted(job.id.as_str());
+            let (claim, instance) = match job.scheduler {
+                JobScheduler::Flux => (r#","flux":{"jobid":"#, r#","instance":"#),
+                JobScheduler::Slurm { .. } => (r#","slurm":{"jobid":"#, r#","cluster":"#),
+            };
+            json.raw(claim).quoted(job.id.as_str());
             json.raw(r#","uid":"#).number(job.uid.into());
-            json.raw(r#","instance":"#).quoted(&job.instance).raw("}");
+            json.raw(instance).quoted(&job.instance);
+            if let JobScheduler::Slurm { array, restarts } = job.scheduler {
+                if let Some((jobid, task)) = array {
+                    json.raw(r#","array-jobid":"#).number(jobid.into());
+                    json.raw(r#","array-task":"#).number(task.into());
+                }
+                json.raw(r#","restarts":"#).number(restarts.into());
+            }
+            json.raw("}");
         }
     }
     json.raw("}");

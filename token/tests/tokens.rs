@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use token::{
-    Algorithm, Claims, Denied, Grant, Job, Name, ObjectKey, ObjectKeyError, Scope, Session, TokenKind, Tokens,
-    authorize, mint, workflow_lifetime,
+    Algorithm, Claims, Denied, Grant, Job, JobScheduler, Name, ObjectKey, ObjectKeyError, Scope, Session, TokenKind,
+    Tokens, authorize, mint, workflow_lifetime,
 };
 
 fn minted(grant: Grant) -> Claims {
@@ -275,7 +275,7 @@ proptest! {
             Grant::Workspaces(workspaces.iter().map(|name| name.parse().unwrap()).collect()),
             Grant::Session {
                 workspace: workspaces[0].parse().unwrap(),
-                job: Job { id: id.parse().unwrap(), uid, instance: instance.clone() },
+                job: Job { id: id.parse().unwrap(), uid, instance: instance.clone(), scheduler: JobScheduler::default() },
             },
         ];
         for grant in grants {

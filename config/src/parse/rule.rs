@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Rule, Source, TABLE, Template,
-    Trust, kubernetes::check_object,
+    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Rule, Scheduler, Source,
+    TABLE, Template, Trust, kubernetes::check_object,
 };
 
 /// Values of the whole table that rules use.
 pub(super) struct Defaults<'a> {
+    pub scheduler: Scheduler,
     pub variable: &'a str,
     pub timeout: Duration,
     pub issuer: Option<&'a Issuer>,
@@ -25,10 +26,6 @@ pub(super) struct Defaults<'a> {
 #[serde(rename_all = "kebab-case", expecting = "a table")]
 pub(super) struct RuleTable {
     attribute: Option<AttributePath>,
-    #[serde(default, deserialize_with = "field::name")]
-    queue: Option<String>,
-    #[serde(default, deserialize_with = "field::name")]
-    bank: Option<String>,
     #[serde(default, deserialize_with = "field::name")]
     project: Option<String>,
     #[serde(default, deserialize_with = "field::principal")]
@@ -116,7 +113,12 @@ pub(super) fn rules(tables: Vec<RuleTable>, defaults: &Defaults<'_>) -> Result<V
 
 impl RuleTable {
     fn rule(mut self, at: &str, defaults: &Defaults<'_>) -> Result<Rule, Error> {
-        let own = std::mem::take(&mut self.own);
+        let mut own = std::mem::take(&mut self.own);
+        let properties = properties(at, &mut own, defaults.scheduler)?;
+        if self.attribute.is_some() && defaults.scheduler == Scheduler::Slurm {
+            let what = "Slurm has no jobspec: use comment";
+            return Err(wrong_at(at, "attribute", what));
+        }
         // A part is never longer than the whole.
         let timeout = self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout);
         let source = match self.source {
@@ -145,8 +147,7 @@ impl RuleTable {
             check: self.check(at, defaults.trusts)?,
             conditions: Conditions {
                 attribute: self.attribute,
-                queue: self.queue,
-                bank: self.bank,
+                properties,
                 project: self.project,
                 user: self.user,
                 group: self.group,
@@ -193,6 +194,22 @@ impl DwsTable {
             timeout: self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout),
         })
     }
+}
+
+/// Takes the conditions on properties out of the keys of a rule.
+fn properties(at: &str, own: &mut Map<String, Value>, scheduler: Scheduler) -> Result<Vec<(Property, String)>, Error> {
+    let mut properties = Vec::new();
+    for property in Property::ALL {
+        let key = property.key();
+        let Some(value) = own.remove(key) else { continue };
+        if property.scheduler() != scheduler {
+            let what = format!("{scheduler} has no {key}: {}", property.equivalent());
+            return Err(wrong_at(at, key, what));
+        }
+        let value = field::name(value).map_err(|e: serde_json::Error| wrong_at(at, key, e))?;
+        properties.push((property, value));
+    }
+    Ok(properties)
 }
 
 fn kubernetes(at: &str, own: Map<String, Value>) -> Result<Kubernetes, Error> {

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::*;
-use crate::{AttributePath, Check, Facts, KeyPath, Principal, Selection, Source, TrustedKeys};
+use crate::{AttributePath, Check, Facts, KeyPath, Principal, Property, Selection, Source, TrustedKeys};
 
 fn parse(text: &str) -> Result<Config, Error> {
     Config::from_json(&toml::from_str(text).unwrap())
@@ -590,11 +590,11 @@ impl Facts for Job<'_> {
     fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
         Some(self.0.contains(&path.components().join(".").as_str()))
     }
-    fn system_is(&self, key: &str, value: &str) -> Option<bool> {
-        Some(self.0.contains(&format!("{key}={value}").as_str()))
+    fn property_is(&self, property: Property, value: &str) -> Option<bool> {
+        Some(self.0.contains(&format!("{}={value}", property.key()).as_str()))
     }
     fn project_is(&self, name: &str) -> Option<bool> {
-        self.system_is("project", name)
+        Some(self.0.contains(&format!("project={name}").as_str()))
     }
     fn owner_is(&self, user: &Principal) -> Option<bool> {
         Some(*user == Principal::Name("alice".to_owned()))

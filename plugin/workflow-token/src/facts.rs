@@ -1,6 +1,6 @@
 //! The facts of one job, for the choice of its rule on the reactor thread.
 
-use config::{Asked, AttributePath, Facts, Person, Principal, Projects};
+use config::{Asked, AttributePath, Facts, Person, Principal, Projects, Property};
 use ffi::Args;
 
 use crate::owners::Owner;
@@ -23,8 +23,8 @@ impl Facts for JobFacts<'_> {
         Some(self.args.has(&keys))
     }
 
-    fn system_is(&self, key: &str, value: &str) -> Option<bool> {
-        let path = ["jobspec", "attributes", "system", key];
+    fn property_is(&self, property: Property, value: &str) -> Option<bool> {
+        let path = ["jobspec", "attributes", "system", property.key()];
         Some(self.args.string_bounded(&path, config::MAX_NAME).as_deref() == Some(value))
     }
 

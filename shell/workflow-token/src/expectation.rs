@@ -6,7 +6,7 @@
 //! shell concludes that there is none only where no rule can match, whatever was changed: that is, by the uid of the
 //! job owner, and by what the user asked for.
 
-use config::{AttributePath, Config, Facts, Principal};
+use config::{AttributePath, Config, Facts, Principal, Property};
 use ffi::Shell;
 use nix::unistd::{Group, User, getegid, geteuid, getgroups};
 use serde_json::Value;
@@ -60,7 +60,7 @@ impl Facts for ShellFacts<'_> {
         if_true(self.0.has_attribute(path.components()))
     }
 
-    fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+    fn property_is(&self, _: Property, _: &str) -> Option<bool> {
         None
     }
 
@@ -98,7 +98,7 @@ mod tests {
         fn has_attribute(&self, path: &AttributePath) -> Option<bool> {
             if_true(path.components() == ["system", "dw"])
         }
-        fn system_is(&self, _: &str, _: &str) -> Option<bool> {
+        fn property_is(&self, _: Property, _: &str) -> Option<bool> {
             None
         }
         fn project_is(&self, _: &str) -> Option<bool> {

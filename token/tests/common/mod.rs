@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::EncodingKey;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use token::{Algorithm, ClaimsToIssue, Grant, Job, KeySet, SigningKey, Verifier, VerifyError};
+use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningKey, Verifier, VerifyError};
 
 pub const ISSUER: &str = "https://hpc.example.org";
 pub const AUDIENCE: &str = "copy-offload";
@@ -57,6 +57,7 @@ pub fn session() -> Grant {
             id: "f4dVSvb".parse().unwrap(),
             uid: 1000,
             instance: "ƒ2u".into(),
+            scheduler: JobScheduler::default(),
         },
     }
 }
