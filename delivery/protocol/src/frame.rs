@@ -1,5 +1,7 @@
 //! Frames: a length of four bytes, little-endian, and so many bytes of a message in the postcard wire format.
 
+use std::io;
+
 use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
@@ -44,6 +46,23 @@ pub fn body_length(header: [u8; HEADER]) -> Result<usize, Error> {
         return Err(Error::TooLong(length));
     }
     Ok(length)
+}
+
+/// Receives a message from a stream that may block, and returns it with its frame's bytes wiped.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if it is longer than `limit`, or malformed; the errors of the stream.
+pub fn receive<T: DeserializeOwned>(stream: &mut impl io::Read, limit: usize) -> io::Result<T> {
+    let invalid = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header)?;
+    let length = body_length(header).map_err(invalid)?;
+    if length > limit {
+        return Err(invalid(Error::TooLong(length)));
+    }
+    let mut body = Zeroizing::new(vec![0; length]);
+    stream.read_exact(&mut body)?;
+    decode(&body).map_err(invalid)
 }
 
 /// Returns the message that the body of a frame has, all of it.

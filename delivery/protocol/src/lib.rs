@@ -13,6 +13,7 @@
 
 mod failure;
 mod frame;
+pub mod slurm;
 
 use std::{fmt, path::PathBuf};
 
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
-pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode};
+pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
 
 /// The version of the protocol. Both sides must have the same.
 pub const VERSION: u16 = 1;
