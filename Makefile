@@ -1,7 +1,7 @@
 # make demo     the main job, step by step
 # make check    format, lints, build and tests
 # make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
-# make install  to PREFIX (and DESTDIR); LIBDIR, LIBEXECDIR and MANDIR where they are not lib, libexec and share/man there
+# make install  to PREFIX (and DESTDIR); BINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, lib, libexec and share/man there
 # make bench    what it costs
 # make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
 # make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
@@ -9,6 +9,7 @@
 # A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
 
 PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
 LIBDIR ?= $(PREFIX)/lib
 LIBEXECDIR ?= $(PREFIX)/libexec
 MANDIR ?= $(PREFIX)/share/man
@@ -27,10 +28,14 @@ export PKG_CONFIG_PATH := $(FLUX_PREFIX)/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
 built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+built_objects = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,object)
+programs = -p agent -p cli -p slurm-prolog
+objects = -p jobtap-workflow-token -p jobtap-dws -p jobtap-cray-pmi-bootstrap -p shell-workflow-token -p shell-dws-environment \
+	-p shell-cray-pmi-bootstrap -p slurm-spank
 # A tree as `make install` makes it, of what was built for the tests.
 export WORKFLOW_TOKEN_STAGE = $(CARGO_TARGET_DIR)/stage
 install_to_stage = $(MAKE) --no-print-directory install DESTDIR= PREFIX=$(WORKFLOW_TOKEN_STAGE) \
-	LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
+	BINDIR=$(WORKFLOW_TOKEN_STAGE)/bin LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
 man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
@@ -44,7 +49,12 @@ deps:
 
 build:
 	@scripts/deps.sh build
+ifeq ($(PROFILE),release)
+	$(CARGO) build --release $(or $(PACKAGES),$(programs))
+	$(CARGO) build --profile object $(objects)
+else
 	$(CARGO) build $(PACKAGES) --profile $(PROFILE)
+endif
 
 stage:
 	@$(install_to_stage) PROFILE=dev >/dev/null
@@ -52,6 +62,7 @@ stage:
 demo:
 	@scripts/deps.sh demo
 	@scripts/demo
+	@scripts/demo-slurm
 
 check: deps
 	@scripts/check fast
@@ -83,13 +94,20 @@ install: build man
 	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
 	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd
 	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
-	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
-	install -m 0755 $(built)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
-	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
-	install -m 0755 $(built)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
+	install -m 0755 $(built)/workflow-token-slurmctld $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmctld
+	install -d $(DESTDIR)$(LIBDIR)/slurm
+	install -m 0755 $(built_objects)/libslurm_spank.so $(DESTDIR)$(LIBDIR)/slurm/workflow-token-spank.so
+	install -m 0755 $(built_objects)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
+	install -m 0755 $(built_objects)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
+	install -m 0755 $(built_objects)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
+	install -m 0755 $(built_objects)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built_objects)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built_objects)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
+	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(BINDIR)/workflow-token
+	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' packaging/systemd/workflow-token-agent-slurm.service \
+		>$(DESTDIR)$(LIBDIR)/systemd/system/workflow-token-agent-slurm.service
 	@for page in $(man); do \
 		[ -e $(CARGO_TARGET_DIR)/man/$$page ] || continue; \
 		dir=$(DESTDIR)$(MANDIR)/man$${page##*.}; \

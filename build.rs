@@ -1,6 +1,9 @@
-//! Compares the declarations of the crate `ffi` with the headers of flux-core, where they are installed.
+//! Compares the declarations of the crate `ffi` with the headers of flux-core and Slurm, where they are installed.
 
 use std::{env, fs, path::PathBuf, process::Command};
+
+/// The header of SPANK plugins.
+const SPANK_HEADER: &str = "/usr/include/slurm/spank.h";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -8,6 +11,42 @@ fn main() {
     println!("cargo:rerun-if-env-changed=FLUX_PREFIX");
     println!("cargo:rerun-if-env-changed=PATH");
     abi_check();
+    spank_check();
+}
+
+/// Compares the declarations of `spank` with the header of Slurm, where it is installed: bindgen's view goes to
+/// `OUT_DIR/spank.rs`, for `tests/abi.rs`.
+fn spank_check() {
+    // A file that is missing would have this run each time.
+    let is_there = std::path::Path::new(SPANK_HEADER).exists();
+    println!(
+        "cargo:rerun-if-changed={}",
+        if is_there { SPANK_HEADER } else { "/usr/include" }
+    );
+    println!("cargo:rustc-check-cfg=cfg(slurm_headers)");
+    if !is_there {
+        return;
+    }
+    let builder = bindgen::Builder::default()
+        .header_contents(
+            "slurm.h",
+            "#include <stdint.h>\n#include <slurm/slurm.h>\n#include <slurm/spank.h>\n",
+        )
+        .allowlist_function("spank_(context|get_item|getenv|setenv)|slurm_(spank_log|error|api_version)")
+        .allowlist_type("spank_(item|context|err_t)")
+        // It is only ever seen behind a pointer.
+        .blocklist_type("spank_t|spank_handle")
+        .prepend_enum_name(false)
+        .layout_tests(false);
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate())) {
+        Ok(Ok(bindings)) => {
+            let path = out_dir().join("spank.rs");
+            bindings.write_to_file(path).expect("OUT_DIR is writable");
+            println!("cargo:rustc-cfg=slurm_headers");
+        }
+        Ok(Err(e)) => panic!("the header of Slurm was found but bindgen cannot read it: {e}"),
+        Err(_) => println!("cargo:warning=no libclang: our declarations are not compared with the header of Slurm"),
+    }
 }
 
 /// Compares the declarations of the crate `ffi` with the headers of flux-core, where they are installed: bindgen's view

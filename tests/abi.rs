@@ -1,4 +1,4 @@
-//! The declarations of the crate `ffi` agree with the headers of flux-core.
+//! The declarations of the crate `ffi` agree with the headers of flux-core and Slurm.
 //!
 //! `build.rs` runs bindgen where the headers are installed. A function whose declaration differs does not compile here.
 
@@ -107,5 +107,86 @@ fn constants_have_the_values_of_the_real_headers() {
         ),
     ] {
         assert_eq!(ours, real, "{name}");
+    }
+}
+
+#[cfg(slurm_headers)]
+#[allow(
+    dead_code,
+    non_camel_case_types,
+    non_upper_case_globals,
+    non_snake_case,
+    missing_docs,
+    clippy::all
+)]
+mod slurm {
+    use spank::raw::spank_t;
+
+    include!(concat!(env!("OUT_DIR"), "/spank.rs"));
+}
+
+#[cfg(slurm_headers)]
+const _: () = assert!(size_of::<slurm::spank_err_t>() == size_of::<spank::raw::spank_err_t>());
+
+/// Compiled, but never instantiated: the functions are not there to be linked. The types of errors differ between releases of
+/// Slurm, and only their size is of interest.
+#[cfg(slurm_headers)]
+#[allow(dead_code, clippy::extra_unused_type_parameters)]
+fn each_function_of_spank_takes_what_the_real_one_takes<T>() {
+    use spank::raw;
+
+    type Variadic<A, B, R> = unsafe extern "C" fn(A, B, ...) -> R;
+    type OneVariadic<A> = unsafe extern "C" fn(A, ...);
+    type Four<A, B, C, D, R> = unsafe extern "C" fn(A, B, C, D) -> R;
+    fn same<A, B, R, S>(_: Variadic<A, B, R>, _: Variadic<A, B, S>) {}
+    fn same_four<A, B, C, D, R, S>(_: Four<A, B, C, D, R>, _: Four<A, B, C, D, S>) {}
+    fn same_one<A>(_: OneVariadic<A>, _: OneVariadic<A>) {}
+
+    same(raw::spank_get_item, slurm::spank_get_item);
+    same_four(raw::spank_getenv, slurm::spank_getenv);
+    same_four(raw::spank_setenv, slurm::spank_setenv);
+    same_one(raw::slurm_spank_log, slurm::slurm_spank_log);
+    same_one(raw::slurm_error, slurm::slurm_error);
+    let _: [unsafe extern "C" fn() -> std::ffi::c_uint; 2] = [raw::spank_context, slurm::spank_context];
+    let _: [unsafe extern "C" fn() -> std::ffi::c_long; 2] = [raw::slurm_api_version, slurm::slurm_api_version];
+}
+
+#[test]
+#[cfg_attr(
+    not(slurm_headers),
+    ignore = "the header of Slurm is not installed: install the package libslurm-dev"
+)]
+fn constants_of_spank_have_the_values_of_the_real_header() {
+    #[cfg(slurm_headers)]
+    {
+        use spank::raw;
+        let ours = [
+            raw::S_TASK_ID,
+            raw::S_JOB_UID,
+            raw::S_JOB_ID,
+            raw::S_JOB_STEPID,
+            raw::S_TASK_GLOBAL_ID,
+        ];
+        let real = [
+            slurm::S_TASK_ID,
+            slurm::S_JOB_UID,
+            slurm::S_JOB_ID,
+            slurm::S_JOB_STEPID,
+            slurm::S_TASK_GLOBAL_ID,
+        ];
+        assert_eq!(ours, real);
+        let ours = [
+            raw::S_CTX_LOCAL,
+            raw::S_CTX_REMOTE,
+            raw::S_CTX_ALLOCATOR,
+            raw::S_CTX_JOB_SCRIPT,
+        ];
+        let real = [
+            slurm::S_CTX_LOCAL,
+            slurm::S_CTX_REMOTE,
+            slurm::S_CTX_ALLOCATOR,
+            slurm::S_CTX_JOB_SCRIPT,
+        ];
+        assert_eq!(ours, real);
     }
 }

@@ -10,8 +10,9 @@ mod connection;
 mod hardening;
 mod listener;
 mod serve;
+mod slurm;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
@@ -35,6 +36,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serves the controller and the nodes of a Slurm cluster
+    Slurm {
+        /// The configuration of the cluster: a file, or a directory of files
+        #[arg(long, default_value = ::slurm::CONFIG)]
+        config: PathBuf,
+    },
     /// Runs one command of a rule, for the agent itself
     #[command(hide = true)]
     Supervise,
@@ -43,7 +50,7 @@ enum Command {
 fn main() -> ExitCode {
     hardening::report_panics_by_place();
     let cli = Cli::parse();
-    if let Some(Command::Supervise) = cli.command {
+    if matches!(cli.command, Some(Command::Supervise)) {
         return source::supervise::main();
     }
     match run(&cli) {
@@ -58,6 +65,22 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), String> {
     let passed = listener::passed_by_systemd()?;
     hardening::harden(passed.as_ref())?;
+    let mut builder = Builder::new_multi_thread();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("workflow-token");
+    let runtime = builder.enable_all().build().map_err(|e| format!("no threads: {e}"))?;
+    let served = match &cli.command {
+        Some(Command::Slurm { config }) => runtime.block_on(slurm::serve(config, passed)),
+        _ => runtime.block_on(serve_plugins(cli, passed)),
+    };
+    // Threads that hang do not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve_plugins(cli: &Cli, passed: Option<UnixListener>) -> Result<(), String> {
     let listening = match (passed, &cli.socket) {
         (Some(socket), _) => listener::Listening::of_systemd(socket),
         (None, Some(path)) => match listener::Listening::bind(path)? {
@@ -68,14 +91,5 @@ fn run(cli: &Cli) -> Result<(), String> {
         (None, None) => return Err("no socket: use --socket PATH, or have systemd pass one".to_owned()),
     };
     let stays = cli.stay || listening.is_of_systemd();
-    let mut builder = Builder::new_multi_thread();
-    builder
-        .worker_threads(2)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("workflow-token");
-    let runtime = builder.enable_all().build().map_err(|e| format!("no threads: {e}"))?;
-    let served = runtime.block_on(serve::serve(listening, stays));
-    // Threads that hang do not keep the process.
-    runtime.shutdown_background();
-    served
+    serve::serve(listening, stays).await
 }

@@ -63,7 +63,7 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
 }
 
 /// Only the user that the agent runs as, and root, may use it.
-fn is_allowed(stream: &UnixStream) -> bool {
+pub fn is_allowed(stream: &UnixStream) -> bool {
     let uid = match stream.peer_cred() {
         Ok(peer) => peer.uid(),
         Err(e) => {

@@ -78,12 +78,12 @@ fn last_error() -> io::Error {
 ///
 /// # Errors
 /// EINVAL: it has a NUL, which no C string can have.
-fn c_text(text: &str) -> io::Result<CString> {
+pub fn c_text(text: &str) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// A line for people as C takes it, a NUL in it shown as `\0`.
-fn c_line(line: &str) -> CString {
+pub fn c_line(line: &str) -> CString {
     CString::new(line.replace('\0', "\\0")).unwrap_or_default()
 }
 
@@ -105,7 +105,7 @@ fn text_of(text: &CStr) -> std::borrow::Cow<'_, str> {
 ///
 /// # Safety
 /// `text` is null or a NUL-terminated string that outlives `'a`.
-unsafe fn borrowed<'a>(text: *const c_char) -> Option<std::borrow::Cow<'a, str>> {
+pub unsafe fn borrowed<'a>(text: *const c_char) -> Option<std::borrow::Cow<'a, str>> {
     if text.is_null() {
         return None;
     }

@@ -1,0 +1,241 @@
+//! The agent of a Slurm cluster.
+//!
+//! PrologSlurmctld hands a job over ([`controller`]), the engine takes it to a sealed record, and the record is stored until
+//! the job has ended ([`store`]). The nodes of the job ask for it ([`nodes`]).
+
+mod addresses;
+mod controller;
+mod facts;
+mod nodelist;
+mod nodes;
+mod squeue;
+mod store;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use config::{Part, Slurm};
+use delivery::{Engine, Shared};
+use protocol::Configure;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::sleep,
+};
+
+use crate::{listener::Listening, serve::is_allowed, slurm::store::Store};
+
+/// The pause after an error of accept(2), as when no descriptors are left.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// The interval at which records of jobs are removed whose end was not reported.
+const PURGE: Duration = Duration::from_secs(600);
+
+/// The state that all connections share.
+struct Site {
+    path: PathBuf,
+    program: PathBuf,
+    shared: Arc<Shared>,
+    /// What changes when the configuration is loaded again.
+    current: RwLock<Arc<Current>>,
+    store: Store,
+    nodes: nodes::Capacity,
+    controller: controller::Capacity,
+    addresses: addresses::Addresses,
+}
+
+/// A configuration that can be used.
+struct Current {
+    engine: Arc<Engine>,
+    config: config::Config,
+    slurm: Slurm,
+    munge: seal::Munge,
+}
+
+impl Site {
+    fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Serves a cluster until SIGTERM. On SIGHUP the configuration is loaded again.
+///
+/// # Errors
+/// What failed when it started.
+pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|e| format!("the path of the program: {e}"))?;
+    let shared = Arc::default();
+    let current = load(path, &program, &shared)?;
+    let listening = match passed {
+        Some(socket) => Listening::of_systemd(socket),
+        None => {
+            let path = &current.slurm.socket;
+            let other = || format!("{}: another agent serves it", path.display());
+            Listening::bind(path)?.ok_or_else(other)?
+        }
+    };
+    let (socket, _bound) = listening.into_parts();
+    socket.set_nonblocking(true).map_err(|e| format!("the socket: {e}"))?;
+    let controller = UnixListener::from_std(socket).map_err(|e| format!("the socket: {e}"))?;
+    let address = current.slurm.listen;
+    let nodes = TcpListener::bind(address).await;
+    let nodes = nodes.map_err(|e| format!("{address}, the key listen of the table slurm: {e}"))?;
+    let site = Arc::new(Site {
+        path: path.to_owned(),
+        program,
+        shared,
+        store: Store::open(&current.slurm.store)?,
+        nodes: nodes::Capacity::default(),
+        controller: controller::Capacity::default(),
+        addresses: addresses::Addresses::default(),
+        current: RwLock::new(Arc::new(current)),
+    });
+    let signals = Signals::new()?;
+    // What goes wrong is in the log of systemd.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    eprintln!(
+        "workflow-token-agent: serves cluster {} at {address}",
+        site.current().slurm.cluster
+    );
+    run(&site, &controller, nodes, signals).await;
+    Ok(())
+}
+
+/// The signals that the agent handles.
+struct Signals {
+    reload: Signal,
+    end: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, String> {
+        let failed = |e| format!("signals: {e}");
+        Ok(Self {
+            reload: signal(SignalKind::hangup()).map_err(failed)?,
+            end: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+}
+
+async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mut signals: Signals) {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(purge(Arc::clone(site)));
+    tasks.spawn(keep_fresh(Arc::clone(site)));
+    tasks.spawn(nodes::accept(nodes, Arc::clone(site)));
+    loop {
+        tokio::select! {
+            accepted = controller.accept() => match accepted {
+                Ok((stream, _)) => {
+                    if is_allowed(&stream) {
+                        tasks.spawn(controller::serve(stream, Arc::clone(site)));
+                    }
+                }
+                Err(e) => {
+                    eprintln!("workflow-token-agent: a connection of the controller could not be accepted: {e}");
+                    sleep(AFTER_ERROR).await;
+                }
+            },
+            Some(_) = tasks.join_next() => {}
+            _ = signals.reload.recv() => {
+                let site = Arc::clone(site);
+                // The name service and the file system may hang.
+                tasks.spawn(async move { drop(tokio::task::spawn_blocking(move || site.reload()).await) });
+            }
+            _ = signals.end.recv() => return,
+        }
+    }
+}
+
+impl Site {
+    /// Loads the configuration again. A wrong one is logged, and the former stays.
+    fn reload(&self) {
+        let failed = |e: String| eprintln!("workflow-token-agent: {e}: the former configuration stays");
+        let loaded = match load(&self.path, &self.program, &self.shared) {
+            Ok(loaded) => loaded,
+            Err(e) => return failed(e),
+        };
+        let former = self.current();
+        let fixed = |slurm: &Slurm| {
+            (
+                slurm.cluster.clone(),
+                slurm.listen,
+                slurm.socket.clone(),
+                slurm.store.clone(),
+            )
+        };
+        if fixed(&loaded.slurm) != fixed(&former.slurm) {
+            return failed("the keys cluster, listen, socket and store of the table slurm need a restart".to_owned());
+        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+        eprintln!("workflow-token-agent: the configuration was loaded again");
+    }
+}
+
+fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, String> {
+    let slurm::Site { config, slurm } = slurm::Site::read(path)?;
+    let uid = nix::unistd::geteuid().as_raw();
+    if config::Principal::Id(uid) != slurm.user {
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        let name = user.map(|user| user.name).unwrap_or_else(|| uid.to_string());
+        if config::Principal::Name(name.clone()) != slurm.user {
+            let expected = &slurm.user;
+            return Err(format!(
+                "the agent runs as {name}, and nodes accept only what {expected} has sealed: start it as {expected}, or \
+                 correct the key user of the table slurm"
+            ));
+        }
+    }
+    let files = config::read_files(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let configure = Configure {
+        generation: 0,
+        conf: files.conf.to_string(),
+        overrides: "null".to_owned(),
+        path: Some(path.to_owned()),
+        part: Part::Tokens,
+        instance: slurm.cluster.clone(),
+    };
+    let engine = Engine::new(&configure, program, shared, Box::new(|_, _| {}));
+    let munge = config.munge.client().map_err(|e| e.to_string())?;
+    Ok(Current {
+        engine: Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?),
+        config,
+        slurm,
+        munge,
+    })
+}
+
+/// Keeps the members of projects known, for the configuration that is in force.
+async fn keep_fresh(site: Arc<Site>) {
+    loop {
+        let current = site.current();
+        tokio::select! {
+            () = current.engine.keep_fresh() => sleep(PURGE).await,
+            () = replaced(&site, &current) => {}
+        }
+    }
+}
+
+async fn replaced(site: &Site, current: &Arc<Current>) {
+    while Arc::ptr_eq(current, &site.current()) {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Removes the records of jobs that have ended while no agent was told.
+async fn purge(site: Arc<Site>) {
+    loop {
+        match squeue::active_jobs().await {
+            Ok(active) => {
+                let site = Arc::clone(&site);
+                let purge = move || site.store.purge(&active);
+                let _ = tokio::task::spawn_blocking(purge).await;
+            }
+            Err(e) => eprintln!("workflow-token-agent: records of jobs that have ended are kept: {e}"),
+        }
+        sleep(PURGE).await;
+    }
+}

@@ -1,0 +1,147 @@
+//! Questions to Slurm that the environment of a prolog leaves open, by its own commands (squeue(1), scontrol(1)).
+
+use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
+
+use secure_path::{Owners, find_program};
+use tokio::{io::AsyncReadExt, process::Command};
+
+/// The time in which Slurm must answer.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The longest answer, in bytes: 10,000 nodes take 10 MB.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// What a prolog may not be told of a job.
+pub struct More {
+    pub qos: Option<String>,
+    pub limit: Option<Duration>,
+    pub comment: Option<String>,
+}
+
+/// Returns the quality of service, the time limit and the comment of a job.
+///
+/// # Errors
+/// For the operator.
+pub async fn more_of(jobid: u32) -> Result<More, String> {
+    let job = format!("--jobs={jobid}");
+    let arguments = ["--all", "--noheader", "--states=all", &job, "--format=%q|%l|%k"];
+    let answer = run("squeue", &arguments).await?;
+    let mut fields = answer.lines().next().unwrap_or_default().splitn(3, '|');
+    let (Some(qos), Some(limit), Some(comment)) = (fields.next(), fields.next(), fields.next()) else {
+        return Err(format!("squeue does not list job {jobid}"));
+    };
+    let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty() && text != "(null)");
+    Ok(More {
+        qos: text(qos),
+        limit: time_limit(limit),
+        comment: text(comment),
+    })
+}
+
+/// Returns the ids of all jobs that have not ended.
+///
+/// # Errors
+/// For the operator.
+pub async fn active_jobs() -> Result<HashSet<u32>, String> {
+    let answer = run("squeue", &["--all", "--noheader", "--array", "--format=%A"]).await?;
+    Ok(answer.lines().filter_map(|line| line.trim().parse().ok()).collect())
+}
+
+/// Returns the names of all nodes with their addresses, as slurm.conf(5) has them: NodeName and NodeAddr.
+///
+/// # Errors
+/// For the operator.
+pub async fn nodes() -> Result<Vec<(String, String)>, String> {
+    let answer = run("scontrol", &["--all", "--oneliner", "show", "nodes"]).await?;
+    let value = |line: &str, key: &str| {
+        let mut words = line.split_ascii_whitespace();
+        words.find_map(|word| word.strip_prefix(key).map(str::to_owned))
+    };
+    let nodes = answer.lines().filter_map(|line| {
+        let name = value(line, "NodeName=")?;
+        let address = value(line, "NodeAddr=").unwrap_or_else(|| name.clone());
+        Some((name, address))
+    });
+    Ok(nodes.collect())
+}
+
+/// Reads a time limit: `D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`; none if it is `UNLIMITED` or something else.
+fn time_limit(text: &str) -> Option<Duration> {
+    let (days, rest) = match text.trim().split_once('-') {
+        Some((days, rest)) => (days.parse::<u64>().ok()?, rest),
+        None => (0, text.trim()),
+    };
+    let parts: Vec<u64> = rest.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    let seconds = match parts[..] {
+        [hours, minutes, seconds] => hours
+            .checked_mul(3600)?
+            .checked_add(minutes.checked_mul(60)?)?
+            .checked_add(seconds)?,
+        [minutes, seconds] => minutes.checked_mul(60)?.checked_add(seconds)?,
+        _ => return None,
+    };
+    Some(Duration::from_secs(days.checked_mul(24 * 3600)?.checked_add(seconds)?))
+}
+
+async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("{program}: {e}");
+    let found = find_program(Path::new(program), Owners::process()).map_err(|e| failed(&e))?;
+    let mut command = Command::new(found);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // Who started the agent has defaults of their own.
+    let defaults = std::env::vars_os().map(|(name, _)| name);
+    for name in defaults.filter(|name| name.as_encoded_bytes().starts_with(b"SQUEUE_")) {
+        command.env_remove(name);
+    }
+    let answer = async {
+        let mut child = command.kill_on_drop(true).spawn()?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut out, mut err) = (String::new(), String::new());
+        let read_out = async {
+            match stdout {
+                Some(stdout) => stdout.take(MAX_ANSWER).read_to_string(&mut out).await,
+                None => Ok(0),
+            }
+        };
+        let read_err = async {
+            match stderr {
+                Some(stderr) => stderr.take(4096).read_to_string(&mut err).await,
+                None => Ok(0),
+            }
+        };
+        let (read, _) = tokio::join!(read_out, read_err);
+        read?;
+        Ok::<_, std::io::Error>((child.wait().await?, out, err))
+    };
+    match tokio::time::timeout(TIMEOUT, answer).await {
+        Ok(Ok((status, out, _))) if status.success() => Ok(out),
+        Ok(Ok((status, _, err))) => Err(failed(&format_args!("{status}: {}", err.trim().escape_debug()))),
+        Ok(Err(e)) => Err(failed(&e)),
+        Err(_) => Err(failed(&format_args!("no answer within {} s", TIMEOUT.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limits_are_read_as_squeue_writes_them() {
+        for (text, seconds) in [
+            ("1:00", Some(60)),
+            ("2:03:04", Some(7384)),
+            ("1-00:00:00", Some(86_400)),
+            ("UNLIMITED", None),
+            ("NOT_SET", None),
+            ("", None),
+            ("1", None),
+            ("18446744073709551615-00:00:00", None),
+        ] {
+            assert_eq!(time_limit(text), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+}

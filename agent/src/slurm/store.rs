@@ -1,0 +1,233 @@
+//! The sealed records of active jobs, one file for each. They survive the agent, and two controllers may share them.
+//!
+//! There is no copy in memory: the kernel has one.
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+/// The version of the files. One of another version is as good as none.
+const VERSION: u32 = 1;
+
+/// The age below which a record is kept, whether or not Slurm lists its job: it may have been stored just now.
+const YOUNG: Duration = Duration::from_secs(300);
+
+/// The records.
+pub struct Store {
+    directory: PathBuf,
+    /// One change at a time: the end of a job and its next run may come at once.
+    changing: Mutex<()>,
+}
+
+/// What is stored of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    version: u32,
+    /// The uid of the job owner.
+    pub uid: u32,
+    /// The nodes of the job.
+    pub nodes: String,
+    /// How often the job had been requeued.
+    pub restarts: u32,
+    /// The answer to its nodes.
+    pub answer: Answer,
+}
+
+/// The answer to the nodes of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Its sealed record, in JSON.
+    Record(String),
+    /// The reason why the job must not start, for the user.
+    Failed(String),
+}
+
+impl Entry {
+    pub fn new(job: &protocol::slurm::Job, answer: Answer) -> Self {
+        Self {
+            version: VERSION,
+            uid: job.uid,
+            nodes: job.nodes.clone(),
+            restarts: job.restarts,
+            answer,
+        }
+    }
+}
+
+impl Store {
+    /// Opens a directory, and creates it if its parent exists.
+    ///
+    /// # Errors
+    /// For the operator: it cannot be created, or others could write to it.
+    pub fn open(directory: &Path) -> Result<Self, String> {
+        let failed =
+            |e: &dyn std::fmt::Display| format!("{}, the key store of the table slurm: {e}", directory.display());
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&e)),
+            _ => {}
+        }
+        let meta = fs::symlink_metadata(directory).map_err(|e| failed(&e))?;
+        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+            let what = "must be a directory that belongs to the agent's user and that nobody else can write to";
+            return Err(failed(&what));
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// Stores the entry of a job in place of a former one, unless the job has been requeued since. Blocks.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn put(&self, jobid: u32, entry: &Entry) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.get(jobid).is_some_and(|former| former.restarts > entry.restarts) {
+            return Ok(());
+        }
+        // Another controller may share the directory.
+        let new = self.directory.join(format!(".job-{jobid}-{}", std::process::id()));
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        let written = options
+            .open(&new)
+            .and_then(|mut file| file.write_all(&serde_json::to_vec(entry)?))
+            .and_then(|()| fs::rename(&new, self.file_of(jobid)));
+        if written.is_err() {
+            // A former one must not be taken for this one.
+            let _ = fs::remove_file(&new);
+            let _ = fs::remove_file(self.file_of(jobid));
+        }
+        written
+    }
+
+    /// Returns the entry of a job, if there is one. Blocks.
+    pub fn get(&self, jobid: u32) -> Option<Entry> {
+        let bytes = fs::read(self.file_of(jobid)).ok()?;
+        let entry: Entry = serde_json::from_slice(&bytes).ok()?;
+        (entry.version == VERSION).then_some(entry)
+    }
+
+    /// Removes the entry of a job that has ended, unless the job has been requeued since. Blocks.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self, jobid: u32, restarts: u32) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.get(jobid).is_some_and(|entry| entry.restarts > restarts) {
+            return Ok(());
+        }
+        match fs::remove_file(self.file_of(jobid)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the entries of jobs that are not active, except young ones. Blocks.
+    pub fn purge(&self, active: &HashSet<u32>) {
+        let now = SystemTime::now();
+        for file in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let name = file.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let jobid = name.strip_prefix("job-").and_then(|jobid| jobid.parse().ok());
+            // The others are what an agent that was killed was writing.
+            let is_over = jobid.is_none_or(|jobid: u32| !active.contains(&jobid)) && name.contains("job-");
+            let modified = file.metadata().and_then(|meta| meta.modified());
+            let is_old = modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > YOUNG));
+            if is_over && is_old {
+                // It is tried again.
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+
+    fn file_of(&self, jobid: u32) -> PathBuf {
+        self.directory.join(format!("job-{jobid}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn entry(restarts: u32) -> Entry {
+        Entry {
+            version: VERSION,
+            uid: 1000,
+            nodes: "n1".to_owned(),
+            restarts,
+            answer: Answer::Record("{}".to_owned()),
+        }
+    }
+
+    #[test]
+    fn records_survive_and_end_with_their_job() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.get(7), None);
+        store.put(7, &entry(0)).unwrap();
+        store.put(7, &entry(1)).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.get(7), Some(entry(1)));
+        assert_eq!(fs::metadata(path.join("job-7")).unwrap().mode() & 0o777, 0o600);
+        // The record of the first run comes after the job was requeued.
+        store.put(7, &entry(0)).unwrap();
+        assert_eq!(store.get(7), Some(entry(1)));
+        // The end of the first run is reported after the job was requeued.
+        store.remove(7, 0).unwrap();
+        assert_eq!(store.get(7), Some(entry(1)));
+        store.remove(7, 1).unwrap();
+        store.remove(7, 1).unwrap();
+        assert_eq!(store.get(7), None);
+    }
+
+    #[test]
+    fn only_old_records_of_jobs_that_have_ended_are_purged() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        for jobid in [1, 2, 3] {
+            store.put(jobid, &entry(0)).unwrap();
+        }
+        let old = SystemTime::now() - YOUNG - Duration::from_secs(1);
+        for jobid in [1, 2] {
+            let file = fs::File::options().write(true).open(store.file_of(jobid)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        store.purge(&HashSet::from([1]));
+        assert_eq!([1, 2, 3].map(|jobid| store.get(jobid).is_some()), [true, false, true]);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Store::open(directory.path()).err().unwrap();
+        assert!(error.contains("nobody else can write to"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_stored_leaves_no_former_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        store.put(7, &entry(0)).unwrap();
+        // As a full disk: the new file cannot be written.
+        fs::create_dir(store.directory.join(format!(".job-7-{}", std::process::id()))).unwrap();
+        assert!(store.put(7, &entry(1)).is_err());
+        assert_eq!(store.get(7), None);
+    }
+}

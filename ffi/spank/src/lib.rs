@@ -1,0 +1,210 @@
+//! The C API of SPANK plugins: declared once, in [`raw`], and safe types over it. See spank(8).
+
+pub mod raw;
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_long, c_uint},
+    io,
+    marker::PhantomData,
+};
+
+use ffi::c_line;
+
+/// The handle that Slurm passes to each callback, for as long as the callback runs.
+#[derive(Debug)]
+pub struct Spank<'a> {
+    raw: raw::spank_t,
+    _callback: PhantomData<&'a ()>,
+}
+
+/// The program that has loaded the plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Context {
+    /// srun.
+    Local,
+    /// sbatch or salloc.
+    Allocator,
+    /// slurmstepd.
+    Remote,
+    /// slurmstepd before or after a job.
+    JobScript,
+    /// Another one, such as slurmd.
+    Other,
+}
+
+/// The step id of the extern step, which has no tasks of users (slurm.h, SLURM_EXTERN_CONT).
+pub const EXTERN_STEP: u32 = 0xffff_fffc;
+
+/// The longest value of a variable that is read, in bytes.
+const MAX_VALUE: usize = 4096;
+
+impl Spank<'_> {
+    /// Borrows the handle of a callback.
+    ///
+    /// # Safety
+    /// `raw` is what Slurm passed to the callback that is running.
+    pub unsafe fn borrow(raw: raw::spank_t) -> Self {
+        Self {
+            raw,
+            _callback: PhantomData,
+        }
+    }
+
+    /// Returns the uid of the job owner.
+    pub fn uid(&self) -> Option<u32> {
+        self.number(raw::S_JOB_UID)
+    }
+
+    /// Returns the job id.
+    pub fn jobid(&self) -> Option<u32> {
+        self.number(raw::S_JOB_ID)
+    }
+
+    /// Returns the step id.
+    pub fn step(&self) -> Option<u32> {
+        self.number(raw::S_JOB_STEPID)
+    }
+
+    /// Returns the number of the task in its step, over all nodes.
+    pub fn task(&self) -> Option<u32> {
+        self.number(raw::S_TASK_GLOBAL_ID)
+    }
+
+    /// Returns the number of the task on this node.
+    pub fn local_task(&self) -> Option<u32> {
+        // An `int`, which is no less than 0.
+        self.number(raw::S_TASK_ID)
+    }
+
+    /// Reads an item that is a `uint32_t`, a `uid_t` or an `int`.
+    fn number(&self, item: c_uint) -> Option<u32> {
+        let mut number = u32::MAX;
+        // SAFETY: the handle is that of the running callback, and callers name items of 32 bits.
+        let code = unsafe { raw::spank_get_item(self.raw, item, &mut number as *mut u32) };
+        (code == 0).then_some(number)
+    }
+
+    /// Returns whether the environment of the job has a variable.
+    pub fn has_env(&self, name: &CStr) -> bool {
+        let mut buffer = [0 as c_char; MAX_VALUE];
+        // SAFETY: the handle is that of the running callback, and the buffer is as long as stated.
+        let code = unsafe { raw::spank_getenv(self.raw, name.as_ptr(), buffer.as_mut_ptr(), MAX_VALUE as c_int) };
+        // One that is longer than the buffer is there, too.
+        code == 0 || buffer[0] != 0
+    }
+
+    /// Sets a variable in the environment of the task.
+    ///
+    /// # Errors
+    /// EINVAL: the name has a NUL; Slurm's refusal.
+    pub fn set_env(&self, name: &str, value: &CStr) -> io::Result<()> {
+        let name = ffi::c_text(name)?;
+        // SAFETY: the handle is that of the running callback, and Slurm copies both strings.
+        match unsafe { raw::spank_setenv(self.raw, name.as_ptr(), value.as_ptr(), 1) } {
+            0 => Ok(()),
+            code => Err(io::Error::other(format!("Slurm refused it with error {code}"))),
+        }
+    }
+}
+
+/// Returns the program that has loaded the plugin.
+pub fn context() -> Context {
+    // SAFETY: the function takes nothing and only reads.
+    match unsafe { raw::spank_context() } {
+        raw::S_CTX_LOCAL => Context::Local,
+        raw::S_CTX_ALLOCATOR => Context::Allocator,
+        raw::S_CTX_REMOTE => Context::Remote,
+        raw::S_CTX_JOB_SCRIPT => Context::JobScript,
+        _ => Context::Other,
+    }
+}
+
+/// Returns the release of the Slurm that has loaded the plugin, as its plugins must state it in `plugin_version`
+/// (slurm.h, `SLURM_VERSION_NUMBER`); 0 before 21.08.
+pub fn release() -> u32 {
+    // SAFETY: the function takes nothing and returns a constant.
+    release_of_api(unsafe { raw::slurm_api_version() })
+}
+
+/// Returns the release of a version of libslurm. Its major number has grown by one with each release: 37 in 21.08, and since 40
+/// in 23.11 there are two releases a year, in May and November.
+fn release_of_api(version: c_long) -> u32 {
+    let Ok(major) = u32::try_from(version >> 16) else {
+        return 0;
+    };
+    let (year, month) = match major {
+        ..=36 => return 0,
+        37 => (21, 8),
+        38 => (22, 5),
+        39 => (23, 2),
+        40..=200 => (23 + (major - 39) / 2, if major % 2 == 0 { 11 } else { 5 }),
+        _ => return 0,
+    };
+    year << 16 | month << 8
+}
+
+/// Prints a line for the user.
+pub fn print(line: &str) {
+    let line = c_line(line);
+    // SAFETY: the format takes one string.
+    unsafe { raw::slurm_spank_log(c"%s".as_ptr(), line.as_ptr()) }
+}
+
+/// Logs an error for the operator: in slurmd.log, if called on a node.
+pub fn log_error(line: &str) {
+    let line = c_line(line);
+    // SAFETY: the format takes one string.
+    unsafe { raw::slurm_error(c"%s".as_ptr(), line.as_ptr()) }
+}
+
+/// Returns the arguments of the plugin in plugstack.conf.
+///
+/// # Safety
+/// `argv` has `argc` C strings, as Slurm passes them to callbacks.
+pub unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<String> {
+    let count = usize::try_from(argc).unwrap_or(0);
+    let argument = |index| {
+        // SAFETY: the caller says so.
+        let text = unsafe { ffi::borrowed(*argv.add(index)) };
+        text.unwrap_or_default().into_owned()
+    };
+    (0..count).map(argument).collect()
+}
+
+/// Removes a variable from the environment of this process. To be called while it has one thread.
+pub fn remove_own_env(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        // SAFETY: the plugin is called before srun, sbatch or salloc start threads, and the name is a C string.
+        unsafe { libc::unsetenv(name.as_ptr()) };
+    }
+}
+
+/// Ends this process at once, without the exit handlers of the program that it was forked from.
+pub fn exit_now(status: c_int) -> ! {
+    // SAFETY: _exit(2) does not return.
+    unsafe { libc::_exit(status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_follow_from_versions_of_the_library() {
+        for (api, release) in [
+            (36, "0.0"),
+            (37, "21.8"),
+            (38, "22.5"),
+            (39, "23.2"),
+            (40, "23.11"),
+            (41, "24.5"),
+            (42, "24.11"),
+            (45, "26.5"),
+            (9999, "0.0"),
+        ] {
+            let number = release_of_api(api << 16);
+            assert_eq!(format!("{}.{}", number >> 16, number >> 8 & 0xff), release);
+        }
+        assert_eq!(release_of_api(-1), 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! `workflow-token-slurmctld`: hands the jobs of a Slurm controller to its agent, as PrologSlurmctld and EpilogSlurmctld.
+//!
+//! It always ends with status 0: Slurm would requeue a batch job, kill any other, and drain nodes. A job whose prolog has
+//! failed gets no record, and its tasks do not start.
+
+#![forbid(unsafe_code)]
+
+mod job;
+
+use std::{
+    env, fs, io, os::unix::net::UnixStream, path::PathBuf, process::ExitCode, sync::mpsc, thread, time::Duration,
+};
+
+use clap::{Parser, ValueEnum};
+use protocol::slurm::{ControllerReply, ControllerRequest};
+use slurm::{Deadline, MAX_REPLY, Site, exchange};
+
+/// The time beyond the timeout of a delivery that the agent may take: it stores the record then, or the failure.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The time that the end of a job may wait for the agent. A record that is not removed now is removed later.
+const EPILOG: Duration = Duration::from_secs(10);
+
+/// The time in which an agent that does not listen must be started.
+const STARTING: Duration = Duration::from_secs(15);
+
+/// The time in which the configuration must have been read.
+const PREPARATION: Duration = Duration::from_secs(60);
+
+/// The pause before the agent is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Hands a job to the agent: as PrologSlurmctld before it starts, as EpilogSlurmctld after it has ended
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// What to do; by default, what Slurm says in SLURM_SCRIPT_CONTEXT
+    when: Option<When>,
+    /// The configuration of the cluster: a file, or a directory of files
+    #[arg(long, default_value = slurm::CONFIG)]
+    config: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum When {
+    Prolog,
+    Epilog,
+}
+
+fn main() -> ExitCode {
+    // clap ends with status 2 by itself, which must not happen to jobs.
+    match Cli::try_parse() {
+        Ok(cli) => {
+            if let Err(e) = run_in_time(cli) {
+                eprintln!("workflow-token-slurmctld: {e}");
+            }
+        }
+        Err(e) => drop(e.print()),
+    }
+    ExitCode::SUCCESS
+}
+
+/// A step of the work, as its thread reports it.
+enum Progress {
+    /// The request is ready, and may take so long.
+    Asks(Duration),
+    Ended(Result<(), String>),
+}
+
+/// Does the work on a thread, which is left behind if a file system, the name service or a full backlog holds it.
+fn run_in_time(cli: Cli) -> Result<(), String> {
+    let (report, reports) = mpsc::channel();
+    thread::spawn(move || {
+        let asks = report.clone();
+        let ended = run(&cli, |limit| drop(asks.send(Progress::Asks(limit))));
+        report.send(Progress::Ended(ended))
+    });
+    let mut limit = PREPARATION;
+    loop {
+        match reports.recv_timeout(limit) {
+            Ok(Progress::Asks(longer)) => limit = longer + GRACE,
+            Ok(Progress::Ended(ended)) => return ended,
+            Err(_) => return Err(format!("it took longer than {} s", limit.as_secs())),
+        }
+    }
+}
+
+fn run(cli: &Cli, asks: impl FnOnce(Duration)) -> Result<(), String> {
+    let when = match (cli.when, env::var("SLURM_SCRIPT_CONTEXT").as_deref()) {
+        (Some(when), _) => when,
+        (None, Ok("prolog_slurmctld")) => When::Prolog,
+        (None, Ok("epilog_slurmctld")) => When::Epilog,
+        (None, _) => return Err("SLURM_SCRIPT_CONTEXT is missing: name prolog or epilog".to_owned()),
+    };
+    let site = Site::read(&cli.config)?;
+    let (request, limit) = match when {
+        When::Prolog => (ControllerRequest::Prolog(job::of_env()?), site.config.timeout + GRACE),
+        When::Epilog => (job::end_of_env()?, EPILOG),
+    };
+    asks(limit);
+    match ask(&site, &request, Deadline::after(limit)) {
+        Ok(ControllerReply::Done) => Ok(()),
+        Ok(ControllerReply::Failed(why)) => Err(why),
+        Err(e) => {
+            // A record of a former run of the job must not be taken for one of this run.
+            let forgotten = fs::remove_file(site.slurm.store.join(format!("job-{}", job::jobid()?)));
+            let kept = match forgotten {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => format!("; its former record was not removed: {e}"),
+                _ => String::new(),
+            };
+            let socket = site.slurm.socket.display();
+            Err(format!(
+                "the agent at {socket} could not be asked: {e}{kept}: start it, for instance with  systemctl start \
+                 workflow-token-agent-slurm"
+            ))
+        }
+    }
+}
+
+/// Asks the agent, and waits a while for one that is being started.
+fn ask(site: &Site, request: &ControllerRequest, deadline: Deadline) -> io::Result<ControllerReply> {
+    let start = deadline.at_most(STARTING);
+    loop {
+        let e = match UnixStream::connect(&site.slurm.socket) {
+            // After a request that was cut off, the agent does what it was asked for once more.
+            Ok(mut agent) => match exchange(&mut agent, request, MAX_REPLY, deadline) {
+                Ok(reply) => return Ok(reply),
+                Err(e) => e,
+            },
+            Err(e) if start.left().is_err() || e.kind() == io::ErrorKind::PermissionDenied => return Err(e),
+            Err(e) => e,
+        };
+        if deadline.left().is_err() {
+            return Err(e);
+        }
+        thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,186 @@
+//! The sealed records of the jobs of this node, for root only: a job's node asks the agent once.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg, OFlag},
+    unistd::geteuid,
+};
+use seal::Record;
+use slurm::Deadline;
+
+use crate::client::{Answer, is_of};
+
+/// The time that another step of the job may take to ask.
+const OTHER_STEP: Duration = Duration::from_secs(30);
+
+/// The pause before a lock is tried again.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The longest record, in bytes: that of a full MUNGE credential with its names.
+const MAX_RECORD: u64 = 2 << 20;
+
+/// Returns the record of a job that this node has, or asks for it and keeps it. Steps that start at once ask once. A failure
+/// is not kept.
+///
+/// # Errors
+/// For the operator: the directory cannot be used.
+pub fn get(
+    directory: &Path,
+    jobid: u32,
+    uid: u32,
+    ask: impl FnOnce() -> Result<Answer, String>,
+) -> Result<Answer, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
+    prepare(directory).map_err(|e| failed(&e))?;
+    let mut file = lock(&file_of(directory, jobid)).map_err(|e| failed(&e))?;
+    // Neither one that was not written to its end, nor one of a former job of the same id, is of use.
+    if let Some(record) = read(&file).filter(|record| is_of(record, jobid, uid)) {
+        return Ok(Answer::Record(record));
+    }
+    let answer = ask()?;
+    if let Answer::Record(record) = &answer {
+        // The job has its record, whether or not it can be kept.
+        let _ = write(&mut file, record);
+    }
+    Ok(answer)
+}
+
+fn read(file: &File) -> Option<Record> {
+    let mut text = String::new();
+    file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
+    Record::from_json(&text).ok()
+}
+
+/// Removes the record of a job.
+///
+/// # Errors
+/// unlink(2), unless there is none.
+pub fn remove(directory: &Path, jobid: u32) -> io::Result<()> {
+    match fs::remove_file(file_of(directory, jobid)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn file_of(directory: &Path, jobid: u32) -> PathBuf {
+    directory.join(format!("job-{jobid}"))
+}
+
+/// Creates the directory, and checks that nobody else can write to it.
+fn prepare(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(directory)?;
+    if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        let what = "it must be a directory that belongs to root and that nobody else can write to";
+        return Err(io::Error::other(what));
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> io::Result<Flock<File>> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    options.custom_flags(OFlag::O_NOFOLLOW.bits());
+    let deadline = Deadline::after(OTHER_STEP);
+    loop {
+        let file = options.open(path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // The end of another job of this id may have removed it meanwhile.
+            Ok(file) if is_at(&file, path) => return Ok(file),
+            Ok(_) => deadline.left().map(drop)?,
+            Err((_, nix::Error::EWOULDBLOCK)) => {
+                deadline.left()?;
+                thread::sleep(PAUSE);
+            }
+            Err((_, e)) => return Err(e.into()),
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    file.metadata().map(id).ok() == fs::symlink_metadata(path).map(id).ok()
+}
+
+fn write(file: &mut Flock<File>, record: &Record) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(record.to_json().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const RECORD: &str = r#"{"version":1,"jobid":7,"uid":1000,"sealer":64030,"variables":["A"],"sealed-at":1.0,"credential":"MUNGE:x:"}"#;
+
+    #[test]
+    fn a_node_asks_once_and_again_after_the_job() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = directory.path().join("cache");
+        let asked = Cell::new(0);
+        let record = || {
+            asked.set(asked.get() + 1);
+            Ok(Answer::Record(Record::from_json(RECORD).unwrap()))
+        };
+        let other = || {
+            asked.set(asked.get() + 1);
+            Ok(Answer::Record(Record::from_json(&RECORD.replace(":7", ":8")).unwrap()))
+        };
+        for expected in [1, 1, 1] {
+            let Ok(Answer::Record(record)) = get(&cache, 7, 1000, record) else {
+                panic!("no record")
+            };
+            assert_eq!((record.jobid(), asked.get()), (7, expected));
+        }
+        get(&cache, 8, 1000, other).unwrap();
+        assert_eq!(asked.get(), 2, "another job");
+        assert_eq!(fs::metadata(cache.join("job-7")).unwrap().mode() & 0o777, 0o600);
+        let answer = get(&cache, 7, 1001, || Err("asked".to_owned()));
+        assert_eq!(answer.unwrap_err(), "asked", "a job of another user");
+        remove(&cache, 7).unwrap();
+        remove(&cache, 7).unwrap();
+        get(&cache, 7, 1000, record).unwrap();
+        assert_eq!(asked.get(), 3);
+    }
+
+    #[test]
+    fn failures_and_damaged_records_are_not_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = directory.path().join("cache");
+        assert_eq!(get(&cache, 7, 1000, || Err("down".to_owned())).unwrap_err(), "down");
+        let failed = get(&cache, 7, 1000, || Ok(Answer::Failed("no".to_owned())));
+        assert!(matches!(failed, Ok(Answer::Failed(_))));
+        fs::write(cache.join("job-7"), &RECORD[..40]).unwrap();
+        let answer = get(&cache, 7, 1000, || {
+            Ok(Answer::Record(Record::from_json(RECORD).unwrap()))
+        });
+        assert!(matches!(answer, Ok(Answer::Record(_))));
+        assert_eq!(fs::read_to_string(cache.join("job-7")).unwrap(), RECORD);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = get(directory.path(), 7, 1000, || panic!("it was asked")).unwrap_err();
+        assert!(error.contains("belongs to root"), "{error}");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert!(get(&link, 7, 1000, || panic!("it was asked")).is_err());
+    }
+}

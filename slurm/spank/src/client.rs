@@ -1,0 +1,168 @@
+//! Asks the agents for the record of a job, as root.
+
+use std::{
+    env, io,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    thread,
+    time::Duration,
+};
+
+use protocol::{
+    HEADER,
+    slurm::{NodeReply, NodeRequest, VERSION},
+};
+use seal::{Munge, Record};
+use slurm::{Deadline, MAX_REPLY, Site, exchange};
+
+/// The time in which an agent must answer: it may be restarted meanwhile.
+const TOGETHER: Duration = Duration::from_secs(15);
+
+/// The time in which one agent must accept a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// The time in which one agent must reply.
+const REPLY: Duration = Duration::from_secs(5);
+
+/// The pause before all agents are asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest reason that is shown to a user, in characters.
+const MAX_REASON: usize = 500;
+
+/// A job on this node, and who may know its record.
+pub struct Node<'a> {
+    pub site: &'a Site,
+    pub munge: &'a Munge,
+    pub agent_uid: u32,
+    pub jobid: u32,
+    pub uid: u32,
+}
+
+/// The answer of an agent.
+#[derive(Debug)]
+pub enum Answer {
+    /// The record. Nothing in it has been checked but its job and uid.
+    Record(Record),
+    /// The job must not start. The reason, for the user.
+    Failed(String),
+}
+
+/// Asks one agent after the other, and again while one of them cannot be asked.
+///
+/// # Errors
+/// For the operator: what each agent answered, or why it could not be asked.
+pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
+    let name = node_name()?;
+    let deadline = Deadline::after(TOGETHER);
+    let servers = node.site.slurm.servers.iter();
+    let servers: Vec<_> = servers.map(|server| (server, server.to_socket_addrs())).collect();
+    loop {
+        let mut failures = Vec::new();
+        let mut all_know_nothing = true;
+        for (server, addresses) in &servers {
+            let addresses = match addresses {
+                Ok(addresses) => addresses.clone().collect::<Vec<_>>(),
+                Err(e) => {
+                    failures.push(format!("{server}: {e}"));
+                    continue;
+                }
+            };
+            // Without munged on this node, no agent can be asked.
+            let request = request(node, &name)?;
+            match ask_one(&addresses, &request, deadline) {
+                Ok(NodeReply::Record(text)) => match record(node, &text) {
+                    Ok(record) => return Ok(Answer::Record(record)),
+                    Err(why) => failures.push(format!("{server}: {why}")),
+                },
+                // It is not authenticated, and goes to a terminal.
+                Ok(NodeReply::Failed(why)) => {
+                    let why = why.escape_debug().take(MAX_REASON).collect();
+                    return Ok(Answer::Failed(why));
+                }
+                Ok(NodeReply::Unknown) => {
+                    failures.push(format!(
+                        "{server}: it does not know this job on node {name}: see the log of the agent"
+                    ));
+                    continue;
+                }
+                Err(e) => failures.push(format!("{server}: {e}")),
+            }
+            all_know_nothing = false;
+        }
+        if all_know_nothing || deadline.left().is_err() {
+            let failures = failures.join("; ");
+            return Err(format!("no agent has a record [agent-unavailable]: {failures}"));
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// slurmd sets the name for slurmstepd, before anything of the user's.
+fn node_name() -> Result<String, String> {
+    env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not name its node in SLURMD_NODENAME".to_owned())
+}
+
+fn record(node: &Node<'_>, text: &str) -> Result<Record, String> {
+    let record = Record::from_json(text).map_err(|e| e.to_string())?;
+    match is_of(&record, node.jobid, node.uid) {
+        true => Ok(record),
+        false => Err(format!(
+            "its record is for job {} of uid {}",
+            record.jobid(),
+            record.uid()
+        )),
+    }
+}
+
+/// Returns whether a record says that it is for this job.
+pub fn is_of(record: &Record, jobid: u32, uid: u32) -> bool {
+    (record.jobid(), record.uid()) == (jobid.into(), uid)
+}
+
+/// Returns a request in a credential. Each is good for one use.
+fn request(node: &Node<'_>, name: &str) -> Result<String, String> {
+    let request = NodeRequest {
+        version: VERSION,
+        cluster: node.site.slurm.cluster.clone(),
+        jobid: node.jobid,
+        uid: node.uid,
+        node: name.to_owned(),
+    };
+    let frame = protocol::encode(&request).map_err(|e| e.to_string())?;
+    // The payload is the message without its length.
+    let sealed = node.munge.encode(&frame[HEADER..], node.agent_uid);
+    sealed.map_err(|e| e.to_string())
+}
+
+fn ask_one(addresses: &[SocketAddr], credential: &String, deadline: Deadline) -> io::Result<NodeReply> {
+    let mut stream = connect(addresses, deadline)?;
+    // The request is small, and nothing follows it.
+    stream.set_nodelay(true)?;
+    exchange(&mut stream, credential, MAX_REPLY, deadline.at_most(REPLY))
+}
+
+fn connect(addresses: &[SocketAddr], deadline: Deadline) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(address, deadline.left()?.min(CONNECT)) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str =
+        r#"{"version":1,"jobid":7,"uid":1000,"sealer":1,"variables":["A"],"sealed-at":1.0,"credential":"MUNGE:x:"}"#;
+
+    #[test]
+    fn a_record_is_for_one_job_of_one_user() {
+        let record = Record::from_json(TEXT).unwrap();
+        assert!(is_of(&record, 7, 1000));
+        assert!(!is_of(&record, 8, 1000) && !is_of(&record, 7, 1001));
+    }
+}

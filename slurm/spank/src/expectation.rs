@@ -1,0 +1,86 @@
+//! Decides on the node, without the agent, if a job may get a token.
+//!
+//! The rules are the agent's. The node has a copy, by which it leaves jobs alone that no rule can match, whether or not the
+//! agent can be reached. It decides only by what is the same everywhere: the uid of the job owner, and the cluster. Groups,
+//! accounts and all that a step's environment says may be different for the agent.
+
+use config::{AttributePath, Facts, Principal, Property, Selection};
+use nix::unistd::{Uid, User};
+use slurm::Site;
+
+/// Returns whether a rule may match a job of this user.
+pub fn may_match(site: &Site, uid: u32) -> bool {
+    let job = NodeFacts {
+        uid,
+        cluster: &site.slurm.cluster,
+    };
+    site.config.select(&job) != Selection::None
+}
+
+struct NodeFacts<'a> {
+    uid: u32,
+    cluster: &'a str,
+}
+
+impl Facts for NodeFacts<'_> {
+    fn has_attribute(&self, _: &AttributePath) -> Option<bool> {
+        None
+    }
+
+    fn property_is(&self, property: Property, value: &str) -> Option<bool> {
+        (property == Property::Cluster).then_some(value == self.cluster)
+    }
+
+    fn project_is(&self, _: &str) -> Option<bool> {
+        None
+    }
+
+    fn owner_is(&self, user: &Principal) -> Option<bool> {
+        match user {
+            Principal::Id(uid) => Some(*uid == self.uid),
+            // A name that this node does not know is known to the agent, perhaps.
+            Principal::Name(name) => Some(User::from_name(name).ok()??.uid == Uid::from_raw(self.uid)),
+        }
+    }
+
+    fn owner_in(&self, _: &Principal) -> Option<bool> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::Config;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn may_match_of(rule: Value, uid: u32) -> bool {
+        let slurm = json!({"cluster": "hpc", "servers": "ctl"});
+        let mut rule = rule;
+        rule["source"] = json!("file");
+        rule["path"] = json!("/t");
+        let config = Config::from_json(&json!({"workflow-token": {"slurm": slurm, "rule": [rule]}})).unwrap();
+        let slurm = config.slurm.clone().unwrap();
+        may_match(&Site { config, slurm }, uid)
+    }
+
+    #[test]
+    fn only_what_is_the_same_everywhere_rules_a_token_out() {
+        for (rule, uid, expected) in [
+            (json!({}), 1000, true),
+            (json!({"user": 1000}), 1000, true),
+            (json!({"user": 1000}), 1001, false),
+            (json!({"user": "root"}), 0, true),
+            (json!({"user": "root"}), 1001, false),
+            (json!({"user": "nobody-here"}), 1001, true),
+            (json!({"group": "root"}), 1001, true),
+            (json!({"partition": "debug"}), 1001, true),
+            (json!({"cluster": "hpc"}), 1001, true),
+            (json!({"cluster": "other"}), 1001, false),
+            (json!({"account": "a", "user": 1000}), 1001, false),
+        ] {
+            assert_eq!(may_match_of(rule.clone(), uid), expected, "{rule} {uid}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `workflow-token-spank.so`: the edge to Slurm, see spank(8).
+//!
+//! Every callback returns 0: Slurm drains a node, or more of them one after the other, if a required plugin fails.
+
+mod cache;
+mod client;
+mod expectation;
+mod plugin;
+
+use std::{
+    ffi::{c_char, c_int},
+    sync::atomic::AtomicU32,
+};
+
+use ffi::guard;
+use spank::{Spank, raw::spank_t};
+
+/// Slurm reads it by its name.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static plugin_name: [u8; 15] = *b"workflow-token\0";
+
+/// Slurm reads it by its name.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static plugin_type: [u8; 6] = *b"spank\0";
+
+/// Slurm reads it by its name. From 21.08 on it loads only plugins of its own release, so the constructor below sets it to
+/// the release that loads this object: what spank.h declares has not changed since.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static plugin_version: AtomicU32 = AtomicU32::new(0);
+
+/// Slurm reads it by its name.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static spank_plugin_version: c_int = 1;
+
+/// dlopen(3) calls it before Slurm reads `plugin_version`.
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static SET_VERSION: extern "C" fn() = {
+    extern "C" fn set_version() {
+        plugin_version.store(spank::release(), std::sync::atomic::Ordering::Relaxed);
+    }
+    set_version
+};
+
+/// Called in srun, sbatch, salloc, slurmd and slurmstepd.
+///
+/// # Safety
+/// As spank(8) says of callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_init(spank: spank_t, argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: these are the arguments of this callback.
+    unsafe { enter(spank, argc, argv, plugin::init) };
+    0
+}
+
+/// Called in each task, as the job owner.
+///
+/// # Safety
+/// As spank(8) says of callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_task_init(spank: spank_t, argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: these are the arguments of this callback.
+    if !unsafe { enter(spank, argc, argv, plugin::task_init) } {
+        // Its place is in slurmd.log.
+        spank::exit_now(1);
+    }
+    0
+}
+
+/// Called on each node after a job, as root.
+///
+/// # Safety
+/// As spank(8) says of callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_job_epilog(spank: spank_t, argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: these are the arguments of this callback.
+    unsafe { enter(spank, argc, argv, plugin::forget) };
+    0
+}
+
+/// Calls `f` with the arguments of a callback. Returns whether it returned: no panic may cross into C.
+///
+/// # Safety
+/// The arguments are those of the callback that is running.
+unsafe fn enter(
+    spank: spank_t,
+    argc: c_int,
+    argv: *const *const c_char,
+    f: impl FnOnce(&Spank<'_>, &[String]),
+) -> bool {
+    ffi::quiet_panics();
+    guard(false, || {
+        // SAFETY: the caller says so.
+        let (spank, arguments) = unsafe { (Spank::borrow(spank), spank::arguments(argc, argv)) };
+        f(&spank, &arguments);
+        true
+    })
+}

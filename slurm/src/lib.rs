@@ -1,0 +1,70 @@
+//! What the parts of a Slurm cluster share: the configuration, and one bounded request to the agent.
+#![forbid(unsafe_code)]
+
+mod exchange;
+
+use std::path::Path;
+
+use config::{Config, Principal, Slurm, TABLE};
+use nix::unistd::User;
+
+pub use exchange::{Deadline, MAX_REPLY, exchange};
+
+/// The configuration of a cluster, unless an argument names another file.
+pub const CONFIG: &str = "/etc/slurm/workflow-token.toml";
+
+/// The configuration of a cluster.
+#[derive(Debug)]
+pub struct Site {
+    /// The table `workflow-token`.
+    pub config: Config,
+    /// Its table `slurm`.
+    pub slurm: Slurm,
+}
+
+impl Site {
+    /// Reads a file, or all files of a directory.
+    ///
+    /// # Errors
+    /// For the operator: the file, the key, and what is wrong.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let files = config::read_files(path).map_err(|e| failed(&e))?;
+        let config = Config::from_json(&files.conf).map_err(|e| failed(&e))?;
+        let missing = || {
+            failed(&format_args!(
+                "{TABLE}.slurm: is missing: it names the cluster and its agents"
+            ))
+        };
+        let slurm = config.slurm.clone().ok_or_else(missing)?;
+        Ok(Self { config, slurm })
+    }
+
+    /// Returns the uid of the agent's user. Blocks as the name service does.
+    ///
+    /// # Errors
+    /// For the operator: there is no such user.
+    pub fn agent_uid(&self) -> Result<u32, String> {
+        let name = match &self.slurm.user {
+            Principal::Id(uid) => return Ok(*uid),
+            Principal::Name(name) => name,
+        };
+        let failed = |why: &dyn std::fmt::Display| format!("{TABLE}.slurm.user: {}: {why}", name.escape_debug());
+        match User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(failed(
+                &"there is no such user on this node: create it with the uid that it has elsewhere",
+            )),
+            Err(e) => Err(failed(&e)),
+        }
+    }
+
+    /// Returns a client of munged that seals and opens records of this cluster.
+    ///
+    /// # Errors
+    /// A socket path that cannot be one.
+    pub fn munge(&self) -> Result<seal::Munge, String> {
+        let munge = self.config.munge.client().map_err(|e| e.to_string())?;
+        Ok(munge.instance(&self.slurm.cluster))
+    }
+}
