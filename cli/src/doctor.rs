@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::{people, print};
+use ::slurm::Site;
 use finding::{Finding, FindingStatus, fail, ok, warn};
 use instance::Instance;
 
@@ -20,12 +21,13 @@ mod kubernetes;
 mod munge;
 mod servers;
 mod shell;
+mod slurm;
 
 /// Check what workflow tokens need on this node, and say what to do about what is wrong
 ///
-/// Run it as the instance owner on the node where the job manager runs (rank 0), since that is who reads token files
-/// and runs commands; the checks of MUNGE and of the job shell plugin are worth running on every node. The exit status
-/// is 0 where nothing failed.
+/// On Flux, run it as the instance owner on the node where the job manager runs (rank 0), since that is who reads token files
+/// and runs commands; the checks of MUNGE and of the job shell plugin are worth running on every node. On Slurm, run it
+/// as the agent's user on a controller, and as root on a node. The exit status is 0 if nothing failed.
 #[derive(clap::Args)]
 pub struct Args {
     /// Check the configuration in this TOML file, or directory of them, instead of the running instance's
@@ -43,6 +45,10 @@ pub struct Args {
 
 /// Runs all checks and prints what they found.
 pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
+    let path = args.config.clone().or_else(default_cluster);
+    if let Some(site) = path.and_then(|path| Site::read(&path).ok()) {
+        return report(args, &of_cluster(args, &site));
+    }
     let instance = Instance::find();
     let mut findings = vec![caller(&instance), clock::check()];
     let (config, found) = configuration::check(&instance, args.config.as_deref());
@@ -63,11 +69,40 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
 
+    report(args, &findings)
+}
+
+/// Returns the configuration of a Slurm cluster at its default place, where there is no Flux.
+fn default_cluster() -> Option<PathBuf> {
+    let path = PathBuf::from(::slurm::CONFIG);
+    (path.exists() && matches!(Instance::find(), Instance::None(_))).then_some(path)
+}
+
+/// Runs the checks of a Slurm cluster.
+fn of_cluster(args: &Args, site: &Site) -> Vec<Finding> {
+    let config = &site.config;
+    let mut findings = vec![clock::check()];
+    findings.extend(configuration::digit_names(config));
+    findings.extend(munge::check(Some(config), args.munge_socket.as_deref()));
+    match slurm::agent_uid(site) {
+        Ok(agent) => {
+            findings.extend(slurm::check(site, agent));
+            findings.extend(files::check(config, agent));
+            findings.extend(keys::check(config, agent));
+            findings.extend(kubernetes::check(config, agent));
+            findings.extend(servers::check(config, agent));
+        }
+        Err(finding) => findings.push(finding),
+    }
+    findings
+}
+
+fn report(args: &Args, findings: &[Finding]) -> Result<ExitCode, io::Error> {
     let ok = findings.iter().all(|finding| finding.status != FindingStatus::Fail);
     print::out(&if args.json {
-        print::json(&as_json(&findings, ok)) + "\n"
+        print::json(&as_json(findings, ok)) + "\n"
     } else {
-        as_text(&findings)
+        as_text(findings)
     })?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,4 +1,4 @@
-//! Running `flux`, the command, without ever waiting for it for long.
+//! Runs `flux` and the commands of Slurm, without ever waiting for one for long.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
@@ -13,33 +13,33 @@ use nix::unistd::Pid;
 use crate::print;
 use crate::within::TIMEOUT;
 
-/// The reason why `flux` gave no answer.
+/// The reason why a command gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such program.
-    #[error("the command flux is not on PATH: add the directory that holds it, such as /usr/bin, to PATH")]
-    NotFound,
+    #[error("the command {0} is not on PATH: add the directory that holds it, such as /usr/bin, to PATH")]
+    NotFound(&'static str),
     /// It could not be run.
-    #[error("flux {command} could not be run: {error}")]
+    #[error("{command} could not be run: {error}")]
     NotRun { command: String, error: io::Error },
     /// It did not end.
     #[error(
-        "flux {command} did not answer within {} seconds and was killed: see whether the instance hangs (flux uptime)",
+        "{command} did not answer within {} seconds and was killed: see whether the scheduler hangs",
         TIMEOUT.as_secs()
     )]
     TimedOut { command: String },
     /// It printed more than anything that is expected of it.
-    #[error("flux {command} printed more than {MAX_OUTPUT} bytes and was killed: is flux on PATH the real one?")]
+    #[error("{command} printed more than {MAX_OUTPUT} bytes and was killed: is the one on PATH the real one?")]
     TooMuch { command: String },
     /// It said no; with what it wrote to its standard error, free of secrets, on one line.
-    #[error("flux {command} failed: {says}")]
+    #[error("{command} failed: {says}")]
     Failed { command: String, says: String },
 }
 
 impl Error {
     /// Returns whether there is no Flux instance that could have answered.
     pub fn is_no_instance(&self) -> bool {
-        self.says("flux_open") || self.says("broker socket") || matches!(self, Self::NotFound)
+        self.says("flux_open") || self.says("broker socket") || matches!(self, Self::NotFound(_))
     }
 
     /// Returns whether only the owner of the instance is answered.
@@ -63,13 +63,21 @@ impl Error {
 /// A sealed record takes at most 1.5 MiB; a configuration or a query answer far less.
 const MAX_OUTPUT: usize = 4 << 20;
 
-/// What `flux ARGS…` prints, without the newline at its end.
+/// Returns what `flux ARGS…` prints, without the newline at its end.
 ///
 /// # Errors
-/// [`Error`], also where what it prints is not UTF-8.
+/// As those of [`run_program`].
 pub fn run(args: &[&str]) -> Result<String, Error> {
-    let command = || print::hidden(args.join(" "));
-    let mut child = Command::new("flux")
+    run_program("flux", args)
+}
+
+/// Returns what a program prints, without the newline at its end.
+///
+/// # Errors
+/// [`Error`], also if what it prints is not UTF-8.
+pub fn run_program(program: &'static str, args: &[&str]) -> Result<String, Error> {
+    let command = || format!("{program} {}", print::hidden(args.join(" ")));
+    let mut child = Command::new(program)
         .args(args)
         // The messages that are looked at are those of strerror(3).
         .env("LC_ALL", "C")
@@ -79,7 +87,7 @@ pub fn run(args: &[&str]) -> Result<String, Error> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NotFound,
+            io::ErrorKind::NotFound => Error::NotFound(program),
             _ => Error::NotRun {
                 command: command(),
                 error,

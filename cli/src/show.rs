@@ -1,10 +1,11 @@
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
+use std::{fs, io};
 
 use seal::{Expected, Munge, Owner, Record, key};
 use serde_json::{Value, json};
+use slurm::Site;
 use token::NumericDate;
 
 use crate::{flux, people, print, within};
@@ -22,6 +23,11 @@ pub struct Args {
     /// Which record: each plugin that delivers keeps its own
     #[arg(long, value_name = "KEY", default_value = key::WORKFLOW_TOKEN, value_parser = key::ALL)]
     record: String,
+
+    /// On Slurm: the configuration of the cluster. The record is read from the agent's store, or from the cache of this
+    /// node, as root or as the agent's user
+    #[arg(long, value_name = "FILE|DIR", conflicts_with = "record")]
+    config: Option<PathBuf>,
 
     /// Socket of munged [default: that of the instance's configuration, or else MUNGE's own]
     #[arg(long, value_name = "PATH")]
@@ -51,6 +57,8 @@ pub enum Error {
     #[error("{0}: {1}")]
     Record(String, seal::Error),
     #[error("{0}: {1}")]
+    Cluster(String, String),
+    #[error("{0}: {1}")]
     Flux(String, flux::Error),
     #[error(transparent)]
     Write(#[from] io::Error),
@@ -79,6 +87,9 @@ impl Seal {
 /// Shows a record.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let id = print::word(&print::hidden(&args.jobid));
+    if let Some(path) = &args.config {
+        return show_cluster(args, path, id);
+    }
     let jobid = decimal(&args.jobid, &id)?;
     let text = flux::run(&["job", "info", &jobid.to_string(), &args.record]).map_err(|e| refusal(id.clone(), e))?;
     let record = Record::from_json(&text).map_err(|e| Error::Record(id.clone(), e))?;
@@ -94,6 +105,61 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Seal::Refused(_) => ExitCode::FAILURE,
         Seal::Authentic { .. } | Seal::Unknown(_) => ExitCode::SUCCESS,
     })
+}
+
+/// Shows the record of a Slurm job.
+fn show_cluster(args: &Args, path: &Path, id: String) -> Result<ExitCode, Error> {
+    let failed = |why: String| Error::Cluster(id.clone(), why);
+    let site = Site::read(path).map_err(failed)?;
+    let jobid: u32 = args
+        .jobid
+        .parse()
+        .map_err(|_| failed("not a job id: give the number that squeue prints".to_owned()))?;
+    let answer = stored(&site, jobid).map_err(failed)?;
+    let record = match answer {
+        Stored::Record(record) => record,
+        Stored::Failed(why) => return Err(failed(format!("the job has no record: {why}"))),
+    };
+    let seal = Seal::Unknown("only a task of the job can open it".to_owned());
+    let shown = if args.json {
+        print::json(&as_json(&args.record, &record, jobid.into(), &seal)) + "\n"
+    } else {
+        as_text(&id, &args.record, &record, &seal)
+    };
+    print::out(&shown)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a controller or a node has of a job.
+enum Stored {
+    Record(Record),
+    /// The reason why the job must not start.
+    Failed(String),
+}
+
+fn stored(site: &Site, jobid: u32) -> Result<Stored, String> {
+    let name = format!("job-{jobid}");
+    let (store, cache) = (site.slurm.store.join(&name), site.slurm.cache.join(&name));
+    let parse = |text: &str| Record::from_json(text).map(Stored::Record).map_err(|e| e.to_string());
+    match (fs::read_to_string(&store), fs::read_to_string(&cache)) {
+        (Ok(text), _) => {
+            let entry: Value = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", store.display()))?;
+            match (entry["answer"]["record"].as_str(), entry["answer"]["failed"].as_str()) {
+                (Some(record), _) => parse(record),
+                (None, Some(why)) => Ok(Stored::Failed(why.to_owned())),
+                (None, None) => Err(format!("{}: it is of another release", store.display())),
+            }
+        }
+        (Err(_), Ok(text)) => parse(&text),
+        (Err(e), Err(_)) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(format!("{}: {e}: run this as root", store.display()))
+        }
+        (Err(_), Err(_)) => Err(format!(
+            "there is no record in {} or {}: the job has ended, or this is neither its controller nor one of its nodes",
+            site.slurm.store.display(),
+            site.slurm.cache.display()
+        )),
+    }
 }
 
 /// The job id as a number; flux knows the forms that it can have.

@@ -19,7 +19,7 @@ impl Instance {
             Ok(uid) => match uid.trim().parse() {
                 Ok(owner) => Self::Here { owner },
                 Err(_) => Self::Broken(flux::Error::Failed {
-                    command: "getattr security.owner".to_owned(),
+                    command: "flux getattr security.owner".to_owned(),
                     says: "its answer is no uid".to_owned(),
                 }),
             },
@@ -32,7 +32,7 @@ impl Instance {
     pub fn absence(&self, check: &'static str) -> Option<Finding> {
         match self {
             Self::Here { .. } => None,
-            Self::None(flux::Error::NotFound) => Some(skip(
+            Self::None(flux::Error::NotFound(_)) => Some(skip(
                 check,
                 "there is no flux on PATH",
                 "add the directory that holds flux to PATH and run this again",

@@ -48,7 +48,7 @@ const CRAY_PMI_BOOTSTRAP: Object = Object {
 pub(super) fn check(instance: &Instance, loaded: Loaded, config: Option<&Config>) -> Vec<Finding> {
     let dirs = match setting(instance, "shell_pluginpath") {
         Ok(dirs) => dirs,
-        Err(flux::Error::NotFound) => {
+        Err(flux::Error::NotFound(_)) => {
             let todo = "add the directory that holds flux to PATH";
             return vec![skip(CHECK, "there is no flux on PATH", todo)];
         }

@@ -1,0 +1,241 @@
+//! A Slurm cluster: what its controllers and nodes are set up with.
+
+use std::{
+    fs,
+    net::{TcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use config::Principal;
+use nix::unistd::User;
+use slurm::Site;
+
+use super::finding::{Finding, fail, ok, skip, warn};
+use crate::{flux::run_program, people, within};
+
+const CHECK: &str = "slurm";
+
+/// The name of the plugin's object in plugstack.conf.
+const PLUGIN: &str = "workflow-token-spank.so";
+
+/// The name of the program for prologs and epilogs.
+const PROLOG: &str = "workflow-token-slurmctld";
+
+/// The time in which an agent must accept a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Checks this node of a cluster. `agent` is the uid of the agent's user.
+pub(super) fn check(site: &Site, agent: u32) -> Vec<Finding> {
+    let mut findings = vec![caller(agent)];
+    match run_program("scontrol", &["show", "config"]) {
+        Ok(shown) => findings.extend(slurm_conf(site, &shown)),
+        Err(e) => findings.push(skip(
+            CHECK,
+            e.to_string(),
+            "run this where `scontrol show config` works",
+        )),
+    }
+    findings.push(controller(site));
+    findings.extend(site.slurm.servers.iter().map(|server| agent_at(server)));
+    findings
+}
+
+/// Returns the uid of the agent's user, or a finding.
+pub(super) fn agent_uid(site: &Site) -> Result<u32, Finding> {
+    match &site.slurm.user {
+        Principal::Id(uid) => Ok(*uid),
+        Principal::Name(name) => match User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) | Err(_) => Err(fail(
+                CHECK,
+                format!("the agent's user {} is not known here", name.escape_debug()),
+                "create the user with the same uid on all nodes, or correct the key user of the table slurm",
+            )),
+        },
+    }
+}
+
+fn caller(agent: u32) -> Finding {
+    let (me, agent_user) = (people::me(), people::describe(agent));
+    match me == agent || me == 0 {
+        true => ok(
+            CHECK,
+            format!("run as {}; the agent runs as {agent_user}", people::describe(me)),
+        ),
+        false => warn(
+            CHECK,
+            format!("run as {}; the agent runs as {agent_user}", people::describe(me)),
+            "run this as the agent's user to check what it can read and run",
+        ),
+    }
+}
+
+/// Checks slurm.conf as the controller reports it (scontrol(1)).
+fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
+    let value = |key: &str| {
+        let mut lines = shown.lines();
+        lines.find_map(|line| {
+            let (found, value) = line.split_once('=')?;
+            // Releases that take several programs number them.
+            (found.trim().split('[').next() == Some(key)).then(|| value.trim().to_owned())
+        })
+    };
+    let mut findings = Vec::new();
+    let (cluster, named) = (&site.slurm.cluster, value("ClusterName").unwrap_or_default());
+    findings.push(match *cluster == named {
+        true => ok(CHECK, format!("cluster {named}")),
+        false => fail(
+            CHECK,
+            format!("slurm.conf has ClusterName={named}, and the table slurm has cluster = \"{cluster}\""),
+            "write the name of slurm.conf in the table slurm",
+        ),
+    });
+    for key in ["PrologSlurmctld", "EpilogSlurmctld"] {
+        let what = value(key).filter(|program| program != "(null)");
+        findings.push(match what {
+            Some(program) if runs_prolog(Path::new(&program)) => ok(CHECK, format!("{key}={program}")),
+            Some(program) => warn(
+                CHECK,
+                format!("{key}={program} does not mention {PROLOG}"),
+                format!("have it run {PROLOG}, unless one of its programs does"),
+            ),
+            None => fail(
+                CHECK,
+                format!("slurm.conf has no {key}: no job gets a token"),
+                format!("set {key} to {PROLOG}, and restart slurmctld"),
+            ),
+        });
+    }
+    let stack = value("PlugStackConfig").unwrap_or_else(|| "/etc/slurm/plugstack.conf".to_owned());
+    findings.push(plug_stack(Path::new(&stack)));
+    findings
+}
+
+fn runs_prolog(program: &Path) -> bool {
+    program.ends_with(PROLOG) || fs::read(program).is_ok_and(|text| contains(&text, PROLOG))
+}
+
+fn contains(text: &[u8], word: &str) -> bool {
+    text.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// Checks plugstack.conf on this node, and the object that it names (spank(8)).
+fn plug_stack(path: &Path) -> Finding {
+    let shown = path.display();
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) => {
+            let todo = format!("write a line `required PATH/{PLUGIN}` there, on each node");
+            return fail(CHECK, format!("{shown}: {e}"), todo);
+        }
+    };
+    let mut words = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().split_ascii_whitespace());
+    let named = words.find_map(|mut words| {
+        let (kind, object) = (words.next()?, words.next()?);
+        object.ends_with(PLUGIN).then(|| (kind.to_owned(), object.to_owned()))
+    });
+    match named {
+        None if text.contains("include") => warn(
+            CHECK,
+            format!("{shown} does not name {PLUGIN} itself"),
+            "see that a file that it includes does",
+        ),
+        None => fail(
+            CHECK,
+            format!("{shown} does not name {PLUGIN}: no job gets a token here"),
+            format!("write a line `required PATH/{PLUGIN}` there, on each node"),
+        ),
+        Some((_, object)) if !Path::new(&object).exists() && object.starts_with('/') => fail(
+            CHECK,
+            format!("{shown} names {object}, which is not there"),
+            "install it on this node: Slurm drains nodes that lack a required plugin",
+        ),
+        Some((kind, object)) if kind != "required" => warn(
+            CHECK,
+            format!("{shown}: {object} is {kind}: where it is missing, jobs start without their token"),
+            "write `required`",
+        ),
+        Some((_, object)) => ok(CHECK, format!("{shown}: required {object}")),
+    }
+}
+
+/// Checks the agent's socket for the controller.
+fn controller(site: &Site) -> Finding {
+    let socket = site.slurm.socket.clone();
+    let shown = socket.display().to_string();
+    if !socket.exists() {
+        let what = format!("{shown} is not there: this is no controller, or no agent runs here");
+        return skip(CHECK, what, "on a controller, start workflow-token-agent");
+    }
+    match within::timeout(move || UnixStream::connect(&socket)) {
+        Some(Ok(_)) => ok(CHECK, format!("an agent listens at {shown}")),
+        Some(Err(e)) => fail(
+            CHECK,
+            format!("{shown}: {e}"),
+            "start workflow-token-agent, or run this as its user",
+        ),
+        None => fail(CHECK, format!("{shown}: no answer"), "restart workflow-token-agent"),
+    }
+}
+
+/// Checks that an agent can be reached as a node would.
+fn agent_at(server: &str) -> Finding {
+    let name = server.to_owned();
+    let connected = within::timeout(move || {
+        let mut last = std::io::Error::other("it has no address");
+        for address in name.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, CONNECT) {
+                Ok(_) => return Ok(()),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    });
+    match connected {
+        Some(Ok(())) => ok(CHECK, format!("the agent at {server} accepts connections")),
+        Some(Err(e)) => fail(
+            CHECK,
+            format!("the agent at {server} cannot be reached: {e}"),
+            "start workflow-token-agent there, and let nodes connect to it",
+        ),
+        None => fail(
+            CHECK,
+            format!("{server} was not resolved in time"),
+            "write an address instead of a name",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugstack_must_require_the_plugin() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("plugstack.conf");
+        let object = directory.path().join(PLUGIN);
+        let check = |text: &str| {
+            fs::write(&path, text.replace("OBJECT", object.to_str().unwrap())).unwrap();
+            let finding = plug_stack(&path);
+            (finding.status.name(), finding.what)
+        };
+        assert_eq!(check("required OBJECT").0, "fail");
+        fs::write(&object, "").unwrap();
+        for (text, status) in [
+            ("required OBJECT config=/x", "ok"),
+            ("optional OBJECT", "warn"),
+            ("# required OBJECT", "fail"),
+            ("required /other.so # OBJECT", "fail"),
+            ("include /etc/slurm/plugstack.conf.d/*", "warn"),
+            ("", "fail"),
+        ] {
+            let (found, what) = check(text);
+            assert_eq!(found, status, "{text}: {what}");
+        }
+    }
+}
