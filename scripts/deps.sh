@@ -33,6 +33,9 @@ if [ "$what_for" != build ]; then
 	munged:munge
 	python3:python3
 	openssl:openssl
+	slurmctld:slurmctld
+	slurmd:slurmd
+	srun:slurm-client
 	"
 fi
 if [ "$what_for" = check ]; then
@@ -46,6 +49,7 @@ if [ "$what_for" = check ]; then
 	/usr/share/sharness/sharness.sh:sharness
 	setpriv:util-linux
 	ps:procps
+	/usr/include/slurm/spank.h:libslurm-dev
 	"
 	for component in fmt:rustfmt clippy:clippy; do
 		cargo "${component%:*}" --version >/dev/null 2>&1 ||

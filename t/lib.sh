@@ -25,6 +25,8 @@ done
 # shellcheck source=/dev/null
 . "$sharness"
 export LC_ALL=C.UTF-8
+# shellcheck source=common.sh
+. "$TESTS/common.sh"
 # Programs and directories that a group can write to are refused.
 umask 022
 
@@ -70,25 +72,6 @@ flux() {
 	timeout -k 5 "${LIMIT:-60}" "$FLUX" "$@"
 }
 
-#
-# munged, with a key and a socket of its own.
-#
-
-MUNGE_SOCKET=$SHARNESS_TRASH_DIRECTORY/munge.socket
-
-# munge_up: starts it; returns when it answers. --force, since its directory is not one for a daemon of root.
-munge_up() {
-	local key=$SHARNESS_TRASH_DIRECTORY/munge.key dir=$SHARNESS_TRASH_DIRECTORY
-	test -e "$key" || (umask 077 && head -c 1024 /dev/urandom >"$key") || return
-	munged --force --key-file="$key" --socket="$MUNGE_SOCKET" --pid-file="$dir/munged.pid" \
-		--log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.err" 8>&- 9>&- || {
-		echo "munged did not start:"
-		cat "$dir/munged.err" "$dir/munged.log"
-		return 1
-	}
-	MUNGED=$(cat "$dir/munged.pid")
-}
-
 # ready FD PID LOG: the line that a program prints when it is ready. Where it ends before, or prints none within a minute, this
 # prints what it logged, and fails.
 ready() {
@@ -103,24 +86,6 @@ ready() {
 	echo "process $2 is not ready; $3:" >&2
 	cat "$3" >&2
 	return 1
-}
-
-# munge_signal SIGNAL
-munge_signal() {
-	kill -s "$1" "$MUNGED"
-}
-
-# munge_kill: as a crash would, so that its socket stays.
-munge_kill() {
-	test -n "$MUNGED" || return 0
-	kill -KILL "$MUNGED" 2>/dev/null
-	await_exit "$MUNGED"
-	MUNGED=
-}
-
-# await_exit PID: of a process that need not be a child.
-await_exit() {
-	timeout 60 tail --pid="$1" -f /dev/null
 }
 
 #
@@ -563,37 +528,6 @@ everywhere() {
 #
 # Tokens and jobs.
 #
-
-# new_token [CLAIM=VALUE…]: a token that there never was before.
-new_token() {
-	"$TESTS/new-token.py" "$@"
-}
-
-# token_file FILE [CLAIM=VALUE…]: a new token in a file that its owner alone can read; and on standard output.
-token_file() {
-	local file=$1
-	shift
-	(umask 077 && rm -f "$file" && new_token "$@" >"$file") && cat "$file"
-}
-
-# eventually COMMAND…: until it succeeds, for what no event tells of.
-eventually() {
-	local limit=$((SECONDS + 60))
-	until "$@"; do
-		test $SECONDS -lt $limit || return
-		sleep 0.1
-	done
-}
-
-# is_gone PID: it has ended, whether or not its parent knows.
-is_gone() {
-	! test -e "/proc/$1/stat" || grep -q ") [ZX] " "/proc/$1/stat"
-}
-
-# program FILE: makes a program out of standard input.
-program() {
-	cat >"$1" && chmod 0755 "$1"
-}
 
 # quiet_program: makes the program `quiet`, which writes its process id to the FIFO `pids`, and waits until it is killed. It
 # starts no other in its place: while one does, it has no environment that could be read.

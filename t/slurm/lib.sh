@@ -1,0 +1,70 @@
+# shellcheck shell=bash
+# What the tests on Slurm share: a cluster of two nodes on this machine, with a munged and an agent of its own.
+#
+# As root, Slurm and the agent run as the user slurm, and jobs as other users. As somebody else, all run as that user.
+
+# shellcheck source=../lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+# Not in the trash directory, whose name has a space: slurm.conf has no quotes.
+mkdir -p "$base/cluster" && cd "$base/cluster" || exit 1
+MUNGE_SOCKET=$PWD/munge.socket
+# shellcheck source=cluster.sh
+. "$TESTS/slurm/cluster.sh"
+
+# need_slurm: skips the test where there is no Slurm, or nothing to be tested with it.
+need_slurm() {
+	for program in slurmctld slurmd srun sbatch scontrol; do
+		command -v $program >/dev/null || skip "no $program found: install the packages slurmctld, slurmd, slurm-client"
+	done
+	command -v python3 >/dev/null || skip "no python3 found: install it"
+	command -v munged >/dev/null || skip "no munged found: install the package munge"
+	# A newline would end a line of slurm.conf.
+	test "$CONTROLLER" != slurm || id slurm >/dev/null 2>&1 || skip "there is no user slurm"
+	for file in lib/slurm/workflow-token-spank.so libexec/workflow-token-agent libexec/workflow-token-slurmctld; do
+		test -e "$STAGE/$file" || error "$STAGE/$file is missing: run make stage"
+	done
+	trap 'ended=$?; cluster_down; tidy; rm -rf "$base/test-results"
+		test "$test_failure" -gt 0 || rm -rf "$base/cluster"; rmdir "$base" 2>/dev/null ||
+		echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT
+	cleanup cluster_down
+}
+
+# finished ID: its job has ended.
+finished() {
+	local states
+	states=$(squeue --noheader --states=all --jobs="$1" --format=%T) && test -n "$states" &&
+		! grep -qvx "COMPLETED\|FAILED\|CANCELLED\|TIMEOUT\|NODE_FAIL" <<<"$states"
+}
+
+# is_empty DIRECTORY
+is_empty() {
+	test -z "$(ls -A "$1")"
+}
+
+# has_lines COUNT TEXT FILE: at least so many.
+has_lines() {
+	test "$(grep -c "$2" "$3")" -ge "$1"
+}
+
+# hides HAYSTACK…: none of them has the token.
+hides() {
+	test_expect_code 1 "$TESTS/search.py" token "$@"
+}
+
+# run USER ARGUMENTS…: srun as that user.
+run() {
+	local user=$1
+	shift
+	as "$user" timeout -k 5 60 srun "$@"
+}
+
+# batch USER ARGUMENTS…: sbatch as that user; prints the job id.
+batch() {
+	local user=$1
+	shift
+	as "$user" timeout 30 sbatch --parsable "$@"
+}
+
+# What a task runs to show its token.
+PRINT='printenv DW_WORKFLOW_TOKEN || echo none'

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+test_description='Slurm: each job gets its token, whatever kind of job it is, and no other job does'
+
+. "$(dirname "$0")/lib.sh"
+need_slurm
+
+test_expect_success 'a cluster starts with the plugin' '
+	cluster_prepare &&
+	token_file token >/dev/null &&
+	chown "$CONTROLLER" token &&
+	rule "user = \"$ALICE\"" "partition = \"debug\"" | site &&
+	munge_up &&
+	agent_up &&
+	cluster_up
+'
+
+test_expect_success 'srun: each task of two nodes gets the token' '
+	run "$ALICE" -N2 -n3 sh -c "$PRINT" >out &&
+	cat token token token >expected &&
+	test_cmp expected out
+'
+
+test_expect_success 'no task has variables or descriptors of the plugin' '
+	run "$ALICE" --export=NONE /bin/sh -c "/usr/bin/env; /bin/ls -l /proc/self/fd" >out &&
+	grep -qF -f token out &&
+	! grep "WORKFLOW_TOKEN_\|site.toml\|cache\|munge" out
+'
+
+test_expect_success 'a job that no rule is for runs without a token' '
+	run "$ALICE" -p other sh -c "$PRINT" >out &&
+	echo none >expected &&
+	test_cmp expected out
+'
+
+test -z "$BOB" || test_set_prereq TWO_USERS
+test_expect_success TWO_USERS 'a job of another user runs without a token' '
+	run "$BOB" sh -c "$PRINT" >out &&
+	echo none >expected &&
+	test_cmp expected out
+'
+
+test_expect_success 'sbatch: the script and its steps get it' '
+	mkdir -p shared && chmod 1777 shared &&
+	id=$(batch "$ALICE" -o "$PWD/shared/batch.out" --wrap "$PRINT; srun sh -c \"$PRINT\"; srun -N1 sh -c \"$PRINT\"") &&
+	eventually finished "$id" &&
+	cat token token token >expected &&
+	test_cmp expected shared/batch.out
+'
+
+test_expect_success 'salloc with srun' '
+	as "$ALICE" timeout 60 salloc -N2 srun sh -c "$PRINT" >out 2>err &&
+	cat token token >expected &&
+	test_cmp expected out
+'
+
+test_expect_success '--export=NONE' '
+	run "$ALICE" --export=NONE /bin/sh -c "/usr/bin/$PRINT" >out &&
+	test_cmp token out
+'
+
+test_expect_success 'a variable that the user sets is replaced' '
+	DW_WORKFLOW_TOKEN=mine run "$ALICE" sh -c "$PRINT" >out &&
+	test_cmp token out &&
+	run "$ALICE" --export=ALL,DW_WORKFLOW_TOKEN=mine sh -c "$PRINT" >out &&
+	test_cmp token out
+'
+
+test_expect_success 'each task of an array' '
+	id=$(batch "$ALICE" --array=1-3 -o "$PWD/shared/array-%a.out" --wrap "$PRINT") &&
+	eventually finished "$id" &&
+	for task in 1 2 3; do test_cmp token "shared/array-$task.out" || return; done
+'
+
+test_expect_success 'each component of a heterogeneous job' '
+	run "$ALICE" -N1 sh -c "$PRINT" : -N1 sh -c "$PRINT" >out &&
+	cat token token >expected &&
+	test_cmp expected out
+'
+
+# runs_again: Slurm holds a requeued job back for two minutes.
+runs_again() {
+	scontrol update JobId="$id" StartTime=now 2>/dev/null
+	grep -qF -f token shared/requeued
+}
+
+test_expect_success 'a job that is requeued gets a new token' '
+	program "$PWD/shared/wait" <<-EOF &&
+		#!/bin/sh
+		{ $PRINT; } >>"$PWD/shared/requeued"
+		test "\$SLURM_RESTART_COUNT" = 1 || exec sleep 600
+	EOF
+	id=$(batch "$ALICE" --requeue -o /dev/null "$PWD/shared/wait") &&
+	eventually test -s shared/requeued &&
+	token_file token >/dev/null && chown "$CONTROLLER" token &&
+	scontrol requeue "$id" &&
+	eventually runs_again &&
+	eventually finished "$id" &&
+	test "$(wc -l <shared/requeued)" -eq 2
+'
+
+test_expect_success 'a node asks once for all steps of a job' '
+	as "$ALICE" timeout 60 salloc --no-shell -N2 2>err &&
+	id=$(sed -n "s/.*Granted job allocation //p" err) &&
+	run "$ALICE" --jobid="$id" -N2 sh -c "$PRINT" >out &&
+	kill -STOP "$AGENT" &&
+	for step in 1 2 3; do run "$ALICE" --jobid="$id" -N2 sh -c "$PRINT" >>out || break; done;
+	kill -CONT "$AGENT" &&
+	test "$(grep -cF -f token out)" -eq 8 &&
+	scancel "$id"
+'
+
+test_expect_success 'a job within a job gets its own token, and the outer one is not sent' '
+	program "$PWD/shared/outer" <<-EOF &&
+		#!/bin/sh
+		sbatch --parsable --wait -p other -o "$PWD/shared/inner.out" --wrap "$PRINT" >/dev/null
+		sbatch --parsable --wait -o "$PWD/shared/inner2.out" --wrap "$PRINT" >/dev/null
+	EOF
+	id=$(batch "$ALICE" -o "$PWD/shared/outer.out" "$PWD/shared/outer") &&
+	eventually finished "$id" &&
+	echo none >expected &&
+	test_cmp expected shared/inner.out &&
+	test_cmp token shared/inner2.out
+'
+
+test_expect_success 'in the end no node is drained and no record is left' '
+	no_node_is_drained &&
+	eventually is_empty agent/store &&
+	eventually is_empty cache
+'
+
+test_done

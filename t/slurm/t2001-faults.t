@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+test_description='Slurm: whatever fails, no job starts without its token, each says why in one line, and no node is drained'
+
+. "$(dirname "$0")/lib.sh"
+need_slurm
+
+TIMEOUT=3s
+
+# fails TEXT ARGUMENTS…: a job of the user does not start, and prints one line with that text.
+fails() {
+	local text=$1
+	shift
+	rm -f shared/started
+	! run "$ALICE" "$@" touch "$PWD/shared/started" >out 2>err &&
+		! test -e shared/started &&
+		grep "workflow-token: .*$text" err &&
+		test "$(grep -c "workflow-token: " err)" -eq 1 &&
+		no_node_is_drained
+}
+
+works() {
+	run "$ALICE" sh -c "$PRINT" >out && test_cmp token out
+}
+
+test_expect_success 'a cluster starts' '
+	cluster_prepare &&
+	mkdir shared && chmod 1777 shared &&
+	token_file token >/dev/null && chown "$CONTROLLER" token &&
+	rule "user = \"$ALICE\"" "partition = \"debug\"" | site &&
+	munge_up && agent_up && cluster_up && works
+'
+
+test_expect_success 'the source has no token' '
+	mv token away &&
+	fails "source-failed" -N2 -n2 &&
+	mv away token && works
+'
+
+test_expect_success 'the job is in the log of the agent, with the cause' '
+	grep "no workflow token was delivered: .*token: .*No such file.*\[source-failed\]" agent.log
+'
+
+test_expect_success 'the agent is down: a job that may be due a token fails' '
+	agent_down &&
+	fails "could not be delivered" &&
+	grep "agent-unavailable" slurmd-n?.log
+'
+
+test -z "$BOB" || test_set_prereq TWO_USERS
+test_expect_success TWO_USERS 'and the jobs of others run as before' '
+	run "$BOB" sh -c "$PRINT" >out && grep none out
+'
+
+test_expect_success 'the agent is back: the next job is served' '
+	agent_up && works
+'
+
+test_expect_success 'the agent is killed: the records of running jobs survive it' '
+	mkfifo shared/go && chmod 0666 shared/go &&
+	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "$PRINT; read go <$PWD/shared/go; srun -N1 sh -c \"$PRINT\"") &&
+	eventually grep -qF -f token shared/out &&
+	agent_down KILL && agent_up && rm -f cache/* &&
+	echo >shared/go &&
+	eventually finished "$id" &&
+	cat token token >expected && test_cmp expected shared/out
+'
+
+test_expect_success 'the agent is stopped: a job fails in time' '
+	kill -STOP "$AGENT" &&
+	fails "could not be delivered" &&
+	kill -CONT "$AGENT" && works
+'
+
+# The plugin has a munged of its own here, with the key of the other one.
+test_expect_success 'munged of a node is gone: a job fails, and others run when it is back' '
+	sed "s,^munge-socket.*,munge-socket = \"$PWD/node/munge.socket\"," "$SITE" >node.toml &&
+	mkdir -p node && cp -p munge.key node &&
+	sed -i "s/config=.*/config=$(printf %s "$PWD" | sed "s,/,\\\\/,g")\/node.toml/" plugstack.conf &&
+	fails "could not be delivered" &&
+	grep "munged running on this node" slurmd-n?.log &&
+	main=$MUNGED && MUNGE_SOCKET=$PWD/node/munge.socket munge_up && works &&
+	munge_kill && MUNGED=$main &&
+	sed -i "s/node.toml/site.toml/" plugstack.conf && works
+'
+
+test_expect_success 'the configuration of a node is wrong' '
+	cp "$SITE" right.toml &&
+	sed "s/^source = .*/source = \"none\"/" right.toml >"$SITE" &&
+	fails "could not be delivered" &&
+	grep "workflow-token.rule\[0\].source" slurmd-n?.log &&
+	cp right.toml "$SITE" && works
+'
+
+test_expect_success 'a wrong configuration is not loaded by the agent' '
+	sed "s/^source = .*/source = \"none\"/" right.toml >"$SITE" &&
+	kill -HUP "$AGENT" &&
+	eventually grep "the former configuration stays" agent.log &&
+	cp right.toml "$SITE" && works &&
+	kill -HUP "$AGENT" &&
+	eventually grep "was loaded again" agent.log && works
+'
+
+test_expect_success 'the agent cannot store' '
+	mkdir -p agent/store && mv agent/store agent/away && : >agent/store &&
+	fails "could not be delivered" &&
+	grep "store-failed" agent.log &&
+	rm agent/store && mv agent/away agent/store && works
+'
+
+test_expect_success 'slurmctld is restarted while a job runs' '
+	rm -f shared/out &&
+	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "$PRINT; read go <$PWD/shared/go; srun -N1 sh -c \"$PRINT\"") &&
+	eventually grep -qF -f token shared/out &&
+	slurmctld_down && slurmctld_up && works &&
+	echo >shared/go &&
+	eventually finished "$id" &&
+	cat token token >expected && test_cmp expected shared/out && works
+'
+
+test_expect_success 'a source that hangs: Slurm answers, the job fails, and those of other rules run' '
+	program slow <<-\EOF &&
+		#!/bin/sh
+		exec sleep 600
+	EOF
+	{
+		printf "\n[[workflow-token.rule]]\nsource = \"command\"\ncommand = [\"%s/slow\"]\npartition = \"other\"\n" "$PWD"
+		rule "user = \"$ALICE\"" "partition = \"debug\""
+	} | site &&
+	kill -HUP "$AGENT" && eventually has_lines 2 "loaded again" agent.log &&
+	id=$(batch "$ALICE" -p other -o "$PWD/shared/slow.out" --wrap "touch $PWD/shared/slow-started") &&
+	works && squeue >/dev/null &&
+	eventually finished "$id" &&
+	! test -e shared/slow-started && grep "source-timeout" shared/slow.out &&
+	no_node_is_drained
+'
+
+test_expect_success 'in the end no node is drained' '
+	no_node_is_drained && works
+'
+
+test_done
