@@ -64,7 +64,7 @@ fn text(name: &str) -> Result<Option<String>, String> {
     let value = value.into_string().map_err(|_| format!("{name} is not UTF-8"))?;
     match value.len() {
         0 => Ok(None),
-        ..=MAX => Ok(Some(value).filter(|value| value != "(null)")),
+        1..=MAX => Ok(Some(value).filter(|value| value != "(null)")),
         length => Err(format!("{name} has {length} bytes, and {MAX} at most are expected")),
     }
 }
