@@ -131,6 +131,44 @@ fn a_record_of_another_job_user_or_sealer_is_refused() {
     assert!(matches!(record.open(&munge, &expected()), Err(Error::Foreign { .. })));
 }
 
+/// Clusters that share a key have jobs of the same ids.
+#[needs(munged)]
+#[test]
+fn a_record_of_another_cluster_is_refused() {
+    let munged = Munged::start();
+    let (hpc, other, none) = (
+        munged.client().instance("hpc"),
+        munged.client().instance("other"),
+        munged.client(),
+    );
+    let record = sealed(&hpc);
+    assert_eq!(record.open(&hpc, &expected()).unwrap().variables.len(), 1);
+    for munge in [&other, &none] {
+        let refused = record.open(munge, &expected());
+        assert!(matches!(refused, Err(Error::OtherInstance { .. })), "{refused:?}");
+    }
+    let refused = sealed(&none).open(&hpc, &expected());
+    assert!(matches!(refused, Err(Error::OtherInstance { .. })), "{refused:?}");
+}
+
+/// Messages between processes, such as a node's request, are good for one use by one user.
+#[needs(munged)]
+#[test]
+fn a_message_is_received_once_by_the_user_it_is_for() {
+    let munged = Munged::start();
+    let munge = munged.client();
+    let message = munge.encode(b"request", me()).unwrap();
+    let (payload, uid) = munge.receive(&message).unwrap();
+    assert_eq!((payload.as_slice(), uid), (&b"request"[..], me()));
+    let again = munge.receive(&message).unwrap_err().to_string();
+    assert!(again.contains("received before"), "{again}");
+    assert!(munge.receive(&munge.encode(b"request", me() + 1).unwrap()).is_err());
+    let for_all = forged(&munged, "request", &[]).credential().to_owned();
+    let refused = munge.receive(&for_all).unwrap_err().to_string();
+    assert!(refused.contains("not restricted"), "{refused}");
+    assert!(munge.receive("MUNGE:no:").is_err() && munge.receive("\0").is_err());
+}
+
 #[needs(munged)]
 #[test]
 fn what_the_record_says_in_clear_decides_nothing() {

@@ -61,6 +61,52 @@ fn a_workflow_token_names_its_job_and_its_principal_once() {
     }
 }
 
+/// A service tells jobs of Slurm from those of Flux by the claim.
+#[test]
+fn jobs_of_slurm_have_a_claim_of_their_own() {
+    let grant = |array| Grant::Session {
+        workspace: "hydro".parse().unwrap(),
+        job: Job {
+            id: "7".parse().unwrap(),
+            uid: 1000,
+            instance: "hpc".into(),
+            scheduler: JobScheduler::Slurm { array, restarts: 1 },
+        },
+    };
+    let slurm = json!({"jobid": "7", "uid": 1000, "cluster": "hpc", "restarts": 1});
+    let mut of_array = slurm.clone();
+    of_array["array-jobid"] = json!(5);
+    of_array["array-task"] = json!(2);
+    for (array, expected) in [(None, slurm), (Some((5, 2)), of_array)] {
+        let claims = minted(grant(array));
+        assert_eq!(claims.get("slurm"), Some(expected));
+        assert_eq!(claims.get("flux"), None);
+        let job = claims.job().unwrap();
+        assert_eq!((job.id, job.uid, job.instance, job.is_slurm), ("7", 1000, "hpc", true));
+    }
+    let flux = minted(session());
+    assert!(!flux.job().unwrap().is_slurm);
+
+    let payload = |more: &str| {
+        format!(
+            r#"{{"iss":"{ISSUER}","sub":"alice","aud":"{AUDIENCE}","exp":{},"scope":"session","workspace":"hydro"{more}}}"#,
+            NOW + 600
+        )
+    };
+    let slurm = r#","slurm":{"jobid":"7","uid":1000,"cluster":"hpc"}"#;
+    let flux = r#","flux":{"jobid":"f1","uid":1000,"instance":"fluke"}"#;
+    for (more, is_accepted) in [
+        (slurm.to_owned(), true),
+        (flux.to_owned(), true),
+        (format!("{slurm}{flux}"), false),
+        (slurm.replace("cluster", "instance"), false),
+        (flux.replace("instance", "cluster"), false),
+    ] {
+        let token = sign(key(Algorithm::EdDsa), r#"{"alg":"EdDSA","typ":"JWT"}"#, payload(&more));
+        assert_eq!(verifier().verify(&token, now()).is_ok(), is_accepted, "{more}");
+    }
+}
+
 #[test]
 fn user_tokens_say_what_they_are_for() {
     for (grant, scope, workspaces) in [

@@ -147,6 +147,17 @@ mod tests {
     }
 
     #[test]
+    fn flux_takes_no_configuration_of_a_cluster() {
+        let slurm = json!({"cluster": "hpc", "servers": "ctl"});
+        let config = Config::from_json(&json!({"workflow-token": {"slurm": slurm}})).unwrap();
+        let error = config.of_flux().unwrap_err().to_string();
+        assert!(
+            error.contains("workflow-token.slurm") && error.contains("file of its own"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn conditions_of_the_other_scheduler_name_the_equivalent() {
         let slurm = json!({"cluster": "hpc", "servers": "ctl"});
         let with = |slurm: &Value, key: &str| {
