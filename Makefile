@@ -28,10 +28,6 @@ export PKG_CONFIG_PATH := $(FLUX_PREFIX)/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
 built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-built_objects = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,object)
-programs = -p agent -p cli -p slurm-prolog
-objects = -p jobtap-workflow-token -p jobtap-dws -p jobtap-cray-pmi-bootstrap -p shell-workflow-token -p shell-dws-environment \
-	-p shell-cray-pmi-bootstrap -p slurm-spank
 # A tree as `make install` makes it, of what was built for the tests.
 export WORKFLOW_TOKEN_STAGE = $(CARGO_TARGET_DIR)/stage
 install_to_stage = $(MAKE) --no-print-directory install DESTDIR= PREFIX=$(WORKFLOW_TOKEN_STAGE) \
@@ -49,12 +45,7 @@ deps:
 
 build:
 	@scripts/deps.sh build
-ifeq ($(PROFILE),release)
-	$(CARGO) build --release $(or $(PACKAGES),$(programs))
-	$(CARGO) build --profile object $(objects)
-else
 	$(CARGO) build $(PACKAGES) --profile $(PROFILE)
-endif
 
 stage:
 	@$(install_to_stage) PROFILE=dev >/dev/null
@@ -96,13 +87,13 @@ install: build man
 	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
 	install -m 0755 $(built)/workflow-token-slurmctld $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmctld
 	install -d $(DESTDIR)$(LIBDIR)/slurm
-	install -m 0755 $(built_objects)/libslurm_spank.so $(DESTDIR)$(LIBDIR)/slurm/workflow-token-spank.so
-	install -m 0755 $(built_objects)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
-	install -m 0755 $(built_objects)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
-	install -m 0755 $(built_objects)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
-	install -m 0755 $(built_objects)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built_objects)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built_objects)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
+	install -m 0755 $(built)/libslurm_spank.so $(DESTDIR)$(LIBDIR)/slurm/workflow-token-spank.so
+	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
+	install -m 0755 $(built)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
+	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
+	install -m 0755 $(built)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
+	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(BINDIR)/workflow-token

@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -46,8 +46,16 @@ pub struct Args {
 /// Runs all checks and prints what they found.
 pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let path = args.config.clone().or_else(default_cluster);
-    if let Some(site) = path.and_then(|path| Site::read(&path).ok()) {
-        return report(args, &of_cluster(args, &site));
+    if let Some(path) = path.filter(|path| is_of_cluster(path)) {
+        let findings = match Site::read(&path) {
+            Ok(site) => of_cluster(args, &site),
+            Err(e) => vec![fail(
+                "config",
+                e,
+                "correct the key; workflow-token-slurm(7) describes it",
+            )],
+        };
+        return report(args, &findings);
     }
     let instance = Instance::find();
     let mut findings = vec![caller(&instance), clock::check()];
@@ -70,6 +78,12 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
 
     report(args, &findings)
+}
+
+/// Returns whether a configuration has the table of a Slurm cluster, right or wrong.
+fn is_of_cluster(path: &Path) -> bool {
+    let files = config::read_files(path).map(|files| files.conf);
+    files.is_ok_and(|conf| conf[config::TABLE].get("slurm").is_some())
 }
 
 /// Returns the configuration of a Slurm cluster at its default place, where there is no Flux.

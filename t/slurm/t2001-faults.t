@@ -18,6 +18,12 @@ fails() {
 		no_node_is_drained
 }
 
+# all_ended: no job is left.
+all_ended() {
+	local jobs
+	jobs=$(squeue --noheader) && test -z "$jobs"
+}
+
 works() {
 	run "$ALICE" sh -c "$PRINT" >out && test_cmp token out
 }
@@ -132,6 +138,35 @@ test_expect_success 'a source that hangs: Slurm answers, the job fails, and thos
 	eventually finished "$id" &&
 	! test -e shared/slow-started && grep "source-timeout" shared/slow.out &&
 	no_node_is_drained
+'
+
+test "$(id -u)" -ne 0 || ! mkdir full || ! mount -t tmpfs -o size=16k,mode=0700,uid="$(id -u "$CONTROLLER")" none full 2>/dev/null ||
+	test_set_prereq SMALL_DISK
+cleanup 'umount -l "$base/cluster/full" 2>/dev/null'
+
+test_expect_success SMALL_DISK 'the disk under the store is full' '
+	agent_down && cp "$SITE" right.toml &&
+	sed -i "s,^store = .*,store = \"$PWD/full\"," "$SITE" && agent_up && works &&
+	{ head -c 1000000 /dev/zero >full/fill 2>/dev/null; true; } &&
+	fails "could not be delivered" &&
+	grep "No space left.*\[store-failed\]" agent.log &&
+	rm full/fill && works &&
+	agent_down && cp right.toml "$SITE" && agent_up && works
+'
+
+test_expect_success 'many jobs at once: each gets its token, and Slurm answers' '
+	rm -rf shared/many && mkdir -m 1777 shared/many &&
+	program many <<-EOF &&
+		#!/bin/sh
+		for n in \$(seq ${SLURM_TEST_JOBS:-200}); do
+			sbatch --parsable -o "$PWD/shared/many/%j" --wrap "printenv DW_WORKFLOW_TOKEN" || exit
+		done
+	EOF
+	as "$ALICE" ./many >ids &&
+	squeue --noheader >/dev/null &&
+	eventually all_ended &&
+	for id in $(cat ids); do test_cmp token "shared/many/$id" || return; done &&
+	eventually is_empty agent/store && no_node_is_drained
 '
 
 test_expect_success 'in the end no node is drained' '

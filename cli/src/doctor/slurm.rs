@@ -23,6 +23,9 @@ const PLUGIN: &str = "workflow-token-spank.so";
 /// The name of the program for prologs and epilogs.
 const PROLOG: &str = "workflow-token-slurmctld";
 
+/// The time beyond the timeout of a delivery that a prolog may take.
+const MARGIN: Duration = Duration::from_secs(10);
+
 /// The time in which an agent must accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -108,9 +111,24 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
             ),
         });
     }
+    findings.extend(prolog_timeout(site, value("PrologEpilogTimeout").as_deref()));
     let stack = value("PlugStackConfig").unwrap_or_else(|| "/etc/slurm/plugstack.conf".to_owned());
     findings.push(plug_stack(Path::new(&stack)));
     findings
+}
+
+/// Checks the time after which Slurm ends a prolog, and then requeues or kills its job (slurm.conf(5)).
+fn prolog_timeout(site: &Site, value: Option<&str>) -> Option<Finding> {
+    let seconds = value?.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
+    let needed = (site.config.timeout + MARGIN).as_secs();
+    // 65534 is "no limit" in some releases.
+    (seconds < needed && seconds != 0).then(|| {
+        fail(
+            CHECK,
+            format!("PrologEpilogTimeout={seconds} is shorter than a delivery may take"),
+            format!("set it to {needed} or more, or set a shorter timeout in the table workflow-token"),
+        )
+    })
 }
 
 fn runs_prolog(program: &Path) -> bool {
@@ -213,6 +231,25 @@ fn agent_at(server: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prolog_must_not_be_ended_before_its_delivery() {
+        let slurm = serde_json::json!({"cluster": "hpc", "servers": "ctl"});
+        let config = serde_json::json!({"workflow-token": {"timeout": "30s", "slurm": slurm}});
+        let config = config::Config::from_json(&config).unwrap();
+        let slurm = config.slurm.clone().unwrap();
+        let site = Site { config, slurm };
+        for (value, is_wrong) in [
+            ("65534", false),
+            ("0", false),
+            ("40 sec", false),
+            ("39 sec", true),
+            ("x", false),
+        ] {
+            assert_eq!(prolog_timeout(&site, Some(value)).is_some(), is_wrong, "{value}");
+        }
+        assert!(prolog_timeout(&site, None).is_none());
+    }
 
     #[test]
     fn plugstack_must_require_the_plugin() {

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+test_description='Slurm: doctor and show report what is set up and what a job was given'
+
+. "$(dirname "$0")/lib.sh"
+need_slurm
+CLI=$STAGE/bin/workflow-token
+
+# doctor [ARGUMENT…]
+doctor() {
+	"$CLI" doctor --config "$SITE" "$@" >found 2>&1
+}
+
+test_expect_success 'a cluster starts, and is well' '
+	cluster_prepare && mkdir shared && chmod 1777 shared &&
+	token_file token >/dev/null && chown "$CONTROLLER" token &&
+	rule "user = \"$ALICE\"" | site &&
+	munge_up && agent_up && cluster_up &&
+	{ doctor; test_debug "cat found"; } && grep "^ok .*cluster $CLUSTER" found && ! grep "^fail" found
+'
+
+test_expect_success 'show: what a job was given, and no value' '
+	mkfifo shared/go && chmod 0666 shared/go &&
+	id=$(batch "$ALICE" -o /dev/null --wrap "read go <$PWD/shared/go") &&
+	eventually test -s "cache/job-$id" &&
+	"$CLI" show --config "$SITE" "$id" >shown && grep "^variables *DW_WORKFLOW_TOKEN$" shown &&
+	grep "^for *$ALICE" shown && hides shown &&
+	"$CLI" show --config "$SITE" --json "$id" >shown && hides shown &&
+	mv agent/store away && mkdir agent/store && "$CLI" show --config "$SITE" "$id" >shown && grep "DW_WORKFLOW_TOKEN" shown &&
+	rmdir agent/store && mv away agent/store &&
+	echo >shared/go && eventually finished "$id" && eventually is_empty cache &&
+	test_must_fail "$CLI" show --config "$SITE" "$id" 2>err && grep "there is no record" err &&
+	test_must_fail "$CLI" show --config "$SITE" abc 2>err && grep "not a job id" err
+'
+
+test_expect_success 'doctor names what is missing' '
+	cp plugstack.conf right && : >plugstack.conf &&
+	test_must_fail doctor && grep "^fail .*does not name workflow-token-spank.so" found &&
+	sed "s/^required/optional/" right >plugstack.conf && doctor && grep "^warn .*start without their token" found &&
+	cp right plugstack.conf &&
+	agent_down && test_must_fail doctor && grep "^fail .*the agent at 127.0.0.1:$AGENT_PORT cannot be reached" found &&
+	agent_up &&
+	sed "s/^cluster = .*/cluster = \"other\"/" "$SITE" >other.toml &&
+	test_must_fail "$CLI" doctor --config other.toml >found && grep "^fail .*ClusterName=$CLUSTER" found &&
+	sed "s/^servers = .*/server = 1/" "$SITE" >other.toml &&
+	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found
+'
+
+test_expect_success 'Flux takes no configuration of a cluster, and Slurm none of Flux' '
+	printf "[workflow-token]\n[[workflow-token.rule]]\nqueue = \"x\"\nsource = \"file\"\npath = \"/t\"\n" >flux.toml &&
+	test_must_fail "$PWD/bin/workflow-token-agent" slurm --config "$PWD/flux.toml" 2>err && grep "workflow-token.slurm: is missing" err
+'
+
+test_done
