@@ -57,9 +57,9 @@ token_file() {
 	(umask 077 && rm -f "$file" && new_token "$@" >"$file") && cat "$file"
 }
 
-# eventually COMMAND…: until it succeeds, for what no event tells of.
+# eventually COMMAND…: until it succeeds, for what no event tells of; a minute at most, or LONGEST seconds.
 eventually() {
-	local limit=$((SECONDS + 60))
+	local limit=$((SECONDS + ${LONGEST:-60}))
 	until "$@"; do
 		test $SECONDS -lt $limit || return
 		sleep 0.1

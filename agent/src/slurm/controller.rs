@@ -49,10 +49,10 @@ impl Default for Capacity {
 /// The time that the file system may take.
 const STORE: Duration = Duration::from_secs(10);
 
-/// Serves a connection. The work is done even if nobody waits for it any more.
+/// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
     let reply = match timeout(REQUEST, receive(&mut stream)).await {
-        Ok(Ok(ControllerRequest::Prolog(job))) => prolog(&site, job).await,
+        Ok(Ok(ControllerRequest::Prolog(job))) => prolog(&site, job, &stream).await,
         Ok(Ok(ControllerRequest::Epilog {
             version,
             jobid,
@@ -96,7 +96,7 @@ fn check_version(version: u16) -> Result<(), String> {
 }
 
 /// Takes a job to its record, or to the reason why it has none, and stores that.
-async fn prolog(site: &Arc<Site>, job: Job) -> Result<(), String> {
+async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(), String> {
     check_version(job.version)?;
     let current = site.current();
     let jobid = job.jobid;
@@ -118,6 +118,12 @@ async fn prolog(site: &Arc<Site>, job: Job) -> Result<(), String> {
             ))
         }
     };
+    // The job of a prolog that has ended has started without its record, and perhaps ended.
+    if matches!(controller.try_read(&mut [0]), Ok(0)) {
+        return Err(format!(
+            "job {jobid}: its prolog did not wait for its record: see PrologEpilogTimeout"
+        ));
+    }
     let entry = Entry::new(&job, answer);
     change(site, move |store| store.put(jobid, &entry)).await.map_err(|e| {
         format!(
