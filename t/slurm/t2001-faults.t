@@ -175,6 +175,16 @@ test_expect_success 'many jobs at once: each gets its token, and Slurm answers' 
 	eventually no_records && no_node_is_drained
 '
 
+test_expect_success 'two agents: one that is down or does not know the job costs no job its token' '
+	read -r other < <(free_ports 1) && cp "$SITE" right.toml && first=$AGENT &&
+	sed "s,$PWD/agent/,$PWD/agent/other-,; s,:$AGENT_PORT\"\$,:$other\"," right.toml >other.toml &&
+	sed -i "s,^servers = .*,servers = [\"127.0.0.1:$other\"\, \"127.0.0.1:$AGENT_PORT\"]," "$SITE" && works &&
+	(SITE=$PWD/other.toml AGENT_PORT=$other && agent_up && echo "$AGENT" >other.pid) && works &&
+	grep "there is no record of job" agent.log &&
+	kill "$(cat other.pid)" && eventually is_gone "$(cat other.pid)" && works &&
+	cp right.toml "$SITE" && works
+'
+
 test_expect_success 'in the end no node is drained' '
 	no_node_is_drained && works
 '
