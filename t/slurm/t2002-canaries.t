@@ -13,11 +13,23 @@ test_expect_success 'a cluster starts, and logs as much as it can' '
 	munge_up && agent_up && cluster_up
 '
 
+test "$(id -u)" -ne 0 || test_set_prereq ROOT
+
+# sniff_up: from now on all packets of the loopback interface are kept.
+sniff_up() {
+	"$TESTS/slurm/sniff.py" packets 8>&- 9>&- &
+	SNIFFER=$!
+	eventually test -e packets
+}
+cleanup 'test -z "$SNIFFER" || kill "$SNIFFER" 2>/dev/null'
+
 test_expect_success 'jobs of each kind run, one within another' '
 	run "$ALICE" -N2 sh -c "$PRINT" >out && test "$(grep -cF -f token out)" -eq 2 &&
+	{ ! test_have_prereq ROOT || sniff_up; } &&
 	mkfifo shared/go && chmod 0666 shared/go &&
 	program "$PWD/shared/outer" <<-EOF &&
 		#!/bin/sh
+		export MARK=sent-in-clear-$$
 		printenv DW_WORKFLOW_TOKEN | wc -c >"$PWD/shared/outer.out"
 		sbatch --parsable --wait -o /dev/null --wrap "exit 0" >/dev/null
 		srun true
@@ -41,6 +53,12 @@ test_expect_success 'nor in its state, its spool, any log, the store and the cac
 	test -n "$(ls agent/store)" && test -n "$(ls cache)" &&
 	hides "$STATE" spool-n1 spool-n2 slurmd-n1.log slurmd-n2.log agent agent.log cache munged.log \
 		slurmctld.out slurmd.out
+'
+
+test_expect_success ROOT 'nor in what srun, sbatch and salloc have sent from within the job' '
+	kill "$SNIFFER" && SNIFFER= &&
+	grep -qaF "sent-in-clear-$$" packets &&
+	hides packets
 '
 
 test_expect_success 'nor in the arguments or the environment of other processes' '
