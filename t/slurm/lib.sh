@@ -11,6 +11,10 @@ mkdir -p "$base/cluster" && cd "$base/cluster" || exit 1
 MUNGE_SOCKET=$PWD/munge.socket
 # shellcheck source=cluster.sh
 . "$TESTS/slurm/cluster.sh"
+trap 'ended=$?; cluster_down; tidy; rm -rf "$base/test-results"
+	test "$test_failure" -gt 0 || rm -rf "$base/cluster"; rmdir "$base" 2>/dev/null ||
+	echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT
+cleanup cluster_down
 
 # need_slurm: skips the test where there is no Slurm, or nothing to be tested with it.
 need_slurm() {
@@ -24,10 +28,6 @@ need_slurm() {
 	for file in lib/slurm/workflow-token-spank.so libexec/workflow-token-agent libexec/workflow-token-slurmctld; do
 		test -e "$STAGE/$file" || error "$STAGE/$file is missing: run make stage"
 	done
-	trap 'ended=$?; cluster_down; tidy; rm -rf "$base/test-results"
-		test "$test_failure" -gt 0 || rm -rf "$base/cluster"; rmdir "$base" 2>/dev/null ||
-		echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT
-	cleanup cluster_down
 }
 
 # finished ID: its job has ended.

@@ -93,7 +93,7 @@ test_expect_success 'a job that is requeued gets a new token' '
 	eventually test -s shared/requeued &&
 	token_file token >/dev/null && chown "$CONTROLLER" token &&
 	scontrol requeue "$id" &&
-	eventually runs_again &&
+	LONGEST=300 eventually runs_again &&
 	eventually finished "$id" &&
 	test "$(wc -l <shared/requeued)" -eq 2
 '
