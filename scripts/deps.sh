@@ -50,6 +50,7 @@ if [ "$what_for" = check ]; then
 	setpriv:util-linux
 	ps:procps
 	/usr/include/slurm/spank.h:libslurm-dev
+	libclang:libclang-dev
 	"
 	for component in fmt:rustfmt clippy:clippy; do
 		cargo "${component%:*}" --version >/dev/null 2>&1 ||

@@ -154,7 +154,7 @@ fn each_function_of_spank_takes_what_the_real_one_takes<T>() {
 #[test]
 #[cfg_attr(
     not(slurm_headers),
-    ignore = "the header of Slurm is not installed: install the package libslurm-dev"
+    ignore = "the header of Slurm or libclang is not installed: install libslurm-dev and libclang-dev"
 )]
 fn constants_of_spank_have_the_values_of_the_real_header() {
     #[cfg(slurm_headers)]
