@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use crate::{agent::Agent, frames::receive};
 use delivery::{Engine, Outcome, Sealed, Task, Variables};
 use nix::unistd::geteuid;
-use protocol::{Code, Deliver, Failure, HEADER, Line, Origin, RELEASE, Reply, Request, SecretText, VERSION};
+use protocol::{Code, Deliver, Failure, Line, MAX_FRAME, Origin, RELEASE, Reply, Request, SecretText, VERSION};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -22,9 +23,6 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::AbortHandle,
 };
-use zeroize::Zeroizing;
-
-use crate::agent::Agent;
 
 /// The number of replies that are written at once.
 const AT_ONCE: usize = 64;
@@ -101,7 +99,7 @@ fn welcome() -> Reply {
 
 impl Connection {
     async fn read(&mut self, mut reader: OwnedReadHalf) -> io::Result<()> {
-        let Request::Hello(hello) = receive(&mut reader).await? else {
+        let Request::Hello(hello) = receive(&mut reader, MAX_FRAME).await? else {
             return Err(io::Error::other("a plugin did not say hello"));
         };
         self.reply(welcome());
@@ -110,11 +108,11 @@ impl Connection {
         }
         if hello.version != VERSION {
             // The reply is on its way; the plugin closes the connection.
-            receive(&mut reader).await?;
+            receive::<Request>(&mut reader, MAX_FRAME).await?;
             return Ok(());
         }
         loop {
-            match receive(&mut reader).await? {
+            match receive(&mut reader, MAX_FRAME).await? {
                 Request::Hello(_) => return Err(io::Error::other("a plugin said hello twice")),
                 Request::Configure(configure) => self.configure(&configure),
                 Request::Retire { generation } => drop(self.configurations.remove(&generation)),
@@ -232,7 +230,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// What is done for a configuration as long as it is there: it is examined once, and members are kept known.
+/// Examines a configuration once, and keeps the members of its projects known as long as it is there.
 async fn background(engine: Arc<Engine>, configure: protocol::Configure, replies: Replies) {
     let examine = async {
         for text in engine.examine(&configure).await {
@@ -315,16 +313,6 @@ fn task(deliver: Deliver) -> Result<Task, Failure> {
         slurm: None,
         variables,
     })
-}
-
-/// Receives a message. Its bytes may be secret.
-async fn receive(reader: &mut OwnedReadHalf) -> io::Result<Request> {
-    let mut header = [0; HEADER];
-    reader.read_exact(&mut header).await?;
-    let length = protocol::body_length(header).map_err(io::Error::other)?;
-    let mut body = Zeroizing::new(vec![0; length]);
-    reader.read_exact(&mut body).await?;
-    protocol::decode(&body).map_err(io::Error::other)
 }
 
 async fn write(mut writer: OwnedWriteHalf, mut outgoing: UnboundedReceiver<Reply>) -> io::Result<()> {

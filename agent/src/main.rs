@@ -7,6 +7,7 @@
 
 mod agent;
 mod connection;
+mod frames;
 mod hardening;
 mod listener;
 mod serve;

@@ -40,7 +40,7 @@ struct Site {
     path: PathBuf,
     program: PathBuf,
     shared: Arc<Shared>,
-    /// What changes when the configuration is loaded again.
+    /// The configuration in force.
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
@@ -65,7 +65,7 @@ impl Site {
 /// Serves a cluster until SIGTERM. On SIGHUP the configuration is loaded again.
 ///
 /// # Errors
-/// What failed when it started.
+/// The start failed.
 pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("the path of the program: {e}"))?;
     let shared = Arc::default();
@@ -95,7 +95,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         current: RwLock::new(Arc::new(current)),
     });
     let signals = Signals::new()?;
-    // What goes wrong is in the log of systemd.
+    // systemd logs it if the agent cannot report that it is ready.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     eprintln!(
         "workflow-token-agent: serves cluster {} at {address}",
@@ -176,35 +176,29 @@ impl Site {
 }
 
 fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, String> {
-    let slurm::Site { config, slurm } = slurm::Site::read(path)?;
+    let site = slurm::Site::read(path)?;
     let uid = nix::unistd::geteuid().as_raw();
-    if config::Principal::Id(uid) != slurm.user {
-        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-        let name = user.map(|user| user.name).unwrap_or_else(|| uid.to_string());
-        if config::Principal::Name(name.clone()) != slurm.user {
-            let expected = &slurm.user;
-            return Err(format!(
-                "the agent runs as {name}, and nodes accept only what {expected} has sealed: start it as {expected}, or \
-                 correct the key user of the table slurm"
-            ));
-        }
+    if site.agent_uid()? != uid {
+        let expected = &site.slurm.user;
+        return Err(format!(
+            "the agent runs as uid {uid}, and nodes accept only what {expected} has sealed: start it as {expected}, or correct \
+             the key user of the table slurm"
+        ));
     }
-    let files = config::read_files(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let configure = Configure {
         generation: 0,
-        conf: files.conf.to_string(),
+        conf: site.conf.to_string(),
         overrides: "null".to_owned(),
         path: Some(path.to_owned()),
         part: Part::Tokens,
-        instance: slurm.cluster.clone(),
+        instance: site.slurm.cluster.clone(),
     };
     let engine = Engine::new(&configure, program, shared, Box::new(|_, _| {}));
-    let munge = config.munge.client().map_err(|e| e.to_string())?;
     Ok(Current {
         engine: Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?),
-        config,
-        slurm,
-        munge,
+        munge: site.config.munge_client().map_err(|e| e.to_string())?,
+        config: site.config,
+        slurm: site.slurm,
     })
 }
 

@@ -98,7 +98,7 @@ fn of_cluster(args: &Args, site: &Site) -> Vec<Finding> {
     let mut findings = vec![clock::check()];
     findings.extend(configuration::digit_names(config));
     findings.extend(munge::check(Some(config), args.munge_socket.as_deref()));
-    match slurm::agent_uid(site) {
+    match site.agent_uid() {
         Ok(agent) => {
             findings.extend(slurm::check(site, agent));
             findings.extend(files::check(config, agent));
@@ -106,7 +106,7 @@ fn of_cluster(args: &Args, site: &Site) -> Vec<Finding> {
             findings.extend(kubernetes::check(config, agent));
             findings.extend(servers::check(config, agent));
         }
-        Err(finding) => findings.push(finding),
+        Err(e) => findings.push(fail("slurm", e, "create the user, or correct the key")),
     }
     findings
 }

@@ -3,6 +3,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 use std::{fs, io};
 
+use config::Slurm;
 use seal::{Expected, Munge, Owner, Record, key};
 use serde_json::{Value, json};
 use slurm::Site;
@@ -138,7 +139,7 @@ enum Stored {
 }
 
 fn stored(site: &Site, jobid: u32) -> Result<Stored, String> {
-    let name = format!("job-{jobid}");
+    let name = Slurm::record_name(jobid);
     let (store, cache) = (site.slurm.store.join(&name), site.slurm.cache.join(&name));
     let parse = |text: &str| Record::from_json(text).map(Stored::Record).map_err(|e| e.to_string());
     match (fs::read_to_string(&store), fs::read_to_string(&cache)) {

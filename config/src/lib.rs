@@ -36,7 +36,10 @@ pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
 pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 
-/// The table's name in the configuration of Flux.
+/// The variable that carries the token, unless the table or a rule names another.
+pub const VARIABLE: &str = "DW_WORKFLOW_TOKEN";
+
+/// The name of the table.
 pub const TABLE: &str = "workflow-token";
 
 /// The longest name of a queue, bank, project, user or group, in bytes. No rule and no project has a longer one, so
@@ -116,6 +119,18 @@ impl Config {
             self.projects = Projects::default();
         }
         self
+    }
+
+    /// Returns a client of munged that seals and opens records. Those of a Slurm cluster name it.
+    ///
+    /// # Errors
+    /// A socket path that cannot be one.
+    pub fn munge_client(&self) -> Result<seal::Munge, seal::MungeError> {
+        let munge = self.munge.client()?;
+        Ok(match &self.slurm {
+            Some(slurm) => munge.instance(&slurm.cluster),
+            None => munge,
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use serde_path_to_error::Segment;
 
 pub use files::{Files, Replaced, read_files};
 
-use crate::{Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE};
+use crate::{Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE, VARIABLE};
 
 /// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,7 +144,7 @@ impl Table {
         if let Some(issuer) = &self.issuer {
             issuer::check_issuer(issuer)?;
         }
-        let variable = self.variable.unwrap_or_else(|| "DW_WORKFLOW_TOKEN".to_owned());
+        let variable = self.variable.unwrap_or_else(|| VARIABLE.to_owned());
         let timeout = self.timeout.unwrap_or(TIMEOUT);
         let slurm = self.slurm.map(slurm::SlurmTable::slurm).transpose()?;
         let defaults = rule::Defaults {

@@ -37,4 +37,9 @@ pub struct SlurmJob {
 impl Slurm {
     /// The default port for nodes. Slurm's own daemons use 6817 to 6820 by default.
     pub const PORT: u16 = 6822;
+
+    /// Returns the name of the file of a job's record, in [`Slurm::store`] and [`Slurm::cache`].
+    pub fn record_name(jobid: u32) -> String {
+        format!("job-{jobid}")
+    }
 }

@@ -87,13 +87,9 @@ impl Engine {
             .map(|trust| TokenVerifier::new(trust).map(Arc::new));
         let verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
         let verify = identity::verify(&config, &verifiers)?;
-        let munge = config.munge.client().map_err(|e| e.to_string())?;
         Ok(Self {
             sources: Sources::new(&config, supervisor, &shared.limits)?,
-            munge: match &config.slurm {
-                Some(slurm) => munge.instance(&slurm.cluster),
-                None => munge,
-            },
+            munge: config.munge_client().map_err(|e| e.to_string())?,
             owners: Arc::new(Owners::new(&config, verify, Arc::clone(&shared.lookups), tell)),
             verifiers,
             instance: config.instance.clone().unwrap_or_else(|| configure.instance.clone()),

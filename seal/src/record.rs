@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, Write},
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use munge_sys as sys;
@@ -27,6 +28,9 @@ pub mod key {
     /// All keys.
     pub const ALL: [&str; 3] = [WORKFLOW_TOKEN, DWS_ENVIRONMENT, CRAY_PMI_BOOTSTRAP];
 }
+
+/// The pause before munged is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A sealed record. Nothing in it is secret; nothing in it but the credential is authenticated.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -170,6 +174,20 @@ impl Record {
             sealed_at: decoded.encoded_at,
             staleness: Staleness::of(decoded.code),
         })
+    }
+
+    /// Opens the record as [`Record::open`] does, and tries again for so long while munged does not answer. Blocks.
+    ///
+    /// # Errors
+    /// As those of [`Record::open`].
+    pub fn open_within(&self, time: Duration, munge: &Munge, expected: &Expected) -> Result<Opened, Error> {
+        let start = Instant::now();
+        loop {
+            match self.open(munge, expected) {
+                Err(e) if e.is_retryable() && start.elapsed() < time => thread::sleep(PAUSE),
+                opened => return opened,
+            }
+        }
     }
 
     /// Returns the version of the record.

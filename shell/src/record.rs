@@ -2,8 +2,8 @@
 
 use std::{
     ffi::{CStr, CString},
-    io, thread,
-    time::{Duration, Instant},
+    io,
+    time::Duration,
 };
 
 use ffi::{Future, Shell, ShellLogLevel};
@@ -80,16 +80,8 @@ impl Reader {
             instance_owner: job.instance_owner,
         };
         let munge = settings.munge.client().map_err(|e| self.refused(&e))?;
-        let start = Instant::now();
-        loop {
-            match record.open(&munge, &expected) {
-                Ok(opened) => return Ok(Some(opened)),
-                Err(e) if e.is_retryable() && start.elapsed() < MUNGED_TIMEOUT => {
-                    thread::sleep(Duration::from_millis(200));
-                }
-                Err(e) => return Err(self.refused(&e)),
-            }
-        }
+        let opened = record.open_within(MUNGED_TIMEOUT, &munge, &expected);
+        opened.map(Some).map_err(|e| self.refused(&e))
     }
 
     /// Sets the variables in the environment of the job's tasks.

@@ -1,13 +1,16 @@
 //! What the parts of a Slurm cluster share: the configuration, and one bounded request to the agent.
 #![forbid(unsafe_code)]
 
+mod directory;
 mod exchange;
 
 use std::path::Path;
 
 use config::{Config, Principal, Slurm, TABLE};
 use nix::unistd::User;
+use serde_json::Value;
 
+pub use directory::private_directory;
 pub use exchange::{Deadline, MAX_REPLY, exchange};
 
 /// The configuration of a cluster, unless an argument names another file.
@@ -20,6 +23,8 @@ pub struct Site {
     pub config: Config,
     /// Its table `slurm`.
     pub slurm: Slurm,
+    /// All tables, as they were read.
+    pub conf: Value,
 }
 
 impl Site {
@@ -37,7 +42,8 @@ impl Site {
             ))
         };
         let slurm = config.slurm.clone().ok_or_else(missing)?;
-        Ok(Self { config, slurm })
+        let conf = files.conf;
+        Ok(Self { config, slurm, conf })
     }
 
     /// Returns the uid of the agent's user. Blocks as the name service does.
@@ -57,14 +63,5 @@ impl Site {
             )),
             Err(e) => Err(failed(&e)),
         }
-    }
-
-    /// Returns a client of munged that seals and opens records of this cluster.
-    ///
-    /// # Errors
-    /// A socket path that cannot be one.
-    pub fn munge(&self) -> Result<seal::Munge, String> {
-        let munge = self.config.munge.client().map_err(|e| e.to_string())?;
-        Ok(munge.instance(&self.slurm.cluster))
     }
 }

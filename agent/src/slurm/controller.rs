@@ -5,15 +5,12 @@ use std::{io, sync::Arc, time::Duration};
 use config::{Config, Property, Rule, SlurmJob, Source};
 use delivery::{Sealed, Task, Variables};
 use protocol::{
-    Code, Failure, HEADER,
+    Code, Failure,
     slurm::{ControllerReply, ControllerRequest, Job, MAX_REQUEST, VERSION},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::UnixStream, sync::Semaphore, time::timeout};
+
+use crate::frames::receive;
 
 use super::{
     Current, Site,
@@ -51,7 +48,7 @@ const STORE: Duration = Duration::from_secs(10);
 
 /// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
-    let reply = match timeout(REQUEST, receive(&mut stream)).await {
+    let reply = match timeout(REQUEST, receive(&mut stream, MAX_REQUEST)).await {
         Ok(Ok(ControllerRequest::Prolog(job))) => prolog(&site, job, &stream).await,
         Ok(Ok(ControllerRequest::Epilog {
             version,
@@ -72,18 +69,6 @@ pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
         // The controller may have given up.
         let _ = stream.write_all(&frame).await;
     }
-}
-
-async fn receive(stream: &mut UnixStream) -> io::Result<ControllerRequest> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).await?;
-    let length = protocol::body_length(header).map_err(io::Error::other)?;
-    if length > MAX_REQUEST {
-        return Err(io::Error::other(format!("it has {length} bytes")));
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    protocol::decode(&body).map_err(io::Error::other)
 }
 
 fn check_version(version: u16) -> Result<(), String> {
@@ -220,7 +205,7 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
         };
         properties.any(|(property, _)| is_missing(*property)) || matches!(rule.source, Source::Issuer(_))
     };
-    // What is missing counts as unknown here.
+    // Missing properties count as unknown here.
     let mut candidates = config
         .rules
         .iter()

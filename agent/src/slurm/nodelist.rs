@@ -38,7 +38,7 @@ fn matches(element: &str, node: &str, dimensions: usize) -> bool {
         return false;
     };
     let digits = node.bytes().take_while(u8::is_ascii_digit).count().min(MAX_DIGITS);
-    // What follows the brackets may begin with digits, too.
+    // The text behind the brackets may begin with digits, too.
     (1..=digits).any(|count| {
         let (number, node) = node.split_at(count);
         ranges.split(',').any(|range| is_in(range, number)) && matches(element, node, dimensions)

@@ -9,17 +9,16 @@ use std::{
 };
 
 use nix::unistd::geteuid;
-use protocol::{
-    HEADER,
-    slurm::{NodeReply, NodeRequest, VERSION},
-};
+use protocol::slurm::{NodeReply, NodeRequest, VERSION};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
 };
+
+use crate::frames::receive;
 
 use super::{AFTER_ERROR, Current, Site, nodelist, store::Answer};
 
@@ -127,9 +126,9 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) -> 
     let io = |e: io::Error| e.to_string();
     stream.set_nodelay(true).map_err(io)?;
     let local = stream.local_addr().map_err(io)?;
-    let received = timeout(REQUEST, receive(&mut stream)).await;
+    let received = timeout(REQUEST, receive::<String>(&mut stream, MAX_CREDENTIAL)).await;
     let credential = match received.map_err(|_| "it did not arrive".to_owned())? {
-        // Who only connects asks whether there is an agent.
+        // A client that only connects checks whether an agent listens.
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         received => received.map_err(io)?,
     };
@@ -143,18 +142,6 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) -> 
     let sent = timeout(REQUEST, stream.write_all(&frame)).await;
     refused?;
     sent.map_err(|_| "its reply was not taken".to_owned())?.map_err(io)
-}
-
-async fn receive(stream: &mut TcpStream) -> io::Result<String> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).await?;
-    let length = protocol::body_length(header).map_err(io::Error::other)?;
-    if length > MAX_CREDENTIAL {
-        return Err(io::Error::other(format!("it has {length} bytes")));
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    protocol::decode(&body).map_err(io::Error::other)
 }
 
 /// Returns the answer to root on a node of the job, and to nobody else. `from` is the address of the peer, and the one at which

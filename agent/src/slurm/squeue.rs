@@ -11,7 +11,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest answer, in bytes: 10,000 nodes take 10 MB.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// What a prolog may not be told of a job.
+/// Properties of a job that some releases do not pass to its prolog.
 pub struct More {
     pub qos: Option<String>,
     pub limit: Option<Duration>,

@@ -4,15 +4,15 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use nix::unistd::geteuid;
+use config::Slurm;
 use serde::{Deserialize, Serialize};
 
 /// The version of the files. One of another version is as good as none.
@@ -70,17 +70,8 @@ impl Store {
     /// # Errors
     /// For the operator: it cannot be created, or others could write to it.
     pub fn open(directory: &Path) -> Result<Self, String> {
-        let failed =
-            |e: &dyn std::fmt::Display| format!("{}, the key store of the table slurm: {e}", directory.display());
-        match DirBuilder::new().mode(0o700).create(directory) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&e)),
-            _ => {}
-        }
-        let meta = fs::symlink_metadata(directory).map_err(|e| failed(&e))?;
-        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
-            let what = "must be a directory that belongs to the agent's user and that nobody else can write to";
-            return Err(failed(&what));
-        }
+        slurm::private_directory(directory)
+            .map_err(|e| format!("{}, the key store of the table slurm: {e}", directory.display()))?;
         Ok(Self {
             directory: directory.to_owned(),
             changing: Mutex::default(),
@@ -153,13 +144,13 @@ impl Store {
     }
 
     fn file_of(&self, jobid: u32) -> PathBuf {
-        self.directory.join(format!("job-{jobid}"))
+        self.directory.join(Slurm::record_name(jobid))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

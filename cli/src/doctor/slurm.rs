@@ -8,8 +8,6 @@ use std::{
     time::Duration,
 };
 
-use config::Principal;
-use nix::unistd::User;
 use slurm::Site;
 
 use super::finding::{Finding, fail, ok, skip, warn};
@@ -43,21 +41,6 @@ pub(super) fn check(site: &Site, agent: u32) -> Vec<Finding> {
     findings.push(controller(site));
     findings.extend(site.slurm.servers.iter().map(|server| agent_at(server)));
     findings
-}
-
-/// Returns the uid of the agent's user, or a finding.
-pub(super) fn agent_uid(site: &Site) -> Result<u32, Finding> {
-    match &site.slurm.user {
-        Principal::Id(uid) => Ok(*uid),
-        Principal::Name(name) => match User::from_name(name) {
-            Ok(Some(user)) => Ok(user.uid.as_raw()),
-            Ok(None) | Err(_) => Err(fail(
-                CHECK,
-                format!("the agent's user {} is not known here", name.escape_debug()),
-                "create the user with the same uid on all nodes, or correct the key user of the table slurm",
-            )),
-        },
-    }
 }
 
 fn caller(agent: u32) -> Finding {
@@ -238,7 +221,8 @@ mod tests {
         let config = serde_json::json!({"workflow-token": {"timeout": "30s", "slurm": slurm}});
         let config = config::Config::from_json(&config).unwrap();
         let slurm = config.slurm.clone().unwrap();
-        let site = Site { config, slurm };
+        let conf = serde_json::Value::Null;
+        let site = Site { config, slurm, conf };
         for (value, is_wrong) in [
             ("65534", false),
             ("0", false),

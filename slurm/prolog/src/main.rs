@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
+use config::Slurm;
 use protocol::slurm::{ControllerReply, ControllerRequest};
 use slurm::{Deadline, MAX_REPLY, Site, exchange};
 
@@ -103,7 +104,7 @@ fn run(cli: &Cli, asks: impl FnOnce(Duration)) -> Result<(), String> {
         Ok(ControllerReply::Failed(why)) => Err(why),
         Err(e) => {
             // A record of a former run of the job must not be taken for one of this run.
-            let forgotten = fs::remove_file(site.slurm.store.join(format!("job-{}", job::jobid()?)));
+            let forgotten = fs::remove_file(site.slurm.store.join(Slurm::record_name(job::jobid()?)));
             let kept = match forgotten {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => format!("; its former record was not removed: {e}"),
                 _ => String::new(),

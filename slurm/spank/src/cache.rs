@@ -1,18 +1,16 @@
 //! The sealed records of the jobs of this node, for root only: a job's node asks the agent once.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg, OFlag},
-    unistd::geteuid,
-};
+use config::Slurm;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use seal::Record;
 use slurm::Deadline;
 
@@ -39,7 +37,7 @@ pub fn get(
     ask: impl FnOnce() -> Result<Answer, String>,
 ) -> Result<Answer, String> {
     let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
-    prepare(directory).map_err(|e| failed(&e))?;
+    slurm::private_directory(directory).map_err(|e| failed(&e))?;
     let mut file = lock(&file_of(directory, jobid)).map_err(|e| failed(&e))?;
     // Neither one that was not written to its end, nor one of a former job of the same id, is of use.
     if let Some(record) = read(&file).filter(|record| is_of(record, jobid, uid)) {
@@ -71,21 +69,7 @@ pub fn remove(directory: &Path, jobid: u32) -> io::Result<()> {
 }
 
 fn file_of(directory: &Path, jobid: u32) -> PathBuf {
-    directory.join(format!("job-{jobid}"))
-}
-
-/// Creates the directory, and checks that nobody else can write to it.
-fn prepare(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    let meta = fs::symlink_metadata(directory)?;
-    if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
-        let what = "it must be a directory that belongs to root and that nobody else can write to";
-        return Err(io::Error::other(what));
-    }
-    Ok(())
+    directory.join(Slurm::record_name(jobid))
 }
 
 fn lock(path: &Path) -> io::Result<Flock<File>> {
@@ -178,7 +162,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = get(directory.path(), 7, 1000, || panic!("it was asked")).unwrap_err();
-        assert!(error.contains("belongs to root"), "{error}");
+        assert!(error.contains("nobody else can write to"), "{error}");
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
         assert!(get(&link, 7, 1000, || panic!("it was asked")).is_err());

@@ -62,7 +62,14 @@ mod tests {
         rule["path"] = json!("/t");
         let config = Config::from_json(&json!({"workflow-token": {"slurm": slurm, "rule": [rule]}})).unwrap();
         let slurm = config.slurm.clone().unwrap();
-        may_match(&Site { config, slurm }, uid)
+        may_match(
+            &Site {
+                config,
+                slurm,
+                conf: Value::Null,
+            },
+            uid,
+        )
     }
 
     #[test]

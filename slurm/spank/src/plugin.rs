@@ -12,11 +12,10 @@ use std::{
     ffi::CString,
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use config::Config;
+use config::{Config, VARIABLE};
 use nix::unistd::geteuid;
 use seal::{Expected, ExposeSecret, Opened, Owner, Record};
 use slurm::Site;
@@ -29,14 +28,8 @@ use crate::{
     expectation,
 };
 
-/// The variable of a rule that names none.
-const VARIABLE: &str = "DW_WORKFLOW_TOKEN";
-
 /// The time that a restart of munged may take.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The pause before munged is asked again.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// The result of `init` in slurmstepd, for the tasks that it forks. Without one, no task may start.
 static STEP: Mutex<Step> = Mutex::new(Step::Unknown);
@@ -167,7 +160,7 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
         return Ok(Step::NoToken);
     }
     let agent_uid = site.agent_uid().map_err(failed)?;
-    let munge = site.munge().map_err(failed)?;
+    let munge = site.config.munge_client().map_err(|e| failed(e.to_string()))?;
     let node = Node {
         site: &site,
         munge: &munge,
@@ -232,14 +225,8 @@ fn open(spank: &Spank<'_>, sealed: &Sealed) -> Result<Opened, String> {
         },
         instance_owner: sealed.agent_uid,
     };
-    let start = Instant::now();
-    loop {
-        match sealed.record.open(&sealed.munge, &expected) {
-            Ok(opened) => return Ok(opened),
-            Err(e) if e.is_retryable() && start.elapsed() < MUNGED_TIMEOUT => thread::sleep(PAUSE),
-            Err(e) => return Err(refused(&e)),
-        }
-    }
+    let opened = sealed.record.open_within(MUNGED_TIMEOUT, &sealed.munge, &expected);
+    opened.map_err(|e| refused(&e))
 }
 
 fn refused(e: &dyn std::fmt::Display) -> String {
