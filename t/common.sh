@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What tests and the demo share: a munged of their own, tokens, and waiting.
+# Tests and the demo share this: a munged of their own, tokens, and waiting.
 #
 # TESTS is the directory of this file.
 

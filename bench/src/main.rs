@@ -3,7 +3,6 @@
 //! delivery and a job shell add to it.
 
 use std::{
-    env,
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
@@ -14,17 +13,7 @@ use std::{
 use seal::{Expected, Munge, Owner, Record, Secret, Variables};
 
 fn main() -> ExitCode {
-    let args: Vec<String> = env::args().skip(1).collect();
-    match run(&args) {
-        Ok(rate) => {
-            println!("{rate:.0}");
-            ExitCode::SUCCESS
-        }
-        Err(why) => {
-            eprintln!("seal-rate: {why}: usage: seal-rate seal|open SOCKET THREADS SECONDS LENGTH");
-            ExitCode::FAILURE
-        }
-    }
+    bench::print_rate("seal-rate", "seal|open SOCKET THREADS SECONDS LENGTH", run)
 }
 
 fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {

@@ -2,7 +2,6 @@
 //! answers a second, or how many credentials munged encodes and decodes a second: eight threads, for two seconds.
 
 use std::{
-    env,
     net::TcpStream,
     path::Path,
     process::ExitCode,
@@ -22,17 +21,11 @@ const TIME: Duration = Duration::from_secs(2);
 const THREADS: usize = 8;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = env::args().skip(1).collect();
-    match run(&args) {
-        Ok(rate) => {
-            println!("{rate:.0}");
-            ExitCode::SUCCESS
-        }
-        Err(why) => {
-            eprintln!("node-requests: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::print_rate(
+        "node-requests",
+        "ask|pairs SOCKET PORT AGENT-UID CLUSTER JOBID NODE",
+        run,
+    )
 }
 
 fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {

@@ -131,7 +131,7 @@ fn show_cluster(args: &Args, path: &Path, id: String) -> Result<ExitCode, Error>
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a controller or a node has of a job.
+/// The answer that a controller or a node has stored for a job.
 enum Stored {
     Record(Record),
     /// The reason why the job must not start.

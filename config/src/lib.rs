@@ -1,7 +1,7 @@
-//! The `[workflow-token]` table of the configuration of Flux, and which rule a job matches.
+//! The table `[workflow-token]` of the configuration of Flux or of a Slurm cluster, and the choice of a job's rule.
 //!
 //! The table is parsed once, at the edge, into a [`Config`] in which nothing is left to check. Every error names the
-//! key. Nothing here knows of Flux: a job is seen through [`Facts`], which the job manager plugin and the job shell
+//! key. Nothing here calls a scheduler: a job is seen through [`Facts`], which the job manager plugin and the job shell
 //! plugin answer each in its own way.
 
 #![forbid(unsafe_code)]
@@ -170,7 +170,7 @@ pub enum Source {
     File {
         /// Its absolute path.
         path: Template,
-        /// How long it is waited for while it is missing or empty.
+        /// The time for which the agent waits while the file is missing or empty.
         wait: Option<Duration>,
     },
     /// The standard output of a command.

@@ -30,7 +30,7 @@ pub struct Slurm {
 pub struct SlurmJob {
     /// The job id and the index of an array task.
     pub array: Option<(u32, u32)>,
-    /// How often the job has been requeued.
+    /// The number of times that Slurm has requeued the job.
     pub restarts: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What an operator should know of a configuration that can be used: the log reports it once for each configuration.
+//! Warnings about a configuration that can be used. The log reports them once for each configuration.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,7 +26,7 @@ impl Engine {
         examined.await.unwrap_or_default()
     }
 
-    /// Names of digits that nobody has: most are meant as ids. Blocks.
+    /// Returns a line for each name of digits that nobody has: most are meant as ids. Blocks.
     fn digit_names(&self) -> Vec<String> {
         let nobody = |kind, name: &str| match kind {
             "user" => User::from_name(name).is_ok_and(|user| user.is_none()),

@@ -1,4 +1,4 @@
-//! What the parts of a Slurm cluster share: the configuration, and one bounded request to the agent.
+//! The parts of a Slurm cluster share this: the configuration, directories of records, and one bounded request to the agent.
 #![forbid(unsafe_code)]
 
 mod directory;

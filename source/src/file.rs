@@ -27,7 +27,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 #[derive(Clone)]
 pub(crate) struct File {
     pub path: Template,
-    /// How long it is waited for while it is missing or empty, as one that is being created is.
+    /// The time for which the source waits while the file is missing or empty, as one that is being created is.
     pub wait: Option<Duration>,
     pub variable: String,
     pub timeout: Duration,
@@ -36,7 +36,7 @@ pub(crate) struct File {
 /// A file without a value.
 struct Unread {
     error: Error,
-    /// Whether it is missing or empty, and may still be written.
+    /// Set if the file is missing or empty: its writer may still come.
     may_come: bool,
 }
 

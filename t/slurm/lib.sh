@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the tests on Slurm share: a cluster of two nodes on this machine, with a munged and an agent of its own.
+# The tests on Slurm share this: a cluster of two nodes on this machine, with a munged and an agent of its own.
 #
 # As root, Slurm and the agent run as the user slurm, and jobs as other users. As somebody else, all run as that user.
 
@@ -66,5 +66,5 @@ batch() {
 	as "$user" timeout 30 sbatch --parsable "$@"
 }
 
-# What a task runs to show its token.
+# A task runs this to show its token.
 PRINT='printenv DW_WORKFLOW_TOKEN || echo none'

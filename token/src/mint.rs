@@ -66,7 +66,7 @@ pub enum JobScheduler {
     Slurm {
         /// The job id and the index of an array task.
         array: Option<(u32, u32)>,
-        /// How often the job has been requeued.
+        /// The number of times that Slurm has requeued the job.
         restarts: u32,
     },
 }

@@ -33,7 +33,7 @@ struct Known {
     /// NodeAddr by NodeName.
     nodes: Arc<HashMap<String, String>>,
     since: Option<Instant>,
-    /// What NodeAddr resolves to.
+    /// Resolved addresses, by NodeAddr.
     hosts: HashMap<String, (Instant, Vec<IpAddr>)>,
 }
 

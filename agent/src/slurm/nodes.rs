@@ -116,7 +116,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) {
 
 /// The reason why a request gets no answer, for the operator.
 enum Refused {
-    /// Whoever asks must not know.
+    /// The peer must not learn it.
     Stranger(String),
     /// The answer is not known at the moment: the node asks again.
     Later(String),

@@ -92,7 +92,7 @@ async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // Who started the agent has defaults of their own.
+    // The environment may have defaults for people.
     let defaults = std::env::vars_os().map(|(name, _)| name);
     for name in defaults.filter(|name| name.as_encoded_bytes().starts_with(b"SQUEUE_")) {
         command.env_remove(name);

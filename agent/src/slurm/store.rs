@@ -28,7 +28,7 @@ pub struct Store {
     changing: Mutex<()>,
 }
 
-/// What is stored of a job.
+/// The stored answer, and the facts that decide who gets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     version: u32,
@@ -36,7 +36,7 @@ pub struct Entry {
     pub uid: u32,
     /// The nodes of the job.
     pub nodes: String,
-    /// How often the job had been requeued.
+    /// The number of times that Slurm had requeued the job.
     pub restarts: u32,
     /// The answer to its nodes.
     pub answer: Answer,

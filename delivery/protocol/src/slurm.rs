@@ -29,7 +29,7 @@ pub enum ControllerRequest {
         version: u16,
         /// The job id.
         jobid: u32,
-        /// How often the job had been requeued before.
+        /// The number of times that Slurm had requeued the job.
         restarts: u32,
     },
 }
@@ -55,7 +55,7 @@ pub struct Job {
     pub comment: Option<String>,
     /// The nodes, as in `n[1-2]`.
     pub nodes: String,
-    /// How often the job has been requeued.
+    /// The number of times that Slurm has requeued the job.
     pub restarts: u32,
     /// The job id and the index of an array task.
     pub array: Option<(u32, u32)>,

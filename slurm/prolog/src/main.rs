@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// What to do; by default, what Slurm says in SLURM_SCRIPT_CONTEXT
+    /// The event [default: that of SLURM_SCRIPT_CONTEXT, which Slurm sets]
     when: Option<When>,
     /// The configuration of the cluster: a file, or a directory of files
     #[arg(long, default_value = slurm::CONFIG)]

@@ -1,4 +1,4 @@
-//! What the plugin does in each program.
+//! The work of the plugin in each program.
 //!
 //! srun, sbatch, salloc: the variables of the surrounding job are removed, so that no secret is sent or stored with an inner
 //! job or step, which gets its own.
@@ -34,7 +34,7 @@ const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
 /// The result of `init` in slurmstepd, for the tasks that it forks. Without one, no task may start.
 static STEP: Mutex<Step> = Mutex::new(Step::Unknown);
 
-/// What the tasks of a step get.
+/// The outcome for the tasks of a step.
 enum Step {
     /// Not known: `init` has failed, and its place is in slurmd.log.
     Unknown,
@@ -106,7 +106,7 @@ pub fn forget(spank: &Spank<'_>, arguments: &[String]) {
     }
 }
 
-/// What a user is told of a fault of the site.
+/// The message to a user about a fault of the site.
 const USER: &str = "the workflow token of this job could not be delivered: tell the operators that the reason is in slurmd.log \
                     on its node";
 
