@@ -269,7 +269,12 @@ impl Report {
         }
         self.is_sent = true;
         let _ = self.replies.send(match outcome.result {
-            Ok(Sealed::Record(record, names)) => Reply::Delivered { number, record, names },
+            Ok(Sealed::Record { record, names, renewal }) => Reply::Delivered {
+                number,
+                record,
+                names,
+                renewal,
+            },
             Ok(Sealed::NoRule) => Reply::NoRule { number },
             Err(failure) => Reply::Failed { number, failure },
         });
@@ -311,6 +316,7 @@ fn task(deliver: Deliver) -> Result<Task, Failure> {
         limit: deliver.limit_ms.map(Duration::from_millis),
         timeout: Duration::from_millis(deliver.timeout_ms),
         slurm: None,
+        generation: deliver.record,
         variables,
     })
 }

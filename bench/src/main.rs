@@ -44,7 +44,7 @@ fn run(args: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
                     break;
                 }
                 let owner = Owner { jobid, uid };
-                let record = Record::seal(&munge, owner, 0, &variables)?.to_json();
+                let record = Record::seal(&munge, owner, 0, &variables, &Default::default())?.to_json();
                 if open {
                     let instance_owner = me;
                     Record::from_json(&record)?.open(&munge, &Expected { owner, instance_owner })?;

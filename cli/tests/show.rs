@@ -24,7 +24,9 @@ fn sealed(munged: &Munged, jobid: u64, sealer: u32) -> String {
     let mut variables = Variables::new();
     variables.insert("DW_WORKFLOW_TOKEN", Secret::from("canary")).unwrap();
     variables.insert("OTHER", Secret::from("canary")).unwrap();
-    Record::seal(&munge, owner, sealer, &variables).unwrap().to_json()
+    Record::seal(&munge, owner, sealer, &variables, &Default::default())
+        .unwrap()
+        .to_json()
 }
 
 /// A record that nobody sealed.

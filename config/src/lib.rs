@@ -151,6 +151,8 @@ impl Munge {
 /// One rule: which jobs it is for, and where their token comes from.
 #[derive(Debug, Clone)]
 pub struct Rule {
+    /// The name of the token. For each name, the first rule that a job matches delivers.
+    pub name: Option<String>,
     /// The jobs that the rule is for.
     pub conditions: Conditions,
     /// The environment variable that carries the token.
@@ -161,6 +163,32 @@ pub struct Rule {
     pub timeout: Duration,
     /// The check of the token before it is delivered.
     pub check: Check,
+    /// How the token is renewed before it expires.
+    pub renewal: Renewal,
+}
+
+/// How a token is renewed before it expires.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Renewal {
+    /// The part of the remaining lifetime after which the token is fetched again; none if it is not.
+    pub after: Option<f64>,
+    /// The signal that tasks receive when their file holds a new token, signal(7).
+    pub signal: Option<i32>,
+    /// The consequence of a token that expires before it could be renewed.
+    pub on_expiry: seal::OnExpiry,
+    /// Set if `BEARER_TOKEN_FILE` names the file of the token, too.
+    pub bearer_token_file: bool,
+}
+
+impl Default for Renewal {
+    fn default() -> Self {
+        Self {
+            after: Some(2.0 / 3.0),
+            signal: None,
+            on_expiry: seal::OnExpiry::default(),
+            bearer_token_file: false,
+        }
+    }
 }
 
 /// The source of a token.

@@ -200,7 +200,7 @@ pub enum Selection {
 }
 
 impl Config {
-    /// Returns the first rule that a job matches, in the order of the configuration.
+    /// Returns the first rule that a job matches, whatever its name, in the order of the configuration.
     pub fn select(&self, job: &dyn Facts) -> Selection {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.conditions.hold(job) {
@@ -212,21 +212,38 @@ impl Config {
         Selection::None
     }
 
-    /// Returns the rules that may be for a job by what is known of it, in order, up to the first that is for it for
-    /// certain.
+    /// Returns the rules that may be for a job by what is known of it, in order: of each name up to the first that is for it
+    /// for certain.
     pub fn candidates(&self, job: &dyn Facts) -> Vec<usize> {
         let mut candidates = Vec::new();
+        let mut decided: Vec<&Option<String>> = Vec::new();
         for (index, rule) in self.rules.iter().enumerate() {
+            if decided.contains(&&rule.name) {
+                continue;
+            }
             match rule.conditions.hold(job) {
                 Some(false) => {}
                 None => candidates.push(index),
                 Some(true) => {
                     candidates.push(index);
-                    break;
+                    decided.push(&rule.name);
                 }
             }
         }
         candidates
+    }
+
+    /// Returns rules grouped by the name of their token, each group in order.
+    pub fn by_name(&self, rules: &[usize]) -> Vec<Vec<usize>> {
+        let name = |index: usize| self.rules.get(index).map(|rule| &rule.name);
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for index in rules.iter().copied() {
+            match groups.iter_mut().find(|group| name(group[0]) == name(index)) {
+                Some(group) => group.push(index),
+                None => groups.push(vec![index]),
+            }
+        }
+        groups
     }
 }
 

@@ -17,6 +17,7 @@ mod lookups;
 mod owners;
 mod pipeline;
 mod progress;
+mod renewal;
 mod rules;
 mod task;
 

@@ -16,7 +16,8 @@ use crate::{
     limits::Slot,
     lookups::permit,
     progress::{Progress, Stage},
-    rules::Chosen,
+    renewal::Renewals,
+    rules::{Candidates, Chosen},
     task::{Task, Variables},
 };
 
@@ -29,8 +30,15 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The result of a successful delivery.
 #[derive(Debug)]
 pub enum Sealed {
-    /// A record, in JSON, and the names of its variables.
-    Record(String, Vec<String>),
+    /// A sealed record.
+    Record {
+        /// The record, in JSON.
+        record: String,
+        /// The names of its variables.
+        names: Vec<String>,
+        /// When the next one is due.
+        renewal: seal::Renewal,
+    },
     /// No rule is for the job owner.
     NoRule,
 }
@@ -87,7 +95,8 @@ impl Engine {
             let (progress, mut lines) = (Progress::default(), Lines::default());
             progress.enter(Stage::Sealing);
             let left = limit.saturating_sub(start.elapsed());
-            let seal = self.seal((jobid, uid, seal::Variables::new()), &progress, &mut lines);
+            let (owner, none) = (seal::Owner { jobid, uid }, seal::Variables::new());
+            let seal = self.seal(owner, none, seal::Renewal::default(), &progress, &mut lines);
             outcome.result = match timeout(left, seal).await {
                 Ok(result) => result,
                 Err(_) => Err(progress.timed_out(limit, "timeout")),
@@ -98,47 +107,80 @@ impl Engine {
     }
 
     async fn run(self: &Arc<Self>, task: Task, progress: &Progress, lines: &mut Lines) -> Result<Sealed, Failure> {
+        let tokens = match &task.variables {
+            Variables::Rules(rules) => self.config.by_name(rules).into_iter().map(Candidates::Rules).collect(),
+            Variables::Provided(_) => vec![Candidates::Rabbit],
+        };
         let task = Arc::new(task);
-        let Some((Chosen { which, values }, slot)) = self.turn(&task, progress).await? else {
-            return Ok(Sealed::NoRule);
-        };
-        let fetched = match (self.sources.get(which), slot) {
-            (Some((source, _)), Some(slot)) => {
-                progress.enter(Stage::Fetching);
-                let (fetched, slot) = self.fetch(which, source, values, slot, progress).await?;
-                lines.notes.extend(fetched.notes);
-                lines.warnings.extend(fetched.warnings);
-                let fetched = fetched.result;
-                let fetched = fetched.map_err(|e| Failure::new(Code::SourceFailed, e.summary(), e.to_string()))?;
-                progress.enter(Stage::Checking);
-                self.check(which, &task, fetched, slot, lines).await?
+        let (mut fetched, mut renewals) = (seal::Variables::new(), Renewals::of(task.generation));
+        let mut is_any = false;
+        for candidates in tokens {
+            if let Some((which, variables)) = self.fetch_token(&task, &candidates, progress, lines).await? {
+                is_any = true;
+                if let SourceId::Rule(index) = which {
+                    renewals.add(&self.config.rules[index], &variables);
+                }
+                fetched.extend(variables);
             }
-            _ => seal::Variables::new(),
-        };
+        }
+        if !is_any {
+            return Ok(Sealed::NoRule);
+        }
         progress.enter(Stage::Sealing);
-        let variables = match Arc::try_unwrap(task).map(|task| (task.jobid, task.uid, task.variables)) {
+        let (owner, variables) = match Arc::try_unwrap(task).map(|task| (task.jobid, task.uid, task.variables)) {
             Ok((jobid, uid, Variables::Provided(mut provided))) => {
                 provided.extend(fetched);
-                (jobid, uid, provided)
+                (seal::Owner { jobid, uid }, provided)
             }
-            Ok((jobid, uid, Variables::Rules(_))) => (jobid, uid, fetched),
+            Ok((jobid, uid, Variables::Rules(_))) => (seal::Owner { jobid, uid }, fetched),
             // Threads that had it have returned.
             Err(_) => return Err(Failure::internal_in_agent()),
         };
-        self.seal(variables, progress, lines).await
+        self.seal(owner, variables, renewals.into_renewal(), progress, lines)
+            .await
+    }
+
+    /// Fetches one token of a job, and checks it; none if no rule is for the job owner.
+    async fn fetch_token(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        candidates: &Candidates,
+        progress: &Progress,
+        lines: &mut Lines,
+    ) -> Result<Option<(SourceId, seal::Variables)>, Failure> {
+        let Some((Chosen { which, values }, slot)) = self.turn(task, candidates, progress).await? else {
+            return Ok(None);
+        };
+        let (Some((source, _)), Some(slot)) = (self.sources.get(which), slot) else {
+            return Ok(Some((which, seal::Variables::new())));
+        };
+        progress.enter(Stage::Fetching);
+        let (fetched, slot) = self.fetch(which, source, values, slot, progress).await?;
+        lines.notes.extend(fetched.notes);
+        lines.warnings.extend(fetched.warnings);
+        let fetched = fetched.result;
+        let fetched = fetched.map_err(|e| Failure::new(Code::SourceFailed, e.summary(), e.to_string()))?;
+        progress.enter(Stage::Checking);
+        let checked = self.check(which, task, fetched, slot, lines).await?;
+        Ok(Some((which, checked)))
     }
 
     /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.
-    async fn turn(&self, task: &Task, progress: &Progress) -> Result<Option<(Chosen, Option<Arc<Slot>>)>, Failure> {
+    async fn turn(
+        &self,
+        task: &Task,
+        candidates: &Candidates,
+        progress: &Progress,
+    ) -> Result<Option<(Chosen, Option<Arc<Slot>>)>, Failure> {
         loop {
-            let owner = if self.needs_owner(task) {
+            let owner = if self.needs_owner(candidates) {
                 progress.enter(Stage::Owner);
                 let owner = self.owners.look_up(task.uid).await;
                 Some(owner.map_err(|e| Failure::new(Code::OwnerUnknown, "its owner could not be looked up", e))?)
             } else {
                 None
             };
-            let Some(chosen) = self.choose(task, owner.as_deref())? else {
+            let Some(chosen) = self.choose(task, candidates, owner.as_deref())? else {
                 return Ok(None);
             };
             let Some((_, lane)) = self.sources.get(chosen.which) else {
@@ -263,25 +305,33 @@ impl Engine {
     /// Seals. While munged does not answer, it is asked again with backoff until the time of the delivery is over.
     async fn seal(
         &self,
-        (jobid, uid, variables): (u64, u32, seal::Variables),
+        owner: seal::Owner,
+        variables: seal::Variables,
+        renewal: seal::Renewal,
         progress: &Progress,
         lines: &mut Lines,
     ) -> Result<Sealed, Failure> {
-        let (owner, sealer) = (seal::Owner { jobid, uid }, self.sealer);
+        let sealer = self.sealer;
         let names = variables.names().map(str::to_owned).collect();
         let mut variables = variables;
         let mut pause = PAUSES.0;
         loop {
             let capacity = permit(Arc::clone(&self.shared.sealing).acquire_owned().await).await;
-            let munge = self.munge.clone();
+            let (munge, renewal) = (self.munge.clone(), renewal.clone());
             let sealed = on_thread(capacity, move || {
                 crate::inject_fault("seal");
-                (Record::seal(&munge, owner, sealer, &variables), variables)
+                (Record::seal(&munge, owner, sealer, &variables, &renewal), variables)
             });
             let ((sealed, again), capacity) = sealed.await?;
             drop(capacity);
             match sealed {
-                Ok(record) => return Ok(Sealed::Record(record.to_json(), names)),
+                Ok(record) => {
+                    return Ok(Sealed::Record {
+                        record: record.to_json(),
+                        names,
+                        renewal: record.renewal().clone(),
+                    });
+                }
                 Err(e) if e.is_retryable() => {
                     if pause == PAUSES.0 {
                         lines.notes.push(format!("{e}: it was tried again"));
@@ -358,6 +408,7 @@ mod tests {
             asked: Asked::Nothing,
             limit: None,
             slurm: None,
+            generation: 0,
             variables: Variables::Rules(Vec::new()),
         };
         let check = |more: &str| {

@@ -7,8 +7,16 @@ use protocol::{Code, Failure};
 use crate::{
     engine::{Engine, SourceId},
     owners::Owner,
-    task::{Task, Variables},
+    task::Task,
 };
+
+/// The sources that may be for one token of a job.
+pub(crate) enum Candidates {
+    /// Those of these rules, of which the first that is for the job owner counts.
+    Rules(Vec<usize>),
+    /// The one for rabbit jobs.
+    Rabbit,
+}
 
 /// A source, and the values of the job for it.
 pub(crate) struct Chosen {
@@ -18,30 +26,35 @@ pub(crate) struct Chosen {
 
 impl Engine {
     /// Returns whether the job owner must be known before a source is chosen and asked.
-    pub(crate) fn needs_owner(&self, task: &Task) -> bool {
+    pub(crate) fn needs_owner(&self, candidates: &Candidates) -> bool {
         if !self.config.projects.is_empty() {
             return true;
         }
-        match &task.variables {
-            Variables::Rules(rules) => match rules[..] {
+        match candidates {
+            Candidates::Rules(rules) => match rules[..] {
                 [rule] => {
                     self.config.rules.get(rule).is_some_and(asks_for_owner)
                         || self.sources.needs_user(SourceId::Rule(rule))
                 }
                 _ => true,
             },
-            Variables::Provided(_) => self.sources.needs_user(SourceId::Rabbit),
+            Candidates::Rabbit => self.sources.needs_user(SourceId::Rabbit),
         }
     }
 
-    /// Chooses the source of a job; none if no rule is for its owner. `owner` is there if [`Engine::needs_owner`].
+    /// Chooses the source of a token; none if no rule is for the job owner. `owner` is there if [`Engine::needs_owner`].
     ///
     /// # Errors
     /// The job owner may not have it, or is not known.
-    pub(crate) fn choose(&self, task: &Task, owner: Option<&Owner>) -> Result<Option<Chosen>, Failure> {
-        let candidates: &[usize] = match &task.variables {
-            Variables::Rules(rules) => rules,
-            Variables::Provided(_) => &[],
+    pub(crate) fn choose(
+        &self,
+        task: &Task,
+        from: &Candidates,
+        owner: Option<&Owner>,
+    ) -> Result<Option<Chosen>, Failure> {
+        let candidates: &[usize] = match from {
+            Candidates::Rules(rules) => rules,
+            Candidates::Rabbit => &[],
         };
         let Some(owner) = owner else {
             let which = candidates
@@ -66,9 +79,9 @@ impl Engine {
                 why,
             ));
         }
-        let which = match &task.variables {
-            Variables::Provided(_) => SourceId::Rabbit,
-            Variables::Rules(_) => {
+        let which = match from {
+            Candidates::Rabbit => SourceId::Rabbit,
+            Candidates::Rules(_) => {
                 let facts = OwnerFacts {
                     owner,
                     project: (!projects.is_empty()).then_some(project),

@@ -20,6 +20,8 @@ pub struct Task {
     pub timeout: Duration,
     /// Set if it is a job of Slurm.
     pub slurm: Option<SlurmJob>,
+    /// The number of records that the job has had: 0 for its first delivery.
+    pub generation: u32,
     /// The origin of the variables.
     pub variables: Variables,
 }
@@ -27,7 +29,7 @@ pub struct Task {
 /// The origin of the variables of a delivery.
 #[derive(Debug)]
 pub enum Variables {
-    /// From the source of the first of these rules that is for the job owner.
+    /// For each name of a token, from the source of the first of these rules that is for the job owner.
     Rules(Vec<usize>),
     /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.
     Provided(seal::Variables),

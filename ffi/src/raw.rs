@@ -164,6 +164,7 @@ functions! {
     // job shell
     fn flux_plugin_get_shell(p: *mut flux_plugin_t) -> *mut flux_shell_t;
     fn flux_shell_get_flux(shell: *mut flux_shell_t) -> *mut flux_t;
+    fn flux_shell_killall(shell: *mut flux_shell_t, sig: c_int);
     fn flux_shell_get_info(shell: *mut flux_shell_t, json_str: *mut *mut c_char) -> c_int;
     fn flux_shell_info_unpack(shell: *mut flux_shell_t, fmt: *const c_char, ...) -> c_int;
     fn flux_shell_getopt(shell: *mut flux_shell_t, name: *const c_char, json_str: *mut *mut c_char) -> c_int;

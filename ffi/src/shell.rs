@@ -1,4 +1,5 @@
-//! The job shell: flux-shell-plugins(7), flux_shell_get_info(3), flux_shell_setenvf(3), flux_shell_log(3).
+//! The job shell: flux-shell-plugins(7), flux_shell_get_info(3), flux_shell_setenvf(3), flux_shell_killall(3),
+//! flux_shell_log(3).
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -43,7 +44,7 @@ pub struct JobFacts {
     pub size: i32,
 }
 
-impl Shell<'_> {
+impl<'a> Shell<'a> {
     /// # Safety
     /// `raw` is null or a shell that lives as long as the result.
     pub(crate) unsafe fn borrow(raw: *mut raw::flux_shell_t) -> Option<Self> {
@@ -54,7 +55,7 @@ impl Shell<'_> {
     }
 
     /// The handle of the shell.
-    pub fn flux(&self) -> Option<Flux<'_>> {
+    pub fn flux(&self) -> Option<Flux<'a>> {
         // SAFETY: a live shell; the handle lives as long.
         unsafe { Flux::borrow(raw::flux_shell_get_flux(self.raw)) }
     }
@@ -156,6 +157,12 @@ impl Shell<'_> {
         // SAFETY: a live shell, C strings that the call copies, and a format that takes one.
         let rc = unsafe { raw::flux_shell_setenvf(self.raw, 1, name.as_ptr(), c"%s".as_ptr(), value.as_ptr()) };
         if rc < 0 { Err(last_error()) } else { Ok(()) }
+    }
+
+    /// Sends a signal to the tasks of this shell, flux_shell_killall(3).
+    pub fn kill_tasks(&self, signal: i32) {
+        // SAFETY: a live shell.
+        unsafe { raw::flux_shell_killall(self.raw, signal) }
     }
 
     /// Writes a line to the log of the shell, which is the standard error of the job.

@@ -22,7 +22,7 @@ use crate::{
     prologs::Prologs,
     removals::{RemovalEvent, Removals},
     stats::{CallbackTimer, Counter, Stats},
-    table::{Delivery, End, Stage, Table},
+    table::{Delivered, Delivery, End, Purpose, Stage, Table},
 };
 
 /// How many jobs one turn of the reactor decides about that share a cause.
@@ -47,6 +47,20 @@ pub(crate) enum DeliveryEvent<'a> {
     Configured(u32, Option<String>),
     /// A user by generation of the configuration and uid, or an error for the operator.
     Owner(u32, u32, Result<Owner, String>),
+}
+
+/// The request of one delivery.
+pub struct Delivering {
+    /// The job.
+    pub job: JobId,
+    /// The uid of its owner.
+    pub uid: u32,
+    /// The reason why it gets a record.
+    pub purpose: Purpose,
+    /// The origin of the variables.
+    pub origin: Origin,
+    /// The members of its jobspec that rules and projects read.
+    pub spec: Spec,
 }
 
 /// The deliveries of one plugin.
@@ -101,13 +115,22 @@ impl Deliveries {
         })
     }
 
-    /// Begins a delivery to a job whose prolog has started.
-    pub fn begin(&self, current: &Current, job: JobId, uid: u32, origin: Origin, spec: Spec, end: Option<End>) {
+    /// Begins a delivery to a job: one whose prolog has started, or one that runs.
+    pub fn begin(&self, current: &Current, request: Delivering, end: Option<End>) {
+        let Delivering {
+            job,
+            uid,
+            purpose,
+            origin,
+            spec,
+        } = request;
         let timeout = current.config.timeout;
         let now = Instant::now();
         let deadline = now.checked_add(timeout.saturating_add(GRACE)).unwrap_or(now + CENTURY);
-        let number = self.table.borrow_mut().insert(job, deadline, timeout, end);
-        self.stats.borrow_mut().started += 1;
+        let number = self.table.borrow_mut().insert(job, purpose, (deadline, timeout), end);
+        if purpose == Purpose::Start {
+            self.stats.borrow_mut().started += 1;
+        }
         // Deadlines are enforced before anything else may go wrong.
         (self.report)(DeliveryEvent::Pending);
         self.agent.deliver(Deliver {
@@ -119,6 +142,10 @@ impl Deliveries {
             uid,
             asked: spec.asked,
             limit_ms: spec.limit.map(milliseconds),
+            record: match purpose {
+                Purpose::Start => 0,
+                Purpose::Renewal(records) => records,
+            },
             origin,
         });
     }
@@ -127,9 +154,18 @@ impl Deliveries {
         let timer = CallbackTimer::start();
         let mut about = None;
         match (reply, job) {
-            (Reply::Delivered { number, record, names }, Some(job)) => {
+            (
+                Reply::Delivered {
+                    number,
+                    record,
+                    names,
+                    renewal,
+                },
+                Some(job),
+            ) => {
                 about = Some(job);
-                self.unless_it_panics(job, || self.sealed(job, number, record, names));
+                let delivered = Delivered { names, renewal };
+                self.unless_it_panics(job, || self.sealed(job, number, record, delivered));
             }
             (Reply::NoRule { .. }, Some(job)) => self.unless_it_panics(job, || self.no_rule(job)),
             (Reply::Failed { failure, .. }, Some(job)) => self.unless_it_panics(job, || self.fail(job, &failure)),
@@ -147,16 +183,25 @@ impl Deliveries {
         self.account(&timer, about);
     }
 
-    fn sealed(&self, job: JobId, number: u64, record: String, names: Vec<String>) {
+    fn sealed(&self, job: JobId, number: u64, record: String, delivered: Delivered) {
         ffi::inject_fault("done");
         if let Some(delivery) = self.table.borrow_mut().of(job) {
             delivery.stage = Stage::Sealed;
-            delivery.names = names;
+            delivery.delivered = delivered;
         }
         self.commits.store(number, job, record);
     }
 
     fn no_rule(&self, job: JobId) {
+        if self
+            .table
+            .borrow_mut()
+            .of(job)
+            .is_some_and(|delivery| delivery.purpose != Purpose::Start)
+        {
+            let why = "no rule is for it any more";
+            return self.fail(job, &Failure::new(Code::RulesChanged, why, why));
+        }
         let delivery = self.table.borrow_mut().remove(job);
         drop(delivery);
         self.stats.borrow_mut().no_rule += 1;
@@ -200,11 +245,14 @@ impl Deliveries {
         let cpu = delivery.cpu + timer.cpu();
         // Within this call, the job manager starts the job, as it would have done without a prolog.
         match delivery.end.take() {
-            Some(end) => end(Ok(std::mem::take(&mut delivery.names))),
+            Some(end) => end(Ok(std::mem::take(&mut delivery.delivered))),
             None => self.prologs.finish(job, 0),
         }
         let mut stats = self.stats.borrow_mut();
-        stats.delivered += 1;
+        match delivery.purpose {
+            Purpose::Start => stats.delivered += 1,
+            Purpose::Renewal(_) => stats.renewed += 1,
+        }
         stats.delivery(cpu);
     }
 
@@ -220,10 +268,19 @@ impl Deliveries {
         Some(delivery)
     }
 
-    /// Fails a delivery: the job does not start.
+    /// Fails a delivery: the job does not start, or keeps the record that it has.
     pub fn fail(&self, job: JobId, why: &Failure) {
-        let delivery = self.take_out(job);
-        self.reject(job, delivery.and_then(|mut delivery| delivery.end.take()), why);
+        match self.take_out(job) {
+            Some(Delivery {
+                purpose: Purpose::Renewal(_),
+                end: Some(end),
+                ..
+            }) => {
+                self.stats.borrow_mut().renewal_failures += 1;
+                end(Err(why.clone()));
+            }
+            delivery => self.reject(job, delivery.and_then(|mut delivery| delivery.end.take()), why),
+        }
     }
 
     /// Fails a delivery that is in no table: it has not begun, or was taken out.
@@ -237,13 +294,16 @@ impl Deliveries {
         }
     }
 
-    /// Gives the delivery of a job up that was canceled or has ended. Returns whether one was under way.
+    /// Gives the delivery of a job up that was canceled or has ended. Returns whether its prolog waited for it.
     pub fn give_up(&self, job: JobId) -> bool {
-        let was_under_way = self.take_out(job).is_some();
-        if was_under_way {
+        let Some(delivery) = self.take_out(job) else {
+            return false;
+        };
+        let is_starting = delivery.purpose == Purpose::Start;
+        if is_starting {
             self.stats.borrow_mut().canceled += 1;
         }
-        was_under_way
+        is_starting
     }
 
     /// Returns how many deliveries are under way.
@@ -256,7 +316,7 @@ impl Deliveries {
         self.table.borrow().contains(job)
     }
 
-    /// Ends all, since the plugin is being removed. Returns the jobs whose deliveries were under way.
+    /// Ends all, since the plugin is being removed. Returns the jobs whose prologs wait for a delivery.
     pub(crate) fn leave(&self) -> HashSet<JobId> {
         let table = self.table.take();
         let arrived = self
@@ -269,7 +329,7 @@ impl Deliveries {
             });
         self.removals.leave();
         self.commits.leave(self.prologs.identity.looks_for_records, arrived);
-        table.jobs().collect()
+        table.starting().collect()
     }
 
     // Time

@@ -19,21 +19,29 @@ use zeroize::Zeroizing;
 
 use crate::{
     configuration::{Configuration, Current},
-    deliveries::{Deliveries, DeliveryEvent},
+    deliveries::{Deliveries, Delivering, DeliveryEvent},
     eventlog::{Eventlog, Past},
     handover::Handover,
     identity::Identity,
     jobspec::Spec,
     prologs::Prologs,
-    reader::{self, ReadEvent, Reader},
+    reader::{self, ReadEvent, Reader, Subject},
     stats::CallbackTimer,
     succession::Succession,
-    table::End,
+    table::{End, Purpose},
     ticker::Ticker,
 };
 
 /// The longest table, in JSON and bytes. A frame has room for it and for the options of the plugin.
 const LONGEST_TABLE: usize = protocol::MAX_FRAME / 2;
+
+/// The eventlogs of jobs. A job may be held, and only its eventlog says so.
+static EVENTLOG: Subject = Subject {
+    key: c"eventlog",
+    name: "eventlog",
+    otherwise: "the job may wait",
+    is_optional: false,
+};
 
 /// The functions that each plugin implements in its own way.
 pub trait Hooks {
@@ -76,7 +84,7 @@ impl Engine {
                     }
                 }
             });
-            let reader = Reader::new(jobtap, {
+            let reader = Reader::new(jobtap, &EVENTLOG, {
                 let this = this.clone();
                 move |event| {
                     let Some(engine) = this.upgrade() else { return };
@@ -260,7 +268,14 @@ impl Engine {
             (name.to_owned(), SecretText(value))
         });
         let origin = Origin::Provided(provided.collect());
-        self.deliveries.begin(&current, job, uid, origin, spec, end);
+        let request = Delivering {
+            job,
+            uid,
+            purpose: Purpose::Start,
+            origin,
+            spec,
+        };
+        self.deliveries.begin(&current, request, end);
         self.deliveries.account(&timer, Some(job));
     }
 

@@ -34,14 +34,15 @@ mod ticker;
 use ffi::{Jobtap, Plugin};
 
 pub use configuration::Current;
-pub use deliveries::{Deliveries, TURN};
+pub use deliveries::{Deliveries, Delivering, TURN};
 pub use engine::{Engine, Hooks};
 pub use eventlog::{Eventlog, Past, Perilog};
 pub use handover::Handover;
 pub use identity::Identity;
 pub use prologs::Prologs;
+pub use reader::{ReadEvent, Reader, Subject};
 pub use stats::{CallbackTimer, Counter};
-pub use table::End;
+pub use table::{Delivered, End, Purpose};
 pub use ticker::Ticker;
 
 /// That of each shared object is its own.

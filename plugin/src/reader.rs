@@ -1,7 +1,8 @@
-//! Reads the eventlogs of jobs of which nothing is known: of a predecessor that left nothing, or of an earlier job manager.
+//! Reads what the KVS has of jobs from before the plugin was loaded: the eventlogs of those of which nothing is known, and the
+//! sealed records of those that run.
 //!
-//! The eventlog is complete in the KVS after a restart. In a running job manager it may be behind by a batch, so it is read
-//! only after that batch is written.
+//! The KVS is complete after a restart. In a running job manager it may be behind by a batch of events, so it is read only
+//! after that batch is written.
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,19 +37,32 @@ const AT_ONCE: usize = 64;
 /// A Flux timer that is started before its reactor has run, as at a restart, expires at once.
 const NO_TIMER: f64 = -1.0;
 
+/// A key in the directories of jobs.
+pub struct Subject {
+    /// The key.
+    pub key: &'static CStr,
+    /// Its name, for the operator.
+    pub name: &'static str,
+    /// The consequence of a value that cannot be read, for the operator.
+    pub otherwise: &'static str,
+    /// Set if an active job need not have it.
+    pub is_optional: bool,
+}
+
 /// An event that [`Reader`] reports.
-pub(crate) enum ReadEvent {
-    /// The text of the eventlog of a job. It is empty if the job was purged.
+pub enum ReadEvent {
+    /// The value for a job. It is empty if there is none.
     Read(JobId, String),
     /// A line for the log.
     Log(LogLevel, String),
 }
 
-/// Reads eventlogs, and repeats what fails.
-pub(crate) struct Reader {
+/// Reads the values of one key, and repeats what fails.
+pub struct Reader {
     jobtap: Jobtap<'static>,
+    subject: &'static Subject,
     report: Box<dyn Fn(ReadEvent)>,
-    /// The jobs of which nothing is known, and when each is read again.
+    /// The jobs whose value has not been read, and when it is read again.
     unknown: RefCell<BTreeMap<JobId, Instant>>,
     /// Those whose events may not be in the KVS yet, and the step that waits for them.
     unwritten: RefCell<Vec<JobId>>,
@@ -83,10 +97,11 @@ pub(crate) fn active_state(jobtap: Jobtap<'_>, job: JobId) -> Option<JobState> {
 }
 
 impl Reader {
-    /// Returns a reader that knows all jobs. `report` must not drop the reader.
-    pub fn new(jobtap: Jobtap<'static>, report: impl Fn(ReadEvent) + 'static) -> Rc<Self> {
+    /// Returns a reader that has read all. `report` must not drop the reader.
+    pub fn new(jobtap: Jobtap<'static>, subject: &'static Subject, report: impl Fn(ReadEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             jobtap,
+            subject,
             report: Box::new(report),
             unknown: RefCell::default(),
             unwritten: RefCell::default(),
@@ -97,17 +112,17 @@ impl Reader {
         })
     }
 
-    /// Returns whether something is known of every job.
+    /// Returns whether all has been read.
     pub fn is_idle(&self) -> bool {
         self.unknown.borrow().is_empty()
     }
 
-    /// Returns the jobs of which nothing is known.
+    /// Returns the jobs whose value has not been read.
     pub fn jobs(&self) -> HashSet<JobId> {
         self.unknown.borrow().keys().copied().collect()
     }
 
-    /// Does not read the eventlog of a job any more. Returns whether it was to be read.
+    /// Does not read the value for a job any more. Returns whether it was to be read.
     pub fn forget(&self, job: JobId) -> bool {
         self.unknown.borrow_mut().remove(&job).is_some()
     }
@@ -119,7 +134,7 @@ impl Reader {
         drop(pending);
     }
 
-    /// Reads the eventlog of a job.
+    /// Reads the value for a job.
     pub fn read(self: &Rc<Self>, job: JobId) {
         let again = Instant::now() + RETRY_UNANSWERED;
         self.unknown.borrow_mut().insert(job, again);
@@ -206,7 +221,7 @@ impl Reader {
         let number = self.numbers.get() + 1;
         self.numbers.set(number);
         let weak = Rc::downgrade(self);
-        let asked = job.kvs_key(c"eventlog").and_then(|key| {
+        let asked = job.kvs_key(self.subject.key).and_then(|key| {
             self.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(reader) = weak.upgrade() else { return };
                 let done = reader.pending.borrow_mut().remove(&number);
@@ -227,20 +242,25 @@ impl Reader {
     fn answered(&self, job: JobId, future: &Future) {
         let text = match future.value() {
             Ok(text) => text.unwrap_or_default(),
-            // A job that was purged has no eventlog any more.
-            Err(e) if e.errno() == Errno::ENOENT as i32 && active_state(self.jobtap, job).is_none() => String::new(),
+            // A job that was purged has nothing any more.
+            Err(e)
+                if e.errno() == Errno::ENOENT as i32
+                    && (self.subject.is_optional || active_state(self.jobtap, job).is_none()) =>
+            {
+                String::new()
+            }
             Err(e) => return self.unread(vec![job], &e),
         };
         (self.report)(ReadEvent::Read(job, text));
     }
 
-    /// Keeps jobs to be read again: they may be held, and only their eventlogs say so.
+    /// Keeps jobs to be read again.
     fn unread(&self, jobs: Vec<JobId>, e: &dyn fmt::Display) {
         for job in jobs {
             let again = Instant::now() + RETRY;
             self.unknown.borrow_mut().insert(job, again);
-            let line =
-                format!("{job}: its eventlog could not be read: {e}: until it can be, the job may wait: trying again");
+            let Subject { name, otherwise, .. } = self.subject;
+            let line = format!("{job}: its {name} could not be read: {e}: until it can be, {otherwise}: trying again");
             (self.report)(ReadEvent::Log(LogLevel::Err, line));
         }
     }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub(crate) struct Stats {
     pub started: u64,
     pub delivered: u64,
+    pub renewed: u64,
+    pub renewal_failures: u64,
     pub failed: u64,
     pub canceled: u64,
     pub no_rule: u64,
@@ -79,6 +81,8 @@ impl Default for Stats {
         Self {
             started: 0,
             delivered: 0,
+            renewed: 0,
+            renewal_failures: 0,
             failed: 0,
             canceled: 0,
             no_rule: 0,
@@ -117,6 +121,8 @@ impl Stats {
         json!({
             "started": self.started,
             "delivered": self.delivered,
+            "renewed": self.renewed,
+            "renewal-failures": self.renewal_failures,
             "failed": self.failed,
             "canceled": self.canceled,
             "no-rule": self.no_rule,

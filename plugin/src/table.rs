@@ -7,9 +7,28 @@ use std::{
 
 use ffi::JobId;
 use protocol::Failure;
+use seal::Renewal;
 
-/// Called at the end of a delivery, unless it was given up: with the names of the variables, or the failure.
-pub type End = Box<dyn FnOnce(Result<Vec<String>, Failure>)>;
+/// Called at the end of a delivery, unless it was given up.
+pub type End = Box<dyn FnOnce(Result<Delivered, Failure>)>;
+
+/// The contents of a record that was committed.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    /// The names of its variables.
+    pub names: Vec<String>,
+    /// When the next record is due.
+    pub renewal: Renewal,
+}
+
+/// The purpose of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The first record of a job, whose prolog waits for it.
+    Start,
+    /// The next record of a job that runs, which had so many.
+    Renewal(u32),
+}
 
 /// A delivery under way.
 pub(crate) struct Delivery {
@@ -20,8 +39,9 @@ pub(crate) struct Delivery {
     pub(crate) timeout: Duration,
     /// Processor time spent on the reactor thread.
     pub(crate) cpu: Duration,
-    /// The names of its variables, once they are sealed.
-    pub(crate) names: Vec<String>,
+    pub(crate) purpose: Purpose,
+    /// The contents of its record, once that is sealed.
+    pub(crate) delivered: Delivered,
     /// Called at its end. Without it, the prolog is finished.
     pub(crate) end: Option<End>,
 }
@@ -57,12 +77,23 @@ impl Table {
         self.jobs.contains_key(&job)
     }
 
-    pub fn jobs(&self) -> impl Iterator<Item = JobId> {
-        self.jobs.keys().copied()
+    /// Returns the jobs whose prologs wait.
+    pub fn starting(&self) -> impl Iterator<Item = JobId> {
+        let starting = self
+            .jobs
+            .iter()
+            .filter(|(_, delivery)| delivery.purpose == Purpose::Start);
+        starting.map(|(job, _)| *job)
     }
 
     /// Adds the delivery of a job. Returns its number.
-    pub fn insert(&mut self, job: JobId, deadline: Instant, timeout: Duration, end: Option<End>) -> u64 {
+    pub fn insert(
+        &mut self,
+        job: JobId,
+        purpose: Purpose,
+        (deadline, timeout): (Instant, Duration),
+        end: Option<End>,
+    ) -> u64 {
         self.last += 1;
         let number = self.last;
         let delivery = Delivery {
@@ -71,7 +102,8 @@ impl Table {
             deadline,
             timeout,
             cpu: Duration::ZERO,
-            names: Vec::new(),
+            purpose,
+            delivered: Delivered::default(),
             end,
         };
         self.deadlines.insert((deadline, number), job);
@@ -119,7 +151,7 @@ mod tests {
         let mut table = Table::default();
         for number in 0..MANY {
             let before = crate::MEMORY.bytes();
-            table.insert(JobId(number), Instant::now(), Duration::ZERO, None);
+            table.insert(JobId(number), Purpose::Start, (Instant::now(), Duration::ZERO), None);
             let more = crate::MEMORY.bytes().saturating_sub(before);
             assert!(more < AT_ONCE, "{more} bytes more with number {number}");
         }

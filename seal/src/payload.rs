@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     error::{Error, Owner},
+    renewal::Renewal,
     variables::{Secret, Variables},
     version::{self, VERSION},
 };
@@ -27,6 +28,8 @@ pub(crate) struct Payload {
     pub uid: u32,
     /// The scheduler instance, where it has a name.
     pub instance: Option<String>,
+    #[serde(default)]
+    pub renewal: Renewal,
     pub variables: BTreeMap<String, PayloadValue>,
 }
 
@@ -34,16 +37,21 @@ pub(crate) struct Payload {
 pub(crate) const AROUND: usize = 80;
 
 impl Payload {
-    pub fn encode(owner: Owner, instance: Option<&str>, variables: &Variables) -> Result<Zeroizing<Vec<u8>>, Error> {
+    pub fn encode(
+        owner: Owner,
+        instance: Option<&str>,
+        variables: &Variables,
+        renewal: &Renewal,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
         // The buffer is never moved, which would leave a copy behind. Most values are written as they are.
         let plain: usize = variables
             .iter()
             .map(|(name, value)| name.len() + value.expose_secret().len() + AROUND)
             .sum();
-        let plain = plain + instance.map_or(0, str::len) + AROUND;
+        let plain = plain + instance.map_or(0, str::len) + renewal.room() + AROUND;
         let within = |room: usize| {
             let mut out = Room(Zeroizing::new(Vec::with_capacity(room)));
-            Self::write(&mut out, owner, instance, variables).ok()?;
+            Self::write(&mut out, owner, instance, variables, renewal).ok()?;
             Some(out.0)
         };
         if let Some(out) = within(plain.min(MAX_PAYLOAD)) {
@@ -51,7 +59,7 @@ impl Payload {
         }
         let mut size = Length(0);
         // Counting cannot fail.
-        let _ = Self::write(&mut size, owner, instance, variables);
+        let _ = Self::write(&mut size, owner, instance, variables, renewal);
         Some(size.0)
             .filter(|size| *size <= MAX_PAYLOAD)
             .and_then(within)
@@ -61,15 +69,21 @@ impl Payload {
             })
     }
 
-    fn write(out: &mut impl Write, owner: Owner, instance: Option<&str>, variables: &Variables) -> io::Result<()> {
+    fn write(
+        out: &mut impl Write,
+        owner: Owner,
+        instance: Option<&str>,
+        variables: &Variables,
+        renewal: &Renewal,
+    ) -> io::Result<()> {
         let Owner { jobid, uid } = owner;
-        write!(out, r#"{{"version":{VERSION},"jobid":{jobid},"uid":{uid},"#)?;
+        write!(out, r#"{{"version":{VERSION},"jobid":{jobid},"uid":{uid}"#)?;
         if let Some(instance) = instance {
-            out.write_all(br#""instance":"#)?;
+            out.write_all(br#","instance":"#)?;
             write_string(out, instance)?;
-            out.write_all(b",")?;
         }
-        out.write_all(br#""variables":{"#)?;
+        renewal.write_member(out)?;
+        out.write_all(br#","variables":{"#)?;
         for (n, (name, value)) in variables.iter().enumerate() {
             if n > 0 {
                 out.write_all(b",")?;
@@ -157,7 +171,7 @@ mod tests {
             variables.insert("A", Secret::from(value.clone())).unwrap();
             variables.insert("B", Secret::from("x")).unwrap();
             let room = value.len() + 3 + 3 * AROUND;
-            let payload = Payload::encode(owner, None, &variables).unwrap();
+            let payload = Payload::encode(owner, None, &variables, &Renewal::default()).unwrap();
             let read = Payload::decode(&payload).unwrap();
             assert_eq!((read.jobid, read.uid), (owner.jobid, owner.uid));
             assert_eq!(read.variables["A"].0.expose_secret(), value);

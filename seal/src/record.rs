@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Owner},
     munge::{Decoded, Munge},
     payload::{AROUND, Payload, PayloadValue, write_string},
+    renewal::Renewal,
     variables::Variables,
     version::{self, VERSION},
 };
@@ -42,6 +43,8 @@ pub struct Record {
     sealer: u32,
     variables: Vec<String>,
     sealed_at: f64,
+    #[serde(default)]
+    renewal: Renewal,
     credential: String,
 }
 
@@ -59,6 +62,8 @@ pub struct Expected {
 pub struct Opened {
     /// The variables.
     pub variables: Variables,
+    /// The generation of the record, and how tasks get the next one.
+    pub renewal: Renewal,
     /// The time when the credential was encoded, by the clock of the sealing node.
     pub sealed_at: SystemTime,
     /// The one of MUNGE's last three checks that did not pass.
@@ -82,8 +87,14 @@ impl Record {
     ///
     /// # Errors
     /// [`Error::TooLarge`] before munged is asked; [`Error::Munge`].
-    pub fn seal(munge: &Munge, owner: Owner, sealer: u32, variables: &Variables) -> Result<Self, Error> {
-        let payload = Payload::encode(owner, munge.instance_name(), variables)?;
+    pub fn seal(
+        munge: &Munge,
+        owner: Owner,
+        sealer: u32,
+        variables: &Variables,
+        renewal: &Renewal,
+    ) -> Result<Self, Error> {
+        let payload = Payload::encode(owner, munge.instance_name(), variables, renewal)?;
         let credential = munge.encode(&payload, owner.uid)?;
         let sealed_at = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -95,6 +106,7 @@ impl Record {
             sealer,
             variables: variables.names().map(str::to_owned).collect(),
             sealed_at: sealed_at.as_millis() as f64 / 1e3,
+            renewal: renewal.clone(),
             credential,
         })
     }
@@ -126,6 +138,7 @@ impl Record {
             uid,
             sealer,
             sealed_at,
+            renewal,
             ..
         } = self;
         write!(
@@ -133,7 +146,9 @@ impl Record {
             r#"{{"version":{version},"jobid":{jobid},"uid":{uid},"sealer":{sealer},"variables":"#
         )?;
         serde_json::to_writer(&mut *out, &self.variables)?;
-        write!(out, r#","sealed-at":{sealed_at:?},"credential":"#)?;
+        write!(out, r#","sealed-at":{sealed_at:?}"#)?;
+        renewal.write_member(out)?;
+        out.write_all(br#","credential":"#)?;
         write_string(out, &self.credential)?;
         out.write_all(b"}")
     }
@@ -171,6 +186,7 @@ impl Record {
         }
         Ok(Opened {
             variables,
+            renewal: payload.renewal,
             sealed_at: decoded.encoded_at,
             staleness: Staleness::of(decoded.code),
         })
@@ -218,6 +234,11 @@ impl Record {
     /// Returns when it was sealed, by the clock of the sealing node.
     pub fn sealed_at(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(self.sealed_at).unwrap_or_default()
+    }
+
+    /// Returns the generation of the record and when the next is due. Only opening the record proves it.
+    pub fn renewal(&self) -> &Renewal {
+        &self.renewal
     }
 
     /// Returns the MUNGE credential.
@@ -280,6 +301,17 @@ mod tests {
             ..record.clone()
         };
         assert_eq!(Record::from_json(&odd.to_json()).unwrap(), odd);
+        let renewal = Renewal {
+            generation: 7,
+            renew_at: Some(1.5),
+            files: vec!["A".to_owned()],
+            ..Renewal::default()
+        };
+        let renewed = Record {
+            renewal,
+            ..record.clone()
+        };
+        assert_eq!(Record::from_json(&renewed.to_json()).unwrap(), renewed);
         assert_eq!(record.sealed_at(), SystemTime::UNIX_EPOCH + Duration::from_millis(1500));
     }
 
@@ -316,7 +348,7 @@ mod tests {
         for size in [MAX_PAYLOAD, MAX_PAYLOAD + 1, 3 * MAX_PAYLOAD] {
             let mut variables = Variables::new();
             variables.insert("T", Secret::from("x".repeat(size))).unwrap();
-            let error = Record::seal(&nowhere, owner, 0, &variables).unwrap_err();
+            let error = Record::seal(&nowhere, owner, 0, &variables, &Renewal::default()).unwrap_err();
             assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         }
     }

@@ -2,6 +2,7 @@
 //! as the job owner; and the settings in the shell's initrc.
 #![forbid(unsafe_code)]
 
+mod files;
 mod record;
 mod settings;
 
@@ -9,6 +10,7 @@ use std::ffi::CStr;
 
 use ffi::{Plugin, Shell, ShellLogLevel};
 
+pub use files::TokenFiles;
 pub use record::{LOOKUP_TIMEOUT, Reader, answer, late, look_up};
 pub use settings::Settings;
 

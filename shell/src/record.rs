@@ -62,6 +62,24 @@ impl Reader {
     /// # Errors
     /// Returns the error for the user.
     pub fn open(&self, shell: &Shell<'_>, settings: &Settings, lookup: &Future) -> Result<Option<Opened>, String> {
+        self.open_within(MUNGED_TIMEOUT, shell, settings, lookup)
+    }
+
+    /// The same, while tasks run: munged is asked once.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_now(&self, shell: &Shell<'_>, settings: &Settings, lookup: &Future) -> Result<Option<Opened>, String> {
+        self.open_within(Duration::ZERO, shell, settings, lookup)
+    }
+
+    fn open_within(
+        &self,
+        time: Duration,
+        shell: &Shell<'_>,
+        settings: &Settings,
+        lookup: &Future,
+    ) -> Result<Option<Opened>, String> {
         let failed = |e: &dyn std::fmt::Display| format!("the sealed record of the job could not be looked up: {e}");
         let Some(answer) = answer(lookup).map_err(|e| failed(&e))? else {
             return Ok(None);
@@ -80,7 +98,7 @@ impl Reader {
             instance_owner: job.instance_owner,
         };
         let munge = settings.munge.client().map_err(|e| self.refused(&e))?;
-        let opened = record.open_within(MUNGED_TIMEOUT, &munge, &expected);
+        let opened = record.open_within(time, &munge, &expected);
         opened.map(Some).map_err(|e| self.refused(&e))
     }
 

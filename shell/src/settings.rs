@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// The settings of this shell.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Settings for MUNGE.
     pub munge: config::Munge,

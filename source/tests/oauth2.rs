@@ -83,6 +83,8 @@ impl Site {
 
     fn source(&self, timeout: Duration) -> Box<dyn Source> {
         let rule = config::Rule {
+            name: None,
+            renewal: config::Renewal::default(),
             conditions: config::Conditions::default(),
             variable: "DW_WORKFLOW_TOKEN".to_owned(),
             source: config::Source::OAuth2(Box::new(self.settings.clone())),

@@ -366,7 +366,7 @@ fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why(mut sit
             jobid: decimal(&job) + other,
             uid: me(),
         };
-        let record = Record::seal(&site.munged.client(), owner, me(), &variables).unwrap();
+        let record = Record::seal(&site.munged.client(), owner, me(), &variables, &Default::default()).unwrap();
         instance.ok("kvs-put", json!({"key": kvs_key(&job, KEY), "value": record.to_json()}));
         instance.go();
         instance.wait(&job, "clean");

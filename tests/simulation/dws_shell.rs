@@ -40,7 +40,14 @@ fn put_record(site: &Site, instance: &mut Instance, job: &str, jobid: u64) {
     let mut variables = Variables::new();
     variables.insert("DW_JOB_a", Secret::from("/mnt/a")).unwrap();
     variables.insert("DW_WORKFLOW_TOKEN", Secret::from(CANARY)).unwrap();
-    let record = Record::seal(&site.munged.client(), Owner { jobid, uid: me() }, me(), &variables).unwrap();
+    let record = Record::seal(
+        &site.munged.client(),
+        Owner { jobid, uid: me() },
+        me(),
+        &variables,
+        &Default::default(),
+    )
+    .unwrap();
     let key = kvs_key(job, "dws-environment");
     instance.ok("kvs-put", json!({"key": key, "value": record.to_json()}));
 }

@@ -16,6 +16,7 @@ mod lifecycle;
 mod panics;
 mod pmi;
 mod projects;
+mod renewal;
 mod seal;
 mod shell;
 mod simulator;

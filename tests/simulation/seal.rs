@@ -31,7 +31,7 @@ fn expected() -> Expected {
 }
 
 fn sealed(munge: &Munge) -> Record {
-    Record::seal(munge, expected().owner, me(), &variables()).unwrap()
+    Record::seal(munge, expected().owner, me(), &variables(), &Default::default()).unwrap()
 }
 
 /// The record with one member of its JSON changed.
@@ -251,14 +251,21 @@ fn the_largest_payload_is_carried() {
     variables
         .insert("A", Secret::from("x".repeat(seal::MAX_PAYLOAD - 100)))
         .unwrap();
-    let record = Record::seal(&munged.client(), expected().owner, me(), &variables).unwrap();
+    let record = Record::seal(
+        &munged.client(),
+        expected().owner,
+        me(),
+        &variables,
+        &Default::default(),
+    )
+    .unwrap();
     assert_eq!(record.open(&munged.client(), &expected()).unwrap().variables.len(), 1);
 }
 
 #[test]
 fn munged_that_is_absent_can_be_tried_again() {
     let nowhere = Munge::new(Some(std::path::Path::new("/nonexistent/munge"))).unwrap();
-    let error = Record::seal(&nowhere, expected().owner, me(), &variables()).unwrap_err();
+    let error = Record::seal(&nowhere, expected().owner, me(), &variables(), &Default::default()).unwrap_err();
     assert!(error.is_retryable());
     let text = error.to_string();
     assert!(text.contains("is munged running") && !text.contains(CANARY), "{text}");
@@ -287,7 +294,14 @@ fn root_the_sealer_and_other_users_are_refused() {
     }
     let munged = Munged::start();
     let (owner, other) = (61001, 61002);
-    let record = Record::seal(&munged.client(), Owner { jobid: JOB, uid: owner }, 0, &variables()).unwrap();
+    let record = Record::seal(
+        &munged.client(),
+        Owner { jobid: JOB, uid: owner },
+        0,
+        &variables(),
+        &Default::default(),
+    )
+    .unwrap();
     // Where every user can execute it.
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -319,7 +333,7 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
     let munge = munged.client();
     let record = sealed(&munge);
     let refused = |munge: &Munge| {
-        let sealing = Record::seal(munge, expected().owner, me(), &variables()).unwrap_err();
+        let sealing = Record::seal(munge, expected().owner, me(), &variables(), &Default::default()).unwrap_err();
         let opening = record.open(munge, &expected()).unwrap_err();
         assert!(!sealing.is_retryable() && !opening.is_retryable());
         let texts = [sealing.to_string(), opening.to_string()];
@@ -395,7 +409,7 @@ fn a_listener_who_is_another_user_is_sent_nothing() {
     std::os::unix::fs::chown(&socket, Some(0), None).unwrap();
     set_mode(dir.path(), 0o755);
     let munge = Munge::new(Some(&socket)).unwrap();
-    let error = Record::seal(&munge, expected().owner, me(), &variables()).unwrap_err();
+    let error = Record::seal(&munge, expected().owner, me(), &variables(), &Default::default()).unwrap_err();
     let text = error.to_string();
     assert!(
         !error.is_retryable() && text.contains("uid 61001 listens there"),

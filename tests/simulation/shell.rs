@@ -43,7 +43,14 @@ fn run_with(instance: &mut Instance, command: &[&str], more: Value, record: impl
 fn sealed(munged: &Munged, jobid: u64, uid: u32) -> Record {
     let mut variables = Variables::new();
     variables.insert("DW_WORKFLOW_TOKEN", Secret::from(CANARY)).unwrap();
-    Record::seal(&munged.client(), Owner { jobid, uid }, me(), &variables).unwrap()
+    Record::seal(
+        &munged.client(),
+        Owner { jobid, uid },
+        me(),
+        &variables,
+        &Default::default(),
+    )
+    .unwrap()
 }
 
 /// A record with one member of its JSON changed.

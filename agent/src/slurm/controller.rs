@@ -170,6 +170,7 @@ async fn deliver(site: &Site, current: &Arc<Current>, job: &Job) -> Result<Strin
             array: job.array,
             restarts: job.restarts,
         }),
+        generation: 0,
         variables: Variables::Rules(rules),
     };
     let outcome = Arc::clone(&current.engine).deliver_or_none(task).await;
@@ -180,7 +181,7 @@ async fn deliver(site: &Site, current: &Arc<Current>, job: &Job) -> Result<Strin
         eprintln!("workflow-token-agent: job {jobid}: {line}");
     }
     match outcome.result? {
-        Sealed::Record(record, _) => Ok(record),
+        Sealed::Record { record, .. } => Ok(record),
         Sealed::NoRule => Err(Failure::internal_in_agent()),
     }
 }

@@ -76,7 +76,7 @@ fn seal(munge: &Munge, owner: Owner, token: String) -> io::Result<String> {
     let mut variables = Variables::new();
     let token = Secret::from(token);
     variables.insert("DW_WORKFLOW_TOKEN", token).map_err(io::Error::other)?;
-    let record = Record::seal(munge, owner, 0, &variables).map_err(io::Error::other)?;
+    let record = Record::seal(munge, owner, 0, &variables, &Default::default()).map_err(io::Error::other)?;
     Ok(record.to_json())
 }
 

@@ -77,7 +77,7 @@ fn round_trip(munge: &Munge) -> Result<Trip, seal::Error> {
     let mut variables = Variables::new();
     // The name is valid, and the value has no NUL.
     let _ = variables.insert(NAME, Secret::from("this is no secret"));
-    let sealed = Record::seal(munge, owner, uid, &variables)?;
+    let sealed = Record::seal(munge, owner, uid, &variables, &Default::default())?;
     let now = SystemTime::now();
     let opened = sealed.open(
         munge,

@@ -3,16 +3,27 @@
 
 use std::{fmt::Display, path::PathBuf, str::FromStr, time::Duration};
 
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::Value;
 
+use super::rule::RenewAfter;
 use crate::{
-    AttributePath, KeyPath, MAX_NAME, Principal, Template, check_issuer_url, check_label, check_proxy_url, check_url,
-    parse_duration,
+    AttributePath, KeyPath, MAX_NAME, Principal, Renewal, Template, check_issuer_url, check_label, check_proxy_url,
+    check_url, parse_duration,
 };
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
+
+/// The signals that tell tasks of a new token: those that programs are free to give a meaning, signal(7).
+const SIGNALS: [Signal; 5] = [
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGURG,
+    Signal::SIGWINCH,
+];
 
 /// Reads what a type makes of a text by itself.
 pub(crate) fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(input: D) -> Result<Option<T>, D::Error> {
@@ -78,6 +89,23 @@ keys! { Value:
     };
     principal -> Principal = to_principal;
     flag -> bool = |value| unquoted(value).as_bool().ok_or_else(|| "must be true or false".to_owned());
+    renew -> RenewAfter = |value| match unquoted(value) {
+        Value::Bool(true) => Ok(RenewAfter(Renewal::default().after)),
+        Value::Bool(false) => Ok(RenewAfter(None)),
+        Value::Number(n) => match n.as_f64() {
+            Some(after @ 0.1..=0.9) => Ok(RenewAfter(Some(after))),
+            _ => Err("must be from 0.1 to 0.9: a part of the remaining lifetime".to_owned()),
+        },
+        _ => Err("must be true, false, or a part of the remaining lifetime, from 0.1 to 0.9".to_owned()),
+    };
+    signal -> i32 = |value| {
+        let name = value.as_str().unwrap_or_default();
+        let signal = SIGNALS.iter().find(|signal| signal.as_str() == name);
+        signal.map(|signal| *signal as i32).ok_or_else(|| {
+            let names: Vec<&str> = SIGNALS.iter().map(|signal| signal.as_str()).collect();
+            format!("must be one of {}", names.join(", "))
+        })
+    };
     parallel -> usize = |value| match unquoted(value).as_u64() {
         Some(n @ 1..=1024) => Ok(n as usize),
         _ => Err("must be a number from 1 to 1024".to_owned()),

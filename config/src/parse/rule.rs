@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Rule, Scheduler, Source,
-    TABLE, Template, Trust, kubernetes::check_object,
+    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Renewal, Rule, Scheduler,
+    Source, TABLE, Template, Trust, kubernetes::check_object,
 };
 
 /// Values of the whole table that rules use.
@@ -39,9 +39,21 @@ pub(super) struct RuleTable {
     trust: Option<String>,
     #[serde(default, deserialize_with = "field::variable")]
     variable: Option<String>,
+    #[serde(default, deserialize_with = "field::label")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "field::renew")]
+    renew: Option<RenewAfter>,
+    #[serde(default, deserialize_with = "field::signal")]
+    renew_signal: Option<i32>,
+    on_expiry: Option<seal::OnExpiry>,
+    #[serde(default, deserialize_with = "field::flag")]
+    bearer_token_file: bool,
     #[serde(flatten)]
     own: Map<String, Value>,
 }
+
+/// The part of the remaining lifetime after which a token is fetched again; none if it is not.
+pub(crate) struct RenewAfter(pub Option<f64>);
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
@@ -102,9 +114,15 @@ pub(super) fn rules(tables: Vec<RuleTable>, defaults: &Defaults<'_>) -> Result<V
         let at = format!("{TABLE}.rule[{index}]");
         let rule = table.rule(&at, defaults)?;
         project::check_rule(&at, &rule, defaults.projects)?;
-        if rules.iter().any(|former| former.conditions.is_empty()) {
+        let mut same = rules.iter().filter(|former| former.name == rule.name);
+        if same.any(|former| former.conditions.is_empty()) {
             let why = "is never reached: a rule before it has no condition and is for every job";
             return Err(wrong(at, why));
+        }
+        let mut others = rules.iter().filter(|former| former.name != rule.name);
+        if others.any(|other| other.variable == rule.variable) {
+            let what = "is that of a rule with another name: give each token a variable of its own";
+            return Err(wrong_at(&at, "variable", what));
         }
         rules.push(rule);
     }
@@ -145,6 +163,7 @@ impl RuleTable {
         };
         Ok(Rule {
             check: self.check(at, defaults.trusts)?,
+            renewal: self.renewal(at)?,
             conditions: Conditions {
                 attribute: self.attribute,
                 properties,
@@ -152,9 +171,28 @@ impl RuleTable {
                 user: self.user,
                 group: self.group,
             },
+            name: self.name,
             variable: self.variable.unwrap_or_else(|| defaults.variable.to_owned()),
             source,
             timeout,
+        })
+    }
+
+    fn renewal(&self, at: &str) -> Result<Renewal, Error> {
+        let default = Renewal::default();
+        let after = self.renew.as_ref().map_or(default.after, |renew| renew.0);
+        let unused = [
+            ("renew-signal", self.renew_signal.is_some()),
+            ("on-expiry", self.on_expiry.is_some()),
+        ];
+        if let Some((key, _)) = unused.iter().find(|(_, is_set)| *is_set && after.is_none()) {
+            return Err(wrong_at(at, key, "has no effect with renew = false"));
+        }
+        Ok(Renewal {
+            after,
+            signal: self.renew_signal,
+            on_expiry: self.on_expiry.unwrap_or_default(),
+            bearer_token_file: self.bearer_token_file,
         })
     }
 

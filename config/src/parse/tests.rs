@@ -333,6 +333,24 @@ fn the_first_rule_that_matches_wins_and_what_is_not_known_is_not_guessed() {
 }
 
 #[test]
+fn for_each_name_the_first_rule_that_matches_counts() {
+    let rule = |line: &str| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{line}\n");
+    let text = [
+        rule("bank = \"b\""),
+        rule("name = \"s\"\nvariable = \"S\"\ngroup = \"staff\""),
+        rule("group = \"staff\""),
+        rule("name = \"s\"\nvariable = \"S\""),
+        rule(""),
+    ]
+    .concat();
+    let config = parse(&text).unwrap();
+    let of = |facts: &[&str]| config.by_name(&config.candidates(&Job(facts)));
+    assert_eq!(of(&["bank=b"]), [vec![0], vec![1, 3]]);
+    assert_eq!(of(&["bank=c"]), [vec![1, 3], vec![2, 4]]);
+    assert_eq!(config.rules[0].renewal, crate::Renewal::default());
+}
+
+#[test]
 fn a_path_below_attributes_begins_below_attributes() {
     let attribute = |path: &str| {
         parse(&format!(

@@ -25,7 +25,7 @@ pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
 
 /// The version of the protocol. Both sides must have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The release that a side was built from. A plugin of a new release replaces an agent of an old one.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -104,6 +104,8 @@ pub struct Deliver {
     pub asked: Asked,
     /// The time limit of the job in milliseconds, if any.
     pub limit_ms: Option<u64>,
+    /// The number of records that the job has had: 0 for its first delivery.
+    pub record: u32,
     /// The origin of the variables.
     pub origin: Origin,
 }
@@ -111,7 +113,8 @@ pub struct Deliver {
 /// The origin of the variables of a delivery.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Origin {
-    /// From the source of the first of these rules that is for the job owner: indices into the configuration.
+    /// For each name of a token, from the source of the first of these rules that is for the job owner: indices into the
+    /// configuration.
     Rules(Vec<u32>),
     /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.
     Provided(Vec<(String, SecretText)>),
@@ -157,6 +160,8 @@ pub enum Reply {
         record: String,
         /// The names of its variables.
         names: Vec<String>,
+        /// When the next record is due.
+        renewal: seal::Renewal,
     },
     /// No rule is for the owner of the job.
     NoRule {

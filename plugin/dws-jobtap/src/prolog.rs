@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use ffi::{Args, JobId, JobState, LogLevel, PluginError, Request};
+use plugin::Delivered;
 use protocol::Failure;
 use serde::de::IgnoredAny;
 use serde_json::json;
@@ -126,10 +127,10 @@ impl RabbitJobs {
         }
         let uid = self.with(job, |rabbit| rabbit.uid);
         let weak = Rc::downgrade(self);
-        let end = move |result: Result<Vec<String>, Failure>| {
+        let end = move |result: Result<Delivered, Failure>| {
             let Some(me) = weak.upgrade() else { return };
             match result {
-                Ok(names) => me.delivered(job, &names),
+                Ok(delivered) => me.delivered(job, &delivered.names),
                 Err(why) => me.undelivered(job, &why),
             }
         };

@@ -1,9 +1,11 @@
 //! `workflow-token.so` for the job manager: holds a job in a prolog until its sealed workflow token is in the KVS.
 
+mod expiry;
 mod facts;
 mod owners;
 mod pending_owners;
 mod projects;
+mod renewals;
 mod tokens;
 
 use std::io;

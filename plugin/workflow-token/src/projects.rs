@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::{Asked, Denied, Person, Selection};
+use config::{Asked, Denied, Person};
 use ffi::{Args, JobId, JobState, LogLevel, PluginError, Watcher};
 use plugin::{CallbackTimer, Current, Engine, Eventlog, TURN, Ticker, jobspec};
 
@@ -261,10 +261,14 @@ impl Membership {
                 Standing::Denied(why)
             }
             Ok(Some(_)) => Standing::Fine,
-            Ok(None) => match config.select(&job) {
-                Selection::Rule(rule) if needs_project(&rule) => Standing::Denied(config.projects.needed(owner)),
-                _ => Standing::Fine,
-            },
+            Ok(None) => {
+                let applies = |rule: usize| config.rules[rule].conditions.hold(&job) == Some(true);
+                let groups = config.by_name(&config.candidates(&job));
+                match groups.iter().any(|group| applies(group[0]) && needs_project(&group[0])) {
+                    true => Standing::Denied(config.projects.needed(owner)),
+                    false => Standing::Fine,
+                }
+            }
         }
     }
 

@@ -5,18 +5,24 @@ use std::{
     collections::HashSet,
     ffi::CStr,
     io,
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use config::Part;
 use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
 use plugin::{
-    CallbackTimer, Counter, Current, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog, jobspec::Spec,
+    CallbackTimer, Counter, Current, Delivered, Delivering, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog,
+    Purpose, jobspec::Spec,
 };
 use protocol::{Code, Failure, Origin};
 use serde_json::json;
 
-use crate::{facts::JobFacts, projects::Membership};
+use crate::{
+    expiry::Expiry,
+    facts::JobFacts,
+    projects::Membership,
+    renewals::{RenewalEvent, Renewals},
+};
 
 /// The names of the plugin.
 static WORKFLOW_TOKEN: Identity = Identity {
@@ -46,10 +52,12 @@ pub(crate) struct WorkflowToken {
     kept: OnceCell<Kept<WorkflowToken>>,
 }
 
-/// Rules and projects of the jobs of one instance.
+/// Rules, projects and renewals of the jobs of one instance.
 struct Tokens {
     engine: Rc<Engine>,
     membership: Rc<Membership>,
+    renewals: Rc<Renewals>,
+    expiry: Expiry,
 }
 
 /// A job that a rule may match.
@@ -70,7 +78,19 @@ impl WorkflowToken {
                 membership.known(generation, uid, owner);
             }
         }));
-        let tokens = Rc::new(Tokens { engine, membership });
+        let tokens = Rc::new_cyclic(|this: &Weak<Tokens>| Tokens {
+            renewals: Renewals::new(jobtap, {
+                let this = this.clone();
+                move |event| {
+                    if let Some(tokens) = this.upgrade() {
+                        tokens.renewal_event(event);
+                    }
+                }
+            }),
+            expiry: Expiry::new(Rc::clone(&engine)),
+            engine,
+            membership,
+        });
         let hooks = Rc::downgrade(&tokens);
         tokens.engine.hook(hooks);
         Ok(Self {
@@ -127,8 +147,14 @@ impl WorkflowToken {
     pub fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let timer = CallbackTimer::start();
         let Some(job) = args.job() else { return Ok(()) };
-        let Tokens { engine, membership, .. } = &*self.tokens;
+        let Tokens {
+            engine,
+            membership,
+            renewals,
+            ..
+        } = &*self.tokens;
         membership.forget(job);
+        renewals.forget(job);
         if engine.deliveries.give_up(job) {
             engine.prologs.finish(job, 1);
             engine.deliveries.account(&timer, None);
@@ -148,6 +174,7 @@ impl WorkflowToken {
     pub fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let mut answer = self.tokens.engine.counters();
         answer["held"] = json!(self.tokens.membership.held().len());
+        answer["renewing"] = json!(self.tokens.renewals.len());
         answer["known-users"] = json!(self.tokens.membership.known_users());
         args.answer(&answer);
         Ok(())
@@ -185,6 +212,8 @@ impl Drop for WorkflowToken {
     fn drop(&mut self) {
         self.tokens.engine.end();
         self.tokens.membership.end();
+        self.tokens.renewals.end();
+        self.tokens.expiry.end();
     }
 }
 
@@ -204,7 +233,7 @@ impl Tokens {
     }
 
     /// Begins a delivery within the callback of the job's change to RUN.
-    fn start(&self, args: &Args<'_>) {
+    fn start(self: &Rc<Self>, args: &Args<'_>) {
         let timer = CallbackTimer::start();
         let Some((job, uid, _)) = args.job_owner_state() else {
             return;
@@ -226,11 +255,74 @@ impl Tokens {
         deliveries.unless_it_panics(job, || self.begin(matching, job, uid, &timer));
     }
 
-    fn begin(&self, matching: Matching, job: JobId, uid: u32, timer: &CallbackTimer) {
+    fn begin(self: &Rc<Self>, matching: Matching, job: JobId, uid: u32, timer: &CallbackTimer) {
+        let tokens = Rc::downgrade(self);
+        let end = move |result: Result<Delivered, Failure>| {
+            let Some(tokens) = tokens.upgrade() else { return };
+            let prologs = &tokens.engine.prologs;
+            match result {
+                Ok(delivered) => {
+                    prologs.finish(job, 0);
+                    tokens.renewals.committed(job, &delivered);
+                }
+                Err(why) => prologs.refuse(job, &why),
+            }
+        };
+        self.deliver(matching, job, uid, Purpose::Start, end);
+        self.engine.deliveries.account(timer, Some(job));
+    }
+
+    fn deliver(
+        &self,
+        matching: Matching,
+        job: JobId,
+        uid: u32,
+        purpose: Purpose,
+        end: impl FnOnce(Result<Delivered, Failure>) + 'static,
+    ) {
         let Matching { current, rules, spec } = matching;
-        let deliveries = &self.engine.deliveries;
-        deliveries.begin(&current, job, uid, Origin::Rules(rules), spec, None);
-        deliveries.account(timer, Some(job));
+        let request = Delivering {
+            job,
+            uid,
+            purpose,
+            origin: Origin::Rules(rules),
+            spec,
+        };
+        self.engine.deliveries.begin(&current, request, Some(Box::new(end)));
+    }
+
+    fn renewal_event(self: &Rc<Self>, event: RenewalEvent) {
+        match event {
+            RenewalEvent::Due(job, records) => self.renew(job, records),
+            RenewalEvent::Expired(job, on_expiry) => self.expiry.expired(job, on_expiry),
+            RenewalEvent::Log(level, line) => self.engine.log(level, &line),
+        }
+    }
+
+    /// Begins the delivery of the next record of a job that runs, by the rules in force.
+    fn renew(self: &Rc<Self>, job: JobId, records: u32) {
+        let timer = CallbackTimer::start();
+        let args = self.engine.jobtap().lookup(job);
+        let Some((args, uid)) = args.and_then(|args| {
+            let (_, uid, state) = args.job_owner_state()?;
+            (state == JobState::Run).then_some((args, uid))
+        }) else {
+            return self.renewals.forget(job);
+        };
+        let Some(matching) = self.matching(&args, uid) else {
+            let why = "no rule is for it any more";
+            return self.renewals.failed(job, &Failure::new(Code::RulesChanged, why, why));
+        };
+        let tokens = Rc::downgrade(self);
+        let end = move |result: Result<Delivered, Failure>| {
+            let Some(tokens) = tokens.upgrade() else { return };
+            match result {
+                Ok(delivered) => tokens.renewals.committed(job, &delivered),
+                Err(why) => tokens.renewals.failed(job, &why),
+            }
+        };
+        self.deliver(matching, job, uid, Purpose::Renewal(records), end);
+        self.engine.deliveries.account(&timer, Some(job));
     }
 
     /// Returns the rules that may match a job; none if no rule can.
@@ -260,7 +352,7 @@ impl Tokens {
     }
 
     /// Resumes a job that was past SCHED when the plugin was loaded.
-    fn resume_active(&self, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
+    fn resume_active(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
         self.engine.is_active_still(job);
         match self.engine.past(job) {
             // In the same job manager the handover is exact, and the eventlog in the KVS may be behind.
@@ -272,7 +364,7 @@ impl Tokens {
 
     /// Begins the delivery of a job that entered RUN while no plugin was loaded, if another prolog still holds it. Flux
     /// rejects a prolog of a job that has started.
-    fn start_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
+    fn start_late(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32) {
         let timer = CallbackTimer::start();
         let Some(matching) = self.matching(args, uid) else {
             return;
@@ -285,8 +377,11 @@ impl Tokens {
         }
     }
 
-    fn settle(&self, args: &Args<'_>, job: JobId, uid: u32, state: JobState, past: Past) {
+    fn settle(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState, past: Past) {
         let timer = CallbackTimer::start();
+        if past == Past::Finished(0) && state == JobState::Run {
+            self.renewals.resume(job);
+        }
         if !self.engine.settle(job, state, past) {
             return;
         }

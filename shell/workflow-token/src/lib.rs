@@ -1,6 +1,7 @@
 //! `workflow-token.so` for the job shell.
 
 mod expectation;
+mod follower;
 mod token;
 
 use ffi::{Plugin, guard, raw::flux_plugin_t};

@@ -662,6 +662,17 @@ pub unsafe extern "C" fn flux_shell_get_flux(sh: *mut flux_shell_t) -> *mut flux
     }
 }
 
+/// flux_shell_killall(3)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flux_shell_killall(sh: *mut flux_shell_t, sig: c_int) {
+    // SAFETY: the caller passes NULL or the shell.
+    let task = unsafe { shell(sh) }.and_then(|shell| shell.task.get());
+    if let (Some(task), Ok(signal)) = (task, Signal::try_from(sig)) {
+        // It may have ended.
+        let _ = killpg(*task, signal);
+    }
+}
+
 /// flux_shell_get_info(3)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_shell_get_info(sh: *mut flux_shell_t, json_str: *mut *mut c_char) -> c_int {

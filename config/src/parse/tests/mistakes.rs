@@ -57,6 +57,42 @@ fn mistakes_in_conditions_are_refused() {
 }
 
 #[test]
+fn mistakes_in_renewals_and_names_are_refused() {
+    let two = |one: &str, other: &str| {
+        let rules =
+            [one, other].map(|more| format!("[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n{more}\n"));
+        rules.concat()
+    };
+    assert_refused(&[
+        (rule("renew = 0.05"), "workflow-token.rule[0].renew"),
+        (rule("renew = 1"), "workflow-token.rule[0].renew"),
+        (rule("renew = \"often\""), "workflow-token.rule[0].renew"),
+        (
+            rule("renew-signal = \"SIGKILL\""),
+            "workflow-token.rule[0].renew-signal",
+        ),
+        (rule("renew-signal = 10"), "workflow-token.rule[0].renew-signal"),
+        (
+            rule("renew = false\nrenew-signal = \"SIGUSR1\""),
+            "workflow-token.rule[0].renew-signal",
+        ),
+        (rule("on-expiry = \"ignore\""), "workflow-token.rule[0].on-expiry"),
+        (
+            rule("renew = false\non-expiry = \"warn\""),
+            "workflow-token.rule[0].on-expiry",
+        ),
+        (
+            rule("bearer-token-file = 1"),
+            "workflow-token.rule[0].bearer-token-file",
+        ),
+        (rule("name = \"A B\""), "workflow-token.rule[0].name"),
+        // The same variable, or never reached.
+        (two("", "name = \"b\""), "workflow-token.rule[1].variable"),
+        (two("name = \"a\"", "name = \"a\""), "workflow-token.rule[1]"),
+    ]);
+}
+
+#[test]
 fn mistakes_in_kubernetes_rules_are_refused() {
     let kubernetes = |line: &str| format!("[[workflow-token.rule]]\nsource = \"kubernetes\"\n{line}");
     assert_refused(&[

@@ -1,0 +1,208 @@
+//! The files that hold the current tokens of a job on its node.
+//!
+//! They are in a directory of their own that only the job owner can enter, on a file system in memory if there is one. The
+//! process that made the directory holds a lock on it. A directory that nobody holds a lock on is left over, and the next job
+//! of its owner removes it.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg, OFlag},
+    unistd::{geteuid, mkdtemp},
+};
+use seal::{ExposeSecret, Renewal, Variables};
+
+/// The directories in which the directory may be made, in order.
+const PARENTS: [&str; 2] = ["/dev/shm", "/tmp"];
+
+/// The most entries of a parent that are looked at for directories that are left over.
+const ENTRIES: usize = 10_000;
+
+/// The variable by which WLCG clients find a token: WLCG Bearer Token Discovery, section 2.
+const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
+
+/// The files of one job. Dropping it removes them.
+#[derive(Debug)]
+pub struct TokenFiles {
+    directory: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl TokenFiles {
+    /// Makes an empty directory, and removes those that jobs of this user left over.
+    ///
+    /// # Errors
+    /// Those of the last file system that was tried.
+    pub fn create(jobid: u64) -> io::Result<Self> {
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        for parent in PARENTS.map(Path::new) {
+            sweep(parent);
+            result = Self::create_in(parent, jobid);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn create_in(parent: &Path, jobid: u64) -> io::Result<Self> {
+        // Another job of the user may take a new directory for one that is left over, until it is locked.
+        for _ in 0..8 {
+            let directory = mkdtemp(&parent.join(format!("{}{jobid}-XXXXXX", prefix())))?;
+            if let Some(lock) = lock(&directory)?
+                && is_same(&lock, &directory)
+            {
+                return Ok(Self { directory, _lock: lock });
+            }
+        }
+        Err(io::Error::other("its directory is removed again and again"))
+    }
+
+    /// Writes the values that have a file, each in place of the former at once.
+    ///
+    /// # Errors
+    /// Those of the file system. Values that were written before stay.
+    pub fn write(&self, variables: &Variables, renewal: &Renewal) -> io::Result<()> {
+        for (name, value) in variables.iter().filter(|(name, _)| has_file(name, renewal)) {
+            let new = self.directory.join(format!(".{name}"));
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(true).write(true).mode(0o600);
+            options.custom_flags(OFlag::O_NOFOLLOW.bits());
+            let mut file = options.open(&new)?;
+            file.write_all(value.expose_secret().as_bytes())?;
+            fs::rename(&new, self.directory.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the variables that name the files, with their paths.
+    pub fn variables(&self, variables: &Variables, renewal: &Renewal) -> Vec<(String, PathBuf)> {
+        let mut all = Vec::new();
+        for name in variables.names().filter(|name| has_file(name, renewal)) {
+            let path = self.directory.join(name);
+            if renewal.bearer.as_deref() == Some(name) {
+                all.push((BEARER_TOKEN_FILE.to_owned(), path.clone()));
+            }
+            all.push((format!("{name}_FILE"), path));
+        }
+        all
+    }
+}
+
+impl Drop for TokenFiles {
+    fn drop(&mut self) {
+        // The next job of the user tries again.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Returns whether a variable has a file. A name that a rule chose is also one of a file.
+fn has_file(name: &str, renewal: &Renewal) -> bool {
+    renewal.files.iter().any(|file| file == name) && seal::check_name(name).is_ok()
+}
+
+/// The beginning of the names of this user's directories.
+fn prefix() -> String {
+    format!("workflow-token-{}-", geteuid())
+}
+
+/// Locks a directory; none if another process holds it.
+fn lock(directory: &Path) -> io::Result<Option<Flock<File>>> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(directory)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e.into()),
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    let same = |one: &fs::Metadata, other: &fs::Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
+    matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(one), Ok(other)) if same(&one, &other))
+}
+
+/// Removes the directories in `parent` that jobs of this user left over.
+fn sweep(parent: &Path) {
+    let prefix = prefix();
+    let is_ours = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(&prefix));
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten().take(ENTRIES);
+    for entry in entries.filter(|entry| is_ours(&entry.file_name())) {
+        let path = entry.path();
+        let owner = fs::symlink_metadata(&path).map(|meta| meta.uid());
+        if owner.is_ok_and(|uid| uid == geteuid().as_raw())
+            && let Ok(Some(_lock)) = lock(&path)
+        {
+            // Nobody needs it, and the next job tries again.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use seal::Secret;
+
+    use super::*;
+
+    fn variables(value: &str) -> (Variables, Renewal) {
+        let mut variables = Variables::new();
+        variables.insert("TOKEN", Secret::from(value)).unwrap();
+        variables.insert("OTHER", Secret::from("other")).unwrap();
+        variables.insert("../evil", Secret::from("evil")).unwrap();
+        let renewal = Renewal {
+            files: vec!["TOKEN".to_owned(), "../evil".to_owned(), "MISSING".to_owned()],
+            bearer: Some("TOKEN".to_owned()),
+            ..Renewal::default()
+        };
+        (variables, renewal)
+    }
+
+    #[test]
+    fn a_value_is_in_a_file_for_its_owner_alone_and_replaced_at_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let files = TokenFiles::create_in(parent.path(), 7).unwrap();
+        let (one, renewal) = variables("one");
+        files.write(&one, &renewal).unwrap();
+        let named = files.variables(&one, &renewal);
+        let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["BEARER_TOKEN_FILE", "TOKEN_FILE"]);
+        let path = &named[1].1;
+        assert_eq!(fs::read_to_string(path).unwrap(), "one");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let former = File::open(path).unwrap();
+        files.write(&variables("two").0, &renewal).unwrap();
+        assert_eq!(fs::read_to_string(path).unwrap(), "two");
+        assert_eq!(io::read_to_string(former).unwrap(), "one");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        let directory = path.parent().unwrap().to_owned();
+        drop(files);
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn directories_that_are_left_over_are_removed_and_no_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let held = TokenFiles::create_in(parent.path(), 7).unwrap();
+        let left = parent.path().join(format!("{}8-left", prefix()));
+        let other = parent.path().join("workflow-token-else");
+        for directory in [&left, &other] {
+            fs::create_dir(directory).unwrap();
+            fs::write(directory.join("TOKEN"), "x").unwrap();
+        }
+        sweep(parent.path());
+        assert!(held.directory.exists() && other.exists() && !left.exists());
+    }
+}

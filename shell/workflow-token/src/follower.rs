@@ -1,0 +1,197 @@
+//! Follows the records of a job: looks up the next one when it is due, writes it to the files, and signals the tasks.
+
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+    time::{Duration, SystemTime},
+};
+
+use ffi::{Flux, PendingFuture, Plugin, Shell, ShellLogLevel, Watcher};
+use seal::{Opened, Renewal};
+use shell::{LOOKUP_TIMEOUT, Settings, TokenFiles, look_up};
+
+use crate::token::READER;
+
+/// The part of the time between two records over which the nodes of a job spread their look-ups.
+const SPREAD: f64 = 0.1;
+
+/// The time that the next record takes from its source to the KVS, at least: the first look-up is later.
+const LEAD: f64 = 0.2;
+
+/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest, which counts once the token has
+/// expired. Until then a pause is a quarter of its remaining lifetime.
+const PAUSES: (f64, f64) = (0.5, 60.0);
+
+/// Follows the records of one job on one node. Dropping it ends that, and removes the files.
+pub(crate) struct Follower {
+    plugin: Plugin<'static>,
+    flux: Flux<'static>,
+    settings: Settings,
+    files: TokenFiles,
+    renewal: RefCell<Renewal>,
+    next: RefCell<Option<Step>>,
+}
+
+/// The step that is waited for. Dropping it cancels.
+enum Step {
+    Timer(#[expect(dead_code, reason = "it is kept")] Watcher),
+    LookUp(#[expect(dead_code, reason = "it is kept")] PendingFuture),
+}
+
+impl Follower {
+    /// Writes the first record to files. Returns none, and logs why, if they cannot be written: the environment has the
+    /// values.
+    pub fn begin(
+        plugin: Plugin<'static>,
+        shell: &Shell<'static>,
+        settings: Settings,
+        opened: &Opened,
+    ) -> Option<Rc<Self>> {
+        if opened.renewal.files.is_empty() {
+            return None;
+        }
+        let (flux, job) = (shell.flux()?, shell.job().ok()?);
+        let written = TokenFiles::create(job.jobid).and_then(|files| {
+            files.write(&opened.variables, &opened.renewal)?;
+            for (name, path) in files.variables(&opened.variables, &opened.renewal) {
+                shell.set_env(
+                    &name,
+                    &std::ffi::CString::new(path.into_os_string().into_encoded_bytes())?,
+                )?;
+            }
+            Ok(files)
+        });
+        let files = match written {
+            Ok(files) => files,
+            Err(e) => {
+                let line = format!("there is no file with the token of this job, which is not renewed: {e}");
+                shell.log(READER.name, ShellLogLevel::Warn, &line);
+                return None;
+            }
+        };
+        let follower = Rc::new(Self {
+            plugin,
+            flux,
+            settings,
+            files,
+            renewal: RefCell::new(opened.renewal.clone()),
+            next: RefCell::default(),
+        });
+        follower.wait_until_due();
+        Some(follower)
+    }
+
+    /// Returns the names of the variables that name files.
+    pub fn variables(&self, opened: &Opened) -> Vec<String> {
+        let named = self.files.variables(&opened.variables, &opened.renewal);
+        named.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Looks the next record up soon after it is due, each node at a time of its own.
+    fn wait_until_due(self: &Rc<Self>) {
+        let Some(renew_at) = self.renewal.borrow().renew_at else {
+            return;
+        };
+        let until = (renew_at - now()).max(0.0);
+        self.wait(until + LEAD + until * SPREAD * fastrand::f64());
+    }
+
+    fn wait_again(self: &Rc<Self>) {
+        let expires_at = self.renewal.borrow().expires_at;
+        self.wait(pause(expires_at, now()));
+    }
+
+    fn wait(self: &Rc<Self>, seconds: f64) {
+        let weak = Rc::downgrade(self);
+        let timer = self.flux.after(seconds, move || with(&weak, |me| me.look_up()));
+        self.replace(timer.map(Step::Timer));
+    }
+
+    fn look_up(self: &Rc<Self>) {
+        let Some(shell) = self.plugin.shell() else { return };
+        let Ok(job) = shell.job() else { return };
+        let weak = Rc::downgrade(self);
+        let lookup = look_up(&shell, job.jobid, READER.key).and_then(|lookup| {
+            lookup.then(LOOKUP_TIMEOUT, move |lookup| {
+                with(&weak, |me| {
+                    // It is kept until this returns.
+                    let done = me.next.take();
+                    me.answered(&shell, READER.open_now(&shell, &me.settings, &lookup));
+                    drop(done);
+                });
+            })
+        });
+        self.replace(lookup.map(Step::LookUp));
+    }
+
+    fn answered(self: &Rc<Self>, shell: &Shell<'_>, opened: Result<Option<Opened>, String>) {
+        let log = |line: &str| shell.log(READER.name, ShellLogLevel::Warn, line);
+        let is_next = |opened: &Opened| opened.renewal.generation > self.renewal.borrow().generation;
+        match opened {
+            Ok(Some(opened)) if is_next(&opened) => match self.files.write(&opened.variables, &opened.renewal) {
+                Ok(()) => {
+                    let signal = opened.renewal.signal;
+                    self.renewal.replace(opened.renewal);
+                    if let Some(signal) = signal {
+                        shell.kill_tasks(signal);
+                    }
+                    return self.wait_until_due();
+                }
+                Err(e) => log(&format!(
+                    "the new token could not be written to its file: {e}: trying again"
+                )),
+            },
+            // It has not been renewed yet.
+            Ok(_) => {}
+            Err(why) => log(&format!("{why}: trying again")),
+        }
+        self.wait_again();
+    }
+
+    fn replace(&self, step: std::io::Result<Step>) {
+        match step {
+            Ok(step) => drop(self.next.replace(Some(step))),
+            Err(e) => {
+                if let Some(shell) = self.plugin.shell() {
+                    let line = format!("the token of this job is not renewed on this node: {e}");
+                    shell.log(READER.name, ShellLogLevel::Warn, &line);
+                }
+            }
+        }
+    }
+}
+
+fn with(weak: &Weak<Follower>, f: impl FnOnce(&Rc<Follower>)) {
+    if let Some(follower) = weak.upgrade() {
+        f(&follower);
+    }
+}
+
+/// Returns the time in seconds since 1970-01-01T00:00:00Z.
+fn now() -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.as_ref().map_or(0.0, Duration::as_secs_f64)
+}
+
+/// Returns the time until a record that is not there yet is looked up again, in seconds.
+fn pause(expires_at: Option<f64>, now: f64) -> f64 {
+    match expires_at.map(|at| at - now) {
+        Some(left) if left > 0.0 => (left / 4.0).clamp(PAUSES.0, PAUSES.1),
+        _ => PAUSES.1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_late_is_looked_up_more_often_the_sooner_the_token_expires() {
+        assert_eq!(pause(Some(1000.0), 0.0), 60.0);
+        assert_eq!(pause(Some(20.0), 0.0), 5.0);
+        assert_eq!(pause(Some(1.0), 0.0), 0.5);
+        // Nodes whose token has expired do not keep the KVS busy.
+        assert_eq!(pause(Some(1.0), 2.0), 60.0);
+        assert_eq!(pause(None, 2.0), 60.0);
+    }
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""A task that reads its token from the file every 10 ms until the file `stop` of the DIRECTORY exists. Prints what it saw.
+
+Usage: read-token.py DIRECTORY
+"""
+
+import base64
+import json
+import os
+import signal
+import sys
+import time
+
+signals = 0
+
+
+def received(*_):
+    global signals
+    signals += 1
+
+
+def expiry(token):
+    """The time when a token expires. Fails if it is not complete."""
+    header, claims, signature = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split("."))
+    assert json.loads(header) and len(signature) == 32
+    return json.loads(claims)["exp"]
+
+
+def main():
+    directory, name = sys.argv[1], f"{os.environ['FLUX_JOB_ID']}.{os.environ['FLUX_TASK_RANK']}"
+    path = os.environ["DW_WORKFLOW_TOKEN_FILE"]
+    signal.signal(signal.SIGUSR1, received)
+    reads, incomplete, expired, tokens = 0, 0, 0, []
+    open(f"{directory}/started.{name}", "w").close()
+    while not os.path.exists(directory + "/stop"):
+        with open(path) as file:
+            token = file.read()
+        try:
+            expired += expiry(token) <= time.time()
+        except (ValueError, AssertionError):
+            incomplete += 1
+        if token not in tokens:
+            tokens.append(token)
+        reads += 1
+        time.sleep(0.01)
+    first = tokens[0] == os.environ["DW_WORKFLOW_TOKEN"]
+    print(json.dumps({"reads": reads, "incomplete": incomplete, "expired": expired, "first": first,
+                      "tokens": len(tokens), "signals": signals}))
+
+
+main()

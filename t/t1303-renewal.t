@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+test_description='Tokens are renewed while their job runs, and end with it'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_canaries
+
+# The program prints a token that is valid for LIFETIME seconds, and keeps it where it is not searched; unless the file `down`
+# exists.
+program mint <<-EOF
+	#!/bin/sh
+	test ! -e "$PWD/down" || { echo "the source is down" >&2; exit 1; }
+	token=\$("$TESTS/new-token.py" exp=\$((\$(date +%s) + \$(cat "$PWD/lifetime")))) &&
+	echo "\$token" >>"$canaries/minted" && echo "\$token"
+EOF
+
+# rule KEY…: one for all jobs, with these keys.
+rule() {
+	printf '[[workflow-token.rule]]\nsource = "command"\ncommand = ["%s/mint"]\n' "$PWD" &&
+		printf '%s\n' "$@"
+}
+
+# minted COUNT: so many tokens were fetched, at least.
+minted() {
+	test "$(wc -l <"$canaries/minted")" -ge "$1"
+}
+
+# has_failed COUNT: so many renewals have failed.
+has_failed() {
+	test "$(counter renewal-failures)" -ge "$1"
+}
+
+# started ID COUNT: so many tasks of the job read their files.
+started() {
+	test "$(find shared -name "started.$1.*" | wc -l)" -eq "$2"
+}
+
+# log_has TEXT
+log_has() {
+	flux dmesg >dmesg && grep -F -e "$1" dmesg
+}
+
+# has_event ID TEXT
+has_event() {
+	flux job eventlog "$1" >eventlog && grep -F -e "$2" eventlog
+}
+
+# files: the directories of tokens of this user.
+files() {
+	find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u)-*"
+}
+
+mkdir shared
+echo 6 >lifetime
+: >"$canaries/minted"
+
+test_expect_success 'an instance of four brokers on two hosts' '
+	munge_up &&
+	initrc initrc.lua "munge-socket=$MUNGE_SOCKET" &&
+	rule "renew = 0.25" "renew-signal = \"SIGUSR1\"" "bearer-token-file = true" | table &&
+	HOSTS=node0,node0,node1,node1 instance_up 4 && load
+'
+
+test_expect_success 'a job finds its token in its environment and in a file for it alone' '
+	flux run sh -c "cat \$DW_WORKFLOW_TOKEN_FILE; echo; cat \$BEARER_TOKEN_FILE; echo; printenv DW_WORKFLOW_TOKEN;
+		stat -c %a \$DW_WORKFLOW_TOKEN_FILE \$(dirname \$DW_WORKFLOW_TOKEN_FILE); echo \$WORKFLOW_TOKEN_VARIABLES" >out &&
+	token=$(tail -n 1 "$canaries/minted") &&
+	printf "%s\n" "$token" "$token" "$token" 600 700 \
+		"DW_WORKFLOW_TOKEN BEARER_TOKEN_FILE DW_WORKFLOW_TOKEN_FILE" >expected &&
+	test_cmp expected out
+'
+
+test_expect_success 'a job of four shells runs for many lifetimes' '
+	id=$(flux submit -N4 -n4 -o cpu-affinity=off --output=out.readers "$TESTS/read-token.py" "$PWD/shared") &&
+	ids=$id && eventually started "$id" 4 && minted 1 && before=$(wc -l <"$canaries/minted") &&
+	eventually minted $((before + 3))
+'
+
+test_expect_success 'the source is down for two periods' '
+	touch down && eventually log_has "could not be renewed" &&
+	counted=$(counter renewal-failures) && eventually has_failed $((counted + 2)) && rm down &&
+	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 2)) &&
+	log_has "its workflow token was renewed"
+'
+
+test_expect_success 'the agent is killed' '
+	pkill -KILL -f "workflow-token-agent serve.*$RUN" || pkill -KILL -P $(flux getattr broker.pid) workflow-token &&
+	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 2))
+'
+
+test_expect_success 'the plugin is loaded again' '
+	unload && load && test "$(counter renewing)" -eq 0 &&
+	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 2)) &&
+	test "$(counter renewing)" -eq 1
+'
+
+test_expect_success 'no generation of the token is anywhere else' '
+	tasks=$(pgrep -f "$TESTS/read-token.py" | paste -sd,) &&
+	gather running workflow-token.so &&
+	test "$(wc -l <"$canaries/minted")" -ge 5 &&
+	everywhere minted && test "$(cat status)" -eq 1
+'
+
+test_expect_success 'every read gave a complete and valid token, and each new one came with one signal' '
+	touch shared/stop &&
+	flux job wait-event -t 60 "$id" clean &&
+	cat out.readers && test "$(wc -l <out.readers)" -eq 4 &&
+	python3 - out.readers <<-\EOF
+		import json, sys
+		for line in open(sys.argv[1]):
+		    seen = json.loads(line)
+		    assert seen["first"] and seen["reads"] > 100, seen
+		    assert not seen["incomplete"] and not seen["expired"], seen
+		    assert seen["tokens"] >= 6 and seen["signals"] == seen["tokens"] - 1, seen
+	EOF
+'
+
+test_expect_success 'files and records end with the job' '
+	eventually has_no_record "$id" && files >left && test_must_be_empty left &&
+	before=$(wc -l <"$canaries/minted") && test "$(counter renewing)" -eq 0
+'
+
+test_expect_success 'the files of a shell that was killed are removed by the next one' '
+	rm -f shared/stop && id=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
+	test "$(files | wc -l)" -eq 1 &&
+	pkill -KILL -f "flux-shell.*$(flux job id --to=dec "$id")" && touch shared/stop &&
+	flux job wait-event -t 60 "$id" clean &&
+	test "$(files | wc -l)" -eq 1 && flux run true && files >left && test_must_be_empty left
+'
+
+test_expect_success 'a token that does not expire is not renewed' '
+	echo 100000000000 >lifetime && rm -f shared/stop &&
+	id=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
+	test "$(counter in-flight)" -eq 0 &&
+	rule "renew = false" | table && echo 3 >lifetime &&
+	other=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$other" 1 &&
+	test "$(counter renewing)" -le 1 &&
+	flux cancel "$id" "$other"
+'
+
+# expires POLICY: a job whose token expires while the source is down.
+expires() {
+	rm -f down shared/stop && echo 3 >lifetime && rule "on-expiry = \"$1\"" | table &&
+	id=$(flux submit --output=out.expires "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
+	touch down && eventually has_event "$id" "workflow token of this job has expired" && log_has "its workflow token has expired"
+}
+
+test_expect_success 'on-expiry = warn: the user reads of it, and the job goes on' '
+	expires warn && grep "severity=4" eventlog && rm down &&
+	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 1)) &&
+	touch shared/stop && flux job wait-event -t 60 "$id" clean && flux job eventlog "$id" | grep "finish status=0"
+'
+
+test_expect_success 'on-expiry = signal: the tasks receive SIGTERM' '
+	expires signal && flux job wait-event -t 60 "$id" clean && flux job eventlog "$id" | grep "finish status=15\|finish status=36608"
+'
+
+test_expect_success 'on-expiry = exception: the job ends' '
+	expires exception && grep "severity=0" eventlog && flux job wait-event -t 60 "$id" clean
+'
+
+test_expect_success 'the end' '
+	rm -f down && unload && instance_down
+'
+
+test_done

@@ -1,0 +1,126 @@
+//! Tokens that are renewed while their job runs, and jobs with several tokens.
+
+use std::fs;
+
+use crate::support::{
+    plugins::{Site, jwt, matching, until},
+    search::Search,
+};
+use serde_json::{Value, json};
+
+/// A task that prints its tokens, and once their files hold others, those.
+const FOLLOW: &[&str] = &[
+    "sh",
+    "-c",
+    r#"echo "$DW_WORKFLOW_TOKEN"
+    while [ "$(cat "$DW_WORKFLOW_TOKEN_FILE")" = "$DW_WORKFLOW_TOKEN" ]; do sleep 0.05; done
+    cat "$DW_WORKFLOW_TOKEN_FILE""#,
+];
+
+/// A token that is to be renewed within a second or so, and one that is not.
+fn tokens() -> (String, String) {
+    let soon = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+        + 8;
+    (jwt(json!({"exp": soon})), jwt(json!({})))
+}
+
+/// A rule with a file, whose token is renewed as early as can be.
+fn renewed(site: &Site, token: &str) -> Value {
+    let mut rule = site.file_rule("dw", token);
+    rule["renew"] = json!(0.1);
+    rule
+}
+
+#[needs(munged)]
+#[test]
+fn a_job_reads_the_next_token_from_its_file() {
+    let site = Site::new();
+    let (first, next) = tokens();
+    let mut instance = site.instance(json!({"rule": [renewed(&site, &first)]}));
+    let job = instance.submit(FOLLOW, matching("dw"));
+    instance.wait(&job, "start");
+    site.write("dw.secret", 0o600, &next);
+    instance.wait(&job, "clean");
+    assert_eq!(instance.stdout(&job), format!("{first}\n{next}"));
+    assert_eq!((instance.counter("delivered"), instance.counter("started")), (1, 1));
+    assert!(instance.counter("renewed") >= 1 && instance.counter("renewing") == 0);
+    let search = Search::tokens([first.as_str(), next.as_str()]);
+    assert!(!search.finds(instance.dmesg().join("\n").as_bytes()));
+    instance.shutdown();
+}
+
+#[needs(munged)]
+#[test]
+fn a_job_is_renewed_whose_plugin_is_loaded_again_and_whose_agent_is_killed() {
+    let site = Site::new();
+    let (first, next) = tokens();
+    let mut instance = site.instance(json!({"rule": [renewed(&site, &first)]}));
+    let job = instance.submit(FOLLOW, matching("dw"));
+    instance.wait(&job, "start");
+    nix::sys::signal::kill(site.agent(), nix::sys::signal::Signal::SIGKILL).unwrap();
+    site.reload(&mut instance);
+    site.write("dw.secret", 0o600, &next);
+    instance.wait(&job, "clean");
+    assert_eq!(instance.stdout(&job), format!("{first}\n{next}"));
+    instance.shutdown();
+}
+
+#[needs(munged)]
+#[test]
+fn a_renewal_that_fails_is_reported_once_and_the_job_goes_on() {
+    let site = Site::new();
+    let (first, next) = tokens();
+    let mut instance = site.instance(json!({"rule": [renewed(&site, &first)]}));
+    let job = instance.submit(FOLLOW, matching("dw"));
+    instance.wait(&job, "start");
+    fs::remove_file(site.at("dw.secret")).unwrap();
+    until("two renewals have failed", || instance.counter("renewal-failures") >= 2);
+    site.write("dw.secret", 0o600, &next);
+    instance.wait(&job, "clean");
+    assert_eq!(instance.stdout(&job), format!("{first}\n{next}"));
+    assert_eq!(instance.counter("failed"), 0);
+    let lines = instance.dmesg();
+    let count = |text: &str| {
+        lines
+            .iter()
+            .filter(|line| line.contains(&job) && line.contains(text))
+            .count()
+    };
+    assert_eq!(count("could not be renewed"), 1, "{lines:?}");
+    assert_eq!(count("its workflow token was renewed"), 1, "{lines:?}");
+    instance.shutdown();
+}
+
+#[needs(munged)]
+#[test]
+fn a_job_gets_one_token_for_each_name() {
+    let site = Site::new();
+    let (one, two) = (jwt(json!({"n": 1})), jwt(json!({"n": 2})));
+    let unused = site.file_rule("other", jwt(json!({"n": 3})));
+    let (mut main, mut storage) = (site.file_rule("dw", &one), site.file_rule("storage", &two));
+    main["attribute"] = json!("system.dw");
+    storage["attribute"] = json!("system.dw");
+    storage["name"] = json!("storage");
+    storage["variable"] = json!("STORAGE_TOKEN");
+    let mut late = unused.clone();
+    late["name"] = json!("storage");
+    late["variable"] = json!("STORAGE_TOKEN");
+    let mut instance = site.instance(json!({"rule": [storage, late, main, unused]}));
+    let print = &[
+        "sh",
+        "-c",
+        r#"echo "$DW_WORKFLOW_TOKEN $STORAGE_TOKEN"; cat "$STORAGE_TOKEN_FILE""#,
+    ];
+    let job = instance.run(print, matching("dw"));
+    assert_eq!(instance.stdout(&job), format!("{one} {two}\n{two}"));
+    let job = instance.run(&["sh", "-c", "echo ${DW_WORKFLOW_TOKEN-none}"], matching("nothing"));
+    assert_eq!(instance.stdout(&job), "none\n");
+    // If one of them cannot be had, the job does not start.
+    fs::remove_file(site.at("storage.secret")).unwrap();
+    let job = instance.submit(&["true"], matching("dw"));
+    instance.undelivered(&job);
+    instance.shutdown();
+}
