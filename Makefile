@@ -83,7 +83,7 @@ sanitize: deps
 
 install: build man
 	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
-	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd
+	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins
 	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
 	install -m 0755 $(built)/workflow-token-slurmctld $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmctld
 	install -d $(DESTDIR)$(LIBDIR)/slurm
@@ -95,6 +95,7 @@ install: build man
 	install -m 0755 $(built)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
 	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
+	install -m 0644 plugin/cli/workflow_token.py $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins/workflow_token.py
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(BINDIR)/workflow-token
 	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' packaging/systemd/workflow-token-agent-slurm.service \

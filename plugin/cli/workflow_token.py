@@ -1,0 +1,42 @@
+"""Keeps the tokens of a job out of the jobspecs that it submits.
+
+flux-run(1), flux-submit(1), flux-bulksubmit(1), flux-batch(1) and flux-alloc(1) copy the caller's environment into the
+jobspec, and Flux stores that in clear text. This plugin of these commands removes the variables that carry tokens.
+"""
+
+import os
+import sys
+
+from flux.cli.plugin import CLIPlugin
+
+# The job shell plugin sets it to the names of the variables that it set, separated by spaces.
+NAMES = "WORKFLOW_TOKEN_VARIABLES"
+ALWAYS = {NAMES, "DW_WORKFLOW_TOKEN", "DW_WORKFLOW_TOKEN_FILE"}
+
+
+class WorkflowTokenPlugin(CLIPlugin):
+    """Removes the variables that carry workflow tokens from the environment of jobspecs."""
+
+    def modify_jobspec(self, args, jobspec):
+        if not jobspec.environment:
+            return
+        # A Python program may have passed os.environ itself.
+        environment = dict(jobspec.environment)
+        rules = getattr(args, "env", None) or []
+        for name in sorted(ALWAYS.union(os.environ.get(NAMES, "").split()) & environment.keys()):
+            if is_inherited(name, environment[name], rules):
+                del environment[name]
+            elif name != NAMES:
+                print(
+                    f"flux {self.prog}: warning: {name} is stored in clear text with the job. "
+                    "If it is a secret, do not set it with --env.",
+                    file=sys.stderr,
+                )
+        jobspec.environment = environment
+
+
+def is_inherited(name, value, rules):
+    """Returns whether the value is the caller's own, and no rule NAME=VALUE of --env asks for it."""
+    # A rule with a template leaves the caller's value in place; the job shell replaces it.
+    explicit = any(rule.startswith(name + "=") and "{{" not in rule for rule in rules)
+    return value == os.environ.get(name) and not explicit
