@@ -17,12 +17,14 @@ need_canaries
 for name in bare inner site nested rules explicit bypass; do
 	token_file "$canaries/$name" >/dev/null
 done
-{
+# rules: one for each of those that jobs get.
+rules() {
 	for name in bare inner nested bypass site; do
 		printf '[[workflow-token.rule]]\nattribute = "system.%s"\nsource = "file"\npath = "%s"\n' $name "$canaries/$name"
 	done
 	echo 'variable = "SITE_TOKEN"'
-} | table
+}
+rules | table
 
 # Prints what an inner job, or the initial program of an inner instance, finds in its environment.
 program report <<-EOF
@@ -51,13 +53,17 @@ program submit-site <<-EOF
 EOF
 commands="submit run bulksubmit alloc batch"
 
-# outer NAME COMMAND OPTION…: a job with the token NAME, whose submission commands have the plugin. It lists the variables that
-# the job shell sets.
+# Inner instances have the plugins for the job shell where the outer one has them. (A path of the test has a space.)
+ln -s "$SHARNESS_TRASH_DIRECTORY" "$base/trash"
+cleanup 'rm -f "$base/trash"'
+BROKER=(--broker-opts=-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins"
+	--broker-opts=-Sconf.shell_initrc="$base/trash/initrc.lua")
+
+# outer NAME COMMAND OPTION…: a job with the token NAME, whose submission commands have the plugin.
 outer() {
 	local name=$1 command=$2
 	shift 2
 	FLUX_CLI_PLUGINPATH_OVERRIDE='' flux "$command" --setattr=system.$name=1 --env=OTHER=1 \
-		--env=WORKFLOW_TOKEN_VARIABLES="SITE_TOKEN DW_WORKFLOW_TOKEN" \
 		--env=FLUX_CLI_PLUGINPATH="$PLUGINS" --env=FLUX_CLI_PLUGINPATH_OVERRIDE="$PLUGINS" "$@"
 }
 
@@ -109,7 +115,7 @@ has_no() {
 
 test_expect_success 'an instance takes the plugin' '
 	munge_up &&
-	instance_up 1 &&
+	FLUX_CLI_PLUGINPATH=$PLUGINS FLUX_CLI_PLUGINPATH_OVERRIDE=$PLUGINS instance_up 1 &&
 	load
 '
 
@@ -159,20 +165,30 @@ test_expect_success 'one that is not listed stays, but the path of the token fil
 	! grep DW_WORKFLOW_TOKEN_FILE unlisted
 '
 
-# What the initial program of an instance with a token submits.
+# Prints a digest of the token: output is in the KVS.
+program sum <<-EOF
+	#!/bin/sh
+	printf %s "\$DW_WORKFLOW_TOKEN" | sha256sum
+EOF
+
+# What the initial program of an instance with a token submits, also to an instance within.
 program nested <<-EOF
 	#!/bin/sh
 	set -e
 	./report >nested-initial.out
-	flux run ./report >nested-run.out
+	flux run ./sum >nested-run.out
 	flux job info \$(flux job last) J >J.nested
+	flux run -o workflow-token=0 ./report >nested-none.out
+	flux alloc -n1 $(printf "%s " "${BROKER[@]}") flux run ./sum >nested-twice.out
 	flux dump --quiet nested.tar
 EOF
 
-test_expect_success 'in an instance that has a token itself, the KVS does not have it' '
-	outer nested alloc -n1 ./nested </dev/null &&
+test_expect_success 'jobs of an instance that has a token get it at any depth, and the KVS does not' '
+	outer nested alloc -n1 "${BROKER[@]}" ./nested </dev/null &&
 	grep token=set nested-initial.out &&
-	test_cmp expected nested-run.out &&
+	tr -d "\n" <"$canaries/nested" | sha256sum >sum.expected &&
+	for copy in run twice; do test_cmp sum.expected nested-$copy.out || return; done &&
+	test_cmp expected nested-none.out &&
 	environment J.nested | grep -x OTHER=1 &&
 	tar -tf nested.tar | grep "/J$" &&
 	has_no nested J.nested nested.tar
@@ -250,6 +266,15 @@ test_expect_success 'the jobspec of flux job submit is stored as it is' '
 	outer bypass run ./bypass &&
 	flux job info "$(cat bypass.id)" J >J.bypass &&
 	has bypass J.bypass
+'
+
+test_expect_success 'the instance reports that, or rejects it, and does not repeat the token' '
+	flux dmesg >dmesg &&
+	grep "workflow-token: the jobspec has DW_WORKFLOW_TOKEN.* of the enclosing job" dmesg &&
+	{ echo "inner-jobs = \"reject\"" && rules; } | table &&
+	test_must_fail outer bypass run ./bypass 2>rejected &&
+	grep "DW_WORKFLOW_TOKEN, DW_WORKFLOW_TOKEN_FILE of the enclosing job .*: remove them and WORKFLOW_TOKEN_VARIABLES" rejected &&
+	has_no bypass rejected dmesg
 '
 
 test_expect_success 'of the others, no token is in the KVS, eventlogs, content store, output or processes' '

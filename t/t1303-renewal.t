@@ -50,6 +50,10 @@ files() {
 	find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u)-*"
 }
 
+# A broker passes the path of a batch script to a shell, so that it may have no space.
+RUN=$base/run
+cleanup 'rm -rf "$RUN" "$base/trash"'
+
 mkdir shared
 echo 6 >lifetime
 : >"$canaries/minted"
@@ -62,10 +66,14 @@ test_expect_success 'an instance of four brokers on two hosts' '
 '
 
 test_expect_success 'a job finds its token in its environment and in a file for it alone' '
-	flux run sh -c "cat \$DW_WORKFLOW_TOKEN_FILE; echo; cat \$BEARER_TOKEN_FILE; echo; printenv DW_WORKFLOW_TOKEN;
-		stat -c %a \$DW_WORKFLOW_TOKEN_FILE \$(dirname \$DW_WORKFLOW_TOKEN_FILE); echo \$WORKFLOW_TOKEN_VARIABLES" >out &&
-	token=$(tail -n 1 "$canaries/minted") &&
-	printf "%s\n" "$token" "$token" "$token" 600 700 \
+	flux run sh -c "
+		for token in \"\$(cat \$DW_WORKFLOW_TOKEN_FILE)\" \"\$(cat \$BEARER_TOKEN_FILE)\" \"\$DW_WORKFLOW_TOKEN\"; do
+			printf %s \"\$token\" | sha256sum
+		done
+		stat -c %a \$DW_WORKFLOW_TOKEN_FILE \$(dirname \$DW_WORKFLOW_TOKEN_FILE)
+		echo \$WORKFLOW_TOKEN_VARIABLES" >out &&
+	sum=$(tail -n 1 "$canaries/minted" | tr -d "\n" | sha256sum) &&
+	printf "%s\n" "$sum" "$sum" "$sum" 600 700 \
 		"DW_WORKFLOW_TOKEN BEARER_TOKEN_FILE DW_WORKFLOW_TOKEN_FILE" >expected &&
 	test_cmp expected out
 '
@@ -84,7 +92,7 @@ test_expect_success 'the source is down for two periods' '
 '
 
 test_expect_success 'the agent is killed' '
-	pkill -KILL -f "workflow-token-agent serve.*$RUN" || pkill -KILL -P $(flux getattr broker.pid) workflow-token &&
+	pkill -KILL -f "workflow-token-agent .*$RUN" &&
 	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 2))
 '
 
@@ -121,12 +129,34 @@ test_expect_success 'files and records end with the job' '
 '
 
 test_expect_success 'the files of a shell that was killed are removed by the next one' '
-	rm -f shared/stop && id=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
+	rm -f shared/* && id=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
 	test "$(files | wc -l)" -eq 1 &&
 	pkill -KILL -f "flux-shell.*$(flux job id --to=dec "$id")" && touch shared/stop &&
 	flux job wait-event -t 60 "$id" clean &&
 	test "$(files | wc -l)" -eq 1 && flux run true && files >left && test_must_be_empty left
 '
+
+test_expect_success 'jobs of an inner instance on several nodes read the current token' '
+	rule "renew = 0.25" | table && rm -f shared/* &&
+	ln -sfn "$SHARNESS_TRASH_DIRECTORY" "$base/trash" &&
+	program inner <<-EOF &&
+		#!/bin/sh
+		flux run -N2 -n2 "$TESTS/read-token.py" "$PWD/shared" >"$PWD/out.inner"
+	EOF
+	before=$(wc -l <"$canaries/minted") &&
+	flux batch -N2 -n2 --broker-opts=-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins" \
+		--broker-opts=-Sconf.shell_initrc="$base/trash/initrc.lua" --output=out.batch "$base/trash/inner" >batch.id &&
+	{ eventually started "*" 2 || { cat out.batch; false; }; } && eventually minted $((before + 5)) && touch shared/stop &&
+	flux job wait-event -t 60 "$(cat batch.id)" clean && cat out.batch out.inner &&
+	python3 - out.inner <<-\EOF
+		import json, sys
+		lines = open(sys.argv[1]).readlines()
+		assert len(lines) == 2
+		for seen in map(json.loads, lines):
+		    assert seen["tokens"] >= 2 and not seen["incomplete"] and not seen["expired"], seen
+	EOF
+'
+rm -f "$base/trash"
 
 test_expect_success 'a token that does not expire is not renewed' '
 	echo 100000000000 >lifetime && rm -f shared/stop &&

@@ -117,12 +117,22 @@ struct Table {
     #[serde(deserialize_with = "field::duration")]
     munge_ttl: Option<Duration>,
     dws: Option<rule::DwsTable>,
+    #[serde(rename = "inner-jobs")]
+    _inner_jobs: Option<InnerJobs>,
     issuer: Option<Issuer>,
     trust: BTreeMap<String, issuer::TrustTable>,
     project: Vec<Project>,
     identity: Option<Identity>,
     rule: Vec<rule::RuleTable>,
     slurm: Option<slurm::SlurmTable>,
+}
+
+/// The consequence of a jobspec that has a token of the enclosing job. `plugin/cli/workflow_token.py` applies it.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum InnerJobs {
+    Warn,
+    Reject,
 }
 
 impl Table {

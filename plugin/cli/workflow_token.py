@@ -1,12 +1,15 @@
 """Keeps the tokens of a job out of the jobspecs that it submits.
 
 flux-run(1), flux-submit(1), flux-bulksubmit(1), flux-batch(1) and flux-alloc(1) copy the caller's environment into the
-jobspec, and Flux stores that in clear text. This plugin of these commands removes the variables that carry tokens.
+jobspec, and Flux stores that in clear text. This plugin of these commands removes the variables that carry tokens. In
+the instance, it finds jobspecs of other programs that have them.
 """
 
 import os
 import sys
+import syslog
 
+from flux import Flux
 from flux.cli.plugin import CLIPlugin
 
 # The job shell plugin sets it to the names of the variables that it set, separated by spaces.
@@ -33,6 +36,18 @@ class WorkflowTokenPlugin(CLIPlugin):
                     file=sys.stderr,
                 )
         jobspec.environment = environment
+
+    def validate(self, jobspec):
+        """Finds a jobspec that was built without modify_jobspec, in the validator of job-ingest: nothing is stored yet."""
+        environment = jobspec.environment or {}
+        if NAMES not in environment:
+            return
+        names = sorted(ALWAYS.union(environment[NAMES].split()) & environment.keys() - {NAMES})
+        why = f"the jobspec has {', '.join(names)} of the enclosing job in its environment, in clear text"
+        flux = Flux()
+        if flux.conf_get("workflow-token.inner-jobs", default="warn", update=True) == "reject":
+            raise ValueError(f"{why}: remove {'it' if len(names) == 1 else 'them'} and {NAMES} from it")
+        flux.log(syslog.LOG_WARNING, f"workflow-token: {why}; see INNER JOBS in flux-jobtap-workflow-token(7)")
 
 
 def is_inherited(name, value, rules):

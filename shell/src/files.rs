@@ -95,6 +95,30 @@ impl TokenFiles {
     }
 }
 
+/// Returns the file of a token on this node, by its path on any node of the same job; none if there is none.
+pub fn on_this_node(path: &Path) -> Option<PathBuf> {
+    if is_own_file(path) {
+        return Some(path.to_owned());
+    }
+    let (name, directory) = (path.file_name()?, path.parent()?);
+    let parent = directory.parent()?;
+    // All but what mkdtemp(3) chose.
+    let (same, _) = directory.file_name()?.to_str()?.rsplit_once('-')?;
+    let is_same = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| name.rsplit_once('-'));
+        name.is_some_and(|(start, _)| start == same && start.starts_with(&prefix()))
+    };
+    let entries = fs::read_dir(parent).ok()?.flatten().take(ENTRIES);
+    let files = entries.filter(is_same).map(|entry| entry.path().join(name));
+    files.into_iter().find(|path| is_own_file(path))
+}
+
+/// Returns whether a path is that of a file of this user.
+fn is_own_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.uid() == geteuid().as_raw())
+}
+
 impl Drop for TokenFiles {
     fn drop(&mut self) {
         // The next job of the user tries again.
@@ -190,6 +214,20 @@ mod tests {
         let directory = path.parent().unwrap().to_owned();
         drop(files);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_path_on_another_node() {
+        let parent = tempfile::tempdir().unwrap();
+        let files = TokenFiles::create_in(parent.path(), 7).unwrap();
+        let (one, renewal) = variables("one");
+        files.write(&one, &renewal).unwrap();
+        let here = files.directory.join("TOKEN");
+        assert_eq!(on_this_node(&here), Some(here.clone()));
+        let there = |job: u64| parent.path().join(format!("{}{job}-other", prefix())).join("TOKEN");
+        assert_eq!(on_this_node(&there(7)), Some(here));
+        assert_eq!(on_this_node(&there(8)), None);
+        assert_eq!(on_this_node(Path::new("/TOKEN")), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::ffi::CStr;
 
 use ffi::{Plugin, Shell, ShellLogLevel};
 
-pub use files::TokenFiles;
+pub use files::{TokenFiles, on_this_node};
 pub use record::{LOOKUP_TIMEOUT, Reader, answer, late, look_up};
 pub use settings::Settings;
 

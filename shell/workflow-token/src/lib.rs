@@ -1,5 +1,6 @@
 //! `workflow-token.so` for the job shell.
 
+mod enclosing;
 mod expectation;
 mod follower;
 mod token;

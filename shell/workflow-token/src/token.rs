@@ -6,9 +6,12 @@
 use std::{cell::RefCell, ffi::CString, rc::Rc};
 
 use ffi::{Args, Future, Plugin, PluginError, Shell, ShellLogLevel};
+use nix::unistd::geteuid;
+use seal::Variables;
 use shell::{Reader, Settings, conf, look_up, not_loaded};
 
 use crate::{
+    enclosing::{self, VARIABLES},
     expectation::{Expectation, ShellFacts},
     follower::Follower,
 };
@@ -19,14 +22,13 @@ pub(crate) static READER: Reader = Reader {
     what: "workflow token",
 };
 
-/// The variable with the names of those that this plugin sets. Commands that submit jobs from within this one remove them.
-const VARIABLES: &str = "WORKFLOW_TOKEN_VARIABLES";
-
 /// The state of the plugin.
 struct Pending {
     plugin: Plugin<'static>,
     settings: Settings,
     expectation: Expectation,
+    /// The variables of the enclosing job, for a job that has no record.
+    enclosing: Option<Variables>,
     lookup: RefCell<Option<Future>>,
     /// Set once the tasks have a token in a file.
     follower: RefCell<Option<Rc<Follower>>>,
@@ -49,15 +51,23 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
         Ok(Some(config)) => Expectation::by_rules(config, &ShellFacts(shell)),
         Ok(None) | Err(_) => Expectation::Maybe,
     });
-    if expectation == Expectation::No {
-        return Ok(());
-    }
-    let lookup = look_up(shell, job.jobid, READER.key).map_err(not_loaded)?;
+    // The instance of a user may run in a job, and no other one does.
+    let is_wanted = Expectation::by_option(option.as_ref()) != Some(Expectation::No);
+    let enclosing = match is_wanted && job.instance_owner == geteuid().as_raw() {
+        true => enclosing::variables().map_err(|e| READER.refused(&e))?,
+        false => None,
+    };
+    let lookup = match expectation {
+        Expectation::No if enclosing.is_none() => return Ok(()),
+        Expectation::No => None,
+        Expectation::Maybe | Expectation::Yes => Some(look_up(shell, job.jobid, READER.key).map_err(not_loaded)?),
+    };
     let pending = Pending {
         plugin,
         settings,
         expectation,
-        lookup: RefCell::new(Some(lookup)),
+        enclosing,
+        lookup: RefCell::new(lookup),
         follower: RefCell::default(),
     };
     let pending = plugin.keep(pending).map_err(not_loaded)?;
@@ -68,10 +78,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
 /// `shell.init`: the tasks have not started yet, in any shell of the job.
 fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(), PluginError> {
     let Some(shell) = plugin.shell() else { return Ok(()) };
-    let Some(lookup) = pending.lookup.take() else {
-        return Ok(());
-    };
-    match export(&shell, pending, &lookup) {
+    match export(&shell, pending, pending.lookup.take()) {
         Ok(()) => Ok(()),
         // One exception with one clear line; returning an error would add a second one that says nothing.
         Err(why) => shell.fatal(READER.name, &why),
@@ -85,9 +92,13 @@ fn shell_exit(pending: &Pending, _: Plugin<'_>, _: &Args<'_>) -> Result<(), Plug
 }
 
 /// Exports the variables of the job, or says why the job must not start.
-fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), String> {
-    match READER.open(shell, &pending.settings, lookup)? {
-        Some(opened) => {
+fn export(shell: &Shell<'_>, pending: &Pending, lookup: Option<Future>) -> Result<(), String> {
+    let opened = match &lookup {
+        Some(lookup) => READER.open(shell, &pending.settings, lookup)?,
+        None => None,
+    };
+    match (opened, &pending.enclosing) {
+        (Some(opened), _) => {
             READER.export(shell, &opened)?;
             let (plugin, settings) = (pending.plugin, pending.settings.clone());
             let follower = plugin
@@ -97,20 +108,32 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
             let files = follower.iter().flat_map(|follower| follower.variables(&opened));
             let names: Vec<String> = names.chain(files).collect();
             drop(pending.follower.replace(follower));
-            // The names of environment variables have no NUL.
-            let names = CString::new(names.join(" ")).unwrap_or_default();
-            let set = shell.set_env(VARIABLES, &names);
-            set.map_err(|e| format!("{VARIABLES} could not be set in the environment of the job: {e}"))
+            list(shell, &names)
         }
-        None if pending.expectation == Expectation::Yes => Err(
+        (None, _) if pending.expectation == Expectation::Yes => Err(
             "this job is to get a workflow token, but there is no sealed record for it: the plugin \
                  workflow-token.so is not loaded in the job manager, or no rule there matches: tell the operators"
                 .to_owned(),
         ),
-        None => {
+        (None, Some(variables)) => {
+            READER.set(shell, variables.iter())?;
+            let names: Vec<String> = variables.names().map(str::to_owned).collect();
+            let line = format!("exported {} of the enclosing job", names.join(", "));
+            shell.log(READER.name, ShellLogLevel::Debug, &line);
+            list(shell, &names)
+        }
+        (None, None) => {
             let line = "there is no sealed record: no rule is for this job";
             shell.log(READER.name, ShellLogLevel::Debug, line);
             Ok(())
         }
     }
+}
+
+/// Lists the variables that were set in another one.
+fn list(shell: &Shell<'_>, names: &[String]) -> Result<(), String> {
+    // The names of environment variables have no NUL.
+    let names = CString::new(names.join(" ")).unwrap_or_default();
+    let set = shell.set_env(VARIABLES, &names);
+    set.map_err(|e| format!("{VARIABLES} could not be set in the environment of the job: {e}"))
 }

@@ -22,6 +22,7 @@ fn mistakes_in_table_are_refused() {
         (table("munge-cipher = \"none\""), "workflow-token.munge-cipher"),
         (table("munge-mac = \"md5\""), "workflow-token.munge-mac"),
         (table("munge-ttl = \"2h\""), "workflow-token.munge-ttl"),
+        (table("inner-jobs = \"ignore\""), "workflow-token.inner-jobs"),
         (table("rule = 1"), "workflow-token.rule"),
         (table("rule = [1]"), "workflow-token.rule[0]"),
         (table("tiemout = 1"), "workflow-token.tiemout"),
