@@ -10,10 +10,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{agent::Agent, frames::receive};
+use crate::{agent::Agent, frames::receive, validity};
+use config::Part;
 use delivery::{Engine, Outcome, Sealed, Task, Variables};
 use nix::unistd::geteuid;
-use protocol::{Code, Deliver, Failure, Line, MAX_FRAME, Origin, RELEASE, Reply, Request, SecretText, VERSION};
+use protocol::{
+    Code, Deliver, Failure, JobFacts, Line, MAX_FRAME, Origin, RELEASE, Reply, Request, SecretText, VERSION,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -32,6 +35,7 @@ const REFUSAL: Duration = Duration::from_secs(1);
 
 /// A connection, while it is there.
 struct Connection {
+    number: u64,
     agent: Arc<Agent>,
     replies: Replies,
     configurations: HashMap<u32, Configuration>,
@@ -62,6 +66,7 @@ pub async fn serve(stream: UnixStream, agent: Arc<Agent>) {
     let (reader, writer) = stream.into_split();
     let (replies, outgoing) = unbounded_channel();
     let mut connection = Connection {
+        number: agent.instances.connection(),
         agent,
         replies,
         configurations: HashMap::new(),
@@ -99,8 +104,15 @@ fn welcome() -> Reply {
 
 impl Connection {
     async fn read(&mut self, mut reader: OwnedReadHalf) -> io::Result<()> {
-        let Request::Hello(hello) = receive(&mut reader, MAX_FRAME).await? else {
-            return Err(io::Error::other("a plugin did not say hello"));
+        let hello = match receive(&mut reader, MAX_FRAME).await? {
+            Request::Hello(hello) => hello,
+            Request::Ask(ask) => {
+                self.reply(Reply::Answer(self.agent.instances.answer(ask).await));
+                // The reply is on its way; the command closes the connection.
+                receive::<Request>(&mut reader, MAX_FRAME).await?;
+                return Ok(());
+            }
+            _ => return Err(io::Error::other("a plugin did not say hello")),
         };
         self.reply(welcome());
         if hello.release != RELEASE {
@@ -119,6 +131,8 @@ impl Connection {
                 Request::Deliver(deliver) => self.deliver(deliver),
                 Request::Cancel { number } => self.deliveries.abort(number),
                 Request::LookUp { generation, uid } => self.look_up(generation, uid),
+                Request::Job { number, is_active } => self.agent.instances.answered(number, is_active),
+                Request::Ask(_) => return Err(io::Error::other("a plugin asked what commands ask")),
             }
         }
     }
@@ -135,6 +149,16 @@ impl Connection {
         let configuration = match engine {
             Ok(engine) => {
                 let engine = Arc::new(engine);
+                if configure.part == Part::Tokens {
+                    let (replies, directory) = (self.replies.clone(), engine.revocations());
+                    let revocations = tokio::task::block_in_place(|| validity::open(directory));
+                    if let Some(Err(e)) = &revocations {
+                        self.log_error(e);
+                    }
+                    self.agent
+                        .instances
+                        .add(self.number, engine.instance(), replies, revocations);
+                }
                 let background = tokio::spawn(background(Arc::clone(&engine), configure.clone(), self.replies.clone()));
                 Configuration::Engine(engine, AbortOnDrop(background.abort_handle()))
             }
@@ -172,7 +196,18 @@ impl Connection {
             deliveries: self.deliveries.clone(),
             is_sent: false,
         };
-        let mut delivery = Box::pin(async move { report.send(engine.deliver(task).await) });
+        let revocations = self.agent.instances.revocations(engine.instance());
+        let job = JobFacts {
+            instance: engine.instance().to_owned(),
+            jobid: task.jobid,
+            uid: task.uid,
+        };
+        let mut delivery = Box::pin(async move {
+            match validity::refusal(revocations, job).await {
+                None => report.send(engine.deliver(task).await),
+                Some(refusal) => report.fail(refusal),
+            }
+        });
         // Those that need nothing to be looked up enter the queue of their rule in the order in which they come.
         let mut first = Context::from_waker(Waker::noop());
         // One that panics has reported its end.
@@ -197,6 +232,14 @@ impl Connection {
         });
     }
 
+    fn log_error(&self, text: &str) {
+        self.reply(Reply::Log(Line {
+            is_warning: true,
+            number: None,
+            text: text.to_owned(),
+        }));
+    }
+
     fn reply(&self, reply: Reply) {
         // A plugin that is gone is told nothing.
         let _ = self.replies.send(reply);
@@ -205,6 +248,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.agent.instances.remove(self.number);
         for delivery in self.deliveries.lock().values() {
             delivery.abort();
         }
@@ -255,6 +299,15 @@ struct Report {
 }
 
 impl Report {
+    /// Reports a delivery that did not begin.
+    fn fail(self, failure: Failure) {
+        self.send(Outcome {
+            result: Err(failure),
+            notes: Vec::new(),
+            warnings: Vec::new(),
+        });
+    }
+
     fn send(mut self, outcome: Outcome) {
         let number = self.number;
         let about_all = outcome.warnings.into_iter().map(|text| (true, None, text));

@@ -1,7 +1,7 @@
 //! `workflow-token-agent`: the process that fetches, checks and seals for the plugins of a scheduler.
 //!
 //! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at
-//! any moment: plugins start another one and repeat what they asked for. It keeps nothing on disk.
+//! any moment: plugins start another one and repeat what they asked for. On disk it only keeps which tokens were revoked.
 
 #![forbid(unsafe_code)]
 
@@ -10,8 +10,10 @@ mod connection;
 mod frames;
 mod hardening;
 mod listener;
+mod revocations;
 mod serve;
 mod slurm;
+mod validity;
 
 use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode};
 

@@ -8,6 +8,7 @@ mod controller;
 mod facts;
 mod nodelist;
 mod nodes;
+mod questions;
 mod squeue;
 mod store;
 
@@ -27,7 +28,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{listener::Listening, serve::is_allowed, slurm::store::Store};
+use crate::{listener::Listening, serve::is_allowed, slurm::store::Store, validity};
 
 /// The pause after an error of accept(2), as when no descriptors are left.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -54,6 +55,7 @@ struct Current {
     config: config::Config,
     slurm: Slurm,
     munge: seal::Munge,
+    revocations: validity::Store,
 }
 
 impl Site {
@@ -197,6 +199,10 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
     Ok(Current {
         engine: Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?),
         munge: site.config.munge_client().map_err(|e| e.to_string())?,
+        revocations: match validity::open(site.config.revocations.as_deref()) {
+            Some(Err(e)) => return Err(e),
+            revocations => revocations,
+        },
         config: site.config,
         slurm: site.slurm,
     })

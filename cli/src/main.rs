@@ -3,6 +3,7 @@
 //! One module for each subcommand; [`flux`] runs `flux` itself, [`print`] is the only way to standard output. No
 //! subcommand takes a secret as an argument, since arguments are visible to everyone on the node.
 
+mod agent;
 mod argv;
 mod doctor;
 mod flux;
@@ -13,6 +14,7 @@ mod jwks;
 mod keygen;
 mod people;
 mod print;
+mod revoke;
 mod rotate;
 mod show;
 mod verify;
@@ -43,6 +45,7 @@ enum Command {
     Jwks(jwks::Args),
     Issue(Box<issue::Args>),
     Verify(verify::Args),
+    Revoke(revoke::Args),
     Inspect(inspect::Args),
     Show(show::Args),
     Doctor(doctor::Args),
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Jwks(args) => jwks::run(&args).map_err(Into::into),
         Command::Verify(args) => return verify::run(&args),
         Command::Issue(args) => issue::run(&args).map_err(Into::into),
+        Command::Revoke(args) => revoke::run(&args).map_err(Into::into),
         Command::Inspect(args) => inspect::run(&args).map_err(Into::into),
         Command::Show(args) => show::run(&args).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args).map_err(Into::into),

@@ -164,7 +164,7 @@ fn stored(site: &Site, jobid: u32) -> Result<Stored, String> {
 }
 
 /// The job id as a number; flux knows the forms that it can have.
-fn decimal(id: &str, shown: &str) -> Result<u64, Error> {
+pub(crate) fn decimal(id: &str, shown: &str) -> Result<u64, Error> {
     match flux::run(&["job", "id", "--to=dec", "--", id]) {
         Ok(number) => number.trim().parse().map_err(|_| Error::NotJobid(shown.to_owned())),
         Err(flux::Error::Failed { .. }) => Err(Error::NotJobid(shown.to_owned())),

@@ -1,17 +1,18 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::ArgGroup;
 use config::Discovery;
+use protocol::{Answer, JobFacts, Question, TokenFacts, Validity};
 use serde_json::{Value, json};
 use source::JwksClient;
 use source::keys::{self, KeysError, Want};
-use token::{Claims, KeySet, NumericDate, Token, Verifier, VerifyError};
+use token::{Claims, KeySet, NumericDate, Token, Verifier};
 
-use crate::{input, print};
+use crate::{agent::Agent, input, print, show};
 
 /// Verify a token: its signature, issuer, audience and times
 ///
@@ -64,6 +65,14 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration)]
     leeway: Duration,
 
+    /// Also ask the agent whether the token was revoked, and whether its job is active; only root and the agent's user can
+    #[arg(long)]
+    agent: bool,
+
+    /// With --agent, on Slurm: the configuration of the cluster
+    #[arg(long, value_name = "FILE|DIR", requires = "agent")]
+    config: Option<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -80,6 +89,8 @@ pub enum Error {
     Secret(String),
     #[error("{0}")]
     Discovery(String),
+    #[error("it is not known whether the token was revoked or its job has ended: {0}")]
+    Agent(String),
     #[error(transparent)]
     Write(#[from] io::Error),
 }
@@ -119,13 +130,44 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
     };
     match verifier.verify(&token, SystemTime::now()) {
         Ok(claims) => {
+            if args.agent
+                && let Some(why) = invalid(&claims, args.config.as_deref())?
+            {
+                return refused(&why, args.json);
+            }
             let kid = Token::inspect(&token).ok().and_then(|token| {
                 let kid = token.header().get("kid")?;
                 kid.as_str().map(str::to_owned)
             });
             accepted(&claims, kid.as_deref(), args.json)
         }
-        Err(why) => refused(&why, args.json),
+        Err(why) => refused(&why.to_string(), args.json),
+    }
+}
+
+/// Asks the agent about a token that was verified. Returns why it is not valid any more.
+fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<&'static str>, Error> {
+    let agent = Agent::find(config).map_err(Error::Agent)?;
+    let job = claims.job().map(|job| {
+        let jobid = match job.is_slurm {
+            true => job.id.parse().map_err(|_| "its job id is no number".to_owned()),
+            false => show::decimal(job.id, &print::word(job.id)).map_err(|e| e.to_string()),
+        };
+        let (instance, uid) = (job.instance.to_owned(), job.uid);
+        jobid.map(|jobid| JobFacts { instance, jobid, uid })
+    });
+    let facts = TokenFacts {
+        job: job.transpose().map_err(Error::Agent)?,
+        jti: claims.jti().map(str::to_owned),
+        sub: claims.sub().map(str::to_owned),
+        iat: claims.iat().map(NumericDate::seconds),
+    };
+    match agent.ask(Question::Check(facts)).map_err(Error::Agent)? {
+        Answer::Validity(Validity::Active) => Ok(None),
+        Answer::Validity(Validity::Ended) => Ok(Some("its job has ended")),
+        Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked")),
+        Answer::Validity(Validity::Unknown(why)) | Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
+        Answer::Revoked => Err(Error::Agent("the agent answered another question".to_owned())),
     }
 }
 
@@ -211,9 +253,9 @@ fn text(claims: &Claims, kid: Option<&str>) -> String {
         .collect()
 }
 
-fn refused(why: &VerifyError, json: bool) -> Result<ExitCode, Error> {
+fn refused(why: &str, json: bool) -> Result<ExitCode, Error> {
     if json {
-        let object = json!({"verified": false, "reason": why.to_string()});
+        let object = json!({"verified": false, "reason": why});
         print::out(&(print::json(&object) + "\n"))?;
     } else {
         print::err(format_args!("refused: {why}"));

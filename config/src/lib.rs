@@ -61,6 +61,8 @@ pub struct Config {
     pub agent: Option<PathBuf>,
     /// The program of the agent that plugins start; found by itself where not given.
     pub agent_program: Option<PathBuf>,
+    /// The directory in which the agent keeps which tokens were revoked.
+    pub revocations: Option<PathBuf>,
     /// Settings for MUNGE.
     pub munge: Munge,
     /// The table `dws`: the source of variables of rabbit jobs.

@@ -105,6 +105,8 @@ struct Table {
     #[serde(deserialize_with = "field::socket")]
     agent: Option<PathBuf>,
     #[serde(deserialize_with = "field::absolute")]
+    revocations: Option<PathBuf>,
+    #[serde(deserialize_with = "field::absolute")]
     agent_program: Option<PathBuf>,
     #[serde(deserialize_with = "field::socket")]
     munge_socket: Option<PathBuf>,
@@ -182,6 +184,7 @@ impl Table {
             obsolete: obsolete.collect(),
             agent: self.agent,
             agent_program: self.agent_program,
+            revocations: self.revocations,
             munge,
             dws,
             instance: self.issuer.and_then(|issuer| issuer.instance),

@@ -107,6 +107,16 @@ impl Engine {
         self.owners.look_up(uid).await
     }
 
+    /// Returns the name of the instance in tokens that name a job.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Returns the directory of revocations, if there is one.
+    pub fn revocations(&self) -> Option<&Path> {
+        self.config.revocations.as_deref()
+    }
+
     /// Keeps the members of the projects known, until dropped. Returns at once if there are no projects.
     pub async fn keep_fresh(&self) {
         if self.config.projects.is_empty() {

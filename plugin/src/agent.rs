@@ -131,6 +131,12 @@ impl Agent {
         }
     }
 
+    /// Answers a question about a job.
+    pub fn answer_job(self: &Rc<Self>, number: u64, is_active: bool) {
+        self.requests.borrow_mut().answer_job(number, is_active);
+        self.flush();
+    }
+
     /// Asks who a user is, unless that was asked already.
     pub fn look_up(self: &Rc<Self>, generation: u32, uid: u32) {
         let is_new = self.requests.borrow_mut().look_up(generation, uid);
@@ -360,7 +366,7 @@ impl Agent {
                     self.log(LogLevel::Notice, "the agent answers again");
                 }
             }
-            Reply::Owner { .. } | Reply::Log(_) => {}
+            Reply::Owner { .. } | Reply::Log(_) | Reply::AskJob { .. } | Reply::Answer(_) => {}
         }
         let job = self.requests.borrow_mut().replied(&reply);
         (self.report)(AgentEvent::Reply(job, reply));

@@ -20,6 +20,7 @@ use crate::{
     configuration::Current,
     jobspec::Spec,
     prologs::Prologs,
+    reader,
     removals::{RemovalEvent, Removals},
     stats::{CallbackTimer, Counter, Stats},
     table::{Delivered, Delivery, End, Purpose, Stage, Table},
@@ -178,7 +179,11 @@ impl Deliveries {
             (Reply::Owner { generation, uid, owner }, _) => {
                 ffi::guard((), || (self.report)(DeliveryEvent::Owner(generation, uid, owner)));
             }
-            (Reply::Welcome { .. }, _) => {}
+            (Reply::AskJob { number, jobid }, _) => {
+                let is_active = reader::active_state(self.prologs.jobtap, JobId(jobid)).is_some();
+                self.agent.answer_job(number, is_active);
+            }
+            (Reply::Welcome { .. } | Reply::Answer(_), _) => {}
         }
         self.account(&timer, about);
     }

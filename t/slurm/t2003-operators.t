@@ -45,6 +45,37 @@ test_expect_success 'doctor names what is missing' '
 	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found
 '
 
+# verify: the token of the job, with what the agent knows. The caller is root or the user of the agent.
+verify() {
+	"$CLI" verify --agent --config "$SITE" --keys jwks.json --issuer https://hpc --audience s - <shared/token >out 2>&1
+}
+
+test_expect_success 'a token is valid while its job is active' '
+	"$CLI" keygen "$PWD/keys" >/dev/null && "$CLI" jwks keys >jwks.json && chown -R "$CONTROLLER" keys &&
+	sed -i "s,^\\[workflow-token\\],&\nrevocations = \"$PWD/agent/revocations\"," "$SITE" &&
+	sed -i "/^\\[\\[workflow-token.rule/,\$d" "$SITE" &&
+	printf "[workflow-token.issuer]\nkeys = \"%s/keys\"\nname = \"https://hpc\"\naudience = \"s\"\n" "$PWD" >>"$SITE" &&
+	printf "[[workflow-token.rule]]\nsource = \"issuer\"\nworkspace = \"w\"\n" >>"$SITE" &&
+	agent_down && agent_up &&
+	program holder <<-EOF &&
+		#!/bin/sh
+		umask 022
+		printenv DW_WORKFLOW_TOKEN >"$PWD/shared/token.new" && mv "$PWD/shared/token.new" "$PWD/shared/token"
+		read go <"$PWD/shared/go"
+	EOF
+	id=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && verify &&
+	mv "agent/store/job-$id" away && verify && mv away "agent/store/job-$id" &&
+	agent_down && test_expect_code 2 verify && agent_up && verify &&
+	echo >shared/go && eventually finished "$id" && eventually test ! -e "agent/store/job-$id" &&
+	test_expect_code 1 verify && grep "its job has ended" out
+'
+
+test_expect_success 'the tokens of a job are revoked' '
+	rm shared/token && id=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && verify &&
+	"$CLI" revoke --config "$SITE" "$id" && test_expect_code 1 verify && grep "it was revoked" out &&
+	agent_down && agent_up && test_expect_code 1 verify && echo >shared/go && eventually finished "$id"
+'
+
 test_expect_success 'Flux takes no configuration of a cluster, and Slurm none of Flux' '
 	printf "[workflow-token]\n[[workflow-token.rule]]\nqueue = \"x\"\nsource = \"file\"\npath = \"/t\"\n" >flux.toml &&
 	test_must_fail "$PWD/bin/workflow-token-agent" slurm --config "$PWD/flux.toml" 2>err && grep "workflow-token.slurm: is missing" err

@@ -5,17 +5,17 @@ use std::{io, sync::Arc, time::Duration};
 use config::{Config, Property, Rule, SlurmJob, Source};
 use delivery::{Sealed, Task, Variables};
 use protocol::{
-    Code, Failure,
+    Code, Failure, JobFacts,
     slurm::{ControllerReply, ControllerRequest, Job, MAX_REQUEST, VERSION},
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::Semaphore, time::timeout};
 
-use crate::frames::receive;
+use crate::{frames::receive, validity};
 
 use super::{
     Current, Site,
-    facts::{JobFacts, asked},
-    squeue,
+    facts::{self, asked},
+    questions, squeue,
     store::{Answer, Entry, Store},
 };
 
@@ -31,7 +31,7 @@ const ASKING: usize = 8;
 /// The capacity for the controller.
 pub struct Capacity {
     storing: Arc<Semaphore>,
-    asking: Semaphore,
+    pub(super) asking: Semaphore,
 }
 
 impl Default for Capacity {
@@ -44,17 +44,26 @@ impl Default for Capacity {
 }
 
 /// The time that the file system may take.
-const STORE: Duration = Duration::from_secs(10);
+pub(super) const STORE: Duration = Duration::from_secs(10);
 
 /// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
-    let reply = match timeout(REQUEST, receive(&mut stream, MAX_REQUEST)).await {
+    let request = match timeout(REQUEST, receive(&mut stream, MAX_REQUEST)).await {
+        Ok(Ok(ControllerRequest::Ask(ask))) => {
+            let reply = ControllerReply::Answer(questions::answer(&site, ask).await);
+            return send(&mut stream, &reply).await;
+        }
+        request => request,
+    };
+    let reply = match request {
         Ok(Ok(ControllerRequest::Prolog(job))) => prolog(&site, job, &stream).await,
         Ok(Ok(ControllerRequest::Epilog {
             version,
             jobid,
             restarts,
         })) => epilog(&site, version, jobid, restarts).await,
+        // It was answered.
+        Ok(Ok(ControllerRequest::Ask(_))) => return,
         Ok(Err(e)) => Err(format!("a request of the controller is of no use: {e}")),
         Err(_) => Err("a request of the controller did not arrive".to_owned()),
     };
@@ -65,8 +74,12 @@ pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
             ControllerReply::Failed(why)
         }
     };
-    if let Ok(frame) = protocol::encode(&reply) {
-        // The controller may have given up.
+    send(&mut stream, &reply).await;
+}
+
+async fn send(stream: &mut UnixStream, reply: &ControllerReply) {
+    if let Ok(frame) = protocol::encode(reply) {
+        // The peer may have given up.
         let _ = stream.write_all(&frame).await;
     }
 }
@@ -157,6 +170,9 @@ async fn deliver(site: &Site, current: &Arc<Current>, job: &Job) -> Result<Strin
         let user = "the configuration cannot be used";
         return Err(Failure::new(Code::AgentConfiguration, user, why));
     }
+    if let Some(refusal) = validity::refusal(current.revocations.clone(), job_of(job)).await {
+        return Err(refusal);
+    }
     let (job, limit) = complete(site, config, job).await?;
     let rules = config.candidates(&facts(config, &job));
     let task = Task {
@@ -186,8 +202,16 @@ async fn deliver(site: &Site, current: &Arc<Current>, job: &Job) -> Result<Strin
     }
 }
 
-fn facts<'a>(config: &'a Config, job: &'a Job) -> JobFacts<'a> {
+fn job_of(job: &Job) -> JobFacts {
     JobFacts {
+        instance: job.cluster.clone(),
+        jobid: job.jobid.into(),
+        uid: job.uid,
+    }
+}
+
+fn facts<'a>(config: &'a Config, job: &'a Job) -> facts::JobFacts<'a> {
+    facts::JobFacts {
         job,
         projects: &config.projects,
     }

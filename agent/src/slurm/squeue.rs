@@ -47,6 +47,33 @@ pub async fn active_jobs() -> Result<HashSet<u32>, String> {
     Ok(answer.lines().filter_map(|line| line.trim().parse().ok()).collect())
 }
 
+/// The states of a job that has ended, squeue(1).
+const ENDED: [&str; 9] = [
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+];
+
+/// Returns whether a job has not ended.
+///
+/// # Errors
+/// For the operator: that is not known.
+pub async fn is_active(jobid: u32) -> Result<bool, String> {
+    let job = format!("--jobs={jobid}");
+    match run("squeue", &["--all", "--noheader", "--states=all", &job, "--format=%T"]).await {
+        Ok(answer) => Ok(answer.lines().any(|state| !ENDED.contains(&state.trim()))),
+        // It is so old that Slurm has forgotten it.
+        Err(e) if e.contains("Invalid job id") => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Returns the names of all nodes with their addresses, as slurm.conf(5) has them: NodeName and NodeAddr.
 ///
 /// # Errors

@@ -101,6 +101,8 @@ codes! {
     StoreFailed = "store-failed",
     /// The prolog of the job could not be started.
     PrologFailed = "prolog-failed",
+    /// The tokens of the job were revoked.
+    Revoked = "revoked",
     /// No rule matches the job any more.
     RulesChanged = "rules-changed",
     /// The plugin was loaded too late for the job.

@@ -5,8 +5,8 @@
 //! connection with everything that it did for it.
 //!
 //! ```text
-//! plugin ── Hello, Configure, Deliver, LookUp, Cancel ──► agent
-//! plugin ◄── Welcome, Configured, Delivered | NoRule | Failed, Owner, Log ── agent
+//! plugin ── Hello, Configure, Deliver, LookUp, Cancel, Job ──► agent ◄── Ask ── command
+//! plugin ◄── Welcome, Configured, Delivered | NoRule | Failed, Owner, Log, AskJob ── agent ── Answer ──► command
 //! ```
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@
 mod failure;
 mod frame;
 pub mod slurm;
+mod validity;
 
 use std::{fmt, path::PathBuf};
 
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
+pub use validity::{Answer, Ask, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity};
 
 /// The version of the protocol. Both sides must have the same.
 pub const VERSION: u16 = 2;
@@ -57,6 +59,15 @@ pub enum Request {
         /// The user.
         uid: u32,
     },
+    /// The answer to [`Reply::AskJob`].
+    Job {
+        /// The number of the question.
+        number: u64,
+        /// Set if the job is active.
+        is_active: bool,
+    },
+    /// A question of a command or service. It is the only message of its connection; the reply is [`Reply::Answer`].
+    Ask(Ask),
 }
 
 /// The first message of a plugin.
@@ -186,6 +197,15 @@ pub enum Reply {
     },
     /// A line for the operator's log.
     Log(Line),
+    /// A question about a job. The reply is [`Request::Job`].
+    AskJob {
+        /// The number of the question.
+        number: u64,
+        /// The job id.
+        jobid: u64,
+    },
+    /// The reply to [`Request::Ask`].
+    Answer(Answer),
 }
 
 /// A line for the operator's log.

@@ -12,6 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Answer, Ask};
+
 /// The version of these messages. A node rejects a reply of another version, and the agent a request.
 pub const VERSION: u16 = 1;
 
@@ -32,6 +34,8 @@ pub enum ControllerRequest {
         /// The number of times that Slurm had requeued the job.
         restarts: u32,
     },
+    /// A question of a command or service.
+    Ask(Ask),
 }
 
 /// The facts of a job, as Slurm gives them to PrologSlurmctld (slurm.conf(5), prolog_epilog).
@@ -68,6 +72,8 @@ pub enum ControllerReply {
     Done,
     /// It could not be done, for the log.
     Failed(String),
+    /// The answer to a question.
+    Answer(Answer),
 }
 
 /// From a node to the agent, in a MUNGE credential.

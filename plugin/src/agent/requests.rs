@@ -24,6 +24,7 @@ enum Unsent {
     Deliver(u64),
     Cancel(u64),
     LookUp(u32, u32),
+    Job(u64, bool),
 }
 
 fn job_of(request: &Request) -> Option<JobId> {
@@ -85,6 +86,11 @@ impl Requests {
         is_new
     }
 
+    /// Adds the answer to a question about a job. It is not repeated.
+    pub fn answer_job(&mut self, number: u64, is_active: bool) {
+        self.unsent.push_back(Unsent::Job(number, is_active));
+    }
+
     /// Removes the request of a final reply. Returns the job of a reply; none if it has none, or was given up.
     pub fn replied(&mut self, reply: &Reply) -> Option<JobId> {
         match reply {
@@ -96,7 +102,7 @@ impl Requests {
                 self.look_ups.remove(&(*generation, *uid));
                 None
             }
-            Reply::Welcome { .. } | Reply::Configured { .. } => None,
+            Reply::Welcome { .. } | Reply::Configured { .. } | Reply::AskJob { .. } | Reply::Answer(_) => None,
         }
     }
 
@@ -139,6 +145,10 @@ impl Requests {
                 }
                 Unsent::Cancel(number) => {
                     made = Request::Cancel { number };
+                    Some(&made)
+                }
+                Unsent::Job(number, is_active) => {
+                    made = Request::Job { number, is_active };
                     Some(&made)
                 }
                 Unsent::LookUp(generation, uid) => {

@@ -101,6 +101,7 @@ fn run(cli: &Cli, asks: impl FnOnce(Duration)) -> Result<(), String> {
     asks(limit);
     match ask(&site, &request, Deadline::after(limit)) {
         Ok(ControllerReply::Done) => Ok(()),
+        Ok(ControllerReply::Answer(_)) => Err("the agent answered another question".to_owned()),
         Ok(ControllerReply::Failed(why)) => Err(why),
         Err(e) => {
             // A record of a former run of the job must not be taken for one of this run.

@@ -1,0 +1,319 @@
+//! Tokens that were revoked before they expire.
+//!
+//! They are in a file of one line of JSON each, which is synced to disk before a revocation is confirmed. Several agents may
+//! share it, as those of two controllers do: each reads what others have added.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use protocol::{MAX_SUBJECTS, MAX_TEXT, Subject, TokenFacts};
+use serde::{Deserialize, Serialize};
+
+/// The name of the file.
+const NAME: &str = "revocations";
+
+/// The most revocations that are kept. Each takes some hundred bytes.
+const MOST: usize = 1_000_000;
+
+/// The longest time that a revocation is kept: that of a token that lives for a year.
+const LONGEST: Duration = Duration::from_secs(400 * 86_400);
+
+/// The revocations in one directory.
+#[derive(Debug)]
+pub struct Revocations {
+    path: PathBuf,
+    known: Mutex<Known>,
+}
+
+/// The part of the file that was read.
+#[derive(Debug, Default)]
+struct Known {
+    /// The file, which another agent may have replaced, and how much of it was read.
+    inode: u64,
+    read: u64,
+    all: HashMap<Subject, Times>,
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    subject: Subject,
+    #[serde(flatten)]
+    times: Times,
+}
+
+/// In seconds since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Times {
+    /// When it was revoked.
+    at: f64,
+    /// When the last of the tokens has expired.
+    until: f64,
+}
+
+impl Revocations {
+    /// Opens a directory, creates it if its parent exists, and drops what has expired. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the directory or its file cannot be used.
+    pub fn open(directory: &Path) -> Result<Self, String> {
+        let failed = |e: io::Error| format!("{}, the key revocations: {e}", directory.display());
+        slurm::private_directory(directory).map_err(failed)?;
+        let revocations = Self {
+            path: directory.join(NAME),
+            known: Mutex::default(),
+        };
+        let mut known = Known::default();
+        revocations.read(&mut known).map_err(failed)?;
+        let count = known.all.len();
+        known.all.retain(|_, times| times.until > now());
+        if known.all.len() < count {
+            revocations.rewrite(&known).map_err(failed)?;
+            known = Known::default();
+            revocations.read(&mut known).map_err(failed)?;
+        }
+        *revocations.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(revocations)
+    }
+
+    /// Revokes tokens. When this returns, that is on disk. Blocks.
+    ///
+    /// # Errors
+    /// For the operator.
+    pub fn revoke(&self, subjects: &[Subject], keep: Duration) -> Result<(), String> {
+        let is_long = |subject: &Subject| match subject {
+            Subject::Jti(text) | Subject::User(text) => text.len() > MAX_TEXT,
+            Subject::Job { instance, .. } => instance.as_ref().is_some_and(|text| text.len() > MAX_TEXT),
+            Subject::Uid(_) => false,
+        };
+        if subjects.len() > MAX_SUBJECTS || subjects.iter().any(is_long) {
+            return Err(format!(
+                "a revocation has at most {MAX_SUBJECTS} subjects of {MAX_TEXT} bytes"
+            ));
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = now();
+        let until = at + keep.min(LONGEST).as_secs_f64();
+        let added = (|| {
+            self.read(&mut known)?;
+            if known.all.len() + subjects.len() > MOST {
+                return Err(io::Error::other(format!(
+                    "there are {MOST} revocations: remove some, or wait until they expire"
+                )));
+            }
+            let mut lines = Vec::new();
+            for subject in subjects {
+                let line = Line {
+                    subject: subject.clone(),
+                    times: Times { at, until },
+                };
+                serde_json::to_writer(&mut lines, &line)?;
+                lines.push(b'\n');
+            }
+            let mut file = open(OpenOptions::new().create(true).append(true), &self.path)?;
+            // Ends a line that an agent was writing when it was killed.
+            if file.metadata()?.len() > known.read {
+                lines.insert(0, b'\n');
+            }
+            file.write_all(&lines)?;
+            file.sync_all()?;
+            File::open(self.path.parent().unwrap_or(&self.path))?.sync_all()?;
+            self.read(&mut known)
+        })();
+        added.map_err(|e| format!("{}: the revocation could not be stored: {e}", self.path.display()))
+    }
+
+    /// Returns whether a token was revoked. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: that is not known.
+    pub fn is_revoked(&self, token: &TokenFacts) -> Result<bool, String> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read(&mut known)
+            .map_err(|e| format!("{}: {e}", self.path.display()))?;
+        let now = now();
+        let of = |subject: Subject| known.all.get(&subject).filter(|times| times.until > now);
+        // A token that does not say when it was issued may be an old one.
+        let is_older = |times: &Times| token.iat.is_none_or(|iat| iat <= times.at);
+        let job = token.job.as_ref();
+        let job_is = job.is_some_and(|job| {
+            let jobid = job.jobid;
+            let instance = Some(job.instance.clone());
+            of(Subject::Job { instance, jobid }).is_some() || of(Subject::Job { instance: None, jobid }).is_some()
+        });
+        Ok(job_is
+            || token.jti.clone().is_some_and(|jti| of(Subject::Jti(jti)).is_some())
+            || token
+                .sub
+                .clone()
+                .and_then(|sub| of(Subject::User(sub)))
+                .is_some_and(is_older)
+            || job.and_then(|job| of(Subject::Uid(job.uid))).is_some_and(is_older))
+    }
+
+    /// Reads what was added to the file.
+    fn read(&self, known: &mut Known) -> io::Result<()> {
+        let mut file = match open(OpenOptions::new().read(true), &self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && known.all.is_empty() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let meta = file.metadata()?;
+        if meta.ino() != known.inode || meta.len() < known.read {
+            *known = Known {
+                inode: meta.ino(),
+                ..Known::default()
+            };
+        }
+        if meta.len() == known.read {
+            return Ok(());
+        }
+        file.seek(SeekFrom::Start(known.read))?;
+        let mut lines = BufReader::new(file);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            // The last one may be of an agent that is writing it, or that was killed.
+            if line.last() != Some(&b'\n') {
+                break;
+            }
+            if let Ok(Line { subject, times }) = serde_json::from_slice(&line) {
+                known.all.insert(subject, times);
+            }
+            known.read += line.len() as u64;
+            line.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes the file anew.
+    fn rewrite(&self, known: &Known) -> io::Result<()> {
+        let new = self.path.with_extension(format!("new-{}", std::process::id()));
+        let mut lines = Vec::new();
+        for (subject, times) in &known.all {
+            let (subject, times) = (subject.clone(), *times);
+            serde_json::to_writer(&mut lines, &Line { subject, times })?;
+            lines.push(b'\n');
+        }
+        let mut file = open(OpenOptions::new().create(true).truncate(true).write(true), &new)?;
+        file.write_all(&lines)?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)
+    }
+}
+
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.mode(0o600).open(path)
+}
+
+fn now() -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.as_ref().map_or(0.0, Duration::as_secs_f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::JobFacts;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn of_job(jobid: u64) -> TokenFacts {
+        TokenFacts {
+            job: Some(JobFacts {
+                instance: "a".to_owned(),
+                jobid,
+                uid: 1000,
+            }),
+            jti: Some(format!("jti-{jobid}")),
+            sub: Some("alice".to_owned()),
+            iat: Some(now() - 10.0),
+        }
+    }
+
+    fn job(instance: Option<&str>, jobid: u64) -> Subject {
+        Subject::Job {
+            instance: instance.map(str::to_owned),
+            jobid,
+        }
+    }
+
+    #[test]
+    fn revocations_outlive_the_agent_and_are_of_their_tokens_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let revocations = Revocations::open(&path).unwrap();
+        assert_eq!(revocations.is_revoked(&of_job(1)), Ok(false));
+        revocations.revoke(&[job(Some("a"), 1)], HOUR).unwrap();
+        revocations
+            .revoke(&[job(Some("b"), 2), Subject::Jti("jti-3".to_owned())], HOUR)
+            .unwrap();
+        let after = Revocations::open(&path).unwrap();
+        for each in [&revocations, &after] {
+            assert_eq!(
+                [1, 2, 3, 4].map(|id| each.is_revoked(&of_job(id)).unwrap()),
+                [true, false, true, false]
+            );
+        }
+        // What one agent adds, the other one knows.
+        after.revoke(&[job(None, 4)], HOUR).unwrap();
+        assert_eq!(revocations.is_revoked(&of_job(4)), Ok(true));
+    }
+
+    #[test]
+    fn tokens_of_a_user_that_are_issued_later_are_valid() {
+        let directory = tempfile::tempdir().unwrap();
+        let revocations = Revocations::open(&directory.path().join("state")).unwrap();
+        revocations.revoke(&[Subject::User("alice".to_owned())], HOUR).unwrap();
+        let later = TokenFacts {
+            iat: Some(now() + 1.0),
+            ..of_job(1)
+        };
+        let undated = TokenFacts { iat: None, ..of_job(1) };
+        assert_eq!(revocations.is_revoked(&of_job(1)), Ok(true));
+        assert_eq!(revocations.is_revoked(&undated), Ok(true));
+        assert_eq!(revocations.is_revoked(&later), Ok(false));
+        let bob = TokenFacts {
+            sub: Some("bob".to_owned()),
+            ..of_job(1)
+        };
+        assert_eq!(revocations.is_revoked(&bob), Ok(false));
+        revocations.revoke(&[Subject::Uid(1000)], HOUR).unwrap();
+        assert_eq!(revocations.is_revoked(&bob), Ok(true));
+    }
+
+    #[test]
+    fn what_has_expired_is_dropped_and_a_line_that_was_not_written_to_its_end_is_ignored() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let revocations = Revocations::open(&path).unwrap();
+        revocations.revoke(&[job(None, 1)], Duration::ZERO).unwrap();
+        revocations.revoke(&[job(None, 2)], HOUR).unwrap();
+        let mut file = OpenOptions::new().append(true).open(path.join(NAME)).unwrap();
+        file.write_all(br#"{"subject":{"jti":"half"#).unwrap();
+        revocations.revoke(&[job(None, 3)], HOUR).unwrap();
+        let after = Revocations::open(&path).unwrap();
+        assert_eq!(
+            [1, 2, 3].map(|id| after.is_revoked(&of_job(id)).unwrap()),
+            [false, true, true]
+        );
+        assert_eq!(fs::read_to_string(path.join(NAME)).unwrap().lines().count(), 2);
+        assert_eq!(revocations.is_revoked(&of_job(3)), Ok(true));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_does_not_make_tokens_valid() {
+        let directory = tempfile::tempdir().unwrap();
+        let revocations = Revocations::open(&directory.path().join("state")).unwrap();
+        revocations.revoke(&[job(None, 1)], HOUR).unwrap();
+        fs::remove_file(&revocations.path).unwrap();
+        assert!(revocations.is_revoked(&of_job(2)).is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! Answers questions about tokens: whether they are still valid, and that they are revoked.
+
+use std::sync::Arc;
+
+use protocol::{Answer, Ask, Question, Validity};
+use tokio::time::timeout;
+
+use super::{Site, controller::STORE, squeue};
+use crate::validity;
+
+/// Answers a question about tokens.
+pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
+    let current = site.current();
+    if let Err(e) = validity::check_version(&ask) {
+        return Answer::Failed(e);
+    }
+    match ask.question {
+        Question::Check(token) => {
+            let job = token.job.clone();
+            if let Some(job) = &job
+                && job.instance != current.slurm.cluster
+            {
+                let why = format!("this is the agent of cluster {}", current.slurm.cluster);
+                return Answer::Validity(Validity::Unknown(why));
+            }
+            Answer::Validity(
+                match (validity::revoked(vec![current.revocations.clone()], token).await, job) {
+                    (Some(validity), _) => validity,
+                    (None, None) => Validity::Active,
+                    (None, Some(job)) => match is_active(site, job.jobid).await {
+                        Ok(true) => Validity::Active,
+                        Ok(false) => Validity::Ended,
+                        Err(e) => Validity::Unknown(e),
+                    },
+                },
+            )
+        }
+        Question::Revoke { subjects, keep_secs } => {
+            validity::revoke(vec![current.revocations.clone()], subjects, keep_secs).await
+        }
+    }
+}
+
+/// Returns whether a job is active. Only Slurm knows that of a job whose prolog ran on another controller.
+async fn is_active(site: &Arc<Site>, jobid: u64) -> Result<bool, String> {
+    let Ok(jobid) = u32::try_from(jobid) else {
+        return Ok(false);
+    };
+    let stored = {
+        let site = Arc::clone(site);
+        timeout(
+            STORE,
+            tokio::task::spawn_blocking(move || site.store.get(jobid).is_some()),
+        )
+        .await
+    };
+    if matches!(stored, Ok(Ok(true))) {
+        return Ok(true);
+    }
+    let _asking = site.controller.asking.acquire().await.map_err(|e| e.to_string())?;
+    squeue::is_active(jobid).await
+}

@@ -1,0 +1,235 @@
+//! Answers whether tokens are still valid. The scheduler knows which jobs are active, and is asked each time: nothing here can
+//! be out of date.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use protocol::{Answer, Ask, Code, Failure, JobFacts, Question, Reply, Subject, TokenFacts, VERSION, Validity};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::timeout,
+};
+
+use crate::revocations::Revocations;
+
+/// How long the file system or a plugin may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The instances of Flux whose plugins are connected, and the questions that wait for them.
+#[derive(Default)]
+pub struct Instances(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    instances: HashMap<String, Instance>,
+    /// By number.
+    waiting: HashMap<u64, oneshot::Sender<bool>>,
+    last: u64,
+}
+
+/// An instance.
+struct Instance {
+    connection: u64,
+    replies: UnboundedSender<Reply>,
+    revocations: Store,
+}
+
+/// Revocations, if the configuration has a place for them, or why they cannot be used.
+pub type Store = Option<Result<Arc<Revocations>, String>>;
+
+/// Opens the place for revocations of a configuration. Blocks.
+pub fn open(directory: Option<&Path>) -> Store {
+    directory.map(|directory| Revocations::open(directory).map(Arc::new))
+}
+
+impl Instances {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an instance, or replaces it.
+    pub fn add(&self, connection: u64, name: &str, replies: UnboundedSender<Reply>, revocations: Store) {
+        let instance = Instance {
+            connection,
+            replies,
+            revocations,
+        };
+        self.lock().instances.insert(name.to_owned(), instance);
+    }
+
+    /// Returns a number for a new connection.
+    pub fn connection(&self) -> u64 {
+        let mut state = self.lock();
+        state.last += 1;
+        state.last
+    }
+
+    /// Removes the instances of a connection that has ended.
+    pub fn remove(&self, connection: u64) {
+        self.lock()
+            .instances
+            .retain(|_, instance| instance.connection != connection);
+    }
+
+    /// Takes the answer of a plugin.
+    pub fn answered(&self, number: u64, is_active: bool) {
+        let asked = self.lock().waiting.remove(&number);
+        if let Some(asked) = asked {
+            // Nobody waits for a late answer.
+            let _ = asked.send(is_active);
+        }
+    }
+
+    /// Returns the revocations of an instance.
+    pub fn revocations(&self, instance: &str) -> Store {
+        self.lock().instances.get(instance)?.revocations.clone()
+    }
+
+    /// Answers a question.
+    pub async fn answer(&self, ask: Ask) -> Answer {
+        let stores: Vec<(String, Store)> = {
+            let state = self.lock();
+            let all = state.instances.iter();
+            all.map(|(name, instance)| (name.clone(), instance.revocations.clone()))
+                .collect()
+        };
+        if let Err(e) = check_version(&ask) {
+            return Answer::Failed(e);
+        }
+        match ask.question {
+            Question::Check(token) => {
+                let Some(job) = token.job.clone() else {
+                    if stores.is_empty() {
+                        return Answer::Validity(Validity::Unknown("no plugin is connected to the agent".to_owned()));
+                    }
+                    let stores = stores.into_iter().map(|(_, store)| store).collect();
+                    return Answer::Validity(revoked(stores, token).await.unwrap_or(Validity::Active));
+                };
+                let store = stores.into_iter().find(|(name, _)| *name == job.instance);
+                let Some((_, store)) = store else {
+                    let why = format!("no plugin of instance {} is connected", job.instance.escape_debug());
+                    return Answer::Validity(Validity::Unknown(why));
+                };
+                match revoked(vec![store], token).await {
+                    Some(validity) => Answer::Validity(validity),
+                    None => Answer::Validity(self.ask_job(&job).await),
+                }
+            }
+            Question::Revoke { subjects, keep_secs } => {
+                let wanted = subjects.iter().find_map(|subject| match subject {
+                    Subject::Job { instance, .. } => instance.clone(),
+                    _ => None,
+                });
+                let mut stores = stores.into_iter();
+                let stores = stores
+                    .by_ref()
+                    .filter(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
+                revoke(stores.map(|(_, store)| store).collect(), subjects, keep_secs).await
+            }
+        }
+    }
+
+    /// Asks the plugin of a job's instance.
+    async fn ask_job(&self, job: &JobFacts) -> Validity {
+        let unknown =
+            |why: &str| Validity::Unknown(format!("the plugin of instance {} {why}", job.instance.escape_debug()));
+        let (number, answer) = {
+            let mut state = self.lock();
+            state.last += 1;
+            let number = state.last;
+            let jobid = job.jobid;
+            let asked = state.instances.get(&job.instance);
+            if asked.is_none_or(|instance| instance.replies.send(Reply::AskJob { number, jobid }).is_err()) {
+                return unknown("is not connected");
+            }
+            let (sender, answer) = oneshot::channel();
+            state.waiting.insert(number, sender);
+            (number, answer)
+        };
+        match timeout(TIMEOUT, answer).await {
+            Ok(Ok(true)) => Validity::Active,
+            Ok(Ok(false)) => Validity::Ended,
+            _ => {
+                self.lock().waiting.remove(&number);
+                unknown("does not answer")
+            }
+        }
+    }
+}
+
+/// Checks that a question is of this release.
+///
+/// # Errors
+/// For the operator.
+pub fn check_version(ask: &Ask) -> Result<(), String> {
+    match ask.version == VERSION {
+        true => Ok(()),
+        false => Err(format!(
+            "the command has protocol {}, and the agent {VERSION}: install the same release of both",
+            ask.version
+        )),
+    }
+}
+
+/// Returns why a job gets no token, if its tokens were revoked or that is not known.
+pub async fn refusal(store: Store, job: JobFacts) -> Option<Failure> {
+    // A token that is issued now is none of those that were revoked with their user.
+    let token = TokenFacts {
+        job: Some(job),
+        iat: Some(f64::MAX),
+        ..TokenFacts::default()
+    };
+    let why = match revoked(vec![store], token).await? {
+        Validity::Unknown(e) => format!("it is not known whether its tokens were revoked: {e}"),
+        _ => "its tokens were revoked".to_owned(),
+    };
+    Some(Failure::new(Code::Revoked, "its tokens were revoked", why))
+}
+
+/// Returns the validity of a token that was revoked, or of which that is not known.
+pub async fn revoked(stores: Vec<Store>, token: TokenFacts) -> Option<Validity> {
+    if stores.iter().all(Option::is_none) {
+        return None;
+    }
+    let find = move || {
+        for store in stores.into_iter().flatten() {
+            match store.and_then(|store| store.is_revoked(&token)) {
+                Ok(false) => {}
+                Ok(true) => return Some(Validity::Revoked),
+                Err(e) => return Some(Validity::Unknown(e)),
+            }
+        }
+        None
+    };
+    match timeout(TIMEOUT, tokio::task::spawn_blocking(find)).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => Some(Validity::Unknown("an internal error".to_owned())),
+        Err(_) => Some(Validity::Unknown(
+            "the file system of the revocations does not answer".to_owned(),
+        )),
+    }
+}
+
+/// Stores a revocation.
+pub async fn revoke(stores: Vec<Store>, subjects: Vec<Subject>, keep_secs: u64) -> Answer {
+    if stores.is_empty() {
+        return Answer::Failed("no plugin of that instance is connected to the agent".to_owned());
+    }
+    if stores.iter().any(Option::is_none) {
+        return Answer::Failed("there is no place for revocations: set the key revocations".to_owned());
+    }
+    let store = move || {
+        let mut stores = stores.into_iter().flatten();
+        stores.try_for_each(|store| store?.revoke(&subjects, Duration::from_secs(keep_secs)))
+    };
+    match timeout(TIMEOUT, tokio::task::spawn_blocking(store)).await {
+        Ok(Ok(Ok(()))) => Answer::Revoked,
+        Ok(Ok(Err(e))) => Answer::Failed(e),
+        Ok(Err(_)) => Answer::Failed("an internal error".to_owned()),
+        Err(_) => Answer::Failed("the file system of the revocations does not answer".to_owned()),
+    }
+}

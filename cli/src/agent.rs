@@ -1,0 +1,102 @@
+//! Asks the agent of the instance or cluster that this runs in.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::Config;
+use protocol::{
+    Answer, Ask, Question, Reply, Request, VERSION,
+    slurm::{ControllerReply, ControllerRequest},
+};
+use serde_json::Value;
+use slurm::{Deadline, MAX_REPLY, Site, exchange};
+
+use crate::{flux, print};
+
+/// The time in which the agent must answer: longer than the scheduler may take to answer the agent.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The name of the socket of an agent that plugins started, in the rundir of the broker.
+const SOCKET: &str = "workflow-token-agent";
+
+/// The agent that is asked.
+pub enum Agent {
+    /// That of an instance of Flux.
+    Flux(PathBuf),
+    /// That of a Slurm cluster, and the name of the cluster.
+    Slurm(PathBuf, String),
+}
+
+impl Agent {
+    /// Finds the agent: that of the Slurm cluster with this configuration, or that of the instance of Flux that this runs in, or
+    /// that of the cluster that this node belongs to.
+    ///
+    /// # Errors
+    /// For the operator.
+    pub fn find(config: Option<&Path>) -> Result<Self, String> {
+        if let Some(path) = config {
+            return Self::of_cluster(path);
+        }
+        let rundir = match flux::run(&["getattr", "rundir"]) {
+            Ok(rundir) => rundir,
+            Err(e) if e.is_no_instance() && Path::new(slurm::CONFIG).exists() => {
+                return Self::of_cluster(Path::new(slurm::CONFIG));
+            }
+            Err(e) => return Err(format!("the agent of the instance cannot be found: {e}")),
+        };
+        let conf = flux::run(&["config", "get"]).map_err(|e| e.to_string())?;
+        let conf: Value = serde_json::from_str(&conf).map_err(|e| format!("the configuration of Flux: {e}"))?;
+        let config = Config::from_json(&conf).map_err(|e| e.to_string())?;
+        Ok(Self::Flux(
+            config.agent.unwrap_or_else(|| Path::new(&rundir).join(SOCKET)),
+        ))
+    }
+
+    fn of_cluster(path: &Path) -> Result<Self, String> {
+        let site = Site::read(path)?;
+        Ok(Self::Slurm(site.slurm.socket, site.slurm.cluster))
+    }
+
+    /// Returns the name of the cluster, if it is one.
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Self::Flux(_) => None,
+            Self::Slurm(_, cluster) => Some(cluster),
+        }
+    }
+
+    /// Asks a question.
+    ///
+    /// # Errors
+    /// For the operator: there is no answer.
+    pub fn ask(&self, question: Question) -> Result<Answer, String> {
+        let (Self::Flux(socket) | Self::Slurm(socket, _)) = self;
+        let failed = |e: io::Error| {
+            let path = print::word(&socket.display().to_string());
+            format!("the agent at {path} does not answer: {e}: does it run, and are you root or its user?")
+        };
+        let deadline = Deadline::after(TIMEOUT);
+        let mut stream = UnixStream::connect(socket).map_err(failed)?;
+        let ask = Ask {
+            version: VERSION,
+            question,
+        };
+        let answer = match self {
+            Self::Flux(_) => match exchange(&mut stream, &Request::Ask(ask), MAX_REPLY, deadline) {
+                Ok(Reply::Answer(answer)) => Ok(answer),
+                Ok(_) => Err(io::Error::other("it serves another user, or is of another release")),
+                Err(e) => Err(e),
+            },
+            Self::Slurm(..) => match exchange(&mut stream, &ControllerRequest::Ask(ask), MAX_REPLY, deadline) {
+                Ok(ControllerReply::Answer(answer)) => Ok(answer),
+                Ok(_) => Err(io::Error::other("it is of another release")),
+                Err(e) => Err(e),
+            },
+        };
+        answer.map_err(failed)
+    }
+}

@@ -1,0 +1,100 @@
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::builder::NonEmptyStringValueParser;
+use nix::unistd::User;
+use protocol::{Answer, Question, Subject};
+
+use crate::{agent::Agent, print, show};
+
+/// Revoke tokens: those of a job, those of a user that were issued until now, or one token
+///
+/// Returns once the revocation is on disk. `verify --agent` refuses the tokens from then on, and a job whose tokens were
+/// revoked gets no other ones. Services that verify tokens by themselves accept them until they expire. Only root and
+/// the agent's user can revoke tokens.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("subject").required(true))]
+pub struct Args {
+    /// The job
+    #[arg(value_name = "JOBID", group = "subject")]
+    jobid: Option<String>,
+
+    /// The token with this id (claim `jti`)
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new(), group = "subject")]
+    jti: Option<String>,
+
+    /// The user (claim `sub`, or the owner of the job of a token)
+    #[arg(long, value_name = "USER", value_parser = NonEmptyStringValueParser::new(), group = "subject")]
+    user: Option<String>,
+
+    /// For how long the revocation is kept, at most 400 days: until the last of the tokens has expired
+    #[arg(long, value_name = "DURATION", default_value = "400d", value_parser = parse_keep)]
+    keep: Duration,
+
+    /// On Slurm: the configuration of the cluster
+    #[arg(long, value_name = "FILE|DIR")]
+    config: Option<PathBuf>,
+}
+
+/// The reason why nothing was revoked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Job(String),
+    #[error("nothing was revoked: {0}")]
+    Agent(String),
+}
+
+/// The longest time that a revocation is kept.
+const LONGEST: Duration = Duration::from_secs(400 * 86_400);
+
+fn parse_keep(text: &str) -> Result<Duration, String> {
+    // Longer than any duration of the configuration.
+    if text == "400d" {
+        return Ok(LONGEST);
+    }
+    config::parse_duration(text).map(|keep| keep.min(LONGEST))
+}
+
+/// Revokes tokens.
+///
+/// # Errors
+/// [`Error`].
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    let agent = Agent::find(args.config.as_deref()).map_err(Error::Agent)?;
+    let subjects = match (&args.jobid, &args.jti, &args.user) {
+        (Some(jobid), _, _) => vec![job(jobid, &agent)?],
+        (None, Some(jti), _) => vec![Subject::Jti(jti.clone())],
+        (None, None, user) => of_user(user.as_deref().unwrap_or_default()),
+    };
+    let question = Question::Revoke {
+        subjects,
+        keep_secs: args.keep.as_secs(),
+    };
+    match agent.ask(question).map_err(Error::Agent)? {
+        Answer::Revoked => Ok(ExitCode::SUCCESS),
+        Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
+        Answer::Validity(_) => Err(Error::Agent("the agent answered another question".to_owned())),
+    }
+}
+
+fn job(text: &str, agent: &Agent) -> Result<Subject, Error> {
+    let id = print::word(&print::hidden(text));
+    let jobid = match agent.cluster() {
+        None => show::decimal(text, &id).map_err(|e| Error::Job(e.to_string()))?,
+        Some(_) => {
+            let number = text.parse::<u32>();
+            let wrong = |_| Error::Job(format!("{id}: not a job id: give the number that squeue prints"));
+            number.map_err(wrong)?.into()
+        }
+    };
+    let instance = agent.cluster().map(str::to_owned);
+    Ok(Subject::Job { instance, jobid })
+}
+
+/// Returns the subjects of a user: by name, and by uid if there is one.
+fn of_user(name: &str) -> Vec<Subject> {
+    let uid = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+    let uid = uid.or_else(|| name.parse().ok());
+    let uid = uid.map(Subject::Uid);
+    [Subject::User(name.to_owned())].into_iter().chain(uid).collect()
+}

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+test_description='A token is valid as long as its job is active and it was not revoked, and the agent tells which'
+
+. "$(dirname "$0")/lib.sh"
+need_flux
+need_canaries
+
+ISSUER=https://hpc.example.org
+KEYS=$base/canaries/keys
+
+tool() {
+	flux workflow-token "$@"
+}
+
+# site: the configuration, with a rule that issues tokens.
+site() {
+	cat <<-EOF
+		revocations = "$PWD/revocations"
+		[workflow-token.issuer]
+		keys = "$KEYS"
+		name = "$ISSUER"
+		audience = "service"
+		[[workflow-token.rule]]
+		source = "issuer"
+		workspace = "w"
+		renew = 0.1
+		renew-signal = "SIGURG"
+	EOF
+}
+
+# holder NAME: a job that keeps its token in the canary NAME, and runs until it is canceled. Prints its id.
+program holder <<-EOF
+	#!/bin/sh
+	umask 077
+	printf %s "\$DW_WORKFLOW_TOKEN" >"$canaries/\$1.new" && mv "$canaries/\$1.new" "$canaries/\$1"
+	exec sleep 600
+EOF
+holder() {
+	flux submit ./holder "$1" && eventually test -s "$canaries/$1"
+}
+
+# verify NAME: with what the agent knows. Its output is in the file out.
+verify() {
+	tool verify --agent --keys "$KEYS" --issuer "$ISSUER" --audience service - <"$canaries/$1" >out 2>&1
+}
+
+# refused NAME TEXT: for this reason.
+refused() {
+	test_expect_code 1 verify "$1" && grep "refused: $2" out
+}
+
+is_refused_as_ended() {
+	refused "$1" "its job has ended" >/dev/null
+}
+
+# unknown NAME
+unknown() {
+	test_expect_code 2 verify "$1" && grep "not known whether the token was revoked or its job has ended" out
+}
+
+test_expect_success 'an instance issues tokens' '
+	tool keygen "$KEYS" >/dev/null &&
+	site | table && munge_up && instance_up 1 && load
+'
+
+test_expect_success 'the token of a job that runs is valid' '
+	one=$(holder one) && two=$(holder two) && verify one && verify two
+'
+
+test_expect_success 'and not once the job has ended, although it has not expired' '
+	flux cancel "$one" && flux job wait-event -t 60 "$one" clean && eventually is_refused_as_ended one && verify two
+'
+
+test_expect_success 'without the option, it is valid until it expires' '
+	tool verify --keys "$KEYS" --issuer "$ISSUER" --audience service - <"$canaries/one"
+'
+
+test_expect_success 'while the plugin is away that is not known, and afterwards it is' '
+	unload && unknown one && unknown two && load && eventually verify two && refused one "its job has ended"
+'
+
+test_expect_success 'an agent that was killed knows it again, and never takes a job that runs for one that has ended' '
+	pkill -KILL -f "workflow-token-agent .*$RUN" && { verify two || unknown two; } && eventually verify two
+'
+
+test_expect_success 'the tokens of a job are revoked, and it gets no others' '
+	three=$(holder three) && tool revoke "$three" && refused three "it was revoked" && verify two &&
+	test -s revocations/revocations && test "$(stat -c %a revocations)" = 700
+'
+
+test_expect_success 'that outlives the agent and the plugin' '
+	pkill -KILL -f "workflow-token-agent .*$RUN" && unload && load &&
+	eventually verify two && refused three "it was revoked"
+'
+
+test_expect_success 'a single token is revoked' '
+	jti=$(tool inspect --json - <"$canaries/two" | member claims.jti) &&
+	tool revoke --jti "$jti" && refused two "it was revoked" &&
+	four=$(holder four) && verify four
+'
+
+test_expect_success 'the tokens of a user are revoked, and later ones are valid' '
+	tool revoke --user "$(id -un)" && refused four "it was revoked" &&
+	later() { rm -f "$canaries/five" && five=$(holder five) && verify five; } && eventually later
+'
+
+test_expect_success 'a revocation that cannot be stored is an error' '
+	mv revocations away && : >revocations &&
+	test_must_fail tool revoke --jti x 2>err && grep "nothing was revoked: .*revocations" err &&
+	unknown five && rm revocations && mv away revocations && verify five
+'
+
+test_expect_success 'without a place for revocations, the command says what to do' '
+	site | sed "/^revocations/d" | table && test_must_fail tool revoke --jti x 2>err &&
+	grep "set the key revocations" err && eventually verify five
+'
+
+test_expect_success 'strangers are not answered' '
+	test "$(id -u)" -ne 0 || ! setpriv --reuid=nobody --clear-groups true || {
+		socket=$(find "$RUN" -name workflow-token-agent -type s) && test -n "$socket" &&
+		python3 - "$socket" <<-\EOF
+			import os, socket, sys
+			os.setuid(65534)
+			peer = socket.socket(socket.AF_UNIX)
+			try:
+			    peer.connect(sys.argv[1])
+			except PermissionError:
+			    sys.exit(0)
+			peer.sendall(b"\x08\0\0\0" + bytes(8))
+			reply = peer.recv(1000)
+			assert b"not" not in reply and len(reply) < 40, reply
+		EOF
+	}
+'
+
+test_expect_success 'the end' '
+	flux cancel --all && unload && instance_down
+'
+
+test_done
