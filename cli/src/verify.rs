@@ -133,7 +133,7 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
             if args.agent
                 && let Some(why) = invalid(&claims, args.config.as_deref())?
             {
-                return refused(&why, args.json);
+                return refused(why, args.json);
             }
             let kid = Token::inspect(&token).ok().and_then(|token| {
                 let kid = token.header().get("kid")?;
