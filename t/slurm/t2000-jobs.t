@@ -8,10 +8,17 @@ test_expect_success 'a cluster starts with the plugin' '
 	cluster_prepare &&
 	token_file token >/dev/null &&
 	chown "$CONTROLLER" token &&
-	rule "user = \"$ALICE\"" "partition = \"debug\"" | site &&
+	{
+		rule "user = \"$ALICE\"" "partition = \"debug\""
+		rule "user = \"$ALICE\"" "partition = \"wide\""
+	} | site &&
+	read -r third fourth < <(free_ports 2) &&
+	slurm_conf "NodeName=n3 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$third CPUs=16" \
+		"NodeName=n4 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$fourth CPUs=16" \
+		"PartitionName=wide Nodes=n[1-4] State=UP OverSubscribe=YES" &&
 	munge_up &&
 	agent_up &&
-	cluster_up
+	cluster_up && slurmd_up n3 && slurmd_up n4
 '
 
 test_expect_success 'srun: each task of two nodes gets the token' '
@@ -75,6 +82,26 @@ test_expect_success 'each component of a heterogeneous job' '
 	run "$ALICE" -N1 sh -c "$PRINT" : -N1 sh -c "$PRINT" >out &&
 	cat token token >expected &&
 	test_cmp expected out
+'
+
+test_expect_success 'each component of a heterogeneous job of several nodes' '
+	as "$ALICE" timeout 60 salloc -p wide -N2 -n2 : -p wide -N2 -n2 srun --het-group=0,1 sh -c "$PRINT" >out 2>err &&
+	cat token token token token >expected && test_cmp expected out &&
+	program "$PWD/shared/het" <<-EOF &&
+		#!/bin/sh
+		#SBATCH --partition=wide --nodes=2 --ntasks=2
+		#SBATCH hetjob
+		#SBATCH --partition=wide --nodes=2 --ntasks=2
+		srun --het-group=0 sh -c "$PRINT"
+		srun --het-group=1 sh -c "$PRINT"
+		echo >"$PWD/shared/ready"
+		read go <"$PWD/shared/go"
+	EOF
+	mkfifo shared/go && chmod 0666 shared/go &&
+	id=$(batch "$ALICE" -o "$PWD/shared/het.out" "$PWD/shared/het") && eventually test -s shared/ready &&
+	for part in "$id" "$((id + 1))"; do test -s "agent/store/job-$part" && test -s "cache/job-$part" || return; done &&
+	echo >shared/go && eventually finished "$id" &&
+	test_cmp expected shared/het.out
 '
 
 # runs_again: Slurm holds a requeued job back for two minutes.
