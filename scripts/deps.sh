@@ -50,6 +50,7 @@ if [ "$what_for" = check ]; then
 	setpriv:util-linux
 	ps:procps
 	/usr/include/slurm/spank.h:libslurm-dev
+	runc:runc
 	libclang:libclang-dev
 	"
 	for component in fmt:rustfmt clippy:clippy; do

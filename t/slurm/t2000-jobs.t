@@ -149,6 +149,49 @@ test_expect_success 'a job within a job gets its own token, and the outer one is
 	test_cmp token shared/inner2.out
 '
 
+# make_bundle: one for runc, in shared/bundle, whose container has the programs of this machine.
+make_bundle() {
+	mkdir -p shared/bundle/rootfs oci && chown "$ALICE" shared/bundle shared/bundle/rootfs oci &&
+		mkdir -p shared/bundle/rootfs/{bin,dev,lib,lib64,proc,sys,usr} &&
+		as "$ALICE" env -C shared/bundle runc spec --rootless &&
+		python3 -c "
+import json
+config = json.load(open('shared/bundle/config.json'))
+config['process'].update(terminal=False, args=['/bin/true'])
+# Not every machine lets users mount control groups.
+config['mounts'] = [mount for mount in config['mounts'] if mount['destination'] != '/sys/fs/cgroup'] + [
+    {'destination': path, 'type': 'none', 'source': path, 'options': ['rbind', 'ro']} for path in ('/bin', '/lib', '/lib64', '/usr')]
+json.dump(config, open('shared/bundle/config.json', 'w'))" &&
+		as "$ALICE" runc --rootless=true --root="$PWD/oci" run --bundle "$PWD/shared/bundle" trial
+}
+
+# oci_conf: has Slurm start containers with runc.
+oci_conf() {
+	cat >oci.conf <<-EOF
+		RunTimeQuery="runc --rootless=true --root=$PWD/oci state %n.%u.%j.%s.%t"
+		RunTimeKill="runc --rootless=true --root=$PWD/oci kill -a %n.%u.%j.%s.%t"
+		RunTimeDelete="runc --rootless=true --root=$PWD/oci delete --force %n.%u.%j.%s.%t"
+		RunTimeRun="runc --rootless=true --root=$PWD/oci run %n.%u.%j.%s.%t -b %b"
+	EOF
+}
+
+! command -v runc >/dev/null || ! make_bundle >runc.log 2>&1 || test_set_prereq RUNC
+test_expect_success RUNC 'a container of a job that no rule is for runs' '
+	oci_conf && run "$ALICE" -p other --container="$PWD/shared/bundle" sh -c "$PRINT; id -u" >out 2>err &&
+	printf "none\n0\n" >expected && test_cmp expected out
+'
+
+test_expect_success RUNC 'a container of a job that is to get a token does not start, in one line' '
+	for export in ALL NONE SLURM_CONTAINER=; do
+		! run "$ALICE" --export=$export --container="$PWD/shared/bundle" sh -c "$PRINT" >out 2>err && test ! -s out &&
+			test "$(grep -c "workflow-token: .*start it without --container" err)" -eq 1 || return
+	done &&
+	id=$(batch "$ALICE" --container="$PWD/shared/bundle" -o "$PWD/shared/container.out" --wrap "$PRINT") &&
+	eventually finished "$id" &&
+	grep "workflow-token: .*start it without --container" shared/container.out &&
+	hides shared/bundle shared/container.out spool-n1 spool-n2 oci slurmd-n1.log slurmd-n2.log && no_node_is_drained
+'
+
 test_expect_success 'in the end no node is drained and no record is left' '
 	no_node_is_drained &&
 	eventually is_empty agent/store &&
