@@ -164,7 +164,7 @@ test_expect_success 'many jobs at once: each gets its token, and Slurm answers' 
 	rm -rf shared/many && mkdir -m 1777 shared/many &&
 	program many <<-EOF &&
 		#!/bin/sh
-		for n in \$(seq ${SLURM_TEST_JOBS:-200}); do
+		for n in \$(seq ${WORKFLOW_TOKEN_TEST_JOBS:-1000}); do
 			sbatch --parsable -o "$PWD/shared/many/%j" --wrap "printenv DW_WORKFLOW_TOKEN" || exit
 		done
 	EOF
