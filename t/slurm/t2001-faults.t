@@ -142,8 +142,29 @@ test_expect_success 'a source that hangs: Slurm answers, the job fails, and thos
 	id=$(batch "$ALICE" -p other -o "$PWD/shared/slow.out" --wrap "touch $PWD/shared/slow-started") &&
 	works && squeue >/dev/null &&
 	eventually finished "$id" &&
-	! test -e shared/slow-started && grep "source-timeout" shared/slow.out &&
+	! test -e shared/slow-started && grep "\[\(source\|agent\)-timeout\]" shared/slow.out &&
 	no_node_is_drained
+'
+
+# are_configuring COUNT: so many jobs of the partition `other` wait for their prolog.
+are_configuring() {
+	test "$(squeue --noheader --partition=other --states=CONFIGURING --format=%A | wc -l)" -eq "$1"
+}
+
+test_expect_success 'all cores of a node wait for a source that hangs: Slurm answers, and those of other rules run' '
+	program slow <<-EOF &&
+		#!/bin/sh
+		until test -e "$PWD/released"; do sleep 0.1; done
+		exit 1
+	EOF
+	cp "$SITE" right.toml && sed "s/^timeout = .*/timeout = \"60s\"/" right.toml >"$SITE" &&
+	kill -HUP "$AGENT" && eventually has_lines 3 "loaded again" agent.log &&
+	for n in $(seq 16); do batch "$ALICE" -p other -w n1 -o /dev/null --wrap "touch $PWD/shared/late" || return; done >ids &&
+	eventually are_configuring 16 &&
+	works && are_configuring 16 &&
+	: >released && eventually all_ended &&
+	! test -e shared/late && no_node_is_drained &&
+	cp right.toml "$SITE" && kill -HUP "$AGENT" && eventually has_lines 4 "loaded again" agent.log && works
 '
 
 test "$(id -u)" -ne 0 || ! mkdir full || ! mount -t tmpfs -o size=16k,mode=0700,uid="$(id -u "$CONTROLLER")" none full 2>/dev/null ||
