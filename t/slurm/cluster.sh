@@ -71,7 +71,7 @@ rule() {
 slurm_conf() {
 	cat >"$SLURM_CONF" <<-EOF
 		ClusterName=$CLUSTER
-		SlurmctldHost=localhost
+		SlurmctldHost=${PRIMARY:-localhost}
 		SlurmctldPort=$CTLD_PORT
 		SlurmUser=$CONTROLLER
 		SlurmdUser=$(id -un)
@@ -93,7 +93,7 @@ slurm_conf() {
 		SelectType=select/cons_tres
 		SelectTypeParameters=CR_Core
 		SlurmdParameters=config_overrides
-		SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=1
+		SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=1,sched_interval=1
 		ReturnToService=2
 		MpiDefault=none
 		MinJobAge=300
@@ -201,6 +201,11 @@ cluster_down() {
 	SLURMD=()
 	slurmctld_down
 	agent_down
+	for pid in "${BESIDE[@]}"; do
+		kill "$pid" 2>/dev/null
+		wait "$pid" 2>/dev/null
+	done
+	BESIDE=()
 }
 
 # no_node_is_drained
