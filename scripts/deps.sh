@@ -50,6 +50,9 @@ if [ "$what_for" = check ]; then
 	setpriv:util-linux
 	ps:procps
 	/usr/include/slurm/spank.h:libslurm-dev
+	slurmdbd:slurmdbd
+	mariadbd:mariadb-server-core
+	mariadb-dump:mariadb-client
 	runc:runc
 	libclang:libclang-dev
 	"
