@@ -17,16 +17,17 @@ inside() {
 	' - "$PWD/$1" "$2"
 }
 
+packages=ca-certificates,munge,libmunge2,slurmctld,slurmd,slurm-client,sharness,python3,procps,perl
+packages+=,slurmdbd,mariadb-server-core,mariadb-client,runc
 for suite in $SUITES; do
-	debootstrap --variant=minbase --include=ca-certificates,munge,libmunge2,slurmctld,slurmd,slurm-client,sharness,python3,procps,perl \
-		"$suite" "$suite" http://deb.debian.org/debian >"$suite.log" 2>&1 || {
+	debootstrap --variant=minbase --include="$packages" "$suite" "$suite" http://deb.debian.org/debian >"$suite.log" 2>&1 || {
 		test_expect_success "$suite # SKIP its archive cannot be used: $(tail -n 1 "$suite.log")" true
 		continue
 	}
 	cp /etc/hosts /etc/resolv.conf "$suite/etc/"
 	mkdir "$suite/root/tests" && cp -r "$TESTS" "$suite/root/tests/t" && cp -r "$STAGE" "$suite/root/stage"
 	release=$(inside "$suite" "slurmctld -V")
-	for test in t2000-jobs t2001-faults t2002-canaries t2003-operators; do
+	for test in t2000-jobs t2001-faults t2002-canaries t2003-operators t2004-failover t2005-accounting; do
 		test_expect_success "$suite, $release: $test" '
 			inside $suite "cd /root/tests/t/slurm && ./$test.t -v" >$test.log 2>&1 &&
 			! grep "^1\.\.0" $test.log ||
