@@ -43,6 +43,9 @@ impl Default for Capacity {
     }
 }
 
+/// How much longer than its timeout a delivery may take: the engine, which ends it in time, has the better message.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// The time that the file system may take.
 pub(super) const STORE: Duration = Duration::from_secs(10);
 
@@ -98,7 +101,8 @@ async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(
     check_version(job.version)?;
     let current = site.current();
     let jobid = job.jobid;
-    let delivered = timeout(current.config.timeout, deliver(site, &current, &job)).await;
+    let limit = current.config.timeout.saturating_add(GRACE);
+    let delivered = timeout(limit, deliver(site, &current, &job)).await;
     let delivered = delivered.unwrap_or_else(|_| {
         let why = "Slurm or the source took too long";
         Err(Failure::new(Code::AgentTimeout, "it took too long", why))

@@ -6,7 +6,7 @@ use secure_path::{Owners, find_program};
 use tokio::{io::AsyncReadExt, process::Command};
 
 /// The time in which Slurm must answer.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest answer, in bytes: 10,000 nodes take 10 MB.
 const MAX_ANSWER: u64 = 64 << 20;
