@@ -369,6 +369,7 @@ fn task(deliver: Deliver) -> Result<Task, Failure> {
         limit: deliver.limit_ms.map(Duration::from_millis),
         timeout: Duration::from_millis(deliver.timeout_ms),
         slurm: None,
+        requests: deliver.requests,
         generation: deliver.record,
         variables,
     })

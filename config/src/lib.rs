@@ -14,6 +14,7 @@ mod label;
 mod oauth2;
 mod parse;
 mod project;
+mod request;
 mod rule;
 mod slurm;
 mod template;
@@ -31,6 +32,7 @@ pub use label::{check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
+pub use request::{Allowed, DEFAULT_NAME, TokenRequest, TokenRequests, parse_requests};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
 pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
@@ -167,6 +169,8 @@ pub struct Rule {
     pub check: Check,
     /// How the token is renewed before it expires.
     pub renewal: Renewal,
+    /// What users may request besides the default.
+    pub allowed: Allowed,
 }
 
 /// How a token is renewed before it expires.

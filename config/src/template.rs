@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::SlurmJob;
+use crate::{SlurmJob, TokenRequest};
 
 /// Text with placeholders. `{{` and `}}` stand for braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Values {
     pub instance: String,
     /// Set if it is a job of Slurm.
     pub slurm: Option<SlurmJob>,
+    /// What its user requests of the token.
+    pub request: TokenRequest,
 }
 
 impl Values {
@@ -59,6 +61,7 @@ impl Values {
             limit: None,
             instance: String::new(),
             slurm: None,
+            request: TokenRequest::default(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Values {
             project: Some("hydro".to_owned()),
             instance: "example".to_owned(),
             slurm: None,
+            request: TokenRequest::default(),
         }
     }
 }

@@ -408,6 +408,7 @@ mod tests {
             asked: Asked::Nothing,
             limit: None,
             slurm: None,
+            requests: Default::default(),
             generation: 0,
             variables: Variables::Rules(Vec::new()),
         };

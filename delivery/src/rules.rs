@@ -1,7 +1,7 @@
 //! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found
 //! when the job was submitted or updated.
 
-use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Property, Rule, Values};
+use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Property, Rule, TokenRequest, Values};
 use protocol::{Code, Failure};
 
 use crate::{
@@ -60,7 +60,8 @@ impl Engine {
             let which = candidates
                 .first()
                 .map_or(SourceId::Rabbit, |rule| SourceId::Rule(*rule));
-            let values = self.values(task, None, None);
+            let mut values = self.values(task, None, None);
+            self.request(which, task, &mut values)?;
             return Ok(Some(Chosen { which, values }));
         };
         let projects = &self.config.projects;
@@ -101,8 +102,9 @@ impl Engine {
         if project.is_none() && self.needs_project(which) {
             return Err(denied_to(owner, &projects.needed(owner)));
         }
-        let values = self.values(task, owner.name.clone(), project);
+        let mut values = self.values(task, owner.name.clone(), project);
         self.admit(which, &values, owner)?;
+        self.request(which, task, &mut values)?;
         Ok(Some(Chosen { which, values }))
     }
 
@@ -167,6 +169,18 @@ impl Engine {
         admitted.map(|_| ()).map_err(|denied| denied_to(owner, &denied))
     }
 
+    /// Adds what the user requests of the token, if its rule allows that.
+    fn request(&self, which: SourceId, task: &Task, values: &mut Values) -> Result<(), Failure> {
+        let SourceId::Rule(index) = which else { return Ok(()) };
+        let rule = &self.config.rules[index];
+        if let Some(request) = task.requests.get(rule.token_name()) {
+            rule.admit(request)
+                .map_err(|why| Failure::new(Code::RequestDenied, why.clone(), why))?;
+            values.request = request.clone();
+        }
+        Ok(())
+    }
+
     fn values(&self, task: &Task, user: Option<String>, project: Option<&str>) -> Values {
         Values {
             f58: task.f58.clone(),
@@ -177,6 +191,7 @@ impl Engine {
             limit: task.limit,
             instance: self.instance.clone(),
             slurm: task.slurm,
+            request: TokenRequest::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use config::{Asked, SlurmJob};
+use config::{Asked, SlurmJob, TokenRequests};
 
 /// The facts of a job that gets its variables.
 pub struct Task {
@@ -20,6 +20,8 @@ pub struct Task {
     pub timeout: Duration,
     /// Set if it is a job of Slurm.
     pub slurm: Option<SlurmJob>,
+    /// What the user requests of its tokens, by their names.
+    pub requests: TokenRequests,
     /// The number of records that the job has had: 0 for its first delivery.
     pub generation: u32,
     /// The origin of the variables.

@@ -19,6 +19,7 @@ fn task(uid: u32, rules: &[usize], timeout: Duration) -> Task {
         asked: Asked::Nothing,
         limit: None,
         slurm: None,
+        requests: Default::default(),
         generation: 0,
         timeout,
         variables: Variables::Rules(rules.to_vec()),

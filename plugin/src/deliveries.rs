@@ -143,6 +143,7 @@ impl Deliveries {
             uid,
             asked: spec.asked,
             limit_ms: spec.limit.map(milliseconds),
+            requests: spec.requests.unwrap_or_default(),
             record: match purpose {
                 Purpose::Start => 0,
                 Purpose::Renewal(records) => records,
@@ -289,7 +290,7 @@ impl Deliveries {
     }
 
     /// Fails a delivery that is in no table: it has not begun, or was taken out.
-    pub(crate) fn reject(&self, job: JobId, end: Option<End>, why: &Failure) {
+    pub fn reject(&self, job: JobId, end: Option<End>, why: &Failure) {
         self.stats.borrow_mut().failed += 1;
         if let Some(end) = end {
             self.prologs.log_failure(job, why);

@@ -1,9 +1,14 @@
-//! The project and the time limit in a jobspec.
+//! The project, the time limit and the requests for tokens in a jobspec.
 
 use std::time::Duration;
 
-use config::{Asked, Config, Rule, Source};
+use config::{Asked, Config, Rule, Source, TokenRequests};
 use ffi::Args;
+use serde_json::Value;
+
+/// The path at which a job requests other tokens than the default ones, and the longest requests, in bytes of JSON.
+const TOKEN: [&str; 4] = ["jobspec", "attributes", "system", "token"];
+const LONGEST: usize = 64 << 10;
 
 /// The path at which a job names its project.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
@@ -16,6 +21,23 @@ pub fn asked(args: &Args<'_>) -> Asked {
 /// Returns the project that an update asks for, by its value.
 pub fn asked_by_update(args: &Args<'_>) -> Asked {
     asked_at(args, &["value"])
+}
+
+/// Returns what a job requests of its tokens, by the jobspec of the callback.
+///
+/// # Errors
+/// What is wrong with that, for the user.
+pub fn requests(args: &Args<'_>) -> Result<TokenRequests, String> {
+    if !args.has(&TOKEN) {
+        return Ok(TokenRequests::new());
+    }
+    let text = args.json(&TOKEN).filter(|text| text.len() <= LONGEST);
+    let value: Option<Value> = text.and_then(|text| serde_json::from_str(&text).ok());
+    match value.ok_or("token: it cannot be read, or is too long")? {
+        value @ Value::Object(_) => config::parse_requests(value),
+        // An attribute of the site that has this name.
+        _ => Ok(TokenRequests::new()),
+    }
 }
 
 /// Returns how long a job may run, by the jobspec of the callback, updates included: `attributes.system.duration` in
@@ -41,6 +63,8 @@ pub struct Spec {
     pub asked: Asked,
     /// How long the job may run.
     pub(crate) limit: Option<Duration>,
+    /// What its user requests of its tokens, or what is wrong with that.
+    pub requests: Result<TokenRequests, String>,
 }
 
 /// The members of a jobspec that any rule or project of a configuration uses. The rest is not read: each member takes time
@@ -49,6 +73,7 @@ pub struct Spec {
 pub(crate) struct Needed {
     asked: bool,
     limit: bool,
+    requests: bool,
 }
 
 impl Needed {
@@ -57,11 +82,12 @@ impl Needed {
         Self {
             asked: !config.projects.is_empty() || config.rules.iter().any(of_project),
             limit: config.rules.iter().any(|rule| matches!(rule.source, Source::Issuer(_))),
+            requests: config.rules.iter().any(Rule::takes_requests),
         }
     }
 
     pub fn anything(self) -> bool {
-        self.asked || self.limit
+        self.asked || self.limit || self.requests
     }
 }
 
@@ -70,6 +96,10 @@ impl Spec {
         Self {
             asked: if needed.asked { asked(args) } else { Asked::Nothing },
             limit: if needed.limit { time_limit(args) } else { None },
+            requests: match needed.requests {
+                true => requests(args),
+                false => Ok(TokenRequests::new()),
+            },
         }
     }
 
@@ -78,6 +108,7 @@ impl Spec {
         Self {
             asked: Asked::Nothing,
             limit: None,
+            requests: Ok(TokenRequests::new()),
         }
     }
 }

@@ -40,17 +40,27 @@ impl Prologs {
         }
     }
 
-    /// Ends a job in its prolog, with an exception.
+    /// Logs why a job does not get its variables, and ends it in its prolog with an exception.
     pub fn refuse(&self, job: JobId, why: &Failure) {
-        if self.raise(job, why) {
+        self.log_failure(job, why);
+        self.end(job, why);
+    }
+
+    /// Ends a job in its prolog with an exception. The reason was logged.
+    pub fn end(&self, job: JobId, why: &Failure) {
+        if self.raise_exception(job, why) {
             self.finish(job, 1);
         }
     }
 
-    /// Raises the exception of a job that does not get its variables. Returns false if Flux rejects the exception: the job
-    /// must then stay in its prolog, or it would start.
-    pub fn raise(&self, job: JobId, why: &Failure) -> bool {
+    /// Logs why a job does not get its variables, and raises its exception.
+    pub fn raise(&self, job: JobId, why: &Failure) {
         self.log_failure(job, why);
+        self.raise_exception(job, why);
+    }
+
+    /// Returns false if Flux rejects the exception: the job must then stay in its prolog, or it would start.
+    fn raise_exception(&self, job: JobId, why: &Failure) -> bool {
         let text = format!(
             "no {} for this job: {} [{}]. If this goes on, ask the operators: the cause is in the log of Flux",
             self.identity.what, why.user, why.code

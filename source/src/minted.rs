@@ -83,9 +83,17 @@ impl Minted {
         Ok(ClaimsToIssue {
             iss: settings.name.clone(),
             sub: job.user.clone().filter(|name| !name.is_empty()).ok_or_else(no_name)?,
-            aud: settings.audience.clone(),
+            aud: match &job.request.audience {
+                Some(audience) => vec![audience.clone()],
+                None => settings.audience.clone(),
+            },
             iat: SystemTime::now(),
-            lifetime: workflow_lifetime(job.limit, settings.margin, settings.max_lifetime),
+            lifetime: {
+                let lifetime = workflow_lifetime(job.limit, settings.margin, settings.max_lifetime);
+                job.request
+                    .lifetime
+                    .map_or(lifetime, |wanted| wanted.min(settings.max_lifetime))
+            },
             grant: Grant::Session {
                 workspace,
                 job: Job {
@@ -160,6 +168,7 @@ mod tests {
             limit: Some(HOUR),
             instance: "fluke".to_owned(),
             slurm: None,
+            request: config::TokenRequest::default(),
         }
     }
 

@@ -8,6 +8,7 @@ mod readers;
 mod request;
 
 use std::{
+    borrow::Cow,
     fmt::Display,
     io,
     path::{Path, PathBuf},
@@ -19,7 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use config::{AuthorizationServer, Grant, Values};
+use config::{AuthorizationServer, Grant, TokenRequest, Values};
 use seal::{ExposeSecret, Secret, Variables};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -96,6 +97,7 @@ impl Source for OAuth2 {
     async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
         let fetch = Fetch {
             of: self,
+            settings: self.requested(&job.request),
             attempts: Attempts::new(&SERVER, self.timeout),
             moved: AtomicBool::new(false),
             warnings: Mutex::default(),
@@ -114,6 +116,25 @@ impl Source for OAuth2 {
 }
 
 impl OAuth2 {
+    /// Returns the settings with what the user requests in place of the defaults.
+    fn requested(&self, request: &TokenRequest) -> Cow<'_, config::OAuth2> {
+        if *request == TokenRequest::default() {
+            return Cow::Borrowed(&self.settings);
+        }
+        let mut settings = self.settings.clone();
+        if let Some(audience) = &request.audience {
+            settings.audience = vec![audience.clone()];
+        }
+        if request.scope.is_some() {
+            settings.scope.clone_from(&request.scope);
+        }
+        if let Grant::ClientCredentials { share } = &mut settings.grant {
+            // It is not the one that others share.
+            *share = false;
+        }
+        Cow::Owned(settings)
+    }
+
     /// Returns where tokens are asked for, and whom for a JWT by which the client authenticates is.
     async fn endpoint(&self, limit: Duration) -> Result<(String, String), SourceError> {
         let issuer = match &self.settings.server {
@@ -134,12 +155,17 @@ impl OAuth2 {
     }
 
     /// Asks for a token once.
-    async fn ask(&self, subject: Option<&Subject>, limit: Duration) -> Result<Given, SourceError> {
+    async fn ask(
+        &self,
+        settings: &config::OAuth2,
+        subject: Option<&Subject>,
+        limit: Duration,
+    ) -> Result<Given, SourceError> {
         let (endpoint, audience) = self.endpoint(limit).await?;
         let how = self.settings.authentication.clone();
         // It is read each time, since it may have been changed, and it is not kept.
         let client = self.remote.files.read(&SERVER, move || Client::read(&how)).await??;
-        let request = client.request(&self.settings, subject, &audience)?;
+        let request = client.request(settings, subject, &audience)?;
         let max = max_value(&self.variable);
         let answered = self
             .remote
@@ -160,6 +186,7 @@ impl OAuth2 {
 /// The fetch for one job.
 struct Fetch<'a> {
     of: &'a OAuth2,
+    settings: Cow<'a, config::OAuth2>,
     attempts: Attempts,
     /// Set after the token endpoint was missing once, and may have moved.
     moved: AtomicBool,
@@ -168,7 +195,7 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     async fn variables(&self, job: &Values) -> Result<Variables, Error> {
-        let token = match &self.of.settings.grant {
+        let token = match &self.settings.grant {
             Grant::ClientCredentials { share: false } => self.token(None).await?.token,
             Grant::ClientCredentials { share: true } => self.shared().await?,
             Grant::TokenExchange {
@@ -217,7 +244,10 @@ impl Fetch<'_> {
     }
 
     async fn attempt(&self, subject: Option<&Subject>) -> Result<Given, SourceError> {
-        let mut given = self.of.ask(subject, self.attempts.request_limit()).await;
+        let mut given = self
+            .of
+            .ask(&self.settings, subject, self.attempts.request_limit())
+            .await;
         if let Err(error) = &mut given
             && error.retry == Retry::NotFound
         {
@@ -231,7 +261,7 @@ impl Fetch<'_> {
 
     /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
     fn warn_of_scope(&self, given: &Given) {
-        let asked = self.of.settings.scope.as_deref().unwrap_or_default();
+        let asked = self.settings.scope.as_deref().unwrap_or_default();
         let Some(has) = &given.scope else { return };
         if asked.split(' ').any(|word| !has.split(' ').any(|other| other == word)) && !asked.is_empty() {
             let warning = format!(

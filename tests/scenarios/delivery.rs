@@ -581,6 +581,7 @@ fn the_record_names_the_variables_and_is_removed_when_the_job_has_ended(site: Si
         [
             "credential",
             "jobid",
+            "renewal",
             "sealed-at",
             "sealer",
             "uid",

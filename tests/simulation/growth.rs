@@ -84,3 +84,30 @@ fn memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many() {
     assert_eq!(instance.counter("failed"), 0);
     instance.shutdown();
 }
+
+#[needs(munged)]
+#[test]
+fn renewals_give_their_memory_back() {
+    const JOBS: u64 = 100;
+
+    let site = Site::with_faults();
+    let soon = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 20;
+    let mut rule = site.file_rule("dw", jwt(json!({"exp": soon})));
+    rule["renew"] = json!(0.1);
+    let mut instance = site.instance(json!({"rule": [rule]}));
+    instance.ok("fault", json!({"what": "hold-starts"}));
+    let jobs: Vec<String> = (0..JOBS).map(|_| instance.submit(&["true"], matching("dw"))).collect();
+    until("all are renewed", || instance.counter("renewed") >= JOBS);
+    let before = instance.counter("memory");
+    until("all are renewed again and again", || {
+        instance.counter("renewed") >= 4 * JOBS
+    });
+    let after = instance.counter("memory");
+    assert!(after <= before + (128 << 10), "{before} and then {after}");
+    assert_eq!(instance.counter("renewing"), JOBS);
+    for job in &jobs {
+        instance.ok("cancel", json!({ "jobid": job }));
+    }
+    until("none is renewed", || instance.counter("renewing") == 0);
+    instance.shutdown();
+}

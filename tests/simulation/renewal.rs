@@ -1,11 +1,13 @@
 //! Tokens that are renewed while their job runs, and jobs with several tokens.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use crate::support::{
     plugins::{Site, jwt, matching, until},
     search::Search,
+    simulator::built,
 };
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 /// A task that prints its tokens, and once their files hold others, those.
@@ -122,5 +124,54 @@ fn a_job_gets_one_token_for_each_name() {
     fs::remove_file(site.at("storage.secret")).unwrap();
     let job = instance.submit(&["true"], matching("dw"));
     instance.undelivered(&job);
+    instance.shutdown();
+}
+
+#[needs(munged)]
+#[test]
+fn a_user_requests_a_token_within_what_its_rule_allows() {
+    let site = Site::new();
+    let keys = site.path("keys");
+    let made = Command::new(built("flux-workflow-token"))
+        .args(["keygen", &keys])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let mut instance = site.instance(json!({
+        "issuer": {"keys": keys, "name": "https://hpc", "audience": "main"},
+        "rule": [{"source": "issuer", "workspace": "w", "audiences": ["archive"], "max-lifetime": "1h"}],
+    }));
+    let mut claims = |request: Value| {
+        let more = json!({"attributes": {"system": {"token": {"default": request}}}});
+        let job = instance.run(&["sh", "-c", "printf %s \"$DW_WORKFLOW_TOKEN\""], more);
+        let token = instance.stdout(&job);
+        let claims = token.split('.').nth(1).expect("a JWT");
+        let claims = URL_SAFE_NO_PAD.decode(claims).unwrap();
+        serde_json::from_slice::<Value>(&claims).unwrap()
+    };
+    let lifetime = |claims: &Value| claims["exp"].as_f64().unwrap() - claims["iat"].as_f64().unwrap();
+    let default = claims(json!({}));
+    assert_eq!((&default["aud"], lifetime(&default)), (&json!("main"), 3600.0));
+    let other = claims(json!({"audience": "archive", "lifetime": "10m"}));
+    assert_eq!((&other["aud"], lifetime(&other)), (&json!("archive"), 600.0));
+    for (request, says) in [
+        (
+            json!({"default": {"audience": "bank"}}),
+            "`bank` is not allowed: allowed are main, archive",
+        ),
+        (json!({"default": {"lifetime": "2h"}}), "at most 3600 s"),
+        (json!({"default": {"scope": "all"}}), "token.default.scope"),
+        (
+            json!({"other": {}}),
+            "token.other: this job gets no such token, but default",
+        ),
+        (json!({"default": {"audiance": "main"}}), "audiance"),
+    ] {
+        let error = instance.error(
+            "submit",
+            json!({"command": ["true"], "attributes": {"system": {"token": request}}}),
+        );
+        assert!(error.contains(says), "{error}");
+    }
     instance.shutdown();
 }

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use config::{Config, Property, Rule, SlurmJob, Source};
+use config::{Config, Property, Rule, SlurmJob, Source, TokenRequests};
 use delivery::{Sealed, Task, Variables};
 use protocol::{
     Code, Failure, JobFacts,
@@ -190,6 +190,7 @@ async fn deliver(site: &Site, current: &Arc<Current>, job: &Job) -> Result<Strin
             array: job.array,
             restarts: job.restarts,
         }),
+        requests: TokenRequests::new(),
         generation: 0,
         variables: Variables::Rules(rules),
     };

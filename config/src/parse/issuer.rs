@@ -20,10 +20,12 @@ pub(super) fn check_issuer(issuer: &Issuer) -> Result<(), Error> {
 
 /// The keys of a rule with `source = "issuer"`.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct MintedTable {
     #[serde(default, deserialize_with = "field::strings")]
     audience: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "field::duration")]
+    max_lifetime: Option<Duration>,
     workspace: Option<Template>,
 }
 
@@ -42,11 +44,20 @@ impl MintedTable {
         if let Some(workspace) = &self.workspace {
             check_workspace(workspace).map_err(|e| wrong_at(at, "workspace", e))?;
         }
-        Ok(Issuer {
+        let issuer = Issuer {
             audience,
             workspace: self.workspace,
+            max_lifetime: self.max_lifetime.unwrap_or(issuer.max_lifetime),
             ..issuer.clone()
-        })
+        };
+        match issuer.max_lifetime < Duration::from_secs(1) {
+            true => Err(wrong_at(
+                at,
+                "max-lifetime",
+                "must be 1s at least: no token could be used",
+            )),
+            false => Ok(issuer),
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Renewal, Rule, Scheduler,
-    Source, TABLE, Template, Trust, kubernetes::check_object,
+    Allowed, AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Renewal, Rule,
+    Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
 };
 
 /// Values of the whole table that rules use.
@@ -48,6 +48,10 @@ pub(super) struct RuleTable {
     on_expiry: Option<seal::OnExpiry>,
     #[serde(default, deserialize_with = "field::flag")]
     bearer_token_file: bool,
+    #[serde(default, deserialize_with = "field::strings")]
+    audiences: Vec<String>,
+    #[serde(default, deserialize_with = "field::strings")]
+    scopes: Vec<String>,
     #[serde(flatten)]
     own: Map<String, Value>,
 }
@@ -164,6 +168,7 @@ impl RuleTable {
         Ok(Rule {
             check: self.check(at, defaults.trusts)?,
             renewal: self.renewal(at)?,
+            allowed: self.allowed(at)?,
             conditions: Conditions {
                 attribute: self.attribute,
                 properties,
@@ -175,6 +180,31 @@ impl RuleTable {
             variable: self.variable.unwrap_or_else(|| defaults.variable.to_owned()),
             source,
             timeout,
+        })
+    }
+
+    fn allowed(&self, at: &str) -> Result<Allowed, Error> {
+        let takes_audience = matches!(self.source, SourceName::Issuer | SourceName::OAuth2);
+        if !self.audiences.is_empty() && !takes_audience {
+            return Err(wrong_at(at, "audiences", "needs source = \"issuer\" or \"oauth2\""));
+        }
+        if !self.scopes.is_empty() && !matches!(self.source, SourceName::OAuth2) {
+            return Err(wrong_at(at, "scopes", "needs source = \"oauth2\""));
+        }
+        if self
+            .scopes
+            .iter()
+            .any(|scope| check_scope(scope).is_err() || scope.contains(' '))
+        {
+            return Err(wrong_at(
+                at,
+                "scopes",
+                "must be an array of words of a scope, RFC 6749 section 3.3",
+            ));
+        }
+        Ok(Allowed {
+            audiences: self.audiences.clone(),
+            scopes: self.scopes.clone(),
         })
     }
 

@@ -101,6 +101,8 @@ codes! {
     StoreFailed = "store-failed",
     /// The prolog of the job could not be started.
     PrologFailed = "prolog-failed",
+    /// The rule does not allow what the user requests of the token.
+    RequestDenied = "request-denied",
     /// The tokens of the job were revoked.
     Revoked = "revoked",
     /// No rule matches the job any more.

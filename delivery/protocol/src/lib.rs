@@ -18,7 +18,7 @@ mod validity;
 
 use std::{fmt, path::PathBuf};
 
-use config::{Asked, Part, Principal};
+use config::{Asked, Part, Principal, TokenRequests};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -115,6 +115,8 @@ pub struct Deliver {
     pub asked: Asked,
     /// The time limit of the job in milliseconds, if any.
     pub limit_ms: Option<u64>,
+    /// What the user requests of its tokens, by their names.
+    pub requests: TokenRequests,
     /// The number of records that the job has had: 0 for its first delivery.
     pub record: u32,
     /// The origin of the variables.

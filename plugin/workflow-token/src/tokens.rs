@@ -8,11 +8,12 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use config::Part;
+use config::{Part, Rule};
 use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
 use plugin::{
     CallbackTimer, Counter, Current, Delivered, Delivering, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog,
-    Purpose, jobspec::Spec,
+    Purpose,
+    jobspec::{self, Spec},
 };
 use protocol::{Code, Failure, Origin};
 use serde_json::json;
@@ -37,7 +38,7 @@ static WORKFLOW_TOKEN: Identity = Identity {
     events: &[],
 };
 
-/// The topics of projects. Without projects, no job pays for their callbacks.
+/// The topics of projects and, the first of them, of requests for tokens. Without both, no job pays for their callbacks.
 const VALIDATE: &CStr = c"job.validate";
 const UPDATE: &CStr = c"job.update.attributes.system.project";
 const DEPEND: &CStr = c"job.state.depend";
@@ -48,6 +49,8 @@ pub(crate) struct WorkflowToken {
     /// True while the topics of projects are handled. A plugin that handles [`UPDATE`] permits such updates, which Flux rejects
     /// otherwise.
     handles_projects: Cell<bool>,
+    /// True while [`VALIDATE`] is handled.
+    validates: Cell<bool>,
     /// This state, as handlers are added with it.
     kept: OnceCell<Kept<WorkflowToken>>,
 }
@@ -96,6 +99,7 @@ impl WorkflowToken {
         Ok(Self {
             tokens,
             handles_projects: Cell::new(false),
+            validates: Cell::new(false),
             kept: OnceCell::new(),
         })
     }
@@ -109,19 +113,36 @@ impl WorkflowToken {
     /// `conf.update`: rejects a wrong configuration and keeps the former. Deliveries under way keep theirs.
     pub fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
         self.tokens.configure(args)?;
+        let Some(kept) = self.kept.get() else { return Ok(()) };
+        let changed = self.handle_topics(plugin, kept);
+        changed.map_err(|e| PluginError(format!("jobs cannot be checked when they are submitted: {e}")))
+    }
+
+    /// Handles the topics that the configuration needs, and no others.
+    fn handle_topics(&self, plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
         let has_projects = self.tokens.has_projects();
-        let Some(kept) = self.kept.get().filter(|_| has_projects != self.handles_projects.get()) else {
-            return Ok(());
-        };
-        let changed = match has_projects {
-            true => handle_projects(plugin, kept),
-            false => [VALIDATE, UPDATE, DEPEND]
-                .iter()
-                .try_for_each(|topic| plugin.unhandle(topic)),
-        };
-        changed.map_err(|e| PluginError(format!("the projects of jobs cannot be checked: {e}")))?;
-        self.handles_projects.set(has_projects);
+        let validates = has_projects || self.tokens.takes_requests();
+        if validates != self.validates.get() {
+            match validates {
+                true => plugin.handle(VALIDATE, kept, |w: &WorkflowToken, _, args| w.validate(args))?,
+                false => plugin.unhandle(VALIDATE)?,
+            }
+            self.validates.set(validates);
+        }
+        if has_projects != self.handles_projects.get() {
+            match has_projects {
+                true => handle_projects(plugin, kept)?,
+                false => [UPDATE, DEPEND].iter().try_for_each(|topic| plugin.unhandle(topic))?,
+            }
+            self.handles_projects.set(has_projects);
+        }
         Ok(())
+    }
+
+    /// `job.validate`: rejects a job whose owner is not in its project, or that requests a token that it cannot have.
+    fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        self.with_membership(|membership| membership.validate(args))?;
+        self.tokens.check_requests(args).map_err(PluginError)
     }
 
     /// `job.new`: resumes a job from before the plugin was loaded.
@@ -190,9 +211,6 @@ impl WorkflowToken {
 
 /// Adds the handlers of projects.
 fn handle_projects(plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
-    plugin.handle(VALIDATE, kept, |w: &WorkflowToken, _, args| {
-        w.with_membership(|membership| membership.validate(args))
-    })?;
     plugin.handle(UPDATE, kept, |w: &WorkflowToken, _, args| {
         w.with_membership(|membership| membership.update_project(args))
     })?;
@@ -232,6 +250,52 @@ impl Tokens {
         current.is_some_and(|current| !current.config.projects.is_empty())
     }
 
+    fn takes_requests(&self) -> bool {
+        let current = self.engine.current();
+        current.is_some_and(|current| current.config.rules.iter().any(Rule::takes_requests))
+    }
+
+    /// Checks what a job requests of its tokens.
+    fn check_requests(&self, args: &Args<'_>) -> Result<(), String> {
+        let (Some(current), Some((_, uid, _))) = (self.engine.current(), args.job_owner_state()) else {
+            return Ok(());
+        };
+        let requests = jobspec::requests(args)?;
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let config = &current.config;
+        let asked = jobspec::asked(args);
+        // The delivery decides by its owner.
+        let groups = config.by_name(&config.candidates(&JobFacts {
+            args,
+            uid,
+            projects: &config.projects,
+            asked: &asked,
+            owner: None,
+        }));
+        for (name, request) in &requests {
+            let is_named = |group: &&Vec<usize>| config.rules[group[0]].token_name() == name;
+            let Some(group) = groups.iter().find(is_named) else {
+                let names: Vec<&str> = groups.iter().map(|group| config.rules[group[0]].token_name()).collect();
+                return Err(match names[..] {
+                    [] => "token: this job gets no token".to_owned(),
+                    _ => format!(
+                        "token.{}: this job gets no such token, but {}",
+                        name.escape_debug(),
+                        names.join(", ")
+                    ),
+                });
+            };
+            let mut refused = group.iter().map(|rule| config.rules[*rule].admit(request));
+            let first = refused.next().unwrap_or(Ok(()));
+            if first.is_err() && !refused.any(|admitted| admitted.is_ok()) {
+                return first;
+            }
+        }
+        Ok(())
+    }
+
     /// Begins a delivery within the callback of the job's change to RUN.
     fn start(self: &Rc<Self>, args: &Args<'_>) {
         let timer = CallbackTimer::start();
@@ -265,7 +329,8 @@ impl Tokens {
                     prologs.finish(job, 0);
                     tokens.renewals.committed(job, &delivered);
                 }
-                Err(why) => prologs.refuse(job, &why),
+                // The deliveries have logged it.
+                Err(why) => prologs.end(job, &why),
             }
         };
         self.deliver(matching, job, uid, Purpose::Start, end);
@@ -281,6 +346,11 @@ impl Tokens {
         end: impl FnOnce(Result<Delivered, Failure>) + 'static,
     ) {
         let Matching { current, rules, spec } = matching;
+        if let Err(why) = &spec.requests {
+            let why = Failure::new(Code::RequestDenied, why.clone(), why.clone());
+            self.engine.deliveries.reject(job, Some(Box::new(end)), &why);
+            return;
+        }
         let request = Delivering {
             job,
             uid,

@@ -1,0 +1,233 @@
+//! Requests of users for a token other than the default one, within what its rule allows.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Rule, Source, parse::field};
+
+/// The name of the token of rules without a name.
+pub const DEFAULT_NAME: &str = "default";
+
+/// The most tokens of one job that requests name.
+const MOST: usize = 16;
+
+/// The longest audience or scope in a request, in bytes.
+const LONGEST: usize = 1024;
+
+/// A request for one token, such as `attributes.system.token.NAME` of a jobspec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRequest {
+    /// The service that it is for (claim `aud`).
+    pub audience: Option<String>,
+    /// The scope, words separated by single spaces (RFC 6749 section 3.3).
+    pub scope: Option<String>,
+    /// How long it is valid.
+    pub lifetime: Option<Duration>,
+}
+
+/// The same in JSON.
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct RequestTable {
+    audience: Option<String>,
+    scope: Option<String>,
+    #[serde(deserialize_with = "field::duration")]
+    lifetime: Option<Duration>,
+}
+
+impl From<RequestTable> for TokenRequest {
+    fn from(table: RequestTable) -> Self {
+        let RequestTable {
+            audience,
+            scope,
+            lifetime,
+        } = table;
+        Self {
+            audience,
+            scope,
+            lifetime,
+        }
+    }
+}
+
+/// The requests of a job, by the names of its tokens.
+pub type TokenRequests = BTreeMap<String, TokenRequest>;
+
+/// What the users of a rule may request besides its defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Audiences.
+    pub audiences: Vec<String>,
+    /// Words of a scope.
+    pub scopes: Vec<String>,
+}
+
+/// Parses the requests of a job.
+///
+/// # Errors
+/// What is wrong with them, for the user.
+pub fn parse_requests(value: Value) -> Result<TokenRequests, String> {
+    let tables: BTreeMap<String, RequestTable> = serde_path_to_error::deserialize(value).map_err(|e| {
+        format!(
+            "token.{}: {}",
+            e.path().to_string().escape_debug(),
+            e.inner().to_string().escape_debug()
+        )
+    })?;
+    let requests = tables.into_iter().map(|(name, table)| (name, table.into()));
+    let requests: TokenRequests = requests.collect();
+    if requests.len() > MOST {
+        return Err(format!("token: a job can request {MOST} tokens at most"));
+    }
+    for (name, request) in &requests {
+        let texts = [Some(name), request.audience.as_ref(), request.scope.as_ref()];
+        if texts
+            .into_iter()
+            .flatten()
+            .any(|text| text.is_empty() || text.len() > LONGEST)
+        {
+            return Err(format!(
+                "token.{}: names, audiences and scopes must have 1 to {LONGEST} bytes",
+                name.chars().take(64).collect::<String>().escape_debug()
+            ));
+        }
+    }
+    Ok(requests)
+}
+
+impl Rule {
+    /// Returns the name of its token for requests.
+    pub fn token_name(&self) -> &str {
+        self.name.as_deref().unwrap_or(DEFAULT_NAME)
+    }
+
+    /// Returns whether its source can be requested for anything but its default.
+    pub fn takes_requests(&self) -> bool {
+        matches!(self.source, Source::Issuer(_) | Source::OAuth2(_))
+    }
+
+    /// Checks a request for the token of this rule.
+    ///
+    /// # Errors
+    /// What is not allowed, and what is, for the user.
+    pub fn admit(&self, request: &TokenRequest) -> Result<(), String> {
+        let (audiences, scope, longest) = match &self.source {
+            Source::Issuer(issuer) => (&issuer.audience, None, Some(issuer.max_lifetime)),
+            Source::OAuth2(settings) => (&settings.audience, settings.scope.as_deref(), None),
+            _ => (&Vec::new(), None, None),
+        };
+        let at = |key: &str, what: String| Err(format!("token.{}.{key}: {what}", self.token_name()));
+        if let Some(audience) = &request.audience {
+            let allowed: Vec<&str> = audiences
+                .iter()
+                .chain(&self.allowed.audiences)
+                .map(String::as_str)
+                .collect();
+            if !allowed.contains(&audience.as_str()) {
+                return at("audience", not_allowed(audience, &allowed));
+            }
+        }
+        if let Some(scope_wanted) = &request.scope {
+            let allowed = scope.unwrap_or_default().split(' ').filter(|word| !word.is_empty());
+            let allowed: Vec<&str> = allowed.chain(self.allowed.scopes.iter().map(String::as_str)).collect();
+            if let Some(word) = scope_wanted.split(' ').find(|word| !allowed.contains(word)) {
+                return at("scope", not_allowed(word, &allowed));
+            }
+        }
+        match (request.lifetime, longest) {
+            (Some(lifetime), Some(longest)) if lifetime > longest => {
+                at("lifetime", format!("at most {} s are allowed", longest.as_secs()))
+            }
+            (Some(_), None) => at("lifetime", "it cannot be chosen for this token".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn not_allowed(wanted: &str, allowed: &[&str]) -> String {
+    let wanted = wanted.escape_debug();
+    match allowed {
+        [] => format!("`{wanted}` is not allowed: this token has none that can be chosen"),
+        allowed => format!("`{wanted}` is not allowed: allowed are {}", allowed.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Config;
+
+    fn rules() -> Vec<Rule> {
+        let table = json!({"workflow-token": {
+            "issuer": {"keys": "/k", "name": "https://i", "audience": "a"},
+            "rule": [
+                {"source": "issuer", "workspace": "w", "audiences": ["b", "c"], "max-lifetime": "1h"},
+                {"name": "cloud", "variable": "CLOUD", "source": "oauth2", "issuer": "https://i", "client-id": "c",
+                 "client-secret": "/s", "scope": "read list", "scopes": ["write"]},
+                {"name": "file", "variable": "FILE", "source": "file", "path": "/t"},
+            ],
+        }});
+        Config::from_json(&table).unwrap().rules
+    }
+
+    #[test]
+    fn a_user_may_request_what_the_rule_allows_and_nothing_else() {
+        let rules = rules();
+        let admit = |rule: usize, request: Value| {
+            let requests = parse_requests(json!({rules[rule].token_name(): request})).unwrap();
+            rules[rule].admit(&requests[rules[rule].token_name()])
+        };
+        for (rule, request) in [
+            (0, json!({"audience": "a"})),
+            (0, json!({"audience": "c", "lifetime": "10m"})),
+            (0, json!({"lifetime": 3600})),
+            (0, json!({})),
+            (1, json!({"scope": "write list"})),
+            (2, json!({})),
+        ] {
+            assert_eq!(admit(rule, request.clone()), Ok(()), "{request}");
+        }
+        for (rule, request, says) in [
+            (
+                0,
+                json!({"audience": "d"}),
+                "token.default.audience: `d` is not allowed: allowed are a, b, c",
+            ),
+            (0, json!({"lifetime": "2h"}), "token.default.lifetime: at most 3600 s"),
+            (0, json!({"scope": "x"}), "token.default.scope"),
+            (
+                1,
+                json!({"scope": "read admin"}),
+                "token.cloud.scope: `admin` is not allowed: allowed are read, list, write",
+            ),
+            (1, json!({"audience": "a"}), "none that can be chosen"),
+            (1, json!({"lifetime": "1m"}), "cannot be chosen"),
+            (2, json!({"audience": "a"}), "token.file.audience"),
+        ] {
+            let error = admit(rule, request).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn malformed_requests_name_the_key() {
+        for (bad, says) in [
+            (json!("x"), "token."),
+            (json!({"a": 1}), "token.a"),
+            (json!({"a": {"audienc": "x"}}), "audienc"),
+            (json!({"a": {"audience": ""}}), "token.a"),
+            (json!({"a": {"audience": ["x"]}}), "token.a.audience"),
+            (json!({"a": {"lifetime": "soon"}}), "token.a.lifetime"),
+            (json!({"a": {"scope": "x".repeat(2000)}}), "token.a"),
+        ] {
+            let error = parse_requests(bad.clone()).unwrap_err();
+            assert!(error.contains(says) && error.len() < 300, "{bad}: {error}");
+        }
+        let many: serde_json::Map<String, Value> = (0..17).map(|n| (n.to_string(), json!({}))).collect();
+        assert!(parse_requests(Value::Object(many)).is_err());
+    }
+}
