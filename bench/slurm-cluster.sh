@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# slurm-cluster.sh DIRECTORY with|without: a Slurm cluster on this machine for bench/slurm.py, with the product or without. Prints a line
-# of JSON when it is ready, and ends with standard input.
+# slurm-cluster.sh DIRECTORY with|without|empty: a Slurm cluster on this machine for bench/slurm.py, with the product, without, or with
+# nothing but a prolog and epilog of the controller that do nothing. Prints a line of JSON when it is ready, and ends with standard
+# input.
 set -u
 TESTS=$(cd "$(dirname "$0")/../t" && pwd) STAGE=$WORKFLOW_TOKEN_STAGE
 base=$1
@@ -15,10 +16,11 @@ umask 022
 cluster_prepare && token_file token >/dev/null && chown "$CONTROLLER" token || exit
 rule "user = \"$(id -un)\"" | TIMEOUT=60s site
 sed -i 's/^\(Slurmc*t*l*dDebug\)=.*/\1=error/' "$SLURM_CONF"
-if [ "$2" = without ]; then
-	: >plugstack.conf
-	sed -i '/^PrologSlurmctld\|^EpilogSlurmctld/d' "$SLURM_CONF"
-fi
+[ "$2" = with ] || : >plugstack.conf
+case $2 in
+without) sed -i '/^PrologSlurmctld\|^EpilogSlurmctld/d' "$SLURM_CONF" ;;
+empty) sed -i 's,^\(PrologSlurmctld\|EpilogSlurmctld\)=.*,\1=/bin/true,' "$SLURM_CONF" ;;
+esac
 { munge_up && agent_up && cluster_up; } >&2 || exit
 printf '{"conf": "%s", "munge": "%s", "port": %s, "agent_uid": %s, "agent": %s, "cluster": "%s"}\n' "$SLURM_CONF" "$MUNGE_SOCKET" \
 	"$AGENT_PORT" "$(id -u "$CONTROLLER")" "$AGENT" "$CLUSTER"

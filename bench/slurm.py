@@ -1,4 +1,5 @@
-"""What workflow tokens cost on Slurm: two clusters on this machine, one with the product and one without, in turns."""
+"""What workflow tokens cost on Slurm: clusters on this machine with the product, without it,
+and with the prologs alone that it needs, in turns."""
 
 import json
 import os
@@ -51,19 +52,25 @@ def rss(pid):
 def main():
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o711)
-        ours, peer = Cluster(directory, "with"), Cluster(directory, "without")
+        names = ("with", "without", "empty")
+        clusters = {name: Cluster(directory, name) for name in names}
+        ours = clusters["with"]
         try:
             section(f"Jobs of one task on a real Slurm {ours.run('srun', '--version').split()[1]}, each with a token")
-            times = {True: [], False: []}
-            for mine in turns(ROUNDS * 4):
-                times[mine].append((ours if mine else peer).srun())
-            more = (statistics.median(times[True]) - statistics.median(times[False])) * 1e3
-            at_most("srun true, more than with no plugin", ms(times[True]), ms(times[False]), more, 10, "ms")
-            rates = {True: [], False: []}
-            for mine in turns(max(2, ROUNDS // 2)):
-                rates[mine].append((ours if mine else peer).rate())
-            shown = [f"{statistics.median(rates[mine]):.1f} jobs/s" for mine in (True, False)]
-            at_least(f"throughput of {JOBS} batch jobs", *shown, ratio(rates[True], rates[False]), 0.97)
+            times = {name: [] for name in names}
+            for turn in range(ROUNDS * 4):
+                for name in names if turn % 2 else reversed(names):
+                    times[name].append(clusters[name].srun())
+            for peer, what in (("without", "no plugin"), ("empty", "prologs of the controller that do nothing")):
+                more = (statistics.median(times["with"]) - statistics.median(times[peer])) * 1e3
+                at_most(f"srun true, more than with {what}", ms(times["with"]), ms(times[peer]), more, 10, "ms")
+            rates = {name: [] for name in names}
+            for turn in range(max(2, ROUNDS // 2)):
+                for name in names if turn % 2 else reversed(names):
+                    rates[name].append(clusters[name].rate())
+            for peer, what in (("without", "no plugin"), ("empty", "prologs of the controller that do nothing")):
+                shown = [f"{statistics.median(rates[name]):.1f} jobs/s" for name in ("with", peer)]
+                at_least(f"throughput of {JOBS} batch jobs, and with {what}", *shown, ratio(rates["with"], rates[peer]), 0.97)
 
             # A job that stays, and its node's requests.
             ours.run("sbatch", "--output=/dev/null", "--wrap=sleep 600")
@@ -82,8 +89,8 @@ def main():
                 f"{pairs:.0f}/s munge_encode and munge_decode alone", f"ratio {ask / pairs:.2f}", wanted, ask >= 5000)
             row("memory of the agent after them", f"{rss(facts['agent']) - before} KiB more", "", "")
         finally:
-            ours.close()
-            peer.close()
+            for cluster in clusters.values():
+                cluster.close()
 
 
 main()
