@@ -95,7 +95,7 @@ test_expect_success 'that outlives the agent and the plugin' '
 
 test_expect_success 'a single token is revoked' '
 	jti=$(tool inspect --json - <"$canaries/two" | member claims.jti) &&
-	tool revoke --jti "$jti" && refused two "it was revoked" &&
+	tool revoke --jti="$jti" && refused two "it was revoked" &&
 	four=$(holder four) && verify four
 '
 

@@ -19,7 +19,8 @@ pub struct Args {
     jobid: Option<String>,
 
     /// The token with this id (claim `jti`)
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new(), group = "subject")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new(), group = "subject",
+        allow_hyphen_values = true)]
     jti: Option<String>,
 
     /// The user (claim `sub`, or the owner of the job of a token)
