@@ -322,11 +322,11 @@ impl Report {
         }
         self.is_sent = true;
         let _ = self.replies.send(match outcome.result {
-            Ok(Sealed::Record { record, names, renewal }) => Reply::Delivered {
+            Ok(Sealed::Record { record, names, due }) => Reply::Delivered {
                 number,
                 record,
                 names,
-                renewal,
+                due,
             },
             Ok(Sealed::NoRule) => Reply::NoRule { number },
             Err(failure) => Reply::Failed { number, failure },

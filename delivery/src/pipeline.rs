@@ -36,8 +36,8 @@ pub enum Sealed {
         record: String,
         /// The names of its variables.
         names: Vec<String>,
-        /// When the next one is due.
-        renewal: seal::Renewal,
+        /// The next one; none if there will be no other.
+        due: Option<seal::Due>,
     },
     /// No rule is for the job owner.
     NoRule,
@@ -329,7 +329,7 @@ impl Engine {
                     return Ok(Sealed::Record {
                         record: record.to_json(),
                         names,
-                        renewal: record.renewal().clone(),
+                        due: record.renewal().due(),
                     });
                 }
                 Err(e) if e.is_retryable() => {

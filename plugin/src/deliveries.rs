@@ -161,12 +161,12 @@ impl Deliveries {
                     number,
                     record,
                     names,
-                    renewal,
+                    due,
                 },
                 Some(job),
             ) => {
                 about = Some(job);
-                let delivered = Delivered { names, renewal };
+                let delivered = Delivered { names, due };
                 self.unless_it_panics(job, || self.sealed(job, number, record, delivered));
             }
             (Reply::NoRule { .. }, Some(job)) => self.unless_it_panics(job, || self.no_rule(job)),

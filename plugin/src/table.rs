@@ -7,7 +7,7 @@ use std::{
 
 use ffi::JobId;
 use protocol::Failure;
-use seal::Renewal;
+use seal::Due;
 
 /// Called at the end of a delivery, unless it was given up.
 pub type End = Box<dyn FnOnce(Result<Delivered, Failure>)>;
@@ -17,8 +17,8 @@ pub type End = Box<dyn FnOnce(Result<Delivered, Failure>)>;
 pub struct Delivered {
     /// The names of its variables.
     pub names: Vec<String>,
-    /// When the next record is due.
-    pub renewal: Renewal,
+    /// The next record; none if there will be no other.
+    pub due: Option<Due>,
 }
 
 /// The purpose of a delivery.

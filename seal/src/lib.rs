@@ -19,7 +19,7 @@ pub use error::{Error, Owner};
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
 pub use payload::MAX_PAYLOAD;
 pub use record::{Expected, Opened, Record, Staleness, key};
-pub use renewal::{OnExpiry, Renewal};
+pub use renewal::{Due, OnExpiry, Renewal};
 pub use secrecy::ExposeSecret;
 pub use socket::MungeUser;
 pub use variables::{NameError, Secret, Variables, check_name};

@@ -25,6 +25,19 @@ pub struct Renewal {
     pub on_expiry: OnExpiry,
 }
 
+/// The next record of a job, for whoever fetches it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Due {
+    /// The number of records that the job had before it.
+    pub records: u32,
+    /// As in [`Renewal`].
+    pub renew_at: f64,
+    /// As in [`Renewal`].
+    pub expires_at: Option<f64>,
+    /// As in [`Renewal`].
+    pub on_expiry: OnExpiry,
+}
+
 /// The consequence of a token that expires before it could be renewed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -39,6 +52,16 @@ pub enum OnExpiry {
 }
 
 impl Renewal {
+    /// Returns the next record; none if there will be no other.
+    pub fn due(&self) -> Option<Due> {
+        Some(Due {
+            records: self.generation.saturating_add(1),
+            renew_at: self.renew_at?,
+            expires_at: self.expires_at,
+            on_expiry: self.on_expiry,
+        })
+    }
+
     /// Writes it as the next member of an object of JSON, unless it is that of a record that stays the only one.
     pub(crate) fn write_member(&self, out: &mut impl Write) -> io::Result<()> {
         if *self == Self::default() {

@@ -173,8 +173,8 @@ pub enum Reply {
         record: String,
         /// The names of its variables.
         names: Vec<String>,
-        /// When the next record is due.
-        renewal: seal::Renewal,
+        /// The next record; none if there will be no other.
+        due: Option<seal::Due>,
     },
     /// No rule is for the owner of the job.
     NoRule {

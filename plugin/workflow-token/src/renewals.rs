@@ -18,7 +18,7 @@ use std::{
 use ffi::{Flux, JobId, Jobtap, LogLevel, Watcher};
 use plugin::{Delivered, ReadEvent, Reader, Subject, TURN};
 use protocol::Failure;
-use seal::{OnExpiry, Record, Renewal};
+use seal::{Due, OnExpiry, Record};
 
 /// The pauses after a failure: the first and the longest. While the token is valid, a pause is at most a quarter of its
 /// remaining lifetime.
@@ -115,7 +115,7 @@ impl Renewals {
 
     /// Schedules the renewal of a record that was committed.
     pub fn committed(self: &Rc<Self>, job: JobId, delivered: &Delivered) {
-        self.follow(job, &delivered.renewal);
+        self.follow(job, delivered.due);
     }
 
     /// Reads the record of a job that ran when the plugin was loaded.
@@ -171,7 +171,7 @@ impl Renewals {
             return;
         }
         match Record::from_json(text) {
-            Ok(record) => self.follow(job, record.renewal()),
+            Ok(record) => self.follow(job, record.renewal().due()),
             Err(e) => {
                 let line = format!("{job}: its token is not renewed: its sealed record cannot be used: {e}");
                 (self.report)(RenewalEvent::Log(LogLevel::Err, line));
@@ -179,10 +179,10 @@ impl Renewals {
         }
     }
 
-    fn follow(self: &Rc<Self>, job: JobId, renewal: &Renewal) {
+    fn follow(self: &Rc<Self>, job: JobId, due: Option<Due>) {
         let former = self.jobs.borrow().get(&job).and_then(|next| next.pause);
         self.forget(job);
-        if let Some(next) = Next::of(renewal, SystemTime::now(), Instant::now()) {
+        if let Some(next) = due.and_then(|due| Next::of(due, SystemTime::now(), Instant::now())) {
             self.schedule.borrow_mut().insert((next.at, job));
             self.jobs.borrow_mut().insert(job, next);
             self.wake();
@@ -268,8 +268,8 @@ impl Renewals {
 }
 
 impl Next {
-    /// Returns the next record after one; none if there is to be none.
-    fn of(renewal: &Renewal, clock: SystemTime, now: Instant) -> Option<Self> {
+    /// Returns the schedule of a record; none if it is due after the end of time.
+    fn of(due: Due, clock: SystemTime, now: Instant) -> Option<Self> {
         let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let instant = |seconds: f64| {
             // What is over, or no time at all, is now; and `max` takes a number before NaN.
@@ -278,11 +278,11 @@ impl Next {
         };
         Some(Self {
             // What is beyond the end of time is not due.
-            at: instant(renewal.renew_at?)?,
+            at: instant(due.renew_at)?,
             state: State::Waiting,
-            records: renewal.generation.saturating_add(1),
-            expires: renewal.expires_at.and_then(instant),
-            on_expiry: renewal.on_expiry,
+            records: due.records,
+            expires: due.expires_at.and_then(instant),
+            on_expiry: due.on_expiry,
             pause: None,
         })
     }
@@ -325,32 +325,22 @@ mod tests {
 
     const CLOCK: SystemTime = SystemTime::UNIX_EPOCH;
 
-    fn renewal(renew_at: Option<f64>, expires_at: Option<f64>) -> Renewal {
-        Renewal {
+    fn due(renew_at: f64, expires_at: Option<f64>) -> Due {
+        Due {
+            records: 1,
             renew_at,
             expires_at,
             on_expiry: OnExpiry::Exception,
-            ..Renewal::default()
         }
     }
 
     #[test]
-    fn a_record_that_stays_is_not_renewed() {
+    fn a_record_is_due_at_its_time_and_one_that_was_due_is_now() {
         let now = Instant::now();
-        for renewal in [
-            renewal(None, None),
-            renewal(None, Some(9.0)),
-            renewal(Some(f64::MAX), None),
-        ] {
-            assert!(
-                Next::of(&renewal, CLOCK, now).is_none_or(|next| next.at > now + LONGEST),
-                "{renewal:?}"
-            );
-        }
-        // One that was due while no plugin was loaded, or that is damaged, is due now.
+        assert!(Next::of(due(f64::MAX, None), CLOCK, now).is_none_or(|next| next.at > now + LONGEST));
+        // It was due while no plugin was loaded, or is damaged.
         for renew_at in [0.0, -1.0, f64::NAN] {
-            let next = Next::of(&renewal(Some(renew_at), None), CLOCK, now).unwrap();
-            assert_eq!(next.at, now);
+            assert_eq!(Next::of(due(renew_at, None), CLOCK, now).unwrap().at, now);
         }
     }
 
@@ -358,7 +348,7 @@ mod tests {
     fn a_renewal_that_fails_is_tried_again_until_long_after_its_expiry_which_is_reported_once() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        let mut next = Next::of(&renewal(Some(40.0), Some(60.0)), CLOCK, start).unwrap();
+        let mut next = Next::of(due(40.0, Some(60.0)), CLOCK, start).unwrap();
         assert_eq!(next.at, at(40.0));
         let (mut tries, mut expiries, mut now) = (0, Vec::new(), next.at);
         while now < at(3600.0) {
@@ -377,7 +367,7 @@ mod tests {
     #[test]
     fn a_token_that_expires_while_it_is_renewed_is_reported() {
         let start = Instant::now();
-        let mut next = Next::of(&renewal(Some(1.0), Some(2.0)), CLOCK, start).unwrap();
+        let mut next = Next::of(due(1.0, Some(2.0)), CLOCK, start).unwrap();
         assert_eq!(next.is_due(next.at), (None, Some(1)));
         assert_eq!(next.is_due(next.at), (Some(OnExpiry::Exception), None));
         assert!(next.at > start + LONGEST);
