@@ -28,7 +28,7 @@ rule() {
 # Prints what it has of DWS where it is not searched.
 program keep <<-EOF
 	#!/bin/sh
-	printenv | grep ^DW_ | sort >"$canaries/environ"
+	printenv | grep ^DW_ | grep -v ^DW_WORKFLOW_TOKEN_FILE= | sort >"$canaries/environ"
 EOF
 quiet_program
 
