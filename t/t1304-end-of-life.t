@@ -25,6 +25,8 @@ site() {
 		workspace = "w"
 		renew = 0.1
 		renew-signal = "SIGURG"
+		audiences = ["archive"]
+		max-lifetime = "1h"
 	EOF
 }
 
@@ -102,6 +104,17 @@ test_expect_success 'a single token is revoked' '
 test_expect_success 'the tokens of a user are revoked, and later ones are valid' '
 	tool revoke --user "$(id -un)" && refused four "it was revoked" &&
 	later() { rm -f "$canaries/five" && five=$(holder five) && verify five; } && eventually later
+'
+
+test_expect_success 'a user requests another audience and a shorter lifetime, and nothing that is not allowed' '
+	flux run -S token.default.audience=archive -S token.default.lifetime=5m sh -c "umask 077
+		printf %s \"\$DW_WORKFLOW_TOKEN\" >\"$canaries/requested\"" &&
+	tool verify --keys "$KEYS" --issuer "$ISSUER" --audience archive --json - <"$canaries/requested" >claims &&
+	test $(($(member claims.exp <claims) - $(member claims.iat <claims))) -eq 300 &&
+	test_must_fail flux submit -S token.default.audience=bank true 2>err &&
+	grep "token.default.audience: .bank. is not allowed: allowed are service, archive" err &&
+	test_must_fail flux submit -S token.default.lifetime=2h true 2>err && grep "at most 3600 s" err &&
+	test_must_fail flux submit -S token.other.scope=x true 2>err && grep "gets no such token, but default" err
 '
 
 test_expect_success 'a revocation that cannot be stored is an error' '
