@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use protocol::{MAX_SUBJECTS, MAX_TEXT, Subject, TokenFacts};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,7 @@ impl Revocations {
             path: directory.join(NAME),
             known: Mutex::default(),
         };
+        let _lock = revocations.lock().map_err(failed)?;
         let mut known = Known::default();
         revocations.read(&mut known).map_err(failed)?;
         let count = known.all.len();
@@ -102,6 +104,7 @@ impl Revocations {
         let at = now();
         let until = at + keep.min(LONGEST).as_secs_f64();
         let added = (|| {
+            let directory = self.lock()?;
             self.read(&mut known)?;
             if known.all.len() + subjects.len() > MOST {
                 return Err(io::Error::other(format!(
@@ -124,7 +127,7 @@ impl Revocations {
             }
             file.write_all(&lines)?;
             file.sync_all()?;
-            File::open(self.path.parent().unwrap_or(&self.path))?.sync_all()?;
+            directory.sync_all()?;
             self.read(&mut known)
         })();
         added.map_err(|e| format!("{}: the revocation could not be stored: {e}", self.path.display()))
@@ -156,6 +159,12 @@ impl Revocations {
                 .and_then(|sub| of(Subject::User(sub)))
                 .is_some_and(is_older)
             || job.and_then(|job| of(Subject::Uid(job.uid))).is_some_and(is_older))
+    }
+
+    /// Locks the directory, so that no agent writes the file anew while another one adds to it.
+    fn lock(&self) -> io::Result<Flock<File>> {
+        let directory = File::open(self.path.parent().unwrap_or(&self.path))?;
+        Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, e)| e.into())
     }
 
     /// Reads what was added to the file.
@@ -262,7 +271,7 @@ mod tests {
                 [true, false, true, false]
             );
         }
-        // What one agent adds, the other one knows.
+        // Each agent reads what the other one adds.
         after.revoke(&[job(None, 4)], HOUR).unwrap();
         assert_eq!(revocations.is_revoked(&of_job(4)), Ok(true));
     }

@@ -120,15 +120,8 @@ impl Instances {
                 }
             }
             Question::Revoke { subjects, keep_secs } => {
-                let wanted = subjects.iter().find_map(|subject| match subject {
-                    Subject::Job { instance, .. } => instance.clone(),
-                    _ => None,
-                });
-                let mut stores = stores.into_iter();
-                let stores = stores
-                    .by_ref()
-                    .filter(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
-                revoke(stores.map(|(_, store)| store).collect(), subjects, keep_secs).await
+                let stores = stores.into_iter().map(|(_, store)| store).collect();
+                revoke(stores, subjects, keep_secs).await
             }
         }
     }

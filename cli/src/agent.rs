@@ -25,9 +25,9 @@ const SOCKET: &str = "workflow-token-agent";
 
 /// The agent that is asked.
 pub enum Agent {
-    /// That of an instance of Flux.
+    /// The agent of an instance of Flux, by its socket.
     Flux(PathBuf),
-    /// That of a Slurm cluster, and the name of the cluster.
+    /// The agent of a Slurm cluster, by its socket and the name of the cluster.
     Slurm(PathBuf, String),
 }
 

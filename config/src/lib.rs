@@ -169,7 +169,7 @@ pub struct Rule {
     pub check: Check,
     /// How the token is renewed before it expires.
     pub renewal: Renewal,
-    /// What users may request besides the default.
+    /// The audiences and scopes that users may request besides the defaults.
     pub allowed: Allowed,
 }
 

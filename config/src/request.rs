@@ -55,7 +55,7 @@ impl From<RequestTable> for TokenRequest {
 /// The requests of a job, by the names of its tokens.
 pub type TokenRequests = BTreeMap<String, TokenRequest>;
 
-/// What the users of a rule may request besides its defaults.
+/// The audiences and scopes that users of a rule may request besides its defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Audiences.
@@ -67,7 +67,7 @@ pub struct Allowed {
 /// Parses the requests of a job.
 ///
 /// # Errors
-/// What is wrong with them, for the user.
+/// For the user: the key, and the error.
 pub fn parse_requests(value: Value) -> Result<TokenRequests, String> {
     let tables: BTreeMap<String, RequestTable> = serde_path_to_error::deserialize(value).map_err(|e| {
         format!(
@@ -111,7 +111,7 @@ impl Rule {
     /// Checks a request for the token of this rule.
     ///
     /// # Errors
-    /// What is not allowed, and what is, for the user.
+    /// For the user: the key, and the values that are allowed.
     pub fn admit(&self, request: &TokenRequest) -> Result<(), String> {
         let (audiences, scope, longest) = match &self.source {
             Source::Issuer(issuer) => (&issuer.audience, None, Some(issuer.max_lifetime)),

@@ -68,7 +68,7 @@ pub async fn is_active(jobid: u32) -> Result<bool, String> {
     let job = format!("--jobs={jobid}");
     match run("squeue", &["--all", "--noheader", "--states=all", &job, "--format=%T"]).await {
         Ok(answer) => Ok(answer.lines().any(|state| !ENDED.contains(&state.trim()))),
-        // It is so old that Slurm has forgotten it.
+        // Slurm forgets jobs MinJobAge after their end, slurm.conf(5).
         Err(e) if e.contains("Invalid job id") => Ok(false),
         Err(e) => Err(e),
     }
