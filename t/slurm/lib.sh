@@ -37,6 +37,17 @@ finished() {
 		! grep -qvx "COMPLETED\|FAILED\|CANCELLED\|TIMEOUT\|NODE_FAIL" <<<"$states"
 }
 
+# is_pending ID: it waits to be started.
+is_pending() {
+	test "$(squeue --noheader --jobs="$1" --format=%T)" = PENDING
+}
+
+# requeue ID: Slurm holds the job back for two minutes. It need not, but a node refuses a job that starts in the same second as
+# it was revoked.
+requeue() {
+	scontrol requeue "$1" && eventually is_pending "$1" && scontrol update JobId="$1" StartTime=now+3
+}
+
 # is_empty DIRECTORY
 is_empty() {
 	test -z "$(ls -A "$1")"

@@ -104,12 +104,6 @@ test_expect_success 'each component of a heterogeneous job of several nodes' '
 	test_cmp expected shared/het.out
 '
 
-# runs_again: Slurm holds a requeued job back for two minutes.
-runs_again() {
-	scontrol update JobId="$id" StartTime=now 2>/dev/null
-	grep -qF -f token shared/requeued
-}
-
 test_expect_success 'a job that is requeued gets a new token' '
 	program "$PWD/shared/wait" <<-EOF &&
 		#!/bin/sh
@@ -119,8 +113,7 @@ test_expect_success 'a job that is requeued gets a new token' '
 	id=$(batch "$ALICE" --requeue -o /dev/null "$PWD/shared/wait") &&
 	eventually test -s shared/requeued &&
 	token_file token >/dev/null && chown "$CONTROLLER" token &&
-	scontrol requeue "$id" &&
-	LONGEST=300 eventually runs_again &&
+	requeue "$id" && LONGEST=300 eventually grep -qF -f token shared/requeued &&
 	eventually finished "$id" &&
 	test "$(wc -l <shared/requeued)" -eq 2
 '

@@ -158,12 +158,6 @@ test_expect_success 'both are back, and their agents share a directory' '
 	sed -i "s,ctl2-store,store," ctl2.toml && second_agent_up && works
 '
 
-# runs_again: Slurm holds a requeued job back for two minutes.
-runs_again() {
-	scontrol update JobId="$id" StartTime=now 2>/dev/null
-	has_lines 2 . shared/requeued
-}
-
 test_expect_success 'a job that the backup requeues gets a new token' '
 	program "$PWD/shared/wait" <<-EOF &&
 		#!/bin/sh
@@ -174,7 +168,7 @@ test_expect_success 'a job that the backup requeues gets a new token' '
 	eventually test -s shared/requeued && is_saved requeued &&
 	controller_down ctl1 KILL && eventually took_control ctl2 4 && works &&
 	cp token former && token_file token >/dev/null && chown "$CONTROLLER" token &&
-	scontrol requeue "$id" && LONGEST=300 eventually runs_again &&
+	requeue "$id" && LONGEST=300 eventually has_lines 2 . shared/requeued &&
 	cat former token >expected && test_cmp expected shared/requeued
 '
 
