@@ -6,7 +6,9 @@
 //!
 //! Secrets are kept in [`Secret`], which zeroizes when dropped and does not print.
 
+mod attempts;
 mod error;
+mod files;
 mod munge;
 mod payload;
 mod record;
@@ -15,7 +17,9 @@ mod socket;
 mod variables;
 mod version;
 
+pub use attempts::Attempts;
 pub use error::{Error, Owner};
+pub use files::{TokenFiles, on_this_node};
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
 pub use payload::MAX_PAYLOAD;
 pub use record::{Expected, Opened, Record, Staleness, key};

@@ -1,8 +1,21 @@
 //! The generations of a record. A job whose token expires gets one record after the other, each in place of the former.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
+
+/// The part of the time between two records over which the nodes of a job spread their look-ups.
+const SPREAD: f64 = 0.1;
+
+/// The time that the next record takes from its source to where nodes look it up, at least, in seconds: the first look-up is later.
+const LEAD: f64 = 0.2;
+
+/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest, which counts once the token has
+/// expired. Until then a pause is a quarter of its remaining lifetime.
+const PAUSES: (f64, f64) = (0.5, 60.0);
 
 /// The generation of a record, and how tasks get the next one. Times are in seconds since 1970-01-01T00:00:00Z, by the clock
 /// of the sealing node.
@@ -62,6 +75,23 @@ impl Renewal {
         })
     }
 
+    /// Returns how long a node of the job waits until it looks the next record up; none if there will be no other. `place` is that
+    /// of the node among the others, from 0 to 1.
+    pub fn look_up_in(&self, clock: SystemTime, place: f64) -> Option<Duration> {
+        let until = (self.renew_at? - seconds(clock)).max(0.0);
+        Duration::try_from_secs_f64(until + LEAD + until * SPREAD * place).ok()
+    }
+
+    /// Returns how long a node waits until it looks a record up again that was not there yet.
+    pub fn look_up_again_in(&self, clock: SystemTime) -> Duration {
+        let left = self.expires_at.map(|at| at - seconds(clock));
+        Duration::from_secs_f64(match left {
+            // Nodes whose token has expired do not keep anybody busy.
+            Some(left) if left > 0.0 => (left / 4.0).clamp(PAUSES.0, PAUSES.1),
+            _ => PAUSES.1,
+        })
+    }
+
     /// Writes it as the next member of an object of JSON, unless it is that of a record that stays the only one.
     pub(crate) fn write_member(&self, out: &mut impl Write) -> io::Result<()> {
         if *self == Self::default() {
@@ -79,5 +109,52 @@ impl Renewal {
         }
         let names = self.files.iter().chain(&self.bearer);
         MEMBERS + names.map(|name| name.len() + 4).sum::<usize>()
+    }
+}
+
+fn seconds(clock: SystemTime) -> f64 {
+    let since = clock.duration_since(SystemTime::UNIX_EPOCH);
+    since.as_ref().map_or(0.0, Duration::as_secs_f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_record_that_is_late_is_looked_up_more_often_the_sooner_the_token_expires() {
+        let pause = |expires_at, now| {
+            let renewal = Renewal {
+                expires_at,
+                ..Renewal::default()
+            };
+            renewal.look_up_again_in(at(now)).as_secs_f64()
+        };
+        assert_eq!(pause(Some(1000.0), 0), 60.0);
+        assert_eq!(pause(Some(20.0), 0), 5.0);
+        assert_eq!(pause(Some(1.0), 0), 0.5);
+        assert_eq!(pause(Some(1.0), 2), 60.0);
+        assert_eq!(pause(Some(f64::NAN), 2), 60.0);
+        assert_eq!(pause(None, 2), 60.0);
+    }
+
+    #[test]
+    fn nodes_look_a_record_up_one_after_the_other_once_it_is_due() {
+        let look_up = |renew_at, place| {
+            let renewal = Renewal {
+                renew_at,
+                ..Renewal::default()
+            };
+            renewal.look_up_in(at(100), place).map(|time| time.as_secs_f64())
+        };
+        assert_eq!(look_up(Some(1100.0), 0.0), Some(1000.2));
+        assert_eq!(look_up(Some(1100.0), 1.0), Some(1100.2));
+        assert_eq!(look_up(Some(1.0), 1.0), Some(0.2));
+        assert_eq!(look_up(Some(f64::MAX), 1.0), None);
+        assert_eq!(look_up(None, 1.0), None);
     }
 }

@@ -2,7 +2,6 @@
 //! as the job owner; and the settings in the shell's initrc.
 #![forbid(unsafe_code)]
 
-mod files;
 mod record;
 mod settings;
 
@@ -10,7 +9,6 @@ use std::ffi::CStr;
 
 use ffi::{Plugin, Shell, ShellLogLevel};
 
-pub use files::{TokenFiles, on_this_node};
 pub use record::{LOOKUP_TIMEOUT, Reader, answer, late, look_up};
 pub use settings::Settings;
 

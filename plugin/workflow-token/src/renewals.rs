@@ -18,14 +18,7 @@ use std::{
 use ffi::{Flux, JobId, Jobtap, LogLevel, Watcher};
 use plugin::{Delivered, ReadEvent, Reader, Subject, TURN};
 use protocol::Failure;
-use seal::{Due, OnExpiry, Record};
-
-/// The pauses after a failure: the first and the longest. While the token is valid, a pause is at most a quarter of its
-/// remaining lifetime.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-
-/// The shortest pause.
-const SHORTEST: Duration = Duration::from_millis(250);
+use seal::{Attempts, Due, OnExpiry, Record};
 
 /// The longest time that a timer is set to.
 const LONGEST: Duration = Duration::from_secs(86_400);
@@ -56,33 +49,11 @@ pub(crate) struct Renewals {
     flux: Flux<'static>,
     report: Box<dyn Fn(RenewalEvent)>,
     reader: Rc<Reader>,
-    jobs: RefCell<BTreeMap<JobId, Next>>,
+    jobs: RefCell<BTreeMap<JobId, Attempts>>,
     schedule: RefCell<BTreeSet<(Instant, JobId)>>,
     /// The timer of the first of the schedule, and when it expires.
     timer: RefCell<Option<(Instant, Watcher)>>,
     is_in_turn: Cell<bool>,
-}
-
-/// The next record of a job.
-#[derive(Debug, Clone)]
-struct Next {
-    /// When the schedule has it.
-    at: Instant,
-    state: State,
-    /// The number of records that the job has had.
-    records: u32,
-    expires: Option<Instant>,
-    on_expiry: OnExpiry,
-    /// The pause after the last failure in a row.
-    pause: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Until the record is due.
-    Waiting,
-    /// A delivery is under way. The schedule has the expiry of the token.
-    Renewing,
 }
 
 impl Renewals {
@@ -128,27 +99,14 @@ impl Renewals {
     pub fn forget(&self, job: JobId) {
         self.reader.forget(job);
         if let Some(next) = self.jobs.borrow_mut().remove(&job) {
-            self.schedule.borrow_mut().remove(&(next.at, job));
+            self.schedule.borrow_mut().remove(&(next.at(), job));
         }
     }
 
     /// Retries the renewal of a job after a pause.
     pub fn failed(self: &Rc<Self>, job: JobId, why: &Failure) {
-        let now = Instant::now();
-        let Some((is_first, left)) = self.change(job, |next| {
-            let is_first = next.pause.is_none();
-            next.fail(now);
-            (is_first, next.left(now))
-        }) else {
-            return;
-        };
         // One line for each job, however often it is tried.
-        if is_first {
-            let validity = match left {
-                Some(Duration::ZERO) => "has expired".to_owned(),
-                Some(left) => format!("expires in {} s", left.as_secs()),
-                None => "does not expire".to_owned(),
-            };
+        if let Some(Some(validity)) = self.change(job, |next| next.fail(Instant::now())) {
             let line = format!(
                 "{job}: its workflow token, which {validity}, could not be renewed: {}: trying again [{}]",
                 why.operator, why.code
@@ -180,27 +138,27 @@ impl Renewals {
     }
 
     fn follow(self: &Rc<Self>, job: JobId, due: Option<Due>) {
-        let former = self.jobs.borrow().get(&job).and_then(|next| next.pause);
+        let had_failed = self.jobs.borrow().get(&job).is_some_and(Attempts::has_failed);
         self.forget(job);
-        if let Some(next) = due.and_then(|due| Next::of(due, SystemTime::now(), Instant::now())) {
-            self.schedule.borrow_mut().insert((next.at, job));
+        if let Some(next) = due.and_then(|due| Attempts::of(due, SystemTime::now(), Instant::now())) {
+            self.schedule.borrow_mut().insert((next.at(), job));
             self.jobs.borrow_mut().insert(job, next);
             self.wake();
         }
-        if former.is_some() {
+        if had_failed {
             let line = format!("{job}: its workflow token was renewed");
             (self.report)(RenewalEvent::Log(LogLevel::Info, line));
         }
     }
 
     /// Changes a job, and its place in the schedule.
-    fn change<T>(&self, job: JobId, change: impl FnOnce(&mut Next) -> T) -> Option<T> {
+    fn change<T>(&self, job: JobId, change: impl FnOnce(&mut Attempts) -> T) -> Option<T> {
         let mut jobs = self.jobs.borrow_mut();
         let next = jobs.get_mut(&job)?;
         let mut schedule = self.schedule.borrow_mut();
-        schedule.remove(&(next.at, job));
+        schedule.remove(&(next.at(), job));
         let result = change(next);
-        schedule.insert((next.at, job));
+        schedule.insert((next.at(), job));
         Some(result)
     }
 
@@ -264,112 +222,5 @@ impl Renewals {
         if let Some(records) = renew {
             (self.report)(RenewalEvent::Due(job, records));
         }
-    }
-}
-
-impl Next {
-    /// Returns the schedule of a record; none if it is due after the end of time.
-    fn of(due: Due, clock: SystemTime, now: Instant) -> Option<Self> {
-        let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let instant = |seconds: f64| {
-            // What is over, or no time at all, is now; and `max` takes a number before NaN.
-            let ahead = (seconds - clock.as_secs_f64()).max(0.0);
-            now.checked_add(Duration::try_from_secs_f64(ahead).ok()?)
-        };
-        Some(Self {
-            // What is beyond the end of time is not due.
-            at: instant(due.renew_at)?,
-            state: State::Waiting,
-            records: due.records,
-            expires: due.expires_at.and_then(instant),
-            on_expiry: due.on_expiry,
-            pause: None,
-        })
-    }
-
-    /// Returns the time for which the token is valid; none if it does not expire.
-    fn left(&self, now: Instant) -> Option<Duration> {
-        self.expires.map(|expires| expires.saturating_duration_since(now))
-    }
-
-    /// Takes note of a failure.
-    fn fail(&mut self, now: Instant) {
-        self.state = State::Waiting;
-        let doubled = self.pause.map_or(PAUSES.0, |pause| (pause * 2).min(PAUSES.1));
-        self.pause = Some(doubled);
-        let left = self.left(now).filter(|left| !left.is_zero());
-        let pause = left.map_or(doubled, |left| doubled.min((left / 4).max(SHORTEST)));
-        // Its expiry is not missed.
-        self.at = earlier(now + pause, self.expires.filter(|expires| *expires > now));
-    }
-
-    /// Returns the consequence of the token's expiry, if it has just expired, and the number of records that the job has had,
-    /// if the next is to be fetched.
-    fn is_due(&mut self, now: Instant) -> (Option<OnExpiry>, Option<u32>) {
-        let expired = self.expires.take_if(|expires| *expires <= now).map(|_| self.on_expiry);
-        let renew = (self.state == State::Waiting).then_some(self.records);
-        self.state = State::Renewing;
-        // The delivery reports its end.
-        self.at = earlier(now + LONGEST, self.expires);
-        (expired, renew)
-    }
-}
-
-fn earlier(one: Instant, other: Option<Instant>) -> Instant {
-    other.map_or(one, |other| one.min(other))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CLOCK: SystemTime = SystemTime::UNIX_EPOCH;
-
-    fn due(renew_at: f64, expires_at: Option<f64>) -> Due {
-        Due {
-            records: 1,
-            renew_at,
-            expires_at,
-            on_expiry: OnExpiry::Exception,
-        }
-    }
-
-    #[test]
-    fn a_record_is_due_at_its_time_and_one_that_was_due_is_now() {
-        let now = Instant::now();
-        assert!(Next::of(due(f64::MAX, None), CLOCK, now).is_none_or(|next| next.at > now + LONGEST));
-        // It was due while no plugin was loaded, or is damaged.
-        for renew_at in [0.0, -1.0, f64::NAN] {
-            assert_eq!(Next::of(due(renew_at, None), CLOCK, now).unwrap().at, now);
-        }
-    }
-
-    #[test]
-    fn a_renewal_that_fails_is_tried_again_until_long_after_its_expiry_which_is_reported_once() {
-        let start = Instant::now();
-        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        let mut next = Next::of(due(40.0, Some(60.0)), CLOCK, start).unwrap();
-        assert_eq!(next.at, at(40.0));
-        let (mut tries, mut expiries, mut now) = (0, Vec::new(), next.at);
-        while now < at(3600.0) {
-            let (expired, renew) = next.is_due(now);
-            expiries.extend(expired.map(|_| now));
-            assert_eq!(renew, Some(1));
-            tries += 1;
-            next.fail(now);
-            assert!(next.at > now);
-            now = next.at;
-        }
-        assert_eq!(expiries, [at(60.0)]);
-        assert!((10..40).contains(&tries), "{tries}");
-    }
-
-    #[test]
-    fn a_token_that_expires_while_it_is_renewed_is_reported() {
-        let start = Instant::now();
-        let mut next = Next::of(due(1.0, Some(2.0)), CLOCK, start).unwrap();
-        assert_eq!(next.is_due(next.at), (None, Some(1)));
-        assert_eq!(next.is_due(next.at), (Some(OnExpiry::Exception), None));
-        assert!(next.at > start + LONGEST);
     }
 }

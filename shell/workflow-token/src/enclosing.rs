@@ -6,8 +6,8 @@
 
 use std::{env, fs::File, io::Read, path::Path};
 
+use seal::on_this_node;
 use seal::{Secret, Variables};
-use shell::on_this_node;
 use zeroize::Zeroizing;
 
 /// The variable with the names of those that the plugin sets, separated by spaces. Commands that submit jobs from within this

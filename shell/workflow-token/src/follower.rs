@@ -7,20 +7,10 @@ use std::{
 };
 
 use ffi::{Flux, PendingFuture, Plugin, Shell, ShellLogLevel, Watcher};
-use seal::{Opened, Renewal};
-use shell::{LOOKUP_TIMEOUT, Settings, TokenFiles, look_up};
+use seal::{Opened, Renewal, TokenFiles};
+use shell::{LOOKUP_TIMEOUT, Settings, look_up};
 
 use crate::token::READER;
-
-/// The part of the time between two records over which the nodes of a job spread their look-ups.
-const SPREAD: f64 = 0.1;
-
-/// The time that the next record takes from its source to the KVS, at least: the first look-up is later.
-const LEAD: f64 = 0.2;
-
-/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest, which counts once the token has
-/// expired. Until then a pause is a quarter of its remaining lifetime.
-const PAUSES: (f64, f64) = (0.5, 60.0);
 
 /// Follows the records of one job on one node. Dropping it ends that, and removes the files.
 pub(crate) struct Follower {
@@ -89,21 +79,22 @@ impl Follower {
 
     /// Looks the next record up soon after it is due, each node at a time of its own.
     fn wait_until_due(self: &Rc<Self>) {
-        let Some(renew_at) = self.renewal.borrow().renew_at else {
-            return;
-        };
-        let until = (renew_at - now()).max(0.0);
-        self.wait(until + LEAD + until * SPREAD * fastrand::f64());
+        let due = self.renewal.borrow().look_up_in(SystemTime::now(), fastrand::f64());
+        if let Some(due) = due {
+            self.wait(due);
+        }
     }
 
     fn wait_again(self: &Rc<Self>) {
-        let expires_at = self.renewal.borrow().expires_at;
-        self.wait(pause(expires_at, now()));
+        let pause = self.renewal.borrow().look_up_again_in(SystemTime::now());
+        self.wait(pause);
     }
 
-    fn wait(self: &Rc<Self>, seconds: f64) {
+    fn wait(self: &Rc<Self>, time: Duration) {
         let weak = Rc::downgrade(self);
-        let timer = self.flux.after(seconds, move || with(&weak, |me| me.look_up()));
+        let timer = self
+            .flux
+            .after(time.as_secs_f64(), move || with(&weak, |me| me.look_up()));
         self.replace(timer.map(Step::Timer));
     }
 
@@ -164,34 +155,5 @@ impl Follower {
 fn with(weak: &Weak<Follower>, f: impl FnOnce(&Rc<Follower>)) {
     if let Some(follower) = weak.upgrade() {
         f(&follower);
-    }
-}
-
-/// Returns the time in seconds since 1970-01-01T00:00:00Z.
-fn now() -> f64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.as_ref().map_or(0.0, Duration::as_secs_f64)
-}
-
-/// Returns the time until a record that is not there yet is looked up again, in seconds.
-fn pause(expires_at: Option<f64>, now: f64) -> f64 {
-    match expires_at.map(|at| at - now) {
-        Some(left) if left > 0.0 => (left / 4.0).clamp(PAUSES.0, PAUSES.1),
-        _ => PAUSES.1,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_that_is_late_is_looked_up_more_often_the_sooner_the_token_expires() {
-        assert_eq!(pause(Some(1000.0), 0.0), 60.0);
-        assert_eq!(pause(Some(20.0), 0.0), 5.0);
-        assert_eq!(pause(Some(1.0), 0.0), 0.5);
-        // Nodes whose token has expired do not keep the KVS busy.
-        assert_eq!(pause(Some(1.0), 2.0), 60.0);
-        assert_eq!(pause(None, 2.0), 60.0);
     }
 }

@@ -16,7 +16,12 @@ use nix::{
     fcntl::{Flock, FlockArg, OFlag},
     unistd::{geteuid, mkdtemp},
 };
-use seal::{ExposeSecret, Renewal, Variables};
+use secrecy::ExposeSecret;
+
+use crate::{
+    renewal::Renewal,
+    variables::{Variables, check_name},
+};
 
 /// The directories in which the directory may be made, in order.
 const PARENTS: [&str; 2] = ["/dev/shm", "/tmp"];
@@ -128,7 +133,7 @@ impl Drop for TokenFiles {
 
 /// Returns whether a variable has a file. A name that a rule chose is also one of a file.
 fn has_file(name: &str, renewal: &Renewal) -> bool {
-    renewal.files.iter().any(|file| file == name) && seal::check_name(name).is_ok()
+    renewal.files.iter().any(|file| file == name) && check_name(name).is_ok()
 }
 
 /// The beginning of the names of this user's directories.
@@ -176,7 +181,7 @@ fn sweep(parent: &Path) {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use seal::Secret;
+    use crate::Secret;
 
     use super::*;
 

@@ -1,0 +1,160 @@
+//! When the next record of a job is fetched: when it is due, and after failures again.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::renewal::{Due, OnExpiry};
+
+/// The pauses after a failure: the first and the longest. While the token is valid, a pause is at most a quarter of its
+/// remaining lifetime.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// The shortest pause.
+const SHORTEST: Duration = Duration::from_millis(250);
+
+/// The longest time for which a delivery may be under way: it reports its end.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// The attempts to fetch the next record of a job.
+#[derive(Debug, Clone)]
+pub struct Attempts {
+    /// When something is to be done.
+    at: Instant,
+    state: State,
+    /// The number of records that the job has had.
+    records: u32,
+    expires: Option<Instant>,
+    on_expiry: OnExpiry,
+    /// The pause after the last failure in a row.
+    pause: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Until the record is due.
+    Waiting,
+    /// A delivery is under way. The next event is the expiry of the token.
+    Renewing,
+}
+
+impl Attempts {
+    /// Returns those for a record that is due; none if that is after the end of time. `clock` and `now` are the same moment.
+    pub fn of(due: Due, clock: SystemTime, now: Instant) -> Option<Self> {
+        let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let instant = |seconds: f64| {
+            // What is over, or no time at all, is now; and `max` takes a number before NaN.
+            let ahead = (seconds - clock.as_secs_f64()).max(0.0);
+            now.checked_add(Duration::try_from_secs_f64(ahead).ok()?)
+        };
+        Some(Self {
+            // What is beyond the end of time is not due.
+            at: instant(due.renew_at)?,
+            state: State::Waiting,
+            records: due.records,
+            expires: due.expires_at.and_then(instant),
+            on_expiry: due.on_expiry,
+            pause: None,
+        })
+    }
+
+    /// Returns when [`Attempts::is_due`] is to be called.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Returns whether the last attempt has failed.
+    pub fn has_failed(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// Returns the time for which the token is valid; none if it does not expire.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        self.expires.map(|expires| expires.saturating_duration_since(now))
+    }
+
+    /// Takes note of a failure. Returns what to say of the token's validity, if it is the first in a row.
+    pub fn fail(&mut self, now: Instant) -> Option<String> {
+        let is_first = !self.has_failed();
+        self.state = State::Waiting;
+        let doubled = self.pause.map_or(PAUSES.0, |pause| (pause * 2).min(PAUSES.1));
+        self.pause = Some(doubled);
+        let left = self.left(now).filter(|left| !left.is_zero());
+        let pause = left.map_or(doubled, |left| doubled.min((left / 4).max(SHORTEST)));
+        // Its expiry is not missed.
+        self.at = earlier(now + pause, self.expires.filter(|expires| *expires > now));
+        is_first.then(|| match self.left(now) {
+            Some(Duration::ZERO) => "has expired".to_owned(),
+            Some(left) => format!("expires in {} s", left.as_secs()),
+            None => "does not expire".to_owned(),
+        })
+    }
+
+    /// Returns the consequence of the token's expiry, if it has just expired, and the number of records that the job has had,
+    /// if the next is to be fetched.
+    pub fn is_due(&mut self, now: Instant) -> (Option<OnExpiry>, Option<u32>) {
+        let expired = self.expires.take_if(|expires| *expires <= now).map(|_| self.on_expiry);
+        let renew = (self.state == State::Waiting).then_some(self.records);
+        self.state = State::Renewing;
+        // The delivery reports its end.
+        self.at = earlier(now + LONGEST, self.expires);
+        (expired, renew)
+    }
+}
+
+fn earlier(one: Instant, other: Option<Instant>) -> Instant {
+    other.map_or(one, |other| one.min(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOCK: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn due(renew_at: f64, expires_at: Option<f64>) -> Due {
+        Due {
+            records: 1,
+            renew_at,
+            expires_at,
+            on_expiry: OnExpiry::Exception,
+        }
+    }
+
+    #[test]
+    fn a_record_is_due_at_its_time_and_one_that_was_due_is_now() {
+        let now = Instant::now();
+        assert!(Attempts::of(due(f64::MAX, None), CLOCK, now).is_none_or(|next| next.at > now + LONGEST));
+        // It was due while no plugin was loaded, or is damaged.
+        for renew_at in [0.0, -1.0, f64::NAN] {
+            assert_eq!(Attempts::of(due(renew_at, None), CLOCK, now).unwrap().at, now);
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_fails_is_tried_again_until_long_after_its_expiry_which_is_reported_once() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut next = Attempts::of(due(40.0, Some(60.0)), CLOCK, start).unwrap();
+        assert_eq!(next.at, at(40.0));
+        let (mut tries, mut expiries, mut now) = (0, Vec::new(), next.at);
+        while now < at(3600.0) {
+            let (expired, renew) = next.is_due(now);
+            expiries.extend(expired.map(|_| now));
+            assert_eq!(renew, Some(1));
+            tries += 1;
+            next.fail(now);
+            assert!(next.at > now);
+            now = next.at;
+        }
+        assert_eq!(expiries, [at(60.0)]);
+        assert!((10..40).contains(&tries), "{tries}");
+    }
+
+    #[test]
+    fn a_token_that_expires_while_it_is_renewed_is_reported() {
+        let start = Instant::now();
+        let mut next = Attempts::of(due(1.0, Some(2.0)), CLOCK, start).unwrap();
+        assert_eq!(next.is_due(next.at), (None, Some(1)));
+        assert_eq!(next.is_due(next.at), (Some(OnExpiry::Exception), None));
+        assert!(next.at > start + LONGEST);
+    }
+}
