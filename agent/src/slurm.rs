@@ -1,14 +1,16 @@
 //! The agent of a Slurm cluster.
 //!
 //! PrologSlurmctld hands a job over ([`controller`]), the engine takes it to a sealed record, and the record is stored until
-//! the job has ended ([`store`]). The nodes of the job ask for it ([`nodes`]).
+//! the job has ended ([`store`]). The nodes of the job ask for it ([`nodes`]), and for the next one ([`renewals`]).
 
 mod addresses;
 mod controller;
 mod facts;
+mod jobs;
 mod nodelist;
 mod nodes;
 mod questions;
+mod renewals;
 mod squeue;
 mod store;
 
@@ -47,6 +49,7 @@ struct Site {
     nodes: nodes::Capacity,
     controller: controller::Capacity,
     addresses: addresses::Addresses,
+    renewals: renewals::Renewals,
 }
 
 /// A configuration that can be used.
@@ -94,6 +97,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         nodes: nodes::Capacity::default(),
         controller: controller::Capacity::default(),
         addresses: addresses::Addresses::default(),
+        renewals: renewals::Renewals::default(),
         current: RwLock::new(Arc::new(current)),
     });
     let signals = Signals::new()?;
@@ -126,6 +130,7 @@ impl Signals {
 async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mut signals: Signals) {
     let mut tasks = JoinSet::new();
     tasks.spawn(purge(Arc::clone(site)));
+    tasks.spawn(renewals::follow_all(Arc::clone(site)));
     tasks.spawn(keep_fresh(Arc::clone(site)));
     tasks.spawn(nodes::accept(nodes, Arc::clone(site)));
     loop {

@@ -168,10 +168,10 @@ async fn answer(credential: String, from: (IpAddr, IpAddr), site: &Arc<Site>) ->
             "there is no record of job {jobid}: see whether PrologSlurmctld runs workflow-token-slurmctld"
         ))
     })?;
-    if entry.uid != request.uid {
+    if entry.job.uid != request.uid {
         return Err(Stranger(format!("job {jobid} is not of uid {}", request.uid)));
     }
-    if !nodelist::contains(&entry.nodes, &request.node) {
+    if !nodelist::contains(&entry.job.nodes, &request.node) {
         return Err(Stranger(format!("job {jobid} does not run on node {node}")));
     }
     if current.slurm.check_address && !site.addresses.has(&request.node, from.0, from.1).await.map_err(Later)? {

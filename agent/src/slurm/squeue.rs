@@ -1,4 +1,5 @@
-//! Questions to Slurm that the environment of a prolog leaves open, by its own commands (squeue(1), scontrol(1)).
+//! Questions to Slurm that the environment of a prolog leaves open, and the end of jobs, by its own commands (squeue(1),
+//! scontrol(1), scancel(1)).
 
 use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
 
@@ -72,6 +73,16 @@ pub async fn is_active(jobid: u32) -> Result<bool, String> {
         Err(e) if e.contains("Invalid job id") => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// Cancels a job, or only sends a signal to the tasks of its steps, scancel(1).
+///
+/// # Errors
+/// For the operator.
+pub async fn cancel(jobid: u32, signal: Option<&str>) -> Result<(), String> {
+    let (signal, jobid) = (signal.map(|signal| format!("--signal={signal}")), jobid.to_string());
+    let arguments: Vec<&str> = signal.iter().map(String::as_str).chain([jobid.as_str()]).collect();
+    run("scancel", &arguments).await.map(drop)
 }
 
 /// Returns the names of all nodes with their addresses, as slurm.conf(5) has them: NodeName and NodeAddr.

@@ -13,6 +13,8 @@ use std::{
 };
 
 use config::Slurm;
+use protocol::slurm::Job;
+use seal::{Due, Record};
 use serde::{Deserialize, Serialize};
 
 /// The version of the files. One of another version is as good as none.
@@ -32,12 +34,8 @@ pub struct Store {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     version: u32,
-    /// The uid of the job owner.
-    pub uid: u32,
-    /// The nodes of the job.
-    pub nodes: String,
-    /// The number of times that Slurm had requeued the job.
-    pub restarts: u32,
+    /// The job.
+    pub job: Job,
     /// The answer to its nodes.
     pub answer: Answer,
 }
@@ -53,13 +51,19 @@ pub enum Answer {
 }
 
 impl Entry {
-    pub fn new(job: &protocol::slurm::Job, answer: Answer) -> Self {
+    pub fn new(job: Job, answer: Answer) -> Self {
         Self {
             version: VERSION,
-            uid: job.uid,
-            nodes: job.nodes.clone(),
-            restarts: job.restarts,
+            job,
             answer,
+        }
+    }
+
+    /// Returns the next record of the job; none if there will be no other.
+    pub fn due(&self) -> Option<Due> {
+        match &self.answer {
+            Answer::Record(record) => Record::from_json(record).ok()?.renewal().due(),
+            Answer::Failed(_) => None,
         }
     }
 }
@@ -82,11 +86,38 @@ impl Store {
     ///
     /// # Errors
     /// The file system's.
-    pub fn put(&self, jobid: u32, entry: &Entry) -> io::Result<()> {
+    pub fn put(&self, entry: &Entry) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(jobid).is_some_and(|former| former.restarts > entry.restarts) {
+        let jobid = entry.job.jobid;
+        if self
+            .get(jobid)
+            .is_some_and(|former| former.job.restarts > entry.job.restarts)
+        {
             return Ok(());
         }
+        let written = self.write(entry);
+        if written.is_err() {
+            // A former one must not be taken for this one.
+            let _ = fs::remove_file(self.file_of(jobid));
+        }
+        written
+    }
+
+    /// Stores the next record of a job in place of its entry, unless that has changed since. Blocks.
+    ///
+    /// # Errors
+    /// The file system's. The former entry stays.
+    pub fn renew(&self, former: Entry, record: String) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.get(former.job.jobid).as_ref() != Some(&former) {
+            return Ok(());
+        }
+        let answer = Answer::Record(record);
+        self.write(&Entry { answer, ..former })
+    }
+
+    fn write(&self, entry: &Entry) -> io::Result<()> {
+        let jobid = entry.job.jobid;
         // Another controller may share the directory.
         let new = self.directory.join(format!(".job-{jobid}-{}", std::process::id()));
         let mut options = OpenOptions::new();
@@ -96,11 +127,16 @@ impl Store {
             .and_then(|mut file| file.write_all(&serde_json::to_vec(entry)?))
             .and_then(|()| fs::rename(&new, self.file_of(jobid)));
         if written.is_err() {
-            // A former one must not be taken for this one.
             let _ = fs::remove_file(&new);
-            let _ = fs::remove_file(self.file_of(jobid));
         }
         written
+    }
+
+    /// Returns the jobs that have an entry. Blocks.
+    pub fn jobs(&self) -> HashSet<u32> {
+        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let jobid = |file: fs::DirEntry| file.file_name().to_str()?.strip_prefix("job-")?.parse().ok();
+        files.filter_map(jobid).collect()
     }
 
     /// Returns the entry of a job, if there is one. Blocks.
@@ -116,7 +152,7 @@ impl Store {
     /// The file system's.
     pub fn remove(&self, jobid: u32, restarts: u32) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(jobid).is_some_and(|entry| entry.restarts > restarts) {
+        if self.get(jobid).is_some_and(|entry| entry.job.restarts > restarts) {
             return Ok(());
         }
         match fs::remove_file(self.file_of(jobid)) {
@@ -154,12 +190,22 @@ mod tests {
 
     use super::*;
 
-    fn entry(restarts: u32) -> Entry {
+    fn entry(jobid: u32, restarts: u32) -> Entry {
         Entry {
             version: VERSION,
-            uid: 1000,
-            nodes: "n1".to_owned(),
-            restarts,
+            job: Job {
+                version: 1,
+                cluster: "c".to_owned(),
+                jobid,
+                uid: 1000,
+                partition: "p".to_owned(),
+                account: None,
+                qos: None,
+                comment: None,
+                nodes: "n1".to_owned(),
+                restarts,
+                array: None,
+            },
             answer: Answer::Record("{}".to_owned()),
         }
     }
@@ -170,21 +216,37 @@ mod tests {
         let path = directory.path().join("store");
         let store = Store::open(&path).unwrap();
         assert_eq!(store.get(7), None);
-        store.put(7, &entry(0)).unwrap();
-        store.put(7, &entry(1)).unwrap();
+        store.put(&entry(7, 0)).unwrap();
+        store.put(&entry(7, 1)).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.get(7), Some(entry(1)));
+        assert_eq!(store.get(7), Some(entry(7, 1)));
         assert_eq!(fs::metadata(path.join("job-7")).unwrap().mode() & 0o777, 0o600);
         // The record of the first run comes after the job was requeued.
-        store.put(7, &entry(0)).unwrap();
-        assert_eq!(store.get(7), Some(entry(1)));
+        store.put(&entry(7, 0)).unwrap();
+        assert_eq!(store.get(7), Some(entry(7, 1)));
         // The end of the first run is reported after the job was requeued.
         store.remove(7, 0).unwrap();
-        assert_eq!(store.get(7), Some(entry(1)));
+        assert_eq!(store.get(7), Some(entry(7, 1)));
         store.remove(7, 1).unwrap();
         store.remove(7, 1).unwrap();
         assert_eq!(store.get(7), None);
+    }
+
+    #[test]
+    fn a_record_is_renewed_unless_its_job_has_ended_or_begun_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let record = || r#"{"next":1}"#.to_owned();
+        store.renew(entry(7, 0), record()).unwrap();
+        assert_eq!(store.get(7), None);
+        store.put(&entry(7, 1)).unwrap();
+        store.renew(entry(7, 0), record()).unwrap();
+        assert_eq!(store.get(7), Some(entry(7, 1)));
+        store.renew(entry(7, 1), record()).unwrap();
+        let answer = Answer::Record(record());
+        assert_eq!(store.get(7), Some(Entry { answer, ..entry(7, 1) }));
+        assert_eq!(store.jobs(), HashSet::from([7]));
     }
 
     #[test]
@@ -192,7 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("store")).unwrap();
         for jobid in [1, 2, 3] {
-            store.put(jobid, &entry(0)).unwrap();
+            store.put(&entry(jobid, 0)).unwrap();
         }
         let old = SystemTime::now() - YOUNG - Duration::from_secs(1);
         for jobid in [1, 2] {
@@ -215,10 +277,10 @@ mod tests {
     fn what_cannot_be_stored_leaves_no_former_record() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("store")).unwrap();
-        store.put(7, &entry(0)).unwrap();
+        store.put(&entry(7, 0)).unwrap();
         // As a full disk: the new file cannot be written.
         fs::create_dir(store.directory.join(format!(".job-7-{}", std::process::id()))).unwrap();
-        assert!(store.put(7, &entry(1)).is_err());
+        assert!(store.put(&entry(7, 1)).is_err());
         assert_eq!(store.get(7), None);
     }
 }

@@ -39,7 +39,7 @@ pub enum ControllerRequest {
 }
 
 /// The facts of a job, as Slurm gives them to PrologSlurmctld (slurm.conf(5), prolog_epilog).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// [`VERSION`].
     pub version: u16,

@@ -1,0 +1,119 @@
+//! Takes a job to its sealed record: completes its facts, selects its rules, and has the engine deliver.
+
+use std::{sync::Arc, time::Duration};
+
+use config::{Config, Property, Rule, SlurmJob, Source, TokenRequests};
+use delivery::{Sealed, Task, Variables};
+use protocol::{Code, Failure, JobFacts, slurm::Job};
+
+use crate::validity;
+
+use super::{
+    Current, Site,
+    facts::{self, asked},
+    squeue,
+};
+
+/// Returns the record of a job, in JSON, which has had so many before. The first is without variables if no rule is for the job.
+pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u32) -> Result<String, Failure> {
+    let (config, jobid) = (&current.config, job.jobid);
+    if job.cluster != current.slurm.cluster {
+        let why = format!(
+            "the job is of cluster {}, and this is the agent of {}: correct the key cluster of the table slurm",
+            job.cluster.escape_debug(),
+            current.slurm.cluster
+        );
+        let user = "the configuration cannot be used";
+        return Err(Failure::new(Code::AgentConfiguration, user, why));
+    }
+    if let Some(refusal) = validity::refusal(current.revocations.clone(), job_of(job)).await {
+        return Err(refusal);
+    }
+    let (job, limit) = complete(site, config, job).await?;
+    let rules = config.candidates(&facts(config, &job));
+    let task = Task {
+        jobid: jobid.into(),
+        f58: jobid.to_string(),
+        uid: job.uid,
+        asked: asked(&job, &config.projects),
+        limit,
+        timeout: config.timeout,
+        slurm: Some(SlurmJob {
+            array: job.array,
+            restarts: job.restarts,
+        }),
+        requests: TokenRequests::new(),
+        generation: records,
+        variables: Variables::Rules(rules),
+    };
+    let engine = Arc::clone(&current.engine);
+    let outcome = match records {
+        0 => engine.deliver_or_none(task).await,
+        _ => engine.deliver(task).await,
+    };
+    for line in outcome.warnings {
+        eprintln!("workflow-token-agent: {line}");
+    }
+    for line in outcome.notes {
+        eprintln!("workflow-token-agent: job {jobid}: {line}");
+    }
+    match outcome.result? {
+        Sealed::Record { record, .. } => Ok(record),
+        Sealed::NoRule => {
+            let why = "no rule is for it any more";
+            Err(Failure::new(Code::RulesChanged, why, why))
+        }
+    }
+}
+
+fn job_of(job: &Job) -> JobFacts {
+    JobFacts {
+        instance: job.cluster.clone(),
+        jobid: job.jobid.into(),
+        uid: job.uid,
+    }
+}
+
+fn facts<'a>(config: &'a Config, job: &'a Job) -> facts::JobFacts<'a> {
+    facts::JobFacts {
+        job,
+        projects: &config.projects,
+    }
+}
+
+/// Asks Slurm for what the prolog was not told, if a rule that may match asks for it.
+async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Option<Duration>), Failure> {
+    let mut job = job.clone();
+    let facts = facts(config, &job);
+    let asks = |rule: &Rule| {
+        let mut properties = rule.conditions.properties.iter();
+        let is_missing = |property: Property| match property {
+            Property::Qos => job.qos.is_none(),
+            Property::Comment => job.comment.is_none(),
+            _ => false,
+        };
+        properties.any(|(property, _)| is_missing(*property)) || matches!(rule.source, Source::Issuer(_))
+    };
+    // Missing properties count as unknown here.
+    let mut candidates = config
+        .rules
+        .iter()
+        .filter(|rule| rule.conditions.hold(&facts) != Some(false));
+    if !candidates.any(asks) {
+        return Ok((job, None));
+    }
+    let failed = |e: String| {
+        let why = format!("its quality of service, time limit and comment could not be looked up: {e}");
+        Failure::new(Code::OwnerUnknown, "Slurm could not be asked for it", why)
+    };
+    let _asking = site
+        .controller
+        .asking
+        .acquire()
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let more = squeue::more_of(job.jobid).await.map_err(failed)?;
+    job.qos = Some(job.qos.or(more.qos).unwrap_or_default());
+    job.comment = Some(job.comment.or(more.comment).unwrap_or_default());
+    Ok((job, more.limit))
+}

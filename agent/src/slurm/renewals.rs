@@ -1,0 +1,138 @@
+//! Fetches the next records of running jobs before their tokens expire, and does what their rules say if it cannot.
+//!
+//! The store has all that is needed: which jobs run, and when the next record of each is due. So agents that share a store may
+//! both follow a job. Whoever is first renews its record, and the other one finds that.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use protocol::{Code, Failure};
+use seal::{Attempts, Due, OnExpiry};
+use tokio::{
+    task::AbortHandle,
+    time::{sleep, sleep_until},
+};
+
+use super::{Site, controller::in_store, jobs::deliver, squeue, store::Entry};
+
+/// The interval at which jobs are looked for that another agent has delivered to.
+const SEARCH: Duration = Duration::from_secs(60);
+
+/// The jobs whose records are renewed.
+#[derive(Default)]
+pub struct Renewals(Mutex<HashMap<u32, AbortHandle>>);
+
+/// Follows a job whose record was stored, until it has ended. What was known of a former run is forgotten.
+pub fn follow(site: &Arc<Site>, jobid: u32) {
+    let task = tokio::spawn(renew(Arc::clone(site), jobid));
+    let mut jobs = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(former) = jobs.insert(jobid, task.abort_handle()) {
+        former.abort();
+    }
+}
+
+/// Follows the jobs that ran when the agent was started, and those that other agents deliver to.
+pub async fn follow_all(site: Arc<Site>) {
+    loop {
+        if let Ok(jobs) = in_store(&site, |store| Ok(store.jobs())).await {
+            let unknown: Vec<u32> = {
+                let mut known = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
+                known.retain(|job, _| jobs.contains(job));
+                jobs.into_iter().filter(|job| !known.contains_key(job)).collect()
+            };
+            for job in unknown {
+                follow(&site, job);
+            }
+        }
+        sleep(SEARCH).await;
+    }
+}
+
+/// Renews the record of a job until it has ended, or needs no other.
+async fn renew(site: Arc<Site>, jobid: u32) {
+    let mut next: Option<(Due, Attempts)> = None;
+    while let Some((entry, due)) = due(&site, jobid).await {
+        let attempts = match &mut next {
+            Some((known, attempts)) if *known == due => attempts,
+            former => {
+                if former.as_ref().is_some_and(|(_, attempts)| attempts.has_failed()) {
+                    log(jobid, "its workflow token was renewed");
+                }
+                let Some(attempts) = Attempts::of(due, SystemTime::now(), Instant::now()) else {
+                    return;
+                };
+                &mut former.insert((due, attempts)).1
+            }
+        };
+        if attempts.at() > Instant::now() {
+            sleep_until(attempts.at().into()).await;
+            // It may have been renewed, or have ended.
+            continue;
+        }
+        let (expired, records) = attempts.is_due(Instant::now());
+        if let Some(on_expiry) = expired {
+            expire(&site, jobid, on_expiry).await;
+        }
+        let Some(records) = records else { continue };
+        if let Err(failure) = renew_once(&site, entry, records).await
+            && let Some(validity) = attempts.fail(Instant::now())
+        {
+            let Failure { operator, code, .. } = failure;
+            log(
+                jobid,
+                &format!(
+                    "its workflow token, which {validity}, could not be renewed: {operator}: trying again [{code}]"
+                ),
+            );
+        }
+    }
+}
+
+/// Returns the entry of a job, and its next record; none if there will be no other. A store that cannot be read is read again.
+async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
+    loop {
+        let read = in_store(site, move |store| {
+            Ok(store.get(jobid).and_then(|entry| {
+                let due = entry.due()?;
+                Some((entry, due))
+            }))
+        });
+        match read.await {
+            Ok(found) => return found,
+            Err(_) => sleep(SEARCH).await,
+        }
+    }
+}
+
+async fn renew_once(site: &Arc<Site>, entry: Entry, records: u32) -> Result<(), Failure> {
+    let current = site.current();
+    let record = deliver(site, &current, &entry.job, records).await?;
+    let stored = in_store(site, move |store| store.renew(entry, record)).await;
+    stored.map_err(|e| {
+        let why = format!("it could not be stored: {e}: see to the store");
+        Failure::new(Code::StoreFailed, "it could not be stored", why)
+    })
+}
+
+/// Does with a job whose token has expired what its rule says.
+async fn expire(site: &Site, jobid: u32, on_expiry: OnExpiry) {
+    log(jobid, "its workflow token has expired");
+    let signal = match on_expiry {
+        OnExpiry::Warn => return,
+        OnExpiry::Signal => Some("TERM"),
+        OnExpiry::Exception => None,
+    };
+    let Ok(_asking) = site.controller.asking.acquire().await else {
+        return;
+    };
+    if let Err(e) = squeue::cancel(jobid, signal).await {
+        log(jobid, &format!("it could not be ended: {e}"));
+    }
+}
+
+fn log(jobid: u32, line: &str) {
+    eprintln!("workflow-token-agent: job {jobid}: {line}");
+}
