@@ -86,6 +86,7 @@ install: build man
 	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins
 	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
 	install -m 0755 $(built)/workflow-token-slurmctld $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmctld
+	install -m 0755 $(built)/workflow-token-slurmstepd $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmstepd
 	install -d $(DESTDIR)$(LIBDIR)/slurm
 	install -m 0755 $(built)/libslurm_spank.so $(DESTDIR)$(LIBDIR)/slurm/workflow-token-spank.so
 	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so

@@ -26,8 +26,13 @@ def expiry(token):
     return json.loads(claims)["exp"]
 
 
+def name_of(job, task):
+    """A name for this task, by the variables of a scheduler."""
+    return job in os.environ and f"{os.environ[job]}.{os.environ[task]}"
+
+
 def main():
-    directory, name = sys.argv[1], f"{os.environ['FLUX_JOB_ID']}.{os.environ['FLUX_TASK_RANK']}"
+    directory, name = sys.argv[1], name_of("FLUX_JOB_ID", "FLUX_TASK_RANK") or name_of("SLURM_JOB_ID", "SLURM_PROCID")
     path = os.environ["DW_WORKFLOW_TOKEN_FILE"]
     signal.signal(signal.SIGUSR1, received)
     reads, incomplete, expired, tokens = 0, 0, 0, []

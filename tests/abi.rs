@@ -162,6 +162,9 @@ fn constants_of_spank_have_the_values_of_the_real_header() {
         use spank::raw;
         let ours = [
             raw::S_TASK_ID,
+            raw::S_TASK_PID,
+            raw::S_JOB_GID,
+            raw::S_JOB_LOCAL_TASK_COUNT,
             raw::S_JOB_UID,
             raw::S_JOB_ID,
             raw::S_JOB_STEPID,
@@ -169,6 +172,9 @@ fn constants_of_spank_have_the_values_of_the_real_header() {
         ];
         let real = [
             slurm::S_TASK_ID,
+            slurm::S_TASK_PID,
+            slurm::S_JOB_GID,
+            slurm::S_JOB_LOCAL_TASK_COUNT,
             slurm::S_JOB_UID,
             slurm::S_JOB_ID,
             slurm::S_JOB_STEPID,

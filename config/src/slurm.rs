@@ -21,6 +21,8 @@ pub struct Slurm {
     pub store: PathBuf,
     /// The directory in which a node keeps the sealed records of its jobs.
     pub cache: PathBuf,
+    /// The program that keeps tokens in files on nodes; none if it is where it is installed by default.
+    pub step_program: Option<PathBuf>,
     /// Set if a request must come from an address of the node that it names.
     pub check_address: bool,
 }

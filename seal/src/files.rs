@@ -30,7 +30,7 @@ const PARENTS: [&str; 2] = ["/dev/shm", "/tmp"];
 const ENTRIES: usize = 10_000;
 
 /// The variable by which WLCG clients find a token: WLCG Bearer Token Discovery, section 2.
-const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
+pub const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
 
 /// The files of one job. Dropping it removes them.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ mod version;
 
 pub use attempts::Attempts;
 pub use error::{Error, Owner};
-pub use files::{TokenFiles, on_this_node};
+pub use files::{BEARER_TOKEN_FILE, TokenFiles, on_this_node};
 pub use munge::{Cipher, Mac, Munge, MungeError, Ttl};
 pub use payload::MAX_PAYLOAD;
 pub use record::{Expected, Opened, Record, Staleness, key};

@@ -75,6 +75,11 @@ impl Renewal {
         })
     }
 
+    /// Returns whether the next record is not due yet.
+    pub fn is_current(&self, clock: SystemTime) -> bool {
+        self.renew_at.is_none_or(|at| at > seconds(clock))
+    }
+
     /// Returns how long a node of the job waits until it looks the next record up; none if there will be no other. `place` is that
     /// of the node among the others, from 0 to 1.
     pub fn look_up_in(&self, clock: SystemTime, place: f64) -> Option<Duration> {
@@ -156,5 +161,13 @@ mod tests {
         assert_eq!(look_up(Some(1.0), 1.0), Some(0.2));
         assert_eq!(look_up(Some(f64::MAX), 1.0), None);
         assert_eq!(look_up(None, 1.0), None);
+        let is_current = |renew_at| {
+            Renewal {
+                renew_at,
+                ..Renewal::default()
+            }
+            .is_current(at(100))
+        };
+        assert!(is_current(None) && is_current(Some(101.0)) && !is_current(Some(99.0)));
     }
 }

@@ -1,8 +1,12 @@
-//! The parts of a Slurm cluster share this: the configuration, directories of records, and one bounded request to the agent.
+//! The parts of a Slurm cluster share this: the configuration, directories of records, one bounded request to the agent, and the
+//! record of a job on its nodes.
 #![forbid(unsafe_code)]
 
+mod cache;
+mod client;
 mod directory;
 mod exchange;
+mod step;
 
 use std::path::Path;
 
@@ -10,8 +14,11 @@ use config::{Config, Principal, Slurm, TABLE};
 use nix::unistd::User;
 use serde_json::Value;
 
+pub use cache::{cached, forget};
+pub use client::{Answer, Node, ask};
 pub use directory::private_directory;
 pub use exchange::{Deadline, MAX_REPLY, exchange};
+pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started};
 
 /// The configuration of a cluster, unless an argument names another file.
 pub const CONFIG: &str = "/etc/slurm/workflow-token.toml";

@@ -56,6 +56,7 @@ site() {
 			user = "$CONTROLLER"
 			store = "$PWD/agent/store"
 			cache = "$PWD/cache"
+			step-program = "$PWD/bin/workflow-token-slurmstepd"
 		EOF
 		cat
 	} >"$SITE"
@@ -133,6 +134,7 @@ cluster_prepare() {
 	N1_PORT=$(next_ports)
 	chmod 0711 "$base" "$PWD" && mkdir -p "$STATE/save" agent bin &&
 		cp "$STAGE/libexec/workflow-token-agent" "$STAGE/libexec/workflow-token-slurmctld" \
+			"$STAGE/libexec/workflow-token-slurmstepd" \
 			"$STAGE/lib/slurm/workflow-token-spank.so" bin/ && chmod 0755 bin bin/* &&
 		{ test "$CONTROLLER" = "$(id -un)" || chown -R "$CONTROLLER" "$STATE" agent; } &&
 		printf '#!/bin/sh\nexec %s --config=%s\n' "$PWD/bin/workflow-token-slurmctld" "$SITE" | program prolog &&

@@ -25,7 +25,8 @@ need_slurm() {
 	command -v munged >/dev/null || skip "no munged found: install the package munge"
 	# A newline would end a line of slurm.conf.
 	test "$CONTROLLER" != slurm || id slurm >/dev/null 2>&1 || skip "there is no user slurm"
-	for file in lib/slurm/workflow-token-spank.so libexec/workflow-token-agent libexec/workflow-token-slurmctld; do
+	for file in lib/slurm/workflow-token-spank.so libexec/workflow-token-agent libexec/workflow-token-slurmctld \
+		libexec/workflow-token-slurmstepd; do
 		test -e "$STAGE/$file" || error "$STAGE/$file is missing: run make stage"
 	done
 }

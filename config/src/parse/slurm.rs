@@ -30,6 +30,8 @@ pub(super) struct SlurmTable {
     store: Option<PathBuf>,
     #[serde(default, deserialize_with = "field::absolute")]
     cache: Option<PathBuf>,
+    #[serde(default, deserialize_with = "field::absolute")]
+    step_program: Option<PathBuf>,
     #[serde(default, deserialize_with = "field::flag")]
     check_address: Option<bool>,
 }
@@ -59,6 +61,7 @@ impl SlurmTable {
             user: self.user.unwrap_or_else(|| Principal::Name("slurm".to_owned())),
             store: self.store.unwrap_or_else(|| "/var/lib/workflow-token".into()),
             cache: self.cache.unwrap_or_else(|| "/run/workflow-token-records".into()),
+            step_program: self.step_program,
             check_address: self.check_address.unwrap_or(true),
         })
     }

@@ -35,6 +35,9 @@ pub enum Context {
 /// The step id of the extern step, which has no tasks of users (slurm.h, SLURM_EXTERN_CONT).
 pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
+/// The greatest id of a step that is none of Slurm's own, such as the batch step (slurm.h, SLURM_MAX_NORMAL_STEP_ID).
+pub const LAST_STEP: u32 = 0xffff_fff0;
+
 /// The longest value of a variable that is read, in bytes.
 const MAX_VALUE: usize = 4096;
 
@@ -53,6 +56,21 @@ impl Spank<'_> {
     /// Returns the uid of the job owner.
     pub fn uid(&self) -> Option<u32> {
         self.number(raw::S_JOB_UID)
+    }
+
+    /// Returns the primary group of the job owner.
+    pub fn gid(&self) -> Option<u32> {
+        self.number(raw::S_JOB_GID)
+    }
+
+    /// Returns the number of tasks of the step on this node.
+    pub fn local_tasks(&self) -> Option<u32> {
+        self.number(raw::S_JOB_LOCAL_TASK_COUNT)
+    }
+
+    /// Returns the process id of the task that the callback is for.
+    pub fn task_pid(&self) -> Option<u32> {
+        self.number(raw::S_TASK_PID)
     }
 
     /// Returns the job id.
@@ -76,7 +94,7 @@ impl Spank<'_> {
         self.number(raw::S_TASK_ID)
     }
 
-    /// Reads an item that is a `uint32_t`, a `uid_t` or an `int`.
+    /// Reads an item that is a `uint32_t`, a `uid_t`, a `gid_t`, a `pid_t` or an `int`.
     fn number(&self, item: c_uint) -> Option<u32> {
         let mut number = u32::MAX;
         // SAFETY: the handle is that of the running callback, and callers name items of 32 bits.

@@ -11,10 +11,13 @@ pub type spank_t = *mut c_void;
 pub type spank_err_t = c_int;
 
 pub const S_JOB_UID: c_uint = 0;
+pub const S_JOB_GID: c_uint = 1;
 pub const S_JOB_ID: c_uint = 2;
 pub const S_JOB_STEPID: c_uint = 3;
+pub const S_JOB_LOCAL_TASK_COUNT: c_uint = 6;
 pub const S_TASK_ID: c_uint = 11;
 pub const S_TASK_GLOBAL_ID: c_uint = 12;
+pub const S_TASK_PID: c_uint = 14;
 
 pub const S_CTX_LOCAL: c_uint = 1;
 pub const S_CTX_REMOTE: c_uint = 2;

@@ -2,9 +2,8 @@
 //!
 //! Every callback returns 0: Slurm drains a node, or more of them one after the other, if a required plugin fails.
 
-mod cache;
-mod client;
 mod expectation;
+mod files;
 mod plugin;
 
 use std::{
@@ -69,6 +68,17 @@ pub unsafe extern "C" fn slurm_spank_task_init(spank: spank_t, argc: c_int, argv
         // Its place is in slurmd.log.
         spank::exit_now(1);
     }
+    0
+}
+
+/// Called for each task that was forked, in slurmstepd, as root. The tasks wait for that.
+///
+/// # Safety
+/// As spank(8) says of callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_task_post_fork(spank: spank_t, argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: these are the arguments of this callback.
+    unsafe { enter(spank, argc, argv, plugin::forked) };
     0
 }
 

@@ -4,32 +4,27 @@
 //! job or step, which gets its own.
 //!
 //! slurmstepd, before it forks the tasks, as root: the sealed record of the job is taken from the node's cache or from the
-//! agent. In each task, as the job owner: the record is opened, and the variables are set. slurmstepd logs the environment of
+//! agent, and a program is started that keeps the tokens in files. In each task, as the job owner: the record is opened, and the variables are set. slurmstepd logs the environment of
 //! a step before `task_init`, depending on its settings, but not after.
 
 use std::{
     collections::BTreeSet,
+    env,
     ffi::CString,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::SystemTime,
 };
 
 use config::{Config, VARIABLE};
 use nix::unistd::geteuid;
-use seal::{Expected, ExposeSecret, Opened, Owner, Record};
-use slurm::Site;
-use spank::{Context, EXTERN_STEP, Spank};
+use seal::{BEARER_TOKEN_FILE, ExposeSecret, Opened};
+use slurm::{Answer, LocalRecord, Node, Site, Start};
+use spank::{Context, EXTERN_STEP, LAST_STEP, Spank};
 use zeroize::Zeroizing;
 
-use crate::{
-    cache,
-    client::{self, Answer, Node},
-    expectation,
-};
-
-/// The time that a restart of munged may take.
-const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::{expectation, files::Files};
 
 /// The result of `init` in slurmstepd, for the tasks that it forks. Without one, no task may start.
 static STEP: Mutex<Step> = Mutex::new(Step::Unknown);
@@ -46,12 +41,11 @@ enum Step {
     Failed(Failed),
 }
 
-/// A record, and what is needed to open it.
+/// A record, what is needed to open it, and the files of its tokens, if it could be had.
 struct Sealed {
-    record: Record,
-    jobid: u32,
-    agent_uid: u32,
+    record: LocalRecord,
     munge: seal::Munge,
+    files: Option<Files>,
 }
 
 /// `slurm_spank_init`.
@@ -92,12 +86,24 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
     spank::exit_now(1);
 }
 
+/// `slurm_spank_task_post_fork`.
+pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
+    let mut step = STEP.lock().unwrap_or_else(PoisonError::into_inner);
+    let Step::Record(sealed) = &mut *step else { return };
+    if let (Some(files), Some(pid)) = (&mut sealed.files, spank.task_pid())
+        && let Err(e) = files.task(pid)
+    {
+        let jobid = sealed.record.jobid;
+        spank::log_error(&format!("workflow-token: job {jobid}: its tokens are not renewed: {e}"));
+    }
+}
+
 /// `slurm_spank_job_epilog`: a job that is requeued gets a new record.
 pub fn forget(spank: &Spank<'_>, arguments: &[String]) {
     let Some(jobid) = spank.jobid() else { return };
     let removed = Site::read(&config_of(arguments)).and_then(|site| {
         let cache = &site.slurm.cache;
-        cache::remove(cache, jobid).map_err(|e| format!("{}: {e}", cache.display()))
+        slurm::forget(cache, jobid).map_err(|e| format!("{}: {e}", cache.display()))
     });
     if let Err(e) = removed {
         spank::log_error(&format!(
@@ -145,8 +151,15 @@ fn remove_variables(arguments: &[String]) {
 }
 
 fn variables(config: &Config) -> BTreeSet<String> {
-    let of_rules = config.rules.iter().map(|rule| rule.variable.clone());
-    of_rules.chain([config.variable.clone()]).collect()
+    let of_rules = config.rules.iter().map(|rule| &rule.variable);
+    let values: BTreeSet<_> = of_rules.chain([&config.variable]).collect();
+    let is_bearer = config.rules.iter().any(|rule| rule.renewal.bearer_token_file);
+    let bearer = is_bearer.then(|| BEARER_TOKEN_FILE.to_owned());
+    let files = values.iter().map(|name| format!("{name}_FILE"));
+    files
+        .chain(bearer)
+        .chain(values.iter().map(|name| (*name).clone()))
+        .collect()
 }
 
 /// Finds out what the tasks of a step get.
@@ -161,14 +174,17 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
     }
     let agent_uid = site.agent_uid().map_err(failed)?;
     let munge = site.config.munge_client().map_err(|e| failed(e.to_string()))?;
+    let name = node_name().map_err(failed)?;
     let node = Node {
         site: &site,
         munge: &munge,
         agent_uid,
+        name: &name,
         jobid,
         uid,
     };
-    let answer = cache::get(&site.slurm.cache, jobid, uid, || client::ask(&node));
+    let is_current = |record: &seal::Record| record.renewal().is_current(SystemTime::now());
+    let answer = slurm::cached(&site.slurm.cache, jobid, uid, is_current, || slurm::ask(&node));
     let record = match answer.map_err(|e| Failed::here(format!("job {jobid}: {e}"), true))? {
         Answer::Record(record) => record,
         Answer::Failed(user) => {
@@ -188,12 +204,48 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
             is_everywhere: true,
         });
     }
-    Ok(Step::Record(Box::new(Sealed {
+    let files = match record.renewal().files.is_empty() {
+        true => None,
+        false => write_files(spank, arguments, &site, name, &record)
+            .inspect_err(|e| {
+                let what = "there is no file with its token, which is not renewed";
+                spank::log_error(&format!("workflow-token: job {jobid}: {what}: {e}"));
+            })
+            .ok(),
+    };
+    let record = LocalRecord {
         record,
         jobid,
         agent_uid,
-        munge,
-    })))
+    };
+    Ok(Step::Record(Box::new(Sealed { record, munge, files })))
+}
+
+fn write_files(
+    spank: &Spank<'_>,
+    arguments: &[String],
+    site: &Site,
+    node: String,
+    record: &seal::Record,
+) -> Result<Files, String> {
+    let unknown = |what: &str| format!("Slurm does not tell the {what} of a step");
+    let start = Start {
+        config: config_of(arguments),
+        node,
+        jobid: spank.jobid().ok_or_else(|| unknown("job id"))?,
+        uid: spank.uid().ok_or_else(|| unknown("uid"))?,
+        gid: spank.gid().ok_or_else(|| unknown("gid"))?,
+        tasks: spank.local_tasks().ok_or_else(|| unknown("tasks"))?,
+        // scancel(1) also spares the shells of batch scripts and of salloc.
+        signals: spank.step().is_some_and(|step| step <= LAST_STEP),
+        record: record.to_json(),
+    };
+    Files::write(site.slurm.step_program.as_deref(), &start)
+}
+
+/// slurmd sets the name for slurmstepd, before anything of the user's.
+fn node_name() -> Result<String, String> {
+    env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not name its node in SLURMD_NODENAME".to_owned())
 }
 
 fn has_container(spank: &Spank<'_>) -> bool {
@@ -210,6 +262,17 @@ fn set_variables(spank: &Spank<'_>, sealed: &Sealed) -> Result<(), String> {
             .set_env(name, &value)
             .map_err(|e| format!("{name} could not be set: {e}"))?;
     }
+    for (name, path) in sealed.files.iter().flat_map(|files| &files.variables) {
+        if !path.exists() {
+            let (jobid, path) = (sealed.record.jobid, path.display());
+            let line = format!("job {jobid}: {path} is not there for its tasks: see Dirs of job_container.conf");
+            spank::log_error(&format!("workflow-token: {line}"));
+            break;
+        }
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(|e| refused(&e))?;
+        let set = spank.set_env(name, &path);
+        set.map_err(|e| format!("{name} could not be set: {e}"))?;
+    }
     Ok(())
 }
 
@@ -218,15 +281,7 @@ fn open(spank: &Spank<'_>, sealed: &Sealed) -> Result<Opened, String> {
     if spank.uid() != Some(uid) {
         return Err(refused(&"the task does not run as the owner of its job"));
     }
-    let expected = Expected {
-        owner: Owner {
-            jobid: sealed.jobid.into(),
-            uid,
-        },
-        instance_owner: sealed.agent_uid,
-    };
-    let opened = sealed.record.open_within(MUNGED_TIMEOUT, &sealed.munge, &expected);
-    opened.map_err(|e| refused(&e))
+    sealed.record.open(&sealed.munge).map_err(|e| refused(&e))
 }
 
 fn refused(e: &dyn std::fmt::Display) -> String {

@@ -1,7 +1,7 @@
 //! Asks the agents for the record of a job, as root.
 
 use std::{
-    env, io,
+    io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     thread,
     time::Duration,
@@ -12,7 +12,11 @@ use protocol::{
     slurm::{NodeReply, NodeRequest, VERSION},
 };
 use seal::{Munge, Record};
-use slurm::{Deadline, MAX_REPLY, Site, exchange};
+
+use crate::{
+    Site,
+    exchange::{Deadline, MAX_REPLY, exchange},
+};
 
 /// The time in which an agent must answer: it may be restarted meanwhile.
 const TOGETHER: Duration = Duration::from_secs(15);
@@ -31,10 +35,17 @@ const MAX_REASON: usize = 500;
 
 /// A job on this node, and who may know its record.
 pub struct Node<'a> {
+    /// The configuration.
     pub site: &'a Site,
+    /// munged of this node.
     pub munge: &'a Munge,
+    /// The user of the agents.
     pub agent_uid: u32,
+    /// The node name.
+    pub name: &'a str,
+    /// The job id.
     pub jobid: u32,
+    /// The uid of the job owner.
     pub uid: u32,
 }
 
@@ -52,7 +63,7 @@ pub enum Answer {
 /// # Errors
 /// For the operator: what each agent answered, or why it could not be asked.
 pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
-    let name = node_name()?;
+    let name = node.name;
     let deadline = Deadline::after(TOGETHER);
     let servers = node.site.slurm.servers.iter();
     let servers: Vec<_> = servers.map(|server| (server, server.to_socket_addrs())).collect();
@@ -68,7 +79,7 @@ pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
                 }
             };
             // Without munged on this node, no agent can be asked.
-            let request = request(node, &name)?;
+            let request = request(node)?;
             match ask_one(&addresses, &request, deadline) {
                 Ok(NodeReply::Record(text)) => match record(node, &text) {
                     Ok(record) => return Ok(Answer::Record(record)),
@@ -98,11 +109,6 @@ pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
     }
 }
 
-/// slurmd sets the name for slurmstepd, before anything of the user's.
-fn node_name() -> Result<String, String> {
-    env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not name its node in SLURMD_NODENAME".to_owned())
-}
-
 fn record(node: &Node<'_>, text: &str) -> Result<Record, String> {
     let record = Record::from_json(text).map_err(|e| e.to_string())?;
     match is_of(&record, node.jobid, node.uid) {
@@ -121,13 +127,13 @@ pub fn is_of(record: &Record, jobid: u32, uid: u32) -> bool {
 }
 
 /// Returns a request in a credential. Each is good for one use.
-fn request(node: &Node<'_>, name: &str) -> Result<String, String> {
+fn request(node: &Node<'_>) -> Result<String, String> {
     let request = NodeRequest {
         version: VERSION,
         cluster: node.site.slurm.cluster.clone(),
         jobid: node.jobid,
         uid: node.uid,
-        node: name.to_owned(),
+        node: node.name.to_owned(),
     };
     let frame = protocol::encode(&request).map_err(|e| e.to_string())?;
     // The payload is the message without its length.

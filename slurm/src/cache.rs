@@ -12,9 +12,12 @@ use std::{
 use config::Slurm;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use seal::Record;
-use slurm::Deadline;
 
-use crate::client::{Answer, is_of};
+use crate::{
+    client::{Answer, is_of},
+    directory::private_directory,
+    exchange::Deadline,
+};
 
 /// The time that another step of the job may take to ask.
 const OTHER_STEP: Duration = Duration::from_secs(30);
@@ -25,30 +28,35 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The longest record, in bytes: that of a full MUNGE credential with its names.
 const MAX_RECORD: u64 = 2 << 20;
 
-/// Returns the record of a job that this node has, or asks for it and keeps it. Steps that start at once ask once. A failure
-/// is not kept.
+/// Returns the record of a job that this node has, or asks for it and keeps it. Steps that start at once ask once, and so do those
+/// that wait for the next record. A failure is not kept. A record that is not current is returned if there is no other.
 ///
 /// # Errors
-/// For the operator: the directory cannot be used.
-pub fn get(
+/// For the operator: the directory cannot be used, or there is no record, and why.
+pub fn cached(
     directory: &Path,
     jobid: u32,
     uid: u32,
+    is_current: impl Fn(&Record) -> bool,
     ask: impl FnOnce() -> Result<Answer, String>,
 ) -> Result<Answer, String> {
     let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
-    slurm::private_directory(directory).map_err(|e| failed(&e))?;
+    private_directory(directory).map_err(|e| failed(&e))?;
     let mut file = lock(&file_of(directory, jobid)).map_err(|e| failed(&e))?;
     // Neither one that was not written to its end, nor one of a former job of the same id, is of use.
-    if let Some(record) = read(&file).filter(|record| is_of(record, jobid, uid)) {
-        return Ok(Answer::Record(record));
+    let former = read(&file).filter(|record| is_of(record, jobid, uid));
+    if let Some(record) = former.as_ref().filter(|record| is_current(record)) {
+        return Ok(Answer::Record(record.clone()));
     }
-    let answer = ask()?;
-    if let Answer::Record(record) = &answer {
-        // The job has its record, whether or not it can be kept.
-        let _ = write(&mut file, record);
+    match (ask(), former) {
+        (Ok(Answer::Record(record)), _) => {
+            // The job has its record, whether or not it can be kept.
+            let _ = write(&mut file, &record);
+            Ok(Answer::Record(record))
+        }
+        (_, Some(former)) => Ok(Answer::Record(former)),
+        (answer, None) => answer,
     }
-    Ok(answer)
 }
 
 fn read(file: &File) -> Option<Record> {
@@ -61,7 +69,7 @@ fn read(file: &File) -> Option<Record> {
 ///
 /// # Errors
 /// unlink(2), unless there is none.
-pub fn remove(directory: &Path, jobid: u32) -> io::Result<()> {
+pub fn forget(directory: &Path, jobid: u32) -> io::Result<()> {
     match fs::remove_file(file_of(directory, jobid)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -125,33 +133,65 @@ mod tests {
             Ok(Answer::Record(Record::from_json(&RECORD.replace(":7", ":8")).unwrap()))
         };
         for expected in [1, 1, 1] {
-            let Ok(Answer::Record(record)) = get(&cache, 7, 1000, record) else {
+            let Ok(Answer::Record(record)) = cached(&cache, 7, 1000, |_| true, record) else {
                 panic!("no record")
             };
             assert_eq!((record.jobid(), asked.get()), (7, expected));
         }
-        get(&cache, 8, 1000, other).unwrap();
+        cached(&cache, 8, 1000, |_| true, other).unwrap();
         assert_eq!(asked.get(), 2, "another job");
         assert_eq!(fs::metadata(cache.join("job-7")).unwrap().mode() & 0o777, 0o600);
-        let answer = get(&cache, 7, 1001, || Err("asked".to_owned()));
+        let answer = cached(&cache, 7, 1001, |_| true, || Err("asked".to_owned()));
         assert_eq!(answer.unwrap_err(), "asked", "a job of another user");
-        remove(&cache, 7).unwrap();
-        remove(&cache, 7).unwrap();
-        get(&cache, 7, 1000, record).unwrap();
+        forget(&cache, 7).unwrap();
+        forget(&cache, 7).unwrap();
+        cached(&cache, 7, 1000, |_| true, record).unwrap();
         assert_eq!(asked.get(), 3);
+    }
+
+    #[test]
+    fn a_node_asks_again_once_a_record_is_not_current_and_keeps_it_if_there_is_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = directory.path().join("cache");
+        let generation = |answer| match answer {
+            Ok(Answer::Record(record)) => record.renewal().generation,
+            other => panic!("{other:?}"),
+        };
+        let is_new = |record: &Record| record.renewal().generation > 0;
+        let next = RECORD.replace(r#","credential"#, r#","renewal":{"generation":1},"credential"#);
+        let record = |text: &str| Ok(Answer::Record(Record::from_json(text).unwrap()));
+        assert_eq!(generation(cached(&cache, 7, 1000, is_new, || record(RECORD))), 0);
+        assert_eq!(
+            generation(cached(&cache, 7, 1000, is_new, || Err("down".to_owned()))),
+            0
+        );
+        let failed = || Ok(Answer::Failed("no".to_owned()));
+        assert_eq!(generation(cached(&cache, 7, 1000, is_new, failed)), 0);
+        assert_eq!(generation(cached(&cache, 7, 1000, is_new, || record(&next))), 1);
+        assert_eq!(
+            generation(cached(&cache, 7, 1000, is_new, || panic!("it was asked"))),
+            1
+        );
     }
 
     #[test]
     fn failures_and_damaged_records_are_not_kept() {
         let directory = tempfile::tempdir().unwrap();
         let cache = directory.path().join("cache");
-        assert_eq!(get(&cache, 7, 1000, || Err("down".to_owned())).unwrap_err(), "down");
-        let failed = get(&cache, 7, 1000, || Ok(Answer::Failed("no".to_owned())));
+        assert_eq!(
+            cached(&cache, 7, 1000, |_| true, || Err("down".to_owned())).unwrap_err(),
+            "down"
+        );
+        let failed = cached(&cache, 7, 1000, |_| true, || Ok(Answer::Failed("no".to_owned())));
         assert!(matches!(failed, Ok(Answer::Failed(_))));
         fs::write(cache.join("job-7"), &RECORD[..40]).unwrap();
-        let answer = get(&cache, 7, 1000, || {
-            Ok(Answer::Record(Record::from_json(RECORD).unwrap()))
-        });
+        let answer = cached(
+            &cache,
+            7,
+            1000,
+            |_| true,
+            || Ok(Answer::Record(Record::from_json(RECORD).unwrap())),
+        );
         assert!(matches!(answer, Ok(Answer::Record(_))));
         assert_eq!(fs::read_to_string(cache.join("job-7")).unwrap(), RECORD);
     }
@@ -161,10 +201,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = get(directory.path(), 7, 1000, || panic!("it was asked")).unwrap_err();
+        let error = cached(directory.path(), 7, 1000, |_| true, || panic!("it was asked")).unwrap_err();
         assert!(error.contains("nobody else can write to"), "{error}");
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
-        assert!(get(&link, 7, 1000, || panic!("it was asked")).is_err());
+        assert!(cached(&link, 7, 1000, |_| true, || panic!("it was asked")).is_err());
     }
 }

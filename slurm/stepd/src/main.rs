@@ -1,0 +1,63 @@
+//! `workflow-token-slurmstepd`: keeps the tokens of the tasks of a step on one node in files.
+//!
+//! The plugin in slurmstepd starts it as root. It looks records up as root, with the node's credential, and opens them, writes the
+//! files and signals tasks as the job owner. Nobody but root can signal or trace it.
+
+#![forbid(unsafe_code)]
+
+mod step;
+mod syslog;
+mod tasks;
+mod user;
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    process::ExitCode,
+    time::Duration,
+};
+
+use nix::{
+    sys::resource::{Resource, setrlimit},
+    unistd::daemon,
+};
+use slurm::{MAX_MESSAGE, Start, Started};
+
+use crate::step::Step;
+
+/// The time in which the plugin must have sent what it began to send.
+const MESSAGE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            syslog::log(&e.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // slurmstepd waits for the tasks among its children, and ends what it finds below itself.
+    daemon(false, true)?;
+    let mut plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    plugin.set_read_timeout(Some(MESSAGE))?;
+    plugin.set_write_timeout(Some(MESSAGE))?;
+    let start: Start = protocol::receive(&mut plugin, MAX_MESSAGE)?;
+    let (step, started) = match Step::begin(start) {
+        Ok((step, variables)) => (Some(step), Ok(variables)),
+        Err(why) => (None, Err(why)),
+    };
+    send(&mut plugin, &started)?;
+    match step {
+        Some(step) => step.follow(&mut plugin),
+        None => Ok(()),
+    }
+}
+
+fn send(plugin: &mut UnixStream, started: &Started) -> io::Result<()> {
+    let frame = protocol::encode(started).map_err(io::Error::other)?;
+    io::Write::write_all(plugin, &frame)
+}

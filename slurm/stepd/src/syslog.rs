@@ -1,0 +1,19 @@
+//! Lines for the operator, in the log of the node (syslog(3), RFC 3164): slurmstepd has no other for its children.
+
+use std::{os::unix::net::UnixDatagram, process};
+
+/// The socket of the log.
+const SOCKET: &str = "/dev/log";
+
+/// The facility daemon (3) with the severity error (3).
+const PRIORITY: u8 = 3 << 3 | 3;
+
+/// Logs a line. Without a log, it is lost.
+pub fn log(line: &str) {
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    // A log that is full must hold nobody up.
+    let _ = socket.set_nonblocking(true);
+    let line = line.escape_debug();
+    let line = format!("<{PRIORITY}>workflow-token-slurmstepd[{}]: {line}", process::id());
+    let _ = socket.send_to(line.as_bytes(), SOCKET);
+}

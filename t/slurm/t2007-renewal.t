@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+test_description='Slurm: tokens are renewed while their job runs, and end with it'
+
+. "$(dirname "$0")/lib.sh"
+need_slurm
+test "$(id -u)" -eq 0 || skip "not root: the program of a rule must not belong to the user of the job"
+
+# minted has all generations. Nothing but it and the tasks may have them.
+CANARIES=$base/canaries
+cleanup 'rm -rf "$CANARIES"'
+
+# mint_up: the program prints a token that is valid for LIFETIME seconds; unless the file `down` exists.
+mint_up() {
+	mkdir -p "$CANARIES" && : >"$CANARIES/minted" && echo 6 >lifetime && chown -R "$CONTROLLER" "$CANARIES" &&
+		program mint <<-EOF
+			#!/bin/sh
+			test ! -e "$PWD/down" || { echo "the source is down" >&2; exit 1; }
+			token=\$("$TESTS/new-token.py" exp=\$((\$(date +%s) + \$(cat "$PWD/lifetime")))) &&
+			echo "\$token" >>"$CANARIES/minted" && echo "\$token"
+		EOF
+}
+
+# renewing KEY…: one rule for the partition debug, with these keys.
+renewing() {
+	printf '\n[[workflow-token.rule]]\nsource = "command"\ncommand = ["%s/mint"]\npartition = "debug"\n' "$PWD"
+	printf '%s\n' "$@"
+}
+
+# rules KEY…: is in force from now on.
+rules() {
+	renewing "$@" | site && agent_down && agent_up
+}
+
+# minted COUNT: so many tokens were fetched, at least.
+minted() {
+	test "$(wc -l <"$CANARIES/minted")" -ge "$1"
+}
+
+# renewed COUNT: waits for so many more tokens.
+renewed() {
+	local before
+	before=$(wc -l <"$CANARIES/minted") && eventually minted $((before + $1))
+}
+
+# started ID COUNT: so many tasks of the job read their files.
+started() {
+	test "$(find shared -name "started.$1.*" | wc -l)" -eq "$2"
+}
+
+# log_has COUNT TEXT: the agent's, at least so often.
+log_has() {
+	has_lines "$1" "$2" agent.log
+}
+
+# no_files: no directory with tokens of the user is there.
+no_files() {
+	test -z "$(find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u "$ALICE")-*")"
+}
+
+# hides_all HAYSTACK…: none of them has a token of any generation.
+hides_all() {
+	test_expect_code 1 "$TESTS/search.py" "$CANARIES/minted" "$@"
+}
+
+test_expect_success 'a cluster starts' '
+	cluster_prepare && mkdir shared && chmod 1777 shared && mkfifo shared/go && chmod 0666 shared/go &&
+	mint_up && renewing "renew = 0.25" "renew-signal = \"SIGUSR1\"" "bearer-token-file = true" | site &&
+	munge_up && agent_up && cluster_up
+'
+
+test_expect_success 'a task finds its token in its environment and in a file for its user alone' '
+	run "$ALICE" sh -c "
+		printenv DW_WORKFLOW_TOKEN && cat \$DW_WORKFLOW_TOKEN_FILE && echo && cat \$BEARER_TOKEN_FILE && echo
+		stat -c %a.%U \$DW_WORKFLOW_TOKEN_FILE \$(dirname \$DW_WORKFLOW_TOKEN_FILE)" >out &&
+	token=$(tail -n 1 "$CANARIES/minted") &&
+	printf "%s\n" "$token" "$token" "$token" "600.$ALICE" "700.$ALICE" >expected && test_cmp expected out &&
+	eventually no_files
+'
+
+test_expect_success 'a job within a job has files of its own, and a job without a token has none' '
+	cat >shared/inner <<-\EOF &&
+		test "$(cat "$DW_WORKFLOW_TOKEN_FILE")" = "$DW_WORKFLOW_TOKEN" && ls "$DW_WORKFLOW_TOKEN_FILE"
+	EOF
+	cat >shared/outer <<-EOF &&
+		#!/bin/sh
+		echo "\$DW_WORKFLOW_TOKEN_FILE"
+		srun sh "$PWD/shared/inner"
+		srun sh -c "trap : USR1; env -u SLURM_JOB_ID sbatch -p other --wait -o $PWD/shared/other --wrap \"env | grep -e ^DW_ -e ^BEARER || echo none\""
+	EOF
+	id=$(batch "$ALICE" -o "$PWD/shared/out" shared/outer) && eventually finished "$id" && cat shared/out &&
+	test "$(grep -c "^/dev/shm/workflow-token-$(id -u "$ALICE")-" shared/out)" -eq 2 &&
+	test "$(sort -u shared/out | grep -c ^/dev)" -eq 2 &&
+	echo none >expected && test_cmp expected shared/other
+'
+
+test_expect_success 'a step of four tasks on two nodes runs for many lifetimes' '
+	id=$(batch "$ALICE" -N2 -n4 -o "$PWD/shared/out.readers" --wrap "srun $TESTS/read-token.py $PWD/shared") &&
+	eventually started "$id" 4 && renewed 3
+'
+
+test_expect_success 'the source is down for two periods' '
+	touch down && eventually log_has 1 "job $id: .* could not be renewed: .*\[source-failed\]" && sleep 3 && rm down && renewed 2 &&
+	eventually log_has 1 "job $id: its workflow token was renewed"
+'
+
+test_expect_success 'the agent is killed' '
+	agent_down KILL && agent_up && renewed 2
+'
+
+test_expect_success 'slurmctld and the daemons of the nodes are restarted' '
+	slurmctld_down && slurmctld_up && renewed 2 &&
+	for pid in "${SLURMD[@]}"; do kill "$pid" && { wait "$pid" || :; }; done && SLURMD=() &&
+	slurmd_up n1 && slurmd_up n2 && renewed 2
+'
+
+test_expect_success 'another step on the same nodes gets the current token' '
+	as "$ALICE" timeout 60 srun --jobid="$id" --overlap -N2 -n2 sh -c "$PRINT" >out && test "$(wc -l <out)" -eq 2 &&
+	tail -n 3 "$CANARIES/minted" >recent && test "$(grep -cF -f recent out)" -eq 2
+'
+
+test_expect_success 'no generation of the token is anywhere else' '
+	minted 10 && hides_all "$STATE" spool-n1 spool-n2 slurmd-n1.log slurmd-n2.log agent agent.log cache munged.log \
+		slurmctld.out slurmd.out &&
+	scontrol show jobs -dd >shown && hides_all shown &&
+	for pid in $(pgrep -f "$PWD/bin/workflow-token-slurmstepd"); do cat "/proc/$pid/environ" "/proc/$pid/cmdline"; done >shown &&
+	hides_all shown
+'
+
+test_expect_success 'nobody else can read the files, or stop their renewal' '
+	pid=$(pgrep -f "$PWD/bin/workflow-token-slurmstepd" | head -n 1) && test -n "$pid" &&
+	test_must_fail as "$ALICE" kill "$pid" && test_must_fail as "$ALICE" cat "/proc/$pid/environ" &&
+	directory=$(find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u "$ALICE")-$id-*" | head -n 1) &&
+	test_must_fail as "$BOB" ls "$directory"
+'
+
+test_expect_success 'every read gave a complete and valid token, and each new one came with one signal' '
+	touch shared/stop && eventually finished "$id" && cat shared/out.readers && test "$(wc -l <shared/out.readers)" -eq 4 &&
+	python3 - shared/out.readers <<-\EOF
+		import json, sys
+		for line in open(sys.argv[1]):
+		    seen = json.loads(line)
+		    assert seen["first"] and seen["reads"] > 100, seen
+		    assert not seen["incomplete"] and not seen["expired"], seen
+		    assert seen["tokens"] >= 8 and seen["signals"] == seen["tokens"] - 1, seen
+	EOF
+'
+
+test_expect_success 'files, records and programs end with the job' '
+	eventually no_files && eventually is_empty agent/store && eventually is_empty cache &&
+	test_must_fail pgrep -f "$PWD/bin/workflow-token-slurmstepd" &&
+	before=$(wc -l <"$CANARIES/minted")
+'
+
+# begun: a job that reads its files runs. Sets id.
+begun() {
+	rm -f shared/started.* shared/stop
+	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "srun $TESTS/read-token.py $PWD/shared") && eventually started "$id" 1
+}
+
+test_expect_success 'the files of a program that was killed are removed by the next step' '
+	begun && pkill -KILL -f "$PWD/bin/workflow-token-slurmstepd" && touch shared/stop && eventually finished "$id" &&
+	! no_files && run "$ALICE" true && eventually no_files
+'
+
+test_expect_success 'a job whose token expires is ended if its rule says so' '
+	rules "on-expiry = \"exception\"" && begun && touch down &&
+	eventually log_has 1 "job $id: its workflow token has expired" && eventually finished "$id" && rm down &&
+	squeue --noheader --states=all --jobs="$id" --format=%T >shown && grep CANCELLED shown
+'
+
+test_expect_success 'or its tasks get SIGTERM' '
+	rules "on-expiry = \"signal\"" &&
+	cat >shared/trap <<-EOF &&
+		trap "echo terminated; exit" TERM
+		touch $PWD/shared/started.\$SLURM_JOB_ID.0
+		while :; do sleep 0.1; done
+	EOF
+	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "srun bash $PWD/shared/trap") && eventually started "$id" 1 && touch down &&
+	eventually finished "$id" && rm down && grep terminated shared/out
+'
+
+test_expect_success 'without the program the token is in the environment' '
+	mv bin/workflow-token-slurmstepd away &&
+	run "$ALICE" sh -c "$PRINT; echo \${DW_WORKFLOW_TOKEN_FILE:-none}" >out && mv away bin/workflow-token-slurmstepd &&
+	{ tail -n 1 "$CANARIES/minted" && echo none; } >expected && test_cmp expected out &&
+	grep "there is no file with its token, which is not renewed: .*see step-program" slurmd-n?.log &&
+	no_node_is_drained
+'
+
+test_done
