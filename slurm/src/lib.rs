@@ -18,7 +18,7 @@ pub use cache::{cached, forget};
 pub use client::{Answer, Node, ask};
 pub use directory::private_directory;
 pub use exchange::{Deadline, MAX_REPLY, exchange};
-pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started};
+pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started, step_program};
 
 /// The configuration of a cluster, unless an argument names another file.
 pub const CONFIG: &str = "/etc/slurm/workflow-token.toml";

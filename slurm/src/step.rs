@@ -7,9 +7,13 @@
 //!
 //! The program ends when the plugin closes the socket, or when all tasks have ended.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use seal::{Error, Expected, Munge, Opened, Owner, Record};
+use secure_path::Owners;
 use serde::{Deserialize, Serialize};
 
 /// The longest [`Start`] or [`Started`], in bytes: a sealed record and some paths.
@@ -17,6 +21,12 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// The longest message with a pid, in bytes.
 pub const MAX_PID: usize = 16;
+
+/// Where the program is, unless the configuration says so.
+const PROGRAMS: [&str; 2] = [
+    "/usr/libexec/workflow-token-slurmstepd",
+    "/usr/local/libexec/workflow-token-slurmstepd",
+];
 
 /// The time that a restart of munged may take.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,5 +80,48 @@ impl LocalRecord {
             instance_owner: self.agent_uid,
         };
         self.record.open_within(MUNGED_TIMEOUT, munge, &expected)
+    }
+}
+
+/// Returns the program: the one that the configuration names, or the one that is installed.
+///
+/// # Errors
+/// For the operator: it is missing, or others than root and this user could change it.
+pub fn step_program(configured: Option<&Path>) -> Result<PathBuf, String> {
+    let found = match configured {
+        Some(program) => program,
+        None => {
+            let mut places = PROGRAMS.iter().map(Path::new);
+            let missing = || {
+                format!(
+                    "{} is missing: install it on this node, or name it with the key step-program",
+                    PROGRAMS[0]
+                )
+            };
+            places.find(|place| place.exists()).ok_or_else(missing)?
+        }
+    };
+    secure_path::check_program(found, Owners::process())
+        .map_err(|e| format!("{}, the key step-program of the table slurm: {e}", found.display()))?;
+    Ok(found.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_others_can_change_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("program");
+        let error = || step_program(Some(&program)).unwrap_err();
+        assert!(error().contains("step-program"), "{}", error());
+        fs::write(&program, "").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(error().contains("lets others write to it"), "{}", error());
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(step_program(Some(&program)).unwrap(), program);
     }
 }

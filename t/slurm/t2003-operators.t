@@ -41,6 +41,8 @@ test_expect_success 'doctor names what is missing' '
 	agent_up &&
 	sed "s/^cluster = .*/cluster = \"other\"/" "$SITE" >other.toml &&
 	test_must_fail "$CLI" doctor --config other.toml >found && grep "^fail .*ClusterName=$CLUSTER" found &&
+	sed "s/workflow-token-slurmstepd/missing/" "$SITE" >other.toml &&
+	"$CLI" doctor --config other.toml >found && grep "^warn .*$PWD/bin/missing, the key step-program" found &&
 	sed "s/^servers = .*/server = 1/" "$SITE" >other.toml &&
 	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found
 '

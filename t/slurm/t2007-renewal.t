@@ -183,7 +183,7 @@ test_expect_success 'without the program the token is in the environment' '
 	mv bin/workflow-token-slurmstepd away &&
 	run "$ALICE" sh -c "$PRINT; echo \${DW_WORKFLOW_TOKEN_FILE:-none}" >out && mv away bin/workflow-token-slurmstepd &&
 	{ tail -n 1 "$CANARIES/minted" && echo none; } >expected && test_cmp expected out &&
-	grep "there is no file with its token, which is not renewed: .*see step-program" slurmd-n?.log &&
+	grep "there is no file with its token, which is not renewed: .*step-program" slurmd-n?.log &&
 	no_node_is_drained
 '
 

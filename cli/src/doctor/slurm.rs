@@ -38,6 +38,7 @@ pub(super) fn check(site: &Site, agent: u32) -> Vec<Finding> {
             "run this where `scontrol show config` works",
         )),
     }
+    findings.push(step_program(site));
     findings.push(controller(site));
     findings.extend(site.slurm.servers.iter().map(|server| agent_at(server)));
     findings
@@ -98,6 +99,18 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
     let stack = value("PlugStackConfig").unwrap_or_else(|| "/etc/slurm/plugstack.conf".to_owned());
     findings.push(plug_stack(Path::new(&stack)));
     findings
+}
+
+/// Checks the program that keeps tokens in files on nodes.
+fn step_program(site: &Site) -> Finding {
+    match slurm::step_program(site.slurm.step_program.as_deref()) {
+        Ok(program) => ok(CHECK, format!("tokens are kept in files by {}", program.display())),
+        Err(e) => warn(
+            CHECK,
+            e,
+            "install it on all nodes that run jobs: without it, there are no files with tokens, and tokens are not renewed",
+        ),
+    }
 }
 
 /// Checks the time after which Slurm ends a prolog, and then requeues or kills its job (slurm.conf(5)).

@@ -240,7 +240,7 @@ fn write_files(
         signals: spank.step().is_some_and(|step| step <= LAST_STEP),
         record: record.to_json(),
     };
-    Files::write(site.slurm.step_program.as_deref(), &start)
+    Files::write(&slurm::step_program(site.slurm.step_program.as_deref())?, &start)
 }
 
 /// slurmd sets the name for slurmstepd, before anything of the user's.
