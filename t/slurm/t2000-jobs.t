@@ -30,7 +30,7 @@ test_expect_success 'srun: each task of two nodes gets the token' '
 test_expect_success 'no task has variables or descriptors of the plugin' '
 	run "$ALICE" --export=NONE /bin/sh -c "/usr/bin/env; /bin/ls -l /proc/self/fd" >out &&
 	grep -qF -f token out &&
-	! grep "WORKFLOW_TOKEN_\|site.toml\|cache\|munge" out
+	! grep "^WORKFLOW_TOKEN_\|socket:\|site.toml\|cache\|munge" out
 '
 
 test_expect_success 'a job that no rule is for runs without a token' '
