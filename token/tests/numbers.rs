@@ -1,4 +1,4 @@
-//! Numbers in claims, however they are written. `arbitrary_precision.rs` runs this with another reader of numbers.
+//! Numbers in claims, however they are written. `scripts/check` also runs this with another reader of numbers.
 
 mod common;
 
