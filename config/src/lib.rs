@@ -32,7 +32,7 @@ pub use label::{check_label, check_object_name};
 pub use oauth2::{AuthorizationServer, ClientAuthentication, Grant, OAuth2};
 pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
-pub use request::{Allowed, DEFAULT_NAME, TokenRequest, TokenRequests, parse_requests};
+pub use request::{Allowed, DEFAULT_NAME, LONGEST_REQUESTS, TokenRequest, TokenRequests, parse_requests};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
 pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};

@@ -1,11 +1,14 @@
 //! Requests of users for a token other than the default one, within what its rule allows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Rule, Source, parse::field};
+use crate::{Config, Rule, Source, parse::field};
 
 /// The name of the token of rules without a name.
 pub const DEFAULT_NAME: &str = "default";
@@ -15,6 +18,9 @@ const MOST: usize = 16;
 
 /// The longest audience or scope in a request, in bytes.
 const LONGEST: usize = 1024;
+
+/// The longest requests of a job, in bytes of JSON.
+pub const LONGEST_REQUESTS: usize = 64 << 10;
 
 /// A request for one token, such as `attributes.system.token.NAME` of a jobspec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,11 +70,16 @@ pub struct Allowed {
     pub scopes: Vec<String>,
 }
 
-/// Parses the requests of a job.
+/// Parses the requests of a job: in JSON, a table for each name.
 ///
 /// # Errors
 /// For the user: the key, and the error.
-pub fn parse_requests(value: Value) -> Result<TokenRequests, String> {
+pub fn parse_requests(text: &str) -> Result<TokenRequests, String> {
+    let value: Option<Value> = match text.len() {
+        ..=LONGEST_REQUESTS => serde_json::from_str(text).ok(),
+        _ => None,
+    };
+    let value = value.ok_or("token: it cannot be read, or is too long")?;
     let tables: BTreeMap<String, RequestTable> = serde_path_to_error::deserialize(value).map_err(|e| {
         format!(
             "token.{}: {}",
@@ -95,6 +106,27 @@ pub fn parse_requests(value: Value) -> Result<TokenRequests, String> {
         }
     }
     Ok(requests)
+}
+
+impl Config {
+    /// Checks what a job requests, by the rules that may be for it. Each request must be admitted by one of them: the
+    /// delivery, which knows the job owner, decides.
+    ///
+    /// # Errors
+    /// For the user: the key, and what is allowed.
+    pub fn check_requests(&self, candidates: &[usize], requests: &TokenRequests) -> Result<(), String> {
+        let rules: Vec<&Rule> = candidates.iter().filter_map(|index| self.rules.get(*index)).collect();
+        for (name, request) in requests {
+            let of_name = rules.iter().filter(|rule| rule.token_name() == name);
+            let (admitted, refused): (Vec<_>, Vec<_>) =
+                of_name.map(|rule| rule.admit(request)).partition(Result::is_ok);
+            if admitted.is_empty() {
+                let first = refused.into_iter().next();
+                return first.unwrap_or_else(|| Err(no_such_token(name, &rules)));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Rule {
@@ -146,6 +178,15 @@ impl Rule {
     }
 }
 
+fn no_such_token(name: &str, rules: &[&Rule]) -> String {
+    let names: BTreeSet<&str> = rules.iter().map(|rule| rule.token_name()).collect();
+    let name = name.escape_debug();
+    match Vec::from_iter(names)[..] {
+        [] => "token: this job gets no token".to_owned(),
+        ref names => format!("token.{name}: this job gets no such token, but {}", names.join(", ")),
+    }
+}
+
 fn not_allowed(wanted: &str, allowed: &[&str]) -> String {
     let wanted = wanted.escape_debug();
     match allowed {
@@ -178,7 +219,7 @@ mod tests {
     fn a_user_may_request_what_the_rule_allows_and_nothing_else() {
         let rules = rules();
         let admit = |rule: usize, request: Value| {
-            let requests = parse_requests(json!({rules[rule].token_name(): request})).unwrap();
+            let requests = parse_requests(&json!({rules[rule].token_name(): request}).to_string()).unwrap();
             rules[rule].admit(&requests[rules[rule].token_name()])
         };
         for (rule, request) in [
@@ -214,6 +255,46 @@ mod tests {
     }
 
     #[test]
+    fn one_rule_that_may_be_for_the_job_must_admit_each_request() {
+        let table = json!({"workflow-token": {
+            "issuer": {"keys": "/k", "name": "https://i", "audience": "a"},
+            "rule": [
+                {"group": "one", "source": "issuer", "workspace": "w", "audiences": "b"},
+                {"source": "issuer", "workspace": "w", "audiences": "c"},
+                {"name": "cloud", "variable": "CLOUD", "source": "issuer", "workspace": "w"},
+            ],
+        }});
+        let config = Config::from_json(&table).unwrap();
+        let check = |rules: &[usize], requests: Value| {
+            config.check_requests(rules, &parse_requests(&requests.to_string()).unwrap())
+        };
+        for request in [
+            json!({}),
+            json!({"default": {"audience": "c"}, "cloud": {"lifetime": "1h"}}),
+        ] {
+            assert_eq!(check(&[0, 1, 2], request.clone()), Ok(()), "{request}");
+        }
+        for (rules, request, says) in [
+            (&[0, 2][..], json!({"default": {"audience": "c"}}), "allowed are a, b"),
+            (
+                &[0, 1, 2],
+                json!({"default": {}, "cloud": {"audience": "b"}}),
+                "token.cloud.audience",
+            ),
+            (
+                &[0, 1],
+                json!({"cloud": {}}),
+                "token.cloud: this job gets no such token, but default",
+            ),
+            (&[0, 1, 2], json!({"x": {}}), "no such token, but cloud, default"),
+            (&[], json!({"default": {}}), "token: this job gets no token"),
+        ] {
+            let error = check(rules, request).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
     fn malformed_requests_name_the_key() {
         for (bad, says) in [
             (json!("x"), "token."),
@@ -224,10 +305,16 @@ mod tests {
             (json!({"a": {"lifetime": "soon"}}), "token.a.lifetime"),
             (json!({"a": {"scope": "x".repeat(2000)}}), "token.a"),
         ] {
-            let error = parse_requests(bad.clone()).unwrap_err();
+            let error = parse_requests(&bad.to_string()).unwrap_err();
             assert!(error.contains(says) && error.len() < 300, "{bad}: {error}");
         }
         let many: serde_json::Map<String, Value> = (0..17).map(|n| (n.to_string(), json!({}))).collect();
-        assert!(parse_requests(Value::Object(many)).is_err());
+        assert!(parse_requests(&Value::Object(many).to_string()).is_err());
+        for bad in ["", "{", &format!("{{}}{}", " ".repeat(70_000))] {
+            assert_eq!(
+                parse_requests(bad).unwrap_err(),
+                "token: it cannot be read, or is too long"
+            );
+        }
     }
 }

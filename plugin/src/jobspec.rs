@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use config::{Asked, Config, Rule, Source, TokenRequests};
 use ffi::Args;
-use serde_json::Value;
 
-/// The path at which a job requests other tokens than the default ones, and the longest requests, in bytes of JSON.
+/// The path at which a job requests other tokens than the default ones.
 const TOKEN: [&str; 4] = ["jobspec", "attributes", "system", "token"];
-const LONGEST: usize = 64 << 10;
 
 /// The path at which a job names its project.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
@@ -31,12 +29,10 @@ pub fn requests(args: &Args<'_>) -> Result<TokenRequests, String> {
     if !args.has(&TOKEN) {
         return Ok(TokenRequests::new());
     }
-    let text = args.json(&TOKEN).filter(|text| text.len() <= LONGEST);
-    let value: Option<Value> = text.and_then(|text| serde_json::from_str(&text).ok());
-    match value.ok_or("token: it cannot be read, or is too long")? {
-        value @ Value::Object(_) => config::parse_requests(value),
+    match args.json(&TOKEN) {
         // An attribute of the site that has this name.
-        _ => Ok(TokenRequests::new()),
+        Some(text) if !text.starts_with('{') => Ok(TokenRequests::new()),
+        text => config::parse_requests(&text.unwrap_or_default()),
     }
 }
 

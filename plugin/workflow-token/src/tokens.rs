@@ -267,33 +267,14 @@ impl Tokens {
         let config = &current.config;
         let asked = jobspec::asked(args);
         // The delivery decides by its owner.
-        let groups = config.by_name(&config.candidates(&JobFacts {
+        let candidates = config.candidates(&JobFacts {
             args,
             uid,
             projects: &config.projects,
             asked: &asked,
             owner: None,
-        }));
-        for (name, request) in &requests {
-            let is_named = |group: &&Vec<usize>| config.rules[group[0]].token_name() == name;
-            let Some(group) = groups.iter().find(is_named) else {
-                let names: Vec<&str> = groups.iter().map(|group| config.rules[group[0]].token_name()).collect();
-                return Err(match names[..] {
-                    [] => "token: this job gets no token".to_owned(),
-                    _ => format!(
-                        "token.{}: this job gets no such token, but {}",
-                        name.escape_debug(),
-                        names.join(", ")
-                    ),
-                });
-            };
-            let mut refused = group.iter().map(|rule| config.rules[*rule].admit(request));
-            let first = refused.next().unwrap_or(Ok(()));
-            if first.is_err() && !refused.any(|admitted| admitted.is_ok()) {
-                return first;
-            }
-        }
-        Ok(())
+        });
+        config.check_requests(&candidates, &requests)
     }
 
     /// Begins a delivery within the callback of the job's change to RUN.
