@@ -32,8 +32,8 @@ fn spank_check() {
             "slurm.h",
             "#include <stdint.h>\n#include <slurm/slurm.h>\n#include <slurm/spank.h>\n",
         )
-        .allowlist_function("spank_(context|get_item|getenv|setenv)|slurm_(spank_log|error|api_version)")
-        .allowlist_type("spank_(item|context|err_t)")
+        .allowlist_function("spank_(context|get_item|getenv|setenv|option_register|job_control_(un)?setenv)|slurm_(spank_log|error|api_version)")
+        .allowlist_type("spank_(item|context|err_t|option)")
         // It is only ever seen behind a pointer.
         .blocklist_type("spank_t|spank_handle")
         .prepend_enum_name(false)

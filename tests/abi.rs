@@ -128,12 +128,43 @@ mod slurm {
 #[cfg(slurm_headers)]
 const _: () = assert!(size_of::<slurm::spank_err_t>() == size_of::<spank::raw::spank_err_t>());
 
+/// Compiled, but never called.
+#[cfg(slurm_headers)]
+#[allow(dead_code)]
+fn an_option_of_spank_has_the_members_of_the_real_one(ours: spank::raw::spank_option) -> slurm::spank_option {
+    let spank::raw::spank_option {
+        name,
+        arginfo,
+        usage,
+        has_arg,
+        val,
+        cb,
+    } = ours;
+    slurm::spank_option {
+        name,
+        arginfo,
+        usage,
+        has_arg,
+        val,
+        cb,
+    }
+}
+
+#[cfg(slurm_headers)]
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<slurm::spank_option>() == size_of::<spank::raw::spank_option>());
+    assert!(offset_of!(slurm::spank_option, arginfo) == offset_of!(spank::raw::spank_option, arginfo));
+    assert!(offset_of!(slurm::spank_option, has_arg) == offset_of!(spank::raw::spank_option, has_arg));
+    assert!(offset_of!(slurm::spank_option, cb) == offset_of!(spank::raw::spank_option, cb));
+};
+
 /// Compiled, but never instantiated: the functions are not there to be linked. The types of errors differ between releases of
 /// Slurm, and only their size is of interest.
 #[cfg(slurm_headers)]
 #[allow(dead_code, clippy::extra_unused_type_parameters)]
 fn each_function_of_spank_takes_what_the_real_one_takes<T>() {
-    use spank::raw;
+    use spank::raw::{self, spank_t};
 
     type Variadic<A, B, R> = unsafe extern "C" fn(A, B, ...) -> R;
     type OneVariadic<A> = unsafe extern "C" fn(A, ...);
@@ -145,6 +176,11 @@ fn each_function_of_spank_takes_what_the_real_one_takes<T>() {
     same(raw::spank_get_item, slurm::spank_get_item);
     same_four(raw::spank_getenv, slurm::spank_getenv);
     same_four(raw::spank_setenv, slurm::spank_setenv);
+    same_four(raw::spank_job_control_setenv, slurm::spank_job_control_setenv);
+    let _: [unsafe extern "C" fn(spank_t, *const std::ffi::c_char) -> _; 1] = [raw::spank_job_control_unsetenv];
+    let _: [unsafe extern "C" fn(spank_t, *const std::ffi::c_char) -> _; 1] = [slurm::spank_job_control_unsetenv];
+    let _: [unsafe extern "C" fn(spank_t, *mut slurm::spank_option) -> _; 1] = [slurm::spank_option_register];
+    let _: [unsafe extern "C" fn(spank_t, *mut raw::spank_option) -> _; 1] = [raw::spank_option_register];
     same_one(raw::slurm_spank_log, slurm::slurm_spank_log);
     same_one(raw::slurm_error, slurm::slurm_error);
     let _: [unsafe extern "C" fn() -> std::ffi::c_uint; 2] = [raw::spank_context, slurm::spank_context];

@@ -32,6 +32,26 @@ pub enum Context {
     Other,
 }
 
+impl Context {
+    /// Returns whether it is a program that submits jobs or starts steps, and runs as its user.
+    pub fn is_client(self) -> bool {
+        matches!(self, Self::Local | Self::Allocator)
+    }
+}
+
+/// An option that takes an argument.
+#[derive(Debug, Clone, Copy)]
+pub struct SpankOption {
+    /// Its name, without hyphens.
+    pub name: &'static CStr,
+    /// The argument, for `--help`.
+    pub argument: &'static CStr,
+    /// What it is for, for `--help`.
+    pub usage: &'static CStr,
+    /// Called for each occurrence: environment, `#SBATCH` lines, command line. Slurm rejects the option unless it returns 0.
+    pub callback: unsafe extern "C" fn(c_int, *const c_char, c_int) -> c_int,
+}
+
 /// The step id of the extern step, which has no tasks of users (slurm.h, SLURM_EXTERN_CONT).
 pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
@@ -111,6 +131,43 @@ impl Spank<'_> {
         code == 0 || buffer[0] != 0
     }
 
+    /// Registers an option; to be called in `slurm_spank_init`. slurmstepd logs an error for each use of an option that is not
+    /// registered there, too.
+    ///
+    /// # Errors
+    /// Slurm's refusal.
+    pub fn register_option(&self, option: &SpankOption) -> io::Result<()> {
+        let mut option = raw::spank_option {
+            name: option.name.as_ptr().cast_mut(),
+            arginfo: option.argument.as_ptr().cast_mut(),
+            usage: option.usage.as_ptr().cast_mut(),
+            has_arg: 1,
+            val: 0,
+            cb: Some(option.callback),
+        };
+        // SAFETY: the handle is that of the running callback, and Slurm copies the option and its strings.
+        refusal(unsafe { raw::spank_option_register(self.raw, &mut option) })
+    }
+
+    /// Sets a variable in the environment of the prologs and epilogs of the job to be submitted, where its name begins with
+    /// `SPANK_`. Users can set these variables, too.
+    ///
+    /// # Errors
+    /// EINVAL: one of them has a NUL; Slurm's refusal.
+    pub fn set_job_control_env(&self, name: &str, value: &str) -> io::Result<()> {
+        let (name, value) = (ffi::c_text(name)?, ffi::c_text(value)?);
+        // SAFETY: the handle is that of the running callback, and Slurm copies both strings.
+        refusal(unsafe { raw::spank_job_control_setenv(self.raw, name.as_ptr(), value.as_ptr(), 1) })
+    }
+
+    /// Removes such a variable, if it is set.
+    pub fn remove_job_control_env(&self, name: &str) {
+        if let Ok(name) = ffi::c_text(name) {
+            // SAFETY: the handle is that of the running callback, and the name is a C string.
+            unsafe { raw::spank_job_control_unsetenv(self.raw, name.as_ptr()) };
+        }
+    }
+
     /// Sets a variable in the environment of the task.
     ///
     /// # Errors
@@ -118,10 +175,14 @@ impl Spank<'_> {
     pub fn set_env(&self, name: &str, value: &CStr) -> io::Result<()> {
         let name = ffi::c_text(name)?;
         // SAFETY: the handle is that of the running callback, and Slurm copies both strings.
-        match unsafe { raw::spank_setenv(self.raw, name.as_ptr(), value.as_ptr(), 1) } {
-            0 => Ok(()),
-            code => Err(io::Error::other(format!("Slurm refused it with error {code}"))),
-        }
+        refusal(unsafe { raw::spank_setenv(self.raw, name.as_ptr(), value.as_ptr(), 1) })
+    }
+}
+
+fn refusal(code: raw::spank_err_t) -> io::Result<()> {
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::other(format!("Slurm refused it with error {code}"))),
     }
 }
 

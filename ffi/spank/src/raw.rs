@@ -10,6 +10,20 @@ pub type spank_t = *mut c_void;
 /// `ESPANK_SUCCESS` is 0 in all releases; other values differ.
 pub type spank_err_t = c_int;
 
+/// The last argument is 0 in srun, sbatch and salloc, and 1 in slurmstepd.
+pub type spank_opt_cb_f = Option<unsafe extern "C" fn(val: c_int, optarg: *const c_char, remote: c_int) -> c_int>;
+
+/// Slurm copies it and its strings, and writes to none of them.
+#[repr(C)]
+pub struct spank_option {
+    pub name: *mut c_char,
+    pub arginfo: *mut c_char,
+    pub usage: *mut c_char,
+    pub has_arg: c_int,
+    pub val: c_int,
+    pub cb: spank_opt_cb_f,
+}
+
 pub const S_JOB_UID: c_uint = 0;
 pub const S_JOB_GID: c_uint = 1;
 pub const S_JOB_ID: c_uint = 2;
@@ -29,6 +43,14 @@ unsafe extern "C" {
     pub fn spank_get_item(spank: spank_t, item: c_uint, ...) -> spank_err_t;
     pub fn spank_getenv(spank: spank_t, var: *const c_char, buf: *mut c_char, len: c_int) -> spank_err_t;
     pub fn spank_setenv(spank: spank_t, var: *const c_char, val: *const c_char, overwrite: c_int) -> spank_err_t;
+    pub fn spank_option_register(spank: spank_t, opt: *mut spank_option) -> spank_err_t;
+    pub fn spank_job_control_setenv(
+        sp: spank_t,
+        name: *const c_char,
+        value: *const c_char,
+        overwrite: c_int,
+    ) -> spank_err_t;
+    pub fn spank_job_control_unsetenv(sp: spank_t, name: *const c_char) -> spank_err_t;
     pub fn slurm_spank_log(format: *const c_char, ...);
     pub fn slurm_error(format: *const c_char, ...);
     /// slurm.h: the release, as `SLURM_VERSION_NUMBER`.
