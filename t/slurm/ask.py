@@ -24,7 +24,7 @@ def text(value):
 
 def main():
     munge_socket, port, restrict, cluster, jobid, uid, node = sys.argv[1:8]
-    request = varint(1) + text(cluster.encode()) + varint(int(jobid)) + varint(int(uid)) + text(node.encode())
+    request = varint(2) + text(cluster.encode()) + varint(int(jobid)) + varint(int(uid)) + text(node.encode())
     frame = struct.pack("<I", len(request)) + request
     credential = subprocess.run(
         ["munge", "-S", munge_socket, "-u", restrict], input=frame[4:], stdout=subprocess.PIPE, check=True

@@ -31,6 +31,7 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
     }
     let (job, limit) = complete(site, config, job).await?;
     let rules = config.candidates(&facts(config, &job));
+    let requests = requests(config, &rules, &job)?;
     let task = Task {
         jobid: jobid.into(),
         f58: jobid.to_string(),
@@ -42,7 +43,7 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
             array: job.array,
             restarts: job.restarts,
         }),
-        requests: TokenRequests::new(),
+        requests,
         generation: records,
         variables: Variables::Rules(rules),
     };
@@ -64,6 +65,18 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
             Err(Failure::new(Code::RulesChanged, why, why))
         }
     }
+}
+
+/// Returns what a job requests of its tokens. The user sent it, and whoever wants to can bypass the checks of the client.
+fn requests(config: &Config, candidates: &[usize], job: &Job) -> Result<TokenRequests, Failure> {
+    let Some(text) = &job.requests else {
+        return Ok(TokenRequests::new());
+    };
+    let requests = config::parse_requests(text).and_then(|requests| {
+        config.check_requests(candidates, &requests)?;
+        Ok(requests)
+    });
+    requests.map_err(|why| Failure::new(Code::RequestDenied, why.clone(), why))
 }
 
 fn job_of(job: &Job) -> JobFacts {

@@ -205,6 +205,7 @@ mod tests {
                 nodes: "n1".to_owned(),
                 restarts,
                 array: None,
+                requests: None,
             },
             answer: Answer::Record("{}".to_owned()),
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Answer, Ask};
 
 /// The version of these messages. A node rejects a reply of another version, and the agent a request.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The longest request, in bytes.
 pub const MAX_REQUEST: usize = 256 << 10;
@@ -63,7 +63,13 @@ pub struct Job {
     pub restarts: u32,
     /// The job id and the index of an array task.
     pub array: Option<(u32, u32)>,
+    /// The requests for tokens, in JSON, as the user sent them; empty if they could not be read.
+    pub requests: Option<String>,
 }
+
+/// The variable with the requests of a job, in JSON. The user's client hands it to Slurm. In the environment of PrologSlurmctld
+/// its name begins with `SPANK_`, in that of a batch script with `SLURM_SPANK_`.
+pub const REQUESTS: &str = "WORKFLOW_TOKEN_REQUESTS";
 
 /// From the agent to a controller's prolog or epilog.
 #[derive(Debug, Serialize, Deserialize)]

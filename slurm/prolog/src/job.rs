@@ -3,7 +3,7 @@
 
 use std::{env, str::FromStr};
 
-use protocol::slurm::{ControllerRequest, Job, VERSION};
+use protocol::slurm::{ControllerRequest, Job, REQUESTS, VERSION};
 
 /// The longest value, in bytes. The node list of 10,000 nodes whose numbers have no order is shorter.
 const MAX: usize = 128 << 10;
@@ -29,7 +29,19 @@ pub fn of_env() -> Result<Job, String> {
         nodes: required(text("SLURM_JOB_NODELIST")?, "SLURM_JOB_NODELIST")?,
         restarts: number("SLURM_JOB_RESTART_COUNT")?.unwrap_or(0),
         array,
+        requests: requests(),
     })
+}
+
+/// Returns the requests of the user. One that is too long or malformed counts as empty, and the agent rejects that: the job must
+/// fail with a reason.
+fn requests() -> Option<String> {
+    let value = env::var_os(format!("SPANK_{REQUESTS}"))?;
+    let value = value
+        .into_string()
+        .ok()
+        .filter(|value| value.len() <= config::LONGEST_REQUESTS);
+    Some(value.unwrap_or_default())
 }
 
 /// Returns the end of a job.

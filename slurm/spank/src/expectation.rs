@@ -4,17 +4,21 @@
 //! agent can be reached. It decides only by what is the same everywhere: the uid of the job owner, and the cluster. Groups,
 //! accounts and all that a step's environment says may be different for the agent.
 
-use config::{AttributePath, Facts, Principal, Property, Selection};
+use config::{AttributePath, Facts, Principal, Property};
 use nix::unistd::{Uid, User};
 use slurm::Site;
 
 /// Returns whether a rule may match a job of this user.
 pub fn may_match(site: &Site, uid: u32) -> bool {
-    let job = NodeFacts {
+    !candidates(site, uid).is_empty()
+}
+
+/// Returns the rules that may match a job of this user.
+pub fn candidates(site: &Site, uid: u32) -> Vec<usize> {
+    site.config.candidates(&NodeFacts {
         uid,
         cluster: &site.slurm.cluster,
-    };
-    site.config.select(&job) != Selection::None
+    })
 }
 
 struct NodeFacts<'a> {

@@ -5,6 +5,7 @@
 mod expectation;
 mod files;
 mod plugin;
+mod request;
 
 use std::{
     ffi::{c_char, c_int},
@@ -55,6 +56,35 @@ pub unsafe extern "C" fn slurm_spank_init(spank: spank_t, argc: c_int, argv: *co
     // SAFETY: these are the arguments of this callback.
     unsafe { enter(spank, argc, argv, plugin::init) };
     0
+}
+
+/// Called in srun, sbatch and salloc, once their options are known, and in slurmstepd.
+///
+/// # Safety
+/// As spank(8) says of callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slurm_spank_init_post_opt(spank: spank_t, argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: these are the arguments of this callback.
+    if spank::context().is_client() && !unsafe { enter(spank, argc, argv, request::submit) } {
+        // Its place was printed. The job must not be submitted without its requests.
+        spank::exit_now(1);
+    }
+    0
+}
+
+/// Called for each occurrence of the option, and in slurmstepd for the last one.
+///
+/// # Safety
+/// As spank(8) says of callbacks of options.
+unsafe extern "C" fn option(_value: c_int, argument: *const c_char, remote: c_int) -> c_int {
+    guard(-1, || {
+        // SAFETY: Slurm passes a C string, or a null pointer.
+        let argument = unsafe { ffi::borrowed(argument) };
+        if remote == 0 {
+            request::add(argument.unwrap_or_default().into_owned());
+        }
+        0
+    })
 }
 
 /// Called in each task, as the job owner.

@@ -24,7 +24,7 @@ use slurm::{Answer, LocalRecord, Node, Site, Start};
 use spank::{Context, EXTERN_STEP, LAST_STEP, Spank};
 use zeroize::Zeroizing;
 
-use crate::{expectation, files::Files};
+use crate::{expectation, files::Files, request};
 
 /// The result of `init` in slurmstepd, for the tasks that it forks. Without one, no task may start.
 static STEP: Mutex<Step> = Mutex::new(Step::Unknown);
@@ -50,6 +50,7 @@ struct Sealed {
 
 /// `slurm_spank_init`.
 pub fn init(spank: &Spank<'_>, arguments: &[String]) {
+    request::register(spank);
     match spank::context() {
         Context::Local | Context::Allocator => remove_variables(arguments),
         Context::Remote if spank.step() != Some(EXTERN_STEP) => {
@@ -136,7 +137,7 @@ impl Failed {
 }
 
 /// Returns the file that `config=` names in plugstack.conf.
-fn config_of(arguments: &[String]) -> PathBuf {
+pub fn config_of(arguments: &[String]) -> PathBuf {
     let named = arguments.iter().find_map(|argument| argument.strip_prefix("config="));
     named.unwrap_or(slurm::CONFIG).into()
 }
