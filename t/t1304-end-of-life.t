@@ -70,7 +70,9 @@ test_expect_success 'the token of a job that runs is valid' '
 '
 
 test_expect_success 'and not once the job has ended, although it has not expired' '
-	flux cancel "$one" && flux job wait-event -t 60 "$one" clean && eventually is_refused_as_ended one && verify two
+	flux cancel "$one" && flux job wait-event -t 60 "$one" clean && eventually is_refused_as_ended one && verify two &&
+	at=$(flux job eventlog "$one" | sed -n "s/^\([0-9]*\)[.0-9]* clean.*/\1/p") && test -n "$at" &&
+	refused one "its job has ended, at $(date -u -d "@$at" +%FT%TZ)"
 '
 
 test_expect_success 'without the option, it is valid until it expires' '

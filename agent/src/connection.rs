@@ -131,7 +131,7 @@ impl Connection {
                 Request::Deliver(deliver) => self.deliver(deliver),
                 Request::Cancel { number } => self.deliveries.abort(number),
                 Request::LookUp { generation, uid } => self.look_up(generation, uid),
-                Request::Job { number, is_active } => self.agent.instances.answered(number, is_active),
+                Request::Job { number, end } => self.agent.instances.answered(number, end),
                 Request::Ask(_) => return Err(io::Error::other("a plugin asked what commands ask")),
             }
         }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use protocol::{Answer, Ask, Code, Failure, JobFacts, Question, Reply, Subject, TokenFacts, VERSION, Validity};
+use protocol::{Answer, Ask, Code, Failure, JobEnd, JobFacts, Question, Reply, Subject, TokenFacts, VERSION, Validity};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
     time::timeout,
@@ -27,7 +27,7 @@ pub struct Instances(Mutex<State>);
 struct State {
     instances: HashMap<String, Instance>,
     /// By number.
-    waiting: HashMap<u64, oneshot::Sender<bool>>,
+    waiting: HashMap<u64, oneshot::Sender<Option<JobEnd>>>,
     last: u64,
 }
 
@@ -76,11 +76,11 @@ impl Instances {
     }
 
     /// Takes the answer of a plugin.
-    pub fn answered(&self, number: u64, is_active: bool) {
+    pub fn answered(&self, number: u64, end: Option<JobEnd>) {
         let asked = self.lock().waiting.remove(&number);
         if let Some(asked) = asked {
             // Nobody waits for a late answer.
-            let _ = asked.send(is_active);
+            let _ = asked.send(end);
         }
     }
 
@@ -144,8 +144,7 @@ impl Instances {
             (number, answer)
         };
         match timeout(TIMEOUT, answer).await {
-            Ok(Ok(true)) => Validity::Active,
-            Ok(Ok(false)) => Validity::Ended,
+            Ok(Ok(end)) => end.map_or(Validity::Active, Validity::Ended),
             _ => {
                 self.lock().waiting.remove(&number);
                 unknown("does not answer")

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ArgGroup;
 use config::Discovery;
-use protocol::{Answer, JobFacts, Question, TokenFacts, Validity};
+use protocol::{Answer, JobEnd, JobFacts, Question, TokenFacts, Validity};
 use serde_json::{Value, json};
 use source::JwksClient;
 use source::keys::{self, KeysError, Want};
@@ -133,7 +133,7 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
             if args.agent
                 && let Some(why) = invalid(&claims, args.config.as_deref())?
             {
-                return refused(why, args.json);
+                return refused(&why, args.json);
             }
             let kid = Token::inspect(&token).ok().and_then(|token| {
                 let kid = token.header().get("kid")?;
@@ -146,7 +146,7 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// Asks the agent about a token that was verified. Returns why it is not valid any more.
-fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<&'static str>, Error> {
+fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Error> {
     let agent = Agent::find(config).map_err(Error::Agent)?;
     let job = claims.job().map(|job| {
         let jobid = match job.is_slurm {
@@ -164,8 +164,12 @@ fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<&'static str
     };
     match agent.ask(Question::Check(facts)).map_err(Error::Agent)? {
         Answer::Validity(Validity::Active) => Ok(None),
-        Answer::Validity(Validity::Ended) => Ok(Some("its job has ended")),
-        Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked")),
+        Answer::Validity(Validity::Ended(JobEnd { at: None })) => Ok(Some("its job has ended".to_owned())),
+        Answer::Validity(Validity::Ended(JobEnd { at: Some(at) })) => {
+            let at = NumericDate::from_seconds(at as f64);
+            Ok(Some(format!("its job has ended, at {at}")))
+        }
+        Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked".to_owned())),
         Answer::Validity(Validity::Unknown(why)) | Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
         Answer::Revoked => Err(Error::Agent("the agent answered another question".to_owned())),
     }

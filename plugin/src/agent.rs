@@ -17,7 +17,7 @@ use std::{
 
 use ffi::{Flux, JobId, LogLevel, Watcher};
 use nix::unistd::geteuid;
-use protocol::{Configure, Deliver, RELEASE, Reply, VERSION};
+use protocol::{Configure, Deliver, JobEnd, RELEASE, Reply, VERSION};
 
 use link::Link;
 use process::Process;
@@ -132,8 +132,8 @@ impl Agent {
     }
 
     /// Answers a question about a job.
-    pub fn answer_job(self: &Rc<Self>, number: u64, is_active: bool) {
-        self.requests.borrow_mut().answer_job(number, is_active);
+    pub fn answer_job(self: &Rc<Self>, number: u64, end: Option<JobEnd>) {
+        self.requests.borrow_mut().answer_job(number, end);
         self.flush();
     }
 

@@ -20,7 +20,7 @@ use crate::{
     configuration::Current,
     jobspec::Spec,
     prologs::Prologs,
-    reader,
+    questions::Questions,
     removals::{RemovalEvent, Removals},
     stats::{CallbackTimer, Counter, Stats},
     table::{Delivered, Delivery, End, Purpose, Stage, Table},
@@ -69,6 +69,7 @@ pub struct Deliveries {
     prologs: Prologs,
     report: Box<dyn Fn(DeliveryEvent<'_>)>,
     pub(crate) agent: Rc<Agent>,
+    questions: Rc<Questions>,
     commits: Rc<Commits>,
     pub(crate) removals: Rc<Removals>,
     table: RefCell<Table>,
@@ -90,6 +91,14 @@ impl Deliveries {
                     match event {
                         AgentEvent::Reply(job, reply) => deliveries.replied(job, reply),
                         AgentEvent::Log(level, line) => prologs.log(level, &line),
+                    }
+                }
+            }),
+            questions: Questions::new(prologs.jobtap, {
+                let this = this.clone();
+                move |number, end| {
+                    if let Some(deliveries) = this.upgrade() {
+                        deliveries.agent.answer_job(number, end);
                     }
                 }
             }),
@@ -180,10 +189,7 @@ impl Deliveries {
             (Reply::Owner { generation, uid, owner }, _) => {
                 ffi::guard((), || (self.report)(DeliveryEvent::Owner(generation, uid, owner)));
             }
-            (Reply::AskJob { number, jobid }, _) => {
-                let is_active = reader::active_state(self.prologs.jobtap, JobId(jobid)).is_some();
-                self.agent.answer_job(number, is_active);
-            }
+            (Reply::AskJob { number, jobid }, _) => self.questions.ask(number, JobId(jobid)),
             (Reply::Welcome { .. } | Reply::Answer(_), _) => {}
         }
         self.account(&timer, about);
@@ -325,6 +331,7 @@ impl Deliveries {
     /// Ends all, since the plugin is being removed. Returns the jobs whose prologs wait for a delivery.
     pub(crate) fn leave(&self) -> HashSet<JobId> {
         let table = self.table.take();
+        self.questions.end();
         let arrived = self
             .agent
             .take_received()

@@ -28,6 +28,8 @@ enum Event {
     Start,
     /// The job shells have finished.
     Finish,
+    /// The job is inactive, since this time in seconds since 1970-01-01T00:00:00Z.
+    Clean(Option<u64>),
     /// One whose context somebody asked for.
     Kept(String, Value),
     Other,
@@ -76,6 +78,15 @@ impl Eventlog {
     /// Returns whether the job shells have finished.
     pub fn has_finished(&self) -> bool {
         self.events.contains(&Event::Finish)
+    }
+
+    /// Returns when the job became inactive, in seconds since 1970-01-01T00:00:00Z; none if it is active.
+    pub fn ended_at(&self) -> Option<u64> {
+        let mut events = self.events.iter().rev();
+        events.find_map(|event| match event {
+            Event::Clean(at) => *at,
+            _ => None,
+        })
     }
 
     /// Returns how far the last prolog or epilog with this description has come.
@@ -132,9 +143,15 @@ impl Event {
         struct Line {
             name: String,
             #[serde(default)]
+            timestamp: Value,
+            #[serde(default)]
             context: Value,
         }
-        let Line { name, mut context } = serde_json::from_str(line).ok()?;
+        let Line {
+            name,
+            timestamp,
+            mut context,
+        } = serde_json::from_str(line).ok()?;
         if keep.contains(&name.as_str()) {
             return Some(Event::Kept(name, context));
         }
@@ -147,6 +164,8 @@ impl Event {
         Some(match (name.as_str(), description) {
             ("start", _) => Event::Start,
             ("finish", _) => Event::Finish,
+            // What is beyond the range is cut to its ends.
+            ("clean", _) => Event::Clean(timestamp.as_f64().map(|at| at as u64)),
             ("dependency-add", Some(description)) => Event::Dependency {
                 description,
                 is_added: true,
@@ -231,6 +250,23 @@ mod tests {
         assert_eq!(eventlog.contexts("dws_environment").count(), 0);
         assert!(!format!("{eventlog:?}").contains("secret"));
         assert_eq!((eventlog.has_started(), eventlog.has_finished()), (true, false));
+    }
+
+    #[test]
+    fn a_job_ends_with_its_last_event() {
+        let clean = |at: Value| json!({"timestamp": at, "name": "clean"}).to_string();
+        for (lines, ended_at) in [
+            (vec![line("finish", json!({}))], None),
+            (
+                vec![line("finish", json!({})), clean(json!(1_700_000_000.9))],
+                Some(1_700_000_000),
+            ),
+            (vec![clean(json!("soon"))], None),
+            (vec![clean(json!(-1))], Some(0)),
+            (vec![clean(json!(1e300))], Some(u64::MAX)),
+        ] {
+            assert_eq!(parse(&lines).ended_at(), ended_at, "{lines:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod handover;
 mod identity;
 pub mod jobspec;
 mod prologs;
+mod questions;
 mod reader;
 mod removals;
 mod stats;

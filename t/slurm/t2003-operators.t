@@ -69,7 +69,8 @@ test_expect_success 'a token is valid while its job is active' '
 	mv "agent/store/job-$id" away && verify && mv away "agent/store/job-$id" &&
 	agent_down && test_expect_code 2 verify && agent_up && verify &&
 	echo >shared/go && eventually finished "$id" && eventually test ! -e "agent/store/job-$id" &&
-	test_expect_code 1 verify && grep "its job has ended" out
+	at=$(squeue --noheader --states=all --jobs="$id" --format=%e) &&
+	test_expect_code 1 verify && grep "its job has ended, at $(date -u -d "$at" +%FT%TZ)" out
 '
 
 test_expect_success 'the tokens of a job are revoked' '

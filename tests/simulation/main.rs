@@ -22,3 +22,4 @@ mod shell;
 mod simulator;
 #[path = "../support/mod.rs"]
 mod support;
+mod validity;

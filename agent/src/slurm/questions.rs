@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{Answer, Ask, Question, Validity};
+use protocol::{Answer, Ask, JobEnd, Question, Validity};
 use tokio::time::timeout;
 
 use super::{Site, controller::STORE, squeue};
@@ -27,9 +27,8 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
                 match (validity::revoked(vec![current.revocations.clone()], token).await, job) {
                     (Some(validity), _) => validity,
                     (None, None) => Validity::Active,
-                    (None, Some(job)) => match is_active(site, job.jobid).await {
-                        Ok(true) => Validity::Active,
-                        Ok(false) => Validity::Ended,
+                    (None, Some(job)) => match end_of(site, job.jobid).await {
+                        Ok(end) => end.map_or(Validity::Active, Validity::Ended),
                         Err(e) => Validity::Unknown(e),
                     },
                 },
@@ -41,10 +40,10 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
     }
 }
 
-/// Returns whether a job is active. Only Slurm knows that of a job whose prolog ran on another controller.
-async fn is_active(site: &Arc<Site>, jobid: u64) -> Result<bool, String> {
+/// Returns the end of a job; none if it is active. Only Slurm knows that of a job whose prolog ran on another controller.
+async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> {
     let Ok(jobid) = u32::try_from(jobid) else {
-        return Ok(false);
+        return Ok(Some(JobEnd::default()));
     };
     let stored = {
         let site = Arc::clone(site);
@@ -55,8 +54,8 @@ async fn is_active(site: &Arc<Site>, jobid: u64) -> Result<bool, String> {
         .await
     };
     if matches!(stored, Ok(Ok(true))) {
-        return Ok(true);
+        return Ok(None);
     }
     let _asking = site.controller.asking.acquire().await.map_err(|e| e.to_string())?;
-    squeue::is_active(jobid).await
+    squeue::end_of(jobid).await
 }

@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
 
+use protocol::JobEnd;
 use secure_path::{Owners, find_program};
 use tokio::{io::AsyncReadExt, process::Command};
 
@@ -61,16 +62,21 @@ const ENDED: [&str; 9] = [
     "TIMEOUT",
 ];
 
-/// Returns whether a job has not ended.
+/// Returns the end of a job; none if it has not ended.
 ///
 /// # Errors
 /// For the operator: that is not known.
-pub async fn is_active(jobid: u32) -> Result<bool, String> {
+pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     let job = format!("--jobs={jobid}");
-    match run("squeue", &["--all", "--noheader", "--states=all", &job, "--format=%T"]).await {
-        Ok(answer) => Ok(answer.lines().any(|state| !ENDED.contains(&state.trim()))),
+    match run(
+        "squeue",
+        &["--all", "--noheader", "--states=all", &job, "--format=%T|%e"],
+    )
+    .await
+    {
+        Ok(answer) => Ok(last_end(&answer)),
         // Slurm forgets jobs MinJobAge after their end, slurm.conf(5).
-        Err(e) if e.contains("Invalid job id") => Ok(false),
+        Err(e) if e.contains("Invalid job id") => Ok(Some(JobEnd::default())),
         Err(e) => Err(e),
     }
 }
@@ -83,6 +89,19 @@ pub async fn cancel(jobid: u32, signal: Option<&str>) -> Result<(), String> {
     let (signal, jobid) = (signal.map(|signal| format!("--signal={signal}")), jobid.to_string());
     let arguments: Vec<&str> = signal.iter().map(String::as_str).chain([jobid.as_str()]).collect();
     run("scancel", &arguments).await.map(drop)
+}
+
+/// Reads lines of a state and an end. Returns the last end; none if one job, such as a task of an array, has not ended.
+fn last_end(answer: &str) -> Option<JobEnd> {
+    let mut last = JobEnd::default();
+    for line in answer.lines() {
+        let (state, end) = line.split_once('|').unwrap_or((line, ""));
+        if !ENDED.contains(&state.trim()) {
+            return None;
+        }
+        last.at = last.at.max(end.trim().parse().ok());
+    }
+    Some(last)
 }
 
 /// Returns the names of all nodes with their addresses, as slurm.conf(5) has them: NodeName and NodeAddr.
@@ -135,6 +154,8 @@ async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     for name in defaults.filter(|name| name.as_encoded_bytes().starts_with(b"SQUEUE_")) {
         command.env_remove(name);
     }
+    // Seconds since 1970.
+    command.env("SLURM_TIME_FORMAT", "%s");
     let answer = async {
         let mut child = command.kill_on_drop(true).spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -166,6 +187,24 @@ async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_has_ended_once_all_its_tasks_have() {
+        let end = |at| Some(JobEnd { at });
+        for (answer, expected) in [
+            ("COMPLETED|1700000000\n", end(Some(1_700_000_000))),
+            ("FAILED|1700000002\nCANCELLED|1700000001\n", end(Some(1_700_000_002))),
+            ("CANCELLED|N/A\n", end(None)),
+            ("CANCELLED|2026-01-01T00:00:00\n", end(None)),
+            ("TIMEOUT\n", end(None)),
+            ("", end(None)),
+            ("COMPLETED|1700000000\nRUNNING|1900000000\n", None),
+            ("COMPLETING|1700000000\n", None),
+            ("PENDING|N/A\n", None),
+        ] {
+            assert_eq!(last_end(answer), expected, "{answer}");
+        }
+    }
 
     #[test]
     fn time_limits_are_read_as_squeue_writes_them() {

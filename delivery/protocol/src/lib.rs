@@ -24,10 +24,10 @@ use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
-pub use validity::{Answer, Ask, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity};
+pub use validity::{Answer, Ask, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity};
 
 /// The version of the protocol. Both sides must have the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The release that a side was built from. A plugin of a new release replaces an agent of an old one.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
@@ -63,8 +63,8 @@ pub enum Request {
     Job {
         /// The number of the question.
         number: u64,
-        /// Set if the job is active.
-        is_active: bool,
+        /// The end of the job; none if it is active.
+        end: Option<JobEnd>,
     },
     /// A question of a command or service. It is the only message of its connection; the reply is [`Reply::Answer`].
     Ask(Ask),

@@ -65,6 +65,13 @@ pub struct JobFacts {
     pub uid: u32,
 }
 
+/// The end of a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnd {
+    /// When the job ended, in seconds since 1970-01-01T00:00:00Z; none if the scheduler does not know it any more.
+    pub at: Option<u64>,
+}
+
 /// The subject of a revocation: which tokens it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,7 +97,7 @@ pub enum Validity {
     /// It is: it was not revoked, and its job, if it has one, is active.
     Active,
     /// Its job has ended.
-    Ended,
+    Ended(JobEnd),
     /// It was revoked.
     Revoked,
     /// That is not known at the moment, and why, for the operator.

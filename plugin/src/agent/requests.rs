@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ffi::JobId;
-use protocol::{Configure, Deliver, Hello, RELEASE, Reply, Request, VERSION};
+use protocol::{Configure, Deliver, Hello, JobEnd, RELEASE, Reply, Request, VERSION};
 use zeroize::Zeroizing;
 
 /// Requests without a final reply, and those of them that this connection has not sent.
@@ -24,7 +24,7 @@ enum Unsent {
     Deliver(u64),
     Cancel(u64),
     LookUp(u32, u32),
-    Job(u64, bool),
+    Job(u64, Option<JobEnd>),
 }
 
 fn job_of(request: &Request) -> Option<JobId> {
@@ -87,8 +87,8 @@ impl Requests {
     }
 
     /// Adds the answer to a question about a job. It is not repeated.
-    pub fn answer_job(&mut self, number: u64, is_active: bool) {
-        self.unsent.push_back(Unsent::Job(number, is_active));
+    pub fn answer_job(&mut self, number: u64, end: Option<JobEnd>) {
+        self.unsent.push_back(Unsent::Job(number, end));
     }
 
     /// Removes the request of a final reply. Returns the job of a reply; none if it has none, or was given up.
@@ -147,8 +147,8 @@ impl Requests {
                     made = Request::Cancel { number };
                     Some(&made)
                 }
-                Unsent::Job(number, is_active) => {
-                    made = Request::Job { number, is_active };
+                Unsent::Job(number, end) => {
+                    made = Request::Job { number, end };
                     Some(&made)
                 }
                 Unsent::LookUp(generation, uid) => {

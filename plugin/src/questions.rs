@@ -1,0 +1,64 @@
+//! Questions of the agent about jobs: whether they are active, and when they ended.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use ffi::{JobId, Jobtap, PendingFuture};
+use protocol::JobEnd;
+
+use crate::{eventlog::Eventlog, reader::active_state};
+
+/// How long the KVS may take, in seconds. The agent waits longer.
+const TIMEOUT: f64 = 2.0;
+
+/// How many eventlogs are read at once. The answer to further questions is without the time.
+const AT_ONCE: usize = 64;
+
+/// The questions that wait for the KVS.
+pub(crate) struct Questions {
+    jobtap: Jobtap<'static>,
+    answer: Box<dyn Fn(u64, Option<JobEnd>)>,
+    pending: RefCell<BTreeMap<u64, PendingFuture>>,
+}
+
+impl Questions {
+    /// Returns no question. `answer` gets the number of each question, and the end of its job; none if it is active.
+    pub fn new(jobtap: Jobtap<'static>, answer: impl Fn(u64, Option<JobEnd>) + 'static) -> Rc<Self> {
+        Rc::new(Self {
+            jobtap,
+            answer: Box::new(answer),
+            pending: RefCell::default(),
+        })
+    }
+
+    /// Answers a question. The job manager knows the jobs that are active, and the KVS when others ended.
+    pub fn ask(self: &Rc<Self>, number: u64, job: JobId) {
+        if active_state(self.jobtap, job).is_some() {
+            return (self.answer)(number, None);
+        }
+        if self.pending.borrow().len() >= AT_ONCE {
+            return (self.answer)(number, Some(JobEnd::default()));
+        }
+        let weak = Rc::downgrade(self);
+        let asked = job.kvs_key(c"eventlog").and_then(|key| {
+            self.jobtap.flux().lookup(&key)?.then(TIMEOUT, move |future| {
+                let Some(questions) = weak.upgrade() else { return };
+                let done = questions.pending.borrow_mut().remove(&number);
+                // A job that was purged has no eventlog.
+                let text = future.value().ok().flatten().unwrap_or_default();
+                let at = ffi::guard(None, || Eventlog::parse(&text, &[]).ended_at());
+                (questions.answer)(number, Some(JobEnd { at }));
+                drop(done);
+            })
+        });
+        match asked {
+            Ok(pending) => drop(self.pending.borrow_mut().insert(number, pending)),
+            Err(_) => (self.answer)(number, Some(JobEnd::default())),
+        }
+    }
+
+    /// Answers no question any more: the plugin is being removed.
+    pub fn end(&self) {
+        let pending = std::mem::take(&mut *self.pending.borrow_mut());
+        drop(pending);
+    }
+}
