@@ -3,9 +3,12 @@
 //! They are in a file of one line of JSON each, which is synced to disk before a revocation is confirmed. Several agents may
 //! share it, as those of two controllers do: each reads what others have added.
 
+mod line;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
     io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -15,7 +18,8 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use protocol::{MAX_SUBJECTS, MAX_TEXT, Subject, TokenFacts};
-use serde::{Deserialize, Serialize};
+
+use line::{Line, Times};
 
 /// The name of the file.
 const NAME: &str = "revocations";
@@ -39,24 +43,10 @@ struct Known {
     /// The file, which another agent may have replaced, and how much of it was read.
     inode: u64,
     read: u64,
+    lines: u64,
     all: HashMap<Subject, Times>,
-}
-
-/// A line of the file.
-#[derive(Debug, Serialize, Deserialize)]
-struct Line {
-    subject: Subject,
-    #[serde(flatten)]
-    times: Times,
-}
-
-/// In seconds since 1970-01-01T00:00:00Z.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Times {
-    /// When it was revoked.
-    at: f64,
-    /// When the last of the tokens has expired.
-    until: f64,
+    /// The lines that are no revocation and were reported, by their hashes.
+    reported: HashSet<u64>,
 }
 
 impl Revocations {
@@ -74,11 +64,9 @@ impl Revocations {
         let _lock = revocations.lock().map_err(failed)?;
         let mut known = Known::default();
         revocations.read(&mut known).map_err(failed)?;
-        let count = known.all.len();
-        known.all.retain(|_, times| times.until > now());
-        if known.all.len() < count {
-            revocations.rewrite(&known).map_err(failed)?;
-            known = Known::default();
+        let now = now();
+        if known.all.values().any(|times| times.until <= now) {
+            revocations.rewrite(now).map_err(failed)?;
             revocations.read(&mut known).map_err(failed)?;
         }
         *revocations.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
@@ -117,8 +105,7 @@ impl Revocations {
                     subject: subject.clone(),
                     times: Times { at, until },
                 };
-                serde_json::to_writer(&mut lines, &line)?;
-                lines.push(b'\n');
+                lines.extend(line.to_bytes()?);
             }
             let mut file = open(OpenOptions::new().create(true).append(true), &self.path)?;
             // Ends a line that an agent was writing when it was killed.
@@ -178,6 +165,7 @@ impl Revocations {
         if meta.ino() != known.inode || meta.len() < known.read {
             *known = Known {
                 inode: meta.ino(),
+                reported: std::mem::take(&mut known.reported),
                 ..Known::default()
             };
         }
@@ -186,29 +174,57 @@ impl Revocations {
         }
         file.seek(SeekFrom::Start(known.read))?;
         let mut lines = BufReader::new(file);
-        let mut line = Vec::new();
+        let (mut line, mut unreadable) = (Vec::new(), Vec::new());
         while lines.read_until(b'\n', &mut line)? > 0 {
             // The last one may be of an agent that is writing it, or that was killed.
             if line.last() != Some(&b'\n') {
                 break;
             }
-            if let Ok(Line { subject, times }) = serde_json::from_slice(&line) {
-                known.all.insert(subject, times);
-            }
+            known.lines += 1;
             known.read += line.len() as u64;
+            match Line::parse(&line) {
+                Some(Line { subject, times }) => {
+                    // The one that is kept longer may have come first.
+                    let all = known.all.entry(subject).or_insert(times);
+                    all.at = all.at.max(times.at);
+                    all.until = all.until.max(times.until);
+                }
+                None if line.trim_ascii().is_empty() => {}
+                None if known.reported.insert(hash(&line)) => unreadable.push(known.lines),
+                None => {}
+            }
             line.clear();
+        }
+        if let Some(report) = self.report(&unreadable) {
+            eprintln!("workflow-token-agent: {report}");
         }
         Ok(())
     }
 
-    /// Writes the file anew.
-    fn rewrite(&self, known: &Known) -> io::Result<()> {
+    /// Returns the line for the operator's log about lines of the file that are no revocation; none if there are none.
+    fn report(&self, unreadable: &[u64]) -> Option<String> {
+        let (first, others) = unreadable.split_first()?;
+        let others = match others.len() {
+            0 => String::new(),
+            count => format!(" and {count} others"),
+        };
+        Some(format!(
+            "{}: line {first}{others} cannot be read as a revocation and has no effect: \
+             remove it, and revoke again what it was about",
+            self.path.display()
+        ))
+    }
+
+    /// Writes the file anew without what has expired, and without a last line that an agent was writing when it was killed.
+    /// Lines that cannot be read stay: an operator may correct them.
+    fn rewrite(&self, now: f64) -> io::Result<()> {
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let mut lines = Vec::new();
-        for (subject, times) in &known.all {
-            let (subject, times) = (subject.clone(), *times);
-            serde_json::to_writer(&mut lines, &Line { subject, times })?;
-            lines.push(b'\n');
+        let has_expired = |line: &[u8]| Line::parse(line).is_some_and(|line| line.times.until <= now);
+        for line in fs::read(&self.path)?.split_inclusive(|byte| *byte == b'\n') {
+            if line.ends_with(b"\n") && !line.trim_ascii().is_empty() && !has_expired(line) {
+                lines.extend_from_slice(line);
+            }
         }
         let mut file = open(OpenOptions::new().create(true).truncate(true).write(true), &new)?;
         file.write_all(&lines)?;
@@ -219,6 +235,12 @@ impl Revocations {
 
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
+}
+
+fn hash(line: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn now() -> f64 {
@@ -313,8 +335,47 @@ mod tests {
             [1, 2, 3].map(|id| after.is_revoked(&of_job(id)).unwrap()),
             [false, true, true]
         );
-        assert_eq!(fs::read_to_string(path.join(NAME)).unwrap().lines().count(), 2);
+        let text = fs::read_to_string(path.join(NAME)).unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("until")).count(), 2);
         assert_eq!(revocations.is_revoked(&of_job(3)), Ok(true));
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_are_reported_once_and_hide_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let revocations = Revocations::open(&path).unwrap();
+        let reported = |of: &Revocations| of.known.lock().unwrap().reported.len();
+        revocations.revoke(&[job(None, 1)], Duration::ZERO).unwrap();
+        let mut file = OpenOptions::new().append(true).open(path.join(NAME)).unwrap();
+        file.write_all(b"\xff\n\n{\"subject\":{\"planet\":3},\"at\":1,\"until\":9e9}\n")
+            .unwrap();
+        revocations.revoke(&[job(None, 2)], HOUR).unwrap();
+        assert_eq!(reported(&revocations), 2);
+        // The first line has expired, and an agent that starts writes the file anew.
+        let after = Revocations::open(&path).unwrap();
+        after.revoke(&[job(None, 3)], HOUR).unwrap();
+        for each in [&revocations, &after] {
+            assert_eq!(
+                [2, 3, 4].map(|id| each.is_revoked(&of_job(id)).unwrap()),
+                [true, true, false]
+            );
+            assert_eq!(reported(each), 2);
+        }
+        let bytes = fs::read(path.join(NAME)).unwrap();
+        assert!(bytes.starts_with(b"\xff\n{\"subject\":{\"planet\""));
+        let report = after.report(&[1, 2]).unwrap();
+        assert!(report.contains("state/revocations: line 1 and 1 others") && report.contains("remove it"));
+        assert_eq!(after.report(&[]), None);
+    }
+
+    #[test]
+    fn a_shorter_revocation_does_not_end_a_longer_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let revocations = Revocations::open(&directory.path().join("state")).unwrap();
+        revocations.revoke(&[job(None, 1)], HOUR).unwrap();
+        revocations.revoke(&[job(None, 1)], Duration::ZERO).unwrap();
+        assert_eq!(revocations.is_revoked(&of_job(1)), Ok(true));
     }
 
     #[test]
