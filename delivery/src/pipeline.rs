@@ -115,10 +115,10 @@ impl Engine {
         let (mut fetched, mut renewals) = (seal::Variables::new(), Renewals::of(task.generation));
         let mut is_any = false;
         for candidates in tokens {
-            if let Some((which, variables)) = self.fetch_token(&task, &candidates, progress, lines).await? {
+            if let Some((which, variables, expires)) = self.fetch_token(&task, &candidates, progress, lines).await? {
                 is_any = true;
                 if let SourceId::Rule(index) = which {
-                    renewals.add(&self.config.rules[index], &variables);
+                    renewals.add(&self.config.rules[index], &variables, expires);
                 }
                 fetched.extend(variables);
             }
@@ -140,29 +140,29 @@ impl Engine {
             .await
     }
 
-    /// Fetches one token of a job, and checks it; none if no rule is for the job owner.
+    /// Fetches one token of a job, and checks it; none if no rule is for the job owner. The time is its expiry by the source.
     async fn fetch_token(
         self: &Arc<Self>,
         task: &Arc<Task>,
         candidates: &Candidates,
         progress: &Progress,
         lines: &mut Lines,
-    ) -> Result<Option<(SourceId, seal::Variables)>, Failure> {
+    ) -> Result<Option<(SourceId, seal::Variables, Option<SystemTime>)>, Failure> {
         let Some((Chosen { which, values }, slot)) = self.turn(task, candidates, progress).await? else {
             return Ok(None);
         };
         let (Some((source, _)), Some(slot)) = (self.sources.get(which), slot) else {
-            return Ok(Some((which, seal::Variables::new())));
+            return Ok(Some((which, seal::Variables::new(), None)));
         };
         progress.enter(Stage::Fetching);
         let (fetched, slot) = self.fetch(which, source, values, slot, progress).await?;
         lines.notes.extend(fetched.notes);
         lines.warnings.extend(fetched.warnings);
-        let fetched = fetched.result;
+        let (fetched, expires) = (fetched.result, fetched.expires);
         let fetched = fetched.map_err(|e| Failure::new(Code::SourceFailed, e.summary(), e.to_string()))?;
         progress.enter(Stage::Checking);
         let checked = self.check(which, task, fetched, slot, lines).await?;
-        Ok(Some((which, checked)))
+        Ok(Some((which, checked, expires)))
     }
 
     /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.

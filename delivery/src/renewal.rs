@@ -22,8 +22,9 @@ impl Renewals {
         })
     }
 
-    /// Adds the token of a rule. The record is renewed when the first of its tokens is due.
-    pub fn add(&mut self, rule: &Rule, variables: &Variables) {
+    /// Adds the token of a rule. `stated` is when it expires by its source. The record is renewed when the first of its tokens
+    /// is due.
+    pub fn add(&mut self, rule: &Rule, variables: &Variables, stated: Option<SystemTime>) {
         let Self(renewal) = self;
         let Some((_, value)) = variables.iter().find(|(name, _)| *name == rule.variable) else {
             return;
@@ -37,10 +38,12 @@ impl Renewals {
         renewal.on_expiry = severest(renewal.on_expiry, rule.renewal.on_expiry);
         // An opaque secret may be a JWT nevertheless.
         let shape = token::check_shape(value.expose_secret(), now).ok();
-        let Some(expires) = shape.and_then(|shape| shape.expires) else {
+        let expires = shape.and_then(|shape| shape.expires).map(NumericDate::seconds);
+        let stated = stated.map(|stated| NumericDate::from(stated).seconds());
+        let Some(expires) = expires.into_iter().chain(stated).reduce(f64::min) else {
             return;
         };
-        let (now, expires) = (NumericDate::from(now).seconds(), expires.seconds());
+        let now = NumericDate::from(now).seconds();
         renewal.expires_at = earliest(renewal.expires_at, expires);
         if let Some(after) = rule.renewal.after {
             let due = now + (expires - now) * after * (1.0 - JITTER * fastrand::f64());
@@ -63,5 +66,58 @@ fn severest(one: OnExpiry, other: OnExpiry) -> OnExpiry {
         (OnExpiry::Exception, _) | (_, OnExpiry::Exception) => OnExpiry::Exception,
         (OnExpiry::Signal, _) | (_, OnExpiry::Signal) => OnExpiry::Signal,
         (OnExpiry::Warn, OnExpiry::Warn) => OnExpiry::Warn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use seal::Secret;
+    use serde_json::json;
+    use token::SigningKey;
+
+    use super::*;
+
+    /// The seconds until the token expires and until it is renewed.
+    fn renewal(token: &str, stated: Option<u64>) -> Option<(i64, i64)> {
+        let table =
+            json!({"workflow-token": {"rule": [{"source": "file", "path": "/t", "check": "none", "renew": 0.5}]}});
+        let rule = &config::Config::from_json(&table).unwrap().rules[0];
+        let mut variables = Variables::new();
+        variables.insert(&rule.variable, Secret::from(token)).unwrap();
+        let now = SystemTime::now();
+        let mut renewals = Renewals::of(0);
+        renewals.add(
+            rule,
+            &variables,
+            stated.map(|seconds| now + Duration::from_secs(seconds)),
+        );
+        let renewal = renewals.into_renewal();
+        let after = |at: f64| (at - NumericDate::from(now).seconds()).round() as i64;
+        Some((after(renewal.expires_at?), after(renewal.renew_at?)))
+    }
+
+    #[test]
+    fn a_token_is_renewed_before_the_earlier_end_of_its_own_and_that_of_its_source() {
+        let jwt = |seconds: u64| {
+            let exp = NumericDate::from(SystemTime::now()).seconds() + seconds as f64;
+            let key = SigningKey::from_secret(b"known to everyone, and used for this only").unwrap();
+            let jwt = key.sign(&[("typ", "JWT")], json!({ "exp": exp }).to_string().as_bytes());
+            jwt.expose_secret().to_owned()
+        };
+        for (token, stated, expires) in [
+            ("opaque".to_owned(), None, None),
+            ("opaque".to_owned(), Some(1000), Some(1000)),
+            (jwt(2000), None, Some(2000)),
+            (jwt(2000), Some(1000), Some(1000)),
+            (jwt(2000), Some(3000), Some(2000)),
+        ] {
+            let renewal = renewal(&token, stated);
+            assert_eq!(renewal.map(|(expires, _)| expires), expires, "{token} {stated:?}");
+            if let Some((expires, due)) = renewal {
+                assert!((expires * 45 / 100..=expires / 2).contains(&due), "{due} of {expires}");
+            }
+        }
     }
 }

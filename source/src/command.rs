@@ -45,13 +45,13 @@ impl Source for Command {
             Err(e) => return Fetched::failed(self.error("the command that provides it could not be started", &e)),
         };
         let notes = self.notes(&output);
+        let result = self.judge(&output.report).and_then(|()| {
+            variable(&self.variable, output.stdout)
+                .map_err(|e| self.error("the command that provides it printed no usable value", &e))
+        });
         Fetched {
-            result: self.judge(&output.report).and_then(|()| {
-                variable(&self.variable, output.stdout)
-                    .map_err(|e| self.error("the command that provides it printed no usable value", &e))
-            }),
             notes,
-            warnings: Vec::new(),
+            ..Fetched::of(result)
         }
     }
 

@@ -76,10 +76,10 @@ impl Source for Kubernetes {
         };
         let place = || fetch.place();
         let attempts = fetch.attempts.run(|| fetch.attempt(), place);
+        let result = fetch.attempts.within(attempts, place).await;
         Fetched {
-            result: fetch.attempts.within(attempts, place).await,
             notes: fetch.notes.into_inner().unwrap_or_else(PoisonError::into_inner),
-            warnings: Vec::new(),
+            ..Fetched::of(result)
         }
     }
 

@@ -25,7 +25,12 @@ pub mod supervise;
 mod value;
 pub mod verify;
 
-use std::{any::Any, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use config::{Rule, Values};
@@ -85,6 +90,8 @@ impl Slot {
 pub struct Fetched {
     /// The variables, or the error.
     pub result: Result<Variables, Error>,
+    /// When the token expires, if the source knows that from elsewhere than the token itself.
+    pub expires: Option<SystemTime>,
     /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
     pub notes: Vec<String>,
     /// The same, of what somebody must see to, though it has done no harm yet.
@@ -100,6 +107,7 @@ impl Fetched {
     fn of(result: Result<Variables, Error>) -> Self {
         Self {
             result,
+            expires: None,
             notes: Vec::new(),
             warnings: Vec::new(),
         }

@@ -51,9 +51,8 @@ impl Minted {
             Ok(variables)
         });
         Fetched {
-            result,
-            notes: Vec::new(),
             warnings,
+            ..Fetched::of(result)
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -42,6 +42,9 @@ use crate::{
 
 /// The timeout for reading the token that is exchanged.
 const SUBJECT: Duration = Duration::from_secs(10);
+
+/// The shortest and the longest lifetime of a token that a server states. A shorter one is none, and a longer one is cut.
+const LIFETIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(365 * 86_400));
 
 /// The age at which the metadata of a server is fetched again.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
@@ -76,6 +79,7 @@ pub(crate) struct OAuth2 {
 /// A token that jobs share.
 struct Shared {
     token: Secret,
+    expires: Option<SystemTime>,
     until: Instant,
 }
 
@@ -102,10 +106,12 @@ impl Source for OAuth2 {
             moved: AtomicBool::new(false),
             warnings: Mutex::default(),
         };
+        let fetched = fetch.attempts.within(fetch.variables(job), || fetch.place()).await;
+        let expires = fetched.as_ref().ok().and_then(|(_, expires)| *expires);
         Fetched {
-            result: fetch.attempts.within(fetch.variables(job), || fetch.place()).await,
-            notes: Vec::new(),
+            expires,
             warnings: fetch.warnings.into_inner().unwrap_or_else(PoisonError::into_inner),
+            ..Fetched::of(fetched.map(|(variables, _)| variables))
         }
     }
 
@@ -194,9 +200,10 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    async fn variables(&self, job: &Values) -> Result<Variables, Error> {
-        let token = match &self.settings.grant {
-            Grant::ClientCredentials { share: false } => self.token(None).await?.token,
+    /// Returns the token as a variable, and when it expires, if the server states that.
+    async fn variables(&self, job: &Values) -> Result<(Variables, Option<SystemTime>), Error> {
+        let Given { token, expires, .. } = match &self.settings.grant {
+            Grant::ClientCredentials { share: false } => self.token(None).await?,
             Grant::ClientCredentials { share: true } => self.shared().await?,
             Grant::TokenExchange {
                 subject_token,
@@ -204,22 +211,28 @@ impl Fetch<'_> {
             } => {
                 let token = subject(subject_token, job).await?;
                 let kind = subject_token_type.clone();
-                self.token(Some(Subject { token, kind })).await?.token
+                self.token(Some(Subject { token, kind })).await?
             }
         };
         let bytes = Zeroizing::new(token.expose_secret().as_bytes().to_vec());
-        variable(&self.of.variable, bytes)
-            .map_err(|e| Error::new(SERVER.unwell, format!("{}: its access_token: {e}", self.place())))
+        let variables = variable(&self.of.variable, bytes)
+            .map_err(|e| Error::new(SERVER.unwell, format!("{}: its access_token: {e}", self.place())))?;
+        Ok((variables, expires))
     }
 
     /// The token that jobs share: another one when half of its life is over.
-    async fn shared(&self) -> Result<Secret, Error> {
+    async fn shared(&self) -> Result<Given, Error> {
         // One delivery asks, while the others wait.
         let mut shared = self.of.shared.lock().await;
         if let Some(shared) = &*shared
             && Instant::now() < shared.until
         {
-            return Ok(shared.token.clone());
+            return Ok(Given {
+                token: shared.token.clone(),
+                expires: shared.expires,
+                lifetime: None,
+                scope: None,
+            });
         }
         *shared = None;
         let began = Instant::now();
@@ -230,10 +243,11 @@ impl Fetch<'_> {
         {
             *shared = Some(Shared {
                 token: given.token.clone(),
+                expires: given.expires,
                 until,
             });
         }
-        Ok(given.token)
+        Ok(given)
     }
 
     async fn token(&self, subject: Option<Subject>) -> Result<Given, Error> {
@@ -244,6 +258,7 @@ impl Fetch<'_> {
     }
 
     async fn attempt(&self, subject: Option<&Subject>) -> Result<Given, SourceError> {
+        let asked = SystemTime::now();
         let mut given = self
             .of
             .ask(&self.settings, subject, self.attempts.request_limit())
@@ -255,6 +270,11 @@ impl Fetch<'_> {
             *self.of.metadata.lock().await = None;
             let moved = self.moved.swap(true, Ordering::Relaxed);
             error.retry = if moved { Retry::Never } else { Retry::Backoff(None) };
+        }
+        if let Ok(given) = &mut given {
+            let (shortest, longest) = LIFETIMES;
+            let lifetime = given.lifetime.filter(|lifetime| *lifetime >= shortest);
+            given.expires = lifetime.and_then(|lifetime| asked.checked_add(lifetime.min(longest)));
         }
         given
     }

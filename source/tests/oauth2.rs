@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -308,6 +308,43 @@ async fn jobs_share_a_token_where_the_configuration_says_so() {
         );
         let (one, other) = (fetch(&*source).await.unwrap(), fetch(&*source).await.unwrap());
         assert_ne!(one, other, "{lifetime}");
+    }
+}
+
+#[tokio::test]
+async fn the_lifetime_that_the_server_states_is_that_of_the_token() {
+    const DAY: u64 = 86_400;
+
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    for share in [false, true] {
+        site.settings.grant = Grant::ClientCredentials { share };
+        for (stated, seconds) in [
+            (json!(600), Some(600)),
+            (json!("600"), Some(600)),
+            (json!(1e12), Some(365 * DAY)),
+            (json!(null), None),
+            (json!(0), None),
+            (json!(0.5), None),
+            (json!(-1), None),
+            (json!(1e300), None),
+            (json!("soon"), None),
+        ] {
+            let answer = json!({"access_token": "canary", "token_type": "bearer", "expires_in": stated});
+            login.gives(200, answer);
+            let source = site.source(PATIENCE);
+            // The second one may be that of the first.
+            for _ in 0..2 {
+                let before = SystemTime::now();
+                let fetched = source.fetch(&Values::example(), Slot::default()).await;
+                assert!(fetched.result.is_ok());
+                let left = fetched.expires.map(|at| at.duration_since(before).unwrap().as_secs());
+                match (left, seconds) {
+                    (Some(left), Some(seconds)) => assert!((seconds - 60..=seconds + 60).contains(&left), "{stated}"),
+                    (left, seconds) => assert_eq!(left, seconds, "{stated}"),
+                }
+            }
+        }
     }
 }
 

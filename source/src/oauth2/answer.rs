@@ -1,6 +1,6 @@
 //! Replies of a token endpoint (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use seal::{ExposeSecret, Secret};
@@ -27,6 +27,8 @@ pub(super) struct Given {
     pub token: Secret,
     /// Its lifetime, if the server states it.
     pub lifetime: Option<Duration>,
+    /// When it expires, if that is known.
+    pub expires: Option<SystemTime>,
     /// Its scope, where the server says that it is not the one that was asked for.
     pub scope: Option<String>,
 }
@@ -87,6 +89,7 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
     Ok(Given {
         token: Secret::from(token.as_str()),
         lifetime: given.expires_in.as_ref().and_then(lifetime),
+        expires: None,
         scope: scope.map(|scope| quote(&scope, &[secrets, &[&token]].concat())),
     })
 }
