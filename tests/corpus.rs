@@ -45,6 +45,16 @@ fn config() {
 }
 
 #[test]
+fn request() {
+    replay("request", fuzz::request);
+}
+
+#[test]
+fn revocation() {
+    replay("revocation", fuzz::revocation);
+}
+
+#[test]
 fn eventlog() {
     replay("eventlog", fuzz::eventlog);
 }

@@ -5,6 +5,10 @@
 #[path = "../../plugin/src/eventlog.rs"]
 mod eventlog;
 
+#[allow(dead_code)]
+#[path = "../../agent/src/revocations/line.rs"]
+mod line;
+
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -150,6 +154,62 @@ pub fn config(data: &[u8]) {
     let _ = config::parse_duration(text);
 }
 
+/// The requests of users for tokens, in JSON, and what three rules say of them.
+pub fn request(data: &[u8]) {
+    static RULES: LazyLock<Vec<config::Rule>> = LazyLock::new(|| {
+        let table = serde_json::json!({"workflow-token": {
+            "issuer": {"keys": "/k", "name": "https://i", "audience": "a"},
+            "rule": [
+                {"source": "issuer", "workspace": "w", "audiences": ["b", "c"], "max-lifetime": "1h"},
+                {"name": "cloud", "variable": "CLOUD", "source": "oauth2", "issuer": "https://i", "client-id": "c",
+                 "client-secret": "/s", "scope": "read list", "scopes": ["write"]},
+                {"name": "file", "variable": "FILE", "source": "file", "path": "/t"},
+            ],
+        }});
+        config::Config::from_json(&table).expect("a configuration").rules
+    });
+
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else {
+        return;
+    };
+    // A user reads the errors on a terminal.
+    let is_printable = |error: &str| !error.is_empty() && !error.contains(char::is_control);
+    let requests = match config::parse_requests(value) {
+        Ok(requests) => requests,
+        Err(error) => return assert!(is_printable(&error), "{error:?}"),
+    };
+    assert!(requests.len() <= 16 && requests.keys().all(|name| !name.is_empty()));
+    for (request, rule) in requests
+        .values()
+        .flat_map(|request| RULES.iter().map(move |rule| (request, rule)))
+    {
+        if let Err(error) = rule.admit(request) {
+            assert!(is_printable(&error), "{error:?}");
+            continue;
+        }
+        let name = rule.token_name();
+        let audience = request.audience.as_deref();
+        assert!(audience.is_none_or(|audience| name == "default" && ["a", "b", "c"].contains(&audience)));
+        let mut words = request.scope.iter().flat_map(|scope| scope.split(' '));
+        assert!(words.all(|word| name == "cloud" && ["read", "list", "write"].contains(&word)));
+        let lifetime = request.lifetime;
+        assert!(lifetime.is_none_or(|lifetime| name == "default" && lifetime <= Duration::from_secs(3600)));
+    }
+}
+
+/// A line of the file of revocations.
+pub fn revocation(data: &[u8]) {
+    let Some(line) = line::Line::parse(data) else {
+        return;
+    };
+    let written = line.to_bytes().expect("what was read is written");
+    assert!(!written[..written.len() - 1].contains(&b'\n'), "it is several lines");
+    let again = line::Line::parse(&written).expect("what was written is read");
+    assert_eq!(again.subject, line.subject);
+    let is_same = |one: f64, other: f64| one.is_finite() && (one - other).abs() <= one.abs() * 1e-12;
+    assert!(is_same(again.times.at, line.times.at) && is_same(again.times.until, line.times.until));
+}
+
 /// The eventlog of a job.
 pub fn eventlog(data: &[u8]) {
     use eventlog::{Eventlog, Past, Perilog};
@@ -169,6 +229,7 @@ pub fn eventlog(data: &[u8]) {
     }
     assert_eq!(2 * once.contexts("memo").count(), twice.contexts("memo").count());
     assert_eq!(once.has_started(), twice.has_started());
+    assert_eq!(once.ended_at(), twice.ended_at());
     assert!(
         once.contexts("memo")
             .all(|context| context.to_string().len() <= 8 * text.len() + 8)
@@ -182,6 +243,10 @@ pub fn protocol(data: &[u8]) {
     };
     message::<protocol::Request>(received);
     message::<protocol::Reply>(received);
+    message::<protocol::slurm::ControllerRequest>(received);
+    message::<protocol::slurm::ControllerReply>(received);
+    message::<protocol::slurm::NodeRequest>(received);
+    message::<protocol::slurm::NodeReply>(received);
     frames::<protocol::Request>(sizes, received);
     frames::<protocol::Reply>(sizes, received);
 }
