@@ -16,6 +16,7 @@ mod parse;
 mod project;
 mod request;
 mod rule;
+mod shortfall;
 mod slurm;
 mod template;
 mod url;
@@ -34,6 +35,7 @@ pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use request::{Allowed, DEFAULT_NAME, LONGEST_REQUESTS, TokenRequest, TokenRequests, parse_requests};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
+pub use shortfall::{Membership, OnShortfall, Outlook, round_for_users};
 pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
 pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
@@ -169,6 +171,8 @@ pub struct Rule {
     pub check: Check,
     /// How the token is renewed before it expires.
     pub renewal: Renewal,
+    /// What happens if it is foreseen that the token cannot last as long as its job.
+    pub on_shortfall: OnShortfall,
     /// The audiences and scopes that users may request besides the defaults.
     pub allowed: Allowed,
 }

@@ -262,9 +262,12 @@ impl Projects {
 impl Project {
     /// Returns whether a user is in it.
     pub fn has(&self, person: &dyn Person) -> bool {
-        self.users.iter().any(|user| person.is(user))
-            || self.groups.iter().any(|group| person.is_in(group))
-            || self.claims.iter().any(|value| person.has_claim(value))
+        self.names(person) || self.claims.iter().any(|value| person.has_claim(value))
+    }
+
+    /// Returns whether a user is in it without an identity token.
+    pub fn names(&self, person: &dyn Person) -> bool {
+        self.users.iter().any(|user| person.is(user)) || self.groups.iter().any(|group| person.is_in(group))
     }
 }
 

@@ -85,6 +85,7 @@ impl Site {
         let rule = config::Rule {
             name: None,
             renewal: config::Renewal::default(),
+            on_shortfall: config::OnShortfall::default(),
             allowed: config::Allowed::default(),
             conditions: config::Conditions::default(),
             variable: "DW_WORKFLOW_TOKEN".to_owned(),

@@ -221,6 +221,7 @@ async fn fetch(settings: OAuth2, timeout: Duration) -> Result<String, String> {
     let rule = config::Rule {
         name: None,
         renewal: config::Renewal::default(),
+        on_shortfall: config::OnShortfall::default(),
         allowed: config::Allowed::default(),
         conditions: config::Conditions::default(),
         variable: "DW_WORKFLOW_TOKEN".to_owned(),

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    Allowed, AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Principal, Projects, Property, Renewal, Rule,
-    Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
+    Allowed, AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, OnShortfall, Principal, Projects, Property,
+    Renewal, Rule, Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
 };
 
 /// Values of the whole table that rules use.
@@ -48,6 +48,8 @@ pub(super) struct RuleTable {
     on_expiry: Option<seal::OnExpiry>,
     #[serde(default, deserialize_with = "field::flag")]
     bearer_token_file: bool,
+    #[serde(default)]
+    on_shortfall: OnShortfall,
     #[serde(default, deserialize_with = "field::strings")]
     audiences: Vec<String>,
     #[serde(default, deserialize_with = "field::strings")]
@@ -168,6 +170,7 @@ impl RuleTable {
         Ok(Rule {
             check: self.check(at, defaults.trusts)?,
             renewal: self.renewal(at)?,
+            on_shortfall: self.on_shortfall,
             allowed: self.allowed(at)?,
             conditions: Conditions {
                 attribute: self.attribute,

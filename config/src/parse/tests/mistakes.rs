@@ -86,6 +86,10 @@ fn mistakes_in_renewals_and_names_are_refused() {
             rule("bearer-token-file = 1"),
             "workflow-token.rule[0].bearer-token-file",
         ),
+        (
+            rule("on-shortfall = \"exception\""),
+            "workflow-token.rule[0].on-shortfall",
+        ),
         (rule("name = \"A B\""), "workflow-token.rule[0].name"),
         // The same variable, or never reached.
         (two("", "name = \"b\""), "workflow-token.rule[1].variable"),
