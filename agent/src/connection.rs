@@ -305,6 +305,7 @@ impl Report {
             result: Err(failure),
             notes: Vec::new(),
             warnings: Vec::new(),
+            for_user: Vec::new(),
         });
     }
 
@@ -327,6 +328,7 @@ impl Report {
                 record,
                 names,
                 due,
+                warnings: outcome.for_user,
             },
             Ok(Sealed::NoRule) => Reply::NoRule { number },
             Err(failure) => Reply::Failed { number, failure },

@@ -19,6 +19,7 @@ mod pipeline;
 mod progress;
 mod renewal;
 mod rules;
+mod shortfall;
 mod task;
 
 /// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that

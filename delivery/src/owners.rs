@@ -61,20 +61,25 @@ impl Owner {
         // A missing user may appear in a moment, and so may a repaired identity token.
         let is_whole = self.name.is_some() && self.refused.is_none();
         let fresh = if is_whole { FRESH } else { FRESH_IF_INCOMPLETE }.saturating_sub(self.at.elapsed());
-        let until = self
-            .until
-            .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
-        fresh.min(until.unwrap_or(fresh))
+        fresh.min(self.claims_left().unwrap_or(fresh))
+    }
+
+    /// Returns how long the claims count from now on; none without claims.
+    fn claims_left(&self) -> Option<Duration> {
+        self.until
+            .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     /// Returns what a plugin needs to know.
     pub fn to_message(&self) -> protocol::Owner {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         protocol::Owner {
             name: self.name.clone(),
             groups: self.groups.iter().cloned().collect(),
             claims: self.claims.iter().cloned().collect(),
+            claims_ms: self.claims_left().map(millis),
             refused: self.refused.clone(),
-            fresh_ms: u64::try_from(self.fresh_for().as_millis()).unwrap_or(u64::MAX),
+            fresh_ms: millis(self.fresh_for()),
         }
     }
 }

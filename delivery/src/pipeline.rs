@@ -18,6 +18,7 @@ use crate::{
     progress::{Progress, Stage},
     renewal::Renewals,
     rules::{Candidates, Chosen},
+    shortfall,
     task::{Task, Variables},
 };
 
@@ -52,13 +53,16 @@ pub struct Outcome {
     pub notes: Vec<String>,
     /// Lines for the operator's log that somebody must act on, about more than this job.
     pub warnings: Vec<String>,
+    /// Lines for the user of this job.
+    pub for_user: Vec<String>,
 }
 
-/// Lines for the operator's log, as they come up.
+/// Lines for the operator's log and for the user, as they come up.
 #[derive(Default)]
 struct Lines {
     notes: Vec<String>,
     warnings: Vec<String>,
+    for_user: Vec<String>,
 }
 
 impl Engine {
@@ -74,6 +78,7 @@ impl Engine {
             result,
             notes: lines.notes,
             warnings: lines.warnings,
+            for_user: lines.for_user,
         }
     }
 
@@ -88,6 +93,7 @@ impl Engine {
                 result: Ok(Sealed::NoRule),
                 notes: Vec::new(),
                 warnings: Vec::new(),
+                for_user: Vec::new(),
             },
             _ => Arc::clone(&self).deliver(task).await,
         };
@@ -118,7 +124,11 @@ impl Engine {
             if let Some((which, variables, expires)) = self.fetch_token(&task, &candidates, progress, lines).await? {
                 is_any = true;
                 if let SourceId::Rule(index) = which {
-                    renewals.add(&self.config.rules[index], &variables, expires);
+                    let rule = &self.config.rules[index];
+                    lines
+                        .for_user
+                        .extend(shortfall::check(rule, &task, &variables, expires)?);
+                    renewals.add(rule, &variables, expires);
                 }
                 fetched.extend(variables);
             }

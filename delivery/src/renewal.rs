@@ -26,9 +26,9 @@ impl Renewals {
     /// is due.
     pub fn add(&mut self, rule: &Rule, variables: &Variables, stated: Option<SystemTime>) {
         let Self(renewal) = self;
-        let Some((_, value)) = variables.iter().find(|(name, _)| *name == rule.variable) else {
+        if !variables.names().any(|name| name == rule.variable) {
             return;
-        };
+        }
         let now = SystemTime::now();
         renewal.files.push(rule.variable.clone());
         if rule.renewal.bearer_token_file {
@@ -36,11 +36,7 @@ impl Renewals {
         }
         renewal.signal = renewal.signal.or(rule.renewal.signal);
         renewal.on_expiry = severest(renewal.on_expiry, rule.renewal.on_expiry);
-        // An opaque secret may be a JWT nevertheless.
-        let shape = token::check_shape(value.expose_secret(), now).ok();
-        let expires = shape.and_then(|shape| shape.expires).map(NumericDate::seconds);
-        let stated = stated.map(|stated| NumericDate::from(stated).seconds());
-        let Some(expires) = expires.into_iter().chain(stated).reduce(f64::min) else {
+        let Some(expires) = expiry(rule, variables, stated, now) else {
             return;
         };
         let now = NumericDate::from(now).seconds();
@@ -55,6 +51,17 @@ impl Renewals {
     pub fn into_renewal(self) -> Renewal {
         self.0
     }
+}
+
+/// Returns when the token of a rule expires, in seconds since 1970-01-01T00:00:00Z: by its own `exp`, or by its source if that is earlier; none if
+/// neither says so.
+pub(crate) fn expiry(rule: &Rule, variables: &Variables, stated: Option<SystemTime>, now: SystemTime) -> Option<f64> {
+    let (_, value) = variables.iter().find(|(name, _)| *name == rule.variable)?;
+    // An opaque secret may be a JWT nevertheless.
+    let shape = token::check_shape(value.expose_secret(), now).ok();
+    let own = shape.and_then(|shape| shape.expires).map(NumericDate::seconds);
+    let stated = stated.map(|stated| NumericDate::from(stated).seconds());
+    own.into_iter().chain(stated).reduce(f64::min)
 }
 
 fn earliest(one: Option<f64>, other: f64) -> Option<f64> {

@@ -169,12 +169,12 @@ pub fn request(data: &[u8]) {
         config::Config::from_json(&table).expect("a configuration").rules
     });
 
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) else {
+    let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
     // A user reads the errors on a terminal.
     let is_printable = |error: &str| !error.is_empty() && !error.contains(char::is_control);
-    let requests = match config::parse_requests(value) {
+    let requests = match config::parse_requests(text) {
         Ok(requests) => requests,
         Err(error) => return assert!(is_printable(&error), "{error:?}"),
     };

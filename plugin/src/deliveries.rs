@@ -171,11 +171,12 @@ impl Deliveries {
                     record,
                     names,
                     due,
+                    warnings,
                 },
                 Some(job),
             ) => {
                 about = Some(job);
-                let delivered = Delivered { names, due };
+                let delivered = Delivered { names, due, warnings };
                 self.unless_it_panics(job, || self.sealed(job, number, record, delivered));
             }
             (Reply::NoRule { .. }, Some(job)) => self.unless_it_panics(job, || self.no_rule(job)),

@@ -1,12 +1,17 @@
 //! The project, the time limit and the requests for tokens in a jobspec.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use config::{Asked, Config, Rule, Source, TokenRequests};
+use config::{Asked, Config, Rule, TokenRequests};
 use ffi::Args;
+use serde_json::Value;
 
 /// The path at which a job requests other tokens than the default ones.
 const TOKEN: [&str; 4] = ["jobspec", "attributes", "system", "token"];
+
+/// The path of the dependencies of a job, and the longest of them that are read, in bytes of JSON.
+const DEPENDENCIES: [&str; 4] = ["jobspec", "attributes", "system", "dependencies"];
+const LONGEST_DEPENDENCIES: usize = 64 << 10;
 
 /// The path at which a job names its project.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
@@ -38,11 +43,26 @@ pub fn requests(args: &Args<'_>) -> Result<TokenRequests, String> {
 
 /// Returns how long a job may run, by the jobspec of the callback, updates included: `attributes.system.duration` in
 /// seconds (RFC 14). 0 and malformed durations are no limit.
-fn time_limit(args: &Args<'_>) -> Option<Duration> {
+pub fn time_limit(args: &Args<'_>) -> Option<Duration> {
     let seconds = args.number(&["jobspec", "attributes", "system", "duration"])?;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|limit| !limit.is_zero())
+}
+
+/// Returns the time before which a job cannot start (`--begin-time`), by the jobspec of the callback, flux-core's plugin
+/// begin-time; none if it does not name one.
+pub fn begin_time(args: &Args<'_>) -> Option<SystemTime> {
+    let text = args
+        .json(&DEPENDENCIES)
+        .filter(|text| text.len() <= LONGEST_DEPENDENCIES)?;
+    let dependencies: Vec<Value> = serde_json::from_str(&text).ok()?;
+    let times = dependencies
+        .iter()
+        .filter(|dependency| dependency["scheme"] == "begin-time");
+    let seconds = times.filter_map(|dependency| dependency["value"].as_str()?.parse::<f64>().ok());
+    let latest = seconds.max_by(f64::total_cmp)?;
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(latest).ok()?)
 }
 
 fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
@@ -77,7 +97,7 @@ impl Needed {
         let of_project = |rule: &Rule| rule.conditions.project.is_some();
         Self {
             asked: !config.projects.is_empty() || config.rules.iter().any(of_project),
-            limit: config.rules.iter().any(|rule| matches!(rule.source, Source::Issuer(_))),
+            limit: config.rules.iter().any(Rule::uses_limit),
             requests: config.rules.iter().any(Rule::takes_requests),
         }
     }

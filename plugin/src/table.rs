@@ -19,6 +19,8 @@ pub struct Delivered {
     pub names: Vec<String>,
     /// The next record; none if there will be no other.
     pub due: Option<Due>,
+    /// Lines for the user of the job.
+    pub warnings: Vec<String>,
 }
 
 /// The purpose of a delivery.

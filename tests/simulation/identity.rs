@@ -541,3 +541,47 @@ fn unknown_group() {
     assert_eq!(instance.stdout(&id).trim_end(), token);
     instance.shutdown();
 }
+
+#[needs(munged)]
+#[test]
+fn a_user_whose_identity_token_ends_before_the_job_needs_it_is_warned_or_the_job_rejected() {
+    let login = Login::new();
+    let (mut rule, _) = login.place.token_of_project();
+    login.place.names(&[("hydro", 5000, &["alice"])]);
+    login.place(me(), 0o600, &login.token(json!({"exp": past(0) + 1800})));
+    let mut instance = login.place.instance(login.table(json!({"rule": [rule]})));
+    let asking = |project: &str, seconds: u64, more: Value| {
+        let mut job = job(Some(project));
+        job["attributes"]["system"]["duration"] = json!(seconds);
+        job["attributes"]["system"]["dependencies"] = more;
+        job
+    };
+    // The first of them is held until its owner is known.
+    let long = "token.default: your identity token for project fusion expires in 29m, and renewals need it, but this job \
+                may run 2h: log in again before";
+    for _ in 0..2 {
+        let id = instance.run(PRINT, asking("fusion", 7200, json!([])));
+        let told = instance.contexts(&id, "exception");
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((&told[0]["severity"], &told[0]["note"]), (&json!(4), &json!(long)));
+    }
+    // A short job needs it no longer, and a member by group not at all.
+    for (project, seconds) in [("fusion", 600), ("hydro", 7200)] {
+        let id = instance.run(PRINT, asking(project, seconds, json!([])));
+        assert_eq!(instance.contexts(&id, "exception"), [json!(null); 0], "{project}");
+    }
+
+    rule["on-shortfall"] = json!("reject");
+    login.place.reload(&mut instance, login.table(json!({"rule": [rule]})));
+    let begin = json!([{"scheme": "begin-time", "value": format!("{}.0", past(0) + 3690)}]);
+    let late = "token.default: your identity token for project fusion expires in 29m, and this job starts in 61m at the \
+                earliest: log in again before";
+    for (seconds, dependencies, says) in [(7200, json!([]), long), (7200, json!([]), long), (60, begin, late)] {
+        let mut submission = asking("fusion", seconds, dependencies);
+        submission["command"] = json!(["true"]);
+        assert_eq!(refusal(&mut instance, submission), says);
+    }
+    let id = instance.run(PRINT, asking("fusion", 600, json!([])));
+    assert_eq!(instance.contexts(&id, "exception"), [json!(null); 0]);
+    instance.shutdown();
+}

@@ -19,6 +19,7 @@ mod projects;
 mod renewal;
 mod seal;
 mod shell;
+mod shortfall;
 mod simulator;
 #[path = "../support/mod.rs"]
 mod support;

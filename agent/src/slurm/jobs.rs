@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use config::{Config, Property, Rule, SlurmJob, Source, TokenRequests};
+use config::{Config, Property, Rule, SlurmJob, TokenRequests};
 use delivery::{Sealed, Task, Variables};
 use protocol::{Code, Failure, JobFacts, slurm::Job};
 
@@ -55,7 +55,7 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
     for line in outcome.warnings {
         eprintln!("workflow-token-agent: {line}");
     }
-    for line in outcome.notes {
+    for line in outcome.notes.iter().chain(&outcome.for_user) {
         eprintln!("workflow-token-agent: job {jobid}: {line}");
     }
     match outcome.result? {
@@ -105,7 +105,7 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
             Property::Comment => job.comment.is_none(),
             _ => false,
         };
-        properties.any(|(property, _)| is_missing(*property)) || matches!(rule.source, Source::Issuer(_))
+        properties.any(|(property, _)| is_missing(*property)) || rule.uses_limit()
     };
     // Missing properties count as unknown here.
     let mut candidates = config

@@ -103,6 +103,8 @@ codes! {
     PrologFailed = "prolog-failed",
     /// The rule does not allow what the user requests of the token.
     RequestDenied = "request-denied",
+    /// The token does not last as long as the job.
+    TokenShortfall = "token-shortfall",
     /// The tokens of the job were revoked.
     Revoked = "revoked",
     /// No rule matches the job any more.

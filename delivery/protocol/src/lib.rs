@@ -175,6 +175,8 @@ pub enum Reply {
         names: Vec<String>,
         /// The next record; none if there will be no other.
         due: Option<seal::Due>,
+        /// What the user must know of its tokens: each line names one.
+        warnings: Vec<String>,
     },
     /// No rule is for the owner of the job.
     NoRule {
@@ -230,6 +232,8 @@ pub struct Owner {
     pub groups: Vec<Principal>,
     /// The values of the claim of the user's identity token.
     pub claims: Vec<String>,
+    /// The time until the claims end with the identity token, in milliseconds; none without claims.
+    pub claims_ms: Option<u64>,
     /// The reason why the identity token, if any, is not accepted.
     pub refused: Option<Failure>,
     /// The time until this expires, in milliseconds.

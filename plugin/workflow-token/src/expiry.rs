@@ -12,7 +12,7 @@ const KILL_TIMEOUT: f64 = 60.0;
 
 /// The severity of an exception that ends a job, and of one that only tells its user (RFC 21).
 const FATAL: i32 = 0;
-const NOTICE: i32 = 4;
+pub(crate) const NOTICE: i32 = 4;
 
 /// SIGTERM, signal(7).
 const SIGTERM: i32 = 15;

@@ -6,6 +6,7 @@ mod owners;
 mod pending_owners;
 mod projects;
 mod renewals;
+mod shortfalls;
 mod tokens;
 
 use std::io;

@@ -16,6 +16,8 @@ pub(crate) struct Owner {
     uid: u32,
     owner: protocol::Owner,
     until: Instant,
+    /// When the claims end; none without claims.
+    claims_until: Option<Instant>,
 }
 
 /// The job owners that are known, by uid, for the configuration in force.
@@ -33,8 +35,15 @@ impl KnownOwners {
         if self.0.len() >= ROOM {
             self.0.retain(|_, owner| owner.is_fresh());
         }
-        let until = Instant::now() + Duration::from_millis(owner.fresh_ms.min(FRESHEST_MS));
-        self.0.insert(uid, Owner { uid, owner, until });
+        let now = Instant::now();
+        let left = owner.claims_ms.map(Duration::from_millis);
+        let known = Owner {
+            uid,
+            until: now + Duration::from_millis(owner.fresh_ms.min(FRESHEST_MS)),
+            claims_until: left.and_then(|left| now.checked_add(left)),
+            owner,
+        };
+        self.0.insert(uid, known);
     }
 
     /// Returns a user, unless the look-up was too long ago.
@@ -55,6 +64,12 @@ impl Owner {
     /// Returns why the identity token is not used, if there is one that is not.
     pub fn refused(&self) -> Option<&Failure> {
         self.owner.refused.as_ref()
+    }
+
+    /// Returns how long the claims of the identity token count; none without claims.
+    pub fn claims_left(&self) -> Option<Duration> {
+        self.claims_until
+            .map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     fn is_fresh(&self) -> bool {

@@ -20,6 +20,7 @@ use crate::{
     facts::JobFacts,
     owners::{KnownOwners, Owner},
     pending_owners::{DueJob, PendingOwners},
+    shortfalls::{self, Foreseen, Shortfalls},
 };
 
 /// The dependency that holds a job whose owner is unknown.
@@ -31,6 +32,8 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Decides which jobs may be in their projects.
 pub(crate) struct Membership {
     engine: Rc<Engine>,
+    /// Informs users of jobs that were accepted.
+    pub shortfalls: Shortfalls,
     owners: RefCell<KnownOwners>,
     pending: RefCell<PendingOwners>,
     /// The jobs that the predecessor held.
@@ -53,6 +56,7 @@ impl Membership {
             let weak = this.clone();
             let flux = engine.flux();
             Self {
+                shortfalls: Shortfalls::new(Rc::clone(&engine)),
                 engine,
                 owners: RefCell::default(),
                 pending: RefCell::default(),
@@ -154,17 +158,51 @@ impl Membership {
         }
     }
 
-    /// `job.state.depend`: holds a job of whose owner nothing is known yet.
+    /// `job.validate`: rejects a job whose token cannot last as long as the job, if its rule says so, and updates of its time
+    /// limit to that effect.
+    pub fn check_shortfall(&self, args: &Args<'_>) -> Result<(), PluginError> {
+        let (Some(current), Some((job, uid, state))) = (self.engine.current(), args.job_owner_state()) else {
+            return Ok(());
+        };
+        let former = (state != JobState::New)
+            .then(|| self.engine.jobtap().lookup(job))
+            .flatten();
+        if former.is_some_and(|former| jobspec::time_limit(&former) == jobspec::time_limit(args)) {
+            return Ok(());
+        }
+        let rejected = self.foresee(&current, args, uid).rejected;
+        rejected.map_or(Ok(()), |why| Err(PluginError(why)))
+    }
+
+    /// Foresees what becomes of the tokens of a job, as far as is known now.
+    fn foresee(&self, current: &Current, args: &Args<'_>, uid: u32) -> Foreseen {
+        let (config, owners) = (&current.config, self.owners.borrow());
+        let job = JobFacts {
+            args,
+            uid,
+            projects: &config.projects,
+            asked: &jobspec::asked(args),
+            owner: owners.known(uid),
+        };
+        shortfalls::foresee(config, &job)
+    }
+
+    /// `job.state.depend`: holds a job of whose owner nothing is known yet, and warns the user of a job that goes on.
     pub fn depend(&self, args: &Args<'_>) {
         // When the plugin is loaded, it is called for jobs that have had their dependencies already.
         if args.previous_state() != Some(JobState::New) {
             return;
         }
-        let Some((current, job, uid, _)) = self.with_projects(args) else {
+        let (Some(current), Some((job, uid, _))) = (self.engine.current(), args.job_owner_state()) else {
             return;
         };
         match self.standing(&current, args, &jobspec::asked(args), uid) {
-            Standing::Fine => {}
+            Standing::Fine => {
+                let foreseen = self.foresee(&current, args, uid);
+                if let Err(why) = self.shortfalls.report(job, foreseen) {
+                    self.deny(job, &why);
+                }
+            }
             // It was not known when the job was submitted.
             Standing::Denied(why) => self.deny(job, &why.to_string()),
             Standing::Unknown => {
@@ -354,9 +392,13 @@ impl Membership {
             return true;
         };
         let current = self.engine.current();
-        let standing = match (args.job_owner_state(), current) {
+        let (standing, foreseen) = match (args.job_owner_state(), current) {
             (Some((_, uid, JobState::Depend)), Some(current)) => {
-                self.standing(&current, &args, &jobspec::asked(&args), uid)
+                let standing = self.standing(&current, &args, &jobspec::asked(&args), uid);
+                match standing {
+                    Standing::Fine => (standing, self.foresee(&current, &args, uid)),
+                    _ => (standing, Foreseen::default()),
+                }
             }
             _ => {
                 self.forget(job);
@@ -368,6 +410,10 @@ impl Membership {
             Standing::Unknown => return false,
             Standing::Denied(why) => self.deny(job, &why.to_string()),
             Standing::Fine => {
+                if let Err(why) = self.shortfalls.report(job, foreseen) {
+                    self.deny(job, &why);
+                    return true;
+                }
                 self.forget(job);
                 if let Err(e) = self.engine.jobtap().dependency_remove(job, DEPENDENCY) {
                     let line = format!("{job}: it cannot be let go on: {e}: cancel it");

@@ -38,7 +38,7 @@ static WORKFLOW_TOKEN: Identity = Identity {
     events: &[],
 };
 
-/// The topics of projects and, the first of them, of requests for tokens. Without both, no job pays for their callbacks.
+/// The topics of checks at submission. Jobs pay only for the callbacks that the configuration needs.
 const VALIDATE: &CStr = c"job.validate";
 const UPDATE: &CStr = c"job.update.attributes.system.project";
 const DEPEND: &CStr = c"job.state.depend";
@@ -46,9 +46,10 @@ const DEPEND: &CStr = c"job.state.depend";
 /// The state of the plugin, which callbacks get.
 pub(crate) struct WorkflowToken {
     tokens: Rc<Tokens>,
-    /// True while the topics of projects are handled. A plugin that handles [`UPDATE`] permits such updates, which Flux rejects
-    /// otherwise.
-    handles_projects: Cell<bool>,
+    /// True while [`UPDATE`] is handled. A plugin that handles it permits such updates, which Flux rejects otherwise.
+    permits_updates: Cell<bool>,
+    /// True while [`DEPEND`] is handled.
+    depends: Cell<bool>,
     /// True while [`VALIDATE`] is handled.
     validates: Cell<bool>,
     /// This state, as handlers are added with it.
@@ -98,7 +99,8 @@ impl WorkflowToken {
         tokens.engine.hook(hooks);
         Ok(Self {
             tokens,
-            handles_projects: Cell::new(false),
+            permits_updates: Cell::new(false),
+            depends: Cell::new(false),
             validates: Cell::new(false),
             kept: OnceCell::new(),
         })
@@ -120,8 +122,12 @@ impl WorkflowToken {
 
     /// Handles the topics that the configuration needs, and no others.
     fn handle_topics(&self, plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
-        let has_projects = self.tokens.has_projects();
-        let validates = has_projects || self.tokens.takes_requests();
+        let Some(config) = self.tokens.engine.current().map(|current| current.config) else {
+            return Ok(());
+        };
+        let has_projects = !config.projects.is_empty();
+        let depends = has_projects || config.foresees();
+        let validates = depends || config.rules.iter().any(Rule::takes_requests);
         if validates != self.validates.get() {
             match validates {
                 true => plugin.handle(VALIDATE, kept, |w: &WorkflowToken, _, args| w.validate(args))?,
@@ -129,20 +135,34 @@ impl WorkflowToken {
             }
             self.validates.set(validates);
         }
-        if has_projects != self.handles_projects.get() {
-            match has_projects {
-                true => handle_projects(plugin, kept)?,
-                false => [UPDATE, DEPEND].iter().try_for_each(|topic| plugin.unhandle(topic))?,
+        if depends != self.depends.get() {
+            match depends {
+                true => plugin.handle(DEPEND, kept, |w: &WorkflowToken, _, args| {
+                    w.with_membership(|membership| membership.depend(args));
+                    Ok(())
+                })?,
+                false => plugin.unhandle(DEPEND)?,
             }
-            self.handles_projects.set(has_projects);
+            self.depends.set(depends);
+        }
+        if has_projects != self.permits_updates.get() {
+            match has_projects {
+                true => plugin.handle(UPDATE, kept, |w: &WorkflowToken, _, args| {
+                    w.with_membership(|membership| membership.update_project(args))
+                })?,
+                false => plugin.unhandle(UPDATE)?,
+            }
+            self.permits_updates.set(has_projects);
         }
         Ok(())
     }
 
-    /// `job.validate`: rejects a job whose owner is not in its project, or that requests a token that it cannot have.
+    /// `job.validate`: rejects a job whose owner is not in its project, that requests a token that it cannot have, or whose
+    /// token cannot last.
     fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
         self.with_membership(|membership| membership.validate(args))?;
-        self.tokens.check_requests(args).map_err(PluginError)
+        self.tokens.check_requests(args).map_err(PluginError)?;
+        self.with_membership(|membership| membership.check_shortfall(args))
     }
 
     /// `job.new`: resumes a job from before the plugin was loaded.
@@ -175,6 +195,7 @@ impl WorkflowToken {
             ..
         } = &*self.tokens;
         membership.forget(job);
+        membership.shortfalls.forget(job);
         renewals.forget(job);
         if engine.deliveries.give_up(job) {
             engine.prologs.finish(job, 1);
@@ -209,17 +230,6 @@ impl WorkflowToken {
     }
 }
 
-/// Adds the handlers of projects.
-fn handle_projects(plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
-    plugin.handle(UPDATE, kept, |w: &WorkflowToken, _, args| {
-        w.with_membership(|membership| membership.update_project(args))
-    })?;
-    plugin.handle(DEPEND, kept, |w: &WorkflowToken, _, args| {
-        w.with_membership(|membership| membership.depend(args));
-        Ok(())
-    })
-}
-
 impl ffi::State for WorkflowToken {
     fn panicked(&self, topic: &CStr, args: &Args<'_>) {
         self.tokens.engine.panicked(topic, args);
@@ -243,16 +253,6 @@ impl Tokens {
         }
         self.membership.reconsider();
         Ok(())
-    }
-
-    fn has_projects(&self) -> bool {
-        let current = self.engine.current();
-        current.is_some_and(|current| !current.config.projects.is_empty())
-    }
-
-    fn takes_requests(&self) -> bool {
-        let current = self.engine.current();
-        current.is_some_and(|current| current.config.rules.iter().any(Rule::takes_requests))
     }
 
     /// Checks what a job requests of its tokens.
@@ -307,6 +307,7 @@ impl Tokens {
             let prologs = &tokens.engine.prologs;
             match result {
                 Ok(delivered) => {
+                    tokens.membership.shortfalls.report_delivered(job, &delivered.warnings);
                     prologs.finish(job, 0);
                     tokens.renewals.committed(job, &delivered);
                 }

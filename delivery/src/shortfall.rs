@@ -1,0 +1,48 @@
+//! Tokens that are not renewed and end before their jobs do. How long they last is known once they were fetched.
+
+use std::time::{Duration, SystemTime};
+
+use config::{OnShortfall, Outlook, Rule, round_for_users};
+use protocol::{Code, Failure};
+use seal::Variables;
+use token::NumericDate;
+
+use crate::{renewal::expiry, task::Task};
+
+/// The time by which a token may end before its job: times in tokens are often whole seconds.
+const TOLERANCE: Duration = Duration::from_secs(2);
+
+/// Returns what the user of a job must know of its token, if anything. `stated` is when it expires by its source.
+///
+/// # Errors
+/// The token does not last as long as the job, and its rule rejects such jobs.
+pub(crate) fn check(
+    rule: &Rule,
+    task: &Task,
+    variables: &Variables,
+    stated: Option<SystemTime>,
+) -> Result<Option<String>, Failure> {
+    if task.generation > 0 || rule.renewal.after.is_some() || rule.on_shortfall == OnShortfall::Ignore {
+        return Ok(None);
+    }
+    let now = SystemTime::now();
+    let Some(expires) = expiry(rule, variables, stated, now) else {
+        return Ok(None);
+    };
+    let seconds = expires - NumericDate::from(now).seconds();
+    let lifetime = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    if task.limit.is_some_and(|limit| limit <= lifetime + TOLERANCE) {
+        return Ok(None);
+    }
+    let line = rule.shortfall(&Outlook {
+        limit: task.limit,
+        lifetime: Some(round_for_users(lifetime)),
+        ..Outlook::default()
+    });
+    match line {
+        Some(line) if rule.on_shortfall == OnShortfall::Reject => {
+            Err(Failure::new(Code::TokenShortfall, line.clone(), line))
+        }
+        line => Ok(line),
+    }
+}

@@ -1,0 +1,134 @@
+//! Tokens that cannot last as long as their jobs, as far as that can be told when these are submitted.
+
+use std::{
+    cell::RefCell,
+    collections::HashSet,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use config::{Config, Membership, OnShortfall, Outlook, round_for_users};
+use ffi::{Args, JobId, LogLevel};
+use plugin::{Engine, jobspec};
+
+use crate::{expiry::NOTICE, facts::JobFacts};
+
+/// Informs users of tokens that cannot last.
+pub(crate) struct Shortfalls {
+    engine: Rc<Engine>,
+    /// The jobs whose users were informed at submission.
+    informed: RefCell<HashSet<JobId>>,
+}
+
+/// What is to be done about the tokens of a job, one line for each.
+#[derive(Debug, Default)]
+pub(crate) struct Foreseen {
+    /// The reason why the job is rejected.
+    pub rejected: Option<String>,
+    warnings: Vec<String>,
+}
+
+impl Shortfalls {
+    pub fn new(engine: Rc<Engine>) -> Self {
+        Self {
+            engine,
+            informed: RefCell::default(),
+        }
+    }
+
+    /// Informs the user of a job that was accepted.
+    ///
+    /// # Errors
+    /// The reason why it must be rejected after all.
+    pub fn report(&self, job: JobId, foreseen: Foreseen) -> Result<(), String> {
+        match foreseen.rejected {
+            Some(why) => Err(why),
+            None => {
+                if !foreseen.warnings.is_empty() {
+                    self.informed.borrow_mut().insert(job);
+                }
+                foreseen.warnings.iter().for_each(|line| self.warn(job, line));
+                Ok(())
+            }
+        }
+    }
+
+    /// Informs the user of a job whose delivery found out more, unless that was done at submission.
+    pub fn report_delivered(&self, job: JobId, lines: &[String]) {
+        if !self.informed.borrow().contains(&job) {
+            lines.iter().for_each(|line| self.warn(job, line));
+        }
+    }
+
+    /// Forgets a job.
+    pub fn forget(&self, job: JobId) {
+        self.informed.borrow_mut().remove(&job);
+    }
+
+    /// Raises an exception that does not end the job: commands that follow the job print it.
+    fn warn(&self, job: JobId, line: &str) {
+        let prologs = &self.engine.prologs;
+        if let Err(e) = prologs.jobtap.raise(job, prologs.identity.prolog, NOTICE, line) {
+            let line = format!("{job}: {line}: the exception could not be raised: {e}");
+            self.engine.log(LogLevel::Warning, &line);
+        }
+    }
+}
+
+/// Foresees what becomes of the tokens of a job. Rules that depend on an owner who is not known count only if all that may be
+/// for the job fall short, and one of them certainly is for it.
+pub(crate) fn foresee(config: &Config, job: &JobFacts<'_>) -> Foreseen {
+    let mut foreseen = Foreseen::default();
+    if !config.foresees() {
+        return foreseen;
+    }
+    let limit = jobspec::time_limit(job.args);
+    // Requests that are wrong were rejected.
+    let requests = jobspec::requests(job.args).unwrap_or_default();
+    let membership = membership(config, job);
+    let delay = membership.map_or(Duration::ZERO, |_| delay(job.args));
+    for group in config.by_name(&config.candidates(job)) {
+        let rules: Vec<_> = group.iter().map(|rule| &config.rules[*rule]).collect();
+        let is_certain = rules.iter().any(|rule| rule.conditions.hold(job) == Some(true));
+        let severity = rules.iter().map(|rule| rule.on_shortfall).min();
+        let shortfalls = rules.iter().map(|rule| {
+            rule.shortfall(&Outlook {
+                limit,
+                delay,
+                lifetime: rule.lifetime(requests.get(rule.token_name())),
+                membership: membership.filter(|_| rule.depends_on_project(job.asked)),
+            })
+        });
+        let Some(line) = shortfalls
+            .collect::<Option<Vec<_>>>()
+            .and_then(|lines| lines.into_iter().next())
+        else {
+            continue;
+        };
+        match severity.filter(|_| is_certain) {
+            Some(OnShortfall::Reject) => {
+                foreseen.rejected.get_or_insert(line);
+            }
+            Some(OnShortfall::Warn) => foreseen.warnings.push(line),
+            Some(OnShortfall::Ignore) | None => {}
+        }
+    }
+    foreseen
+}
+
+/// Returns the project that a job is in by the identity token of its owner, and by nothing else.
+fn membership<'a>(config: &'a Config, job: &JobFacts<'_>) -> Option<Membership<'a>> {
+    let owner = job.owner?;
+    let left = owner.claims_left()?;
+    let project = config.projects.of_job(job.asked, owner).ok()??;
+    (!project.names(owner)).then_some(Membership {
+        project,
+        left: round_for_users(left),
+    })
+}
+
+/// Returns the time before which a job cannot start.
+fn delay(args: &Args<'_>) -> Duration {
+    let begin = jobspec::begin_time(args).and_then(|begin| begin.duration_since(SystemTime::now()).ok());
+    round_for_users(begin.unwrap_or_default())
+}
