@@ -336,7 +336,9 @@ fn the_claim_can_be_a_member_and_a_missing_one_is_named() {
 #[test]
 fn a_token_that_has_expired_when_the_job_starts_counts_for_nothing() {
     let login = Login::new();
-    let (rule, _) = login.place.token_of_project();
+    let (mut rule, _) = login.place.token_of_project();
+    // The job has no time limit.
+    rule["on-shortfall"] = json!("ignore");
     let table = login.table(json!({"rule": [rule]}));
     login.place(me(), 0o600, &login.token(json!({})));
     let mut instance = login.place.instance(table.clone());
