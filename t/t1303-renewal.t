@@ -50,9 +50,15 @@ files() {
 	find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u)-*"
 }
 
+# Jobs stay when the instance ends.
+export FLUX_DISABLE_JOB_CLEANUP=t
+
 # A broker passes the path of a batch script to a shell, so that it may have no space.
 RUN=$base/run
 cleanup 'rm -rf "$RUN" "$base/trash"'
+
+# For at least so many seconds a job of four shells reads its file.
+RUNS=${WORKFLOW_TOKEN_RENEWAL_SECONDS:-0}
 
 mkdir shared
 echo 6 >lifetime
@@ -80,6 +86,7 @@ test_expect_success 'a job finds its token in its environment and in a file for 
 
 test_expect_success 'a job of four shells runs for many lifetimes' '
 	id=$(flux submit -N4 -n4 -o cpu-affinity=off --output=out.readers "$TESTS/read-token.py" "$PWD/shared") &&
+	end=$((SECONDS + RUNS)) &&
 	ids=$id && eventually started "$id" 4 && minted 1 && before=$(wc -l <"$canaries/minted") &&
 	eventually minted $((before + 3))
 '
@@ -107,6 +114,15 @@ test_expect_success 'no generation of the token is anywhere else' '
 	gather running workflow-token.so &&
 	test "$(wc -l <"$canaries/minted")" -ge 5 &&
 	everywhere minted && test "$(cat status)" -eq 1
+'
+
+# is_over: the job has run for as long as it was asked to.
+is_over() {
+	test "$SECONDS" -ge "$end"
+}
+
+test_expect_success 'the job goes on for the time that was asked for' '
+	while ! is_over; do before=$(wc -l <"$canaries/minted") && eventually minted $((before + 1)) || return 1; done
 '
 
 test_expect_success 'every read gave a complete and valid token, and each new one came with one signal' '
@@ -143,10 +159,10 @@ test_expect_success 'jobs of an inner instance on several nodes read the current
 		#!/bin/sh
 		flux run -N2 -n2 "$TESTS/read-token.py" "$PWD/shared" >"$PWD/out.inner"
 	EOF
-	before=$(wc -l <"$canaries/minted") &&
 	flux batch -N2 -n2 --broker-opts=-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins" \
 		--broker-opts=-Sconf.shell_initrc="$base/trash/initrc.lua" --output=out.batch "$base/trash/inner" >batch.id &&
-	{ eventually started "*" 2 || { cat out.batch; false; }; } && eventually minted $((before + 5)) && touch shared/stop &&
+	{ eventually started "*" 2 || { cat out.batch; false; }; } &&
+	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 5)) && touch shared/stop &&
 	flux job wait-event -t 60 "$(cat batch.id)" clean && cat out.batch out.inner &&
 	python3 - out.inner <<-\EOF
 		import json, sys
@@ -166,6 +182,16 @@ test_expect_success 'a token that does not expire is not renewed' '
 	other=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$other" 1 &&
 	test "$(counter renewing)" -le 1 &&
 	flux cancel "$id" "$other"
+'
+
+# Of the executors of flux-core, only that of systemd and that of simulated jobs find a job again that runs over a restart.
+test_expect_success 'a simulated job is renewed that runs over a restart of the instance' '
+	echo 60 >lifetime && rule "renew = 0.1" | table &&
+	id=$(flux submit --setattr=system.exec.test.run_duration=600s true) && flux job wait-event -t 60 "$id" start &&
+	instance_down && before=$(wc -l <"$canaries/minted") &&
+	HOSTS=node0,node0,node1,node1 instance_up 4 && load &&
+	eventually minted $((before + 2)) && test "$(counter renewing)" -eq 1 && test "$(counter failed)" -eq 0 &&
+	flux cancel "$id" && flux job wait-event -t 60 "$id" clean
 '
 
 # expires POLICY: a job whose token expires while the source is down.
