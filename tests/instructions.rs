@@ -1,4 +1,4 @@
-//! What a delivery costs the reactor thread, in instructions of the plugin, counted by callgrind: a number that does not
+//! What a delivery and a renewal cost the reactor thread, in instructions of the plugin, counted by callgrind: a number that does not
 //! depend on what else the machine is doing. Of the calls into Flux and the C library, only the plugin's own part counts.
 //!
 //! It is counted on a build with optimizations, which `make check` makes (profile `counted`) and names in
@@ -10,6 +10,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use needs::needs;
@@ -27,6 +29,14 @@ const TOLERANCE: u64 = 15;
 
 /// The same for a job that is in DEPEND or SCHED when the plugin is loaded.
 const BOUND_WAITING: u64 = 300;
+
+/// The same for a renewal, from the request to the record that is stored, with its share of the ticker. Renewals are spread
+/// over the time, so that most have a commit of their own.
+const BOUND_RENEWAL: u64 = 16_000;
+
+/// For how long renewals are counted, and how many there are in a second, whatever the number of jobs.
+const WINDOW: Duration = Duration::from_secs(20);
+const RATE: u64 = 50;
 
 /// By how many percent a delivery may cost more with many others in flight than with few.
 const GROWTH: u64 = 20;
@@ -112,12 +122,56 @@ impl Counting<'_> {
         }
     }
 
+    /// Has callgrind do something now (its manual, "Monitor Commands").
+    fn monitor(&mut self, command: &str) {
+        let pid = self.instance.pid();
+        let mut vgdb = Command::new("vgdb");
+        let done = vgdb.arg(format!("--pid={pid}")).arg(command).output().expect("vgdb");
+        assert!(done.status.success(), "vgdb {command}: {done:?}");
+    }
+
     fn end(self) -> u64 {
         self.instance.shutdown();
-        // The first thread is the reactor's.
-        let profile = fs::read_to_string(self.site.at("callgrind.out-01")).expect("what callgrind has counted");
-        instructions_of(Path::new(&self.site.jobtap()), &profile)
+        counted_in(self.site, "callgrind.out-01")
     }
+}
+
+/// The instructions of the plugin in a file of callgrind. The first thread is the reactor's.
+fn counted_in(site: &Site, file: &str) -> u64 {
+    let profile = fs::read_to_string(site.at(file)).expect("what callgrind has counted");
+    instructions_of(Path::new(&site.jobtap()), &profile)
+}
+
+/// A table by which each job's token is renewed after a time.
+fn renewing(site: &Site, every: u64) -> Value {
+    let made = Command::new(built("flux-workflow-token"))
+        .args(["keygen", &site.path("keys")])
+        .output();
+    // They may be there already.
+    made.expect("the command");
+    json!({
+        "timeout": "1h",
+        "issuer": {"keys": site.path("keys"), "name": "https://hpc", "audience": "main"},
+        "rule": [{"source": "issuer", "workspace": "w", "max-lifetime": format!("{}s", 10 * every), "renew": 0.1}],
+    })
+}
+
+/// For each renewal while the tokens of so many jobs are renewed.
+fn renew(site: &Site, counted: &Path, jobs: u64) -> u64 {
+    site.configure(renewing(site, jobs / RATE));
+    let mut counting = Counting::start(site, counted, &site.path("flux.toml"));
+    counting.instance.ok("fault", json!({"what": "hold-starts"}));
+    let ids = counting.submit(jobs as usize, &json!({}));
+    counting.each(&ids, "wait", "prolog-finish");
+    let before = counting.instance.counter("renewed");
+    counting.monitor("zero");
+    // There is nothing to wait for: this is the time in which is counted.
+    thread::sleep(WINDOW);
+    counting.monitor("dump");
+    let renewed = counting.instance.counter("renewed") - before;
+    assert_eq!(counting.instance.counter("renewing"), jobs);
+    assert!(renewed > RATE * WINDOW.as_secs() / 4, "only {renewed} renewals");
+    counted_in(site, "callgrind.out.1-01") / renewed
 }
 
 /// For so many jobs that are in flight all at once.
@@ -203,5 +257,23 @@ fn a_job_that_waits_costs_next_to_nothing_when_the_plugin_is_loaded() {
     assert!(
         each * 100 <= BOUND_WAITING * (100 + TOLERANCE),
         "a job that waits costs {each} instructions when the plugin is loaded, of which {BOUND_WAITING} are allowed for"
+    );
+}
+
+#[needs(munged, valgrind)]
+#[test]
+fn a_renewal_costs_so_many_instructions_however_many_jobs_are_renewed() {
+    let (site, counted) = counted();
+    let [few, many] = [300, 3000].map(|jobs| renew(&site, &counted, jobs));
+    println!(
+        "instructions of a renewal on the reactor thread: {few} with three hundred jobs, with three thousand {many}"
+    );
+    assert!(
+        many * 100 <= few * (100 + GROWTH),
+        "a renewal costs {few} instructions with three hundred jobs, and {many} with three thousand"
+    );
+    assert!(
+        many * 100 <= BOUND_RENEWAL * (100 + TOLERANCE),
+        "a renewal costs {many} instructions on the reactor thread, of which {BOUND_RENEWAL} are allowed for"
     );
 }
