@@ -13,8 +13,8 @@ const SPREAD: f64 = 0.1;
 /// The time that the next record takes from its source to where nodes look it up, at least, in seconds: the first look-up is later.
 const LEAD: f64 = 0.2;
 
-/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest, which counts once the token has
-/// expired. Until then a pause is a quarter of its remaining lifetime.
+/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest. A pause is a quarter of the time
+/// until the token expires, or since it has.
 const PAUSES: (f64, f64) = (0.5, 60.0);
 
 /// The generation of a record, and how tasks get the next one. Times are in seconds since 1970-01-01T00:00:00Z, by the clock
@@ -91,8 +91,7 @@ impl Renewal {
     pub fn look_up_again_in(&self, clock: SystemTime) -> Duration {
         let left = self.expires_at.map(|at| at - seconds(clock));
         Duration::from_secs_f64(match left {
-            // Nodes whose token has expired do not keep anybody busy.
-            Some(left) if left > 0.0 => (left / 4.0).clamp(PAUSES.0, PAUSES.1),
+            Some(left) if left.is_finite() => (left.abs() / 4.0).clamp(PAUSES.0, PAUSES.1),
             _ => PAUSES.1,
         })
     }
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_late_is_looked_up_more_often_the_sooner_the_token_expires() {
+    fn a_record_that_is_late_is_looked_up_more_often_the_nearer_the_expiry_is() {
         let pause = |expires_at, now| {
             let renewal = Renewal {
                 expires_at,
@@ -142,7 +141,10 @@ mod tests {
         assert_eq!(pause(Some(1000.0), 0), 60.0);
         assert_eq!(pause(Some(20.0), 0), 5.0);
         assert_eq!(pause(Some(1.0), 0), 0.5);
-        assert_eq!(pause(Some(1.0), 2), 60.0);
+        // A short outage ends soon, and nodes whose token expired long ago keep nobody busy.
+        assert_eq!(pause(Some(1.0), 2), 0.5);
+        assert_eq!(pause(Some(1.0), 41), 10.0);
+        assert_eq!(pause(Some(1.0), 1000), 60.0);
         assert_eq!(pause(Some(f64::NAN), 2), 60.0);
         assert_eq!(pause(None, 2), 60.0);
     }
