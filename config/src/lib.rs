@@ -245,7 +245,7 @@ impl Source {
             Source::Command { argv, .. } => argv.iter().any(Template::needs_project),
             Source::Kubernetes(settings) => settings.object.needs_project(),
             Source::Issuer(issuer) => issuer.workspace.as_ref().is_none_or(Template::needs_project),
-            Source::OAuth2(settings) => settings.grant.subject_token().is_some_and(Template::needs_project),
+            Source::OAuth2(settings) => settings.grant.token_file().is_some_and(Template::needs_project),
         }
     }
 }

@@ -76,14 +76,20 @@ pub enum Grant {
         /// The type of that token: a URI of RFC 8693 section 3, or of the server.
         subject_token_type: String,
     },
+    /// The one that a user or the operator has granted (RFC 6749 section 6).
+    RefreshToken {
+        /// The file with the refresh token, which the server may replace at each use.
+        refresh_token: Template,
+    },
 }
 
 impl Grant {
-    /// The file with the token that is exchanged, if one is.
-    pub fn subject_token(&self) -> Option<&Template> {
+    /// The file with the token that is exchanged or sent, if one is.
+    pub fn token_file(&self) -> Option<&Template> {
         match self {
             Self::ClientCredentials { .. } => None,
             Self::TokenExchange { subject_token, .. } => Some(subject_token),
+            Self::RefreshToken { refresh_token } => Some(refresh_token),
         }
     }
 
@@ -92,6 +98,7 @@ impl Grant {
         match self {
             Self::ClientCredentials { .. } => "client_credentials",
             Self::TokenExchange { .. } => "urn:ietf:params:oauth:grant-type:token-exchange",
+            Self::RefreshToken { .. } => "refresh_token",
         }
     }
 }

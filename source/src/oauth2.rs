@@ -1,14 +1,14 @@
-//! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4) or in
-//! exchange for another token (RFC 8693).
+//! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4), in exchange
+//! for another token (RFC 8693), or by a refresh token (RFC 6749 section 6).
 //!
 //! What may pass is tried again until the rule's timeout. [`request`] is what is asked, [`answer`] what comes back.
 
 mod answer;
 mod readers;
+mod refresh;
 mod request;
 
 use std::{
-    borrow::Cow,
     fmt::Display,
     io,
     path::{Path, PathBuf},
@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 use self::{
     answer::Given,
     readers::{Readers, Unread},
+    refresh::{HeldToken, NO_REFRESH_TOKEN},
     request::{Client, Subject},
 };
 use crate::{
@@ -40,8 +41,11 @@ use crate::{
     variable,
 };
 
-/// The timeout for reading the token that is exchanged.
+/// The timeout for reading the token that is exchanged or sent.
 const SUBJECT: Duration = Duration::from_secs(10);
+
+/// The pause before a refresh token is looked at again that another delivery uses.
+const IN_USE: Duration = Duration::from_millis(50);
 
 /// The shortest and the longest lifetime of a token that a server states. A shorter one is none, and a longer one is cut.
 const LIFETIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(365 * 86_400));
@@ -67,8 +71,11 @@ const REFUSED: &str = "the authorization server that its token comes from refuse
 /// The text for the user if the token to be exchanged is missing.
 const NO_SUBJECT: &str = "the token of its owner that its token is exchanged for";
 
-pub(crate) struct OAuth2 {
-    settings: config::OAuth2,
+pub(crate) struct OAuth2(Arc<TokenEndpoint>);
+
+/// The token endpoint of a rule.
+struct TokenEndpoint {
+    settings: Arc<config::OAuth2>,
     variable: String,
     timeout: Duration,
     remote: Remote,
@@ -85,14 +92,14 @@ struct Shared {
 
 impl OAuth2 {
     pub fn new(settings: &config::OAuth2, variable: String, timeout: Duration) -> Self {
-        Self {
+        Self(Arc::new(TokenEndpoint {
             remote: Remote::new(&settings.network, &SERVER),
-            settings: settings.clone(),
+            settings: Arc::new(settings.clone()),
             variable,
             timeout,
             metadata: tokio::sync::Mutex::default(),
             shared: tokio::sync::Mutex::default(),
-        }
+        }))
     }
 }
 
@@ -100,9 +107,9 @@ impl OAuth2 {
 impl Source for OAuth2 {
     async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
         let fetch = Fetch {
-            of: self,
-            settings: self.requested(&job.request),
-            attempts: Attempts::new(&SERVER, self.timeout),
+            of: &self.0,
+            settings: self.0.requested(&job.request),
+            attempts: Attempts::new(&SERVER, self.0.timeout),
             moved: AtomicBool::new(false),
             warnings: Mutex::default(),
         };
@@ -116,18 +123,18 @@ impl Source for OAuth2 {
     }
 
     fn needs_user(&self) -> bool {
-        let subject = self.settings.grant.subject_token();
-        subject.is_some_and(config::Template::needs_user)
+        let file = self.0.settings.grant.token_file();
+        file.is_some_and(config::Template::needs_user)
     }
 }
 
-impl OAuth2 {
+impl TokenEndpoint {
     /// Returns the settings with what the user requests in place of the defaults.
-    fn requested(&self, request: &TokenRequest) -> Cow<'_, config::OAuth2> {
+    fn requested(&self, request: &TokenRequest) -> Arc<config::OAuth2> {
         if *request == TokenRequest::default() {
-            return Cow::Borrowed(&self.settings);
+            return Arc::clone(&self.settings);
         }
-        let mut settings = self.settings.clone();
+        let mut settings = config::OAuth2::clone(&self.settings);
         if let Some(audience) = &request.audience {
             settings.audience = vec![audience.clone()];
         }
@@ -138,7 +145,7 @@ impl OAuth2 {
             // It is not the one that others share.
             *share = false;
         }
-        Cow::Owned(settings)
+        Arc::new(settings)
     }
 
     /// Returns where tokens are asked for, and whom for a JWT by which the client authenticates is.
@@ -160,18 +167,18 @@ impl OAuth2 {
         Ok((metadata.address.clone(), issuer.clone()))
     }
 
-    /// Asks for a token once.
+    /// Asks for a token once. A refresh token that comes with it is stored before this returns.
     async fn ask(
-        &self,
-        settings: &config::OAuth2,
-        subject: Option<&Subject>,
+        self: Arc<Self>,
+        settings: Arc<config::OAuth2>,
+        subject: Option<Arc<Subject>>,
         limit: Duration,
     ) -> Result<Given, SourceError> {
         let (endpoint, audience) = self.endpoint(limit).await?;
         let how = self.settings.authentication.clone();
         // It is read each time, since it may have been changed, and it is not kept.
         let client = self.remote.files.read(&SERVER, move || Client::read(&how)).await??;
-        let request = client.request(settings, subject, &audience)?;
+        let request = client.request(&settings, subject.as_deref(), &audience)?;
         let max = max_value(&self.variable);
         let answered = self
             .remote
@@ -183,16 +190,21 @@ impl OAuth2 {
                 limit,
             )
             .await;
-        let given =
-            answered.and_then(|answer| answer::read(&self.remote, &answer, &request.secrets, subject.is_some()));
-        given.map_err(|error| error.at(&endpoint))
+        let is_exchanged = matches!(subject.as_deref(), Some(Subject::Exchanged { .. }));
+        let given = answered.and_then(|answer| answer::read(&self.remote, &answer, &request.secrets, is_exchanged));
+        let given = given.map_err(|error| error.at(&endpoint))?;
+        if let (Some(Subject::Held(held)), Some(next)) = (subject.as_deref(), &given.refresh_token) {
+            let (held, next) = (Arc::clone(held), next.clone());
+            self.remote.files.read(&SERVER, move || held.replace(&next)).await??;
+        }
+        Ok(given)
     }
 }
 
 /// The fetch for one job.
 struct Fetch<'a> {
-    of: &'a OAuth2,
-    settings: Cow<'a, config::OAuth2>,
+    of: &'a Arc<TokenEndpoint>,
+    settings: Arc<config::OAuth2>,
     attempts: Attempts,
     /// Set after the token endpoint was missing once, and may have moved.
     moved: AtomicBool,
@@ -211,7 +223,11 @@ impl Fetch<'_> {
             } => {
                 let token = subject(subject_token, job).await?;
                 let kind = subject_token_type.clone();
-                self.token(Some(Subject { token, kind })).await?
+                self.token(Some(Subject::Exchanged { token, kind })).await?
+            }
+            Grant::RefreshToken { refresh_token } => {
+                let held = held(refresh_token, job).await?;
+                self.token(Some(Subject::Held(held))).await?
             }
         };
         let bytes = Zeroizing::new(token.expose_secret().as_bytes().to_vec());
@@ -231,6 +247,7 @@ impl Fetch<'_> {
                 token: shared.token.clone(),
                 expires: shared.expires,
                 lifetime: None,
+                refresh_token: None,
                 scope: None,
             });
         }
@@ -251,18 +268,23 @@ impl Fetch<'_> {
     }
 
     async fn token(&self, subject: Option<Subject>) -> Result<Given, Error> {
-        let subject = subject.as_ref();
-        let given = self.attempts.run(|| self.attempt(subject), || self.place()).await?;
+        let subject = subject.map(Arc::new);
+        let given = self.attempts.run(|| self.attempt(subject.clone()), || self.place());
+        let given = given.await?;
         self.warn_of_scope(&given);
         Ok(given)
     }
 
-    async fn attempt(&self, subject: Option<&Subject>) -> Result<Given, SourceError> {
+    async fn attempt(&self, subject: Option<Arc<Subject>>) -> Result<Given, SourceError> {
         let asked = SystemTime::now();
-        let mut given = self
-            .of
-            .ask(&self.settings, subject, self.attempts.request_limit())
-            .await;
+        let is_held = matches!(subject.as_deref(), Some(Subject::Held(_)));
+        let (of, settings) = (Arc::clone(self.of), Arc::clone(&self.settings));
+        let ask = of.ask(settings, subject, self.attempts.request_limit());
+        let mut given = match is_held {
+            // The server may have replaced the token by now, so its answer is stored even if the job has gone.
+            true => tokio::spawn(ask).await.unwrap_or_else(|_| Err(internal())),
+            false => ask.await,
+        };
         if let Err(error) = &mut given
             && error.retry == Retry::NotFound
         {
@@ -312,29 +334,61 @@ async fn subject(template: &config::Template, job: &Values) -> Result<Secret, Er
         .fill(job)
         .map_err(|e| Error::new(format!("{NO_SUBJECT} is not there"), format!("subject-token: {e}")))?;
     let (prefix, uid) = (PathBuf::from(template.prefix()), job.uid);
-    let failed = |what: String| Error::new(format!("{NO_SUBJECT} could not be read"), what);
-    let hangs = format!(
-        "subject-token: {path}: it was not read within {}: see whether its file system is well",
-        seconds(SUBJECT)
-    );
-    let read = READERS.read(uid, SUBJECT, move || read_subject(&prefix, Path::new(&path), uid));
-    read.await.unwrap_or_else(|why| match why {
-        Unread::Hangs => Err(failed(hangs)),
-        Unread::Fault => Err(failed("an internal error".to_owned())),
+    let shown = format!("subject-token: {path}");
+    let read = move || read_token(Some(uid), &prefix, Path::new(&path), "subject-token", NO_SUBJECT);
+    read_file(uid, NO_SUBJECT, &shown, read).await
+}
+
+/// The refresh token of a job, once no other delivery uses it.
+async fn held(template: &config::Template, job: &Values) -> Result<Arc<HeldToken>, Error> {
+    let path = template.fill(job).map_err(|e| {
+        Error::new(
+            format!("{NO_REFRESH_TOKEN} is not there"),
+            format!("refresh-token: {e}"),
+        )
+    })?;
+    let (prefix, shown) = (PathBuf::from(template.prefix()), format!("refresh-token: {path}"));
+    loop {
+        let (prefix, path) = (prefix.clone(), path.clone());
+        let take = move || HeldToken::take(&prefix, Path::new(&path));
+        match read_file(job.uid, NO_REFRESH_TOKEN, &shown, take).await? {
+            Some(held) => return Ok(Arc::new(held)),
+            // The timeout of the delivery ends this.
+            None => tokio::time::sleep(IN_USE).await,
+        }
+    }
+}
+
+/// Reads a file of a user, or gives up in time. `what` and `shown` name it for the user and for the operator.
+async fn read_file<T: Send + 'static>(
+    uid: u32,
+    what: &str,
+    shown: &str,
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let failed = |why: &dyn Display| Error::new(format!("{what} could not be read"), format!("{shown}: {why}"));
+    READERS.read(uid, SUBJECT, read).await.unwrap_or_else(|why| match why {
+        Unread::Hangs => Err(failed(&format_args!(
+            "it was not read within {}: see whether its file system is well",
+            seconds(SUBJECT)
+        ))),
+        Unread::Fault => Err(failed(&"an internal error")),
     })
+}
+
+fn internal() -> SourceError {
+    SourceError::permanent(SERVER.unwell, "an internal error", "see the log of the agent")
 }
 
 /// Those who read the tokens that are exchanged, by whichever rule.
 static READERS: LazyLock<Readers> = LazyLock::new(Readers::default);
 
-fn read_subject(prefix: &Path, path: &Path, uid: u32) -> Result<Secret, Error> {
-    let at = |what: &str, why: &dyn Display| {
-        Error::new(
-            format!("{NO_SUBJECT} {what}"),
-            format!("subject-token: {}: {why}", path.display()),
-        )
+/// Reads a token. `key` names its path, and `what` the token for the user. `uid` is trusted besides root and this user.
+fn read_token(uid: Option<u32>, prefix: &Path, path: &Path, key: &str, what: &str) -> Result<Secret, Error> {
+    let at = |failed: &str, why: &dyn Display| {
+        Error::new(format!("{what} {failed}"), format!("{key}: {}: {why}", path.display()))
     };
-    let file = secure_file::open_private(Some(uid), prefix, path).map_err(|refusal| match refusal {
+    let file = secure_file::open_private(uid, prefix, path).map_err(|refusal| match refusal {
         Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("is not there", &e),
         Refusal::Io(e) => at("could not be read", &e),
         Refusal::Untrusted(why) => at("was refused", &why),

@@ -81,6 +81,15 @@ impl Site {
         };
     }
 
+    /// Has tokens fetched with a refresh token, in the file that is returned.
+    fn refresh(&mut self) -> PathBuf {
+        let path = self.write("refresh", 0o600, "canary-refresh-0\n");
+        self.settings.grant = Grant::RefreshToken {
+            refresh_token: Template::parse(path.to_str().unwrap()).unwrap(),
+        };
+        path
+    }
+
     fn source(&self, timeout: Duration) -> Box<dyn Source> {
         let rule = config::Rule {
             name: None,
@@ -280,6 +289,93 @@ async fn a_token_to_be_exchanged_that_is_not_there_or_not_safe_is_told() {
     fs::hard_link(&other, &file).unwrap();
     failed(site.fetch().await, &["more than one name"]);
     assert!(login.asked(TOKEN).is_empty());
+}
+
+/// Answers of a server that replaces the refresh token at each use.
+fn rotating(count: usize) -> Vec<(u16, serde_json::Value)> {
+    let answer = |n| {
+        json!({
+            "access_token": format!("canary-{n}"), "token_type": "Bearer", "expires_in": 60,
+            "refresh_token": format!("canary-refresh-{n}"),
+        })
+    };
+    (1..=count).map(|n| (200, answer(n))).collect()
+}
+
+/// The refresh tokens that were sent.
+fn refreshed(login: &Login) -> Vec<String> {
+    let asked = login.asked(TOKEN).into_iter();
+    let forms = asked.map(|asked| form_urlencoded::parse(&asked.body).into_owned().collect());
+    let token = |form: HashMap<String, String>| {
+        assert_eq!(form["grant_type"], "refresh_token");
+        form["refresh_token"].clone()
+    };
+    forms.map(token).collect()
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_is_replaced_is_used_once_however_many_jobs_start() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let file = site.refresh();
+    login.gives_in_turn(rotating(4));
+    // Two agents.
+    let sources: [Arc<dyn Source>; 2] = [site.source(PATIENCE).into(), site.source(PATIENCE).into()];
+    let jobs = sources.iter().cycle().take(4).map(|source| {
+        let source = Arc::clone(source);
+        tokio::spawn(async move { fetch(&*source).await })
+    });
+    for job in jobs.collect::<Vec<_>>() {
+        assert!(job.await.unwrap().unwrap().starts_with("canary-"));
+    }
+    let expected = (0..4).map(|n| format!("canary-refresh-{n}"));
+    assert_eq!(refreshed(&login), expected.collect::<Vec<_>>());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "canary-refresh-4\n");
+    // A server that does not replace it.
+    login.gives(200, json!({"access_token": "canary-5", "token_type": "Bearer"}));
+    assert_eq!(site.fetch().await.unwrap(), "canary-5");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "canary-refresh-4\n");
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_stored_even_if_its_job_has_gone() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let file = site.refresh();
+    login.gives_in_turn(rotating(1));
+    let source = site.source(PATIENCE);
+    let job = tokio::spawn(async move { fetch(&*source).await });
+    while login.asked(TOKEN).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    job.abort();
+    while fs::read_to_string(&file).unwrap() != "canary-refresh-1\n" {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_could_not_be_replaced_is_not_used() {
+    let login = Login::start();
+    let mut site = Site::new(&login);
+    let file = site.refresh();
+    fs::create_dir(site.dir.path().join("refresh.new")).unwrap();
+    failed(site.fetch().await, &["refresh-token: ", "it must be replaced"]);
+    fs::remove_dir(site.dir.path().join("refresh.new")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    failed(site.fetch().await, &["was refused", "chmod 0600"]);
+    fs::remove_file(&file).unwrap();
+    failed(site.fetch().await, &["is not there"]);
+    assert!(login.asked(TOKEN).is_empty());
+    site.write("refresh", 0o600, "canary-refresh-0");
+    login.gives(
+        400,
+        json!({"error": "invalid_grant", "error_description": "canary-refresh-0 is over"}),
+    );
+    failed(
+        site.fetch().await,
+        &["invalid_grant", "see that the subject token or refresh token is good"],
+    );
 }
 
 #[tokio::test]
@@ -482,12 +578,12 @@ async fn a_refusal_in_a_form_of_its_own_is_told() {
         (
             400,
             json!({"error": "invalid_token", "error_description": "Invalid token"}),
-            ["invalid_token (400)", "subject token is good"],
+            ["invalid_token (400)", "subject token or refresh token is good"],
         ),
         (
             403,
             json!({"error": "access_denied", "error_description": "Client is not the holder of the token"}),
-            ["access_denied (403)", "one that this client may exchange"],
+            ["access_denied (403)", "one that this client may use"],
         ),
         (
             401,

@@ -28,6 +28,8 @@ pub(super) struct OAuth2Table {
     #[serde(deserialize_with = "field::absolute_template")]
     subject_token: Option<Template>,
     subject_token_type: Option<String>,
+    #[serde(deserialize_with = "field::absolute_template")]
+    refresh_token: Option<Template>,
     scope: Option<String>,
     #[serde(deserialize_with = "field::strings")]
     audience: Vec<String>,
@@ -47,11 +49,12 @@ enum Method {
     PrivateKeyJwt,
 }
 
-#[derive(Deserialize, Clone, Copy)]
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 enum GrantKind {
     ClientCredentials,
     TokenExchange,
+    RefreshToken,
 }
 
 impl OAuth2Table {
@@ -125,25 +128,29 @@ impl OAuth2Table {
     }
 
     fn grant(&mut self, at: &str) -> Result<Grant, Error> {
-        let (token, kind) = (self.subject_token.take(), self.subject_token_type.take());
-        match self.grant.unwrap_or(GrantKind::ClientCredentials) {
-            GrantKind::ClientCredentials => {
-                let exchanged = [
-                    ("subject-token", token.is_some()),
-                    ("subject-token-type", kind.is_some()),
-                ];
-                if let Some((key, _)) = exchanged.iter().find(|(_, is_there)| *is_there) {
-                    return Err(wrong_at(at, key, "is for grant = \"token-exchange\""));
-                }
-                Ok(Grant::ClientCredentials {
-                    share: self.share.unwrap_or_default(),
-                })
+        use GrantKind::{ClientCredentials, RefreshToken, TokenExchange};
+
+        let grant = self.grant.unwrap_or(ClientCredentials);
+        let (token, kind, refresh) = (
+            self.subject_token.take(),
+            self.subject_token_type.take(),
+            self.refresh_token.take(),
+        );
+        for (key, is_there, of) in [
+            ("share", self.share.is_some(), ClientCredentials),
+            ("subject-token", token.is_some(), TokenExchange),
+            ("subject-token-type", kind.is_some(), TokenExchange),
+            ("refresh-token", refresh.is_some(), RefreshToken),
+        ] {
+            if is_there && grant != of {
+                return Err(wrong_at(at, key, format!("is for grant = \"{}\"", of.name())));
             }
-            GrantKind::TokenExchange => {
-                if self.share.is_some() {
-                    let what = "is for grant = \"client-credentials\": what is exchanged is of one user";
-                    return Err(wrong_at(at, "share", what));
-                }
+        }
+        match grant {
+            ClientCredentials => Ok(Grant::ClientCredentials {
+                share: self.share.unwrap_or_default(),
+            }),
+            TokenExchange => {
                 let subject_token = token.ok_or_else(|| wrong_at(at, "subject-token", "is missing"))?;
                 if subject_token.is_constant() {
                     let what = "must be another file for each user or job: use {uid}, {user} or {jobid}";
@@ -156,6 +163,20 @@ impl OAuth2Table {
                     subject_token_type,
                 })
             }
+            RefreshToken => {
+                let refresh_token = refresh.ok_or_else(|| wrong_at(at, "refresh-token", "is missing"))?;
+                Ok(Grant::RefreshToken { refresh_token })
+            }
+        }
+    }
+}
+
+impl GrantKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ClientCredentials => "client-credentials",
+            Self::TokenExchange => "token-exchange",
+            Self::RefreshToken => "refresh-token",
         }
     }
 }
@@ -232,11 +253,17 @@ mod tests {
         let post = rule(&format!("{CLIENT}client-authentication = \"post\"\nshare = true")).unwrap();
         assert_eq!(post.authentication.name(), "client_secret_post");
         assert_eq!(post.grant, Grant::ClientCredentials { share: true });
+        let refresh = rule(&format!(
+            "{CLIENT}grant = \"refresh-token\"\nrefresh-token = \"/t/{{user}}\""
+        ))
+        .unwrap();
+        assert_eq!(refresh.grant.token_file().unwrap().to_string(), "/t/{user}");
     }
 
     #[test]
     fn every_mistake_is_refused_and_names_its_key() {
         let exchange = "grant = \"token-exchange\"\n";
+        let refresh = "grant = \"refresh-token\"\nrefresh-token = \"/t\"\n";
         let own = format!("{exchange}subject-token = \"/t/{{uid}}\"\n");
         for (lines, key) in [
             ("client-id = \"c\"".to_owned(), "issuer"),
@@ -271,6 +298,10 @@ mod tests {
             (format!("{CLIENT}{own}subject-token-type = \"x\""), "subject-token-type"),
             (format!("{CLIENT}{own}share = true"), "share"),
             (format!("{CLIENT}share = 1"), "share"),
+            (format!("{CLIENT}refresh-token = \"/t\""), "refresh-token"),
+            (format!("{CLIENT}grant = \"refresh-token\""), "refresh-token"),
+            (format!("{CLIENT}{refresh}share = true"), "share"),
+            (format!("{CLIENT}{refresh}subject-token = \"/t\""), "subject-token"),
             (format!("{CLIENT}scope = \"a  b\""), "scope"),
             (format!("{CLIENT}resource = \"copy-offload\""), "resource"),
             (format!("{CLIENT}audience = []"), "audience"),

@@ -29,6 +29,8 @@ pub(super) struct Given {
     pub lifetime: Option<Duration>,
     /// When it expires, if that is known.
     pub expires: Option<SystemTime>,
+    /// The refresh token that replaces the one that was sent, if the server has given one.
+    pub refresh_token: Option<Secret>,
     /// Its scope, where the server says that it is not the one that was asked for.
     pub scope: Option<String>,
 }
@@ -38,6 +40,7 @@ struct Success {
     access_token: Option<Zeroizing<String>>,
     token_type: Option<String>,
     expires_in: Option<Value>,
+    refresh_token: Option<Zeroizing<String>>,
     scope: Option<Value>,
 }
 
@@ -72,17 +75,25 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
     let token = given.access_token.filter(|token| !token.is_empty());
     // Some servers refuse with the status of a success.
     let token = token.ok_or_else(|| refusal(answer, secrets).unwrap_or_else(|| wrong(&"has no access_token")))?;
+    // Of one that no file can hold, or that is none, the former stays.
+    let refresh_token = given
+        .refresh_token
+        .filter(|token| is_token(token) && token.len() <= token::MAX_LEN);
+    let hidden: Vec<&str> = std::iter::once(&token)
+        .chain(&refresh_token)
+        .map(|token| token.as_str())
+        .collect();
     let kind = given.token_type.ok_or_else(|| wrong(&"has no token_type"))?;
     // What is exchanged may become something else than an access token (RFC 8693 section 2.2.1).
     let is_bearer = kind.eq_ignore_ascii_case("bearer") || (exchanged && kind.eq_ignore_ascii_case("N_A"));
     if !is_bearer {
-        let kind = quote(&kind, &[secrets, &[&token]].concat());
+        let kind = quote(&kind, &[secrets, &hidden].concat());
         return Err(wrong(&format_args!(
             "has a token of the type `{kind}`, and only bearer tokens can be delivered"
         )));
     }
     // RFC 6749 appendix A.12, without spaces, which no bearer token has (RFC 6750 section 2.1).
-    if !token.bytes().all(|b| b.is_ascii_graphic()) {
+    if !is_token(&token) {
         return Err(wrong(&"has an access_token with spaces or other characters in it"));
     }
     let scope = given.scope.as_ref().and_then(scope);
@@ -90,8 +101,13 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
         token: Secret::from(token.as_str()),
         lifetime: given.expires_in.as_ref().and_then(lifetime),
         expires: None,
-        scope: scope.map(|scope| quote(&scope, &[secrets, &[&token]].concat())),
+        scope: scope.map(|scope| quote(&scope, &[secrets, &hidden].concat())),
+        refresh_token: refresh_token.map(|token| Secret::from(token.as_str())),
     })
+}
+
+fn is_token(token: &str) -> bool {
+    !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Seconds; some servers write them as a string.
@@ -174,7 +190,7 @@ fn remedy(code: &str) -> (&'static str, &'static str) {
         // Keycloak says that a subject token is not good with the second, and that it is not the client's with the third.
         "invalid_grant" | "invalid_token" | "access_denied" => (
             REFUSED,
-            "see that the subject token is good, not expired, and one that this client may exchange",
+            "see that the subject token or refresh token is good, not expired, and one that this client may use",
         ),
         "invalid_scope" => (REFUSED, "set scope to what the server lets this client have"),
         // RFC 8693 section 2.2.2, and RFC 8707 section 2.

@@ -1,9 +1,12 @@
 //! Requests to a token endpoint, and the authentication of the client.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use config::{ClientAuthentication, Grant};
+use config::ClientAuthentication;
 use http::HeaderValue;
 use hyper::body::Bytes;
 use seal::{ExposeSecret, Secret};
@@ -11,7 +14,7 @@ use serde_json::json;
 use token::SigningKey;
 use zeroize::Zeroizing;
 
-use super::SERVER;
+use super::{SERVER, refresh::HeldToken};
 use crate::{http::SourceError, secure_file};
 
 /// The longest file with a secret or key, in bytes.
@@ -20,11 +23,12 @@ const MAX_FILE: usize = 64 << 10;
 /// The lifetime of a JWT by which a client authenticates: the time of a request, and the difference of clocks.
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// A token that is exchanged (RFC 8693 section 2.1).
-pub(super) struct Subject {
-    pub token: Secret,
-    /// A URI.
-    pub kind: String,
+/// A token that is sent for the one that is asked for.
+pub(super) enum Subject {
+    /// One that is exchanged (RFC 8693 section 2.1). Its type is a URI.
+    Exchanged { token: Secret, kind: String },
+    /// A refresh token (RFC 6749 section 6).
+    Held(Arc<HeldToken>),
 }
 
 /// The authentication of this client.
@@ -100,11 +104,19 @@ impl Client {
     ) -> Result<Request, SourceError> {
         let (mut form, mut secrets) = (Form::default(), Vec::new());
         form.add("grant_type", settings.grant.uri());
-        if let (Grant::TokenExchange { .. }, Some(subject)) = (&settings.grant, subject) {
-            form.add("subject_token", subject.token.expose_secret());
-            form.add("subject_token_type", &subject.kind);
-            secrets.extend([subject.token.clone(), encoded(&subject.token)]);
-        }
+        let sent = match subject {
+            Some(Subject::Exchanged { token, kind }) => {
+                form.add("subject_token", token.expose_secret());
+                form.add("subject_token_type", kind);
+                Some(token)
+            }
+            Some(Subject::Held(held)) => {
+                form.add("refresh_token", held.token().expose_secret());
+                Some(held.token())
+            }
+            None => None,
+        };
+        secrets.extend(sent.into_iter().flat_map(|token| [token.clone(), encoded(token)]));
         if let Some(scope) = &settings.scope {
             form.add("scope", scope);
         }
