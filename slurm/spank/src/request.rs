@@ -82,9 +82,12 @@ fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     }
     let text = to_json(given)?;
     let requests = config::parse_requests(&text)?;
-    // Without rules, the agent checks alone.
-    if let Ok(site) = Site::read(&config_of(arguments)) {
-        let candidates = expectation::candidates(&site, getuid().as_raw());
+    // Without rules, the agent checks alone, and so it does for root, who submits jobs of others.
+    let uid = getuid();
+    if !uid.is_root()
+        && let Ok(site) = Site::read(&config_of(arguments))
+    {
+        let candidates = expectation::candidates(&site, uid.as_raw());
         site.config.check_requests(&candidates, &requests)?;
     }
     Ok(text)
