@@ -153,12 +153,12 @@ test_expect_success 'files, records and programs end with the job' '
 
 # The nodes share a cache here, so that nothing on them may follow the job.
 test_expect_success 'a step gets the current token on a node where none of the job ran for a while' '
-	id=$(batch "$ALICE" -N2 -o "$PWD/shared/out" --wrap "
+	id=$(batch "$ALICE" -N2 -o "$PWD/shared/out.later" --wrap "
 		srun -N1 -n1 -w n2 sh -c \"$PRINT\"
 		read go <$PWD/shared/go
 		srun -N1 -n1 -w n2 sh -c \"$PRINT\"") &&
-	eventually test -s shared/out && pkill -KILL -f "$PWD/bin/workflow-token-slurmstepd" && renewed 4 && echo >shared/go && eventually finished "$id" &&
-	tail -n 3 "$CANARIES/minted" >recent && test "$(wc -l <shared/out)" -eq 2 && test "$(grep -cF -f recent shared/out)" -eq 1
+	eventually test -s shared/out.later && pkill -KILL -f "$PWD/bin/workflow-token-slurmstepd" && renewed 4 && echo >shared/go && eventually finished "$id" &&
+	tail -n 3 "$CANARIES/minted" >recent && test "$(wc -l <shared/out.later)" -eq 2 && test "$(grep -cF -f recent shared/out.later)" -eq 1
 '
 
 # begun: a job that reads its files runs. Sets id.
