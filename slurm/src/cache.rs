@@ -28,8 +28,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The longest record, in bytes: that of a full MUNGE credential with its names.
 const MAX_RECORD: u64 = 2 << 20;
 
-/// Returns the record of a job that this node has, or asks for it and keeps it. Steps that start at once ask once, and so do those
-/// that wait for the next record. A failure is not kept. A record that is not current is returned if there is no other.
+/// Returns the record of a job from the cache of this node, or asks for it and caches it. Steps that start together ask once, and
+/// so do those that wait for the next record. Failures are not cached. If no current record can be had, the former is returned.
 ///
 /// # Errors
 /// For the operator: the directory cannot be used, or there is no record, and why.

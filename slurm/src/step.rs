@@ -1,5 +1,5 @@
-//! The messages between the plugin in slurmstepd and `workflow-token-slurmstepd`, each in one frame on a socket, and the record that
-//! both open.
+//! The messages between the plugin in slurmstepd and `workflow-token-slurmstepd`, each in one frame on a socket, and the record
+//! that both open.
 //!
 //! ```text
 //! plugin ── Start ──► program     plugin ◄── Started ── program     plugin ── pid (u32) of each task ──► program
@@ -22,7 +22,7 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 /// The longest message with a pid, in bytes.
 pub const MAX_PID: usize = 16;
 
-/// Where the program is, unless the configuration says so.
+/// The paths of the program, in order, unless the configuration names one.
 const PROGRAMS: [&str; 2] = [
     "/usr/libexec/workflow-token-slurmstepd",
     "/usr/local/libexec/workflow-token-slurmstepd",
@@ -31,7 +31,7 @@ const PROGRAMS: [&str; 2] = [
 /// The time that a restart of munged may take.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The tasks of a step on one node, and their first record.
+/// The first message of the plugin: the tasks of a step on one node, and their first record.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     /// The configuration of the cluster.
@@ -67,7 +67,7 @@ pub struct LocalRecord {
 }
 
 impl LocalRecord {
-    /// Opens the record as the effective user of this process. Blocks, while munged does not answer, for ten seconds.
+    /// Opens the record as the effective user of this process. Blocks for at most ten seconds while munged does not answer.
     ///
     /// # Errors
     /// As those of [`Record::open`].

@@ -33,8 +33,8 @@ pub fn of_env() -> Result<Job, String> {
     })
 }
 
-/// Returns the requests of the user. One that is too long or malformed counts as empty, and the agent rejects that: the job must
-/// fail with a reason.
+/// Returns the requests of the user. A value that is too long or malformed counts as empty. The agent rejects it, so that the job
+/// fails with a reason.
 fn requests() -> Option<String> {
     let value = env::var_os(format!("SPANK_{REQUESTS}"))?;
     let value = value

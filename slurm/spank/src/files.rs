@@ -1,4 +1,5 @@
-//! The program that keeps the tokens of a step in files on this node, and renews them: slurmstepd must have no threads.
+//! Starts the program that keeps the tokens of a step in files on this node, and renews them. A plugin in slurmstepd must not start
+//! threads.
 
 use std::{
     io::{self, Write},
@@ -13,7 +14,7 @@ use slurm::{Deadline, MAX_MESSAGE, Start, Started, exchange};
 /// The time that the program may take to write the files: munged may be restarted meanwhile.
 const STARTING: Duration = Duration::from_secs(15);
 
-/// The time that the program may take to take a pid.
+/// The timeout for sending a pid to the program.
 const SENDING: Duration = Duration::from_secs(1);
 
 /// The files of a step.
@@ -24,7 +25,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Has the files written.
+    /// Starts the program, and waits until it has written the files.
     ///
     /// # Errors
     /// For the operator.
@@ -46,17 +47,17 @@ impl Files {
         Ok(Self { program, variables })
     }
 
-    /// Tells the program of a task.
+    /// Sends the pid of a task to the program.
     ///
     /// # Errors
-    /// For the operator: tasks get no signals.
+    /// For the operator: the program has ended or does not read.
     pub fn task(&mut self, pid: u32) -> Result<(), String> {
         let frame = protocol::encode(&pid).map_err(|e| e.to_string())?;
         self.program.write_all(&frame).map_err(|e| e.to_string())
     }
 }
 
-/// Waits for the process that the program was started with: it has ended when the program replies.
+/// Reaps the process that was started. The program is its child (daemon(3)), so it has ended once the program replies.
 fn end(child: &mut Child, has_failed: bool) {
     if has_failed {
         let _ = child.kill();

@@ -101,7 +101,7 @@ pub unsafe extern "C" fn slurm_spank_task_init(spank: spank_t, argc: c_int, argv
     0
 }
 
-/// Called for each task that was forked, in slurmstepd, as root. The tasks wait for that.
+/// Called for each task that was forked, in slurmstepd, as root. The task starts after this returns.
 ///
 /// # Safety
 /// As spank(8) says of callbacks.

@@ -3,9 +3,9 @@
 //! srun, sbatch, salloc: the variables of the surrounding job are removed, so that no secret is sent or stored with an inner
 //! job or step, which gets its own.
 //!
-//! slurmstepd, before it forks the tasks, as root: the sealed record of the job is taken from the node's cache or from the
-//! agent, and a program is started that keeps the tokens in files. In each task, as the job owner: the record is opened, and the variables are set. slurmstepd logs the environment of
-//! a step before `task_init`, depending on its settings, but not after.
+//! slurmstepd, before it forks the tasks, as root: takes the sealed record of the job from the node's cache or from the agent, and
+//! starts the program that keeps the tokens in files. In each task, as the job owner: opens the record, and sets the variables.
+//! slurmstepd logs the environment of a step before `task_init`, depending on its settings, but not after.
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +41,7 @@ enum Step {
     Failed(Failed),
 }
 
-/// A record, what is needed to open it, and the files of its tokens, if it could be had.
+/// A record, what is needed to open it, and the files of its tokens; none if it needs none, or they could not be written.
 struct Sealed {
     record: LocalRecord,
     munge: seal::Munge,
@@ -87,7 +87,7 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
     spank::exit_now(1);
 }
 
-/// `slurm_spank_task_post_fork`.
+/// `slurm_spank_task_post_fork`: sends the pid of the task to the program that keeps the files.
 pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
     let mut step = STEP.lock().unwrap_or_else(PoisonError::into_inner);
     let Step::Record(sealed) = &mut *step else { return };
@@ -244,7 +244,7 @@ fn write_files(
     Files::write(&slurm::step_program(site.slurm.step_program.as_deref())?, &start)
 }
 
-/// slurmd sets the name for slurmstepd, before anything of the user's.
+/// Returns the node name. slurmd sets it for slurmstepd, before it adds anything of the user's.
 fn node_name() -> Result<String, String> {
     env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not name its node in SLURMD_NODENAME".to_owned())
 }

@@ -25,14 +25,14 @@ static TOKEN: SpankOption = SpankOption {
     callback: crate::option,
 };
 
-/// The arguments of the option, in their order: a later one counts.
+/// The arguments of the option, in their order: the last one for a key counts.
 static GIVEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The variable in which Slurm keeps the last argument. In the environment of a batch script its name begins with `SLURM_SPANK_`, and
-/// Slurm reads it there as an occurrence of the option.
+/// The variable in which Slurm keeps the last argument. In the environment of a batch script its name begins with `SLURM_SPANK_`,
+/// and Slurm reads it there as an occurrence of the option.
 const LAST: &str = "_SLURM_SPANK_OPTION_workflow_token_token";
 
-/// Registers the option, for `slurm_spank_init`. What the surrounding job requested is no request of an inner job or step.
+/// Registers the option, for `slurm_spank_init`. Inner jobs and steps do not inherit the requests of the surrounding job.
 pub fn register(spank: &Spank<'_>) {
     let context = spank::context();
     if context.is_client() {
@@ -50,8 +50,8 @@ pub fn add(argument: String) {
     given().push(argument);
 }
 
-/// Passes the requests to the prolog of the job, for `slurm_spank_init_post_opt` in srun, sbatch and salloc. If the job cannot have
-/// what it requests, the program ends here: Slurm would report more, and less clearly.
+/// Passes the requests to the prolog of the job, for `slurm_spank_init_post_opt` in srun, sbatch and salloc. If the rules do not
+/// allow them, the program ends here: Slurm would report more, and less clearly.
 pub fn submit(spank: &Spank<'_>, arguments: &[String]) {
     let given = std::mem::take(&mut *given());
     // sbatch and salloc would pass both on to the next component of a heterogeneous job.
@@ -82,7 +82,7 @@ fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     }
     let text = to_json(given)?;
     let requests = config::parse_requests(&text)?;
-    // Without rules, the agent checks alone, and so it does for root, who submits jobs of others.
+    // The agent alone checks the requests of root, who submits jobs of others, and those of a client that cannot read the rules.
     let uid = getuid();
     if !uid.is_root()
         && let Ok(site) = Site::read(&config_of(arguments))

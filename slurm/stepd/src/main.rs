@@ -1,7 +1,7 @@
 //! `workflow-token-slurmstepd`: keeps the tokens of the tasks of a step on one node in files.
 //!
-//! The plugin in slurmstepd starts it as root. It looks records up as root, with the node's credential, and opens them, writes the
-//! files and signals tasks as the job owner. Nobody but root can signal or trace it.
+//! The plugin in slurmstepd starts it as root. As root, it reads the configuration and asks agents with the node's credential. As
+//! the job owner, it opens records, writes the files and signals tasks. Only root can signal or trace it.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ use slurm::{MAX_MESSAGE, Start, Started};
 
 use crate::step::Step;
 
-/// The time in which the plugin must have sent what it began to send.
+/// The timeout for a message from or to the plugin.
 const MESSAGE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {

@@ -16,7 +16,7 @@ use crate::{
     user::JobOwner,
 };
 
-/// A time that does not come while a job runs.
+/// A time longer than any job runs.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
 /// The files of a step, and all that is needed to renew them.
@@ -70,7 +70,7 @@ impl Step {
     /// Renews the files until the tasks have ended. Then they are removed.
     ///
     /// # Errors
-    /// Those of [`Tasks::wait`]; this process cannot act as another user any more.
+    /// Those of [`Tasks::wait`] and [`JobOwner::step_out`].
     pub fn follow(mut self, plugin: &mut UnixStream) -> io::Result<()> {
         let mut next = self.first_look_up();
         loop {
@@ -83,7 +83,7 @@ impl Step {
         }
     }
 
-    /// Returns the time after the next record is due, on each node another one.
+    /// Returns when to look the next record up: after it is due, with a random delay.
     fn first_look_up(&self) -> Instant {
         let time = self.renewal.look_up_in(SystemTime::now(), fastrand::f64());
         Instant::now() + time.unwrap_or(NEVER).min(NEVER)
@@ -122,7 +122,7 @@ impl Step {
                 return Ok(None);
             }
             let opened = record.open(&self.munge).map_err(|e| e.to_string())?;
-            // Only what was sealed counts.
+            // The generation outside of the credential is not authenticated.
             if !self.is_next(&opened.renewal) {
                 return Ok(None);
             }

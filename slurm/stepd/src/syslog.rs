@@ -1,4 +1,4 @@
-//! Lines for the operator, in the log of the node (syslog(3), RFC 3164): slurmstepd has no other for its children.
+//! Lines for the operator, in the system log of the node (syslog(3), RFC 3164). slurmstepd offers its children no log.
 
 use std::{os::unix::net::UnixDatagram, process};
 
@@ -11,7 +11,7 @@ const PRIORITY: u8 = 3 << 3 | 3;
 /// Logs a line. Without a log, it is lost.
 pub fn log(line: &str) {
     let Ok(socket) = UnixDatagram::unbound() else { return };
-    // A log that is full must hold nobody up.
+    // A full log must not block the renewal.
     let _ = socket.set_nonblocking(true);
     let line = line.escape_debug();
     let line = format!("<{PRIORITY}>workflow-token-slurmstepd[{}]: {line}", process::id());

@@ -1,4 +1,4 @@
-//! The tasks of a step on this node, and what to wait for.
+//! The tasks of a step on this node, and waiting for their events.
 
 use std::{
     io,
@@ -15,10 +15,10 @@ use rustix::{
 };
 use slurm::MAX_PID;
 
-/// The longest time that is waited at once.
+/// The longest timeout of poll(2).
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-/// The tasks, by descriptors (pidfd_open(2)): their pids may be those of others later.
+/// The tasks, by descriptor (pidfd_open(2)), since the kernel reuses pids.
 pub struct Tasks {
     /// The number of tasks that have yet to begin.
     expected: u32,
@@ -44,10 +44,10 @@ impl Tasks {
         }
     }
 
-    /// Waits for so long, unless something happens before.
+    /// Waits until a task begins or ends, for at most `time`.
     ///
     /// # Errors
-    /// poll(2); pidfd_open(2), which Linux 5.3 and later have; the plugin has sent no pid.
+    /// poll(2); pidfd_open(2), which requires Linux 5.3; the plugin has sent a malformed pid.
     pub fn wait(&mut self, plugin: &mut UnixStream, time: Duration) -> io::Result<Woken> {
         if self.expected == 0 && self.running.is_empty() {
             return Ok(Woken::End);

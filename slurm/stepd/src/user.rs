@@ -10,7 +10,7 @@ pub struct JobOwner {
 }
 
 impl JobOwner {
-    /// Acts as the job owner from now on. In a cluster of one user, for tests, that is who this process is.
+    /// Acts as the job owner from here on. In a cluster of one user, as tests have it, this process already does.
     ///
     /// # Errors
     /// This process is neither root nor the job owner; setgroups(2), setegid(2), seteuid(2).
@@ -24,10 +24,10 @@ impl JobOwner {
         Ok(Self { uid })
     }
 
-    /// Does something as the user that started this process.
+    /// Calls `f` as the user that started this process.
     ///
     /// # Errors
-    /// seteuid(2): what follows must not be done as somebody else.
+    /// seteuid(2). The caller must end: it may act as the wrong user.
     pub fn step_out<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
         seteuid(getuid())?;
         let done = f();
