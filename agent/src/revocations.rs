@@ -45,7 +45,7 @@ struct Known {
     read: u64,
     lines: u64,
     all: HashMap<Subject, Times>,
-    /// The lines that are no revocation and were reported, by their hashes.
+    /// The hashes of malformed lines that were reported.
     reported: HashSet<u64>,
 }
 
@@ -201,7 +201,7 @@ impl Revocations {
         Ok(())
     }
 
-    /// Returns the line for the operator's log about lines of the file that are no revocation; none if there are none.
+    /// Returns the line for the operator's log about malformed lines of the file; none if there are none.
     fn report(&self, unreadable: &[u64]) -> Option<String> {
         let (first, others) = unreadable.split_first()?;
         let others = match others.len() {
@@ -215,8 +215,8 @@ impl Revocations {
         ))
     }
 
-    /// Writes the file anew without what has expired, and without a last line that an agent was writing when it was killed.
-    /// Lines that cannot be read stay: an operator may correct them.
+    /// Rewrites the file without expired lines, and without a last line that an agent was writing when it was killed. Malformed
+    /// lines stay, since an operator may correct them.
     fn rewrite(&self, now: f64) -> io::Result<()> {
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let mut lines = Vec::new();

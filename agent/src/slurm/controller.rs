@@ -137,12 +137,12 @@ async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(
 
 async fn epilog(site: &Arc<Site>, version: u16, jobid: u32, restarts: u32) -> Result<(), String> {
     check_version(version)?;
-    // Who renews it finds that there is none.
+    // Its renewal ends once the entry is gone.
     let removed = in_store(site, move |store| store.remove(jobid, restarts)).await;
     removed.map_err(|e| format!("job {jobid}: its record was not removed: {e}"))
 }
 
-/// Reads or changes the store, on a thread, and stops waiting for it in time.
+/// Reads or changes the store on a thread, with a timeout.
 pub(super) async fn in_store<T: Send + 'static>(
     site: &Arc<Site>,
     f: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,

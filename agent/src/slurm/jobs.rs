@@ -1,4 +1,4 @@
-//! Takes a job to its sealed record: completes its facts, selects its rules, and has the engine deliver.
+//! Requests the sealed record of a job from the engine: completes the job's facts, and selects its rules.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ use super::{
     squeue,
 };
 
-/// Returns the record of a job, in JSON, which has had so many before. The first is without variables if no rule is for the job.
+/// Returns the record of a job, in JSON. `records` is the number of records before it. If no rule is for the job, its first record
+/// contains no variables.
 pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u32) -> Result<String, Failure> {
     let (config, jobid) = (&current.config, job.jobid);
     if job.cluster != current.slurm.cluster {
@@ -67,7 +68,7 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
     }
 }
 
-/// Returns what a job requests of its tokens. The user sent it, and whoever wants to can bypass the checks of the client.
+/// Returns the token requests of a job. They are checked here because users can bypass the checks of the client.
 fn requests(config: &Config, candidates: &[usize], job: &Job) -> Result<TokenRequests, Failure> {
     let Some(text) = &job.requests else {
         return Ok(TokenRequests::new());
@@ -94,7 +95,7 @@ fn facts<'a>(config: &'a Config, job: &'a Job) -> facts::JobFacts<'a> {
     }
 }
 
-/// Asks Slurm for what the prolog was not told, if a rule that may match asks for it.
+/// Asks Slurm for the properties that its prolog does not get, if a rule that may match needs them.
 async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Option<Duration>), Failure> {
     let mut job = job.clone();
     let facts = facts(config, &job);

@@ -40,7 +40,8 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
     }
 }
 
-/// Returns the end of a job; none if it is active. Only Slurm knows that of a job whose prolog ran on another controller.
+/// Returns the end of a job; none if it is active. Slurm is asked about jobs that this store does not contain, such as those whose
+/// prolog ran on another controller.
 async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> {
     let Ok(jobid) = u32::try_from(jobid) else {
         return Ok(Some(JobEnd::default()));

@@ -1,7 +1,7 @@
-//! Fetches the next records of running jobs before their tokens expire, and does what their rules say if it cannot.
+//! Renews the records of running jobs before their tokens expire, and applies the key `on-expiry` of their rules if it cannot.
 //!
-//! The store has all that is needed: which jobs run, and when the next record of each is due. So agents that share a store may
-//! both follow a job. Whoever is first renews its record, and the other one finds that.
+//! The store contains all that is needed: the jobs that run, and when the next record of each is due. So agents that share a store
+//! may both follow a job. The first one renews its record, and the other one finds the new entry.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,14 @@ use tokio::{
 
 use super::{Site, controller::in_store, jobs::deliver, squeue, store::Entry};
 
-/// The interval at which jobs are looked for that another agent has delivered to.
+/// The interval between searches of the store for jobs of other agents.
 const SEARCH: Duration = Duration::from_secs(60);
 
 /// The jobs whose records are renewed.
 #[derive(Default)]
 pub struct Renewals(Mutex<HashMap<u32, AbortHandle>>);
 
-/// Follows a job whose record was stored, until it has ended. What was known of a former run is forgotten.
+/// Follows a job whose record was stored, until it has ended. The task of a former run of the job is aborted.
 pub fn follow(site: &Arc<Site>, jobid: u32) {
     let task = tokio::spawn(renew(Arc::clone(site), jobid));
     let mut jobs = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,7 +34,7 @@ pub fn follow(site: &Arc<Site>, jobid: u32) {
     }
 }
 
-/// Follows the jobs that ran when the agent was started, and those that other agents deliver to.
+/// Follows the jobs that run when the agent starts, and those that other agents deliver to.
 pub async fn follow_all(site: Arc<Site>) {
     loop {
         if let Ok(jobs) = in_store(&site, |store| Ok(store.jobs())).await {
@@ -51,7 +51,7 @@ pub async fn follow_all(site: Arc<Site>) {
     }
 }
 
-/// Renews the record of a job until it has ended, or needs no other.
+/// Renews the record of a job until the job has ended, or needs no other record.
 async fn renew(site: Arc<Site>, jobid: u32) {
     let mut next: Option<(Due, Attempts)> = None;
     while let Some((entry, due)) = due(&site, jobid).await {
@@ -91,7 +91,7 @@ async fn renew(site: Arc<Site>, jobid: u32) {
     }
 }
 
-/// Returns the entry of a job, and its next record; none if there will be no other. A store that cannot be read is read again.
+/// Returns the entry of a job, and its next record; none if there will be no other. Reads the store again until that succeeds.
 async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
     loop {
         let read = in_store(site, move |store| {
@@ -117,7 +117,7 @@ async fn renew_once(site: &Arc<Site>, entry: Entry, records: u32) -> Result<(), 
     })
 }
 
-/// Does with a job whose token has expired what its rule says.
+/// Applies the rule's `on-expiry` to a job whose token has expired.
 async fn expire(site: &Site, jobid: u32, on_expiry: OnExpiry) {
     log(jobid, "its workflow token has expired");
     let signal = match on_expiry {

@@ -1,5 +1,4 @@
-//! Questions to Slurm that the environment of a prolog leaves open, and the end of jobs, by its own commands (squeue(1),
-//! scontrol(1), scancel(1)).
+//! Asks Slurm about jobs and nodes, and cancels and signals jobs, by its own commands (squeue(1), scontrol(1), scancel(1)).
 
 use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
 
@@ -81,7 +80,7 @@ pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     }
 }
 
-/// Cancels a job, or only sends a signal to the tasks of its steps, scancel(1).
+/// Cancels a job; with a signal, only sends it to the tasks of its steps (scancel(1)).
 ///
 /// # Errors
 /// For the operator.
@@ -91,7 +90,7 @@ pub async fn cancel(jobid: u32, signal: Option<&str>) -> Result<(), String> {
     run("scancel", &arguments).await.map(drop)
 }
 
-/// Reads lines of a state and an end. Returns the last end; none if one job, such as a task of an array, has not ended.
+/// Reads lines with a state and an end. Returns the last end; none if a job, such as one task of an array, has not ended.
 fn last_end(answer: &str) -> Option<JobEnd> {
     let mut last = JobEnd::default();
     for line in answer.lines() {
