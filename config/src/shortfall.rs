@@ -1,4 +1,4 @@
-//! Tokens that end before their jobs do, or that cannot be had when their jobs start, as far as that can be foreseen.
+//! Predicts whether a token expires before its job ends, or cannot be obtained when the job starts.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub enum OnShortfall {
     Reject,
 }
 
-/// The facts of a job by which its token is foreseen.
+/// The facts of a job that decide whether its token lasts.
 #[derive(Debug, Clone, Default)]
 pub struct Outlook<'a> {
     /// How long the job may run; none if it has no time limit.
@@ -28,7 +28,7 @@ pub struct Outlook<'a> {
     pub delay: Duration,
     /// How long its first token lasts, if that is known.
     pub lifetime: Option<Duration>,
-    /// The project that its token depends on, if its owner is in that only for a time.
+    /// The project that its token depends on, if its owner is a member only by an identity token.
     pub membership: Option<Membership<'a>>,
 }
 
@@ -42,7 +42,7 @@ pub struct Membership<'a> {
 }
 
 impl Config {
-    /// Returns whether any token may be foreseen not to last when its job is submitted.
+    /// Returns whether any rule can report a shortfall at submission.
     pub fn foresees(&self) -> bool {
         let has_identity = self.projects.identity().is_some();
         let foresees = |rule: &Rule| has_identity || rule.renewal.after.is_none() && rule.lifetime(None).is_some();
@@ -55,7 +55,7 @@ impl Config {
 }
 
 impl Rule {
-    /// Returns how long a token of this rule can last, if that is known before it is delivered.
+    /// Returns the longest lifetime of a token of this rule, if that is known before the delivery.
     pub fn lifetime(&self, request: Option<&TokenRequest>) -> Option<Duration> {
         let Source::Issuer(issuer) = &self.source else {
             return None;
@@ -64,7 +64,7 @@ impl Rule {
         Some(requested.map_or(issuer.max_lifetime, |wanted| wanted.min(issuer.max_lifetime)))
     }
 
-    /// Returns whether its token depends on the time limit of the job, or is compared with it.
+    /// Returns whether the lifetime of its token depends on the time limit of the job, or is compared with it.
     pub fn uses_limit(&self) -> bool {
         let compares = self.renewal.after.is_none() && self.on_shortfall != OnShortfall::Ignore;
         compares || matches!(self.source, Source::Issuer(_))
@@ -145,7 +145,7 @@ pub fn round_for_users(time: Duration) -> Duration {
     }
 }
 
-/// Returns a duration in whole hours, minutes or seconds, whatever is exact; in parts of a second if it is less than one.
+/// Returns a duration in the largest of hours, minutes and seconds that is exact; in fractions of a second if it is less than one.
 fn text_of(duration: Duration) -> String {
     match duration.as_secs() {
         0 => format!("{}s", duration.as_secs_f64()),

@@ -53,8 +53,8 @@ impl Renewals {
     }
 }
 
-/// Returns when the token of a rule expires, in seconds since 1970-01-01T00:00:00Z: by its own `exp`, or by its source if that is earlier; none if
-/// neither says so.
+/// Returns when the token of a rule expires, in seconds since 1970-01-01T00:00:00Z: the earlier of its `exp` and of `stated`; none if
+/// both are missing.
 pub(crate) fn expiry(rule: &Rule, variables: &Variables, stated: Option<SystemTime>, now: SystemTime) -> Option<f64> {
     let (_, value) = variables.iter().find(|(name, _)| *name == rule.variable)?;
     // An opaque secret may be a JWT nevertheless.

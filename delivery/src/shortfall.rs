@@ -1,4 +1,4 @@
-//! Tokens that are not renewed and end before their jobs do. How long they last is known once they were fetched.
+//! Reports tokens that are not renewed and expire before their jobs end. Their lifetime is known after the fetch.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +9,10 @@ use token::NumericDate;
 
 use crate::{renewal::expiry, task::Task};
 
-/// The time by which a token may end before its job: times in tokens are often whole seconds.
+/// The time by which a token may expire before the end of its job: times in tokens are often whole seconds.
 const TOLERANCE: Duration = Duration::from_secs(2);
 
-/// Returns what the user of a job must know of its token, if anything. `stated` is when it expires by its source.
+/// Returns the line for the user about a token that does not last as long as its job. `stated` is when it expires by its source.
 ///
 /// # Errors
 /// The token does not last as long as the job, and its rule rejects such jobs.

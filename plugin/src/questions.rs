@@ -1,4 +1,4 @@
-//! Questions of the agent about jobs: whether they are active, and when they ended.
+//! Answers questions of the agent about jobs: whether they are active, and when they ended.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -7,10 +7,10 @@ use protocol::JobEnd;
 
 use crate::{eventlog::Eventlog, reader::active_state};
 
-/// How long the KVS may take, in seconds. The agent waits longer.
+/// The timeout of a KVS look-up, in seconds. The agent waits longer.
 const TIMEOUT: f64 = 2.0;
 
-/// How many eventlogs are read at once. The answer to further questions is without the time.
+/// The limit of eventlogs that are read at once. Answers to further questions contain no time.
 const AT_ONCE: usize = 64;
 
 /// The questions that wait for the KVS.
@@ -21,7 +21,7 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Returns no question. `answer` gets the number of each question, and the end of its job; none if it is active.
+    /// Returns an empty set. `answer` gets the number of each question, and the end of its job; none if it is active.
     pub fn new(jobtap: Jobtap<'static>, answer: impl Fn(u64, Option<JobEnd>) + 'static) -> Rc<Self> {
         Rc::new(Self {
             jobtap,
@@ -30,7 +30,7 @@ impl Questions {
         })
     }
 
-    /// Answers a question. The job manager knows the jobs that are active, and the KVS when others ended.
+    /// Answers a question. The job manager knows which jobs are active; the KVS contains when others ended.
     pub fn ask(self: &Rc<Self>, number: u64, job: JobId) {
         if active_state(self.jobtap, job).is_some() {
             return (self.answer)(number, None);
@@ -56,7 +56,7 @@ impl Questions {
         }
     }
 
-    /// Answers no question any more: the plugin is being removed.
+    /// Cancels all look-ups: the plugin is being removed.
     pub fn end(&self) {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);

@@ -158,8 +158,8 @@ impl Membership {
         }
     }
 
-    /// `job.validate`: rejects a job whose token cannot last as long as the job, if its rule says so, and updates of its time
-    /// limit to that effect.
+    /// `job.validate`: rejects a job whose token cannot last as long as the job, or an update of the time limit with that effect,
+    /// if its rule says so.
     pub fn check_shortfall(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let (Some(current), Some((job, uid, state))) = (self.engine.current(), args.job_owner_state()) else {
             return Ok(());
@@ -174,7 +174,7 @@ impl Membership {
         rejected.map_or(Ok(()), |why| Err(PluginError(why)))
     }
 
-    /// Foresees what becomes of the tokens of a job, as far as is known now.
+    /// Predicts shortfalls of the tokens of a job, by what is known now.
     fn foresee(&self, current: &Current, args: &Args<'_>, uid: u32) -> Foreseen {
         let (config, owners) = (&current.config, self.owners.borrow());
         let job = JobFacts {
@@ -187,7 +187,7 @@ impl Membership {
         shortfalls::foresee(config, &job)
     }
 
-    /// `job.state.depend`: holds a job of whose owner nothing is known yet, and warns the user of a job that goes on.
+    /// `job.state.depend`: holds a job with a pending owner, and warns the user of any other job whose token falls short.
     pub fn depend(&self, args: &Args<'_>) {
         // When the plugin is loaded, it is called for jobs that have had their dependencies already.
         if args.previous_state() != Some(JobState::New) {

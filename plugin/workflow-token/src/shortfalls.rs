@@ -1,4 +1,4 @@
-//! Tokens that cannot last as long as their jobs, as far as that can be told when these are submitted.
+//! Reports at submission that the token of a job cannot last as long as the job.
 
 use std::{
     cell::RefCell,
@@ -75,8 +75,8 @@ impl Shortfalls {
     }
 }
 
-/// Foresees what becomes of the tokens of a job. Rules that depend on an owner who is not known count only if all that may be
-/// for the job fall short, and one of them certainly is for it.
+/// Predicts shortfalls of the tokens of a job. If the owner is unknown, rules that depend on the owner count only if all rules that
+/// may match fall short, and one of them certainly matches.
 pub(crate) fn foresee(config: &Config, job: &JobFacts<'_>) -> Foreseen {
     let mut foreseen = Foreseen::default();
     if !config.foresees() {
