@@ -1,4 +1,4 @@
-//! When the next record of a job is fetched: when it is due, and after failures again.
+//! Schedules the fetch of the next record of a job: when it is due, and after failures again with backoff.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,13 +11,13 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// The shortest pause.
 const SHORTEST: Duration = Duration::from_millis(250);
 
-/// The longest time for which a delivery may be under way: it reports its end.
+/// The longest wait for a delivery under way, which reports its end.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The attempts to fetch the next record of a job.
 #[derive(Debug, Clone)]
 pub struct Attempts {
-    /// When something is to be done.
+    /// The time of the next event.
     at: Instant,
     state: State,
     /// The number of records that the job has had.
@@ -37,16 +37,16 @@ enum State {
 }
 
 impl Attempts {
-    /// Returns those for a record that is due; none if that is after the end of time. `clock` and `now` are the same moment.
+    /// Returns the attempts for a record; none if its time is out of range. `clock` and `now` are the same moment.
     pub fn of(due: Due, clock: SystemTime, now: Instant) -> Option<Self> {
         let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let instant = |seconds: f64| {
-            // What is over, or no time at all, is now; and `max` takes a number before NaN.
+            // A time in the past, or NaN, is now: `max` prefers a number to NaN.
             let ahead = (seconds - clock.as_secs_f64()).max(0.0);
             now.checked_add(Duration::try_from_secs_f64(ahead).ok()?)
         };
         Some(Self {
-            // What is beyond the end of time is not due.
+            // A time out of range is never due.
             at: instant(due.renew_at)?,
             state: State::Waiting,
             records: due.records,
@@ -71,7 +71,7 @@ impl Attempts {
         self.expires.map(|expires| expires.saturating_duration_since(now))
     }
 
-    /// Takes note of a failure. Returns what to say of the token's validity, if it is the first in a row.
+    /// Records a failure. Returns the text on the token's validity, for the log, if it is the first failure in a row.
     pub fn fail(&mut self, now: Instant) -> Option<String> {
         let is_first = !self.has_failed();
         self.state = State::Waiting;

@@ -1,4 +1,4 @@
-//! The files that hold the current tokens of a job on its node.
+//! The files that hold the current tokens of a job on its node, or on Slurm of a step.
 //!
 //! They are in a directory of their own that only the job owner can enter, on a file system in memory if there is one. The
 //! process that made the directory holds a lock on it. A directory that nobody holds a lock on is left over, and the next job
@@ -32,7 +32,7 @@ const ENTRIES: usize = 10_000;
 /// The variable by which WLCG clients find a token: WLCG Bearer Token Discovery, section 2.
 pub const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
 
-/// The files of one job. Dropping it removes them.
+/// The files of one job, or on Slurm of one step. Dropping it removes them.
 #[derive(Debug)]
 pub struct TokenFiles {
     directory: PathBuf,
@@ -131,7 +131,7 @@ impl Drop for TokenFiles {
     }
 }
 
-/// Returns whether a variable has a file. A name that a rule chose is also one of a file.
+/// Returns whether a variable has a file. Its name is also that of the file, so it is checked.
 fn has_file(name: &str, renewal: &Renewal) -> bool {
     renewal.files.iter().any(|file| file == name) && check_name(name).is_ok()
 }

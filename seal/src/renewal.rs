@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 /// The part of the time between two records over which the nodes of a job spread their look-ups.
 const SPREAD: f64 = 0.1;
 
-/// The time that the next record takes from its source to where nodes look it up, at least, in seconds: the first look-up is later.
+/// The least time, in seconds, that the next record takes from its source to where nodes look it up. The first look-up is later.
 const LEAD: f64 = 0.2;
 
-/// The pauses after a record that is not there yet, in seconds: the shortest, and the longest. A pause is a quarter of the time
-/// until the token expires, or since it has.
+/// The shortest and the longest pause before a late record is looked up again, in seconds. A pause is a quarter of the time until
+/// the token expires, or since its expiry.
 const PAUSES: (f64, f64) = (0.5, 60.0);
 
 /// The generation of a record, and how tasks get the next one. Times are in seconds since 1970-01-01T00:00:00Z, by the clock
@@ -55,12 +55,12 @@ pub struct Due {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnExpiry {
-    /// A line in the log and an exception that does not end the job.
+    /// A line in the log, and on Flux an exception that does not end the job.
     #[default]
     Warn,
     /// In addition, the tasks of the job receive SIGTERM.
     Signal,
-    /// The job ends with an exception.
+    /// The job ends: on Flux with an exception, on Slurm by scancel(1).
     Exception,
 }
 

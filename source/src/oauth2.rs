@@ -44,10 +44,10 @@ use crate::{
 /// The timeout for reading the token that is exchanged or sent.
 const SUBJECT: Duration = Duration::from_secs(10);
 
-/// The pause before a refresh token is looked at again that another delivery uses.
+/// The pause before a refresh token in use by another delivery is tried again.
 const IN_USE: Duration = Duration::from_millis(50);
 
-/// The shortest and the longest lifetime of a token that a server states. A shorter one is none, and a longer one is cut.
+/// The bounds of the lifetime that a server states. A shorter one is ignored, and a longer one is cut.
 const LIFETIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(365 * 86_400));
 
 /// The age at which the metadata of a server is fetched again.
@@ -281,7 +281,7 @@ impl Fetch<'_> {
         let (of, settings) = (Arc::clone(self.of), Arc::clone(&self.settings));
         let ask = of.ask(settings, subject, self.attempts.request_limit());
         let mut given = match is_held {
-            // The server may have replaced the token by now, so its answer is stored even if the job has gone.
+            // The server may have replaced the token by now, so the answer is stored even if the job has ended.
             true => tokio::spawn(ask).await.unwrap_or_else(|_| Err(internal())),
             false => ask.await,
         };

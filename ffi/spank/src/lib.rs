@@ -55,7 +55,7 @@ pub struct SpankOption {
 /// The step id of the extern step, which has no tasks of users (slurm.h, SLURM_EXTERN_CONT).
 pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
-/// The greatest id of a step that is none of Slurm's own, such as the batch step (slurm.h, SLURM_MAX_NORMAL_STEP_ID).
+/// The greatest id of a step that srun started (slurm.h, SLURM_MAX_NORMAL_STEP_ID). Slurm's own, such as the batch step, are above.
 pub const LAST_STEP: u32 = 0xffff_fff0;
 
 /// The longest value of a variable that is read, in bytes.

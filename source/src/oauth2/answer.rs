@@ -75,7 +75,7 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
     let token = given.access_token.filter(|token| !token.is_empty());
     // Some servers refuse with the status of a success.
     let token = token.ok_or_else(|| refusal(answer, secrets).unwrap_or_else(|| wrong(&"has no access_token")))?;
-    // Of one that no file can hold, or that is none, the former stays.
+    // The former one stays if this one is malformed.
     let refresh_token = given
         .refresh_token
         .filter(|token| is_token(token) && token.len() <= token::MAX_LEN);

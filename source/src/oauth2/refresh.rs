@@ -1,5 +1,5 @@
-//! Refresh tokens in files (RFC 6749 section 6). A server may replace one at each use, and then take the use of the former for
-//! theft: so one delivery at a time uses a file, and what the server gives is on disk before anything else is done with the answer.
+//! Refresh tokens in files (RFC 6749 section 6). A server may replace one at each use, and then treat a use of the former as theft.
+//! So one delivery at a time uses a file, and the next token is on disk before the answer is used.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -28,7 +28,7 @@ pub(super) struct HeldToken {
 }
 
 impl HeldToken {
-    /// Takes a file; none if somebody else uses it. `prefix` is the part of the path that the operator wrote. Blocks.
+    /// Takes a file; none if another delivery uses it. `prefix` is the part of the path that the operator wrote. Blocks.
     ///
     /// # Errors
     /// For the user and the operator: the file is missing, cannot be read or replaced, or others can read it.
@@ -74,7 +74,7 @@ impl HeldToken {
     /// Stores the token that the server gave in its place. Blocks until it is on disk.
     ///
     /// # Errors
-    /// The file system's. The former token stays, which may be of no use any more.
+    /// The file system's. The former token stays, but the server may reject it.
     pub fn replace(&self, token: &Secret) -> Result<(), SourceError> {
         let write = || {
             (&self.file).write_all(token.expose_secret().as_bytes())?;

@@ -23,7 +23,7 @@ const MAX_FILE: usize = 64 << 10;
 /// The lifetime of a JWT by which a client authenticates: the time of a request, and the difference of clocks.
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// A token that is sent for the one that is asked for.
+/// A token that is sent in exchange for the requested one.
 pub(super) enum Subject {
     /// One that is exchanged (RFC 8693 section 2.1). Its type is a URI.
     Exchanged { token: Secret, kind: String },
