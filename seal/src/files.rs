@@ -8,13 +8,17 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
 use nix::{
-    fcntl::{Flock, FlockArg, OFlag},
-    unistd::{geteuid, mkdtemp},
+    fcntl::{Flock, FlockArg, OFlag, openat, renameat},
+    sys::stat::Mode,
+    unistd::{UnlinkatFlags, geteuid, mkdtemp, unlinkat},
 };
 use secrecy::ExposeSecret;
 
@@ -36,19 +40,24 @@ pub const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
 #[derive(Debug)]
 pub struct TokenFiles {
     directory: PathBuf,
-    _lock: Flock<File>,
+    /// Its descriptor.
+    lock: Flock<File>,
 }
 
 impl TokenFiles {
-    /// Makes an empty directory, and removes those that jobs of this user left over.
+    /// Makes a directory with the values that have a file, and removes those that jobs of this user left over.
     ///
     /// # Errors
     /// Those of the last file system that was tried.
-    pub fn create(jobid: u64) -> io::Result<Self> {
+    pub fn create(jobid: u64, variables: &Variables, renewal: &Renewal) -> io::Result<Self> {
         let mut result = Err(io::ErrorKind::NotFound.into());
         for parent in PARENTS.map(Path::new) {
             sweep(parent);
-            result = Self::create_in(parent, jobid);
+            // A file system may have room for directories, but not for values.
+            result = Self::create_in(parent, jobid).and_then(|files| {
+                files.write(variables, renewal)?;
+                Ok(files)
+            });
             if result.is_ok() {
                 break;
             }
@@ -63,25 +72,29 @@ impl TokenFiles {
             if let Some(lock) = lock(&directory)?
                 && is_same(&lock, &directory)
             {
-                return Ok(Self { directory, _lock: lock });
+                return Ok(Self { directory, lock });
             }
         }
         Err(io::Error::other("its directory is removed again and again"))
     }
 
-    /// Writes the values that have a file, each in place of the former at once.
+    /// Writes the values that have a file, each in place of the former at once. The directory is the user's, who can put anything
+    /// there: nothing in it is opened but what is made here.
     ///
     /// # Errors
     /// Those of the file system. Values that were written before stay.
     pub fn write(&self, variables: &Variables, renewal: &Renewal) -> io::Result<()> {
+        let directory = self.lock.as_fd();
         for (name, value) in variables.iter().filter(|(name, _)| has_file(name, renewal)) {
-            let new = self.directory.join(format!(".{name}"));
-            let mut options = OpenOptions::new();
-            options.create(true).truncate(true).write(true).mode(0o600);
-            options.custom_flags(OFlag::O_NOFOLLOW.bits());
-            let mut file = options.open(&new)?;
+            let new = format!(".{name}");
+            match unlinkat(directory, new.as_str(), UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(nix::Error::ENOENT) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let mut file = File::from(openat(directory, new.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
             file.write_all(value.expose_secret().as_bytes())?;
-            fs::rename(&new, self.directory.join(name))?;
+            renameat(directory, new.as_str(), directory, name)?;
         }
         Ok(())
     }
@@ -219,6 +232,26 @@ mod tests {
         let directory = path.parent().unwrap().to_owned();
         drop(files);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn nothing_that_the_user_puts_in_the_directory_is_opened_or_holds_a_write_up() {
+        let parent = tempfile::tempdir().unwrap();
+        let files = TokenFiles::create_in(parent.path(), 7).unwrap();
+        let (one, renewal) = variables("one");
+        nix::unistd::mkfifo(&files.directory.join(".TOKEN"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        files.write(&one, &renewal).unwrap();
+        let kept = parent.path().join("kept");
+        fs::write(&kept, "kept").unwrap();
+        std::os::unix::fs::symlink(&kept, files.directory.join(".TOKEN")).unwrap();
+        files.write(&one, &renewal).unwrap();
+        assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
+        // The directory itself is another one.
+        fs::rename(&files.directory, parent.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink(parent.path(), &files.directory).unwrap();
+        files.write(&variables("two").0, &renewal).unwrap();
+        assert_eq!(fs::read_to_string(parent.path().join("moved/TOKEN")).unwrap(), "two");
+        assert!(!parent.path().join("TOKEN").exists());
     }
 
     #[test]

@@ -41,8 +41,8 @@ impl Follower {
             return None;
         }
         let (flux, job) = (shell.flux()?, shell.job().ok()?);
-        let written = TokenFiles::create(job.jobid).and_then(|files| {
-            files.write(&opened.variables, &opened.renewal)?;
+        let created = TokenFiles::create(job.jobid, &opened.variables, &opened.renewal);
+        let written = created.and_then(|files| {
             for (name, path) in files.variables(&opened.variables, &opened.renewal) {
                 shell.set_env(
                     &name,
