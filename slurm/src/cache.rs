@@ -42,7 +42,16 @@ pub fn cached(
 ) -> Result<Answer, String> {
     let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
     private_directory(directory).map_err(|e| failed(&e))?;
-    let mut file = lock(&file_of(directory, jobid)).map_err(|e| failed(&e))?;
+    let path = file_of(directory, jobid);
+    let mut file = match lock(&path) {
+        Ok(file) => file,
+        // Others wait for agents that do not answer. The record may be of use all the same.
+        Err(e) => {
+            let kept = File::open(&path).ok().and_then(|file| read(&file));
+            let kept = kept.filter(|record| is_of(record, jobid, uid));
+            return kept.map(Answer::Record).ok_or_else(|| failed(&e));
+        }
+    };
     // Neither one that was not written to its end, nor one of a former job of the same id, is of use.
     let former = read(&file).filter(|record| is_of(record, jobid, uid));
     if let Some(record) = former.as_ref().filter(|record| is_current(record)) {

@@ -151,6 +151,14 @@ test_expect_success 'files, records and programs end with the job' '
 	before=$(wc -l <"$CANARIES/minted")
 '
 
+test_expect_success 'whatever a user puts in the directory, the file is renewed' '
+	run "$ALICE" sh -c "
+		trap : USR1
+		cd \$(dirname \$DW_WORKFLOW_TOKEN_FILE) && mkfifo .DW_WORKFLOW_TOKEN && first=\$(cat DW_WORKFLOW_TOKEN) &&
+		while test \"\$(cat DW_WORKFLOW_TOKEN)\" = \"\$first\"; do sleep 0.1; done && echo renewed" >out &&
+	grep renewed out && eventually no_files
+'
+
 # The nodes share a cache here, so that nothing on them may follow the job.
 test_expect_success 'a step gets the current token on a node where none of the job ran for a while' '
 	id=$(batch "$ALICE" -N2 -o "$PWD/shared/out.later" --wrap "

@@ -96,6 +96,8 @@ pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
     {
         let jobid = sealed.record.jobid;
         spank::log_error(&format!("workflow-token: job {jobid}: its tokens are not renewed: {e}"));
+        // It would be waited for again with each task. Its end removes the files.
+        sealed.files = None;
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use nix::unistd::alarm;
 use seal::{Munge, Opened, Renewal, TokenFiles};
 use slurm::{Answer, LocalRecord, Node, Site, Start};
 
@@ -15,6 +16,10 @@ use crate::{
     tasks::{Tasks, Woken},
     user::JobOwner,
 };
+
+/// The time after which this process ends, in seconds, unless it waits for the tasks: the file system that it works on is the user's.
+/// A look-up may wait for another step, for agents and for munged.
+pub const PATIENCE: u32 = 120;
 
 /// A time longer than any job runs.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
@@ -48,11 +53,8 @@ impl Step {
             agent_uid,
         };
         let opened = record.open(&munge).map_err(|e| e.to_string())?;
-        let written = TokenFiles::create(start.jobid.into()).and_then(|files| {
-            files.write(&opened.variables, &opened.renewal)?;
-            Ok(files)
-        });
-        let files = written.map_err(|e| format!("the files could not be written: {e}"))?;
+        let created = TokenFiles::create(start.jobid.into(), &opened.variables, &opened.renewal);
+        let files = created.map_err(|e| format!("the files could not be written: {e}"))?;
         let variables = files.variables(&opened.variables, &opened.renewal);
         let step = Self {
             tasks: Tasks::new(start.tasks),
@@ -75,7 +77,10 @@ impl Step {
         let mut next = self.first_look_up();
         loop {
             let time = next.saturating_duration_since(Instant::now());
-            match self.tasks.wait(plugin, time)? {
+            alarm::cancel();
+            let woken = self.tasks.wait(plugin, time)?;
+            alarm::set(PATIENCE);
+            match woken {
                 Woken::End => return Ok(()),
                 Woken::Task => {}
                 Woken::Time => next = self.look_up()?,
@@ -95,7 +100,7 @@ impl Step {
             Ok(Some(opened)) => {
                 self.renewal = opened.renewal;
                 if let Some(signal) = self.renewal.signal.filter(|_| self.start.signals) {
-                    self.tasks.signal(signal);
+                    self.owner.step_down(|| self.tasks.signal(signal))?;
                 }
                 return Ok(self.first_look_up());
             }

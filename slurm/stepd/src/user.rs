@@ -2,7 +2,10 @@
 
 use std::io;
 
-use nix::unistd::{Gid, Uid, getuid, setegid, seteuid, setgroups};
+use nix::{
+    sys::prctl::set_dumpable,
+    unistd::{Gid, Uid, getuid, setegid, seteuid, setgroups, setresuid},
+};
 
 /// The job owner. The real user stays root.
 pub struct JobOwner {
@@ -21,6 +24,8 @@ impl JobOwner {
             setegid(gid)?;
             seteuid(uid)?;
         }
+        // A change of users decides on that anew, prctl(2).
+        set_dumpable(false)?;
         Ok(Self { uid })
     }
 
@@ -32,6 +37,20 @@ impl JobOwner {
         seteuid(getuid())?;
         let done = f();
         seteuid(self.uid)?;
+        set_dumpable(false)?;
+        Ok(done)
+    }
+
+    /// Does something as the job owner alone: kill(2) also asks for the real user. Meanwhile the job owner can signal this process.
+    ///
+    /// # Errors
+    /// setresuid(2): what follows must not be done as somebody else.
+    pub fn step_down<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        let real = getuid();
+        setresuid(self.uid, self.uid, real)?;
+        let done = f();
+        setresuid(real, self.uid, real)?;
+        set_dumpable(false)?;
         Ok(done)
     }
 }
