@@ -46,7 +46,7 @@ impl Default for Capacity {
 const GRACE: Duration = Duration::from_millis(500);
 
 /// The time that the file system may take.
-pub(super) const STORE: Duration = Duration::from_secs(10);
+const STORE: Duration = Duration::from_secs(10);
 
 /// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {

@@ -126,7 +126,7 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
         .acquire()
         .await
         .map_err(|e| failed(e.to_string()))?;
-    let more = squeue::more_of(job.jobid).await.map_err(failed)?;
+    let more = squeue::more_of(&job).await.map_err(failed)?;
     job.qos = Some(job.qos.or(more.qos).unwrap_or_default());
     job.comment = Some(job.comment.or(more.comment).unwrap_or_default());
     Ok((job, more.limit))

@@ -155,7 +155,10 @@ async fn answer(credential: String, from: (IpAddr, IpAddr), site: &Arc<Site>) ->
         let (site, current) = (Arc::clone(site), Arc::clone(&current));
         move || {
             let request = open(&credential, &current)?;
-            let entry = site.store.get(request.jobid);
+            let entry = site
+                .store
+                .get(request.jobid)
+                .map_err(|e| Later(format!("the store cannot be read: {e}")))?;
             Ok((request, entry))
         }
     };

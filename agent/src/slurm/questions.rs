@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use protocol::{Answer, Ask, JobEnd, Question, Validity};
-use tokio::time::timeout;
 
-use super::{Site, controller::STORE, squeue};
+use super::{Site, controller::in_store, squeue};
 use crate::validity;
 
 /// Answers a question about tokens.
@@ -46,15 +45,8 @@ async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> 
     let Ok(jobid) = u32::try_from(jobid) else {
         return Ok(Some(JobEnd::default()));
     };
-    let stored = {
-        let site = Arc::clone(site);
-        timeout(
-            STORE,
-            tokio::task::spawn_blocking(move || site.store.get(jobid).is_some()),
-        )
-        .await
-    };
-    if matches!(stored, Ok(Ok(true))) {
+    let stored = in_store(site, move |store| store.get(jobid)).await;
+    if matches!(stored, Ok(Some(_))) {
         return Ok(None);
     }
     let _asking = site.controller.asking.acquire().await.map_err(|e| e.to_string())?;

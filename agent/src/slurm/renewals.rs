@@ -9,14 +9,20 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use protocol::{Code, Failure};
+use protocol::{Code, Failure, slurm::Job};
 use seal::{Attempts, Due, OnExpiry};
 use tokio::{
     task::AbortHandle,
     time::{sleep, sleep_until},
 };
 
-use super::{Site, controller::in_store, jobs::deliver, squeue, store::Entry};
+use super::{
+    Site,
+    controller::in_store,
+    jobs::deliver,
+    squeue,
+    store::{Entry, Store},
+};
 
 /// The interval between searches of the store for jobs of other agents.
 const SEARCH: Duration = Duration::from_secs(60);
@@ -37,10 +43,10 @@ pub fn follow(site: &Arc<Site>, jobid: u32) {
 /// Follows the jobs that run when the agent starts, and those that other agents deliver to.
 pub async fn follow_all(site: Arc<Site>) {
     loop {
-        if let Ok(jobs) = in_store(&site, |store| Ok(store.jobs())).await {
+        if let Ok(jobs) = in_store(&site, Store::jobs).await {
             let unknown: Vec<u32> = {
                 let mut known = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
-                known.retain(|job, _| jobs.contains(job));
+                known.retain(|job, task| jobs.contains(job) || !task.is_finished());
                 jobs.into_iter().filter(|job| !known.contains_key(job)).collect()
             };
             for job in unknown {
@@ -74,7 +80,7 @@ async fn renew(site: Arc<Site>, jobid: u32) {
         }
         let (expired, records) = attempts.is_due(Instant::now());
         if let Some(on_expiry) = expired {
-            expire(&site, jobid, on_expiry).await;
+            expire(&site, &entry.job, on_expiry).await;
         }
         let Some(records) = records else { continue };
         if let Err(failure) = renew_once(&site, entry, records).await
@@ -95,7 +101,7 @@ async fn renew(site: Arc<Site>, jobid: u32) {
 async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
     loop {
         let read = in_store(site, move |store| {
-            Ok(store.get(jobid).and_then(|entry| {
+            Ok(store.get(jobid)?.and_then(|entry| {
                 let due = entry.due()?;
                 Some((entry, due))
             }))
@@ -118,8 +124,8 @@ async fn renew_once(site: &Arc<Site>, entry: Entry, records: u32) -> Result<(), 
 }
 
 /// Applies the rule's `on-expiry` to a job whose token has expired.
-async fn expire(site: &Site, jobid: u32, on_expiry: OnExpiry) {
-    log(jobid, "its workflow token has expired");
+async fn expire(site: &Site, job: &Job, on_expiry: OnExpiry) {
+    log(job.jobid, "its workflow token has expired");
     let signal = match on_expiry {
         OnExpiry::Warn => return,
         OnExpiry::Signal => Some("TERM"),
@@ -128,8 +134,8 @@ async fn expire(site: &Site, jobid: u32, on_expiry: OnExpiry) {
     let Ok(_asking) = site.controller.asking.acquire().await else {
         return;
     };
-    if let Err(e) = squeue::cancel(jobid, signal).await {
-        log(jobid, &format!("it could not be ended: {e}"));
+    if let Err(e) = squeue::cancel(job, signal).await {
+        log(job.jobid, &format!("it could not be ended: {e}"));
     }
 }
 

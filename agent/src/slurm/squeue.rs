@@ -3,6 +3,7 @@
 use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
 
 use protocol::JobEnd;
+use protocol::slurm::Job;
 use secure_path::{Owners, find_program};
 use tokio::{io::AsyncReadExt, process::Command};
 
@@ -19,17 +20,25 @@ pub struct More {
     pub comment: Option<String>,
 }
 
+/// Returns the id of a job for commands. One task of an array has the job id of the array, which stands for all of its tasks there.
+fn id(job: &Job) -> String {
+    match job.array {
+        Some((array, task)) => format!("{array}_{task}"),
+        None => job.jobid.to_string(),
+    }
+}
+
 /// Returns the quality of service, the time limit and the comment of a job.
 ///
 /// # Errors
 /// For the operator.
-pub async fn more_of(jobid: u32) -> Result<More, String> {
-    let job = format!("--jobs={jobid}");
+pub async fn more_of(job: &Job) -> Result<More, String> {
+    let job = format!("--jobs={}", id(job));
     let arguments = ["--all", "--noheader", "--states=all", &job, "--format=%q|%l|%k"];
     let answer = run("squeue", &arguments).await?;
     let mut fields = answer.lines().next().unwrap_or_default().splitn(3, '|');
     let (Some(qos), Some(limit), Some(comment)) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(format!("squeue does not list job {jobid}"));
+        return Err(format!("squeue does not list it with {job}"));
     };
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty() && text != "(null)");
     Ok(More {
@@ -84,9 +93,9 @@ pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
 ///
 /// # Errors
 /// For the operator.
-pub async fn cancel(jobid: u32, signal: Option<&str>) -> Result<(), String> {
-    let (signal, jobid) = (signal.map(|signal| format!("--signal={signal}")), jobid.to_string());
-    let arguments: Vec<&str> = signal.iter().map(String::as_str).chain([jobid.as_str()]).collect();
+pub async fn cancel(job: &Job, signal: Option<&str>) -> Result<(), String> {
+    let (signal, id) = (signal.map(|signal| format!("--signal={signal}")), id(job));
+    let arguments: Vec<&str> = signal.iter().map(String::as_str).chain([id.as_str()]).collect();
     run("scancel", &arguments).await.map(drop)
 }
 

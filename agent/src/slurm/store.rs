@@ -89,13 +89,10 @@ impl Store {
     pub fn put(&self, entry: &Entry) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let jobid = entry.job.jobid;
-        if self
-            .get(jobid)
-            .is_some_and(|former| former.job.restarts > entry.job.restarts)
-        {
-            return Ok(());
-        }
-        let written = self.write(entry);
+        let written = self.get(jobid).and_then(|former| {
+            let is_over = former.is_some_and(|former| former.job.restarts > entry.job.restarts);
+            if is_over { Ok(()) } else { self.write(entry) }
+        });
         if written.is_err() {
             // A former one must not be taken for this one.
             let _ = fs::remove_file(self.file_of(jobid));
@@ -109,7 +106,7 @@ impl Store {
     /// The file system's. The former entry stays.
     pub fn renew(&self, former: Entry, record: String) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(former.job.jobid).as_ref() != Some(&former) {
+        if self.get(former.job.jobid)?.as_ref() != Some(&former) {
             return Ok(());
         }
         let answer = Answer::Record(record);
@@ -133,17 +130,26 @@ impl Store {
     }
 
     /// Returns the jobs that have an entry. Blocks.
-    pub fn jobs(&self) -> HashSet<u32> {
-        let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn jobs(&self) -> io::Result<HashSet<u32>> {
+        let files = fs::read_dir(&self.directory)?.collect::<io::Result<Vec<_>>>()?;
         let jobid = |file: fs::DirEntry| file.file_name().to_str()?.strip_prefix("job-")?.parse().ok();
-        files.filter_map(jobid).collect()
+        Ok(files.into_iter().filter_map(jobid).collect())
     }
 
-    /// Returns the entry of a job, if there is one. Blocks.
-    pub fn get(&self, jobid: u32) -> Option<Entry> {
-        let bytes = fs::read(self.file_of(jobid)).ok()?;
-        let entry: Entry = serde_json::from_slice(&bytes).ok()?;
-        (entry.version == VERSION).then_some(entry)
+    /// Returns the entry of a job; none if there is none, or it is of no use. Blocks.
+    ///
+    /// # Errors
+    /// The file system's: there may be one.
+    pub fn get(&self, jobid: u32) -> io::Result<Option<Entry>> {
+        let bytes = match fs::read(self.file_of(jobid)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        let entry = serde_json::from_slice(&bytes).ok();
+        Ok(entry.filter(|entry: &Entry| entry.version == VERSION))
     }
 
     /// Removes the entry of a job that has ended, unless the job has been requeued since. Blocks.
@@ -152,7 +158,7 @@ impl Store {
     /// The file system's.
     pub fn remove(&self, jobid: u32, restarts: u32) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(jobid).is_some_and(|entry| entry.job.restarts > restarts) {
+        if self.get(jobid)?.is_some_and(|entry| entry.job.restarts > restarts) {
             return Ok(());
         }
         match fs::remove_file(self.file_of(jobid)) {
@@ -216,22 +222,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store");
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.get(7), None);
+        assert_eq!(store.get(7).unwrap(), None);
         store.put(&entry(7, 0)).unwrap();
         store.put(&entry(7, 1)).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.get(7), Some(entry(7, 1)));
+        assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         assert_eq!(fs::metadata(path.join("job-7")).unwrap().mode() & 0o777, 0o600);
         // The record of the first run comes after the job was requeued.
         store.put(&entry(7, 0)).unwrap();
-        assert_eq!(store.get(7), Some(entry(7, 1)));
+        assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         // The end of the first run is reported after the job was requeued.
         store.remove(7, 0).unwrap();
-        assert_eq!(store.get(7), Some(entry(7, 1)));
+        assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         store.remove(7, 1).unwrap();
         store.remove(7, 1).unwrap();
-        assert_eq!(store.get(7), None);
+        assert_eq!(store.get(7).unwrap(), None);
     }
 
     #[test]
@@ -240,14 +246,14 @@ mod tests {
         let store = Store::open(&directory.path().join("store")).unwrap();
         let record = || r#"{"next":1}"#.to_owned();
         store.renew(entry(7, 0), record()).unwrap();
-        assert_eq!(store.get(7), None);
+        assert_eq!(store.get(7).unwrap(), None);
         store.put(&entry(7, 1)).unwrap();
         store.renew(entry(7, 0), record()).unwrap();
-        assert_eq!(store.get(7), Some(entry(7, 1)));
+        assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         store.renew(entry(7, 1), record()).unwrap();
         let answer = Answer::Record(record());
-        assert_eq!(store.get(7), Some(Entry { answer, ..entry(7, 1) }));
-        assert_eq!(store.jobs(), HashSet::from([7]));
+        assert_eq!(store.get(7).unwrap(), Some(Entry { answer, ..entry(7, 1) }));
+        assert_eq!(store.jobs().unwrap(), HashSet::from([7]));
     }
 
     #[test]
@@ -263,7 +269,10 @@ mod tests {
             file.set_modified(old).unwrap();
         }
         store.purge(&HashSet::from([1]));
-        assert_eq!([1, 2, 3].map(|jobid| store.get(jobid).is_some()), [true, false, true]);
+        assert_eq!(
+            [1, 2, 3].map(|jobid| store.get(jobid).unwrap().is_some()),
+            [true, false, true]
+        );
     }
 
     #[test]
@@ -282,6 +291,6 @@ mod tests {
         // As a full disk: the new file cannot be written.
         fs::create_dir(store.directory.join(format!(".job-7-{}", std::process::id()))).unwrap();
         assert!(store.put(&entry(7, 1)).is_err());
-        assert_eq!(store.get(7), None);
+        assert_eq!(store.get(7).unwrap(), None);
     }
 }
