@@ -22,6 +22,9 @@ const LONGEST: usize = 1024;
 /// The longest requests of a job, in bytes of JSON.
 pub const LONGEST_REQUESTS: usize = 64 << 10;
 
+/// The shortest lifetime that can be requested: each token costs a renewal.
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+
 /// A request for one token, such as `attributes.system.token.NAME` of a jobspec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRequest {
@@ -169,6 +172,10 @@ impl Rule {
             }
         }
         match (request.lifetime, longest) {
+            (Some(lifetime), Some(_)) if lifetime < SHORTEST_LIFETIME => at(
+                "lifetime",
+                format!("at least {} s are allowed", SHORTEST_LIFETIME.as_secs()),
+            ),
             (Some(lifetime), Some(longest)) if lifetime > longest => {
                 at("lifetime", format!("at most {} s are allowed", longest.as_secs()))
             }
@@ -239,6 +246,7 @@ mod tests {
                 "token.default.audience: `d` is not allowed: allowed are a, b, c",
             ),
             (0, json!({"lifetime": "2h"}), "token.default.lifetime: at most 3600 s"),
+            (0, json!({"lifetime": "59s"}), "token.default.lifetime: at least 60 s"),
             (0, json!({"scope": "x"}), "token.default.scope"),
             (
                 1,

@@ -10,6 +10,9 @@ use token::NumericDate;
 /// together.
 const JITTER: f64 = 0.1;
 
+/// The shortest time until a renewal, in seconds: a user can request a short lifetime, and a token can have expired already.
+const SHORTEST: f64 = 1.0;
+
 /// What the tokens of one record say of its renewal.
 pub(crate) struct Renewals(Renewal);
 
@@ -43,7 +46,7 @@ impl Renewals {
         renewal.expires_at = earliest(renewal.expires_at, expires);
         if let Some(after) = rule.renewal.after {
             let due = now + (expires - now) * after * (1.0 - JITTER * fastrand::f64());
-            renewal.renew_at = earliest(renewal.renew_at, due);
+            renewal.renew_at = earliest(renewal.renew_at, due.max(now + SHORTEST));
         }
     }
 
