@@ -10,6 +10,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use seal::{ExposeSecret, Secret};
+use secure_path::Owners;
 
 use super::{SERVER, read_token};
 use crate::{Error, http::SourceError};
@@ -45,9 +46,11 @@ impl HeldToken {
             name.push(suffix);
             PathBuf::from(name)
         };
+        // Nobody else can have put anything beside it.
+        secure_path::check_way(path, Owners::process()).map_err(|e| failed(io::Error::other(e.to_string())))?;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        options.custom_flags(OFlag::O_NOFOLLOW.bits());
+        options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
         let lock = options.open(beside(".lock")).map_err(failed)?;
         let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
