@@ -79,8 +79,8 @@ impl Attempts {
         self.pause = Some(doubled);
         let left = self.left(now).filter(|left| !left.is_zero());
         let pause = left.map_or(doubled, |left| doubled.min((left / 4).max(SHORTEST)));
-        // Its expiry is not missed.
-        self.at = earlier(now + pause, self.expires.filter(|expires| *expires > now));
+        // An expiry is not missed, also one that came during the attempt.
+        self.at = earlier(now + pause, self.expires);
         is_first.then(|| match self.left(now) {
             Some(Duration::ZERO) => "has expired".to_owned(),
             Some(left) => format!("expires in {} s", left.as_secs()),
@@ -147,6 +147,23 @@ mod tests {
         }
         assert_eq!(expiries, [at(60.0)]);
         assert!((10..40).contains(&tries), "{tries}");
+    }
+
+    #[test]
+    fn an_expiry_during_an_attempt_that_fails_is_reported_at_once() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut next = Attempts::of(due(1.0, Some(10.0)), CLOCK, start).unwrap();
+        for now in [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0] {
+            assert_eq!(next.is_due(at(now)), (None, Some(1)));
+            next.fail(at(now + 0.1));
+        }
+        assert_eq!(next.is_due(at(9.9)), (None, Some(1)));
+        next.fail(at(10.1));
+        assert!(next.at() <= at(10.1));
+        assert_eq!(next.is_due(at(10.1)), (Some(OnExpiry::Exception), Some(1)));
+        next.fail(at(10.2));
+        assert!(next.at() > at(11.0));
     }
 
     #[test]

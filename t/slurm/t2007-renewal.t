@@ -11,7 +11,7 @@ cleanup 'rm -rf "$CANARIES"'
 
 # mint_up: the program prints a token that is valid for LIFETIME seconds; unless the file `down` exists.
 mint_up() {
-	mkdir -p "$CANARIES" && : >"$CANARIES/minted" && echo 6 >lifetime && chown -R "$CONTROLLER" "$CANARIES" &&
+	mkdir -p "$CANARIES" && : >"$CANARIES/minted" && echo 20 >lifetime && chown -R "$CONTROLLER" "$CANARIES" &&
 		program mint <<-EOF
 			#!/bin/sh
 			test ! -e "$PWD/down" || { echo "the source is down" >&2; exit 1; }
@@ -64,7 +64,7 @@ hides_all() {
 
 test_expect_success 'a cluster starts' '
 	cluster_prepare && mkdir shared && chmod 1777 shared && mkfifo shared/go && chmod 0666 shared/go &&
-	mint_up && renewing "renew = 0.25" "renew-signal = \"SIGUSR1\"" "bearer-token-file = true" | site &&
+	mint_up && renewing "renew = 0.1" "renew-signal = \"SIGUSR1\"" "bearer-token-file = true" | site &&
 	munge_up && agent_up && cluster_up
 '
 
@@ -99,7 +99,7 @@ test_expect_success 'a step of four tasks on two nodes runs for many lifetimes' 
 '
 
 test_expect_success 'the source is down for two periods' '
-	touch down && eventually log_has 1 "job $id: .* could not be renewed: .*\[source-failed\]" && sleep 3 && rm down && renewed 2 &&
+	touch down && eventually log_has 1 "job $id: .* could not be renewed: .*\[source-failed\]" && sleep 4 && rm down && renewed 2 &&
 	eventually log_has 1 "job $id: its workflow token was renewed"
 '
 
@@ -181,7 +181,7 @@ test_expect_success 'the files of a program that was killed are removed by the n
 '
 
 test_expect_success 'a job whose token expires is ended if its rule says so' '
-	rules "on-expiry = \"exception\"" && begun && touch down &&
+	echo 6 >lifetime && rules "on-expiry = \"exception\"" && begun && touch down &&
 	eventually log_has 1 "job $id: its workflow token has expired" && eventually finished "$id" && rm down &&
 	squeue --noheader --states=all --jobs="$id" --format=%T >shown && grep CANCELLED shown
 '

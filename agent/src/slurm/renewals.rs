@@ -108,8 +108,9 @@ async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
         });
         match read.await {
             Ok(found) => return found,
-            Err(_) => sleep(SEARCH).await,
+            Err(e) => log(jobid, &format!("its record cannot be read: {e}: trying again")),
         }
+        sleep(SEARCH).await;
     }
 }
 
