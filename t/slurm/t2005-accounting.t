@@ -53,8 +53,13 @@ slurmdbd_up() {
 		AccountingStoragePort="$DBD_PORT" AccountingStoragePass="$MUNGE_SOCKET" \
 		AccountingStorageEnforce=associations,qos AccountingStoreFlags=job_comment,job_env,job_script
 	(become "$CONTROLLER" "$(type -P slurmdbd)" -D) >>slurmdbd.out 2>&1 8>&- 9>&- &
-	BESIDE+=($!)
-	eventually manage show cluster 2>/dev/null
+	DBD=$!
+	BESIDE+=("$DBD")
+	eventually slurmdbd_is_up && ! is_gone "$DBD"
+}
+
+slurmdbd_is_up() {
+	is_gone "$DBD" || manage show cluster 2>/dev/null
 }
 
 # manage …: sacctmgr, which asks no questions.
@@ -69,10 +74,13 @@ prints() {
 	run "$ALICE" "$@" sh -c "$PRINT" >out && echo "$text" >expected && test_cmp expected out
 }
 
+cluster_prepare && mkdir -m 0700 "$DATABASE" && chown "$CONTROLLER" "$DATABASE" && munge_up && mariadb_up && slurmdbd_up >/dev/null &&
+	DATABASE_UP=1
+# slurmdbd 24.11 gets no answer to its first question from MariaDB 11.8.9 of Debian 13.
+! grep -qs "fatal: _check_mysql_concat_is_sane" slurmdbd.out || skip "slurmdbd does not run with this MariaDB: $(grep "error: mysql" slurmdbd.out)"
+
 test_expect_success 'a cluster with a database starts' '
-	cluster_prepare &&
-	mkdir -m 0700 "$DATABASE" && chown "$CONTROLLER" "$DATABASE" &&
-	munge_up && mariadb_up && slurmdbd_up &&
+	test -n "$DATABASE_UP" &&
 	manage add cluster "$CLUSTER" &&
 	manage add account science,other &&
 	manage add qos urgent &&

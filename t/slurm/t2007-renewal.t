@@ -15,7 +15,7 @@ mint_up() {
 		program mint <<-EOF
 			#!/bin/sh
 			test ! -e "$PWD/down" || { echo "the source is down" >&2; exit 1; }
-			token=\$("$TESTS/new-token.py" exp=\$((\$(date +%s) + \$(cat "$PWD/lifetime")))) &&
+			token=\$("$PWD/bin/new-token.py" exp=\$((\$(date +%s) + \$(cat "$PWD/lifetime")))) &&
 			echo "\$token" >>"$CANARIES/minted" && echo "\$token"
 		EOF
 }
@@ -63,7 +63,7 @@ hides_all() {
 }
 
 test_expect_success 'a cluster starts' '
-	cluster_prepare && mkdir shared && chmod 1777 shared && mkfifo shared/go && chmod 0666 shared/go &&
+	cluster_prepare && cp "$TESTS/new-token.py" "$TESTS/read-token.py" bin && mkdir shared && chmod 1777 shared && mkfifo shared/go && chmod 0666 shared/go &&
 	mint_up && renewing "renew = 0.1" "renew-signal = \"SIGUSR1\"" "bearer-token-file = true" | site &&
 	munge_up && agent_up && cluster_up
 '
@@ -94,7 +94,7 @@ test_expect_success 'a job within a job has files of its own, and a job without 
 '
 
 test_expect_success 'a step of four tasks on two nodes runs for many lifetimes' '
-	id=$(batch "$ALICE" -N2 -n4 -o "$PWD/shared/out.readers" --wrap "srun $TESTS/read-token.py $PWD/shared") &&
+	id=$(batch "$ALICE" -N2 -n4 -o "$PWD/shared/out.readers" --wrap "srun $PWD/bin/read-token.py $PWD/shared") &&
 	eventually started "$id" 4 && renewed 3
 '
 
@@ -172,7 +172,7 @@ test_expect_success 'a step gets the current token on a node where none of the j
 # begun: a job that reads its files runs. Sets id.
 begun() {
 	rm -f shared/started.* shared/stop
-	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "srun $TESTS/read-token.py $PWD/shared") && eventually started "$id" 1
+	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "srun $PWD/bin/read-token.py $PWD/shared") && eventually started "$id" 1
 }
 
 test_expect_success 'the files of a program that was killed are removed by the next step' '
