@@ -10,7 +10,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use seal::{ExposeSecret, Secret};
-use secure_path::Owners;
+use secure_path::{Owners, Refusal};
 
 use super::{SERVER, read_token};
 use crate::{Error, http::SourceError};
@@ -46,8 +46,14 @@ impl HeldToken {
             name.push(suffix);
             PathBuf::from(name)
         };
+        let read = || read_token(None, prefix, path, "refresh-token", NO_REFRESH_TOKEN);
         // Nobody else can have put anything beside it.
-        secure_path::check_way(path, Owners::process()).map_err(|e| failed(io::Error::other(e.to_string())))?;
+        match secure_path::check_way(path, Owners::process()) {
+            Ok(()) => {}
+            // It says so better.
+            Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => drop(read()?),
+            Err(e) => return Err(failed(io::Error::other(e.to_string()))),
+        }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
@@ -57,7 +63,7 @@ impl HeldToken {
             Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
             Err((_, e)) => return Err(failed(e.into())),
         };
-        let token = read_token(None, prefix, path, "refresh-token", NO_REFRESH_TOKEN)?;
+        let token = read()?;
         let new = beside(".new");
         let file = options.open(&new).map_err(failed)?;
         Ok(Some(Self {
