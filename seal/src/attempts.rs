@@ -23,6 +23,8 @@ pub struct Attempts {
     /// The number of records that the job has had.
     records: u32,
     expires: Option<Instant>,
+    /// Set once the expiry was reported.
+    is_reported: bool,
     on_expiry: OnExpiry,
     /// The pause after the last failure in a row.
     pause: Option<Duration>,
@@ -51,6 +53,7 @@ impl Attempts {
             state: State::Waiting,
             records: due.records,
             expires: due.expires_at.and_then(instant),
+            is_reported: false,
             on_expiry: due.on_expiry,
             pause: None,
         })
@@ -71,6 +74,11 @@ impl Attempts {
         self.expires.map(|expires| expires.saturating_duration_since(now))
     }
 
+    /// Returns the expiry, unless it was reported.
+    fn unreported(&self) -> Option<Instant> {
+        self.expires.filter(|_| !self.is_reported)
+    }
+
     /// Records a failure. Returns the text on the token's validity, for the log, if it is the first failure in a row.
     pub fn fail(&mut self, now: Instant) -> Option<String> {
         let is_first = !self.has_failed();
@@ -80,7 +88,7 @@ impl Attempts {
         let left = self.left(now).filter(|left| !left.is_zero());
         let pause = left.map_or(doubled, |left| doubled.min((left / 4).max(SHORTEST)));
         // An expiry is not missed, also one that came during the attempt.
-        self.at = earlier(now + pause, self.expires);
+        self.at = earlier(now + pause, self.unreported());
         is_first.then(|| match self.left(now) {
             Some(Duration::ZERO) => "has expired".to_owned(),
             Some(left) => format!("expires in {} s", left.as_secs()),
@@ -91,11 +99,15 @@ impl Attempts {
     /// Returns the consequence of the token's expiry, if it has just expired, and the number of records that the job has had,
     /// if the next is to be fetched.
     pub fn is_due(&mut self, now: Instant) -> (Option<OnExpiry>, Option<u32>) {
-        let expired = self.expires.take_if(|expires| *expires <= now).map(|_| self.on_expiry);
+        let expired = self
+            .unreported()
+            .filter(|expires| *expires <= now)
+            .map(|_| self.on_expiry);
+        self.is_reported |= expired.is_some();
         let renew = (self.state == State::Waiting).then_some(self.records);
         self.state = State::Renewing;
         // The delivery reports its end.
-        self.at = earlier(now + LONGEST, self.expires);
+        self.at = earlier(now + LONGEST, self.unreported());
         (expired, renew)
     }
 }
@@ -164,6 +176,9 @@ mod tests {
         assert_eq!(next.is_due(at(10.1)), (Some(OnExpiry::Exception), Some(1)));
         next.fail(at(10.2));
         assert!(next.at() > at(11.0));
+        let mut late = Attempts::of(due(10.0, Some(10.0)), CLOCK, start).unwrap();
+        assert_eq!(late.is_due(at(10.0)), (Some(OnExpiry::Exception), Some(1)));
+        assert_eq!(late.fail(at(10.1)).as_deref(), Some("has expired"));
     }
 
     #[test]
