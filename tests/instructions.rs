@@ -1,4 +1,4 @@
-//! What a delivery and a renewal cost the reactor thread, in instructions of the plugin, counted by callgrind: a number that does not
+//! The instructions of the plugin on the reactor thread for a delivery and a renewal, counted by callgrind: a number that does not
 //! depend on what else the machine is doing. Of the calls into Flux and the C library, only the plugin's own part counts.
 //!
 //! It is counted on a build with optimizations, which `make check` makes (profile `counted`) and names in

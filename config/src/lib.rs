@@ -171,7 +171,7 @@ pub struct Rule {
     pub check: Check,
     /// How the token is renewed before it expires.
     pub renewal: Renewal,
-    /// What happens if it is foreseen that the token cannot last as long as its job.
+    /// The consequence of a token that cannot last as long as its job.
     pub on_shortfall: OnShortfall,
     /// The audiences and scopes that users may request besides the defaults.
     pub allowed: Allowed,

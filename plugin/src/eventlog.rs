@@ -164,7 +164,7 @@ impl Event {
         Some(match (name.as_str(), description) {
             ("start", _) => Event::Start,
             ("finish", _) => Event::Finish,
-            // What is beyond the range is cut to its ends.
+            // `as` cuts numbers beyond the range to its ends.
             ("clean", _) => Event::Clean(timestamp.as_f64().map(|at| at as u64)),
             ("dependency-add", Some(description)) => Event::Dependency {
                 description,

@@ -175,7 +175,7 @@ pub enum Reply {
         names: Vec<String>,
         /// The next record; none if there will be no other.
         due: Option<seal::Due>,
-        /// What the user must know of its tokens: each line names one.
+        /// Lines for the user about the tokens of the job; each names one.
         warnings: Vec<String>,
     },
     /// No rule is for the owner of the job.

@@ -46,7 +46,7 @@ pub struct SpankOption {
     pub name: &'static CStr,
     /// The argument, for `--help`.
     pub argument: &'static CStr,
-    /// What it is for, for `--help`.
+    /// Its purpose, for `--help`.
     pub usage: &'static CStr,
     /// Called for each occurrence: environment, `#SBATCH` lines, command line. Slurm rejects the option unless it returns 0.
     pub callback: unsafe extern "C" fn(c_int, *const c_char, c_int) -> c_int,

@@ -20,7 +20,7 @@ pub(crate) struct Shortfalls {
     informed: RefCell<HashSet<JobId>>,
 }
 
-/// What is to be done about the tokens of a job, one line for each.
+/// The predicted shortfalls of a job, one line for each token.
 #[derive(Debug, Default)]
 pub(crate) struct Foreseen {
     /// The reason why the job is rejected.
