@@ -26,6 +26,7 @@ use protocol::Configure;
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},
+    sync::Semaphore,
     task::JoinSet,
     time::sleep,
 };
@@ -47,7 +48,8 @@ struct Site {
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
-    controller: controller::Capacity,
+    /// Turns to ask Slurm.
+    asking: Semaphore,
     addresses: addresses::Addresses,
     renewals: renewals::Renewals,
 }
@@ -95,7 +97,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         shared,
         store: Store::open(&current.slurm.store)?,
         nodes: nodes::Capacity::default(),
-        controller: controller::Capacity::default(),
+        asking: Semaphore::new(squeue::AT_ONCE),
         addresses: addresses::Addresses::default(),
         renewals: renewals::Renewals::default(),
         current: RwLock::new(Arc::new(current)),

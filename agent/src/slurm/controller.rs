@@ -1,12 +1,12 @@
 //! Serves PrologSlurmctld and EpilogSlurmctld: one request for each connection.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use protocol::{
     Code, Failure,
     slurm::{ControllerReply, ControllerRequest, Job, MAX_REQUEST, VERSION},
 };
-use tokio::{io::AsyncWriteExt, net::UnixStream, sync::Semaphore, time::timeout};
+use tokio::{io::AsyncWriteExt, net::UnixStream, time::timeout};
 
 use crate::frames::receive;
 
@@ -15,38 +15,14 @@ use super::{
     jobs::deliver,
     questions,
     renewals::follow,
-    store::{Answer, Entry, Store},
+    store::{Answer, Entry, in_store},
 };
 
 /// The time in which a request must have arrived.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// The number of reads and changes of the store at once: a shared one may hang.
-const STORING: usize = 32;
-
-/// The number of questions to Slurm that are asked at once.
-const ASKING: usize = 8;
-
-/// The capacity for the controller.
-pub struct Capacity {
-    storing: Arc<Semaphore>,
-    pub(super) asking: Semaphore,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self {
-            storing: Arc::new(Semaphore::new(STORING)),
-            asking: Semaphore::new(ASKING),
-        }
-    }
-}
-
 /// How much longer than its timeout a delivery may take: the engine, which ends it in time, has the better message.
 const GRACE: Duration = Duration::from_millis(500);
-
-/// The time that the file system may take.
-const STORE: Duration = Duration::from_secs(10);
 
 /// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
@@ -140,26 +116,4 @@ async fn epilog(site: &Arc<Site>, version: u16, jobid: u32, restarts: u32) -> Re
     // Its renewal ends once the entry is gone.
     let removed = in_store(site, move |store| store.remove(jobid, restarts)).await;
     removed.map_err(|e| format!("job {jobid}: its record was not removed: {e}"))
-}
-
-/// Reads or changes the store on a thread, with a timeout.
-pub(super) async fn in_store<T: Send + 'static>(
-    site: &Arc<Site>,
-    f: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,
-) -> Result<T, String> {
-    let permit = timeout(STORE, Arc::clone(&site.controller.storing).acquire_owned()).await;
-    let Ok(Ok(permit)) = permit else {
-        return Err("others hang".to_owned());
-    };
-    let site = Arc::clone(site);
-    let run = move || {
-        let done = f(&site.store);
-        drop(permit);
-        done
-    };
-    match timeout(STORE, tokio::task::spawn_blocking(run)).await {
-        Ok(Ok(done)) => done.map_err(|e| e.to_string()),
-        Ok(Err(_)) => Err("an internal error".to_owned()),
-        Err(_) => Err("the file system does not answer".to_owned()),
-    }
 }

@@ -120,12 +120,7 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
         let why = format!("its quality of service, time limit and comment could not be looked up: {e}");
         Failure::new(Code::OwnerUnknown, "Slurm could not be asked for it", why)
     };
-    let _asking = site
-        .controller
-        .asking
-        .acquire()
-        .await
-        .map_err(|e| failed(e.to_string()))?;
+    let _asking = site.asking.acquire().await.map_err(|e| failed(e.to_string()))?;
     let more = squeue::more_of(&job).await.map_err(failed)?;
     job.qos = Some(job.qos.or(more.qos).unwrap_or_default());
     job.comment = Some(job.comment.or(more.comment).unwrap_or_default());

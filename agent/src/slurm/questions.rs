@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::{Answer, Ask, JobEnd, Question, Validity};
 
-use super::{Site, controller::in_store, squeue};
+use super::{Site, squeue, store::in_store};
 use crate::validity;
 
 /// Answers a question about tokens.
@@ -49,6 +49,6 @@ async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> 
     if matches!(stored, Ok(Some(_))) {
         return Ok(None);
     }
-    let _asking = site.controller.asking.acquire().await.map_err(|e| e.to_string())?;
+    let _asking = site.asking.acquire().await.map_err(|e| e.to_string())?;
     squeue::end_of(jobid).await
 }

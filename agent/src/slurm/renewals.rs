@@ -18,10 +18,9 @@ use tokio::{
 
 use super::{
     Site,
-    controller::in_store,
     jobs::deliver,
     squeue,
-    store::{Entry, Store},
+    store::{Entry, Store, in_store},
 };
 
 /// The interval between searches of the store for jobs of other agents.
@@ -132,7 +131,7 @@ async fn expire(site: &Site, job: &Job, on_expiry: OnExpiry) {
         OnExpiry::Signal => Some("TERM"),
         OnExpiry::Exception => None,
     };
-    let Ok(_asking) = site.controller.asking.acquire().await else {
+    let Ok(_asking) = site.asking.acquire().await else {
         return;
     };
     if let Err(e) = squeue::cancel(job, signal).await {

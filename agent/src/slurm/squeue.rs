@@ -7,6 +7,9 @@ use protocol::slurm::Job;
 use secure_path::{Owners, find_program};
 use tokio::{io::AsyncReadExt, process::Command};
 
+/// The number of questions to Slurm that are asked at once.
+pub const AT_ONCE: usize = 8;
+
 /// The time in which Slurm must answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -16,6 +16,9 @@ use config::Slurm;
 use protocol::slurm::Job;
 use seal::{Due, Record};
 use serde::{Deserialize, Serialize};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::Site;
 
 /// The version of the files. One of another version is as good as none.
 const VERSION: u32 = 1;
@@ -23,11 +26,18 @@ const VERSION: u32 = 1;
 /// The age below which a record is kept, whether or not Slurm lists its job: it may have been stored just now.
 const YOUNG: Duration = Duration::from_secs(300);
 
+/// The number of reads and changes at once: a shared store may hang.
+const AT_ONCE: usize = 32;
+
+/// The time that the file system may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The records.
 pub struct Store {
     directory: PathBuf,
     /// One change at a time: the end of a job and its next run may come at once.
     changing: Mutex<()>,
+    turns: Arc<Semaphore>,
 }
 
 /// The stored answer, and the facts that decide who gets it.
@@ -79,6 +89,7 @@ impl Store {
         Ok(Self {
             directory: directory.to_owned(),
             changing: Mutex::default(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -187,6 +198,28 @@ impl Store {
 
     fn file_of(&self, jobid: u32) -> PathBuf {
         self.directory.join(Slurm::record_name(jobid))
+    }
+}
+
+/// Reads or changes the store on a thread, with a timeout.
+pub async fn in_store<T: Send + 'static>(
+    site: &Arc<Site>,
+    f: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    let permit = timeout(PATIENCE, Arc::clone(&site.store.turns).acquire_owned()).await;
+    let Ok(Ok(permit)) = permit else {
+        return Err("others hang".to_owned());
+    };
+    let site = Arc::clone(site);
+    let run = move || {
+        let done = f(&site.store);
+        drop(permit);
+        done
+    };
+    match timeout(PATIENCE, tokio::task::spawn_blocking(run)).await {
+        Ok(Ok(done)) => done.map_err(|e| e.to_string()),
+        Ok(Err(_)) => Err("an internal error".to_owned()),
+        Err(_) => Err("the file system does not answer".to_owned()),
     }
 }
 
