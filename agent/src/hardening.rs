@@ -1,12 +1,6 @@
 //! Hardens the process: no core dumps, no ptrace, bounded memory, no inherited descriptors.
 
-use std::{
-    fs,
-    os::{
-        fd::{AsRawFd, RawFd},
-        unix::net::UnixListener,
-    },
-};
+use std::os::{fd::AsRawFd, unix::net::UnixListener};
 
 use nix::{
     sys::{
@@ -14,7 +8,7 @@ use nix::{
         resource::{Resource, getrlimit, setrlimit},
         stat::{Mode, umask},
     },
-    unistd::{chdir, close},
+    unistd::chdir,
 };
 
 /// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that needs more ends,
@@ -29,7 +23,7 @@ const MEMORY: u64 = 4 << 30;
 /// What failed.
 pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
     let failed = |what: &str, e: nix::Error| format!("{what}: {e}");
-    close_others(listener.map(AsRawFd::as_raw_fd))?;
+    secure_path::close_inherited(listener.map(AsRawFd::as_raw_fd)).map_err(|e| format!("/proc/self/fd: {e}"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| failed("core dumps cannot be disabled", e))?;
     set_dumpable(false).map_err(|e| failed("the process cannot be made undumpable", e))?;
     let (_, most) = getrlimit(Resource::RLIMIT_DATA).map_err(|e| failed("RLIMIT_DATA", e))?;
@@ -40,20 +34,6 @@ pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
         .map_err(|e| failed("the limit of descriptors cannot be raised", e))?;
     umask(Mode::from_bits_truncate(0o077));
     chdir("/").map_err(|e| failed("/", e))
-}
-
-/// Closes what the process inherited, other than standard input, output and error.
-fn close_others(keep: Option<RawFd>) -> Result<(), String> {
-    let unreadable = |e| format!("/proc/self/fd: {e}");
-    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
-        .map_err(unreadable)?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && Some(*fd) != keep) {
-        // One of them was that of the directory, which is closed by now.
-        let _ = close(fd);
-    }
-    Ok(())
 }
 
 /// Has panics reported by their place only: the message of a panic may quote anything.

@@ -5,10 +5,13 @@
 //! link leads: its owner, or anybody who can write to it, chooses what is at the end. Whatever passes stays as it is
 //! until one of these users changes it, so a later open(2), execve(2) or connect(2) of the same path reaches the same
 //! thing. All calls may block as the file system does.
+//!
+//! A program that runs for others also closes the descriptors that it inherits.
 
 #![forbid(unsafe_code)]
 
 mod checked;
+mod descriptors;
 mod directory;
 mod mount;
 mod owners;
@@ -26,6 +29,7 @@ use std::{
 use rustix::fs::{FileType, Stat};
 
 pub use checked::Checked;
+pub use descriptors::close_inherited;
 pub use directory::Directory;
 pub use owners::Owners;
 pub use refusal::Refusal;

@@ -11,18 +11,15 @@ mod tasks;
 mod user;
 
 use std::{
-    fs, io,
-    os::{
-        fd::{AsFd, RawFd},
-        unix::net::UnixStream,
-    },
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
     process::ExitCode,
     time::Duration,
 };
 
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{alarm, close, daemon},
+    unistd::{alarm, daemon},
 };
 use slurm::{MAX_MESSAGE, Start, Started};
 
@@ -48,7 +45,7 @@ fn run() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     // slurmstepd waits for the tasks among its children, and ends what it finds below itself.
     daemon(false, true)?;
-    close_others()?;
+    secure_path::close_inherited(None)?;
     alarm::set(step::PATIENCE);
     let mut plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     plugin.set_read_timeout(Some(MESSAGE))?;
@@ -63,17 +60,6 @@ fn run() -> io::Result<()> {
         Some(step) => step.follow(&mut plugin),
         None => Ok(()),
     }
-}
-
-/// Closes what slurmstepd has left open beside standard input, output and error.
-fn close_others() -> io::Result<()> {
-    let name = |file: fs::DirEntry| file.file_name().to_str()?.parse().ok();
-    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?.flatten().filter_map(name).collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // The one of the directory is closed already.
-        let _ = close(fd);
-    }
-    Ok(())
 }
 
 fn send(plugin: &mut UnixStream, started: &Started) -> io::Result<()> {

@@ -1,10 +1,9 @@
 //! The process: runs one command.
 
 use std::{
-    fs,
     io::{self, BufRead, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, RawFd},
+        fd::{AsFd, BorrowedFd},
         unix::process::CommandExt,
     },
     process::{Child, Command, ExitCode, Stdio},
@@ -42,7 +41,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()> {
-    close_inherited()?;
+    secure_path::close_inherited(None)?;
     // Core images would have the command's output in them.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     adopt()?;
@@ -84,17 +83,6 @@ fn answer(output: &mut impl Write, ended: Ended, left: usize, printed: &Printed)
     output.write_all(&printed.stdout.bytes)?;
     output.write_all(stderr)?;
     output.flush()
-}
-
-/// Closes all descriptors but the first three: whoever started this may have left others open.
-fn close_inherited() -> io::Result<()> {
-    let names = fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let numbers: Vec<RawFd> = names.filter_map(|name| name.parse().ok()).collect();
-    for fd in numbers.into_iter().filter(|fd| *fd > 2) {
-        // The one of the directory itself is closed already.
-        let _ = nix::unistd::close(fd);
-    }
-    Ok(())
 }
 
 fn start(request: &Request) -> io::Result<Child> {
