@@ -4,16 +4,15 @@
 //! What may pass is tried again until the rule's timeout. [`request`] is what is asked, [`answer`] what comes back.
 
 mod answer;
+mod examine;
 mod readers;
 mod refresh;
 mod request;
+mod token_file;
 
 use std::{
-    fmt::Display,
-    io,
-    path::{Path, PathBuf},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -25,27 +24,18 @@ use seal::{ExposeSecret, Secret, Variables};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+pub use self::examine::examine_oauth2;
 use self::{
     answer::Given,
-    readers::{Readers, Unread},
-    refresh::{HeldToken, NO_REFRESH_TOKEN},
     request::{Client, Subject},
 };
 use crate::{
-    Error, Examined, Fetched, Slot, Source,
+    Error, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
     max_value,
-    remote::{Metadata, Need, Remote, ask_here},
-    seconds,
-    secure_file::{self, Refusal},
+    remote::{Metadata, Need, Remote},
     variable,
 };
-
-/// The timeout for reading the token that is exchanged or sent.
-const SUBJECT: Duration = Duration::from_secs(10);
-
-/// The pause before a refresh token in use by another delivery is tried again.
-const IN_USE: Duration = Duration::from_millis(50);
 
 /// The bounds of the lifetime that a server states. A shorter one is ignored, and a longer one is cut.
 const LIFETIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(365 * 86_400));
@@ -67,9 +57,6 @@ pub(crate) static SERVER: Peer = Peer {
 
 /// The text for the user if the server refuses.
 const REFUSED: &str = "the authorization server that its token comes from refused it";
-
-/// The text for the user if the token to be exchanged is missing.
-const NO_SUBJECT: &str = "the token of its owner that its token is exchanged for";
 
 pub(crate) struct OAuth2(Arc<TokenEndpoint>);
 
@@ -221,12 +208,12 @@ impl Fetch<'_> {
                 subject_token,
                 subject_token_type,
             } => {
-                let token = subject(subject_token, job).await?;
+                let token = token_file::SUBJECT.of_user(subject_token, job).await?;
                 let kind = subject_token_type.clone();
                 self.token(Some(Subject::Exchanged { token, kind })).await?
             }
             Grant::RefreshToken { refresh_token } => {
-                let held = held(refresh_token, job).await?;
+                let held = refresh::held(refresh_token, job).await?;
                 self.token(Some(Subject::Held(held))).await?
             }
         };
@@ -327,130 +314,6 @@ impl Fetch<'_> {
     }
 }
 
-/// The token that is exchanged. Its file may be the user's own, who can have with it what the server gives for it
-/// anyway.
-async fn subject(template: &config::Template, job: &Values) -> Result<Secret, Error> {
-    let path = template
-        .fill(job)
-        .map_err(|e| Error::new(format!("{NO_SUBJECT} is not there"), format!("subject-token: {e}")))?;
-    let (prefix, uid) = (PathBuf::from(template.prefix()), job.uid);
-    let shown = format!("subject-token: {path}");
-    let read = move || read_token(Some(uid), &prefix, Path::new(&path), "subject-token", NO_SUBJECT);
-    read_file(uid, NO_SUBJECT, &shown, read).await
-}
-
-/// The refresh token of a job, once no other delivery uses it.
-async fn held(template: &config::Template, job: &Values) -> Result<Arc<HeldToken>, Error> {
-    let path = template.fill(job).map_err(|e| {
-        Error::new(
-            format!("{NO_REFRESH_TOKEN} is not there"),
-            format!("refresh-token: {e}"),
-        )
-    })?;
-    let (prefix, shown) = (PathBuf::from(template.prefix()), format!("refresh-token: {path}"));
-    loop {
-        let (prefix, path) = (prefix.clone(), path.clone());
-        let take = move || HeldToken::take(&prefix, Path::new(&path));
-        match read_file(job.uid, NO_REFRESH_TOKEN, &shown, take).await? {
-            Some(held) => return Ok(Arc::new(held)),
-            // The timeout of the delivery ends this.
-            None => tokio::time::sleep(IN_USE).await,
-        }
-    }
-}
-
-/// Reads a file of a user, or gives up in time. `what` and `shown` name it for the user and for the operator.
-async fn read_file<T: Send + 'static>(
-    uid: u32,
-    what: &str,
-    shown: &str,
-    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let failed = |why: &dyn Display| Error::new(format!("{what} could not be read"), format!("{shown}: {why}"));
-    READERS.read(uid, SUBJECT, read).await.unwrap_or_else(|why| match why {
-        Unread::Hangs => Err(failed(&format_args!(
-            "it was not read within {}: see whether its file system is well",
-            seconds(SUBJECT)
-        ))),
-        Unread::Fault => Err(failed(&"an internal error")),
-    })
-}
-
 fn internal() -> SourceError {
     SourceError::permanent(SERVER.unwell, "an internal error", "see the log of the agent")
-}
-
-/// Those who read the tokens that are exchanged, by whichever rule.
-static READERS: LazyLock<Readers> = LazyLock::new(Readers::default);
-
-/// Reads a token. `key` names its path, and `what` the token for the user. `uid` is trusted besides root and this user.
-fn read_token(uid: Option<u32>, prefix: &Path, path: &Path, key: &str, what: &str) -> Result<Secret, Error> {
-    let at = |failed: &str, why: &dyn Display| {
-        Error::new(format!("{what} {failed}"), format!("{key}: {}: {why}", path.display()))
-    };
-    let file = secure_file::open_private(uid, prefix, path).map_err(|refusal| match refusal {
-        Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => at("is not there", &e),
-        Refusal::Io(e) => at("could not be read", &e),
-        Refusal::Untrusted(why) => at("was refused", &why),
-    })?;
-    let bytes = secure_file::read_all(file, token::MAX_LEN).map_err(|e| at("could not be read", &e))?;
-    let token = bytes.trim_ascii();
-    let is_token = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
-    let token = std::str::from_utf8(token).ok().filter(|_| is_token);
-    token
-        .map(Secret::from)
-        .ok_or_else(|| at("is none", &"it is empty, or has spaces or other characters in it"))
-}
-
-/// Looks whether the server can be reached, has good metadata, and whether the client's secret can be read. No token is
-/// asked for. Blocks, no longer than `limit`.
-#[must_use]
-pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examined> {
-    let mut found = Vec::new();
-    let how = &settings.authentication;
-    found.push(Examined::of(Client::read(how), "", |_| {
-        format!("{} is closed to others, and can be used for {}", how.path(), how.name())
-    }));
-    let remote = Remote::new(&settings.network, &SERVER);
-    match &settings.server {
-        AuthorizationServer::Issuer(issuer) => {
-            let metadata = ask_here(&SERVER, limit, remote.discover(issuer, Need::Tokens, limit));
-            match metadata {
-                Ok(metadata) => examine_metadata(settings, issuer, &metadata, &mut found),
-                Err(error) => found.push(Examined::failed(issuer, &error)),
-            }
-        }
-        AuthorizationServer::TokenEndpoint(url) => {
-            // RFC 6749 section 3.2: a token endpoint takes no GET, and changes nothing by one.
-            let answer = ask_here(&SERVER, limit, remote.get(url, answer::max_body(0), limit));
-            found.push(Examined::of(answer, url, |_| format!("{url} answers")));
-        }
-    }
-    found
-}
-
-fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata, found: &mut Vec<Examined>) {
-    found.push(Examined::Good(format!(
-        "{issuer} answers, its metadata is good, and it gives tokens at {}",
-        metadata.address
-    )));
-    // Where it does not say, it is this one (RFC 8414 section 2).
-    let default = ["client_secret_basic".to_owned()];
-    let ways = metadata.authentications.as_deref().unwrap_or(&default);
-    let way = settings.authentication.name();
-    if !ways.iter().any(|one| one == way) {
-        found.push(Examined::Unwise {
-            what: format!("{issuer}: its metadata does not say that clients can authenticate by {way}"),
-            todo: "set client-authentication to one that it takes".to_owned(),
-        });
-    }
-    let grant = settings.grant.uri();
-    if let Some(grants) = &metadata.grants
-        && !grants.iter().any(|one| one == grant)
-    {
-        found.push(Examined::Unwise {
-            what: format!("{issuer}: its metadata does not say that it gives tokens by {grant}"),
-            todo: "see the server's configuration".to_owned(),
-        });
-    }
 }

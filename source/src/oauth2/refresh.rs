@@ -6,17 +6,43 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
+use config::{Template, Values};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use seal::{ExposeSecret, Secret};
 use secure_path::{Owners, Refusal};
 
-use super::{SERVER, read_token};
+use super::{
+    SERVER,
+    token_file::{TokenFile, TokenPath},
+};
 use crate::{Error, http::SourceError};
 
-/// The text for the user if the file cannot be used.
-pub(super) const NO_REFRESH_TOKEN: &str = "the refresh token that its token is to come from";
+/// A refresh token.
+const REFRESH: TokenFile = TokenFile {
+    key: "refresh-token",
+    name: "the refresh token that its token is to come from",
+};
+
+/// The pause before a file is looked at again that another delivery uses.
+const IN_USE: Duration = Duration::from_millis(50);
+
+/// Returns the refresh token of a job, once no other delivery uses it.
+pub(super) async fn held(template: &Template, job: &Values) -> Result<Arc<HeldToken>, Error> {
+    let at = REFRESH.path(template, job)?;
+    loop {
+        let file = at.clone();
+        let take = REFRESH.in_time(job.uid, &at.path, move || HeldToken::take(&file));
+        match take.await? {
+            Some(held) => return Ok(Arc::new(held)),
+            // The timeout of the delivery ends this.
+            None => tokio::time::sleep(IN_USE).await,
+        }
+    }
+}
 
 /// A refresh token that nobody else uses. Dropping it lets others use its file.
 pub(super) struct HeldToken {
@@ -33,20 +59,18 @@ impl HeldToken {
     ///
     /// # Errors
     /// For the user and the operator: the file is missing, cannot be read or replaced, or others can read it.
-    pub fn take(prefix: &Path, path: &Path) -> Result<Option<Self>, Error> {
+    fn take(at: &TokenPath) -> Result<Option<Self>, Error> {
+        let path = &at.path;
         let failed = |e: io::Error| {
-            let what = "it must be replaced, which this user cannot do";
-            Error::new(
-                format!("{NO_REFRESH_TOKEN} cannot be used"),
-                format!("refresh-token: {}: {what}: {e}", path.display()),
-            )
+            let why = format!("it must be replaced, which this user cannot do: {e}");
+            REFRESH.failed("cannot be used", path, &why)
         };
         let beside = |suffix: &str| {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             PathBuf::from(name)
         };
-        let read = || read_token(None, prefix, path, "refresh-token", NO_REFRESH_TOKEN);
+        let read = || REFRESH.read(None, at);
         // Nobody else can have put anything beside it.
         match secure_path::check_way(path, Owners::process()) {
             Ok(()) => {}
@@ -67,7 +91,7 @@ impl HeldToken {
         let new = beside(".new");
         let file = options.open(&new).map_err(failed)?;
         Ok(Some(Self {
-            path: path.to_owned(),
+            path: path.clone(),
             new,
             file,
             token,
@@ -118,18 +142,25 @@ mod tests {
 
     use super::*;
 
+    fn take(path: &Path) -> Result<Option<HeldToken>, Error> {
+        HeldToken::take(&TokenPath {
+            prefix: path.into(),
+            path: path.into(),
+        })
+    }
+
     fn held(path: &Path) -> Option<HeldToken> {
-        HeldToken::take(path, path).unwrap()
+        take(path).unwrap()
     }
 
     #[test]
     fn one_at_a_time_uses_a_token_and_the_next_gets_what_replaced_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("refresh");
-        assert!(HeldToken::take(&path, &path).is_err(), "there is none");
+        assert!(take(&path).is_err(), "there is none");
         fs::write(&path, "first\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(HeldToken::take(&path, &path).is_err(), "others can read it");
+        assert!(take(&path).is_err(), "others can read it");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let first = held(&path).unwrap();
         assert!(held(&path).is_none());
@@ -155,7 +186,7 @@ mod tests {
         fs::write(&path, "first").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::create_dir(directory.path().join("refresh.new")).unwrap();
-        let error = HeldToken::take(&path, &path).err().unwrap().to_string();
+        let error = take(&path).err().unwrap().to_string();
         assert!(error.contains("cannot"), "{error}");
     }
 }
