@@ -57,6 +57,30 @@ token_file() {
 	(umask 077 && rm -f "$file" && new_token "$@" >"$file") && cat "$file"
 }
 
+# mint_program DIRECTORY [TESTS]: makes the program `mint`. It prints a token that is valid for as many seconds as the file
+# `lifetime` says, and keeps it in DIRECTORY; unless the file `down` exists. TESTS is where others find new-token.py.
+mint_program() {
+	mkdir -p "$1" && : >"$1/minted" && program mint <<-EOF
+		#!/bin/sh
+		test ! -e "$PWD/down" || { echo "the source is down" >&2; exit 1; }
+		token=\$("${2:-$TESTS}/new-token.py" exp=\$((\$(date +%s) + \$(cat "$PWD/lifetime")))) &&
+		echo "\$token" >>"$1/minted" && echo "\$token"
+	EOF
+}
+
+# readers_saw FILE TOKENS: all tasks of read-token.py, whose output is in FILE, read so many tokens at least, each of them complete
+# and valid, and got one signal for each but the first.
+readers_saw() {
+	cat "$1" && python3 - "$@" <<-\EOF
+		import json, sys
+		for line in open(sys.argv[1]):
+		    seen = json.loads(line)
+		    assert seen["first"] and seen["reads"] > 100, seen
+		    assert not seen["incomplete"] and not seen["expired"], seen
+		    assert seen["tokens"] >= int(sys.argv[2]) and seen["signals"] == seen["tokens"] - 1, seen
+	EOF
+}
+
 # eventually COMMAND…: until it succeeds, for what no event tells of; a minute at most, or LONGEST seconds.
 eventually() {
 	local limit=$((SECONDS + ${LONGEST:-60}))

@@ -349,9 +349,12 @@ async fn a_refresh_token_is_stored_even_if_its_job_has_gone() {
         tokio::task::yield_now().await;
     }
     job.abort();
-    while fs::read_to_string(&file).unwrap() != "canary-refresh-1\n" {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let stored = async {
+        while fs::read_to_string(&file).unwrap() != "canary-refresh-1\n" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, stored).await.expect("it is stored");
 }
 
 #[tokio::test]
