@@ -8,7 +8,7 @@ mod directory;
 mod exchange;
 mod step;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use config::{Config, Principal, Slurm, TABLE};
 use nix::unistd::User;
@@ -22,6 +22,12 @@ pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started, step_program};
 
 /// The configuration of a cluster, unless an argument names another file.
 pub const CONFIG: &str = "/etc/slurm/workflow-token.toml";
+
+/// Returns the configuration that the argument `config=` of a plugin names in plugstack.conf.
+pub fn config_of(arguments: &[String]) -> PathBuf {
+    let named = arguments.iter().find_map(|argument| argument.strip_prefix("config="));
+    named.unwrap_or(CONFIG).into()
+}
 
 /// The configuration of a cluster.
 #[derive(Debug)]

@@ -7,11 +7,13 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer, de::Error};
 use serde_json::Value;
 
-use super::rule::RenewAfter;
 use crate::{
     AttributePath, KeyPath, MAX_NAME, Principal, Renewal, Template, check_issuer_url, check_label, check_proxy_url,
     check_url, parse_duration,
 };
+
+/// The part of the remaining lifetime after which a token is fetched again; none if it is not.
+pub(crate) struct RenewAfter(pub Option<f64>);
 
 /// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;

@@ -42,7 +42,7 @@ pub(super) struct RuleTable {
     #[serde(default, deserialize_with = "field::label")]
     name: Option<String>,
     #[serde(default, deserialize_with = "field::renew")]
-    renew: Option<RenewAfter>,
+    renew: Option<field::RenewAfter>,
     #[serde(default, deserialize_with = "field::signal")]
     renew_signal: Option<i32>,
     on_expiry: Option<seal::OnExpiry>,
@@ -57,9 +57,6 @@ pub(super) struct RuleTable {
     #[serde(flatten)]
     own: Map<String, Value>,
 }
-
-/// The part of the remaining lifetime after which a token is fetched again; none if it is not.
-pub(crate) struct RenewAfter(pub Option<f64>);
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]

@@ -8,9 +8,14 @@ use std::{
 
 use ffi::{Flux, PendingFuture, Plugin, Shell, ShellLogLevel, Watcher};
 use seal::{Opened, Renewal, TokenFiles};
-use shell::{LOOKUP_TIMEOUT, Settings, look_up};
+use shell::{LOOKUP_TIMEOUT, Reader, Settings, look_up};
 
-use crate::token::READER;
+/// The sealed records of jobs with a workflow token.
+pub(crate) static READER: Reader = Reader {
+    name: c"workflow-token",
+    key: seal::key::WORKFLOW_TOKEN,
+    what: "workflow token",
+};
 
 /// Follows the records of one job on one node. Dropping it ends that, and removes the files.
 pub(crate) struct Follower {

@@ -8,18 +8,12 @@ use std::{cell::RefCell, ffi::CString, rc::Rc};
 use ffi::{Args, Future, Plugin, PluginError, Shell, ShellLogLevel};
 use nix::unistd::geteuid;
 use seal::Variables;
-use shell::{Reader, Settings, conf, look_up, not_loaded};
+use shell::{Settings, conf, look_up, not_loaded};
 
 use crate::{
     enclosing::{self, VARIABLES},
     expectation::{Expectation, ShellFacts},
-    follower::Follower,
-};
-
-pub(crate) static READER: Reader = Reader {
-    name: c"workflow-token",
-    key: seal::key::WORKFLOW_TOKEN,
-    what: "workflow token",
+    follower::{Follower, READER},
 };
 
 /// The state of the plugin.

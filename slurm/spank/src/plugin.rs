@@ -12,7 +12,6 @@ use std::{
     env,
     ffi::CString,
     os::unix::ffi::OsStrExt,
-    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::SystemTime,
 };
@@ -104,7 +103,7 @@ pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
 /// `slurm_spank_job_epilog`: a job that is requeued gets a new record.
 pub fn forget(spank: &Spank<'_>, arguments: &[String]) {
     let Some(jobid) = spank.jobid() else { return };
-    let removed = Site::read(&config_of(arguments)).and_then(|site| {
+    let removed = Site::read(&slurm::config_of(arguments)).and_then(|site| {
         let cache = &site.slurm.cache;
         slurm::forget(cache, jobid).map_err(|e| format!("{}: {e}", cache.display()))
     });
@@ -138,16 +137,10 @@ impl Failed {
     }
 }
 
-/// Returns the file that `config=` names in plugstack.conf.
-pub fn config_of(arguments: &[String]) -> PathBuf {
-    let named = arguments.iter().find_map(|argument| argument.strip_prefix("config="));
-    named.unwrap_or(slurm::CONFIG).into()
-}
-
 /// Removes what a rule could have set, from the environment of this process. Without a configuration, it is the variable
 /// that rules set by default.
 fn remove_variables(arguments: &[String]) {
-    let config = Site::read(&config_of(arguments)).map(|site| site.config);
+    let config = Site::read(&slurm::config_of(arguments)).map(|site| site.config);
     for name in config.map_or_else(|_| BTreeSet::from([VARIABLE.to_owned()]), |config| variables(&config)) {
         spank::remove_own_env(&name);
     }
@@ -171,7 +164,7 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
     let jobid = spank.jobid().ok_or_else(|| unknown("job id"))?;
     let uid = spank.uid().ok_or_else(|| unknown("uid"))?;
     let failed = |e: String| Failed::here(format!("job {jobid}: {e}"), false);
-    let site = Site::read(&config_of(arguments)).map_err(failed)?;
+    let site = Site::read(&slurm::config_of(arguments)).map_err(failed)?;
     if !expectation::may_match(&site, uid) {
         return Ok(Step::NoToken);
     }
@@ -233,7 +226,7 @@ fn write_files(
 ) -> Result<Files, String> {
     let unknown = |what: &str| format!("Slurm does not tell the {what} of a step");
     let start = Start {
-        config: config_of(arguments),
+        config: slurm::config_of(arguments),
         node,
         jobid: spank.jobid().ok_or_else(|| unknown("job id"))?,
         uid: spank.uid().ok_or_else(|| unknown("uid"))?,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use slurm::Site;
 use spank::{Context, Spank, SpankOption};
 
-use crate::{expectation, plugin::config_of};
+use crate::expectation;
 
 static TOKEN: SpankOption = SpankOption {
     name: c"token",
@@ -85,7 +85,7 @@ fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     // The agent alone checks the requests of root, who submits jobs of others, and those of a client that cannot read the rules.
     let uid = getuid();
     if !uid.is_root()
-        && let Ok(site) = Site::read(&config_of(arguments))
+        && let Ok(site) = Site::read(&slurm::config_of(arguments))
     {
         let candidates = expectation::candidates(&site, uid.as_raw());
         site.config.check_requests(&candidates, &requests)?;
