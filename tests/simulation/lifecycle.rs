@@ -44,6 +44,8 @@ fn an_instance_that_ended_during_a_commit_delivers_when_it_is_back() {
         instance.ok("fault", json!({"what": "hold-commits"}));
         let job = instance.submit(PRINT, matching("dw"));
         instance.ok("wait-held", json!({"count": 1}));
+        // Events are written a little later. An instance that ends before that has not seen the job run.
+        instance.wait(&job, "prolog-start");
         end(instance);
         let mut instance = site.start(json!({}), &[]);
         instance.assert_delivered(&job, &token);
