@@ -15,6 +15,7 @@ mod descriptors;
 mod directory;
 mod mount;
 mod owners;
+mod read;
 mod refusal;
 mod way;
 
@@ -32,6 +33,7 @@ pub use checked::Checked;
 pub use descriptors::close_inherited;
 pub use directory::Directory;
 pub use owners::Owners;
+pub use read::{check_private, read, read_all, read_private, read_public};
 pub use refusal::Refusal;
 use way::PathWalk;
 

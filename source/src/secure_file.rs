@@ -4,33 +4,13 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, Read},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Component, Path},
 };
 
 use secure_path::Owners;
-use zeroize::Zeroizing;
-
-pub use secure_path::Refusal;
-
-/// Reads a file whose path the operator wrote, and which nobody else could have put there or changed.
-///
-/// # Errors
-/// [`Refusal`], also where it has more than `limit` bytes.
-pub fn read_public(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    read_all(open(path)?, limit)
-}
-
-/// The same for a file with a secret, which must be closed to everyone but its owner.
-///
-/// # Errors
-/// [`Refusal`], also where it has more than `limit` bytes.
-pub fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    let file = open(path)?;
-    private(&file.metadata()?)?;
-    read_all(file, limit)
-}
+pub use secure_path::{Refusal, read_private, read_public};
+pub(crate) use secure_path::{check_private, read, read_all};
 
 /// Opens a file that nobody could have put there, or changed, but root and this user.
 pub(crate) fn open(path: &Path) -> Result<fs::File, Refusal> {
@@ -65,42 +45,11 @@ pub(crate) fn open_private(user: Option<u32>, constant: &Path, path: &Path) -> R
     }
     let file = at.open(last)?;
     let meta = file.metadata()?;
-    private(&meta)?;
+    check_private(&meta)?;
     if meta.nlink() != 1 {
         return Err(Refusal::Untrusted(
             "it has more than one name (hard links): give each job a file of its own".to_owned(),
         ));
     }
     Ok(file)
-}
-
-/// Checks that only its owner can read a file that [`secure_path::open`] has opened.
-pub(crate) fn private(meta: &fs::Metadata) -> Result<(), Refusal> {
-    if meta.mode() & 0o077 != 0 {
-        return Err(Refusal::Untrusted(format!(
-            "mode {:04o} lets others than its owner in: use chmod 0600",
-            meta.mode() & 0o7777
-        )));
-    }
-    Ok(())
-}
-
-/// Reads up to `limit` bytes, and one more where there is more.
-pub(crate) fn read(file: fs::File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    // The buffer is as long as the file, and a little longer, so that it is not moved, leaving a copy behind.
-    let expected = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(limit);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
-    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Reads a file to its end, and refuses one with more than `limit` bytes.
-pub(crate) fn read_all(file: fs::File, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    let bytes = read(file, limit)?;
-    if bytes.len() > limit {
-        return Err(Refusal::Untrusted(format!(
-            "longer than {limit} bytes: see that it is the right file"
-        )));
-    }
-    Ok(bytes)
 }

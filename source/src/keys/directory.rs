@@ -366,7 +366,7 @@ fn private_content(directory: &Directory, name: &OsStr) -> Result<Zeroizing<Vec<
 
 fn open_private(directory: &Directory, name: &OsStr) -> Result<std::fs::File, KeysError> {
     let file = directory.open(name).and_then(|file| {
-        secure_file::private(&file.metadata()?)?;
+        secure_file::check_private(&file.metadata()?)?;
         Ok(file)
     });
     file.map_err(|e| KeysError::refused(&directory.path().join(name), &e))

@@ -94,7 +94,7 @@ fn of_file(path: &Path, context: Option<&str>) -> Result<Access, SourceError> {
     let (text, meta) = read_file(path, "kubeconfig", Readers::Any)?;
     let config = reader.parse(&text)?;
     if has_secrets(&config) {
-        secure_file::private(&meta).map_err(|refusal| refused(path, "kubeconfig", refusal))?;
+        secure_file::check_private(&meta).map_err(|refusal| refused(path, "kubeconfig", refusal))?;
     }
     let (cluster, user) = reader.choose(config, context)?;
     reader.supported(&cluster, &user)?;
@@ -343,7 +343,7 @@ fn read_file(path: &Path, key: &str, readers: Readers) -> Result<(Zeroizing<Vec<
     let file = secure_file::open(path).map_err(refused)?;
     let meta = file.metadata().map_err(|e| refused(e.into()))?;
     if let Readers::Owner = readers {
-        secure_file::private(&meta).map_err(refused)?;
+        secure_file::check_private(&meta).map_err(refused)?;
     }
     Ok((secure_file::read_all(file, MAX_FILE).map_err(refused)?, meta))
 }
