@@ -3,9 +3,13 @@
 use std::{path::PathBuf, sync::Arc};
 
 use delivery::Shared;
+use protocol::{Answer, Ask};
 use tokio::sync::Notify;
 
-use crate::validity::Instances;
+use crate::{
+    service::{Answers, Sockets},
+    validity::Instances,
+};
 
 /// The agent, as its connections see it.
 pub struct Agent {
@@ -15,6 +19,14 @@ pub struct Agent {
     pub shared: Arc<Shared>,
     /// The instances whose plugins are connected.
     pub instances: Instances,
+    /// The sockets for the token service.
+    pub sockets: Sockets,
     /// Notified when a plugin of another release connects, which needs an agent of its own.
     pub retire: Notify,
+}
+
+impl Answers for Agent {
+    async fn answer(self: &Arc<Self>, ask: Ask) -> Answer {
+        self.instances.answer(ask).await
+    }
 }

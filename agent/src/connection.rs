@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{agent::Agent, frames::receive, validity};
+use crate::{
+    agent::Agent,
+    frames::receive,
+    issuer::Issuer,
+    validity::{self, Instance},
+};
 use config::Part;
 use delivery::{Engine, Outcome, Sealed, Task, Variables};
 use nix::unistd::geteuid;
@@ -150,14 +155,7 @@ impl Connection {
             Ok(engine) => {
                 let engine = Arc::new(engine);
                 if configure.part == Part::Tokens {
-                    let (replies, directory) = (self.replies.clone(), engine.revocations());
-                    let revocations = tokio::task::block_in_place(|| validity::open(directory));
-                    if let Some(Err(e)) = &revocations {
-                        self.log_error(e);
-                    }
-                    self.agent
-                        .instances
-                        .add(self.number, engine.instance(), replies, revocations);
+                    self.add_instance(&engine);
                 }
                 let background = tokio::spawn(background(Arc::clone(&engine), configure.clone(), self.replies.clone()));
                 Configuration::Engine(engine, AbortOnDrop(background.abort_handle()))
@@ -170,6 +168,35 @@ impl Connection {
         };
         self.configurations.insert(generation, configuration);
         self.reply(Reply::Configured { generation, wrong });
+    }
+
+    /// Answers questions about the tokens of an instance. What cannot be used is logged, and the instance has its tokens
+    /// nevertheless.
+    fn add_instance(&self, engine: &Engine) {
+        let agent_settings = &engine.config().agent;
+        let (revocations, issuer, served) = tokio::task::block_in_place(|| {
+            let revocations = validity::open(agent_settings.revocations.as_deref());
+            let served = self
+                .agent
+                .sockets
+                .serve(self.number, agent_settings.service.as_ref(), &self.agent);
+            (revocations, Issuer::of(engine.config()), served)
+        });
+        let errors = [
+            revocations.as_ref().and_then(|opened| opened.as_ref().err()),
+            issuer.as_ref().err(),
+            served.as_ref().err(),
+        ];
+        for error in errors.into_iter().flatten() {
+            self.log_error(error);
+        }
+        let instance = Instance {
+            connection: self.number,
+            replies: self.replies.clone(),
+            revocations,
+            issuer: issuer.ok().flatten(),
+        };
+        self.agent.instances.add(engine.instance(), instance);
     }
 
     fn deliver(&mut self, deliver: Deliver) {
@@ -249,6 +276,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.agent.instances.remove(self.number);
+        self.agent.sockets.close(self.number);
         for delivery in self.deliveries.lock().values() {
             delivery.abort();
         }

@@ -1,10 +1,10 @@
 //! The socket, which one agent at a time serves.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
     os::unix::{
-        fs::OpenOptionsExt,
+        fs::{OpenOptionsExt, PermissionsExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -63,6 +63,27 @@ impl Listening {
     /// # Errors
     /// What failed.
     pub fn bind(path: &Path) -> Result<Option<Self>, String> {
+        Self::bind_by(path, |path| {
+            let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
+            let socket = UnixListener::bind(path);
+            nix::sys::stat::umask(before);
+            socket
+        })
+    }
+
+    /// Binds a path in the same way. Anybody can connect to the socket; the caller checks who does.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn bind_for_all(path: &Path) -> Result<Option<Self>, String> {
+        Self::bind_by(path, |path| {
+            let socket = UnixListener::bind(path)?;
+            fs::set_permissions(path, Permissions::from_mode(0o666))?;
+            Ok(socket)
+        })
+    }
+
+    fn bind_by(path: &Path, bind: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Option<Self>, String> {
         let failed = |e: io::Error| format!("{}: {e}", path.display());
         let Some(lock) = lock(path)? else { return Ok(None) };
         // It was that of an agent that is gone, or nobody could have taken the lock.
@@ -70,9 +91,7 @@ impl Listening {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
             _ => {}
         }
-        let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
-        let socket = UnixListener::bind(path);
-        nix::sys::stat::umask(before);
+        let socket = bind(path);
         let bound = Bound {
             path: path.to_owned(),
             _lock: lock,

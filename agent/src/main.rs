@@ -9,9 +9,11 @@ mod agent;
 mod connection;
 mod frames;
 mod hardening;
+mod issuer;
 mod listener;
 mod revocations;
 mod serve;
+mod service;
 mod slurm;
 mod validity;
 

@@ -30,6 +30,7 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
         program: std::env::current_exe().map_err(|e| format!("the path of the program: {e}"))?,
         shared: Arc::default(),
         instances: Default::default(),
+        sockets: Default::default(),
         retire: Notify::new(),
     });
     let mut connections = JoinSet::new();

@@ -22,7 +22,7 @@ use std::{
 
 use config::{Part, Slurm};
 use delivery::{Engine, Shared};
-use protocol::Configure;
+use protocol::{Answer, Ask, Configure};
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},
@@ -31,7 +31,14 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{listener::Listening, serve::is_allowed, slurm::store::Store, validity};
+use crate::{
+    issuer::Issuer,
+    listener::Listening,
+    serve::is_allowed,
+    service::{Answers, Sockets},
+    slurm::store::Store,
+    validity,
+};
 
 /// The pause after an error of accept(2), as when no descriptors are left.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -52,6 +59,7 @@ struct Site {
     asking: Semaphore,
     addresses: addresses::Addresses,
     renewals: renewals::Renewals,
+    sockets: Sockets,
 }
 
 /// A configuration that can be used.
@@ -61,6 +69,7 @@ struct Current {
     slurm: Slurm,
     munge: seal::Munge,
     revocations: validity::Store,
+    issuer: Option<Arc<Issuer>>,
 }
 
 impl Site {
@@ -100,8 +109,10 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         asking: Semaphore::new(squeue::AT_ONCE),
         addresses: addresses::Addresses::default(),
         renewals: renewals::Renewals::default(),
+        sockets: Sockets::default(),
         current: RwLock::new(Arc::new(current)),
     });
+    site.serve_service()?;
     let signals = Signals::new()?;
     // systemd logs it if the agent cannot report that it is ready.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -159,9 +170,24 @@ async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mu
     }
 }
 
+impl Answers for Site {
+    async fn answer(self: &Arc<Self>, ask: Ask) -> Answer {
+        questions::answer(self, ask).await
+    }
+}
+
 impl Site {
+    /// Serves the token service, as the configuration in force says. Blocks.
+    ///
+    /// # Errors
+    /// For the operator.
+    fn serve_service(self: &Arc<Self>) -> Result<(), String> {
+        self.sockets
+            .serve(0, self.current().config.agent.service.as_ref(), self)
+    }
+
     /// Loads the configuration again. A wrong one is logged, and the former stays.
-    fn reload(&self) {
+    fn reload(self: &Arc<Self>) {
         let failed = |e: String| eprintln!("workflow-token-agent: {e}: the former configuration stays");
         let loaded = match load(&self.path, &self.program, &self.shared) {
             Ok(loaded) => loaded,
@@ -180,6 +206,9 @@ impl Site {
             return failed("the keys cluster, listen, socket and store of the table slurm need a restart".to_owned());
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+        if let Err(e) = self.serve_service() {
+            eprintln!("workflow-token-agent: {e}");
+        }
         eprintln!("workflow-token-agent: the configuration was loaded again");
     }
 }
@@ -206,7 +235,8 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
     Ok(Current {
         engine: Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?),
         munge: site.config.munge_client().map_err(|e| e.to_string())?,
-        revocations: match validity::open(site.config.revocations.as_deref()) {
+        issuer: Issuer::of(&site.config)?,
+        revocations: match validity::open(site.config.agent.revocations.as_deref()) {
             Some(Err(e)) => return Err(e),
             revocations => revocations,
         },

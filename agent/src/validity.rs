@@ -14,7 +14,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::revocations::Revocations;
+use crate::{
+    issuer::{self, Issuer},
+    revocations::Revocations,
+};
 
 /// How long the file system or a plugin may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,10 +35,15 @@ struct State {
 }
 
 /// An instance.
-struct Instance {
-    connection: u64,
-    replies: UnboundedSender<Reply>,
-    revocations: Store,
+pub struct Instance {
+    /// The number of the connection of its plugin.
+    pub connection: u64,
+    /// The way to its plugin.
+    pub replies: UnboundedSender<Reply>,
+    /// Its revocations.
+    pub revocations: Store,
+    /// The issuer of its tokens, if it mints any.
+    pub issuer: Option<Arc<Issuer>>,
 }
 
 /// Revocations, if the configuration has a place for them, or why they cannot be used.
@@ -52,12 +60,7 @@ impl Instances {
     }
 
     /// Adds an instance, or replaces it.
-    pub fn add(&self, connection: u64, name: &str, replies: UnboundedSender<Reply>, revocations: Store) {
-        let instance = Instance {
-            connection,
-            replies,
-            revocations,
-        };
+    pub fn add(&self, name: &str, instance: Instance) {
         self.lock().instances.insert(name.to_owned(), instance);
     }
 
@@ -118,6 +121,14 @@ impl Instances {
                     Some(validity) => Answer::Validity(validity),
                     None => Answer::Validity(self.ask_job(&job).await),
                 }
+            }
+            Question::Issuer { name, question } => {
+                let known = self
+                    .lock()
+                    .instances
+                    .values()
+                    .find_map(|instance| instance.issuer.clone().filter(|issuer| issuer.name() == name));
+                issuer::answer(known, &name, question).await
             }
             Question::Revoke { subjects, keep_secs } => {
                 let stores = stores.into_iter().map(|(_, store)| store).collect();

@@ -52,7 +52,7 @@ impl Agent {
         let conf: Value = serde_json::from_str(&conf).map_err(|e| format!("the configuration of Flux: {e}"))?;
         let config = Config::from_json(&conf).map_err(|e| e.to_string())?;
         Ok(Self::Flux(
-            config.agent.unwrap_or_else(|| Path::new(&rundir).join(SOCKET)),
+            config.agent.socket.unwrap_or_else(|| Path::new(&rundir).join(SOCKET)),
         ))
     }
 

@@ -12,7 +12,7 @@ use source::JwksClient;
 use source::keys::{self, KeysError, Want};
 use token::{Claims, KeySet, NumericDate, Token, Verifier};
 
-use crate::{agent::Agent, input, print, show};
+use crate::{agent::Agent, input, print};
 
 /// Verify a token: its signature, issuer, audience and times
 ///
@@ -149,12 +149,8 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
 fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Error> {
     let agent = Agent::find(config).map_err(Error::Agent)?;
     let job = claims.job().map(|job| {
-        let jobid = match job.is_slurm {
-            true => job.id.parse().map_err(|_| "its job id is no number".to_owned()),
-            false => show::decimal(job.id, &print::word(job.id)).map_err(|e| e.to_string()),
-        };
-        let (instance, uid) = (job.instance.to_owned(), job.uid);
-        jobid.map(|jobid| JobFacts { instance, jobid, uid })
+        let facts = JobFacts::of_claim(job.id, job.is_slurm, job.instance, job.uid);
+        facts.ok_or_else(|| format!("its job id {} is none", print::word(job.id)))
     });
     let facts = TokenFacts {
         job: job.transpose().map_err(Error::Agent)?,
@@ -171,7 +167,9 @@ fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Err
         }
         Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked".to_owned())),
         Answer::Validity(Validity::Unknown(why)) | Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
-        Answer::Revoked => Err(Error::Agent("the agent answered another question".to_owned())),
+        Answer::Revoked | Answer::PublicKeys(_) | Answer::Signed(_) => {
+            Err(Error::Agent("the agent answered another question".to_owned()))
+        }
     }
 }
 

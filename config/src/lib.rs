@@ -16,6 +16,7 @@ mod parse;
 mod project;
 mod request;
 mod rule;
+mod service;
 mod shortfall;
 mod slurm;
 mod template;
@@ -35,6 +36,7 @@ pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use request::{Allowed, DEFAULT_NAME, LONGEST_REQUESTS, TokenRequest, TokenRequests, parse_requests};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
+pub use service::{Agent, Service};
 pub use shortfall::{Membership, OnShortfall, Outlook, round_for_users};
 pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
@@ -61,18 +63,14 @@ pub struct Config {
     pub unlink: bool,
     /// The number of deliveries of one rule that are under way at once.
     pub max_parallel: usize,
-    /// The Unix socket of an agent that is started by others; without it, plugins start an agent of their own.
-    pub agent: Option<PathBuf>,
-    /// The program of the agent that plugins start; found by itself where not given.
-    pub agent_program: Option<PathBuf>,
-    /// The directory in which the agent keeps which tokens were revoked.
-    pub revocations: Option<PathBuf>,
+    /// Settings of the agent: the keys `agent`, `agent-program` and `revocations`, and the table `service`.
+    pub agent: Agent,
     /// Settings for MUNGE.
     pub munge: Munge,
     /// The table `dws`: the source of variables of rabbit jobs.
     pub dws: Option<Dws>,
-    /// The name of this Flux instance in tokens, if the table `issuer` sets it.
-    pub instance: Option<String>,
+    /// The table `issuer`: how the instance mints tokens.
+    pub issuer: Option<Issuer>,
     /// The issuers whose tokens are accepted.
     pub trusts: Vec<Trust>,
     /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.

@@ -9,6 +9,7 @@ mod issuer;
 mod oauth2;
 mod project;
 mod rule;
+mod service;
 mod slurm;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -19,7 +20,7 @@ use serde_path_to_error::Segment;
 
 pub use files::{Files, Replaced, read_files};
 
-use crate::{Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE, VARIABLE};
+use crate::{Agent, Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE, VARIABLE};
 
 /// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -127,6 +128,7 @@ struct Table {
     identity: Option<Identity>,
     rule: Vec<rule::RuleTable>,
     slurm: Option<slurm::SlurmTable>,
+    service: Option<service::ServiceTable>,
 }
 
 /// The consequence of a jobspec that has a token of the enclosing job. `plugin/cli/workflow_token.py` applies it.
@@ -182,12 +184,15 @@ impl Table {
             unlink: self.unlink.unwrap_or(true),
             max_parallel: self.max_parallel.unwrap_or(32),
             obsolete: obsolete.collect(),
-            agent: self.agent,
-            agent_program: self.agent_program,
-            revocations: self.revocations,
+            agent: Agent {
+                socket: self.agent,
+                program: self.agent_program,
+                revocations: self.revocations,
+                service: self.service.map(service::ServiceTable::service),
+            },
             munge,
             dws,
-            instance: self.issuer.and_then(|issuer| issuer.instance),
+            issuer: self.issuer,
             projects,
             trusts,
             rules,

@@ -92,7 +92,11 @@ impl Engine {
             munge: config.munge_client().map_err(|e| e.to_string())?,
             owners: Arc::new(Owners::new(&config, verify, Arc::clone(&shared.lookups), tell)),
             verifiers,
-            instance: config.instance.clone().unwrap_or_else(|| configure.instance.clone()),
+            instance: config
+                .issuer
+                .as_ref()
+                .and_then(|issuer| issuer.instance.clone())
+                .unwrap_or_else(|| configure.instance.clone()),
             sealer: nix::unistd::geteuid().as_raw(),
             shared: Arc::clone(shared),
             config,
@@ -112,9 +116,9 @@ impl Engine {
         &self.instance
     }
 
-    /// Returns the directory of revocations, if there is one.
-    pub fn revocations(&self) -> Option<&Path> {
-        self.config.revocations.as_deref()
+    /// Returns the configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Keeps the members of the projects known, until dropped. Returns at once if there are no projects.

@@ -114,7 +114,7 @@ impl Configuration {
     /// # Errors
     /// If there is no place for its socket.
     pub fn address(&self, config: &Config, flux: Flux<'_>) -> Result<Address, String> {
-        if let Some(socket) = &config.agent {
+        if let Some(socket) = &config.agent.socket {
             return Ok(Address {
                 socket: socket.clone(),
                 programs: None,
@@ -123,7 +123,7 @@ impl Configuration {
         let rundir = flux
             .attribute(c"rundir")
             .ok_or("the broker has no rundir for the agent: set the key agent")?;
-        let programs = config.agent_program.iter().chain(&self.programs).cloned();
+        let programs = config.agent.program.iter().chain(&self.programs).cloned();
         Ok(Address {
             socket: Path::new(&rundir).join(SOCKET),
             programs: Some(programs.collect()),

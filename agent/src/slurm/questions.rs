@@ -5,7 +5,7 @@ use std::sync::Arc;
 use protocol::{Answer, Ask, JobEnd, Question, Validity};
 
 use super::{Site, squeue, store::in_store};
-use crate::validity;
+use crate::{issuer, validity};
 
 /// Answers a question about tokens.
 pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
@@ -32,6 +32,10 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
                     },
                 },
             )
+        }
+        Question::Issuer { name, question } => {
+            let known = current.issuer.clone().filter(|issuer| issuer.name() == name);
+            issuer::answer(known, &name, question).await
         }
         Question::Revoke { subjects, keep_secs } => {
             validity::revoke(vec![current.revocations.clone()], subjects, keep_secs).await

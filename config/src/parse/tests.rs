@@ -453,7 +453,10 @@ fn what_is_no_configuration_is_an_error_and_not_an_empty_one() {
 #[test]
 fn an_agent_that_systemd_started_is_named_by_its_socket() {
     let config = parse("[workflow-token]\nagent = \"/run/workflow-token/agent.sock\"").unwrap();
-    assert_eq!(config.agent, Some(PathBuf::from("/run/workflow-token/agent.sock")));
+    assert_eq!(
+        config.agent.socket,
+        Some(PathBuf::from("/run/workflow-token/agent.sock"))
+    );
     for bad in [
         "\"agent.sock\"".to_owned(),
         "1".to_owned(),

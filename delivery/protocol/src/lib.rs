@@ -13,6 +13,7 @@
 
 mod failure;
 mod frame;
+pub mod service;
 pub mod slurm;
 mod validity;
 
@@ -24,10 +25,12 @@ use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
-pub use validity::{Answer, Ask, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity};
+pub use validity::{
+    Answer, Ask, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity,
+};
 
 /// The version of the protocol. Both sides must have the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The release that a side was built from. A plugin of a new release replaces an agent of an old one.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -28,6 +28,27 @@ pub enum Question {
         /// For how long the revocation is kept, in seconds: until the last of the tokens expires.
         keep_secs: u64,
     },
+    /// Asks the issuer of the tokens.
+    Issuer {
+        /// The name of the issuer, the claim `iss` of its tokens.
+        name: String,
+        /// The question.
+        question: IssuerQuestion,
+    },
+}
+
+/// A question to the issuer of tokens.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum IssuerQuestion {
+    /// Its public keys.
+    PublicKeys,
+    /// The response to an introspection, signed (RFC 9701 section 5).
+    SignIntrospection {
+        /// The client that asked: the claim `aud` of the response.
+        audience: String,
+        /// The claim `token_introspection`, a JSON object.
+        response: String,
+    },
 }
 
 /// The answer to a question.
@@ -37,6 +58,10 @@ pub enum Answer {
     Validity(Validity),
     /// To [`Question::Revoke`].
     Revoked,
+    /// To [`IssuerQuestion::PublicKeys`]: a JWK Set (RFC 7517 section 5).
+    PublicKeys(String),
+    /// To [`IssuerQuestion::SignIntrospection`]: a JWT.
+    Signed(String),
     /// The question cannot be answered, for the operator.
     Failed(String),
 }
@@ -63,6 +88,28 @@ pub struct JobFacts {
     pub jobid: u64,
     /// The uid of the job owner.
     pub uid: u32,
+}
+
+impl JobFacts {
+    /// Returns the job that the claim of a token names; none if the id is not one of its scheduler.
+    #[must_use]
+    pub fn of_claim(id: &str, is_slurm: bool, instance: &str, uid: u32) -> Option<Self> {
+        let jobid = if is_slurm { id.parse().ok()? } else { parse_f58(id)? };
+        let instance = instance.to_owned();
+        Some(Self { instance, jobid, uid })
+    }
+}
+
+/// The digits of F58 (RFC 19 of Flux): those of base58.
+const F58: &[u8] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+
+/// Returns the number of a job id in F58, which begins with `ƒ` or `f`.
+fn parse_f58(id: &str) -> Option<u64> {
+    let digits = id.strip_prefix(['ƒ', 'f']).filter(|digits| !digits.is_empty())?;
+    digits.bytes().try_fold(0u64, |number, digit| {
+        let digit = F58.iter().position(|each| *each == digit)?;
+        number.checked_mul(58)?.checked_add(digit as u64)
+    })
 }
 
 /// The end of a job.
@@ -102,4 +149,28 @@ pub enum Validity {
     Revoked,
     /// That is not known at the moment, and why, for the operator.
     Unknown(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_ids_of_claims() {
+        let id = |id, is_slurm| JobFacts::of_claim(id, is_slurm, "a", 0).map(|job| job.jobid);
+        // As `flux job id --to=f58` writes them.
+        for (text, number) in [
+            ("f1", 0),
+            ("f2", 1),
+            ("f21", 58),
+            ("ƒ2oLkTLb1", 3_972_106_551_296),
+            ("fjpXCZedGfVQ", u64::MAX),
+        ] {
+            assert_eq!(id(text, false), Some(number), "{text}");
+        }
+        for text in ["", "f", "1", "f0", "fO", "f1 ", "fjpXCZedGfVR", "fzzzzzzzzzzzz"] {
+            assert_eq!(id(text, false), None, "{text}");
+        }
+        assert_eq!((id("17", true), id("f2", true), id("-1", true)), (Some(17), None, None));
+    }
 }

@@ -1,0 +1,259 @@
+//! Answers the token service, which faces the network and holds no key.
+//!
+//! It connects to a socket of its own, as a user of its own. It may ask what is true of tokens and revoke single ones, and
+//! nothing else that the agent does.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use config::{Principal, TABLE};
+use nix::unistd::{User, geteuid};
+use protocol::{
+    Answer, Ask, Question, Subject,
+    service::{MAX_PENDING, MAX_QUESTION, ServiceAnswer, ServiceAsk},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::{
+        Semaphore,
+        mpsc::{Receiver, channel},
+    },
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
+
+use crate::{frames::receive, listener::Listening};
+
+/// The most connections at once: several services, and those that replace them.
+const CONNECTIONS: usize = 16;
+
+/// The pause after an error of accept(2), as when no descriptors are left.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Something that answers the questions of the service.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers a question that the service may ask.
+    fn answer(self: &Arc<Self>, ask: Ask) -> impl Future<Output = Answer> + Send;
+}
+
+/// The sockets for the service, by path, with what their configuration says.
+#[derive(Default)]
+pub struct Sockets(Mutex<HashMap<PathBuf, Socket>>);
+
+/// A socket for the service.
+struct Socket {
+    /// The connection of the plugin whose configuration has it.
+    connection: u64,
+    user: Arc<AtomicU32>,
+    task: AbortHandle,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Sockets {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Socket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves the socket of a configuration, and no other one that this connection had. Blocks as the file system and the name
+    /// service do.
+    ///
+    /// # Errors
+    /// For the operator: the socket or its user cannot be used. The service is not served.
+    pub fn serve<A: Answers>(
+        &self,
+        connection: u64,
+        service: Option<&config::Service>,
+        agent: &Arc<A>,
+    ) -> Result<(), String> {
+        let mut sockets = self.lock();
+        sockets.retain(|path, socket| {
+            socket.connection != connection || service.is_some_and(|service| service.socket == *path)
+        });
+        let Some(service) = service else { return Ok(()) };
+        let uid = uid_of(&service.user)?;
+        if let Some(socket) = sockets.get_mut(&service.socket) {
+            socket.connection = connection;
+            socket.user.store(uid, Ordering::Relaxed);
+            return Ok(());
+        }
+        let path = &service.socket;
+        let failed = |e: &str| format!("{TABLE}.service.socket: {e}");
+        let listening = Listening::bind_for_all(path).map_err(|e| failed(&e))?;
+        let listening = listening.ok_or_else(|| failed(&format!("{}: another agent serves it", path.display())))?;
+        let user = Arc::new(AtomicU32::new(uid));
+        let task = tokio::spawn(accept(listening, Arc::clone(&user), Arc::clone(agent)));
+        let (user, task) = (user, task.abort_handle());
+        sockets.insert(path.clone(), Socket { connection, user, task });
+        Ok(())
+    }
+
+    /// Closes the sockets of a connection that has ended.
+    pub fn close(&self, connection: u64) {
+        self.lock().retain(|_, socket| socket.connection != connection);
+    }
+}
+
+/// Returns the uid of the user of the service.
+fn uid_of(user: &Principal) -> Result<u32, String> {
+    let name = match user {
+        Principal::Id(uid) => return Ok(*uid),
+        Principal::Name(name) => name,
+    };
+    let failed = |why: String| format!("{TABLE}.service.user: {}: {why}", name.escape_debug());
+    match User::from_name(name) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err(failed(
+            "there is no such user on this machine: create it, or name another".to_owned(),
+        )),
+        Err(e) => Err(failed(e.to_string())),
+    }
+}
+
+async fn accept<A: Answers>(listening: Listening, user: Arc<AtomicU32>, agent: Arc<A>) {
+    let (socket, _bound) = listening.into_parts();
+    let socket = socket
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(socket));
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(e) => return eprintln!("workflow-token-agent: the socket of the service: {e}"),
+    };
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = socket.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    if is_service(&stream, user.load(Ordering::Relaxed)) {
+                        connections.spawn(serve(stream, Arc::clone(&agent)));
+                    }
+                }
+                Err(e) => {
+                    eprintln!("workflow-token-agent: a connection of the service could not be accepted: {e}");
+                    sleep(AFTER_ERROR).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+fn is_service(stream: &UnixStream, user: u32) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if [0, user, geteuid().as_raw()].contains(&peer.uid()) => true,
+        Ok(peer) => {
+            eprintln!(
+                "workflow-token-agent: a connection of uid {} to the socket of the service was refused",
+                peer.uid()
+            );
+            false
+        }
+        Err(e) => {
+            eprintln!(
+                "workflow-token-agent: a connection of an unknown user to the socket of the service was refused: {e}"
+            );
+            false
+        }
+    }
+}
+
+/// Serves a connection to its end.
+async fn serve<A: Answers>(stream: UnixStream, agent: Arc<A>) {
+    let (mut reader, writer) = stream.into_split();
+    let (answers, outgoing) = channel(MAX_PENDING);
+    let turns = Arc::new(Semaphore::new(MAX_PENDING));
+    let mut asked = JoinSet::new();
+    let read = async {
+        loop {
+            // The semaphore is never closed.
+            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else {
+                return;
+            };
+            let ServiceAsk { number, ask } = match receive(&mut reader, MAX_QUESTION).await {
+                Ok(asked) => asked,
+                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return,
+                Err(e) => return eprintln!("workflow-token-agent: a connection of the service ended: {e}"),
+            };
+            while asked.try_join_next().is_some() {}
+            let (agent, answers) = (Arc::clone(&agent), answers.clone());
+            asked.spawn(async move {
+                let answer = match refusal(&ask.question) {
+                    Some(why) => Answer::Failed(why.to_owned()),
+                    None => agent.answer(ask).await,
+                };
+                // A service that is gone is told nothing.
+                let _ = answers.send(ServiceAnswer { number, answer }).await;
+                drop(turn);
+            });
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        _ = write(writer, outgoing) => {}
+    }
+}
+
+/// Returns why the service may not ask a question.
+fn refusal(question: &Question) -> Option<&'static str> {
+    match question {
+        Question::Check(_) | Question::Issuer { .. } => None,
+        Question::Revoke { subjects, .. } if subjects.iter().all(|subject| matches!(subject, Subject::Jti(_))) => None,
+        Question::Revoke { .. } => {
+            Some("the service revokes single tokens only: use `flux workflow-token revoke` for others")
+        }
+    }
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut outgoing: Receiver<ServiceAnswer>) -> std::io::Result<()> {
+    while let Some(answer) = outgoing.recv().await {
+        let frame = protocol::encode(&answer).map_err(std::io::Error::other)?;
+        writer.write_all(&frame).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_revokes_single_tokens_only() {
+        let revoke = |subjects| Question::Revoke {
+            subjects,
+            keep_secs: 60,
+        };
+        let jti = || Subject::Jti("a".to_owned());
+        assert_eq!(refusal(&revoke(vec![jti()])), None);
+        for other in [
+            Subject::Uid(0),
+            Subject::User("a".to_owned()),
+            Subject::Job {
+                instance: None,
+                jobid: 1,
+            },
+        ] {
+            assert!(refusal(&revoke(vec![jti(), other])).is_some());
+        }
+    }
+
+    #[test]
+    fn a_user_that_does_not_exist_is_named() {
+        assert_eq!(uid_of(&Principal::Id(7)), Ok(7));
+        assert_eq!(uid_of(&Principal::Name("root".to_owned())), Ok(0));
+        let error = uid_of(&Principal::Name("no-such-user".to_owned())).unwrap_err();
+        assert!(error.contains("workflow-token.service.user: no-such-user"), "{error}");
+    }
+}
