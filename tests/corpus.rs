@@ -55,6 +55,11 @@ fn revocation() {
 }
 
 #[test]
+fn http() {
+    replay("http", fuzz::http);
+}
+
+#[test]
 fn eventlog() {
     replay("eventlog", fuzz::eventlog);
 }

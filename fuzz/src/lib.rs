@@ -247,8 +247,42 @@ pub fn protocol(data: &[u8]) {
     message::<protocol::slurm::ControllerReply>(received);
     message::<protocol::slurm::NodeRequest>(received);
     message::<protocol::slurm::NodeReply>(received);
+    message::<protocol::service::ServiceAsk>(received);
+    message::<protocol::service::ServiceAnswer>(received);
     frames::<protocol::Request>(sizes, received);
     frames::<protocol::Reply>(sizes, received);
+}
+
+/// What strangers send to the token service: parameters, an `Authorization` header and the header of old clients, a line each.
+pub fn http(data: &[u8]) {
+    let mut lines = data.splitn(3, |byte| *byte == b'\n');
+    let parameters = lines.next().unwrap_or_default();
+    if let Ok(form) = service::form::Form::parse(parameters) {
+        for name in form.names() {
+            assert!(
+                form.get(name)
+                    .is_some_and(|value| !value.is_empty() && !value.contains('\u{fffd}'))
+            );
+        }
+    }
+    if let Ok(demand) = std::str::from_utf8(parameters)
+        .map_err(drop)
+        .and_then(|query| service::demand::Demand::parse(query).map_err(drop))
+    {
+        assert!(
+            !demand.audience.is_empty() && demand.audience.iter().chain(&demand.scope).all(|word| !word.is_empty())
+        );
+    }
+    let legacy = http::HeaderName::from_static("x-session");
+    let mut headers = http::HeaderMap::new();
+    for (name, line) in [http::header::AUTHORIZATION, legacy.clone()].into_iter().zip(lines) {
+        if let Ok(value) = http::HeaderValue::from_bytes(line) {
+            headers.insert(name, value);
+        }
+    }
+    if let Ok(Some(found)) = service::bearer::bearer(&headers, Some(&legacy)) {
+        assert!(!found.token.is_empty() && found.token.bytes().all(|byte| byte.is_ascii_graphic()));
+    }
 }
 
 /// The body of a frame. Returns the frame that its message makes, which need not be the same: a number may have been written

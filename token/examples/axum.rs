@@ -1,40 +1,17 @@
-//! A service that verifies workflow tokens: a middleware for axum, and a handler that asks whose token it is.
+//! A service that verifies workflow tokens: a layer of axum, and a handler that asks whose token it is.
 //!
 //! ```text
-//! cargo run -p token --example axum -- jwks.json https://hpc.example.org copy-offload
+//! cargo run -p token --features axum --example axum -- jwks.json https://hpc.example.org copy-offload
 //! curl -H "Authorization: Bearer $DW_WORKFLOW_TOKEN" http://localhost:3000/objects/hydro/f4dVSvb/out.h5
 //! ```
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header::AUTHORIZATION};
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Extension, Router};
-use token::{Claims, KeySet, ObjectKey, Tokens, Verifier, authorize};
-
-/// Lets requests through that bring a token which is accepted, with its claims as an extension.
-async fn verify(
-    State(verifier): State<Arc<Verifier>>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, (StatusCode, String)> {
-    let bearer = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let token = bearer.and_then(|value| value.strip_prefix("Bearer ")).ok_or((
-        StatusCode::UNAUTHORIZED,
-        "send the header Authorization: Bearer TOKEN".to_owned(),
-    ))?;
-    let claims = verifier.verify(token, SystemTime::now());
-    let claims = claims.map_err(|reason| (StatusCode::UNAUTHORIZED, reason.to_string()))?;
-    request.extensions_mut().insert(Arc::new(claims));
-    Ok(next.run(request).await)
-}
+use token::{Claims, KeySet, ObjectKey, RequireToken, Tokens, Verifier, authorize};
 
 /// Only the token of the job itself, or of a user of its workspace, opens an object.
 async fn object(
@@ -49,7 +26,7 @@ async fn object(
 fn service(verifier: Verifier) -> Router {
     Router::new()
         .route("/objects/{*key}", get(object))
-        .layer(middleware::from_fn_with_state(Arc::new(verifier), verify))
+        .layer(RequireToken::new(verifier))
 }
 
 #[tokio::main]
@@ -69,9 +46,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use axum::body::Body;
+    use axum::http::{
+        Request,
+        header::{AUTHORIZATION, WWW_AUTHENTICATE},
+    };
     use http_body_util::BodyExt;
     use secrecy::ExposeSecret;
     use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, SigningKey, mint};
@@ -145,7 +126,7 @@ mod tests {
                 "hydro/f4dVSvb/out.h5",
                 "Basic YTpi".into(),
                 StatusCode::UNAUTHORIZED,
-                "send the header",
+                "send one header",
             ),
         ] {
             let request = Request::get(format!("/objects/{path}")).header(AUTHORIZATION, authorization);
@@ -155,6 +136,12 @@ mod tests {
                 .await
                 .unwrap();
             assert_eq!(response.status(), status, "{path}");
+            let challenge = response
+                .headers()
+                .get(WWW_AUTHENTICATE)
+                .map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!(challenge.is_some(), status == StatusCode::UNAUTHORIZED);
+            assert!(challenge.is_none_or(|challenge| challenge.starts_with("Bearer")));
             let body = response.into_body().collect().await.unwrap().to_bytes();
             let body = std::str::from_utf8(&body).unwrap();
             assert!(body.starts_with(says), "{body}");

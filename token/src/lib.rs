@@ -11,6 +11,7 @@
 //! | mint a token as the rabbit software does | [`HmacKey::from_pem`] and [`issue`] |
 //! | log the output of a program that handles tokens | [`redact_lines`], [`redact`], [`redact_known`] |
 //! | show a text that somebody else chose | [`plain`](plain()) |
+//! | protect a service of axum | `RequireToken`, with the feature `axum` |
 //!
 //! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
 //! that shows it.
@@ -24,6 +25,8 @@ mod issue;
 mod json;
 mod jws;
 mod key;
+#[cfg(feature = "axum")]
+mod layer;
 mod mint;
 mod name;
 mod object;
@@ -43,6 +46,8 @@ pub use key::{
     HmacKey, KeyError, KeySet, MAX_KEYS, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
     VerifyingKey,
 };
+#[cfg(feature = "axum")]
+pub use layer::{RequireToken, Required};
 pub use mint::{ClaimsToIssue, Grant, Job, JobScheduler, mint, workflow_lifetime};
 pub use name::{Name, NameError, Session, SessionError};
 pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};

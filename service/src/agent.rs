@@ -1,0 +1,194 @@
+//! Asks the agent. One connection carries all questions; it is made again whenever it ends.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::unistd::geteuid;
+use protocol::{
+    Answer, Ask, HEADER, Question, VERSION,
+    service::{MAX_ANSWER, MAX_PENDING, ServiceAnswer, ServiceAsk},
+};
+use secure_path::Owners;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot, watch},
+    time::{sleep, timeout},
+};
+use zeroize::Zeroizing;
+
+/// The time for an answer, over all connections that it takes: longer than the agent gives its file system and scheduler.
+const TIMEOUT: Duration = Duration::from_secs(6);
+
+/// The first pause between attempts to connect, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The way to the agent.
+#[derive(Clone, Debug)]
+pub struct AgentClient {
+    asked: mpsc::Sender<Asked>,
+    is_connected: watch::Receiver<bool>,
+}
+
+/// A question, and who waits for its answer.
+struct Asked {
+    ask: Ask,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The questions of a connection that wait for answers, by number.
+type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
+
+impl AgentClient {
+    /// Starts to connect. `uid` may be that of the agent, besides root and this process.
+    pub fn start(path: PathBuf, uid: Option<u32>) -> Self {
+        let (asked, asks) = mpsc::channel(MAX_PENDING);
+        let (connected, is_connected) = watch::channel(false);
+        tokio::spawn(keep_connected(path, uid, asks, connected));
+        Self { asked, is_connected }
+    }
+
+    /// Returns whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        *self.is_connected.borrow()
+    }
+
+    /// Asks a question, as often as a connection ends meanwhile: no question does anything twice.
+    ///
+    /// # Errors
+    /// For the operator: there is no answer.
+    pub async fn ask(&self, question: impl Fn() -> Question) -> Result<Answer, String> {
+        let answered = async {
+            loop {
+                let (answer, answered) = oneshot::channel();
+                let ask = Ask {
+                    version: VERSION,
+                    question: question(),
+                };
+                if self.asked.send(Asked { ask, answer }).await.is_err() {
+                    return Err("the service ends".to_owned());
+                }
+                if let Ok(answer) = answered.await {
+                    return Ok(answer);
+                }
+            }
+        };
+        match timeout(TIMEOUT, answered).await {
+            Ok(Ok(Answer::Failed(why))) => Err(format!("the agent cannot answer: {why}")),
+            Ok(answer) => answer,
+            Err(_) => Err("the agent does not answer".to_owned()),
+        }
+    }
+}
+
+async fn keep_connected(
+    path: PathBuf,
+    uid: Option<u32>,
+    mut asks: mpsc::Receiver<Asked>,
+    connected: watch::Sender<bool>,
+) {
+    let mut pause = PAUSES.0;
+    let mut said = String::new();
+    loop {
+        let ended = match connect(&path, uid).await {
+            Ok(stream) => {
+                if !said.is_empty() {
+                    eprintln!("workflow-tokend: the agent at {} is back", path.display());
+                    said.clear();
+                }
+                // Nobody looks if the service ends.
+                let _ = connected.send(true);
+                let (reader, writer) = stream.into_split();
+                let pending = Pending::default();
+                let ended = tokio::select! {
+                    ended = read(reader, &pending) => ended,
+                    ended = write(writer, &pending, &mut asks) => ended,
+                };
+                pause = PAUSES.0;
+                let _ = connected.send(false);
+                ended
+            }
+            Err(e) => Err(e),
+        };
+        match ended {
+            // Nobody asks any more.
+            Ok(()) => return,
+            Err(e) => {
+                let e = format!("the agent at {}: {e}", path.display());
+                if e != said {
+                    eprintln!("workflow-tokend: {e}");
+                    said = e;
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Connects, and checks that the peer is the agent: nobody else may say that a token is valid.
+async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<UnixStream> {
+    let checked = path.to_owned();
+    let check = move || secure_path::check_socket(&checked, Owners::process().and_user(uid));
+    let checked = tokio::task::spawn_blocking(check).await.map_err(io::Error::other)?;
+    checked.map_err(|e| io::Error::other(e.to_string()))?;
+    let stream = UnixStream::connect(path).await?;
+    let peer = stream.peer_cred()?.uid();
+    match peer == 0 || peer == geteuid().as_raw() || Some(peer) == uid {
+        true => Ok(stream),
+        false => Err(io::Error::other(format!(
+            "it is uid {peer}: name it in the key agent-user if that is right"
+        ))),
+    }
+}
+
+async fn read(mut reader: OwnedReadHalf, pending: &Pending) -> io::Result<()> {
+    loop {
+        let mut header = [0; HEADER];
+        reader.read_exact(&mut header).await?;
+        let length = protocol::body_length(header).map_err(io::Error::other)?;
+        if length > MAX_ANSWER {
+            return Err(io::Error::other(format!(
+                "an answer has {length} bytes, more than {MAX_ANSWER}"
+            )));
+        }
+        let mut body = Zeroizing::new(vec![0; length]);
+        reader.read_exact(&mut body).await?;
+        let ServiceAnswer { number, answer } = protocol::decode(&body).map_err(io::Error::other)?;
+        let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        if let Some(waiting) = waiting {
+            // Nobody waits for a late answer.
+            let _ = waiting.send(answer);
+        }
+    }
+}
+
+/// Sends questions until nobody asks any more.
+async fn write(mut writer: OwnedWriteHalf, pending: &Pending, asks: &mut mpsc::Receiver<Asked>) -> io::Result<()> {
+    let mut number = 0;
+    while let Some(Asked { ask, answer }) = asks.recv().await {
+        if answer.is_closed() {
+            continue;
+        }
+        number += 1;
+        let frame = protocol::encode(&ServiceAsk { number, ask }).map_err(io::Error::other)?;
+        {
+            let mut pending = pending.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody waits for any more would be kept as long as the agent does not answer.
+            if pending.len() > 2 * MAX_PENDING {
+                pending.retain(|_, waiting| !waiting.is_closed());
+            }
+            pending.insert(number, answer);
+        }
+        writer.write_all(&frame).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! The audit stream: a line of JSON for each token that is issued, exchanged or revoked. It never has a token.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+
+use serde::Serialize;
+use token::Claims;
+
+/// The audit stream.
+pub struct Audit {
+    path: Option<PathBuf>,
+    file: Mutex<Option<File>>,
+}
+
+/// A line of the stream.
+#[derive(Serialize)]
+pub struct Event<'a> {
+    /// RFC 3339, in UTC.
+    time: String,
+    event: &'static str,
+    client: &'a str,
+    jti: Option<&'a str>,
+    sub: Option<&'a str>,
+    uid: Option<u32>,
+    job: Option<&'a str>,
+    instance: Option<&'a str>,
+}
+
+impl<'a> Event<'a> {
+    /// A client has revoked a token.
+    pub fn revoked(client: &'a str, claims: &'a Claims) -> Self {
+        let job = claims.job();
+        Self {
+            time: jiff::Timestamp::now().to_string(),
+            event: "revoke",
+            client,
+            jti: claims.jti(),
+            sub: claims.sub(),
+            uid: job.map(|job| job.uid),
+            job: job.map(|job| job.id),
+            instance: job.map(|job| job.instance),
+        }
+    }
+}
+
+impl Audit {
+    /// Opens the stream: a file, or standard error.
+    ///
+    /// # Errors
+    /// For the operator: the file cannot be opened.
+    pub fn open(path: Option<PathBuf>) -> Result<Self, String> {
+        let audit = Self {
+            path,
+            file: Mutex::default(),
+        };
+        audit.reopen()?;
+        Ok(audit)
+    }
+
+    /// Opens the file again, which logrotate(8) may have renamed. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the file cannot be opened. The one that is open stays.
+    pub fn reopen(&self) -> Result<(), String> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        let file = file.map_err(|e| format!("audit.file: {}: {e}", path.display()))?;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
+    }
+
+    /// Writes a line. One that cannot be written is logged: the token is revoked in any case.
+    pub fn write(&self, event: &Event) {
+        let written = serde_json::to_string(event)
+            .map_err(io::Error::other)
+            .and_then(|mut line| {
+                line.push('\n');
+                match &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some(file) => file.write_all(line.as_bytes()),
+                    None => io::stderr().write_all(line.as_bytes()),
+                }
+            });
+        if let Err(e) = written {
+            eprintln!("workflow-tokend: a line of the audit stream was lost: {e}");
+        }
+    }
+}

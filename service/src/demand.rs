@@ -1,0 +1,76 @@
+//! What a proxy demands of a token: the query of its forward-auth request.
+
+use crate::form::{Form, FormError};
+
+/// A demand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// One of these is in the claim `aud`. At least one.
+    pub audience: Vec<String>,
+    /// All of these words are in the claim `scope`.
+    pub scope: Vec<String>,
+    /// The token is for this workspace, or for all.
+    pub project: Option<String>,
+}
+
+/// The reason why a demand was refused. The operator of the proxy must correct it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DemandError {
+    /// There is no audience, so that a token for any service would do.
+    #[error("the parameter aud is missing: name the service that the proxy protects")]
+    NoAudience,
+    /// There is a parameter of another name.
+    #[error("the parameter {0} is unknown: use aud, scope and project")]
+    Unknown(String),
+    /// The parameters are malformed.
+    #[error("{0}")]
+    Malformed(#[from] FormError),
+}
+
+impl Demand {
+    /// Reads a query. `aud` and `scope` may have several words, with spaces between.
+    ///
+    /// # Errors
+    /// [`DemandError`].
+    pub fn parse(query: &str) -> Result<Self, DemandError> {
+        let form = Form::parse(query.as_bytes())?;
+        if let Some(name) = form.names().find(|name| !["aud", "scope", "project"].contains(name)) {
+            return Err(DemandError::Unknown(name.escape_debug().to_string()));
+        }
+        let words = |name| -> Vec<String> {
+            let words = form.get(name).unwrap_or_default().split(' ');
+            words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        };
+        let demand = Self {
+            audience: words("aud"),
+            scope: words("scope"),
+            project: form.get("project").map(str::to_owned),
+        };
+        match demand.audience.is_empty() {
+            true => Err(DemandError::NoAudience),
+            false => Ok(demand),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demand_names_an_audience_and_nothing_unknown() {
+        let demand = Demand::parse("aud=a+b&scope=session&project=hydro").unwrap();
+        assert_eq!(
+            (demand.audience, demand.scope),
+            (vec!["a".to_owned(), "b".to_owned()], vec!["session".to_owned()])
+        );
+        assert_eq!(demand.project.as_deref(), Some("hydro"));
+        let error = |query| Demand::parse(query).unwrap_err();
+        for query in ["", "scope=session", "aud=", "aud=+"] {
+            assert_eq!(error(query), DemandError::NoAudience, "{query}");
+        }
+        assert_eq!(error("aud=a&audience=b"), DemandError::Unknown("audience".to_owned()));
+        assert_eq!(error("aud=a&aud=b"), DemandError::Malformed(FormError::Repeated));
+        assert_eq!(error("aud=%ff"), DemandError::Malformed(FormError::NotUtf8));
+    }
+}

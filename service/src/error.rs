@@ -1,0 +1,55 @@
+//! Errors of OAuth (RFC 6749 section 5.2), as responses.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+/// The reason why a client's request failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OAuthError {
+    /// A parameter is missing, there twice or malformed.
+    InvalidRequest(&'static str),
+    /// The client is unknown, or did not prove its identity.
+    InvalidClient,
+    /// The client may not do this.
+    UnauthorizedClient(&'static str),
+    /// The agent or scheduler does not answer; the operator finds the cause in the log.
+    Unavailable,
+}
+
+impl IntoResponse for OAuthError {
+    fn into_response(self) -> Response {
+        let (status, error, description) = match self {
+            Self::InvalidRequest(what) => (StatusCode::BAD_REQUEST, "invalid_request", what),
+            Self::InvalidClient => (
+                StatusCode::UNAUTHORIZED,
+                "invalid_client",
+                "the client did not prove its identity",
+            ),
+            Self::UnauthorizedClient(what) => (StatusCode::BAD_REQUEST, "unauthorized_client", what),
+            Self::Unavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporarily_unavailable",
+                "it is not known at the moment: try again",
+            ),
+        };
+        let body = Json(json!({"error": error, "error_description": description}));
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                let basic = HeaderValue::from_static(r#"Basic realm="workflow-tokend", charset="UTF-8""#);
+                headers.insert(header::WWW_AUTHENTICATE, basic);
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,85 @@
+//! Parameters of a request, in a query or a body of the type `application/x-www-form-urlencoded`.
+
+use std::borrow::Cow;
+
+/// Parameters, each of which is there once.
+#[derive(Default)]
+pub struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+/// The reason why parameters were refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// A parameter is there twice (RFC 6749 section 3.2).
+    #[error("a parameter is there twice")]
+    Repeated,
+    /// The bytes are not UTF-8.
+    #[error("the parameters are not UTF-8")]
+    NotUtf8,
+    /// There are more than [`MAX_PARAMETERS`].
+    #[error("there are more than {MAX_PARAMETERS} parameters")]
+    TooMany,
+}
+
+/// The most parameters.
+pub const MAX_PARAMETERS: usize = 64;
+
+impl<'a> Form<'a> {
+    /// Reads parameters. Those without a value are left out, as if they were not there (RFC 6749 section 3.1).
+    ///
+    /// # Errors
+    /// [`FormError`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, FormError> {
+        if std::str::from_utf8(bytes).is_err() {
+            return Err(FormError::NotUtf8);
+        }
+        let mut all: Vec<(Cow<str>, Cow<str>)> = Vec::new();
+        for (name, value) in form_urlencoded::parse(bytes) {
+            // The parser writes this for bytes that are not UTF-8.
+            if name.contains('\u{fffd}') || value.contains('\u{fffd}') {
+                return Err(FormError::NotUtf8);
+            }
+            if all.iter().any(|(known, _)| *known == name) {
+                return Err(FormError::Repeated);
+            }
+            if all.len() == MAX_PARAMETERS {
+                return Err(FormError::TooMany);
+            }
+            all.push((name, value));
+        }
+        all.retain(|(_, value)| !value.is_empty());
+        Ok(Self(all))
+    }
+
+    /// Returns a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_ref())
+    }
+
+    /// Returns the names of all parameters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters() {
+        let form = Form::parse(b"token=a%2Bb+c&empty=&token_type_hint=access_token").unwrap();
+        assert_eq!(
+            (form.get("token"), form.get("empty"), form.get("other")),
+            (Some("a+b c"), None, None)
+        );
+        assert_eq!(form.names().collect::<Vec<_>>(), ["token", "token_type_hint"]);
+        let error = |bytes: &[u8]| Form::parse(bytes).err();
+        assert_eq!(error(b"token=a&token=a"), Some(FormError::Repeated));
+        assert_eq!(error(b"token=&tok%65n=a"), Some(FormError::Repeated));
+        assert_eq!(error(b"token=%ff"), Some(FormError::NotUtf8));
+        assert_eq!(error(b"token=\xff"), Some(FormError::NotUtf8));
+        let many: Vec<String> = (0..=MAX_PARAMETERS).map(|n| format!("p{n}=")).collect();
+        assert_eq!(error(many.join("&").as_bytes()), Some(FormError::TooMany));
+    }
+}

@@ -1,0 +1,74 @@
+//! The token service: tells services over HTTP whether tokens are valid.
+//!
+//! ```text
+//! proxies, services ── HTTP ──► workflow-tokend ── Unix socket ──► workflow-token-agent
+//! ```
+//!
+//! It faces the network and holds no signing key. It verifies tokens with the public keys of their issuer, and asks the agent
+//! whether they were revoked and whether their jobs are active. The agent decides what it may ask.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+mod audit;
+pub mod bearer;
+mod certificates;
+mod clients;
+pub mod demand;
+mod error;
+pub mod form;
+mod forward;
+mod introspect;
+mod keys;
+mod listen;
+mod metadata;
+mod metrics;
+mod peer;
+mod revoke;
+mod routes;
+mod serve;
+mod service;
+pub mod settings;
+mod strict;
+mod validity;
+mod verdict;
+
+use std::{path::Path, sync::Arc};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{listen::Listener, service::Service, settings::Settings};
+
+/// Serves until SIGTERM. On SIGHUP the settings and certificates are loaded again.
+///
+/// # Errors
+/// For the operator: the start failed.
+pub async fn run(path: &Path) -> Result<(), String> {
+    let settings = Settings::load(path)?;
+    let failed = |e| format!("signals: {e}");
+    let mut reload = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut end = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let listeners = Listener::bind_all(&settings)?;
+    let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
+    let service = Service::new(settings)?;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let served = tokio::spawn(serve::serve_all(listeners, Arc::clone(&service), stopping));
+    // systemd logs it if the service cannot report that it is ready.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let issuer = service.settings().issuer.clone();
+    eprintln!("workflow-tokend: serves {} at {}", issuer.url(), addresses.join(", "));
+    loop {
+        tokio::select! {
+            _ = reload.recv() => service.reload(path).await,
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    // Nobody listens if the servers have ended.
+    let _ = stop.send(true);
+    served
+        .await
+        .map_err(|_| "a server ended by an internal error".to_owned())
+}

@@ -1,0 +1,127 @@
+//! The sockets of the service: those that systemd passes, or its own.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    net::{SocketAddr, TcpListener},
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    path::Path,
+};
+
+use listenfd::ListenFd;
+
+use crate::settings::{Listen, Settings};
+
+/// A socket that listens.
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix.
+    Unix(UnixListener),
+}
+
+/// What is served at a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// The public paths, by the listener of this position.
+    Public(usize),
+    /// The metrics.
+    Internal,
+}
+
+/// A socket, and what is served at it.
+pub struct Listener {
+    /// The socket.
+    pub socket: Socket,
+    /// What is served at it.
+    pub served: Served,
+}
+
+impl Listener {
+    /// Binds all sockets of the settings. If systemd passes sockets (sd_listen_fds(3)), they are those of the tables `listen`, in
+    /// their order.
+    ///
+    /// # Errors
+    /// For the operator: a socket cannot be used.
+    pub fn bind_all(settings: &Settings) -> Result<Vec<Self>, String> {
+        let mut passed = ListenFd::from_env();
+        let expected = settings.listen.len();
+        if passed.len() > 0 && passed.len() != expected {
+            let what = "systemd passes another number of sockets than there are tables [[listen]]";
+            return Err(format!("{what}: {} and {expected}", passed.len()));
+        }
+        let listeners = settings.listen.iter().enumerate().map(|(i, listen)| {
+            let failed = |e: io::Error| format!("listen[{i}]: {}: {e}", name(listen));
+            let socket = match (listen, passed.len() > 0) {
+                (Listen::Tcp(..), true) => passed.take_tcp_listener(i).map(|socket| socket.map(Socket::Tcp)),
+                (Listen::Unix(_), true) => passed.take_unix_listener(i).map(|socket| socket.map(Socket::Unix)),
+                (Listen::Tcp(address, _), false) => bind_tcp(*address).map(Some),
+                (Listen::Unix(path), false) => bind_unix(path).map(Some),
+            };
+            let socket = socket
+                .map_err(failed)?
+                .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+            Ok(Self {
+                socket,
+                served: Served::Public(i),
+            })
+        });
+        let mut listeners = listeners.collect::<Result<Vec<_>, String>>()?;
+        if let Some(address) = settings.metrics {
+            let socket = bind_tcp(address).map_err(|e| format!("metrics.address: {address}: {e}"))?;
+            listeners.push(Self {
+                socket,
+                served: Served::Internal,
+            });
+        }
+        Ok(listeners)
+    }
+}
+
+impl Listener {
+    /// Returns the address, for the log.
+    pub fn address(&self) -> String {
+        let address = match &self.socket {
+            Socket::Tcp(socket) => socket.local_addr().map(|address| address.to_string()),
+            Socket::Unix(socket) => socket.local_addr().map(|address| {
+                let path = address.as_pathname().map(|path| path.display().to_string());
+                path.unwrap_or_else(|| "a Unix socket".to_owned())
+            }),
+        };
+        let what = if self.served == Served::Internal {
+            " (metrics)"
+        } else {
+            ""
+        };
+        address.unwrap_or_default() + what
+    }
+}
+
+fn name(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address, _) => address.to_string(),
+        Listen::Unix(path) => path.display().to_string(),
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = TcpListener::bind(address)?;
+    socket.set_nonblocking(true)?;
+    Ok(Socket::Tcp(socket))
+}
+
+/// Everybody may connect: a client is known by its uid.
+fn bind_unix(path: &Path) -> io::Result<Socket> {
+    // A socket that nobody listens at is left by a service that was killed.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let socket = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    socket.set_nonblocking(true)?;
+    Ok(Socket::Unix(socket))
+}

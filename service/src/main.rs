@@ -1,0 +1,43 @@
+//! `workflow-tokend`: the token service.
+
+#![forbid(unsafe_code)]
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use service::settings::Settings;
+
+/// Tells services over HTTP whether tokens are valid.
+#[derive(Parser)]
+#[command(name = "workflow-tokend", version)]
+struct Cli {
+    /// The configuration of the service
+    #[arg(long, default_value = service::settings::PATH)]
+    config: PathBuf,
+    /// Check the configuration, with all files that it names, and exit
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.check {
+        true => Settings::load(&cli.config).map(|settings| println!("{}", settings.summary())),
+        false => run(&cli),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("workflow-tokend: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("no threads: {e}"))?;
+    let served = runtime.block_on(service::run(&cli.config));
+    runtime.shutdown_background();
+    served
+}

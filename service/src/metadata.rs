@@ -1,0 +1,111 @@
+//! Where clients find everything: metadata of the issuer (RFC 8414, OpenID Connect Discovery), its keys, and metadata of
+//! protected services (RFC 9728).
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    error::OAuthError,
+    keys::PublicKeys,
+    service::Service,
+    settings::{Resource, Settings},
+};
+
+/// The path of the keys, behind that of the issuer.
+pub const JWKS: &str = "/jwks";
+
+/// The path of introspection.
+pub const INTROSPECTION: &str = "/introspect";
+
+/// The path of revocation.
+pub const REVOCATION: &str = "/revoke";
+
+/// The path of metadata of protected services, before their names.
+pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
+
+/// For how long clients may keep metadata and keys: shorter than a key is published before it signs.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=300");
+
+/// How clients prove their identity.
+const AUTHENTICATION: [&str; 2] = ["client_secret_basic", "client_secret_post"];
+
+/// Returns the metadata of the issuer.
+pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAuthError> {
+    let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
+    let metadata = metadata(&service.settings(), &keys);
+    Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
+}
+
+fn metadata(settings: &Settings, keys: &PublicKeys) -> Value {
+    let at = |path: &str| format!("{}{path}", settings.issuer.url());
+    json!({
+        "issuer": settings.issuer.url(),
+        "jwks_uri": at(JWKS),
+        "introspection_endpoint": at(INTROSPECTION),
+        "introspection_endpoint_auth_methods_supported": AUTHENTICATION,
+        "introspection_signing_alg_values_supported": keys.algorithms,
+        "revocation_endpoint": at(REVOCATION),
+        "revocation_endpoint_auth_methods_supported": AUTHENTICATION,
+        // Required, though nobody is sent to an authorization endpoint.
+        "response_types_supported": [],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": keys.algorithms,
+        "scopes_supported": token::Scope::ALL.map(|scope| scope.as_str()),
+        "protected_resources": settings.resources.iter().map(|resource| &resource.url).collect::<Vec<_>>(),
+    })
+}
+
+/// Returns the keys of the issuer.
+pub async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Result<Response, OAuthError> {
+    let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut known = known
+        .flat_map(|value| value.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"));
+    let is_known = known.any(|tag| tag == keys.etag || tag == "*");
+    // A digest in base64url is visible ASCII.
+    let etag = HeaderValue::from_str(&keys.etag).unwrap_or(HeaderValue::from_static("\"\""));
+    let headers = [(header::CACHE_CONTROL, MAX_AGE), (header::ETAG, etag)];
+    if is_known {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    let kind = [(header::CONTENT_TYPE, "application/jwk-set+json")];
+    Ok((headers, kind, keys.jwks.clone()).into_response())
+}
+
+/// Returns the metadata of a protected service.
+pub async fn resource(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Response {
+    let settings = service.settings();
+    let Some(resource) = settings.resources.iter().find(|resource| resource.name == name) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let metadata = json!({
+        "resource": resource.url,
+        "authorization_servers": [settings.issuer.url()],
+        "scopes_supported": resource.scopes,
+        "bearer_methods_supported": ["header"],
+    });
+    ([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response()
+}
+
+/// Returns the URL of the metadata of a protected service: at the service itself, whose proxy passes the path on
+/// (RFC 9728 section 3.1).
+pub fn resource_url(settings: &Settings, resource: &Resource) -> String {
+    debug_assert!(settings.resources.contains(resource));
+    let after_scheme = resource.url.find("://").map_or(0, |at| at + 3);
+    let origin = resource.url[after_scheme..]
+        .find('/')
+        .map_or(resource.url.len(), |at| after_scheme + at);
+    let (origin, path) = resource.url.split_at(origin);
+    format!("{origin}{RESOURCE}{}", path.trim_end_matches('/'))
+}

@@ -1,0 +1,167 @@
+//! Metrics, in the format of OpenMetrics, and probes of whether the service works.
+
+use std::{
+    fmt::Write,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::{service::Service, verdict::Refused};
+
+/// The media type of OpenMetrics 1.0.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Counters of the service.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    legacy: Counter,
+    connections: Gauge,
+    agent: Gauge<i64>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DecisionLabels {
+    result: Decision,
+}
+
+/// A decision about the token of a request.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub enum Decision {
+    /// It was accepted.
+    Granted,
+    /// There was none.
+    Missing,
+    /// It was not valid, or malformed.
+    Invalid,
+    /// It was for another service or project, or lacked a scope.
+    Forbidden,
+    /// That was not known.
+    Unknown,
+    /// The proxy did not say what it demands.
+    Misconfigured,
+}
+
+impl Decision {
+    /// Returns the decision that a result is.
+    pub fn of<T>(result: &Result<T, Refused>) -> Self {
+        match result {
+            Ok(_) => Self::Granted,
+            Err(Refused::Missing) => Self::Missing,
+            Err(Refused::Malformed | Refused::Invalid(_)) => Self::Invalid,
+            Err(Refused::OtherAudience | Refused::Scope(_) | Refused::OtherProject) => Self::Forbidden,
+            Err(Refused::Unknown(_)) => Self::Unknown,
+        }
+    }
+}
+
+impl EncodeLabelValue for Decision {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Granted => "granted",
+            Self::Missing => "missing",
+            Self::Invalid => "invalid",
+            Self::Forbidden => "forbidden",
+            Self::Unknown => "unknown",
+            Self::Misconfigured => "misconfigured",
+        })
+    }
+}
+
+impl Metrics {
+    /// Returns counters that are at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("workflow_tokend");
+        let requests = Family::default();
+        let decisions = Family::default();
+        let legacy = Counter::<u64, AtomicU64>::default();
+        let connections = Gauge::default();
+        let agent = Gauge::default();
+        registry.register("requests", "Requests, by route and status code", requests.clone());
+        registry.register("decisions", "Decisions about tokens", decisions.clone());
+        registry.register("legacy_requests", "Tokens in the header of old clients", legacy.clone());
+        registry.register("connections", "Open connections", connections.clone());
+        registry.register("agent_connected", "1 while the agent is connected", agent.clone());
+        Self {
+            registry,
+            requests,
+            decisions,
+            legacy,
+            connections,
+            agent,
+        }
+    }
+
+    /// Counts a request.
+    pub fn requested(&self, route: &'static str, code: u16) {
+        self.requests.get_or_create(&RequestLabels { route, code }).inc();
+    }
+
+    /// Counts a decision.
+    pub fn decided(&self, result: Decision) {
+        self.decisions.get_or_create(&DecisionLabels { result }).inc();
+    }
+
+    /// Counts a token in the header of old clients.
+    pub fn legacy(&self) {
+        self.legacy.inc();
+    }
+
+    /// Counts a connection, until what is returned is dropped.
+    pub fn connected(&self) -> Connected {
+        self.connections.inc();
+        Connected(self.connections.clone())
+    }
+}
+
+/// An open connection.
+pub struct Connected(Gauge);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Returns all metrics.
+pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    let metrics = &service.metrics;
+    metrics.agent.set(service.agent.is_connected().into());
+    let mut encoded = String::new();
+    match text::encode(&mut encoded, &metrics.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], encoded).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// The process works.
+pub async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// The service can answer: the agent is connected, and the keys are known.
+pub async fn ready(State(service): State<Arc<Service>>) -> Response {
+    let missing = match (service.agent.is_connected(), service.keys.known()) {
+        (true, Some(_)) => return "ok\n".into_response(),
+        (false, _) => "the agent is not connected\n",
+        (true, None) => "the keys of the issuer are not known\n",
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
+}

@@ -1,0 +1,109 @@
+//! The paths of the service: a fixed list. Everything else is 404.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use tokio::time::timeout;
+
+use crate::{forward, introspect, metadata, metrics, revoke, service::Service, strict};
+
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 64 << 10;
+
+/// The routes, as metrics name them.
+const ROUTES: [&str; 14] = [
+    metadata::JWKS,
+    metadata::INTROSPECTION,
+    metadata::REVOCATION,
+    metadata::RESOURCE,
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+    "/auth/nginx",
+    "/auth/traefik",
+    "/auth/caddy",
+    "/auth/envoy",
+    "/livez",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+];
+
+/// The time in which a request is answered, from its last header on: longer than the agent has.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Returns the paths that everybody reaches.
+pub fn public(service: &Arc<Service>) -> Router {
+    let settings = service.settings();
+    let base = settings.issuer.path();
+    let at = |path: &str| format!("{base}{path}");
+    let router = Router::new()
+        .route(&at(metadata::JWKS), get(metadata::jwks))
+        .route(&at(metadata::INTROSPECTION), post(introspect::introspect))
+        .route(&at(metadata::REVOCATION), post(revoke::revoke))
+        // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
+        .route(
+            &format!("/.well-known/oauth-authorization-server{base}"),
+            get(metadata::issuer),
+        )
+        .route(&at("/.well-known/openid-configuration"), get(metadata::issuer))
+        .route(&format!("{}/{{name}}", metadata::RESOURCE), get(metadata::resource))
+        .route(&at("/auth/nginx"), any(forward::nginx))
+        .route(&at("/auth/traefik"), any(forward::traefik))
+        .route(&at("/auth/caddy"), any(forward::caddy))
+        .route(&at("/auth/envoy"), any(forward::envoy))
+        .route(&at("/auth/envoy/"), any(forward::envoy))
+        .route(&at("/auth/envoy/{*path}"), any(forward::envoy))
+        .route("/livez", get(metrics::live))
+        .route("/healthz", get(metrics::live))
+        .route("/readyz", get(metrics::ready));
+    guarded(router, service)
+}
+
+/// Returns the paths of the listener for metrics.
+pub fn internal(service: &Arc<Service>) -> Router {
+    let router = Router::new()
+        .route("/metrics", get(metrics::metrics))
+        .route("/livez", get(metrics::live))
+        .route("/healthz", get(metrics::live))
+        .route("/readyz", get(metrics::ready));
+    guarded(router, service)
+}
+
+fn guarded(router: Router<Arc<Service>>, service: &Arc<Service>) -> Router {
+    router
+        .route_layer(middleware::from_fn_with_state(Arc::clone(service), count))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(strict::refuse_ambiguous))
+        .layer(middleware::from_fn(bound))
+        .with_state(Arc::clone(service))
+}
+
+/// Ends a request that takes too long, and marks all answers as what they are.
+async fn bound(request: Request, next: Next) -> Response {
+    let answered = timeout(TIMEOUT, next.run(request)).await;
+    let mut response = answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response());
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Counts a request by its route, which is one of the list.
+async fn count(State(service): State<Arc<Service>>, path: MatchedPath, request: Request, next: Next) -> Response {
+    let route = ROUTES
+        .into_iter()
+        .find(|route| path.as_str().contains(route))
+        .unwrap_or("other");
+    let response = next.run(request).await;
+    service.metrics.requested(route, response.status().as_u16());
+    response
+}

@@ -1,0 +1,237 @@
+//! The configuration of the service: a TOML file of its own.
+
+mod client;
+mod table;
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use http::HeaderName;
+use rustls::sign::CertifiedKey;
+
+pub use client::{Client, Proof};
+use table::{ListenTable, Table};
+
+use crate::certificates;
+
+/// The file, unless an argument names another one.
+pub const PATH: &str = "/etc/workflow-token/tokend.toml";
+
+/// The longest file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The settings.
+#[derive(Debug)]
+pub struct Settings {
+    /// The issuer of the tokens, whose URL is that of the service.
+    pub issuer: IssuerUrl,
+    /// The Unix socket of the agent.
+    pub agent: PathBuf,
+    /// The uid of the agent, besides root and that of the service itself.
+    pub agent_uid: Option<u32>,
+    /// The addresses to listen at; at least one.
+    pub listen: Vec<Listen>,
+    /// The address at which metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
+    /// The clients that may ask about tokens.
+    pub clients: Vec<Client>,
+    /// The protected services.
+    pub resources: Vec<Resource>,
+    /// The header that old clients send instead of `Authorization`, if they are served.
+    pub legacy: Option<Legacy>,
+    /// The file of the audit stream; standard error where there is none.
+    pub audit: Option<PathBuf>,
+}
+
+/// The URL of the issuer: `https://HOST` or `https://HOST/PATH`, without a slash at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuerUrl {
+    url: String,
+    path: usize,
+}
+
+/// An address to listen at.
+#[derive(Debug, Clone)]
+pub enum Listen {
+    /// TCP, with TLS if there is a certificate.
+    Tcp(SocketAddr, Option<Arc<CertifiedKey>>),
+    /// A Unix socket, whose mode lets everybody connect.
+    Unix(PathBuf),
+}
+
+/// A protected service (RFC 9728).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// Its name, which is the claim `aud` of its tokens.
+    pub name: String,
+    /// Its URL, the resource identifier.
+    pub url: String,
+    /// The scopes that it knows.
+    pub scopes: Vec<String>,
+}
+
+/// A header that old clients send instead of `Authorization`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Legacy {
+    /// Its name, whose value is the token.
+    pub header: HeaderName,
+    /// The day since which it is deprecated: `@` and seconds since 1970-01-01T00:00:00Z (RFC 9745).
+    pub deprecated: String,
+    /// The day from which it will not be accepted any more, as an HTTP date (RFC 8594), if that is known.
+    pub sunset: Option<String>,
+}
+
+impl IssuerUrl {
+    fn parse(url: &str) -> Result<Self, String> {
+        config::check_issuer_url(url).map_err(|e| e.to_string())?;
+        let after_scheme = url.find("://").map_or(0, |at| at + 3);
+        let path = url[after_scheme..].find('/').map_or(url.len(), |at| after_scheme + at);
+        match url.ends_with('/') || !crate::strict::is_plain_path(&url[path..]) {
+            true => Err("must have no slash at its end, and only letters, digits and -._~ in its path".to_owned()),
+            false => Ok(Self {
+                url: url.to_owned(),
+                path,
+            }),
+        }
+    }
+
+    /// Returns the URL, the claim `iss` of tokens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns the path of the URL: empty, or one that begins with a slash.
+    pub fn path(&self) -> &str {
+        &self.url[self.path..]
+    }
+}
+
+impl Settings {
+    /// Reads a file, and all files that it names.
+    ///
+    /// # Errors
+    /// For the operator: the file, the key, and what is wrong.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let text = read(path).map_err(|e| failed(&e))?;
+        Self::parse(&text).map_err(|e| failed(&e))
+    }
+
+    /// Reads the text of a file, and all files that it names.
+    ///
+    /// # Errors
+    /// The key, and what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let table = Table::parse(text)?;
+        let at = |key: &str, e: String| format!("{key}: {e}");
+        let listen = table.listen.into_iter().enumerate().map(|(i, table)| {
+            let at = format!("listen[{i}]");
+            listen(table).map_err(|(key, e)| format!("{at}.{key}: {e}"))
+        });
+        let listen: Vec<Listen> = listen.collect::<Result<_, _>>()?;
+        if listen.is_empty() {
+            return Err("listen: is missing: add [[listen]] with an address or a socket".to_owned());
+        }
+        let clients = table.client.into_iter().enumerate();
+        let clients = clients.map(|(i, table)| table.client(&format!("client[{i}]")));
+        let clients: Vec<Client> = clients.collect::<Result<_, _>>()?;
+        unique("client", "id", clients.iter().map(|client| client.id.as_str()))?;
+        let resources = table.resource.into_iter().enumerate();
+        let resources = resources.map(|(i, table)| table.resource(&format!("resource[{i}]")));
+        let resources: Vec<Resource> = resources.collect::<Result<_, _>>()?;
+        unique(
+            "resource",
+            "name",
+            resources.iter().map(|resource| resource.name.as_str()),
+        )?;
+        Ok(Self {
+            issuer: IssuerUrl::parse(&table.issuer).map_err(|e| at("issuer", e))?,
+            agent: table::absolute(table.agent).map_err(|e| at("agent", e))?,
+            agent_uid: table
+                .agent_user
+                .map(|user| user.uid())
+                .transpose()
+                .map_err(|e| at("agent-user", e))?,
+            listen,
+            metrics: table.metrics.map(|metrics| metrics.address),
+            clients,
+            resources,
+            legacy: table.legacy.map(table::LegacyTable::legacy).transpose()?,
+            audit: table
+                .audit
+                .map(|audit| table::absolute(audit.file))
+                .transpose()
+                .map_err(|e| at("audit.file", e))?,
+        })
+    }
+
+    /// Returns the resource of an audience.
+    pub fn resource(&self, audience: &[String]) -> Option<&Resource> {
+        self.resources.iter().find(|resource| audience.contains(&resource.name))
+    }
+
+    /// Returns a line for `--check`.
+    pub fn summary(&self) -> String {
+        format!(
+            "{}: {} listeners, {} clients, {} resources: ok",
+            self.issuer.url(),
+            self.listen.len(),
+            self.clients.len(),
+            self.resources.len()
+        )
+    }
+}
+
+fn listen(table: ListenTable) -> Result<Listen, (&'static str, String)> {
+    let certificate = match (&table.certificate, &table.key) {
+        (Some(certificate), Some(key)) => Some(certificates::load(certificate, key).map_err(|e| ("certificate", e))?),
+        (None, None) => None,
+        (Some(_), None) => return Err(("key", "is missing, the private key of the certificate".to_owned())),
+        (None, Some(_)) => return Err(("certificate", "is missing, that of the private key".to_owned())),
+    };
+    match (table.address, table.socket) {
+        (Some(address), None) => {
+            let is_plain = certificate.is_none() && !address.ip().is_loopback();
+            if is_plain && !table.allow_plain_http {
+                let what = "is missing: tokens and secrets would cross the network in clear text. Add certificate and key, listen at a \
+                            loopback address or a socket, or set allow-plain-http = true";
+                return Err(("certificate", what.to_owned()));
+            }
+            Ok(Listen::Tcp(address, certificate))
+        }
+        (None, Some(socket)) if certificate.is_none() => {
+            Ok(Listen::Unix(table::socket(socket).map_err(|e| ("socket", e))?))
+        }
+        (None, Some(_)) => Err(("certificate", "is for an address, not for a Unix socket".to_owned())),
+        _ => Err(("address", "must be there, or socket, and not both".to_owned())),
+    }
+}
+
+/// Refuses two tables of the same name.
+fn unique<'a>(table: &str, key: &str, names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let mut known = HashSet::new();
+    for (i, name) in names.enumerate() {
+        if !known.insert(name) {
+            return Err(format!(
+                "{table}[{i}].{key}: another {table} is called `{}`",
+                name.escape_debug()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::other(format!("longer than {MAX_FILE} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! The table `client`: who may ask about tokens.
+
+use std::{fmt, path::PathBuf};
+
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, digest},
+};
+use serde::Deserialize;
+
+use super::table::UserName;
+
+/// The shortest secret, in bytes: nobody guesses one that is random.
+const MIN_SECRET: usize = 32;
+
+/// The longest file of a secret, in bytes.
+const MAX_SECRET: usize = 1024;
+
+/// A client: a service that asks about the tokens that it receives.
+#[derive(Debug)]
+pub struct Client {
+    /// Its id.
+    pub id: String,
+    /// How it proves its identity.
+    pub proof: Proof,
+    /// The audiences of the tokens that it may ask about. At least one.
+    pub audience: Vec<String>,
+    /// Set if it may introspect tokens (RFC 7662).
+    pub may_introspect: bool,
+    /// Set if it may revoke tokens (RFC 7009).
+    pub may_revoke: bool,
+}
+
+/// How a client proves its identity.
+pub enum Proof {
+    /// With a secret, of which this is the SHA-256 digest.
+    Secret([u8; 32]),
+    /// By its uid, over a Unix socket.
+    Uid(u32),
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(_) => f.write_str("Secret(…)"),
+            Self::Uid(uid) => write!(f, "Uid({uid})"),
+        }
+    }
+}
+
+impl Proof {
+    /// Returns whether a secret is the right one, in a time that does not depend on either.
+    pub fn is_secret(&self, secret: &[u8]) -> bool {
+        match self {
+            Self::Secret(expected) => verify_slices_are_equal(expected, digest(&SHA256, secret).as_ref()).is_ok(),
+            Self::Uid(_) => false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct ClientTable {
+    id: String,
+    secret_file: Option<PathBuf>,
+    user: Option<UserName>,
+    audience: Vec<String>,
+    may: Vec<Permission>,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+enum Permission {
+    Introspect,
+    Revoke,
+}
+
+impl ClientTable {
+    pub fn client(self, at: &str) -> Result<Client, String> {
+        if self.id.is_empty() || !self.id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
+            return Err(format!("{at}.id: must be visible ASCII without a colon"));
+        }
+        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
+            return Err(format!(
+                "{at}.audience: must name the audiences of the tokens that it may ask about"
+            ));
+        }
+        if self.may.is_empty() {
+            return Err(format!("{at}.may: must have introspect, revoke or both"));
+        }
+        let proof = match (self.secret_file, self.user) {
+            (Some(path), None) => {
+                let read = secure_path::read_private(&path, MAX_SECRET);
+                let bytes = read.map_err(|e| format!("{at}.secret-file: {}: {e}", path.display()))?;
+                let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+                if secret.len() < MIN_SECRET {
+                    let what = "has fewer than 32 bytes: make one with `openssl rand -hex 32`";
+                    return Err(format!("{at}.secret-file: {}: {what}", path.display()));
+                }
+                let mut expected = [0; 32];
+                expected.copy_from_slice(digest(&SHA256, secret).as_ref());
+                Proof::Secret(expected)
+            }
+            (None, Some(user)) => Proof::Uid(user.uid().map_err(|e| format!("{at}.user: {e}"))?),
+            _ => return Err(format!("{at}.secret-file: must be there, or user, and not both")),
+        };
+        Ok(Client {
+            may_introspect: self.may.contains(&Permission::Introspect),
+            may_revoke: self.may.contains(&Permission::Revoke),
+            id: self.id,
+            proof,
+            audience: self.audience,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! The tables of the file, as they are written.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use http::HeaderName;
+use jiff::{civil::Date, tz::TimeZone};
+use nix::unistd::User;
+use serde::Deserialize;
+
+use super::{Legacy, Resource, client::ClientTable};
+
+/// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Headers that no other meaning can be given.
+const RESERVED: [&str; 8] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "te",
+    "transfer-encoding",
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Table {
+    pub issuer: String,
+    #[serde(default = "default_agent")]
+    pub agent: PathBuf,
+    pub agent_user: Option<UserName>,
+    #[serde(default)]
+    pub listen: Vec<ListenTable>,
+    pub metrics: Option<MetricsTable>,
+    #[serde(default)]
+    pub client: Vec<ClientTable>,
+    #[serde(default)]
+    pub resource: Vec<ResourceTable>,
+    pub legacy: Option<LegacyTable>,
+    pub audit: Option<AuditTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct ListenTable {
+    pub address: Option<SocketAddr>,
+    pub socket: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    #[serde(default)]
+    pub allow_plain_http: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricsTable {
+    pub address: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuditTable {
+    pub file: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResourceTable {
+    name: String,
+    url: String,
+    #[serde(default)]
+    scopes: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LegacyTable {
+    header: String,
+    deprecated: String,
+    sunset: Option<String>,
+}
+
+/// A user, by name or uid.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "must be the name of a user or a uid")]
+pub(super) enum UserName {
+    Uid(u32),
+    Name(String),
+}
+
+fn default_agent() -> PathBuf {
+    "/run/workflow-token/service".into()
+}
+
+impl Table {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let input = toml::Deserializer::parse(text).map_err(|e| one_line(&e.to_string()))?;
+        serde_path_to_error::deserialize(input).map_err(|e| {
+            let path = e.path().to_string();
+            let what = one_line(e.inner().message());
+            match path.as_str() {
+                "." => what,
+                path => format!("{}: {what}", path.escape_debug()),
+            }
+        })
+    }
+}
+
+impl UserName {
+    /// Returns the uid. Blocks as the name service does.
+    pub fn uid(&self) -> Result<u32, String> {
+        let name = match self {
+            Self::Uid(uid) => return Ok(*uid),
+            Self::Name(name) => name,
+        };
+        match User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(format!("there is no user `{}` on this machine", name.escape_debug())),
+            Err(e) => Err(format!("the user `{}`: {e}", name.escape_debug())),
+        }
+    }
+}
+
+impl ResourceTable {
+    pub fn resource(self, at: &str) -> Result<Resource, String> {
+        if self.name.is_empty() || !crate::strict::is_plain_path(&format!("/{}", self.name)) || self.name.contains('/')
+        {
+            return Err(format!(
+                "{at}.name: must have only letters, digits and -._~, since it is part of a URL"
+            ));
+        }
+        config::check_url(&self.url).map_err(|e| format!("{at}.url: {e}"))?;
+        let is_scope = |scope: &String| !scope.is_empty() && scope.bytes().all(crate::strict::is_scope_byte);
+        if !self.scopes.iter().all(is_scope) {
+            return Err(format!(
+                "{at}.scopes: must be words of visible ASCII, without quotes and backslashes"
+            ));
+        }
+        let Self { name, url, scopes } = self;
+        Ok(Resource { name, url, scopes })
+    }
+}
+
+impl LegacyTable {
+    pub fn legacy(self) -> Result<Legacy, String> {
+        let header: HeaderName = self
+            .header
+            .parse()
+            .map_err(|_| "legacy.header: must be the name of a header".to_owned())?;
+        if RESERVED.contains(&header.as_str()) || !crate::strict::is_unambiguous(&header) {
+            return Err(format!(
+                "legacy.header: {header} has another meaning: name the header of the old clients"
+            ));
+        }
+        let day = |key: &str, text: &str| -> Result<Date, String> {
+            text.parse()
+                .map_err(|_| format!("legacy.{key}: must be a day, as in \"2027-06-30\""))
+        };
+        let deprecated = day("deprecated", &self.deprecated)?.to_zoned(TimeZone::UTC);
+        let deprecated = deprecated
+            .map_err(|e| format!("legacy.deprecated: {e}"))?
+            .timestamp()
+            .as_second();
+        let sunset = self.sunset.map(|text| day("sunset", &text)).transpose()?;
+        Ok(Legacy {
+            header,
+            deprecated: format!("@{deprecated}"),
+            sunset: sunset.map(|day| day.strftime("%a, %d %b %Y 00:00:00 GMT").to_string()),
+        })
+    }
+}
+
+pub(super) fn absolute(path: PathBuf) -> Result<PathBuf, String> {
+    match path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
+        true => Ok(path),
+        false => Err("must be an absolute path".to_owned()),
+    }
+}
+
+pub(super) fn socket(path: PathBuf) -> Result<PathBuf, String> {
+    let is_short = |path: &Path| path.as_os_str().len() <= MAX_SOCKET_PATH;
+    absolute(path).and_then(|path| match is_short(&path) {
+        true => Ok(path),
+        false => Err(format!("must have {MAX_SOCKET_PATH} bytes at most")),
+    })
+}
+
+/// Messages of the parser have several lines, one of which is the text of the file.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ").replace(char::is_control, "?")
+}

@@ -1,0 +1,135 @@
+//! Rejects requests that two programs could read differently: the proxy in front of the service, and the service.
+//!
+//! Nothing is normalized: what is not plain is refused with 400.
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+/// The paths below which the rest is that of a request to another service, which is not looked at.
+const FOREIGN: &str = "/auth/envoy/";
+
+/// The headers of which a request has one at most.
+const SINGLE: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TRANSFER_ENCODING,
+];
+
+/// Refuses what is ambiguous.
+pub async fn refuse_ambiguous(request: Request, next: Next) -> Response {
+    match ambiguity(request.uri().path(), request.headers()) {
+        Some(what) => (StatusCode::BAD_REQUEST, format!("{what}\n")).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn ambiguity(path: &str, headers: &HeaderMap) -> Option<&'static str> {
+    // The issuer may have a path, too.
+    if !path.contains(FOREIGN) && !is_plain_path(path) {
+        return Some("the path is not plain");
+    }
+    if SINGLE.iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
+        return Some("a header is there twice");
+    }
+    match headers.keys().all(is_unambiguous) {
+        true => None,
+        false => Some("the name of a header has an underscore or a period"),
+    }
+}
+
+/// Returns whether everybody reads a path in the same way: segments of unreserved characters (RFC 3986 section 2.3), none of
+/// them empty, `.` or `..`. The empty path is one.
+pub fn is_plain_path(path: &str) -> bool {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_plain = |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_unreserved);
+    match path.strip_prefix('/') {
+        Some("") | None => path.is_empty() || path == "/",
+        Some(rest) => rest.split('/').all(is_plain),
+    }
+}
+
+/// Returns whether the name of a header has no other spelling: programs that pass headers in variables write `_` for `-` and `.`.
+pub fn is_unambiguous(name: &HeaderName) -> bool {
+    !name.as_str().bytes().any(|byte| matches!(byte, b'_' | b'.'))
+}
+
+/// Returns whether a byte may be part of a scope (RFC 6749 section 3.3).
+pub fn is_scope_byte(byte: u8) -> bool {
+    matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_proxies_read_differently_are_not_plain() {
+        for path in [
+            "",
+            "/",
+            "/introspect",
+            "/.well-known/openid-configuration",
+            "/a/b-c_d.e~f",
+        ] {
+            assert!(is_plain_path(path), "{path}");
+        }
+        for path in [
+            "/introspect/",
+            "//introspect",
+            "/a//b",
+            "/a/../b",
+            "/a/./b",
+            "/..",
+            "/%2e%2e/a",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a;b",
+            "/a\\b",
+            "/a%00",
+            "/é",
+            "a",
+            "*",
+            "/a b",
+            "/a?b",
+            "/a#b",
+            "/a:b",
+            "/a@b",
+        ] {
+            assert!(!is_plain_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn aliases_and_duplicates_of_headers() {
+        let headers = |names: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for name in names {
+                headers.append(name.parse::<HeaderName>().unwrap(), "x".parse().unwrap());
+            }
+            ambiguity("/introspect", &headers)
+        };
+        assert_eq!(headers(&["authorization", "accept", "accept", "x-forwarded-for"]), None);
+        for names in [
+            &["authorization", "Authorization"][..],
+            &["host", "host"],
+            &["content-type", "content-type"],
+            &["x_forwarded_for"],
+            &["x.original.uri"],
+        ] {
+            assert!(headers(names).is_some(), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn the_path_behind_that_of_envoy_is_of_another_service() {
+        assert_eq!(ambiguity("/auth/envoy/a//b/%2e%2e;c", &HeaderMap::new()), None);
+        assert!(ambiguity("/auth/envoy;/a", &HeaderMap::new()).is_some());
+        assert!(ambiguity("/auth/nginx/a//b", &HeaderMap::new()).is_some());
+    }
+}

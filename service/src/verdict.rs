@@ -1,0 +1,86 @@
+//! Decides whether a token satisfies a demand.
+
+use protocol::Validity;
+use token::{Claims, Scope, VerifyError};
+
+use crate::{demand::Demand, keys::Unverified, service::Service};
+
+/// The reason why a token is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no token.
+    Missing,
+    /// The headers with the token are malformed, or there are several tokens.
+    Malformed,
+    /// It is not valid: for its bearer.
+    Invalid(String),
+    /// It is for another service.
+    OtherAudience,
+    /// It lacks these scopes.
+    Scope(String),
+    /// It is for another project.
+    OtherProject,
+    /// That is not known, and why, for the operator.
+    Unknown(String),
+}
+
+/// Returns the claims of a token that is valid, whatever it is for.
+///
+/// # Errors
+/// [`Refused`].
+pub async fn valid(service: &Service, token: &str) -> Result<Claims, Refused> {
+    let claims = match service.keys.verify(token).await {
+        Ok(claims) => claims,
+        Err(Unverified::NoKeys) => return Err(Refused::Unknown("the keys of the issuer are not known".to_owned())),
+        Err(Unverified::Refused(error)) => return Err(Refused::Invalid(for_bearer(&error))),
+    };
+    match service.validities.of(&claims).await {
+        Validity::Active => Ok(claims),
+        Validity::Ended(_) => Err(Refused::Invalid("its job has ended".to_owned())),
+        Validity::Revoked => Err(Refused::Invalid("it was revoked".to_owned())),
+        Validity::Unknown(why) => Err(Refused::Unknown(why)),
+    }
+}
+
+/// Returns the claims of a token that satisfies a demand.
+///
+/// # Errors
+/// [`Refused`].
+pub async fn satisfying(service: &Service, token: &str, demand: &Demand) -> Result<Claims, Refused> {
+    let claims = valid(service, token).await?;
+    if !claims
+        .aud()
+        .any(|aud| demand.audience.iter().any(|demanded| demanded == aud))
+    {
+        return Err(Refused::OtherAudience);
+    }
+    if !demand.scope.is_empty() {
+        let scope = claims.get("scope");
+        let words: Vec<&str> = scope
+            .as_ref()
+            .and_then(|scope| scope.as_str())
+            .unwrap_or_default()
+            .split(' ')
+            .collect();
+        if !demand.scope.iter().all(|demanded| words.contains(&demanded.as_str())) {
+            return Err(Refused::Scope(demand.scope.join(" ")));
+        }
+    }
+    if let Some(project) = &demand.project {
+        let is_for =
+            claims.scope() == Some(Scope::Cluster) || claims.workspaces().any(|workspace| workspace == project);
+        if !is_for {
+            return Err(Refused::OtherProject);
+        }
+    }
+    Ok(claims)
+}
+
+/// What a bearer may know: the class of the error, and nothing that a stranger has put into the token.
+fn for_bearer(error: &VerifyError) -> String {
+    match error {
+        VerifyError::Expired { .. } => "it has expired".to_owned(),
+        VerifyError::NotYet { .. } => "it is not valid yet".to_owned(),
+        _ => "it is not a token of this issuer".to_owned(),
+    }
+}

@@ -1,0 +1,454 @@
+//! A service with an agent that a test controls, and a client that sends any bytes.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use protocol::{
+    Answer, IssuerQuestion, JobEnd, Question, Subject, Validity,
+    service::{MAX_QUESTION, ServiceAnswer, ServiceAsk},
+};
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningKey};
+
+/// The issuer of all tokens.
+pub const ISSUER: &str = "https://tokens.example.org";
+/// The secret of the client `copy`.
+pub const SECRET: &str = "canary-secret-of-the-client-copy-0123456789";
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until something is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not in time");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the agent of a test answers.
+#[derive(Default)]
+pub struct Answers {
+    /// Jobs that have ended.
+    pub ended: HashSet<u64>,
+    /// Tokens that were revoked, by `jti`.
+    pub revoked: HashSet<String>,
+    /// Set if nothing is known.
+    pub is_unknown: bool,
+    /// Set if revocations cannot be stored.
+    pub is_read_only: bool,
+    /// Set if nothing is answered.
+    pub is_silent: bool,
+    /// The keys, public ones last published.
+    pub keys: Vec<SigningKey>,
+    /// How often keys were asked for.
+    pub asked_for_keys: usize,
+    /// How often the validity of a token was asked for.
+    pub checked: usize,
+}
+
+/// An agent.
+pub struct Agent {
+    pub answers: Arc<Mutex<Answers>>,
+    path: PathBuf,
+    streams: Arc<Mutex<Vec<UnixStream>>>,
+    stop: Option<mpsc::Sender<()>>,
+}
+
+impl Agent {
+    fn start(path: &Path) -> Self {
+        let answers = Answers {
+            keys: vec![SigningKey::generate(Algorithm::EdDsa)],
+            ..Answers::default()
+        };
+        let mut agent = Self {
+            answers: Arc::new(Mutex::new(answers)),
+            path: path.to_owned(),
+            streams: Arc::default(),
+            stop: None,
+        };
+        agent.listen();
+        agent
+    }
+
+    /// Listens (again).
+    pub fn listen(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        let socket = UnixListener::bind(&self.path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (stop, stopped) = mpsc::channel();
+        self.stop = Some(stop);
+        let (answers, streams) = (Arc::clone(&self.answers), Arc::clone(&self.streams));
+        thread::spawn(move || {
+            while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                let Ok((stream, _)) = socket.accept() else {
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                stream.set_nonblocking(false).unwrap();
+                streams.lock().unwrap().push(stream.try_clone().unwrap());
+                let answers = Arc::clone(&answers);
+                thread::spawn(move || serve(stream, &answers));
+            }
+        });
+    }
+
+    /// Ends like an agent that is killed.
+    pub fn kill(&mut self) {
+        drop(self.stop.take());
+        fs::remove_file(&self.path).unwrap();
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub fn set(&self, change: impl FnOnce(&mut Answers)) {
+        change(&mut self.answers.lock().unwrap());
+    }
+
+    pub fn get<T>(&self, read: impl FnOnce(&Answers) -> T) -> T {
+        read(&self.answers.lock().unwrap())
+    }
+
+    /// Signs claims with the first key.
+    pub fn sign(&self, claims: &str) -> String {
+        self.get(|answers| {
+            answers.keys[0]
+                .sign(&[("typ", "JWT")], claims.as_bytes())
+                .expose_secret()
+                .to_owned()
+        })
+    }
+}
+
+fn serve(mut stream: UnixStream, answers: &Mutex<Answers>) {
+    while let Ok(ServiceAsk { number, ask }) = protocol::receive(&mut stream, MAX_QUESTION) {
+        assert_eq!(ask.version, protocol::VERSION);
+        let mut answers = answers.lock().unwrap();
+        if answers.is_silent {
+            continue;
+        }
+        let answer = answer(&mut answers, ask.question);
+        let frame = protocol::encode(&ServiceAnswer { number, answer }).unwrap();
+        if stream.write_all(&frame).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(answers: &mut Answers, question: Question) -> Answer {
+    match question {
+        Question::Check(facts) => {
+            answers.checked += 1;
+            let is_revoked = facts.jti.is_some_and(|jti| answers.revoked.contains(&jti));
+            let has_ended = facts.job.is_some_and(|job| answers.ended.contains(&job.jobid));
+            Answer::Validity(match (answers.is_unknown, is_revoked, has_ended) {
+                (true, ..) => Validity::Unknown("canary-cause-for-the-operator".to_owned()),
+                (_, true, _) => Validity::Revoked,
+                (_, _, true) => Validity::Ended(JobEnd::default()),
+                _ => Validity::Active,
+            })
+        }
+        Question::Revoke { .. } if answers.is_read_only => Answer::Failed("the disk is full".to_owned()),
+        Question::Revoke { subjects, keep_secs } => {
+            assert!(keep_secs > 0);
+            for subject in subjects {
+                let Subject::Jti(jti) = subject else {
+                    panic!("{subject:?}")
+                };
+                answers.revoked.insert(jti);
+            }
+            Answer::Revoked
+        }
+        Question::Issuer { name, question } => {
+            assert_eq!(name, ISSUER);
+            match question {
+                IssuerQuestion::PublicKeys => {
+                    answers.asked_for_keys += 1;
+                    let mut keys = KeySet::new();
+                    for key in &answers.keys {
+                        keys.insert(key.verifying_key());
+                    }
+                    Answer::PublicKeys(keys.public_jwks())
+                }
+                IssuerQuestion::SignIntrospection { audience, response } => {
+                    let claims =
+                        format!(r#"{{"iss":"{ISSUER}","aud":"{audience}","iat":1,"token_introspection":{response}}}"#);
+                    let signed = answers.keys[0].sign(&[("typ", "token-introspection+jwt")], claims.as_bytes());
+                    Answer::Signed(signed.expose_secret().to_owned())
+                }
+            }
+        }
+    }
+}
+
+/// The token of a job.
+pub fn job_token(agent: &Agent, jobid: &str, audience: &str) -> String {
+    let job = Job {
+        id: jobid.parse().unwrap(),
+        uid: 1000,
+        instance: "hpc".to_owned(),
+        scheduler: JobScheduler::Slurm {
+            array: None,
+            restarts: 0,
+        },
+    };
+    let workspace = "hydro".parse().unwrap();
+    mint(agent, audience, Grant::Session { workspace, job })
+}
+
+/// A token of the user alice.
+pub fn mint(agent: &Agent, audience: &str, grant: Grant) -> String {
+    let claims = ClaimsToIssue {
+        iss: ISSUER.to_owned(),
+        sub: "alice".to_owned(),
+        aud: vec![audience.to_owned()],
+        iat: SystemTime::now(),
+        lifetime: Duration::from_secs(3600),
+        grant,
+    };
+    agent.get(|answers| token::mint(&answers.keys[0], &claims).expose_secret().to_owned())
+}
+
+/// A service that runs.
+pub struct Service {
+    pub agent: Agent,
+    pub dir: TempDir,
+    pub address: SocketAddr,
+    pub child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Service {
+    /// Starts a service with an agent and the client `copy`.
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// The same, with more in its file.
+    pub fn with(more: &str) -> Self {
+        Self::with_listener("address = \"127.0.0.1:0\"", more)
+    }
+
+    /// The same, with a listener of its own. In both, `DIR` is the directory of the service.
+    pub fn with_listener(listener: &str, more: &str) -> Self {
+        Self::with_files(listener, more, |_| {})
+    }
+
+    /// The same, with files of its own.
+    pub fn with_files(listener: &str, more: &str, write: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::start(&dir.path().join("agent"));
+        write(dir.path());
+        let secret = dir.path().join("secret");
+        write_private(&secret, SECRET);
+        write_settings(dir.path(), listener, more);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_workflow-tokend"))
+            .arg("--config")
+            .arg(dir.path().join("tokend.toml"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        lines.read_line(&mut first).unwrap();
+        let address = first
+            .rsplit_once(" at ")
+            .and_then(|(_, all)| all.trim().split(", ").next()?.parse().ok());
+        let log = Arc::new(Mutex::new(first.clone()));
+        let written = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                written.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        // One with Unix sockets only has no address.
+        let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 1)));
+        assert!(first.contains("serves"), "{first}");
+        let service = Self {
+            agent,
+            dir,
+            address,
+            child,
+            log,
+        };
+        if service.address.port() > 1 && !listener.contains("certificate") {
+            service.until_ready();
+        }
+        service
+    }
+
+    pub fn until_ready(&self) {
+        until("the service is ready", || self.get("/readyz").status == 200);
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Returns the metrics, of a service that has a listener for them.
+    pub fn metrics(&self) -> String {
+        let log = self.log();
+        let address = log
+            .split([' ', ','])
+            .rev()
+            .find(|word| word.starts_with("127.0.0.1:"))
+            .unwrap()
+            .to_owned();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        Response::receive(&mut stream).unwrap().body
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+    }
+
+    /// Sends bytes, and receives one response.
+    pub fn send(&self, request: &[u8]) -> Response {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        Response::receive(&mut stream).expect("a response")
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.get_with(path, &[])
+    }
+
+    pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        let mut request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n");
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        self.send((request + "\r\n").as_bytes())
+    }
+
+    /// Posts a form as the client `copy`.
+    pub fn post(&self, path: &str, form: &str) -> Response {
+        self.post_as(Some(&format!("copy:{SECRET}")), path, form, &[])
+    }
+
+    pub fn post_as(&self, client: Option<&str>, path: &str, form: &str, headers: &[(&str, &str)]) -> Response {
+        self.send(&form_request(client, path, form, headers))
+    }
+
+    /// Introspects a token as the client `copy`.
+    pub fn introspect(&self, token: &str) -> serde_json::Value {
+        let response = self.post("/introspect", &format!("token={token}"));
+        assert_eq!(response.status, 200, "{}", response.body);
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        serde_json::from_str(&response.body).unwrap()
+    }
+}
+
+/// A request that posts a form.
+pub fn form_request(client: Option<&str>, path: &str, form: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n",
+        form.len()
+    );
+    if let Some(client) = client {
+        request += &format!("Authorization: Basic {}\r\n", STANDARD.encode(client));
+    }
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    format!("{request}\r\n{form}").into_bytes()
+}
+
+pub fn write_private(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Writes the file of a service.
+pub fn write_settings(dir: &Path, listener: &str, more: &str) {
+    let text = format!(
+        "issuer = \"{ISSUER}\"\nagent = \"DIR/agent\"\n\n[[listen]]\n{listener}\n\n[audit]\nfile = \"DIR/audit\"\n\n\
+         [[client]]\nid = \"copy\"\nsecret-file = \"DIR/secret\"\naudience = [\"copy-offload\"]\n\
+         may = [\"introspect\", \"revoke\"]\n\n{more}\n"
+    );
+    fs::write(dir.join("tokend.toml"), text.replace("DIR", dir.to_str().unwrap())).unwrap();
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // No secret is ever in a log, whatever a test did.
+        let log = self.log();
+        assert!(
+            thread::panicking() || !log.contains("canary-secret") && !log.contains("eyJ"),
+            "{log}"
+        );
+    }
+}
+
+/// A response.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub body: String,
+}
+
+impl Response {
+    /// Receives a response; none if the peer closes the connection before.
+    pub fn receive(stream: &mut impl Read) -> Option<Self> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut byte) {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => head.push(byte[0]),
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let mut headers = HashMap::new();
+        for line in lines.filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(':')?;
+            let twice = headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+            assert_eq!(twice, None, "{name} is there twice");
+        }
+        let length = headers
+            .get("content-length")
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).ok()?;
+        Some(Self {
+            status,
+            headers,
+            body: String::from_utf8(body).unwrap(),
+        })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+}
