@@ -1,7 +1,8 @@
 # make demo     the main job, step by step
 # make check    format, lints, build and tests
 # make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
-# make install  to PREFIX (and DESTDIR); BINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, lib, libexec and share/man there
+# make install  to PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, sbin, lib, libexec and
+#               share/man there
 # make bench    what it costs
 # make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
 # make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
@@ -10,6 +11,7 @@
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
+SBINDIR ?= $(PREFIX)/sbin
 LIBDIR ?= $(PREFIX)/lib
 LIBEXECDIR ?= $(PREFIX)/libexec
 MANDIR ?= $(PREFIX)/share/man
@@ -31,7 +33,7 @@ built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # A tree as `make install` makes it, of what was built for the tests.
 export WORKFLOW_TOKEN_STAGE = $(CARGO_TARGET_DIR)/stage
 install_to_stage = $(MAKE) --no-print-directory install DESTDIR= PREFIX=$(WORKFLOW_TOKEN_STAGE) \
-	BINDIR=$(WORKFLOW_TOKEN_STAGE)/bin LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
+	BINDIR=$(WORKFLOW_TOKEN_STAGE)/bin SBINDIR=$(WORKFLOW_TOKEN_STAGE)/sbin LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
 man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
@@ -97,10 +99,13 @@ install: build man
 	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
 	install -m 0644 plugin/cli/workflow_token.py $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins/workflow_token.py
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
 	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(BINDIR)/workflow-token
-	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' packaging/systemd/workflow-token-agent-slurm.service \
-		>$(DESTDIR)$(LIBDIR)/systemd/system/workflow-token-agent-slurm.service
+	install -m 0755 $(built)/workflow-tokend $(DESTDIR)$(SBINDIR)/workflow-tokend
+	@for unit in packaging/systemd/*; do \
+		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|; s|@SBINDIR@|$(SBINDIR)|' $$unit \
+			>$(DESTDIR)$(LIBDIR)/systemd/system/$${unit##*/} || exit 1; \
+	done
 	@for page in $(man); do \
 		[ -e $(CARGO_TARGET_DIR)/man/$$page ] || continue; \
 		dir=$(DESTDIR)$(MANDIR)/man$${page##*.}; \

@@ -54,6 +54,8 @@ if [ "$what_for" = check ]; then
 	mariadbd:mariadb-server-core
 	mariadb-dump:mariadb-client
 	runc:runc
+	nginx:nginx-light
+	caddy:caddy
 	libclang:libclang-dev
 	"
 	for component in fmt:rustfmt clippy:clippy; do

@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+test_description='Slurm: the token service tells proxies and services whether the tokens of jobs are valid'
+
+. "$(dirname "$0")/lib.sh"
+need_slurm
+CLI=$STAGE/bin/workflow-token
+test -x "$STAGE/sbin/workflow-tokend" || error "$STAGE/sbin/workflow-tokend is missing: run make stage"
+# The service has a user of its own, who is neither that of the agent nor the owner of a job.
+SERVICE=$CONTROLLER
+test "$(id -u)" -ne 0 || SERVICE=${WORKFLOW_TOKEN_TEST_OTHER:-daemon}
+ISSUER=https://tokens.example.org
+export PATH=$PATH:/usr/sbin
+
+# http ARGUMENT…: the status is the first line of `answer`.
+http() {
+	timeout 60 "$TESTS/slurm/request.py" "$@" >answer 2>&1
+}
+
+# answers STATUS ARGUMENT…
+answers() {
+	local status=$1
+	shift
+	http "$@"
+	test "$(head -n 1 answer)" = "$status" || { cat answer; return 1; }
+}
+
+# as_client ARGUMENT…: asks the service as the client copy.
+introspect() {
+	http "http://127.0.0.1:$PORT/introspect" --client "copy:$PWD/secret" --form "token=@$PWD/shared/token" "$@"
+}
+
+is_active() {
+	introspect && grep -q '"active":true' answer
+}
+
+is_inactive() {
+	introspect && grep -qx '{"active":false}' answer
+}
+
+# service_up: returns when it has the keys.
+service_up() {
+	(become "$SERVICE" "$PWD/bin/workflow-tokend" --config="$PWD/service/tokend.toml") >>service.log 2>&1 8>&- 9>&- &
+	TOKEND=$!
+	BESIDE+=("$TOKEND")
+	eventually answers 200 "http://127.0.0.1:$PORT/readyz"
+}
+
+test_expect_success 'a cluster, an agent and a service start, each as a user of its own' '
+	cluster_prepare && mkdir shared service run && chmod 1777 shared && chown "$CONTROLLER" run && chmod 0755 run service &&
+	read -r PORT METRICS NGINX CADDY ECHO < <(free_ports 5) &&
+	cp "$STAGE/sbin/workflow-tokend" bin/ && chmod 0755 bin/workflow-tokend &&
+	"$CLI" keygen "$PWD/keys" >/dev/null && chown -R "$CONTROLLER" keys &&
+	site <<-EOF &&
+
+		[workflow-token.service]
+		socket = "$PWD/run/service"
+		user = "$SERVICE"
+
+		[workflow-token.issuer]
+		keys = "$PWD/keys"
+		name = "$ISSUER"
+		audience = ["copy-offload"]
+
+		[[workflow-token.rule]]
+		source = "issuer"
+		workspace = "hydro"
+	EOF
+	sed -i "s,^\\[workflow-token\\],&\nrevocations = \"$PWD/agent/revocations\"," "$SITE" &&
+	(umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d " \n" >secret && cp secret service/secret) &&
+	cat >service/tokend.toml <<-EOF &&
+		issuer = "$ISSUER"
+		agent = "$PWD/run/service"
+		agent-user = "$CONTROLLER"
+
+		[[listen]]
+		address = "127.0.0.1:$PORT"
+
+		[[listen]]
+		socket = "$PWD/service/http"
+
+		[metrics]
+		address = "127.0.0.1:$METRICS"
+
+		[[client]]
+		id = "copy"
+		secret-file = "$PWD/service/secret"
+		audience = ["copy-offload"]
+		may = ["introspect", "revoke"]
+
+		[[resource]]
+		name = "copy-offload"
+		url = "http://127.0.0.1:$NGINX"
+		scopes = ["session"]
+	EOF
+	chown -R "$SERVICE" service && { "$TESTS/slurm/echo.py" "$ECHO" 8>&- 9>&- & BESIDE+=($!); } &&
+	munge_up && agent_up && cluster_up && service_up &&
+	as "$SERVICE" "$PWD/bin/workflow-tokend" --check --config="$PWD/service/tokend.toml" >checked &&
+	grep "^$ISSUER: 2 listeners, 1 clients, 1 resources: ok$" checked
+'
+
+test_expect_success 'the token of a job is active while the job is, through restarts of all' '
+	mkfifo shared/go && chmod 0666 shared/go &&
+	program holder <<-EOF &&
+		#!/bin/sh
+		umask 022
+		printenv DW_WORKFLOW_TOKEN >"$PWD/shared/token.new" && mv "$PWD/shared/token.new" "$PWD/shared/token"
+		read go <"$PWD/shared/go"
+	EOF
+	id=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && is_active &&
+	grep "\"jobid\":\"$id\"" answer && grep "\"username\":\"$ALICE\"" answer &&
+	agent_down KILL && agent_up && eventually is_active &&
+	kill -KILL "$TOKEND" && service_up && is_active &&
+	slurmctld_down && slurmctld_up && eventually is_active
+'
+
+test_expect_success 'the metadata of the issuer lead to the keys that verify the token' '
+	answers 200 "http://127.0.0.1:$PORT/.well-known/openid-configuration" && grep "\"jwks_uri\":\"$ISSUER/jwks\"" answer &&
+	answers 200 "http://127.0.0.1:$PORT/jwks" && tail -n 1 answer >jwks.json &&
+	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience copy-offload - <shared/token
+'
+
+test_expect_success 'other users reach neither the agent nor the answers of the service' '
+	answers 401 "http://127.0.0.1:$PORT/introspect" --form "token=@$PWD/shared/token" &&
+	answers 401 "unix:$PWD/service/http:/introspect" --form "token=@$PWD/shared/token" &&
+	{ test -z "$BOB" ||
+		{ PATH=/usr/bin:$PATH as "$BOB" python3 -c "
+import socket, sys
+agent = socket.socket(socket.AF_UNIX)
+agent.settimeout(60)
+agent.connect(sys.argv[1])
+assert agent.recv(1) == b\"\", \"the agent answers\"" "$PWD/run/service" &&
+		eventually grep "a connection of uid $(id -u "$BOB") to the socket of the service was refused" agent.log; }; } &&
+	{ test "$SERVICE" = "$CONTROLLER" || test_must_fail as "$SERVICE" test -w "$PWD/agent/socket"; }
+'
+
+# behind PROXY PORT: what each proxy does.
+behind() {
+	local at=http://127.0.0.1:$2
+	eventually answers 401 "$at/" && grep "^www-authenticate: Bearer realm=\"$ISSUER\"" answer &&
+	answers 200 "$at/a/b?aud=other" --token shared/token --header "X-Workflow-Token-Subject: root" &&
+	tail -n 1 answer >seen && jq -e --arg user "$ALICE" --arg job "$id" \
+		".headers[\"x-workflow-token-subject\"] == \$user and .headers[\"x-workflow-token-job\"] == \$job" seen &&
+	echo bad >bad && answers 401 "$at/" --token bad &&
+	for path in "/healthz" "/%2e%2e/readyz" "//jwks" "/?aud=copy-offload&scope="; do
+		# nginx itself refuses a path above the root.
+		answers 401 "$at$path" || grep -qx 400 answer || return
+	done &&
+	for header in "X-Original-URI: /livez" "X-Forwarded-Uri: /livez" "X-Forwarded-For: 127.0.0.1" "X-Workflow-Token-Subject: root" \
+		"User-Agent: kube-probe/1.30"; do
+		answers 401 "$at/" --header "$header" || return
+	done
+}
+
+! command -v nginx >/dev/null || test_set_prereq NGINX
+! command -v caddy >/dev/null || test_set_prereq CADDY
+
+test_expect_success NGINX 'nginx lets requests with a valid token pass, and says whose they are' '
+	mkdir -p nginx && cat >nginx/nginx.conf <<-EOF &&
+		daemon off;
+		user $ALICE;
+		pid $PWD/nginx/pid;
+		error_log $PWD/nginx/error.log;
+		events {}
+		http {
+			access_log off;
+			client_body_temp_path $PWD/nginx/body;
+			proxy_temp_path $PWD/nginx/proxy;
+			fastcgi_temp_path $PWD/nginx/fastcgi;
+			uwsgi_temp_path $PWD/nginx/uwsgi;
+			scgi_temp_path $PWD/nginx/scgi;
+			server {
+				listen 127.0.0.1:$NGINX;
+				location / {
+					auth_request /auth;
+					auth_request_set \$subject \$upstream_http_x_workflow_token_subject;
+					auth_request_set \$job \$upstream_http_x_workflow_token_job;
+					proxy_set_header X-Workflow-Token-Subject \$subject;
+					proxy_set_header X-Workflow-Token-Job \$job;
+					proxy_pass http://127.0.0.1:$ECHO;
+				}
+				location = /auth {
+					internal;
+					proxy_pass http://127.0.0.1:$PORT/auth/nginx?aud=copy-offload&scope=session;
+					proxy_pass_request_body off;
+					proxy_set_header Content-Length "";
+				}
+			}
+		}
+	EOF
+	{ nginx -c "$PWD/nginx/nginx.conf" 2>>nginx/out 8>&- 9>&- & BESIDE+=($!); } && behind nginx "$NGINX"
+'
+
+test_expect_success CADDY 'so does Caddy' '
+	mkdir -p caddy && cat >caddy/Caddyfile <<-EOF &&
+		{
+			admin off
+			auto_https off
+			storage file_system $PWD/caddy
+		}
+		http://127.0.0.1:$CADDY {
+			bind 127.0.0.1
+			forward_auth 127.0.0.1:$PORT {
+				uri /auth/caddy?aud=copy-offload&scope=session
+				copy_headers X-Workflow-Token-Subject X-Workflow-Token-Job
+			}
+			reverse_proxy 127.0.0.1:$ECHO
+		}
+	EOF
+	{ caddy run --config caddy/Caddyfile >>caddy/out 2>&1 8>&- 9>&- & BESIDE+=($!); } && behind caddy "$CADDY"
+'
+
+test_expect_success 'a token that a client revokes is refused everywhere, also after a restart' '
+	cp shared/token revoked && rm shared/token &&
+	other=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && is_active &&
+	answers 200 "http://127.0.0.1:$PORT/revoke" --client "copy:$PWD/secret" --form "token=@$PWD/shared/token" &&
+	is_inactive && agent_down && agent_up && eventually is_inactive &&
+	test_expect_code 1 "$CLI" verify --agent --config "$SITE" --keys jwks.json --issuer "$ISSUER" --audience copy-offload - \
+		<shared/token 2>err && grep "it was revoked" err &&
+	eventually grep "\"event\":\"revoke\",\"client\":\"copy\"" service.log && scancel "$other" && eventually finished "$other"
+'
+
+test_expect_success 'the token of the first job is inactive once that has ended' '
+	mv revoked shared/token && eventually is_active && echo >shared/go && eventually finished "$id" && eventually is_inactive &&
+	{ ! test_have_prereq NGINX || answers 401 "http://127.0.0.1:$NGINX/" --token shared/token; } &&
+	{ ! test_have_prereq CADDY || answers 401 "http://127.0.0.1:$CADDY/" --token shared/token; }
+'
+
+test_expect_success 'metrics count what happened, and no log has a token or secret' '
+	answers 200 "http://127.0.0.1:$METRICS/metrics" && grep "^workflow_tokend_requests_total{route=\"/introspect\",code=\"200\"}" answer &&
+	test_expect_code 1 "$TESTS/search.py" shared/token service.log agent.log slurmctld.out answer &&
+	test_expect_code 1 grep -F -f secret service.log agent.log answer
+'
+
+test_done
