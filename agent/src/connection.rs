@@ -172,7 +172,7 @@ impl Connection {
 
     /// Answers questions about the tokens of an instance. What cannot be used is logged, and the instance has its tokens
     /// nevertheless.
-    fn add_instance(&self, engine: &Engine) {
+    fn add_instance(&self, engine: &Arc<Engine>) {
         let agent_settings = &engine.config().agent;
         let (revocations, issuer, served) = tokio::task::block_in_place(|| {
             let revocations = validity::open(agent_settings.revocations.as_deref());
@@ -195,6 +195,7 @@ impl Connection {
             replies: self.replies.clone(),
             revocations,
             issuer: issuer.ok().flatten(),
+            engine: Arc::clone(engine),
         };
         self.agent.instances.add(engine.instance(), instance);
     }

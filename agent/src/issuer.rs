@@ -1,19 +1,26 @@
-//! The issuer of the tokens that the instance mints, for the token service: its public keys, and the responses that it signs.
+//! The issuer of the tokens that the instance mints, for the token service: its public keys, tokens for users and clients, and the
+//! responses that it signs.
 //!
 //! The service chooses neither the type nor the shape of what is signed: a response to an introspection has the type
 //! `token-introspection+jwt` and no `exp`, so nobody accepts it as a token.
 
 use std::{
     fmt::Display,
+    future::Future,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use protocol::{Answer, IssuerQuestion};
+use delivery::{Engine, Refusal, denied};
+use protocol::{Answer, Denial, DenialCode, Evidence, IssuerQuestion, MintRequest, SecretText, TokenFacts, Validity};
 use seal::ExposeSecret;
 use serde_json::{Map, Value, json};
-use source::keys::KeyStore;
-use tokio::time::timeout;
+use source::keys::{KeyStore, Keys, KeysError};
+use token::{Claims, ClaimsToIssue, Grant, SigningKey, Token, Verifier};
+use tokio::{task::spawn_blocking, time::timeout};
+use zeroize::Zeroizing;
+
+use crate::narrow::narrow;
 
 /// The time that the file system of the keys may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,52 +53,173 @@ impl Issuer {
         &self.name
     }
 
-    /// Answers a question. Blocks, as the keys are files.
-    fn answer(&self, question: IssuerQuestion) -> Answer {
+    /// Returns the keys as they are now, and logs what is wrong with them. Blocks, as they are files.
+    fn keys(&self) -> Result<Arc<Keys>, KeysError> {
         let (keys, warnings) = self.keys.keys();
         for warning in warnings {
             eprintln!("workflow-token-agent: {warning}");
         }
-        let keys = match keys {
-            Ok(keys) => keys,
-            Err(e) => return Answer::Failed(e.to_string()),
-        };
-        match question {
-            IssuerQuestion::PublicKeys => Answer::PublicKeys(keys.verifying().public_jwks()),
-            IssuerQuestion::SignIntrospection { audience, response } => {
-                let Some(key) = keys.signing() else {
-                    return failed("no key is the active one: promote one with `flux workflow-token rotate promote`");
-                };
-                let Ok(response) = serde_json::from_str::<Map<String, Value>>(&response) else {
-                    return failed("the response to an introspection is no JSON object");
-                };
-                let iat = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .unwrap_or_default()
-                    .as_secs();
-                let claims = json!({
-                    "iss": self.name,
-                    "aud": audience,
-                    "iat": iat,
-                    "token_introspection": response,
-                });
-                let signed = key.sign(&[("typ", INTROSPECTION)], claims.to_string().as_bytes());
-                Answer::Signed(signed.expose_secret().to_owned())
-            }
+        keys
+    }
+
+    fn public_keys(&self) -> Answer {
+        match self.keys() {
+            Ok(keys) => Answer::PublicKeys(keys.verifying().public_jwks()),
+            Err(e) => failed(e),
         }
+    }
+
+    /// Signs with the active key. Blocks.
+    fn sign(&self, sign: impl FnOnce(&SigningKey) -> Answer) -> Answer {
+        match self.keys() {
+            Ok(keys) => match keys.signing() {
+                Some(key) => sign(key),
+                None => failed("no key is the active one: promote one with `flux workflow-token rotate promote`"),
+            },
+            Err(e) => failed(e),
+        }
+    }
+
+    fn sign_introspection(&self, audience: &str, response: &str) -> Answer {
+        let Ok(response) = serde_json::from_str::<Map<String, Value>>(response) else {
+            return failed("the response to an introspection is no JSON object");
+        };
+        let iat = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let claims = json!({
+            "iss": self.name,
+            "aud": audience,
+            "iat": iat,
+            "token_introspection": response,
+        });
+        self.sign(|key| {
+            let signed = key.sign(&[("typ", INTROSPECTION)], claims.to_string().as_bytes());
+            Answer::Signed(signed.expose_secret().to_owned())
+        })
+    }
+
+    fn mint(&self, claims: &ClaimsToIssue) -> Answer {
+        self.sign(|key| {
+            let token = token::mint(key, claims);
+            Answer::Minted(SecretText(Zeroizing::new(token.expose_secret().to_owned())))
+        })
+    }
+
+    /// Returns whether a token says that it is of this issuer.
+    fn claims_to_be_of(&self, token: &str) -> bool {
+        Token::inspect(token).is_ok_and(|token| token.claims().as_map().get("iss") == Some(&json!(self.name)))
+    }
+
+    /// Verifies a token of this issuer, for any audience. Blocks.
+    fn verify(&self, token: &str) -> Result<Claims, Refusal> {
+        let keys = self.keys().map_err(|e| Refusal::Unknown(e.to_string()))?;
+        let verifier = Verifier::new(Arc::clone(keys.verifying()))
+            .issuer(&self.name)
+            .any_audience();
+        let refused = |_| denied(DenialCode::InvalidGrant, "the token is not valid");
+        Ok(verifier.verify(token, SystemTime::now()).map_err(refused)?)
     }
 }
 
-/// Answers a question to the issuer of a name.
-pub async fn answer(issuer: Option<Arc<Issuer>>, name: &str, question: IssuerQuestion) -> Answer {
-    let Some(issuer) = issuer else {
+/// Tells whether tokens are still valid.
+pub trait Checks: Sync {
+    /// Returns whether a token is still valid.
+    fn check(&self, token: TokenFacts) -> impl Future<Output = Validity> + Send;
+}
+
+/// Answers a question to the issuer of a name, with the engine of its configuration.
+pub async fn answer(
+    known: Option<(Arc<Issuer>, Arc<Engine>)>,
+    checks: &impl Checks,
+    name: &str,
+    question: IssuerQuestion,
+) -> Answer {
+    let Some((issuer, engine)) = known else {
         let name = name.escape_debug();
         return failed(format!(
             "no configuration of the agent has the issuer {name}: set the key name of [workflow-token.issuer], or correct the \
              key issuer of the service"
         ));
     };
-    match timeout(TIMEOUT, tokio::task::spawn_blocking(move || issuer.answer(question))).await {
+    match question {
+        IssuerQuestion::PublicKeys => blocking(move || issuer.public_keys()).await,
+        IssuerQuestion::SignIntrospection { audience, response } => {
+            blocking(move || issuer.sign_introspection(&audience, &response)).await
+        }
+        IssuerQuestion::Mint(request) => match claims(&issuer, &engine, checks, &request).await {
+            Ok(claims) => blocking(move || issuer.mint(&claims)).await,
+            Err(Refusal::Denied(denial)) => Answer::Denied(denial),
+            Err(Refusal::Unknown(why)) => failed(why),
+        },
+    }
+}
+
+/// Returns the claims of the token that a request gets.
+async fn claims(
+    issuer: &Arc<Issuer>,
+    engine: &Engine,
+    checks: &impl Checks,
+    request: &MintRequest,
+) -> Result<ClaimsToIssue, Refusal> {
+    if let Evidence::Token(token) = &request.evidence
+        && issuer.claims_to_be_of(&token.0)
+    {
+        let (verifier, token) = (Arc::clone(issuer), token.clone());
+        let verified = timeout(TIMEOUT, spawn_blocking(move || verifier.verify(&token.0))).await;
+        let claims = match verified {
+            Ok(Ok(verified)) => verified?,
+            _ => {
+                return Err(Refusal::Unknown(
+                    "the file system of the keys does not answer".to_owned(),
+                ));
+            }
+        };
+        let facts = TokenFacts::of(&claims);
+        let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the token is of no job"))?;
+        match checks.check(facts).await {
+            Validity::Active => return Ok(narrow(&issuer.name, &claims, request)?),
+            Validity::Unknown(why) => return Err(Refusal::Unknown(why)),
+            Validity::Ended(_) => return Err(denied(DenialCode::InvalidGrant, "the job of the token has ended").into()),
+            Validity::Revoked => return Err(denied(DenialCode::InvalidGrant, "the token was revoked").into()),
+        }
+    }
+    let granted = engine.grant(&issuer.name, request).await?;
+    let workspaces = granted.workspaces.iter().map(|workspace| workspace.parse());
+    let workspaces = workspaces
+        .collect::<Result<_, token::NameError>>()
+        .map_err(|e| Refusal::Unknown(e.to_string()))?;
+    let grant = if granted.is_client {
+        Grant::System(workspaces)
+    } else {
+        Grant::Workspaces(workspaces)
+    };
+    check_scope(request, &grant)?;
+    Ok(ClaimsToIssue {
+        iss: issuer.name.clone(),
+        sub: granted.sub,
+        aud: granted.audience,
+        iat: SystemTime::now(),
+        lifetime: granted.lifetime,
+        grant,
+    })
+}
+
+/// Refuses a scope that a request wants and does not get.
+pub fn check_scope(request: &MintRequest, grant: &Grant) -> Result<(), Denial> {
+    let scope = grant.scope();
+    match &request.scope {
+        Some(wanted) if wanted != scope.as_str() => Err(denied(
+            DenialCode::InvalidScope,
+            format!("the scope of such a token is {scope}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn blocking(answer: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    match timeout(TIMEOUT, spawn_blocking(answer)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => failed("an internal error"),
         Err(_) => failed("the file system of the keys does not answer"),
@@ -103,58 +231,4 @@ fn failed(why: impl Display) -> Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    use token::{Algorithm, KeySet, Verifier};
-
-    use super::*;
-
-    fn issuer(directory: &std::path::Path) -> Arc<Issuer> {
-        source::keys::create(directory, Algorithm::EdDsa).unwrap();
-        let issuer = json!({"keys": directory, "name": "https://a.example.org", "audience": "a"});
-        let config = config::Config::from_json(&json!({"workflow-token": {"issuer": issuer}})).unwrap();
-        Issuer::of(&config).unwrap().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_signed_response_is_not_a_token() {
-        let directory = tempfile::tempdir().unwrap();
-        let issuer = issuer(&directory.path().join("keys"));
-        let Answer::PublicKeys(jwks) = answer(Some(issuer.clone()), "", IssuerQuestion::PublicKeys).await else {
-            panic!("no keys");
-        };
-        assert!(!jwks.contains("\"d\""));
-        let question = |response: &str| IssuerQuestion::SignIntrospection {
-            audience: "client".to_owned(),
-            response: response.to_owned(),
-        };
-        // The service could try to have a token signed.
-        let claims = r#"{"iss":"https://a.example.org","aud":"client","sub":"root","exp":9e9}"#;
-        let Answer::Signed(signed) = answer(Some(issuer.clone()), "", question(claims)).await else {
-            panic!("not signed");
-        };
-        let part = |n| URL_SAFE_NO_PAD.decode(signed.split('.').nth(n).unwrap()).unwrap();
-        let header: Value = serde_json::from_slice(&part(0)).unwrap();
-        assert_eq!(header["typ"], "token-introspection+jwt");
-        let payload: Value = serde_json::from_slice(&part(1)).unwrap();
-        assert_eq!((&payload["aud"], &payload["exp"]), (&json!("client"), &Value::Null));
-        assert_eq!(payload["token_introspection"]["sub"], "root");
-        let (keys, _) = KeySet::from_jwks(jwks.as_bytes()).unwrap();
-        let verifier = Verifier::new(keys).any_audience();
-        assert!(verifier.clone().verify(&signed, SystemTime::now()).is_err());
-        assert!(verifier.typ(INTROSPECTION).verify(&signed, SystemTime::now()).is_err());
-        for wrong in ["", "[]", "{"] {
-            assert!(matches!(
-                answer(Some(issuer.clone()), "", question(wrong)).await,
-                Answer::Failed(_)
-            ));
-        }
-        let Answer::Failed(why) = answer(None, "https://b\n", IssuerQuestion::PublicKeys).await else {
-            panic!("somebody is known");
-        };
-        assert!(
-            why.contains(r"https://b\n") && why.contains("[workflow-token.issuer]"),
-            "{why}"
-        );
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ mod frames;
 mod hardening;
 mod issuer;
 mod listener;
+mod narrow;
 mod revocations;
 mod serve;
 mod service;

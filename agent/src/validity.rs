@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use delivery::Engine;
 use protocol::{Answer, Ask, Code, Failure, JobEnd, JobFacts, Question, Reply, Subject, TokenFacts, VERSION, Validity};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
@@ -15,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    issuer::{self, Issuer},
+    issuer::{self, Checks, Issuer},
     revocations::Revocations,
 };
 
@@ -44,6 +45,8 @@ pub struct Instance {
     pub revocations: Store,
     /// The issuer of its tokens, if it mints any.
     pub issuer: Option<Arc<Issuer>>,
+    /// Its engine.
+    pub engine: Arc<Engine>,
 }
 
 /// Revocations, if the configuration has a place for them, or why they cannot be used.
@@ -94,47 +97,31 @@ impl Instances {
 
     /// Answers a question.
     pub async fn answer(&self, ask: Ask) -> Answer {
-        let stores: Vec<(String, Store)> = {
-            let state = self.lock();
-            let all = state.instances.iter();
-            all.map(|(name, instance)| (name.clone(), instance.revocations.clone()))
-                .collect()
-        };
         if let Err(e) = check_version(&ask) {
             return Answer::Failed(e);
         }
         match ask.question {
-            Question::Check(token) => {
-                let Some(job) = token.job.clone() else {
-                    if stores.is_empty() {
-                        return Answer::Validity(Validity::Unknown("no plugin is connected to the agent".to_owned()));
-                    }
-                    let stores = stores.into_iter().map(|(_, store)| store).collect();
-                    return Answer::Validity(revoked(stores, token).await.unwrap_or(Validity::Active));
-                };
-                let store = stores.into_iter().find(|(name, _)| *name == job.instance);
-                let Some((_, store)) = store else {
-                    let why = format!("no plugin of instance {} is connected", job.instance.escape_debug());
-                    return Answer::Validity(Validity::Unknown(why));
-                };
-                match revoked(vec![store], token).await {
-                    Some(validity) => Answer::Validity(validity),
-                    None => Answer::Validity(self.ask_job(&job).await),
-                }
-            }
+            Question::Check(token) => Answer::Validity(self.check(token).await),
             Question::Issuer { name, question } => {
-                let known = self
-                    .lock()
-                    .instances
-                    .values()
-                    .find_map(|instance| instance.issuer.clone().filter(|issuer| issuer.name() == name));
-                issuer::answer(known, &name, question).await
+                let known = self.lock().instances.values().find_map(|instance| {
+                    let issuer = instance.issuer.clone().filter(|issuer| issuer.name() == name)?;
+                    Some((issuer, Arc::clone(&instance.engine)))
+                });
+                issuer::answer(known, self, &name, question).await
             }
             Question::Revoke { subjects, keep_secs } => {
-                let stores = stores.into_iter().map(|(_, store)| store).collect();
+                let stores = self.stores().into_iter().map(|(_, store)| store).collect();
                 revoke(stores, subjects, keep_secs).await
             }
         }
+    }
+
+    /// Returns the revocations of all instances, by their names.
+    fn stores(&self) -> Vec<(String, Store)> {
+        let state = self.lock();
+        let all = state.instances.iter();
+        all.map(|(name, instance)| (name.clone(), instance.revocations.clone()))
+            .collect()
     }
 
     /// Asks the plugin of a job's instance.
@@ -160,6 +147,27 @@ impl Instances {
                 self.lock().waiting.remove(&number);
                 unknown("does not answer")
             }
+        }
+    }
+}
+
+impl Checks for Instances {
+    async fn check(&self, token: TokenFacts) -> Validity {
+        let stores = self.stores();
+        let Some(job) = token.job.clone() else {
+            if stores.is_empty() {
+                return Validity::Unknown("no plugin is connected to the agent".to_owned());
+            }
+            let stores = stores.into_iter().map(|(_, store)| store).collect();
+            return revoked(stores, token).await.unwrap_or(Validity::Active);
+        };
+        let Some((_, store)) = stores.into_iter().find(|(name, _)| *name == job.instance) else {
+            let why = format!("no plugin of instance {} is connected", job.instance.escape_debug());
+            return Validity::Unknown(why);
+        };
+        match revoked(vec![store], token).await {
+            Some(validity) => validity,
+            None => self.ask_job(&job).await,
         }
     }
 }

@@ -7,12 +7,10 @@ use std::{
     time::Duration,
 };
 
-use config::Config;
 use protocol::{
     Answer, Ask, Question, Reply, Request, VERSION,
     slurm::{ControllerReply, ControllerRequest},
 };
-use serde_json::Value;
 use slurm::{Deadline, MAX_REPLY, Site, exchange};
 
 use crate::{flux, print};
@@ -48,9 +46,7 @@ impl Agent {
             }
             Err(e) => return Err(format!("the agent of the instance cannot be found: {e}")),
         };
-        let conf = flux::run(&["config", "get"]).map_err(|e| e.to_string())?;
-        let conf: Value = serde_json::from_str(&conf).map_err(|e| format!("the configuration of Flux: {e}"))?;
-        let config = Config::from_json(&conf).map_err(|e| e.to_string())?;
+        let config = flux::configuration()?;
         Ok(Self::Flux(
             config.agent.socket.unwrap_or_else(|| Path::new(&rundir).join(SOCKET)),
         ))

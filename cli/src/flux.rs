@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use config::Config;
+
 use crate::print;
 use crate::within::TIMEOUT;
 
@@ -170,4 +172,14 @@ fn kill(child: &mut Child) {
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
     let _ = child.wait();
+}
+
+/// Returns the configuration of the instance of Flux that this runs in.
+///
+/// # Errors
+/// For the operator.
+pub fn configuration() -> Result<Config, String> {
+    let conf = run(&["config", "get"]).map_err(|e| e.to_string())?;
+    let conf = serde_json::from_str(&conf).map_err(|e| format!("the configuration of Flux: {e}"))?;
+    Config::from_json(&conf).map_err(|e| e.to_string())
 }

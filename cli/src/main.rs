@@ -17,6 +17,7 @@ mod print;
 mod revoke;
 mod rotate;
 mod show;
+mod token;
 mod verify;
 mod within;
 
@@ -48,6 +49,7 @@ enum Command {
     Revoke(revoke::Args),
     Inspect(inspect::Args),
     Show(show::Args),
+    Token(token::Args),
     Doctor(doctor::Args),
     /// Supervise the exec program of a kubeconfig file, for `doctor`.
     #[command(hide = true)]
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Revoke(args) => revoke::run(&args).map_err(Into::into),
         Command::Inspect(args) => inspect::run(&args).map_err(Into::into),
         Command::Show(args) => show::run(&args).map_err(Into::into),
+        Command::Token(args) => token::run(&args).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args).map_err(Into::into),
         Command::Supervise => return source::supervise::main(),
     };

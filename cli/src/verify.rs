@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ArgGroup;
 use config::Discovery;
-use protocol::{Answer, JobEnd, JobFacts, Question, TokenFacts, Validity};
+use protocol::{Answer, JobEnd, Question, TokenFacts, Validity};
 use serde_json::{Value, json};
 use source::JwksClient;
 use source::keys::{self, KeysError, Want};
@@ -148,16 +148,8 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
 /// Asks the agent about a token that was verified. Returns why it is not valid any more.
 fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Error> {
     let agent = Agent::find(config).map_err(Error::Agent)?;
-    let job = claims.job().map(|job| {
-        let facts = JobFacts::of_claim(job.id, job.is_slurm, job.instance, job.uid);
-        facts.ok_or_else(|| format!("its job id {} is none", print::word(job.id)))
-    });
-    let facts = TokenFacts {
-        job: job.transpose().map_err(Error::Agent)?,
-        jti: claims.jti().map(str::to_owned),
-        sub: claims.sub().map(str::to_owned),
-        iat: claims.iat().map(NumericDate::seconds),
-    };
+    let malformed = || Error::Agent("the job id of the token is none of its scheduler".to_owned());
+    let facts = TokenFacts::of(claims).ok_or_else(malformed)?;
     match agent.ask(Question::Check(facts)).map_err(Error::Agent)? {
         Answer::Validity(Validity::Active) => Ok(None),
         Answer::Validity(Validity::Ended(JobEnd { at: None })) => Ok(Some("its job has ended".to_owned())),
@@ -167,9 +159,7 @@ fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Err
         }
         Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked".to_owned())),
         Answer::Validity(Validity::Unknown(why)) | Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
-        Answer::Revoked | Answer::PublicKeys(_) | Answer::Signed(_) => {
-            Err(Error::Agent("the agent answered another question".to_owned()))
-        }
+        _ => Err(Error::Agent("the agent answered another question".to_owned())),
     }
 }
 

@@ -36,7 +36,7 @@ pub use parse::{Error, Files, Replaced, read_files};
 pub use project::{Asked, Denied, Identity, Person, Project, Projects};
 pub use request::{Allowed, DEFAULT_NAME, LONGEST_REQUESTS, TokenRequest, TokenRequests, parse_requests};
 pub use rule::{AttributePath, Conditions, Facts, Principal, Property, Scheduler, Selection};
-pub use service::{Agent, Service};
+pub use service::{Agent, EvidenceKind, Grant as ServiceGrant, Service};
 pub use shortfall::{Membership, OnShortfall, Outlook, round_for_users};
 pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};

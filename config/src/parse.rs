@@ -160,6 +160,11 @@ impl Table {
         }
         let variable = self.variable.unwrap_or_else(|| VARIABLE.to_owned());
         let timeout = self.timeout.unwrap_or(TIMEOUT);
+        let has_issuer = self.issuer.is_some();
+        let service = self
+            .service
+            .map(|table| table.service(&trusts, &projects, has_issuer))
+            .transpose()?;
         let slurm = self.slurm.map(slurm::SlurmTable::slurm).transpose()?;
         let defaults = rule::Defaults {
             scheduler: match slurm {
@@ -188,7 +193,7 @@ impl Table {
                 socket: self.agent,
                 program: self.agent_program,
                 revocations: self.revocations,
-                service: self.service.map(service::ServiceTable::service),
+                service,
             },
             munge,
             dws,

@@ -45,7 +45,7 @@ pub(crate) fn verify(config: &Config, verifiers: &[Arc<TokenVerifier>]) -> Resul
 }
 
 /// Returns why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
-fn summary(e: &VerifyError) -> &'static str {
+pub(crate) fn summary(e: &VerifyError) -> &'static str {
     match e {
         VerifyError::Expired { .. } => "it has expired",
         VerifyError::NotYet { .. } => "it is not valid yet",

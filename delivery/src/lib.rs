@@ -20,6 +20,7 @@ mod progress;
 mod renewal;
 mod rules;
 mod shortfall;
+mod subject;
 mod task;
 
 /// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that
@@ -40,4 +41,5 @@ fn inject_fault(place: &str) {
 pub use engine::{Engine, Shared};
 pub use owners::{Owner, Tell};
 pub use pipeline::{Outcome, Sealed};
+pub use subject::{Granted, Refusal, denied, narrowed, requested_lifetime};
 pub use task::{Task, Variables};

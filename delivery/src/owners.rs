@@ -124,7 +124,7 @@ pub(crate) type Verify = Box<dyn Fn(&str) -> Result<Verified, Failure> + Send + 
 /// The users of one configuration, by uid. Its lock is never held while somebody is asked.
 pub(crate) struct Owners {
     cache: Mutex<HashMap<u32, Entry>>,
-    /// The groups that rules and projects name.
+    /// The groups that rules, projects and grants name.
     wanted: Vec<Principal>,
     identity: Option<(Identity, Verify)>,
     /// The timeout of a look-up.
@@ -149,6 +149,14 @@ impl Owners {
         let wanted: HashSet<&Principal> = rules
             .filter_map(|rule| rule.conditions.group.as_ref())
             .chain(config.projects.groups())
+            .chain(
+                config
+                    .agent
+                    .service
+                    .iter()
+                    .flat_map(|service| &service.grants)
+                    .flat_map(|grant| &grant.groups),
+            )
             .collect();
         Self {
             cache: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -35,7 +36,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 #[derive(Clone, Debug)]
 pub struct AgentClient {
     asked: mpsc::Sender<Asked>,
-    is_connected: watch::Receiver<bool>,
+    /// The uid of the agent, while it is connected.
+    connected: watch::Receiver<Option<u32>>,
 }
 
 /// A question, and who waits for its answer.
@@ -51,41 +53,61 @@ impl AgentClient {
     /// Starts to connect. `uid` may be that of the agent, besides root and this process.
     pub fn start(path: PathBuf, uid: Option<u32>) -> Self {
         let (asked, asks) = mpsc::channel(MAX_PENDING);
-        let (connected, is_connected) = watch::channel(false);
-        tokio::spawn(keep_connected(path, uid, asks, connected));
-        Self { asked, is_connected }
+        let (sender, connected) = watch::channel(None);
+        tokio::spawn(keep_connected(path, uid, asks, sender));
+        Self { asked, connected }
     }
 
     /// Returns whether there is a connection.
     pub fn is_connected(&self) -> bool {
-        *self.is_connected.borrow()
+        self.uid().is_some()
     }
 
-    /// Asks a question, as often as a connection ends meanwhile: no question does anything twice.
+    /// Returns the uid that the agent runs as, while it is connected.
+    pub fn uid(&self) -> Option<u32> {
+        *self.connected.borrow()
+    }
+
+    /// Asks a question, as often as a connection ends meanwhile: for questions that do nothing twice.
     ///
     /// # Errors
     /// For the operator: there is no answer.
     pub async fn ask(&self, question: impl Fn() -> Question) -> Result<Answer, String> {
         let answered = async {
             loop {
-                let (answer, answered) = oneshot::channel();
-                let ask = Ask {
-                    version: VERSION,
-                    question: question(),
-                };
-                if self.asked.send(Asked { ask, answer }).await.is_err() {
-                    return Err("the service ends".to_owned());
-                }
-                if let Ok(answer) = answered.await {
+                if let Some(answer) = self.send(question()).await? {
                     return Ok(answer);
                 }
             }
         };
-        match timeout(TIMEOUT, answered).await {
-            Ok(Ok(Answer::Failed(why))) => Err(format!("the agent cannot answer: {why}")),
-            Ok(answer) => answer,
-            Err(_) => Err("the agent does not answer".to_owned()),
-        }
+        within(TIMEOUT, answered).await
+    }
+
+    /// Asks a question, which the agent may have received even if there is no answer.
+    ///
+    /// # Errors
+    /// For the operator: there is no answer.
+    pub async fn ask_once(&self, question: Question) -> Result<Answer, String> {
+        let ended = || "the connection to the agent ended".to_owned();
+        within(TIMEOUT, async { self.send(question).await?.ok_or_else(ended) }).await
+    }
+
+    /// Sends a question. Returns its answer; none if the connection ended before.
+    async fn send(&self, question: Question) -> Result<Option<Answer>, String> {
+        let (answer, answered) = oneshot::channel();
+        let version = VERSION;
+        let ask = Ask { version, question };
+        let sent = self.asked.send(Asked { ask, answer }).await;
+        sent.map_err(|_| "the service ends".to_owned())?;
+        Ok(answered.await.ok())
+    }
+}
+
+async fn within(limit: Duration, answer: impl Future<Output = Result<Answer, String>>) -> Result<Answer, String> {
+    match timeout(limit, answer).await {
+        Ok(Ok(Answer::Failed(why))) => Err(format!("the agent cannot answer: {why}")),
+        Ok(answer) => answer,
+        Err(_) => Err("the agent does not answer".to_owned()),
     }
 }
 
@@ -93,19 +115,19 @@ async fn keep_connected(
     path: PathBuf,
     uid: Option<u32>,
     mut asks: mpsc::Receiver<Asked>,
-    connected: watch::Sender<bool>,
+    connected: watch::Sender<Option<u32>>,
 ) {
     let mut pause = PAUSES.0;
     let mut said = String::new();
     loop {
         let ended = match connect(&path, uid).await {
-            Ok(stream) => {
+            Ok((stream, peer)) => {
                 if !said.is_empty() {
                     eprintln!("workflow-tokend: the agent at {} is back", path.display());
                     said.clear();
                 }
                 // Nobody looks if the service ends.
-                let _ = connected.send(true);
+                let _ = connected.send(Some(peer));
                 let (reader, writer) = stream.into_split();
                 let pending = Pending::default();
                 let ended = tokio::select! {
@@ -113,7 +135,7 @@ async fn keep_connected(
                     ended = write(writer, &pending, &mut asks) => ended,
                 };
                 pause = PAUSES.0;
-                let _ = connected.send(false);
+                let _ = connected.send(None);
                 ended
             }
             Err(e) => Err(e),
@@ -134,8 +156,8 @@ async fn keep_connected(
     }
 }
 
-/// Connects, and checks that the peer is the agent: nobody else may say that a token is valid.
-async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<UnixStream> {
+/// Connects, and checks that the peer is the agent: nobody else may say that a token is valid. Returns its uid, too.
+async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<(UnixStream, u32)> {
     let checked = path.to_owned();
     let check = move || secure_path::check_socket(&checked, Owners::process().and_user(uid));
     let checked = tokio::task::spawn_blocking(check).await.map_err(io::Error::other)?;
@@ -143,7 +165,7 @@ async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<UnixStr
     let stream = UnixStream::connect(path).await?;
     let peer = stream.peer_cred()?.uid();
     match peer == 0 || peer == geteuid().as_raw() || Some(peer) == uid {
-        true => Ok(stream),
+        true => Ok((stream, peer)),
         false => Err(io::Error::other(format!(
             "it is uid {peer}: name it in the key agent-user if that is right"
         ))),

@@ -23,7 +23,7 @@ pub struct Event<'a> {
     /// RFC 3339, in UTC.
     time: String,
     event: &'static str,
-    client: &'a str,
+    client: Option<&'a str>,
     jti: Option<&'a str>,
     sub: Option<&'a str>,
     uid: Option<u32>,
@@ -32,12 +32,12 @@ pub struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// A client has revoked a token.
-    pub fn revoked(client: &'a str, claims: &'a Claims) -> Self {
+    /// Something has happened to a token at the request of a client, or of a user without one.
+    pub fn new(event: &'static str, client: Option<&'a str>, claims: &'a Claims) -> Self {
         let job = claims.job();
         Self {
             time: jiff::Timestamp::now().to_string(),
-            event: "revoke",
+            event,
             client,
             jti: claims.jti(),
             sub: claims.sub(),

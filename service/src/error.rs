@@ -16,20 +16,36 @@ pub enum OAuthError {
     InvalidClient,
     /// The client may not do this.
     UnauthorizedClient(&'static str),
+    /// The grant type is none of ours.
+    UnsupportedGrantType,
+    /// The proof is not valid, or for another client.
+    InvalidGrant(String),
+    /// The token is for nothing that may be asked for (RFC 8693 section 2.2.2).
+    InvalidTarget(String),
+    /// The scope, project or lifetime is wider than allowed.
+    InvalidScope(String),
     /// The agent or scheduler does not answer; the operator finds the cause in the log.
     Unavailable,
 }
 
 impl IntoResponse for OAuthError {
     fn into_response(self) -> Response {
-        let (status, error, description) = match self {
-            Self::InvalidRequest(what) => (StatusCode::BAD_REQUEST, "invalid_request", what),
+        let (status, error, description) = match &self {
+            Self::InvalidRequest(what) => (StatusCode::BAD_REQUEST, "invalid_request", *what),
             Self::InvalidClient => (
                 StatusCode::UNAUTHORIZED,
                 "invalid_client",
                 "the client did not prove its identity",
             ),
-            Self::UnauthorizedClient(what) => (StatusCode::BAD_REQUEST, "unauthorized_client", what),
+            Self::UnauthorizedClient(what) => (StatusCode::BAD_REQUEST, "unauthorized_client", *what),
+            Self::UnsupportedGrantType => (
+                StatusCode::BAD_REQUEST,
+                "unsupported_grant_type",
+                "the metadata of the issuer list those that are supported",
+            ),
+            Self::InvalidGrant(what) => (StatusCode::BAD_REQUEST, "invalid_grant", what.as_str()),
+            Self::InvalidTarget(what) => (StatusCode::BAD_REQUEST, "invalid_target", what.as_str()),
+            Self::InvalidScope(what) => (StatusCode::BAD_REQUEST, "invalid_scope", what.as_str()),
             Self::Unavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",

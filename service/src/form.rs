@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Parameters, each of which is there once.
+/// Parameters.
 #[derive(Default)]
 pub struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
@@ -29,6 +29,14 @@ impl<'a> Form<'a> {
     /// # Errors
     /// [`FormError`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FormError> {
+        Self::parse_with(bytes, &[])
+    }
+
+    /// Reads parameters, of which some may be there more than once.
+    ///
+    /// # Errors
+    /// [`FormError`].
+    pub fn parse_with(bytes: &'a [u8], repeatable: &[&str]) -> Result<Self, FormError> {
         if std::str::from_utf8(bytes).is_err() {
             return Err(FormError::NotUtf8);
         }
@@ -38,7 +46,7 @@ impl<'a> Form<'a> {
             if name.contains('\u{fffd}') || value.contains('\u{fffd}') {
                 return Err(FormError::NotUtf8);
             }
-            if all.iter().any(|(known, _)| *known == name) {
+            if all.iter().any(|(known, _)| *known == name) && !repeatable.contains(&&*name) {
                 return Err(FormError::Repeated);
             }
             if all.len() == MAX_PARAMETERS {
@@ -53,6 +61,12 @@ impl<'a> Form<'a> {
     /// Returns a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_ref())
+    }
+
+    /// Returns all values of a parameter that may be there more than once.
+    pub fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b str> {
+        let found = self.0.iter().filter(move |(known, _)| known == name);
         found.map(|(_, value)| value.as_ref())
     }
 
@@ -77,6 +91,9 @@ mod tests {
         let error = |bytes: &[u8]| Form::parse(bytes).err();
         assert_eq!(error(b"token=a&token=a"), Some(FormError::Repeated));
         assert_eq!(error(b"token=&tok%65n=a"), Some(FormError::Repeated));
+        let form = Form::parse_with(b"audience=a&audience=b&audience=", &["audience"]).unwrap();
+        assert_eq!(form.all("audience").collect::<Vec<_>>(), ["a", "b"]);
+        assert!(Form::parse_with(b"audience=a&token=b&token=b", &["audience"]).is_err());
         assert_eq!(error(b"token=%ff"), Some(FormError::NotUtf8));
         assert_eq!(error(b"token=\xff"), Some(FormError::NotUtf8));
         let many: Vec<String> = (0..=MAX_PARAMETERS).map(|n| format!("p{n}=")).collect();

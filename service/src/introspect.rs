@@ -35,7 +35,7 @@ pub async fn introspect(
     body: Bytes,
 ) -> Result<Response, OAuthError> {
     let settings = service.settings();
-    let form = read_form(&headers, &body)?;
+    let form = read_form(&headers, &body, &[])?;
     let client = authenticate(&settings, peer, &headers, &form)?;
     if !client.may_introspect {
         return Err(OAuthError::UnauthorizedClient("the client may not introspect tokens"));
@@ -76,11 +76,11 @@ pub async fn introspect(
     }
 }
 
-/// Reads the parameters of a POST request.
+/// Reads the parameters of a POST request, of which some may be there more than once.
 ///
 /// # Errors
 /// [`OAuthError::InvalidRequest`].
-pub fn read_form<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Form<'a>, OAuthError> {
+pub fn read_form<'a>(headers: &HeaderMap, body: &'a [u8], repeatable: &[&str]) -> Result<Form<'a>, OAuthError> {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())
@@ -91,7 +91,8 @@ pub fn read_form<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Form<'a>, OA
             "the body must be application/x-www-form-urlencoded",
         ));
     }
-    Form::parse(body).map_err(|_| OAuthError::InvalidRequest("a parameter is there twice, or not UTF-8"))
+    Form::parse_with(body, repeatable)
+        .map_err(|_| OAuthError::InvalidRequest("a parameter is there twice, or not UTF-8"))
 }
 
 /// Returns whether a token is one that a client may ask about.

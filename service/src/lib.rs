@@ -30,6 +30,7 @@ mod serve;
 mod service;
 pub mod settings;
 mod strict;
+mod token;
 mod validity;
 mod verdict;
 

@@ -27,6 +27,15 @@ pub const INTROSPECTION: &str = "/introspect";
 /// The path of revocation.
 pub const REVOCATION: &str = "/revoke";
 
+/// The path of tokens for users and clients.
+pub const TOKEN: &str = "/token";
+
+/// The grant type of client credentials (RFC 6749 section 4.4).
+pub const CLIENT_CREDENTIALS: &str = "client_credentials";
+
+/// The grant type of token exchange (RFC 8693).
+pub const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
 /// The path of metadata of protected services, before their names.
 pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
@@ -39,11 +48,11 @@ const AUTHENTICATION: [&str; 2] = ["client_secret_basic", "client_secret_post"];
 /// Returns the metadata of the issuer.
 pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAuthError> {
     let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
-    let metadata = metadata(&service.settings(), &keys);
+    let metadata = metadata(&service.settings(), &keys, service.agent.uid());
     Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
 }
 
-fn metadata(settings: &Settings, keys: &PublicKeys) -> Value {
+fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>) -> Value {
     let at = |path: &str| format!("{}{path}", settings.issuer.url());
     json!({
         "issuer": settings.issuer.url(),
@@ -53,6 +62,11 @@ fn metadata(settings: &Settings, keys: &PublicKeys) -> Value {
         "introspection_signing_alg_values_supported": keys.algorithms,
         "revocation_endpoint": at(REVOCATION),
         "revocation_endpoint_auth_methods_supported": AUTHENTICATION,
+        "token_endpoint": at(TOKEN),
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
+        "grant_types_supported": [CLIENT_CREDENTIALS, TOKEN_EXCHANGE],
+        // The uid that a MUNGE credential is restricted to, which is exchanged for a token.
+        "munge_uid": munge_uid,
         // Required, though nobody is sent to an authorization endpoint.
         "response_types_supported": [],
         "subject_types_supported": ["public"],

@@ -34,7 +34,7 @@ pub async fn revoke(
     body: Bytes,
 ) -> Result<StatusCode, OAuthError> {
     let settings = service.settings();
-    let form = read_form(&headers, &body)?;
+    let form = read_form(&headers, &body, &[])?;
     let client = authenticate(&settings, peer, &headers, &form)?;
     if !client.may_revoke {
         return Err(OAuthError::UnauthorizedClient("the client may not revoke tokens"));
@@ -68,6 +68,6 @@ pub async fn revoke(
         }
     }
     service.validities.forget(&claims);
-    service.audit.write(&Event::revoked(&client.id, &claims));
+    service.audit.write(&Event::new("revoke", Some(&client.id), &claims));
     Ok(StatusCode::OK)
 }

@@ -12,14 +12,15 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use crate::{forward, introspect, metadata, metrics, revoke, service::Service, strict};
+use crate::{forward, introspect, metadata, metrics, revoke, service::Service, strict, token};
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
 /// The routes, as metrics name them.
-const ROUTES: [&str; 14] = [
+const ROUTES: [&str; 15] = [
     metadata::JWKS,
+    metadata::TOKEN,
     metadata::INTROSPECTION,
     metadata::REVOCATION,
     metadata::RESOURCE,
@@ -47,6 +48,7 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at(metadata::JWKS), get(metadata::jwks))
         .route(&at(metadata::INTROSPECTION), post(introspect::introspect))
         .route(&at(metadata::REVOCATION), post(revoke::revoke))
+        .route(&at(metadata::TOKEN), post(token::token))
         // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
         .route(
             &format!("/.well-known/oauth-authorization-server{base}"),

@@ -9,8 +9,8 @@ use std::{
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
-use protocol::{Answer, JobFacts, Question, TokenFacts, Validity};
-use token::{Claims, NumericDate};
+use protocol::{Answer, Question, TokenFacts, Validity};
+use token::Claims;
 use tokio::sync::OnceCell;
 
 use crate::agent::AgentClient;
@@ -91,7 +91,7 @@ impl Validities {
     }
 
     async fn ask(&self, claims: &Claims) -> Validity {
-        let Some(facts) = facts(claims) else {
+        let Some(facts) = TokenFacts::of(claims) else {
             return Validity::Unknown("its job id is none of the scheduler".to_owned());
         };
         match self.agent.ask(|| Question::Check(facts.clone())).await {
@@ -106,18 +106,4 @@ fn key(claims: &Claims) -> [u8; 32] {
     let mut key = [0; 32];
     key.copy_from_slice(digest(&SHA256, claims.as_json().as_bytes()).as_ref());
     key
-}
-
-/// Returns the claims that decide whether a token is still valid; none if its job id is malformed.
-fn facts(claims: &Claims) -> Option<TokenFacts> {
-    let job = match claims.job() {
-        Some(job) => Some(JobFacts::of_claim(job.id, job.is_slurm, job.instance, job.uid)?),
-        None => None,
-    };
-    Some(TokenFacts {
-        job,
-        jti: claims.jti().map(str::to_owned),
-        sub: claims.sub().map(str::to_owned),
-        iat: claims.iat().map(NumericDate::seconds),
-    })
 }

@@ -22,6 +22,7 @@ mod remote;
 pub mod secure_file;
 mod stamp;
 pub mod supervise;
+pub mod token_service;
 mod value;
 pub mod verify;
 

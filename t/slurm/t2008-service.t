@@ -8,7 +8,6 @@ test -x "$STAGE/sbin/workflow-tokend" || error "$STAGE/sbin/workflow-tokend is m
 # The service has a user of its own, who is neither that of the agent nor the owner of a job.
 SERVICE=$CONTROLLER
 test "$(id -u)" -ne 0 || SERVICE=${WORKFLOW_TOKEN_TEST_OTHER:-daemon}
-ISSUER=https://tokens.example.org
 export PATH=$PATH:/usr/sbin
 
 # http ARGUMENT…: the status is the first line of `answer`.
@@ -21,7 +20,7 @@ answers() {
 	local status=$1
 	shift
 	http "$@"
-	test "$(head -n 1 answer)" = "$status" || { cat answer; return 1; }
+	test "$(head -n 1 answer)" = "$status" || { head -n 1 answer; return 1; }
 }
 
 # as_client ARGUMENT…: asks the service as the client copy.
@@ -47,14 +46,27 @@ service_up() {
 
 test_expect_success 'a cluster, an agent and a service start, each as a user of its own' '
 	cluster_prepare && mkdir shared service run && chmod 1777 shared && chown "$CONTROLLER" run && chmod 0755 run service &&
-	read -r PORT METRICS NGINX CADDY ECHO < <(free_ports 5) &&
-	cp "$STAGE/sbin/workflow-tokend" bin/ && chmod 0755 bin/workflow-tokend &&
+	read -r PORT METRICS NGINX CADDY ECHO < <(free_ports 5) && ISSUER=http://127.0.0.1:$PORT &&
+	cp "$STAGE/sbin/workflow-tokend" "$STAGE/bin/workflow-token" bin/ && chmod 0755 bin/* &&
 	"$CLI" keygen "$PWD/keys" >/dev/null && chown -R "$CONTROLLER" keys &&
 	site <<-EOF &&
 
 		[workflow-token.service]
 		socket = "$PWD/run/service"
 		user = "$SERVICE"
+
+		[[workflow-token.service.grant]]
+		from = "munge"
+		users = ["$ALICE"]
+		audience = ["portal", "copy-offload"]
+		workspaces = ["hydro", "fusion"]
+		max-lifetime = "10m"
+
+		[[workflow-token.service.grant]]
+		from = "client"
+		clients = ["copy"]
+		audience = ["portal"]
+		workspaces = ["hydro"]
 
 		[workflow-token.issuer]
 		keys = "$PWD/keys"
@@ -209,6 +221,57 @@ test_expect_success CADDY 'so does Caddy' '
 	{ caddy run --config caddy/Caddyfile >>caddy/out 2>&1 8>&- 9>&- & BESIDE+=($!); } && behind caddy "$CADDY"
 '
 
+# verify AUDIENCE FILE
+verify() {
+	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience "$1" - <"$2"
+}
+
+# exchange TYPE FILE [ARGUMENT…]
+exchange() {
+	http "$ISSUER/token" --form grant_type=urn:ietf:params:oauth:grant-type:token-exchange --form "subject_token_type=$1" \
+		--form "subject_token=@$2" "${@:3}"
+}
+
+# says STATUS TEXT: what was answered.
+says() {
+	test "$(head -n 1 answer)" = "$1" && grep -qF "$2" answer || { head -n 1 answer; grep error answer; return 1; }
+}
+
+JWT=urn:ietf:params:oauth:token-type:access_token
+
+test_expect_success 'a user of the cluster gets a token by MUNGE, and nobody else does' '
+	as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --audience portal --project hydro --lifetime 60s >users &&
+	verify portal users >shown && grep "^subject *$ALICE$" shown && grep "^workspace *hydro$" shown && grep "^scope *workspace$" shown &&
+	grep "in [1-6]*[0-9]s" shown && grep "\"event\":\"exchange\",\"client\":null" service.log &&
+	test_must_fail as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --audience other 2>err && grep "invalid_target" err &&
+	test_must_fail as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --project other 2>err && grep "invalid_scope" err &&
+	{ test -z "$BOB" || { test_must_fail as "$BOB" "$PWD/bin/workflow-token" token --config "$SITE" 2>err && grep "no grant is for this user" err; }; }
+'
+
+# credential PAYLOAD ARGUMENT…: one of the job owner.
+credential() {
+	printf %s "$1" | as "$ALICE" munge -S "$MUNGE_SOCKET" "${@:2}" >credential
+}
+
+test_expect_success 'a MUNGE credential is good once, for this purpose and this agent' '
+	purpose="workflow-token: a token of $ISSUER for the user who encodes this" && uid=$(id -u "$CONTROLLER") &&
+	credential "$purpose" -u "$uid" && exchange urn:x-workflow-token:munge credential && says 200 access_token &&
+	exchange urn:x-workflow-token:munge credential && says 400 "it was received before" &&
+	credential "$purpose" && exchange urn:x-workflow-token:munge credential && says 400 "not restricted" &&
+	credential "$purpose" -u 0 && exchange urn:x-workflow-token:munge credential && says 400 invalid_grant &&
+	credential "a job of Slurm" -u "$uid" && exchange urn:x-workflow-token:munge credential && says 400 "another purpose" &&
+	echo "MUNGE:x:" >credential && exchange urn:x-workflow-token:munge credential && says 400 invalid_grant
+'
+
+test_expect_success 'the token of a job is exchanged for a narrower one, as long as the job is active' '
+	exchange "$JWT" shared/token --form audience=copy-offload && says 200 "\"scope\":\"session\"" &&
+	exchange "$JWT" shared/token --form audience=portal && says 400 invalid_target &&
+	exchange "$JWT" shared/token --form scope=cluster && says 400 invalid_scope &&
+	exchange "$JWT" users --form project=fusion && says 400 invalid_scope &&
+	http "$ISSUER/token" --client "copy:$PWD/secret" --form grant_type=client_credentials && says 200 "\"scope\":\"system\"" &&
+	http "$ISSUER/token" --form grant_type=client_credentials && says 401 invalid_client
+'
+
 test_expect_success 'a token that a client revokes is refused everywhere, also after a restart' '
 	cp shared/token revoked && rm shared/token &&
 	other=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && is_active &&
@@ -221,6 +284,7 @@ test_expect_success 'a token that a client revokes is refused everywhere, also a
 
 test_expect_success 'the token of the first job is inactive once that has ended' '
 	mv revoked shared/token && eventually is_active && echo >shared/go && eventually finished "$id" && eventually is_inactive &&
+	exchange "$JWT" shared/token && says 400 "the job of the token has ended" &&
 	{ ! test_have_prereq NGINX || answers 401 "http://127.0.0.1:$NGINX/" --token shared/token; } &&
 	{ ! test_have_prereq CADDY || answers 401 "http://127.0.0.1:$CADDY/" --token shared/token; }
 '
@@ -228,6 +292,7 @@ test_expect_success 'the token of the first job is inactive once that has ended'
 test_expect_success 'metrics count what happened, and no log has a token or secret' '
 	answers 200 "http://127.0.0.1:$METRICS/metrics" && grep "^workflow_tokend_requests_total{route=\"/introspect\",code=\"200\"}" answer &&
 	test_expect_code 1 "$TESTS/search.py" shared/token service.log agent.log slurmctld.out answer &&
+	test_expect_code 1 "$TESTS/search.py" users service.log agent.log slurmctld.out &&
 	test_expect_code 1 grep -F -f secret service.log agent.log answer
 '
 

@@ -2,10 +2,19 @@
 
 use std::sync::Arc;
 
-use protocol::{Answer, Ask, JobEnd, Question, Validity};
+use protocol::{Answer, Ask, JobEnd, Question, TokenFacts, Validity};
 
-use super::{Site, squeue, store::in_store};
-use crate::{issuer, validity};
+use super::{Current, Site, squeue, store::in_store};
+use crate::{
+    issuer::{self, Checks},
+    validity,
+};
+
+/// The jobs of a cluster, with the configuration in force.
+struct Jobs<'a> {
+    site: &'a Arc<Site>,
+    current: &'a Current,
+}
 
 /// Answers a question about tokens.
 pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
@@ -13,32 +22,37 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
     if let Err(e) = validity::check_version(&ask) {
         return Answer::Failed(e);
     }
+    let jobs = Jobs {
+        site,
+        current: &current,
+    };
     match ask.question {
-        Question::Check(token) => {
-            let job = token.job.clone();
-            if let Some(job) = &job
-                && job.instance != current.slurm.cluster
-            {
-                let why = format!("this is the agent of cluster {}", current.slurm.cluster);
-                return Answer::Validity(Validity::Unknown(why));
-            }
-            Answer::Validity(
-                match (validity::revoked(vec![current.revocations.clone()], token).await, job) {
-                    (Some(validity), _) => validity,
-                    (None, None) => Validity::Active,
-                    (None, Some(job)) => match end_of(site, job.jobid).await {
-                        Ok(end) => end.map_or(Validity::Active, Validity::Ended),
-                        Err(e) => Validity::Unknown(e),
-                    },
-                },
-            )
-        }
+        Question::Check(token) => Answer::Validity(jobs.check(token).await),
         Question::Issuer { name, question } => {
-            let known = current.issuer.clone().filter(|issuer| issuer.name() == name);
-            issuer::answer(known, &name, question).await
+            let issuer = current.issuer.clone().filter(|issuer| issuer.name() == name);
+            let known = issuer.map(|issuer| (issuer, Arc::clone(&current.engine)));
+            issuer::answer(known, &jobs, &name, question).await
         }
         Question::Revoke { subjects, keep_secs } => {
             validity::revoke(vec![current.revocations.clone()], subjects, keep_secs).await
+        }
+    }
+}
+
+impl Checks for Jobs<'_> {
+    async fn check(&self, token: TokenFacts) -> Validity {
+        let (cluster, job) = (&self.current.slurm.cluster, token.job.clone());
+        if job.as_ref().is_some_and(|job| job.instance != *cluster) {
+            return Validity::Unknown(format!("this is the agent of cluster {cluster}"));
+        }
+        let revoked = validity::revoked(vec![self.current.revocations.clone()], token).await;
+        match (revoked, job) {
+            (Some(validity), _) => validity,
+            (None, None) => Validity::Active,
+            (None, Some(job)) => match end_of(self.site, job.jobid).await {
+                Ok(end) => end.map_or(Validity::Active, Validity::Ended),
+                Err(e) => Validity::Unknown(e),
+            },
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The table `service`.
+//! The table `service`, and its tables `grant`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use super::field;
-use crate::{Principal, Service};
+use super::{Error, field, issuer::trust_of, wrong_at};
+use crate::{EvidenceKind, Principal, Projects, Service, ServiceGrant, TABLE, Trust, check_label};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
@@ -14,15 +14,113 @@ pub(super) struct ServiceTable {
     socket: Option<PathBuf>,
     #[serde(deserialize_with = "field::principal")]
     user: Option<Principal>,
+    grant: Vec<GrantTable>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+struct GrantTable {
+    #[serde(deserialize_with = "field::strings")]
+    from: Vec<String>,
+    #[serde(deserialize_with = "field::strings")]
+    audience: Vec<String>,
+    #[serde(default)]
+    clients: Vec<String>,
+    #[serde(default, deserialize_with = "field::principals")]
+    users: Vec<Principal>,
+    #[serde(default, deserialize_with = "field::principals")]
+    groups: Vec<Principal>,
+    #[serde(default)]
+    workspaces: Vec<String>,
+    #[serde(default, deserialize_with = "field::text")]
+    user_claim: Option<String>,
+    #[serde(default, deserialize_with = "field::duration")]
+    max_lifetime: Option<Duration>,
+}
+
+/// The default of `max-lifetime`.
+const LIFETIME: Duration = Duration::from_secs(3600);
+
 impl ServiceTable {
-    pub fn service(self) -> Service {
+    pub fn service(self, trusts: &[Trust], projects: &Projects, has_issuer: bool) -> Result<Service, Error> {
         let user = || Principal::Name("workflow-tokend".to_owned());
-        Service {
+        let grants = self.grant.into_iter().enumerate().map(|(i, table)| {
+            let at = format!("{TABLE}.service.grant[{i}]");
+            match has_issuer {
+                true => table.grant(&at, trusts, projects),
+                false => Err(wrong_at(
+                    &at,
+                    "from",
+                    "needs the table [workflow-token.issuer], which mints the tokens",
+                )),
+            }
+        });
+        Ok(Service {
             socket: self.socket.unwrap_or_else(|| "/run/workflow-token/service".into()),
             user: self.user.unwrap_or_else(user),
+            grants: grants.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl GrantTable {
+    fn grant(self, at: &str, trusts: &[Trust], projects: &Projects) -> Result<ServiceGrant, Error> {
+        let evidence = self.from.iter().map(|from| match from.as_str() {
+            "munge" => Ok(EvidenceKind::Munge),
+            "client" => Ok(EvidenceKind::Client),
+            name => trust_of(at, name, trusts).map(EvidenceKind::Trust).map_err(|_| {
+                let what = format!(
+                    "must be \"munge\", \"client\" or a table trust, and there is no [{TABLE}.trust.{}]",
+                    name.escape_debug()
+                );
+                wrong_at(at, "from", what)
+            }),
+        });
+        let evidence = evidence.collect::<Result<Vec<_>, _>>()?;
+        if evidence.contains(&EvidenceKind::Client) {
+            if evidence.len() > 1 {
+                return Err(wrong_at(
+                    at,
+                    "from",
+                    "must be \"client\" alone: its tokens are for no user",
+                ));
+            }
+            if self.clients.is_empty() {
+                return Err(wrong_at(at, "clients", "is missing: name the clients that get tokens"));
+            }
+            if !self.users.is_empty() || !self.groups.is_empty() {
+                return Err(wrong_at(
+                    at,
+                    "users",
+                    "is for tokens of users, and these are for the client itself",
+                ));
+            }
         }
+        for workspace in &self.workspaces {
+            check_label(workspace).map_err(|e| wrong_at(at, "workspaces", e))?;
+        }
+        if self.workspaces.is_empty() && (projects.is_empty() || evidence.contains(&EvidenceKind::Client)) {
+            let what = "is missing: without it, tokens are for the projects of a user, and there are none";
+            return Err(wrong_at(at, "workspaces", what));
+        }
+        let max_lifetime = self.max_lifetime.unwrap_or(LIFETIME);
+        if max_lifetime < Duration::from_secs(1) {
+            return Err(wrong_at(
+                at,
+                "max-lifetime",
+                "must be 1s at least: no token could be used",
+            ));
+        }
+        Ok(ServiceGrant {
+            evidence,
+            clients: self.clients,
+            users: self.users,
+            groups: self.groups,
+            audience: self.audience,
+            workspaces: self.workspaces,
+            user_claim: self.user_claim.unwrap_or_else(|| "sub".to_owned()),
+            max_lifetime,
+        })
     }
 }
 
@@ -34,7 +132,9 @@ mod tests {
 
     #[test]
     fn a_table_has_defaults_and_mistakes_name_the_key() {
-        let read = |service| Config::from_json(&json!({"workflow-token": {"service": service}}));
+        let issuer = json!({"keys": "/k", "name": "https://a", "audience": "a"});
+        let read = |service| Config::from_json(&json!({"workflow-token": {"issuer": issuer, "service": service}}));
+        let grant = |grant| json!({"grant": [grant]});
         let service = read(json!({})).unwrap().agent.service.unwrap();
         assert_eq!(service.user, Principal::Name("workflow-tokend".to_owned()));
         assert_eq!(service.socket.to_str(), Some("/run/workflow-token/service"));
@@ -55,9 +155,40 @@ mod tests {
             (json!({"user": ""}), "workflow-token.service.user: must have"),
             (json!({"port": 1}), "workflow-token.service.port"),
             (json!("x"), "a table"),
+            (grant(json!({"from": "munge"})), "service.grant[0].audience: is missing"),
+            (
+                grant(json!({"from": "other", "audience": "a"})),
+                "service.grant[0].from: must be \"munge\"",
+            ),
+            (
+                grant(json!({"from": "munge", "audience": "a"})),
+                "service.grant[0].workspaces: is missing",
+            ),
+            (
+                grant(json!({"from": "munge", "audience": "a", "workspaces": ["A b"]})),
+                "service.grant[0].workspaces",
+            ),
+            (
+                grant(json!({"from": "client", "audience": "a", "workspaces": ["w"]})),
+                "service.grant[0].clients: is missing",
+            ),
+            (
+                grant(json!({"from": ["client", "munge"], "audience": "a", "workspaces": ["w"]})),
+                "service.grant[0].from: must be \"client\" alone",
+            ),
+            (
+                grant(json!({"from": "munge", "audience": "a", "workspaces": ["w"], "max-lifetime": "500ms"})),
+                "service.grant[0].max-lifetime: must be 1s",
+            ),
         ] {
             let error = read(table.clone()).unwrap_err().to_string();
             assert!(error.contains(says), "{table}: {error}");
         }
+        let alone = json!({"workflow-token": {"service": grant(json!({"from": "munge", "audience": "a"}))}});
+        let error = Config::from_json(&alone).unwrap_err().to_string();
+        assert!(
+            error.contains("service.grant[0].from: needs the table [workflow-token.issuer]"),
+            "{error}"
+        );
     }
 }

@@ -26,7 +26,8 @@ use zeroize::Zeroizing;
 pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
 pub use validity::{
-    Answer, Ask, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, Question, Subject, TokenFacts, Validity,
+    Answer, Ask, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, MintRequest,
+    Question, Subject, TokenFacts, Validity, munge_payload,
 };
 
 /// The version of the protocol. Both sides must have the same.
@@ -137,7 +138,7 @@ pub enum Origin {
 }
 
 /// A secret on its way. It is zeroized when dropped, and does not print.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretText(pub Zeroizing<String>);
 
 impl fmt::Debug for SecretText {

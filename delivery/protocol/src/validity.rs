@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::SecretText;
+
 /// The most subjects in one revocation, and the longest of their texts, in bytes.
 pub const MAX_SUBJECTS: usize = 16;
 /// See [`MAX_SUBJECTS`].
@@ -49,6 +51,65 @@ pub enum IssuerQuestion {
         /// The claim `token_introspection`, a JSON object.
         response: String,
     },
+    /// A token for a user or a client.
+    Mint(MintRequest),
+}
+
+/// A request for a token. The agent checks the evidence and decides.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MintRequest {
+    /// What proves whom the token is for.
+    pub evidence: Evidence,
+    /// The client that asks, if it has proved its identity to the service.
+    pub client: Option<String>,
+    /// The wanted audiences; none for all that are allowed.
+    pub audience: Vec<String>,
+    /// The wanted scope; none for that which is allowed.
+    pub scope: Option<String>,
+    /// The wanted workspaces; none for all that are allowed.
+    pub workspaces: Vec<String>,
+    /// The wanted lifetime in seconds; none for the longest.
+    pub lifetime_secs: Option<u64>,
+}
+
+/// What proves whom a token is for.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Evidence {
+    /// A MUNGE credential of the user, restricted to the agent, whose payload is that of [`munge_payload`].
+    Munge(SecretText),
+    /// A token: an identity token of a trusted issuer, or one of this issuer.
+    Token(SecretText),
+    /// The client itself is the subject.
+    Client,
+}
+
+/// Returns the payload of a MUNGE credential that is exchanged for a token of an issuer. A credential that was made for another
+/// purpose is of no use here.
+#[must_use]
+pub fn munge_payload(issuer: &str) -> String {
+    format!("workflow-token: a token of {issuer} for the user who encodes this")
+}
+
+/// The reason why no token is minted (RFC 6749 section 5.2, RFC 8693 section 2.2.2), for whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// Its class.
+    pub code: DenialCode,
+    /// The reason.
+    pub text: String,
+}
+
+/// The class of a denial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DenialCode {
+    /// The evidence is not valid: `invalid_grant`.
+    InvalidGrant,
+    /// No grant is for these audiences: `invalid_target`.
+    InvalidTarget,
+    /// The scope, workspace or lifetime is wider than allowed: `invalid_scope`.
+    InvalidScope,
+    /// The client may not have this: `unauthorized_client`.
+    UnauthorizedClient,
 }
 
 /// The answer to a question.
@@ -62,6 +123,10 @@ pub enum Answer {
     PublicKeys(String),
     /// To [`IssuerQuestion::SignIntrospection`]: a JWT.
     Signed(String),
+    /// To [`IssuerQuestion::Mint`]: a token.
+    Minted(SecretText),
+    /// To [`IssuerQuestion::Mint`]: there is none.
+    Denied(Denial),
     /// The question cannot be answered, for the operator.
     Failed(String),
 }
@@ -88,6 +153,24 @@ pub struct JobFacts {
     pub jobid: u64,
     /// The uid of the job owner.
     pub uid: u32,
+}
+
+#[cfg(feature = "token")]
+impl TokenFacts {
+    /// Returns the facts of a token that was verified; none if it names a job by an id that is not one of its scheduler.
+    #[must_use]
+    pub fn of(claims: &token::Claims) -> Option<Self> {
+        let job = match claims.job() {
+            Some(job) => Some(JobFacts::of_claim(job.id, job.is_slurm, job.instance, job.uid)?),
+            None => None,
+        };
+        Some(Self {
+            job,
+            jti: claims.jti().map(str::to_owned),
+            sub: claims.sub().map(str::to_owned),
+            iat: claims.iat().map(token::NumericDate::seconds),
+        })
+    }
 }
 
 impl JobFacts {

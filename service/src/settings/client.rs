@@ -23,7 +23,7 @@ pub struct Client {
     pub id: String,
     /// How it proves its identity.
     pub proof: Proof,
-    /// The audiences of the tokens that it may ask about. At least one.
+    /// The audiences of the tokens that it may ask about and exchange.
     pub audience: Vec<String>,
     /// Set if it may introspect tokens (RFC 7662).
     pub may_introspect: bool,
@@ -64,7 +64,9 @@ pub(super) struct ClientTable {
     id: String,
     secret_file: Option<PathBuf>,
     user: Option<UserName>,
+    #[serde(default)]
     audience: Vec<String>,
+    #[serde(default)]
     may: Vec<Permission>,
 }
 
@@ -80,13 +82,10 @@ impl ClientTable {
         if self.id.is_empty() || !self.id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
             return Err(format!("{at}.id: must be visible ASCII without a colon"));
         }
-        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
+        if self.audience.iter().any(String::is_empty) || self.audience.is_empty() && !self.may.is_empty() {
             return Err(format!(
                 "{at}.audience: must name the audiences of the tokens that it may ask about"
             ));
-        }
-        if self.may.is_empty() {
-            return Err(format!("{at}.may: must have introspect, revoke or both"));
         }
         let proof = match (self.secret_file, self.user) {
             (Some(path), None) => {

@@ -20,7 +20,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use protocol::{
-    Answer, IssuerQuestion, JobEnd, Question, Subject, Validity,
+    Answer, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, MintRequest, Question, SecretText, Subject, Validity,
     service::{MAX_QUESTION, ServiceAnswer, ServiceAsk},
 };
 use secrecy::ExposeSecret;
@@ -56,12 +56,18 @@ pub struct Answers {
     pub is_read_only: bool,
     /// Set if nothing is answered.
     pub is_silent: bool,
+    /// The questions that were not answered.
+    pub received: usize,
     /// The keys, public ones last published.
     pub keys: Vec<SigningKey>,
     /// How often keys were asked for.
     pub asked_for_keys: usize,
     /// How often the validity of a token was asked for.
     pub checked: usize,
+    /// How often a token was asked for.
+    pub minted: usize,
+    /// Why no token is minted, if none is.
+    pub denied: Option<DenialCode>,
 }
 
 /// An agent.
@@ -143,6 +149,7 @@ fn serve(mut stream: UnixStream, answers: &Mutex<Answers>) {
         assert_eq!(ask.version, protocol::VERSION);
         let mut answers = answers.lock().unwrap();
         if answers.is_silent {
+            answers.received += 1;
             continue;
         }
         let answer = answer(&mut answers, ask.question);
@@ -188,6 +195,7 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
                     }
                     Answer::PublicKeys(keys.public_jwks())
                 }
+                IssuerQuestion::Mint(request) => mint_for(answers, request),
                 IssuerQuestion::SignIntrospection { audience, response } => {
                     let claims =
                         format!(r#"{{"iss":"{ISSUER}","aud":"{audience}","iat":1,"token_introspection":{response}}}"#);
@@ -197,6 +205,34 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
             }
         }
     }
+}
+
+/// Mints as a grant for all would, and denies what the test has set.
+fn mint_for(answers: &mut Answers, request: MintRequest) -> Answer {
+    answers.minted += 1;
+    if let Some(code) = answers.denied {
+        let text = "canary-reason".to_owned();
+        return Answer::Denied(Denial { code, text });
+    }
+    let proof = match &request.evidence {
+        Evidence::Munge(SecretText(credential)) => format!("munge:{}", credential.as_str()),
+        Evidence::Token(SecretText(token)) => format!("token:{}", token.as_str()),
+        Evidence::Client => "client".to_owned(),
+    };
+    let claims = serde_json::json!({
+        "iss": ISSUER,
+        "sub": request.client.as_deref().unwrap_or("alice"),
+        "aud": if request.audience.is_empty() { vec!["copy-offload".to_owned()] } else { request.audience },
+        "exp": 9e9,
+        "jti": "of-the-minted",
+        "scope": "workspace",
+        "workspace": if request.workspaces.is_empty() { vec!["hydro".to_owned()] } else { request.workspaces },
+        "proof": proof,
+        "wanted": request.scope,
+        "lifetime": request.lifetime_secs,
+    });
+    let token = answers.keys[0].sign(&[("typ", "JWT")], claims.to_string().as_bytes());
+    Answer::Minted(SecretText(token.expose_secret().to_owned().into()))
 }
 
 /// The token of a job.
