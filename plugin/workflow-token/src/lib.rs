@@ -1,5 +1,6 @@
 //! `workflow-token.so` for the job manager: holds a job in a prolog until its sealed workflow token is in the KVS.
 
+mod callbacks;
 mod expiry;
 mod facts;
 mod owners;
@@ -13,7 +14,7 @@ use std::io;
 
 use ffi::{Jobtap, Plugin, guard, raw::flux_plugin_t};
 
-use tokens::WorkflowToken;
+use callbacks::WorkflowToken;
 
 /// Loads the plugin, flux-jobtap-plugins(7).
 ///

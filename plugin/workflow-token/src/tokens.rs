@@ -1,15 +1,13 @@
-//! The plugin's state: rules, and jobs from before it was loaded.
+//! The tokens of the jobs of one instance: rules, deliveries, renewals, and jobs from before the plugin was loaded.
 
 use std::{
-    cell::{Cell, OnceCell},
     collections::HashSet,
-    ffi::CStr,
     io,
     rc::{Rc, Weak},
 };
 
-use config::{Part, Rule};
-use ffi::{Args, JobId, JobState, Jobtap, Kept, Plugin, PluginError};
+use config::Part;
+use ffi::{Args, JobId, JobState, Jobtap, Plugin, PluginError};
 use plugin::{
     CallbackTimer, Counter, Current, Delivered, Delivering, Engine, Eventlog, Handover, Hooks, Identity, Past, Perilog,
     Purpose,
@@ -38,28 +36,12 @@ static WORKFLOW_TOKEN: Identity = Identity {
     events: &[],
 };
 
-/// The topics of checks at submission. Jobs pay only for the callbacks that the configuration needs.
-const VALIDATE: &CStr = c"job.validate";
-const UPDATE: &CStr = c"job.update.attributes.system.project";
-const DEPEND: &CStr = c"job.state.depend";
-
-/// The state of the plugin, which callbacks get.
-pub(crate) struct WorkflowToken {
-    tokens: Rc<Tokens>,
-    /// True while [`UPDATE`] is handled. A plugin that handles it permits such updates, which Flux rejects otherwise.
-    permits_updates: Cell<bool>,
-    /// True while [`DEPEND`] is handled.
-    depends: Cell<bool>,
-    /// True while [`VALIDATE`] is handled.
-    validates: Cell<bool>,
-    /// This state, as handlers are added with it.
-    kept: OnceCell<Kept<WorkflowToken>>,
-}
-
 /// Rules, projects and renewals of the jobs of one instance.
-struct Tokens {
-    engine: Rc<Engine>,
-    membership: Rc<Membership>,
+pub(crate) struct Tokens {
+    /// What plugins share.
+    pub engine: Rc<Engine>,
+    /// Who is in which project.
+    pub membership: Rc<Membership>,
     renewals: Rc<Renewals>,
     expiry: Expiry,
 }
@@ -71,9 +53,9 @@ struct Matching {
     spec: Spec,
 }
 
-impl WorkflowToken {
-    /// Returns the state of a plugin that is being loaded. It does nothing before it is configured.
-    pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
+impl Tokens {
+    /// Returns what does nothing before it is configured.
+    pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Rc<Self>> {
         let engine = Engine::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()?);
         let membership = Membership::new(Rc::clone(&engine));
         let known = Rc::downgrade(&membership);
@@ -97,156 +79,35 @@ impl WorkflowToken {
         });
         let hooks = Rc::downgrade(&tokens);
         tokens.engine.hook(hooks);
-        Ok(Self {
-            tokens,
-            permits_updates: Cell::new(false),
-            depends: Cell::new(false),
-            validates: Cell::new(false),
-            kept: OnceCell::new(),
-        })
+        Ok(tokens)
     }
 
-    /// Sets how handlers are added with this state, once.
-    pub fn is_kept(&self, kept: Kept<WorkflowToken>) {
-        let is_first = self.kept.set(kept).is_ok();
-        debug_assert!(is_first);
+    /// Ends everything, as the plugin is removed.
+    pub fn end(&self) {
+        self.engine.end();
+        self.membership.end();
+        self.renewals.end();
+        self.expiry.end();
     }
 
-    /// `conf.update`: rejects a wrong configuration and keeps the former. Deliveries under way keep theirs.
-    pub fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
-        self.tokens.configure(args)?;
-        let Some(kept) = self.kept.get() else { return Ok(()) };
-        let changed = self.handle_topics(plugin, kept);
-        changed.map_err(|e| PluginError(format!("jobs cannot be checked when they are submitted: {e}")))
-    }
-
-    /// Handles the topics that the configuration needs, and no others.
-    fn handle_topics(&self, plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
-        let Some(config) = self.tokens.engine.current().map(|current| current.config) else {
-            return Ok(());
-        };
-        let has_projects = !config.projects.is_empty();
-        let depends = has_projects || config.foresees();
-        let validates = depends || config.rules.iter().any(Rule::takes_requests);
-        if validates != self.validates.get() {
-            match validates {
-                true => plugin.handle(VALIDATE, kept, |w: &WorkflowToken, _, args| w.validate(args))?,
-                false => plugin.unhandle(VALIDATE)?,
-            }
-            self.validates.set(validates);
+    /// Gives up everything for a job that was canceled or has ended. Returns whether a delivery was under way.
+    pub fn give_up(&self, job: JobId) -> bool {
+        self.membership.forget(job);
+        self.membership.shortfalls.forget(job);
+        self.renewals.forget(job);
+        let was_under_way = self.engine.deliveries.give_up(job);
+        if was_under_way {
+            self.engine.prologs.finish(job, 1);
         }
-        if depends != self.depends.get() {
-            match depends {
-                true => plugin.handle(DEPEND, kept, |w: &WorkflowToken, _, args| {
-                    w.with_membership(|membership| membership.depend(args));
-                    Ok(())
-                })?,
-                false => plugin.unhandle(DEPEND)?,
-            }
-            self.depends.set(depends);
-        }
-        if has_projects != self.permits_updates.get() {
-            match has_projects {
-                true => plugin.handle(UPDATE, kept, |w: &WorkflowToken, _, args| {
-                    w.with_membership(|membership| membership.update_project(args))
-                })?,
-                false => plugin.unhandle(UPDATE)?,
-            }
-            self.permits_updates.set(has_projects);
-        }
-        Ok(())
+        was_under_way
     }
 
-    /// `job.validate`: rejects a job whose owner is not in its project, that requests a token that it cannot have, or whose
-    /// token cannot last.
-    fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        self.with_membership(|membership| membership.validate(args))?;
-        self.tokens.check_requests(args).map_err(PluginError)?;
-        self.with_membership(|membership| membership.check_shortfall(args))
+    /// Returns how many jobs have tokens that are renewed.
+    pub fn renewed(&self) -> usize {
+        self.renewals.len()
     }
 
-    /// `job.new`: resumes a job from before the plugin was loaded.
-    pub fn job_new(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let Some((job, uid, state)) = args.job_owner_state() else {
-            return Ok(());
-        };
-        match state {
-            JobState::Run | JobState::Cleanup => self.tokens.resume_active(args, job, uid, state),
-            JobState::Depend => self.tokens.membership.resume(job, uid),
-            JobState::New | JobState::Pending | JobState::Inactive => {}
-        }
-        Ok(())
-    }
-
-    /// `job.state.run`: begins the delivery of a job that a rule may match.
-    pub fn job_run(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        self.tokens.start(args);
-        Ok(())
-    }
-
-    /// `job.state.cleanup`: gives up the delivery of a job that was canceled or has ended.
-    pub fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let timer = CallbackTimer::start();
-        let Some(job) = args.job() else { return Ok(()) };
-        let Tokens {
-            engine,
-            membership,
-            renewals,
-            ..
-        } = &*self.tokens;
-        membership.forget(job);
-        membership.shortfalls.forget(job);
-        renewals.forget(job);
-        if engine.deliveries.give_up(job) {
-            engine.prologs.finish(job, 1);
-            engine.deliveries.account(&timer, None);
-        }
-        Ok(())
-    }
-
-    /// `job.state.inactive`: removes the record of a job of which nothing runs any more.
-    pub fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        if let Some(job) = args.job() {
-            self.tokens.engine.ended(job);
-        }
-        Ok(())
-    }
-
-    /// `plugin.query`: counters.
-    pub fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
-        let mut answer = self.tokens.engine.counters();
-        answer["held"] = json!(self.tokens.membership.held().len());
-        answer["renewing"] = json!(self.tokens.renewals.len());
-        answer["known-users"] = json!(self.tokens.membership.known_users());
-        args.answer(&answer);
-        Ok(())
-    }
-
-    fn with_membership<T>(&self, f: impl FnOnce(&Membership) -> T) -> T {
-        let timer = CallbackTimer::start();
-        let result = f(&self.tokens.membership);
-        self.tokens.engine.deliveries.account(&timer, None);
-        result
-    }
-}
-
-impl ffi::State for WorkflowToken {
-    fn panicked(&self, topic: &CStr, args: &Args<'_>) {
-        self.tokens.engine.panicked(topic, args);
-    }
-}
-
-impl Drop for WorkflowToken {
-    fn drop(&mut self) {
-        self.tokens.engine.end();
-        self.tokens.membership.end();
-        self.tokens.renewals.end();
-        self.tokens.expiry.end();
-    }
-}
-
-impl Tokens {
-    fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
+    pub fn configure(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if self.engine.configure(args)? {
             let held: Option<HashSet<JobId>> = self.engine.inherited();
             self.membership.inherit(held.unwrap_or_default());
@@ -256,7 +117,7 @@ impl Tokens {
     }
 
     /// Checks what a job requests of its tokens.
-    fn check_requests(&self, args: &Args<'_>) -> Result<(), String> {
+    pub fn check_requests(&self, args: &Args<'_>) -> Result<(), String> {
         let (Some(current), Some((_, uid, _))) = (self.engine.current(), args.job_owner_state()) else {
             return Ok(());
         };
@@ -278,7 +139,7 @@ impl Tokens {
     }
 
     /// Begins a delivery within the callback of the job's change to RUN.
-    fn start(self: &Rc<Self>, args: &Args<'_>) {
+    pub fn start(self: &Rc<Self>, args: &Args<'_>) {
         let timer = CallbackTimer::start();
         let Some((job, uid, _)) = args.job_owner_state() else {
             return;
@@ -404,7 +265,7 @@ impl Tokens {
     }
 
     /// Resumes a job that was past SCHED when the plugin was loaded.
-    fn resume_active(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
+    pub fn resume_active(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
         self.engine.is_active_still(job);
         match self.engine.past(job) {
             // In the same job manager the handover is exact, and the eventlog in the KVS may be behind.
