@@ -12,7 +12,7 @@ use std::{
 };
 
 use delivery::{Engine, Refusal, denied};
-use protocol::{Answer, Denial, DenialCode, Evidence, IssuerQuestion, MintRequest, SecretText, TokenFacts, Validity};
+use protocol::{Answer, DenialCode, Evidence, IssuerQuestion, MintRequest, SecretText, TokenFacts, Validity};
 use seal::ExposeSecret;
 use serde_json::{Map, Value, json};
 use source::keys::{KeyStore, Keys, KeysError};
@@ -20,7 +20,7 @@ use token::{Claims, ClaimsToIssue, Grant, SigningKey, Token, Verifier};
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
-use crate::narrow::narrow;
+use crate::narrow::{check_scope, narrow};
 
 /// The time that the file system of the keys may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -204,18 +204,6 @@ async fn claims(
         lifetime: granted.lifetime,
         grant,
     })
-}
-
-/// Refuses a scope that a request wants and does not get.
-pub fn check_scope(request: &MintRequest, grant: &Grant) -> Result<(), Denial> {
-    let scope = grant.scope();
-    match &request.scope {
-        Some(wanted) if wanted != scope.as_str() => Err(denied(
-            DenialCode::InvalidScope,
-            format!("the scope of such a token is {scope}"),
-        )),
-        _ => Ok(()),
-    }
 }
 
 async fn blocking(answer: impl FnOnce() -> Answer + Send + 'static) -> Answer {

@@ -6,8 +6,6 @@ use delivery::{denied, narrowed, requested_lifetime};
 use protocol::{Denial, DenialCode, MintRequest};
 use token::{Claims, ClaimsToIssue, Grant, Job, JobScheduler, Name, Scope};
 
-use crate::issuer::check_scope;
-
 /// Returns the claims of a narrower token.
 ///
 /// # Errors
@@ -35,6 +33,21 @@ pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest) -> Result<Cl
         lifetime: requested_lifetime(request, left)?,
         grant,
     })
+}
+
+/// Refuses a scope that a request wants and does not get.
+///
+/// # Errors
+/// The scope is another one.
+pub fn check_scope(request: &MintRequest, grant: &Grant) -> Result<(), Denial> {
+    let scope = grant.scope();
+    match &request.scope {
+        Some(wanted) if wanted != scope.as_str() => Err(denied(
+            DenialCode::InvalidScope,
+            format!("the scope of such a token is {scope}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn grant(claims: &Claims, request: &MintRequest) -> Result<Grant, Denial> {

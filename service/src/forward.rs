@@ -22,9 +22,10 @@ use crate::{
     bearer::bearer,
     demand::Demand,
     metrics::Decision,
+    refused::Refused,
     service::Service,
     settings::{Legacy, Settings},
-    verdict::{Refused, satisfying},
+    verdict::satisfying,
 };
 
 /// The header with the demand of Envoy, whose requests have the query of the client.

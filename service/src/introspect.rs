@@ -14,14 +14,8 @@ use serde_json::{Map, Value, json};
 use token::Claims;
 
 use crate::{
-    clients::authenticate,
-    error::OAuthError,
-    form::Form,
-    metrics::Decision,
-    peer::Peer,
-    service::Service,
-    settings::Client,
-    verdict::{Refused, valid},
+    clients::authenticate, error::OAuthError, form::Form, metrics::Decision, peer::Peer, refused::Refused,
+    service::Service, settings::Client, verdict::valid,
 };
 
 /// The type of a signed response (RFC 9701 section 5).

@@ -24,6 +24,8 @@ mod listen;
 mod metadata;
 mod metrics;
 mod peer;
+mod probes;
+mod refused;
 mod revoke;
 mod routes;
 mod serve;

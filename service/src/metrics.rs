@@ -1,25 +1,14 @@
-//! Metrics, in the format of OpenMetrics, and probes of whether the service works.
+//! Metrics, in the format of OpenMetrics.
 
-use std::{
-    fmt::Write,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::{fmt::Write, sync::atomic::AtomicU64};
 
-use axum::{
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use crate::{service::Service, verdict::Refused};
-
-/// The media type of OpenMetrics 1.0.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::refused::Refused;
 
 /// Counters of the service.
 pub struct Metrics {
@@ -86,6 +75,17 @@ impl EncodeLabelValue for Decision {
 }
 
 impl Metrics {
+    /// Returns all metrics, in text.
+    ///
+    /// # Errors
+    /// They cannot be formatted.
+    pub fn text(&self, is_agent_connected: bool) -> Result<String, std::fmt::Error> {
+        self.agent.set(is_agent_connected.into());
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
     /// Returns counters that are at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("workflow_tokend");
@@ -138,30 +138,4 @@ impl Drop for Connected {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-/// Returns all metrics.
-pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    let metrics = &service.metrics;
-    metrics.agent.set(service.agent.is_connected().into());
-    let mut encoded = String::new();
-    match text::encode(&mut encoded, &metrics.registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], encoded).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
-
-/// The process works.
-pub async fn live() -> &'static str {
-    "ok\n"
-}
-
-/// The service can answer: the agent is connected, and the keys are known.
-pub async fn ready(State(service): State<Arc<Service>>) -> Response {
-    let missing = match (service.agent.is_connected(), service.keys.known()) {
-        (true, Some(_)) => return "ok\n".into_response(),
-        (false, _) => "the agent is not connected\n",
-        (true, None) => "the keys of the issuer are not known\n",
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
 }

@@ -12,7 +12,7 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use crate::{forward, introspect, metadata, metrics, revoke, service::Service, strict, token};
+use crate::{forward, introspect, metadata, probes, revoke, service::Service, strict, token};
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 64 << 10;
@@ -62,19 +62,19 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at("/auth/envoy"), any(forward::envoy))
         .route(&at("/auth/envoy/"), any(forward::envoy))
         .route(&at("/auth/envoy/{*path}"), any(forward::envoy))
-        .route("/livez", get(metrics::live))
-        .route("/healthz", get(metrics::live))
-        .route("/readyz", get(metrics::ready));
+        .route("/livez", get(probes::live))
+        .route("/healthz", get(probes::live))
+        .route("/readyz", get(probes::ready));
     guarded(router, service)
 }
 
 /// Returns the paths of the listener for metrics.
 pub fn internal(service: &Arc<Service>) -> Router {
     let router = Router::new()
-        .route("/metrics", get(metrics::metrics))
-        .route("/livez", get(metrics::live))
-        .route("/healthz", get(metrics::live))
-        .route("/readyz", get(metrics::ready));
+        .route("/metrics", get(probes::metrics))
+        .route("/livez", get(probes::live))
+        .route("/healthz", get(probes::live))
+        .route("/readyz", get(probes::ready));
     guarded(router, service)
 }
 

@@ -2,6 +2,7 @@
 
 mod client;
 mod table;
+mod user;
 
 use std::{
     collections::HashSet,

@@ -3,26 +3,7 @@
 use protocol::Validity;
 use token::{Claims, Scope, VerifyError};
 
-use crate::{demand::Demand, keys::Unverified, service::Service};
-
-/// The reason why a token is not accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
-    /// There is no token.
-    Missing,
-    /// The headers with the token are malformed, or there are several tokens.
-    Malformed,
-    /// It is not valid: for its bearer.
-    Invalid(String),
-    /// It is for another service.
-    OtherAudience,
-    /// It lacks these scopes.
-    Scope(String),
-    /// It is for another project.
-    OtherProject,
-    /// That is not known, and why, for the operator.
-    Unknown(String),
-}
+use crate::{demand::Demand, keys::Unverified, refused::Refused, service::Service};
 
 /// Returns the claims of a token that is valid, whatever it is for.
 ///

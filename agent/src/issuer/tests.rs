@@ -60,7 +60,7 @@ async fn ask(known: &(Arc<Issuer>, Arc<Engine>), question: IssuerQuestion) -> An
 }
 
 /// Returns the claims of the token that a request gets, or the denial.
-async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Result<Value, Denial> {
+async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Result<Value, protocol::Denial> {
     match ask(known, IssuerQuestion::Mint(request)).await {
         Answer::Minted(SecretText(token)) => {
             let Ok(claims) = known.0.verify(&token) else {

@@ -8,7 +8,7 @@ use aws_lc_rs::{
 };
 use serde::Deserialize;
 
-use super::table::UserName;
+use super::user::UserName;
 
 /// The shortest secret, in bytes: nobody guesses one that is random.
 const MIN_SECRET: usize = 32;

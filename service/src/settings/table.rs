@@ -7,10 +7,9 @@ use std::{
 
 use http::HeaderName;
 use jiff::{civil::Date, tz::TimeZone};
-use nix::unistd::User;
 use serde::Deserialize;
 
-use super::{Legacy, Resource, client::ClientTable};
+use super::{Legacy, Resource, client::ClientTable, user::UserName};
 
 /// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -85,14 +84,6 @@ pub(super) struct LegacyTable {
     sunset: Option<String>,
 }
 
-/// A user, by name or uid.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "must be the name of a user or a uid")]
-pub(super) enum UserName {
-    Uid(u32),
-    Name(String),
-}
-
 fn default_agent() -> PathBuf {
     "/run/workflow-token/service".into()
 }
@@ -108,21 +99,6 @@ impl Table {
                 path => format!("{}: {what}", path.escape_debug()),
             }
         })
-    }
-}
-
-impl UserName {
-    /// Returns the uid. Blocks as the name service does.
-    pub fn uid(&self) -> Result<u32, String> {
-        let name = match self {
-            Self::Uid(uid) => return Ok(*uid),
-            Self::Name(name) => name,
-        };
-        match User::from_name(name) {
-            Ok(Some(user)) => Ok(user.uid.as_raw()),
-            Ok(None) => Err(format!("there is no user `{}` on this machine", name.escape_debug())),
-            Err(e) => Err(format!("the user `{}`: {e}", name.escape_debug())),
-        }
     }
 }
 

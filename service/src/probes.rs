@@ -1,0 +1,37 @@
+//! What operators and their programs ask: metrics, and whether the service works.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use crate::service::Service;
+
+/// The media type of OpenMetrics 1.0.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Returns all metrics.
+pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    match service.metrics.text(service.agent.is_connected()) {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// The process works.
+pub async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// The service can answer: the agent is connected, and the keys are known.
+pub async fn ready(State(service): State<Arc<Service>>) -> Response {
+    let missing = match (service.agent.is_connected(), service.keys.known()) {
+        (true, Some(_)) => return "ok\n".into_response(),
+        (false, _) => "the agent is not connected\n",
+        (true, None) => "the keys of the issuer are not known\n",
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
+}
