@@ -123,7 +123,7 @@ impl Issuer {
     }
 }
 
-/// Tells whether tokens are still valid.
+/// Checks whether tokens are still valid.
 pub trait Checks: Sync {
     /// Returns whether a token is still valid.
     fn check(&self, token: TokenFacts) -> impl Future<Output = Validity> + Send;
@@ -177,7 +177,7 @@ async fn claims(
             }
         };
         let facts = TokenFacts::of(&claims);
-        let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the token is of no job"))?;
+        let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the job id in the token is malformed"))?;
         match checks.check(facts).await {
             Validity::Active => return Ok(narrow(&issuer.name, &claims, request)?),
             Validity::Unknown(why) => return Err(Refusal::Unknown(why)),

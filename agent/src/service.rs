@@ -1,7 +1,7 @@
 //! Answers the token service, which faces the network and holds no key.
 //!
-//! It connects to a socket of its own, as a user of its own. It may ask what is true of tokens and revoke single ones, and
-//! nothing else that the agent does.
+//! It connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the public keys, and
+//! request signed introspection responses and tokens; nothing else.
 
 use std::{
     collections::HashMap,
@@ -117,7 +117,7 @@ fn uid_of(user: &Principal) -> Result<u32, String> {
     match User::from_name(name) {
         Ok(Some(user)) => Ok(user.uid.as_raw()),
         Ok(None) => Err(failed(
-            "there is no such user on this machine: create it, or name another".to_owned(),
+            "no such user on this machine: create it, or name another".to_owned(),
         )),
         Err(e) => Err(failed(e.to_string())),
     }

@@ -143,7 +143,8 @@ impl Engine {
         let grant = grants
             .iter()
             .find(|grant| is_for(grant, EvidenceKind::Trust(trust), request));
-        let grant = grant.ok_or_else(|| refused("no grant is for tokens of this issuer".to_owned()))?;
+        let grant =
+            grant.ok_or_else(|| refused("no grant allows this client to exchange tokens of this issuer".to_owned()))?;
         let (verifier, token) = (Arc::clone(&self.verifiers[trust]), token.clone());
         let verified = spawn_blocking(move || verifier.verify(&token.0, SystemTime::now()).0);
         let claims = match timeout(self.config().timeout, verified).await {
@@ -153,7 +154,7 @@ impl Engine {
             Ok(Err(_)) => return Err(Refusal::Unknown("an internal error".to_owned())),
             Err(_) => {
                 return Err(Refusal::Unknown(
-                    "the keys of the issuer did not come in time".to_owned(),
+                    "the keys of the issuer could not be fetched before the timeout".to_owned(),
                 ));
             }
         };
@@ -181,7 +182,7 @@ impl Engine {
             return Err(none());
         }
         let name = name.to_owned();
-        // The look-up of one name delays that of no other one.
+        // A hung look-up delays only look-ups of the same name.
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         let looked_up = self
@@ -266,7 +267,7 @@ pub fn requested_lifetime(request: &MintRequest, longest: Duration) -> Result<Du
     let wanted = request.lifetime_secs.map_or(longest, Duration::from_secs).min(longest);
     // Lifetimes are in whole seconds.
     match wanted.as_secs() {
-        0 => Err(denied(DenialCode::InvalidGrant, "no lifetime is left")),
+        0 => Err(denied(DenialCode::InvalidGrant, "the lifetime is less than one second")),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }

@@ -36,8 +36,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 #[derive(Clone, Debug)]
 pub struct AgentClient {
     asked: mpsc::Sender<Asked>,
-    /// The uid of the agent, while it is connected.
-    connected: watch::Receiver<Option<u32>>,
+    /// Whether the agent is connected, and its uid, once it is known.
+    state: watch::Receiver<(bool, Option<u32>)>,
 }
 
 /// A question, and who waits for its answer.
@@ -53,19 +53,19 @@ impl AgentClient {
     /// Starts to connect. `uid` may be that of the agent, besides root and this process.
     pub fn start(path: PathBuf, uid: Option<u32>) -> Self {
         let (asked, asks) = mpsc::channel(MAX_PENDING);
-        let (sender, connected) = watch::channel(None);
+        let (sender, state) = watch::channel((false, None));
         tokio::spawn(keep_connected(path, uid, asks, sender));
-        Self { asked, connected }
+        Self { asked, state }
     }
 
     /// Returns whether there is a connection.
     pub fn is_connected(&self) -> bool {
-        self.uid().is_some()
+        self.state.borrow().0
     }
 
-    /// Returns the uid that the agent runs as, while it is connected.
+    /// Returns the uid that the agent runs as, once it has been connected.
     pub fn uid(&self) -> Option<u32> {
-        *self.connected.borrow()
+        self.state.borrow().1
     }
 
     /// Asks a question, as often as a connection ends meanwhile: for questions that do nothing twice.
@@ -115,7 +115,7 @@ async fn keep_connected(
     path: PathBuf,
     uid: Option<u32>,
     mut asks: mpsc::Receiver<Asked>,
-    connected: watch::Sender<Option<u32>>,
+    state: watch::Sender<(bool, Option<u32>)>,
 ) {
     let mut pause = PAUSES.0;
     let mut said = String::new();
@@ -127,7 +127,7 @@ async fn keep_connected(
                     said.clear();
                 }
                 // Nobody looks if the service ends.
-                let _ = connected.send(Some(peer));
+                let _ = state.send((true, Some(peer)));
                 let (reader, writer) = stream.into_split();
                 let pending = Pending::default();
                 let ended = tokio::select! {
@@ -135,7 +135,7 @@ async fn keep_connected(
                     ended = write(writer, &pending, &mut asks) => ended,
                 };
                 pause = PAUSES.0;
-                let _ = connected.send(None);
+                state.send_modify(|(is_connected, _)| *is_connected = false);
                 ended
             }
             Err(e) => Err(e),
@@ -167,7 +167,7 @@ async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<(UnixSt
     match peer == 0 || peer == geteuid().as_raw() || Some(peer) == uid {
         true => Ok((stream, peer)),
         false => Err(io::Error::other(format!(
-            "it is uid {peer}: name it in the key agent-user if that is right"
+            "it runs as uid {peer}, and was rejected: set agent-user if that is correct"
         ))),
     }
 }

@@ -20,9 +20,12 @@ const MAX_FILE: usize = 1 << 20;
 /// Reads a certificate with its chain, and its private key. They are in PEM.
 ///
 /// # Errors
-/// For the operator: a file cannot be read, or the two do not belong together.
-pub fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
-    let at = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+/// The key of the table, and for the operator: a file cannot be read, or the two do not belong together.
+pub fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, (&'static str, String)> {
+    let at = |path: &Path, e: &dyn std::fmt::Display| {
+        let name = if path == key { "key" } else { "certificate" };
+        (name, format!("{}: {e}", path.display()))
+    };
     let pem = secure_path::read_public(certificate, MAX_FILE).map_err(|e| at(certificate, &e))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|_| at(certificate, &"it is not PEM"))?;
@@ -32,12 +35,9 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String>
     let pem = secure_path::read_private(key, MAX_FILE).map_err(|e| at(key, &e))?;
     let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| at(key, &"it has no private key in PEM"))?;
     let certified = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider());
-    certified.map(Arc::new).map_err(|e| {
-        at(
-            key,
-            &format_args!("it is not the key of {}: {e}", certificate.display()),
-        )
-    })
+    certified
+        .map(Arc::new)
+        .map_err(|e| at(key, &format_args!("cannot be used with {}: {e}", certificate.display())))
 }
 
 /// The certificate in force of one listener.

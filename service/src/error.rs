@@ -22,7 +22,7 @@ pub enum OAuthError {
     InvalidGrant(String),
     /// The token is for nothing that may be asked for (RFC 8693 section 2.2.2).
     InvalidTarget(String),
-    /// The scope, project or lifetime is wider than allowed.
+    /// The scope or project is wider than allowed.
     InvalidScope(String),
     /// The agent or scheduler does not answer; the operator finds the cause in the log.
     Unavailable,
@@ -49,7 +49,7 @@ impl IntoResponse for OAuthError {
             Self::Unavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",
-                "it is not known at the moment: try again",
+                "the service cannot answer at the moment: retry",
             ),
         };
         let body = Json(json!({"error": error, "error_description": description}));

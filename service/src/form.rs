@@ -9,15 +9,26 @@ pub struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 /// The reason why parameters were refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FormError {
-    /// A parameter is there twice (RFC 6749 section 3.2).
-    #[error("a parameter is there twice")]
+    /// A parameter is repeated (RFC 6749 section 3.2).
+    #[error("{}", self.text())]
     Repeated,
     /// The bytes are not UTF-8.
-    #[error("the parameters are not UTF-8")]
+    #[error("{}", self.text())]
     NotUtf8,
     /// There are more than [`MAX_PARAMETERS`].
-    #[error("there are more than {MAX_PARAMETERS} parameters")]
+    #[error("{}", self.text())]
     TooMany,
+}
+
+impl FormError {
+    /// Returns the error in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Repeated => "a parameter is repeated",
+            Self::NotUtf8 => "the parameters are not UTF-8",
+            Self::TooMany => "there are more than 64 parameters",
+        }
+    }
 }
 
 /// The most parameters.

@@ -85,8 +85,7 @@ pub fn read_form<'a>(headers: &HeaderMap, body: &'a [u8], repeatable: &[&str]) -
             "the body must be application/x-www-form-urlencoded",
         ));
     }
-    Form::parse_with(body, repeatable)
-        .map_err(|_| OAuthError::InvalidRequest("a parameter is there twice, or not UTF-8"))
+    Form::parse_with(body, repeatable).map_err(|e| OAuthError::InvalidRequest(e.text()))
 }
 
 /// Returns whether a token is one that a client may ask about.

@@ -51,7 +51,7 @@ pub enum Unverified {
 }
 
 impl Keys {
-    /// Keys of this issuer, which are asked for as long as the service runs.
+    /// Starts to fetch the keys of this issuer, as long as the service runs.
     pub fn start(issuer: &str, agent: AgentClient) -> Arc<Self> {
         let keys = Arc::new(Self {
             issuer: issuer.to_owned(),
@@ -93,7 +93,7 @@ impl Keys {
         let mut asked = self.asked.lock().await;
         if asked.is_none_or(|asked| asked.elapsed() >= SOONEST) {
             if let Err(e) = self.ask().await {
-                eprintln!("workflow-tokend: the keys of the issuer: {e}");
+                eprintln!("workflow-tokend: the keys of the issuer could not be fetched from the agent: {e}");
             }
             *asked = Some(Instant::now());
         }

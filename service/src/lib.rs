@@ -1,4 +1,4 @@
-//! The token service: tells services over HTTP whether tokens are valid.
+//! The token service: reports over HTTP whether tokens are valid, and mints tokens.
 //!
 //! ```text
 //! proxies, services ── HTTP ──► workflow-tokend ── Unix socket ──► workflow-token-agent
@@ -48,7 +48,7 @@ use crate::{listen::Listener, service::Service, settings::Settings};
 /// For the operator: the start failed.
 pub async fn run(path: &Path) -> Result<(), String> {
     let settings = Settings::load(path)?;
-    let failed = |e| format!("signals: {e}");
+    let failed = |e| format!("signals cannot be handled: {e}");
     let mut reload = signal(SignalKind::hangup()).map_err(failed)?;
     let mut end = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

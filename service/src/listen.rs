@@ -47,20 +47,23 @@ impl Listener {
         let mut passed = ListenFd::from_env();
         let expected = settings.listen.len();
         if passed.len() > 0 && passed.len() != expected {
-            let what = "systemd passes another number of sockets than there are tables [[listen]]";
-            return Err(format!("{what}: {} and {expected}", passed.len()));
+            return Err(format!(
+                "systemd passed {} sockets, and the file has {expected} tables [[listen]]: correct ListenStream= in the socket unit",
+                passed.len()
+            ));
         }
         let listeners = settings.listen.iter().enumerate().map(|(i, listen)| {
             let failed = |e: io::Error| format!("listen[{i}]: {}: {e}", name(listen));
             let socket = match (listen, passed.len() > 0) {
-                (Listen::Tcp(..), true) => passed.take_tcp_listener(i).map(|socket| socket.map(Socket::Tcp)),
+                (Listen::Tcp(_), true) => passed.take_tcp_listener(i).map(|socket| socket.map(Socket::Tcp)),
                 (Listen::Unix(_), true) => passed.take_unix_listener(i).map(|socket| socket.map(Socket::Unix)),
-                (Listen::Tcp(address, _), false) => bind_tcp(*address).map(Some),
+                (Listen::Tcp(tcp), false) => bind_tcp(tcp.address).map(Some),
                 (Listen::Unix(path), false) => bind_unix(path).map(Some),
             };
             let socket = socket
                 .map_err(failed)?
                 .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+            check_address(listen, &socket).map_err(|e| format!("listen[{i}].certificate: {e}"))?;
             Ok(Self {
                 socket,
                 served: Served::Public(i),
@@ -97,9 +100,20 @@ impl Listener {
     }
 }
 
+/// Checks the address at which a socket listens, which systemd may have chosen.
+fn check_address(listen: &Listen, socket: &Socket) -> Result<(), String> {
+    match (listen, socket) {
+        (Listen::Tcp(tcp), Socket::Tcp(socket)) => {
+            let address = socket.local_addr().map_err(|e| e.to_string())?;
+            tcp.check_address(address).map_err(|e| format!("{address}: {e}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn name(listen: &Listen) -> String {
     match listen {
-        Listen::Tcp(address, _) => address.to_string(),
+        Listen::Tcp(tcp) => tcp.address.to_string(),
         Listen::Unix(path) => path.display().to_string(),
     }
 }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use service::settings::Settings;
 
-/// Tells services over HTTP whether tokens are valid.
+/// Reports over HTTP whether tokens are valid, and mints tokens.
 #[derive(Parser)]
 #[command(name = "workflow-tokend", version)]
 struct Cli {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| format!("no threads: {e}"))?;
+    let runtime = runtime.map_err(|e| format!("threads cannot be started: {e}"))?;
     let served = runtime.block_on(service::run(&cli.config));
     runtime.shutdown_background();
     served

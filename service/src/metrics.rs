@@ -34,7 +34,7 @@ struct DecisionLabels {
 /// A decision about the token of a request.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub enum Decision {
-    /// It was accepted.
+    /// It was valid.
     Granted,
     /// There was none.
     Missing,
@@ -42,14 +42,14 @@ pub enum Decision {
     Invalid,
     /// It was for another service or project, or lacked a scope.
     Forbidden,
-    /// That was not known.
+    /// The agent could not report its validity.
     Unknown,
     /// The proxy did not say what it demands.
     Misconfigured,
 }
 
 impl Decision {
-    /// Returns the decision that a result is.
+    /// Returns the decision for a result.
     pub fn of<T>(result: &Result<T, Refused>) -> Self {
         match result {
             Ok(_) => Self::Granted,

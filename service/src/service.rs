@@ -40,8 +40,8 @@ impl Service {
     pub fn new(settings: Settings) -> Result<Arc<Self>, String> {
         let agent = AgentClient::start(settings.agent.clone(), settings.agent_uid);
         let certificates = settings.listen.iter().map(|listen| match listen {
-            Listen::Tcp(_, Some(certificate)) => Some(CurrentCertificate::new(Arc::clone(certificate))),
-            Listen::Tcp(_, None) | Listen::Unix(_) => None,
+            Listen::Tcp(tcp) => tcp.certificate.clone().map(CurrentCertificate::new),
+            Listen::Unix(_) => None,
         });
         Ok(Arc::new(Self {
             certificates: certificates.collect(),
@@ -81,7 +81,7 @@ impl Service {
         let former = self.settings();
         let addresses = |settings: &Settings| {
             let listen = settings.listen.iter().map(|listen| match listen {
-                Listen::Tcp(address, certificate) => format!("{address} {}", certificate.is_some()),
+                Listen::Tcp(tcp) => format!("{} {}", tcp.address, tcp.certificate.is_some()),
                 Listen::Unix(path) => path.display().to_string(),
             });
             (listen.collect::<Vec<_>>(), settings.metrics)
@@ -95,11 +95,14 @@ impl Service {
             )
         };
         if addresses(&loaded) != addresses(&former) || fixed(&loaded) != fixed(&former) {
-            return Err("the keys issuer, agent, agent-user, address, socket and file need a restart".to_owned());
+            let what = "a change of issuer, agent, agent-user, address, socket or file needs a restart";
+            return Err(format!("{}: {what}", path.display()));
         }
         self.audit.reopen()?;
         for (listen, current) in loaded.listen.iter().zip(&self.certificates) {
-            if let (Listen::Tcp(_, Some(certificate)), Some(current)) = (listen, current) {
+            if let (Listen::Tcp(tcp), Some(current)) = (listen, current)
+                && let Some(certificate) = &tcp.certificate
+            {
                 current.replace(Arc::clone(certificate));
             }
         }

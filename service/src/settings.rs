@@ -59,10 +59,37 @@ pub struct IssuerUrl {
 /// An address to listen at.
 #[derive(Debug, Clone)]
 pub enum Listen {
-    /// TCP, with TLS if there is a certificate.
-    Tcp(SocketAddr, Option<Arc<CertifiedKey>>),
+    /// TCP.
+    Tcp(TcpListen),
     /// A Unix socket, whose mode lets everybody connect.
     Unix(PathBuf),
+}
+
+/// A TCP address to listen at.
+#[derive(Debug, Clone)]
+pub struct TcpListen {
+    /// The address and port.
+    pub address: SocketAddr,
+    /// The certificate for TLS; without one, the address is a loopback address.
+    pub certificate: Option<Arc<CertifiedKey>>,
+    /// Set if other addresses are allowed without a certificate.
+    pub allow_plain_http: bool,
+}
+
+impl TcpListen {
+    /// Checks that no token crosses the network in clear text by mistake.
+    ///
+    /// # Errors
+    /// The remedy.
+    pub fn check_address(&self, address: SocketAddr) -> Result<(), &'static str> {
+        match self.certificate.is_some() || self.allow_plain_http || address.ip().is_loopback() {
+            true => Ok(()),
+            false => Err(
+                "is missing: tokens and secrets would cross the network in clear text. Add certificate and key, listen at a \
+                 loopback address or a socket, or set allow-plain-http = true",
+            ),
+        }
+    }
 }
 
 /// A protected service (RFC 9728).
@@ -190,26 +217,33 @@ impl Settings {
 
 fn listen(table: ListenTable) -> Result<Listen, (&'static str, String)> {
     let certificate = match (&table.certificate, &table.key) {
-        (Some(certificate), Some(key)) => Some(certificates::load(certificate, key).map_err(|e| ("certificate", e))?),
+        (Some(certificate), Some(key)) => Some(certificates::load(certificate, key)?),
         (None, None) => None,
-        (Some(_), None) => return Err(("key", "is missing, the private key of the certificate".to_owned())),
-        (None, Some(_)) => return Err(("certificate", "is missing, that of the private key".to_owned())),
+        (Some(_), None) => return Err(("key", "is missing: name the private key of the certificate".to_owned())),
+        (None, Some(_)) => {
+            return Err((
+                "certificate",
+                "is missing: name the certificate of the private key".to_owned(),
+            ));
+        }
     };
     match (table.address, table.socket) {
         (Some(address), None) => {
-            let is_plain = certificate.is_none() && !address.ip().is_loopback();
-            if is_plain && !table.allow_plain_http {
-                let what = "is missing: tokens and secrets would cross the network in clear text. Add certificate and key, listen at a \
-                            loopback address or a socket, or set allow-plain-http = true";
-                return Err(("certificate", what.to_owned()));
-            }
-            Ok(Listen::Tcp(address, certificate))
+            let listen = TcpListen {
+                address,
+                certificate,
+                allow_plain_http: table.allow_plain_http,
+            };
+            listen
+                .check_address(address)
+                .map_err(|e| ("certificate", e.to_owned()))?;
+            Ok(Listen::Tcp(listen))
         }
         (None, Some(socket)) if certificate.is_none() => {
             Ok(Listen::Unix(table::socket(socket).map_err(|e| ("socket", e))?))
         }
         (None, Some(_)) => Err(("certificate", "is for an address, not for a Unix socket".to_owned())),
-        _ => Err(("address", "must be there, or socket, and not both".to_owned())),
+        _ => Err(("address", "set either address or socket".to_owned())),
     }
 }
 

@@ -32,10 +32,10 @@ pub async fn refuse_ambiguous(request: Request, next: Next) -> Response {
 fn ambiguity(path: &str, headers: &HeaderMap) -> Option<&'static str> {
     // The issuer may have a path, too.
     if !path.contains(FOREIGN) && !is_plain_path(path) {
-        return Some("the path is not plain");
+        return Some("the path has an empty segment, `.`, `..` or a forbidden character");
     }
     if SINGLE.iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
-        return Some("a header is there twice");
+        return Some("a header is repeated that may be there once");
     }
     match headers.keys().all(is_unambiguous) {
         true => None,

@@ -125,7 +125,7 @@ async fn exchanged(
     Ok((evidence, Some(issued)))
 }
 
-/// What a request wants, which can be asked for again.
+/// The parameters of a request for a token.
 struct Request {
     client: Option<String>,
     audience: Vec<String>,
@@ -158,7 +158,9 @@ async fn mint(
             DenialCode::InvalidGrant => OAuthError::InvalidGrant(text),
             DenialCode::InvalidTarget => OAuthError::InvalidTarget(text),
             DenialCode::InvalidScope => OAuthError::InvalidScope(text),
-            DenialCode::UnauthorizedClient => OAuthError::UnauthorizedClient("the client may not have such a token"),
+            DenialCode::UnauthorizedClient => {
+                OAuthError::UnauthorizedClient("no grant allows this client or kind of proof")
+            }
         }),
         Ok(_) => Err(OAuthError::Unavailable),
         Err(e) => {

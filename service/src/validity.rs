@@ -92,7 +92,7 @@ impl Validities {
 
     async fn ask(&self, claims: &Claims) -> Validity {
         let Some(facts) = TokenFacts::of(claims) else {
-            return Validity::Unknown("its job id is none of the scheduler".to_owned());
+            return Validity::Unknown("the job id in the token is malformed".to_owned());
         };
         match self.agent.ask(|| Question::Check(facts.clone())).await {
             Ok(Answer::Validity(validity)) => validity,

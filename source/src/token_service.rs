@@ -73,7 +73,7 @@ pub fn token_of_user(
             error,
             error_description,
         }) => Err(format!(
-            "issuer {issuer}: no token: {}: {}",
+            "{issuer} gave no token [{}]: {}",
             quote(&error, &[]),
             quote(&error_description, &[])
         )),
@@ -107,11 +107,11 @@ fn metadata(issuer: &str, reply: &HttpReply) -> Result<Service, SourceError> {
         SourceError::permanent(
             SERVER.unwell,
             cause,
-            "see that --issuer is the URL of the token service",
+            "retry, or check that --issuer is the URL of the token service",
         )
     };
     let service: Service = serde_json::from_slice(reply.json())
-        .map_err(|_| wrong("its metadata name no token_endpoint or munge_uid: it exchanges no MUNGE credentials"))?;
+        .map_err(|_| wrong("its metadata have no munge_uid or token_endpoint, as before its agent is connected"))?;
     if service.issuer != issuer {
         return Err(wrong("its metadata are of another issuer"));
     }

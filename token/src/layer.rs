@@ -17,7 +17,7 @@ use crate::{Verifier, VerifyError};
 /// Lets requests through that have one valid token in `Authorization: Bearer` (RFC 6750 section 2.1), with its
 /// [`Claims`](crate::Claims) in an `Arc` as an extension. Others get 401 with a challenge.
 ///
-/// It verifies the token, and does not know whether the token was revoked or its job has ended. Such a service asks the token service.
+/// It does not check whether the token was revoked or its job has ended: ask the token service for that.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -50,8 +50,8 @@ impl RequireToken {
         }))
     }
 
-    /// Leads clients without a token to the metadata of the service (RFC 9728), at this URL: visible ASCII without quotes and
-    /// backslashes, or it is left out.
+    /// Adds `resource_metadata` (RFC 9728) to every challenge. A URL that is not visible ASCII, or contains quotes or
+    /// backslashes, is ignored.
     pub fn resource_metadata(self, url: &str) -> Self {
         let is_plain = url
             .bytes()

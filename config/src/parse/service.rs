@@ -55,12 +55,29 @@ impl ServiceTable {
                 )),
             }
         });
+        let grants = grants.collect::<Result<Vec<_>, _>>()?;
+        check_user_claims(&grants)?;
         Ok(Service {
             socket: self.socket.unwrap_or_else(|| "/run/workflow-token/service".into()),
             user: self.user.unwrap_or_else(user),
-            grants: grants.collect::<Result<_, _>>()?,
+            grants,
         })
     }
+}
+
+/// An identity token is verified before a grant is chosen, and names one user.
+fn check_user_claims(grants: &[ServiceGrant]) -> Result<(), Error> {
+    for (i, grant) in grants.iter().enumerate() {
+        let is_trust = |kind: &&EvidenceKind| matches!(kind, EvidenceKind::Trust(_)) && grant.evidence.contains(kind);
+        let differs = |other: &&ServiceGrant| {
+            other.evidence.iter().any(|kind| is_trust(&kind)) && other.user_claim != grant.user_claim
+        };
+        if grants[..i].iter().any(|other| differs(&other)) {
+            let what = "differs from that of another grant for the same issuer";
+            return Err(wrong_at(&format!("{TABLE}.service.grant[{i}]"), "user-claim", what));
+        }
+    }
+    Ok(())
 }
 
 impl GrantTable {
@@ -100,7 +117,7 @@ impl GrantTable {
             check_label(workspace).map_err(|e| wrong_at(at, "workspaces", e))?;
         }
         if self.workspaces.is_empty() && (projects.is_empty() || evidence.contains(&EvidenceKind::Client)) {
-            let what = "is missing: without it, tokens are for the projects of a user, and there are none";
+            let what = "is missing: name the workspaces of the tokens, since there are no projects of a user to take them from";
             return Err(wrong_at(at, "workspaces", what));
         }
         let max_lifetime = self.max_lifetime.unwrap_or(LIFETIME);
@@ -184,6 +201,15 @@ mod tests {
             let error = read(table.clone()).unwrap_err().to_string();
             assert!(error.contains(says), "{table}: {error}");
         }
+        let trust = json!({"site": {"issuer": "https://b.example.org", "keys": "/k", "audience": "a"}});
+        let of_site = |claim: &str| json!({"from": "site", "audience": "a", "workspaces": ["w"], "user-claim": claim});
+        let both = |first, second| {
+            let service = json!({"grant": [of_site(first), of_site(second)]});
+            Config::from_json(&json!({"workflow-token": {"issuer": issuer, "trust": trust, "service": service}}))
+        };
+        assert!(both("uid", "uid").is_ok());
+        let error = both("uid", "sub").unwrap_err().to_string();
+        assert!(error.contains("service.grant[1].user-claim: differs"), "{error}");
         let alone = json!({"workflow-token": {"service": grant(json!({"from": "munge", "audience": "a"}))}});
         let error = Config::from_json(&alone).unwrap_err().to_string();
         assert!(

@@ -101,7 +101,7 @@ impl ClientTable {
                 Proof::Secret(expected)
             }
             (None, Some(user)) => Proof::Uid(user.uid().map_err(|e| format!("{at}.user: {e}"))?),
-            _ => return Err(format!("{at}.secret-file: must be there, or user, and not both")),
+            _ => return Err(format!("{at}.secret-file: set either secret-file or user")),
         };
         Ok(Client {
             may_introspect: self.may.contains(&Permission::Introspect),

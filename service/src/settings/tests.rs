@@ -47,7 +47,7 @@ fn mistakes_name_the_key() {
     for (rest, says) in [
         ("colour = 1", "colour"),
         ("[[listen]]\naddress = \"x\"", "listen[1].address"),
-        ("[[listen]]\n", "listen[1].address: must be there"),
+        ("[[listen]]\n", "listen[1].address: set either"),
         (
             "[[listen]]\naddress = \"0.0.0.0:80\"",
             "listen[1].certificate: is missing: tokens and secrets would cross",
@@ -78,7 +78,7 @@ fn mistakes_name_the_key() {
         ),
         (
             "[[client]]\nid = \"a\"\naudience = [\"a\"]\nmay = [\"revoke\"]",
-            "client[0].secret-file: must be there",
+            "client[0].secret-file: set either",
         ),
         (
             "[[client]]\nid = \"a\"\nuser = 1\naudience = [\"a\"]\nmay = [\"mint\"]",
@@ -86,7 +86,7 @@ fn mistakes_name_the_key() {
         ),
         (
             "[[client]]\nid = \"a\"\nuser = \"no-such-user\"\naudience = [\"a\"]\nmay = [\"revoke\"]",
-            "client[0].user: there is no user `no-such-user`",
+            "client[0].user: `no-such-user`: no such user",
         ),
         (
             "[[client]]\nid = \"a\"\nuser = 1\naudience = [\"a\"]\nmay = [\"revoke\"]\n\

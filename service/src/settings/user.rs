@@ -20,8 +20,8 @@ impl UserName {
         };
         match User::from_name(name) {
             Ok(Some(user)) => Ok(user.uid.as_raw()),
-            Ok(None) => Err(format!("there is no user `{}` on this machine", name.escape_debug())),
-            Err(e) => Err(format!("the user `{}`: {e}", name.escape_debug())),
+            Ok(None) => Err(format!("`{}`: no such user on this machine", name.escape_debug())),
+            Err(e) => Err(format!("`{}`: {e}", name.escape_debug())),
         }
     }
 }
