@@ -176,10 +176,12 @@ async fn claims(
                 ));
             }
         };
+        // A revocation that is stored meanwhile is for the new token, too.
+        let now = SystemTime::now();
         let facts = TokenFacts::of(&claims);
         let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the job id in the token is malformed"))?;
         match checks.check(facts).await {
-            Validity::Active => return Ok(narrow(&issuer.name, &claims, request)?),
+            Validity::Active => return Ok(narrow(&issuer.name, &claims, request, now)?),
             Validity::Unknown(why) => return Err(Refusal::Unknown(why)),
             Validity::Ended(_) => return Err(denied(DenialCode::InvalidGrant, "the job of the token has ended").into()),
             Validity::Revoked => return Err(denied(DenialCode::InvalidGrant, "the token was revoked").into()),

@@ -6,17 +6,16 @@ use delivery::{denied, narrowed, requested_lifetime};
 use protocol::{Denial, DenialCode, MintRequest};
 use token::{Claims, ClaimsToIssue, Grant, Job, JobScheduler, Name, Scope};
 
-/// Returns the claims of a narrower token.
+/// Returns the claims of a narrower token, which is issued at `now`: before it was known that the other one is not revoked.
 ///
 /// # Errors
 /// The request is for something wider, or no lifetime is left.
-pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest) -> Result<ClaimsToIssue, Denial> {
+pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest, now: SystemTime) -> Result<ClaimsToIssue, Denial> {
     let audience: Vec<String> = claims.aud().map(str::to_owned).collect();
     if let Some(other) = request.audience.iter().find(|wanted| !audience.contains(wanted)) {
         let text = format!("the token is not for the audience {}", other.escape_debug());
         return Err(denied(DenialCode::InvalidTarget, text));
     }
-    let now = SystemTime::now();
     let elapsed = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let left = Duration::try_from_secs_f64(claims.exp().seconds() - elapsed.as_secs_f64()).unwrap_or_default();
     let grant = grant(claims, request)?;

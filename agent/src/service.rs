@@ -7,11 +7,9 @@ use std::{
     collections::HashMap,
     future::Future,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use config::{Principal, TABLE};
@@ -39,6 +37,12 @@ const CONNECTIONS: usize = 16;
 /// The pause after an error of accept(2), as when no descriptors are left.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
+/// The shortest interval between two lines about refused connections.
+const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
+/// The pause between looks whether a task has ended, and the most looks.
+const ENDING: (Duration, u32) = (Duration::from_millis(5), 200);
+
 /// Something that answers the questions of the service.
 pub trait Answers: Send + Sync + 'static {
     /// Answers a question that the service may ask.
@@ -53,13 +57,28 @@ pub struct Sockets(Mutex<HashMap<PathBuf, Socket>>);
 struct Socket {
     /// The connection of the plugin whose configuration has it.
     connection: u64,
-    user: Arc<AtomicU32>,
+    /// The uid of the service.
+    uid: u32,
     task: AbortHandle,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl Socket {
+    /// Ends it, so that its path is free. Blocks for a moment.
+    fn end(self) {
+        let task = self.task.clone();
+        drop(self);
+        for _ in 0..ENDING.1 {
+            if task.is_finished() {
+                return;
+            }
+            thread::sleep(ENDING.0);
+        }
     }
 }
 
@@ -84,20 +103,32 @@ impl Sockets {
             socket.connection != connection || service.is_some_and(|service| service.socket == *path)
         });
         let Some(service) = service else { return Ok(()) };
-        let uid = uid_of(&service.user)?;
-        if let Some(socket) = sockets.get_mut(&service.socket) {
-            socket.connection = connection;
-            socket.user.store(uid, Ordering::Relaxed);
-            return Ok(());
-        }
         let path = &service.socket;
+        let uid = match uid_of(&service.user) {
+            Ok(uid) => uid,
+            Err(e) => {
+                sockets.remove(path);
+                return Err(e);
+            }
+        };
+        match sockets.get_mut(path) {
+            Some(socket) if socket.uid == uid => {
+                socket.connection = connection;
+                return Ok(());
+            }
+            // The connections of the former user end.
+            Some(_) => {
+                if let Some(former) = sockets.remove(path) {
+                    former.end();
+                }
+            }
+            None => {}
+        }
         let failed = |e: &str| format!("{TABLE}.service.socket: {e}");
         let listening = Listening::bind_for_all(path).map_err(|e| failed(&e))?;
         let listening = listening.ok_or_else(|| failed(&format!("{}: another agent serves it", path.display())))?;
-        let user = Arc::new(AtomicU32::new(uid));
-        let task = tokio::spawn(accept(listening, Arc::clone(&user), Arc::clone(agent)));
-        let (user, task) = (user, task.abort_handle());
-        sockets.insert(path.clone(), Socket { connection, user, task });
+        let task = tokio::spawn(accept(listening, uid, Arc::clone(agent))).abort_handle();
+        sockets.insert(path.clone(), Socket { connection, uid, task });
         Ok(())
     }
 
@@ -123,7 +154,7 @@ fn uid_of(user: &Principal) -> Result<u32, String> {
     }
 }
 
-async fn accept<A: Answers>(listening: Listening, user: Arc<AtomicU32>, agent: Arc<A>) {
+async fn accept<A: Answers>(listening: Listening, user: u32, agent: Arc<A>) {
     let (socket, _bound) = listening.into_parts();
     let socket = socket
         .set_nonblocking(true)
@@ -133,11 +164,12 @@ async fn accept<A: Answers>(listening: Listening, user: Arc<AtomicU32>, agent: A
         Err(e) => return eprintln!("workflow-token-agent: the socket of the service: {e}"),
     };
     let mut connections = JoinSet::new();
+    let mut refused = None;
     loop {
         tokio::select! {
             accepted = socket.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    if is_service(&stream, user.load(Ordering::Relaxed)) {
+                    if is_service(&stream, user, &mut refused) {
                         connections.spawn(serve(stream, Arc::clone(&agent)));
                     }
                 }
@@ -151,23 +183,18 @@ async fn accept<A: Answers>(listening: Listening, user: Arc<AtomicU32>, agent: A
     }
 }
 
-fn is_service(stream: &UnixStream, user: u32) -> bool {
-    match stream.peer_cred() {
-        Ok(peer) if [0, user, geteuid().as_raw()].contains(&peer.uid()) => true,
-        Ok(peer) => {
-            eprintln!(
-                "workflow-token-agent: a connection of uid {} to the socket of the service was refused",
-                peer.uid()
-            );
-            false
-        }
-        Err(e) => {
-            eprintln!(
-                "workflow-token-agent: a connection of an unknown user to the socket of the service was refused: {e}"
-            );
-            false
-        }
+/// Returns whether the service is at the other end. Logs that it is not, once in a while: any user can connect.
+fn is_service(stream: &UnixStream, user: u32, refused: &mut Option<Instant>) -> bool {
+    let whose = match stream.peer_cred() {
+        Ok(peer) if [0, user, geteuid().as_raw()].contains(&peer.uid()) => return true,
+        Ok(peer) => format!("uid {}", peer.uid()),
+        Err(e) => format!("an unknown user ({e})"),
+    };
+    if refused.is_none_or(|last| last.elapsed() >= AFTER_REFUSAL) {
+        eprintln!("workflow-token-agent: a connection of {whose} to the socket of the service was refused");
+        *refused = Some(Instant::now());
     }
+    false
 }
 
 /// Serves a connection to its end.

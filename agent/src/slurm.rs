@@ -5,6 +5,7 @@
 
 mod addresses;
 mod controller;
+mod ends;
 mod facts;
 mod jobs;
 mod nodelist;
@@ -55,8 +56,10 @@ struct Site {
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
-    /// Turns to ask Slurm.
+    /// Turns to ask Slurm for jobs that start or are renewed.
     asking: Semaphore,
+    /// What Slurm has said about the ends of jobs.
+    ends: ends::Ends,
     addresses: addresses::Addresses,
     renewals: renewals::Renewals,
     sockets: Sockets,
@@ -107,6 +110,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         store: Store::open(&current.slurm.store)?,
         nodes: nodes::Capacity::default(),
         asking: Semaphore::new(squeue::AT_ONCE),
+        ends: ends::Ends::default(),
         addresses: addresses::Addresses::default(),
         renewals: renewals::Renewals::default(),
         sockets: Sockets::default(),

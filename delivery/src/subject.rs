@@ -67,6 +67,12 @@ impl Engine {
     pub async fn grant(&self, issuer: &str, request: &MintRequest) -> Result<Granted, Refusal> {
         let service = self.config().agent.service.as_ref();
         let grants = service.map_or(&[][..], |service| &service.grants);
+        if matches!(request.evidence, Evidence::Munge(_))
+            && !grants.iter().any(|grant| is_for(grant, EvidenceKind::Munge, request))
+        {
+            // munged is not asked in vain.
+            return Err(no_grant().into());
+        }
         let (kind, proved) = match &request.evidence {
             Evidence::Client => (EvidenceKind::Client, None),
             Evidence::Munge(credential) => (EvidenceKind::Munge, Some(self.munge_user(issuer, credential).await?)),
@@ -79,7 +85,8 @@ impl Engine {
         let grant = choose(grants, kind, request, owner)?;
         let workspaces = match owner {
             Some(owner) if grant.workspaces.is_empty() => self.projects_of(owner),
-            _ => grant.workspaces.clone(),
+            Some(owner) => self.admitted(&grant.workspaces, owner),
+            None => grant.workspaces.clone(),
         };
         let left = proved.as_ref().and_then(|proved| proved.left);
         let lifetime = left.map_or(grant.max_lifetime, |left| left.min(grant.max_lifetime));
@@ -104,6 +111,16 @@ impl Engine {
     fn projects_of(&self, owner: &Owner) -> Vec<String> {
         let projects = self.config().projects.list.iter().filter(|project| project.has(owner));
         projects.map(|project| project.name.clone()).collect()
+    }
+
+    /// Returns these workspaces without those of projects that a user is not in.
+    fn admitted(&self, workspaces: &[String], owner: &Owner) -> Vec<String> {
+        let projects = &self.config().projects.list;
+        let is_admitted = |workspace: &&String| {
+            let project = projects.iter().find(|project| project.name == **workspace);
+            project.is_none_or(|project| project.has(owner))
+        };
+        workspaces.iter().filter(is_admitted).cloned().collect()
     }
 
     /// Returns the user who encoded a MUNGE credential for this request.
@@ -212,6 +229,13 @@ fn is_for(grant: &ServiceGrant, kind: EvidenceKind, request: &MintRequest) -> bo
     grant.evidence.contains(&kind) && (grant.clients.is_empty() || request.client.as_ref().is_some_and(is_client))
 }
 
+fn no_grant() -> Denial {
+    denied(
+        DenialCode::UnauthorizedClient,
+        "no grant allows this client or kind of proof",
+    )
+}
+
 /// Returns the first grant for a request.
 fn choose<'a>(
     grants: &'a [ServiceGrant],
@@ -221,10 +245,7 @@ fn choose<'a>(
 ) -> Result<&'a ServiceGrant, Denial> {
     let mut of_kind = grants.iter().filter(|grant| is_for(grant, kind, request)).peekable();
     if of_kind.peek().is_none() {
-        return Err(denied(
-            DenialCode::UnauthorizedClient,
-            "no grant is for this client and kind of proof",
-        ));
+        return Err(no_grant());
     }
     let mut of_user = of_kind
         .filter(|grant| owner.is_none_or(|owner| grant.admits(owner)))
@@ -248,6 +269,9 @@ fn choose<'a>(
 /// # Errors
 /// One is not among them, or there are none.
 pub fn narrowed(requested: &[String], allowed: Vec<String>) -> Result<Vec<String>, Denial> {
+    if (1..requested.len()).any(|i| requested[..i].contains(&requested[i])) {
+        return Err(denied(DenialCode::InvalidScope, "a project is repeated"));
+    }
     if let Some(other) = requested.iter().find(|requested| !allowed.contains(requested)) {
         let text = format!("the project {} is not among those of the subject", other.escape_debug());
         return Err(denied(DenialCode::InvalidScope, text));

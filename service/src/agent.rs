@@ -12,7 +12,7 @@ use std::{
 use nix::unistd::geteuid;
 use protocol::{
     Answer, Ask, HEADER, Question, VERSION,
-    service::{MAX_ANSWER, MAX_PENDING, ServiceAnswer, ServiceAsk},
+    service::{MAX_ANSWER, MAX_PENDING, MAX_QUESTION, ServiceAnswer, ServiceAsk},
 };
 use secure_path::Owners;
 use tokio::{
@@ -202,6 +202,11 @@ async fn write(mut writer: OwnedWriteHalf, pending: &Pending, asks: &mut mpsc::R
         }
         number += 1;
         let frame = protocol::encode(&ServiceAsk { number, ask }).map_err(io::Error::other)?;
+        if frame.len() > HEADER + MAX_QUESTION {
+            // The agent would close the connection, with all other questions.
+            let _ = answer.send(Answer::Failed("the question is too long".to_owned()));
+            continue;
+        }
         {
             let mut pending = pending.lock().unwrap_or_else(PoisonError::into_inner);
             // Those that nobody waits for any more would be kept as long as the agent does not answer.

@@ -2,6 +2,9 @@
 
 use crate::form::{Form, FormError};
 
+/// The most characters of an unknown parameter that are shown.
+const MAX_SHOWN: usize = 64;
+
 /// A demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
@@ -19,6 +22,9 @@ pub enum DemandError {
     /// There is no audience, so that a token for any service would do.
     #[error("the parameter aud is missing: name the service that the proxy protects")]
     NoAudience,
+    /// A parameter has no value, as when a variable of the proxy is empty.
+    #[error("the parameter {0} has no value")]
+    Empty(&'static str),
     /// There is a parameter of another name.
     #[error("the parameter {0} is unknown: use aud, scope and project")]
     Unknown(String),
@@ -34,8 +40,14 @@ impl Demand {
     /// [`DemandError`].
     pub fn parse(query: &str) -> Result<Self, DemandError> {
         let form = Form::parse(query.as_bytes())?;
-        if let Some(name) = form.names().find(|name| !["aud", "scope", "project"].contains(name)) {
-            return Err(DemandError::Unknown(name.escape_debug().to_string()));
+        for name in form.names() {
+            let Some(known) = ["aud", "scope", "project"].into_iter().find(|known| *known == name) else {
+                let start: String = name.chars().take(MAX_SHOWN).collect();
+                return Err(DemandError::Unknown(start.escape_debug().to_string()));
+            };
+            if form.get(name).is_none() {
+                return Err(DemandError::Empty(known));
+            }
         }
         let words = |name| -> Vec<String> {
             let words = form.get(name).unwrap_or_default().split(' ');
@@ -66,7 +78,10 @@ mod tests {
         );
         assert_eq!(demand.project.as_deref(), Some("hydro"));
         let error = |query| Demand::parse(query).unwrap_err();
-        for query in ["", "scope=session", "aud=", "aud=+"] {
+        for (query, name) in [("aud=", "aud"), ("aud=a&scope=", "scope"), ("aud=a&project", "project")] {
+            assert_eq!(error(query), DemandError::Empty(name), "{query}");
+        }
+        for query in ["", "scope=session", "aud=+"] {
             assert_eq!(error(query), DemandError::NoAudience, "{query}");
         }
         assert_eq!(error("aud=a&audience=b"), DemandError::Unknown("audience".to_owned()));

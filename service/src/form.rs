@@ -35,7 +35,7 @@ impl FormError {
 pub const MAX_PARAMETERS: usize = 64;
 
 impl<'a> Form<'a> {
-    /// Reads parameters. Those without a value are left out, as if they were not there (RFC 6749 section 3.1).
+    /// Reads parameters.
     ///
     /// # Errors
     /// [`FormError`].
@@ -65,19 +65,23 @@ impl<'a> Form<'a> {
             }
             all.push((name, value));
         }
-        all.retain(|(_, value)| !value.is_empty());
         Ok(Self(all))
     }
 
-    /// Returns a parameter.
+    /// Returns a parameter. One without a value is as good as none (RFC 6749 section 3.1).
     pub fn get(&self, name: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_ref())
+        self.0
+            .iter()
+            .find(|(known, value)| known == name && !value.is_empty())
+            .map(|(_, value)| value.as_ref())
     }
 
     /// Returns all values of a parameter that may be there more than once.
     pub fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b str> {
-        let found = self.0.iter().filter(move |(known, _)| known == name);
+        let found = self
+            .0
+            .iter()
+            .filter(move |(known, value)| known == name && !value.is_empty());
         found.map(|(_, value)| value.as_ref())
     }
 
@@ -98,7 +102,7 @@ mod tests {
             (form.get("token"), form.get("empty"), form.get("other")),
             (Some("a+b c"), None, None)
         );
-        assert_eq!(form.names().collect::<Vec<_>>(), ["token", "token_type_hint"]);
+        assert_eq!(form.names().collect::<Vec<_>>(), ["token", "empty", "token_type_hint"]);
         let error = |bytes: &[u8]| Form::parse(bytes).err();
         assert_eq!(error(b"token=a&token=a"), Some(FormError::Repeated));
         assert_eq!(error(b"token=&tok%65n=a"), Some(FormError::Repeated));

@@ -21,6 +21,7 @@ use token::Claims;
 use crate::{
     bearer::bearer,
     demand::Demand,
+    log::Kind,
     metrics::Decision,
     refused::Refused,
     service::Service,
@@ -30,6 +31,9 @@ use crate::{
 
 /// The header with the demand of Envoy, whose requests have the query of the client.
 pub const DEMAND: HeaderName = HeaderName::from_static("x-workflow-token-demand");
+
+static MISCONFIGURED: Kind = Kind::new();
+static UNKNOWN: Kind = Kind::new();
 
 /// The identity headers, in the order of [`identity`].
 const IDENTITY: [HeaderName; 8] = [
@@ -78,7 +82,7 @@ async fn answer(service: &Service, proxy: Proxy, uri: &Uri, headers: &HeaderMap)
         Ok(demand) => demand,
         Err(why) => {
             // The operator of the proxy sees it in the log of both.
-            eprintln!("workflow-tokend: a request of {proxy:?} was refused: {why}");
+            MISCONFIGURED.log(format_args!("a request of {proxy:?} was refused: {why}"));
             service.metrics.decided(Decision::Misconfigured);
             return (StatusCode::FORBIDDEN, format!("{why}\n")).into_response();
         }
@@ -176,7 +180,7 @@ fn refuse(settings: &Settings, proxy: Proxy, demand: &Demand, refused: &Refused)
             Some(("insufficient_scope", "it is for another project")),
         ),
         Refused::Unknown(why) => {
-            eprintln!("workflow-tokend: it is not known whether a token is valid: {why}");
+            UNKNOWN.log(format_args!("it is not known whether a token is valid: {why}"));
             return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response();
         }
     };

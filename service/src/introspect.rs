@@ -14,12 +14,15 @@ use serde_json::{Map, Value, json};
 use token::Claims;
 
 use crate::{
-    clients::authenticate, error::OAuthError, form::Form, metrics::Decision, peer::Peer, refused::Refused,
+    clients::authenticate, error::OAuthError, form::Form, log::Kind, metrics::Decision, peer::Peer, refused::Refused,
     service::Service, settings::Client, verdict::valid,
 };
 
 /// The type of a signed response (RFC 9701 section 5).
 const SIGNED: &str = "application/token-introspection+jwt";
+
+static UNKNOWN: Kind = Kind::new();
+static UNSIGNED: Kind = Kind::new();
 
 /// Answers whether a token is active, and what it says.
 pub async fn introspect(
@@ -44,7 +47,7 @@ pub async fn introspect(
         // What it says is no business of the client (RFC 7662 section 4).
         Ok(_) | Err(Refused::Invalid(_)) => Map::from_iter([("active".to_owned(), Value::Bool(false))]),
         Err(refused) => {
-            eprintln!("workflow-tokend: introspection for {}: {refused:?}", client.id);
+            UNKNOWN.log(format_args!("introspection for {}: {refused:?}", client.id));
             return Err(OAuthError::Unavailable);
         }
     };
@@ -64,7 +67,7 @@ pub async fn introspect(
         Ok(Answer::Signed(jwt)) => Ok(([no_store, (header::CONTENT_TYPE, SIGNED)], jwt).into_response()),
         Ok(_) => Err(OAuthError::Unavailable),
         Err(e) => {
-            eprintln!("workflow-tokend: a response for {} could not be signed: {e}", client.id);
+            UNSIGNED.log(format_args!("a response for {} could not be signed: {e}", client.id));
             Err(OAuthError::Unavailable)
         }
     }

@@ -14,13 +14,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::agent::AgentClient;
+use crate::{agent::AgentClient, log::Kind};
 
 /// The interval at which the keys are asked for.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// The shortest interval between two questions that tokens can cause.
 const SOONEST: Duration = Duration::from_secs(1);
+
+static UNFETCHED: Kind = Kind::new();
 
 /// The keys of the issuer.
 pub struct Keys {
@@ -93,7 +95,9 @@ impl Keys {
         let mut asked = self.asked.lock().await;
         if asked.is_none_or(|asked| asked.elapsed() >= SOONEST) {
             if let Err(e) = self.ask().await {
-                eprintln!("workflow-tokend: the keys of the issuer could not be fetched from the agent: {e}");
+                UNFETCHED.log(format_args!(
+                    "the keys of the issuer could not be fetched from the agent: {e}"
+                ));
             }
             *asked = Some(Instant::now());
         }

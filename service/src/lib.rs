@@ -21,6 +21,7 @@ mod forward;
 mod introspect;
 mod keys;
 mod listen;
+mod log;
 mod metadata;
 mod metrics;
 mod peer;

@@ -63,6 +63,12 @@ impl Listener {
             let socket = socket
                 .map_err(failed)?
                 .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+            // Those of systemd block.
+            let is_set = match &socket {
+                Socket::Tcp(socket) => socket.set_nonblocking(true),
+                Socket::Unix(socket) => socket.set_nonblocking(true),
+            };
+            is_set.map_err(failed)?;
             check_address(listen, &socket).map_err(|e| format!("listen[{i}].certificate: {e}"))?;
             Ok(Self {
                 socket,

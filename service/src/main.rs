@@ -7,6 +7,12 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use service::settings::Settings;
 
+/// The most threads that serve: enough for more than the agent answers.
+const MAX_WORKERS: usize = 8;
+
+/// The most threads that wait for files and the name service.
+const BLOCKING_THREADS: usize = 16;
+
 /// Reports over HTTP whether tokens are valid, and mints tokens.
 #[derive(Parser)]
 #[command(name = "workflow-tokend", version)]
@@ -35,7 +41,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder
+        .worker_threads(cores.min(MAX_WORKERS))
+        .max_blocking_threads(BLOCKING_THREADS);
+    let runtime = builder.enable_all().build();
     let runtime = runtime.map_err(|e| format!("threads cannot be started: {e}"))?;
     let served = runtime.block_on(service::run(&cli.config));
     runtime.shutdown_background();

@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use protocol::{Answer, Question, Subject};
+use token::Claims;
 
 use crate::{
     audit::Event,
@@ -19,9 +20,12 @@ use crate::{
     error::OAuthError,
     introspect::{is_for, read_form},
     keys::Unverified,
+    log::Kind,
     peer::Peer,
     service::Service,
 };
+
+static FAILED: Kind = Kind::new();
 
 /// The time for which a revocation is kept beyond the expiry of its token: the difference of clocks.
 const LEEWAY: u64 = 600;
@@ -55,19 +59,43 @@ pub async fn revoke(
         .unwrap_or_default()
         .as_secs_f64();
     let left = (claims.exp().seconds() - now).max(0.0) as u64;
-    let question = || Question::Revoke {
-        subjects: vec![Subject::Jti(jti.to_owned())],
+    let revocation = Revocation {
+        client: client.id.clone(),
+        jti: jti.to_owned(),
         keep_secs: left.saturating_add(LEEWAY),
+        claims,
     };
-    match service.agent.ask(question).await {
-        Ok(Answer::Revoked) => {}
-        Ok(_) => return Err(OAuthError::Unavailable),
-        Err(e) => {
-            eprintln!("workflow-tokend: a revocation of {} failed: {e}", client.id);
-            return Err(OAuthError::Unavailable);
+    // It goes on if the client breaks off, so that what was revoked is in the audit stream.
+    let revoked = tokio::spawn(async move { revocation.run(&service).await });
+    revoked.await.unwrap_or(Err(OAuthError::Unavailable))
+}
+
+/// A revocation.
+struct Revocation {
+    client: String,
+    jti: String,
+    keep_secs: u64,
+    claims: Claims,
+}
+
+impl Revocation {
+    async fn run(self, service: &Service) -> Result<StatusCode, OAuthError> {
+        let question = || Question::Revoke {
+            subjects: vec![Subject::Jti(self.jti.clone())],
+            keep_secs: self.keep_secs,
+        };
+        match service.agent.ask(question).await {
+            Ok(Answer::Revoked) => {}
+            Ok(_) => return Err(OAuthError::Unavailable),
+            Err(e) => {
+                FAILED.log(format_args!("a revocation of {} failed: {e}", self.client));
+                return Err(OAuthError::Unavailable);
+            }
         }
+        service.validities.forget(&self.claims);
+        service
+            .audit
+            .write(&Event::new("revoke", Some(&self.client), &self.claims));
+        Ok(StatusCode::OK)
     }
-    service.validities.forget(&claims);
-    service.audit.write(&Event::new("revoke", Some(&client.id), &claims));
-    Ok(StatusCode::OK)
 }

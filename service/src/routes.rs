@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{forward, introspect, metadata, probes, revoke, service::Service, strict, token};
 
 /// The longest body of a request, in bytes.
-const MAX_BODY: usize = 64 << 10;
+const MAX_BODY: usize = 32 << 10;
 
 /// The routes, as metrics name them.
 const ROUTES: [&str; 15] = [
@@ -79,10 +79,11 @@ pub fn internal(service: &Arc<Service>) -> Router {
 }
 
 fn guarded(router: Router<Arc<Service>>, service: &Arc<Service>) -> Router {
+    let foreign: Arc<str> = format!("{}{}", service.settings().issuer.path(), strict::FOREIGN).into();
     router
         .route_layer(middleware::from_fn_with_state(Arc::clone(service), count))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(strict::refuse_ambiguous))
+        .layer(middleware::from_fn_with_state(foreign, strict::refuse_ambiguous))
         .layer(middleware::from_fn(bound))
         .with_state(Arc::clone(service))
 }
@@ -101,10 +102,13 @@ async fn bound(request: Request, next: Next) -> Response {
 
 /// Counts a request by its route, which is one of the list.
 async fn count(State(service): State<Arc<Service>>, path: MatchedPath, request: Request, next: Next) -> Response {
-    let route = ROUTES
-        .into_iter()
-        .find(|route| path.as_str().contains(route))
-        .unwrap_or("other");
+    let settings = service.settings();
+    let of_issuer = path
+        .as_str()
+        .strip_prefix(settings.issuer.path())
+        .unwrap_or(path.as_str());
+    let is_this = |route: &&str| of_issuer.starts_with(*route) || path.as_str().starts_with(*route);
+    let route = ROUTES.into_iter().find(is_this).unwrap_or("other");
     let response = next.run(request).await;
     service.metrics.requested(route, response.status().as_u16());
     response

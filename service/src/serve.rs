@@ -15,6 +15,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
@@ -26,14 +27,18 @@ use crate::{
     service::Service,
 };
 
-/// The most connections of a socket. Further ones wait until one ends.
-const CONNECTIONS: usize = 16_384;
+/// The most connections of a socket. Further ones wait until one ends. All of their buffers and bodies take less memory than the unit
+/// of systemd allows.
+const CONNECTIONS: usize = 12_288;
 
 /// The time for a TLS handshake, and for the headers of a request: also how long a connection may be idle.
 const HEADERS: Duration = Duration::from_secs(30);
 
+/// The time for a peer to take what is sent to it.
+const WRITE: Duration = Duration::from_secs(30);
+
 /// The longest request line and headers, in bytes.
-const MAX_HEADERS: usize = 64 << 10;
+const MAX_HEADERS: usize = 32 << 10;
 
 /// The time that requests have to end when the service stops.
 const STOPPING: Duration = Duration::from_secs(10);
@@ -193,7 +198,10 @@ async fn serve_http(
         .header_read_timeout(HEADERS)
         .max_buf_size(MAX_HEADERS)
         .half_close(false);
-    let connection = http.serve_connection(TokioIo::new(stream), answer);
+    // A peer that takes nothing would keep its connection for ever.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE));
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), answer);
     // A peer that breaks off, or sends nonsense, has had its answer.
     let _ = watcher.watch(connection).await;
 }

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{
     agent::AgentClient,
     audit::Audit,
@@ -14,6 +16,9 @@ use crate::{
     settings::{Listen, Settings},
     validity::Validities,
 };
+
+/// The most requests for tokens that the agent is asked at once: a part of what it answers at once.
+const MINTING: usize = 32;
 
 /// The service.
 pub struct Service {
@@ -30,6 +35,8 @@ pub struct Service {
     pub metrics: Metrics,
     /// The audit stream.
     pub audit: Audit,
+    /// Turns to ask the agent for a token.
+    pub minting: Semaphore,
 }
 
 impl Service {
@@ -49,6 +56,7 @@ impl Service {
             validities: Validities::new(agent.clone()),
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
+            minting: Semaphore::new(MINTING),
             agent,
             settings: RwLock::new(Arc::new(settings)),
         }))

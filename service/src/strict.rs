@@ -2,15 +2,17 @@
 //!
 //! Nothing is normalized: what is not plain is refused with 400.
 
+use std::sync::Arc;
+
 use axum::{
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
-/// The paths below which the rest is that of a request to another service, which is not looked at.
-const FOREIGN: &str = "/auth/envoy/";
+/// The path below which the rest is that of a request to another service, which is not looked at. The path of the issuer comes first.
+pub const FOREIGN: &str = "/auth/envoy/";
 
 /// The headers of which a request has one at most.
 const SINGLE: [HeaderName; 5] = [
@@ -21,17 +23,16 @@ const SINGLE: [HeaderName; 5] = [
     header::TRANSFER_ENCODING,
 ];
 
-/// Refuses what is ambiguous.
-pub async fn refuse_ambiguous(request: Request, next: Next) -> Response {
-    match ambiguity(request.uri().path(), request.headers()) {
+/// Refuses what is ambiguous. `foreign` is the path of [`FOREIGN`].
+pub async fn refuse_ambiguous(State(foreign): State<Arc<str>>, request: Request, next: Next) -> Response {
+    match ambiguity(&foreign, request.uri().path(), request.headers()) {
         Some(what) => (StatusCode::BAD_REQUEST, format!("{what}\n")).into_response(),
         None => next.run(request).await,
     }
 }
 
-fn ambiguity(path: &str, headers: &HeaderMap) -> Option<&'static str> {
-    // The issuer may have a path, too.
-    if !path.contains(FOREIGN) && !is_plain_path(path) {
+fn ambiguity(foreign: &str, path: &str, headers: &HeaderMap) -> Option<&'static str> {
+    if !path.starts_with(foreign) && !is_plain_path(path) {
         return Some("the path has an empty segment, `.`, `..` or a forbidden character");
     }
     if SINGLE.iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
@@ -112,7 +113,7 @@ mod tests {
             for name in names {
                 headers.append(name.parse::<HeaderName>().unwrap(), "x".parse().unwrap());
             }
-            ambiguity("/introspect", &headers)
+            ambiguity(FOREIGN, "/introspect", &headers)
         };
         assert_eq!(headers(&["authorization", "accept", "accept", "x-forwarded-for"]), None);
         for names in [
@@ -128,8 +129,9 @@ mod tests {
 
     #[test]
     fn the_path_behind_that_of_envoy_is_of_another_service() {
-        assert_eq!(ambiguity("/auth/envoy/a//b/%2e%2e;c", &HeaderMap::new()), None);
-        assert!(ambiguity("/auth/envoy;/a", &HeaderMap::new()).is_some());
-        assert!(ambiguity("/auth/nginx/a//b", &HeaderMap::new()).is_some());
+        assert_eq!(ambiguity(FOREIGN, "/auth/envoy/a//b/%2e%2e;c", &HeaderMap::new()), None);
+        assert!(ambiguity(FOREIGN, "/auth/envoy;/a", &HeaderMap::new()).is_some());
+        assert!(ambiguity(FOREIGN, "/x/../auth/envoy/", &HeaderMap::new()).is_some());
+        assert!(ambiguity(FOREIGN, "/auth/nginx/a//b", &HeaderMap::new()).is_some());
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     error::OAuthError,
     form::Form,
     introspect::{is_for, read_form},
+    log::Kind,
     metadata::{CLIENT_CREDENTIALS, TOKEN_EXCHANGE},
     peer::Peer,
     service::Service,
@@ -31,6 +32,12 @@ use crate::{
 
 /// The type of a MUNGE credential, of which no standard has one.
 pub const MUNGE: &str = "urn:x-workflow-token:munge";
+
+/// The longest MUNGE credential, in bytes: ours has a payload of a line.
+const MAX_MUNGE: usize = 8 << 10;
+
+/// The most audiences and projects of a request.
+const MAX_WORDS: usize = 64;
 
 /// The types of tokens that can be exchanged (RFC 8693 section 3).
 const TOKEN_TYPES: [&str; 3] = [
@@ -44,6 +51,8 @@ const REQUESTED: [&str; 2] = [TOKEN_TYPES[0], TOKEN_TYPES[1]];
 
 /// The parameters that may be there more than once (RFC 8693 section 2.1).
 const REPEATABLE: [&str; 2] = ["audience", "resource"];
+
+static UNMINTED: Kind = Kind::new();
 
 /// Answers a request for a token.
 pub async fn token(
@@ -69,7 +78,7 @@ pub async fn token(
         client: client.map(|client| client.id.clone()),
         audience: audience(&settings, &form)?,
         scope: form.get("scope").map(str::to_owned),
-        workspaces: words(form.get("project")),
+        workspaces: words(form.get("project"))?,
         lifetime_secs: lifetime(&form)?,
     };
     let token = mint(&service, &settings, evidence, &request).await?;
@@ -109,6 +118,9 @@ async fn exchanged(
     let issued = issued.ok_or(OAuthError::InvalidRequest("this requested_token_type is not supported"))?;
     let secret = SecretText(Zeroizing::new(subject.to_owned()));
     let evidence = match kind {
+        MUNGE if !subject.starts_with("MUNGE:") || subject.len() > MAX_MUNGE => {
+            return Err(OAuthError::InvalidRequest("the subject_token is no MUNGE credential"));
+        }
         MUNGE => Evidence::Munge(secret),
         kind if TOKEN_TYPES.contains(&kind) => {
             // A client exchanges the tokens that are for it, and not those that another one got.
@@ -152,6 +164,8 @@ async fn mint(
             lifetime_secs: request.lifetime_secs,
         }),
     };
+    // Whoever asks for tokens delays nobody who asks whether tokens are valid.
+    let _turn = service.minting.try_acquire().map_err(|_| OAuthError::Unavailable)?;
     match service.agent.ask_once(question).await {
         Ok(Answer::Minted(token)) => Ok(token),
         Ok(Answer::Denied(Denial { code, text })) => Err(match code {
@@ -164,7 +178,7 @@ async fn mint(
         }),
         Ok(_) => Err(OAuthError::Unavailable),
         Err(e) => {
-            eprintln!("workflow-tokend: a token could not be minted: {e}");
+            UNMINTED.log(format_args!("a token could not be minted: {e}"));
             Err(OAuthError::Unavailable)
         }
     }
@@ -225,7 +239,13 @@ fn lifetime(form: &Form) -> Result<Option<u64>, OAuthError> {
     lifetime.map_err(|_| OAuthError::InvalidRequest("the lifetime must be a number of seconds"))
 }
 
-fn words(text: Option<&str>) -> Vec<String> {
-    let words = text.unwrap_or_default().split(' ');
-    words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+fn words(text: Option<&str>) -> Result<Vec<String>, OAuthError> {
+    let words = text.unwrap_or_default().split(' ').filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(str::to_owned).collect();
+    match words.len() > MAX_WORDS {
+        true => Err(OAuthError::InvalidRequest(
+            "the parameter project has more than 64 words",
+        )),
+        false => Ok(words),
+    }
 }

@@ -130,6 +130,14 @@ fn requests_that_cannot_be_met_say_why() {
         ),
         (&format!("{EXCHANGE}&{MUNGE}&scope=a&scope=b"), "invalid_request"),
         (&format!("{EXCHANGE}&{MUNGE}&lifetime=-1"), "invalid_request"),
+        (
+            &format!("{EXCHANGE}&subject_token_type=urn:x-workflow-token:munge&subject_token=x"),
+            "invalid_request",
+        ),
+        (
+            &format!("{EXCHANGE}&{MUNGE}&project={}", "a+".repeat(65)),
+            "invalid_request",
+        ),
         (&format!("{EXCHANGE}&{MUNGE}&resource=https://x"), "invalid_target"),
     ] {
         let response = service.post_as(None, "/token", form, &[]);

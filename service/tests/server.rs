@@ -205,6 +205,35 @@ fn sigterm_lets_requests_end() {
     assert!(service.child.wait().unwrap().success());
 }
 
+#[test]
+fn sockets_of_systemd_serve_several_clients_at_once() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut service = Service::with_passed(&socket, "address = \"127.0.0.1:1\"");
+    assert_eq!(service.address, socket.local_addr().unwrap());
+    // Each is served while others are open, and nobody needs a next one to be served.
+    let mut open: Vec<TcpStream> = (0..20).map(|_| service.connect()).collect();
+    for stream in &mut open {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(Response::receive(stream).unwrap().status, 200);
+    }
+    drop(open);
+    service.signal(Signal::SIGTERM);
+    assert!(service.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_peer_that_takes_nothing_keeps_nobody_from_being_served() {
+    let service = Service::start();
+    let mut greedy = service.connect();
+    greedy
+        .set_write_timeout(Some(std::time::Duration::from_millis(200)))
+        .unwrap();
+    let request = "GET /jwks HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+    // Until nothing more is taken.
+    while greedy.write_all(request.as_bytes()).is_ok() {}
+    assert_eq!(service.get("/livez").status, 200);
+}
+
 /// Writes a certificate for localhost, and returns it.
 fn certificate(dir: &std::path::Path) -> String {
     let key = KeyPair::generate().unwrap();

@@ -145,6 +145,15 @@ assert agent.recv(1) == b\"\", \"the agent answers\"" "$PWD/run/service" &&
 	{ test "$SERVICE" = "$CONTROLLER" || test_must_fail as "$SERVICE" test -w "$PWD/agent/socket"; }
 '
 
+# verify AUDIENCE FILE
+verify() {
+	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience "$1" - <"$2"
+}
+
+test_expect_success 'a user has a token that is of no job' '
+	as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --audience copy-offload >of-user && verify copy-offload of-user
+'
+
 # behind PROXY PORT: what each proxy does.
 behind() {
 	local at=http://127.0.0.1:$2
@@ -152,6 +161,9 @@ behind() {
 	answers 200 "$at/a/b?aud=other" --token shared/token --header "X-Workflow-Token-Subject: root" &&
 	tail -n 1 answer >seen && jq -e --arg user "$ALICE" --arg job "$id" \
 		".headers[\"x-workflow-token-subject\"] == \$user and .headers[\"x-workflow-token-job\"] == \$job" seen &&
+	answers 200 "$at/" --token of-user --header "X-Workflow-Token-Job: 4711" && tail -n 1 answer >seen &&
+	jq -e --arg user "$ALICE" ".headers[\"x-workflow-token-subject\"] == \$user and
+		(.headers[\"x-workflow-token-job\"] // \"\") == \"\"" seen &&
 	echo bad >bad && answers 401 "$at/" --token bad &&
 	for path in "/healthz" "/%2e%2e/readyz" "//jwks" "/?aud=copy-offload&scope="; do
 		# nginx itself refuses a path above the root.
@@ -192,7 +204,7 @@ test_expect_success NGINX 'nginx lets requests with a valid token pass, and says
 				}
 				location = /auth {
 					internal;
-					proxy_pass http://127.0.0.1:$PORT/auth/nginx?aud=copy-offload&scope=session;
+					proxy_pass http://127.0.0.1:$PORT/auth/nginx?aud=copy-offload;
 					proxy_pass_request_body off;
 					proxy_set_header Content-Length "";
 				}
@@ -211,20 +223,18 @@ test_expect_success CADDY 'so does Caddy' '
 		}
 		http://127.0.0.1:$CADDY {
 			bind 127.0.0.1
-			forward_auth 127.0.0.1:$PORT {
-				uri /auth/caddy?aud=copy-offload&scope=session
-				copy_headers X-Workflow-Token-Subject X-Workflow-Token-Job
+			route {
+				request_header -X-Workflow-Token-*
+				forward_auth 127.0.0.1:$PORT {
+					uri /auth/caddy?aud=copy-offload
+					copy_headers X-Workflow-Token-Subject X-Workflow-Token-Job
+				}
+				reverse_proxy 127.0.0.1:$ECHO
 			}
-			reverse_proxy 127.0.0.1:$ECHO
 		}
 	EOF
 	{ caddy run --config caddy/Caddyfile >>caddy/out 2>&1 8>&- 9>&- & BESIDE+=($!); } && behind caddy "$CADDY"
 '
-
-# verify AUDIENCE FILE
-verify() {
-	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience "$1" - <"$2"
-}
 
 # exchange TYPE FILE [ARGUMENT…]
 exchange() {

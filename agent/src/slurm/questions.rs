@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::{Answer, Ask, JobEnd, Question, TokenFacts, Validity};
 
-use super::{Current, Site, squeue, store::in_store};
+use super::{Current, Site, store::in_store};
 use crate::{
     issuer::{self, Checks},
     validity,
@@ -67,6 +67,5 @@ async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> 
     if matches!(stored, Ok(Some(_))) {
         return Ok(None);
     }
-    let _asking = site.asking.acquire().await.map_err(|e| e.to_string())?;
-    squeue::end_of(jobid).await
+    site.ends.of(jobid).await
 }

@@ -81,11 +81,18 @@ pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     let job = format!("--jobs={jobid}");
     match run(
         "squeue",
-        &["--all", "--noheader", "--states=all", &job, "--format=%T|%e"],
+        &[
+            "--all",
+            "--noheader",
+            "--array",
+            "--states=all",
+            &job,
+            "--format=%A|%T|%e",
+        ],
     )
     .await
     {
-        Ok(answer) => Ok(last_end(&answer)),
+        Ok(answer) => Ok(end_in(jobid, &answer)),
         // Slurm forgets jobs MinJobAge after their end, slurm.conf(5).
         Err(e) if e.contains("Invalid job id") => Ok(Some(JobEnd::default())),
         Err(e) => Err(e),
@@ -102,15 +109,20 @@ pub async fn cancel(job: &Job, signal: Option<&str>) -> Result<(), String> {
     run("scancel", &arguments).await.map(drop)
 }
 
-/// Reads lines with a state and an end. Returns the last end; none if a job, such as one task of an array, has not ended.
-fn last_end(answer: &str) -> Option<JobEnd> {
+/// Reads lines with a job id, a state and an end. Returns the end of the job; none if it has not ended. The id of an array or of a
+/// heterogeneous job also lists others, of which each has an id of its own.
+fn end_in(jobid: u32, answer: &str) -> Option<JobEnd> {
     let mut last = JobEnd::default();
     for line in answer.lines() {
-        let (state, end) = line.split_once('|').unwrap_or((line, ""));
-        if !ENDED.contains(&state.trim()) {
+        let mut fields = line.splitn(3, '|').map(str::trim);
+        let (id, state, end) = (fields.next(), fields.next(), fields.next());
+        if id.and_then(|id| id.parse().ok()) != Some(jobid) {
+            continue;
+        }
+        if !state.is_some_and(|state| ENDED.contains(&state)) {
             return None;
         }
-        last.at = last.at.max(end.trim().parse().ok());
+        last.at = last.at.max(end.and_then(|end| end.parse().ok()));
     }
     Some(last)
 }
@@ -200,20 +212,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_has_ended_once_all_its_tasks_have() {
+    fn the_end_of_a_job_is_its_own() {
         let end = |at| Some(JobEnd { at });
         for (answer, expected) in [
-            ("COMPLETED|1700000000\n", end(Some(1_700_000_000))),
-            ("FAILED|1700000002\nCANCELLED|1700000001\n", end(Some(1_700_000_002))),
-            ("CANCELLED|N/A\n", end(None)),
-            ("CANCELLED|2026-01-01T00:00:00\n", end(None)),
-            ("TIMEOUT\n", end(None)),
+            ("7|COMPLETED|1700000000\n", end(Some(1_700_000_000))),
+            // The id of an array stands for all of its tasks, of which each has an id of its own.
+            ("7|FAILED|1700000002\n8|RUNNING|1900000000\n", end(Some(1_700_000_002))),
+            ("8|COMPLETED|1700000002\n7|RUNNING|1900000000\n", None),
+            ("7|CANCELLED|N/A\n", end(None)),
+            ("7|CANCELLED|2026-01-01T00:00:00\n", end(None)),
+            ("7|TIMEOUT\n", end(None)),
             ("", end(None)),
-            ("COMPLETED|1700000000\nRUNNING|1900000000\n", None),
-            ("COMPLETING|1700000000\n", None),
-            ("PENDING|N/A\n", None),
+            ("7|COMPLETING|1700000000\n", None),
+            ("7|PENDING|N/A\n", None),
+            ("7\n", None),
         ] {
-            assert_eq!(last_end(answer), expected, "{answer}");
+            assert_eq!(end_in(7, answer), expected, "{answer}");
         }
     }
 

@@ -290,13 +290,31 @@ impl Service {
 
     /// The same, with files of its own.
     pub fn with_files(listener: &str, more: &str, write: impl FnOnce(&Path)) -> Self {
+        Self::run(
+            listener,
+            more,
+            write,
+            Command::new(env!("CARGO_BIN_EXE_workflow-tokend")),
+        )
+    }
+
+    /// The same, with a socket that is passed as systemd passes it: it blocks.
+    pub fn with_passed(socket: &std::net::TcpListener, listener: &str) -> Self {
+        let mut command = Command::new("sh");
+        let pass = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        command.args(["-c", pass, env!("CARGO_BIN_EXE_workflow-tokend")]);
+        command.stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()));
+        Self::run(listener, "", |_| {}, command)
+    }
+
+    fn run(listener: &str, more: &str, write: impl FnOnce(&Path), mut command: Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = Agent::start(&dir.path().join("agent"));
         write(dir.path());
         let secret = dir.path().join("secret");
         write_private(&secret, SECRET);
         write_settings(dir.path(), listener, more);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_workflow-tokend"))
+        let mut child = command
             .arg("--config")
             .arg(dir.path().join("tokend.toml"))
             .stderr(Stdio::piped())
