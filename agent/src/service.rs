@@ -4,7 +4,7 @@
 //! request signed introspection responses and tokens; nothing else.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,8 +55,8 @@ pub struct Sockets(Mutex<HashMap<PathBuf, Socket>>);
 
 /// A socket for the service.
 struct Socket {
-    /// The connection of the plugin whose configuration has it.
-    connection: u64,
+    /// The connections of the plugins whose configurations have it.
+    connections: HashSet<u64>,
     /// The uid of the service.
     uid: u32,
     task: AbortHandle,
@@ -69,6 +69,12 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    /// Returns whether other connections have it, too.
+    fn is_left_by(&mut self, connection: u64) -> bool {
+        self.connections.remove(&connection);
+        !self.connections.is_empty()
+    }
+
     /// Ends it, so that its path is free. Blocks for a moment.
     fn end(self) {
         let task = self.task.clone();
@@ -100,7 +106,7 @@ impl Sockets {
     ) -> Result<(), String> {
         let mut sockets = self.lock();
         sockets.retain(|path, socket| {
-            socket.connection != connection || service.is_some_and(|service| service.socket == *path)
+            service.is_some_and(|service| service.socket == *path) || socket.is_left_by(connection)
         });
         let Some(service) = service else { return Ok(()) };
         let path = &service.socket;
@@ -113,7 +119,7 @@ impl Sockets {
         };
         match sockets.get_mut(path) {
             Some(socket) if socket.uid == uid => {
-                socket.connection = connection;
+                socket.connections.insert(connection);
                 return Ok(());
             }
             // The connections of the former user end.
@@ -128,13 +134,14 @@ impl Sockets {
         let listening = Listening::bind_for_all(path).map_err(|e| failed(&e))?;
         let listening = listening.ok_or_else(|| failed(&format!("{}: another agent serves it", path.display())))?;
         let task = tokio::spawn(accept(listening, uid, Arc::clone(agent))).abort_handle();
-        sockets.insert(path.clone(), Socket { connection, uid, task });
+        let connections = HashSet::from([connection]);
+        sockets.insert(path.clone(), Socket { connections, uid, task });
         Ok(())
     }
 
     /// Closes the sockets of a connection that has ended.
     pub fn close(&self, connection: u64) {
-        self.lock().retain(|_, socket| socket.connection != connection);
+        self.lock().retain(|_, socket| socket.is_left_by(connection));
     }
 }
 

@@ -12,7 +12,7 @@ export PATH=$PATH:/usr/sbin
 
 # http ARGUMENT…: the status is the first line of `answer`.
 http() {
-	timeout 60 "$TESTS/slurm/request.py" "$@" >answer 2>&1
+	timeout 60 "$TESTS/request.py" "$@" >answer 2>&1
 }
 
 # answers STATUS ARGUMENT…
