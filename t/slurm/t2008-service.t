@@ -49,6 +49,7 @@ test_expect_success 'a cluster, an agent and a service start, each as a user of 
 	read -r PORT METRICS NGINX CADDY ECHO < <(free_ports 5) && ISSUER=http://127.0.0.1:$PORT &&
 	cp "$STAGE/sbin/workflow-tokend" "$STAGE/bin/workflow-token" bin/ && chmod 0755 bin/* &&
 	"$CLI" keygen "$PWD/keys" >/dev/null && chown -R "$CONTROLLER" keys &&
+	"$CLI" keygen "$PWD/login" >/dev/null && "$CLI" jwks login >login.jwks && chown "$CONTROLLER" login.jwks &&
 	site <<-EOF &&
 
 		[workflow-token.service]
@@ -61,6 +62,16 @@ test_expect_success 'a cluster, an agent and a service start, each as a user of 
 		audience = ["portal", "copy-offload"]
 		workspaces = ["hydro", "fusion"]
 		max-lifetime = "10m"
+
+		[workflow-token.trust.site]
+		issuer = "https://login.example.org"
+		keys = "$PWD/login.jwks"
+		audience = "tokens"
+
+		[[workflow-token.service.grant]]
+		from = "site"
+		audience = ["portal"]
+		workspaces = ["hydro"]
 
 		[[workflow-token.service.grant]]
 		from = "client"
@@ -273,6 +284,23 @@ test_expect_success 'a MUNGE credential is good once, for this purpose and this 
 	echo "MUNGE:x:" >credential && exchange urn:x-workflow-token:munge credential && says 400 invalid_grant
 '
 
+# identity NAME AUDIENCE LIFETIME: an identity token of the login server.
+identity() {
+	"$CLI" issue --keys login --issuer https://login.example.org --audience "$2" --sub "$1" --scope cluster --lifetime "$3" >identity
+}
+
+ID_TOKEN=urn:ietf:params:oauth:token-type:id_token
+
+test_expect_success 'an identity token is exchanged for one of the user whom it names, which lives no longer' '
+	identity "$ALICE" tokens 100s && exchange "$ID_TOKEN" identity && says 200 "\"scope\":\"workspace\"" &&
+	left=$(tail -n 1 answer | jq .expires_in) && test "$left" -le 100 && test "$left" -gt 0 &&
+	tail -n 1 answer | jq -r .access_token >of-login && verify portal of-login >shown && grep "^subject *$ALICE$" shown &&
+	exchange "$ID_TOKEN" identity --form scope=cluster && says 400 invalid_scope &&
+	identity no-such-user tokens 100s && exchange "$ID_TOKEN" identity && says 400 "no user of this cluster" &&
+	identity root other 100s && exchange "$ID_TOKEN" identity && says 400 "for another service" &&
+	rm of-login
+'
+
 test_expect_success 'the token of a job is exchanged for a narrower one, as long as the job is active' '
 	exchange "$JWT" shared/token --form audience=copy-offload && says 200 "\"scope\":\"session\"" &&
 	exchange "$JWT" shared/token --form audience=portal && says 400 invalid_target &&
@@ -297,6 +325,23 @@ test_expect_success 'the token of the first job is inactive once that has ended'
 	exchange "$JWT" shared/token && says 400 "the job of the token has ended" &&
 	{ ! test_have_prereq NGINX || answers 401 "http://127.0.0.1:$NGINX/" --token shared/token; } &&
 	{ ! test_have_prereq CADDY || answers 401 "http://127.0.0.1:$CADDY/" --token shared/token; }
+'
+
+# The last task of an array has the job id of the array, which stands for all tasks in commands of Slurm.
+test_expect_success 'the token of a task of an array is inactive once that task has ended' '
+	mkfifo shared/go-1 shared/go-2 && chmod 0666 shared/go-1 shared/go-2 &&
+	program task <<-EOF &&
+		#!/bin/sh
+		umask 022
+		printenv DW_WORKFLOW_TOKEN >"$PWD/shared/task-\$SLURM_ARRAY_TASK_ID.new" &&
+			mv "$PWD/shared/task-\$SLURM_ARRAY_TASK_ID.new" "$PWD/shared/task-\$SLURM_ARRAY_TASK_ID"
+		read go <"$PWD/shared/go-\$SLURM_ARRAY_TASK_ID"
+	EOF
+	array=$(batch "$ALICE" --array=1-2 -o /dev/null "$PWD/task") &&
+	eventually test -s shared/task-1 && eventually test -s shared/task-2 &&
+	last=$(squeue --noheader --array --jobs="$array" --format="%A %K" | sed -n "s/^$array //p") && other=$((3 - last)) &&
+	cp "shared/task-$last" shared/token && is_active && echo >"shared/go-$last" && eventually is_inactive &&
+	cp "shared/task-$other" shared/token && is_active && echo >"shared/go-$other" && eventually is_inactive
 '
 
 test_expect_success 'metrics count what happened, and no log has a token or secret' '
