@@ -74,14 +74,15 @@ pub async fn token(
         "" => return Err(OAuthError::InvalidRequest("the parameter grant_type is missing")),
         _ => return Err(OAuthError::UnsupportedGrantType),
     };
-    let request = Request {
+    let request = MintRequest {
+        evidence,
         client: client.map(|client| client.id.clone()),
         audience: audience(&settings, &form)?,
         scope: form.get("scope").map(str::to_owned),
         workspaces: words(form.get("project"))?,
         lifetime_secs: lifetime(&form)?,
     };
-    let token = mint(&service, &settings, evidence, &request).await?;
+    let token = mint(&service, &settings, request).await?;
     respond(&service, client, &token, issued_type, grant_type).await
 }
 
@@ -137,32 +138,11 @@ async fn exchanged(
     Ok((evidence, Some(issued)))
 }
 
-/// The parameters of a request for a token.
-struct Request {
-    client: Option<String>,
-    audience: Vec<String>,
-    scope: Option<String>,
-    workspaces: Vec<String>,
-    lifetime_secs: Option<u64>,
-}
-
-async fn mint(
-    service: &Service,
-    settings: &Settings,
-    evidence: Evidence,
-    request: &Request,
-) -> Result<SecretText, OAuthError> {
+async fn mint(service: &Service, settings: &Settings, request: MintRequest) -> Result<SecretText, OAuthError> {
     // A MUNGE credential is good once: a question that may have been received is not sent again.
     let question = Question::Issuer {
         name: settings.issuer.url().to_owned(),
-        question: IssuerQuestion::Mint(MintRequest {
-            evidence,
-            client: request.client.clone(),
-            audience: request.audience.clone(),
-            scope: request.scope.clone(),
-            workspaces: request.workspaces.clone(),
-            lifetime_secs: request.lifetime_secs,
-        }),
+        question: IssuerQuestion::Mint(request),
     };
     // Whoever asks for tokens delays nobody who asks whether tokens are valid.
     let _turn = service.minting.try_acquire().map_err(|_| OAuthError::Unavailable)?;
