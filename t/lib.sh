@@ -477,6 +477,17 @@ need_canaries() {
 	mkdir -m 0700 "$canaries"
 }
 
+# holder NAME: a job that keeps its token in the canary NAME, and runs until it is canceled. Prints its id.
+holder() {
+	test -x holder || program holder <<-EOF
+		#!/bin/sh
+		umask 077
+		printf %s "\$DW_WORKFLOW_TOKEN" >"$canaries/\$1.new" && mv "$canaries/\$1.new" "$canaries/\$1"
+		exec sleep 600
+	EOF
+	flux submit ./holder "$1" && eventually test -s "$canaries/$1"
+}
+
 # gather NAME PLUGIN: writes all that Flux tells, of the jobs in $ids among others, to files below NAME.
 gather() {
 	local id dir=gathered/$1

@@ -30,17 +30,6 @@ site() {
 	EOF
 }
 
-# holder NAME: a job that keeps its token in the canary NAME, and runs until it is canceled. Prints its id.
-program holder <<-EOF
-	#!/bin/sh
-	umask 077
-	printf %s "\$DW_WORKFLOW_TOKEN" >"$canaries/\$1.new" && mv "$canaries/\$1.new" "$canaries/\$1"
-	exec sleep 600
-EOF
-holder() {
-	flux submit ./holder "$1" && eventually test -s "$canaries/$1"
-}
-
 # verify NAME: with what the agent knows. Its output is in the file out.
 verify() {
 	tool verify --agent --keys "$KEYS" --issuer "$ISSUER" --audience service - <"$canaries/$1" >out 2>&1

@@ -31,17 +31,6 @@ site() {
 	EOF
 }
 
-# holder NAME: a job that keeps its token in the canary NAME, and runs until it is canceled. Prints its id.
-program holder <<-EOF
-	#!/bin/sh
-	umask 077
-	printf %s "\$DW_WORKFLOW_TOKEN" >"$canaries/\$1.new" && mv "$canaries/\$1.new" "$canaries/\$1"
-	exec sleep 600
-EOF
-holder() {
-	flux submit ./holder "$1" && eventually test -s "$canaries/$1"
-}
-
 # introspect NAME: what is answered is in the file answer.
 introspect() {
 	timeout 60 "$TESTS/request.py" "$ISSUER/introspect" --client "copy:$SECRET" --form "token=@$canaries/$1" >answer 2>&1
