@@ -1,5 +1,5 @@
-//! The ends of jobs, as Slurm says. Whoever asks about tokens delays no job that starts, and one job costs one question in a while,
-//! however many tokens it has.
+//! The ends of jobs, as Slurm reports them. Questions about tokens delay no job that starts, and one job costs one question in half a
+//! second, however many tokens it has.
 
 use std::{
     collections::HashMap,
@@ -59,7 +59,9 @@ impl Ends {
 
     fn entry(&self, jobid: u32) -> Entry {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_fresh = |entry: &Entry| entry.asked.elapsed() < FRESH || !entry.end.initialized();
+        // A question that nobody waits for any more has no answer.
+        let is_awaited = |entry: &Entry| !entry.end.initialized() && Arc::strong_count(&entry.end) > 1;
+        let is_fresh = |entry: &Entry| entry.asked.elapsed() < FRESH || is_awaited(entry);
         if known.len() >= MOST {
             known.retain(|_, entry| is_fresh(entry));
         }
