@@ -74,7 +74,7 @@ impl Listening {
     /// Binds a path in the same way. Anybody can connect to the socket; the caller checks who does.
     ///
     /// # Errors
-    /// What failed.
+    /// For the operator: the path, and the error.
     pub fn bind_for_all(path: &Path) -> Result<Option<Self>, String> {
         Self::bind_by(path, |path| {
             let socket = UnixListener::bind(path)?;

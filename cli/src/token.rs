@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
 
-    /// Whom the token is for; by default, all services that the site allows
+    /// An audience of the token; by default, all services that the site allows
     #[arg(long, value_name = "NAME")]
     audience: Vec<String>,
 

@@ -31,7 +31,7 @@ pub struct Service {
 /// A table `service.grant`: who gets tokens by the service, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// What proves whom a token is for. At least one.
+    /// The accepted kinds of proof. At least one.
     pub evidence: Vec<EvidenceKind>,
     /// The clients that may ask; where there are none, everybody may, unless the client itself is the subject.
     pub clients: Vec<String>,

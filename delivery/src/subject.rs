@@ -35,7 +35,7 @@ pub struct Granted {
 pub enum Refusal {
     /// For whoever asks.
     Denied(Denial),
-    /// That is not known at the moment, and why, for the operator.
+    /// The agent cannot decide at the moment; the reason, for the operator.
     Unknown(String),
 }
 

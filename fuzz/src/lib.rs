@@ -253,7 +253,7 @@ pub fn protocol(data: &[u8]) {
     frames::<protocol::Reply>(sizes, received);
 }
 
-/// What strangers send to the token service: parameters, an `Authorization` header and the header of old clients, a line each.
+/// The input of the token service from strangers: parameters, an `Authorization` header and the header of old clients, a line each.
 pub fn http(data: &[u8]) {
     let mut lines = data.splitn(3, |byte| *byte == b'\n');
     let parameters = lines.next().unwrap_or_default();

@@ -15,6 +15,6 @@ pub enum Refused {
     Scope(String),
     /// It is for another project.
     OtherProject,
-    /// That is not known, and why, for the operator.
+    /// The agent cannot report its validity; the reason, for the operator.
     Unknown(String),
 }

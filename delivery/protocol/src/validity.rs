@@ -58,7 +58,7 @@ pub enum IssuerQuestion {
 /// A request for a token. The agent checks the evidence and decides.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MintRequest {
-    /// What proves whom the token is for.
+    /// The proof of the subject.
     pub evidence: Evidence,
     /// The client that asks, if it has proved its identity to the service.
     pub client: Option<String>,
@@ -72,7 +72,7 @@ pub struct MintRequest {
     pub lifetime_secs: Option<u64>,
 }
 
-/// What proves whom a token is for.
+/// The proof of the subject of a token.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Evidence {
     /// A MUNGE credential of the user, restricted to the agent, whose payload is that of [`munge_payload`].

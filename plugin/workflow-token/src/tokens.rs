@@ -38,9 +38,9 @@ static WORKFLOW_TOKEN: Identity = Identity {
 
 /// Rules, projects and renewals of the jobs of one instance.
 pub(crate) struct Tokens {
-    /// What plugins share.
+    /// The engine that plugins share.
     pub engine: Rc<Engine>,
-    /// Who is in which project.
+    /// The members of projects.
     pub membership: Rc<Membership>,
     renewals: Rc<Renewals>,
     expiry: Expiry,
