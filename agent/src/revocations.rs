@@ -56,7 +56,7 @@ impl Revocations {
     /// For the operator: the directory or its file cannot be used.
     pub fn open(directory: &Path) -> Result<Self, String> {
         let failed = |e: io::Error| format!("{}, the key revocations: {e}", directory.display());
-        slurm::private_directory(directory).map_err(failed)?;
+        secure_path::private_directory(directory).map_err(failed)?;
         let revocations = Self {
             path: directory.join(NAME),
             known: Mutex::default(),

@@ -1,4 +1,4 @@
-//! Directories of sealed records.
+//! Directories of files that only this user writes.
 
 use std::{
     fs::{self, DirBuilder},

@@ -15,7 +15,6 @@ use seal::Record;
 
 use crate::{
     client::{Answer, is_of},
-    directory::private_directory,
     exchange::Deadline,
 };
 
@@ -41,7 +40,7 @@ pub fn cached(
     ask: impl FnOnce() -> Result<Answer, String>,
 ) -> Result<Answer, String> {
     let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
-    private_directory(directory).map_err(|e| failed(&e))?;
+    secure_path::private_directory(directory).map_err(|e| failed(&e))?;
     let path = file_of(directory, jobid);
     let mut file = match lock(&path) {
         Ok(file) => file,

@@ -4,7 +4,6 @@
 
 mod cache;
 mod client;
-mod directory;
 mod exchange;
 mod step;
 
@@ -16,7 +15,6 @@ use serde_json::Value;
 
 pub use cache::{cached, forget};
 pub use client::{Answer, Node, ask};
-pub use directory::private_directory;
 pub use exchange::{Deadline, MAX_REPLY, exchange};
 pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started, step_program};
 

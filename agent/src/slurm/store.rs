@@ -84,7 +84,7 @@ impl Store {
     /// # Errors
     /// For the operator: it cannot be created, or others could write to it.
     pub fn open(directory: &Path) -> Result<Self, String> {
-        slurm::private_directory(directory)
+        secure_path::private_directory(directory)
             .map_err(|e| format!("{}, the key store of the table slurm: {e}", directory.display()))?;
         Ok(Self {
             directory: directory.to_owned(),
