@@ -1,6 +1,8 @@
 //! Tokens of an external authorization server: `source = "oauth2"`.
 
-use crate::{Discovery, KeyPath, Template};
+use std::path::PathBuf;
+
+use crate::{Discovery, KeyPath, Munge, Template};
 
 /// Settings for a token request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +78,15 @@ pub enum Grant {
         /// The type of that token: a URI of RFC 8693 section 3, or of the server.
         subject_token_type: String,
     },
+    /// That of a user who logs in (RFC 6749 section 4.1). No rule has it.
+    AuthorizationCode,
+    /// The one that a user has granted by logging in at the token service.
+    Login {
+        /// The directory with the refresh tokens of logins.
+        store: PathBuf,
+        /// How they are sealed.
+        munge: Munge,
+    },
     /// The one that a user or the operator has granted (RFC 6749 section 6).
     RefreshToken {
         /// The file with the refresh token, which the server may replace at each use.
@@ -87,7 +98,7 @@ impl Grant {
     /// The file with the token that is exchanged or sent, if one is.
     pub fn token_file(&self) -> Option<&Template> {
         match self {
-            Self::ClientCredentials { .. } => None,
+            Self::ClientCredentials { .. } | Self::AuthorizationCode | Self::Login { .. } => None,
             Self::TokenExchange { subject_token, .. } => Some(subject_token),
             Self::RefreshToken { refresh_token } => Some(refresh_token),
         }
@@ -98,7 +109,8 @@ impl Grant {
         match self {
             Self::ClientCredentials { .. } => "client_credentials",
             Self::TokenExchange { .. } => "urn:ietf:params:oauth:grant-type:token-exchange",
-            Self::RefreshToken { .. } => "refresh_token",
+            Self::AuthorizationCode => "authorization_code",
+            Self::RefreshToken { .. } | Self::Login { .. } => "refresh_token",
         }
     }
 }

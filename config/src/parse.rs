@@ -6,6 +6,7 @@
 pub(crate) mod field;
 mod files;
 mod issuer;
+mod login;
 mod oauth2;
 mod project;
 mod rule;
@@ -20,7 +21,7 @@ use serde_path_to_error::Segment;
 
 pub use files::{Files, Replaced, read_files};
 
-use crate::{Agent, Config, Identity, Issuer, Munge, Principal, Project, Scheduler, TABLE, VARIABLE};
+use crate::{Agent, Config, Issuer, Munge, Principal, Project, Scheduler, TABLE, VARIABLE};
 
 /// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -125,7 +126,7 @@ struct Table {
     issuer: Option<Issuer>,
     trust: BTreeMap<String, issuer::TrustTable>,
     project: Vec<Project>,
-    identity: Option<Identity>,
+    identity: Option<project::IdentityTable>,
     rule: Vec<rule::RuleTable>,
     slurm: Option<slurm::SlurmTable>,
     service: Option<service::ServiceTable>,
@@ -154,16 +155,18 @@ impl Table {
         };
         let trusts = self.trust.into_iter().map(|(name, table)| table.trust(name));
         let trusts = trusts.collect::<Result<Vec<_>, _>>()?;
-        let projects = project::projects(self.project, self.identity, &trusts)?;
+        let mut service = self.service;
+        let login = service.as_mut().and_then(|service| service.login.take());
+        let login = login.map(|table| table.login(&trusts)).transpose()?;
+        let projects = project::projects(self.project, self.identity, &trusts, login.as_ref(), &munge)?;
         if let Some(issuer) = &self.issuer {
             issuer::check_issuer(issuer)?;
         }
         let variable = self.variable.unwrap_or_else(|| VARIABLE.to_owned());
         let timeout = self.timeout.unwrap_or(TIMEOUT);
         let has_issuer = self.issuer.is_some();
-        let service = self
-            .service
-            .map(|table| table.service(&trusts, &projects, has_issuer))
+        let service = service
+            .map(|table| table.service(&trusts, &projects, has_issuer, login))
             .transpose()?;
         let slurm = self.slurm.map(slurm::SlurmTable::slurm).transpose()?;
         let defaults = rule::Defaults {
@@ -176,6 +179,8 @@ impl Table {
             issuer: self.issuer.as_ref(),
             trusts: &trusts,
             projects: &projects,
+            login: service.as_ref().and_then(|service| service.login.as_ref()),
+            munge: &munge,
         };
         let rules = rule::rules(self.rule, &defaults)?;
         let dws = self.dws.map(|table| table.dws(&defaults)).transpose()?;

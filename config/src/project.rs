@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MAX_NAME, Principal, Template, parse::field};
+use crate::{MAX_NAME, OAuth2, Principal, Template, UserTemplate, parse::field};
 
 /// The end of a text that had to be cut.
 const CUT: &str = " …";
@@ -40,25 +40,27 @@ pub struct Project {
 }
 
 /// The identity token of a user, a JWT that the user's login has left.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The absolute path of its file.
-    #[serde(deserialize_with = "field::absolute_template")]
-    pub token: Template,
+    /// Where it is.
+    pub token: IdentityToken,
     /// Against whom it is verified: the name of a table `trust`.
-    #[serde(deserialize_with = "field::text")]
     pub trust: String,
     /// The claim that projects have values of: a string, or an array of strings.
-    #[serde(deserialize_with = "field::text")]
     pub claim: String,
-    /// The claim that names the user, whose value must be the user's name.
-    #[serde(default = "sub", deserialize_with = "field::text")]
+    /// The claim that names the user.
     pub user: String,
+    /// The form of that claim.
+    pub user_template: UserTemplate,
 }
 
-fn sub() -> String {
-    "sub".to_owned()
+/// Where identity tokens are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityToken {
+    /// In a file, by its absolute path.
+    File(Template),
+    /// With the login of the user, whose refresh token gets another one: this client of the provider.
+    Login(Box<OAuth2>),
 }
 
 /// The project that a job requests in `attributes.system.project`.

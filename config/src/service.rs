@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Person, Principal};
+use crate::{Login, Person, Principal};
 
 /// Settings of the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Service {
     pub user: Principal,
     /// The tokens that users and clients get. The first that a request matches decides.
     pub grants: Vec<Grant>,
+    /// How users log in, if they do.
+    pub login: Option<Login>,
 }
 
 /// A table `service.grant`: who gets tokens by the service, and for what.

@@ -159,6 +159,31 @@ impl Munge {
         Ok((decoded.payload, decoded.uid))
     }
 
+    /// Encodes what only the user of this process can decode again, with [`Munge::unwrap`]. Blocks, see [`Munge::encode`].
+    ///
+    /// # Errors
+    /// [`MungeError`].
+    pub fn wrap(&self, payload: &[u8]) -> Result<String, MungeError> {
+        self.encode(payload, nix::unistd::geteuid().as_raw())
+    }
+
+    /// Decodes what [`Munge::wrap`] has encoded, however long ago. Blocks, see [`Munge::encode`].
+    ///
+    /// # Errors
+    /// [`MungeError`], also for what another user encoded or everybody can read.
+    pub fn unwrap(&self, credential: &str) -> Result<Zeroizing<Vec<u8>>, MungeError> {
+        let own = nix::unistd::geteuid().as_raw();
+        let decoded = self.decode(credential, own)?;
+        if decoded.uid != own || decoded.restricted_to != Some(own) || !decoded.encrypted {
+            return Err(MungeError {
+                code: sys::munge_err_EMUNGE_CRED_UNAUTHORIZED,
+                text: "it was not sealed by this user for this user, or is not encrypted".to_owned(),
+                what: "MUNGE refused a sealed file",
+            });
+        }
+        Ok(decoded.payload)
+    }
+
     /// Encodes a payload into a credential that `uid` alone can decode. Blocks: libmunge waits up to 2 s for an answer
     /// and tries 5 times (munged may be stopped).
     ///

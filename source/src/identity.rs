@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use config::{Identity, Values};
+use config::{Identity, IdentityToken, Values};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -22,12 +22,16 @@ use crate::{
 /// # Errors
 /// It cannot be read, or others can read or change it.
 pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroizing<String>>, Error> {
-    let path = match identity.token.fill(user) {
+    let template = match &identity.token {
+        IdentityToken::File(template) => template,
+        IdentityToken::Login(client) => return crate::login::identity_token(client, user.uid),
+    };
+    let path = match template.fill(user) {
         Ok(path) => PathBuf::from(path),
         Err(e) => return Err(Error::new("its name cannot be formed", e)),
     };
     let at = |summary: &str, detail: &dyn Display| Error::new(summary, format!("{}: {detail}", path.display()));
-    let file = match secure_file::open_private(Some(user.uid), Path::new(identity.token.prefix()), &path) {
+    let file = match secure_file::open_private(Some(user.uid), Path::new(template.prefix()), &path) {
         Ok(file) => file,
         Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(Refusal::Io(e)) => return Err(at("it could not be read", &e)),
@@ -54,7 +58,8 @@ pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroiz
 /// [`Unclaimed`].
 pub fn claimed(identity: &Identity, user: &str, claims: &Value) -> Result<Vec<String>, Unclaimed> {
     let named = member(claims, &identity.user).ok_or_else(|| Unclaimed::Missing(identity.user.clone()))?;
-    if named.as_str() != Some(user) {
+    let of_user = named.as_str().and_then(|named| identity.user_template.user(named));
+    if of_user != Some(user) {
         return Err(Unclaimed::OtherUser(identity.user.clone()));
     }
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -97,7 +102,7 @@ mod tests {
         os::unix::fs::{PermissionsExt, chown, symlink},
     };
 
-    use config::Template;
+    use config::{Template, UserTemplate};
     use needs::needs;
     use serde_json::json;
 
@@ -107,10 +112,11 @@ mod tests {
 
     fn identity(dir: &Path) -> Identity {
         Identity {
-            token: Template::parse(&format!("{}/{{uid}}/identity.jwt", dir.display())).unwrap(),
+            token: IdentityToken::File(Template::parse(&format!("{}/{{uid}}/identity.jwt", dir.display())).unwrap()),
             trust: "site".to_owned(),
             claim: "groups".to_owned(),
             user: "sub".to_owned(),
+            user_template: UserTemplate::default(),
         }
     }
 

@@ -15,6 +15,8 @@ mod issuer_keys;
 mod jwks;
 pub mod keys;
 mod kubernetes;
+pub mod login;
+pub mod login_store;
 mod minted;
 mod oauth2;
 mod paths;

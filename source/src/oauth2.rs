@@ -25,9 +25,11 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 pub use self::examine::examine_oauth2;
-use self::{
+use self::request::Client;
+pub(crate) use self::{
     answer::Given,
-    request::{Client, Subject},
+    refresh::{HeldToken, LOGIN},
+    request::Subject,
 };
 use crate::{
     Error, Fetched, Slot, Source,
@@ -60,8 +62,8 @@ const REFUSED: &str = "the authorization server that its token comes from refuse
 
 pub(crate) struct OAuth2(Arc<TokenEndpoint>);
 
-/// The token endpoint of a rule.
-struct TokenEndpoint {
+/// The token endpoint of a rule, or of a provider of logins.
+pub(crate) struct TokenEndpoint {
     settings: Arc<config::OAuth2>,
     variable: String,
     timeout: Duration,
@@ -79,27 +81,14 @@ struct Shared {
 
 impl OAuth2 {
     pub fn new(settings: &config::OAuth2, variable: String, timeout: Duration) -> Self {
-        Self(Arc::new(TokenEndpoint {
-            remote: Remote::new(&settings.network, &SERVER),
-            settings: Arc::new(settings.clone()),
-            variable,
-            timeout,
-            metadata: tokio::sync::Mutex::default(),
-            shared: tokio::sync::Mutex::default(),
-        }))
+        Self(Arc::new(TokenEndpoint::new(settings, variable, timeout)))
     }
 }
 
 #[async_trait]
 impl Source for OAuth2 {
     async fn fetch(&self, job: &Values, _: Slot) -> Fetched {
-        let fetch = Fetch {
-            of: &self.0,
-            settings: self.0.requested(&job.request),
-            attempts: Attempts::new(&SERVER, self.0.timeout),
-            moved: AtomicBool::new(false),
-            warnings: Mutex::default(),
-        };
+        let fetch = Fetch::new(&self.0, self.0.requested(&job.request));
         let fetched = fetch.attempts.within(fetch.variables(job), || fetch.place()).await;
         let expires = fetched.as_ref().ok().and_then(|(_, expires)| *expires);
         Fetched {
@@ -116,6 +105,35 @@ impl Source for OAuth2 {
 }
 
 impl TokenEndpoint {
+    pub fn new(settings: &config::OAuth2, variable: String, timeout: Duration) -> Self {
+        Self {
+            remote: Remote::new(&settings.network, &SERVER),
+            settings: Arc::new(settings.clone()),
+            variable,
+            timeout,
+            metadata: tokio::sync::Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Asks for a token until the timeout, as often as what failed may pass.
+    pub async fn token(self: &Arc<Self>, subject: Subject) -> Result<Given, Error> {
+        let fetch = Fetch::new(self, Arc::clone(&self.settings));
+        fetch
+            .attempts
+            .within(fetch.token(Some(subject)), || fetch.place())
+            .await
+    }
+
+    /// Returns the metadata of the server, which is named by its issuer.
+    pub async fn metadata(self: &Arc<Self>) -> Result<Arc<Metadata>, Error> {
+        let fetch = Fetch::new(self, Arc::clone(&self.settings));
+        let attempts = &fetch.attempts;
+        let found = attempts.run(|| self.discovered(attempts.request_limit()), || fetch.place());
+        let found = attempts.within(found, || fetch.place()).await?;
+        found.ok_or_else(|| Error::new(SERVER.unwell, "the key issuer is missing"))
+    }
+
     /// Returns the settings with what the user requests in place of the defaults.
     fn requested(&self, request: &TokenRequest) -> Arc<config::OAuth2> {
         if *request == TokenRequest::default() {
@@ -137,21 +155,30 @@ impl TokenEndpoint {
 
     /// Returns where tokens are asked for, and whom for a JWT by which the client authenticates is.
     async fn endpoint(&self, limit: Duration) -> Result<(String, String), SourceError> {
-        let issuer = match &self.settings.server {
-            AuthorizationServer::TokenEndpoint(url) => return Ok((url.clone(), url.clone())),
-            AuthorizationServer::Issuer(issuer) => issuer,
+        let metadata = self.discovered(limit).await?;
+        Ok(match (&self.settings.server, metadata) {
+            (AuthorizationServer::Issuer(issuer), Some(metadata)) => (metadata.address.clone(), issuer.clone()),
+            (AuthorizationServer::TokenEndpoint(url) | AuthorizationServer::Issuer(url), _) => {
+                (url.clone(), url.clone())
+            }
+        })
+    }
+
+    /// Returns the metadata of the server; none if the configuration names its token endpoint.
+    async fn discovered(&self, limit: Duration) -> Result<Option<Arc<Metadata>>, SourceError> {
+        let AuthorizationServer::Issuer(issuer) = &self.settings.server else {
+            return Ok(None);
         };
         // One delivery asks, while the others wait.
         let mut known = self.metadata.lock().await;
-        let metadata = match &*known {
-            Some((at, metadata)) if at.elapsed() < METADATA_AGE => metadata.clone(),
-            _ => {
-                let metadata = Arc::new(self.remote.discover(issuer, Need::Tokens, limit).await?);
-                *known = Some((Instant::now(), metadata.clone()));
-                metadata
-            }
-        };
-        Ok((metadata.address.clone(), issuer.clone()))
+        if let Some((at, metadata)) = &*known
+            && at.elapsed() < METADATA_AGE
+        {
+            return Ok(Some(Arc::clone(metadata)));
+        }
+        let metadata = Arc::new(self.remote.discover(issuer, Need::Tokens, limit).await?);
+        *known = Some((Instant::now(), Arc::clone(&metadata)));
+        Ok(Some(metadata))
     }
 
     /// Asks for a token once. A refresh token that comes with it is stored before this returns.
@@ -180,9 +207,10 @@ impl TokenEndpoint {
         let is_exchanged = matches!(subject.as_deref(), Some(Subject::Exchanged { .. }));
         let given = answered.and_then(|answer| answer::read(&self.remote, &answer, &request.secrets, is_exchanged));
         let given = given.map_err(|error| error.at(&endpoint))?;
-        if let (Some(Subject::Held(held)), Some(next)) = (subject.as_deref(), &given.refresh_token) {
-            let (held, next) = (Arc::clone(held), next.clone());
-            self.remote.files.read(&SERVER, move || held.replace(&next)).await??;
+        if let Some(Subject::Held(held)) = subject.as_deref() {
+            let (held, next, id_token) = (Arc::clone(held), given.refresh_token.clone(), given.id_token.clone());
+            let replace = move || held.replace(next.as_ref(), id_token.as_ref());
+            self.remote.files.read(&SERVER, replace).await??;
         }
         Ok(given)
     }
@@ -198,11 +226,22 @@ struct Fetch<'a> {
     warnings: Mutex<Vec<String>>,
 }
 
-impl Fetch<'_> {
+impl<'a> Fetch<'a> {
+    fn new(of: &'a Arc<TokenEndpoint>, settings: Arc<config::OAuth2>) -> Self {
+        Self {
+            of,
+            settings,
+            attempts: Attempts::new(&SERVER, of.timeout),
+            moved: AtomicBool::new(false),
+            warnings: Mutex::default(),
+        }
+    }
+
     /// Returns the token as a variable, and when it expires, if the server states that.
     async fn variables(&self, job: &Values) -> Result<(Variables, Option<SystemTime>), Error> {
         let Given { token, expires, .. } = match &self.settings.grant {
-            Grant::ClientCredentials { share: false } => self.token(None).await?,
+            // No rule has the second one.
+            Grant::ClientCredentials { share: false } | Grant::AuthorizationCode => self.token(None).await?,
             Grant::ClientCredentials { share: true } => self.shared().await?,
             Grant::TokenExchange {
                 subject_token,
@@ -211,6 +250,10 @@ impl Fetch<'_> {
                 let token = token_file::SUBJECT.of_user(subject_token, job).await?;
                 let kind = subject_token_type.clone();
                 self.token(Some(Subject::Exchanged { token, kind })).await?
+            }
+            Grant::Login { store, munge } => {
+                let held = refresh::of_login(store, munge, job).await?;
+                self.token(Some(Subject::Held(held))).await?
             }
             Grant::RefreshToken { refresh_token } => {
                 let held = refresh::held(refresh_token, job).await?;
@@ -235,6 +278,7 @@ impl Fetch<'_> {
                 expires: shared.expires,
                 lifetime: None,
                 refresh_token: None,
+                id_token: None,
                 scope: None,
             });
         }
@@ -312,6 +356,11 @@ impl Fetch<'_> {
         };
         format!("client {} at {server}", settings.client_id.escape_debug())
     }
+}
+
+/// Returns whether the server refuses, rather than being unwell.
+pub(crate) fn is_refusal(error: &Error) -> bool {
+    error.summary() == REFUSED
 }
 
 fn internal() -> SourceError {

@@ -1,10 +1,10 @@
-//! A client of the token service: exchanges a MUNGE credential for a token of the user who encoded it.
+//! A client of the token service, for users who prove with a MUNGE credential who they are: gets tokens, and logs in for jobs.
 
 use std::time::Duration;
 
 use config::{Discovery, check_url};
 use seal::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -38,71 +38,176 @@ pub struct Wanted {
     pub lifetime: Option<Duration>,
 }
 
-/// Exchanges a MUNGE credential, which `seal` makes for the uid of the agent, for a token. Blocks, no longer than `limit`.
-///
-/// # Errors
-/// For the user: the service cannot be reached, or gives no token.
-pub fn token_of_user(
-    issuer: &str,
-    network: &Discovery,
-    wanted: &Wanted,
-    seal: impl FnOnce(u32) -> Result<String, String>,
+/// The token service of a cluster.
+pub struct TokenService {
+    issuer: String,
+    remote: Remote,
+    metadata: Metadata,
     limit: Duration,
-) -> Result<Secret, String> {
-    let remote = Remote::new(network, &SERVER);
-    let service = ask_here(&SERVER, limit, async {
-        let url = format!("{issuer}/.well-known/openid-configuration");
-        let reply = remote.get(&url, MAX_BODY, limit).await?;
-        if !reply.status.is_success() {
-            return Err(remote.unusable(&reply));
+}
+
+/// A login for jobs that was begun.
+#[derive(Deserialize)]
+pub struct Begun {
+    device_code: Zeroizing<String>,
+    /// The code that the user types.
+    pub user_code: String,
+    /// Where to type it.
+    pub verification_uri: String,
+    /// The same address with the code, if there is one.
+    pub verification_uri_complete: Option<String>,
+    /// The time for it, in seconds.
+    pub expires_in: u64,
+    /// The shortest interval between two questions, in seconds.
+    #[serde(default)]
+    pub interval: Option<u64>,
+}
+
+/// What became of a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The user has not finished it.
+    Pending,
+    /// The same, and the question came too early.
+    TooEarly,
+    /// The user has logged in.
+    Done,
+}
+
+impl TokenService {
+    /// Asks the service for its metadata. Blocks, no longer than `limit`, as each question does.
+    ///
+    /// # Errors
+    /// For the user: the service cannot be reached.
+    pub fn connect(issuer: &str, network: &Discovery, limit: Duration) -> Result<Self, String> {
+        let remote = Remote::new(network, &SERVER);
+        let metadata = ask_here(&SERVER, limit, async {
+            let url = format!("{issuer}/.well-known/openid-configuration");
+            let reply = remote.get(&url, MAX_BODY, limit).await?;
+            if !reply.status.is_success() {
+                return Err(remote.unusable(&reply));
+            }
+            metadata(issuer, &reply)
+        });
+        let metadata = metadata.map_err(|e| format!("issuer {issuer}: {e}"))?;
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            remote,
+            metadata,
+            limit,
+        })
+    }
+
+    /// Returns the uid that MUNGE credentials for the service are restricted to.
+    pub fn munge_uid(&self) -> u32 {
+        self.metadata.munge_uid
+    }
+
+    /// Exchanges a MUNGE credential for a token of the user who encoded it.
+    ///
+    /// # Errors
+    /// For the user: there is no token.
+    pub fn token(&self, wanted: &Wanted, credential: &str) -> Result<Secret, String> {
+        let token: Token = self.post(&self.metadata.token_endpoint, form(wanted, credential))?;
+        Ok(Secret::from(token.access_token.as_str()))
+    }
+
+    /// Begins a login for the jobs of the user who encoded a MUNGE credential.
+    ///
+    /// # Errors
+    /// For the user: users cannot log in here, or the service does not answer.
+    pub fn begin_login(&self, credential: &str) -> Result<Begun, String> {
+        let at = self.login_endpoint(self.metadata.device_authorization_endpoint.as_ref())?;
+        self.post(at, munge_form(credential, &[]))
+    }
+
+    /// Returns what became of a login.
+    ///
+    /// # Errors
+    /// For the user: it failed.
+    pub fn progress(&self, begun: &Begun) -> Result<Progress, String> {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:device_code")
+            .append_pair("device_code", &begun.device_code);
+        let form = Zeroizing::new(form.finish().into_bytes());
+        match self.send::<Token>(&self.metadata.token_endpoint, form)? {
+            Ok(_) => Ok(Progress::Done),
+            Err(refusal) => match refusal.error.as_str() {
+                "authorization_pending" => Ok(Progress::Pending),
+                "slow_down" => Ok(Progress::TooEarly),
+                _ => Err(self.refused(&refusal)),
+            },
         }
-        metadata(issuer, &reply)
-    });
-    let failed = |e: SourceError| format!("issuer {issuer}: {e}");
-    let service = service.map_err(failed)?;
-    let form = form(wanted, &seal(service.munge_uid)?);
-    let reply = ask_here(
-        &SERVER,
-        limit,
-        remote.post(&service.token_endpoint, None, form, MAX_BODY, limit),
-    );
-    let reply = reply.map_err(failed)?;
-    match serde_json::from_slice(reply.json()) {
-        Ok(Reply::Token { access_token }) if reply.status.is_success() => Ok(Secret::from(access_token.as_str())),
-        Ok(Reply::Error {
-            error,
-            error_description,
-        }) => Err(format!(
-            "{issuer} gave no token [{}]: {}",
-            quote(&error, &[]),
-            quote(&error_description, &[])
-        )),
-        _ => Err(failed(remote.unusable(&reply))),
+    }
+
+    /// Asks about the login for the jobs of a user (`status`), or ends it (`logout`). Returns when it began or was last used, in seconds since
+    /// 1970-01-01T00:00:00Z; none if there is none.
+    ///
+    /// # Errors
+    /// For the user: users cannot log in here, or the service does not answer.
+    pub fn job_login(&self, request: &str, credential: &str) -> Result<Option<u64>, String> {
+        let at = self.login_endpoint(self.metadata.job_login_endpoint.as_ref())?;
+        let since: Since = self.post(at, munge_form(credential, &[("request", request)]))?;
+        Ok(since.since)
+    }
+
+    fn login_endpoint<'a>(&self, endpoint: Option<&'a String>) -> Result<&'a String, String> {
+        endpoint.ok_or_else(|| format!("users cannot log in at {}: ask the operators", self.issuer))
+    }
+
+    fn post<T: DeserializeOwned>(&self, url: &str, form: Zeroizing<Vec<u8>>) -> Result<T, String> {
+        self.send(url, form)?.map_err(|refusal| self.refused(&refusal))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> String {
+        format!(
+            "{} refused it [{}]: {}",
+            self.issuer,
+            quote(&refusal.error, &[]),
+            quote(&refusal.error_description, &[])
+        )
+    }
+
+    fn send<T: DeserializeOwned>(&self, url: &str, form: Zeroizing<Vec<u8>>) -> Result<Result<T, Refusal>, String> {
+        let failed = |e: SourceError| format!("issuer {}: {e}", self.issuer);
+        let posted = self.remote.post(url, None, form, MAX_BODY, self.limit);
+        let reply = ask_here(&SERVER, self.limit, posted).map_err(failed)?;
+        let unusable = || failed(self.remote.unusable(&reply));
+        match reply.status.is_success() {
+            true => serde_json::from_slice(reply.json()).map(Ok).map_err(|_| unusable()),
+            false => serde_json::from_slice(reply.json()).map(Err).map_err(|_| unusable()),
+        }
     }
 }
 
 /// The metadata of the service, as far as they are used.
 #[derive(Deserialize)]
-struct Service {
+struct Metadata {
     issuer: String,
     token_endpoint: String,
+    device_authorization_endpoint: Option<String>,
+    job_login_endpoint: Option<String>,
     munge_uid: u32,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Reply {
-    Token {
-        access_token: Zeroizing<String>,
-    },
-    Error {
-        error: String,
-        #[serde(default)]
-        error_description: String,
-    },
+struct Token {
+    access_token: Zeroizing<String>,
 }
 
-fn metadata(issuer: &str, reply: &HttpReply) -> Result<Service, SourceError> {
+#[derive(Deserialize)]
+struct Since {
+    since: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+    #[serde(default)]
+    error_description: String,
+}
+
+fn metadata(issuer: &str, reply: &HttpReply) -> Result<Metadata, SourceError> {
     let wrong = |cause: &str| {
         SourceError::permanent(
             SERVER.unwell,
@@ -110,15 +215,28 @@ fn metadata(issuer: &str, reply: &HttpReply) -> Result<Service, SourceError> {
             "retry, or check that --issuer is the URL of the token service",
         )
     };
-    let service: Service = serde_json::from_slice(reply.json())
+    let metadata: Metadata = serde_json::from_slice(reply.json())
         .map_err(|_| wrong("its metadata have no munge_uid or token_endpoint, as before its agent is connected"))?;
-    if service.issuer != issuer {
+    if metadata.issuer != issuer {
         return Err(wrong("its metadata are of another issuer"));
     }
-    match check_url(&service.token_endpoint) {
-        Ok(()) => Ok(service),
-        Err(_) => Err(wrong("its token_endpoint is not a URL with https")),
+    let are_urls = [&metadata.device_authorization_endpoint, &metadata.job_login_endpoint]
+        .into_iter()
+        .flatten()
+        .chain([&metadata.token_endpoint])
+        .all(|url| check_url(url).is_ok());
+    match are_urls {
+        true => Ok(metadata),
+        false => Err(wrong("one of its endpoints is not a URL with https")),
     }
+}
+
+fn munge_form(credential: &str, more: &[(&str, &str)]) -> Zeroizing<Vec<u8>> {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.append_pair("subject_token_type", "urn:x-workflow-token:munge")
+        .append_pair("subject_token", credential)
+        .extend_pairs(more);
+    Zeroizing::new(form.finish().into_bytes())
 }
 
 fn form(wanted: &Wanted, credential: &str) -> Zeroizing<Vec<u8>> {

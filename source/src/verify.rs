@@ -51,6 +51,18 @@ impl TokenVerifier {
         })
     }
 
+    /// Returns the same for tokens of these types.
+    #[must_use]
+    pub fn of_types(&self, types: &[&str]) -> Self {
+        Self {
+            keys: Arc::clone(&self.keys),
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            types: types.iter().map(|&typ| typ.to_owned()).collect(),
+            leeway: self.leeway,
+        }
+    }
+
     /// Verifies a token. Blocks, as [`IssuerKeys`] says. The notes are for the operator's log.
     pub fn verify(&self, token: &str, now: SystemTime) -> (Result<Claims, Unverified>, Vec<String>) {
         let Lookup { result, mut notes } = self.keys.known();

@@ -41,9 +41,10 @@ pub(super) struct OAuth2Table {
     ca_file: Option<PathBuf>,
 }
 
+/// How a client proves its identity.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "kebab-case")]
-enum Method {
+pub(super) enum Method {
     Basic,
     Post,
     PrivateKeyJwt,
@@ -88,7 +89,12 @@ impl OAuth2Table {
         Ok(OAuth2 {
             server,
             client_id,
-            authentication: self.authentication(at)?,
+            authentication: authentication(
+                at,
+                self.client_authentication,
+                self.client_secret.take(),
+                self.client_key.take(),
+            )?,
             grant: self.grant(at)?,
             scope: self.scope,
             audience: self.audience,
@@ -99,32 +105,6 @@ impl OAuth2Table {
                 refresh: REFRESH,
             },
         })
-    }
-
-    fn authentication(&mut self, at: &str) -> Result<ClientAuthentication, Error> {
-        let (secret, key) = (self.client_secret.take(), self.client_key.take());
-        let by_default = match key {
-            Some(_) => Method::PrivateKeyJwt,
-            None => Method::Basic,
-        };
-        match (self.client_authentication.unwrap_or(by_default), secret, key) {
-            (Method::PrivateKeyJwt, None, Some(path)) => Ok(ClientAuthentication::PrivateKeyJwt(path)),
-            (Method::Basic, Some(path), None) => Ok(ClientAuthentication::SecretBasic(path)),
-            (Method::Post, Some(path), None) => Ok(ClientAuthentication::SecretPost(path)),
-            (Method::PrivateKeyJwt, Some(_), _) => {
-                let what = "is not for client-authentication = \"private-key-jwt\"";
-                Err(wrong_at(at, "client-secret", what))
-            }
-            (Method::PrivateKeyJwt, None, None) => Err(wrong_at(at, "client-key", "is missing")),
-            (_, _, Some(_)) => {
-                let what = "is for client-authentication = \"private-key-jwt\"";
-                Err(wrong_at(at, "client-key", what))
-            }
-            (_, None, None) => {
-                let what = "is missing: give the path of a file with it, which only the instance owner can read";
-                Err(wrong_at(at, "client-secret", what))
-            }
-        }
     }
 
     fn grant(&mut self, at: &str) -> Result<Grant, Error> {
@@ -167,6 +147,37 @@ impl OAuth2Table {
                 let refresh_token = refresh.ok_or_else(|| wrong_at(at, "refresh-token", "is missing"))?;
                 Ok(Grant::RefreshToken { refresh_token })
             }
+        }
+    }
+}
+
+/// Returns how a client proves its identity.
+pub(super) fn authentication(
+    at: &str,
+    method: Option<Method>,
+    secret: Option<KeyPath>,
+    key: Option<KeyPath>,
+) -> Result<ClientAuthentication, Error> {
+    let by_default = match key {
+        Some(_) => Method::PrivateKeyJwt,
+        None => Method::Basic,
+    };
+    match (method.unwrap_or(by_default), secret, key) {
+        (Method::PrivateKeyJwt, None, Some(path)) => Ok(ClientAuthentication::PrivateKeyJwt(path)),
+        (Method::Basic, Some(path), None) => Ok(ClientAuthentication::SecretBasic(path)),
+        (Method::Post, Some(path), None) => Ok(ClientAuthentication::SecretPost(path)),
+        (Method::PrivateKeyJwt, Some(_), _) => {
+            let what = "is not for client-authentication = \"private-key-jwt\"";
+            Err(wrong_at(at, "client-secret", what))
+        }
+        (Method::PrivateKeyJwt, None, None) => Err(wrong_at(at, "client-key", "is missing")),
+        (_, _, Some(_)) => {
+            let what = "is for client-authentication = \"private-key-jwt\"";
+            Err(wrong_at(at, "client-key", what))
+        }
+        (_, None, None) => {
+            let what = "is missing: give the path of a file with it, which only the instance owner can read";
+            Err(wrong_at(at, "client-secret", what))
         }
     }
 }

@@ -1,21 +1,87 @@
 //! The tables `project` and `identity`.
 
-use super::{Error, issuer::trust_of, wrong, wrong_at};
-use crate::{Identity, Project, Projects, Rule, Source, TABLE, Trust};
+use serde::Deserialize;
+
+use super::{Error, field, issuer::trust_of, login::of_login_store, wrong, wrong_at};
+use crate::{
+    Identity, IdentityToken, Login, Munge, Project, Projects, Rule, Source, TABLE, Template, Trust, UserTemplate,
+};
 
 /// Why there is to be no `{project}` where there are no projects.
 pub(super) const OPEN: &str =
     "has {project}, which any user could name: say who is in it by [[workflow-token.project]]";
 
-pub(super) fn projects(list: Vec<Project>, identity: Option<Identity>, trusts: &[Trust]) -> Result<Projects, Error> {
-    if let Some(Identity { token, trust, .. }) = &identity {
-        let at = format!("{TABLE}.identity");
-        if !token.is_of_user() {
-            let what = "must name the user, and nothing of a job: use {user} or {uid}";
-            return Err(wrong_at(&at, "token", what));
+/// The table `identity`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct IdentityTable {
+    #[serde(default, deserialize_with = "field::absolute_template")]
+    token: Option<Template>,
+    from: Option<IdentityFrom>,
+    #[serde(default, deserialize_with = "field::text")]
+    trust: Option<String>,
+    #[serde(deserialize_with = "field::text")]
+    claim: String,
+    #[serde(default, deserialize_with = "field::text")]
+    user: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IdentityFrom {
+    Login,
+}
+
+impl IdentityTable {
+    fn identity(self, trusts: &[Trust], login: Option<&Login>, munge: &Munge) -> Result<Identity, Error> {
+        let at = &format!("{TABLE}.identity");
+        match (self.token, self.from) {
+            (Some(token), None) => {
+                if !token.is_of_user() {
+                    let what = "must name the user, and nothing of a job: use {user} or {uid}";
+                    return Err(wrong_at(at, "token", what));
+                }
+                let trust = self.trust.ok_or_else(|| wrong_at(at, "trust", "is missing"))?;
+                trust_of(at, &trust, trusts)?;
+                Ok(Identity {
+                    token: IdentityToken::File(token),
+                    trust,
+                    claim: self.claim,
+                    user: self.user.unwrap_or_else(|| "sub".to_owned()),
+                    user_template: UserTemplate::default(),
+                })
+            }
+            (None, Some(IdentityFrom::Login)) => {
+                let of_login = [("trust", self.trust.is_some()), ("user", self.user.is_some())];
+                if let Some((key, _)) = of_login.iter().find(|(_, is_there)| *is_there) {
+                    let what = format!("is that of [{TABLE}.service.login] with from = \"login\": remove it");
+                    return Err(wrong_at(at, key, what));
+                }
+                let client = of_login_store(at, "from", login, munge)?;
+                // `of_login_store` has found one.
+                let login = login.ok_or_else(|| wrong_at(at, "from", "needs logins"))?;
+                Ok(Identity {
+                    token: IdentityToken::Login(Box::new(client)),
+                    trust: trusts[login.trust].name.clone(),
+                    claim: self.claim,
+                    user: login.user_claim.clone(),
+                    user_template: login.user_template.clone(),
+                })
+            }
+            (None, None) => Err(wrong_at(at, "token", "is missing: give it, or from = \"login\"")),
+            (Some(_), Some(_)) => Err(wrong_at(at, "from", "set either token or from")),
         }
-        trust_of(&at, trust, trusts)?;
     }
+}
+
+pub(super) fn projects(
+    list: Vec<Project>,
+    identity: Option<IdentityTable>,
+    trusts: &[Trust],
+    login: Option<&Login>,
+    munge: &Munge,
+) -> Result<Projects, Error> {
+    let identity = identity.map(|table| table.identity(trusts, login, munge)).transpose()?;
     for (index, project) in list.iter().enumerate() {
         let (at, former) = (&format!("{TABLE}.project[{index}]"), &list[..index]);
         if project.users.is_empty() && project.groups.is_empty() && project.claims.is_empty() {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Error, field, issuer, oauth2::OAuth2Table, project, read, wrong, wrong_at};
+use super::{Error, field, issuer, login::LoginSourceTable, oauth2::OAuth2Table, project, read, wrong, wrong_at};
 use crate::{
-    Allowed, AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, OnShortfall, Principal, Projects, Property,
-    Renewal, Rule, Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
+    Allowed, AttributePath, Check, Conditions, Dws, Issuer, Kubernetes, Login, Munge, OnShortfall, Principal, Projects,
+    Property, Renewal, Rule, Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
 };
 
 /// Values of the whole table that rules use.
@@ -19,6 +19,8 @@ pub(super) struct Defaults<'a> {
     pub issuer: Option<&'a Issuer>,
     pub trusts: &'a [Trust],
     pub projects: &'a Projects,
+    pub login: Option<&'a Login>,
+    pub munge: &'a Munge,
 }
 
 /// The keys of every rule, and the others.
@@ -66,6 +68,7 @@ enum SourceName {
     Kubernetes,
     Issuer,
     OAuth2,
+    Login,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -163,6 +166,10 @@ impl RuleTable {
                 Source::Issuer(of_source::<issuer::MintedTable>(at, own)?.issuer(at, defaults.issuer)?)
             }
             SourceName::OAuth2 => Source::OAuth2(Box::new(of_source::<OAuth2Table>(at, own)?.oauth2(at)?)),
+            SourceName::Login => {
+                let table: LoginSourceTable = of_source(at, own)?;
+                Source::OAuth2(Box::new(table.oauth2(at, defaults.login, defaults.munge)?))
+            }
         };
         Ok(Rule {
             check: self.check(at, defaults.trusts)?,
@@ -184,11 +191,14 @@ impl RuleTable {
     }
 
     fn allowed(&self, at: &str) -> Result<Allowed, Error> {
-        let takes_audience = matches!(self.source, SourceName::Issuer | SourceName::OAuth2);
+        let takes_audience = !matches!(
+            self.source,
+            SourceName::File | SourceName::Command | SourceName::Kubernetes
+        );
         if !self.audiences.is_empty() && !takes_audience {
             return Err(wrong_at(at, "audiences", "needs source = \"issuer\" or \"oauth2\""));
         }
-        if !self.scopes.is_empty() && !matches!(self.source, SourceName::OAuth2) {
+        if !self.scopes.is_empty() && !matches!(self.source, SourceName::OAuth2 | SourceName::Login) {
             return Err(wrong_at(at, "scopes", "needs source = \"oauth2\""));
         }
         if self

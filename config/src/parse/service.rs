@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use super::{Error, field, issuer::trust_of, wrong_at};
-use crate::{EvidenceKind, Principal, Projects, Service, ServiceGrant, TABLE, Trust, check_label};
+use super::{Error, field, issuer::trust_of, login::LoginTable, wrong_at};
+use crate::{EvidenceKind, Login, Principal, Projects, Service, ServiceGrant, TABLE, Trust, check_label};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
@@ -15,6 +15,7 @@ pub(super) struct ServiceTable {
     #[serde(deserialize_with = "field::principal")]
     user: Option<Principal>,
     grant: Vec<GrantTable>,
+    pub login: Option<LoginTable>,
 }
 
 #[derive(Deserialize)]
@@ -42,7 +43,13 @@ struct GrantTable {
 const LIFETIME: Duration = Duration::from_secs(3600);
 
 impl ServiceTable {
-    pub fn service(self, trusts: &[Trust], projects: &Projects, has_issuer: bool) -> Result<Service, Error> {
+    pub fn service(
+        self,
+        trusts: &[Trust],
+        projects: &Projects,
+        has_issuer: bool,
+        login: Option<Login>,
+    ) -> Result<Service, Error> {
         let user = || Principal::Name("workflow-tokend".to_owned());
         let grants = self.grant.into_iter().enumerate().map(|(i, table)| {
             let at = format!("{TABLE}.service.grant[{i}]");
@@ -57,10 +64,15 @@ impl ServiceTable {
         });
         let grants = grants.collect::<Result<Vec<_>, _>>()?;
         check_user_claims(&grants)?;
+        if login.is_some() && !has_issuer {
+            let what = "needs the table [workflow-token.issuer], which mints the tokens";
+            return Err(wrong_at(&format!("{TABLE}.service"), "login", what));
+        }
         Ok(Service {
             socket: self.socket.unwrap_or_else(|| "/run/workflow-token/service".into()),
             user: self.user.unwrap_or_else(user),
             grants,
+            login,
         })
     }
 }

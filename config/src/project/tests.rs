@@ -57,10 +57,11 @@ fn projects(default: Option<&str>) -> Projects {
             project("astro", &[], &[], &["astro-team"]),
         ],
         identity: Some(Identity {
-            token: Template::parse("/run/{uid}.jwt").unwrap(),
+            token: IdentityToken::File(Template::parse("/run/{uid}.jwt").unwrap()),
             trust: "site".to_owned(),
             claim: "groups".to_owned(),
             user: "sub".to_owned(),
+            user_template: UserTemplate::default(),
         }),
     }
 }

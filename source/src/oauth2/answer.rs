@@ -23,7 +23,7 @@ pub(super) fn max_body(max_token: usize) -> usize {
 }
 
 /// A token.
-pub(super) struct Given {
+pub(crate) struct Given {
     pub token: Secret,
     /// Its lifetime, if the server states it.
     pub lifetime: Option<Duration>,
@@ -31,6 +31,8 @@ pub(super) struct Given {
     pub expires: Option<SystemTime>,
     /// The refresh token that replaces the one that was sent, if the server has given one.
     pub refresh_token: Option<Secret>,
+    /// The identity token of the user who has logged in (OpenID Connect Core section 3.1.3.3).
+    pub id_token: Option<Secret>,
     /// Its scope, where the server says that it is not the one that was asked for.
     pub scope: Option<String>,
 }
@@ -41,6 +43,7 @@ struct Success {
     token_type: Option<String>,
     expires_in: Option<Value>,
     refresh_token: Option<Zeroizing<String>>,
+    id_token: Option<Zeroizing<String>>,
     scope: Option<Value>,
 }
 
@@ -81,6 +84,7 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
         .filter(|token| is_token(token) && token.len() <= token::MAX_LEN);
     let hidden: Vec<&str> = std::iter::once(&token)
         .chain(&refresh_token)
+        .chain(&given.id_token)
         .map(|token| token.as_str())
         .collect();
     let kind = given.token_type.ok_or_else(|| wrong(&"has no token_type"))?;
@@ -102,7 +106,8 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
         lifetime: given.expires_in.as_ref().and_then(lifetime),
         expires: None,
         scope: scope.map(|scope| quote(&scope, &[secrets, &hidden].concat())),
-        refresh_token: refresh_token.map(|token| Secret::from(token.as_str())),
+        refresh_token: refresh_token.as_ref().map(|token| Secret::from(token.as_str())),
+        id_token: given.id_token.as_ref().map(|token| Secret::from(token.as_str())),
     })
 }
 

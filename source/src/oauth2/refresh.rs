@@ -2,6 +2,7 @@
 //! So one delivery at a time uses a file, and the next token is on disk before the answer is used.
 
 use std::{
+    fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -12,14 +13,15 @@ use std::{
 
 use config::{Template, Values};
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use seal::{ExposeSecret, Secret};
+use seal::{ExposeSecret, Munge, Secret};
 use secure_path::{Owners, Refusal};
+use zeroize::Zeroizing;
 
 use super::{
     SERVER,
     token_file::{TokenFile, TokenPath},
 };
-use crate::{Error, http::SourceError};
+use crate::{Error, http::SourceError, login_store::LoginStore};
 
 /// A refresh token.
 const REFRESH: TokenFile = TokenFile {
@@ -44,13 +46,43 @@ pub(super) async fn held(template: &Template, job: &Values) -> Result<Arc<HeldTo
     }
 }
 
+/// The login of a user, which serves jobs.
+pub(crate) const LOGIN: TokenFile = TokenFile {
+    key: "store",
+    name: "the login of its owner",
+};
+
+/// The longest sealed refresh token, in bytes.
+const MAX_SEALED: usize = 4 * token::MAX_LEN;
+
+/// Returns the refresh token of the login of a job owner, once no other delivery uses it.
+pub(super) async fn of_login(store: &Path, munge: &config::Munge, job: &Values) -> Result<Arc<HeldToken>, Error> {
+    let munge = munge.client();
+    let munge = munge.map_err(|e| LOGIN.failed("cannot be used", store, &e))?;
+    let store = LoginStore::new(store, munge);
+    let uid = job.uid;
+    loop {
+        let of_user = store.clone();
+        let take = LOGIN.in_time(uid, store.directory(), move || of_user.take(uid));
+        match take.await? {
+            Some(held) => return Ok(held),
+            // The timeout of the delivery ends this.
+            None => tokio::time::sleep(IN_USE).await,
+        }
+    }
+}
+
 /// A refresh token that nobody else uses. Dropping it lets others use its file.
-pub(super) struct HeldToken {
+pub(crate) struct HeldToken {
     path: PathBuf,
+    /// Set if the file is sealed.
+    munge: Option<Munge>,
     /// The file that replaces it, which is made before the server is asked: the disk may be full.
     new: PathBuf,
     file: File,
     token: Secret,
+    /// The identity token of the login, if it is one and has one.
+    id_token: Option<Secret>,
     _lock: Flock<File>,
 }
 
@@ -60,24 +92,59 @@ impl HeldToken {
     /// # Errors
     /// For the user and the operator: the file is missing, cannot be read or replaced, or others can read it.
     fn take(at: &TokenPath) -> Result<Option<Self>, Error> {
-        let path = &at.path;
-        let failed = |e: io::Error| {
-            let why = format!("it must be replaced, which this user cannot do: {e}");
-            REFRESH.failed("cannot be used", path, &why)
-        };
+        let read = || REFRESH.read(None, at);
+        // Nobody else can have put anything beside it.
+        match secure_path::check_way(&at.path, Owners::process()) {
+            Ok(()) => {}
+            // It says so better.
+            Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => drop(read()?),
+            Err(e) => return Err(unusable(REFRESH, &at.path, &e)),
+        }
+        Self::lock(REFRESH, &at.path, None, || Ok((read()?, None)))
+    }
+
+    /// Takes a sealed file; none if another delivery uses it. Blocks.
+    ///
+    /// # Errors
+    /// For the user and the operator: the file is missing, or cannot be opened or replaced.
+    pub fn take_sealed(path: &Path, munge: Munge) -> Result<Option<Self>, Error> {
+        let open = munge.clone();
+        Self::lock(LOGIN, path, Some(munge), || {
+            let bytes = secure_path::read_private(path, MAX_SEALED).map_err(|refusal| match refusal {
+                Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => LOGIN.failed(
+                    "is not there: run `workflow-token login`, or `flux workflow-token login`",
+                    path,
+                    &e,
+                ),
+                refusal => LOGIN.failed("could not be read", path, &refusal),
+            })?;
+            let sealed = std::str::from_utf8(&bytes).unwrap_or_default();
+            let opened = open.unwrap(sealed.trim_ascii());
+            let opened = opened.map_err(|e| LOGIN.failed("could not be opened: log in again", path, &e))?;
+            login_of(&opened).ok_or_else(|| LOGIN.failed("is none", path, &"log in again"))
+        })
+    }
+
+    /// Takes a sealed file, to write the first token into it; none if a delivery uses it. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the file cannot be written.
+    pub fn create(path: &Path, munge: Munge) -> Result<Option<Self>, Error> {
+        Self::lock(LOGIN, path, Some(munge), || Ok((Secret::from(""), None)))
+    }
+
+    fn lock(
+        of: TokenFile,
+        path: &Path,
+        munge: Option<Munge>,
+        read: impl FnOnce() -> Result<(Secret, Option<Secret>), Error>,
+    ) -> Result<Option<Self>, Error> {
+        let failed = |e: io::Error| unusable(of, path, &e);
         let beside = |suffix: &str| {
             let mut name = path.as_os_str().to_owned();
             name.push(suffix);
             PathBuf::from(name)
         };
-        let read = || REFRESH.read(None, at);
-        // Nobody else can have put anything beside it.
-        match secure_path::check_way(path, Owners::process()) {
-            Ok(()) => {}
-            // It says so better.
-            Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => drop(read()?),
-            Err(e) => return Err(failed(io::Error::other(e.to_string()))),
-        }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
@@ -87,14 +154,16 @@ impl HeldToken {
             Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
             Err((_, e)) => return Err(failed(e.into())),
         };
-        let token = read()?;
+        let (token, id_token) = read()?;
         let new = beside(".new");
         let file = options.open(&new).map_err(failed)?;
         Ok(Some(Self {
-            path: path.clone(),
+            path: path.to_owned(),
+            munge,
             new,
             file,
             token,
+            id_token,
             _lock: lock,
         }))
     }
@@ -104,13 +173,32 @@ impl HeldToken {
         &self.token
     }
 
-    /// Stores the token that the server gave in its place. Blocks until it is on disk.
+    /// Returns the identity token of the login.
+    pub fn id_token(&self) -> Option<&Secret> {
+        self.id_token.as_ref()
+    }
+
+    /// Stores the tokens that the server gave in place of these; those that it did not give stay. Blocks until they are on disk.
     ///
     /// # Errors
-    /// The file system's. The former token stays, but the server may reject it.
-    pub fn replace(&self, token: &Secret) -> Result<(), SourceError> {
+    /// The file system's. The former tokens stay, but the server may reject them.
+    pub fn replace(&self, token: Option<&Secret>, id_token: Option<&Secret>) -> Result<(), SourceError> {
+        if token.is_none() && (self.munge.is_none() || id_token.is_none()) {
+            return Ok(());
+        }
+        let token = token.unwrap_or(&self.token).expose_secret();
         let write = || {
-            (&self.file).write_all(token.expose_secret().as_bytes())?;
+            match &self.munge {
+                Some(munge) => {
+                    let id_token = id_token
+                        .or(self.id_token.as_ref())
+                        .map_or("", |token| token.expose_secret());
+                    let login = Zeroizing::new(format!("{token}\n{id_token}"));
+                    let sealed = munge.wrap(login.as_bytes()).map_err(io::Error::other)?;
+                    (&self.file).write_all(sealed.as_bytes())?;
+                }
+                None => (&self.file).write_all(token.as_bytes())?,
+            }
             (&self.file).write_all(b"\n")?;
             self.file.sync_all()?;
             fs::rename(&self.new, &self.path)?;
@@ -127,6 +215,18 @@ impl HeldToken {
             )
         })
     }
+}
+
+/// Returns the refresh token and the identity token of a login.
+fn login_of(opened: &[u8]) -> Option<(Secret, Option<Secret>)> {
+    let (token, id_token) = std::str::from_utf8(opened).ok()?.split_once('\n')?;
+    let id_token = Some(id_token).filter(|token| !token.is_empty());
+    Some((Secret::from(token), id_token.map(Secret::from)))
+}
+
+fn unusable(of: TokenFile, path: &Path, why: &dyn Display) -> Error {
+    let why = format!("it must be replaced, which this user cannot do: {why}");
+    of.failed("cannot be used", path, &why)
 }
 
 impl Drop for HeldToken {
@@ -165,7 +265,7 @@ mod tests {
         let first = held(&path).unwrap();
         assert!(held(&path).is_none());
         assert_eq!(first.token().expose_secret(), "first");
-        first.replace(&Secret::from("second")).unwrap();
+        first.replace(Some(&Secret::from("second")), None).unwrap();
         drop(first);
         let second = held(&path).unwrap();
         assert_eq!(second.token().expose_secret(), "second");

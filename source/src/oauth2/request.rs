@@ -24,11 +24,17 @@ const MAX_FILE: usize = 64 << 10;
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// A token that is sent in exchange for the requested one.
-pub(super) enum Subject {
+pub(crate) enum Subject {
     /// One that is exchanged (RFC 8693 section 2.1). Its type is a URI.
     Exchanged { token: Secret, kind: String },
     /// A refresh token (RFC 6749 section 6).
     Held(Arc<HeldToken>),
+    /// The code of a user who has logged in (RFC 6749 section 4.1.3), with the verifier of RFC 7636 section 4.5.
+    Code {
+        code: Secret,
+        verifier: Secret,
+        redirect_uri: String,
+    },
 }
 
 /// The authentication of this client.
@@ -114,10 +120,23 @@ impl Client {
                 form.add("refresh_token", held.token().expose_secret());
                 Some(held.token())
             }
+            Some(Subject::Code {
+                code,
+                verifier,
+                redirect_uri,
+            }) => {
+                form.add("code", code.expose_secret());
+                form.add("code_verifier", verifier.expose_secret());
+                form.add("redirect_uri", redirect_uri);
+                secrets.extend([verifier.clone(), encoded(verifier)]);
+                Some(code)
+            }
             None => None,
         };
         secrets.extend(sent.into_iter().flat_map(|token| [token.clone(), encoded(token)]));
-        if let Some(scope) = &settings.scope {
+        // That of a code was chosen when the user was sent to log in.
+        let is_code = matches!(subject, Some(Subject::Code { .. }));
+        if let Some(scope) = settings.scope.as_ref().filter(|_| !is_code) {
             form.add("scope", scope);
         }
         for audience in &settings.audience {

@@ -31,7 +31,7 @@ pub(super) const SUBJECT: TokenFile = TokenFile {
 
 /// A kind of file, in the words of messages.
 #[derive(Clone, Copy)]
-pub(super) struct TokenFile {
+pub(crate) struct TokenFile {
     /// The key of its path.
     pub key: &'static str,
     /// The token, for the user.
@@ -54,7 +54,7 @@ impl TokenFile {
     }
 
     /// Returns the path for a job.
-    pub fn path(self, template: &Template, job: &Values) -> Result<TokenPath, Error> {
+    pub(super) fn path(self, template: &Template, job: &Values) -> Result<TokenPath, Error> {
         let path = template.fill(job);
         let path = path.map_err(|e| Error::new(format!("{} is not there", self.name), format!("{}: {e}", self.key)))?;
         Ok(TokenPath {
@@ -81,7 +81,7 @@ impl TokenFile {
     }
 
     /// Reads a token. `uid` is trusted besides root and this user. Blocks.
-    pub fn read(self, uid: Option<u32>, at: &TokenPath) -> Result<Secret, Error> {
+    pub(super) fn read(self, uid: Option<u32>, at: &TokenPath) -> Result<Secret, Error> {
         let failed = |what: &str, why: &dyn Display| self.failed(what, &at.path, why);
         let file = secure_file::open_private(uid, &at.prefix, &at.path).map_err(|refusal| match refusal {
             Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => failed("is not there", &e),

@@ -19,6 +19,10 @@ pub(crate) struct Metadata {
     pub authentications: Option<Vec<String>>,
     /// By what right it gives tokens.
     pub grants: Option<Vec<String>>,
+    /// Where users log in, if they do.
+    pub authorization: Option<String>,
+    /// Where users log out (OpenID Connect RP-Initiated Logout 1.0 section 2.1).
+    pub end_session: Option<String>,
 }
 
 /// A member that a caller needs of an issuer. Not all metadata contain it.
@@ -155,15 +159,23 @@ fn metadata(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<Me
         address: address(issuer, need, members)?,
         authentications: words("token_endpoint_auth_methods_supported")?,
         grants: words("grant_types_supported")?,
+        authorization: optional(issuer, "authorization_endpoint", members)?,
+        end_session: optional(issuer, "end_session_endpoint", members)?,
     })
 }
 
 /// The address that is needed.
 fn address(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<String, (String, &'static str)> {
     let name = need.member();
+    let missing = || (format!("its metadata names no {name}"), need.remedy());
+    optional(issuer, name, members)?.ok_or_else(missing)
+}
+
+/// An address, if it is there.
+fn optional(issuer: &str, name: &str, members: &Map<String, Value>) -> Result<Option<String>, (String, &'static str)> {
     // Some servers write null for what they do not have.
     let Some(value) = member(members, name)?.filter(|value| !value.is_null()) else {
-        return Err((format!("its metadata names no {name}"), need.remedy()));
+        return Ok(None);
     };
     let wrong = |why: &str| (format!("its {name} {why}"), "see the server's configuration");
     let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
@@ -172,7 +184,7 @@ fn address(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<Str
     if config::is_plain_url(text) && !config::is_plain_url(issuer) {
         return Err(wrong("is not https, and the issuer is"));
     }
-    Ok(text.to_owned())
+    Ok(Some(text.to_owned()))
 }
 
 /// A member by its name, as it is registered (`jwks_uri`) or in camel case (`jwksUri`), as some servers write it.

@@ -313,6 +313,12 @@ fn mistakes_in_identity_are_refused() {
         (identity("claim", "claim = \"\""), "workflow-token.identity.claim"),
         (identity("claim", "claim = 1"), "workflow-token.identity.claim"),
         (identity("", "user = \"\""), "workflow-token.identity.user"),
+        (identity("", "from = \"login\""), "workflow-token.identity.from"),
+        (identity("token", "from = \"login\""), "workflow-token.identity.trust"),
+        (
+            "[workflow-token.identity]\nfrom = \"login\"\nclaim = \"groups\"".to_owned(),
+            "workflow-token.identity.from",
+        ),
         (identity("", "audience = \"x\""), "workflow-token.identity.audience"),
     ]);
 }

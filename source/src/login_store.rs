@@ -1,0 +1,111 @@
+//! The refresh tokens of logins for jobs: a file for each user, sealed by MUNGE so that only this user opens it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use seal::{Munge, Secret};
+
+use crate::{
+    Error,
+    oauth2::{HeldToken, LOGIN},
+};
+
+/// The pause before a file is looked at again that another delivery uses, and how often.
+const IN_USE: (Duration, u32) = (Duration::from_millis(50), 80);
+
+/// The directory with the refresh tokens.
+#[derive(Clone)]
+pub struct LoginStore {
+    directory: PathBuf,
+    munge: Munge,
+}
+
+impl LoginStore {
+    /// Returns the store in a directory. Nothing is read.
+    #[must_use]
+    pub fn new(directory: &Path, munge: Munge) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            munge,
+        }
+    }
+
+    /// Returns the directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn path(&self, uid: u32) -> PathBuf {
+        self.directory.join(format!("login-{uid}"))
+    }
+
+    /// Stores the refresh token of a user, with an identity token, in place of a former one. When this returns, it is on disk. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the directory cannot be used, or munged does not answer.
+    pub fn store(&self, uid: u32, token: &Secret, id_token: &Secret) -> Result<(), Error> {
+        let path = self.path(uid);
+        let failed = |e: io::Error| LOGIN.failed("could not be stored", &path, &e);
+        secure_path::private_directory(&self.directory).map_err(failed)?;
+        for _ in 0..IN_USE.1 {
+            if let Some(held) = HeldToken::create(&path, self.munge.clone())? {
+                return held
+                    .replace(Some(token), Some(id_token))
+                    .map_err(|e| failed(io::Error::other(e.cause().to_owned())));
+            }
+            std::thread::sleep(IN_USE.0);
+        }
+        Err(failed(io::Error::other("a delivery uses it")))
+    }
+
+    /// Returns when the login of a user began or was last used; none if there is none. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the directory cannot be used.
+    pub fn since(&self, uid: u32) -> Result<Option<SystemTime>, Error> {
+        let path = self.path(uid);
+        match fs::metadata(&path).and_then(|meta| meta.modified()) {
+            Ok(since) => Ok(Some(since)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(LOGIN.failed("could not be read", &path, &e)),
+        }
+    }
+
+    /// Forgets the login of a user. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the directory cannot be used.
+    pub fn remove(&self, uid: u32) -> Result<(), Error> {
+        let path = self.path(uid);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(LOGIN.failed("could not be removed", &path, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the refresh token of a user, and waits for another delivery that uses it. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`LoginStore::take`], and that it was in use for too long.
+    pub(crate) fn take_soon(&self, uid: u32) -> Result<Arc<HeldToken>, Error> {
+        for _ in 0..IN_USE.1 {
+            if let Some(held) = self.take(uid)? {
+                return Ok(held);
+            }
+            std::thread::sleep(IN_USE.0);
+        }
+        Err(LOGIN.failed("could not be used", &self.path(uid), &"deliveries use it"))
+    }
+
+    /// Takes the refresh token of a user; none if another delivery uses it. Blocks.
+    ///
+    /// # Errors
+    /// For the user and the operator: there is none, or it cannot be opened or replaced.
+    pub(crate) fn take(&self, uid: u32) -> Result<Option<Arc<HeldToken>>, Error> {
+        Ok(HeldToken::take_sealed(&self.path(uid), self.munge.clone())?.map(Arc::new))
+    }
+}
