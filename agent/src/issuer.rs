@@ -20,6 +20,8 @@ use token::{Claims, ClaimsToIssue, Grant, SigningKey, Token, Verifier};
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
+mod login;
+
 use crate::narrow::{check_scope, narrow};
 
 /// The time that the file system of the keys may take.
@@ -153,6 +155,7 @@ pub async fn answer(
             Err(Refusal::Denied(denial)) => Answer::Denied(denial),
             Err(Refusal::Unknown(why)) => failed(why),
         },
+        IssuerQuestion::Login(question) => login::answer(&issuer, &engine, question).await,
     }
 }
 
@@ -187,7 +190,10 @@ async fn claims(
             Validity::Revoked => return Err(denied(DenialCode::InvalidGrant, "the token was revoked").into()),
         }
     }
-    let granted = engine.grant(&issuer.name, request).await?;
+    let granted = match &request.evidence {
+        Evidence::Login(ticket) => login::grant(issuer, engine, checks, request, ticket).await?,
+        _ => engine.grant(&issuer.name, request).await?,
+    };
     let workspaces = granted.workspaces.iter().map(|workspace| workspace.parse());
     let workspaces = workspaces
         .collect::<Result<_, token::NameError>>()

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use config::{Config, Part};
 use protocol::Configure;
-use source::{Source, verify::TokenVerifier};
+use source::{Source, login::Provider, verify::TokenVerifier};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -47,6 +47,8 @@ pub struct Engine {
     pub(crate) sources: Sources,
     /// The verifiers of the tables `trust`, in the order of the configuration.
     pub(crate) verifiers: Vec<Arc<TokenVerifier>>,
+    /// The provider of logins, if users can log in.
+    pub(crate) provider: Option<Provider>,
     /// The name of the instance in tokens that name a job.
     pub(crate) instance: String,
     pub(crate) munge: seal::Munge,
@@ -87,11 +89,17 @@ impl Engine {
             .map(|trust| TokenVerifier::new(trust).map(Arc::new));
         let verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
         let verify = identity::verify(&config, &verifiers)?;
+        let login = config.agent.service.as_ref().and_then(|service| service.login.as_ref());
+        let provider = login.map(|login| {
+            let verifier = Arc::clone(&verifiers[login.trust]);
+            Provider::new(login, &config.trusts[login.trust], verifier)
+        });
         Ok(Self {
             sources: Sources::new(&config, supervisor, &shared.limits)?,
             munge: config.munge_client().map_err(|e| e.to_string())?,
             owners: Arc::new(Owners::new(&config, verify, Arc::clone(&shared.lookups), tell)),
             verifiers,
+            provider,
             instance: config
                 .issuer
                 .as_ref()

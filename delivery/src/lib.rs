@@ -13,6 +13,7 @@ mod engine;
 mod examine;
 mod identity;
 mod limits;
+mod login;
 mod lookups;
 mod owners;
 mod pipeline;
@@ -39,6 +40,7 @@ fn inject_fault(place: &str) {
 }
 
 pub use engine::{Engine, Shared};
+pub use login::UserLogin;
 pub use owners::{Owner, Tell};
 pub use pipeline::{Outcome, Sealed};
 pub use subject::{Granted, Refusal, denied, narrowed, requested_lifetime};

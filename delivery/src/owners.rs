@@ -51,6 +51,11 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Returns the uid.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
     /// Returns whether it counts still.
     pub fn is_fresh(&self) -> bool {
         !self.fresh_for().is_zero()

@@ -52,11 +52,11 @@ pub fn denied(code: DenialCode, text: impl Into<String>) -> Denial {
 }
 
 /// A user who has proved who that is.
-struct Proved {
-    owner: Arc<Owner>,
-    name: String,
+pub(crate) struct Proved {
+    pub owner: Arc<Owner>,
+    pub name: String,
     /// The time that the proof is valid for, if it is limited.
-    left: Option<Duration>,
+    pub left: Option<Duration>,
 }
 
 impl Engine {
@@ -75,12 +75,29 @@ impl Engine {
         }
         let (kind, proved) = match &request.evidence {
             Evidence::Client => (EvidenceKind::Client, None),
-            Evidence::Munge(credential) => (EvidenceKind::Munge, Some(self.munge_user(issuer, credential).await?)),
+            Evidence::Munge(credential) => (
+                EvidenceKind::Munge,
+                Some(self.munge_user(&munge_payload(issuer), credential).await?),
+            ),
             Evidence::Token(token) => {
                 let (trust, proved) = self.identified(token, grants, request).await?;
                 (EvidenceKind::Trust(trust), Some(proved))
             }
+            // The caller has verified it.
+            Evidence::Login(_) => return Err(Refusal::Unknown("an internal error".to_owned())),
         };
+        self.granted(request, kind, proved)
+    }
+
+    /// Decides about a request of a user who has proved who that is.
+    pub(crate) fn granted(
+        &self,
+        request: &MintRequest,
+        kind: EvidenceKind,
+        proved: Option<Proved>,
+    ) -> Result<Granted, Refusal> {
+        let service = self.config().agent.service.as_ref();
+        let grants = service.map_or(&[][..], |service| &service.grants);
         let owner = proved.as_ref().map(|proved| &*proved.owner);
         let grant = choose(grants, kind, request, owner)?;
         let workspaces = match owner {
@@ -108,7 +125,7 @@ impl Engine {
     }
 
     /// Returns the projects that a user is in.
-    fn projects_of(&self, owner: &Owner) -> Vec<String> {
+    pub(crate) fn projects_of(&self, owner: &Owner) -> Vec<String> {
         let projects = self.config().projects.list.iter().filter(|project| project.has(owner));
         projects.map(|project| project.name.clone()).collect()
     }
@@ -123,8 +140,8 @@ impl Engine {
         workspaces.iter().filter(is_admitted).cloned().collect()
     }
 
-    /// Returns the user who encoded a MUNGE credential for this request.
-    async fn munge_user(&self, issuer: &str, credential: &SecretText) -> Result<Proved, Refusal> {
+    /// Returns the user who encoded a MUNGE credential for a purpose, which is its payload.
+    pub(crate) async fn munge_user(&self, purpose: &str, credential: &SecretText) -> Result<Proved, Refusal> {
         let (munge, credential) = (self.munge.clone(), credential.clone());
         let received = spawn_blocking(move || munge.receive(&credential.0));
         let received = timeout(self.config().timeout, received).await;
@@ -135,7 +152,7 @@ impl Engine {
             Ok(Err(_)) => return Err(Refusal::Unknown("an internal error".to_owned())),
             Err(_) => return Err(Refusal::Unknown("munged does not answer".to_owned())),
         };
-        if *payload != *munge_payload(issuer).as_bytes() {
+        if *payload != *purpose.as_bytes() {
             let why = "the MUNGE credential was made for another purpose, or another issuer";
             return Err(denied(DenialCode::InvalidGrant, why).into());
         }
@@ -188,7 +205,7 @@ impl Engine {
     }
 
     /// Returns the uid of the user whom an identity token names.
-    async fn uid_of(&self, name: &str) -> Result<u32, Refusal> {
+    pub(crate) async fn uid_of(&self, name: &str) -> Result<u32, Refusal> {
         let none = || {
             Refusal::Denied(denied(
                 DenialCode::InvalidGrant,
@@ -215,7 +232,7 @@ impl Engine {
         }
     }
 
-    async fn proved(&self, uid: u32, left: Option<Duration>) -> Result<Proved, Refusal> {
+    pub(crate) async fn proved(&self, uid: u32, left: Option<Duration>) -> Result<Proved, Refusal> {
         let owner = self.look_up(uid).await.map_err(Refusal::Unknown)?;
         let name = owner.name.clone();
         let name = name.ok_or_else(|| denied(DenialCode::InvalidGrant, format!("uid {uid} has no user name")))?;

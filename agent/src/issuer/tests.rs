@@ -5,10 +5,10 @@ use token::{Algorithm, Job, JobScheduler, KeySet};
 
 use super::*;
 
-const ISSUER: &str = "https://a.example.org";
+pub const ISSUER: &str = "https://a.example.org";
 
 /// Answers that no job has ended but 2, and nothing was revoked but `revoked`.
-struct Known;
+pub struct Known;
 
 impl Checks for Known {
     async fn check(&self, token: TokenFacts) -> Validity {
@@ -22,12 +22,17 @@ impl Checks for Known {
 
 /// An issuer with grants, and its engine.
 fn issuer(directory: &Path, grants: Value) -> (Arc<Issuer>, Arc<Engine>) {
+    site(directory, |table| {
+        table["service"] = json!({"user": 0, "grant": grants});
+    })
+}
+
+/// An issuer with more tables, and its engine.
+pub fn site(directory: &Path, change: impl FnOnce(&mut Value)) -> (Arc<Issuer>, Arc<Engine>) {
     let keys = directory.join("keys");
     source::keys::create(&keys, Algorithm::EdDsa).unwrap();
-    let table = json!({
-        "issuer": {"keys": keys, "name": ISSUER, "audience": "a"},
-        "service": {"user": 0, "grant": grants},
-    });
+    let mut table = json!({"issuer": {"keys": keys, "name": ISSUER, "audience": "a"}});
+    change(&mut table);
     let configure = protocol::Configure {
         generation: 0,
         conf: json!({"workflow-token": table}).to_string(),
@@ -40,7 +45,7 @@ fn issuer(directory: &Path, grants: Value) -> (Arc<Issuer>, Arc<Engine>) {
     (Issuer::of(engine.config()).unwrap().unwrap(), Arc::new(engine))
 }
 
-fn request(evidence: Evidence) -> MintRequest {
+pub fn request(evidence: Evidence) -> MintRequest {
     MintRequest {
         evidence,
         client: None,
@@ -55,12 +60,12 @@ fn own(token: &str) -> MintRequest {
     request(Evidence::Token(SecretText(Zeroizing::new(token.to_owned()))))
 }
 
-async fn ask(known: &(Arc<Issuer>, Arc<Engine>), question: IssuerQuestion) -> Answer {
+pub async fn ask(known: &(Arc<Issuer>, Arc<Engine>), question: IssuerQuestion) -> Answer {
     answer(Some(known.clone()), &Known, ISSUER, question).await
 }
 
 /// Returns the claims of the token that a request gets, or the denial.
-async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Result<Value, protocol::Denial> {
+pub async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Result<Value, protocol::Denial> {
     match ask(known, IssuerQuestion::Mint(request)).await {
         Answer::Minted(SecretText(token)) => {
             let Ok(claims) = known.0.verify(&token) else {
@@ -74,7 +79,7 @@ async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Resul
 }
 
 /// A token of this issuer that lives for a minute.
-fn token(issuer: &Issuer, grant: Grant) -> String {
+pub fn token(issuer: &Issuer, grant: Grant) -> String {
     let claims = ClaimsToIssue {
         iss: ISSUER.to_owned(),
         sub: "alice".to_owned(),

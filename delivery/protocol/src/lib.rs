@@ -13,6 +13,7 @@
 
 mod failure;
 mod frame;
+mod login;
 pub mod service;
 pub mod slurm;
 mod validity;
@@ -25,13 +26,16 @@ use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
+pub use login::{
+    BeginLogin, Bound, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession, job_login_payload,
+};
 pub use validity::{
     Answer, Ask, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, MintRequest,
     Question, Subject, TokenFacts, Validity, munge_payload,
 };
 
 /// The version of the protocol. Both sides must have the same.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The release that a side was built from. A plugin of a new release replaces an agent of an old one.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

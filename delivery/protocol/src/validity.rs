@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::SecretText;
+use crate::{
+    SecretText,
+    login::{Bound, LoggedIn, LoginQuestion, ProviderSession},
+};
 
 /// The most subjects in one revocation, and the longest of their texts, in bytes.
 pub const MAX_SUBJECTS: usize = 16;
@@ -53,6 +56,8 @@ pub enum IssuerQuestion {
     },
     /// A token for a user or a client.
     Mint(MintRequest),
+    /// A question about logins.
+    Login(LoginQuestion),
 }
 
 /// A request for a token. The agent checks the evidence and decides.
@@ -81,6 +86,8 @@ pub enum Evidence {
     Token(SecretText),
     /// The client itself is the subject.
     Client,
+    /// A login of the user: [`LoggedIn::ticket`].
+    Login(SecretText),
 }
 
 /// Returns the payload of a MUNGE credential that is exchanged for a token of an issuer. A credential that was made for another
@@ -125,10 +132,21 @@ pub enum Answer {
     Signed(String),
     /// To [`IssuerQuestion::Mint`]: a token.
     Minted(SecretText),
-    /// To [`IssuerQuestion::Mint`]: there is none.
+    /// To [`IssuerQuestion::Mint`] and [`IssuerQuestion::Login`]: there is none.
     Denied(Denial),
     /// The question cannot be answered, for the operator.
     Failed(String),
+    /// To [`LoginQuestion::Begin`]: the address.
+    LoginAt(String),
+    /// To [`LoginQuestion::Finish`].
+    LoggedIn(Box<LoggedIn>),
+    /// To [`LoginQuestion::LogoutToken`].
+    LoggedOut(ProviderSession),
+    /// To [`LoginQuestion::Bind`].
+    Bound(Bound),
+    /// To [`LoginQuestion::JobLogin`]: when the login began or was last used, in seconds since 1970-01-01T00:00:00Z; none if there
+    /// is none.
+    JobLogin(Option<u64>),
 }
 
 /// The claims of a token that decide whether it is still valid.

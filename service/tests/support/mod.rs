@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod login;
+
 use std::{
     collections::{HashMap, HashSet},
     fs,
@@ -68,6 +70,8 @@ pub struct Answers {
     pub minted: usize,
     /// Why no token is minted, if none is.
     pub denied: Option<DenialCode>,
+    /// Logins.
+    pub logins: login::Logins,
 }
 
 /// An agent.
@@ -196,6 +200,7 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
                     Answer::PublicKeys(keys.public_jwks())
                 }
                 IssuerQuestion::Mint(request) => mint_for(answers, request),
+                IssuerQuestion::Login(question) => answers.logins.answer(question),
                 IssuerQuestion::SignIntrospection { audience, response } => {
                     let claims =
                         format!(r#"{{"iss":"{ISSUER}","aud":"{audience}","iat":1,"token_introspection":{response}}}"#);
@@ -218,6 +223,7 @@ fn mint_for(answers: &mut Answers, request: MintRequest) -> Answer {
         Evidence::Munge(SecretText(credential)) => format!("munge:{}", credential.as_str()),
         Evidence::Token(SecretText(token)) => format!("token:{}", token.as_str()),
         Evidence::Client => "client".to_owned(),
+        Evidence::Login(SecretText(ticket)) => format!("login:{}", ticket.as_str()),
     };
     let claims = serde_json::json!({
         "iss": ISSUER,
@@ -307,35 +313,15 @@ impl Service {
         Self::run(listener, "", |_| {}, command)
     }
 
-    fn run(listener: &str, more: &str, write: impl FnOnce(&Path), mut command: Command) -> Self {
+    fn run(listener: &str, more: &str, write: impl FnOnce(&Path), command: Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = Agent::start(&dir.path().join("agent"));
         write(dir.path());
         let secret = dir.path().join("secret");
         write_private(&secret, SECRET);
         write_settings(dir.path(), listener, more);
-        let mut child = command
-            .arg("--config")
-            .arg(dir.path().join("tokend.toml"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut first = String::new();
-        lines.read_line(&mut first).unwrap();
-        let address = first
-            .rsplit_once(" at ")
-            .and_then(|(_, all)| all.trim().split(", ").next()?.parse().ok());
-        let log = Arc::new(Mutex::new(first.clone()));
-        let written = Arc::clone(&log);
-        thread::spawn(move || {
-            for line in lines.lines().map_while(Result::ok) {
-                written.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
-        // One with Unix sockets only has no address.
-        let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 1)));
-        assert!(first.contains("serves"), "{first}");
+        let log = Arc::default();
+        let (child, address) = launch(dir.path(), command, &log);
         let service = Self {
             agent,
             dir,
@@ -347,6 +333,15 @@ impl Service {
             service.until_ready();
         }
         service
+    }
+
+    /// Kills the service, and starts it again.
+    pub fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let command = Command::new(env!("CARGO_BIN_EXE_workflow-tokend"));
+        (self.child, self.address) = launch(self.dir.path(), command, &self.log);
+        self.until_ready();
     }
 
     pub fn until_ready(&self) {
@@ -419,6 +414,31 @@ impl Service {
     }
 }
 
+/// Starts a service. Returns its address, or none that is one if it has only Unix sockets.
+pub fn launch(dir: &Path, mut command: Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr) {
+    let mut child = command
+        .arg("--config")
+        .arg(dir.join("tokend.toml"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    lines.read_line(&mut first).unwrap();
+    let address = first
+        .rsplit_once(" at ")
+        .and_then(|(_, all)| all.trim().split(", ").next()?.parse().ok());
+    log.lock().unwrap().push_str(&first);
+    let written = Arc::clone(log);
+    thread::spawn(move || {
+        for line in lines.lines().map_while(Result::ok) {
+            written.lock().unwrap().push_str(&(line + "\n"));
+        }
+    });
+    assert!(first.contains("serves"), "{first}");
+    (child, address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 1))))
+}
+
 /// A request that posts a form.
 pub fn form_request(client: Option<&str>, path: &str, form: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut request = format!(
@@ -467,6 +487,8 @@ impl Drop for Service {
 pub struct Response {
     pub status: u16,
     pub headers: HashMap<String, String>,
+    /// The values of `Set-Cookie`.
+    pub cookies: Vec<String>,
     pub body: String,
 }
 
@@ -484,9 +506,13 @@ impl Response {
         let head = String::from_utf8(head).unwrap();
         let mut lines = head.lines();
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let mut headers = HashMap::new();
+        let (mut headers, mut cookies) = (HashMap::new(), Vec::new());
         for line in lines.filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once(':')?;
+            if name.eq_ignore_ascii_case("set-cookie") {
+                cookies.push(value.trim().to_owned());
+                continue;
+            }
             let twice = headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
             assert_eq!(twice, None, "{name} is there twice");
         }
@@ -498,6 +524,7 @@ impl Response {
         Some(Self {
             status,
             headers,
+            cookies,
             body: String::from_utf8(body).unwrap(),
         })
     }

@@ -1,0 +1,127 @@
+//! Questions of the token service about logins of users at an OpenID provider. The agent holds the secret of the client and
+//! refresh tokens, so it asks the provider itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::SecretText;
+
+/// A question about logins.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum LoginQuestion {
+    /// The address at the provider to which a browser is sent.
+    Begin(BeginLogin),
+    /// The user who has logged in.
+    Finish(FinishLogin),
+    /// The session at the provider that a logout token ends (OpenID Connect Back-Channel Logout 1.0 section 2.4).
+    LogoutToken(SecretText),
+    /// The user who encoded a MUNGE credential whose payload is that of [`job_login_payload`] for [`JobLogin::Begin`].
+    Bind(SecretText),
+    /// A request about the login that serves the jobs of a user, with a MUNGE credential for it.
+    JobLogin {
+        /// The request: [`JobLogin::Status`] or [`JobLogin::End`].
+        request: JobLogin,
+        /// The credential.
+        credential: SecretText,
+    },
+}
+
+/// A login that begins. All texts are of the service, which keeps them until the end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BeginLogin {
+    /// Where the provider sends the browser.
+    pub redirect_uri: String,
+    /// `state` (RFC 6749 section 4.1.1).
+    pub state: String,
+    /// `nonce` (OpenID Connect Core section 3.1.2.1).
+    pub nonce: String,
+    /// `code_challenge` of the method S256 (RFC 7636 section 4.3).
+    pub challenge: String,
+    /// Set if the refresh token is to serve jobs, so that the provider asks the user.
+    pub is_for_jobs: bool,
+}
+
+/// A login that the provider has confirmed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FinishLogin {
+    /// The code (RFC 6749 section 4.1.2).
+    pub code: SecretText,
+    /// `code_verifier` (RFC 7636 section 4.1).
+    pub verifier: SecretText,
+    /// That of [`BeginLogin`].
+    pub nonce: String,
+    /// That of [`BeginLogin`].
+    pub redirect_uri: String,
+    /// The parameter `iss` of the response, if it has one (RFC 9207).
+    pub iss: Option<String>,
+    /// For a login for jobs: [`Bound::proof`].
+    pub binding: Option<SecretText>,
+}
+
+/// Who has logged in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedIn {
+    /// The evidence for tokens of this user: [`Evidence::Login`](crate::Evidence::Login).
+    pub ticket: SecretText,
+    /// The user name on this cluster.
+    pub user: String,
+    /// The uid on this cluster.
+    pub uid: u32,
+    /// The projects of the user.
+    pub projects: Vec<String>,
+    /// The end of the login, in seconds since 1970-01-01T00:00:00Z.
+    pub expires: u64,
+    /// The session at the provider.
+    pub session: ProviderSession,
+    /// The address at the provider to which a browser is sent to log out, if there is one (OpenID Connect RP-Initiated Logout 1.0
+    /// section 2.1), without `post_logout_redirect_uri` and `state`.
+    pub end_session: Option<String>,
+}
+
+/// A session at the provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderSession {
+    /// `sub`: the user at the provider.
+    pub sub: Option<String>,
+    /// `sid`: the session; none for all of the user.
+    pub sid: Option<String>,
+}
+
+/// A user who is going to log in for jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The user name on this cluster.
+    pub user: String,
+    /// What shows the agent later who that is.
+    pub proof: SecretText,
+}
+
+/// A request about the login that serves the jobs of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobLogin {
+    /// To begin one.
+    Begin,
+    /// Whether there is one.
+    Status,
+    /// To end it.
+    End,
+}
+
+impl JobLogin {
+    /// Returns its name in requests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Begin => "login",
+            Self::Status => "status",
+            Self::End => "logout",
+        }
+    }
+}
+
+/// Returns the payload of a MUNGE credential for a request about the login for jobs. One that was made for another purpose is of no
+/// use here.
+#[must_use]
+pub fn job_login_payload(issuer: &str, request: JobLogin) -> String {
+    let request = request.name();
+    format!("workflow-token: {request} at {issuer} for the jobs of the user who encodes this")
+}
