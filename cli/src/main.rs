@@ -12,10 +12,12 @@ mod inspect;
 mod issue;
 mod jwks;
 mod keygen;
+mod login;
 mod people;
 mod print;
 mod revoke;
 mod rotate;
+mod service;
 mod show;
 mod token;
 mod verify;
@@ -50,6 +52,9 @@ enum Command {
     Inspect(inspect::Args),
     Show(show::Args),
     Token(token::Args),
+    Login(login::Args),
+    Logout(login::LogoutArgs),
+    Status(login::StatusArgs),
     Doctor(doctor::Args),
     /// Supervise the exec program of a kubeconfig file, for `doctor`.
     #[command(hide = true)]
@@ -71,6 +76,9 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args).map_err(Into::into),
         Command::Show(args) => show::run(&args).map_err(Into::into),
         Command::Token(args) => token::run(&args).map_err(Into::into),
+        Command::Login(args) => login::run(&args).map_err(Into::into),
+        Command::Logout(args) => login::log_out(&args).map_err(Into::into),
+        Command::Status(args) => login::status(&args).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args).map_err(Into::into),
         Command::Supervise => return source::supervise::main(),
     };
