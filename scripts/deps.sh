@@ -55,6 +55,7 @@ if [ "$what_for" = check ]; then
 	mariadb-dump:mariadb-client
 	runc:runc
 	nginx:nginx-light
+	initdb:postgresql
 	caddy:caddy
 	libclang:libclang-dev
 	"
@@ -72,6 +73,7 @@ fi
 is_there() {
 	case $1 in
 	/*) [ -e "$1" ] ;;
+	initdb) ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ;;
 	libclang) ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 ;;
 	*) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
 	esac

@@ -77,6 +77,12 @@ fn missing(what: &str) -> Option<&'static str> {
             "munged is not installed: install the package munge",
         ),
         "openssl" => (runs("openssl", "version"), "openssl is not installed"),
+        "postgresql" => (
+            fs::read_dir("/usr/lib/postgresql").is_ok_and(|mut versions| {
+                versions.any(|version| version.is_ok_and(|version| version.path().join("bin/initdb").exists()))
+            }),
+            "PostgreSQL is not installed: install the package postgresql",
+        ),
         "root" => (
             fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0),
             "only root can become other users and give files to them",
@@ -85,8 +91,14 @@ fn missing(what: &str) -> Option<&'static str> {
             Path::new("/usr/bin/setpriv").exists(),
             "setpriv is not installed: install the package util-linux",
         ),
+        "tmpfs" => (
+            mounts_tmpfs(),
+            "this process cannot mount a tmpfs: it needs root and CAP_SYS_ADMIN",
+        ),
         "valgrind" => (runs("valgrind", "--version"), "valgrind is not installed"),
-        _ => panic!("needs({what}): known are flux, fuse, munged, openssl, root, setpriv and valgrind"),
+        _ => panic!(
+            "needs({what}): known are flux, fuse, munged, openssl, postgresql, root, setpriv, tmpfs and valgrind"
+        ),
     };
     (!present).then_some(reason)
 }
@@ -99,6 +111,20 @@ fn mounts_fuse() -> bool {
         fs::create_dir(&at)?;
         let options = format!("fd={},rootmode=40755,user_id=4000001,group_id=0", device.as_raw_fd());
         mount(Some("needs"), &at, Some("fuse"), MsFlags::empty(), Some(&*options))?;
+        umount2(&at, MntFlags::MNT_DETACH)?;
+        Ok(())
+    };
+    let mounted = mounted().is_ok();
+    let _ = fs::remove_dir(&at);
+    mounted
+}
+
+/// Mounts a file system in memory, and unmounts it.
+fn mounts_tmpfs() -> bool {
+    let at = std::env::temp_dir().join(format!("needs-tmpfs-{}", std::process::id()));
+    let mounted = || -> io::Result<()> {
+        fs::create_dir(&at)?;
+        mount(Some("needs"), &at, Some("tmpfs"), MsFlags::empty(), Some("size=4k"))?;
         umount2(&at, MntFlags::MNT_DETACH)?;
         Ok(())
     };
