@@ -32,6 +32,7 @@ mod routes;
 mod serve;
 mod service;
 pub mod settings;
+pub mod state;
 mod strict;
 mod token;
 mod validity;
@@ -55,7 +56,7 @@ pub async fn run(path: &Path) -> Result<(), String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let listeners = Listener::bind_all(&settings)?;
     let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
-    let service = Service::new(settings)?;
+    let service = Service::new(settings).await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let served = tokio::spawn(serve::serve_all(listeners, Arc::clone(&service), stopping));
     // systemd logs it if the service cannot report that it is ready.

@@ -26,10 +26,13 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// The service can answer: the agent is connected, and the keys are known.
+/// The service can answer: the agent is connected, the keys are known, and the state can be used.
 pub async fn ready(State(service): State<Arc<Service>>) -> Response {
     let missing = match (service.agent.is_connected(), service.keys.known()) {
-        (true, Some(_)) => return "ok\n".into_response(),
+        (true, Some(_)) => match service.has_state().await {
+            true => return "ok\n".into_response(),
+            false => "the state cannot be used\n",
+        },
         (false, _) => "the agent is not connected\n",
         (true, None) => "the keys of the issuer are not known\n",
     };

@@ -12,13 +12,17 @@ use crate::{
     audit::Audit,
     certificates::CurrentCertificate,
     keys::Keys,
+    log::Kind,
     metrics::Metrics,
-    settings::{Listen, Settings},
+    settings::{Listen, Settings, StateSettings},
+    state::State,
     validity::Validities,
 };
 
 /// The most requests for tokens that the agent is asked at once: a part of what it answers at once.
 const MINTING: usize = 32;
+
+static UNUSABLE: Kind = Kind::new();
 
 /// The service.
 pub struct Service {
@@ -37,14 +41,20 @@ pub struct Service {
     pub audit: Audit,
     /// Turns to ask the agent for a token.
     pub minting: Semaphore,
+    /// What the service remembers, if it does.
+    pub state: Option<Arc<State>>,
 }
 
 impl Service {
     /// Starts to connect to the agent.
     ///
     /// # Errors
-    /// For the operator: the audit stream cannot be opened.
-    pub fn new(settings: Settings) -> Result<Arc<Self>, String> {
+    /// For the operator: the audit stream or the state cannot be opened.
+    pub async fn new(settings: Settings) -> Result<Arc<Self>, String> {
+        let state = match &settings.state {
+            Some(settings) => Some(Arc::new(State::open(settings).await?)),
+            None => None,
+        };
         let agent = AgentClient::start(settings.agent.clone(), settings.agent_uid);
         let certificates = settings.listen.iter().map(|listen| match listen {
             Listen::Tcp(tcp) => tcp.certificate.clone().map(CurrentCertificate::new),
@@ -57,6 +67,7 @@ impl Service {
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
             minting: Semaphore::new(MINTING),
+            state,
             agent,
             settings: RwLock::new(Arc::new(settings)),
         }))
@@ -70,6 +81,18 @@ impl Service {
     /// Returns the certificate of a listener, by its position.
     pub fn certificate(&self, listener: usize) -> Option<&Arc<CurrentCertificate>> {
         self.certificates.get(listener)?.as_ref()
+    }
+
+    /// Returns whether the state can be used, or there is none.
+    pub async fn has_state(&self) -> bool {
+        let Some(state) = &self.state else {
+            return true;
+        };
+        let checked = state.check().await;
+        if let Err(e) = &checked {
+            UNUSABLE.log(e);
+        }
+        checked.is_ok()
     }
 
     /// Loads the settings again, with certificates and secrets. Wrong ones are logged, and the former stay.
@@ -102,8 +125,13 @@ impl Service {
                 settings.audit.clone(),
             )
         };
-        if addresses(&loaded) != addresses(&former) || fixed(&loaded) != fixed(&former) {
-            let what = "a change of issuer, agent, agent-user, address, socket or file needs a restart";
+        let is_same_database = match (&loaded.state, &former.state) {
+            (Some(loaded), Some(former)) => loaded.has_same_database(former),
+            (loaded, former) => loaded.is_none() && former.is_none(),
+        };
+        if addresses(&loaded) != addresses(&former) || fixed(&loaded) != fixed(&former) || !is_same_database {
+            let what =
+                "a change of issuer, agent, agent-user, address, socket, file, or of the database, needs a restart";
             return Err(format!("{}: {what}", path.display()));
         }
         self.audit.reopen()?;
@@ -113,6 +141,9 @@ impl Service {
             {
                 current.replace(Arc::clone(certificate));
             }
+        }
+        if let (Some(state), Some(StateSettings { keyring, .. })) = (&self.state, &loaded.state) {
+            state.replace_keys(keyring.clone());
         }
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
         Ok(())

@@ -1,6 +1,7 @@
 //! The configuration of the service: a TOML file of its own.
 
 mod client;
+mod state;
 mod table;
 mod user;
 
@@ -16,6 +17,8 @@ use http::HeaderName;
 use rustls::sign::CertifiedKey;
 
 pub use client::{Client, Proof};
+use state::StateTable;
+pub use state::{DatabaseSettings, PostgresSettings, StateSettings};
 use table::{ListenTable, Table};
 
 use crate::certificates;
@@ -47,6 +50,8 @@ pub struct Settings {
     pub legacy: Option<Legacy>,
     /// The file of the audit stream; standard error where there is none.
     pub audit: Option<PathBuf>,
+    /// What the service remembers, if it does.
+    pub state: Option<StateSettings>,
 }
 
 /// The URL of the issuer: `https://HOST` or `https://HOST/PATH`, without a slash at its end.
@@ -195,6 +200,7 @@ impl Settings {
                 .map(|audit| table::absolute(audit.file))
                 .transpose()
                 .map_err(|e| at("audit.file", e))?,
+            state: table.state.map(StateTable::state).transpose()?,
         })
     }
 

@@ -167,3 +167,63 @@ fn a_secret_is_long_and_closed_to_others() {
         "{short}"
     );
 }
+
+#[test]
+fn mistakes_of_the_state_name_the_key_and_no_password() {
+    for (table, says) in [
+        ("database = \"sqlite:///a\"", "state: missing field `key-file`"),
+        ("key-file = \"k\"", "state.key-file: must be an absolute path"),
+        ("key-file = \"/no/such\"", "state.key-file: /no/such: "),
+        (
+            "key-file = \"/k\"\ndatabase = \"sqlite://a\"",
+            "state.database: must be an absolute path",
+        ),
+        (
+            "key-file = \"/k\"\npassword-file = \"/p\"",
+            "state.password-file: is for PostgreSQL",
+        ),
+        (
+            "key-file = \"/k\"\nca-file = \"/p\"",
+            "state.ca-file: is for PostgreSQL",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a:canary@b/c\"",
+            "state.database: must have no password: write it to a file, and name that in password-file",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a@b/c?password=canary\"",
+            "state.database: must be sqlite:///PATH, postgres://",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a:canary@b:x/c\"",
+            "state.database: must be sqlite:///PATH, postgres://",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://b/c\"",
+            "state.database: must be sqlite:///PATH, postgres://",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a@b\"",
+            "state.database: must be sqlite:///PATH, postgres://",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"mysql://a@b/c\"",
+            "state.database: must be sqlite:///PATH, postgres://",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a@b/c\"\npassword-file = \"/no/such\"",
+            "state.password-file: /no/such: ",
+        ),
+        (
+            "key-file = \"/k\"\ndatabase = \"postgres://a@b/c\"\nca-file = \"/dev/null\"",
+            "state.ca-file: /dev/null: ",
+        ),
+        (
+            "key-file = \"/k\"\nmax-records = 0",
+            "state.max-records: must be at least 1",
+        ),
+    ] {
+        let error = error(&format!("[state]\n{table}"));
+        assert!(error.contains(says) && !error.contains("canary"), "{table}: {error}");
+    }
+}
