@@ -3,11 +3,12 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use config::{Config, Part};
-use protocol::Configure;
+use protocol::{Configure, Figures};
 use source::{Source, login::Provider, verify::TokenVerifier};
 use tokio::sync::Semaphore;
 
 use crate::{
+    counts::Counts,
     identity,
     limits::{Lane, Limits},
     lookups::Lookups,
@@ -23,9 +24,10 @@ const SEALING: usize = 8;
 /// After how many refreshments the members of the projects are looked up in advance again: ten minutes.
 const AHEAD: u32 = 20;
 
-/// The capacity that hung operations use up. It outlives a configuration.
+/// The capacity that hung operations use up, and the counts of all deliveries. They outlive a configuration.
 pub struct Shared {
     limits: Limits,
+    pub(crate) counts: Counts,
     pub(crate) lookups: Arc<Lookups>,
     pub(crate) sealing: Arc<Semaphore>,
 }
@@ -34,6 +36,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            counts: Counts::default(),
             lookups: Arc::default(),
             sealing: Arc::new(Semaphore::new(SEALING)),
         }
@@ -127,6 +130,19 @@ impl Engine {
     /// Returns the configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Returns the counts of all deliveries, whichever engine made them.
+    pub fn figures(&self) -> Figures {
+        self.shared.counts.figures()
+    }
+
+    /// Returns the name of a source, for operators.
+    pub(crate) fn source_name(&self, which: SourceId) -> String {
+        match which {
+            SourceId::Rule(rule) => format!("rule {rule} ({})", self.config.rules[rule].source.name()),
+            SourceId::Rabbit => "rabbit jobs".to_owned(),
+        }
     }
 
     /// Keeps the members of the projects known, until dropped. Returns at once if there are no projects.

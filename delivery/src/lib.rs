@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod counts;
 mod engine;
 mod examine;
 mod identity;

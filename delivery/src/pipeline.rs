@@ -69,11 +69,12 @@ impl Engine {
     /// Takes a job to its record. It ends within the timeout of the task, and gives up when dropped.
     pub async fn deliver(self: Arc<Self>, task: Task) -> Outcome {
         let (progress, mut lines) = (Progress::default(), Lines::default());
-        let limit = task.timeout;
+        let (limit, start) = (task.timeout, Instant::now());
         let result = match timeout(limit, self.run(task, &progress, &mut lines)).await {
             Ok(result) => result,
             Err(_) => Err(progress.timed_out(limit, "timeout")),
         };
+        self.shared.counts.delivered(&result, start.elapsed());
         Outcome {
             result,
             notes: lines.notes,
@@ -165,6 +166,23 @@ impl Engine {
             return Ok(Some((which, seal::Variables::new(), None)));
         };
         progress.enter(Stage::Fetching);
+        let asked = self.shared.counts.ask(self.source_name(which));
+        let obtained = self.obtain((which, source), task, values, slot, progress, lines).await;
+        asked.ended(&obtained);
+        let (variables, expires) = obtained?;
+        Ok(Some((which, variables, expires)))
+    }
+
+    /// Asks a source for one token of a job, and checks it. The time is its expiry by the source.
+    async fn obtain(
+        self: &Arc<Self>,
+        (which, source): (SourceId, &Arc<dyn Source>),
+        task: &Arc<Task>,
+        values: Values,
+        slot: Arc<Slot>,
+        progress: &Progress,
+        lines: &mut Lines,
+    ) -> Result<(seal::Variables, Option<SystemTime>), Failure> {
         let (fetched, slot) = self.fetch(which, source, values, slot, progress).await?;
         lines.notes.extend(fetched.notes);
         lines.warnings.extend(fetched.warnings);
@@ -172,7 +190,7 @@ impl Engine {
         let fetched = fetched.map_err(|e| Failure::new(Code::SourceFailed, e.summary(), e.to_string()))?;
         progress.enter(Stage::Checking);
         let checked = self.check(which, task, fetched, slot, lines).await?;
-        Ok(Some((which, checked, expires)))
+        Ok((checked, expires))
     }
 
     /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+mod figures;
 mod frame;
 mod login;
 pub mod service;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use failure::{Code, Failure};
+pub use figures::{Count, DUE, Figures, Held, KeyFigures, Latency, MAX_HELD, SourceFigures};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
 pub use login::{
     BeginLogin, Bound, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession, job_login_payload,
