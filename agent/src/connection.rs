@@ -13,6 +13,7 @@ use std::{
 use crate::{
     agent::Agent,
     frames::receive,
+    held,
     issuer::Issuer,
     validity::{self, Instance},
 };
@@ -214,6 +215,9 @@ impl Connection {
                 return self.reply(Reply::Failed { number, failure });
             }
         };
+        // Of other variables, nobody knows whether they are tokens.
+        let are_tokens = matches!(deliver.origin, Origin::Rules(_));
+        let name = deliver.f58.clone();
         let task = match task(deliver) {
             Ok(task) => task,
             Err(failure) => return self.reply(Reply::Failed { number, failure }),
@@ -230,11 +234,19 @@ impl Connection {
             jobid: task.jobid,
             uid: task.uid,
         };
+        let agent = Arc::clone(&self.agent);
         let mut delivery = Box::pin(async move {
-            match validity::refusal(revocations, job).await {
-                None => report.send(engine.deliver(task).await),
-                Some(refusal) => report.fail(refusal),
+            if let Some(refusal) = validity::refusal(revocations, job.clone()).await {
+                return report.fail(refusal);
             }
+            let outcome = engine.deliver(task).await;
+            if are_tokens
+                && let Ok(Sealed::Record { record, .. }) = &outcome.result
+                && let Some(held) = held::of_record(job, name, record)
+            {
+                agent.instances.holds(held);
+            }
+            report.send(outcome);
         });
         // Those that need nothing to be looked up enter the queue of their rule in the order in which they come.
         let mut first = Context::from_waker(Waker::noop());

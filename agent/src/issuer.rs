@@ -12,7 +12,9 @@ use std::{
 };
 
 use delivery::{Engine, Refusal, denied};
-use protocol::{Answer, DenialCode, Evidence, IssuerQuestion, MintRequest, SecretText, TokenFacts, Validity};
+use protocol::{
+    Answer, DenialCode, Evidence, IssuerQuestion, KeyFigures, MintRequest, SecretText, TokenFacts, Validity,
+};
 use seal::ExposeSecret;
 use serde_json::{Map, Value, json};
 use source::keys::{KeyStore, Keys, KeysError};
@@ -64,6 +66,18 @@ impl Issuer {
         keys
     }
 
+    /// Returns the keys that sign or can be promoted; none if they cannot be read. Blocks.
+    fn figures(&self) -> Vec<KeyFigures> {
+        let Ok(keys) = self.keys() else { return Vec::new() };
+        let keys_of = keys.private().iter().map(|kid| KeyFigures {
+            issuer: self.name.clone(),
+            kid: kid.clone(),
+            is_active: keys.signing().is_some_and(|key| key.kid() == kid),
+            since: self.keys.made(kid).map(seconds),
+        });
+        keys_of.collect()
+    }
+
     fn public_keys(&self) -> Answer {
         match self.keys() {
             Ok(keys) => Answer::PublicKeys(keys.verifying().public_jwks()),
@@ -86,10 +100,7 @@ impl Issuer {
         let Ok(response) = serde_json::from_str::<Map<String, Value>>(response) else {
             return failed("the response to an introspection is no JSON object");
         };
-        let iat = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let iat = seconds(SystemTime::now());
         let claims = json!({
             "iss": self.name,
             "aud": audience,
@@ -123,6 +134,26 @@ impl Issuer {
         let refused = |_| denied(DenialCode::InvalidGrant, "the token is not valid");
         Ok(verifier.verify(token, SystemTime::now()).map_err(refused)?)
     }
+}
+
+/// Returns the signing keys of issuers; none if their file system does not answer.
+pub async fn figures(issuers: Vec<Arc<Issuer>>) -> Vec<KeyFigures> {
+    let all = move || {
+        let mut keys: Vec<_> = issuers.iter().flat_map(|issuer| issuer.figures()).collect();
+        keys.sort_unstable_by(|a, b| (&a.issuer, &a.kid).cmp(&(&b.issuer, &b.kid)));
+        // Several instances may have the same issuer.
+        keys.dedup();
+        keys
+    };
+    match timeout(TIMEOUT, spawn_blocking(all)).await {
+        Ok(Ok(keys)) => keys,
+        _ => Vec::new(),
+    }
+}
+
+/// Returns a time, in seconds since 1970-01-01T00:00:00Z.
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Checks whether tokens are still valid.

@@ -9,6 +9,7 @@ mod agent;
 mod connection;
 mod frames;
 mod hardening;
+mod held;
 mod issuer;
 mod listener;
 mod narrow;

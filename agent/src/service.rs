@@ -1,7 +1,8 @@
 //! Answers the token service, which faces the network and holds no key.
 //!
-//! It connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the public keys, and
-//! request signed introspection responses and tokens; nothing else.
+//! It connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the public keys,
+//! request signed introspection responses and tokens, and get the jobs of a user that hold tokens and the figures of the agent;
+//! nothing else.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -243,7 +244,7 @@ async fn serve<A: Answers>(stream: UnixStream, agent: Arc<A>) {
 /// Returns why the service may not ask a question.
 fn refusal(question: &Question) -> Option<&'static str> {
     match question {
-        Question::Check(_) | Question::Issuer { .. } => None,
+        Question::Check(_) | Question::Issuer { .. } | Question::Held { .. } | Question::Figures => None,
         Question::Revoke { subjects, .. } if subjects.iter().all(|subject| matches!(subject, Subject::Jti(_))) => None,
         Question::Revoke { .. } => {
             Some("the service revokes single tokens only: use `flux workflow-token revoke` for others")

@@ -12,6 +12,7 @@ mod nodelist;
 mod nodes;
 mod questions;
 mod renewals;
+mod reports;
 mod squeue;
 mod store;
 

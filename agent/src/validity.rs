@@ -1,6 +1,8 @@
 //! Answers whether tokens are still valid. The scheduler knows which jobs are active, and is asked each time: nothing here can
 //! be out of date.
 
+mod reports;
+
 use std::{
     collections::HashMap,
     path::Path,
@@ -12,16 +14,17 @@ use delivery::Engine;
 use protocol::{Answer, Ask, Code, Failure, JobEnd, JobFacts, Question, Reply, Subject, TokenFacts, VERSION, Validity};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 use crate::{
+    held::HeldJobs,
     issuer::{self, Checks, Issuer},
     revocations::Revocations,
 };
 
 /// How long the file system or a plugin may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The instances of Flux whose plugins are connected, and the questions that wait for them.
 #[derive(Default)]
@@ -33,6 +36,7 @@ struct State {
     /// By number.
     waiting: HashMap<u64, oneshot::Sender<Option<JobEnd>>>,
     last: u64,
+    held: HeldJobs,
 }
 
 /// An instance.
@@ -113,6 +117,8 @@ impl Instances {
                 let stores = self.stores().into_iter().map(|(_, store)| store).collect();
                 revoke(stores, subjects, keep_secs).await
             }
+            Question::Held { uid } => Answer::Held(self.held_by(uid).await),
+            Question::Figures => self.figures().await,
         }
     }
 
@@ -126,28 +132,56 @@ impl Instances {
 
     /// Asks the plugin of a job's instance.
     async fn ask_job(&self, job: &JobFacts) -> Validity {
-        let unknown =
-            |why: &str| Validity::Unknown(format!("the plugin of instance {} {why}", job.instance.escape_debug()));
-        let (number, answer) = {
-            let mut state = self.lock();
-            state.last += 1;
-            let number = state.last;
-            let jobid = job.jobid;
-            let asked = state.instances.get(&job.instance);
-            if asked.is_none_or(|instance| instance.replies.send(Reply::AskJob { number, jobid }).is_err()) {
-                return unknown("is not connected");
-            }
+        self.begin_to_ask(job).answer(Instant::now() + TIMEOUT).await
+    }
+
+    fn begin_to_ask<'a>(&'a self, job: &'a JobFacts) -> AskedJob<'a> {
+        let mut state = self.lock();
+        state.last += 1;
+        let (number, jobid) = (state.last, job.jobid);
+        let asked = state.instances.get(&job.instance);
+        let is_sent = asked.is_some_and(|instance| instance.replies.send(Reply::AskJob { number, jobid }).is_ok());
+        let answer = is_sent.then(|| {
             let (sender, answer) = oneshot::channel();
             state.waiting.insert(number, sender);
-            (number, answer)
-        };
-        match timeout(TIMEOUT, answer).await {
-            Ok(Ok(end)) => end.map_or(Validity::Active, Validity::Ended),
-            _ => {
-                self.lock().waiting.remove(&number);
-                unknown("does not answer")
-            }
+            answer
+        });
+        let instances = self;
+        AskedJob {
+            instances,
+            job,
+            number,
+            answer,
         }
+    }
+}
+
+/// A question to the plugin of a job's instance. Nobody waits for its answer if this is dropped.
+struct AskedJob<'a> {
+    instances: &'a Instances,
+    job: &'a JobFacts,
+    number: u64,
+    /// The answer; none if the plugin is not connected.
+    answer: Option<oneshot::Receiver<Option<JobEnd>>>,
+}
+
+impl AskedJob<'_> {
+    async fn answer(mut self, deadline: Instant) -> Validity {
+        let instance = self.job.instance.escape_debug();
+        let unknown = |why: &str| Validity::Unknown(format!("the plugin of instance {instance} {why}"));
+        let Some(answer) = self.answer.take() else {
+            return unknown("is not connected");
+        };
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(end)) => end.map_or(Validity::Active, Validity::Ended),
+            _ => unknown("does not answer"),
+        }
+    }
+}
+
+impl Drop for AskedJob<'_> {
+    fn drop(&mut self) {
+        self.instances.lock().waiting.remove(&self.number);
     }
 }
 
@@ -216,7 +250,7 @@ pub async fn revoked(stores: Vec<Store>, token: TokenFacts) -> Option<Validity> 
         }
         None
     };
-    match timeout(TIMEOUT, tokio::task::spawn_blocking(find)).await {
+    match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(find)).await {
         Ok(Ok(found)) => found,
         Ok(Err(_)) => Some(Validity::Unknown("an internal error".to_owned())),
         Err(_) => Some(Validity::Unknown(
@@ -237,7 +271,7 @@ pub async fn revoke(stores: Vec<Store>, subjects: Vec<Subject>, keep_secs: u64) 
         let mut stores = stores.into_iter().flatten();
         stores.try_for_each(|store| store?.revoke(&subjects, Duration::from_secs(keep_secs)))
     };
-    match timeout(TIMEOUT, tokio::task::spawn_blocking(store)).await {
+    match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(store)).await {
         Ok(Ok(Ok(()))) => Answer::Revoked,
         Ok(Ok(Err(e))) => Answer::Failed(e),
         Ok(Err(_)) => Answer::Failed("an internal error".to_owned()),

@@ -23,6 +23,7 @@ use crate::{
     issuer_keys::{IssuerKeys, Lookup},
 };
 
+use directory::{HS256, SIGNING, is_file_name};
 pub use directory::{Keys, KeysError, MAX_KEY_FILE, Want, read, read_secret};
 pub use write::{add, create, promote, retire};
 
@@ -101,6 +102,13 @@ impl KeyStore {
     /// Returns where they are.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns when a private key was made, as its file says; none if that is not known. Blocks.
+    pub fn made(&self, kid: &str) -> Option<SystemTime> {
+        let files = [format!("{SIGNING}/{kid}.pem"), format!("{HS256}/{kid}.jwk")];
+        let mut files = files.iter().filter(|_| is_file_name(kid));
+        files.find_map(|file| fs::metadata(self.path.join(file)).ok()?.modified().ok())
     }
 
     /// The keys as they are now, or, where they cannot be read, as they were read last; and lines for the operator's log.

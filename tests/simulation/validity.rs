@@ -6,12 +6,25 @@ use crate::support::plugins::{Site, decimal, jwt, matching, until};
 use protocol::{Answer, Ask, JobEnd, JobFacts, MAX_FRAME, Question, Reply, Request, TokenFacts, VERSION, Validity};
 use serde_json::json;
 
-/// Asks the agent of an instance about a token of a job.
-fn check(site: &Site, instance: &str, jobid: u64) -> Validity {
+/// Asks the agent of an instance.
+fn ask(site: &Site, question: Question) -> Answer {
     let arguments = fs::read(format!("/proc/{}/cmdline", site.agent())).unwrap();
     let arguments = String::from_utf8(arguments).unwrap();
     let socket = arguments.split('\0').skip_while(|word| *word != "--socket").nth(1);
     let mut agent = UnixStream::connect(socket.unwrap()).unwrap();
+    let ask = protocol::encode(&Request::Ask(Ask {
+        version: VERSION,
+        question,
+    }));
+    agent.write_all(&ask.unwrap()).unwrap();
+    match protocol::receive(&mut agent, MAX_FRAME).unwrap() {
+        Reply::Answer(answer) => answer,
+        _ => panic!("the agent did not answer"),
+    }
+}
+
+/// Asks about a token of a job.
+fn check(site: &Site, instance: &str, jobid: u64) -> Validity {
     let job = JobFacts {
         instance: instance.to_owned(),
         jobid,
@@ -21,14 +34,18 @@ fn check(site: &Site, instance: &str, jobid: u64) -> Validity {
         job: Some(job),
         ..TokenFacts::default()
     });
-    let ask = protocol::encode(&Request::Ask(Ask {
-        version: VERSION,
-        question,
-    }));
-    agent.write_all(&ask.unwrap()).unwrap();
-    match protocol::receive(&mut agent, MAX_FRAME).unwrap() {
-        Reply::Answer(Answer::Validity(validity)) => validity,
-        _ => panic!("the agent answered another question"),
+    match ask(site, question) {
+        Answer::Validity(validity) => validity,
+        answer => panic!("{answer:?}"),
+    }
+}
+
+/// The jobs of this user that hold tokens, by name, with their variables.
+fn held(site: &Site) -> Vec<(String, Vec<String>)> {
+    let uid = nix::unistd::geteuid().as_raw();
+    match ask(site, Question::Held { uid }) {
+        Answer::Held(held) => held.into_iter().map(|held| (held.name, held.variables)).collect(),
+        answer => panic!("{answer:?}"),
     }
 }
 
@@ -70,5 +87,37 @@ fn a_job_is_active_until_it_has_ended_at_a_time() {
     assert_eq!(check(&site, host, id), never);
     instance.ok("fault", json!({"what": "release-lookups"}));
     assert!(matches!(check(&site, "elsewhere", id), Validity::Unknown(_)));
+    instance.shutdown();
+}
+
+#[needs(munged)]
+#[test]
+fn a_job_holds_tokens_until_it_has_ended() {
+    let site = Site::new();
+    let rule = site.file_rule("dw", jwt(json!({"exp": now() + 3600})));
+    let mut instance = site.instance(json!({"rule": [rule]}));
+    let job = instance.submit(&["sleep", "1000"], matching("dw"));
+    instance.wait(&job, "start");
+    let [(name, variables)] = &held(&site)[..] else {
+        panic!("{:?}", held(&site));
+    };
+    assert!(name.starts_with('ƒ'), "{name}");
+    assert_eq!(variables, &["DW_WORKFLOW_TOKEN"]);
+    let Answer::Figures(figures) = ask(&site, Question::Figures) else {
+        panic!("no figures");
+    };
+    let results: Vec<_> = figures
+        .results
+        .iter()
+        .map(|result| (result.name.as_str(), result.count))
+        .collect();
+    assert_eq!(results, [("delivered", 1)]);
+    assert_eq!(
+        (figures.sources[0].name.as_str(), figures.sources[0].fetched),
+        ("rule 0 (file)", 1)
+    );
+    instance.ok("cancel", json!({ "jobid": job }));
+    instance.wait(&job, "clean");
+    assert_eq!(held(&site), []);
     instance.shutdown();
 }

@@ -80,7 +80,8 @@ fn requests(config: &Config, candidates: &[usize], job: &Job) -> Result<TokenReq
     requests.map_err(|why| Failure::new(Code::RequestDenied, why.clone(), why))
 }
 
-fn job_of(job: &Job) -> JobFacts {
+/// Returns the facts of a job that decide whether its tokens are valid.
+pub fn job_of(job: &Job) -> JobFacts {
     JobFacts {
         instance: job.cluster.clone(),
         jobid: job.jobid.into(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::{Answer, Ask, JobEnd, Question, TokenFacts, Validity};
 
-use super::{Current, Site, store::in_store};
+use super::{Current, Site, reports, store::in_store};
 use crate::{
     issuer::{self, Checks},
     validity,
@@ -36,6 +36,8 @@ pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
         Question::Revoke { subjects, keep_secs } => {
             validity::revoke(vec![current.revocations.clone()], subjects, keep_secs).await
         }
+        Question::Held { uid } => reports::held(site, &current, uid).await,
+        Question::Figures => reports::figures(site, &current).await,
     }
 }
 

@@ -4,8 +4,8 @@
 //! may both follow a job. The first one renews its record, and the other one finds the new entry.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,29 +26,79 @@ use super::{
 /// The interval between searches of the store for jobs of other agents.
 const SEARCH: Duration = Duration::from_secs(60);
 
-/// The jobs whose records are renewed.
+/// The jobs that have a record.
 #[derive(Default)]
-pub struct Renewals(Mutex<HashMap<u32, AbortHandle>>);
+pub struct Renewals(Mutex<HashMap<u32, Followed>>);
+
+/// A job that has a record.
+struct Followed {
+    /// The task that renews the record.
+    task: AbortHandle,
+    /// The owner, once the record has been read.
+    uid: Option<u32>,
+    /// When the record is renewed, in seconds since 1970-01-01T00:00:00Z.
+    renew_at: Option<f64>,
+}
+
+impl Renewals {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Followed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the jobs of a user, the latest first. Their records may be gone.
+    pub fn of(&self, uid: u32) -> Vec<u32> {
+        let jobs = self.lock();
+        let of_user = jobs.iter().filter(|(_, followed)| followed.uid == Some(uid));
+        let mut jobs: Vec<u32> = of_user.map(|(jobid, _)| *jobid).collect();
+        jobs.sort_unstable_by_key(|jobid| u32::MAX - jobid);
+        jobs
+    }
+
+    /// Returns the jobs whose records are renewed, and when. The records may be gone.
+    pub fn due(&self) -> Vec<(u32, u64)> {
+        let jobs = self.lock();
+        // A time before 1970 counts as 0.
+        let due = |(jobid, followed): (&u32, &Followed)| Some((*jobid, followed.renew_at? as u64));
+        jobs.iter().filter_map(due).collect()
+    }
+
+    /// Takes note of the record of a job.
+    fn note(&self, jobid: u32, uid: u32, due: Option<Due>) {
+        if let Some(followed) = self.lock().get_mut(&jobid) {
+            followed.uid = Some(uid);
+            followed.renew_at = due.map(|due| due.renew_at);
+        }
+    }
+
+    fn add(&self, jobid: u32, begin: impl FnOnce() -> AbortHandle) {
+        // The task cannot take note of a record before the job is in the table, whose lock is held.
+        let mut jobs = self.lock();
+        let (task, uid, renew_at) = (begin(), None, None);
+        if let Some(former) = jobs.insert(jobid, Followed { task, uid, renew_at }) {
+            former.task.abort();
+        }
+    }
+
+    /// Forgets the jobs without a record, and returns those that are not followed.
+    fn unknown(&self, mut stored: HashSet<u32>) -> HashSet<u32> {
+        let mut known = self.lock();
+        known.retain(|job, followed| stored.contains(job) || !followed.task.is_finished());
+        stored.retain(|job| !known.contains_key(job));
+        stored
+    }
+}
 
 /// Follows a job whose record was stored, until it has ended. The task of a former run of the job is aborted.
 pub fn follow(site: &Arc<Site>, jobid: u32) {
-    let task = tokio::spawn(renew(Arc::clone(site), jobid));
-    let mut jobs = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(former) = jobs.insert(jobid, task.abort_handle()) {
-        former.abort();
-    }
+    site.renewals
+        .add(jobid, || tokio::spawn(renew(Arc::clone(site), jobid)).abort_handle());
 }
 
 /// Follows the jobs that run when the agent starts, and those that other agents deliver to.
 pub async fn follow_all(site: Arc<Site>) {
     loop {
         if let Ok(jobs) = in_store(&site, Store::jobs).await {
-            let unknown: Vec<u32> = {
-                let mut known = site.renewals.0.lock().unwrap_or_else(PoisonError::into_inner);
-                known.retain(|job, task| jobs.contains(job) || !task.is_finished());
-                jobs.into_iter().filter(|job| !known.contains_key(job)).collect()
-            };
-            for job in unknown {
+            for job in site.renewals.unknown(jobs) {
                 follow(&site, job);
             }
         }
@@ -99,14 +149,13 @@ async fn renew(site: Arc<Site>, jobid: u32) {
 /// Returns the entry of a job, and its next record; none if there will be no other. Reads the store again until that succeeds.
 async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
     loop {
-        let read = in_store(site, move |store| {
-            Ok(store.get(jobid)?.and_then(|entry| {
-                let due = entry.due()?;
-                Some((entry, due))
-            }))
-        });
-        match read.await {
-            Ok(found) => return found,
+        match in_store(site, move |store| store.get(jobid)).await {
+            Ok(entry) => {
+                let entry = entry?;
+                let due = entry.due();
+                site.renewals.note(jobid, entry.job.uid, due);
+                return Some((entry, due?));
+            }
             Err(e) => log(jobid, &format!("its record cannot be read: {e}: trying again")),
         }
         sleep(SEARCH).await;
@@ -141,4 +190,37 @@ async fn expire(site: &Site, job: &Job, on_expiry: OnExpiry) {
 
 fn log(jobid: u32, line: &str) {
     eprintln!("workflow-token-agent: job {jobid}: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use seal::Renewal;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_are_known_by_user_while_they_have_a_record() {
+        let renewals = Renewals::default();
+        let due = Renewal {
+            renew_at: Some(17.5),
+            ..Renewal::default()
+        };
+        for jobid in [1, 2, 3] {
+            renewals.add(jobid, || tokio::spawn(std::future::ready(())).abort_handle());
+        }
+        assert_eq!(renewals.of(1000), [0; 0]);
+        renewals.note(1, 1000, due.due());
+        renewals.note(2, 1001, None);
+        renewals.note(3, 1000, None);
+        // One that is not followed.
+        renewals.note(4, 1000, None);
+        assert_eq!((renewals.of(1000), renewals.of(1001)), (vec![3, 1], vec![2]));
+        assert_eq!(renewals.due(), [(1, 17)]);
+        // The tasks have ended: the jobs need no other record.
+        while !renewals.lock().values().all(|followed| followed.task.is_finished()) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(renewals.unknown(HashSet::from([1, 2, 5])), HashSet::from([5]));
+        assert_eq!((renewals.of(1000), renewals.of(1001)), (vec![1], vec![2]));
+    }
 }

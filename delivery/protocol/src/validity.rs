@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    SecretText,
+    Figures, Held, SecretText,
     login::{Bound, LoggedIn, LoginQuestion, ProviderSession},
 };
 
@@ -40,6 +40,13 @@ pub enum Question {
         /// The question.
         question: IssuerQuestion,
     },
+    /// The jobs of a user that hold tokens.
+    Held {
+        /// The uid of the user.
+        uid: u32,
+    },
+    /// The figures of the agent.
+    Figures,
 }
 
 /// A question to the issuer of tokens.
@@ -147,6 +154,10 @@ pub enum Answer {
     /// To [`LoginQuestion::JobLogin`]: when the login began or was last used, in seconds since 1970-01-01T00:00:00Z; none if there
     /// is none.
     JobLogin(Option<u64>),
+    /// To [`Question::Held`], at most [`MAX_HELD`](crate::MAX_HELD).
+    Held(Vec<Held>),
+    /// To [`Question::Figures`].
+    Figures(Figures),
 }
 
 /// The claims of a token that decide whether it is still valid.

@@ -22,7 +22,8 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use protocol::{
-    Answer, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, MintRequest, Question, SecretText, Subject, Validity,
+    Answer, Denial, DenialCode, Evidence, Figures, Held, IssuerQuestion, JobEnd, MintRequest, Question, SecretText,
+    Subject, Validity,
     service::{MAX_QUESTION, ServiceAnswer, ServiceAsk},
 };
 use secrecy::ExposeSecret;
@@ -72,6 +73,10 @@ pub struct Answers {
     pub denied: Option<DenialCode>,
     /// Logins.
     pub logins: login::Logins,
+    /// The figures; none if the agent has none.
+    pub figures: Option<Figures>,
+    /// The jobs that hold tokens.
+    pub held: Vec<Held>,
 }
 
 /// An agent.
@@ -187,6 +192,14 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
                 answers.revoked.insert(jti);
             }
             Answer::Revoked
+        }
+        Question::Figures => match &answers.figures {
+            Some(figures) => Answer::Figures(figures.clone()),
+            None => Answer::Failed("canary-cause-for-the-operator".to_owned()),
+        },
+        Question::Held { uid } => {
+            let held = answers.held.iter().filter(|held| held.job.uid == uid);
+            Answer::Held(held.cloned().collect())
         }
         Question::Issuer { name, question } => {
             assert_eq!(name, ISSUER);
@@ -359,6 +372,11 @@ impl Service {
 
     /// Returns the metrics, of a service that has a listener for them.
     pub fn metrics(&self) -> String {
+        self.internal("/metrics").body
+    }
+
+    /// Gets a path of the listener for metrics.
+    pub fn internal(&self, path: &str) -> Response {
         let log = self.log();
         let address = log
             .split([' ', ','])
@@ -367,8 +385,9 @@ impl Service {
             .unwrap()
             .to_owned();
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        Response::receive(&mut stream).unwrap().body
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        Response::receive(&mut stream).unwrap()
     }
 
     pub fn connect(&self) -> TcpStream {
