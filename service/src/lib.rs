@@ -24,6 +24,8 @@ mod listen;
 mod log;
 mod metadata;
 mod metrics;
+mod operator;
+pub mod pages;
 mod peer;
 mod probes;
 mod refused;

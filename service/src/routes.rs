@@ -12,13 +12,13 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use crate::{forward, introspect, metadata, probes, revoke, service::Service, strict, token};
+use crate::{forward, introspect, metadata, operator, pages, probes, revoke, service::Service, strict, token};
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 32 << 10;
 
 /// The routes, as metrics name them.
-const ROUTES: [&str; 15] = [
+const ROUTES: [&str; 17] = [
     metadata::JWKS,
     metadata::TOKEN,
     metadata::INTROSPECTION,
@@ -34,6 +34,8 @@ const ROUTES: [&str; 15] = [
     "/healthz",
     "/readyz",
     "/metrics",
+    "/operator",
+    pages::STYLE,
 ];
 
 /// The time in which a request is answered, from its last header on: longer than the agent has.
@@ -56,6 +58,7 @@ pub fn public(service: &Arc<Service>) -> Router {
         )
         .route(&at("/.well-known/openid-configuration"), get(metadata::issuer))
         .route(&format!("{}/{{name}}", metadata::RESOURCE), get(metadata::resource))
+        .route(&at(pages::STYLE), get(pages::style))
         .route(&at("/auth/nginx"), any(forward::nginx))
         .route(&at("/auth/traefik"), any(forward::traefik))
         .route(&at("/auth/caddy"), any(forward::caddy))
@@ -72,6 +75,8 @@ pub fn public(service: &Arc<Service>) -> Router {
 pub fn internal(service: &Arc<Service>) -> Router {
     let router = Router::new()
         .route("/metrics", get(probes::metrics))
+        .route("/operator", get(operator::operator))
+        .route(pages::STYLE, get(pages::style))
         .route("/livez", get(probes::live))
         .route("/healthz", get(probes::live))
         .route("/readyz", get(probes::ready));

@@ -1,0 +1,30 @@
+//! The page of the operator.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{extract::State, response::Response};
+use protocol::{Answer, Question};
+
+use crate::{
+    pages::{Frame, Operator, Page},
+    service::Service,
+};
+
+/// Returns the page. Its style sheet is at the root of its listener.
+pub async fn operator(State(service): State<Arc<Service>>) -> Response {
+    let figures = match service.agent.ask(|| Question::Figures).await {
+        Ok(Answer::Figures(figures)) => Ok(figures),
+        Ok(_) => Err("the agent answers another question: install the same release of both".to_owned()),
+        Err(why) => Err(why),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let operator = Operator {
+        frame: Frame::default(),
+        now: now.unwrap_or_default().as_secs(),
+        figures,
+    };
+    operator.response()
+}

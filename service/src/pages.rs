@@ -1,0 +1,206 @@
+//! The pages for people: HTML from templates, and one style sheet. They need no JavaScript, and the policy of each page forbids it.
+//!
+//! A page is a struct, and its response depends on nothing else. Askama escapes everything in it. All links and forms are
+//! below the path of the issuer.
+
+mod operator;
+mod plot;
+mod style;
+mod time;
+mod user;
+
+use askama::Template;
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+pub use operator::Operator;
+pub use style::{STYLE, style};
+pub use user::{JobLoginRow, Me, SessionRow};
+
+/// The content security policy, before the origins that forms lead to.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; \
+                      form-action 'self'";
+
+/// The headers of all pages, besides the policy.
+const HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+];
+
+/// The parts that all pages have.
+#[derive(Clone, Default)]
+pub struct Frame {
+    /// The path of the issuer: empty, or `/PATH`.
+    pub base: String,
+    /// The user who has logged in.
+    pub user: Option<String>,
+    /// The hidden field `csrf` of all forms.
+    pub csrf: Option<String>,
+    /// The URLs that the answer to a form may redirect to, besides the service itself: browsers apply the policy to them, too.
+    pub form_origins: Vec<String>,
+}
+
+/// A page.
+pub trait Page: Template + Sized {
+    /// Returns the parts that all pages have.
+    fn frame(&self) -> &Frame;
+
+    /// Returns the status of the response.
+    fn status(&self) -> StatusCode {
+        StatusCode::OK
+    }
+
+    /// Returns the page.
+    fn response(self) -> Response {
+        // The policy is visible ASCII, and no template fails.
+        let (Ok(policy), Ok(html)) = (HeaderValue::try_from(self.frame().policy()), self.render()) else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        let kind = [
+            (
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("text/html; charset=utf-8"),
+            ),
+            (header::CONTENT_SECURITY_POLICY, policy),
+        ];
+        (self.status(), HEADERS, kind, html).into_response()
+    }
+}
+
+/// An error, for the person who sees it.
+#[derive(Template)]
+#[template(path = "problem.html")]
+pub struct Problem {
+    /// The common parts.
+    pub frame: Frame,
+    /// The status of the response.
+    pub status: StatusCode,
+    /// The heading: `The login failed`.
+    pub title: String,
+    /// What happened, and what to do.
+    pub text: String,
+}
+
+/// The end of a session.
+#[derive(Template)]
+#[template(path = "logged-out.html")]
+pub struct LoggedOut {
+    /// The common parts.
+    pub frame: Frame,
+}
+
+/// The end of what a terminal began: back to it.
+#[derive(Template)]
+#[template(path = "done.html")]
+pub struct Done {
+    /// The common parts.
+    pub frame: Frame,
+    /// The heading: `You are logged in`.
+    pub title: String,
+    /// What the user has done.
+    pub text: String,
+}
+
+/// The form for the code that a terminal shows (RFC 8628 section 3.3): a POST to `/device` with `user_code`.
+#[derive(Template)]
+#[template(path = "enter-code.html")]
+pub struct EnterCode {
+    /// The common parts.
+    pub frame: Frame,
+    /// The code, if it is known: from the query or a former attempt.
+    pub code: Option<String>,
+    /// Why a former attempt failed.
+    pub problem: Option<String>,
+}
+
+/// The question whether a client may act as the user. The answer is a POST with `decision`: `allow` or `deny`.
+#[derive(Template)]
+#[template(path = "confirm.html")]
+pub struct Confirm {
+    /// The common parts.
+    pub frame: Frame,
+    /// The path that the answer is sent to, behind that of the issuer: `/device`.
+    pub action: String,
+    /// Further hidden fields.
+    pub hidden: Vec<(String, String)>,
+    /// The client, as its metadata or the operator names it.
+    pub client: String,
+    /// The code that the terminal of the user shows, too.
+    pub code: Option<String>,
+    /// The audiences of the token.
+    pub audience: Vec<String>,
+    /// The scope of the token, in words that are separated by spaces.
+    pub scope: String,
+    /// The projects of the token.
+    pub projects: Vec<String>,
+    /// The lifetime of the token in seconds.
+    pub expires_in: Option<u64>,
+    /// The user of the cluster whose jobs get tokens of this login, if it is one for jobs.
+    pub for_jobs: Option<String>,
+}
+
+impl Confirm {
+    /// Returns the lifetime in words, for the template.
+    fn lifetime(&self) -> Option<String> {
+        self.expires_in.map(time::span)
+    }
+}
+
+impl Frame {
+    /// Returns the URL of the style sheet, whose query changes with its contents.
+    fn style_url(&self) -> String {
+        style::url(&self.base)
+    }
+
+    /// Returns the content security policy.
+    fn policy(&self) -> String {
+        let mut policy = POLICY.to_owned();
+        for source in self.form_origins.iter().filter_map(|url| source(url)) {
+            policy.push(' ');
+            policy.push_str(&source);
+        }
+        policy
+    }
+}
+
+/// Returns the expression for the origin of a URL in a content security policy; none if there is none.
+fn source(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"))?;
+    let authority = uri.authority()?.as_str();
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
+    if authority.bytes().all(is_host) {
+        return Some(format!("{scheme}://{authority}"));
+    }
+    // The grammar has no IPv6 addresses.
+    authority.starts_with('[').then(|| format!("{scheme}:"))
+}
+
+macro_rules! pages {
+    ($($page:ty),*) => {
+        $(impl Page for $page {
+            fn frame(&self) -> &Frame {
+                &self.frame
+            }
+        })*
+    };
+}
+
+pages!(LoggedOut, Done, EnterCode, Confirm, Me);
+
+impl Page for Problem {
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    fn status(&self) -> StatusCode {
+        self.status
+    }
+}

@@ -1,0 +1,35 @@
+//! The style sheet.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::{
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+/// The path of the style sheet, behind that of the issuer.
+pub const STYLE: &str = "/assets/style.css";
+
+/// The style sheet.
+const SHEET: &str = include_str!("../../assets/style.css");
+
+/// For how long browsers keep it: its URL changes with its contents.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// The beginning of the digest of its contents.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| URL_SAFE_NO_PAD.encode(&digest(&SHA256, SHEET.as_bytes()).as_ref()[..12]));
+
+/// Returns the style sheet.
+pub async fn style() -> Response {
+    let kind = HeaderValue::from_static("text/css; charset=utf-8");
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, MAX_AGE)];
+    (headers, SHEET).into_response()
+}
+
+/// Returns the URL of the style sheet of an issuer with this path.
+pub(super) fn url(base: &str) -> String {
+    format!("{base}{STYLE}?v={}", *VERSION)
+}
