@@ -29,6 +29,9 @@ use zeroize::Zeroizing;
 /// The time for an answer, over all connections that it takes: longer than the agent gives its file system and scheduler.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
+/// The time for an answer of the provider of logins: longer than the agent gives it.
+const SLOW: Duration = Duration::from_secs(16);
+
 /// The first pause between attempts to connect, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -90,6 +93,15 @@ impl AgentClient {
     pub async fn ask_once(&self, question: Question) -> Result<Answer, String> {
         let ended = || "the connection to the agent ended".to_owned();
         within(TIMEOUT, async { self.send(question).await?.ok_or_else(ended) }).await
+    }
+
+    /// Asks a question that takes the agent longer, since it asks others: see [`AgentClient::ask_once`].
+    ///
+    /// # Errors
+    /// For the operator: there is no answer.
+    pub async fn ask_slowly(&self, question: Question) -> Result<Answer, String> {
+        let ended = || "the connection to the agent ended".to_owned();
+        within(SLOW, async { self.send(question).await?.ok_or_else(ended) }).await
     }
 
     /// Sends a question. Returns its answer; none if the connection ended before.

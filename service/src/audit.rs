@@ -11,6 +11,8 @@ use std::{
 use serde::Serialize;
 use token::Claims;
 
+use crate::session::Session;
+
 /// The audit stream.
 pub struct Audit {
     path: Option<PathBuf>,
@@ -29,6 +31,16 @@ pub struct Event<'a> {
     uid: Option<u32>,
     job: Option<&'a str>,
     instance: Option<&'a str>,
+}
+
+/// A line about a user who logs in or out, or decides about a client.
+#[derive(Serialize)]
+pub struct Login<'a> {
+    /// RFC 3339, in UTC.
+    time: String,
+    event: &'static str,
+    sub: &'a str,
+    uid: u32,
 }
 
 impl<'a> Event<'a> {
@@ -74,8 +86,18 @@ impl Audit {
         Ok(())
     }
 
+    /// Writes a line about a user.
+    pub fn login(&self, event: &'static str, session: &Session) {
+        self.write(&Login {
+            time: jiff::Timestamp::now().to_string(),
+            event,
+            sub: &session.user,
+            uid: session.uid,
+        });
+    }
+
     /// Writes a line. One that cannot be written is logged: the token is revoked in any case.
-    pub fn write(&self, event: &Event) {
+    pub fn write(&self, event: &impl Serialize) {
         let written = serde_json::to_string(event)
             .map_err(io::Error::other)
             .and_then(|mut line| {

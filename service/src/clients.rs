@@ -13,8 +13,8 @@ use crate::{
     settings::{Client, Proof, Settings},
 };
 
-/// Returns the client of a request: by HTTP Basic or the parameters `client_id` and `client_secret` (RFC 6749 section 2.3.1), or by
-/// its uid over a Unix socket.
+/// Returns the client of a request: by HTTP Basic or the parameters `client_id` and `client_secret` (RFC 6749 section 2.3.1), by
+/// its uid over a Unix socket, or by `client_id` alone if it is public (RFC 6749 section 2.1): whoever says so.
 ///
 /// # Errors
 /// [`OAuthError::InvalidRequest`], [`OAuthError::InvalidClient`].
@@ -41,6 +41,10 @@ pub fn authenticate<'a>(
             with_secret(clients, id, secret.as_bytes())
         }
         (None, None) => {
+            let is_public = |client: &&Client| client.is_public() && form.get("client_id") == Some(&client.id);
+            if let Some(public) = clients.iter().find(is_public) {
+                return Ok(public);
+            }
             let uid = peer.uid().ok_or(OAuthError::InvalidClient)?;
             let is_named = |client: &&Client| form.get("client_id").is_none_or(|id| id == client.id);
             let mut of_uid = clients
@@ -108,6 +112,7 @@ mod tests {
             audience: vec!["a".to_owned()],
             may_introspect: true,
             may_revoke: false,
+            redirect_uris: Vec::new(),
         }
     }
 

@@ -7,6 +7,8 @@ use axum::{
 };
 use serde_json::json;
 
+use crate::{log::Kind as Line, state::StateError};
+
 /// The reason why a client's request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OAuthError {
@@ -24,8 +26,25 @@ pub enum OAuthError {
     InvalidTarget(String),
     /// The scope or project is wider than allowed.
     InvalidScope(String),
+    /// The user has not decided yet (RFC 8628 section 3.5).
+    AuthorizationPending,
+    /// The client asks too often.
+    SlowDown,
+    /// The user has denied it.
+    AccessDenied,
+    /// The device code is not known any more.
+    ExpiredToken,
     /// The agent or scheduler does not answer; the operator finds the cause in the log.
     Unavailable,
+}
+
+static UNUSABLE: Line = Line::new();
+
+impl From<StateError> for OAuthError {
+    fn from(error: StateError) -> Self {
+        UNUSABLE.log(error);
+        Self::Unavailable
+    }
 }
 
 impl IntoResponse for OAuthError {
@@ -46,6 +65,18 @@ impl IntoResponse for OAuthError {
             Self::InvalidGrant(what) => (StatusCode::BAD_REQUEST, "invalid_grant", what.as_str()),
             Self::InvalidTarget(what) => (StatusCode::BAD_REQUEST, "invalid_target", what.as_str()),
             Self::InvalidScope(what) => (StatusCode::BAD_REQUEST, "invalid_scope", what.as_str()),
+            Self::AuthorizationPending => (
+                StatusCode::BAD_REQUEST,
+                "authorization_pending",
+                "the user has not decided yet: ask again",
+            ),
+            Self::SlowDown => (StatusCode::BAD_REQUEST, "slow_down", "ask less often"),
+            Self::AccessDenied => (StatusCode::BAD_REQUEST, "access_denied", "the user has denied it"),
+            Self::ExpiredToken => (
+                StatusCode::BAD_REQUEST,
+                "expired_token",
+                "the device code is not known, or has expired: begin again",
+            ),
             Self::Unavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",

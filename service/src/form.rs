@@ -85,6 +85,12 @@ impl<'a> Form<'a> {
         found.map(|(_, value)| value.as_ref())
     }
 
+    /// Returns all parameters with a value.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.0.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        pairs.filter(|(_, value)| !value.is_empty())
+    }
+
     /// Returns the names of all parameters.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_ref())

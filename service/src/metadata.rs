@@ -36,6 +36,27 @@ pub const CLIENT_CREDENTIALS: &str = "client_credentials";
 /// The grant type of token exchange (RFC 8693).
 pub const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
+/// The grant type of authorization codes (RFC 6749 section 4.1.3).
+pub const AUTHORIZATION_CODE: &str = "authorization_code";
+
+/// The grant type of refresh tokens (RFC 6749 section 6).
+pub const REFRESH_TOKEN: &str = "refresh_token";
+
+/// The grant type of device codes (RFC 8628 section 3.4).
+pub const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";
+
+/// The path of logins of devices.
+pub const DEVICE_AUTHORIZATION: &str = "/device_authorization";
+
+/// The path of requests about the login for the jobs of a user.
+pub const JOB_LOGIN: &str = "/job-login";
+
+/// The type of a MUNGE credential as a token, of which no standard has one.
+pub const MUNGE: &str = "urn:x-workflow-token:munge";
+
+/// The path of logins of programs with a browser.
+pub const AUTHORIZATION: &str = "/authorize";
+
 /// The path of metadata of protected services, before their names.
 pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
@@ -48,13 +69,13 @@ const AUTHENTICATION: [&str; 2] = ["client_secret_basic", "client_secret_post"];
 /// Returns the metadata of the issuer.
 pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAuthError> {
     let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
-    let metadata = metadata(&service.settings(), &keys, service.agent.uid());
+    let metadata = metadata(&service.settings(), &keys, service.agent.uid(), service.state.is_some());
     Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
 }
 
-fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>) -> Value {
+fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_logins: bool) -> Value {
     let at = |path: &str| format!("{}{path}", settings.issuer.url());
-    json!({
+    let mut metadata = json!({
         "issuer": settings.issuer.url(),
         "jwks_uri": at(JWKS),
         "introspection_endpoint": at(INTROSPECTION),
@@ -67,13 +88,30 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>) -> V
         "grant_types_supported": [CLIENT_CREDENTIALS, TOKEN_EXCHANGE],
         // The uid that a MUNGE credential is restricted to, which is exchanged for a token.
         "munge_uid": munge_uid,
-        // Required, though nobody is sent to an authorization endpoint.
+        // Required, even if nobody is sent to an authorization endpoint.
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": keys.algorithms,
         "scopes_supported": token::Scope::ALL.map(|scope| scope.as_str()),
         "protected_resources": settings.resources.iter().map(|resource| &resource.url).collect::<Vec<_>>(),
-    })
+    });
+    if has_logins {
+        metadata["authorization_endpoint"] = json!(at(AUTHORIZATION));
+        metadata["device_authorization_endpoint"] = json!(at(DEVICE_AUTHORIZATION));
+        metadata["job_login_endpoint"] = json!(at(JOB_LOGIN));
+        metadata["response_types_supported"] = json!(["code"]);
+        metadata["response_modes_supported"] = json!(["query"]);
+        metadata["code_challenge_methods_supported"] = json!(["S256"]);
+        metadata["authorization_response_iss_parameter_supported"] = json!(true);
+        metadata["grant_types_supported"] = json!([
+            CLIENT_CREDENTIALS,
+            TOKEN_EXCHANGE,
+            AUTHORIZATION_CODE,
+            REFRESH_TOKEN,
+            DEVICE_CODE
+        ]);
+    }
+    metadata
 }
 
 /// Returns the keys of the issuer.

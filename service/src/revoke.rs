@@ -1,9 +1,6 @@
 //! Revocation of tokens (RFC 7009).
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use axum::{
     Extension,
@@ -17,7 +14,9 @@ use token::Claims;
 use crate::{
     audit::Event,
     clients::authenticate,
+    clock::now,
     error::OAuthError,
+    families,
     introspect::{is_for, read_form},
     keys::Unverified,
     log::Kind,
@@ -30,7 +29,7 @@ static FAILED: Kind = Kind::new();
 /// The time for which a revocation is kept beyond the expiry of its token: the difference of clocks.
 const LEEWAY: u64 = 600;
 
-/// Revokes a token. One that is not valid, or not for the client, is none: that is no error (RFC 7009 section 2.2).
+/// Revokes a token; a client's own refresh token with all of its family. One that is not valid, or not for the client, is none: that is no error (RFC 7009 section 2.2).
 pub async fn revoke(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
@@ -40,12 +39,17 @@ pub async fn revoke(
     let settings = service.settings();
     let form = read_form(&headers, &body, &[])?;
     let client = authenticate(&settings, peer, &headers, &form)?;
-    if !client.may_revoke {
-        return Err(OAuthError::UnauthorizedClient("the client may not revoke tokens"));
-    }
     let token = form
         .get("token")
         .ok_or(OAuthError::InvalidRequest("the parameter token is missing"))?;
+    if let Some(state) = &service.state
+        && families::revoke(state, client, token).await?
+    {
+        return Ok(StatusCode::OK);
+    }
+    if !client.may_revoke {
+        return Err(OAuthError::UnauthorizedClient("the client may not revoke tokens"));
+    }
     let claims = match service.keys.verify(token).await {
         Ok(claims) => claims,
         Err(Unverified::Refused(_)) => return Ok(StatusCode::OK),
@@ -54,11 +58,7 @@ pub async fn revoke(
     let Some(jti) = claims.jti().filter(|_| is_for(client, &claims)) else {
         return Ok(StatusCode::OK);
     };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64();
-    let left = (claims.exp().seconds() - now).max(0.0) as u64;
+    let left = (claims.exp().seconds() as u64).saturating_sub(now());
     let revocation = Revocation {
         client: client.id.clone(),
         jti: jti.to_owned(),

@@ -12,13 +12,16 @@ use axum::{
 };
 use tokio::time::timeout;
 
-use crate::{forward, introspect, metadata, operator, pages, probes, revoke, service::Service, strict, token};
+use crate::{
+    authorize, device, forward, introspect, job_login, login, logout, me, metadata, operator, pages, probes, revoke,
+    service::Service, strict, token,
+};
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 32 << 10;
 
 /// The routes, as metrics name them.
-const ROUTES: [&str; 17] = [
+const ROUTES: [&str; 24] = [
     metadata::JWKS,
     metadata::TOKEN,
     metadata::INTROSPECTION,
@@ -26,6 +29,13 @@ const ROUTES: [&str; 17] = [
     metadata::RESOURCE,
     "/.well-known/oauth-authorization-server",
     "/.well-known/openid-configuration",
+    metadata::DEVICE_AUTHORIZATION,
+    metadata::AUTHORIZATION,
+    "/device",
+    "/login",
+    "/callback",
+    "/me",
+    "/session/token",
     "/auth/nginx",
     "/auth/traefik",
     "/auth/caddy",
@@ -68,7 +78,33 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route("/livez", get(probes::live))
         .route("/healthz", get(probes::live))
         .route("/readyz", get(probes::ready));
+    let router = match &service.state {
+        Some(_) => router.merge(logins(base)),
+        None => router,
+    };
     guarded(router, service)
+}
+
+/// Returns the paths of logins.
+fn logins(base: &str) -> Router<Arc<Service>> {
+    let at = |path: &str| format!("{base}{path}");
+    Router::new()
+        .route(&at("/login"), get(login::login))
+        .route(&at("/callback"), get(login::callback))
+        .route(&at("/logout"), post(logout::logout))
+        .route(&at("/logged-out"), get(logout::page))
+        .route(&at("/backchannel-logout"), post(logout::back_channel))
+        .route(&at("/me"), get(me::page))
+        .route(&at("/me/end"), post(me::end))
+        .route(&at("/session/token"), post(me::token))
+        .route(&at("/device"), get(device::page).post(device::decide))
+        .route(&at(metadata::JOB_LOGIN), post(job_login::job_login))
+        .route(&at("/done"), get(device::over))
+        .route(&at(metadata::DEVICE_AUTHORIZATION), post(device::authorization))
+        .route(
+            &at(metadata::AUTHORIZATION),
+            get(authorize::page).post(authorize::decide),
+        )
 }
 
 /// Returns the paths of the listener for metrics.

@@ -12,15 +12,19 @@ use crate::{
     audit::Audit,
     certificates::CurrentCertificate,
     keys::Keys,
+    limits::Limits,
     log::Kind,
     metrics::Metrics,
     settings::{Listen, Settings, StateSettings},
-    state::State,
+    state::{State, StateError},
     validity::Validities,
 };
 
 /// The most requests for tokens that the agent is asked at once: a part of what it answers at once.
 const MINTING: usize = 32;
+
+/// The same for logins.
+const LOGINS: usize = 64;
 
 static UNUSABLE: Kind = Kind::new();
 
@@ -41,6 +45,10 @@ pub struct Service {
     pub audit: Audit,
     /// Turns to ask the agent for a token.
     pub minting: Semaphore,
+    /// Turns to ask the agent about logins, which asks others.
+    pub logins: Semaphore,
+    /// How often strangers may do what costs something.
+    pub limits: Limits,
     /// What the service remembers, if it does.
     pub state: Option<Arc<State>>,
 }
@@ -67,6 +75,8 @@ impl Service {
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
             minting: Semaphore::new(MINTING),
+            logins: Semaphore::new(LOGINS),
+            limits: Limits::new(),
             state,
             agent,
             settings: RwLock::new(Arc::new(settings)),
@@ -81,6 +91,15 @@ impl Service {
     /// Returns the certificate of a listener, by its position.
     pub fn certificate(&self, listener: usize) -> Option<&Arc<CurrentCertificate>> {
         self.certificates.get(listener)?.as_ref()
+    }
+
+    /// Returns the state, which all that has to do with logins needs.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn state(&self) -> Result<&State, StateError> {
+        let none = || StateError::Unavailable("the file has no table state".to_owned());
+        self.state.as_deref().ok_or_else(none)
     }
 
     /// Returns whether the state can be used, or there is none.

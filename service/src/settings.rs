@@ -138,6 +138,11 @@ impl IssuerUrl {
         &self.url
     }
 
+    /// Returns the origin: the URL without its path.
+    pub fn origin(&self) -> &str {
+        &self.url[..self.path]
+    }
+
     /// Returns the path of the URL: empty, or one that begins with a slash.
     pub fn path(&self) -> &str {
         &self.url[self.path..]

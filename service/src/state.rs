@@ -3,6 +3,7 @@
 //! All of them are records of one table in SQLite, or in PostgreSQL if several services share it. The database has only
 //! digests of ids and owners, and sealed values: it is of no use without the key file.
 
+mod cookie;
 mod database;
 mod record;
 pub mod seal;

@@ -29,6 +29,39 @@ pub struct Client {
     pub may_introspect: bool,
     /// Set if it may revoke tokens (RFC 7009).
     pub may_revoke: bool,
+    /// The addresses that a browser may be sent back to, of a public client.
+    pub redirect_uris: Vec<String>,
+}
+
+impl Client {
+    /// Returns whether it proves nothing, as programs of users, which cannot keep a secret (RFC 6749 section 2.1).
+    pub fn is_public(&self) -> bool {
+        matches!(self.proof, Proof::Public)
+    }
+
+    /// Returns whether a browser may be sent back to an address: one of those of the client, to the letter, whatever the port of a
+    /// loopback address (RFC 8252 section 7.3).
+    pub fn redirects_to(&self, address: &str) -> bool {
+        let wanted = without_loopback_port(address);
+        let is_same = |known: &String| known == address || wanted.is_some() && without_loopback_port(known) == wanted;
+        self.redirect_uris.iter().any(is_same)
+    }
+}
+
+/// Returns a loopback address without its port, and what follows; none if it is another address.
+fn without_loopback_port(address: &str) -> Option<(&str, &str)> {
+    let rest = address.strip_prefix("http://")?;
+    let host = ["127.0.0.1", "[::1]", "localhost"]
+        .into_iter()
+        .find(|host| rest.starts_with(host))?;
+    let after = &rest[host.len()..];
+    let (port, path) = after.split_at(after.find('/').unwrap_or(after.len()));
+    let is_port = |digits: &str| digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    match port.strip_prefix(':') {
+        None if port.is_empty() => Some((host, path)),
+        Some(digits) if is_port(digits) => Some((host, path)),
+        _ => None,
+    }
 }
 
 /// How a client proves its identity.
@@ -37,6 +70,8 @@ pub enum Proof {
     Secret([u8; 32]),
     /// By its uid, over a Unix socket.
     Uid(u32),
+    /// Not at all.
+    Public,
 }
 
 impl fmt::Debug for Proof {
@@ -44,6 +79,7 @@ impl fmt::Debug for Proof {
         match self {
             Self::Secret(_) => f.write_str("Secret(…)"),
             Self::Uid(uid) => write!(f, "Uid({uid})"),
+            Self::Public => f.write_str("Public"),
         }
     }
 }
@@ -53,7 +89,7 @@ impl Proof {
     pub fn is_secret(&self, secret: &[u8]) -> bool {
         match self {
             Self::Secret(expected) => verify_slices_are_equal(expected, digest(&SHA256, secret).as_ref()).is_ok(),
-            Self::Uid(_) => false,
+            Self::Uid(_) | Self::Public => false,
         }
     }
 }
@@ -68,6 +104,10 @@ pub(super) struct ClientTable {
     audience: Vec<String>,
     #[serde(default)]
     may: Vec<Permission>,
+    #[serde(default)]
+    public: bool,
+    #[serde(default)]
+    redirect_uris: Vec<String>,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]
@@ -87,7 +127,25 @@ impl ClientTable {
                 "{at}.audience: must name the audiences of the tokens that it may ask about"
             ));
         }
+        if !self.public && !self.redirect_uris.is_empty() {
+            return Err(format!("{at}.redirect-uris: is for public clients: set public = true"));
+        }
+        if self.public && !self.may.is_empty() {
+            return Err(format!(
+                "{at}.may: a public client proves nothing, so it may do nothing for others"
+            ));
+        }
+        for uri in &self.redirect_uris {
+            if uri.contains(['*', ' ', '\\']) {
+                return Err(format!("{at}.redirect-uris: must be whole URLs, without wildcards"));
+            }
+            config::check_url(uri).map_err(|e| format!("{at}.redirect-uris: {e}"))?;
+        }
         let proof = match (self.secret_file, self.user) {
+            (None, None) if self.public => Proof::Public,
+            (Some(_), None) | (None, Some(_)) if self.public => {
+                return Err(format!("{at}.public: set one of secret-file, user and public"));
+            }
             (Some(path), None) => {
                 let read = secure_path::read_private(&path, MAX_SECRET);
                 let bytes = read.map_err(|e| format!("{at}.secret-file: {}: {e}", path.display()))?;
@@ -101,7 +159,7 @@ impl ClientTable {
                 Proof::Secret(expected)
             }
             (None, Some(user)) => Proof::Uid(user.uid().map_err(|e| format!("{at}.user: {e}"))?),
-            _ => return Err(format!("{at}.secret-file: set either secret-file or user")),
+            _ => return Err(format!("{at}.secret-file: set one of secret-file, user and public")),
         };
         Ok(Client {
             may_introspect: self.may.contains(&Permission::Introspect),
@@ -109,6 +167,7 @@ impl ClientTable {
             id: self.id,
             proof,
             audience: self.audience,
+            redirect_uris: self.redirect_uris,
         })
     }
 }

@@ -78,7 +78,7 @@ fn mistakes_name_the_key() {
         ),
         (
             "[[client]]\nid = \"a\"\naudience = [\"a\"]\nmay = [\"revoke\"]",
-            "client[0].secret-file: set either",
+            "client[0].secret-file: set one of",
         ),
         (
             "[[client]]\nid = \"a\"\nuser = 1\naudience = [\"a\"]\nmay = [\"mint\"]",
@@ -110,6 +110,26 @@ fn mistakes_name_the_key() {
         (
             "[legacy]\nheader = \"x-y\"\ndeprecated = \"soon\"",
             "legacy.deprecated: must be a day",
+        ),
+        (
+            "[[client]]\nid = \"a\"\npublic = true\nmay = [\"revoke\"]\naudience = [\"a\"]",
+            "client[0].may: a public client",
+        ),
+        (
+            "[[client]]\nid = \"a\"\npublic = true\nuser = 0",
+            "client[0].public: set one of",
+        ),
+        (
+            "[[client]]\nid = \"a\"\nuser = 0\nredirect-uris = [\"https://a.example.org\"]",
+            "client[0].redirect-uris: is for public",
+        ),
+        (
+            "[[client]]\nid = \"a\"\npublic = true\nredirect-uris = [\"https://*.example.org/\"]",
+            "client[0].redirect-uris: must be whole",
+        ),
+        (
+            "[[client]]\nid = \"a\"\npublic = true\nredirect-uris = [\"http://a.example.org/\"]",
+            "client[0].redirect-uris: must be https",
         ),
         ("[audit]\nfile = \"a\"", "audit.file: must be an absolute path"),
         ("agent-user = true", "agent-user"),

@@ -27,6 +27,10 @@ pub enum Kind {
     Code,
     /// A family of refresh tokens.
     Family,
+    /// The name of a session at the provider of logins.
+    ProviderSession,
+    /// A cookie. It is no record: a browser keeps it.
+    Cookie,
 }
 
 /// A record.
@@ -58,7 +62,15 @@ pub enum StateError {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Session, Self::Device, Self::UserCode, Self::Code, Self::Family];
+    const ALL: [Self; 7] = [
+        Self::Session,
+        Self::Device,
+        Self::UserCode,
+        Self::Code,
+        Self::Family,
+        Self::ProviderSession,
+        Self::Cookie,
+    ];
 
     /// Its number in the database, which never changes.
     pub fn number(self) -> i64 {
@@ -68,6 +80,8 @@ impl Kind {
             Self::UserCode => 3,
             Self::Code => 4,
             Self::Family => 5,
+            Self::ProviderSession => 6,
+            Self::Cookie => 7,
         }
     }
 }
@@ -80,6 +94,8 @@ impl fmt::Display for Kind {
             Self::UserCode => "user-code",
             Self::Code => "code",
             Self::Family => "family",
+            Self::ProviderSession => "provider-session",
+            Self::Cookie => "cookie",
         })
     }
 }

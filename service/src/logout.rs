@@ -1,0 +1,86 @@
+//! The end of sessions: by the user (OpenID Connect RP-Initiated Logout 1.0), and by the provider (Back-Channel Logout 1.0).
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use protocol::{Answer, LoginQuestion, SecretText};
+use zeroize::Zeroizing;
+
+use crate::{
+    cookies,
+    error::OAuthError,
+    failed::Failed,
+    introspect::read_form,
+    login,
+    pages::{Frame, LoggedOut, Page},
+    random,
+    service::Service,
+    session::{self, Current},
+};
+
+/// Ends the session of a browser, and sends it to the provider to log out there, too.
+pub async fn logout(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let settings = service.settings();
+    let ended = async {
+        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
+        let state = service.state()?;
+        let after = format!("{}/logged-out", settings.issuer.url());
+        let mut to = after.clone();
+        if let Some(Current { id, session }) = session::current(state, &headers).await? {
+            if !session.made(&form, &headers, &settings.issuer) {
+                return Err(Failed::Stale);
+            }
+            session::end(state, &id).await?;
+            service.audit.login("logout", &session);
+            if let Some(provider) = &session.end_session {
+                let mut query = form_urlencoded::Serializer::new(String::new());
+                query.append_pair("post_logout_redirect_uri", &after);
+                query.append_pair("state", &random::secret());
+                to = format!("{provider}&{}", query.finish());
+            }
+        }
+        let headers = [
+            (header::SET_COOKIE, cookies::remove(cookies::SESSION)),
+            (header::LOCATION, login::location(&to)?),
+        ];
+        Ok((StatusCode::SEE_OTHER, headers).into_response())
+    };
+    ended.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+/// Shows that the session is over.
+pub async fn page(State(service): State<Arc<Service>>) -> Response {
+    let frame = Frame {
+        base: service.settings().issuer.path().to_owned(),
+        ..Frame::default()
+    };
+    LoggedOut { frame }.response()
+}
+
+/// Ends the sessions that the provider names.
+pub async fn back_channel(
+    State(service): State<Arc<Service>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, OAuthError> {
+    let settings = service.settings();
+    let form = read_form(&headers, &body, &[])?;
+    let token = form
+        .get("logout_token")
+        .ok_or(OAuthError::InvalidRequest("the parameter logout_token is missing"))?;
+    let token = SecretText(Zeroizing::new(token.to_owned()));
+    let state = service.state()?;
+    match login::ask(&service, &settings, LoginQuestion::LogoutToken(token)).await {
+        Ok(Answer::LoggedOut(provider)) => {
+            session::end_of(state, &provider).await?;
+            Ok(StatusCode::OK)
+        }
+        Err(Failed::Refused(_)) => Err(OAuthError::InvalidRequest("the logout_token is not valid")),
+        _ => Err(OAuthError::Unavailable),
+    }
+}

@@ -1,0 +1,138 @@
+//! What belongs to the user who has logged in: the page `/me`, and a token for programs in the browser.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::{
+    Json,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::json;
+
+use crate::{
+    clock::now,
+    error::OAuthError,
+    failed::Failed,
+    families::Family,
+    form::Form,
+    grantee::Grantee,
+    introspect::read_form,
+    login,
+    mint::mint,
+    pages::{Me, Page, SessionRow},
+    service::Service,
+    session::{self, Current, Session},
+    state::Kind,
+    wanted::{REPEATABLE, Wanted},
+};
+
+/// The most sessions and logins that are shown.
+const MOST: u32 = 100;
+
+/// Shows the user what belongs to them.
+pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let settings = service.settings();
+    let shown = async {
+        let state = service.state()?;
+        let Some(Current { id, session }) = session::current(state, &headers).await? else {
+            return Ok(login::required(&settings, "/me"));
+        };
+        let (owner, own) = (session.owner(), digest(&SHA256, id.as_bytes()));
+        let sessions = state.owned::<Session>(Kind::Session, &owner, MOST).await?;
+        let sessions = sessions.into_iter().filter(|(digest, _)| digest != own.as_ref());
+        let sessions = sessions.map(|(digest, stored)| SessionRow {
+            id: URL_SAFE_NO_PAD.encode(digest),
+            client: "Browser".to_owned(),
+            since: stored.value.since,
+            expires: stored.expires,
+        });
+        let families = state.owned::<Family>(Kind::Family, &owner, MOST).await?;
+        let families = families.into_iter().map(|(digest, stored)| SessionRow {
+            id: URL_SAFE_NO_PAD.encode(digest),
+            client: stored.value.client,
+            since: stored.value.since,
+            expires: stored.expires,
+        });
+        let page = Me {
+            frame: session.frame(&settings.issuer),
+            now: now(),
+            sessions: sessions.chain(families).collect(),
+            session_expires: session.expires,
+            user: session.user,
+            uid: session.uid,
+            projects: session.projects,
+            jobs: None,
+            job_login: None,
+        };
+        Ok(page.response())
+    };
+    shown.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+/// Ends another session or login of the user.
+pub async fn end(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let settings = service.settings();
+    let ended = async {
+        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
+        let state = service.state()?;
+        let Some(Current { session, .. }) = session::current(state, &headers).await? else {
+            return Ok(login::required(&settings, "/me"));
+        };
+        if !session.made(&form, &headers, &settings.issuer) {
+            return Err(Failed::Stale);
+        }
+        let digest = form.get("id").and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
+        let digest = digest.ok_or(Failed::Malformed("The parameter id is malformed"))?;
+        for kind in [Kind::Session, Kind::Family] {
+            state.remove_digest(kind, &session.owner(), &digest).await?;
+        }
+        service.audit.login("end", &session);
+        let to = format!("{}/me", settings.issuer.path());
+        Ok((StatusCode::SEE_OTHER, [(header::LOCATION, login::location(&to)?)]).into_response())
+    };
+    ended.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+/// Exchanges the session of a browser for a token, for a page of the same origin.
+pub async fn token(
+    State(service): State<Arc<Service>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, OAuthError> {
+    let settings = service.settings();
+    // Forms of other sites cannot send the one, and scripts of other sites neither.
+    let is_same_origin = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin")
+        || headers.contains_key("x-requested-with");
+    let is_foreign = headers
+        .get(header::ORIGIN)
+        .is_some_and(|origin| origin != settings.issuer.origin());
+    if !is_same_origin || is_foreign {
+        return Err(OAuthError::InvalidRequest(
+            "the request must be of a page of this origin, or have the header X-Requested-With",
+        ));
+    }
+    let form = match body.is_empty() {
+        true => Form::default(),
+        false => read_form(&headers, &body, &REPEATABLE)?,
+    };
+    let wanted = Wanted::read(&settings, &form)?;
+    let state = service.state()?;
+    let current = session::current(state, &headers).await?;
+    let Some(Current { session, .. }) = current else {
+        return Err(OAuthError::InvalidGrant("the browser is not logged in".to_owned()));
+    };
+    let request = wanted.request(Grantee::of(&session).evidence(), None);
+    let minted = mint(&service, &settings, "exchange", request).await?;
+    let answer = json!({
+        "token": *minted.token.0,
+        "access_token": *minted.token.0,
+        "token_type": "Bearer",
+        "expires_in": minted.expires_in(),
+        "scope": minted.claims.scope().map(|scope| scope.as_str()),
+    });
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response())
+}

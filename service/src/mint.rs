@@ -1,0 +1,96 @@
+//! Has the agent mint tokens, and answers with them (RFC 6749 section 5.1).
+
+use axum::{
+    Json,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use protocol::{Answer, Denial, DenialCode, IssuerQuestion, MintRequest, Question, SecretText};
+use serde_json::{Value, json};
+use token::Claims;
+use zeroize::Zeroizing;
+
+use crate::{audit::Event, clock::now, error::OAuthError, log::Kind, service::Service, settings::Settings};
+
+static UNMINTED: Kind = Kind::new();
+
+/// A token that was minted.
+pub struct Minted {
+    /// The token.
+    pub token: SecretText,
+    /// Its claims.
+    pub claims: Claims,
+}
+
+impl Minted {
+    /// Returns the time that it is valid for, in seconds.
+    pub fn expires_in(&self) -> u64 {
+        (self.claims.exp().seconds() as u64).saturating_sub(now())
+    }
+}
+
+/// Has the agent mint a token. `event` is its name in the audit stream.
+///
+/// # Errors
+/// [`OAuthError`].
+pub async fn mint(
+    service: &Service,
+    settings: &Settings,
+    event: &'static str,
+    request: MintRequest,
+) -> Result<Minted, OAuthError> {
+    let client = request.client.clone();
+    // A MUNGE credential is good once: a question that may have been received is not sent again.
+    let question = Question::Issuer {
+        name: settings.issuer.url().to_owned(),
+        question: IssuerQuestion::Mint(request),
+    };
+    // Whoever asks for tokens delays nobody who asks whether tokens are valid.
+    let _turn = service.minting.try_acquire().map_err(|_| OAuthError::Unavailable)?;
+    let token = match service.agent.ask_once(question).await {
+        Ok(Answer::Minted(token)) => token,
+        Ok(Answer::Denied(Denial { code, text })) => {
+            return Err(match code {
+                DenialCode::InvalidGrant => OAuthError::InvalidGrant(text),
+                DenialCode::InvalidTarget => OAuthError::InvalidTarget(text),
+                DenialCode::InvalidScope => OAuthError::InvalidScope(text),
+                DenialCode::UnauthorizedClient => {
+                    OAuthError::UnauthorizedClient("no grant allows this client or kind of proof")
+                }
+            });
+        }
+        Ok(_) => return Err(OAuthError::Unavailable),
+        Err(e) => {
+            UNMINTED.log(format_args!("a token could not be minted: {e}"));
+            return Err(OAuthError::Unavailable);
+        }
+    };
+    // Its key may be newer than those that are known here.
+    let claims = service.keys.verify(&token.0).await;
+    let claims = claims.map_err(|_| OAuthError::Unavailable)?;
+    service.audit.write(&Event::new(event, client.as_deref(), &claims));
+    Ok(Minted { token, claims })
+}
+
+/// Returns the answer with a token.
+pub fn respond(minted: &Minted, issued_type: Option<&str>, refresh: Option<Zeroizing<String>>) -> Response {
+    let mut body = json!({
+        "access_token": *minted.token.0,
+        "token_type": "Bearer",
+        "expires_in": minted.expires_in(),
+        "scope": minted.claims.scope().map(|scope| scope.as_str()),
+    });
+    if let Some(issued) = issued_type {
+        body["issued_token_type"] = json!(issued);
+    }
+    if let Some(refresh) = refresh {
+        body["refresh_token"] = json!(*refresh);
+    }
+    answer(&body)
+}
+
+/// Returns an answer that nobody keeps.
+pub fn answer(body: &Value) -> Response {
+    let no_store = [(header::CACHE_CONTROL, "no-store"), (header::PRAGMA, "no-cache")];
+    (no_store, Json(body)).into_response()
+}
