@@ -77,6 +77,10 @@ fn missing(what: &str) -> Option<&'static str> {
             "munged is not installed: install the package munge",
         ),
         "openssl" => (runs("openssl", "version"), "openssl is not installed"),
+        "nginx" => (
+            Path::new("/usr/sbin/nginx").exists(),
+            "nginx is not installed: install the package nginx-light",
+        ),
         "postgresql" => (
             fs::read_dir("/usr/lib/postgresql").is_ok_and(|mut versions| {
                 versions.any(|version| version.is_ok_and(|version| version.path().join("bin/initdb").exists()))
@@ -97,7 +101,7 @@ fn missing(what: &str) -> Option<&'static str> {
         ),
         "valgrind" => (runs("valgrind", "--version"), "valgrind is not installed"),
         _ => panic!(
-            "needs({what}): known are flux, fuse, munged, openssl, postgresql, root, setpriv, tmpfs and valgrind"
+            "needs({what}): known are flux, fuse, munged, nginx, openssl, postgresql, root, setpriv, tmpfs and valgrind"
         ),
     };
     (!present).then_some(reason)
