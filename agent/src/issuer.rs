@@ -13,7 +13,7 @@ use std::{
 
 use delivery::{Engine, Refusal, denied};
 use protocol::{
-    Answer, DenialCode, Evidence, IssuerQuestion, KeyFigures, MintRequest, SecretText, TokenFacts, Validity,
+    Answer, DenialCode, Evidence, IssuerQuestion, KeyFigures, MintRequest, SecretText, Subject, TokenFacts, Validity,
 };
 use seal::ExposeSecret;
 use serde_json::{Map, Value, json};
@@ -156,10 +156,16 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Checks whether tokens are still valid.
+/// Knows whether tokens are still valid, and whose they are.
 pub trait Checks: Sync {
     /// Returns whether a token is still valid.
     fn check(&self, token: TokenFacts) -> impl Future<Output = Validity> + Send;
+
+    /// Returns the jobs of a user that hold tokens.
+    fn held(&self, uid: u32) -> impl Future<Output = Answer> + Send;
+
+    /// Revokes tokens, and keeps that for so many seconds.
+    fn revoke(&self, subject: Subject, keep_secs: u64) -> impl Future<Output = Answer> + Send;
 }
 
 /// Answers a question to the issuer of a name, with the engine of its configuration.
@@ -186,7 +192,7 @@ pub async fn answer(
             Err(Refusal::Denied(denial)) => Answer::Denied(denial),
             Err(Refusal::Unknown(why)) => failed(why),
         },
-        IssuerQuestion::Login(question) => login::answer(&issuer, &engine, question).await,
+        IssuerQuestion::Login(question) => login::answer(&issuer, &engine, checks, question).await,
     }
 }
 

@@ -204,6 +204,15 @@ impl Checks for Instances {
             None => self.ask_job(&job).await,
         }
     }
+
+    async fn held(&self, uid: u32) -> Answer {
+        Answer::Held(self.held_by(uid).await)
+    }
+
+    async fn revoke(&self, subject: Subject, keep_secs: u64) -> Answer {
+        let stores = self.stores().into_iter().map(|(_, store)| store).collect();
+        revoke(stores, vec![subject], keep_secs).await
+    }
 }
 
 /// Checks that a question is of this release.

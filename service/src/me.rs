@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use protocol::{Answer, LoginQuestion, Question, UserRequest};
 use serde_json::json;
 
 use crate::{
@@ -23,15 +24,30 @@ use crate::{
     introspect::read_form,
     login,
     mint::mint,
-    pages::{Me, Page, SessionRow},
+    pages::{JobLoginRow, Me, Page, SessionRow},
     service::Service,
     session::{self, Current, Session},
+    settings::Settings,
     state::Kind,
     wanted::{REPEATABLE, Wanted},
 };
 
 /// The most sessions and logins that are shown.
 const MOST: u32 = 100;
+
+/// The name of the login for jobs in forms.
+const JOB_LOGIN: &str = "job-login";
+
+impl JobLoginRow {
+    fn since(since: u64) -> Self {
+        Self {
+            id: JOB_LOGIN.to_owned(),
+            since,
+            expires: None,
+            problem: None,
+        }
+    }
+}
 
 /// Shows the user what belongs to them.
 pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
@@ -57,6 +73,14 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
             since: stored.value.since,
             expires: stored.expires,
         });
+        let jobs = match service.agent.ask(|| Question::Held { uid: session.uid }).await {
+            Ok(Answer::Held(held)) => Some(held),
+            Ok(_) | Err(_) => None,
+        };
+        let job_login = match ask(&service, &settings, &session, UserRequest::JobLogin).await {
+            Ok(Answer::JobLogin(since)) => since.map(JobLoginRow::since),
+            _ => None,
+        };
         let page = Me {
             frame: session.frame(&settings.issuer),
             now: now(),
@@ -65,12 +89,56 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
             user: session.user,
             uid: session.uid,
             projects: session.projects,
-            jobs: None,
-            job_login: None,
+            jobs,
+            job_login,
         };
         Ok(page.response())
     };
     shown.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+/// Asks the agent for the user of a session.
+async fn ask(
+    service: &Service,
+    settings: &Settings,
+    session: &Session,
+    request: UserRequest,
+) -> Result<Answer, Failed> {
+    let ticket = session.ticket.clone();
+    login::ask(service, settings, LoginQuestion::User { ticket, request }).await
+}
+
+/// Revokes the tokens of a job of the user.
+pub async fn revoke(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let settings = service.settings();
+    let revoked = async {
+        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
+        let Some(Current { session, .. }) = session::current(service.state()?, &headers).await? else {
+            return Ok(login::required(&settings, "/me"));
+        };
+        if !session.made(&form, &headers, &settings.issuer) {
+            return Err(Failed::Stale);
+        }
+        let (instance, jobid) = (form.get("instance"), form.get("jobid").and_then(|id| id.parse().ok()));
+        let (Some(instance), Some(jobid)) = (instance.map(str::to_owned), jobid) else {
+            return Err(Failed::Malformed("The parameters name no job"));
+        };
+        match ask(&service, &settings, &session, UserRequest::Revoke { instance, jobid }).await? {
+            Answer::Revoked => {
+                service.audit.login("revoke-job", &session);
+                back(&settings)
+            }
+            _ => Err(Failed::Unavailable),
+        }
+    };
+    revoked
+        .await
+        .unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+fn back(settings: &Settings) -> Result<Response, Failed> {
+    let to = format!("{}/me", settings.issuer.path());
+    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, login::location(&to)?)]).into_response())
 }
 
 /// Ends another session or login of the user.
@@ -85,14 +153,17 @@ pub async fn end(State(service): State<Arc<Service>>, headers: HeaderMap, body: 
         if !session.made(&form, &headers, &settings.issuer) {
             return Err(Failed::Stale);
         }
+        service.audit.login("end", &session);
+        if form.get("id") == Some(JOB_LOGIN) {
+            ask(&service, &settings, &session, UserRequest::EndJobLogin).await?;
+            return back(&settings);
+        }
         let digest = form.get("id").and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
         let digest = digest.ok_or(Failed::Malformed("The parameter id is malformed"))?;
         for kind in [Kind::Session, Kind::Family] {
             state.remove_digest(kind, &session.owner(), &digest).await?;
         }
-        service.audit.login("end", &session);
-        let to = format!("{}/me", settings.issuer.path());
-        Ok((StatusCode::SEE_OTHER, [(header::LOCATION, login::location(&to)?)]).into_response())
+        back(&settings)
     };
     ended.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }

@@ -96,6 +96,7 @@ fn logins(base: &str) -> Router<Arc<Service>> {
         .route(&at("/backchannel-logout"), post(logout::back_channel))
         .route(&at("/me"), get(me::page))
         .route(&at("/me/end"), post(me::end))
+        .route(&at("/me/revoke"), post(me::revoke))
         .route(&at("/session/token"), post(me::token))
         .route(&at("/device"), get(device::page).post(device::decide))
         .route(&at(metadata::JOB_LOGIN), post(job_login::job_login))

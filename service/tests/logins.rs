@@ -534,6 +534,51 @@ fn a_login_for_jobs_is_of_the_user_whose_jobs_they_are() {
 }
 
 #[test]
+fn a_user_sees_the_jobs_that_hold_tokens_and_revokes_them() {
+    let service = service_with_logins();
+    let job = protocol::JobFacts {
+        instance: "hpc".to_owned(),
+        jobid: 17,
+        uid: 1000,
+    };
+    service.agent.set(|answers| {
+        answers.held = vec![protocol::Held {
+            job,
+            name: "17-<b>canary".to_owned(),
+            variables: vec!["DW_WORKFLOW_TOKEN".to_owned()],
+            expires_at: None,
+            renew_at: None,
+        }];
+        answers.logins.for_jobs = vec!["alice".to_owned()];
+    });
+    let mut browser = Browser::new(&service);
+    browser.log_in("alice");
+    let page = browser.get("/me");
+    assert!(
+        page.body.contains("DW_WORKFLOW_TOKEN") && !page.body.contains("<b>canary"),
+        "{page:?}"
+    );
+    let fields = hidden_fields(&page, "/me/revoke");
+    assert!(
+        fields.contains("instance=hpc") && fields.contains("jobid=17"),
+        "{fields}"
+    );
+    assert_eq!(
+        browser.post_with("/me/revoke", "instance=hpc&jobid=17", &[]).status,
+        400
+    );
+    assert_eq!(browser.submit(&page, "/me/revoke", "").status, 303);
+    assert_eq!(
+        service.agent.get(|answers| answers.logins.revoked.clone()),
+        ["alice hpc 17"]
+    );
+    // The login for jobs is ended there, too.
+    assert!(fields.contains("csrf=") && page.body.contains("job-login"));
+    assert_eq!(browser.submit(&page, "/me/end", "").status, 303);
+    assert_eq!(service.agent.get(|answers| answers.logins.for_jobs.len()), 0);
+}
+
+#[test]
 fn the_provider_ends_sessions() {
     let service = service_with_logins();
     let (mut alice, mut other, mut bob) = (Browser::new(&service), Browser::new(&service), Browser::new(&service));

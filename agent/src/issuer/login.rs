@@ -10,8 +10,8 @@ use std::{
 
 use delivery::{Engine, Granted, Refusal, denied};
 use protocol::{
-    Answer, Bound, DenialCode, FinishLogin, JobLogin, LoggedIn, LoginQuestion, MintRequest, SecretText, TokenFacts,
-    Validity,
+    Answer, Bound, DenialCode, FinishLogin, Held, JobLogin, LoggedIn, LoginQuestion, MintRequest, SecretText, Subject,
+    TokenFacts, UserRequest, Validity,
 };
 use seal::ExposeSecret;
 use serde_json::{Value, json};
@@ -31,14 +31,26 @@ const BINDING: &str = "workflow-token-binding+jwt";
 /// The time that a user has to log in for jobs.
 const BINDING_LIFETIME: Duration = Duration::from_secs(900);
 
+/// For how long the revocation of tokens is kept whose expiry is not known, in seconds: 30 days.
+const UNKNOWN: u64 = 30 * 86_400;
+
+/// For how long it is kept beyond the expiry of the tokens, in seconds: the difference of clocks.
+const CLOCKS: u64 = 600;
+
 /// Answers a question about logins.
-pub(super) async fn answer(issuer: &Arc<Issuer>, engine: &Engine, question: LoginQuestion) -> Answer {
+pub(super) async fn answer(
+    issuer: &Arc<Issuer>,
+    engine: &Engine,
+    checks: &impl Checks,
+    question: LoginQuestion,
+) -> Answer {
     let answered = match question {
         LoginQuestion::Begin(begin) => engine.login_address(&begin).await.map(Answer::LoginAt),
         LoginQuestion::Finish(finish) => log_in(issuer, engine, &finish).await,
         LoginQuestion::LogoutToken(token) => engine.logged_out(&token).await.map(Answer::LoggedOut),
         LoginQuestion::Bind(credential) => bind(issuer, engine, &credential).await,
         LoginQuestion::JobLogin { request, credential } => job_login(issuer, engine, request, &credential).await,
+        LoginQuestion::User { ticket, request } => user(issuer, engine, checks, &ticket, request).await,
     };
     answered.unwrap_or_else(|refusal| match refusal {
         Refusal::Denied(denial) => Answer::Denied(denial),
@@ -116,13 +128,51 @@ async fn job_login(
     let store = store(engine)?;
     let (owner, _) = engine.bound(&issuer.name, request, credential).await?;
     let uid = owner.uid();
-    let since = in_time(move || match request {
-        JobLogin::End => store.remove(uid).map(|()| None),
-        JobLogin::Begin | JobLogin::Status => store.since(uid),
-    });
-    let since = since.await?.map_err(|e| Refusal::Unknown(e.to_string()))?;
+    match request {
+        JobLogin::End => end(store, uid).await,
+        JobLogin::Begin | JobLogin::Status => since(store, uid).await,
+    }
+}
+
+async fn end(store: LoginStore, uid: u32) -> Result<Answer, Refusal> {
+    let ended = in_time(move || store.remove(uid)).await?;
+    ended.map_err(|e| Refusal::Unknown(e.to_string()))?;
+    Ok(Answer::JobLogin(None))
+}
+
+async fn since(store: LoginStore, uid: u32) -> Result<Answer, Refusal> {
+    let since = in_time(move || store.since(uid)).await?;
+    let since = since.map_err(|e| Refusal::Unknown(e.to_string()))?;
     let seconds = |since: SystemTime| since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Ok(Answer::JobLogin(since.map(seconds)))
+}
+
+/// Answers a user with a ticket.
+async fn user(
+    issuer: &Arc<Issuer>,
+    engine: &Engine,
+    checks: &impl Checks,
+    ticket: &SecretText,
+    request: UserRequest,
+) -> Result<Answer, Refusal> {
+    let uid = uid(&active(issuer, checks, ticket).await?)?;
+    match (request, engine.login_store()) {
+        (UserRequest::JobLogin | UserRequest::EndJobLogin, None) => Ok(Answer::JobLogin(None)),
+        (UserRequest::JobLogin, Some(store)) => since(store, uid).await,
+        (UserRequest::EndJobLogin, Some(store)) => end(store, uid).await,
+        (UserRequest::Revoke { instance, jobid }, _) => {
+            let Answer::Held(held) = checks.held(uid).await else {
+                return Err(Refusal::Unknown("the jobs of the user are not known".to_owned()));
+            };
+            let is_this = |held: &&Held| held.job.jobid == jobid && held.job.instance == instance;
+            let none = || denied(DenialCode::InvalidGrant, "you have no such job that holds tokens");
+            let held = held.iter().find(is_this).ok_or_else(none)?;
+            // Its tokens have expired then, or the job has ended.
+            let keep = held.expires_at.map_or(UNKNOWN, |at| at.saturating_sub(now()) + CLOCKS);
+            let instance = Some(instance);
+            Ok(checks.revoke(Subject::Job { instance, jobid }, keep).await)
+        }
+    }
 }
 
 /// Decides about a request of a user with a ticket.
@@ -133,20 +183,22 @@ pub(super) async fn grant(
     request: &MintRequest,
     ticket: &SecretText,
 ) -> Result<Granted, Refusal> {
-    let claims = verified(issuer, TICKET, ticket).await?;
-    let facts = TokenFacts::of(&claims).unwrap_or_default();
-    match checks.check(facts).await {
-        Validity::Active => {}
-        Validity::Unknown(why) => return Err(Refusal::Unknown(why)),
-        Validity::Revoked | Validity::Ended(_) => {
-            return Err(denied(DenialCode::InvalidGrant, "the login was revoked").into());
-        }
-    }
+    let claims = active(issuer, checks, ticket).await?;
     let provider = claims.get("provider");
     let provider = provider.as_ref().and_then(Value::as_str).unwrap_or_default();
     let left = claims.exp().seconds() - NumericDate::from(SystemTime::now()).seconds();
     let left = Duration::try_from_secs_f64(left).unwrap_or_default();
     engine.grant_to_login(request, provider, uid(&claims)?, left).await
+}
+
+/// Returns the claims of a ticket that was not revoked.
+async fn active(issuer: &Arc<Issuer>, checks: &impl Checks, ticket: &SecretText) -> Result<Claims, Refusal> {
+    let claims = verified(issuer, TICKET, ticket).await?;
+    match checks.check(TokenFacts::of(&claims).unwrap_or_default()).await {
+        Validity::Active => Ok(claims),
+        Validity::Unknown(why) => Err(Refusal::Unknown(why)),
+        Validity::Revoked | Validity::Ended(_) => Err(denied(DenialCode::InvalidGrant, "the login was revoked").into()),
+    }
 }
 
 fn store(engine: &Engine) -> Result<LoginStore, Refusal> {

@@ -18,6 +18,28 @@ impl Checks for Known {
             _ => Validity::Active,
         }
     }
+
+    async fn held(&self, uid: u32) -> Answer {
+        let job = protocol::JobFacts {
+            instance: "hpc".to_owned(),
+            jobid: 7,
+            uid,
+        };
+        let held = protocol::Held {
+            job,
+            name: "7".to_owned(),
+            variables: Vec::new(),
+            expires_at: None,
+            renew_at: None,
+        };
+        Answer::Held(if uid == 0 { vec![held] } else { Vec::new() })
+    }
+
+    async fn revoke(&self, subject: Subject, _: u64) -> Answer {
+        let instance = Some("hpc".to_owned());
+        assert_eq!(subject, Subject::Job { instance, jobid: 7 });
+        Answer::Revoked
+    }
 }
 
 /// An issuer with grants, and its engine.

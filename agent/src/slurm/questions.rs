@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use protocol::{Answer, Ask, JobEnd, Question, TokenFacts, Validity};
+use protocol::{Answer, Ask, JobEnd, Question, Subject, TokenFacts, Validity};
 
 use super::{Current, Site, reports, store::in_store};
 use crate::{
@@ -56,6 +56,14 @@ impl Checks for Jobs<'_> {
                 Err(e) => Validity::Unknown(e),
             },
         }
+    }
+
+    async fn held(&self, uid: u32) -> Answer {
+        reports::held(self.site, self.current, uid).await
+    }
+
+    async fn revoke(&self, subject: Subject, keep_secs: u64) -> Answer {
+        validity::revoke(vec![self.current.revocations.clone()], vec![subject], keep_secs).await
     }
 }
 

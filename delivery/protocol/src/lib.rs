@@ -29,7 +29,7 @@ pub use failure::{Code, Failure};
 pub use figures::{Count, DUE, Figures, Held, KeyFigures, Latency, MAX_HELD, SourceFigures};
 pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode, receive};
 pub use login::{
-    BeginLogin, Bound, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession, job_login_payload,
+    BeginLogin, Bound, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession, UserRequest, job_login_payload,
 };
 pub use validity::{
     Answer, Ask, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, MintRequest,

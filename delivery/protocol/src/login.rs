@@ -23,6 +23,29 @@ pub enum LoginQuestion {
         /// The credential.
         credential: SecretText,
     },
+    /// A request of a user who has logged in.
+    User {
+        /// [`LoggedIn::ticket`].
+        ticket: SecretText,
+        /// The request.
+        request: UserRequest,
+    },
+}
+
+/// A request of a user who has logged in, about what belongs to this user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserRequest {
+    /// Whether a login serves the jobs of the user.
+    JobLogin,
+    /// To end that login.
+    EndJobLogin,
+    /// To revoke the tokens of a job.
+    Revoke {
+        /// The instance of Flux, or the cluster of Slurm.
+        instance: String,
+        /// The job id.
+        jobid: u64,
+    },
 }
 
 /// A login that begins. All texts are of the service, which keeps them until the end.

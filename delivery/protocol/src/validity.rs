@@ -131,7 +131,7 @@ pub enum DenialCode {
 pub enum Answer {
     /// To [`Question::Check`].
     Validity(Validity),
-    /// To [`Question::Revoke`].
+    /// To [`Question::Revoke`], and to [`LoginQuestion::User`] that revokes.
     Revoked,
     /// To [`IssuerQuestion::PublicKeys`]: a JWK Set (RFC 7517 section 5).
     PublicKeys(String),
@@ -151,7 +151,7 @@ pub enum Answer {
     LoggedOut(ProviderSession),
     /// To [`LoginQuestion::Bind`].
     Bound(Bound),
-    /// To [`LoginQuestion::JobLogin`]: when the login began or was last used, in seconds since 1970-01-01T00:00:00Z; none if there
+    /// To [`LoginQuestion::JobLogin`] and [`LoginQuestion::User`]: when the login began or was last used, in seconds since 1970-01-01T00:00:00Z; none if there
     /// is none.
     JobLogin(Option<u64>),
     /// To [`Question::Held`], at most [`MAX_HELD`](crate::MAX_HELD).

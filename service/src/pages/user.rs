@@ -46,8 +46,6 @@ pub struct SessionRow {
 pub struct JobLoginRow {
     /// Its name in the form.
     pub id: String,
-    /// The provider that the user has logged in to.
-    pub provider: String,
     /// When it began.
     pub since: u64,
     /// When it ends, if that is known.

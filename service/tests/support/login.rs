@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use protocol::{
     Answer, BeginLogin, Bound, Denial, DenialCode, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession,
-    SecretText,
+    SecretText, UserRequest,
 };
 
 use super::{Response, Service, write_private};
@@ -23,6 +23,8 @@ pub struct Logins {
     begun: HashMap<String, BeginLogin>,
     /// For whose jobs users have logged in.
     pub for_jobs: Vec<String>,
+    /// Whose tokens of which jobs users have revoked.
+    pub revoked: Vec<String>,
     /// The lifetime of logins, in seconds; an hour by default.
     pub lifetime: Option<u64>,
 }
@@ -54,6 +56,18 @@ impl Logins {
                 let user = credential.strip_prefix("MUNGE:canary-secret-").unwrap().to_owned();
                 let proof = SecretText(format!("canary-secret-proof-{user}").into());
                 Answer::Bound(Bound { user, proof })
+            }
+            LoginQuestion::User { ticket, request } => {
+                let user = ticket.0.strip_prefix("canary-secret-ticket-").unwrap();
+                match request {
+                    UserRequest::EndJobLogin => self.for_jobs.retain(|other| other != user),
+                    UserRequest::JobLogin => {}
+                    UserRequest::Revoke { instance, jobid } => {
+                        self.revoked.push(format!("{user} {instance} {jobid}"));
+                        return Answer::Revoked;
+                    }
+                }
+                Answer::JobLogin(self.for_jobs.iter().any(|other| other == user).then_some(1000))
             }
             LoginQuestion::JobLogin {
                 request,

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use protocol::{BeginLogin, Evidence, IssuerQuestion};
+use protocol::{BeginLogin, Evidence, IssuerQuestion, Subject};
 use token::{Algorithm, Grant, SigningKey};
 
 use super::*;
@@ -235,12 +235,54 @@ async fn a_login_that_was_revoked_gets_no_tokens() {
             assert!(token.jti.is_some() && token.iat.is_some());
             Validity::Revoked
         }
+
+        async fn held(&self, _: u32) -> Answer {
+            Answer::Held(Vec::new())
+        }
+
+        async fn revoke(&self, _: Subject, _: u64) -> Answer {
+            Answer::Revoked
+        }
     }
     let site = start();
     let login = logged_in(&site).await;
     let question = IssuerQuestion::Mint(request(Evidence::Login(login.ticket)));
     let answer = crate::issuer::answer(Some(site.known.clone()), &Revoked, ISSUER, question).await;
     assert!(matches!(answer, Answer::Denied(denial) if denial.text.contains("revoked")));
+}
+
+#[tokio::test]
+async fn a_user_revokes_the_tokens_of_own_jobs_only() {
+    let site = start();
+    let login = logged_in(&site).await;
+    let revoke = async |ticket: &SecretText, instance: &str, jobid| {
+        let (ticket, instance) = (ticket.clone(), instance.to_owned());
+        let request = UserRequest::Revoke { instance, jobid };
+        ask(
+            &site.known,
+            IssuerQuestion::Login(LoginQuestion::User { ticket, request }),
+        )
+        .await
+    };
+    assert_eq!(revoke(&login.ticket, "hpc", 7).await, Answer::Revoked);
+    for (instance, jobid) in [("hpc", 8), ("other", 7)] {
+        assert!(matches!(
+            revoke(&login.ticket, instance, jobid).await,
+            Answer::Denied(_)
+        ));
+    }
+    let other = SecretText(Zeroizing::new(token(&site.known.0, Grant::Cluster)));
+    assert!(matches!(revoke(&other, "hpc", 7).await, Answer::Denied(_)));
+    let ticket = login.ticket;
+    for request in [UserRequest::JobLogin, UserRequest::EndJobLogin] {
+        let ticket = ticket.clone();
+        let answer = ask(
+            &site.known,
+            IssuerQuestion::Login(LoginQuestion::User { ticket, request }),
+        )
+        .await;
+        assert_eq!(answer, Answer::JobLogin(None), "the site keeps none");
+    }
 }
 
 #[tokio::test]
