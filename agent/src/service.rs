@@ -285,6 +285,12 @@ mod tests {
     }
 
     #[test]
+    fn the_service_may_ask_for_what_people_see() {
+        assert_eq!(refusal(&Question::Held { uid: 0 }), None);
+        assert_eq!(refusal(&Question::Figures), None);
+    }
+
+    #[test]
     fn a_user_that_does_not_exist_is_named() {
         assert_eq!(uid_of(&Principal::Id(7)), Ok(7));
         assert_eq!(uid_of(&Principal::Name("root".to_owned())), Ok(0));

@@ -129,6 +129,8 @@ impl Plot {
         values: Vec<Value>,
     ) -> Self {
         let highest = highest(&values);
+        // Without a column there is nothing to see.
+        let values = if highest == 0 { Vec::new() } else { values };
         let step = WIDTH / row(values.len()).max(1);
         let (most, above, below) = COLUMN;
         let bars = values.into_iter().enumerate().map(|(index, value)| {
