@@ -1,8 +1,5 @@
 //! HTTP as the sources speak it: over verified TLS, with bounds on all that comes back.
 //!
-//! The client speaks HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and
-//! one that hangs does not hold up the others. Redirects are not followed: what is sent has secrets in it.
-//!
 //! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands:
 //! the buffers of hyper and rustls, which live as long as their connection.
 
@@ -16,23 +13,15 @@ use std::{
 };
 
 use http::{
-    Request, Response, StatusCode, Uri,
+    Request, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_ENCODING, HeaderMap, RETRY_AFTER},
 };
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError};
 use hyper::body::{Body, Bytes};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{HttpConnector, proxy::Tunnel},
-    },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::TcpStream;
-use tower::{BoxError, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower::BoxError;
 use zeroize::Zeroizing;
+
+pub(crate) use http_client::{Http, Transport, bounded, client};
 
 pub(crate) use self::{
     error::{Peer, Retry, SourceError, causes, quote},
@@ -42,72 +31,8 @@ pub(crate) use self::{
 /// The header `User-Agent` of each request.
 pub(crate) const USER_AGENT: &str = concat!("flux-workflow-token/", env!("CARGO_PKG_VERSION"));
 
-/// The time that an idle connection is kept.
-const IDLE: Duration = Duration::from_secs(60);
-
-/// After what time a peer that is silent is asked whether it is there, so that one that was cut off is not used again.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
 /// The memory that a body is begun with, in bytes, where the server does not say how long it is.
 const FIRST_BODY: usize = 16 << 10;
-
-/// The client that sends requests with bodies of the type `B`.
-pub(crate) type Http<B = Full<Bytes>> = Client<HttpsConnector<Route>, B>;
-
-/// Settings for connections to a server.
-pub(crate) struct Transport {
-    pub tls: ClientConfig,
-    /// The name that the server's certificate must be for, if not the host.
-    pub server_name: Option<ServerName<'static>>,
-    /// The proxy that is asked for a tunnel to it (RFC 9110, section 9.3.6).
-    pub proxy: Option<Uri>,
-    /// Allows a server without TLS. The caller checks that it is on this node.
-    pub plain: bool,
-    /// The number of idle connections that are kept.
-    pub idle: usize,
-}
-
-/// Makes a client, which connects to nobody yet.
-pub(crate) fn client<B>(way: Transport) -> Http<B>
-where
-    B: Body + Send,
-    B::Data: Send,
-{
-    let tls = HttpsConnectorBuilder::new().with_tls_config(way.tls);
-    let mut tls = if way.plain {
-        tls.https_or_http()
-    } else {
-        tls.https_only()
-    };
-    if let Some(name) = way.server_name {
-        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
-    }
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(way.idle)
-        .build(tls.enable_http1().wrap_connector(route(way.proxy)))
-}
-
-/// Connects to a server: through a proxy if there is one, but not to a server on this node.
-type Route = BoxCloneSyncService<Uri, TokioIo<TcpStream>, BoxError>;
-
-fn route(proxy: Option<Uri>) -> Route {
-    let mut direct = HttpConnector::new();
-    direct.enforce_http(false);
-    direct.set_nodelay(true);
-    direct.set_keepalive(Some(KEEPALIVE));
-    let tunnel = proxy.map(|proxy| Tunnel::new(proxy, direct.clone()));
-    BoxCloneSyncService::new(service_fn(move |to: Uri| {
-        let (direct, tunnel) = (direct.clone(), tunnel.clone());
-        async move {
-            match tunnel {
-                Some(tunnel) if to.scheme_str() == Some("https") => tunnel.oneshot(to).await.map_err(BoxError::from),
-                _ => direct.oneshot(to).await.map_err(BoxError::from),
-            }
-        }
-    }))
-}
 
 /// The reply of a server.
 pub(crate) struct HttpReply {
@@ -216,12 +141,6 @@ pub(crate) async fn exchange(
 /// Returns a body in memory that is zeroized.
 pub(crate) fn body(bytes: Zeroizing<Vec<u8>>) -> Full<Bytes> {
     Full::new(Bytes::from_owner(bytes))
-}
-
-/// A body of at most `max` bytes. One that is declared longer fails at once.
-pub(crate) fn bounded<B: Body>(body: B, max: usize) -> Limited<B> {
-    let is_longer = body.size_hint().lower() > max as u64;
-    Limited::new(body, if is_longer { 0 } else { max })
 }
 
 async fn collect<B>(body: B, max: usize, peer: &Peer) -> Result<Zeroizing<Vec<u8>>, SourceError>
