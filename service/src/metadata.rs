@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     error::OAuthError,
@@ -60,6 +60,9 @@ pub const AUTHORIZATION: &str = "/authorize";
 /// The path of metadata of protected services, before their names.
 pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
+/// The path of the settings of the public client.
+pub const PUBLIC_CLIENT: &str = "/.well-known/workflow-token-client";
+
 /// For how long clients may keep metadata and keys: shorter than a key is published before it signs.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
@@ -68,9 +71,17 @@ const AUTHENTICATION: [&str; 2] = ["client_secret_basic", "client_secret_post"];
 
 /// Returns the metadata of the issuer.
 pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAuthError> {
-    let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
-    let metadata = metadata(&service.settings(), &keys, service.agent.uid(), service.state.is_some());
+    let metadata = document(&service).ok_or(OAuthError::Unavailable)?;
     Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
+}
+
+/// Returns the metadata that clients find. None if the keys are not known.
+pub fn document(service: &Service) -> Option<Map<String, Value>> {
+    let keys = service.keys.known()?;
+    match metadata(&service.settings(), &keys, service.agent.uid(), service.state.is_some()) {
+        Value::Object(members) => Some(members),
+        _ => None,
+    }
 }
 
 fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_logins: bool) -> Value {
@@ -112,6 +123,23 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_
         ]);
     }
     metadata
+}
+
+/// Returns what a command-line tool needs to log in, by the names that client metadata have (RFC 7591 section 2).
+pub async fn public_client(State(service): State<Arc<Service>>) -> Response {
+    let settings = service.settings();
+    let Some(client) = &settings.public_client else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let body = json!({
+        "client_id": client.id,
+        "redirect_uris": client.redirect_uris,
+        "scope": client.scopes.join(" "),
+        "audience": client.audience,
+        "token_endpoint_auth_method": "none",
+        "authorization_metadata_key": client.authorization_metadata_key.as_str(),
+    });
+    ([(header::CACHE_CONTROL, MAX_AGE)], Json(body)).into_response()
 }
 
 /// Returns the keys of the issuer.

@@ -13,15 +13,15 @@ use axum::{
 use tokio::time::timeout;
 
 use crate::{
-    authorize, device, forward, introspect, job_login, login, logout, me, metadata, operator, pages, probes, revoke,
-    service::Service, strict, token,
+    authorize, device, flyte, forward, introspect, job_login, login, logout, me, metadata, operator, pages, probes,
+    revoke, service::Service, strict, token,
 };
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 32 << 10;
 
 /// The routes, as metrics name them.
-const ROUTES: [&str; 24] = [
+const ROUTES: [&str; 28] = [
     metadata::JWKS,
     metadata::TOKEN,
     metadata::INTROSPECTION,
@@ -36,6 +36,10 @@ const ROUTES: [&str; 24] = [
     "/callback",
     "/me",
     "/session/token",
+    metadata::PUBLIC_CLIENT,
+    flyte::SERVICE,
+    flyte::SERVICE_2,
+    flyte::GATEWAY,
     "/auth/nginx",
     "/auth/traefik",
     "/auth/caddy",
@@ -67,8 +71,10 @@ pub fn public(service: &Arc<Service>) -> Router {
             get(metadata::issuer),
         )
         .route(&at("/.well-known/openid-configuration"), get(metadata::issuer))
+        .route(&at(metadata::PUBLIC_CLIENT), get(metadata::public_client))
         .route(&format!("{}/{{name}}", metadata::RESOURCE), get(metadata::resource))
         .route(&at(pages::STYLE), get(pages::style))
+        .merge(flyte::routes())
         .route(&at("/auth/nginx"), any(forward::nginx))
         .route(&at("/auth/traefik"), any(forward::traefik))
         .route(&at("/auth/caddy"), any(forward::caddy))

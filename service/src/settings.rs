@@ -1,6 +1,7 @@
 //! The configuration of the service: a TOML file of its own.
 
 mod client;
+mod public_client;
 mod state;
 mod table;
 mod user;
@@ -17,6 +18,7 @@ use http::HeaderName;
 use rustls::sign::CertifiedKey;
 
 pub use client::{Client, Proof};
+pub use public_client::PublicClient;
 use state::StateTable;
 pub use state::{DatabaseSettings, PostgresSettings, StateSettings};
 use table::{ListenTable, Table};
@@ -50,6 +52,8 @@ pub struct Settings {
     pub legacy: Option<Legacy>,
     /// The file of the audit stream; standard error where there is none.
     pub audit: Option<PathBuf>,
+    /// The public client that command-line tools are, if there is one.
+    pub public_client: Option<PublicClient>,
     /// What the service remembers, if it does.
     pub state: Option<StateSettings>,
 }
@@ -205,6 +209,10 @@ impl Settings {
                 .map(|audit| table::absolute(audit.file))
                 .transpose()
                 .map_err(|e| at("audit.file", e))?,
+            public_client: table
+                .public_client
+                .map(public_client::PublicClientTable::public_client)
+                .transpose()?,
             state: table.state.map(StateTable::state).transpose()?,
         })
     }

@@ -9,7 +9,9 @@ use http::HeaderName;
 use jiff::{civil::Date, tz::TimeZone};
 use serde::Deserialize;
 
-use super::{Legacy, Resource, client::ClientTable, state::StateTable, user::UserName};
+use super::{
+    Legacy, Resource, client::ClientTable, public_client::PublicClientTable, state::StateTable, user::UserName,
+};
 
 /// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -42,6 +44,7 @@ pub(super) struct Table {
     pub resource: Vec<ResourceTable>,
     pub legacy: Option<LegacyTable>,
     pub audit: Option<AuditTable>,
+    pub public_client: Option<PublicClientTable>,
     pub state: Option<StateTable>,
 }
 
