@@ -23,6 +23,7 @@ pub mod demand;
 mod device;
 mod devices;
 mod error;
+mod external;
 mod failed;
 mod families;
 mod flyte;

@@ -75,12 +75,19 @@ pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAu
     Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
 }
 
-/// Returns the metadata that clients find. None if the keys are not known.
+/// Returns the metadata that clients find: our own, or those of the server that the settings name. None if they are not known.
 pub fn document(service: &Service) -> Option<Map<String, Value>> {
-    let keys = service.keys.known()?;
-    match metadata(&service.settings(), &keys, service.agent.uid(), service.state.is_some()) {
-        Value::Object(members) => Some(members),
-        _ => None,
+    let settings = service.settings();
+    let ours = || {
+        let keys = service.keys.known()?;
+        match metadata(&settings, &keys, service.agent.uid(), service.state.is_some()) {
+            Value::Object(members) => Some(members),
+            _ => None,
+        }
+    };
+    match &settings.external {
+        Some(server) => service.external.document(server, ours),
+        None => ours(),
     }
 }
 

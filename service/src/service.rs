@@ -11,6 +11,7 @@ use crate::{
     agent::AgentClient,
     audit::Audit,
     certificates::CurrentCertificate,
+    external::External,
     keys::Keys,
     limits::Limits,
     log::Kind,
@@ -37,6 +38,8 @@ pub struct Service {
     pub agent: AgentClient,
     /// The keys of the issuer.
     pub keys: Arc<Keys>,
+    /// The metadata of another server.
+    pub external: External,
     /// The answers of the agent.
     pub validities: Validities,
     /// The counters.
@@ -71,6 +74,7 @@ impl Service {
         Ok(Arc::new(Self {
             certificates: certificates.collect(),
             keys: Keys::start(settings.issuer.url(), agent.clone()),
+            external: External::start(settings.external.clone()),
             validities: Validities::new(agent.clone()),
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
@@ -164,6 +168,7 @@ impl Service {
         if let (Some(state), Some(StateSettings { keyring, .. })) = (&self.state, &loaded.state) {
             state.replace_keys(keyring.clone());
         }
+        self.external.replace(loaded.external.clone());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
         Ok(())
     }

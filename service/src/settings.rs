@@ -1,6 +1,7 @@
 //! The configuration of the service: a TOML file of its own.
 
 mod client;
+mod external;
 mod public_client;
 mod state;
 mod table;
@@ -18,6 +19,7 @@ use http::HeaderName;
 use rustls::sign::CertifiedKey;
 
 pub use client::{Client, Proof};
+pub use external::{External, TokenEndpoint};
 pub use public_client::PublicClient;
 use state::StateTable;
 pub use state::{DatabaseSettings, PostgresSettings, StateSettings};
@@ -54,6 +56,8 @@ pub struct Settings {
     pub audit: Option<PathBuf>,
     /// The public client that command-line tools are, if there is one.
     pub public_client: Option<PublicClient>,
+    /// The server whose metadata are served in place of our own.
+    pub external: Option<Arc<External>>,
     /// What the service remembers, if it does.
     pub state: Option<StateSettings>,
 }
@@ -213,6 +217,7 @@ impl Settings {
                 .public_client
                 .map(public_client::PublicClientTable::public_client)
                 .transpose()?,
+            external: table.external.map(external::ExternalTable::external).transpose()?,
             state: table.state.map(StateTable::state).transpose()?,
         })
     }

@@ -10,7 +10,8 @@ use jiff::{civil::Date, tz::TimeZone};
 use serde::Deserialize;
 
 use super::{
-    Legacy, Resource, client::ClientTable, public_client::PublicClientTable, state::StateTable, user::UserName,
+    Legacy, Resource, client::ClientTable, external::ExternalTable, public_client::PublicClientTable,
+    state::StateTable, user::UserName,
 };
 
 /// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
@@ -45,6 +46,7 @@ pub(super) struct Table {
     pub legacy: Option<LegacyTable>,
     pub audit: Option<AuditTable>,
     pub public_client: Option<PublicClientTable>,
+    pub external: Option<ExternalTable>,
     pub state: Option<StateTable>,
 }
 
