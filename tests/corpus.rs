@@ -30,6 +30,11 @@ fn token() {
 }
 
 #[test]
+fn status_list() {
+    replay("status_list", fuzz::status_list);
+}
+
+#[test]
 fn key() {
     replay("key", fuzz::key);
 }

@@ -248,6 +248,7 @@ async fn claims(
         iat: SystemTime::now(),
         lifetime: granted.lifetime,
         grant,
+        status: None,
     })
 }
 

@@ -31,6 +31,8 @@ pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest, now: SystemT
         iat: now,
         lifetime: requested_lifetime(request, left)?,
         grant,
+        // The list has one entry for each token that a job gets when it starts.
+        status: None,
     })
 }
 

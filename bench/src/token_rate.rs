@@ -77,6 +77,7 @@ fn run(rounds: usize) -> Result<()> {
                     scheduler: JobScheduler::default(),
                 },
             },
+            status: None,
         };
         let verifier = Verifier::new(KeySet::from(key.verifying_key()))
             .issuer(ISSUER)

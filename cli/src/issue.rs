@@ -139,6 +139,7 @@ fn mint(args: &Args, path: &Path) -> Result<(SecretString, String, NumericDate),
         iat: SystemTime::now(),
         lifetime: args.lifetime,
         grant,
+        status: None,
     };
     let iat = claims.iat.duration_since(UNIX_EPOCH).map_err(|_| Error::Clock)?;
     let expires = NumericDate::from_seconds(iat.as_secs().saturating_add(claims.lifetime.as_secs()) as f64);

@@ -14,7 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::ExposeSecret;
 use serde::{Serialize, de::DeserializeOwned};
-use token::{HmacKey, KeySet, ObjectKey, SigningKey, Token, Tokens, Verifier, VerifyingKey, authorize, check_shape};
+use token::{
+    HmacKey, KeySet, MAX_STATUS_ENTRIES, ObjectKey, SigningKey, StatusCache, StatusList, Token, Tokens, Verifier,
+    VerifyingKey, authorize, check_shape,
+};
 
 fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000)
@@ -117,6 +120,34 @@ pub fn key(data: &[u8]) {
                 .verify_jws(signed.expose_secret())
                 .is_ok()
         );
+    }
+}
+
+/// A status list: the first byte is the number of bits, the others are `lst`. Both, and all of it as the claims of a signed token.
+pub fn status_list(data: &[u8]) {
+    static KEY: LazyLock<SigningKey> =
+        LazyLock::new(|| SigningKey::from_secret(b"known to everyone, and used for this only").expect("a key"));
+
+    if let Some((bits, lst)) = data.split_first()
+        && let Ok(lst) = std::str::from_utf8(lst)
+        && let Ok(list) = StatusList::from_lst(*bits & 15, lst)
+    {
+        assert!(list.entries() <= MAX_STATUS_ENTRIES);
+        assert!(list.entries() == 0 || list.get(list.entries() - 1).is_some());
+        assert_eq!(list.get(list.entries()), None);
+        assert_eq!(StatusList::from_lst(*bits & 15, &list.to_lst()).as_ref(), Ok(&list));
+    }
+    let verifier = Verifier::new(KeySet::from(KEY.verifying_key())).issuer("i");
+    let signed = KEY.sign(&[("typ", "statuslist+jwt")], data);
+    let verified = verifier.verify_status_list(signed.expose_secret(), now());
+    let cache = StatusCache::new(verifier, 1);
+    assert_eq!(cache.insert(signed.expose_secret(), now()).is_ok(), verified.is_ok());
+    if let Ok(verified) = verified {
+        assert!(verified.list.entries() <= MAX_STATUS_ENTRIES && !verified.uri.is_empty());
+        assert_eq!(verified.iss.as_deref(), Some("i"));
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        assert!(cache.insert(text, now()).is_err(), "it is not signed");
     }
 }
 

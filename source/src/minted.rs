@@ -105,6 +105,7 @@ impl Minted {
                     },
                 },
             },
+            status: None,
         })
     }
 }

@@ -88,6 +88,7 @@ fn mint(key: &SigningKey) -> String {
         iat: SystemTime::now(),
         lifetime: Duration::from_secs(60),
         grant: Grant::Cluster,
+        status: None,
     };
     token::mint(key, &claims).expose_secret().to_owned()
 }

@@ -79,6 +79,7 @@ mod tests {
                         scheduler: JobScheduler::default(),
                     },
                 },
+                status: None,
             };
             format!("Bearer {}", mint(&key, &claims).expose_secret())
         };

@@ -6,6 +6,7 @@ use serde::de::MapAccess;
 
 use crate::json::{self, Members, ObjectOr, Skipped, Value};
 use crate::jws::{self, Segment};
+use crate::status_claim::{RawStatus, StatusClaim};
 use crate::times::Times;
 use crate::{Name, NumericDate, Scope, Session, TokenKind, VerifyError};
 use text::{Text, Texts, texts};
@@ -26,6 +27,7 @@ pub struct Claims {
     scope: Option<Scope>,
     workspaces: Texts,
     job: Option<JobTexts>,
+    status: Option<(u32, Text)>,
 }
 
 /// The job of a workflow token, in the claim `flux` or `slurm`.
@@ -103,6 +105,39 @@ impl Claims {
         })
     }
 
+    /// `status`: the entry of the token in a Status List, if it has one (draft-ietf-oauth-status-list-20 section 6.2).
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, ClaimsToIssue, Grant, KeySet, SigningKey, StatusEntry, Verifier, mint};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let uri = "https://hpc.example.org/status/7".to_owned();
+    /// let token = mint(&key, &ClaimsToIssue {
+    ///     iss: "https://hpc.example.org".to_owned(),
+    ///     sub: "alice".to_owned(),
+    ///     aud: vec!["copy-offload".to_owned()],
+    ///     iat: SystemTime::now(),
+    ///     lifetime: Duration::from_secs(60),
+    ///     grant: Grant::Cluster,
+    ///     status: Some(StatusEntry { index: 5, uri }),
+    /// });
+    /// let verifier = Verifier::new(KeySet::from(key.verifying_key())).audience("copy-offload");
+    /// let claims = verifier.verify(token.expose_secret(), SystemTime::now())?;
+    /// let status = claims.status().ok_or("no status")?;
+    /// assert_eq!((status.index, status.uri), (5, "https://hpc.example.org/status/7"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn status(&self) -> Option<StatusClaim<'_>> {
+        self.status.as_ref().map(|(index, uri)| StatusClaim {
+            index: *index,
+            uri: uri.of(&self.payload),
+        })
+    }
+
     /// Any claim, by its name. It is read again at each call.
     pub fn get(&self, name: &str) -> Option<serde_json::Value> {
         // The payload was read before.
@@ -139,6 +174,12 @@ impl Claims {
                 },
             ),
         };
+        let status = match raw.status.map_or(Ok(None), RawStatus::entry) {
+            Ok(entry) => entry.map(|(index, uri)| (index, Text::new(uri, &payload))),
+            // Another issuer may have a claim of this name for something else.
+            Err(_) if scope.is_none() => None,
+            Err(malformed) => return Err(malformed),
+        };
         let sub = text("sub", raw.sub)?;
         match &sub {
             None if scope.is_some() => return Err(VerifyError::Missing("sub")),
@@ -165,6 +206,7 @@ impl Claims {
             scope,
             workspaces,
             job,
+            status,
             payload,
         })
     }
@@ -187,6 +229,7 @@ struct Raw<'a> {
     workspace: Option<Value<'a>>,
     flux: Option<Option<RawJob<'a>>>,
     slurm: Option<Option<RawJob<'a>>>,
+    status: Option<RawStatus<'a>>,
 }
 
 impl<'de> Members<'de> for Raw<'de> {
@@ -208,6 +251,10 @@ impl<'de> Members<'de> for Raw<'de> {
             "slurm" => {
                 let ObjectOr(slurm) = map.next_value()?;
                 self.slurm = Some(slurm);
+                Ok(true)
+            }
+            "status" => {
+                self.status = Some(map.next_value()?);
                 Ok(true)
             }
             name => self.times.take(name, map),

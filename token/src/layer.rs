@@ -12,12 +12,13 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{Verifier, VerifyError};
+use crate::{Claims, StatusCache, TokenStatus, Verifier, VerifyError};
 
 /// Lets requests through that have one valid token in `Authorization: Bearer` (RFC 6750 section 2.1), with its
 /// [`Claims`](crate::Claims) in an `Arc` as an extension. Others get 401 with a challenge.
 ///
-/// It does not check whether the token was revoked or its job has ended: ask the token service for that.
+/// Without a [`status_cache`](Self::status_cache), it does not check whether the token was revoked or its job has ended: ask the
+/// token service for that.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -39,6 +40,7 @@ struct Demand {
     verifier: Verifier,
     /// The parameter `resource_metadata` of challenges (RFC 9728 section 5.1).
     metadata: Option<String>,
+    statuses: Option<Arc<StatusCache>>,
 }
 
 impl RequireToken {
@@ -47,6 +49,29 @@ impl RequireToken {
         Self(Arc::new(Demand {
             verifier,
             metadata: None,
+            statuses: None,
+        }))
+    }
+
+    /// Demands that tokens are still valid, as the lists of this cache say, which the service keeps fresh. A token in no list is
+    /// refused. While the list of a token is not there, its requests get 503.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use axum::{Router, routing::get};
+    /// use token::{KeySet, RequireToken, StatusCache, Verifier};
+    ///
+    /// let verifier = Verifier::new(KeySet::new()).issuer("https://hpc.example.org").audience("copy-offload");
+    /// // A task of the service fetches the lists, and inserts them.
+    /// let statuses = Arc::new(StatusCache::new(verifier.clone(), 16));
+    /// let layer = RequireToken::new(verifier).status_cache(Arc::clone(&statuses));
+    /// let router: Router = Router::new().route("/", get(|| async { "hello" })).layer(layer);
+    /// ```
+    pub fn status_cache(self, statuses: Arc<StatusCache>) -> Self {
+        Self(Arc::new(Demand {
+            verifier: self.0.verifier.clone(),
+            metadata: self.0.metadata.clone(),
+            statuses: Some(statuses),
         }))
     }
 
@@ -59,6 +84,7 @@ impl RequireToken {
         Self(Arc::new(Demand {
             verifier: self.0.verifier.clone(),
             metadata: is_plain.then(|| url.to_owned()),
+            statuses: self.0.statuses.clone(),
         }))
     }
 }
@@ -98,11 +124,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let verified = match bearer(request.headers()) {
-            Some(token) => self
-                .demand
-                .verifier
-                .verify(token, SystemTime::now())
-                .map_err(Refused::Invalid),
+            Some(token) => self.demand.check(token, SystemTime::now()),
             None => Err(Refused::Missing),
         };
         match verified {
@@ -118,13 +140,34 @@ where
 enum Refused {
     Missing,
     Invalid(VerifyError),
+    Ended,
+    Unlisted,
+    Unknown,
 }
 
 impl Demand {
+    fn check(&self, token: &str, now: SystemTime) -> Result<Claims, Refused> {
+        let claims = self.verifier.verify(token, now).map_err(Refused::Invalid)?;
+        match self.statuses.as_ref().map(|statuses| statuses.status(&claims, now)) {
+            None | Some(TokenStatus::Valid) => Ok(claims),
+            Some(TokenStatus::Invalid) => Err(Refused::Ended),
+            Some(TokenStatus::Unlisted) => Err(Refused::Unlisted),
+            Some(TokenStatus::Stale { .. }) => Err(Refused::Unknown),
+        }
+    }
+
     fn refuse<R: From<String>>(&self, refused: &Refused) -> Response<R> {
+        if let Refused::Unknown = refused {
+            let why = "it is not known at the moment whether the token is still valid: retry\n";
+            let mut response = Response::new(R::from(why.to_owned()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            return response;
+        }
         let mut challenge = "Bearer".to_owned();
         let mut separator = " ";
-        if let Refused::Invalid(_) = refused {
+        if !matches!(refused, Refused::Missing) {
             challenge += " error=\"invalid_token\"";
             separator = ", ";
         }
@@ -134,6 +177,8 @@ impl Demand {
         let why = match refused {
             Refused::Missing => "send one header Authorization: Bearer TOKEN\n".to_owned(),
             Refused::Invalid(error) => format!("{error}\n"),
+            Refused::Ended | Refused::Unknown => "the token was revoked, or its job has ended\n".to_owned(),
+            Refused::Unlisted => "the token is in no status list, which this service demands\n".to_owned(),
         };
         let mut response = Response::new(R::from(why));
         *response.status_mut() = StatusCode::UNAUTHORIZED;

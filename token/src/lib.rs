@@ -12,6 +12,7 @@
 //! | log the output of a program that handles tokens | [`redact_lines`], [`redact`], [`redact_known`] |
 //! | show a text that somebody else chose | [`plain`](plain()) |
 //! | protect a service of axum | `RequireToken`, with the feature `axum` |
+//! | know without a question for each token whether it is still valid | [`StatusCache`] |
 //!
 //! No error of this crate holds any part of a token or key, and no type that holds a secret implements `Debug` in a way
 //! that shows it.
@@ -34,6 +35,9 @@ mod plain;
 mod redact;
 mod scope;
 mod shape;
+mod status_cache;
+mod status_claim;
+mod status_list;
 mod times;
 mod verify;
 
@@ -57,4 +61,7 @@ pub use redact::{
 };
 pub use scope::{Scope, TokenKind, UnknownScope};
 pub use shape::{LEEWAY, Shape, ShapeError, check_shape};
-pub use verify::{Shown, Verifier, VerifyError};
+pub use status_cache::{StatusCache, TokenStatus};
+pub use status_claim::{StatusClaim, StatusEntry};
+pub use status_list::{MAX_STATUS_ENTRIES, StatusList, StatusListError, StatusListToIssue, sign_status_list};
+pub use verify::{MAX_STATUS_TOKEN, Shown, VerifiedStatusList, Verifier, VerifyError};

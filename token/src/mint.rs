@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 
-use crate::{Name, Scope, Session, SigningKey};
+use crate::{Name, Scope, Session, SigningKey, StatusEntry};
 
 /// The claims of a token to be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct ClaimsToIssue {
     pub lifetime: Duration,
     /// The grant.
     pub grant: Grant,
+    /// `status`: its entry in a Status List, if it has one.
+    pub status: Option<StatusEntry>,
 }
 
 /// The grant of a token: its [`Scope`], and the claims that belong to it.
@@ -124,6 +126,10 @@ fn to_json(claims: &ClaimsToIssue) -> String {
             }
             json.raw("}");
         }
+    }
+    if let Some(StatusEntry { index, uri }) = &claims.status {
+        json.raw(r#","status":{"status_list":{"idx":"#).number((*index).into());
+        json.raw(r#","uri":"#).quoted(uri).raw("}}");
     }
     json.raw("}");
     json.0

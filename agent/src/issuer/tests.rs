@@ -109,6 +109,7 @@ pub fn token(issuer: &Issuer, grant: Grant) -> String {
         iat: SystemTime::now(),
         lifetime: Duration::from_secs(60),
         grant,
+        status: None,
     };
     match issuer.mint(&claims) {
         Answer::Minted(SecretText(token)) => token.to_string(),

@@ -278,6 +278,7 @@ pub fn mint(agent: &Agent, audience: &str, grant: Grant) -> String {
         iat: SystemTime::now(),
         lifetime: Duration::from_secs(3600),
         grant,
+        status: None,
     };
     agent.get(|answers| token::mint(&answers.keys[0], &claims).expose_secret().to_owned())
 }

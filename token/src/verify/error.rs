@@ -2,7 +2,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use crate::jws::Malformed;
-use crate::{Algorithm, NumericDate, is_plain};
+use crate::{Algorithm, NumericDate, StatusListError, is_plain};
 
 /// The reason why a token is refused. Holds nothing of the token but times, and names that whoever made it chose, made
 /// printable.
@@ -99,6 +99,9 @@ pub enum VerifyError {
     /// The job that it is of runs in another Flux instance.
     #[error("the token is of a job of the Flux instance {0}, and not of the one that is accepted here")]
     WrongInstance(Shown),
+    /// A Status List Token whose list cannot be read.
+    #[error(transparent)]
+    StatusList(#[from] StatusListError),
 }
 
 /// A name that whoever made a token chose, as it may be shown: quoted, of a limited length, without characters that

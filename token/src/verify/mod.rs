@@ -2,6 +2,7 @@
 
 mod error;
 mod header;
+mod status_list;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use crate::{Claims, KeySet, LEEWAY, NumericDate};
 use header::Header;
 
 pub use error::{Shown, VerifyError};
+pub use status_list::{MAX_STATUS_TOKEN, VerifiedStatusList};
 
 /// Verifies tokens of one issuer for one service.
 ///
@@ -139,35 +141,17 @@ impl Verifier {
 
 impl Rules {
     fn check_type(&self, typ: Option<&str>) -> Result<(), VerifyError> {
-        // RFC 7515 section 4.1.9: media types are compared without case, and `application/` is left out.
-        let plain = |typ: &str| match typ.get(..12) {
-            Some(prefix) if prefix.eq_ignore_ascii_case("application/") => 12,
-            _ => 0,
-        };
-        let same = |typ: &str, other: &str| typ[plain(typ)..].eq_ignore_ascii_case(&other[plain(other)..]);
         match typ {
             None if self.types.is_empty() => Ok(()),
-            Some(typ) if self.types.is_empty() && same(typ, "JWT") => Ok(()),
-            Some(typ) if self.types.iter().any(|accepted| same(typ, accepted)) => Ok(()),
+            Some(typ) if self.types.is_empty() && is_type(typ, "JWT") => Ok(()),
+            Some(typ) if self.types.iter().any(|accepted| is_type(typ, accepted)) => Ok(()),
             typ => Err(VerifyError::WrongType(Shown::new(typ.unwrap_or("none")))),
         }
     }
 
     fn check(&self, claims: &Claims, now: SystemTime) -> Result<(), VerifyError> {
-        let (seconds, leeway) = (NumericDate::from(now).seconds(), self.leeway.as_secs_f64());
-        if claims.exp().seconds() + leeway <= seconds {
-            return Err(VerifyError::Expired { at: claims.exp(), now });
-        }
-        if let Some(at) = claims.nbf().filter(|nbf| nbf.seconds() > seconds + leeway) {
-            return Err(VerifyError::NotYet { at, now });
-        }
-        if let Some(issuer) = &self.issuer {
-            match claims.iss() {
-                Some(iss) if iss == issuer => (),
-                Some(iss) => return Err(VerifyError::WrongIssuer(Shown::new(iss))),
-                None => return Err(VerifyError::Missing("iss")),
-            }
-        }
+        self.check_times(claims.exp(), claims.nbf(), now)?;
+        self.check_issuer(claims.iss())?;
         if let Some(audiences) = &self.audiences
             && !claims.aud().any(|aud| audiences.iter().any(|audience| audience == aud))
         {
@@ -180,6 +164,25 @@ impl Rules {
             return Err(VerifyError::WrongInstance(Shown::new(job.instance)));
         }
         Ok(())
+    }
+
+    fn check_times(&self, exp: NumericDate, nbf: Option<NumericDate>, now: SystemTime) -> Result<(), VerifyError> {
+        let (seconds, leeway) = (NumericDate::from(now).seconds(), self.leeway.as_secs_f64());
+        if exp.seconds() + leeway <= seconds {
+            return Err(VerifyError::Expired { at: exp, now });
+        }
+        match nbf.filter(|nbf| nbf.seconds() > seconds + leeway) {
+            Some(at) => Err(VerifyError::NotYet { at, now }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_issuer(&self, iss: Option<&str>) -> Result<(), VerifyError> {
+        match (&self.issuer, iss) {
+            (Some(issuer), Some(iss)) if iss != issuer => Err(VerifyError::WrongIssuer(Shown::new(iss))),
+            (Some(_), None) => Err(VerifyError::Missing("iss")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -211,7 +214,11 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn of(token: &'a str) -> Result<Self, Malformed> {
-        let [header, payload, signature] = jws::split(token)?;
+        Self::of_segments(token, jws::split(token)?)
+    }
+
+    fn of_segments(token: &'a str, segments: [&'a str; 3]) -> Result<Self, Malformed> {
+        let [header, payload, signature] = segments;
         for (segment, text) in [(Segment::Header, header), (Segment::Signature, signature)] {
             // An unsecured token has no signature either, and its header tells why it is refused.
             if text.is_empty() && segment == Segment::Header {
@@ -261,6 +268,16 @@ impl<'a> Parts<'a> {
         decode(Segment::Claims, self.payload, &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// Returns whether two media types are the same: they are compared without case, and `application/` is left out
+/// (RFC 7515 section 4.1.9).
+fn is_type(typ: &str, other: &str) -> bool {
+    let plain = |typ: &str| match typ.get(..12) {
+        Some(prefix) if prefix.eq_ignore_ascii_case("application/") => 12,
+        _ => 0,
+    };
+    typ[plain(typ)..].eq_ignore_ascii_case(&other[plain(other)..])
 }
 
 /// Where a header is decoded to: on the stack, unless it is longer than headers are.

@@ -47,6 +47,7 @@ pub fn claims(grant: Grant) -> ClaimsToIssue {
         iat: now(),
         lifetime: Duration::from_secs(600),
         grant,
+        status: None,
     }
 }
 
