@@ -47,6 +47,9 @@ pub struct Issuer {
     /// What tells this instance from others whose tokens name the same issuer; by default, what Flux calls it.
     #[serde(default, deserialize_with = "field::text")]
     pub instance: Option<String>,
+    /// The directory of the Status Lists in which tokens of jobs have entries; none have without it.
+    #[serde(default, deserialize_with = "field::absolute")]
+    pub status_list: Option<PathBuf>,
     /// The workspace; by default, the project of the job. It is a key of rules only.
     #[serde(skip)]
     pub workspace: Option<Template>,

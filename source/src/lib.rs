@@ -23,6 +23,7 @@ mod paths;
 mod remote;
 pub mod secure_file;
 mod stamp;
+pub mod status_lists;
 pub mod supervise;
 pub mod token_service;
 mod value;

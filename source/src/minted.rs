@@ -8,15 +8,21 @@ use std::{
 
 use async_trait::async_trait;
 use config::{SlurmJob, Values};
-use seal::Variables;
-use token::{ClaimsToIssue, Grant, Job, JobScheduler, Session, workflow_lifetime};
+use seal::{ExposeSecret, Variables};
+use secrecy::SecretString;
+use token::{ClaimsToIssue, Grant, Job, JobScheduler, Session, SigningKey, StatusEntry, Token, workflow_lifetime};
 
-use crate::{Error, Fetched, Slot, Source, blocking, keys::KeyStore};
+use crate::{
+    Error, Fetched, Slot, Source, blocking,
+    keys::KeyStore,
+    status_lists::{StatusLists, TokenToList, uri_of},
+};
 
 #[derive(Clone)]
 pub(crate) struct Minted {
     settings: config::Issuer,
     keys: Arc<KeyStore>,
+    statuses: Option<Arc<StatusLists>>,
     variable: String,
     timeout: Duration,
 }
@@ -27,6 +33,7 @@ impl Minted {
         Ok(Self {
             settings: settings.clone(),
             keys: KeyStore::signing(keys),
+            statuses: settings.status_list.as_deref().map(StatusLists::of),
             variable,
             timeout,
         })
@@ -34,7 +41,7 @@ impl Minted {
 
     /// Mints the token of a job. Blocks, as the keys are files.
     fn mint(&self, job: &Values) -> Fetched {
-        let (keys, warnings) = self.keys.keys();
+        let (keys, mut warnings) = self.keys.keys();
         let result = self.claims(job).and_then(|claims| {
             let unreadable = |e: &dyn Display| Error::new("there is no key to sign it with", e);
             let keys = keys.map_err(|e| unreadable(&e))?;
@@ -46,7 +53,8 @@ impl Minted {
             })?;
             let mut variables = Variables::new();
             // A token has no NUL, and the name is valid since the configuration was read.
-            let inserted = variables.insert(&self.variable, token::mint(key, &claims));
+            let token = self.sign(key, claims, job.jobid, &mut warnings);
+            let inserted = variables.insert(&self.variable, token);
             inserted.map_err(|e| Error::new("it has no usable value", e))?;
             Ok(variables)
         });
@@ -54,6 +62,17 @@ impl Minted {
             warnings,
             ..Fetched::of(result)
         }
+    }
+
+    /// Signs a token, which has an entry in a status list if there are such. A job need not wait for a list that cannot be used.
+    fn sign(&self, key: &SigningKey, claims: ClaimsToIssue, jobid: u64, warnings: &mut Vec<String>) -> SecretString {
+        let Some(statuses) = &self.statuses else {
+            return token::mint(key, &claims);
+        };
+        sign_with_entry(statuses, key, &claims, jobid).unwrap_or_else(|e| {
+            warnings.extend(statuses.report(&e));
+            token::mint(key, &claims)
+        })
     }
 
     fn claims(&self, job: &Values) -> Result<ClaimsToIssue, Error> {
@@ -110,6 +129,44 @@ impl Minted {
     }
 }
 
+fn sign_with_entry(
+    statuses: &StatusLists,
+    key: &SigningKey,
+    claims: &ClaimsToIssue,
+    jobid: u64,
+) -> Result<SecretString, String> {
+    let Grant::Session { job, .. } = &claims.grant else {
+        return Err("the token is of no job".to_owned());
+    };
+    let place = statuses.give(&job.instance, claims.iat)?;
+    let status = StatusEntry {
+        index: place.index,
+        uri: uri_of(&claims.iss, place.list),
+    };
+    let claims = ClaimsToIssue {
+        status: Some(status),
+        ..claims.clone()
+    };
+    let token = token::mint(key, &claims);
+    let shown = Token::inspect(token.expose_secret()).map_err(|e| e.to_string())?;
+    let shown = shown.claims().as_map();
+    // Until 2106, they fit.
+    let seconds = |claim: &str| u32::try_from(shown.get(claim).and_then(|seconds| seconds.as_u64()).unwrap_or(0));
+    let of = TokenToList {
+        jobid,
+        uid: job.uid,
+        sub: &claims.sub,
+        jti: shown
+            .get("jti")
+            .and_then(|jti| jti.as_str())
+            .ok_or("the token has no jti")?,
+        iat: seconds("iat").unwrap_or(u32::MAX),
+        exp: seconds("exp").unwrap_or(u32::MAX),
+    };
+    statuses.record(&job.instance, place, &of)?;
+    Ok(token)
+}
+
 #[async_trait]
 impl Source for Minted {
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched {
@@ -138,7 +195,6 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use config::{KeyPath, Template};
-    use seal::ExposeSecret;
     use token::{Algorithm, Claims, Scope, Verifier};
 
     use super::*;
@@ -154,6 +210,7 @@ mod tests {
             margin: Duration::from_secs(600),
             max_lifetime: 24 * HOUR,
             instance: None,
+            status_list: None,
             workspace: None,
         }
     }
@@ -229,6 +286,65 @@ mod tests {
             assert_eq!(claims.workspaces().collect::<Vec<_>>(), ["u-alice"]);
             assert_eq!(claims.job().unwrap().instance, "system");
         }
+    }
+
+    #[test]
+    fn a_token_has_an_entry_of_its_own_and_one_that_can_have_none_is_minted_nevertheless() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        keys::create(&keys, Algorithm::EdDsa).unwrap();
+        let settings = config::Issuer {
+            status_list: Some(dir.path().join("status")),
+            ..settings(&keys)
+        };
+        let issuer = Minted::new(&settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
+        let mint = || {
+            let fetched = issuer.fetch_here(&job()).unwrap();
+            let token = fetched
+                .result
+                .unwrap()
+                .iter()
+                .next()
+                .unwrap()
+                .1
+                .expose_secret()
+                .to_owned();
+            let claims = verified(&keys, &token);
+            let status = claims.status().map(|status| (status.index, status.uri.to_owned()));
+            (status, fetched.warnings)
+        };
+        let statuses = StatusLists::of(&dir.path().join("status"));
+        let (first, second) = (mint(), mint());
+        let number = statuses.numbers("fluke").unwrap()[0];
+        let uri = format!("https://hpc.example.org/status/{number}");
+        let (first, second) = (first.0.unwrap(), second.0.unwrap());
+        assert_eq!((&first.1, &second.1), (&uri, &uri));
+        assert_ne!(first.0, second.0);
+        assert_eq!(statuses.jobs("fluke", SystemTime::now() + HOUR).unwrap(), [1].into());
+        drop((issuer, statuses));
+        // A directory that others can write to is not used. The operator reads it once.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(dir.path().join("status"), open).unwrap();
+        let issuer = Minted::new(&settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
+        let mint = || {
+            let fetched = issuer.fetch_here(&job()).unwrap();
+            let token = fetched
+                .result
+                .unwrap()
+                .iter()
+                .next()
+                .unwrap()
+                .1
+                .expose_secret()
+                .to_owned();
+            (verified(&keys, &token).status().is_some(), fetched.warnings)
+        };
+        let (has_entry, warnings) = mint();
+        assert!(
+            !has_entry && warnings.len() == 1 && warnings[0].contains("status-list"),
+            "{warnings:?}"
+        );
+        assert_eq!(mint(), (false, Vec::new()));
     }
 
     #[test]

@@ -15,6 +15,12 @@ pub(super) fn check_issuer(issuer: &Issuer) -> Result<(), Error> {
         let what = "must be 1s at least: no token could be used";
         return Err(wrong(format!("{TABLE}.issuer.max-lifetime"), what));
     }
+    if issuer.status_list.is_some() {
+        check_issuer_url(&issuer.name).map_err(|e| {
+            let what = format!("{e}, since services fetch the status lists there (key status-list)");
+            wrong(format!("{TABLE}.issuer.name"), what)
+        })?;
+    }
     Ok(())
 }
 

@@ -414,6 +414,24 @@ fn a_string_is_a_name_and_a_number_is_an_id() {
 }
 
 #[test]
+fn status_lists_need_a_directory_and_an_issuer_that_services_can_reach() {
+    let parse = |name: &str, directory: &str| {
+        parse(&issuer(&format!(
+            "keys = \"/k\"\nname = \"{name}\"\nstatus-list = \"{directory}\""
+        )))
+    };
+    let config = parse("https://hpc.example.org", "/var/lib/status").unwrap();
+    assert_eq!(config.issuer.unwrap().status_list, Some("/var/lib/status".into()));
+    for (name, directory, key) in [
+        ("https://hpc.example.org", "status", "status-list"),
+        ("hpc", "/status", "issuer.name"),
+    ] {
+        let error = parse(name, directory).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
 fn a_duration_that_no_clock_can_add_is_refused_wherever_one_is_given() {
     let rule = "[[workflow-token.rule]]\nsource = \"file\"\npath = \"/t\"\n";
     let issuer = "[workflow-token.issuer]\nkeys = \"/k\"\nname = \"n\"\n";
