@@ -138,6 +138,7 @@ impl Connection {
                 Request::Cancel { number } => self.deliveries.abort(number),
                 Request::LookUp { generation, uid } => self.look_up(generation, uid),
                 Request::Job { number, end } => self.agent.instances.answered(number, end),
+                Request::Ended { jobid } => self.agent.instances.ended(self.number, jobid),
                 Request::Ask(_) => return Err(io::Error::other("a plugin asked what commands ask")),
             }
         }
@@ -181,7 +182,7 @@ impl Connection {
                 .agent
                 .sockets
                 .serve(self.number, agent_settings.service.as_ref(), &self.agent);
-            (revocations, Issuer::of(engine.config()), served)
+            (revocations, Issuer::of(engine), served)
         });
         let errors = [
             revocations.as_ref().and_then(|opened| opened.as_ref().err()),

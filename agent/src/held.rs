@@ -9,7 +9,7 @@ use protocol::{DUE, Held, JobFacts, MAX_HELD, TokenFacts};
 use seal::Record;
 use tokio::{task::spawn_blocking, time::timeout};
 
-use crate::validity::{Store, TIMEOUT};
+use crate::{revocations::Store, validity::TIMEOUT};
 
 /// The most jobs that are known. If there are more, the half is forgotten that got its tokens first.
 const MAX_JOBS: usize = 20_000;

@@ -17,14 +17,17 @@ use protocol::{
 };
 use seal::ExposeSecret;
 use serde_json::{Map, Value, json};
-use source::keys::{KeyStore, Keys, KeysError};
 use token::{Claims, ClaimsToIssue, Grant, SigningKey, Token, Verifier};
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
 mod login;
 
-use crate::narrow::{check_scope, narrow};
+use crate::{
+    narrow::{check_scope, narrow},
+    signer::Signer,
+    status::{self, Ends, Status},
+};
 
 /// The time that the file system of the keys may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,8 +37,8 @@ const INTROSPECTION: &str = "token-introspection+jwt";
 
 /// An issuer.
 pub struct Issuer {
-    name: String,
-    keys: Arc<KeyStore>,
+    signer: Arc<Signer>,
+    status: Option<Arc<Status>>,
 }
 
 impl Issuer {
@@ -43,57 +46,49 @@ impl Issuer {
     ///
     /// # Errors
     /// For the operator: the path of the keys cannot be used.
-    pub fn of(config: &config::Config) -> Result<Option<Arc<Self>>, String> {
-        let Some(issuer) = &config.issuer else { return Ok(None) };
-        let keys = source::expand(&issuer.keys).map_err(|e| format!("workflow-token.issuer.keys: {e}"))?;
-        Ok(Some(Arc::new(Self {
-            name: issuer.name.clone(),
-            keys: KeyStore::signing(keys),
-        })))
+    pub fn of(engine: &Engine) -> Result<Option<Arc<Self>>, String> {
+        let Some(issuer) = &engine.config().issuer else {
+            return Ok(None);
+        };
+        let signer = Arc::new(Signer::of(issuer)?);
+        let lists = issuer.status_list.as_deref();
+        let status = lists.map(|directory| Arc::new(Status::of(directory, engine.instance(), Arc::clone(&signer))));
+        Ok(Some(Arc::new(Self { signer, status })))
     }
 
     /// Returns the claim `iss` of its tokens.
     pub fn name(&self) -> &str {
-        &self.name
+        self.signer.name()
     }
 
-    /// Returns the keys as they are now, and logs what is wrong with them. Blocks, as they are files.
-    fn keys(&self) -> Result<Arc<Keys>, KeysError> {
-        let (keys, warnings) = self.keys.keys();
-        for warning in warnings {
-            eprintln!("workflow-token-agent: {warning}");
-        }
-        keys
+    /// Returns its status lists, if it has some.
+    pub fn status(&self) -> Option<&Arc<Status>> {
+        self.status.as_ref()
     }
 
     /// Returns the keys that sign or can be promoted; none if they cannot be read. Blocks.
     fn figures(&self) -> Vec<KeyFigures> {
-        let Ok(keys) = self.keys() else { return Vec::new() };
+        let Ok(keys) = self.signer.keys() else {
+            return Vec::new();
+        };
         let keys_of = keys.private().iter().map(|kid| KeyFigures {
-            issuer: self.name.clone(),
+            issuer: self.name().to_owned(),
             kid: kid.clone(),
             is_active: keys.signing().is_some_and(|key| key.kid() == kid),
-            since: self.keys.made(kid).map(seconds),
+            since: self.signer.made(kid).map(seconds),
         });
         keys_of.collect()
     }
 
     fn public_keys(&self) -> Answer {
-        match self.keys() {
+        match self.signer.keys() {
             Ok(keys) => Answer::PublicKeys(keys.verifying().public_jwks()),
             Err(e) => failed(e),
         }
     }
 
-    /// Signs with the active key. Blocks.
     fn sign(&self, sign: impl FnOnce(&SigningKey) -> Answer) -> Answer {
-        match self.keys() {
-            Ok(keys) => match keys.signing() {
-                Some(key) => sign(key),
-                None => failed("no key is the active one: promote one with `flux workflow-token rotate promote`"),
-            },
-            Err(e) => failed(e),
-        }
+        self.signer.sign(sign).unwrap_or_else(Answer::Failed)
     }
 
     fn sign_introspection(&self, audience: &str, response: &str) -> Answer {
@@ -102,7 +97,7 @@ impl Issuer {
         };
         let iat = seconds(SystemTime::now());
         let claims = json!({
-            "iss": self.name,
+            "iss": self.name(),
             "aud": audience,
             "iat": iat,
             "token_introspection": response,
@@ -122,14 +117,14 @@ impl Issuer {
 
     /// Returns whether a token says that it is of this issuer.
     fn claims_to_be_of(&self, token: &str) -> bool {
-        Token::inspect(token).is_ok_and(|token| token.claims().as_map().get("iss") == Some(&json!(self.name)))
+        Token::inspect(token).is_ok_and(|token| token.claims().as_map().get("iss") == Some(&json!(self.name())))
     }
 
     /// Verifies a token of this issuer, for any audience. Blocks.
     fn verify(&self, token: &str) -> Result<Claims, Refusal> {
-        let keys = self.keys().map_err(|e| Refusal::Unknown(e.to_string()))?;
+        let keys = self.signer.keys().map_err(|e| Refusal::Unknown(e.to_string()))?;
         let verifier = Verifier::new(Arc::clone(keys.verifying()))
-            .issuer(&self.name)
+            .issuer(self.name())
             .any_audience();
         let refused = |_| denied(DenialCode::InvalidGrant, "the token is not valid");
         Ok(verifier.verify(token, SystemTime::now()).map_err(refused)?)
@@ -157,7 +152,7 @@ fn seconds(at: SystemTime) -> u64 {
 }
 
 /// Knows whether tokens are still valid, and whose they are.
-pub trait Checks: Sync {
+pub trait Checks: Ends {
     /// Returns whether a token is still valid.
     fn check(&self, token: TokenFacts) -> impl Future<Output = Validity> + Send;
 
@@ -168,14 +163,20 @@ pub trait Checks: Sync {
     fn revoke(&self, subject: Subject, keep_secs: u64) -> impl Future<Output = Answer> + Send;
 }
 
-/// Answers a question to the issuer of a name, with the engine of its configuration.
+/// Answers a question to the issuer of a name, with the engine of its configuration. Several instances may name the same issuer:
+/// only their status lists differ.
 pub async fn answer(
-    known: Option<(Arc<Issuer>, Arc<Engine>)>,
+    known: impl IntoIterator<Item = (Arc<Issuer>, Arc<Engine>)>,
     checks: &impl Checks,
     name: &str,
     question: IssuerQuestion,
 ) -> Answer {
-    let Some((issuer, engine)) = known else {
+    let known: Vec<_> = known.into_iter().collect();
+    let statuses = known
+        .iter()
+        .filter_map(|(issuer, _)| issuer.status().cloned())
+        .collect();
+    let Some((issuer, engine)) = known.into_iter().next() else {
         let name = name.escape_debug();
         return failed(format!(
             "no configuration of the agent has the issuer {name}: set the key name of [workflow-token.issuer], or correct the \
@@ -193,6 +194,8 @@ pub async fn answer(
             Err(Refusal::Unknown(why)) => failed(why),
         },
         IssuerQuestion::Login(question) => login::answer(&issuer, &engine, checks, question).await,
+        IssuerQuestion::StatusLists => status::numbers(statuses).await,
+        IssuerQuestion::StatusList { number } => status::signed(statuses, checks, number).await,
     }
 }
 
@@ -221,7 +224,7 @@ async fn claims(
         let facts = TokenFacts::of(&claims);
         let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the job id in the token is malformed"))?;
         match checks.check(facts).await {
-            Validity::Active => return Ok(narrow(&issuer.name, &claims, request, now)?),
+            Validity::Active => return Ok(narrow(issuer.name(), &claims, request, now)?),
             Validity::Unknown(why) => return Err(Refusal::Unknown(why)),
             Validity::Ended(_) => return Err(denied(DenialCode::InvalidGrant, "the job of the token has ended").into()),
             Validity::Revoked => return Err(denied(DenialCode::InvalidGrant, "the token was revoked").into()),
@@ -229,7 +232,7 @@ async fn claims(
     }
     let granted = match &request.evidence {
         Evidence::Login(ticket) => login::grant(issuer, engine, checks, request, ticket).await?,
-        _ => engine.grant(&issuer.name, request).await?,
+        _ => engine.grant(issuer.name(), request).await?,
     };
     let workspaces = granted.workspaces.iter().map(|workspace| workspace.parse());
     let workspaces = workspaces
@@ -242,7 +245,7 @@ async fn claims(
     };
     check_scope(request, &grant)?;
     Ok(ClaimsToIssue {
-        iss: issuer.name.clone(),
+        iss: issuer.name().to_owned(),
         sub: granted.sub,
         aud: granted.audience,
         iat: SystemTime::now(),

@@ -1,7 +1,8 @@
 //! `workflow-token-agent`: the process that fetches, checks and seals for the plugins of a scheduler.
 //!
 //! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at
-//! any moment: plugins start another one and repeat what they asked for. On disk it only keeps which tokens were revoked.
+//! any moment: plugins start another one and repeat what they asked for. On disk it only keeps which tokens were revoked, and which entries
+//! of status lists tokens have.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,9 @@ mod narrow;
 mod revocations;
 mod serve;
 mod service;
+mod signer;
 mod slurm;
+mod status;
 mod validity;
 
 use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode};

@@ -3,6 +3,7 @@
 //! They are in a file of one line of JSON each, which is synced to disk before a revocation is confirmed. Several agents may
 //! share it, as those of two controllers do: each reads what others have added.
 
+pub mod index;
 mod line;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -36,6 +37,9 @@ pub struct Revocations {
     path: PathBuf,
     known: Mutex<Known>,
 }
+
+/// Revocations, if the configuration has a place for them, or why they cannot be used.
+pub type Store = Option<Result<Arc<Revocations>, String>>;
 
 /// The part of the file that was read.
 #[derive(Debug, Default)]

@@ -36,6 +36,7 @@ use tokio::{
 use crate::{
     issuer::Issuer,
     listener::Listening,
+    revocations,
     serve::is_allowed,
     service::{Answers, Sockets},
     slurm::store::Store,
@@ -72,7 +73,7 @@ struct Current {
     config: config::Config,
     slurm: Slurm,
     munge: seal::Munge,
-    revocations: validity::Store,
+    revocations: revocations::Store,
     issuer: Option<Arc<Issuer>>,
 }
 
@@ -237,10 +238,11 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
         instance: site.slurm.cluster.clone(),
     };
     let engine = Engine::new(&configure, program, shared, Box::new(|_, _| {}));
+    let engine = Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?);
     Ok(Current {
-        engine: Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?),
         munge: site.config.munge_client().map_err(|e| e.to_string())?,
-        issuer: Issuer::of(&site.config)?,
+        issuer: Issuer::of(&engine)?,
+        engine,
         revocations: match validity::open(site.config.agent.revocations.as_deref()) {
             Some(Err(e)) => return Err(e),
             revocations => revocations,

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use delivery::Engine;
@@ -20,11 +20,15 @@ use tokio::{
 use crate::{
     held::HeldJobs,
     issuer::{self, Checks, Issuer},
-    revocations::Revocations,
+    revocations::{Revocations, Store},
+    status::{Ends, Status},
 };
 
 /// How long the file system or a plugin may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The number of jobs that a plugin is asked about at once: it reads so many eventlogs.
+const AT_ONCE: usize = 64;
 
 /// The instances of Flux whose plugins are connected, and the questions that wait for them.
 #[derive(Default)]
@@ -52,9 +56,6 @@ pub struct Instance {
     /// Its engine.
     pub engine: Arc<Engine>,
 }
-
-/// Revocations, if the configuration has a place for them, or why they cannot be used.
-pub type Store = Option<Result<Arc<Revocations>, String>>;
 
 /// Opens the place for revocations of a configuration. Blocks.
 pub fn open(directory: Option<&Path>) -> Store {
@@ -94,6 +95,23 @@ impl Instances {
         }
     }
 
+    /// Takes the end of a job, which its plugin reports.
+    pub fn ended(&self, connection: u64, jobid: u64) {
+        let (issuer, revocations) = {
+            let state = self.lock();
+            let mut all = state.instances.values();
+            let Some(instance) = all.find(|instance| instance.connection == connection) else {
+                return;
+            };
+            (instance.issuer.clone(), instance.revocations.clone())
+        };
+        let status = issuer.and_then(|issuer| issuer.status().cloned());
+        if let Some(status) = status.filter(|status| status.add_ended([jobid])) {
+            // If that fails, they wait for the next list, and those who ask for it learn why.
+            tokio::task::spawn_blocking(move || status.sweep(&revocations));
+        }
+    }
+
     /// Returns the revocations of an instance.
     pub fn revocations(&self, instance: &str) -> Store {
         self.lock().instances.get(instance)?.revocations.clone()
@@ -107,10 +125,11 @@ impl Instances {
         match ask.question {
             Question::Check(token) => Answer::Validity(self.check(token).await),
             Question::Issuer { name, question } => {
-                let known = self.lock().instances.values().find_map(|instance| {
+                let of = |instance: &Instance| {
                     let issuer = instance.issuer.clone().filter(|issuer| issuer.name() == name)?;
                     Some((issuer, Arc::clone(&instance.engine)))
-                });
+                };
+                let known: Vec<_> = self.lock().instances.values().filter_map(of).collect();
                 issuer::answer(known, self, &name, question).await
             }
             Question::Revoke { subjects, keep_secs } => {
@@ -153,6 +172,29 @@ impl Instances {
             number,
             answer,
         }
+    }
+
+    /// Asks the plugin of an instance about all jobs of valid tokens.
+    async fn ask_all(&self, status: &Status) -> Result<(), String> {
+        // That of a token that is issued meanwhile is reported when it ends.
+        let jobs = status.jobs(SystemTime::now() + TIMEOUT).await?;
+        let jobs = jobs.into_iter().map(|jobid| JobFacts {
+            instance: status.instance().to_owned(),
+            jobid,
+            uid: 0,
+        });
+        for jobs in jobs.collect::<Vec<_>>().chunks(AT_ONCE) {
+            let asked: Vec<_> = jobs.iter().map(|job| self.begin_to_ask(job)).collect();
+            let deadline = Instant::now() + TIMEOUT;
+            for (job, asked) in jobs.iter().zip(asked) {
+                match asked.answer(deadline).await {
+                    Validity::Ended(_) => drop(status.add_ended([job.jobid])),
+                    Validity::Unknown(why) => return Err(why),
+                    Validity::Active | Validity::Revoked => {}
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,6 +254,18 @@ impl Checks for Instances {
     async fn revoke(&self, subject: Subject, keep_secs: u64) -> Answer {
         let stores = self.stores().into_iter().map(|(_, store)| store).collect();
         revoke(stores, vec![subject], keep_secs).await
+    }
+}
+
+impl Ends for Instances {
+    /// The plugin reports the ends of jobs. It is asked once about those that may have ended before it was connected.
+    async fn find_ended(&self, status: &Status) -> Result<(), String> {
+        status.asked.get_or_try_init(|| self.ask_all(status)).await?;
+        Ok(())
+    }
+
+    fn revocations_of(&self, instance: &str) -> Store {
+        self.revocations(instance)
     }
 }
 

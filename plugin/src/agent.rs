@@ -137,6 +137,14 @@ impl Agent {
         self.flush();
     }
 
+    /// Reports the end of a job, unless the agent is not connected: then it asks once it is.
+    pub fn ended(self: &Rc<Self>, job: JobId) {
+        if self.is_connected() {
+            self.requests.borrow_mut().ended(job.0);
+            self.flush();
+        }
+    }
+
     /// Asks who a user is, unless that was asked already.
     pub fn look_up(self: &Rc<Self>, generation: u32, uid: u32) {
         let is_new = self.requests.borrow_mut().look_up(generation, uid);

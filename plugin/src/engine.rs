@@ -288,6 +288,17 @@ impl Engine {
         }
     }
 
+    /// Reports the end of a job to the agent, if tokens have entries in status lists.
+    pub fn report_end(&self, job: JobId) {
+        let has_lists = self.current().is_some_and(|current| {
+            let issuer = current.config.issuer.as_ref();
+            issuer.is_some_and(|issuer| issuer.status_list.is_some())
+        });
+        if has_lists {
+            self.deliveries.agent.ended(job);
+        }
+    }
+
     /// Reads the eventlog of a job, for [`Hooks::resume`].
     pub fn read_eventlog(&self, job: JobId) {
         self.reader.read(job);

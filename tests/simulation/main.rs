@@ -21,6 +21,7 @@ mod seal;
 mod shell;
 mod shortfall;
 mod simulator;
+mod status_list;
 #[path = "../support/mod.rs"]
 mod support;
 mod validity;

@@ -83,8 +83,8 @@ async fn log_in(issuer: &Arc<Issuer>, engine: &Engine, finish: &FinishLogin) -> 
     let now = now();
     let expires = now.saturating_add(login.max_session.as_secs());
     let claims = json!({
-        "iss": issuer.name,
-        "aud": issuer.name,
+        "iss": issuer.name(),
+        "aud": issuer.name(),
         "sub": login.name,
         "uid": uid,
         "provider": login.provider,
@@ -106,11 +106,11 @@ async fn log_in(issuer: &Arc<Issuer>, engine: &Engine, finish: &FinishLogin) -> 
 async fn bind(issuer: &Arc<Issuer>, engine: &Engine, credential: &SecretText) -> Result<Answer, Refusal> {
     // Nobody logs in for jobs in vain.
     store(engine)?;
-    let (owner, user) = engine.bound(&issuer.name, JobLogin::Begin, credential).await?;
+    let (owner, user) = engine.bound(issuer.name(), JobLogin::Begin, credential).await?;
     let now = now();
     let claims = json!({
-        "iss": issuer.name,
-        "aud": issuer.name,
+        "iss": issuer.name(),
+        "aud": issuer.name(),
         "uid": owner.uid(),
         "iat": now,
         "exp": now + BINDING_LIFETIME.as_secs(),
@@ -126,7 +126,7 @@ async fn job_login(
     credential: &SecretText,
 ) -> Result<Answer, Refusal> {
     let store = store(engine)?;
-    let (owner, _) = engine.bound(&issuer.name, request, credential).await?;
+    let (owner, _) = engine.bound(issuer.name(), request, credential).await?;
     let uid = owner.uid();
     match request {
         JobLogin::End => end(store, uid).await,
@@ -215,10 +215,10 @@ fn uid(claims: &Claims) -> Result<u32, Refusal> {
 async fn sign(issuer: &Arc<Issuer>, typ: &'static str, claims: Value) -> Result<SecretText, Refusal> {
     let issuer = Arc::clone(issuer);
     let signed = in_time(move || {
-        let keys = issuer.keys().map_err(|e| e.to_string())?;
-        let key = keys.signing().ok_or("no key of the issuer is the active one")?;
-        let jwt = key.sign(&[("typ", typ)], claims.to_string().as_bytes());
-        Ok(SecretText(Zeroizing::new(jwt.expose_secret().to_owned())))
+        issuer.signer.sign(|key| {
+            let jwt = key.sign(&[("typ", typ)], claims.to_string().as_bytes());
+            SecretText(Zeroizing::new(jwt.expose_secret().to_owned()))
+        })
     });
     signed.await?.map_err(Refusal::Unknown)
 }
@@ -227,10 +227,10 @@ async fn sign(issuer: &Arc<Issuer>, typ: &'static str, claims: Value) -> Result<
 async fn verified(issuer: &Arc<Issuer>, typ: &'static str, jwt: &SecretText) -> Result<Claims, Refusal> {
     let (issuer, jwt) = (Arc::clone(issuer), jwt.clone());
     let verified = in_time(move || {
-        let keys = issuer.keys().map_err(|e| Refusal::Unknown(e.to_string()))?;
+        let keys = issuer.signer.keys().map_err(|e| Refusal::Unknown(e.to_string()))?;
         let verifier = Verifier::new(Arc::clone(keys.verifying()))
-            .issuer(&issuer.name)
-            .audience(&issuer.name)
+            .issuer(issuer.name())
+            .audience(issuer.name())
             .typ(typ);
         let refused = |_| denied(DenialCode::InvalidGrant, "the login has expired or is not valid");
         Ok(verifier.verify(&jwt.0, SystemTime::now()).map_err(refused)?)

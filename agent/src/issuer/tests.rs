@@ -42,6 +42,16 @@ impl Checks for Known {
     }
 }
 
+impl Ends for Known {
+    async fn find_ended(&self, _: &Status) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn revocations_of(&self, _: &str) -> crate::revocations::Store {
+        None
+    }
+}
+
 /// An issuer with grants, and its engine.
 fn issuer(directory: &Path, grants: Value) -> (Arc<Issuer>, Arc<Engine>) {
     site(directory, |table| {
@@ -64,7 +74,7 @@ pub fn site(directory: &Path, change: impl FnOnce(&mut Value)) -> (Arc<Issuer>, 
         instance: "hpc".to_owned(),
     };
     let engine = Engine::new(&configure, Path::new("/none"), &Arc::default(), Box::new(|_, _| {})).unwrap();
-    (Issuer::of(engine.config()).unwrap().unwrap(), Arc::new(engine))
+    (Issuer::of(&engine).unwrap().unwrap(), Arc::new(engine))
 }
 
 pub fn request(evidence: Evidence) -> MintRequest {

@@ -1,12 +1,17 @@
 //! Answers questions about tokens: whether they are still valid, and that they are revoked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use protocol::{Answer, Ask, JobEnd, Question, Subject, TokenFacts, Validity};
 
-use super::{Current, Site, reports, store::in_store};
+use super::{
+    Current, Site, reports, squeue,
+    store::{Store, in_store},
+};
 use crate::{
     issuer::{self, Checks},
+    revocations,
+    status::{Ends, Status},
     validity,
 };
 
@@ -65,6 +70,32 @@ impl Checks for Jobs<'_> {
     async fn revoke(&self, subject: Subject, keep_secs: u64) -> Answer {
         validity::revoke(vec![self.current.revocations.clone()], vec![subject], keep_secs).await
     }
+}
+
+impl Ends for Jobs<'_> {
+    /// A token that is issued after this begins may be of a job that Slurm does not list yet.
+    async fn find_ended(&self, status: &Status) -> Result<(), String> {
+        let jobs = status.jobs(SystemTime::now()).await?;
+        status.add_ended(ended(self.site, jobs).await?);
+        Ok(())
+    }
+
+    fn revocations_of(&self, _: &str) -> revocations::Store {
+        self.current.revocations.clone()
+    }
+}
+
+/// Returns those of many jobs that have ended. Slurm is asked once about all that this store does not contain.
+async fn ended(site: &Arc<Site>, jobs: impl IntoIterator<Item = u64>) -> Result<Vec<u64>, String> {
+    let stored = in_store(site, Store::jobs).await?;
+    let is_in =
+        |jobs: &std::collections::HashSet<u32>, job: u64| u32::try_from(job).is_ok_and(|job| jobs.contains(&job));
+    let mut ended: Vec<u64> = jobs.into_iter().filter(|job| !is_in(&stored, *job)).collect();
+    if !ended.is_empty() {
+        let active = squeue::active_jobs().await?;
+        ended.retain(|job| !is_in(&active, *job));
+    }
+    Ok(ended)
 }
 
 /// Returns the end of a job; none if it is active. Slurm is asked about jobs that this store does not contain, such as those whose

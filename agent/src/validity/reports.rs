@@ -91,7 +91,7 @@ mod tests {
             connection: 1,
             replies,
             revocations: super::super::open(engine.config().agent.revocations.as_deref()),
-            issuer: Issuer::of(engine.config()).unwrap(),
+            issuer: Issuer::of(&engine).unwrap(),
             engine: Arc::new(engine),
         };
         instances.add("a", instance);

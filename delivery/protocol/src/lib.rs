@@ -5,7 +5,7 @@
 //! connection with everything that it did for it.
 //!
 //! ```text
-//! plugin ── Hello, Configure, Deliver, LookUp, Cancel, Job ──► agent ◄── Ask ── command
+//! plugin ── Hello, Configure, Deliver, LookUp, Cancel, Job, Ended ──► agent ◄── Ask ── command
 //! plugin ◄── Welcome, Configured, Delivered | NoRule | Failed, Owner, Log, AskJob ── agent ── Answer ──► command
 //! ```
 
@@ -78,6 +78,11 @@ pub enum Request {
     },
     /// A question of a command or service. It is the only message of its connection; the reply is [`Reply::Answer`].
     Ask(Ask),
+    /// A job has ended, if the issuer has status lists. There is no reply. It is not repeated: the agent asks on a new connection.
+    Ended {
+        /// The job id.
+        jobid: u64,
+    },
 }
 
 /// The first message of a plugin.

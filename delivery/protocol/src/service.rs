@@ -3,6 +3,8 @@
 //! The service sends numbered questions over one connection and receives the answers in any order. Frames are those of
 //! plugins.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Answer, Ask};
@@ -15,6 +17,9 @@ pub const MAX_ANSWER: usize = 2 << 20;
 
 /// The most questions of a connection without an answer. The agent reads no further one before it has answered.
 pub const MAX_PENDING: usize = 256;
+
+/// For how long services use a status list before they fetch the next one: how late they may learn that a job has ended.
+pub const STATUS_LIST_TTL: Duration = Duration::from_secs(60);
 
 /// A question from the service.
 #[derive(Debug, Serialize, Deserialize)]

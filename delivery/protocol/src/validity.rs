@@ -65,6 +65,13 @@ pub enum IssuerQuestion {
     Mint(MintRequest),
     /// A question about logins.
     Login(LoginQuestion),
+    /// The numbers of its status lists.
+    StatusLists,
+    /// A status list, signed (draft-ietf-oauth-status-list-20 section 5.1).
+    StatusList {
+        /// Its number.
+        number: u32,
+    },
 }
 
 /// A request for a token. The agent checks the evidence and decides.
@@ -135,7 +142,7 @@ pub enum Answer {
     Revoked,
     /// To [`IssuerQuestion::PublicKeys`]: a JWK Set (RFC 7517 section 5).
     PublicKeys(String),
-    /// To [`IssuerQuestion::SignIntrospection`]: a JWT.
+    /// To [`IssuerQuestion::SignIntrospection`] and [`IssuerQuestion::StatusList`]: a JWT.
     Signed(String),
     /// To [`IssuerQuestion::Mint`]: a token.
     Minted(SecretText),
@@ -158,6 +165,8 @@ pub enum Answer {
     Held(Vec<Held>),
     /// To [`Question::Figures`].
     Figures(Figures),
+    /// To [`IssuerQuestion::StatusLists`].
+    StatusLists(Vec<u32>),
 }
 
 /// The claims of a token that decide whether it is still valid.

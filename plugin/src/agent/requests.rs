@@ -25,6 +25,7 @@ enum Unsent {
     Cancel(u64),
     LookUp(u32, u32),
     Job(u64, Option<JobEnd>),
+    Ended(u64),
 }
 
 fn job_of(request: &Request) -> Option<JobId> {
@@ -91,6 +92,11 @@ impl Requests {
         self.unsent.push_back(Unsent::Job(number, end));
     }
 
+    /// Adds the end of a job. It is not repeated.
+    pub fn ended(&mut self, jobid: u64) {
+        self.unsent.push_back(Unsent::Ended(jobid));
+    }
+
     /// Removes the request of a final reply. Returns the job of a reply; none if it has none, or was given up.
     pub fn replied(&mut self, reply: &Reply) -> Option<JobId> {
         match reply {
@@ -149,6 +155,10 @@ impl Requests {
                 }
                 Unsent::Job(number, end) => {
                     made = Request::Job { number, end };
+                    Some(&made)
+                }
+                Unsent::Ended(jobid) => {
+                    made = Request::Ended { jobid };
                     Some(&made)
                 }
                 Unsent::LookUp(generation, uid) => {

@@ -132,10 +132,11 @@ impl WorkflowToken {
         Ok(())
     }
 
-    /// `job.state.inactive`: removes the record of a job of which nothing runs any more.
+    /// `job.state.inactive`: removes the record of a job of which nothing runs any more. Its token is not valid from here on.
     pub fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if let Some(job) = args.job() {
             self.tokens.engine.ended(job);
+            self.tokens.engine.report_end(job);
         }
         Ok(())
     }

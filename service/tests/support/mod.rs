@@ -28,7 +28,7 @@ use protocol::{
 };
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
-use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningKey};
+use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningKey, StatusList, StatusListToIssue};
 
 /// The issuer of all tokens.
 pub const ISSUER: &str = "https://tokens.example.org";
@@ -77,6 +77,12 @@ pub struct Answers {
     pub figures: Option<Figures>,
     /// The jobs that hold tokens.
     pub held: Vec<Held>,
+    /// The status lists: their numbers, and the tokens that are not valid.
+    pub lists: HashMap<u32, Vec<u32>>,
+    /// How often a list was signed.
+    pub signed_lists: usize,
+    /// When lists are signed, if not now, in seconds.
+    pub fixed_time: Option<u64>,
 }
 
 /// An agent.
@@ -214,6 +220,11 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
                 }
                 IssuerQuestion::Mint(request) => mint_for(answers, request),
                 IssuerQuestion::Login(question) => answers.logins.answer(question),
+                IssuerQuestion::StatusLists => Answer::StatusLists(answers.lists.keys().copied().collect()),
+                IssuerQuestion::StatusList { .. } if answers.is_unknown => {
+                    Answer::Failed("canary-cause-for-the-operator".to_owned())
+                }
+                IssuerQuestion::StatusList { number } => sign_list(answers, number),
                 IssuerQuestion::SignIntrospection { audience, response } => {
                     let claims =
                         format!(r#"{{"iss":"{ISSUER}","aud":"{audience}","iat":1,"token_introspection":{response}}}"#);
@@ -223,6 +234,25 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
             }
         }
     }
+}
+
+fn sign_list(answers: &mut Answers, number: u32) -> Answer {
+    answers.signed_lists += 1;
+    let mut list = StatusList::new(1000);
+    for index in &answers.lists[&number] {
+        list.set(*index, 1);
+    }
+    let issue = StatusListToIssue {
+        iss: ISSUER,
+        uri: &format!("{ISSUER}/status/{number}"),
+        iat: answers.fixed_time.map_or_else(SystemTime::now, |seconds| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        }),
+        lifetime: Duration::from_secs(600),
+        ttl: protocol::service::STATUS_LIST_TTL,
+        list: &list,
+    };
+    Answer::Signed(token::sign_status_list(&answers.keys[0], &issue))
 }
 
 /// Mints as a grant for all would, and denies what the test has set.

@@ -12,6 +12,7 @@ use token::{Algorithm, Grant, SigningKey};
 
 use super::*;
 use crate::issuer::tests::{ISSUER, ask, mint, request, site, token};
+use crate::status::{Ends, Status};
 
 /// A provider on this node.
 struct Provider {
@@ -229,6 +230,15 @@ async fn a_ticket_gets_tokens_and_is_none() {
 #[tokio::test]
 async fn a_login_that_was_revoked_gets_no_tokens() {
     struct Revoked;
+    impl Ends for Revoked {
+        async fn find_ended(&self, _: &Status) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn revocations_of(&self, _: &str) -> crate::revocations::Store {
+            None
+        }
+    }
     impl Checks for Revoked {
         async fn check(&self, token: TokenFacts) -> Validity {
             assert_eq!(token.sub.as_deref(), Some("root"));
