@@ -56,6 +56,7 @@ mod service;
 mod session;
 pub mod settings;
 pub mod state;
+mod status;
 mod strict;
 mod token;
 mod validity;

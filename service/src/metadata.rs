@@ -16,6 +16,7 @@ use crate::{
     keys::PublicKeys,
     service::Service,
     settings::{Resource, Settings},
+    status,
 };
 
 /// The path of the keys, behind that of the issuer.
@@ -101,6 +102,7 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_
         "introspection_signing_alg_values_supported": keys.algorithms,
         "revocation_endpoint": at(REVOCATION),
         "revocation_endpoint_auth_methods_supported": AUTHENTICATION,
+        "status_list_aggregation_endpoint": at(status::PATH),
         "token_endpoint": at(TOKEN),
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
         "grant_types_supported": [CLIENT_CREDENTIALS, TOKEN_EXCHANGE],
@@ -152,6 +154,19 @@ pub async fn public_client(State(service): State<Arc<Service>>) -> Response {
 /// Returns the keys of the issuer.
 pub async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Result<Response, OAuthError> {
     let keys = service.keys.known().ok_or(OAuthError::Unavailable)?;
+    // A digest in base64url is visible ASCII.
+    let etag = HeaderValue::from_str(&keys.etag).unwrap_or(HeaderValue::from_static("\"\""));
+    let is_known = is_known(&headers, &etag);
+    let headers = [(header::CACHE_CONTROL, MAX_AGE), (header::ETAG, etag)];
+    if is_known {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    let kind = [(header::CONTENT_TYPE, "application/jwk-set+json")];
+    Ok((headers, kind, keys.jwks.clone()).into_response())
+}
+
+/// Returns whether a client has a response of this entity tag (RFC 9110 section 13.1.2).
+pub fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
     let known = headers
         .get_all(header::IF_NONE_MATCH)
         .iter()
@@ -159,15 +174,7 @@ pub async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
     let mut known = known
         .flat_map(|value| value.split(','))
         .map(|tag| tag.trim().trim_start_matches("W/"));
-    let is_known = known.any(|tag| tag == keys.etag || tag == "*");
-    // A digest in base64url is visible ASCII.
-    let etag = HeaderValue::from_str(&keys.etag).unwrap_or(HeaderValue::from_static("\"\""));
-    let headers = [(header::CACHE_CONTROL, MAX_AGE), (header::ETAG, etag)];
-    if is_known {
-        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
-    }
-    let kind = [(header::CONTENT_TYPE, "application/jwk-set+json")];
-    Ok((headers, kind, keys.jwks.clone()).into_response())
+    known.any(|tag| tag == etag || tag == "*")
 }
 
 /// Returns the metadata of a protected service.

@@ -14,19 +14,20 @@ use tokio::time::timeout;
 
 use crate::{
     authorize, device, flyte, forward, introspect, job_login, login, logout, me, metadata, operator, pages, probes,
-    revoke, service::Service, strict, token,
+    revoke, service::Service, status, strict, token,
 };
 
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 32 << 10;
 
 /// The routes, as metrics name them.
-const ROUTES: [&str; 28] = [
+const ROUTES: [&str; 29] = [
     metadata::JWKS,
     metadata::TOKEN,
     metadata::INTROSPECTION,
     metadata::REVOCATION,
     metadata::RESOURCE,
+    status::PATH,
     "/.well-known/oauth-authorization-server",
     "/.well-known/openid-configuration",
     metadata::DEVICE_AUTHORIZATION,
@@ -65,6 +66,8 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at(metadata::INTROSPECTION), post(introspect::introspect))
         .route(&at(metadata::REVOCATION), post(revoke::revoke))
         .route(&at(metadata::TOKEN), post(token::token))
+        .route(&at(status::PATH), get(status::lists))
+        .route(&format!("{}/{{number}}", at(status::PATH)), get(status::list))
         // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
         .route(
             &format!("/.well-known/oauth-authorization-server{base}"),

@@ -18,6 +18,7 @@ use crate::{
     metrics::Metrics,
     settings::{Listen, Settings, StateSettings},
     state::{State, StateError},
+    status::StatusLists,
     validity::Validities,
 };
 
@@ -42,6 +43,8 @@ pub struct Service {
     pub external: External,
     /// The answers of the agent.
     pub validities: Validities,
+    /// The status lists.
+    pub statuses: StatusLists,
     /// The counters.
     pub metrics: Metrics,
     /// The audit stream.
@@ -76,6 +79,7 @@ impl Service {
             keys: Keys::start(settings.issuer.url(), agent.clone()),
             external: External::start(settings.external.clone()),
             validities: Validities::new(agent.clone()),
+            statuses: StatusLists::new(settings.issuer.url(), agent.clone()),
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
             minting: Semaphore::new(MINTING),

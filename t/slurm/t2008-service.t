@@ -83,6 +83,7 @@ test_expect_success 'a cluster, an agent and a service start, each as a user of 
 		keys = "$PWD/keys"
 		name = "$ISSUER"
 		audience = ["copy-offload"]
+		status-list = "$PWD/agent/status"
 
 		[[workflow-token.rule]]
 		source = "issuer"
@@ -342,6 +343,32 @@ test_expect_success 'the token of a task of an array is inactive once that task 
 	last=$(squeue --noheader --array --jobs="$array" --format="%A %K" | sed -n "s/^$array //p") && other=$((3 - last)) &&
 	cp "shared/task-$last" shared/token && is_active && echo >"shared/go-$last" && eventually is_inactive &&
 	cp "shared/task-$other" shared/token && is_active && echo >"shared/go-$other" && eventually is_inactive
+'
+
+# in_list FILE: prints the status of a token, 0 or 1, in the list that it names.
+in_list() {
+	local uri idx
+	read -r uri idx < <(PATH=/usr/bin:$PATH "$TESTS/slurm/status.py" entry "$1") &&
+	answers 200 "$uri" >&2 && grep -qx "content-type: application/statuslist+jwt" answer && tail -n 1 answer >list.jwt &&
+	PATH=/usr/bin:$PATH "$TESTS/slurm/status.py" status list.jwt "$uri" "$idx" "$ISSUER"
+}
+
+# status_is STATUS FILE
+status_is() {
+	test "$(in_list "$2")" = "$1"
+}
+
+test_expect_success 'services learn from a status list that a job has ended, and that a token was revoked' '
+	answers 200 "$ISSUER/status" && tail -n 1 answer | jq -e ".status_lists | length >= 1" &&
+	rm -f shared/token && listed=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token &&
+	cp shared/token ended && status_is 0 ended &&
+	agent_down KILL && agent_up && eventually status_is 0 ended &&
+	echo >shared/go && eventually finished "$listed" && eventually status_is 1 ended &&
+	rm -f shared/token && listed=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token &&
+	cp shared/token of-revoked && eventually status_is 0 of-revoked &&
+	answers 200 "$ISSUER/revoke" --client "copy:$PWD/secret" --form "token=@$PWD/of-revoked" &&
+	eventually status_is 1 of-revoked && status_is 1 ended &&
+	answers 404 "$ISSUER/status/1" && scancel "$listed" && eventually finished "$listed"
 '
 
 test_expect_success 'metrics count what happened, and no log has a token or secret' '
