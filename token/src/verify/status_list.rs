@@ -43,6 +43,7 @@ impl Verifier {
     /// use std::time::SystemTime;
     /// use token::{KeySet, Verifier};
     ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// // The example of section 5.1.
     /// let keys = r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"12","alg":"ES256",
     ///     "x":"I3HWm_0Ds1dPMI-IWmf4mBmH-YaeAVbPVu7vB27CxXo","y":"6N_d5Elj9bs1htgV3okJKIdbHEpkgTmAluYKJemzn1M"}]}"#;
@@ -50,8 +51,6 @@ impl Verifier {
     ///     MDE3MCwiaXNzIjoiaHR0cHM6Ly9leGFtcGxlLmNvbSIsInN0YXR1c19saXN0Ijp7ImJpdHMiOjEsImxzdCI6ImVOcmJ1UmdBQWhjQlhRIn0sInN1YiI6Imh\
     ///     0dHBzOi8vZXhhbXBsZS5jb20vc3RhdHVzbGlzdHMvMSIsInR0bCI6NDMyMDB9.2lKUUNG503R9htu4aHAYi7vjmr3sgApbfoDvPrl65N3URUO1EYqqQl45\
     ///     Jfzd-Av4QzlKa3oVALpLwOEUOq-U_g";
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let verifier = Verifier::new(KeySet::from_jwks(keys.as_bytes())?.0).issuer("https://example.com");
     /// let verified = verifier.verify_status_list(token, SystemTime::now())?;
     /// assert_eq!(verified.uri, "https://example.com/statuslists/1");
