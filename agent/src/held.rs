@@ -2,14 +2,17 @@
 
 use std::{
     collections::HashMap,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use protocol::{DUE, Held, JobFacts, MAX_HELD, TokenFacts};
 use seal::Record;
 use tokio::{task::spawn_blocking, time::timeout};
 
-use crate::{revocations::Store, validity::TIMEOUT};
+use crate::revocations::Store;
+
+/// How long the file system of the revocations may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most jobs that are known. If there are more, the half is forgotten that got its tokens first.
 const MAX_JOBS: usize = 20_000;

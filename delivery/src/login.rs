@@ -8,8 +8,8 @@ use protocol::{
 };
 use seal::Secret;
 use source::{
+    LoginStore,
     login::{Authorization, Code, Identified, LoginError, Provider},
-    login_store::LoginStore,
 };
 
 use crate::{Engine, Granted, Owner, Refusal, denied, subject::Proved};

@@ -74,7 +74,12 @@ impl Engine {
             Ok(result) => result,
             Err(_) => Err(progress.timed_out(limit, "timeout")),
         };
-        self.shared.counts.delivered(&result, start.elapsed());
+        let name = match &result {
+            Ok(Sealed::Record { .. }) => "delivered",
+            Ok(Sealed::NoRule) => "no-rule",
+            Err(failure) => failure.code.as_str(),
+        };
+        self.shared.counts.delivered(name, start.elapsed());
         Outcome {
             result,
             notes: lines.notes,

@@ -57,6 +57,7 @@ mod session;
 pub mod settings;
 pub mod state;
 mod status;
+mod status_lists;
 mod strict;
 mod token;
 mod validity;

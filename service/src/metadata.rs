@@ -16,7 +16,6 @@ use crate::{
     keys::PublicKeys,
     service::Service,
     settings::{Resource, Settings},
-    status,
 };
 
 /// The path of the keys, behind that of the issuer.
@@ -57,6 +56,9 @@ pub const MUNGE: &str = "urn:x-workflow-token:munge";
 
 /// The path of logins of programs with a browser.
 pub const AUTHORIZATION: &str = "/authorize";
+
+/// The path of all Status Lists. That of one is followed by its number.
+pub const STATUS: &str = "/status";
 
 /// The path of metadata of protected services, before their names.
 pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
@@ -102,7 +104,7 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_
         "introspection_signing_alg_values_supported": keys.algorithms,
         "revocation_endpoint": at(REVOCATION),
         "revocation_endpoint_auth_methods_supported": AUTHENTICATION,
-        "status_list_aggregation_endpoint": at(status::PATH),
+        "status_list_aggregation_endpoint": at(STATUS),
         "token_endpoint": at(TOKEN),
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
         "grant_types_supported": [CLIENT_CREDENTIALS, TOKEN_EXCHANGE],

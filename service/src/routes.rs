@@ -27,7 +27,7 @@ const ROUTES: [&str; 29] = [
     metadata::INTROSPECTION,
     metadata::REVOCATION,
     metadata::RESOURCE,
-    status::PATH,
+    metadata::STATUS,
     "/.well-known/oauth-authorization-server",
     "/.well-known/openid-configuration",
     metadata::DEVICE_AUTHORIZATION,
@@ -66,8 +66,8 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at(metadata::INTROSPECTION), post(introspect::introspect))
         .route(&at(metadata::REVOCATION), post(revoke::revoke))
         .route(&at(metadata::TOKEN), post(token::token))
-        .route(&at(status::PATH), get(status::lists))
-        .route(&format!("{}/{{number}}", at(status::PATH)), get(status::list))
+        .route(&at(metadata::STATUS), get(status::lists))
+        .route(&format!("{}/{{number}}", at(metadata::STATUS)), get(status::list))
         // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
         .route(
             &format!("/.well-known/oauth-authorization-server{base}"),

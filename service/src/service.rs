@@ -18,7 +18,7 @@ use crate::{
     metrics::Metrics,
     settings::{Listen, Settings, StateSettings},
     state::{State, StateError},
-    status::StatusLists,
+    status_lists::StatusLists,
     validity::Validities,
 };
 

@@ -2,6 +2,7 @@
 
 mod client;
 mod external;
+mod paths;
 mod public_client;
 mod state;
 mod table;
@@ -197,7 +198,7 @@ impl Settings {
         )?;
         Ok(Self {
             issuer: IssuerUrl::parse(&table.issuer).map_err(|e| at("issuer", e))?,
-            agent: table::absolute(table.agent).map_err(|e| at("agent", e))?,
+            agent: paths::absolute(table.agent).map_err(|e| at("agent", e))?,
             agent_uid: table
                 .agent_user
                 .map(|user| user.uid())
@@ -210,7 +211,7 @@ impl Settings {
             legacy: table.legacy.map(table::LegacyTable::legacy).transpose()?,
             audit: table
                 .audit
-                .map(|audit| table::absolute(audit.file))
+                .map(|audit| paths::absolute(audit.file))
                 .transpose()
                 .map_err(|e| at("audit.file", e))?,
             public_client: table
@@ -264,7 +265,7 @@ fn listen(table: ListenTable) -> Result<Listen, (&'static str, String)> {
             Ok(Listen::Tcp(listen))
         }
         (None, Some(socket)) if certificate.is_none() => {
-            Ok(Listen::Unix(table::socket(socket).map_err(|e| ("socket", e))?))
+            Ok(Listen::Unix(paths::socket(socket).map_err(|e| ("socket", e))?))
         }
         (None, Some(_)) => Err(("certificate", "is for an address, not for a Unix socket".to_owned())),
         _ => Err(("address", "set either address or socket".to_owned())),

@@ -16,7 +16,6 @@ mod jwks;
 pub mod keys;
 mod kubernetes;
 pub mod login;
-pub mod login_store;
 mod minted;
 mod oauth2;
 mod paths;
@@ -45,7 +44,7 @@ pub use examined::Examined;
 pub use identity::{Unclaimed, claimed, read_identity};
 pub use jwks::JwksClient;
 pub use kubernetes::{examine, exec_program};
-pub use oauth2::examine_oauth2;
+pub use oauth2::{LoginStore, examine_oauth2};
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 

@@ -13,8 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Error,
-    login_store::LoginStore,
-    oauth2::{LOGIN, Subject, TokenEndpoint, is_refusal},
+    oauth2::{LOGIN, LoginStore, Subject, TokenEndpoint, is_refusal},
     remote::await_here,
     verify::{TokenVerifier, Unverified},
 };

@@ -5,6 +5,7 @@
 
 mod answer;
 mod examine;
+mod login_store;
 mod readers;
 mod refresh;
 mod request;
@@ -24,13 +25,9 @@ use seal::{ExposeSecret, Secret, Variables};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-pub use self::examine::examine_oauth2;
 use self::request::Client;
-pub(crate) use self::{
-    answer::Given,
-    refresh::{HeldToken, LOGIN},
-    request::Subject,
-};
+pub(crate) use self::{answer::Given, refresh::LOGIN, request::Subject};
+pub use self::{examine::examine_oauth2, login_store::LoginStore};
 use crate::{
     Error, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
@@ -252,7 +249,7 @@ impl<'a> Fetch<'a> {
                 self.token(Some(Subject::Exchanged { token, kind })).await?
             }
             Grant::Login { store, munge } => {
-                let held = refresh::of_login(store, munge, job).await?;
+                let held = login_store::of_login(store, munge, job).await?;
                 self.token(Some(Subject::Held(held))).await?
             }
             Grant::RefreshToken { refresh_token } => {

@@ -15,7 +15,7 @@ use protocol::{
 };
 use seal::ExposeSecret;
 use serde_json::{Value, json};
-use source::login_store::LoginStore;
+use source::LoginStore;
 use token::{Claims, NumericDate, Verifier};
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;

@@ -10,7 +10,7 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::table::absolute;
+use super::paths::absolute;
 
 /// The longest file of certificates, in bytes.
 const MAX_CA_FILE: usize = 4 << 20;

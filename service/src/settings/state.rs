@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 use zeroize::Zeroizing;
 
-use super::table::absolute;
+use super::paths::absolute;
 use crate::state::seal::Keyring;
 
 /// The longest file of a password or of certificates, in bytes.

@@ -1,9 +1,6 @@
 //! The tables of the file, as they are written.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use http::HeaderName;
 use jiff::{civil::Date, tz::TimeZone};
@@ -13,9 +10,6 @@ use super::{
     Legacy, Resource, client::ClientTable, external::ExternalTable, public_client::PublicClientTable,
     state::StateTable, user::UserName,
 };
-
-/// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Headers that no other meaning can be given.
 const RESERVED: [&str; 8] = [
@@ -155,21 +149,6 @@ impl LegacyTable {
             sunset: sunset.map(|day| day.strftime("%a, %d %b %Y 00:00:00 GMT").to_string()),
         })
     }
-}
-
-pub(super) fn absolute(path: PathBuf) -> Result<PathBuf, String> {
-    match path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
-        true => Ok(path),
-        false => Err("must be an absolute path".to_owned()),
-    }
-}
-
-pub(super) fn socket(path: PathBuf) -> Result<PathBuf, String> {
-    let is_short = |path: &Path| path.as_os_str().len() <= MAX_SOCKET_PATH;
-    absolute(path).and_then(|path| match is_short(&path) {
-        true => Ok(path),
-        false => Err(format!("must have {MAX_SOCKET_PATH} bytes at most")),
-    })
 }
 
 /// Messages of the parser have several lines, one of which is the text of the file.

@@ -21,7 +21,7 @@ use super::{
     SERVER,
     token_file::{TokenFile, TokenPath},
 };
-use crate::{Error, http::SourceError, login_store::LoginStore};
+use crate::{Error, http::SourceError};
 
 /// A refresh token.
 const REFRESH: TokenFile = TokenFile {
@@ -54,23 +54,6 @@ pub(crate) const LOGIN: TokenFile = TokenFile {
 
 /// The longest sealed refresh token, in bytes.
 const MAX_SEALED: usize = 4 * token::MAX_LEN;
-
-/// Returns the refresh token of the login of a job owner, once no other delivery uses it.
-pub(super) async fn of_login(store: &Path, munge: &config::Munge, job: &Values) -> Result<Arc<HeldToken>, Error> {
-    let munge = munge.client();
-    let munge = munge.map_err(|e| LOGIN.failed("cannot be used", store, &e))?;
-    let store = LoginStore::new(store, munge);
-    let uid = job.uid;
-    loop {
-        let of_user = store.clone();
-        let take = LOGIN.in_time(uid, store.directory(), move || of_user.take(uid));
-        match take.await? {
-            Some(held) => return Ok(held),
-            // The timeout of the delivery ends this.
-            None => tokio::time::sleep(IN_USE).await,
-        }
-    }
-}
 
 /// A refresh token that nobody else uses. Dropping it lets others use its file.
 pub(crate) struct HeldToken {

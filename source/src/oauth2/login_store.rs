@@ -7,12 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use config::Values;
 use seal::{Munge, Secret};
 
-use crate::{
-    Error,
-    oauth2::{HeldToken, LOGIN},
-};
+use super::refresh::{HeldToken, LOGIN};
+use crate::Error;
 
 /// The pause before a file is looked at again that another delivery uses, and how often.
 const IN_USE: (Duration, u32) = (Duration::from_millis(50), 80);
@@ -107,5 +106,22 @@ impl LoginStore {
     /// For the user and the operator: there is none, or it cannot be opened or replaced.
     pub(crate) fn take(&self, uid: u32) -> Result<Option<Arc<HeldToken>>, Error> {
         Ok(HeldToken::take_sealed(&self.path(uid), self.munge.clone())?.map(Arc::new))
+    }
+}
+
+/// Returns the refresh token of the login of a job owner, once no other delivery uses it.
+pub(super) async fn of_login(store: &Path, munge: &config::Munge, job: &Values) -> Result<Arc<HeldToken>, Error> {
+    let munge = munge.client();
+    let munge = munge.map_err(|e| LOGIN.failed("cannot be used", store, &e))?;
+    let store = LoginStore::new(store, munge);
+    let uid = job.uid;
+    loop {
+        let of_user = store.clone();
+        let take = LOGIN.in_time(uid, store.directory(), move || of_user.take(uid));
+        match take.await? {
+            Some(held) => return Ok(held),
+            // The timeout of the delivery ends this.
+            None => tokio::time::sleep(IN_USE.0).await,
+        }
     }
 }
