@@ -57,6 +57,9 @@ if [ "$what_for" = check ]; then
 	nginx:nginx-light
 	initdb:postgresql
 	caddy:caddy
+	apache2:apache2-bin
+	/usr/lib/apache2/modules/mod_auth_openidc.so:libapache2-mod-auth-openidc
+	chromium:chromium
 	libclang:libclang-dev
 	"
 	for component in fmt:rustfmt clippy:clippy; do
@@ -126,12 +129,32 @@ node_of_pypi() {
 	chmod +x "$tools/bin/npm"
 }
 
+# login_packages: installs what the tests of logins use: packages of npm, as their lock file says, and Authlib of PyPI.
+login_packages() {
+	packages=${CARGO_TARGET_DIR:-$PWD/target}/login
+	mkdir -p "$packages" || return
+	if ! cmp -s t/login/package-lock.json "$packages/installed"; then
+		echo "deps: installing packages of npm for the tests of logins"
+		cp t/login/package.json t/login/package-lock.json "$packages/" &&
+			timeout -k 5 300 npm ci --loglevel=error --fetch-retries=1 --no-audit --no-fund --ignore-scripts --prefix "$packages" >/dev/null &&
+			cp t/login/package-lock.json "$packages/installed" || return
+	fi
+	[ -e "$packages/python/authlib" ] ||
+		python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile \
+			--retries=1 --timeout=60 --target "$packages/python" Authlib==1.9.6 requests
+}
+
 missing=
 for item in $wanted; do
 	is_there "${item%%:*}" || missing="$missing ${item#*:}"
 done
 [ -z "$missing" ] || install_packages $missing || true
 
-[ "$what_for" = check ] && { node_is_old || ! command -v npm >/dev/null; } || exit 0
-{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi ||
-	echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
+[ "$what_for" = check ] || exit 0
+if node_is_old || ! command -v npm >/dev/null; then
+	{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi || {
+		echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
+		exit 0
+	}
+fi
+login_packages || echo "deps: warning: packages for the tests of logins are missing: they are skipped" >&2
