@@ -42,12 +42,17 @@ pub async fn authorization(
 ) -> Result<Response, OAuthError> {
     let settings = service.settings();
     let form = read_form(&headers, &body, &REPEATABLE)?;
-    service.limits.check_device()?;
     let wanted = Wanted::read(&settings, &form)?;
     let job_login = bound(&service, &settings, &form).await?;
     let client = match job_login {
         Some(_) => None,
-        None => Some(authenticate(&settings, peer, &headers, &form)?.id.clone()),
+        None => {
+            let client = authenticate(&settings, peer, &headers, &form)?;
+            if client.is_public() {
+                service.limits.check_device()?;
+            }
+            Some(client.id.clone())
+        }
     };
     let (device_code, user_code) = devices::begin(service.state()?, client, wanted, job_login).await?;
     let at = format!("{}/device", settings.issuer.url());
@@ -179,11 +184,8 @@ pub async fn over(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
 
 fn done(settings: &Settings, session: &Session, is_allowed: bool) -> Response {
     let (title, text) = match is_allowed {
-        true => (
-            "You are logged in",
-            "Go back to your terminal. You can close this page.",
-        ),
-        false => ("The request was denied", "Nobody got a token. You can close this page."),
+        true => ("You are logged in", "Your program goes on by itself."),
+        false => ("The request was denied", "Nobody got a token."),
     };
     let page = Done {
         frame: session.frame(&settings.issuer),
