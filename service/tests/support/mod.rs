@@ -473,19 +473,22 @@ pub fn launch(dir: &Path, mut command: Command, log: &Arc<Mutex<String>>) -> (Ch
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());
-    let mut first = String::new();
-    lines.read_line(&mut first).unwrap();
-    let address = first
-        .rsplit_once(" at ")
-        .and_then(|(_, all)| all.trim().split(", ").next()?.parse().ok());
-    log.lock().unwrap().push_str(&first);
+    // It may log something before.
+    let address = loop {
+        let mut line = String::new();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{}", log.lock().unwrap());
+        log.lock().unwrap().push_str(&line);
+        if line.starts_with("workflow-tokend: serves ") {
+            let addresses = line.rsplit_once(" at ").map(|(_, all)| all.trim().to_owned());
+            break addresses.and_then(|all| all.split(", ").next()?.parse().ok());
+        }
+    };
     let written = Arc::clone(log);
     thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
             written.lock().unwrap().push_str(&(line + "\n"));
         }
     });
-    assert!(first.contains("serves"), "{first}");
     (child, address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 1))))
 }
 
