@@ -80,10 +80,22 @@ impl LoginStore {
     /// For the operator: the directory cannot be used.
     pub fn remove(&self, uid: u32) -> Result<(), Error> {
         let path = self.path(uid);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(LOGIN.failed("could not be removed", &path, &e)),
-            _ => Ok(()),
+        if self.since(uid)?.is_none() {
+            return Ok(());
         }
+        // A delivery that uses it would put the next one in its place.
+        for _ in 0..IN_USE.1 {
+            if let Some(_held) = HeldToken::create(&path, self.munge.clone())? {
+                return match fs::remove_file(&path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        Err(LOGIN.failed("could not be removed", &path, &e))
+                    }
+                    _ => Ok(()),
+                };
+            }
+            std::thread::sleep(IN_USE.0);
+        }
+        Err(LOGIN.failed("could not be removed", &path, &"a delivery uses it: try again"))
     }
 
     /// Takes the refresh token of a user, and waits for another delivery that uses it. Blocks.
