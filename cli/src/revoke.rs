@@ -1,7 +1,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::NonEmptyStringValueParser;
-use nix::unistd::User;
+use nix::unistd::{Uid, User};
 use protocol::{Answer, Question, Subject};
 
 use crate::{agent::Agent, print, show};
@@ -94,8 +94,16 @@ fn job(text: &str, agent: &Agent) -> Result<Subject, Error> {
 
 /// Returns the subjects of a user: by name, and by uid if there is one.
 fn of_user(name: &str) -> Vec<Subject> {
-    let uid = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    let uid = uid.or_else(|| name.parse().ok());
-    let uid = uid.map(Subject::Uid);
-    [Subject::User(name.to_owned())].into_iter().chain(uid).collect()
+    let by_uid = |uid| User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    let user = User::from_name(name).ok().flatten();
+    let user = user.or_else(|| name.parse().ok().and_then(by_uid));
+    let uid = user
+        .as_ref()
+        .map(|user| user.uid.as_raw())
+        .or_else(|| name.parse().ok());
+    let known = user.map_or_else(|| name.to_owned(), |user| user.name);
+    [Subject::User(known)]
+        .into_iter()
+        .chain(uid.map(Subject::Uid))
+        .collect()
 }
