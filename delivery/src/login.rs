@@ -106,8 +106,11 @@ impl Engine {
         let text = |name: &str| Some(claims.get(name)?.as_str()?.to_owned());
         let claim = text(&login.user_claim).unwrap_or_default();
         let user = login.user_template.user(&claim);
-        let user = user.ok_or_else(|| denied(DenialCode::InvalidGrant, "the login names no user of this cluster"))?;
-        let uid = self.uid_of(user).await?;
+        let stranger = || denied(DenialCode::InvalidGrant, "your account is of no user of this cluster");
+        let uid = match self.uid_of(user.ok_or_else(stranger)?).await {
+            Err(Refusal::Denied(_)) => return Err(stranger().into()),
+            uid => uid?,
+        };
         let Proved { owner, name, .. } = self.proved(uid, None).await?;
         Ok(UserLogin {
             projects: self.projects_of(&owner),
@@ -146,14 +149,12 @@ impl Engine {
         uid: u32,
         left: Duration,
     ) -> Result<Granted, Refusal> {
-        let trust = self.config().trusts.iter().position(|trust| trust.issuer == provider);
-        let gone = || {
-            denied(
-                DenialCode::InvalidGrant,
-                "the provider of the login is not trusted any more",
-            )
-        };
-        let kind = EvidenceKind::Trust(trust.ok_or_else(gone)?);
+        let (login, _) = self.login()?;
+        if self.config().trusts[login.trust].issuer != provider {
+            let why = "the site has another provider now: log in again";
+            return Err(denied(DenialCode::InvalidGrant, why).into());
+        }
+        let kind = EvidenceKind::Trust(login.trust);
         let proved = self.proved(uid, Some(left)).await?;
         self.granted(request, kind, Some(proved))
     }

@@ -15,6 +15,9 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{Engine, Owner};
 
+/// The longest time for a proof: nobody waits longer.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// A token that may be minted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
@@ -144,7 +147,7 @@ impl Engine {
     pub(crate) async fn munge_user(&self, purpose: &str, credential: &SecretText) -> Result<Proved, Refusal> {
         let (munge, credential) = (self.munge.clone(), credential.clone());
         let received = spawn_blocking(move || munge.receive(&credential.0));
-        let received = timeout(self.config().timeout, received).await;
+        let received = timeout(self.config().timeout.min(LIMIT), received).await;
         let (payload, uid) = match received {
             Ok(Ok(Ok(received))) => received,
             Ok(Ok(Err(e))) if e.is_retryable() => return Err(Refusal::Unknown(e.to_string())),
@@ -181,7 +184,7 @@ impl Engine {
             grant.ok_or_else(|| refused("no grant allows this client to exchange tokens of this issuer".to_owned()))?;
         let (verifier, token) = (Arc::clone(&self.verifiers[trust]), token.clone());
         let verified = spawn_blocking(move || verifier.verify(&token.0, SystemTime::now()).0);
-        let claims = match timeout(self.config().timeout, verified).await {
+        let claims = match timeout(self.config().timeout.min(LIMIT), verified).await {
             Ok(Ok(Ok(claims))) => claims,
             Ok(Ok(Err(Unverified::Refused(e)))) => return Err(refused(crate::identity::summary(&e).to_owned())),
             Ok(Ok(Err(Unverified::NoKeys(e)))) => return Err(Refusal::Unknown(e.to_string())),

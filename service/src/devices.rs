@@ -155,16 +155,16 @@ pub async fn redeem(state: &State, client: Option<&Client>, code: &str) -> Resul
     match device.decision {
         Decision::Open => {
             let now = now();
-            let is_early = now.saturating_sub(device.asked) < INTERVAL - 1;
+            if now.saturating_sub(device.asked) < INTERVAL - 1 {
+                // Nothing is written: anybody could ask.
+                return Err(OAuthError::SlowDown);
+            }
             device.asked = now;
             // If another request has changed it, the next question sees that.
             state
                 .replace(Kind::Device, code, stored.version, &device, stored.expires)
                 .await?;
-            Err(match is_early {
-                true => OAuthError::SlowDown,
-                false => OAuthError::AuthorizationPending,
-            })
+            Err(OAuthError::AuthorizationPending)
         }
         Decision::Denied => {
             state.remove(Kind::Device, code).await?;

@@ -44,16 +44,23 @@ pub struct Held {
     version: i64,
 }
 
+/// The most families of one user.
+const MOST: u64 = 200;
+
 /// Begins a family. Returns its id and its first token.
 ///
 /// # Errors
-/// [`StateError`].
+/// [`OAuthError`].
 pub async fn begin(
     state: &State,
     client: &Client,
     wanted: Wanted,
     grantee: Grantee,
-) -> Result<(String, Zeroizing<String>), StateError> {
+) -> Result<(String, Zeroizing<String>), OAuthError> {
+    if state.count_owned(Kind::Family, &grantee.owner).await? >= MOST {
+        let text = "too many programs may act for the user: end some at the page of the user";
+        return Err(OAuthError::InvalidGrant(text.to_owned()));
+    }
     let (id, secret) = (random::secret().to_string(), random::secret());
     let (owner, expires) = (grantee.owner.clone(), grantee.expires);
     let family = Family {

@@ -130,6 +130,7 @@ async fn finish(service: &Service, settings: &Settings, headers: &HeaderMap, que
         // What the provider says may be anything.
         return Err(Failed::Refused("the provider did not log you in".to_owned()));
     }
+    service.limits.check_attempt(&attempt.state)?;
     let code = form
         .get("code")
         .ok_or(Failed::Malformed("The parameter code is missing"))?;
@@ -167,12 +168,13 @@ async fn finish(service: &Service, settings: &Settings, headers: &HeaderMap, que
 /// # Errors
 /// [`Failed`].
 pub async fn ask(service: &Service, settings: &Settings, question: LoginQuestion) -> Result<Answer, Failed> {
+    // Strangers who log in delay neither users who have, nor those who ask whether tokens are valid.
+    let turns = &service.logins[usize::from(matches!(question, LoginQuestion::User { .. }))];
     let question = Question::Issuer {
         name: settings.issuer.url().to_owned(),
         question: IssuerQuestion::Login(question),
     };
-    // Whoever logs in delays nobody who asks whether tokens are valid.
-    let _turn = service.logins.try_acquire().map_err(|_| Failed::Unavailable)?;
+    let _turn = turns.try_acquire().map_err(|_| Failed::Unavailable)?;
     match service.agent.ask_slowly(question).await {
         Ok(Answer::Denied(denial)) => Err(Failed::Refused(denial.text)),
         Ok(answer) => Ok(answer),

@@ -8,20 +8,27 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use protocol::{Answer, LoginQuestion, SecretText};
+use protocol::{Answer, LoginQuestion, Question, SecretText, Subject};
 use zeroize::Zeroizing;
 
 use crate::{
+    clock::now,
     cookies,
     error::OAuthError,
     failed::Failed,
     introspect::read_form,
+    log::Kind as Line,
     login,
     pages::{Frame, LoggedOut, Page},
     random,
     service::Service,
-    session::{self, Current},
+    session::{self, Current, Login},
 };
+
+static UNREVOKED: Line = Line::new();
+
+/// For how long a revocation is kept beyond the end of its login, in seconds: the difference of clocks.
+const CLOCKS: u64 = 600;
 
 /// Ends the session of a browser, and sends it to the provider to log out there, too.
 pub async fn logout(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -77,10 +84,28 @@ pub async fn back_channel(
     let state = service.state()?;
     match login::ask(&service, &settings, LoginQuestion::LogoutToken(token)).await {
         Ok(Answer::LoggedOut(provider)) => {
-            session::end_of(state, &provider).await?;
+            let logins = session::end_of(state, &provider).await?;
+            revoke(&service, logins).await;
             Ok(StatusCode::OK)
         }
         Err(Failed::Refused(_)) => Err(OAuthError::InvalidRequest("the logout_token is not valid")),
         _ => Err(OAuthError::Unavailable),
+    }
+}
+
+/// Revokes logins, so that programs that act by them get no tokens any more, either.
+async fn revoke(service: &Service, logins: Vec<Login>) {
+    for login in logins {
+        let question = || Question::Revoke {
+            subjects: vec![Subject::Jti(login.jti.clone())],
+            keep_secs: login.expires.saturating_sub(now()).saturating_add(CLOCKS),
+        };
+        match service.agent.ask(question).await {
+            Ok(Answer::Revoked) => {}
+            Ok(_) => UNREVOKED.log("a login was not revoked, since the agent answered another question"),
+            Err(e) => UNREVOKED.log(format_args!(
+                "a login was not revoked, and programs may act by it until it ends: {e}"
+            )),
+        }
     }
 }

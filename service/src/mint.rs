@@ -5,7 +5,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use protocol::{Answer, Denial, DenialCode, IssuerQuestion, MintRequest, Question, SecretText};
+use protocol::{Answer, Denial, DenialCode, Evidence, IssuerQuestion, MintRequest, Question, SecretText};
 use serde_json::{Value, json};
 use token::Claims;
 use zeroize::Zeroizing;
@@ -40,13 +40,17 @@ pub async fn mint(
     request: MintRequest,
 ) -> Result<Minted, OAuthError> {
     let client = request.client.clone();
+    let is_login = matches!(request.evidence, Evidence::Login(_));
     // A MUNGE credential is good once: a question that may have been received is not sent again.
     let question = Question::Issuer {
         name: settings.issuer.url().to_owned(),
         question: IssuerQuestion::Mint(request),
     };
-    // Whoever asks for tokens delays nobody who asks whether tokens are valid.
-    let _turn = service.minting.try_acquire().map_err(|_| OAuthError::Unavailable)?;
+    // Whoever asks for tokens delays nobody who asks whether tokens are valid, and strangers nobody else.
+    let is_known = client.is_some() || is_login;
+    let _turn = service.minting[usize::from(is_known)]
+        .try_acquire()
+        .map_err(|_| OAuthError::Unavailable)?;
     let token = match service.agent.ask_once(question).await {
         Ok(Answer::Minted(token)) => token,
         Ok(Answer::Denied(Denial { code, text })) => {

@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// The most requests for tokens that the agent is asked at once: a part of what it answers at once.
-const MINTING: usize = 32;
+const MINTING: usize = 24;
 
 /// The same for logins.
-const LOGINS: usize = 64;
+const LOGINS: usize = 32;
 
 static UNUSABLE: Kind = Kind::new();
 
@@ -49,10 +49,10 @@ pub struct Service {
     pub metrics: Metrics,
     /// The audit stream.
     pub audit: Audit,
-    /// Turns to ask the agent for a token.
-    pub minting: Semaphore,
-    /// Turns to ask the agent about logins, which asks others.
-    pub logins: Semaphore,
+    /// Turns to ask the agent for a token: for strangers, and for all who have proved who they are to the service.
+    pub minting: [Semaphore; 2],
+    /// Turns to ask the agent about logins: for strangers, and for users who have logged in.
+    pub logins: [Semaphore; 2],
     /// How often strangers may do what costs something.
     pub limits: Limits,
     /// What the service remembers, if it does.
@@ -82,8 +82,8 @@ impl Service {
             statuses: StatusLists::new(settings.issuer.url(), agent.clone()),
             metrics: Metrics::new(),
             audit: Audit::open(settings.audit.clone())?,
-            minting: Semaphore::new(MINTING),
-            logins: Semaphore::new(LOGINS),
+            minting: [Semaphore::new(MINTING), Semaphore::new(MINTING)],
+            logins: [Semaphore::new(LOGINS), Semaphore::new(LOGINS)],
             limits: Limits::new(),
             state,
             agent,

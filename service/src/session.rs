@@ -3,6 +3,7 @@
 use axum::http::{HeaderMap, HeaderValue, header};
 use protocol::{LoggedIn, ProviderSession, SecretText};
 use serde::{Deserialize, Serialize};
+use token::Token;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -46,16 +47,34 @@ pub struct Current {
     pub session: Session,
 }
 
-/// The owner of a session that the provider can end by its name for it.
+/// A session that the provider can end by its name for it.
 #[derive(Serialize, Deserialize)]
 struct Owned {
     owner: String,
+    login: Option<Login>,
+}
+
+/// A login, which can be revoked: all that comes from it ends then.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Login {
+    /// The claim `jti` of its ticket.
+    pub jti: String,
+    /// When it ends, in seconds since 1970-01-01T00:00:00Z.
+    pub expires: u64,
 }
 
 impl Session {
     /// Returns the owner of this session and of the logins that it allows, as the state names it.
     pub fn owner(&self) -> String {
         owner(self.provider.sub.as_deref().unwrap_or(&self.user))
+    }
+
+    /// Returns the login that this session comes from.
+    fn login(&self) -> Option<Login> {
+        let ticket = Token::inspect(&self.ticket.0).ok()?;
+        let jti = ticket.claims().as_map().get("jti")?.as_str()?.to_owned();
+        let expires = self.expires;
+        Some(Login { jti, expires })
     }
 
     /// Returns the parts of pages for this user.
@@ -102,6 +121,9 @@ pub async fn current(state: &State, headers: &HeaderMap) -> Result<Option<Curren
     }))
 }
 
+/// The most sessions of one user.
+const MOST_SESSIONS: u64 = 200;
+
 /// Begins the session of a user who has logged in, and ends that which the browser had. Returns the cookie.
 ///
 /// # Errors
@@ -121,12 +143,17 @@ pub async fn begin(state: &State, headers: &HeaderMap, login: LoggedIn) -> Resul
         end_session: login.end_session,
     };
     let owner = session.owner();
+    if state.count_owned(Kind::Session, &owner).await? >= MOST_SESSIONS {
+        // Nobody needs so many: they all end, so that this one can begin.
+        state.remove_owned(Kind::Session, &owner).await?;
+    }
     state
         .insert(Kind::Session, &id, Some(&owner), &session, session.expires)
         .await?;
     if let Some(sid) = &session.provider.sid {
         let sid = format!("sid:{sid}");
-        let owned = Owned { owner };
+        let login = session.login();
+        let owned = Owned { owner, login };
         state
             .insert(Kind::ProviderSession, &id, Some(&sid), &owned, session.expires)
             .await?;
@@ -148,29 +175,41 @@ pub async fn end(state: &State, id: &str) -> Result<(), StateError> {
     Ok(())
 }
 
-/// The most sessions that one logout at the provider ends by its name for the session.
+/// The most sessions that are looked at at once.
 const MOST: u32 = 1000;
 
-/// Ends the sessions that a logout at the provider is about, and all logins of the user if it is about no single session.
-/// Returns their number.
+/// Ends the sessions that a logout at the provider is about, and all programs and sessions of the user if it is about no single
+/// session. Returns the logins that they come from.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].
-pub async fn end_of(state: &State, provider: &ProviderSession) -> Result<u64, StateError> {
+pub async fn end_of(state: &State, provider: &ProviderSession) -> Result<Vec<Login>, StateError> {
+    let mut logins = Vec::new();
     let Some(sid) = &provider.sid else {
-        let Some(sub) = &provider.sub else { return Ok(0) };
+        let Some(sub) = &provider.sub else { return Ok(logins) };
         let owner = owner(sub);
-        let sessions = state.remove_owned(Kind::Session, &owner).await?;
-        return Ok(sessions + state.remove_owned(Kind::Family, &owner).await?);
+        for (_, stored) in state.owned::<Session>(Kind::Session, &owner, MOST).await? {
+            logins.extend(stored.value.login());
+        }
+        for kind in [Kind::Session, Kind::Family, Kind::Code] {
+            state.remove_owned(kind, &owner).await?;
+        }
+        return Ok(logins);
     };
     let sid = format!("sid:{sid}");
-    let mut ended = 0;
-    for (digest, stored) in state.owned::<Owned>(Kind::ProviderSession, &sid, MOST).await? {
-        let owner = stored.value.owner;
-        if provider.sub.as_deref().is_none_or(|sub| owner == self::owner(sub)) {
-            ended += u64::from(state.remove_digest(Kind::Session, &owner, &digest).await?);
-            state.remove_digest(Kind::ProviderSession, &sid, &digest).await?;
+    loop {
+        let found = state.owned::<Owned>(Kind::ProviderSession, &sid, MOST).await?;
+        let before = logins.len();
+        for (digest, stored) in &found {
+            let owner = &stored.value.owner;
+            if provider.sub.as_deref().is_none_or(|sub| *owner == self::owner(sub)) {
+                logins.extend(stored.value.login.clone());
+                state.remove_digest(Kind::Session, owner, digest).await?;
+                state.remove_digest(Kind::ProviderSession, &sid, digest).await?;
+            }
+        }
+        if found.len() < MOST as usize || logins.len() == before {
+            return Ok(logins);
         }
     }
-    Ok(ended)
 }

@@ -269,6 +269,23 @@ impl State {
         Ok(self.removed(kind, removed) == 1)
     }
 
+    /// Returns the number of records of an owner.
+    ///
+    /// # Errors
+    /// [`StateError::Unavailable`].
+    pub async fn count_owned(&self, kind: Kind, owner: &str) -> Result<u64, StateError> {
+        let owner = digest_of(owner);
+        let counts: Vec<(i64,)> = fetch!(
+            self,
+            read,
+            statements::COUNT_OWNED,
+            kind.number(),
+            owner.as_ref(),
+            now()
+        )?;
+        Ok(counts.iter().map(|(count,)| count.unsigned_abs()).sum())
+    }
+
     /// Returns the number of records.
     ///
     /// # Errors

@@ -55,9 +55,10 @@ impl Wanted {
             projects: words(form.get("project"))?,
             lifetime: lifetime.map_err(|_| OAuthError::InvalidRequest("the lifetime must be a number of seconds"))?,
         };
-        let length: usize = wanted.audience.iter().map(String::len).sum();
+        let all = wanted.audience.iter().chain(&wanted.projects).chain(&wanted.scope);
+        let length: usize = all.map(String::len).sum();
         match length > MAX_LENGTH {
-            true => Err(OAuthError::InvalidRequest("the audiences are too long")),
+            true => Err(OAuthError::InvalidRequest("audiences, scope and projects are too long")),
             false => Ok(wanted),
         }
     }

@@ -23,6 +23,8 @@ pub const REMOVE_DIGEST: &str = "DELETE FROM records WHERE kind = $1 AND id = $2
 pub const OWNED: &str = "SELECT id, version, expires, sealed FROM records WHERE kind = $1 AND owner = $2 AND expires > $3 \
      ORDER BY expires DESC, id LIMIT $4";
 
+pub const COUNT_OWNED: &str = "SELECT count(*) FROM records WHERE kind = $1 AND owner = $2 AND expires > $3";
+
 pub const COUNT: &str = "SELECT count(*) FROM records WHERE kind = $1 AND expires > $2";
 
 pub const COUNTS: &str = "SELECT kind, count(*) FROM records GROUP BY kind";
