@@ -102,7 +102,7 @@ test_expect_success 'a provider, an agent and a service start' '
 	chown "$CONTROLLER" run && chmod 0755 run service &&
 	read -r PORT APACHE ECHO < <(free_ports 3) && export LOGIN_ISSUER=https://localhost:$PORT &&
 	cp "$TESTS"/login/*.mjs login/ && ln -s "$PACKAGES/node_modules" login/node_modules &&
-	cp "$STAGE/sbin/workflow-tokend" bin/ && chmod 0755 bin/* && certificate && export NODE_EXTRA_CA_CERTS=$PWD/ca.pem &&
+	cp "$STAGE/sbin/workflow-tokend" "$CLI" bin/ && chmod 0755 bin/* && certificate && export NODE_EXTRA_CA_CERTS=$PWD/ca.pem &&
 	(umask 077 && for name in service/secret service/state.key keys/portal; do openssl rand -hex 32 >$name || exit; done) &&
 	LOGIN_SECRET=$(cat service/secret) && export LOGIN_SECRET &&
 	"$CLI" keygen "$PWD/keys/issuer" >/dev/null && chown -R "$CONTROLLER" keys &&
@@ -301,6 +301,49 @@ test_expect_success APACHE 'mod_auth_openidc introspects tokens for Apache, and 
 	tail -n 1 answer >seen && jq -e --arg user "$LOGIN_ALICE" ".headers[\"x-user\"] == \$user" seen &&
 	! grep root seen && cp shared/token ended && answers 401 / --token ended &&
 	echo bad >bad && answers 401 / --token bad
+'
+
+# own WORKFLOW_TOKEN_COMMAND…: as the user of the cluster that alice is.
+own() {
+	as "$LOGIN_ALICE" "$PWD/bin/workflow-token" "$@" --config "$SITE" --ca-file "$PWD/ca.pem"
+}
+
+export LOGIN_SITE=$SITE LOGIN_AS
+test_expect_success 'a job whose owner has not logged in fails, and says what to do' '
+	if test "$(id -un)" = "$LOGIN_ALICE"; then set --; else
+		set -- setpriv --reuid="$LOGIN_ALICE" --regid="$(id -g "$LOGIN_ALICE")" --clear-groups
+	fi &&
+	LOGIN_AS=$(jq -nc "\$ARGS.positional" --args "$@" "$PWD/bin/workflow-token") &&
+	agent_down && sed -i "s,^max-session = .*,&\nstore = \"$PWD/agent/logins\"," "$SITE" &&
+	cat >>"$SITE" <<-EOT &&
+
+		[[workflow-token.rule]]
+		name = "own"
+		user = "$LOGIN_ALICE"
+		source = "login"
+		variable = "OWN_TOKEN"
+		check = "none"
+	EOT
+	agent_up && eventually is_ready &&
+	test_expect_code 1 own status >out && grep "No login" out &&
+	test_must_fail as "$LOGIN_ALICE" timeout 60 srun true 2>err && grep "workflow-token login" err
+'
+
+test_expect_success 'a user logs in for jobs in a browser, and jobs get tokens of that user' '
+	login jobs login && own status && grep -q . agent/logins/login-* &&
+	for job in 1 2; do
+		as "$LOGIN_ALICE" timeout 60 srun printenv OWN_TOKEN >token-own && LOGIN_TOKEN=$(cat token-own) login jobs token_of &&
+			test "$(cat token-of)" = "$LOGIN_ALICE" || return 1
+	done &&
+	test_expect_code 1 grep -r -F -e "$(cat token-own)" -e eyJ agent/logins agent.log service.log
+'
+
+test_expect_success 'nobody else finishes the login of a user for jobs' '
+	login jobs login_of_another
+'
+
+test_expect_success 'a login for jobs ends' '
+	own logout && test_expect_code 1 own status && test_must_fail as "$LOGIN_ALICE" timeout 60 srun true
 '
 
 test_expect_success 'the session of a minute has ended' '
