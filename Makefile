@@ -1,4 +1,5 @@
 # make demo     the main job, step by step
+# make demo-login  the token service, with a development provider, to click through
 # make check    format, lints, build and tests
 # make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
 # make install  to PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, sbin, lib, libexec and
@@ -38,7 +39,7 @@ man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
 .NOTPARALLEL:
-.PHONY: all deps build stage demo check check-all bench soak sanitize install man clean
+.PHONY: all deps build stage demo demo-login check check-all bench soak sanitize install man clean
 all: build
 
 # What all of these need, which is more than a build does.
@@ -56,6 +57,10 @@ demo:
 	@scripts/deps.sh demo
 	@scripts/demo
 	@scripts/demo-slurm
+
+demo-login: deps
+	@$(MAKE) --no-print-directory stage
+	@scripts/demo-login
 
 check: deps
 	@scripts/check fast
