@@ -130,7 +130,7 @@ test_expect_success 'one that the server does not take is told to the operator, 
 	oidc_again &&
 	id=$(submit true) &&
 	is_failed_delivery "$id" "the authorization server that its token comes from refused it" &&
-	flux dmesg | grep "invalid_grant (400).*see that the subject token is good"
+	flux dmesg | grep "invalid_grant (400).*see that the subject token or refresh token is good"
 '
 
 test_expect_success 'a key that the server begins to use is fetched, and no job fails' '

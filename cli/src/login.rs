@@ -9,7 +9,7 @@ use source::token_service::{Begun, Progress};
 
 use crate::{
     print,
-    service::{self, Error, Service},
+    service::{Error, Service, ServiceArgs},
 };
 
 /// Log in, so that your jobs get tokens of your own
@@ -19,14 +19,14 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    service: service::Args,
+    service: ServiceArgs,
 }
 
 /// End the login that serves your jobs
 #[derive(clap::Args)]
 pub struct LogoutArgs {
     #[command(flatten)]
-    service: service::Args,
+    service: ServiceArgs,
 }
 
 /// Show whether a login serves your jobs
@@ -35,7 +35,7 @@ pub struct LogoutArgs {
 #[derive(clap::Args)]
 pub struct StatusArgs {
     #[command(flatten)]
-    service: service::Args,
+    service: ServiceArgs,
 }
 
 /// The bounds of the interval between two questions, in seconds.

@@ -89,3 +89,15 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
     print::err(error);
     ExitCode::FAILURE
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_of_each_subcommand_can_be_read() {
+        Cli::command().debug_assert();
+    }
+}

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which service is asked, and how it is reached.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ServiceArgs {
     /// The URL of the token service; by default, that of the instance or cluster that this node belongs to
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
@@ -55,7 +55,7 @@ pub struct Service {
     munge: Result<seal::Munge, seal::MungeError>,
 }
 
-impl Args {
+impl ServiceArgs {
     /// Connects to the service.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use source::token_service::Wanted;
 
 use crate::{
     print,
-    service::{self, Error},
+    service::{Error, ServiceArgs},
 };
 
 /// Print a token of your own, for services that accept it
@@ -15,7 +15,7 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    service: service::Args,
+    service: ServiceArgs,
 
     /// An audience of the token; by default, all services that the site allows
     #[arg(long, value_name = "NAME")]

@@ -313,7 +313,7 @@ test_expect_success 'a job whose owner has not logged in fails, and says what to
 	if test "$(id -un)" = "$LOGIN_ALICE"; then set --; else
 		set -- setpriv --reuid="$LOGIN_ALICE" --regid="$(id -g "$LOGIN_ALICE")" --clear-groups
 	fi &&
-	LOGIN_AS=$(jq -nc "\$ARGS.positional" --args "$@" "$PWD/bin/workflow-token") &&
+	LOGIN_AS=$(python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@" "$PWD/bin/workflow-token") &&
 	agent_down && sed -i "s,^max-session = .*,&\nstore = \"$PWD/agent/logins\"," "$SITE" &&
 	cat >>"$SITE" <<-EOT &&
 

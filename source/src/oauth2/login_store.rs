@@ -117,6 +117,11 @@ impl LoginStore {
     /// # Errors
     /// For the user and the operator: there is none, or it cannot be opened or replaced.
     pub(crate) fn take(&self, uid: u32) -> Result<Option<Arc<HeldToken>>, Error> {
+        let path = self.path(uid);
+        if self.since(uid)?.is_none() {
+            let what = "is not there: run `workflow-token login`, or `flux workflow-token login`";
+            return Err(LOGIN.failed(what, &path, &"the user has not logged in"));
+        }
         Ok(HeldToken::take_sealed(&self.path(uid), self.munge.clone())?.map(Arc::new))
     }
 }
