@@ -221,7 +221,17 @@ async fn a_ticket_gets_tokens_and_is_none() {
         DenialCode::InvalidGrant
     );
     let of_all = SecretText(Zeroizing::new(token(&site.known.0, Grant::Cluster)));
-    for wrong in [of_all, SecretText(Zeroizing::new("x".to_owned()))] {
+    // Not even with the claims of a ticket.
+    let claims = json!({
+        "iss": ISSUER, "aud": ISSUER, "sub": "root", "uid": 0, "provider": site.provider.url, "exp": now() + 60,
+    });
+    let of_other_type = site
+        .known
+        .0
+        .signer
+        .sign(|key| key.sign(&[("typ", "JWT")], claims.to_string().as_bytes()));
+    let of_other_type = SecretText(Zeroizing::new(of_other_type.unwrap().expose_secret().to_owned()));
+    for wrong in [of_all, of_other_type, SecretText(Zeroizing::new("x".to_owned()))] {
         let denial = mint(&site.known, request(Evidence::Login(wrong))).await.unwrap_err();
         assert_eq!(denial.code, DenialCode::InvalidGrant);
     }
