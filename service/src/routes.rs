@@ -11,6 +11,7 @@ use axum::{
     routing::{any, get, post},
 };
 use tokio::time::timeout;
+use tower_http::compression::CompressionLayer;
 
 use crate::{
     authorize, device, flyte, forward, introspect, job_login, login, logout, me, metadata, operator, pages, probes,
@@ -67,7 +68,11 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at(metadata::REVOCATION), post(revoke::revoke))
         .route(&at(metadata::TOKEN), post(token::token))
         .route(&at(metadata::STATUS), get(status::lists))
-        .route(&format!("{}/{{number}}", at(metadata::STATUS)), get(status::list))
+        .route(
+            &format!("{}/{{number}}", at(metadata::STATUS)),
+            // A list in a JWT is in base64 twice.
+            get(status::list).layer(CompressionLayer::new().gzip(true)),
+        )
         // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
         .route(
             &format!("/.well-known/oauth-authorization-server{base}"),

@@ -145,3 +145,20 @@ fn a_list_that_the_agent_cannot_sign_is_unavailable() {
         service.log().contains("canary-cause-for-the-operator")
     });
 }
+
+#[test]
+fn a_list_is_compressed_for_whoever_can_read_that() {
+    let service = Service::start();
+    service
+        .agent
+        .set(|answers| answers.lists = [(7, (0..1000).collect())].into());
+    let plain = service.get("/status/7");
+    assert_eq!((plain.status, plain.header("content-encoding")), (200, None));
+    let list = service.get_with("/status/7", &[("Accept-Encoding", "gzip")]);
+    assert_eq!((list.status, list.header("content-encoding")), (200, Some("gzip")));
+    assert_eq!(list.header("content-type"), Some("application/statuslist+jwt"));
+    assert!(list.header("vary").is_some_and(|vary| vary.contains("accept-encoding")));
+    let etag = plain.header("etag").unwrap();
+    let known = service.get_with("/status/7", &[("Accept-Encoding", "gzip"), ("If-None-Match", etag)]);
+    assert_eq!(known.status, 304);
+}
