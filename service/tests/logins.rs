@@ -661,3 +661,19 @@ fn a_session_ends_in_time_and_outlives_the_service() {
         assert!(!database.windows(secret.len()).any(|window| window == secret.as_bytes()));
     }
 }
+
+#[test]
+fn a_logout_at_the_provider_revokes_the_login() {
+    let service = service_with_logins();
+    service.agent.set(|answers| answers.logins.has_jwts = true);
+    for (user, token) in [("alice", ":sid-alice"), ("bob", "sub-bob:")] {
+        let mut browser = Browser::new(&service);
+        browser.log_in(user);
+        let response = service.post_as(None, "/backchannel-logout", &format!("logout_token={token}"), &[]);
+        assert_eq!(response.status, 200);
+        assert_eq!(browser.get("/me").status, 303);
+    }
+    let mut revoked: Vec<String> = service.agent.get(|answers| answers.revoked.iter().cloned().collect());
+    revoked.sort();
+    assert_eq!(revoked, ["login-alice", "login-bob"]);
+}

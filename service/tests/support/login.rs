@@ -25,6 +25,8 @@ pub struct Logins {
     pub for_jobs: Vec<String>,
     /// Whose tokens of which jobs users have revoked.
     pub revoked: Vec<String>,
+    /// Set if tickets are JWTs, as those of an agent are.
+    pub has_jwts: bool,
     /// The lifetime of logins, in seconds; an hour by default.
     pub lifetime: Option<u64>,
 }
@@ -102,7 +104,7 @@ impl Logins {
         }
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
         Ok(Answer::LoggedIn(Box::new(LoggedIn {
-            ticket: SecretText(format!("canary-secret-ticket-{user}").into()),
+            ticket: SecretText(ticket(&user, self.has_jwts).into()),
             uid: 1000,
             projects: vec!["hydro".to_owned()],
             expires: now + self.lifetime.unwrap_or(3600),
@@ -114,6 +116,18 @@ impl Logins {
             user,
         })))
     }
+}
+
+fn ticket(user: &str, is_jwt: bool) -> String {
+    if !is_jwt {
+        return format!("canary-secret-ticket-{user}");
+    }
+    let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let header = part(serde_json::json!({"alg": "EdDSA", "typ": "JWT"}));
+    format!(
+        "{header}.{}.AAAA",
+        part(serde_json::json!({"jti": format!("login-{user}")}))
+    )
 }
 
 /// Starts a service to which users log in, with the public client `cli`.
