@@ -17,9 +17,9 @@ use crate::{
     failed::Failed,
     form::Form,
     grantee::Grantee,
-    introspect::read_form,
     login,
     pages::{Confirm, Page},
+    posted::posted,
     service::Service,
     session::{self, Current, Session},
     settings::{Client, Settings},
@@ -76,13 +76,8 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQu
 pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let decided = async {
-        let form = read_form(&headers, &body, &REPEATABLE).map_err(|_| Failed::Malformed("The form is malformed"))?;
-        let Some(Current { session, .. }) = session::current(service.state()?, &headers).await? else {
-            return Err(Failed::Stale);
-        };
-        if !session.made(&form, &headers, &settings.issuer) {
-            return Err(Failed::Stale);
-        }
+        let (form, current) = posted(&service, &settings, &headers, &body, &REPEATABLE).await?;
+        let Current { session, .. } = current.ok_or(Failed::Stale)?;
         let request = match Request::read(&settings, &form)? {
             Ok(request) => request,
             Err(redirection) => return Ok(redirection),

@@ -26,6 +26,7 @@ use crate::{
     job_login, login,
     pages::{Confirm, Done, EnterCode, Page},
     peer::Peer,
+    posted::posted,
     random,
     service::Service,
     session::{self, Current, Session},
@@ -133,14 +134,11 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQu
 pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let decided = async {
-        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
+        let (form, current) = posted(&service, &settings, &headers, &body, &[]).await?;
         let state = service.state()?;
-        let Some(Current { session, .. }) = session::current(state, &headers).await? else {
+        let Some(Current { session, .. }) = current else {
             return Ok(login::required(&settings, "/device"));
         };
-        if !session.made(&form, &headers, &settings.issuer) {
-            return Err(Failed::Stale);
-        }
         let code = form.get("user_code").unwrap_or_default();
         let Some(decision) = form.get("decision") else {
             // The form for the code was sent: the next page asks.

@@ -45,6 +45,7 @@ mod mint;
 mod operator;
 pub mod pages;
 mod peer;
+mod posted;
 mod probes;
 mod random;
 mod redeem;

@@ -20,6 +20,7 @@ use crate::{
     log::Kind as Line,
     login,
     pages::{Frame, LoggedOut, Page},
+    posted::posted,
     random,
     service::Service,
     session::{self, Current, Login},
@@ -34,15 +35,11 @@ const CLOCKS: u64 = 600;
 pub async fn logout(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let ended = async {
-        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
-        let state = service.state()?;
+        let (_, current) = posted(&service, &settings, &headers, &body, &[]).await?;
         let after = format!("{}/logged-out", settings.issuer.url());
         let mut to = after.clone();
-        if let Some(Current { id, session }) = session::current(state, &headers).await? {
-            if !session.made(&form, &headers, &settings.issuer) {
-                return Err(Failed::Stale);
-            }
-            session::end(state, &id).await?;
+        if let Some(Current { id, session }) = current {
+            session::end(service.state()?, &id).await?;
             service.audit.login("logout", &session);
             if let Some(provider) = &session.end_session {
                 let mut query = form_urlencoded::Serializer::new(String::new());

@@ -25,6 +25,7 @@ use crate::{
     login,
     mint::mint,
     pages::{JobLoginRow, Me, Page, SessionRow},
+    posted::posted,
     service::Service,
     session::{self, Current, Session},
     settings::Settings,
@@ -43,8 +44,6 @@ impl JobLoginRow {
         Self {
             id: JOB_LOGIN.to_owned(),
             since,
-            expires: None,
-            problem: None,
         }
     }
 }
@@ -112,13 +111,10 @@ async fn ask(
 pub async fn revoke(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let revoked = async {
-        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
-        let Some(Current { session, .. }) = session::current(service.state()?, &headers).await? else {
+        let (form, current) = posted(&service, &settings, &headers, &body, &[]).await?;
+        let Some(Current { session, .. }) = current else {
             return Ok(login::required(&settings, "/me"));
         };
-        if !session.made(&form, &headers, &settings.issuer) {
-            return Err(Failed::Stale);
-        }
         let (instance, jobid) = (form.get("instance"), form.get("jobid").and_then(|id| id.parse().ok()));
         let (Some(instance), Some(jobid)) = (instance.map(str::to_owned), jobid) else {
             return Err(Failed::Malformed("The parameters name no job"));
@@ -145,14 +141,11 @@ fn back(settings: &Settings) -> Result<Response, Failed> {
 pub async fn end(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let ended = async {
-        let form = read_form(&headers, &body, &[]).map_err(|_| Failed::Malformed("The form is malformed"))?;
+        let (form, current) = posted(&service, &settings, &headers, &body, &[]).await?;
         let state = service.state()?;
-        let Some(Current { session, .. }) = session::current(state, &headers).await? else {
+        let Some(Current { session, .. }) = current else {
             return Ok(login::required(&settings, "/me"));
         };
-        if !session.made(&form, &headers, &settings.issuer) {
-            return Err(Failed::Stale);
-        }
         service.audit.login("end", &session);
         if form.get("id") == Some(JOB_LOGIN) {
             ask(&service, &settings, &session, UserRequest::EndJobLogin).await?;

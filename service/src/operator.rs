@@ -1,14 +1,12 @@
 //! The page of the operator.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
 use protocol::{Answer, Question};
 
 use crate::{
+    clock::now,
     pages::{Frame, Operator, Page},
     service::Service,
 };
@@ -20,10 +18,9 @@ pub async fn operator(State(service): State<Arc<Service>>) -> Response {
         Ok(_) => Err("the agent answers another question: install the same release of both".to_owned()),
         Err(why) => Err(why),
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let operator = Operator {
         frame: Frame::default(),
-        now: now.unwrap_or_default().as_secs(),
+        now: now(),
         figures,
     };
     operator.response()

@@ -29,7 +29,8 @@ static FAILED: Kind = Kind::new();
 /// The time for which a revocation is kept beyond the expiry of its token: the difference of clocks.
 const LEEWAY: u64 = 600;
 
-/// Revokes a token; a client's own refresh token with all of its family. One that is not valid, or not for the client, is none: that is no error (RFC 7009 section 2.2).
+/// Revokes a token; a client's own refresh token with all of its family. A token that is not valid, or not for the client, counts as
+/// revoked: that is no error (RFC 7009 section 2.2).
 pub async fn revoke(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,

@@ -11,7 +11,7 @@ mod statements;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use aws_lc_rs::digest::{Digest, SHA256, digest};
@@ -27,7 +27,7 @@ use self::{
     record::{Counts, LIMIT},
     seal::{Keyring, Place},
 };
-use crate::{log, settings::StateSettings};
+use crate::{clock, log, settings::StateSettings};
 
 /// The interval at which expired records are deleted.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -377,6 +377,5 @@ fn seconds(count: u64) -> i64 {
 
 /// Seconds since 1970-01-01T00:00:00Z.
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    seconds(since.map_or(0, |since| since.as_secs()))
+    seconds(clock::now())
 }

@@ -48,10 +48,6 @@ pub struct JobLoginRow {
     pub id: String,
     /// When it began.
     pub since: u64,
-    /// When it ends, if that is known.
-    pub expires: Option<u64>,
-    /// Why jobs get no tokens of it at the moment.
-    pub problem: Option<String>,
 }
 
 impl Me {

@@ -51,8 +51,6 @@ pub fn me(text: &str) -> Me {
         job_login: Some(JobLoginRow {
             id: owned(),
             since: NOW - 86400,
-            expires: None,
-            problem: Some(owned()),
         }),
     }
 }

@@ -1,0 +1,31 @@
+//! The forms of pages, which a browser posts.
+
+use axum::http::HeaderMap;
+
+use crate::{
+    failed::Failed,
+    form::Form,
+    introspect::read_form,
+    service::Service,
+    session::{self, Current},
+    settings::Settings,
+};
+
+/// Reads a form, of which some parameters may be there more than once. Returns it with the session of the browser, if it has one.
+///
+/// # Errors
+/// [`Failed`]: the form is malformed, or no page of the service made it for this session.
+pub async fn posted<'a>(
+    service: &Service,
+    settings: &Settings,
+    headers: &HeaderMap,
+    body: &'a [u8],
+    repeatable: &[&str],
+) -> Result<(Form<'a>, Option<Current>), Failed> {
+    let form = read_form(headers, body, repeatable).map_err(|_| Failed::Malformed("The form is malformed"))?;
+    let current = session::current(service.state()?, headers).await?;
+    match &current {
+        Some(Current { session, .. }) if !session.made(&form, headers, &settings.issuer) => Err(Failed::Stale),
+        _ => Ok((form, current)),
+    }
+}
