@@ -176,7 +176,7 @@ impl Instances {
 
     /// Asks the plugin of an instance about all jobs of valid tokens.
     async fn ask_all(&self, status: &Status) -> Result<(), String> {
-        // That of a token that is issued meanwhile is reported when it ends.
+        // The plugin reports the end of each job whose token is issued meanwhile.
         let jobs = status.jobs(SystemTime::now() + TIMEOUT).await?;
         let jobs = jobs.into_iter().map(|jobid| JobFacts {
             instance: status.instance().to_owned(),

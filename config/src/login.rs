@@ -35,7 +35,7 @@ impl UserTemplate {
     /// Reads a template.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The mistake, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(PLACEHOLDER) {
             Some((before, after)) if !before.contains(['{', '}']) && !after.contains(['{', '}']) => Ok(Self {

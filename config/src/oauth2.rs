@@ -78,7 +78,7 @@ pub enum Grant {
         /// The type of that token: a URI of RFC 8693 section 3, or of the server.
         subject_token_type: String,
     },
-    /// That of a user who logs in (RFC 6749 section 4.1). No rule has it.
+    /// A user logs in and gets a code (RFC 6749 section 4.1). No rule has this grant.
     AuthorizationCode,
     /// The one that a user has granted by logging in at the token service.
     Login {

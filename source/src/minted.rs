@@ -288,6 +288,14 @@ mod tests {
         }
     }
 
+    /// Mints a token. Returns its claims, and what the operator is told.
+    fn minted(issuer: &Minted, keys: &std::path::Path) -> (Claims, Vec<String>) {
+        let fetched = issuer.fetch_here(&job()).unwrap();
+        let variables = fetched.result.unwrap();
+        let (_, token) = variables.iter().next().unwrap();
+        (verified(keys, token.expose_secret()), fetched.warnings)
+    }
+
     #[test]
     fn a_token_has_an_entry_of_its_own_and_one_that_can_have_none_is_minted_nevertheless() {
         let dir = tempfile::tempdir().unwrap();
@@ -299,19 +307,9 @@ mod tests {
         };
         let issuer = Minted::new(&settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
         let mint = || {
-            let fetched = issuer.fetch_here(&job()).unwrap();
-            let token = fetched
-                .result
-                .unwrap()
-                .iter()
-                .next()
-                .unwrap()
-                .1
-                .expose_secret()
-                .to_owned();
-            let claims = verified(&keys, &token);
+            let (claims, warnings) = minted(&issuer, &keys);
             let status = claims.status().map(|status| (status.index, status.uri.to_owned()));
-            (status, fetched.warnings)
+            (status, warnings)
         };
         let statuses = StatusLists::of(&dir.path().join("status"));
         let (first, second) = (mint(), mint());
@@ -327,17 +325,8 @@ mod tests {
         std::fs::set_permissions(dir.path().join("status"), open).unwrap();
         let issuer = Minted::new(&settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
         let mint = || {
-            let fetched = issuer.fetch_here(&job()).unwrap();
-            let token = fetched
-                .result
-                .unwrap()
-                .iter()
-                .next()
-                .unwrap()
-                .1
-                .expose_secret()
-                .to_owned();
-            (verified(&keys, &token).status().is_some(), fetched.warnings)
+            let (claims, warnings) = minted(&issuer, &keys);
+            (claims.status().is_some(), warnings)
         };
         let (has_entry, warnings) = mint();
         assert!(

@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use delivery::{Engine, Granted, Refusal, denied};
@@ -20,7 +20,7 @@ use token::{Claims, NumericDate, Verifier};
 use tokio::{task::spawn_blocking, time::timeout};
 use zeroize::Zeroizing;
 
-use super::{Checks, Issuer, TIMEOUT, failed};
+use super::{Checks, Issuer, TIMEOUT, failed, seconds};
 
 /// The type of a ticket.
 const TICKET: &str = "workflow-token-login+jwt";
@@ -143,7 +143,6 @@ async fn end(store: LoginStore, uid: u32) -> Result<Answer, Refusal> {
 async fn since(store: LoginStore, uid: u32) -> Result<Answer, Refusal> {
     let since = in_time(move || store.since(uid)).await?;
     let since = since.map_err(|e| Refusal::Unknown(e.to_string()))?;
-    let seconds = |since: SystemTime| since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Ok(Answer::JobLogin(since.map(seconds)))
 }
 
@@ -248,10 +247,7 @@ async fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 }
 
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    seconds(SystemTime::now())
 }
 
 /// Two logins of the same second have different ones. It is no secret.

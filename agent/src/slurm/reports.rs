@@ -1,4 +1,4 @@
-//! What people see: the jobs of a user that hold tokens, and the figures of the agent.
+//! Reports for people: the jobs of a user that hold tokens, and the figures of the agent.
 
 use std::{collections::HashSet, io, sync::Arc};
 

@@ -201,7 +201,7 @@ async fn a_list_is_not_signed_while_something_is_not_known() {
         failed(&known, number ^ 1).await,
         format!("there is no status list {}", number ^ 1)
     );
-    // What had ended then has ended.
+    // The jobs that had ended stay ended.
     let signed = ask(&site, &known, IssuerQuestion::StatusList { number }).await;
     assert_eq!(site.statuses(&signed, [place]), [1]);
 

@@ -1,4 +1,4 @@
-//! What the agent reports to people: the jobs of a user that hold tokens, and its figures for operators. No secret is in them.
+//! The reports of the agent for people: the jobs of a user that hold tokens, and figures for operators. They contain no secret.
 
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +78,7 @@ pub struct KeyFigures {
     pub issuer: String,
     /// The `kid` of the key.
     pub kid: String,
-    /// Whether it is the one that signs.
+    /// Set if this key signs.
     pub is_active: bool,
     /// When it was made, in seconds since 1970-01-01T00:00:00Z, if that is known.
     pub since: Option<u64>,
