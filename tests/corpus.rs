@@ -65,6 +65,11 @@ fn http() {
 }
 
 #[test]
+fn browser() {
+    replay("browser", fuzz::browser);
+}
+
+#[test]
 fn eventlog() {
     replay("eventlog", fuzz::eventlog);
 }

@@ -316,6 +316,62 @@ pub fn http(data: &[u8]) {
     }
 }
 
+/// The input of the token service from browsers, a line each: a path, an address to return to, a redirect address, a code that a
+/// user types, a call of the Connect protocol, and headers of cookies.
+pub fn browser(data: &[u8]) {
+    use service::settings::{Client, Proof};
+
+    static CLIENT: LazyLock<Client> = LazyLock::new(|| Client {
+        id: "tool".to_owned(),
+        proof: Proof::Public,
+        audience: Vec::new(),
+        may_introspect: false,
+        may_revoke: false,
+        redirect_uris: ["http://127.0.0.1/callback", "https://tool.example.org/callback"]
+            .map(str::to_owned)
+            .into(),
+    });
+
+    let lines: Vec<&[u8]> = data.splitn(6, |byte| *byte == b'\n').collect();
+    let text = |i: usize| {
+        lines
+            .get(i)
+            .and_then(|line| std::str::from_utf8(line).ok())
+            .unwrap_or_default()
+    };
+    let path = text(0);
+    if service::strict::is_plain_path(path) {
+        assert!(!path.contains("//") && !path.contains("/./") && !path.contains("/../") && !path.ends_with("/.."));
+        assert!(!path.contains(['%', '\\', ';', '?', '#', '\0']));
+    }
+    if service::login::is_page(text(1)) {
+        let is_local = text(1).starts_with('/') && !text(1).starts_with("//") && !text(1).starts_with("/\\");
+        assert!(is_local && !text(1).contains(char::is_control));
+    }
+    if CLIENT.redirects_to(text(2)) {
+        let uri = text(2).parse::<http::Uri>().expect("an address that is known is a URI");
+        assert!(matches!(uri.host(), Some("127.0.0.1" | "tool.example.org")), "{uri}");
+        assert!(uri.path() == "/callback" && uri.query().is_none());
+    }
+    if let Some(code) = service::random::typed(text(3)) {
+        assert_eq!(service::random::typed(&service::random::shown(&code)), Some(code));
+    }
+    let _ = service::connect::Call::get(text(4));
+    let mut headers = http::HeaderMap::new();
+    for line in lines
+        .get(5)
+        .into_iter()
+        .flat_map(|rest| rest.split(|byte| *byte == b'\n'))
+    {
+        if let Ok(value) = http::HeaderValue::from_bytes(line) {
+            headers.append(http::header::COOKIE, value);
+        }
+    }
+    if let Some(value) = service::cookies::get(&headers, service::cookies::SESSION) {
+        assert!(value.len() <= 4096 && !value.contains(';'));
+    }
+}
+
 /// The body of a frame. Returns the frame that its message makes, which need not be the same: a number may have been written
 /// with more bytes than it takes.
 fn message<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<Vec<u8>> {

@@ -85,7 +85,10 @@ impl Call {
     }
 
     /// Reads a request that is in a query.
-    fn get(query: &str) -> Result<Self, CallError> {
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn get(query: &str) -> Result<Self, CallError> {
         let query = Form::parse(query.as_bytes()).map_err(|e| CallError::InvalidArgument(e.text()))?;
         let encoding = query.get("encoding");
         let call = Self::of_codec(encoding.ok_or(CallError::InvalidArgument("the parameter encoding is missing"))?)?;

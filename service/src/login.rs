@@ -50,16 +50,18 @@ pub async fn login(State(service): State<Arc<Service>>, RawQuery(query): RawQuer
         let query = query.unwrap_or_default();
         let form = Form::parse(query.as_bytes()).map_err(|e| Failed::Malformed(e.text()))?;
         let back = form.get("return").unwrap_or("/me");
-        let is_ours = |back: &str| {
-            let path = back.split('?').next().unwrap_or_default();
-            RETURNS.contains(&path) && back.len() <= MAX_RETURN && back.bytes().all(|byte| byte.is_ascii_graphic())
-        };
-        if !is_ours(back) {
+        if !is_page(back) {
             return Err(Failed::Malformed("The parameter return names no page of this service"));
         }
         begin(&service, &settings, back.to_owned(), None).await
     };
     begun.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
+}
+
+/// Returns whether an address names a page of this service that a browser may be sent back to after a login.
+pub fn is_page(address: &str) -> bool {
+    let path = address.split('?').next().unwrap_or_default();
+    RETURNS.contains(&path) && address.len() <= MAX_RETURN && address.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Sends a browser to the provider, which returns it to a page of the service.
