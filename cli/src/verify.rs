@@ -1,4 +1,5 @@
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use protocol::{Answer, JobEnd, Question, TokenFacts, Validity};
 use serde_json::{Value, json};
 use source::JwksClient;
 use source::keys::{self, KeysError, Want};
-use token::{Claims, KeySet, NumericDate, Token, Verifier};
+use token::{Claims, KeySet, MAX_STATUS_TOKEN, NumericDate, StatusCache, Token, TokenStatus, Verifier};
 
 use crate::{agent::Agent, input, print};
 
@@ -73,6 +74,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE|DIR", requires = "agent")]
     config: Option<PathBuf>,
 
+    /// Also look the token up in this Status List, which was fetched from its issuer: no network is needed. Several may be given
+    #[arg(long, value_name = "FILE")]
+    status_list: Vec<PathBuf>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -91,6 +96,10 @@ pub enum Error {
     Discovery(String),
     #[error("it is not known whether the token was revoked or its job has ended: {0}")]
     Agent(String),
+    #[error("status list {0}: {1}")]
+    StatusList(String, String),
+    #[error("it is not known whether the token is still valid: {0}")]
+    Unlisted(String),
     #[error(transparent)]
     Write(#[from] io::Error),
 }
@@ -128,8 +137,14 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
             .iter()
             .fold(verifier, |verifier, audience| verifier.audience(audience)),
     };
+    let lists = status_lists(&verifier, &args.status_list)?;
     match verifier.verify(&token, SystemTime::now()) {
         Ok(claims) => {
+            if let Some(lists) = lists
+                && let Some(why) = not_valid(&lists, &claims)?
+            {
+                return refused(why, args.json);
+            }
             if args.agent
                 && let Some(why) = invalid(&claims, args.config.as_deref())?
             {
@@ -142,6 +157,48 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
             accepted(&claims, kid.as_deref(), args.json)
         }
         Err(why) => refused(&why.to_string(), args.json),
+    }
+}
+
+/// Reads Status Lists; none if no file is named.
+fn status_lists(verifier: &Verifier, files: &[PathBuf]) -> Result<Option<StatusCache>, Error> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let cache = StatusCache::new(verifier.clone(), files.len());
+    for file in files {
+        let failed = |why: String| Error::StatusList(print::hidden(file.display()), print::hidden(why));
+        let text = fetched(file).map_err(|e| failed(e.to_string()))?;
+        cache
+            .insert(text.trim_end(), SystemTime::now())
+            .map_err(|e| failed(format!("{e}: fetch it again")))?;
+    }
+    Ok(Some(cache))
+}
+
+/// Reads the file of a Status List, no further than the longest one.
+fn fetched(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?
+        .take(MAX_STATUS_TOKEN as u64 + 2)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Looks a token that was verified up in Status Lists. Returns why it is not valid any more.
+fn not_valid(lists: &StatusCache, claims: &Claims) -> Result<Option<&'static str>, Error> {
+    match lists.status(claims, SystemTime::now()) {
+        TokenStatus::Valid => Ok(None),
+        TokenStatus::Invalid => Ok(Some("by its status list, it was revoked, or its job has ended")),
+        TokenStatus::Stale { uri } => {
+            let uri = print::hidden(uri);
+            Err(Error::Unlisted(format!(
+                "fetch its status list, {uri}, and name the file with --status-list"
+            )))
+        }
+        TokenStatus::Unlisted => Err(Error::Unlisted(
+            "it names no status list: ask the token service, or use --agent".to_owned(),
+        )),
     }
 }
 

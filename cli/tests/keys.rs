@@ -5,9 +5,15 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use common::{Bench, Ran};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use token::{
+    Algorithm, ClaimsToIssue, Grant, KeySet, SigningKey, StatusEntry, StatusList, StatusListToIssue, mint,
+    sign_status_list,
+};
 
 const ALGORITHMS: [&str; 4] = ["EdDSA", "ES256", "RS256", "HS256"];
 const ISSUER: [&str; 2] = ["--issuer", "https://hpc.example.org"];
@@ -412,4 +418,89 @@ fn keys_are_not_replaced_and_bad_ones_are_named() {
             "{private}: mode 0644 lets others than its owner in: use chmod 0600"
         ));
     }
+}
+
+/// Signs a Status List of the issuer of the tests, and writes it to a file.
+fn status_list(site: &Site, key: &SigningKey, iat: SystemTime, list: &StatusList) -> String {
+    let signed = sign_status_list(
+        key,
+        &StatusListToIssue {
+            iss: ISSUER[1],
+            uri: STATUS_URI,
+            iat,
+            lifetime: Duration::from_secs(600),
+            ttl: Duration::from_secs(60),
+            list,
+        },
+    );
+    let file = site.bench.write("list.jwt", 0o644, signed + "\n");
+    file.to_str().expect("a path in UTF-8").to_owned()
+}
+
+const STATUS_URI: &str = "https://hpc.example.org/status/7";
+
+#[test]
+fn a_token_is_looked_up_in_a_status_list() {
+    let site = Site::empty();
+    let key = SigningKey::generate(Algorithm::EdDsa);
+    let keys = site
+        .bench
+        .write("keys.jwks", 0o644, KeySet::from(key.verifying_key()).public_jwks());
+    let keys = keys.to_str().expect("a path in UTF-8");
+    let token = |status: Option<StatusEntry>| {
+        let claims = ClaimsToIssue {
+            iss: ISSUER[1].into(),
+            sub: "alice".into(),
+            aud: vec![AUDIENCE[1].into()],
+            iat: SystemTime::now(),
+            lifetime: Duration::from_secs(600),
+            grant: Grant::Cluster,
+            status,
+        };
+        mint(&key, &claims).expose_secret().to_owned()
+    };
+    let entry = |index| {
+        Some(StatusEntry {
+            index,
+            uri: STATUS_URI.to_owned(),
+        })
+    };
+    let verify = |token: &str, list: &str| {
+        let lists = ["--status-list", list];
+        let all = [&["verify", "--keys", keys], &ISSUER[..], &AUDIENCE, &lists].concat();
+        site.bench.run_with_stdin(&all, token.as_bytes())
+    };
+
+    let mut list = StatusList::new(16);
+    assert!(list.set(3, 1));
+    let now = SystemTime::now();
+    let file = status_list(&site, &key, now, &list);
+    verify(&token(entry(2)), &file).ok();
+    refuses(
+        &verify(&token(entry(3)), &file),
+        "by its status list, it was revoked, or its job has ended",
+    );
+    refuses(&verify(&token(entry(16)), &file), "by its status list");
+    cannot_tell(&verify(&token(None), &file), "it names no status list");
+    let elsewhere = StatusEntry {
+        index: 2,
+        uri: "https://hpc.example.org/status/8".to_owned(),
+    };
+    cannot_tell(
+        &verify(&token(Some(elsewhere)), &file),
+        "fetch its status list, https://hpc.example.org/status/8",
+    );
+
+    let old = status_list(&site, &key, now - Duration::from_secs(300), &list);
+    cannot_tell(&verify(&token(entry(2)), &old), "fetch its status list");
+    refuses(&verify(&token(entry(3)), &old), "by its status list");
+    let expired = status_list(&site, &key, now - Duration::from_secs(3600), &list);
+    cannot_tell(&verify(&token(entry(2)), &expired), "list.jwt: ");
+    let other = SigningKey::generate(Algorithm::EdDsa);
+    let foreign = status_list(&site, &other, now, &list);
+    cannot_tell(&verify(&token(entry(2)), &foreign), "list.jwt: ");
+    cannot_tell(
+        &verify(&token(entry(2)), "/nowhere/list.jwt"),
+        "status list /nowhere/list.jwt: ",
+    );
 }
