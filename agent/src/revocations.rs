@@ -3,14 +3,14 @@
 //! They are in a file of one line of JSON each, which is synced to disk before a revocation is confirmed. Several agents may
 //! share it, as those of two controllers do: each reads what others have added.
 
-pub mod index;
 mod line;
+pub mod revoked;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -21,11 +21,12 @@ use nix::fcntl::{Flock, FlockArg};
 use protocol::{MAX_SUBJECTS, MAX_TEXT, Subject, TokenFacts};
 
 use line::{Line, Times};
+use revoked::{Issued, Revoked};
 
 /// The name of the file.
 const NAME: &str = "revocations";
 
-/// The most revocations that are kept. Each takes some hundred bytes.
+/// The most revocations that are kept. In the file, each takes some hundred bytes.
 const MOST: usize = 1_000_000;
 
 /// The longest time that a revocation is kept: that of a token that lives for a year.
@@ -38,6 +39,9 @@ pub struct Revocations {
     known: Mutex<Known>,
 }
 
+/// A version of the file: its inode, and how much of it was read.
+pub type Version = (u64, u64);
+
 /// Revocations, if the configuration has a place for them, or why they cannot be used.
 pub type Store = Option<Result<Arc<Revocations>, String>>;
 
@@ -48,7 +52,7 @@ struct Known {
     inode: u64,
     read: u64,
     lines: u64,
-    all: HashMap<Subject, Times>,
+    revoked: Arc<Revoked>,
     /// The hashes of malformed lines that were reported.
     reported: HashSet<u64>,
 }
@@ -69,7 +73,7 @@ impl Revocations {
         let mut known = Known::default();
         revocations.read(&mut known).map_err(failed)?;
         let now = now();
-        if known.all.values().any(|times| times.until <= now) {
+        if known.revoked.has_expired(now) {
             revocations.rewrite(now).map_err(failed)?;
             revocations.read(&mut known).map_err(failed)?;
         }
@@ -98,7 +102,7 @@ impl Revocations {
         let added = (|| {
             let directory = self.lock()?;
             self.read(&mut known)?;
-            if known.all.len() + subjects.len() > MOST {
+            if known.revoked.len() + subjects.len() > MOST {
                 return Err(io::Error::other(format!(
                     "there are {MOST} revocations: remove some, or wait until they expire"
                 )));
@@ -132,24 +136,18 @@ impl Revocations {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.read(&mut known)
             .map_err(|e| format!("{}: {e}", self.path.display()))?;
-        let now = now();
-        let of = |subject: Subject| known.all.get(&subject).filter(|times| times.until > now);
-        // A token that does not say when it was issued may be an old one.
-        let is_older = |times: &Times| token.iat.is_none_or(|iat| iat <= times.at);
-        let job = token.job.as_ref();
-        let job_is = job.is_some_and(|job| {
-            let jobid = job.jobid;
-            let instance = Some(job.instance.clone());
-            of(Subject::Job { instance, jobid }).is_some() || of(Subject::Job { instance: None, jobid }).is_some()
-        });
-        Ok(job_is
-            || token.jti.clone().is_some_and(|jti| of(Subject::Jti(jti)).is_some())
-            || token
-                .sub
-                .clone()
-                .and_then(|sub| of(Subject::User(sub)))
-                .is_some_and(is_older)
-            || job.and_then(|job| of(Subject::Uid(job.uid))).is_some_and(is_older))
+        Ok(known.revoked.contains(&Issued::from(token), now()))
+    }
+
+    /// Returns all revocations, and the version of the file that they are of. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the file cannot be read.
+    pub fn all(&self) -> Result<(Arc<Revoked>, Version), String> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read(&mut known)
+            .map_err(|e| format!("{}: {e}", self.path.display()))?;
+        Ok((Arc::clone(&known.revoked), (known.inode, known.read)))
     }
 
     /// Locks the directory, so that no agent writes the file anew while another one adds to it.
@@ -162,7 +160,7 @@ impl Revocations {
     fn read(&self, known: &mut Known) -> io::Result<()> {
         let mut file = match open(OpenOptions::new().read(true), &self.path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && known.all.is_empty() => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && known.revoked.len() == 0 => return Ok(()),
             Err(e) => return Err(e),
         };
         let meta = file.metadata()?;
@@ -179,6 +177,7 @@ impl Revocations {
         file.seek(SeekFrom::Start(known.read))?;
         let mut lines = BufReader::new(file);
         let (mut line, mut unreadable) = (Vec::new(), Vec::new());
+        let revoked = Arc::make_mut(&mut known.revoked);
         while lines.read_until(b'\n', &mut line)? > 0 {
             // The last one may be of an agent that is writing it, or that was killed.
             if line.last() != Some(&b'\n') {
@@ -187,12 +186,7 @@ impl Revocations {
             known.lines += 1;
             known.read += line.len() as u64;
             match Line::parse(&line) {
-                Some(Line { subject, times }) => {
-                    // The one that is kept longer may have come first.
-                    let all = known.all.entry(subject).or_insert(times);
-                    all.at = all.at.max(times.at);
-                    all.until = all.until.max(times.until);
-                }
+                Some(Line { subject, times }) => revoked.add(subject, times),
                 None if line.trim_ascii().is_empty() => {}
                 None if known.reported.insert(hash(&line)) => unreadable.push(known.lines),
                 None => {}
@@ -222,17 +216,19 @@ impl Revocations {
     /// Rewrites the file without expired lines, and without a last line that an agent was writing when it was killed. Malformed
     /// lines stay, since an operator may correct them.
     fn rewrite(&self, now: f64) -> io::Result<()> {
+        let mut lines = BufReader::new(open(OpenOptions::new().read(true), &self.path)?);
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
-        let mut lines = Vec::new();
+        let mut kept = BufWriter::new(open(OpenOptions::new().create(true).truncate(true).write(true), &new)?);
         let has_expired = |line: &[u8]| Line::parse(line).is_some_and(|line| line.times.until <= now);
-        for line in fs::read(&self.path)?.split_inclusive(|byte| *byte == b'\n') {
-            if line.ends_with(b"\n") && !line.trim_ascii().is_empty() && !has_expired(line) {
-                lines.extend_from_slice(line);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            if line.ends_with(b"\n") && !line.trim_ascii().is_empty() && !has_expired(&line) {
+                kept.write_all(&line)?;
             }
+            line.clear();
         }
-        let mut file = open(OpenOptions::new().create(true).truncate(true).write(true), &new)?;
-        file.write_all(&lines)?;
-        file.sync_all()?;
+        kept.flush()?;
+        kept.get_ref().sync_all()?;
         fs::rename(&new, &self.path)
     }
 }
@@ -278,6 +274,18 @@ mod tests {
             instance: instance.map(str::to_owned),
             jobid,
         }
+    }
+
+    /// Adds a revocation of a job that has expired.
+    fn add_expired(revocations: &Revocations, jobid: u64) {
+        let times = Times {
+            at: now() - 20.0,
+            until: now() - 10.0,
+        };
+        let subject = job(None, jobid);
+        let line = Line { subject, times }.to_bytes().unwrap();
+        let mut file = open(OpenOptions::new().create(true).append(true), &revocations.path).unwrap();
+        file.write_all(&line).unwrap();
     }
 
     #[test]
@@ -329,7 +337,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state");
         let revocations = Revocations::open(&path).unwrap();
-        revocations.revoke(&[job(None, 1)], Duration::ZERO).unwrap();
+        add_expired(&revocations, 1);
         revocations.revoke(&[job(None, 2)], HOUR).unwrap();
         let mut file = OpenOptions::new().append(true).open(path.join(NAME)).unwrap();
         file.write_all(br#"{"subject":{"jti":"half"#).unwrap();
@@ -350,7 +358,7 @@ mod tests {
         let path = directory.path().join("state");
         let revocations = Revocations::open(&path).unwrap();
         let reported = |of: &Revocations| of.known.lock().unwrap().reported.len();
-        revocations.revoke(&[job(None, 1)], Duration::ZERO).unwrap();
+        add_expired(&revocations, 1);
         let mut file = OpenOptions::new().append(true).open(path.join(NAME)).unwrap();
         file.write_all(b"\xff\n\n{\"subject\":{\"planet\":3},\"at\":1,\"until\":9e9}\n")
             .unwrap();

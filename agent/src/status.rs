@@ -8,7 +8,7 @@ use std::{
     future::Future,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use protocol::{Answer, service::STATUS_LIST_TTL};
@@ -18,8 +18,8 @@ use tokio::{sync::OnceCell, task::spawn_blocking, time::timeout};
 
 use crate::{
     revocations::{
-        Store,
-        index::{Index, Issued},
+        Store, Version,
+        revoked::{Issued, JobOf, Revoked},
     },
     signer::Signer,
 };
@@ -45,7 +45,8 @@ pub struct Status {
     ended: Mutex<HashSet<u64>>,
     /// Set once the plugin was asked about the jobs of before.
     pub asked: OnceCell<()>,
-    revoked: Mutex<Index>,
+    /// The revocations that the lists were swept by; none before the first time.
+    swept_by: Mutex<Option<Version>>,
     signed: tokio::sync::Mutex<Signed>,
 }
 
@@ -65,7 +66,7 @@ impl Status {
             signer,
             ended: Mutex::default(),
             asked: OnceCell::new(),
-            revoked: Mutex::default(),
+            swept_by: Mutex::default(),
             signed: tokio::sync::Mutex::default(),
         }
     }
@@ -96,27 +97,31 @@ impl Status {
     /// # Errors
     /// For the operator: it is not known which were revoked, or the lists cannot be used.
     pub fn sweep(&self, revocations: &Store) -> Result<(), String> {
-        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_changed = match revocations {
-            Some(Ok(revocations)) => revoked.update(revocations)?,
+        let mut swept_by = self.swept_by.lock().unwrap_or_else(PoisonError::into_inner);
+        let (revoked, version) = match revocations {
+            Some(Ok(revocations)) => revocations.all()?,
             Some(Err(e)) => return Err(e.clone()),
-            None => false,
+            None => (Arc::new(Revoked::default()), Version::default()),
         };
+        let has_changed = swept_by.replace(version) != Some(version);
         let ended = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
         let now = SystemTime::now();
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let swept = self.lists.sweep(&self.instance, now, |entry, owner, is_new| {
             let of = || Issued {
-                instance: &self.instance,
-                jobid: entry.jobid,
-                jti: entry.jti,
-                iat: entry.iat,
-                uid: owner.uid,
-                sub: &owner.sub,
+                job: Some(JobOf {
+                    instance: &self.instance,
+                    jobid: entry.jobid,
+                    uid: owner.uid,
+                }),
+                jti: Some(entry.jti),
+                sub: Some(&owner.sub),
+                iat: Some(f64::from(entry.iat)),
             };
-            ended.contains(&entry.jobid) || ((has_changed || is_new) && revoked.is_revoked(&of(), now))
+            ended.contains(&entry.jobid) || ((has_changed || is_new) && revoked.contains(&of(), seconds))
         });
         if swept.is_err() {
-            revoked.forget();
+            *swept_by = None;
             self.add_ended(ended);
         }
         swept
