@@ -1,16 +1,20 @@
 """The token service, on one core: run by bench/run. The load generator and the agent have another core."""
 
+import http.server
+import json
 import os
 import re
 import secrets
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
 
-from lib import ROUNDS, at_most, row, section
+from lib import ROUNDS, at_least, at_most, row, section, turns
 
 BUILT = os.environ["CARGO_TARGET_DIR"] + "/release"
 PORT = 18080
@@ -18,6 +22,10 @@ URL = f"http://127.0.0.1:{PORT}"
 SECONDS = 5
 # As many connections as a proxy in front of the service keeps.
 CONNECTIONS = 32
+# The peer: the path of a program oauth2-proxy.
+PEER = os.environ.get("OAUTH2_PROXY")
+PEER_PORT, ISSUER_PORT = 18081, 18082
+SESSIONS, REVOCATIONS = 100_000, 1_000_000
 
 
 def write(path, text, mode=0o600):
@@ -39,6 +47,9 @@ socket = "{directory}/agent"
 user = "root"
 store = "{directory}/store"
 
+[workflow-token]
+revocations = "{directory}/revocations"
+
 [workflow-token.service]
 socket = "{directory}/service"
 user = {os.geteuid()}
@@ -55,6 +66,7 @@ workspace = "bench"
     )
     secret = secrets.token_hex(32)
     write(f"{directory}/secret", secret)
+    write(f"{directory}/state.key", secrets.token_hex(32) + "\n")
     write(
         f"{directory}/tokend.toml",
         f"""
@@ -69,6 +81,10 @@ id = "bench"
 secret-file = "{directory}/secret"
 audience = ["bench"]
 may = ["introspect"]
+
+[state]
+database = "sqlite://{directory}/state.db"
+key-file = "{directory}/state.key"
 
 [audit]
 file = "/dev/null"
@@ -125,7 +141,44 @@ def load(directory, script, path, connections=CONNECTIONS, pause=None):
     return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]), float(latency[1]) * scale
 
 
-def measure(directory, service):
+def remember(directory):
+    """Sessions in the state, which nobody can open, and revocations of the agent. Both are read when the two start."""
+    os.mkdir(f"{directory}/revocations", 0o700)
+    until = time.time() + 86_400
+    with open(os.open(f"{directory}/revocations/revocations", os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+        for _ in range(REVOCATIONS):
+            subject = {"jti": secrets.token_urlsafe(16)}
+            file.write(json.dumps({"subject": subject, "at": time.time(), "until": until}) + "\n")
+    state = sqlite3.connect(f"{directory}/state.db")
+    rows = ((secrets.token_bytes(32), secrets.token_bytes(32), int(until), secrets.token_bytes(400)) for _ in range(SESSIONS))
+    with state:
+        state.executemany("INSERT INTO records VALUES (1, ?, ?, 1, ?, ?)", rows)
+    state.close()
+
+
+def memory(directory):
+    """The most memory of each, while it answers and knows all of that."""
+    started = []
+    try:
+        for process in start(directory):
+            started.append(process)
+        for script, path in (("forward", "/auth/nginx?aud=bench"), ("introspect", "/introspect"), ("exchange", "/token")):
+            load(directory, script, path)
+        for what, process in zip(("agent", "service"), started):
+            with open(f"/proc/{process.pid}/status") as status:
+                peak = int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) / 1024
+            at_most(f"memory of the {what}, with 100,000 sessions and 1,000,000 revocations", "", "", peak, 50, "MiB")
+    finally:
+        stop(started)
+
+
+def stop(started):
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+def measure(directory):
     for what, script, path, bound in (
         ("forward authentication", "forward", "/auth/nginx?aud=bench", 10_000),
         ("introspection", "introspect", "/introspect", 10_000),
@@ -140,9 +193,6 @@ def measure(directory, service):
             paced = [load(directory, script, path, pause=pause) for _ in range(ROUNDS)]
             figure = f"{what}, 99 % of the latency at {statistics.median(r for r, _ in paced):.0f} a second"
             at_most(figure, "", "", statistics.median(latency for _, latency in paced), 1, "ms")
-    with open(f"/proc/{service.pid}/status") as status:
-        memory = int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) / 1024
-    at_most("memory of the service after that", "", "", memory, 50, "MiB")
 
 
 def main():
@@ -157,11 +207,11 @@ def main():
         try:
             for process in start(directory):
                 started.append(process)
-            measure(directory, started[1])
+            measure(directory)
         finally:
-            for process in started:
-                process.terminate()
-                process.wait()
+            stop(started)
+        remember(directory)
+        memory(directory)
 
 
 main()
