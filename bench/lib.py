@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 
+import bounds
+
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/../scripts")
 from server import Server  # noqa: E402, F401: for those that use this
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
 JOBS = int(os.environ.get("BENCH_JOBS", 200))
+BOUNDS = bounds.load()
 PLUGINS = os.environ["WORKFLOW_TOKEN_STAGE"] + "/lib/flux/job-manager/plugins"
 
 
@@ -90,28 +93,43 @@ def ms(seconds):
     return f"{statistics.median(seconds) * 1e3:.2f} ms"
 
 
-def section(title):
-    """What follows is about this."""
-    _keep({"section": title})
+def section(title, about=""):
+    """Begins a part of the report, with what a reader must know about its figures."""
+    _keep({"section": title, "about": about})
     print(title, flush=True)
 
 
-def row(figure, ours, peer, result, wanted="", met=None):
-    """One figure: what was measured of ours and of the peer, and what is wanted of their ratio or difference."""
-    _keep({"figure": figure, "ours": ours, "peer": peer, "result": result, "wanted": wanted, "met": met})
+def fact(name, value):
+    """A property of the machine, for the report."""
+    _keep({"fact": name, "value": value})
+
+
+def row(figure, ours, peer="", result="", wanted="", met=None, key=None, value=None):
+    """One figure: ours, that of the peer, and their ratio or difference. The summary of the report selects figures by their key."""
+    own = {"wanted": wanted, "met": met} if value is None and met is not None else None
+    _keep({"key": key, "figure": figure, "ours": ours, "peer": peer, "result": result, "value": value, "own-bound": own})
     verdict = "" if met is None else ", met" if met else ", NOT MET"
     measured = ", ".join(filter(None, (ours, peer)))
     wanted = f" (wanted: {wanted}{verdict})" if wanted else ""
     print("  " + ": ".join(filter(None, (figure, measured, result))) + wanted, flush=True)
 
 
+def bounded(bound, figure, ours, peer, value, unit="", result=None, key=None):
+    """A figure that bounds.toml bounds. Several figures may share a bound; then each has a key of its own."""
+    if result is None:
+        result = f"{value:.2f} {unit}".strip() if "at-most" in BOUNDS[bound] else f"ratio {value:.2f}"
+    wanted = bounds.text(BOUNDS[bound])
+    met = bounds.is_met(BOUNDS[bound], value)
+    row(figure, ours, peer, result, f"{wanted} {unit}".strip(), met, key=key or bound, value=[bound, value])
+
+
 def at_least(figure, ours, peer, value, bound):
-    """A ratio that is to be high."""
+    """A ratio that is to be high, with a bound of the caller's own."""
     row(figure, ours, peer, f"ratio {value:.2f}", f"at least {bound:.2f}", value >= bound)
 
 
 def at_most(figure, ours, peer, value, bound, unit):
-    """A cost that is to be low."""
+    """A cost that is to be low, with a bound of the caller's own."""
     row(figure, ours, peer, f"{value:.2f} {unit}".strip(), f"at most {bound} {unit}".strip(), value <= bound)
 
 

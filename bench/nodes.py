@@ -91,7 +91,7 @@ def model(loads, size, nodes, fanout):
 
 
 def main():
-    section("Jobs of many nodes: what one costs rank 0, with a task and a job shell on each node")
+    section("Jobs of many nodes", "The processor time that one job costs rank 0, with a task and a job shell on each node.")
     more = {}
     for size in SIZES:
         found = instance(size)
@@ -102,10 +102,11 @@ def main():
             f"{ours['cpu'] * 1e3:.1f} ms",
             f"without the plugins {none['cpu'] * 1e3:.1f} ms",
             f"{more[size]['cpu'] * 1e3:.1f} ms more",
+            key=f"nodes-{size}",
         )
         if size > 1:
             row(
-                f"{size} nodes: blobs that a broker below has from its parent for a job",
+                f"{size} nodes: blobs that a broker gets from its parent for a job",
                 f"{ours['loads']:.1f}, {ours['bytes']:.0f} bytes",
                 f"without {none['loads']:.1f}, {none['bytes']:.0f} bytes",
                 f"{more[size]['loads']:.1f} more, {more[size]['bytes']:.0f} bytes",
@@ -115,7 +116,11 @@ def main():
         return
     loads = max(0.0, statistics.median(one["loads"] for one in below))
     size = max(0.0, statistics.median(one["bytes"] for one in below))
-    section(f"A model of 10,000 nodes on these costs: {loads:.1f} blobs and {size:.0f} bytes more for each broker of a job")
+    section(
+        "Model of 10,000 nodes",
+        f"Computed from the costs above: {loads:.1f} blobs and {size:.0f} bytes more for each broker of a job, at each level of the tree of "
+        "brokers. The second column is the number of blobs, the third their size.",
+    )
     for fanout in (32, 256, 10000):
         for level, width, asked, sent in model(loads, size, 10000, fanout):
             if level:
@@ -123,7 +128,7 @@ def main():
                     f"fanout {fanout}, from level {level - 1} to level {level}, {width} brokers",
                     f"{asked:.0f} blobs",
                     f"{sent / 1024:.0f} KiB",
-                    "all by rank 0" if level == 1 else f"{asked / max(1, width / fanout):.0f} by each parent",
+                    "all from rank 0" if level == 1 else f"{asked / max(1, width / fanout):.0f} from each parent",
                 )
 
 
