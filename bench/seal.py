@@ -32,8 +32,8 @@ def remunge(what, threads):
 
 section(
     "Sealing and opening",
-    "Records a second. The peer is remunge(1) with the same cipher, MAC, restriction, length and threads. Ours also builds and checks "
-    "the record around the credential.",
+    "Records a second. The peer is remunge(1) with the same cipher, MAC, restriction, length and threads. Ours also builds the record "
+    "around the credential, and to open it, checks the record.",
 )
 for what in ("seal", "open"):
     for threads in ("1", "4"):

@@ -65,7 +65,7 @@ def main():
             for turn in range(ROUNDS * 4):
                 for name in names if turn % 2 else reversed(names):
                     times[name].append(clusters[name].srun())
-            peers = {"bare": ("without", "without the plugins"), "empty": ("empty", "with empty prologs")}
+            peers = {"bare": ("without", "without the plugins"), "empty": ("empty", "with prologs that do nothing")}
             for which, (peer, what) in peers.items():
                 more = (statistics.median(times["with"]) - statistics.median(times[peer])) * 1e3
                 bounded(f"slurm-srun-{which}", "srun true", ms(times["with"]), f"{what} {ms(times[peer])}", more, "ms more")
