@@ -117,7 +117,8 @@ def row(figure, ours, peer="", result="", wanted="", met=None, key=None, value=N
 def bounded(bound, figure, ours, peer, value, unit="", result=None, key=None):
     """A figure that bounds.toml bounds. Several figures may share a bound; then each has a key of its own."""
     if result is None:
-        result = f"{value:.2f} {unit}".strip() if "at-most" in BOUNDS[bound] else f"ratio {value:.2f}"
+        shown = str(value) if isinstance(value, int) else f"{value:.2f}"
+        result = f"{shown} {unit}".strip() if "at-most" in BOUNDS[bound] else f"ratio {shown}"
     wanted = bounds.text(BOUNDS[bound])
     met = bounds.is_met(BOUNDS[bound], value)
     row(figure, ours, peer, result, f"{wanted} {unit}".strip(), met, key=key or bound, value=[bound, value])

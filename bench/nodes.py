@@ -98,7 +98,7 @@ def main():
         ours, none = found["True"], found["False"]
         more[size] = {what: ours[what] - none[what] for what in ours}
         row(
-            f"{size} nodes: processor time of rank 0 for a job",
+            f"{size} node{'s' if size > 1 else ''}: processor time of rank 0 for a job",
             f"{ours['cpu'] * 1e3:.1f} ms",
             f"without the plugins {none['cpu'] * 1e3:.1f} ms",
             f"{more[size]['cpu'] * 1e3:.1f} ms more",

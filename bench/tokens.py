@@ -171,7 +171,7 @@ for peer, plugin in PEERS.items():
     if plugin == COMMITS:
         bounded("flux-prolog-commit", *texts, more, "ms more")
     else:
-        row(*texts, f"{more:.2f} ms more")
+        row(*texts, f"{abs(more):.2f} ms {'more' if more >= 0 else 'less'}")
 
 # munged is stopped: the reactor thread must not notice.
 load()
