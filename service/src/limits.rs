@@ -53,11 +53,12 @@ impl Limits {
     /// # Errors
     /// [`Failed`].
     pub fn check_attempt(&self, state: &str) -> Result<(), Failed> {
+        // First, since anybody begins attempts: this bounds how many of them are remembered.
+        self.returns.check().map_err(|_| Failed::Unavailable)?;
         if self.attempts.len() > USERS {
             self.attempts.retain_recent();
         }
-        self.attempts.check_key(&state.to_owned()).map_err(|_| Failed::Stale)?;
-        self.returns.check().map_err(|_| Failed::Unavailable)
+        self.attempts.check_key(&state.to_owned()).map_err(|_| Failed::Stale)
     }
 
     /// Counts a code that a user types.
@@ -70,5 +71,51 @@ impl Limits {
         }
         let is_often = || Failed::Refused("you tried too many codes: wait a minute".to_owned());
         self.codes.check_key(&user.to_owned()).map_err(|_| is_often())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns how often something may be done before it is refused.
+    fn allowed<E>(mut check: impl FnMut() -> Result<(), E>) -> usize {
+        // More than are allowed at once, and as many more as become allowed meanwhile on a slow machine.
+        (0..100_000).take_while(|_| check().is_ok()).count()
+    }
+
+    #[test]
+    fn nobody_tries_many_codes() {
+        let limits = Limits::new();
+        let tried = allowed(|| limits.check_code("alice"));
+        assert!((20..100_000).contains(&tried), "{tried}");
+        assert!(limits.check_code("bob").is_ok(), "others may");
+    }
+
+    #[test]
+    fn an_attempt_to_log_in_comes_back_a_few_times() {
+        let limits = Limits::new();
+        let returned = allowed(|| limits.check_attempt("one"));
+        assert!((3..100_000).contains(&returned), "{returned}");
+        assert!(limits.check_attempt("two").is_ok(), "others may");
+    }
+
+    #[test]
+    fn the_provider_is_asked_for_so_many_attempts() {
+        let limits = Limits::new();
+        let mut states = 0;
+        let asked = allowed(|| {
+            states += 1;
+            limits.check_attempt(&states.to_string())
+        });
+        assert!((500..100_000).contains(&asked), "{asked}");
+        assert_eq!(limits.attempts.len(), asked, "others are not remembered");
+    }
+
+    #[test]
+    fn so_many_logins_of_devices_begin() {
+        let limits = Limits::new();
+        let begun = allowed(|| limits.check_device());
+        assert!((200..100_000).contains(&begun), "{begun}");
     }
 }
