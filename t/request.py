@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""request.py URL [--token FILE] [--client ID:FILE] [--form NAME=VALUE|NAME=@FILE]… [--header NAME:VALUE]…: sends a request and
-prints the status, the headers and the body of the response. URL may be unix:SOCKET:PATH. A token or secret is in a FILE, never
+"""request.py URL [--token FILE] [--client ID:FILE] [--form NAME=VALUE|NAME=@FILE]… [--header NAME:VALUE|NAME:@FILE]…: sends a
+request and prints the status, the headers and the body of the response. URL may be unix:SOCKET:PATH. A token or secret is in a FILE, never
 in the arguments."""
 
 import argparse
@@ -42,6 +42,7 @@ def main():
         connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
         target = args.url.split(url.netloc, 1)[1] or "/"
     headers = dict(header.split(":", 1) for header in args.header)
+    headers = {name: read(value[1:]) if value.startswith("@") else value for name, value in headers.items()}
     if args.token:
         headers["Authorization"] = "Bearer " + read(args.token)
     if args.client:

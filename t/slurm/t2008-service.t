@@ -248,6 +248,31 @@ test_expect_success CADDY 'so does Caddy' '
 	{ caddy run --config caddy/Caddyfile >>caddy/out 2>&1 8>&- 9>&- & BESIDE+=($!); } && behind caddy "$CADDY"
 '
 
+# clients NAME ARGUMENT…: twenty requests, whose statuses are in a file of this name.
+clients() {
+	local name=$1
+	shift
+	for _ in $(seq 20); do
+		timeout 60 "$TESTS/request.py" "http://127.0.0.1:$NGINX/" "$@" | head -n 1
+	done >"$name"
+}
+
+test_expect_success NGINX 'old and new clients are served at once during a migration, and none is rejected' '
+	cp service/tokend.toml tokend.toml &&
+	printf "\n[legacy]\nheader = \"X-Old-Token\"\ndeprecated = \"2026-01-01\"\n" >>service/tokend.toml && kill -HUP "$TOKEND" &&
+	eventually answers 200 "http://127.0.0.1:$NGINX/" --header X-Old-Token:@of-user &&
+	{ clients old --header X-Old-Token:@of-user 8>&- 9>&- & old=$!; } &&
+	{ clients new --token of-user 8>&- 9>&- & new=$!; } && wait "$old" && wait "$new" &&
+	test "$(sort old new | uniq -c | xargs)" = "40 200" &&
+	http "http://127.0.0.1:$PORT/auth/nginx?aud=copy-offload" --header X-Old-Token:@of-user &&
+	grep "^deprecation: @1767225600$" answer &&
+	http "http://127.0.0.1:$PORT/auth/nginx?aud=copy-offload" --token of-user && test_expect_code 1 grep "^deprecation:" answer &&
+	answers 200 "http://127.0.0.1:$METRICS/metrics" && count=$(sed -n "s/^workflow_tokend_legacy_requests_total //p" answer) &&
+	test "$count" -ge 21 && cat tokend.toml >service/tokend.toml && kill -HUP "$TOKEND" &&
+	eventually answers 401 "http://127.0.0.1:$NGINX/" --header X-Old-Token:@of-user &&
+	answers 200 "http://127.0.0.1:$NGINX/" --token of-user
+'
+
 # exchange TYPE FILE [ARGUMENT…]
 exchange() {
 	http "$ISSUER/token" --form grant_type=urn:ietf:params:oauth:grant-type:token-exchange --form "subject_token_type=$1" \

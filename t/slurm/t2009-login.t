@@ -338,12 +338,66 @@ test_expect_success 'a user logs in for jobs in a browser, and jobs get tokens o
 	test_expect_code 1 grep -r -F -e "$(cat token-own)" -e eyJ agent/logins agent.log service.log
 '
 
+test_expect_success 'the projects of a job owner are those of the login' '
+	agent_down && cat >>"$SITE" <<-EOT &&
+
+		[workflow-token.identity]
+		from = "login"
+		claim = "groups"
+
+		[[workflow-token.project]]
+		name = "water"
+		claims = ["hydro"]
+
+		[[workflow-token.project]]
+		name = "air"
+		claims = ["aero"]
+
+		[[workflow-token.rule]]
+		name = "water"
+		project = "water"
+		source = "issuer"
+		workspace = "water"
+		variable = "WATER_TOKEN"
+
+		[[workflow-token.rule]]
+		name = "air"
+		project = "air"
+		source = "issuer"
+		workspace = "air"
+		variable = "AIR_TOKEN"
+	EOT
+	agent_up && eventually is_ready &&
+	as "$LOGIN_ALICE" timeout 60 srun printenv WATER_TOKEN >token-water &&
+	"$CLI" inspect - <token-water >shown && grep "\"workspace\": \"water\"" shown &&
+	test_must_fail as "$LOGIN_ALICE" timeout 60 srun printenv AIR_TOKEN >token-air && test_must_be_empty token-air &&
+	if test -n "$BOB"; then
+		test_must_fail as "$LOGIN_BOB" timeout 60 srun printenv WATER_TOKEN >token-water && test_must_be_empty token-water
+	fi
+'
+
 test_expect_success 'nobody else finishes the login of a user for jobs' '
 	login jobs login_of_another
 '
 
+# provider_is FAULT: how the provider answers requests for tokens from now on, in JSON.
+provider_is() {
+	node -e "fetch(process.argv[1] + \"/control\", { method: \"POST\", body: process.argv[2] })" \
+		"$LOGIN_PROVIDER" "{\"path\": \"/token\", \"fault\": $1}"
+}
+
+is_in_use() {
+	ls agent/logins | grep -q "\.new$"
+}
+
+test_expect_success 'a logout while a delivery uses the login changes nothing, and says so' '
+	provider_is "\"slow\"" && { as "$LOGIN_ALICE" timeout 100 srun printenv OWN_TOKEN >token-own 8>&- 9>&- & job=$!; } &&
+	eventually is_in_use && test_must_fail own logout && eventually grep "a delivery uses it" service.log &&
+	own status && provider_is null && wait "$job" && test -s token-own && own status
+'
+
 test_expect_success 'a login for jobs ends' '
-	own logout && test_expect_code 1 own status && test_must_fail as "$LOGIN_ALICE" timeout 60 srun true
+	own logout && test -z "$(ls agent/logins | grep -v lock)" && test_expect_code 1 own status && test_must_fail as "$LOGIN_ALICE" timeout 60 srun true
 '
 
 test_expect_success 'the session of a minute has ended' '
