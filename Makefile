@@ -4,6 +4,7 @@
 # make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
 # make install  to PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, sbin, lib, libexec and
 #               share/man there
+# make doc      the documentation as a book in HTML, with its links checked
 # make bench    what it costs
 # make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
 # make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
@@ -39,7 +40,7 @@ man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
 .NOTPARALLEL:
-.PHONY: all deps build stage demo demo-login check check-all bench soak sanitize install man clean
+.PHONY: all deps build stage demo demo-login check check-all doc bench soak sanitize install man clean
 all: build
 
 # What all of these need, which is more than a build does.
@@ -67,6 +68,9 @@ check: deps
 
 check-all: deps
 	@scripts/check slow
+
+doc:
+	@scripts/book
 
 bench: deps
 	@$(install_to_stage) PACKAGES=--workspace >/dev/null
