@@ -72,7 +72,10 @@ check-all: deps
 doc:
 	@scripts/book
 
-bench: deps
+bench: export PYTHONDONTWRITEBYTECODE = 1
+bench:
+	@python3 bench/inputs.py settings
+	@scripts/deps.sh check
 	@$(install_to_stage) PACKAGES=--workspace >/dev/null
 	@bench/run
 

@@ -106,8 +106,7 @@ def fact(name, value):
 
 def row(figure, ours, peer="", result="", wanted="", met=None, key=None, value=None):
     """One figure: ours, that of the peer, and their ratio or difference. The summary of the report selects figures by their key."""
-    own = {"wanted": wanted, "met": met} if value is None and met is not None else None
-    _keep({"key": key, "figure": figure, "ours": ours, "peer": peer, "result": result, "value": value, "own-bound": own})
+    _keep({"key": key, "figure": figure, "ours": ours, "peer": peer, "result": result, "value": value})
     verdict = "" if met is None else ", met" if met else ", NOT MET"
     measured = ", ".join(filter(None, (ours, peer)))
     wanted = f" (wanted: {wanted}{verdict})" if wanted else ""
@@ -122,16 +121,6 @@ def bounded(bound, figure, ours, peer, value, unit="", result=None, key=None):
     wanted = bounds.text(BOUNDS[bound])
     met = bounds.is_met(BOUNDS[bound], value)
     row(figure, ours, peer, result, f"{wanted} {unit}".strip(), met, key=key or bound, value=[bound, value])
-
-
-def at_least(figure, ours, peer, value, bound):
-    """A ratio that is to be high, with a bound of the caller's own."""
-    row(figure, ours, peer, f"ratio {value:.2f}", f"at least {bound:.2f}", value >= bound)
-
-
-def at_most(figure, ours, peer, value, bound, unit):
-    """A cost that is to be low, with a bound of the caller's own."""
-    row(figure, ours, peer, f"{value:.2f} {unit}".strip(), f"at most {bound} {unit}".strip(), value <= bound)
 
 
 def _keep(what):
