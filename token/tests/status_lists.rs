@@ -86,8 +86,29 @@ fn a_list_that_somebody_has_kept_is_stale_sooner() {
     // Received again, it lasts no longer.
     cache.insert(&list(URI, 0, &[]), at(119)).unwrap();
     assert_eq!(cache.status(&token, at(120)), stale(URI));
+    let cache = self::cache();
+    cache.insert(&list(URI, 0, &[]), now()).unwrap();
+    cache.insert(&list(URI, 0, &[]), at(30)).unwrap();
+    assert_eq!(cache.status(&token, at(60)), stale(URI));
     let expired = cache.insert(&list(URI, 0, &[]), at(660));
     assert!(matches!(expired, Err(VerifyError::Expired { .. })), "{expired:?}");
+}
+
+#[test]
+fn a_list_says_nothing_about_tokens_of_another_issuer() {
+    let cache = cache();
+    cache.insert(&list(URI, 0, &[]), now()).unwrap();
+    let other = "https://other.example.org";
+    let mut claims = claims(session());
+    claims.iss = other.to_owned();
+    claims.status = Some(StatusEntry {
+        index: 5,
+        uri: URI.to_owned(),
+    });
+    let token = mint(key(Algorithm::EdDsa), &claims);
+    let verifier = Verifier::new(keys()).issuer(other).audience(AUDIENCE);
+    let claims = verifier.verify(token.expose_secret(), now()).unwrap();
+    assert_eq!(cache.status(&claims, now()), TokenStatus::Invalid);
 }
 
 #[test]

@@ -286,3 +286,20 @@ async fn ends_that_nobody_asks_about_are_written_in_bulk() {
     site.status().sweep(&None).unwrap();
     assert_eq!(statuses([first, last]), [Some(1), Some(0)]);
 }
+
+#[test]
+fn ends_that_could_not_be_marked_are_marked_later() {
+    let site = Site::new();
+    site.add(1);
+    // The lists are of another instance, so a sweep fails.
+    let status = Status::of(
+        &site.directory.path().join("status"),
+        "other",
+        Arc::clone(&site.status().signer),
+    );
+    status.add_ended([7]);
+    assert!(status.sweep(&site.revocations).is_err());
+    assert!(status.ended.lock().unwrap().contains(&7));
+    // All tokens are compared with the revocations again.
+    assert_eq!(*status.swept_by.lock().unwrap(), None);
+}
