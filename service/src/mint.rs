@@ -1,5 +1,7 @@
 //! Has the agent mint tokens, and answers with them (RFC 6749 section 5.1).
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::header,
@@ -8,9 +10,13 @@ use axum::{
 use protocol::{Answer, Denial, DenialCode, Evidence, IssuerQuestion, MintRequest, Question, SecretText};
 use serde_json::{Value, json};
 use token::Claims;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::{audit::Event, clock::now, error::OAuthError, log::Kind, service::Service, settings::Settings};
+
+/// The longest wait for a turn.
+const WAIT: Duration = Duration::from_secs(2);
 
 static UNMINTED: Kind = Kind::new();
 
@@ -48,9 +54,10 @@ pub async fn mint(
     };
     // Whoever asks for tokens delays nobody who asks whether tokens are valid, and strangers nobody else.
     let is_known = client.is_some() || is_login;
-    let _turn = service.minting[usize::from(is_known)]
-        .try_acquire()
-        .map_err(|_| OAuthError::Unavailable)?;
+    let turn = timeout(WAIT, service.minting[usize::from(is_known)].acquire()).await;
+    let Ok(Ok(_turn)) = turn else {
+        return Err(OAuthError::Unavailable);
+    };
     let token = match service.agent.ask_once(question).await {
         Ok(Answer::Minted(token)) => token,
         Ok(Answer::Denied(Denial { code, text })) => {
