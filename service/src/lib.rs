@@ -48,6 +48,7 @@ mod peer;
 mod posted;
 mod probes;
 pub mod random;
+mod recent;
 mod redeem;
 mod refused;
 mod revoke;

@@ -1,22 +1,26 @@
 //! Whether tokens are still valid, as the agent says. An answer is used for half a second, so that a token whose job has ended is
-//! inactive within a second, and services that ask thousands of times a second do not ask the scheduler as often.
+//! inactive within a second, and services that ask thousands of times a second do not ask the scheduler as often. The next answer
+//! about an active token is asked for ahead of time.
 
 use std::{
-    collections::HashMap,
-    mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use protocol::{Answer, Question, TokenFacts, Validity};
 use token::Claims;
 use tokio::sync::OnceCell;
 
-use crate::agent::AgentClient;
+use crate::{
+    agent::AgentClient,
+    recent::{Recent, key},
+};
 
 /// The time for which an answer is used.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// The age at which the next answer is asked for, so that nobody waits for it.
+const AHEAD: Duration = Duration::from_millis(250);
 
 /// The most tokens of which answers are kept for this time.
 const MOST: usize = 100_000;
@@ -24,86 +28,124 @@ const MOST: usize = 100_000;
 /// The answers about tokens.
 pub struct Validities {
     agent: AgentClient,
-    kept: Mutex<Kept>,
-}
-
-/// Answers of the last moments, by a digest of the claims, in two generations: the older one is dropped as a whole.
-struct Kept {
-    since: Instant,
-    young: HashMap<[u8; 32], Arc<Entry>>,
-    old: HashMap<[u8; 32], Arc<Entry>>,
+    kept: Recent<Arc<Entry>>,
 }
 
 /// An answer, which the first who needs it asks for.
 struct Entry {
     asked: Instant,
     validity: OnceCell<Validity>,
+    /// When the answer before this one was asked for: the token was active.
+    active: Option<Instant>,
+}
+
+impl Entry {
+    /// Returns the entry that replaces another.
+    fn after(former: Option<&Arc<Self>>) -> Arc<Self> {
+        let active = former.filter(|former| former.validity.get() == Some(&Validity::Active));
+        Arc::new(Self {
+            asked: Instant::now(),
+            validity: OnceCell::new(),
+            active: active.map(|former| former.asked),
+        })
+    }
+
+    /// Returns whether the next answer need not be asked for.
+    fn is_recent(&self) -> bool {
+        let limit = if self.validity.initialized() { AHEAD } else { FRESH };
+        self.asked.elapsed() < limit
+    }
+
+    /// Returns the answer that can be used, if there is one.
+    fn answer(&self) -> Option<Validity> {
+        let is_active = || self.active.is_some_and(|asked| asked.elapsed() < FRESH);
+        let known = self.validity.get().cloned();
+        known.or_else(|| is_active().then_some(Validity::Active))
+    }
 }
 
 impl Validities {
     /// Asks this agent.
     pub fn new(agent: AgentClient) -> Self {
-        let kept = Kept {
-            since: Instant::now(),
-            young: HashMap::new(),
-            old: HashMap::new(),
-        };
         Self {
             agent,
-            kept: Mutex::new(kept),
+            kept: Recent::new(FRESH, MOST),
         }
     }
 
     /// Returns whether a token that was verified is still valid.
     pub async fn of(&self, claims: &Claims) -> Validity {
-        let entry = self.entry(key(claims));
-        let asked = entry.validity.get_or_init(|| self.ask(claims));
-        asked.await.clone()
+        let mut made = false;
+        let entry = self.kept.get_or_make(
+            key(claims.as_json()),
+            |entry| entry.is_recent(),
+            |former| {
+                made = true;
+                Entry::after(former)
+            },
+        );
+        let Some(answer) = entry.answer() else {
+            return entry.validity.get_or_init(|| ask(&self.agent, claims)).await.clone();
+        };
+        if made {
+            let (agent, claims) = (self.agent.clone(), claims.clone());
+            tokio::spawn(async move {
+                entry.validity.get_or_init(|| ask(&agent, &claims)).await;
+            });
+        }
+        answer
     }
 
     /// Forgets the answer about a token that was revoked.
     pub fn forget(&self, claims: &Claims) {
-        let key = key(claims);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.young.remove(&key);
-        kept.old.remove(&key);
-    }
-
-    fn entry(&self, key: [u8; 32]) -> Arc<Entry> {
-        let now = Instant::now();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.duration_since(kept.since) >= FRESH {
-            kept.since = now;
-            kept.old = mem::take(&mut kept.young);
-        }
-        let known = kept.young.get(&key).or_else(|| kept.old.get(&key));
-        if let Some(entry) = known.filter(|entry| now.duration_since(entry.asked) < FRESH) {
-            return Arc::clone(entry);
-        }
-        let entry = Arc::new(Entry {
-            asked: now,
-            validity: OnceCell::new(),
-        });
-        if kept.young.len() < MOST {
-            kept.young.insert(key, Arc::clone(&entry));
-        }
-        entry
-    }
-
-    async fn ask(&self, claims: &Claims) -> Validity {
-        let Some(facts) = TokenFacts::of(claims) else {
-            return Validity::Unknown("the job id in the token is malformed".to_owned());
-        };
-        match self.agent.ask(|| Question::Check(facts.clone())).await {
-            Ok(Answer::Validity(validity)) => validity,
-            Ok(_) => Validity::Unknown("the agent answered another question".to_owned()),
-            Err(e) => Validity::Unknown(e),
-        }
+        self.kept.remove(&key(claims.as_json()));
     }
 }
 
-fn key(claims: &Claims) -> [u8; 32] {
-    let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, claims.as_json().as_bytes()).as_ref());
-    key
+async fn ask(agent: &AgentClient, claims: &Claims) -> Validity {
+    let Some(facts) = TokenFacts::of(claims) else {
+        return Validity::Unknown("the job id in the token is malformed".to_owned());
+    };
+    match agent.ask(|| Question::Check(facts.clone())).await {
+        Ok(Answer::Validity(validity)) => validity,
+        Ok(_) => Validity::Unknown("the agent answered another question".to_owned()),
+        Err(e) => Validity::Unknown(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(age: Duration, validity: Option<Validity>) -> Arc<Entry> {
+        let asked = Instant::now().checked_sub(age).expect("a time before");
+        Arc::new(Entry {
+            asked,
+            validity: OnceCell::new_with(validity),
+            active: None,
+        })
+    }
+
+    #[test]
+    fn nobody_waits_for_the_next_answer_about_an_active_token() {
+        let former = entry(AHEAD, Some(Validity::Active));
+        assert!(!former.is_recent());
+        let next = Entry::after(Some(&former));
+        assert_eq!((next.is_recent(), next.answer()), (true, Some(Validity::Active)));
+        next.validity.set(Validity::Revoked).expect("it was not set");
+        assert_eq!(next.answer(), Some(Validity::Revoked));
+    }
+
+    #[test]
+    fn an_answer_is_used_no_longer_than_half_a_second() {
+        for validity in [Some(Validity::Revoked), Some(Validity::Unknown(String::new())), None] {
+            assert_eq!(Entry::after(Some(&entry(AHEAD, validity))).answer(), None);
+        }
+        assert_eq!(Entry::after(Some(&entry(FRESH, Some(Validity::Active)))).answer(), None);
+        assert_eq!(Entry::after(None).answer(), None);
+        // One that was used while the next was asked for does not last longer by that.
+        let former = entry(AHEAD, Some(Validity::Active));
+        let next = Entry::after(Some(&former));
+        assert_eq!(Entry::after(Some(&next)).answer(), None);
+    }
 }
