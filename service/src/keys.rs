@@ -8,19 +8,29 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use protocol::{Answer, IssuerQuestion, Question};
-use token::{Claims, KeySet, Verifier, VerifyError};
+use token::{Claims, KeySet, NumericDate, Verifier, VerifyError};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
 };
 
-use crate::{agent::AgentClient, log::Kind};
+use crate::{
+    agent::AgentClient,
+    log::Kind,
+    recent::{Recent, key},
+};
 
 /// The interval at which the keys are asked for.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// The shortest interval between two questions that tokens can cause.
 const SOONEST: Duration = Duration::from_secs(1);
+
+/// The time for which a token that was verified is not verified again: two of these at most, and not once it has expired.
+const VERIFIED: Duration = Duration::from_secs(10);
+
+/// The most tokens of such a time, and the longest of them, in bytes: all of them take some 15 MB.
+const MOST: (usize, usize) = (2_000, 4096);
 
 static UNFETCHED: Kind = Kind::new();
 
@@ -42,6 +52,38 @@ pub struct PublicKeys {
     /// The algorithms of the keys, each once.
     pub algorithms: Vec<String>,
     verifier: Verifier,
+    verified: Recent<Arc<Verified>>,
+}
+
+/// A token that these keys have verified.
+struct Verified {
+    claims: Claims,
+    at: SystemTime,
+}
+
+impl Verified {
+    /// Returns whether it would be verified again: its times have not become wrong, nor has the clock.
+    fn is_good(&self, now: SystemTime) -> bool {
+        self.at <= now && NumericDate::from(now) < self.claims.exp()
+    }
+}
+
+impl PublicKeys {
+    fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, VerifyError> {
+        let key = key(token);
+        if let Some(verified) = self.verified.get(&key).filter(|verified| verified.is_good(now)) {
+            return Ok(verified.claims.clone());
+        }
+        let claims = self.verifier.verify(token, now)?;
+        if token.len() <= MOST.1 {
+            let verified = Verified {
+                claims: claims.clone(),
+                at: now,
+            };
+            self.verified.insert(key, Arc::new(verified));
+        }
+        Ok(claims)
+    }
 }
 
 /// The reason why a token was not verified.
@@ -77,9 +119,7 @@ impl Keys {
     pub async fn verify(&self, token: &str) -> Result<Claims, Unverified> {
         let verify = |keys: Option<Arc<PublicKeys>>| {
             let keys = keys.ok_or(Unverified::NoKeys)?;
-            keys.verifier
-                .verify(token, SystemTime::now())
-                .map_err(Unverified::Refused)
+            keys.verify(token, SystemTime::now()).map_err(Unverified::Refused)
         };
         match verify(self.known()) {
             Err(Unverified::NoKeys | Unverified::Refused(VerifyError::UnknownKid(_))) => {
@@ -134,6 +174,7 @@ impl Keys {
             algorithms,
             jwks,
             verifier: Verifier::new(keys).issuer(&self.issuer).any_audience(),
+            verified: Recent::new(VERIFIED, MOST.0),
         })
     }
 }
@@ -143,5 +184,56 @@ async fn keep_known(keys: Arc<Keys>) {
         keys.ask_soon().await;
         let pause = if keys.known().is_some() { REFRESH } else { SOONEST };
         sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+    use token::{Algorithm, ClaimsToIssue, Grant, SigningKey, mint};
+
+    use super::*;
+
+    #[test]
+    fn a_token_that_was_verified_is_refused_once_it_has_expired() {
+        let key = SigningKey::generate(Algorithm::EdDsa);
+        let keys = PublicKeys {
+            jwks: String::new(),
+            etag: String::new(),
+            algorithms: Vec::new(),
+            verifier: Verifier::new(KeySet::from(key.verifying_key()))
+                .issuer("i")
+                .any_audience(),
+            verified: Recent::new(VERIFIED, MOST.0),
+        };
+        let now = SystemTime::now();
+        let claims = ClaimsToIssue {
+            iss: "i".to_owned(),
+            sub: "alice".to_owned(),
+            aud: vec!["a".to_owned()],
+            iat: now,
+            lifetime: Duration::from_secs(60),
+            grant: Grant::Cluster,
+            status: None,
+        };
+        let token = mint(&key, &claims);
+        let token = token.expose_secret();
+        let verify = |token: &str, seconds| keys.verify(token, now + Duration::from_secs(seconds));
+        for _ in 0..2 {
+            assert_eq!(
+                verify(token, 1).map(|claims| claims.sub().map(str::to_owned)),
+                Ok(Some("alice".to_owned()))
+            );
+        }
+        assert!(verify(token, 119).is_ok(), "the clocks may be a minute apart");
+        assert!(matches!(verify(token, 200), Err(VerifyError::Expired { .. })));
+        // The clock was set back.
+        assert!(matches!(
+            keys.verify(token, now - Duration::from_secs(3600)),
+            Err(VerifyError::NotYet { .. })
+        ));
+        let mut other = token.to_owned();
+        other.pop();
+        assert!(verify(&other, 1).is_err());
     }
 }
