@@ -19,6 +19,10 @@ impl Algorithm {
     pub const ALL: [Self; 4] = [Self::EdDsa, Self::Es256, Self::Rs256, Self::Hs256];
 
     /// The name in the header's `alg`.
+    ///
+    /// ```
+    /// assert_eq!(token::Algorithm::EdDsa.as_str(), "EdDSA");
+    /// ```
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EdDsa => "EdDSA",
@@ -29,6 +33,13 @@ impl Algorithm {
     }
 
     /// Returns whether the key that verifies is public; it is the secret itself otherwise.
+    ///
+    /// ```
+    /// use token::Algorithm;
+    ///
+    /// assert!(Algorithm::Es256.is_asymmetric());
+    /// assert!(!Algorithm::Hs256.is_asymmetric());
+    /// ```
     pub fn is_asymmetric(self) -> bool {
         self != Self::Hs256
     }

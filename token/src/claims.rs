@@ -45,57 +45,136 @@ pub struct JobClaim<'a> {
 
 impl Claims {
     /// `iss`: who issued the token (RFC 7519 section 4.1.1).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.iss(), Some("https://hpc.example.org"));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn iss(&self) -> Option<&str> {
         self.iss.as_ref().map(|text| text.of(&self.payload))
     }
 
     /// `sub`: the principal that the token is of, which no other claim repeats (RFC 7519 section 4.1.2).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.sub(), Some("alice"));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn sub(&self) -> Option<&str> {
         self.sub.as_ref().map(|text| text.of(&self.payload))
     }
 
     /// `aud`: the services that the token is for, at least one (RFC 7519 section 4.1.3).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert!(claims.aud().eq(["copy-offload"]));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn aud(&self) -> impl Iterator<Item = &str> {
         self.aud.iter(&self.payload)
     }
 
     /// `exp`: from when on the token is not accepted (RFC 7519 section 4.1.4).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.exp().to_string(), "2027-01-15T08:10:00Z");
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn exp(&self) -> NumericDate {
         self.exp
     }
 
     /// `nbf`: before when the token is not accepted (RFC 7519 section 4.1.5).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.nbf().map(|nbf| nbf.seconds()), Some(1_800_000_000.0));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn nbf(&self) -> Option<NumericDate> {
         self.nbf
     }
 
     /// `iat`: when the token was issued (RFC 7519 section 4.1.6).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.iat().map(|iat| iat.seconds()), Some(1_800_000_000.0));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn iat(&self) -> Option<NumericDate> {
         self.iat
     }
 
     /// `jti`: the name of the token (RFC 7519 section 4.1.7).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// // 128 random bits in base64url.
+    /// assert_eq!(claims.jti().map(str::len), Some(22));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn jti(&self) -> Option<&str> {
         self.jti.as_ref().map(|text| text.of(&self.payload))
     }
 
     /// Returns the scope of the token; none if its claim `scope` is not a [`Scope`], as for other issuers.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.scope(), Some(Scope::Session));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn scope(&self) -> Option<Scope> {
         self.scope
     }
 
     /// Returns the kind of the token, if it has a [`scope`](Self::scope).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.kind(), Some(TokenKind::Workflow));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn kind(&self) -> Option<TokenKind> {
         self.scope.map(Scope::kind)
     }
 
     /// `workspace`: the workspaces that the token is limited to, each of which is a valid [`Name`]. None where it has
     /// no [`scope`](Self::scope).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert!(claims.workspaces().eq(["hydro"]));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn workspaces(&self) -> impl Iterator<Item = &str> {
         self.workspaces.iter(&self.payload)
     }
 
     /// The job of a workflow token.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// let job = claims.job().expect("the token of a job");
+    /// assert_eq!((job.id, job.uid, job.instance, job.is_slurm), ("f4dVSvb", 1000, "ƒ2u", false));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn job(&self) -> Option<JobClaim<'_>> {
         self.job.as_ref().map(|job| JobClaim {
             id: job.id.of(&self.payload),
@@ -139,6 +218,14 @@ impl Claims {
     }
 
     /// Any claim, by its name. It is read again at each call.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.get("sub"), Some("alice".into()));
+    /// assert_eq!(claims.get("email"), None);
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn get(&self, name: &str) -> Option<serde_json::Value> {
         // The payload was read before.
         let mut claims: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.payload).ok()?;
@@ -146,6 +233,13 @@ impl Claims {
     }
 
     /// All claims, as JSON.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert!(claims.as_json().starts_with(r#"{"iss":"https://hpc.example.org","sub":"alice""#));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn as_json(&self) -> &str {
         &self.payload
     }

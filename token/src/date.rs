@@ -14,16 +14,36 @@ pub struct NumericDate(f64);
 
 impl NumericDate {
     /// The date that is `seconds` after 1970-01-01T00:00:00Z.
+    ///
+    /// ```
+    /// assert_eq!(token::NumericDate::from_seconds(1_772_366_400.5).to_string(), "2026-03-01T12:00:00Z");
+    /// ```
     pub fn from_seconds(seconds: f64) -> Self {
         Self(seconds)
     }
 
     /// Seconds since 1970-01-01T00:00:00Z; negative before it.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use token::NumericDate;
+    ///
+    /// assert_eq!(NumericDate::from(SystemTime::UNIX_EPOCH).seconds(), 0.0);
+    /// ```
     pub fn seconds(self) -> f64 {
         self.0
     }
 
     /// Returns the distance from `now`, for people: `in 59m 58s`, `2h 3m ago`, `now`.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use token::NumericDate;
+    ///
+    /// let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    /// assert_eq!(NumericDate::from_seconds(1090.0).relative_to(now), "in 1m 30s");
+    /// assert_eq!(NumericDate::from_seconds(993.0).relative_to(now), "7s ago");
+    /// ```
     pub fn relative_to(self, now: SystemTime) -> String {
         let ahead = self.0 - Self::from(now).0;
         let span = Span(ahead.abs());

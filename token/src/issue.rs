@@ -11,6 +11,19 @@ const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 ///
 /// It is, byte for byte, what the rabbit software makes of the same key, subject and time: the header
 /// `{"alg":"HS256","typ":"JWT"}` and the claims `{"iat":…,"sub":…}`, as Go's `encoding/json` writes them.
+///
+/// ```
+/// use secrecy::ExposeSecret;
+/// use token::{Algorithm, HmacKey, SigningKey, Token, issue};
+///
+/// let pem = SigningKey::generate(Algorithm::Es256).to_pem().expect("the private key");
+/// let key = HmacKey::from_pem(pem.expose_secret().as_bytes())?;
+/// let token = issue(&key, "user-container", 1_800_000_000);
+/// let token = Token::inspect(token.expose_secret()).expect("a JWT");
+/// assert_eq!(token.claims().subject(), Some("user-container"));
+/// assert_eq!(token.claims().expires(), Ok(None));
+/// # Ok::<(), token::KeyError>(())
+/// ```
 pub fn issue(key: &HmacKey, sub: &str, iat: u64) -> SecretString {
     let claims = Zeroizing::new(format!(r#"{{"iat":{iat},"sub":{}}}"#, go_string(sub)));
     key.sign(HEADER, &claims)

@@ -32,6 +32,14 @@ impl Token {
     /// This is more lenient than [`check_shape`](crate::check_shape): it reads expired tokens, and unsecured ones
     /// (`"alg":"none"`, see [`is_unsecured`](Self::is_unsecured)) with their empty signature.
     ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let shown = Token::inspect(token)?;
+    /// assert_eq!(shown.claims().subject(), Some("alice"));
+    /// assert_eq!(Token::inspect("no token").unwrap_err(), Malformed::Segments(1));
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Malformed`] tells which part of the text is not as a JWT is; it holds nothing of the text.
     pub fn inspect(token: &str) -> Result<Self, Malformed> {
@@ -57,27 +65,65 @@ impl Token {
     }
 
     /// The JOSE header: a JSON object with a string `alg`.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.header()["typ"], "JWT");
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn header(&self) -> &Map<String, Value> {
         &self.header
     }
 
     /// The algorithm that the header names (RFC 7515 section 4.1.1), such as `HS256`.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.alg(), "EdDSA");
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn alg(&self) -> &str {
         &self.alg
     }
 
     /// Returns whether the header says `"alg":"none"`: anyone can make such a token, and no service may accept it
     /// (RFC 7519 section 6, RFC 8725 section 3.2).
+    ///
+    /// ```
+    /// use token::Token;
+    ///
+    /// // {"alg":"none"}, {"sub":"alice"}, and no signature.
+    /// let token = Token::inspect("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.")?;
+    /// assert!(token.is_unsecured());
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn is_unsecured(&self) -> bool {
         is_none(&self.alg)
     }
 
     /// Returns the claims, of which none is verified.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.claims().as_map()["scope"], "session");
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn claims(&self) -> &UnverifiedClaims {
         &self.claims
     }
 
     /// Length of the decoded signature in bytes, 0 where there is none.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// // An Ed25519 signature.
+    /// assert_eq!(token.signature_len(), 64);
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn signature_len(&self) -> usize {
         self.signature_len
     }
@@ -94,16 +140,38 @@ pub struct UnverifiedClaims(Map<String, Value>);
 
 impl UnverifiedClaims {
     /// All claims, by name.
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.claims().as_map()["flux"]["uid"], 1000);
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0
     }
 
     /// `sub`, whom the token is about, where it is a string (RFC 7519 section 4.1.2).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.claims().subject(), Some("alice"));
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     pub fn subject(&self) -> Option<&str> {
         self.0.get("sub").and_then(Value::as_str)
     }
 
     /// `exp`, from when on the token is not accepted (RFC 7519 section 4.1.4).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// let expires = token.claims().expires()?.expect("tokens of jobs expire");
+    /// assert_eq!(expires.to_string(), "2027-01-15T08:10:00Z");
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     ///
     /// # Errors
     /// [`Malformed::NotNumber`] where the claim is there and is not a number.
@@ -113,6 +181,13 @@ impl UnverifiedClaims {
 
     /// `nbf`, before when the token is not accepted (RFC 7519 section 4.1.5).
     ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// assert_eq!(token.claims().not_before(), token.claims().issued_at());
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Malformed::NotNumber`] where the claim is there and is not a number.
     pub fn not_before(&self) -> Result<Option<NumericDate>, Malformed> {
@@ -120,6 +195,14 @@ impl UnverifiedClaims {
     }
 
     /// `iat`, when the token was issued (RFC 7519 section 4.1.6).
+    ///
+    /// ```
+    #[doc = include_str!("doc_example.txt")]
+    /// let token = Token::inspect(token)?;
+    /// let issued_at = token.claims().issued_at()?.expect("the time of issue");
+    /// assert_eq!(issued_at.to_string(), "2027-01-15T08:00:00Z");
+    /// # Ok::<(), token::Malformed>(())
+    /// ```
     ///
     /// # Errors
     /// [`Malformed::NotNumber`] where the claim is there and is not a number.

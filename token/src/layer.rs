@@ -45,6 +45,14 @@ struct Demand {
 
 impl RequireToken {
     /// Demands tokens that this verifier accepts.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use token::{KeySet, RequireToken, Verifier};
+    ///
+    /// let verifier = Verifier::new(KeySet::new()).issuer("https://hpc.example.org").audience("copy-offload");
+    /// let router: Router = Router::new().route("/", get(|| async { "hello" })).layer(RequireToken::new(verifier));
+    /// ```
     pub fn new(verifier: Verifier) -> Self {
         Self(Arc::new(Demand {
             verifier,
@@ -77,6 +85,13 @@ impl RequireToken {
 
     /// Adds `resource_metadata` (RFC 9728) to every challenge. A URL that is not visible ASCII, or contains quotes or
     /// backslashes, is ignored.
+    ///
+    /// ```
+    /// use token::{KeySet, RequireToken, Verifier};
+    ///
+    /// let layer = RequireToken::new(Verifier::new(KeySet::new()).audience("copy-offload"))
+    ///     .resource_metadata("https://files.example.org/.well-known/oauth-protected-resource");
+    /// ```
     pub fn resource_metadata(self, url: &str) -> Self {
         let is_plain = url
             .bytes()

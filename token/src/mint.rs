@@ -75,6 +75,13 @@ pub enum JobScheduler {
 
 impl Grant {
     /// Its scope.
+    ///
+    /// ```
+    /// use token::{Grant, Scope};
+    ///
+    /// assert_eq!(Grant::Workspaces(vec!["hydro".parse()?]).scope(), Scope::Workspace);
+    /// # Ok::<(), token::NameError>(())
+    /// ```
     pub fn scope(&self) -> Scope {
         match self {
             Self::Cluster => Scope::Cluster,
@@ -86,6 +93,30 @@ impl Grant {
 }
 
 /// Issues a token: a JWT (RFC 7519) of `"typ":"JWT"` that names its key, with a `jti` of its own of 128 random bits.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use secrecy::ExposeSecret;
+/// use token::{Algorithm, ClaimsToIssue, Grant, KeySet, SigningKey, Verifier, mint};
+///
+/// let key = SigningKey::generate(Algorithm::EdDsa);
+/// let now = SystemTime::now();
+/// let token = mint(&key, &ClaimsToIssue {
+///     iss: "https://hpc.example.org".to_owned(),
+///     sub: "alice".to_owned(),
+///     aud: vec!["copy-offload".to_owned()],
+///     iat: now,
+///     lifetime: Duration::from_secs(600),
+///     grant: Grant::Cluster,
+///     status: None,
+/// });
+///
+/// let verifier = Verifier::new(KeySet::from(key.verifying_key()))
+///     .issuer("https://hpc.example.org")
+///     .audience("copy-offload");
+/// assert_eq!(verifier.verify(token.expose_secret(), now)?.sub(), Some("alice"));
+/// # Ok::<(), token::VerifyError>(())
+/// ```
 pub fn mint(key: &SigningKey, claims: &ClaimsToIssue) -> SecretString {
     key.sign_jwt(to_json(claims).as_bytes())
 }
@@ -180,6 +211,15 @@ impl Json {
 
 /// How long the token of a job is good for: its time limit and a margin, and never more than `max`. A job without a
 /// time limit has `None` or zero.
+///
+/// ```
+/// use std::time::Duration;
+/// use token::workflow_lifetime;
+///
+/// let [minute, hour, day] = [60, 3600, 86400].map(Duration::from_secs);
+/// assert_eq!(workflow_lifetime(Some(hour), minute, day), hour + minute);
+/// assert_eq!(workflow_lifetime(None, minute, day), day);
+/// ```
 pub fn workflow_lifetime(time_limit: Option<Duration>, margin: Duration, max: Duration) -> Duration {
     match time_limit {
         None | Some(Duration::ZERO) => max,

@@ -11,6 +11,15 @@ impl Name {
     pub const MAX_LEN: usize = 63;
 
     /// The name as text.
+    ///
+    /// ```
+    /// use token::{Name, NameError};
+    ///
+    /// let name: Name = "hydro".parse()?;
+    /// assert_eq!(name.as_str(), "hydro");
+    /// assert_eq!("Hydro/3D".parse::<Name>(), Err(NameError));
+    /// # Ok::<(), NameError>(())
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,6 +86,14 @@ impl Session {
     pub const MAX_LEN: usize = 63;
 
     /// The name as text.
+    ///
+    /// ```
+    /// use token::{Session, SessionError};
+    ///
+    /// let session: Session = "ƒ4dVSvb".parse()?;
+    /// assert_eq!(session.as_str(), "f4dVSvb");
+    /// # Ok::<(), SessionError>(())
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -18,11 +18,26 @@ impl ObjectKey {
     pub const MAX_LEN: usize = 1024;
 
     /// Its name within the session.
+    ///
+    /// ```
+    /// let key: token::ObjectKey = "hydro/f4dVSvb/results/out.h5".parse()?;
+    /// assert_eq!(key.object(), "results/out.h5");
+    /// # Ok::<(), token::ObjectKeyError>(())
+    /// ```
     pub fn object(&self) -> &str {
         &self.object
     }
 
     /// Reads `workspace/session/object`.
+    ///
+    /// ```
+    /// use token::{ObjectKey, ObjectKeyError};
+    ///
+    /// let key = ObjectKey::parse("hydro/f4dVSvb/out.h5")?;
+    /// assert_eq!((key.workspace.as_str(), key.session.as_str()), ("hydro", "f4dVSvb"));
+    /// assert_eq!(ObjectKey::parse("hydro/f4dVSvb/../out.h5"), Err(ObjectKeyError::Object));
+    /// # Ok::<(), ObjectKeyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`ObjectKeyError`] tells which part is not as it must be.
@@ -104,6 +119,16 @@ pub enum Tokens {
 ///
 /// A session is named by its job's id. Jobs of different Flux instances can have the same: where several instances have
 /// the same issuer, see [`Verifier::instance`](crate::Verifier::instance).
+///
+/// ```
+#[doc = include_str!("doc_example.txt")]
+/// let claims = verifier.verify(token, now)?;
+/// let own = ObjectKey::parse("hydro/f4dVSvb/out.h5").expect("a key");
+/// assert_eq!(authorize(&claims, &own, Tokens::SessionOnly), Ok(()));
+/// let other = ObjectKey::parse("ocean/f4dVSvb/out.h5").expect("a key");
+/// assert!(matches!(authorize(&claims, &other, Tokens::Any), Err(Denied::OtherWorkspace(_))));
+/// # Ok::<(), token::VerifyError>(())
+/// ```
 ///
 /// # Errors
 /// [`Denied`] tells why not.

@@ -4,12 +4,26 @@ use std::borrow::Cow;
 
 /// Returns whether a character may be printed as it is: no control or format character, which could move the cursor,
 /// turn the direction of writing, or be invisible.
+///
+/// ```
+/// use token::is_plain;
+///
+/// assert!(is_plain('ä') && is_plain('"'));
+/// assert!(!is_plain('\n') && !is_plain('\u{202e}'));
+/// ```
 #[must_use]
 pub fn is_plain(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }
 
 /// `text` on one line, for a message or a log: what is not [plain](is_plain) is escaped, as `\u{202e}`.
+///
+/// ```
+/// use token::plain;
+///
+/// assert_eq!(plain("a job of alice"), "a job of alice");
+/// assert_eq!(plain("two\nlines"), r"two\u{a}lines");
+/// ```
 #[must_use]
 pub fn plain(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {

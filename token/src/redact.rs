@@ -41,6 +41,13 @@ pub const MAX_OUTPUT: usize = 64 << 10;
 /// - a private key in PEM, to its END line or the end of the text;
 /// - 32 or more characters of base64, base64url or hexadecimal digits that are not words strung together, with the
 ///   lines that continue it where the encoder wrapped it.
+///
+/// ```
+/// use token::redact;
+///
+/// assert_eq!(redact("sent Authorization: Bearer example"), "sent Authorization: Bearer [redacted]");
+/// assert_eq!(redact("no such user"), "no such user");
+/// ```
 pub fn redact(text: &str) -> Cow<'_, str> {
     replace(text, shaped::find(text))
 }
@@ -52,6 +59,12 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 /// four: whatever stands between them, in upper or lower case, escaped, or as numbers, as od(1) and hexdump(1) print
 /// them. Where the text was cut in the middle of a secret, at its end or its beginning, so are the four or more
 /// characters of it that are left there.
+///
+/// ```
+/// use token::redact_known;
+///
+/// assert_eq!(redact_known("the password example is wrong", &["example"]), "the password [redacted] is wrong");
+/// ```
 pub fn redact_known<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
     match known::find(text, secrets) {
         Some(found) => replace(text, found),
@@ -63,6 +76,13 @@ pub fn redact_known<'a>(text: &'a str, secrets: &[&str]) -> Cow<'a, str> {
 /// are hidden, control and invisible characters are escaped, empty lines are left out, and what is longer than
 /// [`MAX_OUTPUT`] or [`MAX_LINE_CHARS`], or more than [`MAX_LINES`], is cut with a note. Bytes that are not UTF-8
 /// become U+FFFD.
+///
+/// ```
+/// use token::redact_lines;
+///
+/// let output = b"login failed\n\nthe password example is wrong\x07\n";
+/// assert_eq!(redact_lines(output, &["example"]), ["login failed", r"the password [redacted] is wrong\u{7}"]);
+/// ```
 pub fn redact_lines(output: &[u8], secrets: &[&str]) -> Vec<String> {
     let (output, rest) = output.split_at(output.len().min(MAX_OUTPUT));
     // Each byte becomes at most the three of U+FFFD; no growth leaves a copy behind that nothing zeroizes.

@@ -21,6 +21,10 @@ impl Scope {
     pub const ALL: [Self; 4] = [Self::Cluster, Self::Workspace, Self::System, Self::Session];
 
     /// Returns the word in the claim.
+    ///
+    /// ```
+    /// assert_eq!(token::Scope::Session.as_str(), "session");
+    /// ```
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "cluster",
@@ -31,6 +35,13 @@ impl Scope {
     }
 
     /// Returns whether tokens of this scope are user tokens or workflow tokens.
+    ///
+    /// ```
+    /// use token::{Scope, TokenKind};
+    ///
+    /// assert_eq!(Scope::Session.kind(), TokenKind::Workflow);
+    /// assert_eq!(Scope::Workspace.kind(), TokenKind::User);
+    /// ```
     pub fn kind(self) -> TokenKind {
         match self {
             Self::Cluster | Self::Workspace | Self::System => TokenKind::User,

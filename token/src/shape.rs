@@ -34,6 +34,15 @@ pub struct Shape {
 ///
 /// It runs for each job. It allocates the three decoded segments, which are zeroized, and no JSON tree.
 ///
+/// ```
+#[doc = include_str!("doc_example.txt")]
+/// let shape = check_shape(token, now)?;
+/// assert_eq!(shape.expires.map(|exp| exp.seconds()), Some(1_800_000_600.0));
+/// let later = now + Duration::from_secs(600);
+/// assert!(matches!(check_shape(token, later), Err(ShapeError::Expired { .. })));
+/// # Ok::<(), ShapeError>(())
+/// ```
+///
 /// # Errors
 /// [`ShapeError`] tells what is wrong and what to do; it holds nothing of the token but its times. The caller adds which
 /// job it was.

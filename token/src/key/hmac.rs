@@ -16,6 +16,15 @@ impl HmacKey {
     /// in Go takes the first block of a file whatever it is; a second block would let the two sides use different bytes,
     /// and a public block would be a secret that everyone knows.
     ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, HmacKey, KeyError, SigningKey};
+    ///
+    /// let pem = SigningKey::generate(Algorithm::Es256).to_pem().expect("the private key");
+    /// assert!(HmacKey::from_pem(pem.expose_secret().as_bytes()).is_ok());
+    /// assert_eq!(HmacKey::from_pem(b"no key").err(), Some(KeyError::NotPem));
+    /// ```
+    ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; it holds nothing of the key. The caller adds which file it was.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
@@ -33,6 +42,17 @@ impl HmacKey {
     }
 
     /// The key that verifies what this one has signed: the same bytes, kept as secretly.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, HmacKey, KeySet, SigningKey, issue};
+    ///
+    /// let pem = SigningKey::generate(Algorithm::Es256).to_pem().expect("the private key");
+    /// let key = HmacKey::from_pem(pem.expose_secret().as_bytes())?;
+    /// let token = issue(&key, "user-container", 1_800_000_000);
+    /// assert!(KeySet::from(key.verifying_key()).verify_jws(token.expose_secret()).is_ok());
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
     pub fn verifying_key(&self) -> VerifyingKey {
         self.0.verifying_key()
     }

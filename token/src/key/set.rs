@@ -26,12 +26,29 @@ pub struct SkippedKey {
 
 impl KeySet {
     /// No keys.
+    ///
+    /// ```
+    /// assert!(token::KeySet::new().is_empty());
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The public keys of a JWKS (RFC 7517 section 5), and those of its keys that cannot be used, which are skipped, as
     /// that section demands. A secret (`"kty":"oct"`) in a JWKS is skipped too, and so is all after the first [`MAX_KEYS`].
+    ///
+    /// ```
+    /// use token::KeySet;
+    ///
+    /// // The key of RFC 8037, appendix A.2, and one for encryption.
+    /// let jwks = br#"{"keys":[
+    ///     {"kty":"OKP","crv":"Ed25519","kid":"2026","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+    ///     {"kty":"OKP","crv":"X25519","x":"hSDwCYkwp1R0i33ctD73Wg2_Og0mOBr066SpjqqbTmo"}]}"#;
+    /// let (keys, skipped) = KeySet::from_jwks(jwks)?;
+    /// assert!(keys.get("2026").is_some());
+    /// assert_eq!(skipped[0].index, 1);
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`KeyError::NotJwks`] where it is not a JWKS at all.
@@ -86,37 +103,91 @@ impl KeySet {
     }
 
     /// Adds a key, and returns the one of the same `kid` and algorithm that it replaces.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let mut keys = KeySet::new();
+    /// keys.insert(SigningKey::generate(Algorithm::EdDsa).verifying_key());
+    /// assert_eq!(keys.len(), 1);
+    /// ```
     pub fn insert(&mut self, key: VerifyingKey) -> Option<VerifyingKey> {
         let same_kid = self.0.entry(key.kid().to_owned()).or_default();
         same_kid.insert(key.algorithm(), key)
     }
 
     /// The key of that `kid`; of several, any.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let keys = KeySet::from(key.verifying_key());
+    /// assert!(keys.get(key.kid()).is_some());
+    /// assert!(keys.get("another").is_none());
+    /// ```
     pub fn get(&self, kid: &str) -> Option<&VerifyingKey> {
         self.0.get(kid)?.values().next()
     }
 
     /// The key of that `kid` for an algorithm.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let keys = KeySet::from(key.verifying_key());
+    /// assert!(keys.find(key.kid(), Algorithm::EdDsa).is_some());
+    /// assert!(keys.find(key.kid(), Algorithm::Es256).is_none());
+    /// ```
     pub fn find(&self, kid: &str, algorithm: Algorithm) -> Option<&VerifyingKey> {
         self.0.get(kid)?.get(&algorithm)
     }
 
     /// All keys, in the order of their `kid`.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let keys = KeySet::from(SigningKey::generate(Algorithm::EdDsa).verifying_key());
+    /// assert!(keys.iter().all(|key| key.algorithm() == Algorithm::EdDsa));
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = &VerifyingKey> {
         self.0.values().flat_map(BTreeMap::values)
     }
 
     /// Returns how many keys there are.
+    ///
+    /// ```
+    /// assert_eq!(token::KeySet::new().len(), 0);
+    /// ```
     pub fn len(&self) -> usize {
         self.iter().count()
     }
 
     /// Returns whether there are none.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let keys = KeySet::from(SigningKey::generate(Algorithm::EdDsa).verifying_key());
+    /// assert!(!keys.is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The public keys as a JWKS (RFC 7517 section 5); secrets for HS256 are left out.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let jwks = KeySet::from(key.verifying_key()).public_jwks();
+    /// let (keys, skipped) = KeySet::from_jwks(jwks.as_bytes())?;
+    /// assert!(keys.get(key.kid()).is_some() && skipped.is_empty());
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
     pub fn public_jwks(&self) -> String {
         let keys: Vec<_> = self.iter().filter_map(VerifyingKey::to_jwk).collect();
         json!({ "keys": keys }).to_string()

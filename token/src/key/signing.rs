@@ -43,6 +43,13 @@ enum Private {
 impl SigningKey {
     /// A new key, of randomness of the operating system. RSA keys have [`MIN_RSA_BITS`](super::MIN_RSA_BITS), secrets
     /// for HS256 have [`MIN_KEY_LEN`] bytes.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// assert_eq!(key.algorithm(), Algorithm::EdDsa);
+    /// ```
     pub fn generate(algorithm: Algorithm) -> Self {
         // aws-lc fails where there is no memory, and ends the process where there is no randomness.
         const GENERATED: &str = "a key can be generated";
@@ -68,6 +75,17 @@ impl SigningKey {
     /// Reads a private key from a PEM file's contents (RFC 7468): `PRIVATE KEY` (PKCS #8, RFC 5958), `EC PRIVATE KEY`
     /// (SEC 1, RFC 5915) or `RSA PRIVATE KEY` (PKCS #1, RFC 8017 appendix A.1.2), without a passphrase, also after a block `EC PARAMETERS`. Its
     /// `kid` is its thumbprint.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::Es256);
+    /// let pem = key.to_pem().expect("the private key");
+    /// let read = SigningKey::from_pem(pem.expose_secret().as_bytes())?;
+    /// assert_eq!(read.kid(), key.kid());
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; it holds nothing of the key. The caller adds which file it was.
@@ -108,6 +126,16 @@ impl SigningKey {
     /// or its thumbprint where it has none. An RSA key needs `p`, `q`, `dp`, `dq` and `qi`, which RFC 7518 section 6.3.2
     /// recommends.
     ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let read = SigningKey::from_jwk(key.to_jwk().expose_secret().as_bytes())?;
+    /// assert_eq!(read.kid(), key.kid());
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; it holds nothing of the key.
     pub fn from_jwk(jwk: &[u8]) -> Result<Self, KeyError> {
@@ -144,6 +172,15 @@ impl SigningKey {
 
     /// A secret for HS256, of at least [`MIN_KEY_LEN`] bytes, which are used as they are. Its `kid` is its thumbprint.
     ///
+    /// ```
+    /// use token::{Algorithm, KeyError, SigningKey};
+    ///
+    /// let key = SigningKey::from_secret(b"an example and the secret of nobody")?;
+    /// assert_eq!(key.algorithm(), Algorithm::Hs256);
+    /// assert_eq!(SigningKey::from_secret(b"short").err(), Some(KeyError::TooShort(5)));
+    /// # Ok::<(), KeyError>(())
+    /// ```
+    ///
     /// # Errors
     /// As for [`VerifyingKey::from_secret`].
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
@@ -178,22 +215,51 @@ impl SigningKey {
     }
 
     /// The only algorithm that the key signs by.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// assert_eq!(SigningKey::generate(Algorithm::Es256).algorithm(), Algorithm::Es256);
+    /// ```
     pub fn algorithm(&self) -> Algorithm {
         self.verifying.algorithm()
     }
 
     /// The name of the key, in the header of each token that it signs: its thumbprint (RFC 7638), unless it came from a
     /// JWK with a `kid` of its own.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// assert_eq!(key.kid(), key.verifying_key().thumbprint());
+    /// ```
     pub fn kid(&self) -> &str {
         self.verifying.kid()
     }
 
     /// The key that verifies what this one signs.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeySet, SigningKey, Verifier};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let verifier = Verifier::new(KeySet::from(key.verifying_key()));
+    /// ```
     pub fn verifying_key(&self) -> VerifyingKey {
         self.verifying.clone()
     }
 
     /// The key as PEM (`PRIVATE KEY`, PKCS #8); `None` for HS256, whose secrets have no such form.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let pem = SigningKey::generate(Algorithm::EdDsa).to_pem().expect("the private key");
+    /// assert!(pem.expose_secret().starts_with("-----BEGIN PRIVATE KEY-----"));
+    /// assert!(SigningKey::generate(Algorithm::Hs256).to_pem().is_none());
+    /// ```
     pub fn to_pem(&self) -> Option<SecretString> {
         let pem = |der: &[u8]| Zeroizing::new(der::pem("PRIVATE KEY", der));
         let pem = match &self.private {
@@ -208,6 +274,14 @@ impl SigningKey {
     }
 
     /// The key as a JWK, with `kid`, `alg` and `use`.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let jwk = SigningKey::generate(Algorithm::EdDsa).to_jwk();
+    /// assert!(jwk.expose_secret().contains(r#""alg":"EdDSA""#));
+    /// ```
     pub fn to_jwk(&self) -> SecretString {
         // Sized up front: a string that grows would leave copies behind. An RSA key of 4096 bits has less than 4000.
         let mut jwk = Zeroizing::new(String::with_capacity(8192));
@@ -232,6 +306,16 @@ impl SigningKey {
 
     /// Signs `payload`: a JWS in compact serialization (RFC 7515 section 7.1), whose header has `alg`, `kid`, and the
     /// members of `header`, which are strings, such as `("typ", "JWT")`.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let signed = key.sign(&[("typ", "example")], b"a payload");
+    /// assert_eq!(KeySet::from(key.verifying_key()).verify_jws(signed.expose_secret())?, b"a payload");
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     pub fn sign(&self, header_members: &[(&str, &str)], payload: &[u8]) -> SecretString {
         self.compact(&header(&self.verifying, header_members), payload)
     }

@@ -42,6 +42,15 @@ impl VerifyingKey {
     /// Reads a public key from a PEM file's contents (RFC 7468): `PUBLIC KEY` (SubjectPublicKeyInfo, RFC 5280
     /// section 4.1) or `RSA PUBLIC KEY` (PKCS #1, RFC 8017 appendix A.1.1). Its `kid` is its thumbprint.
     ///
+    /// ```
+    /// use token::{Algorithm, SigningKey, VerifyingKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa).verifying_key();
+    /// let pem = key.to_pem().expect("a public key");
+    /// assert_eq!(VerifyingKey::from_pem(pem.as_bytes())?.kid(), key.kid());
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; private keys and certificates are refused.
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
@@ -59,6 +68,15 @@ impl VerifyingKey {
     }
 
     /// Reads a public key from a JWK (RFC 7517 section 4). Its `kid` is the JWK's, or its thumbprint where it has none.
+    ///
+    /// ```
+    /// use token::{Algorithm, KeyError, VerifyingKey};
+    ///
+    /// // The key of RFC 8037, appendix A.2.
+    /// let jwk = br#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    /// assert_eq!(VerifyingKey::from_jwk(jwk)?.algorithm(), Algorithm::EdDsa);
+    /// # Ok::<(), KeyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`KeyError`] tells what is wrong; private keys and secrets (`"kty":"oct"`) are refused, and so are keys whose `alg`,
@@ -79,6 +97,15 @@ impl VerifyingKey {
     /// A secret for HS256, of at least [`MIN_KEY_LEN`](super::MIN_KEY_LEN) bytes, which are used as they are. Its `kid` is
     /// its thumbprint.
     ///
+    /// ```
+    /// use token::{Algorithm, KeyError, VerifyingKey};
+    ///
+    /// let key = VerifyingKey::from_secret(b"an example and the secret of nobody")?;
+    /// assert_eq!(key.algorithm(), Algorithm::Hs256);
+    /// assert_eq!(VerifyingKey::from_secret(&[7; 32]).err(), Some(KeyError::Repetition));
+    /// # Ok::<(), KeyError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`KeyError::TooShort`]; [`KeyError::Repetition`] where it repeats a few bytes; [`KeyError::KeyAsSecret`] where it is a
     /// file of a key that may be a public one: PEM, a JWK, a key of SSH, a public key in DER or a point of P-256, or one of
@@ -95,6 +122,14 @@ impl VerifyingKey {
 
     /// The same key under another name, such as the one that its issuer gives it.
     ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa).verifying_key();
+    /// assert_eq!(key.with_kid("2026")?.kid(), "2026");
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`KeyError::Kid`] where the name is empty or too long.
     pub fn with_kid(&self, kid: &str) -> Result<Self, KeyError> {
@@ -108,6 +143,13 @@ impl VerifyingKey {
     }
 
     /// The name that a token's header refers to the key by (RFC 7515 section 4.1.4).
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa).verifying_key();
+    /// assert_eq!(key.kid(), key.thumbprint());
+    /// ```
     pub fn kid(&self) -> &str {
         &self.0.kid
     }
@@ -116,11 +158,27 @@ impl VerifyingKey {
     ///
     /// That of a secret is computed from the secret: who has it can try secrets at his leisure (section 7), as he can
     /// with any token, so that secrets must be random.
+    ///
+    /// ```
+    /// use token::VerifyingKey;
+    ///
+    /// // The key of RFC 8037, appendix A.2, and its thumbprint in appendix A.3.
+    /// let jwk = br#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    /// let key = VerifyingKey::from_jwk(jwk)?;
+    /// assert_eq!(key.thumbprint(), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+    /// # Ok::<(), token::KeyError>(())
+    /// ```
     pub fn thumbprint(&self) -> String {
         self.0.public.thumbprint()
     }
 
     /// The only algorithm that the key verifies.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// assert_eq!(SigningKey::generate(Algorithm::Es256).verifying_key().algorithm(), Algorithm::Es256);
+    /// ```
     pub fn algorithm(&self) -> Algorithm {
         match self.0.public {
             Public::Ed(_) => Algorithm::EdDsa,
@@ -131,6 +189,14 @@ impl VerifyingKey {
     }
 
     /// The key as a JWK with `kid`, `alg` and `use`; `None` for HS256, whose key is not public.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa).verifying_key();
+    /// assert_eq!(key.to_jwk().expect("a public key")["crv"], "Ed25519");
+    /// assert!(SigningKey::generate(Algorithm::Hs256).verifying_key().to_jwk().is_none());
+    /// ```
     pub fn to_jwk(&self) -> Option<Value> {
         let mut jwk = json!({"kid": self.kid(), "alg": self.algorithm().as_str(), "use": "sig"});
         if !self.algorithm().is_asymmetric() {
@@ -143,6 +209,13 @@ impl VerifyingKey {
     }
 
     /// The key as PEM (`PUBLIC KEY`); `None` for HS256, whose key is not public.
+    ///
+    /// ```
+    /// use token::{Algorithm, SigningKey};
+    ///
+    /// let pem = SigningKey::generate(Algorithm::Es256).verifying_key().to_pem().expect("a public key");
+    /// assert!(pem.starts_with("-----BEGIN PUBLIC KEY-----"));
+    /// ```
     pub fn to_pem(&self) -> Option<String> {
         let pem = match &self.0.public {
             Public::Ed(key) => der::ed25519_pem(key.as_ref()),

@@ -28,6 +28,12 @@ const STARTS: [(&str, usize); 5] = [("eyJ", 0), ("eyA", 2), ("ewo", 2), ("ewk", 
 ///
 /// Where it does not stand alone, what is before the first dot must be a header, which names an algorithm: names of
 /// hosts and files may have those letters by chance.
+///
+/// ```
+#[doc = include_str!("../doc_example.txt")]
+/// assert!(holds_token(&format!("curl: (22) https://files.example.org/?token={token}")));
+/// assert!(!holds_token("files.v1.example.org"));
+/// ```
 #[must_use]
 pub fn holds_token(text: &str) -> bool {
     /// No name that begins so is that long by chance.

@@ -125,6 +125,14 @@ impl Shown {
     }
 
     /// The name, cut where it is long.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// match Verifier::new(keys).audience("files").verify(token, now) {
+    ///     Err(VerifyError::WrongAudience(audience)) => assert_eq!(audience.as_str(), "copy-offload"),
+    ///     result => panic!("{result:?}"),
+    /// }
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -53,6 +53,13 @@ struct Rules {
 
 impl Verifier {
     /// Verifies with these keys. No token is accepted until there is an [`audience`](Self::audience).
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// let verifier = Verifier::new(keys);
+    /// assert!(matches!(verifier.verify(token, now), Err(VerifyError::WrongAudience(_))));
+    /// assert!(verifier.audience("copy-offload").verify(token, now).is_ok());
+    /// ```
     pub fn new(keys: impl Into<Arc<KeySet>>) -> Self {
         Self {
             keys: keys.into(),
@@ -67,22 +74,45 @@ impl Verifier {
     }
 
     /// Demands this `iss`, to the letter. Without it, tokens of any issuer are accepted that has one of the keys.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// let verifier = Verifier::new(keys).audience("copy-offload").issuer("https://other.example.org");
+    /// assert!(matches!(verifier.verify(token, now), Err(VerifyError::WrongIssuer(_))));
+    /// ```
     pub fn issuer(self, issuer: impl Into<String>) -> Self {
         self.with(|rules| rules.issuer = Some(issuer.into()))
     }
 
     /// Accepts tokens whose `aud` is or has this. May be called for several.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// let verifier = Verifier::new(keys).audience("files").audience("copy-offload");
+    /// assert!(verifier.verify(token, now).is_ok());
+    /// ```
     pub fn audience(self, audience: impl Into<String>) -> Self {
         self.with(|rules| rules.audiences.get_or_insert_default().push(audience.into()))
     }
 
     /// Accepts tokens for any audience, which is for tools that show tokens, and not for services.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// assert!(Verifier::new(keys).any_audience().verify(token, now).is_ok());
+    /// ```
     pub fn any_audience(self) -> Self {
         self.with(|rules| rules.audiences = None)
     }
 
     /// Accepts tokens whose header has this `typ` only, such as `at+jwt` (RFC 9068 section 2.1). May be called for
     /// several. Without it, `typ` is `JWT` or missing.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// // The token is a `JWT`.
+    /// assert!(matches!(verifier.typ("at+jwt").verify(token, now), Err(VerifyError::WrongType(_))));
+    /// ```
     pub fn typ(self, typ: impl Into<String>) -> Self {
         self.with(|rules| rules.types.push(typ.into()))
     }
@@ -90,11 +120,26 @@ impl Verifier {
     /// Accepts workflow tokens of jobs of this Flux instance only, to the letter; user tokens as without it. Jobs of
     /// different instances can have the same id, so that without it, instances of the same issuer must not share
     /// workspaces.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// // The job of the token runs in the instance ƒ2u.
+    /// assert!(verifier.clone().instance("ƒ2u").verify(token, now).is_ok());
+    /// assert!(matches!(verifier.instance("ƒ3v").verify(token, now), Err(VerifyError::WrongInstance(_))));
+    /// ```
     pub fn instance(self, instance: impl Into<String>) -> Self {
         self.with(|rules| rules.instance = Some(instance.into()))
     }
 
     /// Sets the accepted difference of this clock and that of the issuer. Default: [`LEEWAY`].
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// // The token has a lifetime of 600 s.
+    /// let later = now + Duration::from_secs(630);
+    /// assert!(verifier.verify(token, later).is_ok());
+    /// assert!(verifier.leeway(Duration::ZERO).verify(token, later).is_err());
+    /// ```
     pub fn leeway(self, leeway: Duration) -> Self {
         self.with(|rules| rules.leeway = leeway)
     }
@@ -105,6 +150,13 @@ impl Verifier {
     }
 
     /// The same verifier with other keys, such as those that its issuer has now.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// assert!(verifier.verify(token, now).is_ok());
+    /// let verifier = verifier.with_keys(KeySet::new());
+    /// assert_eq!(verifier.verify(token, now).unwrap_err(), VerifyError::NoKeys);
+    /// ```
     pub fn with_keys(&self, keys: impl Into<Arc<KeySet>>) -> Self {
         Self {
             keys: keys.into(),
@@ -113,6 +165,12 @@ impl Verifier {
     }
 
     /// The keys that it verifies with.
+    ///
+    /// ```
+    /// use token::{KeySet, Verifier};
+    ///
+    /// assert!(Verifier::new(KeySet::new()).keys().is_empty());
+    /// ```
     pub fn keys(&self) -> &Arc<KeySet> {
         &self.keys
     }
@@ -122,6 +180,16 @@ impl Verifier {
     /// `exp` and `aud` must be there, and `iss` where one is demanded. A token is accepted until `exp` plus the leeway, and
     /// from `nbf` minus the leeway on. The claims that this project defines must be in their form where `scope` names one
     /// of its scopes.
+    ///
+    /// ```
+    #[doc = include_str!("../doc_example.txt")]
+    /// let claims = verifier.verify(token, now)?;
+    /// assert_eq!(claims.sub(), Some("alice"));
+    ///
+    /// let later = now + Duration::from_secs(3600);
+    /// assert!(matches!(verifier.verify(token, later), Err(VerifyError::Expired { .. })));
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`VerifyError`] tells why it is refused. [`VerifyError::UnknownKid`] may be worth reading the keys again.
@@ -194,6 +262,16 @@ impl KeySet {
     /// else that the header says chooses a key or algorithm, and what could is refused (RFC 8725 sections 3.1 and 3.10).
     ///
     /// This is not enough to accept a token: its claims are not looked at. [`Verifier`](crate::Verifier) does that.
+    ///
+    /// ```
+    /// use secrecy::ExposeSecret;
+    /// use token::{Algorithm, KeySet, SigningKey};
+    ///
+    /// let key = SigningKey::generate(Algorithm::EdDsa);
+    /// let signed = key.sign(&[], b"a payload");
+    /// assert_eq!(KeySet::from(key.verifying_key()).verify_jws(signed.expose_secret())?, b"a payload");
+    /// # Ok::<(), token::VerifyError>(())
+    /// ```
     ///
     /// # Errors
     /// [`VerifyError`] tells why it is refused.
