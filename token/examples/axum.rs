@@ -1,7 +1,7 @@
 //! A service that verifies workflow tokens: a layer of axum, and a handler that asks whose token it is.
 //!
 //! ```text
-//! cargo run -p token --features axum --example axum -- jwks.json https://hpc.example.org copy-offload
+//! cargo run -p workflow-token-jwt --features axum --example axum -- jwks.json https://hpc.example.org copy-offload
 //! curl -H "Authorization: Bearer $DW_WORKFLOW_TOKEN" http://localhost:3000/objects/hydro/f4dVSvb/out.h5
 //! ```
 

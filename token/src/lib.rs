@@ -65,3 +65,8 @@ pub use status_cache::{StatusCache, TokenStatus};
 pub use status_claim::{StatusClaim, StatusEntry};
 pub use status_list::{MAX_STATUS_ENTRIES, StatusList, StatusListError, StatusListToIssue, sign_status_list};
 pub use verify::{MAX_STATUS_TOKEN, Shown, VerifiedStatusList, Verifier, VerifyError};
+
+/// Tests the example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
