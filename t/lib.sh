@@ -383,7 +383,10 @@ dws_up() {
 	# As its unit for systemd does, but that there is no Fluxion, and that it looks more often.
 	"$FLUX" python "$FLUX_CORAL2_SERVICE" --disable-fluxion -vvv --watch-interval=1 </dev/null >>dws.log 2>&1 8>&- 9>&- &
 	DWS=$!
-	eventually dws_answers_or_is_gone && ! is_gone "$DWS" || { cat dws.log; return 1; }
+	eventually dws_answers_or_is_gone && ! is_gone "$DWS" || {
+		cat dws.log
+		return 1
+	}
 }
 
 dws_answers_or_is_gone() {

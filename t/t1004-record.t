@@ -55,10 +55,10 @@ accepted() {
 # flipped CREDENTIAL AT: with one bit changed in its AT-th byte, from the end where negative.
 flipped() {
 	python3 - "$1" "$2" <<-EOF
-	import base64, sys
-	data = bytearray(base64.b64decode(sys.argv[1][6:-1]))
-	data[int(sys.argv[2])] ^= 1
-	print("MUNGE:" + base64.b64encode(data).decode() + ":")
+		import base64, sys
+		data = bytearray(base64.b64decode(sys.argv[1][6:-1]))
+		data[int(sys.argv[2])] ^= 1
+		print("MUNGE:" + base64.b64encode(data).decode() + ":")
 	EOF
 }
 

@@ -43,7 +43,10 @@ server_up() {
 		"$SERVER" -addr "localhost:$port" -mock -cert server.pem -cakey "$canaries/server.key" \
 		-tokenkey "$canaries/its.pem" >server.log 2>&1 8>&- 9>&- &
 	SERVER_PID=$!
-	eventually server_answers_or_is_gone && ! is_gone "$SERVER_PID" || { cat server.log; return 1; }
+	eventually server_answers_or_is_gone && ! is_gone "$SERVER_PID" || {
+		cat server.log
+		return 1
+	}
 }
 
 server_answers_or_is_gone() {

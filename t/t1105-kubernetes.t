@@ -50,7 +50,7 @@ has_what_is_there() {
 import json, sys
 for name, value in json.load(sys.stdin)["status"]["env"].items():
     print(f"{name}={value}")' &&
-				printf 'DW_WORKFLOW_TOKEN=%s\n' "$(workflow_token "$id")"
+			printf 'DW_WORKFLOW_TOKEN=%s\n' "$(workflow_token "$id")"
 		} | sort >"$canaries/expected" &&
 		test "$(wc -l <"$canaries/expected")" = 5 &&
 		cmp "$canaries/expected" "$canaries/environ"
@@ -219,12 +219,12 @@ test_expect_success 'a job without a Workflow is not held for long' '
 # runs_with_its_secrets: has the job $id go on, which then is in $tasks and has what is in $canaries.
 runs_with_its_secrets() {
 	make_workflow "$id" PreRun &&
-	go &&
-	read -r -t 60 tasks <>pids &&
-	{ workflow_token "$id" && echo; } >"$canaries/token" &&
-	tr "\0" "\n" </proc/$tasks/environ >"$canaries/environ" &&
-	grep -q "^DW_WORKFLOW_TOKEN=$(cat "$canaries/token")$" "$canaries/environ" &&
-	ids=$id
+		go &&
+		read -r -t 60 tasks <>pids &&
+		{ workflow_token "$id" && echo; } >"$canaries/token" &&
+		tr "\0" "\n" </proc/$tasks/environ >"$canaries/environ" &&
+		grep -q "^DW_WORKFLOW_TOKEN=$(cat "$canaries/token")$" "$canaries/environ" &&
+		ids=$id
 }
 
 test_expect_success 'while a job runs, its secrets are found nowhere else, and no credential is' '

@@ -54,7 +54,10 @@ ask() {
 learn() {
 	local id
 	id=$(ask "$1" hydro submit --urgency=hold true 2>/dev/null) || return 0
-	eventually is_decided "$id" && { flux cancel "$id" 2>/dev/null; await clean "$id"; }
+	eventually is_decided "$id" && {
+		flux cancel "$id" 2>/dev/null
+		await clean "$id"
+	}
 }
 
 is_decided() {

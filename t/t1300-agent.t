@@ -186,7 +186,10 @@ fails_closed() {
 
 fails_closed_busily() {
 	{ echo "timeout = \"1s\"" && echo "$1" && rules; } | table &&
-		{ pid=$(agents) && kill -KILL $pid; true; } &&
+		{
+			pid=$(agents) && kill -KILL $pid
+			true
+		} &&
 		for _ in 1 2 3; do
 			id=$(submit true) && is_failed_delivery "$id" "[agent-unavailable]" || return
 		done &&
@@ -269,7 +272,10 @@ test_expect_success 'the memory of the broker has no token while 100 jobs get th
 
 # image PID: a core image of a process, as it is made when the process crashes, but for that the process goes on.
 image() {
-	rm -f core.* && timeout -k 5 120 gcore -a -o core "$1" >gcore.log 2>&1 && test -s "core.$1" || { cat gcore.log; return 1; }
+	rm -f core.* && timeout -k 5 120 gcore -a -o core "$1" >gcore.log 2>&1 && test -s "core.$1" || {
+		cat gcore.log
+		return 1
+	}
 }
 
 test_expect_success GCORE 'a core image of the broker while jobs are in delivery has no token' '

@@ -72,7 +72,7 @@ dry_run() {
 	local file=$1
 	shift
 	DW_WORKFLOW_TOKEN=$(cat "$canaries/rules") WORKFLOW_TOKEN_VARIABLES=DW_WORKFLOW_TOKEN OTHER=1 \
-		FLUX_CLI_PLUGINPATH=$PLUGINS FLUX_CLI_PLUGINPATH_OVERRIDE=$PLUGINS \
+	FLUX_CLI_PLUGINPATH=$PLUGINS FLUX_CLI_PLUGINPATH_OVERRIDE=$PLUGINS \
 		flux submit --dry-run "$@" true >"$file" &&
 		grep -q '"environment"' "$file"
 }

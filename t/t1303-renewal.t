@@ -181,8 +181,8 @@ test_expect_success 'a simulated job is renewed that runs over a restart of the 
 # expires POLICY: a job whose token expires while the source is down.
 expires() {
 	rm -f down shared/stop && echo 3 >lifetime && rule "on-expiry = \"$1\"" | table &&
-	id=$(flux submit --output=out.expires "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
-	touch down && eventually has_event "$id" "workflow token of this job has expired" && log_has "its workflow token has expired"
+		id=$(flux submit --output=out.expires "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
+		touch down && eventually has_event "$id" "workflow token of this job has expired" && log_has "its workflow token has expired"
 }
 
 test_expect_success 'on-expiry = warn: the user reads of it, and the job goes on' '

@@ -195,7 +195,10 @@ all_idle() {
 
 # cluster_down: ends everything, also jobs.
 cluster_down() {
-	test -z "$SLURMCTLD" || { squeue -h -r -o %A | xargs -r scancel; timeout 20 bash -c 'until test -z "$(squeue -h)"; do sleep 0.1; done'; } >/dev/null 2>&1
+	test -z "$SLURMCTLD" || {
+		squeue -h -r -o %A | xargs -r scancel
+		timeout 20 bash -c 'until test -z "$(squeue -h)"; do sleep 0.1; done'
+	} >/dev/null 2>&1
 	for pid in "${SLURMD[@]}"; do
 		kill "$pid" 2>/dev/null
 		wait "$pid" 2>/dev/null

@@ -20,7 +20,10 @@ answers() {
 	local status=$1
 	shift
 	http "$@"
-	test "$(head -n 1 answer)" = "$status" || { head -n 1 answer; return 1; }
+	test "$(head -n 1 answer)" = "$status" || {
+		head -n 1 answer
+		return 1
+	}
 }
 
 # as_client ARGUMENT…: asks the service as the client copy.
@@ -170,21 +173,21 @@ test_expect_success 'a user has a token that is of no job' '
 behind() {
 	local at=http://127.0.0.1:$2
 	eventually answers 401 "$at/" && grep "^www-authenticate: Bearer realm=\"$ISSUER\"" answer &&
-	answers 200 "$at/a/b?aud=other" --token shared/token --header "X-Workflow-Token-Subject: root" &&
-	tail -n 1 answer >seen && jq -e --arg user "$ALICE" --arg job "$id" \
+		answers 200 "$at/a/b?aud=other" --token shared/token --header "X-Workflow-Token-Subject: root" &&
+		tail -n 1 answer >seen && jq -e --arg user "$ALICE" --arg job "$id" \
 		".headers[\"x-workflow-token-subject\"] == \$user and .headers[\"x-workflow-token-job\"] == \$job" seen &&
-	answers 200 "$at/" --token of-user --header "X-Workflow-Token-Job: 4711" && tail -n 1 answer >seen &&
-	jq -e --arg user "$ALICE" ".headers[\"x-workflow-token-subject\"] == \$user and
+		answers 200 "$at/" --token of-user --header "X-Workflow-Token-Job: 4711" && tail -n 1 answer >seen &&
+		jq -e --arg user "$ALICE" ".headers[\"x-workflow-token-subject\"] == \$user and
 		(.headers[\"x-workflow-token-job\"] // \"\") == \"\"" seen &&
-	echo bad >bad && answers 401 "$at/" --token bad &&
-	for path in "/healthz" "/%2e%2e/readyz" "//jwks" "/?aud=copy-offload&scope="; do
-		# nginx itself refuses a path above the root.
-		answers 401 "$at$path" || grep -qx 400 answer || return
-	done &&
-	for header in "X-Original-URI: /livez" "X-Forwarded-Uri: /livez" "X-Forwarded-For: 127.0.0.1" "X-Workflow-Token-Subject: root" \
-		"User-Agent: kube-probe/1.30"; do
-		answers 401 "$at/" --header "$header" || return
-	done
+		echo bad >bad && answers 401 "$at/" --token bad &&
+		for path in "/healthz" "/%2e%2e/readyz" "//jwks" "/?aud=copy-offload&scope="; do
+			# nginx itself refuses a path above the root.
+			answers 401 "$at$path" || grep -qx 400 answer || return
+		done &&
+		for header in "X-Original-URI: /livez" "X-Forwarded-Uri: /livez" "X-Forwarded-For: 127.0.0.1" "X-Workflow-Token-Subject: root" \
+			"User-Agent: kube-probe/1.30"; do
+			answers 401 "$at/" --header "$header" || return
+		done
 }
 
 ! command -v nginx >/dev/null || test_set_prereq NGINX
@@ -281,7 +284,11 @@ exchange() {
 
 # says STATUS TEXT: what was answered.
 says() {
-	test "$(head -n 1 answer)" = "$1" && grep -qF "$2" answer || { head -n 1 answer; grep error answer; return 1; }
+	test "$(head -n 1 answer)" = "$1" && grep -qF "$2" answer || {
+		head -n 1 answer
+		grep error answer
+		return 1
+	}
 }
 
 JWT=urn:ietf:params:oauth:token-type:access_token
@@ -374,8 +381,8 @@ test_expect_success 'the token of a task of an array is inactive once that task 
 in_list() {
 	local uri idx
 	read -r uri idx < <(PATH=/usr/bin:$PATH "$TESTS/slurm/status.py" entry "$1") &&
-	answers 200 "$uri" >&2 && grep -qx "content-type: application/statuslist+jwt" answer && tail -n 1 answer >list.jwt &&
-	PATH=/usr/bin:$PATH "$TESTS/slurm/status.py" status list.jwt "$uri" "$idx" "$ISSUER"
+		answers 200 "$uri" >&2 && grep -qx "content-type: application/statuslist+jwt" answer && tail -n 1 answer >list.jwt &&
+		PATH=/usr/bin:$PATH "$TESTS/slurm/status.py" status list.jwt "$uri" "$idx" "$ISSUER"
 }
 
 # status_is STATUS FILE
