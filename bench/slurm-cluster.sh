@@ -6,7 +6,7 @@ set -u
 TESTS=$(cd "$(dirname "$0")/../t" && pwd) STAGE=$WORKFLOW_TOKEN_STAGE
 base=$1
 mkdir -p "$base" && cd "$base" || exit
-MUNGED= AGENT= SLURMCTLD= SLURMD=()
+MUNGED='' AGENT='' SLURMCTLD='' SLURMD=()
 # shellcheck source=../t/common.sh
 . "$TESTS/common.sh"
 # shellcheck source=../t/slurm/cluster.sh

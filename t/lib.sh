@@ -717,6 +717,7 @@ soak_expects() {
 # soak: has that day, with what there is in $day. Leaves `report` and `wrong`.
 soak() {
 	local dir=$SHARNESS_TRASH_DIRECTORY result
+	# shellcheck disable=SC2097,SC2098 # Each program gets the values that are set here already.
 	MUNGED="munged --foreground --force --key-file='$dir/munge.key' --socket='$MUNGE_SOCKET' --pid-file='$dir/munged.pid' \
 			--log-file='$dir/munged.log' --seed-file='$dir/munged.seed'" \
 		SERVICE="'$FLUX' python '$TESTS/dws-service.py' serve '$day/dws' '$day/variables' again" \

@@ -162,7 +162,7 @@ at_all_points_and_unanswered() {
 
 # go_on: they go on.
 go_on() {
-	>go
+	: >go
 	local id resources='"resources":[{"type":"slot","count":1,"label":"task","with":[{"type":"core","count":1}]}],"exclude":null'
 	for id in $created $unanswered; do
 		eventually tell resource-update "$id" "$resources" && lives "$id" || return

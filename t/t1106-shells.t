@@ -35,7 +35,7 @@ EOF
 have_all() {
 	local dir secret
 	dir=$canaries/$(flux job id --to=dec "$1")
-	test "$(ls "$dir" | grep -c ^task)" = 64 &&
+	test "$(find "$dir" -maxdepth 1 -name "task*" | wc -l)" = 64 &&
 		test "$(cat "$dir"/shell.* | sort -u | wc -l)" = "$2" &&
 		test "$(sort -u "$dir"/task.* | wc -l)" = 1 &&
 		secret=$(cut -d" " -f4 "$dir/task.0") &&
