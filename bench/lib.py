@@ -10,7 +10,7 @@ import time
 import bounds
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/../scripts")
-from server import Server  # noqa: E402, F401: for those that use this
+from server import Server  # noqa: E402, F401 (other benchmarks import it from here)
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
 JOBS = int(os.environ.get("BENCH_JOBS", 200))

@@ -295,7 +295,10 @@ class Dws:
         name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
         spec, status = item["spec"], item["status"]
         labels = dict(zip(LABELS, (name, namespace)))
-        mine = lambda plural: self.store.list(DWS, plural, None, labels)
+
+        def mine(plural):
+            return self.store.list(DWS, plural, None, labels)
+
         directives = list(map(self.check_directive, spec["dwDirectives"]))
         if state == "Proposal":
             self.make("computes", name, labels, data=[])
@@ -640,7 +643,7 @@ class Server:
                 break
             try:
                 async with asyncio.timeout(left), self.store.changed:
-                    await self.store.changed.wait_for(lambda: self.store.version > since)
+                    await self.store.changed.wait_for(lambda since=since: self.store.version > since)
             except TimeoutError:
                 break
         writer.write(b"0\r\n\r\n")
@@ -726,7 +729,7 @@ class Client:
         spec.update(jobID=name.removeprefix("fluxjob-"), wlmID="flux")
         self.must("POST", path, {"metadata": {"name": name}, "spec": spec})
         for before, now in itertools.pairwise(STATES[: STATES.index(state) + 1]):
-            self.wait(path, name, lambda status: status.get("state") == before and status["ready"])
+            self.wait(path, name, lambda status, before=before: status.get("state") == before and status["ready"])
             if before == "Proposal":
                 storage = [{"name": "rabbit0", "allocationCount": 1}]
                 allocation = {"label": "xfs", "allocationSize": 10 << 30, "storage": storage}
