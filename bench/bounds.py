@@ -11,7 +11,11 @@ def load(path=PATH):
     with open(path, "rb") as file:
         found = tomllib.load(file)
     for name, bound in found.items():
-        if "figure" not in bound or ("at-least" in bound) == ("at-most" in bound) or ("last" in bound) != ("reason" in bound):
+        if (
+            "figure" not in bound
+            or ("at-least" in bound) == ("at-most" in bound)
+            or ("last" in bound) != ("reason" in bound)
+        ):
             raise SystemExit(f"{path}: {name} needs a figure, one of at-least and at-most, and last only with a reason")
     return found
 
@@ -38,7 +42,12 @@ def update(values, path=PATH):
         value = worst(bound, measured)
         missed = not is_met(bound, value)
         if missed and "last" in bound:
-            lines = re.sub(rf"(?ms)(^\[{name}\]\n.*?^last = )[^\n]*", rf"\g<1>{value:.{0 if value >= 1000 else 2}f}", lines, count=1)
+            lines = re.sub(
+                rf"(?ms)(^\[{name}\]\n.*?^last = )[^\n]*",
+                rf"\g<1>{value:.{0 if value >= 1000 else 2}f}",
+                lines,
+                count=1,
+            )
         elif missed:
             to_do.append(f"{name}: {value:.2f} misses its bound, {text(bound)}: add last and reason")
         elif "last" in bound:

@@ -186,7 +186,10 @@ def in_flight():
         bounded("in-flight-mean", name, "", "", mean, of_few, key=f"in-flight-mean-{count}")
     for count, runs in many.items():
         texts = f"{middle(runs)['thread']:.0f} µs a job", f"with {FEW} {middle(few)['thread']:.0f} µs"
-        name, thread = f"all work of the thread, with that of the simulator, {count:,} in flight", middle(ratios[count])["thread"]
+        name, thread = (
+            f"all work of the thread, with that of the simulator, {count:,} in flight",
+            middle(ratios[count])["thread"],
+        )
         bounded("in-flight-thread", name, *texts, thread, of_few, key=f"in-flight-thread-{count}")
 
 
@@ -216,7 +219,10 @@ def burst():
     )
     reactor = counters["reactor-us"]
     for what in ("median", "max"):
-        row(f"a callback of the plugin on the reactor thread, {what}, wall-clock time", f"{reactor['callback-' + what]:.1f} µs")
+        row(
+            f"a callback of the plugin on the reactor thread, {what}, wall-clock time",
+            f"{reactor['callback-' + what]:.1f} µs",
+        )
     bounded("burst-callback", "the longest callback, processor time", "", "", reactor["callback-cpu-max"] / 1e3, "ms")
 
 
@@ -235,7 +241,15 @@ def queue():
     for count in QUEUES:
         whole, jobs = load(count)
         row(f"time of the reactor thread, {count:,} jobs", f"{whole / 1e3:.1f} ms", key=f"queue-{count}")
-        bounded("queue-per-job", f"the same for each job, {count:,} jobs", "", "", jobs / count, "µs", key=f"queue-per-job-{count}")
+        bounded(
+            "queue-per-job",
+            f"the same for each job, {count:,} jobs",
+            "",
+            "",
+            jobs / count,
+            "µs",
+            key=f"queue-per-job-{count}",
+        )
 
 
 in_flight()

@@ -14,8 +14,20 @@ PATHS = {
 }
 PROGRAMS = {"OAUTH2_PROXY": "oauth2-proxy"}
 COUNTS = ["BENCH_ROUNDS", "BENCH_JOBS", "BENCH_CORES", "BENCH_KUBE_JOBS", "BENCH_SLURM_JOBS"]
-BUILT = ["seal-rate", "token-rate", "node-requests", "flux-sim", "workflow-token-agent", "workflow-tokend", "flux-workflow-token"]
-PLUGINS = ["job-manager/plugins/workflow-token.so", "job-manager/plugins/dws-jobtap.so", "shell/plugins/workflow-token.so"]
+BUILT = [
+    "seal-rate",
+    "token-rate",
+    "node-requests",
+    "flux-sim",
+    "workflow-token-agent",
+    "workflow-tokend",
+    "flux-workflow-token",
+]
+PLUGINS = [
+    "job-manager/plugins/workflow-token.so",
+    "job-manager/plugins/dws-jobtap.so",
+    "shell/plugins/workflow-token.so",
+]
 # Tools, and the package of Debian that has them.
 TOOLS = {"munged": "munge", "munge": "munge", "remunge": "munge", "openssl": "openssl", "taskset": "util-linux"}
 # Without these, a part is not measured.

@@ -28,7 +28,9 @@ def settings(**changed):
 server = Server((sys.executable, STAND_IN, "serve", KUBE, "rabbit0=node0"), lines=True, name="kube-apiserver.py")
 try:
     server.line("did not get ready")
-    key = subprocess.run("openssl ecparam -name prime256v1 -genkey -noout".split(), check=True, capture_output=True, text=True)
+    key = subprocess.run(
+        "openssl ecparam -name prime256v1 -genkey -noout".split(), check=True, capture_output=True, text=True
+    )
     settings(key=key.stdout)
     # All jobs have the same Workflow, which takes nothing off what is asked for each.
     directive = "#DW jobdw type=xfs capacity=1TiB name=scratch requires=copy-offload"

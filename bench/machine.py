@@ -24,7 +24,9 @@ def main():
     memory = int(re.search(r"^MemTotal:\s*(\d+) kB", open("/proc/meminfo").read(), re.M)[1]) / 2**20
     fact("machine", f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, {memory:.0f} GiB")
     fact("kernel", platform.release())
-    before, now = (list(map(int, stat.split()[1:9])) for stat in (os.environ["BENCH_STAT"], open("/proc/stat").readline()))
+    before, now = (
+        list(map(int, stat.split()[1:9])) for stat in (os.environ["BENCH_STAT"], open("/proc/stat").readline())
+    )
     spent = [b - a for a, b in zip(before, now)]
     # proc_stat(5): the eighth is steal.
     fact("processor time that the hypervisor gave to others meanwhile", f"{100 * spent[7] / max(1, sum(spent)):.1f} %")

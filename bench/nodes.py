@@ -57,7 +57,8 @@ def measure(size):
         for mine in (True, False) if turn % 2 == 0 else (False, True):
             found[mine].append(run(size, mine))
     median = {
-        str(mine): {what: statistics.median(one[what] for one in runs) for what in runs[0]} for mine, runs in found.items()
+        str(mine): {what: statistics.median(one[what] for one in runs) for what in runs[0]}
+        for mine, runs in found.items()
     }
     print(json.dumps(median))
 
@@ -91,7 +92,9 @@ def model(loads, size, nodes, fanout):
 
 
 def main():
-    section("Jobs of many nodes", "The processor time that one job costs rank 0, with a task and a job shell on each node.")
+    section(
+        "Jobs of many nodes", "The processor time that one job costs rank 0, with a task and a job shell on each node."
+    )
     more = {}
     for size in SIZES:
         found = instance(size)

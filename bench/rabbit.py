@@ -74,7 +74,14 @@ bounded(
     ratio(rates[True], rates[False]),
 )
 more = statistics.median(prologs[True]) - statistics.median(prologs[False])
-bounded("rabbit-prolog", "prolog, median, one job at a time", ms(prologs[True]), f"theirs {ms(prologs[False])}", more * 1e3, "ms more")
+bounded(
+    "rabbit-prolog",
+    "prolog, median, one job at a time",
+    ms(prologs[True]),
+    f"theirs {ms(prologs[False])}",
+    more * 1e3,
+    "ms more",
+)
 medians = {whose: statistics.median(starts[whose]) for whose in starts}
 bounded(
     "rabbit-shell",

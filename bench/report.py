@@ -46,7 +46,10 @@ SUMMARY = [
                 "Flux: munged hangs",
                 "longest callback {munged-stopped.result}. 20 other jobs take {munged-stopped-jobs.ours}; {munged-stopped-jobs.peer}",
             ),
-            ("Slurm: throughput of batch jobs", "{slurm-rate-bare.ours}; {slurm-rate-bare.peer} ({slurm-rate-bare.result})"),
+            (
+                "Slurm: throughput of batch jobs",
+                "{slurm-rate-bare.ours}; {slurm-rate-bare.peer} ({slurm-rate-bare.result})",
+            ),
             (
                 "Slurm: requests of nodes that the agent answers",
                 "{slurm-requests.ours}; memory of the agent afterwards: {slurm-memory.ours}",
@@ -60,7 +63,10 @@ SUMMARY = [
             ("Flux: the same, 200 jobs at once", "{flux-prolog-many.ours}"),
             ("Flux: start of a job shell", "{flux-shell.ours}; {flux-shell.peer}"),
             ("Flux: 1,000 jobs with tokens from Kubernetes, until all have their token", "{kubernetes-all.ours}"),
-            ("Flux: wait of a rabbit job before the start", "{rabbit-prolog.ours}; with the plugins of flux-coral2 {rabbit-prolog.peer}"),
+            (
+                "Flux: wait of a rabbit job before the start",
+                "{rabbit-prolog.ours}; with the plugins of flux-coral2 {rabbit-prolog.peer}",
+            ),
             (
                 "Slurm: duration of `srun true`",
                 "{slurm-srun-bare.ours}; {slurm-srun-bare.peer}; {slurm-srun-empty.peer}",

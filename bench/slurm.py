@@ -68,7 +68,9 @@ def main():
             peers = {"bare": ("without", "without the plugins"), "empty": ("empty", "with prologs that do nothing")}
             for which, (peer, what) in peers.items():
                 more = (statistics.median(times["with"]) - statistics.median(times[peer])) * 1e3
-                bounded(f"slurm-srun-{which}", "srun true", ms(times["with"]), f"{what} {ms(times[peer])}", more, "ms more")
+                bounded(
+                    f"slurm-srun-{which}", "srun true", ms(times["with"]), f"{what} {ms(times[peer])}", more, "ms more"
+                )
             rates = {name: [] for name in names}
             for turn in range(max(2, ROUNDS // 2)):
                 for name in names if turn % 2 else reversed(names):
@@ -88,7 +90,9 @@ def main():
             measured = {True: [], False: []}
             for mine in turns(ROUNDS):
                 what = "ask" if mine else "pairs"
-                measured[mine].append(float(subprocess.run([REQUESTS, what, *common], check=True, stdout=subprocess.PIPE).stdout))
+                measured[mine].append(
+                    float(subprocess.run([REQUESTS, what, *common], check=True, stdout=subprocess.PIPE).stdout)
+                )
             ask, pairs = (statistics.median(measured[mine]) for mine in (True, False))
             bounded(
                 "slurm-requests",
@@ -98,7 +102,11 @@ def main():
                 ask,
                 result=f"ratio {ask / pairs:.2f}",
             )
-            row("memory of the agent after these requests", f"{rss(facts['agent']) - before} KiB more", key="slurm-memory")
+            row(
+                "memory of the agent after these requests",
+                f"{rss(facts['agent']) - before} KiB more",
+                key="slurm-memory",
+            )
         finally:
             for cluster in clusters.values():
                 cluster.close()

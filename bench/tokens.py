@@ -144,8 +144,14 @@ for which, key in (("median", "median"), ("99 %", "p99")):
     figure = f"the job manager's thread for a delivery, processor time, {which}, {JOBS} at once"
     bounded(f"flux-reactor-{key}", figure, "", "", value, "µs")
 longest = max(times["callback-cpu-max"] for times in reactor)
-bounded("flux-callback", "the longest callback on the job manager's thread, processor time", "", "", longest / 1e3, "ms")
-row("the job manager's thread for a delivery, processor time, median, one job at a time", f"{quiet} µs", key="flux-reactor-quiet")
+bounded(
+    "flux-callback", "the longest callback on the job manager's thread, processor time", "", "", longest / 1e3, "ms"
+)
+row(
+    "the job manager's thread for a delivery, processor time, median, one job at a time",
+    f"{quiet} µs",
+    key="flux-reactor-quiet",
+)
 
 for peer, plugin in PEERS.items():
     rates, far_rates = ({True: [], False: []} for _ in range(2))
@@ -189,7 +195,9 @@ remove()
 start = time.monotonic()
 flux("submit", "--quiet", "--wait", "--cc=1-20", WITHOUT, "true")
 plain = time.monotonic() - start
-bounded("munged-stopped", "munged stopped for a while: the longest callback, wall-clock time", "", "", longest / 1e3, "ms")
+bounded(
+    "munged-stopped", "munged stopped for a while: the longest callback, wall-clock time", "", "", longest / 1e3, "ms"
+)
 row("munged stopped: 20 other jobs", f"{others:.2f} s", f"without the plugin {plain:.2f} s", key="munged-stopped-jobs")
 
 # The same of who calls munged on the thread of the job manager: it stands still until munged goes on.
@@ -202,4 +210,6 @@ for job in stuck:
     flux("job", "wait-event", "-t", "120", job, "clean")
 blocked = json.loads(flux("jobtap", "query", os.path.basename(INLINE)))["callback-max"]
 flux("jobtap", "remove", os.path.basename(INLINE))
-row("munged stopped for 1 s: the longest callback of a plugin that calls munge_encode(3)", "", f"{blocked / 1e3:.0f} ms")
+row(
+    "munged stopped for 1 s: the longest callback of a plugin that calls munge_encode(3)", "", f"{blocked / 1e3:.0f} ms"
+)

@@ -308,7 +308,9 @@ class Dws:
                 self.break_down(f"{name}-{number}", labels, spec, keys)
                 reference = {"kind": "DirectiveBreakdown", "name": f"{name}-{number}", "namespace": namespace}
                 status["directiveBreakdowns"].append(reference)
-            status["requires"] = sorted({word for keys in directives for word in keys.get("requires", "").split(",")} - {""})
+            status["requires"] = sorted(
+                {word for keys in directives for word in keys.get("requires", "").split(",")} - {""}
+            )
         elif state == "Setup":
             for servers in mine("servers"):
                 sets = servers["spec"].get("allocationSets")
@@ -343,7 +345,9 @@ class Dws:
                 )
             if not any(mine("clientmounts")):
                 return "Computes have no data"
-            status["env"].update((f"DW_JOB_{keys['name'].replace('-', '_')}", f"/mnt/nnf/{keys['name']}") for keys in directives)
+            status["env"].update(
+                (f"DW_JOB_{keys['name'].replace('-', '_')}", f"/mnt/nnf/{keys['name']}") for keys in directives
+            )
             status["env"].update(self.settings["env"])
         elif state == "PostRun":
             for mount in list(mine("clientmounts")):
@@ -527,7 +531,13 @@ class Server:
         versions = [{"groupVersion": f"{group}/{version}", "version": version} for version in self.versions(group)]
         if not versions:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
-        return {"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": versions, "preferredVersion": versions[0]}
+        return {
+            "kind": "APIGroup",
+            "apiVersion": "v1",
+            "name": group,
+            "versions": versions,
+            "preferredVersion": versions[0],
+        }
 
     def resource(self, request, group, version, path):
         namespace = name = sub = None
@@ -675,8 +685,21 @@ def certificates(directory):
         subprocess.run(new + list(args), cwd=directory, check=True, capture_output=True, text=True)
 
     openssl("-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")
-    who = ("-subj", "/CN=kube-apiserver", "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "server.key", "-out", "server.pem")
-    openssl(*who, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE")
+    who = (
+        "-subj",
+        "/CN=kube-apiserver",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-keyout",
+        "server.key",
+        "-out",
+        "server.pem",
+    )
+    openssl(
+        *who, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"
+    )
 
 
 def kubeconfig(directory, user, server, token):
@@ -714,7 +737,9 @@ class Client:
         self.context = ssl.create_default_context(cafile=f"{directory}/ca.pem")
 
     def request(self, method, path, body=None):
-        connection = http.client.HTTPSConnection(self.server.hostname, self.server.port, context=self.context, timeout=60)
+        connection = http.client.HTTPSConnection(
+            self.server.hostname, self.server.port, context=self.context, timeout=60
+        )
         headers = {"Authorization": f"Bearer {self.token}"}
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"

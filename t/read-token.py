@@ -51,8 +51,18 @@ def main():
     # A late one must not end the interpreter while it ends.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     first = tokens[0] == os.environ["DW_WORKFLOW_TOKEN"]
-    print(json.dumps({"reads": reads, "incomplete": incomplete, "expired": expired, "first": first,
-                      "tokens": len(tokens), "signals": signals}))
+    print(
+        json.dumps(
+            {
+                "reads": reads,
+                "incomplete": incomplete,
+                "expired": expired,
+                "first": first,
+                "tokens": len(tokens),
+                "signals": signals,
+            }
+        )
+    )
 
 
 main()

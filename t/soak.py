@@ -113,7 +113,9 @@ class Soak:
     def api_server(self, **settings):
         ask = (sys.executable, os.path.dirname(__file__) + "/kube-apiserver.py", "ask", os.environ["KUBE"])
         body = json.dumps(settings)
-        subprocess.run((*ask, "PATCH", "/control"), input=body, check=True, stdout=subprocess.DEVNULL, text=True, timeout=60)
+        subprocess.run(
+            (*ask, "PATCH", "/control"), input=body, check=True, stdout=subprocess.DEVNULL, text=True, timeout=60
+        )
 
     def plugin_is_removed(self, name=None):
         name = name or self.random.choice(sorted(self.PLUGINS))
@@ -234,7 +236,9 @@ class Soak:
             problem = "it had something that is not its token"
         elif wrong := self.wrong_with(found, job, kind):
             problem = wrong
-        elif len(failed) > self.most_exceptions(failed) or any(c["type"] not in self.TYPES or not c["note"] for c in failed):
+        elif len(failed) > self.most_exceptions(failed) or any(
+            c["type"] not in self.TYPES or not c["note"] for c in failed
+        ):
             problem = "it has more than one clear exception"
         elif fatal and not failed and int(job) not in self.canceled:
             problem = "it was canceled by nobody"

@@ -24,13 +24,19 @@ def main(command):
     lines = [f"$ {command}", *sys.stdin.read().strip().splitlines()]
     width = max(map(len, lines)) * WIDTH + 2 * MARGIN
     height = len(lines) * LINE + BAR + MARGIN
-    print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img">')
+    print(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img">'
+    )
     print(f"  <title>{escape(command)}</title>\n  <style>{STYLE}  </style>")
-    print(f'  <rect width="100%" height="100%" rx="8" fill="#1f2430"/>\n  <rect width="100%" height="{BAR - 8}" rx="8" fill="#2e3440"/>')
+    print(
+        f'  <rect width="100%" height="100%" rx="8" fill="#1f2430"/>\n  <rect width="100%" height="{BAR - 8}" rx="8" fill="#2e3440"/>'
+    )
     print(f'  <text class="title" x="50%" y="{LINE - 1}">{escape(command)}</text>')
     for n, line in enumerate(lines):
         if line.strip():
-            print(f'  <text class="{look(line)}" x="{MARGIN}" y="{BAR + SIZE + n * LINE}" xml:space="preserve">{escape(line.rstrip())}</text>')
+            print(
+                f'  <text class="{look(line)}" x="{MARGIN}" y="{BAR + SIZE + n * LINE}" xml:space="preserve">{escape(line.rstrip())}</text>'
+            )
     print("</svg>")
 
 

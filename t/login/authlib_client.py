@@ -18,7 +18,12 @@ copy = OAuth2Session("copy", client_secret=os.environ["LOGIN_SECRET"])
 metadata = copy.get(ISSUER + "/.well-known/openid-configuration", withhold_token=True).json()
 assert metadata["issuer"] == ISSUER, metadata
 assert "S256" in metadata["code_challenge_methods_supported"], metadata
-for grant in ["authorization_code", "refresh_token", "client_credentials", "urn:ietf:params:oauth:grant-type:device_code"]:
+for grant in [
+    "authorization_code",
+    "refresh_token",
+    "client_credentials",
+    "urn:ietf:params:oauth:grant-type:device_code",
+]:
     assert grant in metadata["grant_types_supported"], (grant, metadata)
 
 
@@ -56,11 +61,15 @@ def code_flow():
     back = f"http://127.0.0.1:{server.server_port}/callback"
     cli = OAuth2Session("cli", redirect_uri=back, code_challenge_method="S256", token_endpoint_auth_method="none")
     verifier = generate_token(48)
-    url, state = cli.create_authorization_url(metadata["authorization_endpoint"], code_verifier=verifier, audience="copy-offload")
+    url, state = cli.create_authorization_url(
+        metadata["authorization_endpoint"], code_verifier=verifier, audience="copy-offload"
+    )
     print("open", url, flush=True)
     server.handle_request()
     answer = f"http://127.0.0.1:{server.server_port}{server.answer}"
-    token = cli.fetch_token(metadata["token_endpoint"], authorization_response=answer, state=state, code_verifier=verifier)
+    token = cli.fetch_token(
+        metadata["token_endpoint"], authorization_response=answer, state=state, code_verifier=verifier
+    )
     claims = introspect(token["access_token"])
     assert claims["active"] and claims["sub"] == os.environ["LOGIN_ALICE"], claims
     fresh = cli.refresh_token(metadata["token_endpoint"], refresh_token=token["refresh_token"])
