@@ -8,6 +8,7 @@
 # make bench    what it costs
 # make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
 # make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
+# make sbom     a bill of materials for each program and plugin
 #
 # A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
 
@@ -40,7 +41,7 @@ man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
 # apt-get has a lock.
 .NOTPARALLEL:
-.PHONY: all deps build stage demo demo-login check check-all doc bench soak sanitize install man clean
+.PHONY: all deps build stage demo demo-login check check-all doc bench soak sanitize sbom install man clean
 all: build
 
 # What all of these need, which is more than a build does.
@@ -94,6 +95,9 @@ sanitize: deps
 	@for what in miri address thread; do \
 		scripts/sanitize $$what || [ $$? -eq 77 ] || exit 1; \
 	done
+
+sbom:
+	@scripts/sbom
 
 install: build man
 	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
