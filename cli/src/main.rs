@@ -1,6 +1,6 @@
 //! `flux workflow-token`: what operators and users type about the tokens of jobs.
 //!
-//! One module for each subcommand; [`flux`] runs `flux` itself, [`print`] is the only way to standard output. No
+//! One module for each subcommand; [`flux`] runs `flux` itself, [`print`](mod@print) is the only way to standard output. No
 //! subcommand takes a secret as an argument, since arguments are visible to everyone on the node.
 
 mod agent;
