@@ -35,7 +35,7 @@ const BLOCKING_THREADS: usize = 4096;
 #[command(version)]
 struct Cli {
     /// The Unix socket to listen on; not needed if systemd passes one
-    #[arg(long)]
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Keep running while no plugin is connected
     #[arg(long)]
@@ -49,7 +49,7 @@ enum Command {
     /// Serves the controller and the nodes of a Slurm cluster
     Slurm {
         /// The configuration of the cluster: a file, or a directory of files
-        #[arg(long, default_value = ::slurm::CONFIG)]
+        #[arg(long, value_name = "FILE|DIR", default_value = ::slurm::CONFIG)]
         config: PathBuf,
     },
     /// Runs one command of a rule, for the agent itself
