@@ -18,7 +18,7 @@ const BLOCKING_THREADS: usize = 16;
 #[command(name = "workflow-tokend", version)]
 struct Cli {
     /// The configuration of the service
-    #[arg(long, default_value = service::settings::PATH)]
+    #[arg(long, value_name = "FILE", default_value = service::settings::PATH)]
     config: PathBuf,
     /// Check the configuration, with all files that it names, and exit
     #[arg(long)]
