@@ -37,7 +37,7 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
                 fail(
                     CHECK,
                     what,
-                    "correct the key; flux-config-workflow-token(5) describes it",
+                    "correct the key; flux-config-workflow-token(5) names its page",
                 ),
             )
         }
