@@ -8,13 +8,13 @@ use std::{
 
 use protocol::{Count, Failure, Figures, Latency, SourceFigures};
 
-/// The longest times of deliveries that are counted apart, in milliseconds.
+/// The upper bounds of the latency buckets, in milliseconds.
 const WITHIN_MS: [u64; 8] = [10, 50, 100, 500, 1000, 5000, 10_000, 30_000];
 
-/// The most sources that are counted apart: a configuration that is loaded again may have other ones.
+/// The most sources with counts of their own. A reloaded configuration may have other sources.
 const MAX_SOURCES: usize = 256;
 
-/// The name of all further ones.
+/// The name for the counts of all other sources.
 const OTHERS: &str = "others";
 
 /// The counts of a process.
@@ -36,11 +36,11 @@ struct SourceCounts {
     failures: BTreeMap<&'static str, u64>,
 }
 
-/// A source that is being asked. If it is dropped before the end, the delivery was given up.
+/// A query to a source. If it is dropped before `ended`, the delivery was abandoned.
 pub(crate) struct Asked<'a> {
     counts: &'a Counts,
     source: String,
-    /// The kind of failure; none if there was none.
+    /// The kind of failure; none on success.
     failure: Option<&'static str>,
 }
 
@@ -58,7 +58,7 @@ impl Counts {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a delivery that has ended with a result of this name.
+    /// Counts a delivery that ended with this result.
     pub fn delivered(&self, name: &'static str, took: Duration) {
         let bucket = WITHIN_MS.partition_point(|ms| u128::from(*ms) < took.as_millis());
         let mut counted = self.lock();
@@ -66,7 +66,7 @@ impl Counts {
         counted.latency[bucket] += 1;
     }
 
-    /// Counts what comes of a source that is asked now.
+    /// Starts to count a query to a source.
     pub fn ask(&self, source: String) -> Asked<'_> {
         Asked {
             counts: self,
@@ -107,7 +107,7 @@ impl Counts {
 }
 
 impl Asked<'_> {
-    /// Counts the end.
+    /// Counts the result of the query.
     pub fn ended<T>(mut self, result: &Result<T, Failure>) {
         self.failure = result.as_ref().err().map(|failure| failure.code.as_str());
     }

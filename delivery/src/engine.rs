@@ -1,4 +1,4 @@
-//! The engine of one configuration, and what the engines of a process share.
+//! The engine of one configuration, and the state that all engines of a process share.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::{
     owners::{Owner, Owners, REFRESH, Tell},
 };
 
-/// The number of deliveries of one rule that are under way at once if its source blocks a thread for each.
+/// The most concurrent deliveries of one rule whose source blocks a thread for each.
 const BLOCKING: usize = 8;
 
-/// The number of records that are sealed at once: more do not make munged faster.
+/// The most records that are sealed concurrently: more do not make munged faster.
 const SEALING: usize = 8;
 
-/// After how many refreshments the members of the projects are looked up in advance again: ten minutes.
+/// The number of refreshes between two look-ups of all project members: ten minutes.
 const AHEAD: u32 = 20;
 
-/// The capacity that hung operations use up, and the counts of all deliveries. They outlive a configuration.
+/// The capacity that hung operations use up, and the counts of all deliveries. Both outlive a configuration.
 pub struct Shared {
     limits: Limits,
     pub(crate) counts: Counts,
@@ -43,24 +43,24 @@ impl Default for Shared {
     }
 }
 
-/// A configuration, with what was made of it. A delivery keeps the one that it began with.
+/// A configuration and the objects that it describes. A delivery keeps the engine that it began with.
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) owners: Arc<Owners>,
     pub(crate) sources: Sources,
     /// The verifiers of the tables `trust`, in the order of the configuration.
     pub(crate) verifiers: Vec<Arc<TokenVerifier>>,
-    /// The provider of logins, if users can log in.
+    /// The OpenID provider, if users can log in.
     pub(crate) provider: Option<Provider>,
     /// The name of the instance in tokens that name a job.
     pub(crate) instance: String,
     pub(crate) munge: seal::Munge,
-    /// The uid that records are sealed as.
+    /// The uid that seals records.
     pub(crate) sealer: u32,
     pub(crate) shared: Arc<Shared>,
 }
 
-/// A source: that of a rule, or the one for rabbit jobs.
+/// Identifies the source of a rule, or the source for rabbit jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SourceId {
     Rule(usize),
@@ -71,18 +71,18 @@ pub(crate) enum SourceId {
 pub(crate) struct Sources {
     /// By the index of the rule.
     rules: Vec<(Arc<dyn Source>, Arc<Lane>)>,
-    /// The source for rabbit jobs, beside what their service provides.
+    /// The source for rabbit jobs, which adds to the variables of the rabbit service.
     rabbit: Option<(Arc<dyn Source>, Arc<Lane>)>,
 }
 
 impl Engine {
-    /// Returns the engine of a configuration. Nothing is read and nobody is asked before the first delivery. `tell` is called
-    /// with each user that is looked up, on a thread that may block.
+    /// Returns the engine of a configuration. It reads no file and sends no request before the first delivery. It calls
+    /// `tell` with each user that it looks up, on a thread that may block.
     ///
     /// # Errors
-    /// For the operator: the key that cannot be used here, and why.
+    /// For the operator: the key that cannot be used on this machine, and the cause.
     pub fn new(configure: &Configure, supervisor: &Path, shared: &Arc<Shared>, tell: Tell) -> Result<Self, String> {
-        let parse = |text: &str| serde_json::from_str(text).map_err(|e| format!("the configuration is no JSON: {e}"));
+        let parse = |text: &str| serde_json::from_str(text).map_err(|e| format!("the configuration is not JSON: {e}"));
         let (conf, overrides) = (parse(&configure.conf)?, parse(&configure.overrides)?);
         let config = Config::with_overrides(&conf, &overrides).map_err(|e| e.to_string())?;
         let config = config.only(configure.part);
@@ -114,10 +114,10 @@ impl Engine {
         })
     }
 
-    /// Returns a user, as far as the configuration asks.
+    /// Returns the facts about a user that the configuration needs.
     ///
     /// # Errors
-    /// For the operator: why nothing is known.
+    /// For the operator: why the look-up failed.
     pub async fn look_up(&self, uid: u32) -> Result<Arc<Owner>, String> {
         self.owners.look_up(uid).await
     }
@@ -132,7 +132,7 @@ impl Engine {
         &self.config
     }
 
-    /// Returns the counts of all deliveries, whichever engine made them.
+    /// Returns the counts of the deliveries of all engines.
     pub fn figures(&self) -> Figures {
         self.shared.counts.figures()
     }
@@ -145,7 +145,7 @@ impl Engine {
         }
     }
 
-    /// Keeps the members of the projects known, until dropped. Returns at once if there are no projects.
+    /// Keeps the facts about project members fresh, until dropped. Returns at once if there are no projects.
     pub async fn keep_fresh(&self) {
         if self.config.projects.is_empty() {
             return;
@@ -159,7 +159,7 @@ impl Engine {
         }
     }
 
-    /// Returns how long a source may be asked.
+    /// Returns the timeout of a source.
     pub(crate) fn fetch_timeout(&self, which: SourceId) -> Duration {
         match which {
             SourceId::Rule(rule) => self.config.rules[rule].timeout,
@@ -173,7 +173,7 @@ impl Sources {
         let supervisor = [supervisor.to_owned()];
         let lane = |settings: &dyn std::fmt::Debug, source: &Arc<dyn Source>| {
             let most = if source.is_blocking() { BLOCKING } else { usize::MAX };
-            // The same settings are the same source, before and after the configuration is loaded again.
+            // Equal settings are the same source, before and after a reload.
             limits.lane(&format!("{settings:?}"), config.max_parallel.min(most))
         };
         let rules = config.rules.iter().map(|rule| {
@@ -197,7 +197,7 @@ impl Sources {
         })
     }
 
-    /// Returns a source and its lane; nothing if nothing is added to what was provided.
+    /// Returns a source and its lane; none if nothing is added to the provided variables.
     pub fn get(&self, which: SourceId) -> Option<&(Arc<dyn Source>, Arc<Lane>)> {
         match which {
             SourceId::Rule(rule) => self.rules.get(rule),

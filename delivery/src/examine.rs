@@ -1,4 +1,4 @@
-//! Warnings about a configuration that can be used. The log reports them once for each configuration.
+//! Warnings about a valid configuration. The log reports them once for each configuration.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -9,24 +9,25 @@ use protocol::Configure;
 use crate::engine::Engine;
 
 impl Engine {
-    /// Returns warnings, one line each. Files and the name service are asked on a thread, and if they hang, there are none.
+    /// Returns warnings, one line each. A thread reads the files and queries the name service; if it hangs, there are
+    /// no warnings.
     pub async fn examine(self: &Arc<Self>, configure: &Configure) -> Vec<String> {
         let (engine, path) = (Arc::clone(self), configure.path.clone());
         let (table, part) = (configure.conf.clone(), configure.part);
         let examine = move || {
             let mut warnings = engine.digit_names();
-            // Arrays in files matter to all parts, and are reported for the main one.
+            // Arrays in files matter to all parts; the main part reports them.
             if part == Part::Tokens {
                 warnings.extend(path.map(|path| replaced(path, &table)).unwrap_or_default());
             }
             warnings
         };
-        // It belongs to no user, and is not urgent.
+        // The look-up belongs to no user, and is not urgent.
         let examined = self.shared.lookups.run(u32::MAX, self.config.timeout, examine);
         examined.await.unwrap_or_default()
     }
 
-    /// Returns a line for each name of digits that nobody has: most are meant as ids. Blocks.
+    /// Returns a line for each name of digits that no user or group has: most are meant as ids. Blocks.
     fn digit_names(&self) -> Vec<String> {
         let nobody = |kind, name: &str| match kind {
             "user" => User::from_name(name).is_ok_and(|user| user.is_none()),
@@ -43,8 +44,8 @@ impl Engine {
     }
 }
 
-/// Arrays of earlier files that Flux has replaced, unless the configuration in force is from elsewhere (flux-config(1),
-/// `load`). Blocks.
+/// Returns a line for each array that Flux replaced by that of a later file, unless the active configuration is from
+/// elsewhere (flux-config(1), `load`). Blocks.
 fn replaced(path: PathBuf, configured: &str) -> Vec<String> {
     let Ok(files) = config::read_files(&path) else {
         return Vec::new();

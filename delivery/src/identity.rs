@@ -1,4 +1,4 @@
-//! The verification of the identity tokens of users.
+//! Verifies the identity tokens of users.
 
 use std::{
     sync::Arc,
@@ -12,11 +12,11 @@ use token::VerifyError;
 
 use crate::owners::{Verified, Verify};
 
-/// Returns the verification of identity tokens; none if the configuration has no table `identity`. `verifiers` are those of
-/// its tables `trust`.
+/// Returns the verifier of identity tokens; none if the configuration has no table `identity`. `verifiers` belong to
+/// the tables `trust` of the configuration.
 ///
 /// # Errors
-/// Returns the key of the configuration that names no table.
+/// Returns the key of the configuration that names a missing table.
 pub(crate) fn verify(config: &Config, verifiers: &[Arc<TokenVerifier>]) -> Result<Option<Verify>, String> {
     let Some(identity) = config.projects.identity() else {
         return Ok(None);
@@ -30,7 +30,7 @@ pub(crate) fn verify(config: &Config, verifiers: &[Arc<TokenVerifier>]) -> Resul
     };
     let (verifier, leeway) = (Arc::clone(verifier), trust.leeway);
     Ok(Some(Box::new(move |token| {
-        // Notes about keys are logged with the tokens of jobs.
+        // The tokens of jobs log notes about keys.
         let (verified, _) = verifier.verify(token, SystemTime::now());
         let claims = verified.map_err(|e| match e {
             Unverified::Refused(e) => Failure::new(Code::TokenRefused, summary(&e), e.to_string()),
@@ -44,7 +44,8 @@ pub(crate) fn verify(config: &Config, verifiers: &[Arc<TokenVerifier>]) -> Resul
     })))
 }
 
-/// Returns why a token is refused, in a few words: they are part of the error of a submission, which has room for few.
+/// Returns why a token is refused, in a few words: they are part of a submission error, which Flux cuts after 159
+/// bytes.
 pub(crate) fn summary(e: &VerifyError) -> &'static str {
     match e {
         VerifyError::Expired { .. } => "it has expired",

@@ -1,11 +1,11 @@
-//! The engine: takes the facts of one job to a sealed record.
+//! The engine: turns the facts of one job into a sealed record.
 //!
 //! ```text
 //! owner ──► rule ──► turn ──► fetch ──► check ──► seal
 //! ```
 //!
-//! It knows no scheduler. Everything that blocks runs on a thread that holds a permit until it returns, so that what hangs
-//! uses up the capacity of the rule or user that caused it, and no other.
+//! It knows no scheduler. Each blocking operation runs on a thread that holds a permit until it returns. So a hung
+//! operation uses up only the capacity of the rule or user that caused it.
 
 #![forbid(unsafe_code)]
 
@@ -25,8 +25,8 @@ mod shortfall;
 mod subject;
 mod task;
 
-/// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, and if that
-/// contains `place`, it is removed, and the caller panics. Without the feature `fault-injection`, it does nothing.
+/// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file. If the file contains
+/// `place`, the function removes it and panics. Without the feature `fault-injection`, it does nothing.
 #[inline]
 fn inject_fault(place: &str) {
     #[cfg(feature = "fault-injection")]
@@ -34,7 +34,7 @@ fn inject_fault(place: &str) {
         && std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == place)
         && std::fs::remove_file(&file).is_ok()
     {
-        panic!("a test requests that");
+        panic!("fault injection");
     }
     #[cfg(not(feature = "fault-injection"))]
     let _ = place;

@@ -1,4 +1,4 @@
-//! Limits the deliveries of one rule that are under way at once, and chooses the next one.
+//! Limits the concurrent deliveries of one rule, and chooses the next one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,29 +7,28 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// The lanes of all rules. They outlive a configuration: a source that hangs keeps its slots when the configuration is
-/// loaded again.
+/// The lanes of all rules. They outlive a configuration: a hung source keeps its slots over a reload.
 #[derive(Default)]
 pub(crate) struct Limits(Mutex<HashMap<String, Weak<Lane>>>);
 
-/// The deliveries of one rule: some are under way, others wait for their turn. Users take turns, and none has all slots, so
-/// that the many jobs of one, or those that hang, do not delay those of others.
+/// The running and waiting deliveries of one rule. Users take turns, and no user gets all slots. So the many jobs of
+/// one user, or hung ones, do not delay those of others.
 pub(crate) struct Lane(Mutex<LaneState>);
 
-/// The right of one delivery of a user to be under way, until dropped.
+/// The right of a user's delivery to run. Dropping it frees the slot.
 pub(crate) struct Slot(Arc<Lane>, u32);
 
 #[derive(Default)]
 struct LaneState {
     limit: usize,
     running: usize,
-    /// The same by user.
+    /// The number of running deliveries by user.
     running_of: HashMap<u32, usize>,
     waiting: Waiting,
 }
 
 impl LaneState {
-    /// Takes a slot for a user, if one is free and the user has less than three quarters of all.
+    /// Takes a slot for a user, if one is free and the user holds less than three quarters of all slots.
     fn take(&mut self, uid: u32) -> bool {
         let share = self.limit - self.limit.div_ceil(4).min(self.limit.saturating_sub(1));
         let of_user = self.running_of.get(&uid).copied().unwrap_or(0);
@@ -51,7 +50,7 @@ impl LaneState {
         }
     }
 
-    /// Takes the next delivery out that has its turn and a slot. Users who have their share are passed over.
+    /// Removes and returns the next delivery that can have a slot. Skips users who have used up their share.
     fn next(&mut self) -> Option<(u32, oneshot::Sender<Slot>)> {
         for _ in 0..self.waiting.turns.len() {
             if self.running >= self.limit {
@@ -71,19 +70,19 @@ impl LaneState {
     }
 }
 
-/// Deliveries that wait. One that nobody waits for any more is left out when its turn comes.
+/// Waiting deliveries. An abandoned one is dropped when its turn comes.
 #[derive(Default)]
 struct Waiting {
-    /// Whose turn it is; each user of `queues` is here once.
+    /// The order of turns; each user of `queues` is in it once.
     turns: VecDeque<u32>,
     queues: HashMap<u32, VecDeque<oneshot::Sender<Slot>>>,
     count: usize,
-    /// The count at which those that were given up are removed.
+    /// The count at which abandoned deliveries are removed.
     prune_at: usize,
 }
 
 impl Limits {
-    /// Returns the lane of this name, with this limit from now on.
+    /// Returns the lane with this name, and sets its limit.
     pub fn lane(&self, name: &str, limit: usize) -> Arc<Lane> {
         let mut lanes = lock(&self.0);
         lanes.retain(|_, lane| lane.strong_count() > 0);
@@ -98,7 +97,7 @@ impl Limits {
 }
 
 impl Lane {
-    /// Waits for the turn of a delivery for this user.
+    /// Waits for a slot for a delivery of this user.
     pub async fn enter(self: &Arc<Self>, uid: u32) -> Slot {
         let turn = {
             let mut state = lock(&self.0);
@@ -107,7 +106,7 @@ impl Lane {
             }
             state.waiting.push(uid)
         };
-        // Slots may have become free since, or the limit higher.
+        // Slots may have become free meanwhile, or the limit may have been raised.
         self.wake();
         match turn.await {
             Ok(slot) => slot,
@@ -121,7 +120,7 @@ impl Lane {
             let Some((uid, next)) = lock(&self.0).next() else {
                 return;
             };
-            // If nobody waits for it any more, it is dropped here, which wakes the next one.
+            // If the receiver is gone, the slot is dropped here, which wakes the next delivery.
             let _ = next.send(Slot(Arc::clone(self), uid));
         }
     }
@@ -149,7 +148,7 @@ impl Waiting {
         receiver
     }
 
-    /// Takes the next delivery of a user out, whose turn it was. Those that were given up are left out.
+    /// Removes and returns the next delivery of a user whose turn it is, without abandoned ones.
     fn pop(&mut self, uid: u32) -> Option<oneshot::Sender<Slot>> {
         let queue = self.queues.get_mut(&uid)?;
         let mut next = None;
@@ -182,7 +181,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Below this count, deliveries that were given up are not removed before their turn.
+/// Below this count, abandoned deliveries are removed only when their turn comes.
 const PRUNE: usize = 64;
 
 #[cfg(test)]
@@ -224,7 +223,7 @@ mod tests {
         assert_eq!(order, [1, 2, 1, 2, 1]);
     }
 
-    /// One user's deliveries that hang leave slots for others, whoever waits before them.
+    /// Hung deliveries of one user leave slots for others, even if the user waits before them.
     #[test]
     fn share() {
         for (limit, share) in [(1, 1), (2, 1), (3, 2), (4, 3), (8, 6)] {

@@ -1,4 +1,4 @@
-//! Logins of users: who has logged in at the provider, and which user of the cluster that is.
+//! Logins of users: verifies a login at the provider and maps it to a user of the cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,13 +26,13 @@ pub struct UserLogin {
     pub session: ProviderSession,
     /// The projects.
     pub projects: Vec<String>,
-    /// The longest time for which the login is used.
+    /// The longest time for which the login is valid.
     pub max_session: Duration,
     /// The address to log out at.
     pub end_session: Option<String>,
     /// The identity token.
     pub id_token: Secret,
-    /// The refresh token, if the provider gave one.
+    /// The refresh token, if the provider issued one.
     pub refresh_token: Option<Secret>,
 }
 
@@ -65,7 +65,7 @@ impl Engine {
         Some(LoginStore::new(login.store.as_ref()?, self.munge.clone()))
     }
 
-    /// Returns where a browser is sent to log in.
+    /// Returns the URL at which a user logs in.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -81,7 +81,7 @@ impl Engine {
         Ok(provider.authorization_url(&authorization).await?)
     }
 
-    /// Returns the user of a login that the provider has confirmed.
+    /// Returns the user of a login that the provider confirmed.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -106,7 +106,12 @@ impl Engine {
         let text = |name: &str| Some(claims.get(name)?.as_str()?.to_owned());
         let claim = text(&login.user_claim).unwrap_or_default();
         let user = login.user_template.user(&claim);
-        let stranger = || denied(DenialCode::InvalidGrant, "your account is of no user of this cluster");
+        let stranger = || {
+            denied(
+                DenialCode::InvalidGrant,
+                "your account belongs to no user of this cluster",
+            )
+        };
         let uid = match self.uid_of(user.ok_or_else(stranger)?).await {
             Err(Refusal::Denied(_)) => return Err(stranger().into()),
             uid => uid?,
@@ -138,7 +143,8 @@ impl Engine {
         Ok(ProviderSession { sub, sid })
     }
 
-    /// Decides about a request of a user who has logged in at a provider, for `left` more. The login was verified.
+    /// Decides on a request of a user who has logged in at a provider. The caller has verified the login, which is
+    /// valid for another `left`.
     ///
     /// # Errors
     /// [`Refusal`].
@@ -159,7 +165,7 @@ impl Engine {
         self.granted(request, kind, Some(proved))
     }
 
-    /// Returns the user who encoded a MUNGE credential for a request about the login for jobs, and the name.
+    /// Returns the user who encoded a MUNGE credential for a request about the login for jobs, and the user name.
     ///
     /// # Errors
     /// [`Refusal`].

@@ -1,4 +1,4 @@
-//! Look-ups of users: the name service and users' file systems, which may hang.
+//! Look-ups of users in the name service and in users' file systems, which may hang.
 
 use std::{
     collections::HashMap,
@@ -11,14 +11,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The number of look-ups that are waited for at once.
+/// The most concurrent look-ups with a waiting caller.
 const WAITED_FOR: usize = 32;
 
-/// The most threads for look-ups, including hung ones that nobody waits for.
+/// The most threads for look-ups, including hung ones without a waiting caller.
 const THREADS: usize = 256;
 
-/// All look-ups of the process, whichever configuration asks. A user has one thread at most, however long it hangs and
-/// however often the configuration is loaded again.
+/// All look-ups of the process, for all configurations. A user has at most one thread, however long it hangs and
+/// however often the configuration is reloaded.
 pub(crate) struct Lookups {
     users: Mutex<HashMap<u32, Weak<Semaphore>>>,
     waited_for: Semaphore,
@@ -36,10 +36,10 @@ impl Default for Lookups {
 }
 
 impl Lookups {
-    /// Runs the look-up of a user on a thread, after the one that is under way, and waits for it until `limit` is over.
+    /// Runs the look-up of a user on a thread, after the running one, and waits until `limit` is over.
     ///
     /// # Errors
-    /// For the operator: it did not end in time.
+    /// For the operator: the look-up did not end in time.
     pub async fn run<T: Send + 'static>(
         &self,
         uid: u32,
@@ -63,7 +63,7 @@ impl Lookups {
         drop(waited_for);
         match done {
             Ok(Ok(answer)) => Ok(answer),
-            // The message of a panic is not repeated: it may quote anything.
+            // Do not repeat the message of a panic: it may quote anything.
             Ok(Err(_)) => Err(format!("uid {uid}: an internal error")),
             Err(_) => Err(late("its look-up")),
         }
@@ -89,7 +89,7 @@ impl Lookups {
     }
 }
 
-/// No semaphore here is ever closed.
+/// Unwraps a permit. No semaphore in this crate is ever closed.
 pub(crate) async fn permit<T>(acquired: Result<T, tokio::sync::AcquireError>) -> T {
     match acquired {
         Ok(permit) => permit,

@@ -14,39 +14,39 @@ use tokio::task::JoinSet;
 
 use crate::lookups::Lookups;
 
-/// The time after which an answer expires. A new membership is effective after this time at the latest.
+/// The time after which a look-up expires. A new membership is effective after this time at the latest.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// The same of an answer in which something is missing.
+/// The same for an incomplete look-up.
 const FRESH_IF_INCOMPLETE: Duration = Duration::from_secs(1);
 
-/// The time after its last use for which an answer is kept fresh.
+/// The time after its last use during which a user is kept fresh.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// The interval of refreshes: none expires in between.
+/// The interval of refreshes: shorter than [`FRESH`], so that no look-up expires between two of them.
 pub(crate) const REFRESH: Duration = Duration::from_secs(30);
 
-/// The number of users of projects that are looked up in advance.
+/// The most project members that are looked up in advance.
 const AHEAD: usize = 1000;
 
-/// The number of them that are looked up at once.
+/// The number of concurrent look-ups in advance.
 const PARALLEL: usize = 8;
 
-/// The job owner according to the name service, as far as rules and projects ask, and to the identity token.
+/// The job owner: the facts from the name service that rules and projects need, and the claims of the identity token.
 #[derive(Debug, Clone)]
 pub struct Owner {
     uid: u32,
-    /// The time when that was said.
+    /// The time of the look-up.
     at: Instant,
-    /// The user name, where the uid has one.
+    /// The user name, if the uid has one.
     pub name: Option<String>,
     groups: HashSet<Principal>,
-    /// The groups that rules and projects name and the name service does not know.
+    /// The groups in rules and projects that the name service does not know.
     pub unknown_groups: HashSet<Principal>,
     claims: HashSet<String>,
     /// The reason why the identity token is not accepted.
     pub refused: Option<Failure>,
-    /// The time when the claims end.
+    /// The time when the claims expire.
     until: Option<SystemTime>,
 }
 
@@ -56,26 +56,26 @@ impl Owner {
         self.uid
     }
 
-    /// Returns whether it counts still.
+    /// Returns whether the look-up is still valid.
     pub fn is_fresh(&self) -> bool {
         !self.fresh_for().is_zero()
     }
 
-    /// Returns how long it counts from now on.
+    /// Returns how long the look-up remains valid.
     fn fresh_for(&self) -> Duration {
-        // A missing user may appear in a moment, and so may a repaired identity token.
+        // A missing user may appear soon, and an identity token may be repaired soon.
         let is_whole = self.name.is_some() && self.refused.is_none();
         let fresh = if is_whole { FRESH } else { FRESH_IF_INCOMPLETE }.saturating_sub(self.at.elapsed());
         fresh.min(self.claims_left().unwrap_or(fresh))
     }
 
-    /// Returns how long the claims count from now on; none without claims.
+    /// Returns how long the claims remain valid; none without claims.
     fn claims_left(&self) -> Option<Duration> {
         self.until
             .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
-    /// Returns what a plugin needs to know.
+    /// Returns the message for a plugin.
     pub fn to_message(&self) -> protocol::Owner {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         protocol::Owner {
@@ -117,16 +117,16 @@ impl Person for Owner {
     }
 }
 
-/// A verified identity token: its claims, and when it expires.
+/// A verified identity token: its claims, and its expiry.
 pub(crate) struct Verified {
     pub claims: serde_json::Value,
     pub until: Option<SystemTime>,
 }
 
-/// Verifies identity tokens. What it says of one that is refused has nothing of the token.
+/// Verifies identity tokens. An error contains nothing of the token.
 pub(crate) type Verify = Box<dyn Fn(&str) -> Result<Verified, Failure> + Send + Sync>;
 
-/// The users of one configuration, by uid. Its lock is never held while somebody is asked.
+/// The users of one configuration, by uid. Its lock is never held during a look-up.
 pub(crate) struct Owners {
     cache: Mutex<HashMap<u32, Entry>>,
     /// The groups that rules, projects and grants name.
@@ -138,17 +138,17 @@ pub(crate) struct Owners {
     tell: Tell,
 }
 
-/// Told of each user that was looked up.
+/// Called with each user that was looked up.
 pub type Tell = Box<dyn Fn(u32, &Owner) + Send + Sync>;
 
 struct Entry {
-    /// The time when somebody last wanted to know.
+    /// The time of the last use.
     used: Instant,
     owner: Arc<Owner>,
 }
 
 impl Owners {
-    /// Returns the users of a configuration. `verify` is for identity tokens, if projects ask for their claims.
+    /// Returns the users of a configuration. `verify` verifies identity tokens, if projects need their claims.
     pub fn new(config: &Config, verify: Option<Verify>, lookups: Arc<Lookups>, tell: Tell) -> Self {
         let rules = config.rules.iter();
         let wanted: HashSet<&Principal> = rules
@@ -176,7 +176,7 @@ impl Owners {
     /// Returns the user, from the cache or after a look-up.
     ///
     /// # Errors
-    /// For the operator: what failed, or that it did not end in time.
+    /// For the operator: what failed or timed out.
     pub async fn look_up(self: &Arc<Self>, uid: u32) -> Result<Arc<Owner>, String> {
         match self.used(uid) {
             Some(owner) => Ok(owner),
@@ -184,7 +184,7 @@ impl Owners {
         }
     }
 
-    /// Looks the users up again about whom somebody wanted to know, before what is known is too old.
+    /// Looks up the users in the cache again before their look-ups expire.
     pub async fn refresh(self: &Arc<Self>) {
         let uids: Vec<u32> = {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,19 +196,20 @@ impl Owners {
         self.look_all_up(uids, false).await;
     }
 
-    /// Looks the users up that projects name, and the members that the name service lists for their groups, so that
+    /// Looks up the users that projects name, and the members that the name service lists for their groups, so that
     /// they are known when they submit jobs.
     pub async fn look_ahead(self: &Arc<Self>, projects: &config::Projects) {
         let users: Vec<Principal> = projects.users().cloned().collect();
         let groups: Vec<Principal> = projects.groups().cloned().collect();
-        // Nobody's jobs wait for the members of groups, and they belong to no user.
+        // No job waits for this look-up, and it belongs to no user.
         let members = self.lookups.run(u32::MAX, self.limit, move || members(&users, &groups));
         let unknown = |uid: &u32| self.known(*uid).is_none();
         let uids = members.await.unwrap_or_default().into_iter().filter(unknown).collect();
         self.look_all_up(uids, true).await;
     }
 
-    /// A user whose look-up hangs does not delay the others. One that fails is looked up when a job needs it.
+    /// Looks up users concurrently. A hung look-up does not delay the others. A user whose look-up fails is looked up
+    /// again when a job needs it.
     async fn look_all_up(self: &Arc<Self>, uids: Vec<u32>, used: bool) {
         let mut under_way = JoinSet::new();
         let mut uids = uids.into_iter();
@@ -229,14 +230,14 @@ impl Owners {
         let owners = Arc::clone(self);
         let asked = Instant::now();
         let look_up = move || match owners.known(uid).filter(|owner| owner.at > asked) {
-            // The look-up before this one ended since.
+            // A look-up that began after this call has ended meanwhile.
             Some(owner) => Ok(owner),
             None => owners.ask(uid, used),
         };
         self.lookups.run(uid, self.limit, look_up).await?
     }
 
-    /// Returns a user whose look-up has not expired, and keeps it fresh for another hour.
+    /// Returns a user whose look-up is valid, and keeps the user fresh for another hour.
     fn used(&self, uid: u32) -> Option<Arc<Owner>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.get_mut(&uid)?.used = Instant::now();
@@ -244,14 +245,14 @@ impl Owners {
         self.known(uid)
     }
 
-    /// Returns a user whose look-up has not expired.
+    /// Returns a user whose look-up is valid.
     fn known(&self, uid: u32) -> Option<Arc<Owner>> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let owner = &cache.get(&uid)?.owner;
         owner.is_fresh().then(|| Arc::clone(owner))
     }
 
-    /// Asks the name service, and reads the identity token. Blocks.
+    /// Queries the name service, and reads the identity token. Blocks.
     fn ask(&self, uid: u32, used: bool) -> Result<Arc<Owner>, String> {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|e| format!("uid {uid} could not be looked up: {e}"))?;
         let mut owner = Owner {
@@ -265,7 +266,7 @@ impl Owners {
             until: None,
         };
         let Some(user) = user else {
-            // Perhaps it is known in a moment.
+            // Do not cache: the name service may know the user soon.
             return Ok(Arc::new(owner));
         };
         if !self.wanted.is_empty() {
@@ -281,13 +282,14 @@ impl Owners {
                 match gid {
                     Some(gid) if gids.contains(&gid) => owner.groups.insert(group.clone()),
                     Some(_) => false,
-                    // A name service that cannot reach its server may say so too.
+                    // A name service that cannot reach its server may also report an unknown group.
                     None => owner.unknown_groups.insert(group.clone()),
                 };
             }
         }
         self.identify(&mut owner, &user.name);
-        // However long that took: who waits for it would have it asked again and again.
+        // The time counts from the end: otherwise a slow look-up would expire before its callers use it, and be
+        // repeated.
         owner.at = Instant::now();
         let owner = Arc::new(owner);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -304,7 +306,7 @@ impl Owners {
         Ok(owner)
     }
 
-    /// Adds what the identity token says. One that cannot be used says nothing, and why.
+    /// Adds the claims of the identity token, or the reason why it cannot be used.
     fn identify(&self, owner: &mut Owner, name: &str) {
         let Some((identity, verify)) = &self.identity else {
             return;
@@ -330,7 +332,7 @@ impl Owners {
     }
 }
 
-/// Returns the uids of these users, and of the members of these groups. Blocks.
+/// Returns the uids of these users and of the members of these groups. Blocks.
 fn members(users: &[Principal], groups: &[Principal]) -> Vec<u32> {
     let by_name = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
     let named = users.iter().filter_map(|user| match user {
@@ -373,7 +375,7 @@ mod tests {
         })
     }
 
-    /// Only jobs keep a user for another hour. Refreshes do not, or they would never end.
+    /// Only jobs keep a user fresh for another hour. Refreshes do not, or they would never end.
     #[test]
     fn kept() {
         let owners = owners();

@@ -22,10 +22,10 @@ use crate::{
     task::{Task, Variables},
 };
 
-/// Pauses between tries while munged does not answer: the first, and the longest.
+/// The first and the longest pause between attempts while munged does not answer.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// The time beyond its timeout that a source may take. Most sources end in time by themselves, with a better message.
+/// The time that a source may exceed its timeout by. Most sources end in time by themselves, with a better message.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// The result of a successful delivery.
@@ -37,27 +37,27 @@ pub enum Sealed {
         record: String,
         /// The names of its variables.
         names: Vec<String>,
-        /// The next one; none if there will be no other.
+        /// The next renewal; none if there is none.
         due: Option<seal::Due>,
     },
     /// No rule is for the job owner.
     NoRule,
 }
 
-/// The end of a delivery.
+/// The result of a delivery, with lines for the log and the user.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The record, or why there is none.
+    /// The record, or the failure.
     pub result: Result<Sealed, Failure>,
-    /// Lines for the operator's log, about this job.
+    /// Lines for the operator's log about this job.
     pub notes: Vec<String>,
-    /// Lines for the operator's log that somebody must act on, about more than this job.
+    /// Lines for the operator's log that require action and concern more than this job.
     pub warnings: Vec<String>,
     /// Lines for the user of this job.
     pub for_user: Vec<String>,
 }
 
-/// Lines for the operator's log and for the user, as they come up.
+/// Lines for the operator's log and for the user, in the order of their occurrence.
 #[derive(Default)]
 struct Lines {
     notes: Vec<String>,
@@ -66,7 +66,7 @@ struct Lines {
 }
 
 impl Engine {
-    /// Takes a job to its record. It ends within the timeout of the task, and gives up when dropped.
+    /// Delivers the record of a job within the timeout of the task. Dropping the future abandons the delivery.
     pub async fn deliver(self: Arc<Self>, task: Task) -> Outcome {
         let (progress, mut lines) = (Progress::default(), Lines::default());
         let (limit, start) = (task.timeout, Instant::now());
@@ -88,13 +88,13 @@ impl Engine {
         }
     }
 
-    /// The same, for schedulers whose nodes ask for the record of each job: if no rule is for the job, its record is without
-    /// variables.
+    /// Delivers like [`Self::deliver`], for schedulers whose nodes ask for the record of each job. If no rule matches
+    /// the job, the record has no variables.
     pub async fn deliver_or_none(self: Arc<Self>, task: Task) -> Outcome {
         let (jobid, uid, start) = (task.jobid, task.uid, Instant::now());
         let limit = task.timeout;
         let mut outcome = match &task.variables {
-            // The owner need not be known.
+            // A record without variables needs no look-up of the owner.
             Variables::Rules(rules) if rules.is_empty() => Outcome {
                 result: Ok(Sealed::NoRule),
                 notes: Vec::new(),
@@ -149,14 +149,15 @@ impl Engine {
                 (seal::Owner { jobid, uid }, provided)
             }
             Ok((jobid, uid, Variables::Rules(_))) => (seal::Owner { jobid, uid }, fetched),
-            // Threads that had it have returned.
+            // All threads that shared the task have returned.
             Err(_) => return Err(Failure::internal_in_agent()),
         };
         self.seal(owner, variables, renewals.into_renewal(), progress, lines)
             .await
     }
 
-    /// Fetches one token of a job, and checks it; none if no rule is for the job owner. The time is its expiry by the source.
+    /// Fetches one token of a job and checks it; none if no rule matches the job owner. The time is the expiry that the
+    /// source states.
     async fn fetch_token(
         self: &Arc<Self>,
         task: &Arc<Task>,
@@ -178,7 +179,7 @@ impl Engine {
         Ok(Some((which, variables, expires)))
     }
 
-    /// Asks a source for one token of a job, and checks it. The time is its expiry by the source.
+    /// Fetches one token of a job from this source and checks it. The time is the expiry that the source states.
     async fn obtain(
         self: &Arc<Self>,
         (which, source): (SourceId, &Arc<dyn Source>),
@@ -198,7 +199,7 @@ impl Engine {
         Ok((checked, expires))
     }
 
-    /// Chooses the source of a job, and waits for its turn. Until its rule is known, the job waits in no rule's queue.
+    /// Chooses the source of a job, and waits for its turn. Before its rule is known, the job waits in no rule's queue.
     async fn turn(
         &self,
         task: &Task,
@@ -221,15 +222,15 @@ impl Engine {
             };
             progress.enter(Stage::Waiting);
             let slot = lane.enter(task.uid).await;
-            // If it has waited so long that what was found out counts no more, the rule is chosen anew.
+            // If the look-up expired while the job waited, look up the owner and choose the rule again.
             if owner.is_none_or(|owner| owner.is_fresh()) {
                 return Ok(Some((chosen, Some(Arc::new(slot)))));
             }
         }
     }
 
-    /// Asks a source. What it starts keeps the slot until it has ended, however long that is: a thread, or a command
-    /// that cannot be killed.
+    /// Fetches from a source. A thread of the source, or a command that cannot be killed, keeps the slot until it ends,
+    /// which may be much later.
     async fn fetch(
         &self,
         which: SourceId,
@@ -255,11 +256,11 @@ impl Engine {
         let source = Arc::clone(source);
         let fetched = on_thread(slot, move || source.fetch_here(&values));
         let (fetched, slot) = timeout(limit, fetched).await.map_err(|_| late())??;
-        // A source that blocks has this function.
+        // Sources that block implement `fetch_here`.
         Ok((fetched.ok_or_else(Failure::internal)?, slot))
     }
 
-    /// Checks variables as their rule says. Verification may read files and ask servers for keys.
+    /// Checks variables as their rule requires. Verification may read files and fetch keys from servers.
     async fn check(
         self: &Arc<Self>,
         which: SourceId,
@@ -268,7 +269,7 @@ impl Engine {
         slot: Arc<Slot>,
         lines: &mut Lines,
     ) -> Result<seal::Variables, Failure> {
-        // The service of rabbit jobs answers for what they are given.
+        // The rabbit service is responsible for the variables that it provides.
         let SourceId::Rule(index) = which else {
             return Ok(variables);
         };
@@ -276,7 +277,7 @@ impl Engine {
         match rule.check {
             Check::None => Ok(variables),
             Check::Shape => {
-                let hint = " (check = \"none\" is for secrets that are no JWT)";
+                let hint = " (check = \"none\" is for secrets that are not JWTs)";
                 for (name, value) in variables.iter().filter(|(name, _)| *name == rule.variable) {
                     let checked = token::check_shape(value.expose_secret(), SystemTime::now());
                     checked.map_err(|e| self.refused(index, name, &e, hint))?;
@@ -335,7 +336,7 @@ impl Engine {
         )
     }
 
-    /// Seals. While munged does not answer, it is asked again with backoff until the time of the delivery is over.
+    /// Seals the record. While munged does not answer, retries with backoff until the timeout of the delivery.
     async fn seal(
         &self,
         owner: seal::Owner,
@@ -383,17 +384,17 @@ impl Engine {
     }
 }
 
-/// Runs something that blocks on a thread, which keeps a permit until it returns, and returns both.
+/// Runs a blocking function on a thread, which holds a permit until it returns. Returns the result and the permit.
 async fn on_thread<T: Send + 'static, P: Send + 'static>(
     permit: P,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<(T, P), Failure> {
     let thread = tokio::task::spawn_blocking(move || (work(), permit));
-    // The message of a panic is not repeated: it may quote anything.
+    // Do not repeat the message of a panic: it may quote anything.
     thread.await.map_err(|_| Failure::internal_in_agent())
 }
 
-/// A token that is bound to a job is for no other.
+/// Checks that a token that is bound to a job is bound to this one.
 fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
     let Some(job) = claims.job() else {
         return match claims.get("flux").or_else(|| claims.get("slurm")) {
@@ -406,7 +407,7 @@ fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<()
     } else if job.uid != task.uid {
         Err("it is the token of a job of another user")
     } else if job.instance != instance {
-        // Another instance has jobs of the same ids.
+        // Another instance has jobs with the same ids.
         Err("it is the token of a job of another instance or cluster")
     } else if is_id_of(job.id, task) {
         Ok(())
@@ -415,7 +416,7 @@ fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<()
     }
 }
 
-/// Returns whether a text is the id of a job, in F58 or as a number.
+/// Returns whether a text is the id of the job, in F58 or as a number.
 fn is_id_of(text: &str, task: &Task) -> bool {
     let f58 = task.f58.parse::<token::Session>();
     f58.is_ok_and(|id| id.as_str() == text) || text.parse() == Ok(task.jobid)

@@ -1,4 +1,4 @@
-//! The stage of a delivery, for the operator's message at the timeout.
+//! The stage of a delivery, for the operator's message about a timeout.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,11 +7,11 @@ use std::{
 
 use protocol::{Code, Failure};
 
-/// The stage of a delivery.
+/// The current stage of a delivery, and its last error.
 #[derive(Debug, Default)]
 pub(crate) struct Progress(Mutex<(Stage, Option<String>)>);
 
-/// The stages.
+/// The stages of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Stage {
     #[default]
@@ -23,17 +23,17 @@ pub(crate) enum Stage {
 }
 
 impl Progress {
-    /// The delivery is at this stage from now on.
+    /// Records that the delivery enters a stage.
     pub fn enter(&self, stage: Stage) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (stage, None);
     }
 
-    /// Records an error after which the stage goes on.
+    /// Records an error after which the stage is retried.
     pub fn retries(&self, error: String) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(error);
     }
 
-    /// Returns the failure of a delivery that was given up now, since the limit that this key sets was over.
+    /// Returns the failure of a delivery that exceeded `limit`, which `key` sets.
     pub fn timed_out(&self, limit: Duration, key: &str) -> Failure {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (stage, error) = &*state;
@@ -49,7 +49,7 @@ impl Progress {
 }
 
 impl Stage {
-    /// For the operator: what was done when the time was over.
+    /// Returns the code and, for the operator, the action that was interrupted.
     fn describe(self) -> (Code, &'static str) {
         match self {
             Stage::Owner => (Code::OwnerTimeout, "the job owner was looked up"),

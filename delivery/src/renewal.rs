@@ -1,4 +1,4 @@
-//! The time at which the tokens of a job are fetched again.
+//! The time at which the tokens of a job are renewed.
 
 use std::time::SystemTime;
 
@@ -6,18 +6,19 @@ use config::Rule;
 use seal::{ExposeSecret, OnExpiry, Renewal, Variables};
 use token::NumericDate;
 
-/// The part of the time until a renewal by which it may come earlier, so that jobs that started together do not renew
-/// together.
+/// The largest random reduction of the time until a renewal, as a fraction, so that jobs that started together do not
+/// renew together.
 const JITTER: f64 = 0.1;
 
-/// The shortest time until a renewal, in seconds: a user can request a short lifetime, and a token can have expired already.
+/// The shortest time until a renewal, in seconds: a user may request a short lifetime, and a token may have expired
+/// already.
 const SHORTEST: f64 = 1.0;
 
-/// What the tokens of one record say of its renewal.
+/// The renewal of one record, as its tokens require it.
 pub(crate) struct Renewals(Renewal);
 
 impl Renewals {
-    /// Returns those of a record without tokens.
+    /// Returns the renewal of a record without tokens.
     pub fn of(generation: u32) -> Self {
         Self(Renewal {
             generation,
@@ -25,8 +26,8 @@ impl Renewals {
         })
     }
 
-    /// Adds the token of a rule. `stated` is when it expires by its source. The record is renewed when the first of its tokens
-    /// is due.
+    /// Adds the token of a rule. `stated` is the expiry that its source states. The record is renewed when the first of
+    /// its tokens is due.
     pub fn add(&mut self, rule: &Rule, variables: &Variables, stated: Option<SystemTime>) {
         let Self(renewal) = self;
         if !variables.names().any(|name| name == rule.variable) {
@@ -50,14 +51,14 @@ impl Renewals {
         }
     }
 
-    /// Returns it for the record.
+    /// Returns the renewal for the record.
     pub fn into_renewal(self) -> Renewal {
         self.0
     }
 }
 
-/// Returns when the token of a rule expires, in seconds since 1970-01-01T00:00:00Z: the earlier of its `exp` and of `stated`; none if
-/// both are missing.
+/// Returns the expiry of a rule's token, in seconds since 1970-01-01T00:00:00Z: the earlier of its claim `exp` and
+/// `stated`; none if both are missing.
 pub(crate) fn expiry(rule: &Rule, variables: &Variables, stated: Option<SystemTime>, now: SystemTime) -> Option<f64> {
     let (_, value) = variables.iter().find(|(name, _)| *name == rule.variable)?;
     // An opaque secret may be a JWT nevertheless.
@@ -89,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// The seconds until the token expires and until it is renewed.
+    /// Returns the seconds until the token expires and until it is renewed.
     fn renewal(token: &str, stated: Option<u64>) -> Option<(i64, i64)> {
         let table =
             json!({"workflow-token": {"rule": [{"source": "file", "path": "/t", "check": "none", "renew": 0.5}]}});

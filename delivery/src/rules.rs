@@ -1,5 +1,5 @@
-//! The choice of a rule, once the job owner is known. What counts is who is in which project now, whatever was found
-//! when the job was submitted or updated.
+//! Chooses the rule once the job owner is known. The current membership in projects decides; the one found at
+//! submission or update does not count.
 
 use config::{Asked, AttributePath, Denied, Facts, Person, Principal, Property, Rule, TokenRequest, Values};
 use protocol::{Code, Failure};
@@ -10,22 +10,22 @@ use crate::{
     task::Task,
 };
 
-/// The sources that may be for one token of a job.
+/// The possible sources of one token of a job.
 pub(crate) enum Candidates {
-    /// Those of these rules, of which the first that is for the job owner counts.
+    /// The sources of these rules. The first rule that matches the job owner is chosen.
     Rules(Vec<usize>),
-    /// The one for rabbit jobs.
+    /// The source for rabbit jobs.
     Rabbit,
 }
 
-/// A source, and the values of the job for it.
+/// A source, and the job's values for it.
 pub(crate) struct Chosen {
     pub which: SourceId,
     pub values: Values,
 }
 
 impl Engine {
-    /// Returns whether the job owner must be known before a source is chosen and asked.
+    /// Returns whether the job owner must be looked up before a source is chosen and used.
     pub(crate) fn needs_owner(&self, candidates: &Candidates) -> bool {
         if !self.config.projects.is_empty() {
             return true;
@@ -42,10 +42,11 @@ impl Engine {
         }
     }
 
-    /// Chooses the source of a token; none if no rule is for the job owner. `owner` is there if [`Engine::needs_owner`].
+    /// Chooses the source of a token; none if no rule matches the job owner. `owner` is set if [`Engine::needs_owner`]
+    /// requires it.
     ///
     /// # Errors
-    /// The job owner may not have it, or is not known.
+    /// The job owner may not have the token, or is unknown.
     pub(crate) fn choose(
         &self,
         task: &Task,
@@ -108,9 +109,9 @@ impl Engine {
         Ok(Some(Chosen { which, values }))
     }
 
-    /// Returns why it is not known in which projects the owner of a job is, if that decides whether the job gets a token: it
-    /// asks for no project, a rule that may match needs one, and the identity token could not be read or verified. One that
-    /// was refused puts its user into no project.
+    /// Returns the failure if the projects of the job owner are unknown and decide whether the job gets a token: it
+    /// requests no project, a rule that may match needs one, and the identity token could not be read or verified. A
+    /// refused identity token puts its user into no project.
     fn doubt(&self, task: &Task, candidates: &[usize], owner: &Owner) -> Option<Failure> {
         let needs_project = |index: &usize| {
             let rule = self.config.rules.get(*index);
@@ -132,7 +133,7 @@ impl Engine {
         ))
     }
 
-    /// Returns why it is not known whether a rule applies: its group is unknown.
+    /// Returns the failure for a rule whose group is unknown.
     fn unknown_group(&self, rule: usize) -> Failure {
         let group = self
             .config
@@ -141,7 +142,7 @@ impl Engine {
             .and_then(|rule| rule.conditions.group.as_ref());
         let group = group.map(ToString::to_string).unwrap_or_default();
         let why = format!(
-            "group {group} is not in the group database, so that nobody knows who is in it: create it, or correct the \
+            "group {group} is not in the group database, so its members are unknown: create it, or correct the \
              table workflow-token"
         );
         Failure::new(
@@ -151,14 +152,14 @@ impl Engine {
         )
     }
 
-    /// Refuses a token for a workspace that is a project, as a rule forms it, to a user who is not in that project.
+    /// Rejects a token whose workspace, as the rule forms it, is a project that the user is not in.
     fn admit(&self, which: SourceId, values: &Values, owner: &Owner) -> Result<(), Failure> {
         let SourceId::Rule(index) = which else { return Ok(()) };
         let config::Source::Issuer(settings) = &self.config.rules[index].source else {
             return Ok(());
         };
         let projects = &self.config.projects;
-        // The source reports a template that cannot be filled in.
+        // The source reports a template that it cannot fill in.
         let Some(Ok(workspace)) = settings.workspace.as_ref().map(|workspace| workspace.fill(values)) else {
             return Ok(());
         };
@@ -169,7 +170,7 @@ impl Engine {
         admitted.map(|_| ()).map_err(|denied| denied_to(owner, &denied))
     }
 
-    /// Adds what the user requests of the token, if its rule allows that.
+    /// Adds the user's requests for the token, if its rule allows them.
     fn request(&self, which: SourceId, task: &Task, values: &mut Values) -> Result<(), Failure> {
         let SourceId::Rule(index) = which else { return Ok(()) };
         let rule = &self.config.rules[index];
@@ -206,12 +207,12 @@ impl Engine {
     }
 }
 
-/// Returns whether the name service must be asked for the job owner.
+/// Returns whether a rule needs the name service to look up the job owner.
 fn asks_for_owner(rule: &Rule) -> bool {
     matches!(rule.conditions.user, Some(Principal::Name(_))) || rule.conditions.group.is_some()
 }
 
-/// Returns why the owner of a job gets no token for a project.
+/// Returns the failure of a job whose owner may not have a token for a project.
 fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
     let detail = match &owner.refused {
         Some(why) => format!("{denied}: the identity token: {}", why.operator),
@@ -220,10 +221,11 @@ fn denied_to(owner: &Owner, denied: &Denied) -> Failure {
     Failure::new(Code::ProjectDenied, denied.to_string(), detail)
 }
 
-/// The conditions that the plugin left open, which are those about the owner: it has decided all others.
+/// Decides conditions on the owner, which the plugin left open. The plugin has decided all others.
 struct OwnerFacts<'a> {
     owner: &'a Owner,
-    /// The project that the job is in, if the configuration has projects; otherwise the plugin has decided that, too.
+    /// The project of the job, if the configuration has projects. Otherwise the plugin has decided these conditions,
+    /// too.
     project: Option<Option<&'a str>>,
 }
 

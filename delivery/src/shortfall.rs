@@ -1,4 +1,4 @@
-//! Reports tokens that are not renewed and expire before their jobs end. Their lifetime is known after the fetch.
+//! Reports tokens that are not renewed and expire before their jobs end. Their lifetime is known only after the fetch.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,14 @@ use token::NumericDate;
 
 use crate::{renewal::expiry, task::Task};
 
-/// The time by which a token may expire before the end of its job: times in tokens are often whole seconds.
+/// The time by which a token may expire before the end of its job: times in tokens are often rounded to seconds.
 const TOLERANCE: Duration = Duration::from_secs(2);
 
-/// Returns the line for the user about a token that does not last as long as its job. `stated` is when it expires by its source.
+/// Returns the line for the user about a token that expires before its job ends. `stated` is the expiry that its source
+/// states.
 ///
 /// # Errors
-/// The token does not last as long as the job, and its rule rejects such jobs.
+/// The token expires before the job ends, and its rule rejects such jobs.
 pub(crate) fn check(
     rule: &Rule,
     task: &Task,

@@ -1,4 +1,4 @@
-//! The subject of a token that is minted for a user or a client: who it is, and which grant it gets.
+//! The subject of a token that is minted for a user or a client, and the grant that applies.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -15,7 +15,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{Engine, Owner};
 
-/// The longest time for a proof: nobody waits longer.
+/// The longest time for verifying evidence: no caller waits longer.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// A token that may be minted.
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub struct Granted {
     /// The claim `sub`: the name of the user, or the id of the client.
     pub sub: String,
-    /// Set if it is for the client itself.
+    /// Set if the subject is the client itself.
     pub is_client: bool,
     /// The audiences.
     pub audience: Vec<String>,
@@ -33,12 +33,12 @@ pub struct Granted {
     pub lifetime: Duration,
 }
 
-/// The reason why there is no token.
+/// The reason why no token is minted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// For whoever asks.
+    /// For the requester.
     Denied(Denial),
-    /// The agent cannot decide at the moment; the reason, for the operator.
+    /// The agent cannot decide at the moment. The reason is for the operator.
     Unknown(String),
 }
 
@@ -54,11 +54,11 @@ pub fn denied(code: DenialCode, text: impl Into<String>) -> Denial {
     Denial { code, text }
 }
 
-/// A user who has proved who that is.
+/// A user whose identity is proved.
 pub(crate) struct Proved {
     pub owner: Arc<Owner>,
     pub name: String,
-    /// The time that the proof is valid for, if it is limited.
+    /// The remaining validity of the proof, if it is limited.
     pub left: Option<Duration>,
 }
 
@@ -73,7 +73,7 @@ impl Engine {
         if matches!(request.evidence, Evidence::Munge(_))
             && !grants.iter().any(|grant| is_for(grant, EvidenceKind::Munge, request))
         {
-            // munged is not asked in vain.
+            // Do not send munged a request whose answer cannot matter.
             return Err(no_grant().into());
         }
         let (kind, proved) = match &request.evidence {
@@ -86,13 +86,13 @@ impl Engine {
                 let (trust, proved) = self.identified(token, grants, request).await?;
                 (EvidenceKind::Trust(trust), Some(proved))
             }
-            // The caller has verified it.
+            // The agent handles logins before it calls this function.
             Evidence::Login(_) => return Err(Refusal::Unknown("an internal error".to_owned())),
         };
         self.granted(request, kind, proved)
     }
 
-    /// Decides about a request of a user who has proved who that is.
+    /// Decides on a request of a user whose identity is proved.
     pub(crate) fn granted(
         &self,
         request: &MintRequest,
@@ -133,7 +133,7 @@ impl Engine {
         projects.map(|project| project.name.clone()).collect()
     }
 
-    /// Returns these workspaces without those of projects that a user is not in.
+    /// Returns these workspaces without the projects that a user is not in.
     fn admitted(&self, workspaces: &[String], owner: &Owner) -> Vec<String> {
         let projects = &self.config().projects.list;
         let is_admitted = |workspace: &&String| {
@@ -143,7 +143,7 @@ impl Engine {
         workspaces.iter().filter(is_admitted).cloned().collect()
     }
 
-    /// Returns the user who encoded a MUNGE credential for a purpose, which is its payload.
+    /// Returns the user who encoded a MUNGE credential for a purpose. The payload of the credential names the purpose.
     pub(crate) async fn munge_user(&self, purpose: &str, credential: &SecretText) -> Result<Proved, Refusal> {
         let (munge, credential) = (self.munge.clone(), credential.clone());
         let received = spawn_blocking(move || munge.receive(&credential.0));
@@ -176,7 +176,7 @@ impl Engine {
         });
         let trusts = &self.config().trusts;
         let trust = trusts.iter().position(|trust| Some(&trust.issuer) == issuer.as_ref());
-        let trust = trust.ok_or_else(|| refused("the token is of no issuer that is trusted".to_owned()))?;
+        let trust = trust.ok_or_else(|| refused("the issuer of the token is not trusted".to_owned()))?;
         let grant = grants
             .iter()
             .find(|grant| is_for(grant, EvidenceKind::Trust(trust), request));
@@ -243,7 +243,7 @@ impl Engine {
     }
 }
 
-/// Returns whether a grant is for this kind of evidence and this client, whoever the user is.
+/// Returns whether a grant accepts this kind of evidence and this client, for any user.
 fn is_for(grant: &ServiceGrant, kind: EvidenceKind, request: &MintRequest) -> bool {
     let is_client = |client: &String| grant.clients.contains(client);
     grant.evidence.contains(&kind) && (grant.clients.is_empty() || request.client.as_ref().is_some_and(is_client))
@@ -256,7 +256,7 @@ fn no_grant() -> Denial {
     )
 }
 
-/// Returns the first grant for a request.
+/// Returns the first grant that covers a request.
 fn choose<'a>(
     grants: &'a [ServiceGrant],
     kind: EvidenceKind,
@@ -284,10 +284,10 @@ fn choose<'a>(
         .ok_or_else(|| denied(DenialCode::InvalidTarget, "no grant is for this audience"))
 }
 
-/// Returns the requested ones of these workspaces, or all.
+/// Returns the requested workspaces, or all allowed ones if none is requested.
 ///
 /// # Errors
-/// One is not among them, or there are none.
+/// A requested workspace is not allowed, or there are none.
 pub fn narrowed(requested: &[String], allowed: Vec<String>) -> Result<Vec<String>, Denial> {
     if (1..requested.len()).any(|i| requested[..i].contains(&requested[i])) {
         return Err(denied(DenialCode::InvalidScope, "a project is repeated"));
@@ -303,13 +303,13 @@ pub fn narrowed(requested: &[String], allowed: Vec<String>) -> Result<Vec<String
     }
 }
 
-/// Returns the requested lifetime, or the longest.
+/// Returns the requested lifetime, at most `longest`.
 ///
 /// # Errors
-/// None is left.
+/// Less than one second is left.
 pub fn requested_lifetime(request: &MintRequest, longest: Duration) -> Result<Duration, Denial> {
     let wanted = request.lifetime_secs.map_or(longest, Duration::from_secs).min(longest);
-    // Lifetimes are in whole seconds.
+    // Lifetimes are whole seconds.
     match wanted.as_secs() {
         0 => Err(denied(DenialCode::InvalidGrant, "the lifetime is less than one second")),
         seconds => Ok(Duration::from_secs(seconds)),

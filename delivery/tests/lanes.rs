@@ -1,4 +1,4 @@
-//! Lanes of rules: a job waits only in that of its own rule.
+//! Lanes of rules: a job waits only in the lane of its own rule.
 
 use std::{fs, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
@@ -26,8 +26,8 @@ fn task(uid: u32, rules: &[usize], timeout: Duration) -> Task {
     }
 }
 
-/// The only turn of the first rule is taken by a command that hangs. A job whose owner is not known yet could match both
-/// rules, and gets to the source of the second one.
+/// A hung command takes the only slot of the first rule. A job whose owner is not known yet could match both rules, and
+/// still reaches the source of the second one.
 #[tokio::test]
 async fn unknown_owner() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct Failure {
     /// The kind of failure.
     pub code: Code,
-    /// For the user: what failed, and nothing of the site.
+    /// For the user: what failed, without details of the site.
     pub user: String,
     /// For the operator: the cause.
     pub operator: String,
 }
 
 impl Failure {
-    /// A failure with a text for each reader.
+    /// Returns a failure with a text for each reader.
     pub fn new(code: Code, user: impl Into<String>, operator: impl Into<String>) -> Self {
         Self {
             code,
@@ -25,14 +25,15 @@ impl Failure {
         }
     }
 
-    /// A fault of a plugin. The message of a panic is not repeated: it may quote anything.
+    /// Returns the failure after a panic of a plugin. It does not repeat the message of the panic, which may quote
+    /// anything.
     pub fn internal() -> Self {
         Self::internal_in("the broker's output")
     }
 
-    /// A fault of the agent.
+    /// Returns the failure after a panic of the agent.
     pub fn internal_in_agent() -> Self {
-        Self::internal_in("the agent's output, which is that of the broker unless systemd started the agent")
+        Self::internal_in("the agent's output (the broker's output, unless systemd started the agent)")
     }
 
     fn internal_in(output: &str) -> Self {
@@ -54,7 +55,7 @@ macro_rules! codes {
             /// All codes.
             pub const ALL: &[Code] = &[$(Code::$name,)*];
 
-            /// The stable name.
+            /// Returns the stable name.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Code::$name => $text,)*
@@ -71,7 +72,7 @@ codes! {
     AgentTimeout = "agent-timeout",
     /// The agent cannot use the configuration.
     AgentConfiguration = "agent-configuration",
-    /// The delivery waited for its turn until its time was over.
+    /// The delivery waited for its turn until its timeout.
     QueueTimeout = "queue-timeout",
     /// The job owner could not be looked up in time.
     OwnerTimeout = "owner-timeout",
@@ -79,7 +80,7 @@ codes! {
     OwnerUnknown = "owner-unknown",
     /// The job owner is not in the project.
     ProjectDenied = "project-denied",
-    /// The source did not answer in time.
+    /// The source did not reply in time.
     SourceTimeout = "source-timeout",
     /// The source has no token for the job.
     SourceFailed = "source-failed",
@@ -93,7 +94,7 @@ codes! {
     SealTimeout = "seal-timeout",
     /// MUNGE refused to seal.
     SealFailed = "seal-failed",
-    /// The variables are larger than a record can be.
+    /// The variables do not fit into a record.
     TooLarge = "too-large",
     /// The KVS did not store the record in time.
     StoreTimeout = "store-timeout",
@@ -101,9 +102,9 @@ codes! {
     StoreFailed = "store-failed",
     /// The prolog of the job could not be started.
     PrologFailed = "prolog-failed",
-    /// The rule does not allow what the user requests of the token.
+    /// The rule does not allow the user's request for the token.
     RequestDenied = "request-denied",
-    /// The token does not last as long as the job.
+    /// The token expires before the job ends.
     TokenShortfall = "token-shortfall",
     /// The tokens of the job were revoked.
     Revoked = "revoked",
@@ -111,7 +112,7 @@ codes! {
     RulesChanged = "rules-changed",
     /// The plugin was loaded too late for the job.
     TooLate = "too-late",
-    /// A fault of this software.
+    /// A bug in this software.
     Internal = "internal",
     /// The ports of other jobs were not known in time.
     PortsTimeout = "ports-timeout",

@@ -1,4 +1,4 @@
-//! The reports of the agent for people: the jobs of a user that hold tokens, and figures for operators. They contain no secret.
+//! Reports of the agent: the jobs of a user that hold tokens, and figures for operators. They contain no secret.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,30 +19,30 @@ pub struct Held {
     pub name: String,
     /// The names of the variables with the tokens.
     pub variables: Vec<String>,
-    /// When the first of the tokens expires, if that is known.
+    /// The earliest expiry of the tokens, if known.
     pub expires_at: Option<u64>,
-    /// When they are renewed; none if they are not.
+    /// The time of their renewal; none if they are not renewed.
     pub renew_at: Option<u64>,
 }
 
-/// The figures of the agent, since its start.
+/// The figures of the agent since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
     /// The start of the agent, in seconds since 1970-01-01T00:00:00Z.
     pub since: u64,
-    /// Deliveries by their results: `delivered`, `no-rule` or the code of a failure.
+    /// Deliveries by result: `delivered`, `no-rule` or the code of a failure.
     pub results: Vec<Count>,
-    /// Deliveries by the time that they took.
+    /// Deliveries by duration.
     pub latency: Vec<Latency>,
-    /// The sources that were asked.
+    /// The sources that deliveries used.
     pub sources: Vec<SourceFigures>,
-    /// Renewals that are due, by intervals of five minutes from now on. Late ones are in the first.
+    /// Renewals by due time, in intervals of five minutes from now on. Overdue renewals are in the first.
     pub due: Vec<u64>,
     /// The signing keys of the issuers.
     pub keys: Vec<KeyFigures>,
 }
 
-/// A number of events.
+/// The number of events of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// The kind of the events.
@@ -51,12 +51,12 @@ pub struct Count {
     pub count: u64,
 }
 
-/// The number of deliveries that took a certain time.
+/// The number of deliveries in one latency bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
-    /// The longest time in milliseconds; none for the last entry, which has no limit.
+    /// The upper bound in milliseconds; none for the last bucket, which has no bound.
     pub within_ms: Option<u64>,
-    /// The number of deliveries that took longer than the previous entry.
+    /// The number of deliveries that took longer than the bound of the previous bucket.
     pub count: u64,
 }
 
@@ -65,7 +65,7 @@ pub struct Latency {
 pub struct SourceFigures {
     /// Its rule and kind.
     pub name: String,
-    /// The number of tokens that it gave.
+    /// The number of tokens that it returned.
     pub fetched: u64,
     /// The number of its failures, by code.
     pub failures: Vec<Count>,
@@ -80,6 +80,6 @@ pub struct KeyFigures {
     pub kid: String,
     /// Set if this key signs.
     pub is_active: bool,
-    /// When it was made, in seconds since 1970-01-01T00:00:00Z, if that is known.
+    /// The time of its creation, in seconds since 1970-01-01T00:00:00Z, if known.
     pub since: Option<u64>,
 }

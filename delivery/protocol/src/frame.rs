@@ -1,4 +1,4 @@
-//! Frames: a length of four bytes, little-endian, and so many bytes of a message in the postcard wire format.
+//! Frames: a little-endian length of four bytes, and a message of that many bytes in the postcard wire format.
 
 use std::io;
 
@@ -8,21 +8,21 @@ use zeroize::Zeroizing;
 /// The length of a frame's header, in bytes.
 pub const HEADER: usize = 4;
 
-/// The longest message, in bytes. A record has 1 MiB at most; a configuration of thousands of rules is shorter, too.
+/// The longest message, in bytes. A record has at most 1 MiB; a configuration of thousands of rules is also shorter.
 pub const MAX_FRAME: usize = 8 << 20;
 
-/// The reason why a frame was refused. The connection is of no use after it.
+/// The reason why a frame was rejected. The connection must be closed after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The message is longer than [`MAX_FRAME`].
     #[error("a message of {0} bytes is longer than {MAX_FRAME}")]
     TooLong(usize),
-    /// The bytes are no message.
+    /// The bytes are not a message.
     #[error("a message is malformed")]
     Malformed,
 }
 
-/// Returns a message as a frame. The memory is zeroized when dropped, and never moved before.
+/// Returns a message as a frame. Its memory is zeroized when dropped, and is never reallocated before.
 ///
 /// # Errors
 /// [`Error::TooLong`].
@@ -48,10 +48,10 @@ pub fn body_length(header: [u8; HEADER]) -> Result<usize, Error> {
     Ok(length)
 }
 
-/// Receives a message from a stream that may block, and returns it with its frame's bytes wiped.
+/// Receives a message from a blocking stream, and wipes the bytes of its frame.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if it is longer than `limit`, or malformed; the errors of the stream.
+/// [`io::ErrorKind::InvalidData`] if the message is longer than `limit` or malformed; the errors of the stream.
 pub fn receive<T: DeserializeOwned>(stream: &mut impl io::Read, limit: usize) -> io::Result<T> {
     let invalid = |e| io::Error::new(io::ErrorKind::InvalidData, e);
     let mut header = [0; HEADER];
@@ -65,7 +65,7 @@ pub fn receive<T: DeserializeOwned>(stream: &mut impl io::Read, limit: usize) ->
     decode(&body).map_err(invalid)
 }
 
-/// Returns the message that the body of a frame has, all of it.
+/// Returns the message in the body of a frame. Trailing bytes are an error.
 ///
 /// # Errors
 /// [`Error::Malformed`].
@@ -76,25 +76,25 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// Received bytes that were not taken out yet, for a reader that never waits.
+/// Buffers received bytes until they are a message, for a reader that never waits.
 #[derive(Debug, Default)]
 pub struct Incoming {
     buffer: Vec<u8>,
     taken: usize,
 }
 
-/// For how many bytes the buffer keeps memory when it is empty.
+/// The size, in bytes, up to which an empty buffer keeps its memory.
 const ROOM: usize = 64 << 10;
 
 impl Incoming {
-    /// Adds bytes that were received.
+    /// Adds received bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.taken);
         self.taken = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Takes the next message out, if all of it was received.
+    /// Removes and returns the next message, if it is complete.
     ///
     /// # Errors
     /// [`Error`].
@@ -159,7 +159,7 @@ mod tests {
         let mut incoming = Incoming::default();
         incoming.add(&u32::MAX.to_le_bytes());
         assert_eq!(incoming.take::<Reply>().unwrap_err(), Error::TooLong(u32::MAX as usize));
-        // A list that claims to have more elements than there are bytes.
+        // A list that claims to have more elements than the body has bytes.
         let mut body = vec![2];
         body.extend([0xff; 9]);
         assert_eq!(decode::<Reply>(&body).unwrap_err(), Error::Malformed);

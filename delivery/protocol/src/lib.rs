@@ -1,8 +1,8 @@
-//! The messages between a scheduler's plugin and the agent, over a Unix stream socket.
+//! The protocol between a scheduler's plugin and the agent, over a Unix stream socket.
 //!
-//! A plugin sends [`Request`]s and the agent sends [`Reply`]s, each in one [`frame`]. Either side may close the connection
-//! at any moment. The plugin then connects again and repeats every request without a final reply; the agent forgets a
-//! connection with everything that it did for it.
+//! A plugin sends [`Request`]s and the agent sends [`Reply`]s, each in one [`frame`]. Either side may close the
+//! connection at any moment. The plugin then reconnects and repeats every request without a final reply. The agent
+//! discards the connection's state.
 //!
 //! ```text
 //! plugin ── Hello, Configure, Deliver, LookUp, Cancel, Job, Ended ──► agent ◄── Ask ── command
@@ -39,10 +39,10 @@ pub use validity::{
 /// The version of the protocol. Both sides must have the same.
 pub const VERSION: u16 = 5;
 
-/// The release that a side was built from. A plugin of a new release replaces an agent of an old one.
+/// The release of a side. A plugin of a new release replaces an agent of an old one.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
-/// From a plugin to the agent.
+/// A message from a plugin to the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// The first message of a connection.
@@ -54,31 +54,32 @@ pub enum Request {
         /// Its generation.
         generation: u32,
     },
-    /// A job that is to get its variables. The final reply is one of [`Reply::Delivered`], [`Reply::NoRule`] and
+    /// A job that needs its variables. The final reply is one of [`Reply::Delivered`], [`Reply::NoRule`] and
     /// [`Reply::Failed`].
     Deliver(Deliver),
-    /// A delivery that nobody waits for any more. There is no reply.
+    /// The plugin no longer waits for a delivery. There is no reply.
     Cancel {
         /// Its number.
         number: u64,
     },
-    /// A user that is to be looked up. The reply is [`Reply::Owner`].
+    /// A request to look up a user. The reply is [`Reply::Owner`].
     LookUp {
-        /// The configuration that asks.
+        /// The configuration that needs the user.
         generation: u32,
         /// The user.
         uid: u32,
     },
-    /// The answer to [`Reply::AskJob`].
+    /// The reply to [`Reply::AskJob`].
     Job {
         /// The number of the question.
         number: u64,
         /// The end of the job; none if it is active.
         end: Option<JobEnd>,
     },
-    /// A question of a command or service. It is the only message of its connection; the reply is [`Reply::Answer`].
+    /// A question of a command or service, the only message of its connection. The reply is [`Reply::Answer`].
     Ask(Ask),
-    /// A job has ended, if the issuer has status lists. There is no reply. It is not repeated: the agent asks on a new connection.
+    /// A job has ended; sent if the issuer has status lists. There is no reply. The plugin does not repeat it: the
+    /// agent asks on a new connection.
     Ended {
         /// The job id.
         jobid: u64,
@@ -101,17 +102,17 @@ pub struct Configure {
     pub generation: u32,
     /// The scheduler's configuration, a JSON object with the table `workflow-token`.
     pub conf: String,
-    /// The keys that were given when the plugin was loaded, in JSON: an object or null.
+    /// The options that the plugin was loaded with, in JSON: an object or null.
     pub overrides: String,
-    /// The file or directory that the scheduler reads its configuration from, if it tells.
+    /// The file or directory that contains the scheduler's configuration, if the scheduler reports it.
     pub path: Option<PathBuf>,
-    /// The part of it that the plugin uses.
+    /// The part of the configuration that the plugin uses.
     pub part: Part,
     /// The name of the scheduler instance in tokens that name a job.
     pub instance: String,
 }
 
-/// A job that is to get its variables.
+/// A job that needs its variables.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Deliver {
     /// The number of the delivery, unique among those of a connection.
@@ -126,11 +127,11 @@ pub struct Deliver {
     pub f58: String,
     /// The uid of the job owner.
     pub uid: u32,
-    /// The project that the job asks for.
+    /// The project that the job requests.
     pub asked: Asked,
     /// The time limit of the job in milliseconds, if any.
     pub limit_ms: Option<u64>,
-    /// What the user requests of its tokens, by their names.
+    /// The user's requests for tokens, by their names.
     pub requests: TokenRequests,
     /// The number of records that the job has had: 0 for its first delivery.
     pub record: u32,
@@ -141,14 +142,14 @@ pub struct Deliver {
 /// The origin of the variables of a delivery.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Origin {
-    /// For each name of a token, from the source of the first of these rules that is for the job owner: indices into the
+    /// For each name of a token: the source of the first of these rules that matches the job owner. Indices into the
     /// configuration.
     Rules(Vec<u32>),
-    /// Provided by the plugin. Those of the source for rabbit jobs, if there is one, are added and win.
+    /// Provided by the plugin. The source for rabbit jobs, if there is one, adds variables and overrides these.
     Provided(Vec<(String, SecretText)>),
 }
 
-/// A secret on its way. It is zeroized when dropped, and does not print.
+/// A secret in a message. It is zeroized when dropped, and does not print.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretText(pub Zeroizing<String>);
 
@@ -158,22 +159,22 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// From the agent to a plugin.
+/// A message from the agent to a plugin.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The reply to [`Request::Hello`]. If the version differs, or the agent does not serve the user that the plugin runs as,
-    /// the agent closes the connection after it. If only the release differs, the agent leaves its socket to a successor and
-    /// serves its connections to their end.
+    /// The reply to [`Request::Hello`]. If the version differs, or the agent does not serve the user that the plugin
+    /// runs as, the agent then closes the connection. If only the release differs, the agent leaves its socket to a
+    /// successor and serves its existing connections until they close.
     Welcome {
         /// The version of the agent.
         version: u16,
         /// The release of the agent.
         release: String,
-        /// The uid that the agent runs as, which is the sealer of its records. The peer of a socket that systemd passed is
-        /// systemd.
+        /// The uid that the agent runs as, which seals its records. The plugin cannot use the peer credentials of the
+        /// socket: systemd is the peer of a socket that it passed.
         uid: u32,
     },
-    /// The reply to [`Request::Configure`]: why the configuration cannot be used here, if it cannot.
+    /// The reply to [`Request::Configure`], with an error if the agent cannot use the configuration on this machine.
     Configured {
         /// Its generation.
         generation: u32,
@@ -188,30 +189,30 @@ pub enum Reply {
         record: String,
         /// The names of its variables.
         names: Vec<String>,
-        /// The next record; none if there will be no other.
+        /// The next renewal; none if there is none.
         due: Option<seal::Due>,
-        /// Lines for the user about the tokens of the job; each names one.
+        /// Lines for the user about the tokens of the job; each line names one token.
         warnings: Vec<String>,
     },
-    /// No rule is for the owner of the job.
+    /// No rule matches the job owner.
     NoRule {
         /// The number of the delivery.
         number: u64,
     },
-    /// There is no record.
+    /// The delivery failed: the job has no record.
     Failed {
         /// The number of the delivery.
         number: u64,
         /// The reason.
         failure: Failure,
     },
-    /// A user that was looked up, on request or in advance; or why nothing is known.
+    /// A user that was looked up, on request or in advance, or an error.
     Owner {
-        /// The configuration that asked.
+        /// The configuration that needs the user.
         generation: u32,
         /// The user.
         uid: u32,
-        /// The user as far as the configuration asks, or an error for the operator.
+        /// The facts about the user that the configuration needs, or an error for the operator.
         owner: Result<Owner, String>,
     },
     /// A line for the operator's log.
@@ -230,27 +231,27 @@ pub enum Reply {
 /// A line for the operator's log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// Set if somebody must act on it.
+    /// Set if the line requires action.
     pub is_warning: bool,
-    /// The number of the delivery that it is about, if it is about one.
+    /// The number of the delivery that the line concerns, if any.
     pub number: Option<u64>,
     /// The line, without a secret.
     pub text: String,
 }
 
-/// A user, as far as rules and projects ask.
+/// The facts about a user that rules and projects need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The user name; none if the uid has none.
     pub name: Option<String>,
-    /// The groups that rules and projects name and the user is in.
+    /// The groups in rules and projects that the user is in.
     pub groups: Vec<Principal>,
-    /// The values of the claim of the user's identity token.
+    /// The values of the claim in the user's identity token.
     pub claims: Vec<String>,
-    /// The time until the claims end with the identity token, in milliseconds; none without claims.
+    /// The time until the claims expire with the identity token, in milliseconds; none without claims.
     pub claims_ms: Option<u64>,
     /// The reason why the identity token, if any, is not accepted.
     pub refused: Option<Failure>,
-    /// The time until this expires, in milliseconds.
+    /// The time until these facts expire, in milliseconds.
     pub fresh_ms: u64,
 }

@@ -1,5 +1,5 @@
-//! Questions of the token service about logins of users at an OpenID provider. The agent holds the secret of the client and
-//! refresh tokens, so it asks the provider itself.
+//! Questions of the token service about logins of users at an OpenID provider. The agent holds the client secret and
+//! the refresh tokens, so it sends the requests to the provider.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,15 +8,17 @@ use crate::SecretText;
 /// A question about logins.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum LoginQuestion {
-    /// The address at the provider to which a browser is sent.
+    /// Begins a login. The answer is the URL at the provider.
     Begin(BeginLogin),
-    /// The user who has logged in.
+    /// Finishes a login. The answer is the user.
     Finish(FinishLogin),
-    /// The session at the provider that a logout token ends (OpenID Connect Back-Channel Logout 1.0 section 2.4).
+    /// Asks for the session that a logout token of the provider ends (OpenID Connect Back-Channel Logout 1.0 section
+    /// 2.4).
     LogoutToken(SecretText),
-    /// The user who encoded a MUNGE credential whose payload is that of [`job_login_payload`] for [`JobLogin::Begin`].
+    /// Asks for the user who encoded a MUNGE credential whose payload is that of [`job_login_payload`] for
+    /// [`JobLogin::Begin`].
     Bind(SecretText),
-    /// A request about the login that serves the jobs of a user, with a MUNGE credential for it.
+    /// A request about the login that serves the jobs of a user, with a MUNGE credential that proves the user.
     JobLogin {
         /// The request: [`JobLogin::Status`] or [`JobLogin::End`].
         request: JobLogin,
@@ -32,14 +34,14 @@ pub enum LoginQuestion {
     },
 }
 
-/// A request of a user who has logged in, about what belongs to this user.
+/// A request of a logged-in user about the user's own login or jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserRequest {
-    /// Whether a login serves the jobs of the user.
+    /// Asks whether a login serves the jobs of the user.
     JobLogin,
-    /// To end that login.
+    /// Ends that login.
     EndJobLogin,
-    /// To revoke the tokens of a job.
+    /// Revokes the tokens of a job.
     Revoke {
         /// The instance of Flux, or the cluster of Slurm.
         instance: String,
@@ -48,10 +50,10 @@ pub enum UserRequest {
     },
 }
 
-/// A login that begins. All texts are of the service, which keeps them until the end.
+/// The start of a login. The service chooses all values and keeps them until the end of the login.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BeginLogin {
-    /// Where the provider sends the browser.
+    /// The URL to which the provider redirects the browser.
     pub redirect_uri: String,
     /// `state` (RFC 6749 section 4.1.1).
     pub state: String,
@@ -59,20 +61,20 @@ pub struct BeginLogin {
     pub nonce: String,
     /// `code_challenge` of the method S256 (RFC 7636 section 4.3).
     pub challenge: String,
-    /// Set if the refresh token is to serve jobs, so that the provider asks the user.
+    /// Set if the refresh token will serve jobs, so that the provider asks for the user's consent.
     pub is_for_jobs: bool,
 }
 
-/// A login that the provider has confirmed.
+/// The end of a login, with the response of the provider.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FinishLogin {
     /// The code (RFC 6749 section 4.1.2).
     pub code: SecretText,
     /// `code_verifier` (RFC 7636 section 4.1).
     pub verifier: SecretText,
-    /// That of [`BeginLogin`].
+    /// The `nonce` of [`BeginLogin`].
     pub nonce: String,
-    /// That of [`BeginLogin`].
+    /// The `redirect_uri` of [`BeginLogin`].
     pub redirect_uri: String,
     /// The parameter `iss` of the response, if it has one (RFC 9207).
     pub iss: Option<String>,
@@ -80,7 +82,7 @@ pub struct FinishLogin {
     pub binding: Option<SecretText>,
 }
 
-/// Who has logged in.
+/// A user who has logged in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedIn {
     /// The evidence for tokens of this user: [`Evidence::Login`](crate::Evidence::Login).
@@ -95,7 +97,7 @@ pub struct LoggedIn {
     pub expires: u64,
     /// The session at the provider.
     pub session: ProviderSession,
-    /// The address at the provider to which a browser is sent to log out, if there is one (OpenID Connect RP-Initiated Logout 1.0
+    /// The URL at the provider at which the user logs out, if there is one (OpenID Connect RP-Initiated Logout 1.0
     /// section 2.1), without `post_logout_redirect_uri` and `state`.
     pub end_session: Option<String>,
 }
@@ -105,27 +107,27 @@ pub struct LoggedIn {
 pub struct ProviderSession {
     /// `sub`: the user at the provider.
     pub sub: Option<String>,
-    /// `sid`: the session; none for all of the user.
+    /// `sid`: the session; none means all sessions of the user.
     pub sid: Option<String>,
 }
 
-/// A user who is going to log in for jobs.
+/// A user who will log in for jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     /// The user name on this cluster.
     pub user: String,
-    /// What shows the agent later who that is.
+    /// Proves the user to the agent later.
     pub proof: SecretText,
 }
 
 /// A request about the login that serves the jobs of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobLogin {
-    /// To begin one.
+    /// Begins a login.
     Begin,
-    /// Whether there is one.
+    /// Asks whether there is a login.
     Status,
-    /// To end it.
+    /// Ends the login.
     End,
 }
 
@@ -141,8 +143,8 @@ impl JobLogin {
     }
 }
 
-/// Returns the payload of a MUNGE credential for a request about the login for jobs. One that was made for another purpose is of no
-/// use here.
+/// Returns the payload of a MUNGE credential for a request about the login for jobs. The agent rejects a credential
+/// that was made for another purpose.
 #[must_use]
 pub fn job_login_payload(issuer: &str, request: JobLogin) -> String {
     let request = request.name();

@@ -1,7 +1,7 @@
-//! The messages between the token service and the agent, over a Unix stream socket of their own.
+//! The protocol between the token service and the agent, over a Unix stream socket of its own.
 //!
-//! The service sends numbered questions over one connection and receives the answers in any order. Frames are those of
-//! plugins.
+//! The service sends numbered questions over one connection and receives the answers in any order. The frames are the
+//! same as those of plugins.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ pub const MAX_QUESTION: usize = 64 << 10;
 /// The longest message to the service, in bytes: room for a thousand public keys.
 pub const MAX_ANSWER: usize = 2 << 20;
 
-/// The most questions of a connection without an answer. The agent reads no further one before it has answered.
+/// The most unanswered questions of a connection. The agent reads no further question until it has answered one.
 pub const MAX_PENDING: usize = 256;
 
-/// For how long services use a status list before they fetch the next one: how late they may learn that a job has ended.
+/// The time for which services cache a status list: they learn of the end of a job with at most this delay.
 pub const STATUS_LIST_TTL: Duration = Duration::from_secs(60);
 
 /// A question from the service.

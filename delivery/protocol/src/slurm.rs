@@ -1,4 +1,4 @@
-//! The messages of a Slurm cluster, each in one frame.
+//! The protocol of a Slurm cluster. Each message is one frame.
 //!
 //! ```text
 //! PrologSlurmctld, EpilogSlurmctld ── ControllerRequest ──► agent   Unix socket, one request for each connection
@@ -7,8 +7,8 @@
 //! node          ◄── NodeReply ───────────────────────── agent
 //! ```
 //!
-//! Only the user of the agent can open a request of a node, and only the job owner can open a record. A reply is not
-//! authenticated: a forged one can make a job fail, which whoever can forge it can do anyway.
+//! Only the user of the agent can open a request of a node, and only the job owner can open a record. Replies are not
+//! authenticated. A forged reply can make a job fail, but an attacker who can forge replies can also block them.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,25 +20,25 @@ pub const VERSION: u16 = 2;
 /// The longest request, in bytes.
 pub const MAX_REQUEST: usize = 256 << 10;
 
-/// From a controller's prolog or epilog to its agent.
+/// A message from a controller's prolog or epilog to its agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ControllerRequest {
-    /// A job is about to start. The reply comes once its record, or the reason why it has none, is stored.
+    /// A job is about to start. The agent replies after it has stored the record, or the reason why there is none.
     Prolog(Job),
-    /// A job has ended, or is going to be requeued.
+    /// A job has ended, or will be requeued.
     Epilog {
         /// [`VERSION`].
         version: u16,
         /// The job id.
         jobid: u32,
-        /// The number of times that Slurm had requeued the job.
+        /// The number of times that Slurm has requeued the job.
         restarts: u32,
     },
     /// A question of a command or service.
     Ask(Ask),
 }
 
-/// The facts of a job, as Slurm gives them to PrologSlurmctld (slurm.conf(5), prolog_epilog).
+/// The facts of a job that PrologSlurmctld receives (slurm.conf(5), prolog_epilog).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// [`VERSION`].
@@ -51,9 +51,9 @@ pub struct Job {
     pub uid: u32,
     /// The partition.
     pub partition: String,
-    /// The account; none if jobs have none.
+    /// The account, if the job has one.
     pub account: Option<String>,
-    /// The quality of service; none if the release does not pass it on.
+    /// The quality of service; none if this release of Slurm does not pass it.
     pub qos: Option<String>,
     /// The comment, if the user gave one.
     pub comment: Option<String>,
@@ -63,26 +63,26 @@ pub struct Job {
     pub restarts: u32,
     /// The job id and the index of an array task.
     pub array: Option<(u32, u32)>,
-    /// The requests for tokens, in JSON, as the user sent them; empty if they could not be read.
+    /// The user's requests for tokens, in JSON; empty if they could not be read.
     pub requests: Option<String>,
 }
 
-/// The variable with the requests of a job, in JSON. The user's client hands it to Slurm. In the environment of PrologSlurmctld
-/// its name begins with `SPANK_`, in that of a batch script with `SLURM_SPANK_`.
+/// The variable with the requests of a job, in JSON. The user's client passes it to Slurm. Its name begins with
+/// `SPANK_` in the environment of PrologSlurmctld, and with `SLURM_SPANK_` in that of a batch script.
 pub const REQUESTS: &str = "WORKFLOW_TOKEN_REQUESTS";
 
-/// From the agent to a controller's prolog or epilog.
+/// A message from the agent to a controller's prolog or epilog.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ControllerReply {
-    /// It is done: nodes can ask.
+    /// The request succeeded: nodes can ask for the record.
     Done,
-    /// It could not be done, for the log.
+    /// The request failed. The reason is for the log.
     Failed(String),
     /// The answer to a question.
     Answer(Answer),
 }
 
-/// From a node to the agent, in a MUNGE credential.
+/// A message from a node to the agent, in a MUNGE credential.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeRequest {
     /// [`VERSION`].
@@ -91,19 +91,19 @@ pub struct NodeRequest {
     pub cluster: String,
     /// The job id.
     pub jobid: u32,
-    /// The uid of the job owner, as the node knows it.
+    /// The uid of the job owner, according to the node.
     pub uid: u32,
     /// The node name (slurm.conf(5), NodeName).
     pub node: String,
 }
 
-/// From the agent to a node.
+/// A message from the agent to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeReply {
-    /// The sealed record, in JSON. It is without variables if no rule is for the job.
+    /// The sealed record, in JSON. It has no variables if no rule matches the job.
     Record(String),
     /// The job gets no token and must not start. The reason, for the user.
     Failed(String),
-    /// Nothing is known of the job, or of the node.
+    /// The agent knows no such job, or the node is not one of the job's.
     Unknown,
 }

@@ -1,4 +1,4 @@
-//! Questions to the agent about tokens that were issued: whether they are still valid, and that they are not to be.
+//! Questions to the agent about issued tokens, their revocation and their issuer.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,12 +7,12 @@ use crate::{
     login::{Bound, LoggedIn, LoginQuestion, ProviderSession},
 };
 
-/// The most subjects in one revocation, and the longest of their texts, in bytes.
+/// The most subjects in one revocation.
 pub const MAX_SUBJECTS: usize = 16;
-/// See [`MAX_SUBJECTS`].
+/// The longest text of a subject, in bytes.
 pub const MAX_TEXT: usize = 1024;
 
-/// One question, which is the only message of its connection.
+/// A question, the only message of its connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ask {
     /// [`VERSION`](crate::VERSION).
@@ -21,73 +21,73 @@ pub struct Ask {
     pub question: Question,
 }
 
-/// A question about tokens.
+/// A question to the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Question {
-    /// Whether a token that was verified is still valid.
+    /// Asks whether a verified token is still valid.
     Check(TokenFacts),
-    /// Revokes tokens. The answer comes once that is on disk.
+    /// Revokes tokens. The agent answers after the revocation is on disk.
     Revoke {
         /// The tokens: those with any of these subjects.
         subjects: Vec<Subject>,
-        /// For how long the revocation is kept, in seconds: until the last of the tokens expires.
+        /// The time for which the revocation is kept, in seconds: until the last of the tokens expires.
         keep_secs: u64,
     },
-    /// Asks the issuer of the tokens.
+    /// A question to the issuer of the tokens.
     Issuer {
         /// The name of the issuer, the claim `iss` of its tokens.
         name: String,
         /// The question.
         question: IssuerQuestion,
     },
-    /// The jobs of a user that hold tokens.
+    /// Asks for the jobs of a user that hold tokens.
     Held {
         /// The uid of the user.
         uid: u32,
     },
-    /// The figures of the agent.
+    /// Asks for the figures of the agent.
     Figures,
 }
 
 /// A question to the issuer of tokens.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum IssuerQuestion {
-    /// Its public keys.
+    /// Asks for its public keys.
     PublicKeys,
-    /// The response to an introspection, signed (RFC 9701 section 5).
+    /// Signs the response to an introspection (RFC 9701 section 5).
     SignIntrospection {
         /// The client that asked: the claim `aud` of the response.
         audience: String,
         /// The claim `token_introspection`, a JSON object.
         response: String,
     },
-    /// A token for a user or a client.
+    /// Mints a token for a user or a client.
     Mint(MintRequest),
     /// A question about logins.
     Login(LoginQuestion),
-    /// The numbers of its status lists.
+    /// Asks for the numbers of its status lists.
     StatusLists,
-    /// A status list, signed (draft-ietf-oauth-status-list-20 section 5.1).
+    /// Asks for a signed status list (draft-ietf-oauth-status-list-20 section 5.1).
     StatusList {
         /// Its number.
         number: u32,
     },
 }
 
-/// A request for a token. The agent checks the evidence and decides.
+/// A request for a token. The agent verifies the evidence and decides.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MintRequest {
     /// The proof of the subject.
     pub evidence: Evidence,
-    /// The client that asks, if it has proved its identity to the service.
+    /// The client, if it has authenticated to the service.
     pub client: Option<String>,
-    /// The wanted audiences; none for all that are allowed.
+    /// The requested audiences; empty for all that are allowed.
     pub audience: Vec<String>,
-    /// The wanted scope; none for that which is allowed.
+    /// The requested scope; none for the allowed one.
     pub scope: Option<String>,
-    /// The wanted workspaces; none for all that are allowed.
+    /// The requested workspaces; empty for all that are allowed.
     pub workspaces: Vec<String>,
-    /// The wanted lifetime in seconds; none for the longest.
+    /// The requested lifetime in seconds; none for the longest.
     pub lifetime_secs: Option<u64>,
 }
 
@@ -104,41 +104,41 @@ pub enum Evidence {
     Login(SecretText),
 }
 
-/// Returns the payload of a MUNGE credential that is exchanged for a token of an issuer. A credential that was made for another
-/// purpose is of no use here.
+/// Returns the payload of a MUNGE credential that is exchanged for a token of an issuer. The agent rejects a credential
+/// that was made for another purpose.
 #[must_use]
 pub fn munge_payload(issuer: &str) -> String {
     format!("workflow-token: a token of {issuer} for the user who encodes this")
 }
 
-/// The reason why no token is minted (RFC 6749 section 5.2, RFC 8693 section 2.2.2), for whoever asks.
+/// The reason why no token is minted (RFC 6749 section 5.2, RFC 8693 section 2.2.2), for the requester.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
-    /// Its class.
+    /// The class of the denial.
     pub code: DenialCode,
     /// The reason.
     pub text: String,
 }
 
-/// The class of a denial.
+/// The class of a denial, with its OAuth 2.0 error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DenialCode {
     /// The evidence is not valid: `invalid_grant`.
     InvalidGrant,
-    /// No grant is for these audiences: `invalid_target`.
+    /// No grant covers these audiences: `invalid_target`.
     InvalidTarget,
     /// The scope, workspace or lifetime is wider than allowed: `invalid_scope`.
     InvalidScope,
-    /// The client may not have this: `unauthorized_client`.
+    /// The client is not authorized: `unauthorized_client`.
     UnauthorizedClient,
 }
 
-/// The answer to a question.
+/// An answer of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// To [`Question::Check`].
     Validity(Validity),
-    /// To [`Question::Revoke`], and to [`LoginQuestion::User`] that revokes.
+    /// To [`Question::Revoke`], and to a revocation by [`LoginQuestion::User`].
     Revoked,
     /// To [`IssuerQuestion::PublicKeys`]: a JWK Set (RFC 7517 section 5).
     PublicKeys(String),
@@ -146,11 +146,11 @@ pub enum Answer {
     Signed(String),
     /// To [`IssuerQuestion::Mint`]: a token.
     Minted(SecretText),
-    /// To [`IssuerQuestion::Mint`] and [`IssuerQuestion::Login`]: there is none.
+    /// To [`IssuerQuestion::Mint`] and [`IssuerQuestion::Login`]: the request is denied.
     Denied(Denial),
-    /// The question cannot be answered, for the operator.
+    /// The agent cannot answer the question. The reason is for the operator.
     Failed(String),
-    /// To [`LoginQuestion::Begin`]: the address.
+    /// To [`LoginQuestion::Begin`]: the URL.
     LoginAt(String),
     /// To [`LoginQuestion::Finish`].
     LoggedIn(Box<LoggedIn>),
@@ -158,8 +158,8 @@ pub enum Answer {
     LoggedOut(ProviderSession),
     /// To [`LoginQuestion::Bind`].
     Bound(Bound),
-    /// To [`LoginQuestion::JobLogin`] and [`LoginQuestion::User`]: when the login began or was last used, in seconds since 1970-01-01T00:00:00Z; none if there
-    /// is none.
+    /// To [`LoginQuestion::JobLogin`] and [`LoginQuestion::User`]: the time when the login began or was last used, in
+    /// seconds since 1970-01-01T00:00:00Z; none if there is no login.
     JobLogin(Option<u64>),
     /// To [`Question::Held`], at most [`MAX_HELD`](crate::MAX_HELD).
     Held(Vec<Held>),
@@ -182,7 +182,7 @@ pub struct TokenFacts {
     pub iat: Option<f64>,
 }
 
-/// The job of a token.
+/// The job that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobFacts {
     /// The instance of Flux, or the cluster of Slurm.
@@ -195,7 +195,7 @@ pub struct JobFacts {
 
 #[cfg(feature = "token")]
 impl TokenFacts {
-    /// Returns the facts of a token that was verified; none if it names a job by an id that is not one of its scheduler.
+    /// Returns the facts of a verified token; none if it names a job by an id that its scheduler does not use.
     #[must_use]
     pub fn of(claims: &token::Claims) -> Option<Self> {
         let job = match claims.job() {
@@ -212,7 +212,7 @@ impl TokenFacts {
 }
 
 impl JobFacts {
-    /// Returns the job that the claim of a token names; none if the id is not one of its scheduler.
+    /// Returns the job in the claim of a token; none if its scheduler does not use such ids.
     #[must_use]
     pub fn of_claim(id: &str, is_slurm: bool, instance: &str, uid: u32) -> Option<Self> {
         let jobid = if is_slurm { id.parse().ok()? } else { parse_f58(id)? };
@@ -221,10 +221,10 @@ impl JobFacts {
     }
 }
 
-/// The digits of F58 (RFC 19 of Flux): those of base58.
+/// The digits of F58 (RFC 19 of Flux), which are those of base58.
 const F58: &[u8] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 
-/// Returns the number of a job id in F58, which begins with `ƒ` or `f`.
+/// Returns the job id of a text in F58, which begins with `ƒ` or `f`.
 fn parse_f58(id: &str) -> Option<u64> {
     let digits = id.strip_prefix(['ƒ', 'f']).filter(|digits| !digits.is_empty())?;
     digits.bytes().try_fold(0u64, |number, digit| {
@@ -236,15 +236,15 @@ fn parse_f58(id: &str) -> Option<u64> {
 /// The end of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobEnd {
-    /// When the job ended, in seconds since 1970-01-01T00:00:00Z; none if the scheduler does not know it any more.
+    /// The time when the job ended, in seconds since 1970-01-01T00:00:00Z; none if the scheduler no longer knows it.
     pub at: Option<u64>,
 }
 
-/// The subject of a revocation: which tokens it is about.
+/// The tokens that a revocation concerns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
-    /// All tokens of a job, whenever they are issued.
+    /// All tokens of a job, including those issued later.
     Job {
         /// The instance of Flux, or the cluster of Slurm; none for the only one that the agent serves.
         instance: Option<String>,
@@ -259,16 +259,16 @@ pub enum Subject {
     Uid(u32),
 }
 
-/// Whether a token is still valid.
+/// The validity of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Validity {
-    /// It is: it was not revoked, and its job, if it has one, is active.
+    /// The token was not revoked, and its job, if any, is active.
     Active,
-    /// Its job has ended.
+    /// The job of the token has ended.
     Ended(JobEnd),
-    /// It was revoked.
+    /// The token was revoked.
     Revoked,
-    /// That is not known at the moment, and why, for the operator.
+    /// The validity is unknown at the moment. The reason is for the operator.
     Unknown(String),
 }
 
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn job_ids_of_claims() {
         let id = |id, is_slurm| JobFacts::of_claim(id, is_slurm, "a", 0).map(|job| job.jobid);
-        // As `flux job id --to=f58` writes them.
+        // As printed by `flux job id --to=f58`.
         for (text, number) in [
             ("f1", 0),
             ("f2", 1),
