@@ -11,7 +11,7 @@ use crate::{
     validity::Instances,
 };
 
-/// The agent, as its connections see it.
+/// The shared state of the agent.
 pub struct Agent {
     /// The program of the agent, which also supervises the commands of rules.
     pub program: PathBuf,
@@ -21,7 +21,7 @@ pub struct Agent {
     pub instances: Instances,
     /// The sockets for the token service.
     pub sockets: Sockets,
-    /// Notified when a plugin of another release connects, which needs an agent of its own.
+    /// Notified when a plugin of another release connects: the agent then leaves its socket to a successor.
     pub retire: Notify,
 }
 

@@ -1,4 +1,4 @@
-//! Serves one plugin. Closing the connection cancels its requests.
+//! Serves one plugin. When the connection closes, its requests are canceled.
 
 use std::{
     collections::HashMap,
@@ -33,13 +33,13 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// The number of replies that are written at once.
+/// The most replies that are written at once.
 const AT_ONCE: usize = 64;
 
-/// How long a connection may last that is refused.
+/// The longest time for which a refused connection stays open.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// A connection, while it is there.
+/// A connection of a plugin.
 struct Connection {
     number: u64,
     agent: Arc<Agent>,
@@ -48,26 +48,26 @@ struct Connection {
     deliveries: Deliveries,
 }
 
-/// The way to the plugin. It has room for everything: the plugin bounds what it asks for.
+/// The channel to the plugin. It is unbounded, because the plugin limits its own requests.
 type Replies = UnboundedSender<Reply>;
 
-/// A configuration of the plugin, or why it cannot be used here.
+/// A configuration of the plugin, or the reason why it cannot be used on this machine.
 enum Configuration {
     Engine(
         Arc<Engine>,
-        #[expect(dead_code, reason = "it is there to be dropped")] AbortOnDrop,
+        #[expect(dead_code, reason = "dropping it aborts the task")] AbortOnDrop,
     ),
     Wrong(String),
 }
 
-/// Deliveries that are under way, by number.
+/// Running deliveries, by number.
 #[derive(Clone, Default)]
 struct Deliveries(Arc<Mutex<HashMap<u64, AbortHandle>>>);
 
-/// A task that ends when this is dropped.
+/// Aborts a task when dropped.
 struct AbortOnDrop(AbortHandle);
 
-/// Serves a connection to its end.
+/// Serves a connection until it closes.
 pub async fn serve(stream: UnixStream, agent: Arc<Agent>) {
     let (reader, writer) = stream.into_split();
     let (replies, outgoing) = unbounded_channel();
@@ -88,15 +88,15 @@ pub async fn serve(stream: UnixStream, agent: Arc<Agent>) {
     }
 }
 
-/// Lets a plugin know whose agent it has found, where this is not an agent for it, and ends the connection.
+/// Tells a plugin the uid of this agent, which does not serve it, and closes the connection.
 pub async fn refuse(mut stream: UnixStream) {
     let said = async {
         let frame = protocol::encode(&welcome()).map_err(io::Error::other)?;
         stream.write_all(&frame).await?;
-        // Until it has read that, and closes the connection.
+        // Wait until the plugin has read the reply and closes the connection.
         stream.read(&mut [0]).await
     };
-    // A stranger need not receive it.
+    // Ignore the result: the plugin need not receive the reply.
     let _ = tokio::time::timeout(REFUSAL, said).await;
 }
 
@@ -114,24 +114,24 @@ impl Connection {
             Request::Hello(hello) => hello,
             Request::Ask(ask) => {
                 self.reply(Reply::Answer(self.agent.instances.answer(ask).await));
-                // The reply is on its way; the command closes the connection.
+                // Wait until the command has read the answer and closes the connection.
                 receive::<Request>(&mut reader, MAX_FRAME).await?;
                 return Ok(());
             }
-            _ => return Err(io::Error::other("a plugin did not say hello")),
+            _ => return Err(io::Error::other("the first message of a plugin was not Hello")),
         };
         self.reply(welcome());
         if hello.release != RELEASE {
             self.agent.retire.notify_one();
         }
         if hello.version != VERSION {
-            // The reply is on its way; the plugin closes the connection.
+            // Wait until the plugin has read the reply and closes the connection.
             receive::<Request>(&mut reader, MAX_FRAME).await?;
             return Ok(());
         }
         loop {
             match receive(&mut reader, MAX_FRAME).await? {
-                Request::Hello(_) => return Err(io::Error::other("a plugin said hello twice")),
+                Request::Hello(_) => return Err(io::Error::other("a plugin sent Hello twice")),
                 Request::Configure(configure) => self.configure(&configure),
                 Request::Retire { generation } => drop(self.configurations.remove(&generation)),
                 Request::Deliver(deliver) => self.deliver(deliver),
@@ -139,7 +139,7 @@ impl Connection {
                 Request::LookUp { generation, uid } => self.look_up(generation, uid),
                 Request::Job { number, end } => self.agent.instances.answered(number, end),
                 Request::Ended { jobid } => self.agent.instances.ended(self.number, jobid),
-                Request::Ask(_) => return Err(io::Error::other("a plugin asked what commands ask")),
+                Request::Ask(_) => return Err(io::Error::other("a plugin sent Ask, which only commands send")),
             }
         }
     }
@@ -149,7 +149,7 @@ impl Connection {
         let replies = self.replies.clone();
         let tell = move |uid: u32, owner: &delivery::Owner| {
             let owner = Ok(owner.to_message());
-            // A plugin that is gone is told nothing.
+            // Ignore a plugin that has disconnected.
             let _ = replies.send(Reply::Owner { generation, uid, owner });
         };
         let engine = Engine::new(configure, &self.agent.program, &self.agent.shared, Box::new(tell));
@@ -172,8 +172,8 @@ impl Connection {
         self.reply(Reply::Configured { generation, wrong });
     }
 
-    /// Answers questions about the tokens of an instance. What cannot be used is logged, and the instance has its tokens
-    /// nevertheless.
+    /// Adds the instance that questions about tokens may name. Logs what cannot be used of its settings; its jobs get
+    /// their tokens nevertheless.
     fn add_instance(&self, engine: &Arc<Engine>) {
         let agent_settings = &engine.config().agent;
         let (revocations, issuer, served) = tokio::task::block_in_place(|| {
@@ -216,7 +216,7 @@ impl Connection {
                 return self.reply(Reply::Failed { number, failure });
             }
         };
-        // Of other variables, nobody knows whether they are tokens.
+        // Provided variables may not be tokens.
         let are_tokens = matches!(deliver.origin, Origin::Rules(_));
         let name = deliver.f58.clone();
         let task = match task(deliver) {
@@ -249,12 +249,13 @@ impl Connection {
             }
             report.send(outcome);
         });
-        // Those that need nothing to be looked up enter the queue of their rule in the order in which they come.
+        // The first poll comes here, so that deliveries that need no look-up enter the queue of their rule in the order
+        // of arrival.
         let mut first = Context::from_waker(Waker::noop());
-        // One that panics has reported its end.
+        // If the delivery panics, its report sends the failure.
         let polled = catch_unwind(AssertUnwindSafe(|| delivery.as_mut().poll(&mut first)));
         if polled.is_ok_and(|polled| polled.is_pending()) {
-            // It cannot end before it is in the table, whose lock is held.
+            // The lock prevents the delivery from ending before it is in the table.
             let mut deliveries = self.deliveries.lock();
             let delivery = tokio::spawn(delivery);
             deliveries.insert(number, delivery.abort_handle());
@@ -268,7 +269,7 @@ impl Connection {
         let (engine, replies) = (Arc::clone(engine), self.replies.clone());
         tokio::spawn(async move {
             let owner = engine.look_up(uid).await.map(|owner| owner.to_message());
-            // A plugin that is gone is told nothing.
+            // Ignore a plugin that has disconnected.
             let _ = replies.send(Reply::Owner { generation, uid, owner });
         });
     }
@@ -282,7 +283,7 @@ impl Connection {
     }
 
     fn reply(&self, reply: Reply) {
-        // A plugin that is gone is told nothing.
+        // Ignore a plugin that has disconnected.
         let _ = self.replies.send(reply);
     }
 }
@@ -316,12 +317,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Examines a configuration once, and keeps the members of its projects known as long as it is there.
+/// Examines a configuration once, and keeps the facts about its project members fresh until aborted.
 async fn background(engine: Arc<Engine>, configure: protocol::Configure, replies: Replies) {
     let examine = async {
         for text in engine.examine(&configure).await {
             let (is_warning, number) = (true, None);
-            // A plugin that is gone is told nothing.
+            // Ignore a plugin that has disconnected.
             let _ = replies.send(Reply::Log(Line {
                 is_warning,
                 number,
@@ -332,7 +333,7 @@ async fn background(engine: Arc<Engine>, configure: protocol::Configure, replies
     tokio::join!(examine, engine.keep_fresh());
 }
 
-/// Sends the final reply of a delivery, whichever way it ends: a job must not wait for one that has panicked.
+/// Sends the final reply of a delivery, even after a panic: otherwise the job would wait forever.
 struct Report {
     number: u64,
     replies: Replies,
@@ -341,7 +342,7 @@ struct Report {
 }
 
 impl Report {
-    /// Reports a delivery that did not begin.
+    /// Reports the failure of a delivery that did not begin.
     fn fail(self, failure: Failure) {
         self.send(Outcome {
             result: Err(failure),
@@ -383,7 +384,7 @@ impl Drop for Report {
         self.deliveries.lock().remove(&self.number);
         if !self.is_sent {
             let failure = Failure::internal_in_agent();
-            // One that was canceled is not waited for.
+            // The plugin ignores the reply if it has canceled the delivery.
             let _ = self.replies.send(Reply::Failed {
                 number: self.number,
                 failure,
@@ -392,7 +393,7 @@ impl Drop for Report {
     }
 }
 
-/// Returns the facts of a job as the engine takes them.
+/// Returns the facts of a job for the engine.
 fn task(deliver: Deliver) -> Result<Task, Failure> {
     let variables = match deliver.origin {
         Origin::Rules(rules) => Variables::Rules(rules.into_iter().map(|rule| rule as usize).collect()),

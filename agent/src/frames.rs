@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use zeroize::Zeroizing;
 
-/// Receives a message of at most `limit` bytes. Its bytes may be secret, and are wiped.
+/// Receives a message of at most `limit` bytes. Wipes the bytes of its frame, which may be secret.
 ///
 /// # Errors
 /// The stream has ended or failed; the message is too long or malformed.

@@ -11,16 +11,16 @@ use nix::{
     unistd::chdir,
 };
 
-/// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that needs more ends,
-/// and is replaced.
+/// The most memory that the process may allocate, in bytes: RLIMIT_DATA, getrlimit(2). An agent that exceeds it ends,
+/// and plugins or systemd start another one.
 const MEMORY: u64 = 4 << 30;
 
-/// Prepares the process before it holds a secret: no core dumps, no ptrace by others of the same user, a bound on memory,
-/// no descriptor that it did not ask for, and as many descriptors as it may have: each command takes two. To be called while
-/// it has one thread.
+/// Hardens the process before it holds a secret: no core dumps, no ptrace by other processes of the same user, limited
+/// memory, no inherited descriptor except `listener`, and the highest limit of descriptors, since each command takes
+/// two. The caller must run only one thread.
 ///
 /// # Errors
-/// What failed.
+/// The step that failed.
 pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
     let failed = |what: &str, e: nix::Error| format!("{what}: {e}");
     secure_path::close_inherited(listener.map(AsRawFd::as_raw_fd)).map_err(|e| format!("/proc/self/fd: {e}"))?;
@@ -36,7 +36,7 @@ pub fn harden(listener: Option<&UnixListener>) -> Result<(), String> {
     chdir("/").map_err(|e| failed("/", e))
 }
 
-/// Has panics reported by their place only: the message of a panic may quote anything.
+/// Makes panics report only their place in the code: the message of a panic may quote anything.
 pub fn report_panics_by_place() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();

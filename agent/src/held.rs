@@ -11,22 +11,23 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::revocations::Store;
 
-/// How long the file system of the revocations may take.
+/// The timeout of the file system of the revocations.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most jobs that are known. If there are more, the half is forgotten that got its tokens first.
+/// The most jobs in memory. If there are more, the half with the oldest tokens is dropped.
 const MAX_JOBS: usize = 20_000;
 
-/// The jobs that this agent has delivered tokens to, until the tokens expire or the job is known to have ended.
+/// The jobs to which this agent has delivered tokens, until the tokens expire or the agent learns that the job has
+/// ended.
 #[derive(Default)]
 pub struct HeldJobs {
-    /// By instance and job id, with the position of the delivery among all.
+    /// By instance and job id, with a counter of deliveries.
     jobs: HashMap<(String, u64), (u64, Held)>,
     last: u64,
 }
 
 impl HeldJobs {
-    /// Adds a job, or replaces what it held before.
+    /// Adds a job, or replaces its entry.
     pub fn add(&mut self, held: Held) {
         if self.jobs.len() >= MAX_JOBS {
             let now = now();
@@ -48,7 +49,7 @@ impl HeldJobs {
         self.jobs.remove(&(job.instance.clone(), job.jobid));
     }
 
-    /// Returns the jobs of a user, those first that got their tokens last.
+    /// Returns the jobs of a user, those with the latest delivery first.
     pub fn of(&self, uid: u32) -> Vec<Held> {
         let now = now();
         let of_user = |(_, held): &&(u64, Held)| held.job.uid == uid && is_valid(held, now);
@@ -57,7 +58,7 @@ impl HeldJobs {
         jobs.into_iter().take(MAX_HELD).map(|(_, held)| held.clone()).collect()
     }
 
-    /// Returns the jobs whose tokens are renewed within the intervals of [`due`], the next ones first.
+    /// Returns the jobs that are renewed within the intervals of [`due`], the next ones first.
     pub fn due(&self) -> Vec<Held> {
         let now = now();
         let last = now + DUE.0 * DUE.1 as u64;
@@ -68,7 +69,7 @@ impl HeldJobs {
     }
 }
 
-/// Returns what a job holds by its record; none if it holds no token that is valid.
+/// Returns the tokens that a job holds according to its record; none if no token is valid.
 pub fn of_record(job: JobFacts, name: String, record: &str) -> Option<Held> {
     let record = Record::from_json(record).ok()?;
     let renewal = record.renewal();
@@ -84,11 +85,11 @@ pub fn of_record(job: JobFacts, name: String, record: &str) -> Option<Held> {
     (!held.variables.is_empty() && is_valid(&held, now())).then_some(held)
 }
 
-/// Returns the jobs whose tokens were not revoked, as far as that is known. The revocations are those of the instances.
+/// Returns the jobs whose tokens were not revoked, as far as is known. `stores` are the revocations by instance.
 pub async fn without_revoked(stores: Vec<(String, Store)>, held: Vec<Held>) -> Vec<Held> {
     let all = held.clone();
     let is_revoked = move |held: &Held| {
-        // Of what was revoked with its user, the job may hold newer ones.
+        // A revocation by user does not count: the job may hold newer tokens.
         let token = TokenFacts {
             job: Some(held.job.clone()),
             iat: Some(f64::MAX),
@@ -105,7 +106,7 @@ pub async fn without_revoked(stores: Vec<(String, Store)>, held: Vec<Held>) -> V
     }
 }
 
-/// Counts times by intervals of [`DUE`] from now on. Past ones are in the first.
+/// Counts times by intervals of [`DUE`] from now on. Past times count in the first.
 pub fn due(times: impl Iterator<Item = u64>) -> Vec<u64> {
     let mut counts = vec![0; DUE.1];
     let now = now();
@@ -125,7 +126,7 @@ fn is_valid(held: &Held, now: u64) -> bool {
     held.expires_at.is_none_or(|at| at > now)
 }
 
-/// Returns the time, in seconds since 1970-01-01T00:00:00Z.
+/// Returns the current time, in seconds since 1970-01-01T00:00:00Z.
 fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -162,7 +163,7 @@ mod tests {
             jobs.add(held(jobid, uid, expires_in, None));
         }
         assert_eq!(ids(jobs.of(7)), [4, 1]);
-        // The next tokens of a job.
+        // The next delivery to the same job.
         let next = held(1, 7, 900, None);
         jobs.add(next.clone());
         assert_eq!(ids(jobs.of(7)), [1, 4]);

@@ -1,8 +1,8 @@
-//! The issuer of the tokens that the instance mints, for the token service: its public keys, tokens for users and clients, and the
-//! responses that it signs.
+//! The issuer of an instance's tokens, for the token service: returns its public keys, mints tokens for users and
+//! clients, and signs responses.
 //!
-//! The service chooses neither the type nor the shape of what is signed: a response to an introspection has the type
-//! `token-introspection+jwt` and no `exp`, so nobody accepts it as a token.
+//! The service chooses neither the type nor the structure of what is signed. A response to an introspection has the
+//! type `token-introspection+jwt` and no `exp`, so no verifier accepts it as a token.
 
 use std::{
     fmt::Display,
@@ -29,7 +29,7 @@ use crate::{
     status::{self, Ends, Status},
 };
 
-/// The time that the file system of the keys may take.
+/// The timeout of the file system of the keys.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The type of a response to an introspection (RFC 9701 section 5).
@@ -61,12 +61,12 @@ impl Issuer {
         self.signer.name()
     }
 
-    /// Returns its status lists, if it has some.
+    /// Returns its status lists, if any.
     pub fn status(&self) -> Option<&Arc<Status>> {
         self.status.as_ref()
     }
 
-    /// Returns the keys that sign or can be promoted; none if they cannot be read. Blocks.
+    /// Returns the keys that sign or can be promoted; none if the keys cannot be read. Blocks.
     fn figures(&self) -> Vec<KeyFigures> {
         let Ok(keys) = self.signer.keys() else {
             return Vec::new();
@@ -93,7 +93,7 @@ impl Issuer {
 
     fn sign_introspection(&self, audience: &str, response: &str) -> Answer {
         let Ok(response) = serde_json::from_str::<Map<String, Value>>(response) else {
-            return failed("the response to an introspection is no JSON object");
+            return failed("the response to an introspection is not a JSON object");
         };
         let iat = seconds(SystemTime::now());
         let claims = json!({
@@ -115,7 +115,7 @@ impl Issuer {
         })
     }
 
-    /// Returns whether a token says that it is of this issuer.
+    /// Returns whether the claim `iss` of a token, which is not verified here, names this issuer.
     fn claims_to_be_of(&self, token: &str) -> bool {
         Token::inspect(token).is_ok_and(|token| token.claims().as_map().get("iss") == Some(&json!(self.name())))
     }
@@ -131,7 +131,7 @@ impl Issuer {
     }
 }
 
-/// Returns the signing keys of issuers; none if their file system does not answer.
+/// Returns the signing keys of issuers; none if their file system hangs.
 pub async fn figures(issuers: Vec<Arc<Issuer>>) -> Vec<KeyFigures> {
     let all = move || {
         let mut keys: Vec<_> = issuers.iter().flat_map(|issuer| issuer.figures()).collect();
@@ -151,7 +151,7 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Knows whether tokens are still valid, and whose they are.
+/// Answers questions about the validity of tokens and about their jobs, and revokes tokens.
 pub trait Checks: Ends {
     /// Returns whether a token is still valid.
     fn check(&self, token: TokenFacts) -> impl Future<Output = Validity> + Send;
@@ -159,12 +159,12 @@ pub trait Checks: Ends {
     /// Returns the jobs of a user that hold tokens.
     fn held(&self, uid: u32) -> impl Future<Output = Answer> + Send;
 
-    /// Revokes tokens, and keeps that for so many seconds.
+    /// Revokes tokens, and keeps the revocation for `keep_secs` seconds.
     fn revoke(&self, subject: Subject, keep_secs: u64) -> impl Future<Output = Answer> + Send;
 }
 
-/// Answers a question to the issuer of a name, with the engine of its configuration. Several instances may name the same issuer:
-/// only their status lists differ.
+/// Answers a question to the issuer with this name, using the engine of its configuration. Several instances may name
+/// the same issuer: only their status lists differ.
 pub async fn answer(
     known: impl IntoIterator<Item = (Arc<Issuer>, Arc<Engine>)>,
     checks: &impl Checks,
@@ -199,7 +199,7 @@ pub async fn answer(
     }
 }
 
-/// Returns the claims of the token that a request gets.
+/// Returns the claims of the requested token.
 async fn claims(
     issuer: &Arc<Issuer>,
     engine: &Engine,
@@ -219,7 +219,7 @@ async fn claims(
                 ));
             }
         };
-        // A revocation that is stored meanwhile is for the new token, too.
+        // The time is taken before the check: a revocation that is stored meanwhile also applies to the new token.
         let now = SystemTime::now();
         let facts = TokenFacts::of(&claims);
         let facts = facts.ok_or_else(|| denied(DenialCode::InvalidGrant, "the job id in the token is malformed"))?;

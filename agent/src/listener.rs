@@ -1,4 +1,4 @@
-//! The socket, which one agent at a time serves.
+//! The socket of the agent. Only one agent serves it at a time.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -18,10 +18,10 @@ use nix::{
     sys::stat::Mode,
 };
 
-/// The time that an agent waits for its predecessor to end.
+/// The time for which an agent waits until its predecessor ends.
 const PREDECESSOR: Duration = Duration::from_secs(5);
 
-/// The pause between two attempts.
+/// The pause between two attempts to take the lock.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A socket that this agent serves.
@@ -30,16 +30,16 @@ pub struct Listening {
     bound: Option<Bound>,
 }
 
-/// The files of a socket that this agent has bound.
+/// The files of a socket that this agent bound.
 pub struct Bound {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
-/// Returns the socket that systemd passed, sd_listen_fds(3), if it did.
+/// Returns the socket that systemd passed (sd_listen_fds(3)), if any.
 ///
 /// # Errors
-/// It is no listening Unix socket.
+/// The descriptor is not a listening Unix socket.
 pub fn passed_by_systemd() -> Result<Option<UnixListener>, String> {
     let mut passed = ListenFd::from_env();
     passed
@@ -48,20 +48,20 @@ pub fn passed_by_systemd() -> Result<Option<UnixListener>, String> {
 }
 
 impl Listening {
-    /// The socket that systemd passed.
+    /// Wraps the socket that systemd passed.
     pub fn of_systemd(socket: UnixListener) -> Self {
         Self { socket, bound: None }
     }
 
-    /// Returns whether systemd passed it.
+    /// Returns whether systemd passed the socket.
     pub fn is_of_systemd(&self) -> bool {
         self.bound.is_none()
     }
 
-    /// Binds a path; none if another agent serves it. The socket is for its owner only.
+    /// Binds a path; none if another agent serves it. Only the owner can connect to the socket.
     ///
     /// # Errors
-    /// What failed.
+    /// The path and the error.
     pub fn bind(path: &Path) -> Result<Option<Self>, String> {
         Self::bind_by(path, |path| {
             let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
@@ -71,7 +71,7 @@ impl Listening {
         })
     }
 
-    /// Binds a path in the same way. Anybody can connect to the socket; the caller checks who does.
+    /// Binds a path like [`Self::bind`], for all users. The caller must check the peer of each connection.
     ///
     /// # Errors
     /// For the operator: the path, and the error.
@@ -86,7 +86,7 @@ impl Listening {
     fn bind_by(path: &Path, bind: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Option<Self>, String> {
         let failed = |e: io::Error| format!("{}: {e}", path.display());
         let Some(lock) = lock(path)? else { return Ok(None) };
-        // It was that of an agent that is gone, or nobody could have taken the lock.
+        // This process holds the lock, so the agent that bound the former socket has ended.
         match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
             _ => {}
@@ -102,7 +102,7 @@ impl Listening {
         }))
     }
 
-    /// Returns the socket, and what must be kept with it.
+    /// Returns the socket, and the guard that must live as long as the socket is served.
     pub fn into_parts(self) -> (UnixListener, Option<Bound>) {
         (self.socket, self.bound)
     }
@@ -110,12 +110,12 @@ impl Listening {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // The lock is still held, so it is the one that was bound.
+        // The lock is still held, so the path is that of this socket.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Takes the lock of a socket; none if an agent serves it.
+/// Takes the lock of a socket; none if another agent serves it.
 fn lock(path: &Path) -> Result<Option<Flock<File>>, String> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");

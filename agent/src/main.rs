@@ -1,8 +1,8 @@
-//! `workflow-token-agent`: the process that fetches, checks and seals for the plugins of a scheduler.
+//! `workflow-token-agent`: the process that fetches, checks and seals tokens for the plugins of a scheduler.
 //!
 //! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at
-//! any moment: plugins start another one and repeat what they asked for. On disk it only keeps which tokens were revoked, and which entries
-//! of status lists tokens have.
+//! any moment: plugins start another one and repeat their requests. On disk, it keeps revocations, the entries of
+//! tokens in status lists, and refresh tokens; on Slurm also sealed records.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
-/// The number of threads that may block at once. Permits bound their users: lanes, look-ups, sealing.
+/// The most threads that block. Permits limit each of their users: lanes, look-ups, sealing.
 const BLOCKING_THREADS: usize = 4096;
 
 /// Fetches, checks and seals the secrets of jobs for the plugins of a scheduler.
@@ -85,7 +85,7 @@ fn run(cli: &Cli) -> Result<(), String> {
         Some(Command::Slurm { config }) => runtime.block_on(slurm::serve(config, passed)),
         _ => runtime.block_on(serve_plugins(cli, passed)),
     };
-    // Threads that hang do not keep the process.
+    // Do not wait for hung threads.
     runtime.shutdown_background();
     served
 }
@@ -95,7 +95,7 @@ async fn serve_plugins(cli: &Cli, passed: Option<UnixListener>) -> Result<(), St
         (Some(socket), _) => listener::Listening::of_systemd(socket),
         (None, Some(path)) => match listener::Listening::bind(path)? {
             Some(listening) => listening,
-            // Another agent serves it.
+            // Another agent serves the socket.
             None => return Ok(()),
         },
         (None, None) => return Err("no socket: use --socket PATH, or have systemd pass one".to_owned()),

@@ -1,4 +1,5 @@
-//! A narrower token for one of this issuer: never of a wider scope, audience, workspace or lifetime.
+//! Exchanges a token of this issuer for a narrower one, never for one with a wider scope, audience, workspace or
+//! lifetime.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,10 +7,11 @@ use delivery::{denied, narrowed, requested_lifetime};
 use protocol::{Denial, DenialCode, MintRequest};
 use token::{Claims, ClaimsToIssue, Grant, Job, JobScheduler, Name, Scope};
 
-/// Returns the claims of a narrower token, which is issued at `now`: before it was known that the other one is not revoked.
+/// Returns the claims of a narrower token. `now` must precede the check that the token is not revoked, so that a later
+/// revocation also applies to the new one.
 ///
 /// # Errors
-/// The request is for something wider, or no lifetime is left.
+/// The request exceeds the token, or less than one second is left.
 pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest, now: SystemTime) -> Result<ClaimsToIssue, Denial> {
     let audience: Vec<String> = claims.aud().map(str::to_owned).collect();
     if let Some(other) = request.audience.iter().find(|wanted| !audience.contains(wanted)) {
@@ -31,21 +33,21 @@ pub fn narrow(issuer: &str, claims: &Claims, request: &MintRequest, now: SystemT
         iat: now,
         lifetime: requested_lifetime(request, left)?,
         grant,
-        // The list has one entry for each token that a job gets when it starts.
+        // Status lists contain only the tokens that jobs get at their start.
         status: None,
     })
 }
 
-/// Refuses a scope that a request wants and does not get.
+/// Rejects a request for another scope than that of the grant.
 ///
 /// # Errors
-/// The scope is another one.
+/// The requested scope differs.
 pub fn check_scope(request: &MintRequest, grant: &Grant) -> Result<(), Denial> {
     let scope = grant.scope();
     match &request.scope {
         Some(wanted) if wanted != scope.as_str() => Err(denied(
             DenialCode::InvalidScope,
-            format!("the scope of such a token is {scope}"),
+            format!("the scope of this token can only be {scope}"),
         )),
         _ => Ok(()),
     }
@@ -67,7 +69,7 @@ fn grant(claims: &Claims, request: &MintRequest) -> Result<Grant, Denial> {
         Some(Scope::Session) => {
             let workspaces = names(narrowed(&request.workspaces, allowed)?)?;
             let (Some(workspace), Some(job)) = (workspaces.into_iter().next(), job(claims)) else {
-                return Err(denied(DenialCode::InvalidGrant, "the token is of no job"));
+                return Err(denied(DenialCode::InvalidGrant, "the token belongs to no job"));
             };
             Ok(Grant::Session { workspace, job })
         }

@@ -1,7 +1,7 @@
-//! Tokens that were revoked before they expire.
+//! Revocations of tokens before their expiry.
 //!
-//! They are in a file of one line of JSON each, which is synced to disk before a revocation is confirmed. Several agents may
-//! share it, as those of two controllers do: each reads what others have added.
+//! The file has one line of JSON for each revocation. It is synced to disk before a revocation is confirmed. Several
+//! agents may share the file, as those of two controllers do: each reads the lines that others add.
 
 mod line;
 pub mod revoked;
@@ -26,10 +26,10 @@ use revoked::{Issued, Revoked};
 /// The name of the file.
 const NAME: &str = "revocations";
 
-/// The most revocations that are kept. In the file, each takes some hundred bytes.
+/// The most revocations. In the file, each takes about 100 bytes.
 const MOST: usize = 1_000_000;
 
-/// The longest time that a revocation is kept: that of a token that lives for a year.
+/// The longest time for which a revocation is kept: enough for a token that lives for a year.
 const LONGEST: Duration = Duration::from_secs(400 * 86_400);
 
 /// The revocations in one directory.
@@ -39,26 +39,26 @@ pub struct Revocations {
     known: Mutex<Known>,
 }
 
-/// A version of the file: its inode, and how much of it was read.
+/// A version of the file: its inode, and the number of bytes read.
 pub type Version = (u64, u64);
 
-/// Revocations, if the configuration has a place for them, or why they cannot be used.
+/// The revocations, if the configuration stores them, or the reason why they cannot be used.
 pub type Store = Option<Result<Arc<Revocations>, String>>;
 
 /// The part of the file that was read.
 #[derive(Debug, Default)]
 struct Known {
-    /// The file, which another agent may have replaced, and how much of it was read.
+    /// The inode, since another agent may replace the file, and the number of bytes read.
     inode: u64,
     read: u64,
     lines: u64,
     revoked: Arc<Revoked>,
-    /// The hashes of malformed lines that were reported.
+    /// The hashes of malformed lines that were already reported.
     reported: HashSet<u64>,
 }
 
 impl Revocations {
-    /// Opens a directory, creates it if its parent exists, and drops what has expired. Blocks.
+    /// Opens a directory, creates it if its parent exists, and drops expired revocations. Blocks.
     ///
     /// # Errors
     /// For the operator: the directory or its file cannot be used.
@@ -81,10 +81,10 @@ impl Revocations {
         Ok(revocations)
     }
 
-    /// Revokes tokens. When this returns, that is on disk. Blocks.
+    /// Revokes tokens. Returns after the revocation is on disk. Blocks.
     ///
     /// # Errors
-    /// For the operator.
+    /// For the operator: the revocation is malformed, or cannot be stored.
     pub fn revoke(&self, subjects: &[Subject], keep: Duration) -> Result<(), String> {
         let is_long = |subject: &Subject| match subject {
             Subject::Jti(text) | Subject::User(text) => text.len() > MAX_TEXT,
@@ -116,7 +116,7 @@ impl Revocations {
                 lines.extend(line.to_bytes()?);
             }
             let mut file = open(OpenOptions::new().create(true).append(true), &self.path)?;
-            // Ends a line that an agent was writing when it was killed.
+            // Ends an incomplete line of an agent that was killed.
             if file.metadata()?.len() > known.read {
                 lines.insert(0, b'\n');
             }
@@ -131,7 +131,7 @@ impl Revocations {
     /// Returns whether a token was revoked. Blocks.
     ///
     /// # Errors
-    /// For the operator: that is not known.
+    /// For the operator: the file cannot be read, so the answer is unknown.
     pub fn is_revoked(&self, token: &TokenFacts) -> Result<bool, String> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.read(&mut known)
@@ -139,7 +139,7 @@ impl Revocations {
         Ok(known.revoked.contains(&Issued::from(token), now()))
     }
 
-    /// Returns all revocations, and the version of the file that they are of. Blocks.
+    /// Returns all revocations, and the version of the file that contains them. Blocks.
     ///
     /// # Errors
     /// For the operator: the file cannot be read.
@@ -150,13 +150,13 @@ impl Revocations {
         Ok((Arc::clone(&known.revoked), (known.inode, known.read)))
     }
 
-    /// Locks the directory, so that no agent writes the file anew while another one adds to it.
+    /// Locks the directory, so that no agent rewrites the file while another one appends to it.
     fn lock(&self) -> io::Result<Flock<File>> {
         let directory = File::open(self.path.parent().unwrap_or(&self.path))?;
         Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, e)| e.into())
     }
 
-    /// Reads what was added to the file.
+    /// Reads the lines that were appended to the file.
     fn read(&self, known: &mut Known) -> io::Result<()> {
         let mut file = match open(OpenOptions::new().read(true), &self.path) {
             Ok(file) => file,
@@ -179,7 +179,7 @@ impl Revocations {
         let (mut line, mut unreadable) = (Vec::new(), Vec::new());
         let revoked = Arc::make_mut(&mut known.revoked);
         while lines.read_until(b'\n', &mut line)? > 0 {
-            // The last one may be of an agent that is writing it, or that was killed.
+            // An agent may be writing the last line, or was killed while writing it.
             if line.last() != Some(&b'\n') {
                 break;
             }
@@ -199,7 +199,7 @@ impl Revocations {
         Ok(())
     }
 
-    /// Returns the line for the operator's log about malformed lines of the file; none if there are none.
+    /// Returns the line for the operator's log about malformed lines; none without malformed lines.
     fn report(&self, unreadable: &[u64]) -> Option<String> {
         let (first, others) = unreadable.split_first()?;
         let others = match others.len() {
@@ -208,13 +208,13 @@ impl Revocations {
         };
         Some(format!(
             "{}: line {first}{others} cannot be read as a revocation and has no effect: \
-             remove it, and revoke again what it was about",
+             remove it, and repeat the revocation",
             self.path.display()
         ))
     }
 
-    /// Rewrites the file without expired lines, and without a last line that an agent was writing when it was killed. Malformed
-    /// lines stay, since an operator may correct them.
+    /// Rewrites the file without expired lines, and without an incomplete last line of an agent that was killed.
+    /// Malformed lines stay, since an operator may correct them.
     fn rewrite(&self, now: f64) -> io::Result<()> {
         let mut lines = BufReader::new(open(OpenOptions::new().read(true), &self.path)?);
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
@@ -276,7 +276,7 @@ mod tests {
         }
     }
 
-    /// Adds a revocation of a job that has expired.
+    /// Adds an expired revocation of a job.
     fn add_expired(revocations: &Revocations, jobid: u64) {
         let times = Times {
             at: now() - 20.0,
@@ -305,7 +305,7 @@ mod tests {
                 [true, false, true, false]
             );
         }
-        // Each agent reads what the other one adds.
+        // Each agent reads the lines that the other one appends.
         after.revoke(&[job(None, 4)], HOUR).unwrap();
         assert_eq!(revocations.is_revoked(&of_job(4)), Ok(true));
     }
@@ -364,7 +364,7 @@ mod tests {
             .unwrap();
         revocations.revoke(&[job(None, 2)], HOUR).unwrap();
         assert_eq!(reported(&revocations), 2);
-        // The first line has expired, and an agent that starts writes the file anew.
+        // The first line has expired, so the next agent rewrites the file when it starts.
         let after = Revocations::open(&path).unwrap();
         after.revoke(&[job(None, 3)], HOUR).unwrap();
         for each in [&revocations, &after] {

@@ -12,13 +12,13 @@ use tokio::{
 
 use crate::{agent::Agent, connection, listener::Listening};
 
-/// The time after which an agent that plugins started ends without a connection: longer than a reload of a plugin.
+/// The time without a connection after which an agent that plugins started ends: longer than a reload of a plugin.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// The pause after an error of accept(2), as when no descriptors are left.
+/// The pause after an error of accept(2), such as a lack of descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Serves connections. Returns when nobody has been connected for a while, unless it `stays`.
+/// Serves connections. Returns after [`IDLE`] without connections, unless `stays` is set.
 ///
 /// # Errors
 /// The socket cannot be used.
@@ -35,7 +35,7 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
     });
     let mut connections = JoinSet::new();
     if bound.is_none() {
-        // systemd has passed the socket. What goes wrong is in its log.
+        // Ignore the result: systemd logs a missing notification.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
     loop {
@@ -58,13 +58,13 @@ pub async fn serve(listening: Listening, stays: bool) -> Result<(), String> {
             () = sleep(IDLE), if connections.is_empty() && !stays => return Ok(()),
         }
     }
-    // A successor takes the socket; those that are connected are served to their end.
+    // A successor takes over the socket. This agent serves its existing connections until they close.
     drop((socket, bound));
     while connections.join_next().await.is_some() {}
     Ok(())
 }
 
-/// Only the user that the agent runs as, and root, may use it.
+/// Returns whether the peer is root or the user that the agent runs as, and logs others.
 pub fn is_allowed(stream: &UnixStream) -> bool {
     let uid = match stream.peer_cred() {
         Ok(peer) => peer.uid(),

@@ -1,8 +1,8 @@
-//! Answers the token service, which faces the network and holds no key.
+//! Serves the token service, which faces the network and holds no key.
 //!
-//! It connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the public keys,
-//! request signed introspection responses and tokens, and get the jobs of a user that hold tokens and the figures of the agent;
-//! nothing else.
+//! The service connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the
+//! public keys, request tokens and signed introspection responses, and get the jobs of a user that hold tokens and the
+//! figures of the agent. The agent rejects anything else.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,31 +32,31 @@ use tokio::{
 
 use crate::{frames::receive, listener::Listening};
 
-/// The most connections at once: several services, and those that replace them.
+/// The most concurrent connections: several services, and their successors.
 const CONNECTIONS: usize = 16;
 
-/// The pause after an error of accept(2), as when no descriptors are left.
+/// The pause after an error of accept(2), such as a lack of descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// The shortest interval between two lines about refused connections.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
-/// The pause between looks whether a task has ended, and the most looks.
+/// The pause between two checks whether a task has ended, and the most checks.
 const ENDING: (Duration, u32) = (Duration::from_millis(5), 200);
 
-/// Something that answers the questions of the service.
+/// Answers the questions of the service.
 pub trait Answers: Send + Sync + 'static {
     /// Answers a question that the service may ask.
     fn answer(self: &Arc<Self>, ask: Ask) -> impl Future<Output = Answer> + Send;
 }
 
-/// The sockets for the service, by path, with what their configuration says.
+/// The sockets for the service, by path.
 #[derive(Default)]
 pub struct Sockets(Mutex<HashMap<PathBuf, Socket>>);
 
-/// A socket for the service.
+/// A socket for one service.
 struct Socket {
-    /// The connections of the plugins whose configurations have it.
+    /// The connections of the plugins whose configurations name the socket.
     connections: HashSet<u64>,
     /// The uid of the service.
     uid: u32,
@@ -70,13 +70,13 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// Returns whether other connections have it, too.
+    /// Removes a connection. Returns whether other connections still use the socket.
     fn is_left_by(&mut self, connection: u64) -> bool {
         self.connections.remove(&connection);
         !self.connections.is_empty()
     }
 
-    /// Ends it, so that its path is free. Blocks for a moment.
+    /// Ends the task of the socket, so that its path is free. Blocks for a moment.
     fn end(self) {
         let task = self.task.clone();
         drop(self);
@@ -94,11 +94,11 @@ impl Sockets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves the socket of a configuration, and no other one that this connection had. Blocks as the file system and the name
-    /// service do.
+    /// Serves the socket of a configuration, and closes those that only the former configuration of this connection
+    /// named. Blocks on the file system and the name service.
     ///
     /// # Errors
-    /// For the operator: the socket or its user cannot be used. The service is not served.
+    /// For the operator: the socket or its user cannot be used, so the service is not served.
     pub fn serve<A: Answers>(
         &self,
         connection: u64,
@@ -123,7 +123,7 @@ impl Sockets {
                 socket.connections.insert(connection);
                 return Ok(());
             }
-            // The connections of the former user end.
+            // Close the connections of the former user.
             Some(_) => {
                 if let Some(former) = sockets.remove(path) {
                     former.end();
@@ -140,13 +140,13 @@ impl Sockets {
         Ok(())
     }
 
-    /// Closes the sockets of a connection that has ended.
+    /// Closes the sockets that only this connection used.
     pub fn close(&self, connection: u64) {
         self.lock().retain(|_, socket| socket.is_left_by(connection));
     }
 }
 
-/// Returns the uid of the user of the service.
+/// Returns the uid of the user that the service runs as.
 fn uid_of(user: &Principal) -> Result<u32, String> {
     let name = match user {
         Principal::Id(uid) => return Ok(*uid),
@@ -156,7 +156,7 @@ fn uid_of(user: &Principal) -> Result<u32, String> {
     match User::from_name(name) {
         Ok(Some(user)) => Ok(user.uid.as_raw()),
         Ok(None) => Err(failed(
-            "no such user on this machine: create it, or name another".to_owned(),
+            "no such user on this machine: create it, or name another one".to_owned(),
         )),
         Err(e) => Err(failed(e.to_string())),
     }
@@ -191,7 +191,7 @@ async fn accept<A: Answers>(listening: Listening, user: u32, agent: Arc<A>) {
     }
 }
 
-/// Returns whether the service is at the other end. Logs that it is not, once in a while: any user can connect.
+/// Returns whether the service is the peer. Logs other peers at limited intervals, since any user can connect.
 fn is_service(stream: &UnixStream, user: u32, refused: &mut Option<Instant>) -> bool {
     let whose = match stream.peer_cred() {
         Ok(peer) if [0, user, geteuid().as_raw()].contains(&peer.uid()) => return true,
@@ -205,7 +205,7 @@ fn is_service(stream: &UnixStream, user: u32, refused: &mut Option<Instant>) -> 
     false
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it closes.
 async fn serve<A: Answers>(stream: UnixStream, agent: Arc<A>) {
     let (mut reader, writer) = stream.into_split();
     let (answers, outgoing) = channel(MAX_PENDING);
@@ -229,7 +229,7 @@ async fn serve<A: Answers>(stream: UnixStream, agent: Arc<A>) {
                     Some(why) => Answer::Failed(why.to_owned()),
                     None => agent.answer(ask).await,
                 };
-                // A service that is gone is told nothing.
+                // Ignore a service that has disconnected.
                 let _ = answers.send(ServiceAnswer { number, answer }).await;
                 drop(turn);
             });
@@ -241,7 +241,7 @@ async fn serve<A: Answers>(stream: UnixStream, agent: Arc<A>) {
     }
 }
 
-/// Returns why the service may not ask a question.
+/// Returns the reason why the service may not ask a question.
 fn refusal(question: &Question) -> Option<&'static str> {
     match question {
         Question::Check(_) | Question::Issuer { .. } | Question::Held { .. } | Question::Figures => None,

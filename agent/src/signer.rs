@@ -1,11 +1,11 @@
-//! The keys of an issuer, which sign its tokens.
+//! Signs with the keys of an issuer.
 
 use std::{sync::Arc, time::SystemTime};
 
 use source::keys::{KeyStore, Keys, KeysError};
 use token::SigningKey;
 
-/// An issuer that signs.
+/// An issuer and its keys.
 pub struct Signer {
     name: String,
     keys: Arc<KeyStore>,
@@ -29,10 +29,10 @@ impl Signer {
         &self.name
     }
 
-    /// Returns the keys as they are now, and logs what is wrong with them. Blocks, as they are files.
+    /// Returns the current keys, and logs problems with their files. Blocks.
     ///
     /// # Errors
-    /// They could never be read.
+    /// The keys have never been readable.
     pub fn keys(&self) -> Result<Arc<Keys>, KeysError> {
         let (keys, warnings) = self.keys.keys();
         for warning in warnings {
@@ -41,7 +41,7 @@ impl Signer {
         keys
     }
 
-    /// Returns when a key was made, if that is known. Blocks.
+    /// Returns the creation time of a key, if known. Blocks.
     pub fn made(&self, kid: &str) -> Option<SystemTime> {
         self.keys.made(kid)
     }
@@ -49,7 +49,7 @@ impl Signer {
     /// Signs with the active key. Blocks.
     ///
     /// # Errors
-    /// For the operator: there is none.
+    /// For the operator: the keys cannot be read, or no key is active.
     pub fn sign<T>(&self, sign: impl FnOnce(&SigningKey) -> T) -> Result<T, String> {
         let keys = self.keys().map_err(|e| e.to_string())?;
         let key = keys.signing();

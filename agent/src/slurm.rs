@@ -1,7 +1,7 @@
 //! The agent of a Slurm cluster.
 //!
-//! PrologSlurmctld hands a job over ([`controller`]), the engine takes it to a sealed record, and the record is stored until
-//! the job has ended ([`store`]). The nodes of the job ask for it ([`nodes`]), and for the next one ([`renewals`]).
+//! PrologSlurmctld passes on a job ([`controller`]). The engine delivers its sealed record, which is stored until the
+//! job has ended ([`store`]). The nodes of the job request the record ([`nodes`]) and its renewals ([`renewals`]).
 
 mod addresses;
 mod controller;
@@ -43,10 +43,10 @@ use crate::{
     validity,
 };
 
-/// The pause after an error of accept(2), as when no descriptors are left.
+/// The pause after an error of accept(2), such as a lack of descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// The interval at which records of jobs are removed whose end was not reported.
+/// The interval at which the agent removes records of jobs whose end was not reported.
 const PURGE: Duration = Duration::from_secs(600);
 
 /// The state that all connections share.
@@ -54,20 +54,20 @@ struct Site {
     path: PathBuf,
     program: PathBuf,
     shared: Arc<Shared>,
-    /// The configuration in force.
+    /// The active configuration.
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
-    /// Turns to ask Slurm for jobs that start or are renewed.
+    /// Limits the concurrent queries to Slurm about jobs that start or are renewed.
     asking: Semaphore,
-    /// What Slurm has said about the ends of jobs.
+    /// The recent answers of Slurm about the ends of jobs.
     ends: ends::Ends,
     addresses: addresses::Addresses,
     renewals: renewals::Renewals,
     sockets: Sockets,
 }
 
-/// A configuration that can be used.
+/// A valid configuration, and the objects that it describes.
 struct Current {
     engine: Arc<Engine>,
     config: config::Config,
@@ -83,7 +83,7 @@ impl Site {
     }
 }
 
-/// Serves a cluster until SIGTERM. On SIGHUP the configuration is loaded again.
+/// Serves a cluster until SIGTERM. Reloads the configuration on SIGHUP.
 ///
 /// # Errors
 /// The start failed.
@@ -120,7 +120,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
     });
     site.serve_service()?;
     let signals = Signals::new()?;
-    // systemd logs it if the agent cannot report that it is ready.
+    // Ignore the result: systemd logs a missing notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     eprintln!(
         "workflow-token-agent: serves cluster {} at {address}",
@@ -130,7 +130,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
     Ok(())
 }
 
-/// The signals that the agent handles.
+/// The signals that the agent handles: SIGHUP and SIGTERM.
 struct Signals {
     reload: Signal,
     end: Signal,
@@ -168,7 +168,7 @@ async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mu
             Some(_) = tasks.join_next() => {}
             _ = signals.reload.recv() => {
                 let site = Arc::clone(site);
-                // The name service and the file system may hang.
+                // The reload runs on a thread, because the name service and the file system may hang.
                 tasks.spawn(async move { drop(tokio::task::spawn_blocking(move || site.reload()).await) });
             }
             _ = signals.end.recv() => return,
@@ -183,16 +183,16 @@ impl Answers for Site {
 }
 
 impl Site {
-    /// Serves the token service, as the configuration in force says. Blocks.
+    /// Serves the token service as the active configuration requires. Blocks.
     ///
     /// # Errors
-    /// For the operator.
+    /// For the operator: the socket cannot be served.
     fn serve_service(self: &Arc<Self>) -> Result<(), String> {
         self.sockets
             .serve(0, self.current().config.agent.service.as_ref(), self)
     }
 
-    /// Loads the configuration again. A wrong one is logged, and the former stays.
+    /// Reloads the configuration. If the new one is invalid, logs the error and keeps the former one.
     fn reload(self: &Arc<Self>) {
         let failed = |e: String| eprintln!("workflow-token-agent: {e}: the former configuration stays");
         let loaded = match load(&self.path, &self.program, &self.shared) {
@@ -215,7 +215,7 @@ impl Site {
         if let Err(e) = self.serve_service() {
             eprintln!("workflow-token-agent: {e}");
         }
-        eprintln!("workflow-token-agent: the configuration was loaded again");
+        eprintln!("workflow-token-agent: the configuration was reloaded");
     }
 }
 
@@ -225,8 +225,8 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
     if site.agent_uid()? != uid {
         let expected = &site.slurm.user;
         return Err(format!(
-            "the agent runs as uid {uid}, and nodes accept only what {expected} has sealed: start it as {expected}, or correct \
-             the key user of the table slurm"
+            "the agent runs as uid {uid}, and nodes accept only records that {expected} sealed: start it as {expected}, or \
+             correct the key user of the table slurm"
         ));
     }
     let configure = Configure {
@@ -252,7 +252,7 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
     })
 }
 
-/// Keeps the members of projects known, for the configuration that is in force.
+/// Keeps the facts about project members of the active configuration fresh.
 async fn keep_fresh(site: Arc<Site>) {
     loop {
         let current = site.current();
@@ -269,7 +269,7 @@ async fn replaced(site: &Site, current: &Arc<Current>) {
     }
 }
 
-/// Removes the records of jobs that have ended while no agent was told.
+/// Removes the records of jobs whose end no prolog or epilog reported.
 async fn purge(site: Arc<Site>) {
     loop {
         match squeue::active_jobs().await {

@@ -1,7 +1,7 @@
-//! The Status Lists of an issuer, for services that do not ask about each token (draft-ietf-oauth-status-list-20).
+//! The Status Lists of an issuer, for services that do not query each token (draft-ietf-oauth-status-list-20).
 //!
-//! Before a list is signed, the ends of jobs and the revocations are looked up. If that is not possible, it is not signed: services
-//! then find theirs stale, and ask about each token.
+//! Before signing a list, the agent looks up ended jobs and revocations. If it cannot, it does not sign: services then
+//! find their list stale, and query each token.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,16 +24,16 @@ use crate::{
     signer::Signer,
 };
 
-/// For how long a list may be used if no other can be fetched.
+/// The time for which a list may be used if no newer one can be fetched.
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// The shortest interval between two lists.
+/// The shortest interval between two versions of a list.
 const INTERVAL: Duration = Duration::from_secs(3);
 
-/// The number of ended jobs that wait until the next list is signed. If nobody fetches lists, they are written then.
+/// The number of ended jobs after which lists are swept even if no service fetches them.
 const WAITING: usize = 4096;
 
-/// The time that the file system may take. A list of a million entries is read in less.
+/// The timeout of the file system. A list of a million entries takes less.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The lists of one instance.
@@ -41,16 +41,16 @@ pub struct Status {
     lists: Arc<StatusLists>,
     instance: String,
     signer: Arc<Signer>,
-    /// Jobs that have ended since the lists were last swept.
+    /// The jobs that have ended since the last sweep.
     ended: Mutex<HashSet<u64>>,
-    /// Set once the plugin was asked about the jobs of before.
+    /// Set after the plugin was asked about the jobs that may have ended before it connected.
     pub asked: OnceCell<()>,
-    /// The revocations that the lists were swept by; none before the first time.
+    /// The version of the revocations at the last sweep; none before the first.
     swept_by: Mutex<Option<Version>>,
     signed: tokio::sync::Mutex<Signed>,
 }
 
-/// The lists that were signed since they were last swept.
+/// The lists that were signed since the last sweep.
 #[derive(Default)]
 struct Signed {
     swept: Option<(Instant, SystemTime)>,
@@ -58,7 +58,7 @@ struct Signed {
 }
 
 impl Status {
-    /// Returns the lists in a directory. Nothing is read yet.
+    /// Returns the lists in a directory, without reading them.
     pub fn of(directory: &Path, instance: &str, signer: Arc<Signer>) -> Self {
         Self {
             lists: StatusLists::of(directory),
@@ -76,26 +76,26 @@ impl Status {
         &self.instance
     }
 
-    /// Adds jobs that have ended. Returns whether many wait.
+    /// Adds ended jobs. Returns whether the caller should sweep the lists.
     pub fn add_ended(&self, jobs: impl IntoIterator<Item = u64>) -> bool {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.extend(jobs);
         ended.len() % WAITING == WAITING - 1
     }
 
-    /// Returns the jobs of tokens that are valid and were issued before a time.
+    /// Returns the jobs of valid tokens that were issued before a time.
     ///
     /// # Errors
-    /// For the operator.
+    /// For the operator: the lists cannot be read.
     pub async fn jobs(&self, before: SystemTime) -> Result<HashSet<u64>, String> {
         let (lists, instance) = (Arc::clone(&self.lists), self.instance.clone());
         blocking(move || lists.jobs(&instance, before)).await
     }
 
-    /// Marks the tokens of jobs that have ended, and those that were revoked. Blocks.
+    /// Marks the tokens of ended jobs, and revoked tokens, in the lists. Blocks.
     ///
     /// # Errors
-    /// For the operator: it is not known which were revoked, or the lists cannot be used.
+    /// For the operator: the revocations or the lists cannot be read.
     pub fn sweep(&self, revocations: &Store) -> Result<(), String> {
         let mut swept_by = self.swept_by.lock().unwrap_or_else(PoisonError::into_inner);
         let (revoked, version) = match revocations {
@@ -127,7 +127,7 @@ impl Status {
         swept
     }
 
-    /// Signs a list. Blocks.
+    /// Signs the list with this number. Blocks.
     fn sign_list(&self, number: u32, iat: SystemTime) -> Result<String, String> {
         let list = self.lists.list(&self.instance, number)?;
         let list = list.ok_or_else(|| format!("there is no status list {number}"))?;
@@ -143,12 +143,12 @@ impl Status {
     }
 }
 
-/// Finds out which jobs have ended, and which tokens were revoked.
+/// Looks up ended jobs and revoked tokens.
 pub trait Ends: Sync {
-    /// Finds the jobs that have ended among those of valid tokens, and adds them.
+    /// Finds the ended jobs of valid tokens, and adds them to `status`.
     ///
     /// # Errors
-    /// For the operator: that is not known.
+    /// For the operator: the ends of jobs are unknown.
     fn find_ended(&self, status: &Status) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Returns the revocations of an instance.
@@ -167,7 +167,7 @@ pub async fn numbers(statuses: Vec<Arc<Status>>) -> Answer {
     }
 }
 
-/// Returns a list, signed.
+/// Returns the signed list with this number.
 pub async fn signed(statuses: Vec<Arc<Status>>, ends: &impl Ends, number: u32) -> Answer {
     let find = move || {
         for status in statuses {
@@ -185,7 +185,7 @@ pub async fn signed(statuses: Vec<Arc<Status>>, ends: &impl Ends, number: u32) -
 }
 
 async fn sign(status: Arc<Status>, ends: &impl Ends, number: u32) -> Result<String, String> {
-    // All who ask meanwhile wait for one answer.
+    // Concurrent callers wait for one signature.
     let mut signed = status.signed.lock().await;
     if signed.swept.is_none_or(|(swept, _)| swept.elapsed() >= INTERVAL) {
         let now = (Instant::now(), SystemTime::now());

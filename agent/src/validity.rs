@@ -1,5 +1,5 @@
-//! Answers whether tokens are still valid. The scheduler knows which jobs are active, and is asked each time: nothing here can
-//! be out of date.
+//! Answers whether tokens are still valid. The agent asks the scheduler each time whether a job is active, so no answer
+//! is outdated.
 
 mod reports;
 
@@ -24,32 +24,32 @@ use crate::{
     status::{Ends, Status},
 };
 
-/// How long the file system or a plugin may take.
+/// The timeout of the file system or a plugin.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The number of jobs that a plugin is asked about at once: it reads so many eventlogs.
+/// The most jobs in one group of questions to a plugin, which reads as many eventlogs at once.
 const AT_ONCE: usize = 64;
 
-/// The instances of Flux whose plugins are connected, and the questions that wait for them.
+/// The instances of Flux whose plugins are connected, and the pending questions to them.
 #[derive(Default)]
 pub struct Instances(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     instances: HashMap<String, Instance>,
-    /// By number.
+    /// The pending questions, by number.
     waiting: HashMap<u64, oneshot::Sender<Option<JobEnd>>>,
     last: u64,
     held: HeldJobs,
 }
 
-/// An instance.
+/// An instance of Flux.
 pub struct Instance {
     /// The number of the connection of its plugin.
     pub connection: u64,
-    /// The way to its plugin.
+    /// The channel to its plugin.
     pub replies: UnboundedSender<Reply>,
-    /// Its revocations.
+    /// The revocations of its tokens.
     pub revocations: Store,
     /// The issuer of its tokens, if it mints any.
     pub issuer: Option<Arc<Issuer>>,
@@ -57,7 +57,7 @@ pub struct Instance {
     pub engine: Arc<Engine>,
 }
 
-/// Opens the place for revocations of a configuration. Blocks.
+/// Opens the directory of revocations, if the configuration names one. Blocks.
 pub fn open(directory: Option<&Path>) -> Store {
     directory.map(|directory| Revocations::open(directory).map(Arc::new))
 }
@@ -79,23 +79,23 @@ impl Instances {
         state.last
     }
 
-    /// Removes the instances of a connection that has ended.
+    /// Removes the instances of a closed connection.
     pub fn remove(&self, connection: u64) {
         self.lock()
             .instances
             .retain(|_, instance| instance.connection != connection);
     }
 
-    /// Takes the answer of a plugin.
+    /// Passes on the answer of a plugin.
     pub fn answered(&self, number: u64, end: Option<JobEnd>) {
         let asked = self.lock().waiting.remove(&number);
         if let Some(asked) = asked {
-            // Nobody waits for a late answer.
+            // The caller may have given up.
             let _ = asked.send(end);
         }
     }
 
-    /// Takes the end of a job, which its plugin reports.
+    /// Records the end of a job, as its plugin reports it.
     pub fn ended(&self, connection: u64, jobid: u64) {
         let (issuer, revocations) = {
             let state = self.lock();
@@ -107,7 +107,7 @@ impl Instances {
         };
         let status = issuer.and_then(|issuer| issuer.status().cloned());
         if let Some(status) = status.filter(|status| status.add_ended([jobid])) {
-            // If that fails, they wait for the next list, and those who ask for it learn why.
+            // If the sweep fails, the jobs wait for the next list, and its requester gets the error.
             tokio::task::spawn_blocking(move || status.sweep(&revocations));
         }
     }
@@ -141,7 +141,7 @@ impl Instances {
         }
     }
 
-    /// Returns the revocations of all instances, by their names.
+    /// Returns the revocations of all instances, by instance.
     fn stores(&self) -> Vec<(String, Store)> {
         let state = self.lock();
         let all = state.instances.iter();
@@ -149,7 +149,7 @@ impl Instances {
             .collect()
     }
 
-    /// Asks the plugin of a job's instance.
+    /// Asks the plugin of the job's instance about the job.
     async fn ask_job(&self, job: &JobFacts) -> Validity {
         self.begin_to_ask(job).answer(Instant::now() + TIMEOUT).await
     }
@@ -174,9 +174,9 @@ impl Instances {
         }
     }
 
-    /// Asks the plugin of an instance about all jobs of valid tokens.
+    /// Asks the plugin of an instance about the jobs of all valid tokens.
     async fn ask_all(&self, status: &Status) -> Result<(), String> {
-        // The plugin reports the end of each job whose token is issued meanwhile.
+        // The plugin itself reports the end of a job whose token is issued during this call.
         let jobs = status.jobs(SystemTime::now() + TIMEOUT).await?;
         let jobs = jobs.into_iter().map(|jobid| JobFacts {
             instance: status.instance().to_owned(),
@@ -198,12 +198,12 @@ impl Instances {
     }
 }
 
-/// A question to the plugin of a job's instance. Nobody waits for its answer if this is dropped.
+/// A pending question to the plugin of a job's instance. Dropping it cancels the question.
 struct AskedJob<'a> {
     instances: &'a Instances,
     job: &'a JobFacts,
     number: u64,
-    /// The answer; none if the plugin is not connected.
+    /// Receives the answer; none if the plugin is not connected.
     answer: Option<oneshot::Receiver<Option<JobEnd>>>,
 }
 
@@ -258,7 +258,7 @@ impl Checks for Instances {
 }
 
 impl Ends for Instances {
-    /// The plugin reports the ends of jobs. It is asked once about those that may have ended before it was connected.
+    /// Asks the plugin once about jobs that may have ended before it connected. It reports later ends itself.
     async fn find_ended(&self, status: &Status) -> Result<(), String> {
         status.asked.get_or_try_init(|| self.ask_all(status)).await?;
         Ok(())
@@ -269,10 +269,10 @@ impl Ends for Instances {
     }
 }
 
-/// Checks that a question is of this release.
+/// Checks that the command has the same version of the protocol.
 ///
 /// # Errors
-/// For the operator.
+/// For the operator: the versions differ.
 pub fn check_version(ask: &Ask) -> Result<(), String> {
     match ask.version == VERSION {
         true => Ok(()),
@@ -283,22 +283,22 @@ pub fn check_version(ask: &Ask) -> Result<(), String> {
     }
 }
 
-/// Returns why a job gets no token, if its tokens were revoked or that is not known.
+/// Returns the failure of a job whose tokens were revoked, or whose revocations are unknown.
 pub async fn refusal(store: Store, job: JobFacts) -> Option<Failure> {
-    // A token that is issued now is none of those that were revoked with their user.
+    // A revocation by user does not concern a token that is issued now.
     let token = TokenFacts {
         job: Some(job),
         iat: Some(f64::MAX),
         ..TokenFacts::default()
     };
     let why = match revoked(vec![store], token).await? {
-        Validity::Unknown(e) => format!("it is not known whether its tokens were revoked: {e}"),
+        Validity::Unknown(e) => format!("the revocations could not be read: {e}"),
         _ => "its tokens were revoked".to_owned(),
     };
     Some(Failure::new(Code::Revoked, "its tokens were revoked", why))
 }
 
-/// Returns the validity of a token that was revoked, or of which that is not known.
+/// Returns the validity of a revoked token, or of one whose revocations are unknown; none for other tokens.
 pub async fn revoked(stores: Vec<Store>, token: TokenFacts) -> Option<Validity> {
     if stores.iter().all(Option::is_none) {
         return None;
@@ -328,7 +328,7 @@ pub async fn revoke(stores: Vec<Store>, subjects: Vec<Subject>, keep_secs: u64) 
         return Answer::Failed("no plugin of that instance is connected to the agent".to_owned());
     }
     if stores.iter().any(Option::is_none) {
-        return Answer::Failed("there is no place for revocations: set the key revocations".to_owned());
+        return Answer::Failed("revocations are not stored: set the key revocations".to_owned());
     }
     let store = move || {
         let mut stores = stores.into_iter().flatten();

@@ -1,7 +1,7 @@
-//! Logins, for the token service: tickets, and who they are of.
+//! Logins, for the token service: issues tickets, and decides on requests with a ticket.
 //!
-//! A ticket is a JWT of a type of its own, which is no token for anybody else. The service keeps it for the user and presents it
-//! for each token. So the agent decides anew each time, and keeps nothing.
+//! A ticket is a JWT of a type of its own, which no service accepts as a token. The token service keeps it for the user
+//! and presents it with each request. So the agent decides each time and stores nothing.
 
 use std::{
     sync::Arc,
@@ -25,16 +25,16 @@ use super::{Checks, Issuer, TIMEOUT, failed, seconds};
 /// The type of a ticket.
 const TICKET: &str = "workflow-token-login+jwt";
 
-/// The type of the proof of a user who is going to log in for jobs.
+/// The type of the proof of a user who will log in for jobs.
 const BINDING: &str = "workflow-token-binding+jwt";
 
-/// The time that a user has to log in for jobs.
+/// The time within which the user must log in for jobs.
 const BINDING_LIFETIME: Duration = Duration::from_secs(900);
 
-/// For how long the revocation of tokens is kept whose expiry is not known, in seconds: 30 days.
+/// The time for which the revocation of tokens with unknown expiry is kept, in seconds: 30 days.
 const UNKNOWN: u64 = 30 * 86_400;
 
-/// For how long it is kept beyond the expiry of the tokens, in seconds: the difference of clocks.
+/// The time for which a revocation is kept beyond the expiry of the tokens, in seconds, to allow for clock skew.
 const CLOCKS: u64 = 600;
 
 /// Answers a question about logins.
@@ -104,7 +104,7 @@ async fn log_in(issuer: &Arc<Issuer>, engine: &Engine, finish: &FinishLogin) -> 
 }
 
 async fn bind(issuer: &Arc<Issuer>, engine: &Engine, credential: &SecretText) -> Result<Answer, Refusal> {
-    // Nobody logs in for jobs in vain.
+    // Fail before the user logs in if logins do not serve jobs.
     store(engine)?;
     let (owner, user) = engine.bound(issuer.name(), JobLogin::Begin, credential).await?;
     let now = now();
@@ -146,7 +146,7 @@ async fn since(store: LoginStore, uid: u32) -> Result<Answer, Refusal> {
     Ok(Answer::JobLogin(since.map(seconds)))
 }
 
-/// Answers a user with a ticket.
+/// Answers a request of a user with a ticket.
 async fn user(
     issuer: &Arc<Issuer>,
     engine: &Engine,
@@ -166,7 +166,7 @@ async fn user(
             let is_this = |held: &&Held| held.job.jobid == jobid && held.job.instance == instance;
             let none = || denied(DenialCode::InvalidGrant, "you have no such job that holds tokens");
             let held = held.iter().find(is_this).ok_or_else(none)?;
-            // Its tokens have expired then, or the job has ended.
+            // After that, the tokens have expired, or the job has ended.
             let keep = held.expires_at.map_or(UNKNOWN, |at| at.saturating_sub(now()) + CLOCKS);
             let instance = Some(instance);
             Ok(checks.revoke(Subject::Job { instance, jobid }, keep).await)
@@ -174,7 +174,7 @@ async fn user(
     }
 }
 
-/// Decides about a request of a user with a ticket.
+/// Decides on the request of a user with a ticket.
 pub(super) async fn grant(
     issuer: &Arc<Issuer>,
     engine: &Engine,
@@ -190,7 +190,7 @@ pub(super) async fn grant(
     engine.grant_to_login(request, provider, uid(&claims)?, left).await
 }
 
-/// Returns the claims of a ticket that was not revoked.
+/// Returns the claims of a valid ticket.
 async fn active(issuer: &Arc<Issuer>, checks: &impl Checks, ticket: &SecretText) -> Result<Claims, Refusal> {
     let claims = verified(issuer, TICKET, ticket).await?;
     match checks.check(TokenFacts::of(&claims).unwrap_or_default()).await {
@@ -210,7 +210,7 @@ fn uid(claims: &Claims) -> Result<u32, Refusal> {
     uid.ok_or_else(|| denied(DenialCode::InvalidGrant, "the login names no user").into())
 }
 
-/// Signs with the active key.
+/// Signs claims with the active key.
 async fn sign(issuer: &Arc<Issuer>, typ: &'static str, claims: Value) -> Result<SecretText, Refusal> {
     let issuer = Arc::clone(issuer);
     let signed = in_time(move || {
@@ -222,7 +222,7 @@ async fn sign(issuer: &Arc<Issuer>, typ: &'static str, claims: Value) -> Result<
     signed.await?.map_err(Refusal::Unknown)
 }
 
-/// Verifies what [`sign`] has signed.
+/// Verifies a JWT that [`sign`] signed.
 async fn verified(issuer: &Arc<Issuer>, typ: &'static str, jwt: &SecretText) -> Result<Claims, Refusal> {
     let (issuer, jwt) = (Arc::clone(issuer), jwt.clone());
     let verified = in_time(move || {
@@ -237,7 +237,7 @@ async fn verified(issuer: &Arc<Issuer>, typ: &'static str, jwt: &SecretText) -> 
     verified.await?
 }
 
-/// Runs what may block, for a while.
+/// Runs blocking work with a timeout.
 async fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
     match timeout(TIMEOUT, spawn_blocking(work)).await {
         Ok(Ok(done)) => Ok(done),
@@ -250,7 +250,7 @@ fn now() -> u64 {
     seconds(SystemTime::now())
 }
 
-/// Two logins of the same second have different ones. It is no secret.
+/// Returns a random id, which distinguishes two logins in the same second. It is not a secret.
 fn random_id() -> String {
     format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
 }

@@ -7,7 +7,7 @@ use super::*;
 
 pub const ISSUER: &str = "https://a.example.org";
 
-/// Answers that no job has ended but 2, and nothing was revoked but `revoked`.
+/// Checks that know one ended job, 2, and one revoked token, `revoked`.
 pub struct Known;
 
 impl Checks for Known {
@@ -59,7 +59,7 @@ fn issuer(directory: &Path, grants: Value) -> (Arc<Issuer>, Arc<Engine>) {
     })
 }
 
-/// An issuer with more tables, and its engine.
+/// An issuer with a changed configuration, and its engine.
 pub fn site(directory: &Path, change: impl FnOnce(&mut Value)) -> (Arc<Issuer>, Arc<Engine>) {
     let keys = directory.join("keys");
     source::keys::create(&keys, Algorithm::EdDsa).unwrap();
@@ -96,7 +96,7 @@ pub async fn ask(known: &(Arc<Issuer>, Arc<Engine>), question: IssuerQuestion) -
     answer(Some(known.clone()), &Known, ISSUER, question).await
 }
 
-/// Returns the claims of the token that a request gets, or the denial.
+/// Returns the claims of the requested token, or the denial.
 pub async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> Result<Value, protocol::Denial> {
     match ask(known, IssuerQuestion::Mint(request)).await {
         Answer::Minted(SecretText(token)) => {
@@ -110,7 +110,7 @@ pub async fn mint(known: &(Arc<Issuer>, Arc<Engine>), request: MintRequest) -> R
     }
 }
 
-/// A token of this issuer that lives for a minute.
+/// A token of this issuer that expires after a minute.
 pub fn token(issuer: &Issuer, grant: Grant) -> String {
     let claims = ClaimsToIssue {
         iss: ISSUER.to_owned(),
@@ -154,7 +154,7 @@ async fn a_signed_response_is_not_a_token() {
         audience: "client".to_owned(),
         response: response.to_owned(),
     };
-    // The service could try to have a token signed.
+    // The service could try to get a token signed in this way.
     let claims = r#"{"iss":"https://a.example.org","aud":"client","sub":"root","exp":9e9}"#;
     let Answer::Signed(signed) = ask(&known, question(claims)).await else {
         panic!("not signed");
@@ -253,7 +253,7 @@ async fn an_exchange_never_widens_a_token() {
     ] {
         assert_eq!(mint(&known, wider).await.unwrap_err().code, code);
     }
-    // From all to one, and not back.
+    // From all workspaces to one, and not back.
     let cluster = token(&known.0, Grant::Cluster);
     let one = MintRequest {
         workspaces: vec!["hydro".to_owned()],
@@ -365,7 +365,7 @@ async fn a_client_gets_what_its_grant_says() {
     ] {
         assert_eq!(mint(&known, wrong).await.unwrap_err().code, code);
     }
-    // A proof of another kind is none for this grant.
+    // This grant does not accept evidence of another kind.
     let munge = request(Evidence::Munge(SecretText(Zeroizing::new("MUNGE:x:".to_owned()))));
     assert!(!matches!(
         ask(&known, IssuerQuestion::Mint(munge)).await,

@@ -1,4 +1,4 @@
-//! A line of the file of revocations: one JSON object.
+//! A line of the file of revocations, which is one JSON object.
 
 use protocol::Subject;
 use serde::{Deserialize, Serialize};
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 /// A revocation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
-    /// The tokens that were revoked.
+    /// The revoked tokens.
     pub subject: Subject,
-    /// When, and for how long.
+    /// The times of the revocation.
     #[serde(flatten)]
     pub times: Times,
 }
 
-/// In seconds since 1970-01-01T00:00:00Z.
+/// The times of a revocation, in seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// When it was revoked.
+    /// The time of the revocation.
     pub at: f64,
-    /// When the last of the tokens has expired.
+    /// The time when the last of the tokens has expired.
     pub until: f64,
 }
 
 impl Line {
-    /// Parses a line; none if it is no revocation.
+    /// Parses a line; none if it is malformed.
     pub fn parse(line: &[u8]) -> Option<Self> {
         serde_json::from_slice(line).ok()
     }
 
-    /// Returns it with the end of the line.
+    /// Returns the line with its newline.
     ///
     /// # Errors
-    /// From `serde_json`.
+    /// Those of `serde_json`.
     pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');

@@ -1,4 +1,4 @@
-//! The revocations that are in force, in memory: a million of them take some 30 MB.
+//! The active revocations, in memory: a million of them take about 30 MB.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ use super::line::Times;
 /// The time of a revocation and the time after which it is dropped, in whole seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy)]
 struct Span {
-    /// Rounded down, as `iat` is where a token was issued.
+    /// Rounded down, as issuers round `iat`.
     at: u32,
     /// Rounded up.
     until: u32,
@@ -27,10 +27,10 @@ pub struct Revoked {
     uids: HashMap<u32, Span>,
 }
 
-/// A token, as far as revocations concern it.
+/// The properties of a token that revocations concern.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Issued<'a> {
-    /// The job, if it is the token of one.
+    /// The job, if the token is bound to one.
     pub job: Option<JobOf<'a>>,
     /// The [`hash_of`] its `jti`.
     pub jti: Option<u64>,
@@ -72,14 +72,14 @@ impl Revoked {
         self.jobs.len() + self.jtis.len() + self.users.len() + self.uids.len()
     }
 
-    /// Returns whether some are not in force any more, at a time in seconds since 1970-01-01T00:00:00Z.
+    /// Returns whether any revocation has expired at `now`, in seconds since 1970-01-01T00:00:00Z.
     pub fn has_expired(&self, now: f64) -> bool {
         let owners = self.users.values().chain(self.uids.values());
         let mut all = self.jobs.values().chain(self.jtis.values()).chain(owners);
         all.any(|span| f64::from(span.until) <= now)
     }
 
-    /// Adds a revocation. One that is kept longer may have come first.
+    /// Adds a revocation. An earlier one with the same subject may be kept longer.
     pub fn add(&mut self, subject: Subject, times: Times) {
         let span = Span::from(times);
         let known = match subject {
@@ -95,10 +95,10 @@ impl Revoked {
         known.until = known.until.max(span.until);
     }
 
-    /// Returns whether a token was revoked, at a time in seconds since 1970-01-01T00:00:00Z.
+    /// Returns whether a token is revoked at `now`, in seconds since 1970-01-01T00:00:00Z.
     pub fn contains(&self, token: &Issued, now: f64) -> bool {
         let lasts = |span: &Span| f64::from(span.until) > now;
-        // A token that does not say when it was issued may be an old one.
+        // A token without `iat` may be an old one.
         let is_older = |span: &Span| lasts(span) && token.iat.is_none_or(|iat| iat.floor() <= f64::from(span.at));
         let is_job_revoked = |job: JobOf| {
             let mut of_job = self.jobs.range((job.jobid, 0)..=(job.jobid, u64::MAX));
@@ -112,7 +112,7 @@ impl Revoked {
 }
 
 impl From<Times> for Span {
-    // Casts of floating-point numbers saturate, and make 0 of what is not a number.
+    // Casts of floating-point numbers saturate, and turn NaN into 0.
     fn from(times: Times) -> Self {
         Self {
             at: times.at.floor() as u32,
@@ -150,7 +150,7 @@ mod tests {
             (job(None, 4), past),
             (Subject::Jti("two".to_owned()), past),
             (Subject::Uid(1002), past),
-            // It ends none that is kept longer.
+            // An expired revocation does not replace one that is kept longer.
             (job(Some("a"), 1), past),
         ] {
             revoked.add(subject, times);

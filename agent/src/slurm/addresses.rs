@@ -1,4 +1,4 @@
-//! The addresses of nodes, as Slurm knows them.
+//! The addresses of nodes, according to Slurm.
 
 use std::{
     collections::HashMap,
@@ -15,16 +15,16 @@ use super::squeue;
 /// The age at which addresses are looked up again.
 const OLD: Duration = Duration::from_secs(300);
 
-/// The age at which they are looked up again if a node is not where it was.
+/// The age at which they are looked up again if the address of a node does not match.
 const DOUBTFUL: Duration = Duration::from_secs(10);
 
-/// The time in which a name must be resolved.
+/// The timeout for resolving a name.
 const RESOLVE: Duration = Duration::from_secs(2);
 
-/// The addresses that were looked up.
+/// Caches the addresses of nodes.
 pub struct Addresses {
     known: Mutex<Known>,
-    /// One question to Slurm at a time: the others wait, and find its answer.
+    /// Allows one query to Slurm at a time. Other callers wait for its result.
     asking: Semaphore,
 }
 
@@ -47,11 +47,11 @@ impl Default for Addresses {
 }
 
 impl Addresses {
-    /// Returns whether a node has the address of a peer. `local` is the address at which the peer has connected to this machine:
-    /// a node on this machine may have a loopback address.
+    /// Returns whether a node has the address of a peer. `local` is the address of this machine that the peer connected
+    /// to: a node on this machine may have a loopback address.
     ///
     /// # Errors
-    /// For the operator: Slurm or the name service was not asked successfully.
+    /// For the operator: the query to Slurm or the name service failed.
     pub async fn has(&self, node: &str, peer: IpAddr, local: IpAddr) -> Result<bool, String> {
         let is_peer =
             |address: &IpAddr| *address == peer || (address.is_loopback() && (peer.is_loopback() || peer == local));
@@ -68,7 +68,7 @@ impl Addresses {
         Ok(false)
     }
 
-    /// Returns NodeAddr of a node, asked of Slurm within so much time.
+    /// Returns the NodeAddr of a node from a query that is not older than `age`.
     async fn host(&self, node: &str, age: Duration) -> Result<Option<String>, String> {
         let found = |known: &Known| {
             let is_fresh = known.since.is_some_and(|since| since.elapsed() < age);

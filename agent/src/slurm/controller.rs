@@ -1,4 +1,4 @@
-//! Serves PrologSlurmctld and EpilogSlurmctld: one request for each connection.
+//! Serves PrologSlurmctld and EpilogSlurmctld, one request for each connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use super::{
     store::{Answer, Entry, in_store},
 };
 
-/// The time in which a request must have arrived.
+/// The timeout for receiving a request.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// How much longer than its timeout a delivery may take: the engine, which ends it in time, has the better message.
+/// The time that a delivery may exceed its timeout by. The engine ends it in time, with a better message.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves a connection.
@@ -40,9 +40,9 @@ pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
             jobid,
             restarts,
         })) => epilog(&site, version, jobid, restarts).await,
-        // It was answered.
+        // Handled above.
         Ok(Ok(ControllerRequest::Ask(_))) => return,
-        Ok(Err(e)) => Err(format!("a request of the controller is of no use: {e}")),
+        Ok(Err(e)) => Err(format!("a request of the controller could not be read: {e}")),
         Err(_) => Err("a request of the controller did not arrive".to_owned()),
     };
     let reply = match reply {
@@ -57,7 +57,7 @@ pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
 
 async fn send(stream: &mut UnixStream, reply: &ControllerReply) {
     if let Ok(frame) = protocol::encode(reply) {
-        // The peer may have given up.
+        // Ignore a peer that has given up.
         let _ = stream.write_all(&frame).await;
     }
 }
@@ -71,7 +71,7 @@ fn check_version(version: u16) -> Result<(), String> {
     }
 }
 
-/// Takes a job to its record, or to the reason why it has none, and stores that.
+/// Delivers the record of a job, and stores it, or the reason why there is none.
 async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(), String> {
     check_version(job.version)?;
     let current = site.current();
@@ -95,7 +95,7 @@ async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(
             ))
         }
     };
-    // The job of a prolog that has ended has started without its record, and perhaps ended.
+    // If the prolog has ended, Slurm has started the job without its record, or the job has ended.
     if matches!(controller.try_read(&mut [0]), Ok(0)) {
         return Err(format!(
             "job {jobid}: its prolog did not wait for its record: see PrologEpilogTimeout"
@@ -104,7 +104,7 @@ async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(
     let entry = Entry::new(job, answer);
     in_store(site, move |store| store.put(&entry)).await.map_err(|e| {
         format!(
-            "job {jobid}: its record could not be stored: {e}: see to the store; the job does not start [store-failed]"
+            "job {jobid}: its record could not be stored: {e}: check the store; the job does not start [store-failed]"
         )
     })?;
     follow(site, jobid);
@@ -113,7 +113,7 @@ async fn prolog(site: &Arc<Site>, job: Job, controller: &UnixStream) -> Result<(
 
 async fn epilog(site: &Arc<Site>, version: u16, jobid: u32, restarts: u32) -> Result<(), String> {
     check_version(version)?;
-    // Its renewal ends once the entry is gone.
+    // The task that renews the record ends when it finds no entry.
     let removed = in_store(site, move |store| store.remove(jobid, restarts)).await;
     removed.map_err(|e| format!("job {jobid}: its record was not removed: {e}"))
 }

@@ -1,5 +1,5 @@
-//! The ends of jobs, as Slurm reports them. Questions about tokens delay no job that starts, and one job costs one question in half a
-//! second, however many tokens it has.
+//! Queries Slurm for the ends of jobs. The queries are limited, so that questions about tokens do not delay jobs that
+//! start. A job causes at most one query in half a second, however many tokens it has.
 
 use std::{
     collections::HashMap,
@@ -12,22 +12,22 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::squeue;
 
-/// The time for which an answer is used.
+/// The time for which an answer is valid.
 const FRESH: Duration = Duration::from_millis(500);
 
-/// The number of questions that are asked at once.
+/// The most concurrent queries.
 const AT_ONCE: usize = 4;
 
-/// The number of answers that are kept before old ones are dropped.
+/// The number of entries at which old ones are dropped.
 const MOST: usize = 4096;
 
-/// The answers of the last moments.
+/// The recent answers.
 pub struct Ends {
     known: Mutex<HashMap<u32, Entry>>,
     turns: Semaphore,
 }
 
-/// An answer, which the first who needs it asks for.
+/// An answer. The first caller that needs it runs the query.
 #[derive(Clone)]
 struct Entry {
     asked: Instant,
@@ -47,7 +47,7 @@ impl Ends {
     /// Returns the end of a job; none if it is active.
     ///
     /// # Errors
-    /// For the operator: that is not known.
+    /// For the operator: the query failed.
     pub async fn of(&self, jobid: u32) -> Result<Option<JobEnd>, String> {
         let end = self.entry(jobid).end;
         let ask = || async {
@@ -59,7 +59,7 @@ impl Ends {
 
     fn entry(&self, jobid: u32) -> Entry {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        // A question that nobody waits for any more has no answer.
+        // An abandoned query is not initialized, and no caller holds it.
         let is_awaited = |entry: &Entry| !entry.end.initialized() && Arc::strong_count(&entry.end) > 1;
         let is_fresh = |entry: &Entry| entry.asked.elapsed() < FRESH || is_awaited(entry);
         if known.len() >= MOST {

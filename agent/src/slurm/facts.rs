@@ -1,9 +1,9 @@
-//! The facts of a Slurm job, for the choice of its rule. The engine looks the job owner up.
+//! The facts of a Slurm job that rules refer to. The engine looks up the job owner.
 
 use config::{Asked, AttributePath, Facts, Principal, Projects, Property};
 use protocol::slurm::Job;
 
-/// A job as its prolog describes it.
+/// A job as PrologSlurmctld describes it.
 pub struct JobFacts<'a> {
     pub job: &'a Job,
     pub projects: &'a Projects,
@@ -18,7 +18,7 @@ impl Facts for JobFacts<'_> {
         let own = match property {
             Property::Partition => Some(&self.job.partition),
             Property::Account => self.job.account.as_ref(),
-            // Some releases do not tell the prolog.
+            // Some releases do not pass it to the prolog.
             Property::Qos => Some(self.job.qos.as_ref()?),
             Property::Cluster => Some(&self.job.cluster),
             Property::Comment => Some(self.job.comment.as_ref()?),
@@ -30,7 +30,7 @@ impl Facts for JobFacts<'_> {
     fn project_is(&self, name: &str) -> Option<bool> {
         match asked(self.job, self.projects) {
             Asked::Project(asked) => Some(asked == name),
-            // The engine knows the projects of the owner.
+            // Only the engine knows the projects of the owner.
             Asked::Nothing if !self.projects.is_empty() => None,
             Asked::Nothing | Asked::Malformed => Some(false),
         }
@@ -48,7 +48,7 @@ impl Facts for JobFacts<'_> {
     }
 }
 
-/// Returns the project that a job asks for: the one that has the name of its account.
+/// Returns the project that a job requests: the one with the name of its account.
 pub fn asked(job: &Job, projects: &Projects) -> Asked {
     let mut list = projects.list.iter();
     match list.find(|project| job.account.as_ref() == Some(&project.name)) {

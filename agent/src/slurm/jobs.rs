@@ -14,13 +14,13 @@ use super::{
     squeue,
 };
 
-/// Returns the record of a job, in JSON. `records` is the number of records before it. If no rule is for the job, its first record
-/// contains no variables.
+/// Returns the record of a job, in JSON. `records` is the number of earlier records. If no rule matches the job, its
+/// first record contains no variables.
 pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u32) -> Result<String, Failure> {
     let (config, jobid) = (&current.config, job.jobid);
     if job.cluster != current.slurm.cluster {
         let why = format!(
-            "the job is of cluster {}, and this is the agent of {}: correct the key cluster of the table slurm",
+            "the job belongs to cluster {}, and this agent serves {}: correct the key cluster of the table slurm",
             job.cluster.escape_debug(),
             current.slurm.cluster
         );
@@ -62,13 +62,13 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
     match outcome.result? {
         Sealed::Record { record, .. } => Ok(record),
         Sealed::NoRule => {
-            let why = "no rule is for it any more";
+            let why = "no rule matches it any more";
             Err(Failure::new(Code::RulesChanged, why, why))
         }
     }
 }
 
-/// Returns the token requests of a job. They are checked here because users can bypass the checks of the client.
+/// Returns the token requests of a job. The agent checks them because users can bypass the checks of the client.
 fn requests(config: &Config, candidates: &[usize], job: &Job) -> Result<TokenRequests, Failure> {
     let Some(text) = &job.requests else {
         return Ok(TokenRequests::new());
@@ -96,7 +96,7 @@ fn facts<'a>(config: &'a Config, job: &'a Job) -> facts::JobFacts<'a> {
     }
 }
 
-/// Asks Slurm for the properties that its prolog does not get, if a rule that may match needs them.
+/// Queries Slurm for properties that the prolog does not get, if a rule that may match needs them.
 async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Option<Duration>), Failure> {
     let mut job = job.clone();
     let facts = facts(config, &job);
@@ -109,7 +109,7 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
         };
         properties.any(|(property, _)| is_missing(*property)) || rule.uses_limit()
     };
-    // Missing properties count as unknown here.
+    // Missing properties are unknown here, so their conditions may hold.
     let mut candidates = config
         .rules
         .iter()
@@ -119,7 +119,11 @@ async fn complete(site: &Site, config: &Config, job: &Job) -> Result<(Job, Optio
     }
     let failed = |e: String| {
         let why = format!("its quality of service, time limit and comment could not be looked up: {e}");
-        Failure::new(Code::OwnerUnknown, "Slurm could not be asked for it", why)
+        Failure::new(
+            Code::OwnerUnknown,
+            "its properties could not be queried from Slurm",
+            why,
+        )
     };
     let _asking = site.asking.acquire().await.map_err(|e| failed(e.to_string()))?;
     let more = squeue::more_of(&job).await.map_err(failed)?;

@@ -1,20 +1,20 @@
-//! Node lists as Slurm writes them: `n1,n[2-4,007-010],c[0-1]n[0-3]` (slurm.conf(5), NodeName).
+//! Node lists in Slurm's notation: `n1,n[2-4,007-010],c[0-1]n[0-3]` (slurm.conf(5), NodeName).
 
 /// The most bracketed ranges in one element.
 const MAX_DIMENSIONS: usize = 8;
 
-/// The most digits of a number in a name.
+/// The most digits of a number in a node name.
 const MAX_DIGITS: usize = 20;
 
 /// The longest node name, in bytes.
 const MAX_NAME: usize = 255;
 
-/// Returns whether a list contains a node. The list is not expanded: it may have ten thousand nodes.
+/// Returns whether a list contains a node. The list is not expanded, because it may contain ten thousand nodes.
 pub fn contains(list: &str, node: &str) -> bool {
     node.len() <= MAX_NAME && elements(list).any(|element| matches(element, node, MAX_DIMENSIONS))
 }
 
-/// Returns the elements of a list: commas within brackets do not separate them.
+/// Returns the elements of a list. Commas within brackets do not separate them.
 fn elements(list: &str) -> impl Iterator<Item = &str> {
     let mut is_within = false;
     list.split(move |c| {
@@ -38,14 +38,14 @@ fn matches(element: &str, node: &str, dimensions: usize) -> bool {
         return false;
     };
     let digits = node.bytes().take_while(u8::is_ascii_digit).count().min(MAX_DIGITS);
-    // The text behind the brackets may begin with digits, too.
+    // The text after the brackets may also begin with digits.
     (1..=digits).any(|count| {
         let (number, node) = node.split_at(count);
         ranges.split(',').any(|range| is_in(range, number)) && matches(element, node, dimensions)
     })
 }
 
-/// Returns whether a number is in a range such as `7`, `007` or `007-010`. The width counts.
+/// Returns whether a number is in a range such as `7`, `007` or `007-010`. Its width must match.
 fn is_in(range: &str, number: &str) -> bool {
     let (low, high) = range.split_once('-').unwrap_or((range, range));
     let parse = |text: &str| text.parse::<u64>().ok();

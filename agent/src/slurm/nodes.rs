@@ -1,4 +1,4 @@
-//! Serves the nodes: one request for each connection, in a MUNGE credential that only the agent's user can open.
+//! Serves the nodes, one request for each connection, in a MUNGE credential that only the agent's user can open.
 
 use std::{
     collections::HashMap,
@@ -22,22 +22,22 @@ use crate::frames::receive;
 
 use super::{AFTER_ERROR, Current, Site, nodelist, store::Answer};
 
-/// The time in which a request must have arrived, and its reply be taken.
+/// The timeout for receiving a request, and for sending its reply.
 const REQUEST: Duration = Duration::from_secs(2);
 
 /// The longest credential, in bytes.
 const MAX_CREDENTIAL: usize = 4096;
 
-/// The number of connections that are served at once. Others wait in the kernel.
+/// The most concurrent connections. Others wait in the kernel.
 const AT_ONCE: usize = 1024;
 
-/// The number of connections from one address that are served at once.
+/// The most concurrent connections from one address.
 const AT_ONCE_FROM_ONE: usize = 64;
 
-/// The number of requests that are opened at once: more do not make munged faster.
+/// The most requests that are opened concurrently: more do not make munged faster.
 const OPENING: usize = 8;
 
-/// The capacity for nodes.
+/// Limits the connections of nodes.
 pub struct Capacity {
     connections: Arc<Semaphore>,
     by_address: Mutex<HashMap<IpAddr, usize>>,
@@ -54,7 +54,7 @@ impl Default for Capacity {
     }
 }
 
-/// A connection that is being served, in the count of its address.
+/// Counts a connection for its address until dropped.
 struct Counted<'a>(&'a Capacity, IpAddr);
 
 impl Capacity {
@@ -81,7 +81,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Accepts connections for ever.
+/// Accepts connections until the process ends.
 pub async fn accept(listener: TcpListener, site: Arc<Site>) {
     let mut tasks = JoinSet::new();
     loop {
@@ -114,11 +114,11 @@ async fn serve(stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) {
     }
 }
 
-/// The reason why a request gets no answer, for the operator.
+/// The reason why a request is refused, for the operator.
 enum Refused {
-    /// The peer must not learn it.
+    /// The peer gets the reply "unknown", without the reason.
     Stranger(String),
-    /// The answer is not known at the moment: the node asks again.
+    /// The answer is unknown at the moment. The peer gets no reply, and asks again.
     Later(String),
 }
 
@@ -128,7 +128,7 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) -> 
     let local = stream.local_addr().map_err(io)?;
     let received = timeout(REQUEST, receive::<String>(&mut stream, MAX_CREDENTIAL)).await;
     let credential = match received.map_err(|_| "it did not arrive".to_owned())? {
-        // A client that only connects checks whether an agent listens.
+        // A client that sends nothing only checks whether an agent listens.
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         received => received.map_err(io)?,
     };
@@ -141,11 +141,12 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, site: &Arc<Site>) -> 
     let frame = protocol::encode(&reply).map_err(|e| e.to_string())?;
     let sent = timeout(REQUEST, stream.write_all(&frame)).await;
     refused?;
-    sent.map_err(|_| "its reply was not taken".to_owned())?.map_err(io)
+    sent.map_err(|_| "the node did not read the reply".to_owned())?
+        .map_err(io)
 }
 
-/// Returns the answer to root on a node of the job, and to nobody else. `from` is the address of the peer, and the one at which
-/// it has connected.
+/// Returns the answer for root on a node of the job; refuses everyone else. `from` contains the address of the peer,
+/// and the local address that it connected to.
 async fn answer(credential: String, from: (IpAddr, IpAddr), site: &Arc<Site>) -> Result<NodeReply, Refused> {
     use Refused::{Later, Stranger};
 
@@ -168,11 +169,11 @@ async fn answer(credential: String, from: (IpAddr, IpAddr), site: &Arc<Site>) ->
     let (jobid, node) = (request.jobid, request.node.escape_debug());
     let entry = entry.ok_or_else(|| {
         Stranger(format!(
-            "there is no record of job {jobid}: see whether PrologSlurmctld runs workflow-token-slurmctld"
+            "job {jobid} has no record: check that PrologSlurmctld runs workflow-token-slurmctld"
         ))
     })?;
     if entry.job.uid != request.uid {
-        return Err(Stranger(format!("job {jobid} is not of uid {}", request.uid)));
+        return Err(Stranger(format!("job {jobid} does not belong to uid {}", request.uid)));
     }
     if !nodelist::contains(&entry.job.nodes, &request.node) {
         return Err(Stranger(format!("job {jobid} does not run on node {node}")));
@@ -188,7 +189,7 @@ async fn answer(credential: String, from: (IpAddr, IpAddr), site: &Arc<Site>) ->
     })
 }
 
-/// Opens a request, and checks who made it. Blocks on munged.
+/// Opens a request, and checks its sender. Blocks on munged.
 fn open(credential: &str, current: &Current) -> Result<NodeRequest, Refused> {
     use Refused::{Later, Stranger};
 
@@ -197,9 +198,9 @@ fn open(credential: &str, current: &Current) -> Result<NodeRequest, Refused> {
         true => Later(e.to_string()),
         false => Stranger(e.to_string()),
     })?;
-    // The agent's user may do more than this. In a cluster of one user, for tests, slurmd runs as that user.
+    // The agent's user may do more than this anyway. In a cluster of one user, for tests, slurmd runs as that user.
     if uid != 0 && uid != geteuid().as_raw() {
-        return Err(Stranger(format!("it is of uid {uid}, and only root may ask")));
+        return Err(Stranger(format!("its sender is uid {uid}, and only root may ask")));
     }
     let request: NodeRequest = protocol::decode(&payload).map_err(|e| Stranger(e.to_string()))?;
     let NodeRequest { version, cluster, .. } = &request;
@@ -209,7 +210,7 @@ fn open(credential: &str, current: &Current) -> Result<NodeRequest, Refused> {
         )));
     }
     if *cluster != current.slurm.cluster {
-        return Err(Stranger(format!("it is of cluster {}", cluster.escape_debug())));
+        return Err(Stranger(format!("it is for cluster {}", cluster.escape_debug())));
     }
     Ok(request)
 }

@@ -1,4 +1,4 @@
-//! Answers questions about tokens: whether they are still valid, and that they are revoked.
+//! Answers questions about the validity of tokens, and revokes tokens.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -15,13 +15,13 @@ use crate::{
     validity,
 };
 
-/// The jobs of a cluster, with the configuration in force.
+/// The jobs of a cluster, with the active configuration.
 struct Jobs<'a> {
     site: &'a Arc<Site>,
     current: &'a Current,
 }
 
-/// Answers a question about tokens.
+/// Answers a question of a command or service.
 pub async fn answer(site: &Arc<Site>, ask: Ask) -> Answer {
     let current = site.current();
     if let Err(e) = validity::check_version(&ask) {
@@ -73,7 +73,7 @@ impl Checks for Jobs<'_> {
 }
 
 impl Ends for Jobs<'_> {
-    /// A token that is issued after this begins may be of a job that Slurm does not list yet.
+    /// Uses the current time: Slurm may not yet list the job of a token that is issued after this call begins.
     async fn find_ended(&self, status: &Status) -> Result<(), String> {
         let jobs = status.jobs(SystemTime::now()).await?;
         status.add_ended(ended(self.site, jobs).await?);
@@ -85,7 +85,7 @@ impl Ends for Jobs<'_> {
     }
 }
 
-/// Returns those of many jobs that have ended. Slurm is asked once about all that this store does not contain.
+/// Returns the jobs among `jobs` that have ended. Queries Slurm once about all jobs that this store does not contain.
 async fn ended(site: &Arc<Site>, jobs: impl IntoIterator<Item = u64>) -> Result<Vec<u64>, String> {
     let stored = in_store(site, Store::jobs).await?;
     let is_in =
@@ -98,8 +98,8 @@ async fn ended(site: &Arc<Site>, jobs: impl IntoIterator<Item = u64>) -> Result<
     Ok(ended)
 }
 
-/// Returns the end of a job; none if it is active. Slurm is asked about jobs that this store does not contain, such as those whose
-/// prolog ran on another controller.
+/// Returns the end of a job; none if it is active. Queries Slurm about a job that this store does not contain, such as
+/// one whose prolog ran on another controller.
 async fn end_of(site: &Arc<Site>, jobid: u64) -> Result<Option<JobEnd>, String> {
     let Ok(jobid) = u32::try_from(jobid) else {
         return Ok(Some(JobEnd::default()));

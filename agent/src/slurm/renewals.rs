@@ -1,7 +1,8 @@
-//! Renews the records of running jobs before their tokens expire, and applies the key `on-expiry` of their rules if it cannot.
+//! Renews the records of running jobs before their tokens expire, and applies `on-expiry` of their rules if a renewal
+//! fails.
 //!
-//! The store contains all that is needed: the jobs that run, and when the next record of each is due. So agents that share a store
-//! may both follow a job. The first one renews its record, and the other one finds the new entry.
+//! The store contains all state: the running jobs, and the time of each renewal. So agents that share a store may both
+//! follow a job. The first one renews its record, and the other one finds the new entry.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,20 +24,20 @@ use super::{
     store::{Entry, Store, in_store},
 };
 
-/// The interval between searches of the store for jobs of other agents.
+/// The interval at which the agent searches the store for jobs of other agents.
 const SEARCH: Duration = Duration::from_secs(60);
 
-/// The jobs that have a record.
+/// The jobs with a record.
 #[derive(Default)]
 pub struct Renewals(Mutex<HashMap<u32, Followed>>);
 
-/// A job that has a record.
+/// A job with a record.
 struct Followed {
     /// The task that renews the record.
     task: AbortHandle,
-    /// The owner, once the record has been read.
+    /// The job owner, once the record was read.
     uid: Option<u32>,
-    /// When the record is renewed, in seconds since 1970-01-01T00:00:00Z.
+    /// The time of the renewal, in seconds since 1970-01-01T00:00:00Z.
     renew_at: Option<f64>,
 }
 
@@ -45,7 +46,7 @@ impl Renewals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the jobs of a user, the latest first. Their records may be gone.
+    /// Returns the jobs of a user, the latest first. The store may no longer contain their records.
     pub fn of(&self, uid: u32) -> Vec<u32> {
         let jobs = self.lock();
         let of_user = jobs.iter().filter(|(_, followed)| followed.uid == Some(uid));
@@ -54,7 +55,7 @@ impl Renewals {
         jobs
     }
 
-    /// Returns the jobs whose records are renewed, and when. The records may be gone.
+    /// Returns the jobs that are renewed, and the times. The store may no longer contain their records.
     pub fn due(&self) -> Vec<(u32, u64)> {
         let jobs = self.lock();
         // A time before 1970 counts as 0.
@@ -62,7 +63,7 @@ impl Renewals {
         jobs.iter().filter_map(due).collect()
     }
 
-    /// Takes note of the record of a job.
+    /// Stores the owner and the time of the renewal of a followed job.
     fn note(&self, jobid: u32, uid: u32, due: Option<Due>) {
         if let Some(followed) = self.lock().get_mut(&jobid) {
             followed.uid = Some(uid);
@@ -71,7 +72,7 @@ impl Renewals {
     }
 
     fn add(&self, jobid: u32, begin: impl FnOnce() -> AbortHandle) {
-        // The task cannot take note of a record before the job is in the table, whose lock is held.
+        // The lock prevents the task from calling `note` before the job is in the table.
         let mut jobs = self.lock();
         let (task, uid, renew_at) = (begin(), None, None);
         if let Some(former) = jobs.insert(jobid, Followed { task, uid, renew_at }) {
@@ -79,7 +80,7 @@ impl Renewals {
         }
     }
 
-    /// Forgets the jobs without a record, and returns those that are not followed.
+    /// Removes the jobs without a record, and returns the jobs in `stored` that are not followed.
     fn unknown(&self, mut stored: HashSet<u32>) -> HashSet<u32> {
         let mut known = self.lock();
         known.retain(|job, followed| stored.contains(job) || !followed.task.is_finished());
@@ -88,13 +89,13 @@ impl Renewals {
     }
 }
 
-/// Follows a job whose record was stored, until it has ended. The task of a former run of the job is aborted.
+/// Follows a job with a stored record until it ends. Aborts the task of a former run of the job.
 pub fn follow(site: &Arc<Site>, jobid: u32) {
     site.renewals
         .add(jobid, || tokio::spawn(renew(Arc::clone(site), jobid)).abort_handle());
 }
 
-/// Follows the jobs that run when the agent starts, and those that other agents deliver to.
+/// Follows the jobs that run when the agent starts, and the jobs of other agents.
 pub async fn follow_all(site: Arc<Site>) {
     loop {
         if let Ok(jobs) = in_store(&site, Store::jobs).await {
@@ -106,7 +107,7 @@ pub async fn follow_all(site: Arc<Site>) {
     }
 }
 
-/// Renews the record of a job until the job has ended, or needs no other record.
+/// Renews the record of a job until the job has ended, or needs no renewal.
 async fn renew(site: Arc<Site>, jobid: u32) {
     let mut next: Option<(Due, Attempts)> = None;
     while let Some((entry, due)) = due(&site, jobid).await {
@@ -124,7 +125,7 @@ async fn renew(site: Arc<Site>, jobid: u32) {
         };
         if attempts.at() > Instant::now() {
             sleep_until(attempts.at().into()).await;
-            // It may have been renewed, or have ended.
+            // The job may have been renewed, or have ended, meanwhile.
             continue;
         }
         let (expired, records) = attempts.is_due(Instant::now());
@@ -146,7 +147,7 @@ async fn renew(site: Arc<Site>, jobid: u32) {
     }
 }
 
-/// Returns the entry of a job, and its next record; none if there will be no other. Reads the store again until that succeeds.
+/// Returns the entry of a job, and its next renewal; none if there is none. Retries until the store can be read.
 async fn due(site: &Arc<Site>, jobid: u32) -> Option<(Entry, Due)> {
     loop {
         match in_store(site, move |store| store.get(jobid)).await {
@@ -167,7 +168,7 @@ async fn renew_once(site: &Arc<Site>, entry: Entry, records: u32) -> Result<(), 
     let record = deliver(site, &current, &entry.job, records).await?;
     let stored = in_store(site, move |store| store.renew(entry, record)).await;
     stored.map_err(|e| {
-        let why = format!("it could not be stored: {e}: see to the store");
+        let why = format!("it could not be stored: {e}: check the store");
         Failure::new(Code::StoreFailed, "it could not be stored", why)
     })
 }
@@ -184,7 +185,7 @@ async fn expire(site: &Site, job: &Job, on_expiry: OnExpiry) {
         return;
     };
     if let Err(e) = squeue::cancel(job, signal).await {
-        log(job.jobid, &format!("it could not be ended: {e}"));
+        log(job.jobid, &format!("it could not be signaled or canceled: {e}"));
     }
 }
 
@@ -212,11 +213,11 @@ mod tests {
         renewals.note(1, 1000, due.due());
         renewals.note(2, 1001, None);
         renewals.note(3, 1000, None);
-        // One that is not followed.
+        // A job that is not followed.
         renewals.note(4, 1000, None);
         assert_eq!((renewals.of(1000), renewals.of(1001)), (vec![3, 1], vec![2]));
         assert_eq!(renewals.due(), [(1, 17)]);
-        // The tasks have ended: the jobs need no other record.
+        // The tasks end, because the jobs need no renewal.
         while !renewals.lock().values().all(|followed| followed.task.is_finished()) {
             tokio::task::yield_now().await;
         }

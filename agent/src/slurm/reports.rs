@@ -23,7 +23,7 @@ pub async fn held(site: &Arc<Site>, current: &Current, uid: u32) -> Answer {
     }
 }
 
-/// Returns the jobs of a user that have a record with tokens. Blocks.
+/// Returns the jobs of a user whose records contain tokens. Blocks.
 fn stored(store: &Store, jobs: &[u32], uid: u32) -> io::Result<Vec<Held>> {
     let mut held = Vec::new();
     for jobid in jobs {
@@ -117,7 +117,7 @@ mod tests {
             expires_at: Some(now + 600),
             renew_at: Some(now + 60),
         };
-        // The last one has ended.
+        // The last job has ended.
         assert_eq!(stored(&store, &[1, 2, 3, 4, 5, 6], 1000).unwrap(), [expected]);
     }
 

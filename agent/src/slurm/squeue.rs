@@ -1,4 +1,5 @@
-//! Asks Slurm about jobs and nodes, and cancels and signals jobs, by its own commands (squeue(1), scontrol(1), scancel(1)).
+//! Queries Slurm about jobs and nodes, and cancels and signals jobs, with its commands (squeue(1), scontrol(1),
+//! scancel(1)).
 
 use std::{collections::HashSet, path::Path, process::Stdio, time::Duration};
 
@@ -7,13 +8,13 @@ use protocol::slurm::Job;
 use secure_path::{Owners, find_program};
 use tokio::{io::AsyncReadExt, process::Command};
 
-/// The number of questions to Slurm that are asked at once.
+/// The most concurrent queries.
 pub const AT_ONCE: usize = 8;
 
-/// The time in which Slurm must answer.
+/// The timeout of a command.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest answer, in bytes: 10,000 nodes take 10 MB.
+/// The longest output, in bytes: 10,000 nodes take 10 MB.
 const MAX_ANSWER: u64 = 64 << 20;
 
 /// Properties of a job that some releases do not pass to its prolog.
@@ -23,7 +24,8 @@ pub struct More {
     pub comment: Option<String>,
 }
 
-/// Returns the id of a job for commands. One task of an array has the job id of the array, which stands for all of its tasks there.
+/// Returns the job id for commands. The job id of one array task is also that of the array, and then means all of its
+/// tasks.
 fn id(job: &Job) -> String {
     match job.array {
         Some((array, task)) => format!("{array}_{task}"),
@@ -34,14 +36,14 @@ fn id(job: &Job) -> String {
 /// Returns the quality of service, the time limit and the comment of a job.
 ///
 /// # Errors
-/// For the operator.
+/// For the operator: the query failed.
 pub async fn more_of(job: &Job) -> Result<More, String> {
     let job = format!("--jobs={}", id(job));
     let arguments = ["--all", "--noheader", "--states=all", &job, "--format=%q|%l|%k"];
     let answer = run("squeue", &arguments).await?;
     let mut fields = answer.lines().next().unwrap_or_default().splitn(3, '|');
     let (Some(qos), Some(limit), Some(comment)) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(format!("squeue does not list it with {job}"));
+        return Err(format!("squeue {job} lists no job"));
     };
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty() && text != "(null)");
     Ok(More {
@@ -51,10 +53,10 @@ pub async fn more_of(job: &Job) -> Result<More, String> {
     })
 }
 
-/// Returns the ids of all jobs that have not ended.
+/// Returns the ids of all active jobs.
 ///
 /// # Errors
-/// For the operator.
+/// For the operator: the query failed.
 pub async fn active_jobs() -> Result<HashSet<u32>, String> {
     let answer = run("squeue", &["--all", "--noheader", "--array", "--format=%A"]).await?;
     Ok(answer.lines().filter_map(|line| line.trim().parse().ok()).collect())
@@ -73,10 +75,10 @@ const ENDED: [&str; 9] = [
     "TIMEOUT",
 ];
 
-/// Returns the end of a job; none if it has not ended.
+/// Returns the end of a job; none if it is active.
 ///
 /// # Errors
-/// For the operator: that is not known.
+/// For the operator: the query failed.
 pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     let job = format!("--jobs={jobid}");
     match run(
@@ -99,18 +101,18 @@ pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     }
 }
 
-/// Cancels a job; with a signal, only sends it to the tasks of its steps (scancel(1)).
+/// Cancels a job, or sends a signal to the tasks of its steps (scancel(1)).
 ///
 /// # Errors
-/// For the operator.
+/// For the operator: the command failed.
 pub async fn cancel(job: &Job, signal: Option<&str>) -> Result<(), String> {
     let (signal, id) = (signal.map(|signal| format!("--signal={signal}")), id(job));
     let arguments: Vec<&str> = signal.iter().map(String::as_str).chain([id.as_str()]).collect();
     run("scancel", &arguments).await.map(drop)
 }
 
-/// Reads lines with a job id, a state and an end. Returns the end of the job; none if it has not ended. The id of an array or of a
-/// heterogeneous job also lists others, of which each has an id of its own.
+/// Parses lines with a job id, a state and an end time. Returns the end of the job; none if it is active. For the id of
+/// an array or of a heterogeneous job, squeue also lists other jobs, each with its own id.
 fn end_in(jobid: u32, answer: &str) -> Option<JobEnd> {
     let mut last = JobEnd::default();
     for line in answer.lines() {
@@ -127,10 +129,10 @@ fn end_in(jobid: u32, answer: &str) -> Option<JobEnd> {
     Some(last)
 }
 
-/// Returns the names of all nodes with their addresses, as slurm.conf(5) has them: NodeName and NodeAddr.
+/// Returns the NodeName and NodeAddr of all nodes (slurm.conf(5)).
 ///
 /// # Errors
-/// For the operator.
+/// For the operator: the query failed.
 pub async fn nodes() -> Result<Vec<(String, String)>, String> {
     let answer = run("scontrol", &["--all", "--oneliner", "show", "nodes"]).await?;
     let value = |line: &str, key: &str| {
@@ -145,7 +147,7 @@ pub async fn nodes() -> Result<Vec<(String, String)>, String> {
     Ok(nodes.collect())
 }
 
-/// Reads a time limit: `D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`; none if it is `UNLIMITED` or something else.
+/// Parses a time limit: `D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`; none for `UNLIMITED` and anything else.
 fn time_limit(text: &str) -> Option<Duration> {
     let (days, rest) = match text.trim().split_once('-') {
         Some((days, rest)) => (days.parse::<u64>().ok()?, rest),
@@ -172,12 +174,12 @@ async fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // The environment may have defaults for people.
+    // The environment may contain defaults for interactive use.
     let defaults = std::env::vars_os().map(|(name, _)| name);
     for name in defaults.filter(|name| name.as_encoded_bytes().starts_with(b"SQUEUE_")) {
         command.env_remove(name);
     }
-    // Seconds since 1970.
+    // Prints times in seconds since 1970.
     command.env("SLURM_TIME_FORMAT", "%s");
     let answer = async {
         let mut child = command.kill_on_drop(true).spawn()?;
@@ -216,7 +218,7 @@ mod tests {
         let end = |at| Some(JobEnd { at });
         for (answer, expected) in [
             ("7|COMPLETED|1700000000\n", end(Some(1_700_000_000))),
-            // The id of an array stands for all of its tasks, of which each has an id of its own.
+            // For the id of an array, squeue lists all of its tasks, each with its own id.
             ("7|FAILED|1700000002\n8|RUNNING|1900000000\n", end(Some(1_700_000_002))),
             ("8|COMPLETED|1700000002\n7|RUNNING|1900000000\n", None),
             ("7|CANCELLED|N/A\n", end(None)),

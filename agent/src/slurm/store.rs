@@ -1,6 +1,6 @@
-//! The sealed records of active jobs, one file for each. They survive the agent, and two controllers may share them.
+//! The sealed records of active jobs, one file for each. They outlive the agent, and two controllers may share them.
 //!
-//! There is no copy in memory: the kernel has one.
+//! The agent keeps no copy in memory: the kernel caches the files.
 
 use std::{
     collections::HashSet,
@@ -20,27 +20,27 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::Site;
 
-/// The version of the files. One of another version is as good as none.
+/// The version of the files. Files of another version are ignored.
 const VERSION: u32 = 1;
 
-/// The age below which a record is kept, whether or not Slurm lists its job: it may have been stored just now.
+/// The age below which a record is kept even if Slurm does not list its job: it may have been stored just now.
 const YOUNG: Duration = Duration::from_secs(300);
 
-/// The number of reads and changes at once: a shared store may hang.
+/// The most concurrent reads and changes: a shared store may hang.
 const AT_ONCE: usize = 32;
 
-/// The time that the file system may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The timeout of the file system.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The records.
+/// The store of records.
 pub struct Store {
     directory: PathBuf,
-    /// One change at a time: the end of a job and its next run may come at once.
+    /// Serializes changes: the end of a job and its next run may be reported at the same time.
     changing: Mutex<()>,
     turns: Arc<Semaphore>,
 }
 
-/// The stored answer, and the facts that decide who gets it.
+/// The stored answer, and the facts that decide which node gets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     version: u32,
@@ -54,7 +54,7 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// Its sealed record, in JSON.
+    /// The sealed record, in JSON.
     Record(String),
     /// The reason why the job must not start, for the user.
     Failed(String),
@@ -69,7 +69,7 @@ impl Entry {
         }
     }
 
-    /// Returns the next record of the job; none if there will be no other.
+    /// Returns the next renewal of the job; none if there is none.
     pub fn due(&self) -> Option<Due> {
         match &self.answer {
             Answer::Record(record) => Record::from_json(record).ok()?.renewal().due(),
@@ -82,7 +82,7 @@ impl Store {
     /// Opens a directory, and creates it if its parent exists.
     ///
     /// # Errors
-    /// For the operator: it cannot be created, or others could write to it.
+    /// For the operator: the directory cannot be created, or others could write to it.
     pub fn open(directory: &Path) -> Result<Self, String> {
         secure_path::private_directory(directory)
             .map_err(|e| format!("{}, the key store of the table slurm: {e}", directory.display()))?;
@@ -93,10 +93,10 @@ impl Store {
         })
     }
 
-    /// Stores the entry of a job in place of a former one, unless the job has been requeued since. Blocks.
+    /// Stores the entry of a job and replaces a former one, unless the job has been requeued since. Blocks.
     ///
     /// # Errors
-    /// The file system's.
+    /// Those of the file system.
     pub fn put(&self, entry: &Entry) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let jobid = entry.job.jobid;
@@ -105,16 +105,16 @@ impl Store {
             if is_over { Ok(()) } else { self.write(entry) }
         });
         if written.is_err() {
-            // A former one must not be taken for this one.
+            // A node must not take the former entry for this one.
             let _ = fs::remove_file(self.file_of(jobid));
         }
         written
     }
 
-    /// Stores the next record of a job in place of its entry, unless that has changed since. Blocks.
+    /// Stores the renewed record of a job, unless its entry has changed since. Blocks.
     ///
     /// # Errors
-    /// The file system's. The former entry stays.
+    /// Those of the file system. The former entry stays.
     pub fn renew(&self, former: Entry, record: String) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.get(former.job.jobid)?.as_ref() != Some(&former) {
@@ -126,7 +126,7 @@ impl Store {
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
         let jobid = entry.job.jobid;
-        // Another controller may share the directory.
+        // Another controller may share the directory, so the name must be unique.
         let new = self.directory.join(format!(".job-{jobid}-{}", std::process::id()));
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).write(true).mode(0o600);
@@ -143,17 +143,17 @@ impl Store {
     /// Returns the jobs that have an entry. Blocks.
     ///
     /// # Errors
-    /// The file system's.
+    /// Those of the file system.
     pub fn jobs(&self) -> io::Result<HashSet<u32>> {
         let files = fs::read_dir(&self.directory)?.collect::<io::Result<Vec<_>>>()?;
         let jobid = |file: fs::DirEntry| file.file_name().to_str()?.strip_prefix("job-")?.parse().ok();
         Ok(files.into_iter().filter_map(jobid).collect())
     }
 
-    /// Returns the entry of a job; none if there is none, or it is of no use. Blocks.
+    /// Returns the entry of a job; none if it is missing or cannot be used. Blocks.
     ///
     /// # Errors
-    /// The file system's: there may be one.
+    /// Those of the file system: the entry may exist.
     pub fn get(&self, jobid: u32) -> io::Result<Option<Entry>> {
         let bytes = match fs::read(self.file_of(jobid)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -163,10 +163,10 @@ impl Store {
         Ok(entry.filter(|entry: &Entry| entry.version == VERSION))
     }
 
-    /// Removes the entry of a job that has ended, unless the job has been requeued since. Blocks.
+    /// Removes the entry of an ended job, unless the job has been requeued since. Blocks.
     ///
     /// # Errors
-    /// The file system's.
+    /// Those of the file system.
     pub fn remove(&self, jobid: u32, restarts: u32) -> io::Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.get(jobid)?.is_some_and(|entry| entry.job.restarts > restarts) {
@@ -185,12 +185,12 @@ impl Store {
             let name = file.file_name();
             let Some(name) = name.to_str() else { continue };
             let jobid = name.strip_prefix("job-").and_then(|jobid| jobid.parse().ok());
-            // The others are what an agent that was killed was writing.
+            // Files with other names are incomplete files of agents that were killed.
             let is_over = jobid.is_none_or(|jobid: u32| !active.contains(&jobid)) && name.contains("job-");
             let modified = file.metadata().and_then(|meta| meta.modified());
             let is_old = modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > YOUNG));
             if is_over && is_old {
-                // It is tried again.
+                // The next purge tries again.
                 let _ = fs::remove_file(file.path());
             }
         }
@@ -206,7 +206,7 @@ pub async fn in_store<T: Send + 'static>(
     site: &Arc<Site>,
     f: impl FnOnce(&Store) -> io::Result<T> + Send + 'static,
 ) -> Result<T, String> {
-    let permit = timeout(PATIENCE, Arc::clone(&site.store.turns).acquire_owned()).await;
+    let permit = timeout(TIMEOUT, Arc::clone(&site.store.turns).acquire_owned()).await;
     let Ok(Ok(permit)) = permit else {
         return Err("others hang".to_owned());
     };
@@ -216,7 +216,7 @@ pub async fn in_store<T: Send + 'static>(
         drop(permit);
         done
     };
-    match timeout(PATIENCE, tokio::task::spawn_blocking(run)).await {
+    match timeout(TIMEOUT, tokio::task::spawn_blocking(run)).await {
         Ok(Ok(done)) => done.map_err(|e| e.to_string()),
         Ok(Err(_)) => Err("an internal error".to_owned()),
         Err(_) => Err("the file system does not answer".to_owned()),
@@ -262,7 +262,7 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         assert_eq!(fs::metadata(path.join("job-7")).unwrap().mode() & 0o777, 0o600);
-        // The record of the first run comes after the job was requeued.
+        // The record of the first run arrives after the job was requeued.
         store.put(&entry(7, 0)).unwrap();
         assert_eq!(store.get(7).unwrap(), Some(entry(7, 1)));
         // The end of the first run is reported after the job was requeued.
@@ -321,7 +321,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("store")).unwrap();
         store.put(&entry(7, 0)).unwrap();
-        // As a full disk: the new file cannot be written.
+        // Simulates a full disk: the new file cannot be written.
         fs::create_dir(store.directory.join(format!(".job-7-{}", std::process::id()))).unwrap();
         assert!(store.put(&entry(7, 1)).is_err());
         assert_eq!(store.get(7).unwrap(), None);

@@ -63,7 +63,7 @@ impl Site {
         place
     }
 
-    /// Returns the statuses of tokens in the list that is signed.
+    /// Returns the statuses of tokens in a signed list.
     fn statuses<const N: usize>(&self, signed: &Answer, places: [Place; N]) -> [u8; N] {
         let Answer::Signed(token) = signed else {
             panic!("{signed:?}");
@@ -79,7 +79,7 @@ impl Site {
         places.map(|place| verified.list.get(place.index).unwrap())
     }
 
-    /// Lets the time pass in which the last list is used.
+    /// Waits until the last list is no longer used.
     async fn wait(&self) {
         self.status().signed.lock().await.swept = None;
     }
@@ -102,7 +102,7 @@ fn configured(directory: &Path, has_lists: bool) -> (Arc<Issuer>, Arc<Engine>) {
     (Issuer::of(&engine).unwrap().unwrap(), Arc::new(engine))
 }
 
-/// Jobs that have ended, if that is known, and revocations.
+/// Ended jobs, or an error, and revocations.
 struct Known {
     ended: Result<Vec<u64>, String>,
     revocations: Store,
@@ -162,13 +162,13 @@ async fn a_list_shows_which_jobs_have_ended_and_which_tokens_were_revoked() {
     );
     let signed = ask(&site, &checks, IssuerQuestion::StatusList { number }).await;
     assert_eq!(site.statuses(&signed, places), [0, 1, 1, 0, 0]);
-    // For a moment, all get the same.
+    // For a short time, all callers get the same list.
     checks.ended = Ok(vec![4]);
     assert_eq!(ask(&site, &checks, IssuerQuestion::StatusList { number }).await, signed);
     site.wait().await;
     let next = ask(&site, &checks, IssuerQuestion::StatusList { number }).await;
     assert_eq!(site.statuses(&next, places), [0, 1, 1, 1, 0]);
-    // A revocation is for tokens that were there before, and for those of a job also for later ones.
+    // A revocation concerns tokens that were issued before it; that of a job also concerns later ones.
     revoke(Subject::Job {
         instance: Some("hpc".to_owned()),
         jobid: 5,
@@ -201,7 +201,7 @@ async fn a_list_is_not_signed_while_something_is_not_known() {
         failed(&known, number ^ 1).await,
         format!("there is no status list {}", number ^ 1)
     );
-    // The jobs that had ended stay ended.
+    // The entries of ended jobs stay marked.
     let signed = ask(&site, &known, IssuerQuestion::StatusList { number }).await;
     assert_eq!(site.statuses(&signed, [place]), [1]);
 
@@ -221,7 +221,7 @@ async fn a_list_is_not_signed_while_something_is_not_known() {
     ));
 }
 
-/// A plugin that answers that the job 2 has ended. Returns the number of questions.
+/// A plugin that reports that the job 2 has ended. Returns the number of questions.
 async fn answer(instances: &Instances, replies: &mut UnboundedReceiver<Reply>) -> usize {
     let mut count = 0;
     while let Some(reply) = replies.recv().await {

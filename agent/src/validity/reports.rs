@@ -9,7 +9,7 @@ use super::{Instances, TIMEOUT};
 use crate::{held, issuer};
 
 impl Instances {
-    /// Takes note of the tokens that were delivered to a job.
+    /// Records the tokens that were delivered to a job.
     pub fn holds(&self, held: Held) {
         self.lock().held.add(held);
     }
@@ -38,7 +38,7 @@ impl Instances {
         })
     }
 
-    /// Returns the jobs that have not ended, as far as their plugins answer, and forgets the others.
+    /// Returns the jobs that are not known to have ended, and removes the others.
     async fn active(&self, jobs: Vec<Held>) -> Vec<Held> {
         let asked: Vec<_> = jobs.iter().map(|held| self.begin_to_ask(&held.job)).collect();
         let deadline = Instant::now() + TIMEOUT;
@@ -73,8 +73,8 @@ mod tests {
     use super::*;
     use crate::{issuer::Issuer, validity::Instance};
 
-    /// The instance `a` with a configuration, whose jobs above 100 have ended. Returns the jobs that its plugin is asked about,
-    /// too.
+    /// Connects the instance `a`, whose jobs above 100 have ended. Also returns the jobs that its plugin is asked
+    /// about.
     fn connected(table: Value) -> (Arc<Instances>, Arc<Mutex<Vec<u64>>>) {
         let configure = protocol::Configure {
             generation: 0,
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(of(1001).await, Answer::Held(vec![all[2].clone()]));
         assert_eq!(of(1002).await, Answer::Held(Vec::new()));
         assert_eq!(*asked.lock().unwrap(), [101, 2, 1, 3]);
-        // A job that has ended is not asked about again.
+        // The agent does not ask about an ended job again.
         asked.lock().unwrap().clear();
         let store = instances.revocations("a").unwrap().unwrap();
         let job = Subject::Job {

@@ -14,13 +14,13 @@ use super::*;
 use crate::issuer::tests::{ISSUER, ask, mint, request, site, token};
 use crate::status::{Ends, Status};
 
-/// A provider on this node.
+/// A provider on this machine.
 struct Provider {
     url: String,
     key: SigningKey,
-    /// The body of the next answers of the token endpoint, with their status.
+    /// The status and body of the next answers of the token endpoint.
     answer: Arc<Mutex<(u16, String)>>,
-    /// The last form that it was sent.
+    /// The last form that it received.
     form: Arc<Mutex<HashMap<String, String>>>,
 }
 
@@ -80,7 +80,7 @@ impl Provider {
         Self { url, key, answer, form }
     }
 
-    /// Lets the token endpoint give an identity token with these claims in place of good ones.
+    /// Makes the token endpoint return an identity token with these changed claims.
     fn gives(&self, changes: Value) {
         let mut claims = json!({
             "iss": self.url, "aud": "us", "sub": "248289761001", "sid": "s1", "nonce": "n1",
@@ -214,14 +214,14 @@ async fn a_ticket_gets_tokens_and_is_none() {
         mint(&site.known, wider).await.unwrap_err().code,
         DenialCode::InvalidTarget
     );
-    // A ticket is no token, and a token no ticket.
+    // A ticket is not accepted as a token, nor a token as a ticket.
     let as_token = request(Evidence::Token(login.ticket.clone()));
     assert_eq!(
         mint(&site.known, as_token).await.unwrap_err().code,
         DenialCode::InvalidGrant
     );
     let of_all = SecretText(Zeroizing::new(token(&site.known.0, Grant::Cluster)));
-    // Not even with the claims of a ticket.
+    // A token with the claims of a ticket is not accepted, either.
     let claims = json!({
         "iss": ISSUER, "aud": ISSUER, "sub": "root", "uid": 0, "provider": site.provider.url, "exp": now() + 60,
     });
@@ -341,7 +341,7 @@ async fn an_identity_token_of_another_login_client_or_user_is_refused() {
     assert!(matches!(log_in(&site, right).await, Answer::LoggedIn(_)));
     site.provider.gives(json!({"aud": ["us", "them"], "azp": "us"}));
     assert!(matches!(log_in(&site, finish()).await, Answer::LoggedIn(_)));
-    // Signed by somebody else.
+    // Signed with another key.
     let other = SigningKey::generate(Algorithm::Es256);
     let keys = token::KeySet::from(other.verifying_key());
     std::fs::write(site.directory.path().join("provider.jwks"), keys.public_jwks()).unwrap();
