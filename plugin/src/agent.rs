@@ -1,8 +1,7 @@
-//! The agent client: sends what jobs need to the agent, over one socket that never blocks, and repeats it if the agent
-//! ends.
+//! The agent client: sends requests to the agent over one socket that never blocks, and repeats them if the agent ends.
 //!
-//! Everything that has no final reply is kept. An agent may be killed at any moment; the next one gets it all again. If
-//! agents end or cannot be started, the pauses between tries grow. Deliveries meanwhile fail at their timeout.
+//! It keeps every request without a final reply. An agent may be killed at any moment; the client sends everything to
+//! the next one. If agents end or cannot be started, it retries with backoff. Deliveries then fail at their timeout.
 
 mod link;
 mod process;
@@ -23,23 +22,23 @@ use link::Link;
 use process::Process;
 use requests::Requests;
 
-/// The backoff between tries to connect: the first pause, and the longest.
+/// The first and the longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
-/// How long an agent that was started may take until it listens.
+/// The time within which a started agent must listen.
 const STARTUP: Duration = Duration::from_secs(10);
 
-/// An agent that has sent nothing for so long, when it should have, hangs.
+/// The time without a reply after which an agent with an overdue reply is considered hung.
 const HUNG: Duration = Duration::from_secs(1);
 
-/// How many replies are taken in one turn of the reactor.
+/// The most replies that one turn of the reactor handles.
 const TURN: usize = 16;
 
-/// What the client reports.
+/// An event that [`Agent`] reports.
 pub(crate) enum AgentEvent {
-    /// The agent replied, about a delivery that waits for it or about something else.
+    /// The agent replied, to the delivery of a job or to something else.
     Reply(Option<JobId>, Reply),
-    /// For the log.
+    /// A line for the log.
     Log(LogLevel, String),
 }
 
@@ -50,36 +49,36 @@ pub(crate) struct Agent {
     address: RefCell<Option<Address>>,
     link: RefCell<Option<Link>>,
     process: RefCell<Process>,
-    /// The next try to connect.
+    /// The timer for the next attempt to connect.
     retry: RefCell<Option<Watcher>>,
-    /// More replies were received than one turn takes.
+    /// The timer for the replies that exceed one turn.
     more: RefCell<Option<Watcher>>,
     requests: RefCell<Requests>,
     tries: RefCell<Tries>,
 }
 
-/// Where the agent is.
+/// The location of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     /// Its socket.
     pub socket: PathBuf,
-    /// The programs to start it with, of which the first that exists is used. None if others start it.
+    /// The programs that can start it; the first one that exists is used. None if the plugin must not start it.
     pub programs: Option<Vec<PathBuf>>,
 }
 
-/// The tries to connect that failed.
+/// Failed attempts to connect.
 #[derive(Debug, Default)]
 struct Tries {
-    /// How many since the agent last replied.
+    /// The number of failures since the last reply of the agent.
     failed: u32,
-    /// The reason that was last logged.
+    /// The reason that was logged last.
     reported: Option<String>,
-    /// The release of an agent that should have made room for one of this release.
+    /// The release of an agent that should have left its socket to one of this release.
     other_release: Option<String>,
 }
 
 impl Agent {
-    /// Returns a client that does nothing before [`Agent::connect_to`].
+    /// Returns a client that does nothing until [`Agent::connect_to`] is called.
     pub fn new(flux: Flux<'static>, report: impl Fn(AgentEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
@@ -94,7 +93,7 @@ impl Agent {
         })
     }
 
-    /// Connects to the agent at this address, and stays connected.
+    /// Connects to the agent at this address, and reconnects when necessary.
     pub fn connect_to(self: &Rc<Self>, address: Address) {
         if self.address.borrow().as_ref() != Some(&address) {
             *self.address.borrow_mut() = Some(address);
@@ -105,25 +104,25 @@ impl Agent {
         self.ensure();
     }
 
-    /// Makes a configuration known, which later requests name.
+    /// Sends a configuration, which later requests name.
     pub fn configure(self: &Rc<Self>, configure: Configure) {
         self.requests.borrow_mut().configure(configure);
         self.flush();
     }
 
-    /// Forgets the configurations that nothing names any more, other than the one in force.
+    /// Retires the configurations that no request names any more, except the active one.
     pub fn retire_unused(self: &Rc<Self>, in_force: u32) {
         self.requests.borrow_mut().retire_unused(in_force);
         self.flush();
     }
 
-    /// Asks for a record.
+    /// Requests a record.
     pub fn deliver(self: &Rc<Self>, deliver: Deliver) {
         self.requests.borrow_mut().deliver(deliver);
         self.flush();
     }
 
-    /// Gives a delivery up. Nothing is heard of it any more.
+    /// Cancels a delivery. No reply to it is reported any more.
     pub fn cancel(self: &Rc<Self>, number: u64) {
         let is_new = self.requests.borrow_mut().cancel(number);
         if is_new {
@@ -137,7 +136,7 @@ impl Agent {
         self.flush();
     }
 
-    /// Reports the end of a job, unless the agent is not connected: then it asks once it is.
+    /// Reports the end of a job. Without a connection it does nothing: the agent asks when it connects.
     pub fn ended(self: &Rc<Self>, job: JobId) {
         if self.is_connected() {
             self.requests.borrow_mut().ended(job.0);
@@ -145,7 +144,7 @@ impl Agent {
         }
     }
 
-    /// Asks who a user is, unless that was asked already.
+    /// Requests the look-up of a user, unless one is pending.
     pub fn look_up(self: &Rc<Self>, generation: u32, uid: u32) {
         let is_new = self.requests.borrow_mut().look_up(generation, uid);
         if is_new {
@@ -153,12 +152,12 @@ impl Agent {
         }
     }
 
-    /// Whether the agent can be asked now.
+    /// Returns whether the client is connected to an agent.
     pub fn is_connected(&self) -> bool {
         self.link.borrow().is_some()
     }
 
-    /// A reply is overdue. An agent that hangs is killed, if it is one that plugins start, and the next one is asked.
+    /// Handles an overdue reply: kills a hung agent, if the plugin may start agents, and connects to the next one.
     pub fn is_overdue(self: &Rc<Self>) {
         let hangs = |link: &Link| link.received_last().elapsed() >= HUNG;
         let link = self.link.borrow_mut().take_if(|link| hangs(link));
@@ -175,7 +174,7 @@ impl Agent {
         self.lost("it did not answer");
     }
 
-    /// Takes the replies that have come so far, each with its job, before the client is dropped.
+    /// Removes and returns the replies received so far, each with its job. The caller then drops the client.
     pub fn take_received(&self) -> Vec<(Option<JobId>, Reply)> {
         let mut link = self.link.borrow_mut();
         let Some(link) = &mut *link else { return Vec::new() };
@@ -188,7 +187,7 @@ impl Agent {
         (self.report)(AgentEvent::Log(level, line.into()));
     }
 
-    /// Connects, unless that is so or under way.
+    /// Connects, unless a connection exists or an attempt is scheduled.
     fn ensure(self: &Rc<Self>) {
         if self.link.borrow().is_none() && self.retry.borrow().is_none() {
             self.connect();
@@ -212,7 +211,7 @@ impl Agent {
         }
     }
 
-    /// Starts an agent, unless one is starting or others start it.
+    /// Starts an agent, unless one is starting or the plugin must not start it.
     fn start(self: &Rc<Self>, address: &Address, absent: &str) {
         let Some(programs) = &address.programs else {
             return self.failed(absent);
@@ -221,7 +220,7 @@ impl Agent {
         match state {
             process::Startup::Starting(since) if since.elapsed() < STARTUP => self.retry_after(BACKOFF.0),
             process::Startup::Starting(_) => self.failed("it was started and does not listen"),
-            process::Startup::Ended => self.failed("it ended at once: see its output in that of the broker"),
+            process::Startup::Ended => self.failed("it ended at once: see its messages in the broker's output"),
             process::Startup::None => {
                 let started = self.process.borrow_mut().start(programs, &address.socket);
                 match started {
@@ -232,7 +231,7 @@ impl Agent {
         }
     }
 
-    /// It was in vain: the next try comes after a pause, each longer than the one before.
+    /// Handles a failed attempt: logs a new reason once, and schedules the next attempt with backoff.
     fn failed(self: &Rc<Self>, why: &str) {
         let mut tries = self.tries.borrow_mut();
         let why = match &tries.other_release {
@@ -268,7 +267,7 @@ impl Agent {
         let weak = Rc::downgrade(self);
         let retry = self.flux.after(pause.as_secs_f64(), move || {
             with(&weak, |agent| {
-                // It is running, and has done its work.
+                // This watcher is running: drop it only after its work.
                 let done = agent.retry.borrow_mut().take();
                 agent.connect();
                 drop(done);
@@ -280,7 +279,7 @@ impl Agent {
         }
     }
 
-    /// The connection is gone. An agent that replied is replaced at once.
+    /// Handles a lost connection. Connects again at once if the agent has replied before.
     fn lost(self: &Rc<Self>, why: &str) {
         self.process.borrow_mut().forget();
         self.more.borrow_mut().take();
@@ -288,7 +287,7 @@ impl Agent {
         if has_replied {
             self.log(
                 LogLevel::Warning,
-                format!("the agent is gone: {why}. It is asked again"),
+                format!("the connection to the agent ended: {why}. Connecting again"),
             );
             self.tries.borrow_mut().failed = 1;
             self.ensure();
@@ -297,7 +296,7 @@ impl Agent {
         }
     }
 
-    /// Closes the connection. Requests are kept.
+    /// Closes the connection, and keeps the requests.
     pub fn close(&self) {
         let link = self.link.borrow_mut().take();
         drop(link);
@@ -305,7 +304,7 @@ impl Agent {
         self.more.borrow_mut().take();
     }
 
-    /// Reads what has come, unless replies of an earlier turn are left: an agent cannot fill the broker's memory.
+    /// Reads received bytes, unless replies of an earlier turn are left: so an agent cannot fill the broker's memory.
     fn receive(self: &Rc<Self>) {
         ffi::inject_fault("watcher");
         if self.more.borrow().is_none() {
@@ -314,7 +313,7 @@ impl Agent {
         }
     }
 
-    /// Takes some of the replies that were read; the others after others had their turn.
+    /// Handles some of the replies that were read. The rest follows in the next turns.
     fn take_turn(self: &Rc<Self>, mut ended: Option<String>) {
         let mut replies = Vec::with_capacity(TURN);
         if let Some(link) = &mut *self.link.borrow_mut() {
@@ -332,7 +331,7 @@ impl Agent {
         let has_more = replies.len() == TURN;
         for reply in replies {
             self.replied(reply);
-            // Of an agent that is of no use, no further reply counts.
+            // Replies of a rejected agent are ignored.
             if !self.is_connected() {
                 return;
             }
@@ -349,7 +348,7 @@ impl Agent {
             });
             match soon {
                 Ok(soon) => *self.more.borrow_mut() = Some(soon),
-                // They are taken when the next reply is read.
+                // The next received reply triggers the rest.
                 Err(e) => self.log(LogLevel::Err, format!("no timer can be started: {e}")),
             }
         } else if let Some(why) = ended {
@@ -380,8 +379,9 @@ impl Agent {
         (self.report)(AgentEvent::Reply(job, reply));
     }
 
-    /// An agent of another release has made room for one of this release, unless others start it. An agent of another user is
-    /// of no use, although root may listen for one: job shells accept only what the instance owner has sealed.
+    /// Checks the agent's welcome. An agent of another release leaves its socket to one of this release if the plugin
+    /// may start agents. An agent of another user is rejected, even if root started it: job shells accept only records
+    /// that the instance owner sealed.
     fn welcomed(self: &Rc<Self>, version: u16, release: &str, uid: u32) {
         let is_ours = self
             .address
@@ -413,7 +413,7 @@ impl Agent {
         }
     }
 
-    /// Sends what the socket takes; the rest when it takes more.
+    /// Sends as much as the socket accepts. The rest follows when it accepts more.
     fn flush(self: &Rc<Self>) {
         let mut link = self.link.borrow_mut();
         let Some(open) = &mut *link else { return };

@@ -1,7 +1,7 @@
 //! The record store, first half: commits sealed records to the KVS.
 //!
-//! Records that come while a commit is under way go together with the next: one commit for many costs little more than for
-//! one.
+//! Records that arrive during a commit wait for the next one: one commit of many records costs little more than one of
+//! a single record.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,29 +17,29 @@ use protocol::{Code, Failure};
 
 use crate::{reader::KVS_TIMEOUT, stats::CallbackTimer};
 
-/// The most records in one commit, which is made up in one turn, and the most bytes of them.
+/// The most records in one commit, which one turn prepares, and their most bytes.
 const COMMIT: (usize, usize) = (32, 4 << 20);
 
-/// How many commits are under way at most, if each has as many records as it may have.
+/// The most concurrent commits, if each contains the most records.
 const COMMITS: usize = 16;
 
-/// A commit that takes longer does not delay others.
+/// The time after which a commit does not delay others any more.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// For how many finished commits memory is kept.
+/// The number of finished commits for which memory is kept.
 const ROOM: usize = 2;
 
-/// A sealed record that is to be committed.
+/// A sealed record that waits for a commit.
 struct Stored {
     job: JobId,
     record: String,
 }
 
-/// A delivery whose commit has ended.
+/// The delivery of a finished commit.
 pub(crate) struct Committed {
     pub job: JobId,
     pub number: u64,
-    /// Why the commit failed, if it did.
+    /// The failure of the commit, if any.
     pub why: Option<Rc<Failure>>,
 }
 
@@ -47,9 +47,9 @@ pub(crate) struct Committed {
 pub(crate) enum CommitEvent<'a> {
     /// The records of these deliveries are being committed. Each took this much processor time.
     Committing(&'a [(JobId, u64)], Duration),
-    /// Commits have ended: a turn to take some of [`Commits::next`].
+    /// Commits have finished: the receiver can take some of [`Commits::next`].
     Committed,
-    /// A callback is over.
+    /// A callback has ended.
     Callback(&'a CallbackTimer),
     /// A line for the log.
     Log(LogLevel, String),
@@ -63,12 +63,12 @@ pub(crate) struct Commits {
     report: Box<dyn Fn(CommitEvent<'_>)>,
     /// Records that wait for a commit, by number of the delivery.
     sealed: RefCell<BTreeMap<u64, Stored>>,
-    /// The commits under way, by number, and when the last of them began.
+    /// The running commits, by number, and the start of the latest.
     commits: RefCell<BTreeMap<u64, PendingFuture>>,
     began: Cell<Option<Instant>>,
     numbers: Cell<u64>,
     committed: RefCell<VecDeque<Committed>>,
-    /// The next turn of those that were committed.
+    /// The timer for the next turn of finished commits.
     turn: RefCell<Option<Watcher>>,
 }
 
@@ -88,7 +88,7 @@ impl Commits {
         })
     }
 
-    /// Commits the record of a delivery soon.
+    /// Commits the record of a delivery, at once or with the next commit.
     pub fn store(self: &Rc<Self>, number: u64, job: JobId, record: String) {
         self.sealed.borrow_mut().insert(number, Stored { job, record });
         self.commit();
@@ -99,12 +99,12 @@ impl Commits {
         self.sealed.borrow_mut().remove(&number);
     }
 
-    /// Commits what waits. To be called every 100 ms while deliveries are under way.
+    /// Commits waiting records. Must be called every 100 ms while deliveries are under way.
     pub fn tick(self: &Rc<Self>) {
         self.commit();
     }
 
-    /// Takes the next delivery out whose commit has ended. While more are left, another turn comes.
+    /// Removes and returns the next delivery whose commit has finished. While more are left, another turn follows.
     pub fn next(&self) -> Option<Committed> {
         let mut committed = self.committed.borrow_mut();
         let next = committed.pop_front();
@@ -114,8 +114,8 @@ impl Commits {
         next
     }
 
-    /// Ends all, since the plugin is being removed. If the records `matter`, those of deliveries under way, and those that
-    /// `arrived` last, are sent to the KVS; nobody sees the answer.
+    /// Ends all commits when the plugin is removed. If the records `matter`, it sends the waiting ones and those that
+    /// `arrived` last to the KVS, without waiting for the result.
     pub fn leave(&self, matter: bool, arrived: impl IntoIterator<Item = (u64, JobId, String)>) {
         let commits = std::mem::take(&mut *self.commits.borrow_mut());
         drop(commits);
@@ -136,8 +136,8 @@ impl Commits {
         }
     }
 
-    /// Commits records that wait, unless a commit is under way that they can wait for. More are under way only if more
-    /// wait than one has; the KVS makes one of them.
+    /// Commits waiting records, unless they can wait for a running commit. Further commits start only for more records
+    /// than one commit holds; the KVS merges them.
     fn commit(self: &Rc<Self>) {
         loop {
             let waits = self.began.get().is_some_and(|began| began.elapsed() < SLOW);
@@ -160,7 +160,7 @@ impl Commits {
                 Ok(()) => {
                     let share = timer.cpu() / u32::try_from(jobs.len()).unwrap_or(u32::MAX);
                     (self.report)(CommitEvent::Committing(&jobs, share));
-                    // Others have their turn.
+                    // Give the reactor back to others.
                     return;
                 }
                 Err(e) => self.ended(jobs, Some(&e)),
@@ -168,7 +168,7 @@ impl Commits {
         }
     }
 
-    /// Takes the records of the next commit out, with the numbers of their deliveries.
+    /// Removes and returns the records of the next commit, with the numbers of their deliveries.
     fn next_records(&self) -> Vec<(u64, Stored)> {
         let mut sealed = self.sealed.borrow_mut();
         let (mut records, mut bytes) = (Vec::with_capacity(COMMIT.0.min(sealed.len())), 0);
@@ -195,7 +195,7 @@ impl Commits {
             let failed = future.get().err();
             let failed = failed.as_ref().map(|e| e as &dyn fmt::Display);
             store.ended(jobs, failed);
-            // The KVS does not wait for the jobs to start.
+            // The next commit starts before the jobs do, so that the KVS is never idle.
             store.commit();
             drop(done);
             (store.report)(CommitEvent::Callback(&timer));
@@ -216,7 +216,7 @@ impl Commits {
             why: why.clone(),
         });
         self.committed.borrow_mut().extend(committed);
-        // Commits that end together share one row of turns.
+        // Commits that end together share the turns.
         if self.turn.borrow().is_none() {
             self.next_turn();
         }

@@ -1,4 +1,4 @@
-//! The configuration in force, and where it places the agent.
+//! The active configuration, and the location of the agent.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,7 +16,7 @@ use crate::{
     jobspec::{Needed, Spec},
 };
 
-/// The name of the agent's socket in the broker's rundir.
+/// The name of the agent's socket in the rundir of the broker.
 const SOCKET: &str = "workflow-token-agent";
 
 /// The name of the agent's program.
@@ -25,34 +25,35 @@ const PROGRAM: &str = "workflow-token-agent";
 /// The configurations of one plugin.
 pub(crate) struct Configuration {
     part: Part,
-    /// Keys in place of those of the configuration's table.
+    /// Keys that override those of the configuration's table.
     overrides: Value,
-    /// The paths at which the program of the agent may be.
+    /// The possible paths of the agent's program.
     programs: Vec<PathBuf>,
     current: RefCell<Option<Current>>,
     generation: Cell<u32>,
 }
 
-/// The configuration in force. The agent knows it by its generation.
+/// The active configuration. The agent knows it by its generation.
 #[derive(Clone)]
 pub struct Current {
     /// The configuration.
     pub config: Rc<Config>,
     /// Its number, which grows with each configuration.
     pub generation: u32,
-    /// The members that deliveries read of jobspecs.
+    /// The members of jobspecs that deliveries need.
     pub(crate) needed: Needed,
 }
 
 impl Current {
-    /// Returns what the rules and projects need to know of a jobspec, by the arguments of a callback.
+    /// Returns the facts in the jobspec of a callback that rules and projects need.
     pub fn spec(&self, args: &Args<'_>) -> Spec {
         Spec::of(args, self.needed)
     }
 }
 
 impl Configuration {
-    /// Returns one that has no configuration yet. `plugin` is the file of the plugin, beside which the agent may be.
+    /// Returns a state without configuration. `plugin` is the file of the plugin, beside which the agent may be
+    /// installed.
     pub fn new(part: Part, overrides: Value, plugin: Option<&Path>) -> Self {
         Self {
             part,
@@ -66,12 +67,12 @@ impl Configuration {
     /// Parses the configuration of Flux.
     ///
     /// # Errors
-    /// Names the key that is wrong.
+    /// The invalid key.
     pub fn parse(&self, conf: &Value) -> Result<Config, config::Error> {
         Config::with_overrides(conf, &self.overrides)?.of_flux()
     }
 
-    /// Puts a configuration in force.
+    /// Activates a configuration.
     pub fn replace(&self, config: Config) -> Current {
         self.generation.set(self.generation.get().wrapping_add(1));
         let current = Current {
@@ -84,18 +85,18 @@ impl Configuration {
         current
     }
 
-    /// Returns the configuration in force; none before the first.
+    /// Returns the active configuration; none before the first.
     pub fn current(&self) -> Option<Current> {
         self.current.borrow().clone()
     }
 
-    /// Forgets the configuration in force.
+    /// Removes the active configuration.
     pub fn clear(&self) {
         let former = self.current.borrow_mut().take();
         drop(former);
     }
 
-    /// Returns the request that makes a generation known to the agent. `table` is the JSON object with the table.
+    /// Returns the request that sends a generation to the agent. `table` is the JSON object with the table.
     pub fn request(&self, generation: u32, table: String, flux: Flux<'_>) -> Configure {
         Configure {
             generation,
@@ -109,10 +110,10 @@ impl Configuration {
         }
     }
 
-    /// Returns where the agent of a configuration is.
+    /// Returns the location of the agent of a configuration.
     ///
     /// # Errors
-    /// If there is no place for its socket.
+    /// The configuration names no socket, and the broker has no rundir.
     pub fn address(&self, config: &Config, flux: Flux<'_>) -> Result<Address, String> {
         if let Some(socket) = &config.agent.socket {
             return Ok(Address {
@@ -131,10 +132,10 @@ impl Configuration {
     }
 }
 
-/// Returns where the program of the agent may be: in the plugin's own tree, or where Flux looks for programs.
+/// Returns the possible paths of the agent's program: in the plugin's own tree, and where Flux searches for programs.
 fn programs(plugin: Option<&Path>) -> Vec<PathBuf> {
     let mut places = Vec::new();
-    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so, or one deeper, as in PREFIX/lib/x86_64-linux-gnu.
+    // PREFIX/lib/flux/job-manager/plugins/workflow-token.so, or one level deeper, as in PREFIX/lib/x86_64-linux-gnu.
     let is_installed = |path: &&Path| {
         path.parent()
             .is_some_and(|dir| dir.ends_with("flux/job-manager/plugins"))
@@ -147,8 +148,8 @@ fn programs(plugin: Option<&Path>) -> Vec<PathBuf> {
     places
 }
 
-/// Returns the name of this instance in tokens: the host of its first broker and, if it runs in another instance, the ids of
-/// the jobs that lead to it. Both survive a restart, unlike `broker.uuid`.
+/// Returns the name of this instance in tokens: the host of its first broker and, if it runs in another instance, the
+/// job ids that lead to it. Both survive a restart, unlike `broker.uuid`.
 fn instance(flux: Flux<'_>) -> String {
     let host = flux.attribute(c"hostname").unwrap_or_default();
     let path = flux.attribute(c"jobid-path").unwrap_or_default();

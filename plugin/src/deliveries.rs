@@ -1,7 +1,7 @@
-//! Deliveries on the reactor thread: from the request to the agent to the end of the prolog.
+//! Deliveries on the reactor thread, from the request to the agent to the end of the prolog.
 //!
-//! Calls into Flux may call back before they return (an exception takes the job to CLEANUP), so no `RefCell` is borrowed
-//! across one.
+//! Calls into Flux may call back before they return (an exception moves the job to CLEANUP), so no `RefCell` is
+//! borrowed across a call.
 
 use std::{
     cell::RefCell,
@@ -26,25 +26,25 @@ use crate::{
     table::{Delivered, Delivery, End, Purpose, Stage, Table},
 };
 
-/// How many jobs one turn of the reactor decides about that share a cause.
+/// The most jobs with a common cause that one turn of the reactor handles.
 pub const TURN: usize = 16;
 
-/// How many prologs are finished in one turn: within each, the job manager starts a job.
+/// The most prologs that one turn finishes: each makes the job manager start a job.
 const FINISHED: usize = 2;
 
-/// How much longer than the timeout a delivery may take here: the agent, which ends it in time, has the better message.
+/// The time that a delivery may exceed its timeout by here. The agent ends it in time, with a better message.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// The deadline of timeouts that are beyond the end of time.
+/// The time until the deadline of a timeout that overflows.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// An event that [`Deliveries`] report.
 pub(crate) enum DeliveryEvent<'a> {
-    /// Work is pending: [`Deliveries::tick`] is to be called.
+    /// Work is pending: [`Deliveries::tick`] must be called.
     Pending,
-    /// The delivery of a job failed, and the job is to be ended.
+    /// The delivery of a job failed, so the job must end.
     Failed(JobId, &'a Failure),
-    /// The agent knows a configuration, or reports why it cannot use it.
+    /// The agent received a configuration, or reports why it cannot use it.
     Configured(u32, Option<String>),
     /// A user by generation of the configuration and uid, or an error for the operator.
     Owner(u32, u32, Result<Owner, String>),
@@ -56,11 +56,11 @@ pub struct Delivering {
     pub job: JobId,
     /// The uid of its owner.
     pub uid: u32,
-    /// The reason why it gets a record.
+    /// The purpose of the record.
     pub purpose: Purpose,
     /// The origin of the variables.
     pub origin: Origin,
-    /// The members of its jobspec that rules and projects read.
+    /// The members of its jobspec that rules and projects need.
     pub spec: Spec,
 }
 
@@ -79,7 +79,7 @@ pub struct Deliveries {
 impl Deliveries {
     pub(crate) fn new(prologs: Prologs, report: impl Fn(DeliveryEvent<'_>) + 'static) -> Rc<Self> {
         let flux = prologs.jobtap.flux();
-        // No key of a plugin contains a NUL.
+        // The key of a plugin contains no NUL.
         let key = CString::new(prologs.identity.key).unwrap_or_default();
         Rc::new_cyclic(|this: &Weak<Self>| Self {
             prologs,
@@ -125,7 +125,7 @@ impl Deliveries {
         })
     }
 
-    /// Begins a delivery to a job: one whose prolog has started, or one that runs.
+    /// Begins a delivery to a job whose prolog has started, or to a running job.
     pub fn begin(&self, current: &Current, request: Delivering, end: Option<End>) {
         let Delivering {
             job,
@@ -141,7 +141,7 @@ impl Deliveries {
         if purpose == Purpose::Start {
             self.stats.borrow_mut().started += 1;
         }
-        // Deadlines are enforced before anything else may go wrong.
+        // Start the ticker first: it enforces the deadline whatever fails later.
         (self.report)(DeliveryEvent::Pending);
         self.agent.deliver(Deliver {
             number,
@@ -181,7 +181,7 @@ impl Deliveries {
             }
             (Reply::NoRule { .. }, Some(job)) => self.unless_it_panics(job, || self.no_rule(job)),
             (Reply::Failed { failure, .. }, Some(job)) => self.unless_it_panics(job, || self.fail(job, &failure)),
-            // They were given up.
+            // The delivery was canceled.
             (Reply::Delivered { .. } | Reply::NoRule { .. } | Reply::Failed { .. }, None) => {}
             (Reply::Log(line), job) => self.log_line(job, &line),
             (Reply::Configured { generation, wrong }, _) => {
@@ -212,7 +212,7 @@ impl Deliveries {
             .of(job)
             .is_some_and(|delivery| delivery.purpose != Purpose::Start)
         {
-            let why = "no rule is for it any more";
+            let why = "no rule matches it any more";
             return self.fail(job, &Failure::new(Code::RulesChanged, why, why));
         }
         let delivery = self.table.borrow_mut().remove(job);
@@ -247,7 +247,7 @@ impl Deliveries {
         ffi::inject_fault("committed");
         let timer = CallbackTimer::start();
         if self.table.borrow_mut().numbered(job, number).is_none() {
-            // Given up; then it is known already that there may be a record.
+            // Given up: `take_out` has noted that a record may exist.
             return;
         }
         if let Some(why) = why {
@@ -256,7 +256,7 @@ impl Deliveries {
         let Some(mut delivery) = self.take_out(job) else { return };
         self.removals.may_exist(job);
         let cpu = delivery.cpu + timer.cpu();
-        // Within this call, the job manager starts the job, as it would have done without a prolog.
+        // Within this call, the job manager starts the job, as it would have without a prolog.
         match delivery.end.take() {
             Some(end) => end(Ok(std::mem::take(&mut delivery.delivered))),
             None => self.prologs.finish(job, 0),
@@ -269,19 +269,19 @@ impl Deliveries {
         stats.delivery(cpu);
     }
 
-    /// Takes a delivery out of all tables. A reply to it that is under way is dropped when it comes.
+    /// Removes a delivery from all tables. A later reply to it is dropped.
     fn take_out(&self, job: JobId) -> Option<Delivery> {
         let delivery = self.table.borrow_mut().remove(job)?;
         match delivery.stage {
             Stage::Asked => self.agent.cancel(delivery.number),
             Stage::Sealed => self.commits.withdraw(delivery.number),
-            // It may be done already, whatever is heard of it. Then the record is removed when the job has ended.
+            // The commit may have succeeded. Then the record is removed after the end of the job.
             Stage::Committing => self.removals.may_exist(job),
         }
         Some(delivery)
     }
 
-    /// Fails a delivery: the job does not start, or keeps the record that it has.
+    /// Fails a delivery: the job does not start, or keeps its former record.
     pub fn fail(&self, job: JobId, why: &Failure) {
         match self.take_out(job) {
             Some(Delivery {
@@ -296,7 +296,7 @@ impl Deliveries {
         }
     }
 
-    /// Fails a delivery that is in no table: it has not begun, or was taken out.
+    /// Fails a delivery that is in no table: it has not begun, or was removed.
     pub fn reject(&self, job: JobId, end: Option<End>, why: &Failure) {
         self.stats.borrow_mut().failed += 1;
         if let Some(end) = end {
@@ -307,7 +307,8 @@ impl Deliveries {
         }
     }
 
-    /// Gives the delivery of a job up that was canceled or has ended. Returns whether its prolog waited for it.
+    /// Cancels the delivery of a job that was canceled or has ended. Returns whether its prolog waited for the
+    /// delivery.
     pub fn give_up(&self, job: JobId) -> bool {
         let Some(delivery) = self.take_out(job) else {
             return false;
@@ -319,7 +320,7 @@ impl Deliveries {
         is_starting
     }
 
-    /// Returns how many deliveries are under way.
+    /// Returns the number of deliveries under way.
     pub(crate) fn len(&self) -> usize {
         self.table.borrow().len()
     }
@@ -329,7 +330,7 @@ impl Deliveries {
         self.table.borrow().contains(job)
     }
 
-    /// Ends all, since the plugin is being removed. Returns the jobs whose prologs wait for a delivery.
+    /// Ends all deliveries when the plugin is removed. Returns the jobs whose prologs wait for a delivery.
     pub(crate) fn leave(&self) -> HashSet<JobId> {
         let table = self.table.take();
         self.questions.end();
@@ -348,7 +349,7 @@ impl Deliveries {
 
     // Time
 
-    /// Fails deliveries whose deadline has passed, commits and removes records. Returns whether work is pending.
+    /// Fails overdue deliveries, commits and removes records. Returns whether work is pending.
     pub(crate) fn tick(&self) -> bool {
         self.fail_overdue();
         self.removals.tick(self.len() == 0);
@@ -356,7 +357,7 @@ impl Deliveries {
         self.len() > 0 || !self.removals.is_idle()
     }
 
-    /// Fails some of the deliveries whose deadline has passed; the others at the next tick.
+    /// Fails some of the overdue deliveries. The rest follows at the next tick.
     fn fail_overdue(&self) {
         let overdue: Vec<(JobId, Failure)> = {
             let table = self.table.borrow();
@@ -374,9 +375,10 @@ impl Deliveries {
     fn timed_out(&self, delivery: &Delivery) -> Failure {
         let seconds = delivery.timeout.as_secs_f64();
         let (code, what) = match delivery.stage {
-            Stage::Asked if !self.agent.is_connected() => {
-                (Code::AgentUnavailable, "the agent could not be reached: see above")
-            }
+            Stage::Asked if !self.agent.is_connected() => (
+                Code::AgentUnavailable,
+                "the agent could not be reached: see the earlier log lines",
+            ),
             Stage::Asked => (Code::AgentTimeout, "the agent did not answer"),
             Stage::Sealed | Stage::Committing => (Code::StoreTimeout, "the KVS was asked to store it"),
         };
@@ -387,9 +389,9 @@ impl Deliveries {
         )
     }
 
-    // Faults, and figures
+    // Faults and statistics
 
-    /// Fails a job if `f` panics, so that it does not wait forever.
+    /// Calls `f`. If it panics, fails the job, so that the job does not wait forever.
     pub fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
         let done = ffi::guard(false, || {
             f();
@@ -405,12 +407,12 @@ impl Deliveries {
         match (job, line.number) {
             (Some(job), _) => self.prologs.log(level, &format!("{job}: {}", line.text)),
             (None, None) => self.prologs.log(level, &line.text),
-            // It was given up while the line was on its way.
+            // The delivery was canceled before the line arrived.
             (None, Some(_)) => {}
         }
     }
 
-    /// Adds the time of a callback to the statistics, and to the delivery of a job, if that is still under way.
+    /// Adds the time of a callback to the statistics, and to the delivery of a job if it is still under way.
     pub fn account(&self, timer: &CallbackTimer, job: Option<JobId>) {
         if let Some(job) = job
             && let Some(delivery) = self.table.borrow_mut().of(job)
@@ -420,7 +422,7 @@ impl Deliveries {
         self.stats.borrow_mut().callback(timer);
     }
 
-    /// Counts something that the engine does not see.
+    /// Counts an event that the engine does not observe.
     pub fn count(&self, counter: Counter) {
         self.stats.borrow_mut().count(counter);
     }

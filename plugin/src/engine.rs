@@ -1,7 +1,7 @@
-//! The engine that the plugins share: configuration, deliveries, and jobs from before the plugin was loaded.
+//! The engine that all plugins share: configuration, deliveries, and jobs from before the plugin was loaded.
 //!
-//! Calls into Flux may call back before they return (an exception takes the job to CLEANUP), so no `RefCell` is borrowed
-//! across one.
+//! Calls into Flux may call back before they return (an exception moves the job to CLEANUP), so no `RefCell` is
+//! borrowed across a call.
 
 use std::{
     cell::OnceCell,
@@ -32,10 +32,10 @@ use crate::{
     ticker::Ticker,
 };
 
-/// The longest table, in JSON and bytes. A frame has room for it and for the options of the plugin.
+/// The longest table, in bytes of JSON. A frame has room for it and for the options of the plugin.
 const LONGEST_TABLE: usize = protocol::MAX_FRAME / 2;
 
-/// The eventlogs of jobs. A job may be held, and only its eventlog says so.
+/// The eventlogs of jobs. Without it, the plugin does not know whether a prolog holds the job.
 static EVENTLOG: Subject = Subject {
     key: c"eventlog",
     name: "eventlog",
@@ -43,7 +43,7 @@ static EVENTLOG: Subject = Subject {
     is_optional: false,
 };
 
-/// The functions that each plugin implements in its own way.
+/// The functions that each plugin implements itself.
 pub trait Hooks {
     /// Resumes a job whose eventlog was read ([`Engine::read_eventlog`]).
     fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog);
@@ -53,10 +53,10 @@ pub trait Hooks {
     fn failed(&self, job: JobId, why: &Failure);
 }
 
-/// Called with the generation of a configuration, a uid, and the user of it, or an error for the operator.
+/// Called with the generation of a configuration, a uid, and the facts about the user, or an error for the operator.
 pub type OnOwner = Box<dyn Fn(u32, u32, Result<Owner, String>)>;
 
-/// The state that every plugin has, on the reactor thread.
+/// The state that every plugin has on the reactor thread.
 pub struct Engine {
     /// The prologs and exceptions of jobs.
     pub prologs: Prologs,
@@ -71,8 +71,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Returns the engine of a plugin that is being loaded. `overrides` are keys in place of those of the configuration's
-    /// table.
+    /// Returns the engine of a plugin that is being loaded. `overrides` are keys that override those of the
+    /// configuration's table.
     pub fn new(identity: &'static Identity, jobtap: Jobtap<'static>, plugin: Plugin<'_>, overrides: Value) -> Rc<Self> {
         let prologs = Prologs { identity, jobtap };
         Rc::new_cyclic(|this: &Weak<Self>| {
@@ -113,30 +113,30 @@ impl Engine {
         })
     }
 
-    /// Sets what the plugin does in its own way, once.
+    /// Sets the functions of the plugin, once.
     pub fn hook(&self, hooks: Weak<dyn Hooks>) {
         let is_first = self.hooks.set(hooks).is_ok();
         debug_assert!(is_first);
     }
 
-    /// Sets what is called when the agent reports a user, once.
+    /// Sets the function that is called when the agent reports a user, once.
     pub fn on_owner(&self, known: OnOwner) {
         let is_first = self.on_owner.set(known).is_ok();
         debug_assert!(is_first);
     }
 
-    /// Asks the agent for a user, unless that was asked already.
+    /// Requests the facts about a user from the agent, unless a request is pending.
     pub fn look_up(&self, generation: u32, uid: u32) {
         self.deliveries.agent.look_up(generation, uid);
     }
 
-    // The configuration, and the charge
+    // Configuration and takeover
 
-    /// Takes a configuration, or rejects it and keeps the former. The first one puts the plugin in charge. Returns whether it
-    /// is the first.
+    /// Applies a configuration, or rejects it and keeps the former one. The first one makes this plugin the active one.
+    /// Returns whether it is the first.
     ///
     /// # Errors
-    /// Names what is wrong, for whoever has Flux reload its configuration.
+    /// The invalid key or other cause, for the user who has Flux reload its configuration.
     pub fn configure(&self, args: &Args<'_>) -> Result<bool, PluginError> {
         let all = args
             .all()
@@ -203,15 +203,15 @@ impl Engine {
         }
     }
 
-    /// Ends all, since the plugin is being removed or the job manager ends. Jobs in their prolog stay there: the next plugin
-    /// that is loaded resumes them.
+    /// Ends everything when the plugin is removed or the job manager ends. Jobs stay in their prologs: the next plugin
+    /// resumes them.
     pub fn end(&self) {
         if self.succession.is_active() {
             ffi::guard((), || self.leave());
-            // Whatever went wrong: a successor must not be kept out.
+            // After any failure, a successor must be able to take over.
             self.succession.give_up_charge(self.flux());
         }
-        // Nothing may be called back once the object is unmapped.
+        // Flux must not call back after the object is unmapped.
         self.deliveries.agent.close();
         self.configuration.clear();
     }
@@ -242,7 +242,7 @@ impl Engine {
 
     // Deliveries, and jobs from before the plugin was loaded
 
-    /// Begins the delivery of variables that are there already, to a job whose prolog has started.
+    /// Begins the delivery of provided variables to a job whose prolog has started.
     pub fn provide(&self, job: JobId, uid: u32, variables: Variables, end: Option<End>) {
         let timer = CallbackTimer::start();
         let Some(current) = self.current() else {
@@ -259,7 +259,7 @@ impl Engine {
             let why = Failure::new(Code::TooLarge, why.clone(), why);
             return self.deliveries.reject(job, end, &why);
         }
-        // Of the jobspec, updates included.
+        // Look up the jobspec of the job, including updates.
         let needed = current.needed;
         let args = needed.anything().then(|| self.jobtap().lookup(job)).flatten();
         let spec = args.map_or_else(Spec::none, |args| Spec::of(&args, needed));
@@ -279,16 +279,16 @@ impl Engine {
         self.deliveries.account(&timer, Some(job));
     }
 
-    /// Removes the record of a job that is inactive, if it may have one.
+    /// Removes the record of an inactive job, if it may have one.
     pub fn ended(&self, job: JobId) {
-        // If its eventlog has not been read yet, it may have one.
+        // A job whose eventlog was not read may have a record.
         let is_unread = self.reader.forget(job);
         if self.deliveries.removals.ended(job, is_unread) {
             self.tick();
         }
     }
 
-    /// Reports the end of a job to the agent, if tokens have entries in status lists.
+    /// Reports the end of a job to the agent, if status lists are configured.
     pub fn report_end(&self, job: JobId) {
         let has_lists = self.current().is_some_and(|current| {
             let issuer = current.config.issuer.as_ref();
@@ -305,12 +305,12 @@ impl Engine {
         self.tick();
     }
 
-    /// Does not read the eventlog of a job any more.
+    /// Stops reading the eventlog of a job.
     pub fn forget_eventlog(&self, job: JobId) {
         self.reader.forget(job);
     }
 
-    /// Returns whether something is known of every job.
+    /// Returns whether the state of every job is known.
     pub fn knows_all(&self) -> bool {
         self.reader.is_idle()
     }
@@ -321,7 +321,8 @@ impl Engine {
         }
     }
 
-    /// Settles a job from before, by how far its delivery had come. Returns whether its prolog waits for a delivery.
+    /// Resumes a job from before the plugin was loaded, according to the state of its prolog. Returns whether the
+    /// prolog waits for a delivery.
     pub fn settle(&self, job: JobId, state: JobState, past: Past) -> bool {
         match (past, state) {
             (Past::None, _) => false,
@@ -341,37 +342,37 @@ impl Engine {
         }
     }
 
-    /// Returns how far the delivery of a job had come, by the handover; none if there was no predecessor in this job manager,
-    /// or if it did not know.
+    /// Returns the state of a job's prolog according to the handover; none without a predecessor in this job manager,
+    /// or if the predecessor did not know.
     pub fn past(&self, job: JobId) -> Option<Past> {
         self.succession.past(job)
     }
 
-    /// Returns what the predecessor added to the handover; none if there is none that this release knows.
+    /// Returns the plugin's own part of the handover; none if it is missing or has another format.
     pub fn inherited<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
         self.succession.own()
     }
 
-    /// Keeps the record of a job from before, if it has one: the job is active still.
+    /// Keeps the record of a job from before the plugin was loaded, if it has one: the job is still active.
     pub fn is_active_still(&self, job: JobId) {
         self.deliveries.removals.is_active(job);
     }
 
-    /// Adds a job that may have a record, which is removed when the job has ended.
+    /// Records that a job may have a record, which is removed after the end of the job.
     pub fn may_have_record(&self, job: JobId) {
         self.deliveries.removals.may_exist(job);
     }
 
     // Time
 
-    /// Starts the ticker, since work is pending.
+    /// Starts the ticker when work is pending.
     fn tick(&self) {
         if let Err(e) = self.ticker.start() {
             self.log(LogLevel::Err, &format!("no timer can be started: {e}"));
         }
     }
 
-    /// Fails deliveries whose deadline has passed, removes records, and repeats what failed. Returns whether work is pending.
+    /// Fails overdue deliveries, removes records, and retries reads. Returns whether work is pending.
     fn ticked(&self) -> bool {
         ffi::inject_fault("tick");
         let timer = CallbackTimer::start();
@@ -383,7 +384,7 @@ impl Engine {
 
     // Faults
 
-    /// Ends the job of a callback that has panicked. The job manager goes on whatever the callback returned, and the job must
+    /// Ends the job of a callback that panicked. The job manager ignores the return value of the callback. The job must
     /// neither start without its variables nor keep a prolog of this plugin.
     pub fn panicked(&self, topic: &CStr, args: &Args<'_>) {
         let Some(job) = args.job() else { return };
@@ -393,7 +394,8 @@ impl Engine {
                 self.deliveries.fail(job, &Failure::internal());
             }
             b"job.state.run" => {
-                // Flux starts the job as soon as this callback returns, unless a prolog holds it, exception or not.
+                // Flux starts the job as soon as this callback returns, even after an exception, unless a prolog holds
+                // it.
                 if self.deliveries.is_under_way(job) || self.jobtap().prolog_start(self.prologs.identity.prolog).is_ok()
                 {
                     self.deliveries.fail(job, &Failure::internal());
@@ -427,20 +429,20 @@ impl Engine {
         self.prologs.log(level, line);
     }
 
-    /// Returns the configuration in force; none before the first.
+    /// Returns the active configuration; none before the first.
     pub fn current(&self) -> Option<Current> {
         self.configuration.current()
     }
 
-    /// Returns the state of a job that is active.
+    /// Returns the state of an active job.
     pub fn state(&self, job: JobId) -> Option<JobState> {
         reader::active_state(self.jobtap(), job)
     }
 
-    /// Commits nothing. When that is done, everything is written that was sent before.
+    /// Sends an empty commit. When it completes, all earlier commits are in the KVS.
     ///
     /// # Errors
-    /// If the request cannot be sent.
+    /// The request cannot be sent.
     pub fn commit_nothing(&self) -> io::Result<Future> {
         reader::commit_nothing(self.flux())
     }

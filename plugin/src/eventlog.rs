@@ -1,15 +1,15 @@
 //! The eventlog of a job: one JSON object in each line (RFC 18), with the events of RFC 21.
 //!
-//! Parts of it come from strangers: the note of an exception, a memo, the events of other plugins. A line that is malformed
-//! or too long is skipped, and contexts are kept only of events that somebody asks for: those of others may hold secrets.
+//! It contains untrusted text: the note of an exception, a memo, the events of other plugins. Lines that are malformed
+//! or too long are skipped. Contexts are kept only for requested events: those of other events may contain secrets.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The longest line that is read, in bytes. The events of interest are much shorter.
+/// The longest line, in bytes. The relevant events are much shorter.
 const LONGEST_LINE: usize = 64 << 10;
 
-/// The events of a job that matter to the plugins, in their order.
+/// The relevant events of a job, in their order.
 #[derive(Debug, Default, PartialEq)]
 pub struct Eventlog {
     events: Vec<Event>,
@@ -22,7 +22,7 @@ enum Event {
         is_added: bool,
     },
     PerilogStart(Perilog, String),
-    /// With its status.
+    /// Contains the status.
     PerilogFinish(Perilog, String, i64),
     /// The job shells have started.
     Start,
@@ -30,28 +30,28 @@ enum Event {
     Finish,
     /// The job is inactive, since this time in seconds since 1970-01-01T00:00:00Z.
     Clean(Option<u64>),
-    /// One whose context somebody asked for.
+    /// An event whose context was requested.
     Kept(String, Value),
     Other,
 }
 
-/// What holds a job before it starts, or before it is over.
+/// The kinds of holds: prologs and epilogs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Perilog {
-    /// Before the job shells start.
+    /// Holds a job before its shells start.
     Prolog,
-    /// Before the resources are freed.
+    /// Holds a job before its resources are freed.
     Epilog,
 }
 
-/// How far a prolog or an epilog has come.
+/// The state of a prolog or epilog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Past {
     /// It did not start.
     None,
-    /// It is to be finished.
+    /// It must be finished.
     Outstanding,
-    /// With this status.
+    /// It finished with this status.
     Finished(i64),
 }
 
@@ -65,7 +65,7 @@ impl Eventlog {
         }
     }
 
-    /// Returns whether it has no event at all: the job was purged.
+    /// Returns whether the eventlog contains no event: the job was purged.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
@@ -80,7 +80,7 @@ impl Eventlog {
         self.events.contains(&Event::Finish)
     }
 
-    /// Returns when the job became inactive, in seconds since 1970-01-01T00:00:00Z; none if it is active.
+    /// Returns the time when the job became inactive, in seconds since 1970-01-01T00:00:00Z; none if it is active.
     pub fn ended_at(&self) -> Option<u64> {
         let mut events = self.events.iter().rev();
         events.find_map(|event| match event {
@@ -89,7 +89,7 @@ impl Eventlog {
         })
     }
 
-    /// Returns how far the last prolog or epilog with this description has come.
+    /// Returns the state of the last prolog or epilog with this description.
     pub fn past(&self, which: Perilog, description: &str) -> Past {
         let last = self.events.iter().rev().find_map(|event| match event {
             Event::PerilogStart(of, what) if *of == which && what == description => Some(Past::Outstanding),
@@ -101,7 +101,7 @@ impl Eventlog {
         last.unwrap_or(Past::None)
     }
 
-    /// Returns how many prologs or epilogs with this description started and finished.
+    /// Returns the number of prologs or epilogs with this description that started, and of those that finished.
     pub fn counts(&self, which: Perilog, description: &str) -> (usize, usize) {
         let count = |f: &dyn Fn(&Event) -> bool| self.events.iter().filter(|event| f(event)).count();
         let started =
@@ -111,7 +111,7 @@ impl Eventlog {
         (count(&started), count(&finished))
     }
 
-    /// Returns whether a dependency was added. Flux does not take the same one twice.
+    /// Returns whether a dependency was added. Flux does not accept the same one twice.
     pub fn was_added(&self, dependency: &str) -> bool {
         self.has_dependency(dependency, true)
     }
@@ -128,7 +128,7 @@ impl Eventlog {
         })
     }
 
-    /// Returns the contexts of the events of a name that was to be kept.
+    /// Returns the contexts of the events of a requested name.
     pub fn contexts(&self, name: &str) -> impl DoubleEndedIterator<Item = &Value> {
         self.events.iter().filter_map(move |event| match event {
             Event::Kept(kept, context) if kept == name => Some(context),
@@ -159,12 +159,12 @@ impl Event {
             Some(Value::String(description)) => Some(description),
             _ => None,
         };
-        // One that has no status has failed.
+        // A missing status counts as a failure.
         let status = context["status"].as_i64().unwrap_or(1);
         Some(match (name.as_str(), description) {
             ("start", _) => Event::Start,
             ("finish", _) => Event::Finish,
-            // `as` cuts numbers beyond the range to its ends.
+            // `as` saturates numbers that are out of range.
             ("clean", _) => Event::Clean(timestamp.as_f64().map(|at| at as u64)),
             ("dependency-add", Some(description)) => Event::Dependency {
                 description,
@@ -226,7 +226,7 @@ mod tests {
             (vec![], false, false),
             (vec![add("mine")], true, false),
             (vec![add("mine"), remove("mine")], true, true),
-            // A later one does not count: Flux does not take the same twice.
+            // A later one is ignored: Flux does not accept the same one twice.
             (vec![add("mine"), remove("mine"), add("mine")], true, true),
         ] {
             let eventlog = parse(&[lines, others.to_vec()].concat());

@@ -1,7 +1,7 @@
-//! What a plugin leaves with the handle of Flux for its successor in the same job manager: one item, with a version.
+//! The state that a plugin leaves, as one versioned item of the Flux handle, for its successor in the same job manager.
 //!
-//! It is more than eventlogs say, and newer: the job manager writes those in batches. A successor that finds another version,
-//! or damaged bytes, ignores them, and reads the eventlogs as after a restart.
+//! It contains more than eventlogs, and is more recent: the job manager writes eventlogs in batches. A successor that
+//! finds another version or damaged bytes ignores them, and reads the eventlogs as after a restart.
 
 use std::collections::HashSet;
 
@@ -11,37 +11,37 @@ use serde_json::Value;
 
 use crate::{eventlog::Past, identity::Identity};
 
-/// To be raised with each change to what is left, that of single plugins included.
+/// Must be raised with each change of the format, including the parts of single plugins.
 const VERSION: u32 = 1;
 
-/// The longest item that is read, in bytes: some millions of jobs.
+/// The longest item that is accepted, in bytes: several million jobs.
 const LONGEST: usize = 256 << 20;
 
-/// What is left.
+/// The state.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Handover {
     /// Jobs whose prologs are outstanding.
     pub in_flight: HashSet<JobId>,
-    /// Jobs that have a record.
+    /// Jobs with a record.
     pub(crate) delivered: HashSet<JobId>,
-    /// Jobs of which nothing is known yet.
+    /// Jobs whose state is unknown.
     pub(crate) unknown: HashSet<JobId>,
-    /// What the plugin adds.
+    /// The plugin's own part.
     pub own: Value,
 }
 
 impl Handover {
-    /// Takes what the plugin before this one left; nothing if there was none in this job manager, or if it left another
+    /// Takes the state that the predecessor left; none if there was none in this job manager, or if it left another
     /// version.
     pub(crate) fn take(flux: Flux<'_>, identity: &Identity) -> Option<Self> {
         let bytes = flux.left(identity.handover).filter(|bytes| !bytes.is_empty())?;
         let handover = Self::parse(&bytes);
-        // It says nothing of what becomes of jobs from now on. If it stays, so do its jobs.
+        // Empty the item: it becomes outdated from now on.
         let _ = flux.leave(identity.handover, b"");
         if handover.is_none() {
             let line = format!(
-                "{}: what the plugin before this one left is of another version, or damaged: reading eventlogs instead",
+                "{}: the state of the former plugin has another version or is damaged: reading eventlogs instead",
                 identity.name
             );
             flux.log(LogLevel::Warning, &line);
@@ -49,7 +49,7 @@ impl Handover {
         handover
     }
 
-    /// Leaves it for the next plugin.
+    /// Leaves the state for the next plugin.
     pub(crate) fn leave(&self, flux: Flux<'_>, identity: &Identity) {
         if let Err(e) = flux.leave(identity.handover, &self.to_bytes()) {
             let line = format!(
@@ -60,7 +60,7 @@ impl Handover {
         }
     }
 
-    /// Returns how far the delivery of a job had come; nothing if that is unknown.
+    /// Returns the state of a job's prolog; none if unknown.
     pub(crate) fn past(&self, job: JobId) -> Option<Past> {
         if self.unknown.contains(&job) {
             return None;
@@ -74,14 +74,14 @@ impl Handover {
         })
     }
 
-    /// Returns what the plugin added, if it is what this one would add.
+    /// Returns the plugin's own part, if it has the format of this release.
     pub(crate) fn own<T: DeserializeOwned>(&self) -> Option<T> {
         T::deserialize(&self.own).ok()
     }
 
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = VERSION.to_le_bytes().to_vec();
-        // It has string keys alone, and memory does not fail to be written.
+        // The keys are strings, and writing to memory does not fail.
         let _ = serde_json::to_writer(&mut bytes, self);
         bytes
     }

@@ -6,43 +6,43 @@ use config::{Asked, Config, Rule, TokenRequests};
 use ffi::Args;
 use serde_json::Value;
 
-/// The path at which a job requests other tokens than the default ones.
+/// The path at which a job requests tokens other than the default ones.
 const TOKEN: [&str; 4] = ["jobspec", "attributes", "system", "token"];
 
-/// The path of the dependencies of a job, and the longest of them that are read, in bytes of JSON.
+/// The path of the dependencies of a job, and their most bytes of JSON that are parsed.
 const DEPENDENCIES: [&str; 4] = ["jobspec", "attributes", "system", "dependencies"];
 const LONGEST_DEPENDENCIES: usize = 64 << 10;
 
 /// The path at which a job names its project.
 const PROJECT: [&str; 4] = ["jobspec", "attributes", "system", "project"];
 
-/// Returns the project that a job asks for, by the jobspec of the callback.
+/// Returns the project that a job requests, from the jobspec of the callback.
 pub fn asked(args: &Args<'_>) -> Asked {
     asked_at(args, &PROJECT)
 }
 
-/// Returns the project that an update asks for, by its value.
+/// Returns the project that an update requests.
 pub fn asked_by_update(args: &Args<'_>) -> Asked {
     asked_at(args, &["value"])
 }
 
-/// Returns what a job requests of its tokens, by the jobspec of the callback.
+/// Returns the token requests of a job, from the jobspec of the callback.
 ///
 /// # Errors
-/// What is wrong with that, for the user.
+/// The error in the requests, for the user.
 pub fn requests(args: &Args<'_>) -> Result<TokenRequests, String> {
     if !args.has(&TOKEN) {
         return Ok(TokenRequests::new());
     }
     match args.json(&TOKEN) {
-        // An attribute of the site that has this name.
+        // A site may use an attribute of this name for something else.
         Some(text) if !text.starts_with('{') => Ok(TokenRequests::new()),
         text => config::parse_requests(&text.unwrap_or_default()),
     }
 }
 
-/// Returns how long a job may run, by the jobspec of the callback, updates included: `attributes.system.duration` in
-/// seconds (RFC 14). 0 and malformed durations are no limit.
+/// Returns the time limit of a job, from the jobspec of the callback, including updates: `attributes.system.duration`
+/// in seconds (RFC 14). 0 and malformed durations mean no limit.
 pub fn time_limit(args: &Args<'_>) -> Option<Duration> {
     let seconds = args.number(&["jobspec", "attributes", "system", "duration"])?;
     Duration::try_from_secs_f64(seconds)
@@ -50,8 +50,8 @@ pub fn time_limit(args: &Args<'_>) -> Option<Duration> {
         .filter(|limit| !limit.is_zero())
 }
 
-/// Returns the time before which a job cannot start (`--begin-time`), by the jobspec of the callback, flux-core's plugin
-/// begin-time; none if it does not name one.
+/// Returns the time before which a job cannot start (`--begin-time`), from the jobspec of the callback, as flux-core's
+/// plugin begin-time reads it; none if the job names none.
 pub fn begin_time(args: &Args<'_>) -> Option<SystemTime> {
     let text = args
         .json(&DEPENDENCIES)
@@ -75,16 +75,16 @@ fn asked_at(args: &Args<'_>, path: &[&str]) -> Asked {
 
 /// The members of a jobspec that a delivery needs.
 pub struct Spec {
-    /// The project that the job asks for.
+    /// The project that the job requests.
     pub asked: Asked,
-    /// How long the job may run.
+    /// The time limit of the job.
     pub(crate) limit: Option<Duration>,
-    /// What its user requests of its tokens, or what is wrong with that.
+    /// The user's token requests, or the error in them.
     pub requests: Result<TokenRequests, String>,
 }
 
-/// The members of a jobspec that any rule or project of a configuration uses. The rest is not read: each member takes time
-/// on the reactor thread.
+/// The members of a jobspec that any rule or project of a configuration uses. The other members are not read: each one
+/// takes time on the reactor thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Needed {
     asked: bool,
@@ -119,7 +119,7 @@ impl Spec {
         }
     }
 
-    /// Returns the one of a job that is gone, or whose jobspec is not needed.
+    /// Returns the members of a job that has ended, or whose jobspec is not needed.
     pub(crate) fn none() -> Self {
         Self {
             asked: Asked::Nothing,

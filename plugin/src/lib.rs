@@ -1,7 +1,7 @@
-//! The delivery of secrets, for the job manager of Flux.
+//! Delivers secrets to jobs, in the job manager of Flux.
 //!
-//! A job that is to get a secret is held in a prolog while the agent fetches, checks and seals it, and until the sealed
-//! record is in the KVS:
+//! A prolog holds a job that needs a secret until the agent has fetched, checked and sealed it, and the sealed record
+//! is in the KVS:
 //!
 //! ```text
 //! job.state.run ── prolog-start ──► agent client ──► agent (another process): fetch, check, seal
@@ -9,10 +9,10 @@
 //! prolog-finish ◄── record store ◄───────┘   KVS commit
 //! ```
 //!
-//! The job manager is one thread that must never wait. These plugins have no other: their only input and output beside
-//! Flux is a non-blocking socket, and Flux timers enforce every deadline. `engine` holds the state that the plugins share,
+//! The job manager is one thread that must never wait. These plugins have no other thread: apart from Flux, they use
+//! one non-blocking socket, and Flux timers enforce every deadline. `engine` holds the state that the plugins share,
 //! `deliveries` the path of each job, `agent` the client, `commits` and `removals` the record store, `reader` and
-//! `succession` what follows a restart or reload.
+//! `succession` the recovery after a restart or reload.
 
 mod agent;
 mod commits;
@@ -46,12 +46,13 @@ pub use stats::{CallbackTimer, Counter};
 pub use table::{Delivered, End, Purpose};
 pub use ticker::Ticker;
 
-/// That of each shared object is its own.
+/// Counts the memory of each shared object separately.
 #[cfg(any(test, feature = "fault-injection"))]
 #[global_allocator]
 static MEMORY: ffi::memory::Counted = ffi::memory::Counted::new();
 
-/// Loads a plugin: to be called by `flux_plugin_init`. `load` registers its callbacks. Returns what `flux_plugin_init` returns.
+/// Loads a plugin for `flux_plugin_init`. `load` registers its callbacks. Returns the return value of
+/// `flux_plugin_init`.
 pub fn load(plugin: Plugin<'static>, name: &str, load: fn(Plugin<'static>) -> std::io::Result<()>) -> i32 {
     ffi::quiet_panics();
     ffi::inject_fault("flux_plugin_init");

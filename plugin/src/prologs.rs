@@ -1,4 +1,4 @@
-//! Prologs and exceptions of jobs.
+//! The prologs and exceptions of jobs.
 
 use ffi::{JobId, Jobtap, LogLevel};
 use protocol::{Code, Failure};
@@ -22,10 +22,10 @@ impl Prologs {
             .log(level, &format!("{}: {line}", self.identity.name));
     }
 
-    /// Starts a prolog of the job that the running callback is about.
+    /// Starts a prolog for the job of the running callback.
     ///
     /// # Errors
-    /// If Flux rejects it: the job has started, or is being cleaned up.
+    /// Flux rejects the prolog: the job has started, or is in CLEANUP.
     pub fn start(&self) -> Result<(), Failure> {
         self.jobtap.prolog_start(self.identity.prolog).map_err(|e| {
             let user = "its prolog could not be started";
@@ -40,13 +40,13 @@ impl Prologs {
         }
     }
 
-    /// Logs why a job does not get its variables, and ends it in its prolog with an exception.
+    /// Logs why a job does not get its variables, and ends the job in its prolog with an exception.
     pub fn refuse(&self, job: JobId, why: &Failure) {
         self.log_failure(job, why);
         self.end(job, why);
     }
 
-    /// Ends a job in its prolog with an exception. The reason was logged.
+    /// Ends a job in its prolog with an exception. The caller has logged the reason.
     pub fn end(&self, job: JobId, why: &Failure) {
         if self.raise_exception(job, why) {
             self.finish(job, 1);
@@ -59,7 +59,7 @@ impl Prologs {
         self.raise_exception(job, why);
     }
 
-    /// Returns false if Flux rejects the exception: the job must then stay in its prolog, or it would start.
+    /// Raises the exception. Returns false if Flux rejects it: the job must then stay in its prolog, or it would start.
     fn raise_exception(&self, job: JobId, why: &Failure) -> bool {
         let text = format!(
             "no {} for this job: {} [{}]. If this goes on, ask the operators: the cause is in the log of Flux",
@@ -75,7 +75,7 @@ impl Prologs {
         }
     }
 
-    /// Reports to the operator why a job does not get its variables.
+    /// Logs for the operator why a job does not get its variables.
     pub fn log_failure(&self, job: JobId, why: &Failure) {
         let line = format!(
             "{job}: no {} was delivered: {} [{}]",

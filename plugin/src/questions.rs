@@ -10,10 +10,10 @@ use crate::{eventlog::Eventlog, reader::active_state};
 /// The timeout of a KVS look-up, in seconds. The agent waits longer.
 const TIMEOUT: f64 = 2.0;
 
-/// The limit of eventlogs that are read at once. Answers to further questions contain no time.
+/// The most eventlogs that are read concurrently. Answers to further questions contain no time.
 const AT_ONCE: usize = 64;
 
-/// The questions that wait for the KVS.
+/// The pending questions.
 pub(crate) struct Questions {
     jobtap: Jobtap<'static>,
     answer: Box<dyn Fn(u64, Option<JobEnd>)>,
@@ -21,7 +21,8 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Returns an empty set. `answer` gets the number of each question, and the end of its job; none if it is active.
+    /// Returns an empty set. `answer` receives the number of each question, and the end of its job; none if the job is
+    /// active.
     pub fn new(jobtap: Jobtap<'static>, answer: impl Fn(u64, Option<JobEnd>) + 'static) -> Rc<Self> {
         Rc::new(Self {
             jobtap,
@@ -30,7 +31,7 @@ impl Questions {
         })
     }
 
-    /// Answers a question. The job manager knows which jobs are active; the KVS contains when others ended.
+    /// Answers a question. The job manager knows the active jobs; the KVS contains the time at which others ended.
     pub fn ask(self: &Rc<Self>, number: u64, job: JobId) {
         if active_state(self.jobtap, job).is_some() {
             return (self.answer)(number, None);
@@ -43,7 +44,7 @@ impl Questions {
             self.jobtap.flux().lookup(&key)?.then(TIMEOUT, move |future| {
                 let Some(questions) = weak.upgrade() else { return };
                 let done = questions.pending.borrow_mut().remove(&number);
-                // A job that was purged has no eventlog.
+                // A purged job has no eventlog.
                 let text = future.value().ok().flatten().unwrap_or_default();
                 let at = ffi::guard(None, || Eventlog::parse(&text, &[]).ended_at());
                 (questions.answer)(number, Some(JobEnd { at }));
@@ -56,7 +57,7 @@ impl Questions {
         }
     }
 
-    /// Cancels all look-ups: the plugin is being removed.
+    /// Cancels all look-ups when the plugin is removed.
     pub fn end(&self) {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         drop(pending);

@@ -1,8 +1,8 @@
-//! Reads what the KVS has of jobs from before the plugin was loaded: the eventlogs of those of which nothing is known, and the
-//! sealed records of those that run.
+//! Reads the KVS for jobs from before the plugin was loaded: the eventlogs of jobs in an unknown state, and the sealed
+//! records of running jobs.
 //!
-//! The KVS is complete after a restart. In a running job manager it may be behind by a batch of events, so it is read only
-//! after that batch is written.
+//! After a restart, the KVS is complete. In a running job manager, it may lack the last batch of events, so the reader
+//! waits until that batch is written.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,80 +16,80 @@ use std::{
 use ffi::{Flux, Future, JobId, JobState, Jobtap, LogLevel, PendingFuture, Watcher};
 use nix::errno::Errno;
 
-/// How long a request to the KVS may take, in seconds.
+/// The timeout of a request to the KVS, in seconds.
 pub(crate) const KVS_TIMEOUT: f64 = 60.0;
 
-/// After how many seconds the job manager has sent its events to the KVS: it does so in batches of 10 ms.
+/// The time after which the job manager has sent its events to the KVS, in seconds: it writes batches of 10 ms.
 const WRITTEN: f64 = 0.5;
 
-/// A key that does not exist. Its removal commits nothing.
+/// A key that does not exist. Its removal changes nothing.
 const NO_KEY: &CStr = c"dws-jobtap-was-here";
 
-/// After what time an eventlog that could not be read is read again.
+/// The pause before a failed read is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The same if there was no answer at all.
+/// The pause before a read without any reply is retried.
 const RETRY_UNANSWERED: Duration = Duration::from_secs(90);
 
-/// How many eventlogs are read at once.
+/// The most concurrent reads.
 const AT_ONCE: usize = 64;
 
-/// A Flux timer that is started before its reactor has run, as at a restart, expires at once.
+/// No timeout: a Flux timer that is started before its reactor has run, as at a restart, expires at once.
 const NO_TIMER: f64 = -1.0;
 
-/// A key in the directories of jobs.
+/// A key in the KVS directories of jobs.
 pub struct Subject {
     /// The key.
     pub key: &'static CStr,
     /// Its name, for the operator.
     pub name: &'static str,
-    /// The consequence of a value that cannot be read, for the operator.
+    /// The consequence of an unreadable value, for the operator.
     pub otherwise: &'static str,
-    /// Set if an active job need not have it.
+    /// Set if an active job may lack it.
     pub is_optional: bool,
 }
 
 /// An event that [`Reader`] reports.
 pub enum ReadEvent {
-    /// The value for a job. It is empty if there is none.
+    /// The value for a job; empty if there is none.
     Read(JobId, String),
     /// A line for the log.
     Log(LogLevel, String),
 }
 
-/// Reads the values of one key, and repeats what fails.
+/// Reads the values of one key, and retries failed reads.
 pub struct Reader {
     jobtap: Jobtap<'static>,
     subject: &'static Subject,
     report: Box<dyn Fn(ReadEvent)>,
-    /// The jobs whose value has not been read, and when it is read again.
+    /// The jobs with an unread value, and the time of the next attempt.
     unknown: RefCell<BTreeMap<JobId, Instant>>,
-    /// Those whose events may not be in the KVS yet, and the step that waits for them.
+    /// The jobs whose events may not be in the KVS yet, and the step that waits for them.
     unwritten: RefCell<Vec<JobId>>,
     flush: RefCell<Option<Flush>>,
-    /// Those that wait for others to be read, and the requests under way by number.
+    /// The jobs that wait for a free read, and the running reads by number.
     waiting: RefCell<VecDeque<JobId>>,
     pending: RefCell<BTreeMap<u64, PendingFuture>>,
     numbers: Cell<u64>,
 }
 
-/// Ends when it is dropped.
+/// The step that waits for the KVS. Dropping it cancels it.
 enum Flush {
     Later(#[expect(dead_code, reason = "it is kept")] Watcher),
     Asked(#[expect(dead_code, reason = "it is kept")] PendingFuture),
 }
 
-/// Commits nothing. When that is done, everything is written that was sent before.
+/// Sends an empty commit. When it completes, all earlier commits are in the KVS.
 ///
 /// # Errors
-/// If the request cannot be sent.
+/// The request cannot be sent.
 pub(crate) fn commit_nothing(flux: Flux<'_>) -> io::Result<Future> {
     let mut transaction = ffi::Transaction::new()?;
     transaction.unlink(NO_KEY)?;
     flux.commit(transaction)
 }
 
-/// Returns the state of a job that is active.
+/// Returns the state of an active job.
 pub(crate) fn active_state(jobtap: Jobtap<'_>, job: JobId) -> Option<JobState> {
     let args = jobtap.lookup(job)?;
     let (_, _, state) = args.job_owner_state()?;
@@ -97,7 +97,7 @@ pub(crate) fn active_state(jobtap: Jobtap<'_>, job: JobId) -> Option<JobState> {
 }
 
 impl Reader {
-    /// Returns a reader that has read all. `report` must not drop the reader.
+    /// Returns a reader without jobs. `report` must not drop the reader.
     pub fn new(jobtap: Jobtap<'static>, subject: &'static Subject, report: impl Fn(ReadEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             jobtap,
@@ -112,22 +112,22 @@ impl Reader {
         })
     }
 
-    /// Returns whether all has been read.
+    /// Returns whether all values have been read.
     pub fn is_idle(&self) -> bool {
         self.unknown.borrow().is_empty()
     }
 
-    /// Returns the jobs whose value has not been read.
+    /// Returns the jobs with an unread value.
     pub fn jobs(&self) -> HashSet<JobId> {
         self.unknown.borrow().keys().copied().collect()
     }
 
-    /// Does not read the value for a job any more. Returns whether it was to be read.
+    /// Stops reading the value for a job. Returns whether it was unread.
     pub fn forget(&self, job: JobId) -> bool {
         self.unknown.borrow_mut().remove(&job).is_some()
     }
 
-    /// Ends all requests: the plugin is being removed.
+    /// Cancels all requests when the plugin is removed.
     pub fn end(&self) {
         drop(self.flush.take());
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
@@ -142,7 +142,7 @@ impl Reader {
         self.flush_later();
     }
 
-    /// Reads again what could not be read. To be called every 100 ms while not idle.
+    /// Retries failed reads. Must be called every 100 ms while not idle.
     pub fn tick(self: &Rc<Self>) {
         let now = Instant::now();
         let due: Vec<JobId> = {
@@ -210,7 +210,7 @@ impl Reader {
             };
             match self.unknown.borrow_mut().get_mut(&job) {
                 Some(at) => *at = Instant::now() + RETRY_UNANSWERED,
-                // The job is known meanwhile, or gone.
+                // The state of the job is known meanwhile, or the job has ended.
                 None => continue,
             }
             self.ask_for(job);
@@ -225,7 +225,7 @@ impl Reader {
             self.flux().lookup(&key)?.then(NO_TIMER, move |future| {
                 let Some(reader) = weak.upgrade() else { return };
                 let done = reader.pending.borrow_mut().remove(&number);
-                // It may have been asked twice, and this be the later answer.
+                // If the value was requested twice, ignore the later answer.
                 if reader.forget(job) {
                     reader.answered(job, &future);
                 }
@@ -242,7 +242,7 @@ impl Reader {
     fn answered(&self, job: JobId, future: &Future) {
         let text = match future.value() {
             Ok(text) => text.unwrap_or_default(),
-            // A job that was purged has nothing any more.
+            // A purged job has no keys.
             Err(e)
                 if e.errno() == Errno::ENOENT as i32
                     && (self.subject.is_optional || active_state(self.jobtap, job).is_none()) =>
@@ -254,7 +254,7 @@ impl Reader {
         (self.report)(ReadEvent::Read(job, text));
     }
 
-    /// Keeps jobs to be read again.
+    /// Schedules another attempt to read the values of jobs.
     fn unread(&self, jobs: Vec<JobId>, e: &dyn fmt::Display) {
         for job in jobs {
             let again = Instant::now() + RETRY;

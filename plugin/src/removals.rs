@@ -1,6 +1,7 @@
 //! The record store, second half: removes the records of jobs that have ended.
 //!
-//! Records are removed when it is quiet: no job waits for it, and removing a record costs the KVS as much as storing it.
+//! Records are removed during quiet periods: no job waits for a removal, and it costs the KVS as much as storing a
+//! record.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,18 +16,19 @@ use ffi::{Flux, Future, JobId, LogLevel, PendingFuture};
 
 use crate::reader::KVS_TIMEOUT;
 
-/// The time without an ended job that had a record, and without a delivery, after which records are removed.
+/// The quiet period: the time without a delivery, and without the end of a job with a record, after which records are
+/// removed.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Records are removed that long after the first of their jobs ended, quiet or not.
+/// The time after the first job's end when records are removed even without a quiet period.
 const LATEST: Duration = Duration::from_secs(10);
 
-/// How many records one commit removes. The KVS writes the directory of each job anew, and all above them.
+/// The most records that one commit removes. The KVS rewrites the directory of each job, and all directories above.
 const REMOVAL: usize = 128;
 
 /// An event that [`Removals`] report.
 pub(crate) enum RemovalEvent {
-    /// So many records were removed.
+    /// This number of records was removed.
     Removed(usize),
     /// A line for the log.
     Log(LogLevel, String),
@@ -38,22 +40,22 @@ pub(crate) struct Removals {
     /// The key of the records, in the KVS directory of the job.
     key: CString,
     report: Box<dyn Fn(RemovalEvent)>,
-    /// Whether records are removed at all, by the configuration.
+    /// Set if the configuration lets the plugin remove records.
     is_enabled: Cell<bool>,
-    /// The jobs that may have a record. A tree: a hash table that grows moves all of its entries at once.
+    /// The jobs that may have a record. A tree, because a hash table moves all of its entries at once when it grows.
     jobs: RefCell<BTreeSet<JobId>>,
-    /// The jobs that had a record when the predecessor was removed, until they are seen to be active still.
+    /// The jobs that had a record when the predecessor was removed, until they are found to be active.
     inherited: RefCell<HashSet<JobId>>,
     ended: RefCell<Ended>,
     removal: RefCell<Option<PendingFuture>>,
-    /// Whether no delivery is under way, as of the last tick.
+    /// Set if no delivery was under way at the last tick.
     is_idle: Cell<bool>,
-    /// Whether the last removal failed.
+    /// Set if the last removal failed.
     is_failing: Cell<bool>,
 }
 
 impl Removals {
-    /// Returns a store that knows of no record.
+    /// Returns a store without records.
     pub fn new(flux: Flux<'static>, key: CString, report: impl Fn(RemovalEvent) + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
@@ -69,18 +71,18 @@ impl Removals {
         })
     }
 
-    /// Sets whether records are removed when their jobs have ended.
+    /// Sets whether records are removed after the end of their jobs.
     pub fn enable(&self, is_enabled: bool) {
         self.is_enabled.set(is_enabled);
     }
 
-    /// Takes over the jobs with records of the predecessor. Those that no [`Removals::is_active`] names before the next tick
-    /// have ended meanwhile.
+    /// Takes over the jobs with records from the predecessor. Those for which [`Removals::is_active`] is not called
+    /// before the next tick have ended meanwhile.
     pub fn inherit(&self, jobs: HashSet<JobId>) {
         *self.inherited.borrow_mut() = jobs;
     }
 
-    /// Keeps the record of a job, if it has one: it is active still.
+    /// Keeps the record of a job, if it has one: the job is still active.
     pub fn is_active(&self, job: JobId) {
         self.inherited.borrow_mut().remove(&job);
     }
@@ -95,7 +97,7 @@ impl Removals {
         self.jobs.borrow().iter().copied().collect()
     }
 
-    /// Removes the record of a job that has ended, if it may have one. Returns whether a removal is pending.
+    /// Schedules the removal of an ended job's record, if it may have one. Returns whether a removal is pending.
     pub fn ended(&self, job: JobId, may_exist: bool) -> bool {
         let is_due = (self.jobs.borrow_mut().remove(&job) || may_exist) && self.is_enabled.get();
         if is_due {
@@ -104,15 +106,15 @@ impl Removals {
         is_due
     }
 
-    /// Returns whether no record waits to be removed.
+    /// Returns whether no removal is pending.
     pub fn is_idle(&self) -> bool {
         self.ended.borrow().is_empty() && self.inherited.borrow().is_empty()
     }
 
-    /// Removes records if it is time. `is_idle`: no delivery is under way.
+    /// Removes records when they are due. `is_idle` is set if no delivery is under way.
     pub fn tick(self: &Rc<Self>, is_idle: bool) {
         self.is_idle.set(is_idle);
-        // By the first tick, each job that is active has been seen.
+        // Before the first tick, Flux has called `job.new` for each active job.
         let inherited = std::mem::take(&mut *self.inherited.borrow_mut());
         if !inherited.is_empty() && self.is_enabled.get() {
             self.ended.borrow_mut().push(inherited, Instant::now());
@@ -122,8 +124,7 @@ impl Removals {
         }
     }
 
-    /// Removes all that wait, since the plugin is being removed. The requests are on their way when this returns, and nobody
-    /// sees the answers.
+    /// Removes all pending records when the plugin is removed. It sends the requests without waiting for the results.
     pub fn leave(&self) {
         let removal = self.removal.borrow_mut().take();
         drop(removal);
@@ -138,7 +139,7 @@ impl Removals {
         }
     }
 
-    /// Removes as many records as one commit takes: one commit at a time.
+    /// Removes as many records as one commit may. Only one commit runs at a time.
     fn remove_next(self: &Rc<Self>) {
         if self.removal.borrow().is_some() {
             return;
@@ -169,13 +170,13 @@ impl Removals {
     fn removed(self: &Rc<Self>, count: usize) {
         self.is_failing.set(false);
         (self.report)(RemovalEvent::Removed(count));
-        // One commit may not have removed all.
+        // The commit may not have removed all.
         if self.ended.borrow().is_due(Instant::now(), self.is_idle.get()) {
             self.remove_next();
         }
     }
 
-    /// Puts records back, to be removed with those of jobs that end meanwhile. Only the first failure in a row is logged.
+    /// Schedules the removal again. Logs only the first of successive failures.
     fn not_removed(&self, jobs: Vec<JobId>, e: &dyn fmt::Display) {
         if !self.is_failing.replace(true) {
             self.log(format!(
@@ -199,11 +200,11 @@ impl Removals {
     }
 }
 
-/// Jobs whose records are to be removed.
+/// Ended jobs whose records must be removed.
 #[derive(Default)]
 struct Ended {
     jobs: VecDeque<JobId>,
-    /// When the first and the last of them ended.
+    /// The times when the first and the last of them ended.
     since: Option<(Instant, Instant)>,
 }
 
@@ -218,20 +219,20 @@ impl Ended {
         self.since = Some((first, now)).filter(|_| !self.jobs.is_empty());
     }
 
-    /// These could not be removed. All wait as long as if they had just ended: the KVS is not asked again at once.
+    /// Adds jobs whose removal failed. All wait as long as if they had just ended, so that the KVS gets a pause.
     fn put_back(&mut self, jobs: Vec<JobId>, now: Instant) {
         self.since = None;
         self.push(jobs, now);
     }
 
-    /// Whether it is time to remove records.
+    /// Returns whether records are due for removal.
     fn is_due(&self, now: Instant, is_idle: bool) -> bool {
         self.since.is_some_and(|(first, last)| {
             (is_idle && now.saturating_duration_since(last) >= QUIET) || now.saturating_duration_since(first) >= LATEST
         })
     }
 
-    /// The first of them.
+    /// Removes and returns the first jobs.
     fn take(&mut self, most: usize) -> Vec<JobId> {
         let count = self.jobs.len().min(most);
         let jobs = self.jobs.drain(..count).collect();

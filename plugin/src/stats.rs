@@ -1,11 +1,11 @@
-//! Counters for `flux jobtap query`, and how long the reactor thread was kept.
+//! Counters for `flux jobtap query`, including the time spent on the reactor thread.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// What happened since the plugin was loaded.
+/// The counters since the plugin was loaded.
 #[derive(Debug)]
 pub(crate) struct Stats {
     pub started: u64,
@@ -19,33 +19,32 @@ pub(crate) struct Stats {
     pub unlinked: u64,
     deliveries: Times,
     callbacks: Times,
-    /// The longest by the processor.
+    /// The longest processor time of a callback.
     callback_cpu_max: Duration,
 }
 
-/// How long things took, each counted where its time belongs: the memory is the same for any number of them, and percentiles
-/// are right to 1 %.
+/// A histogram of durations. Its memory does not grow with their number, and percentiles are accurate to 1 %.
 #[derive(Debug)]
 struct Times(Histogram<u64>);
 
-/// What the plugins count beside what the engine counts.
+/// Events that the plugins count, in addition to those of the engine.
 #[derive(Debug, Clone, Copy)]
 pub enum Counter {
-    /// A job from before the plugin was loaded goes on.
+    /// A job from before the plugin was loaded was resumed.
     Resumed,
-    /// A job does not get what it was to get.
+    /// A job failed before it got its variables.
     Failed,
-    /// A job was canceled before it got what it was to get.
+    /// A job was canceled before it got its variables.
     Canceled,
 }
 
 impl Times {
-    /// What takes longer counts as that, in nanoseconds.
+    /// The longest duration, in nanoseconds. Longer ones are counted as this one.
     const LONGEST: u64 = 60_000_000_000;
 
     fn new() -> Self {
         let counts = Histogram::new_with_bounds(1, Self::LONGEST, 2);
-        // Bounds and digits are in range.
+        // The bounds and the number of digits are valid.
         Self(counts.unwrap_or_else(|_| unreachable!("a histogram of these bounds")))
     }
 
@@ -57,7 +56,7 @@ impl Times {
         microseconds(self.0.value_at_percentile(percent))
     }
 
-    /// Of all together, so that what only some of them take counts too.
+    /// Returns the mean of all durations, which includes rare long ones.
     fn mean(&self) -> f64 {
         (self.0.mean() / 100.0).round() / 10.0
     }
@@ -71,7 +70,7 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// With one decimal.
+/// Returns microseconds with one decimal.
 fn microseconds(nanoseconds: u64) -> f64 {
     (nanoseconds as f64 / 100.0).round() / 10.0
 }
@@ -96,13 +95,13 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// One callback is over.
+    /// Counts a callback.
     pub fn callback(&mut self, timer: &CallbackTimer) {
         self.callbacks.count(timer.elapsed());
         self.callback_cpu_max = self.callback_cpu_max.max(timer.cpu());
     }
 
-    /// Counts something that the engine does not see.
+    /// Counts an event that the engine does not observe.
     pub fn count(&mut self, counter: Counter) {
         match counter {
             Counter::Resumed => self.resumed += 1,
@@ -111,12 +110,12 @@ impl Stats {
         }
     }
 
-    /// One delivery has ended, and all of its callbacks took this much of the processor.
+    /// Counts a delivery, with the processor time of all of its callbacks.
     pub fn delivery(&mut self, took: Duration) {
         self.deliveries.count(took);
     }
 
-    /// The answer to `plugin.query`.
+    /// Returns the answer to `plugin.query`.
     pub fn to_json(&self) -> Value {
         json!({
             "started": self.started,
@@ -144,15 +143,15 @@ impl Stats {
     }
 }
 
-/// Measures the time that a callback takes on the reactor thread, by the clock and by the processor. The two differ if other
-/// threads get the processor in between.
+/// Measures the wall-clock and processor time of a callback on the reactor thread. The two differ if other threads get
+/// the processor in between.
 pub struct CallbackTimer {
     began: Instant,
     cpu: Duration,
 }
 
 impl CallbackTimer {
-    /// Starts to measure.
+    /// Starts the measurement.
     pub fn start() -> Self {
         Self {
             began: Instant::now(),
@@ -160,7 +159,7 @@ impl CallbackTimer {
         }
     }
 
-    /// Returns the time since the start by the clock.
+    /// Returns the wall-clock time since the start.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }

@@ -1,4 +1,4 @@
-//! How a plugin takes over from its predecessor in the same job manager, and leaves to its successor.
+//! The takeover from the predecessor in the same job manager, and the handover to the successor.
 
 use std::{
     cell::{Cell, RefCell},
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{eventlog::Past, handover::Handover, identity::Identity};
 
-/// Whether this plugin is in charge, and what its predecessor left.
+/// The state of the takeover: whether this plugin is active, and the handover of its predecessor.
 pub(crate) struct Succession {
     identity: &'static Identity,
     is_active: Cell<bool>,
@@ -26,15 +26,15 @@ impl Succession {
         }
     }
 
-    /// Returns whether this plugin is in charge: it has been configured.
+    /// Returns whether this plugin is active: it has been configured.
     pub fn is_active(&self) -> bool {
         self.is_active.get()
     }
 
-    /// Puts this plugin in charge. Returns the jobs that have a record, by its predecessor.
+    /// Makes this plugin the active one. Returns the jobs that have a record, according to its predecessor.
     ///
     /// # Errors
-    /// If another plugin of the name is in charge.
+    /// Another plugin of the same name is active.
     pub fn take_charge(&self, flux: Flux<'_>) -> Result<HashSet<JobId>, String> {
         let name = self.identity.name;
         if flux.is_left(self.identity.active) {
@@ -42,7 +42,7 @@ impl Succession {
                 "{name} is already loaded, under another file name: remove that first"
             ));
         }
-        // Earlier releases look for the mark as well.
+        // Earlier releases also look for the mark.
         flux.leave(self.identity.active, b"active")
             .map_err(|e| format!("{name} cannot be put in charge: {e}"))?;
         self.is_active.set(true);
@@ -52,7 +52,7 @@ impl Succession {
         Ok(delivered.unwrap_or_default())
     }
 
-    /// Gives the charge up, whatever went wrong before: a successor must not be kept out.
+    /// Deactivates this plugin, even after failures: a successor must be able to take over.
     pub fn give_up_charge(&self, flux: Flux<'_>) {
         if let Err(e) = flux.leave(self.identity.active, b"") {
             let line = format!(
@@ -63,12 +63,12 @@ impl Succession {
         }
     }
 
-    /// Returns how far the delivery of a job had come; none if the predecessor did not know, or there was none.
+    /// Returns the state of a job's prolog; none if there was no predecessor, or the predecessor did not know.
     pub fn past(&self, job: JobId) -> Option<Past> {
         self.inherited.borrow().as_ref()?.past(job)
     }
 
-    /// Returns what the predecessor added to the handover; none if there is none that this release knows.
+    /// Returns the plugin's own part of the handover; none if it is missing or has another format.
     pub fn own<T: DeserializeOwned>(&self) -> Option<T> {
         self.inherited.borrow().as_ref()?.own()
     }

@@ -1,4 +1,4 @@
-//! The table of deliveries. Each operation takes as long with a hundred thousand other deliveries as with none.
+//! The table of deliveries. The cost of an operation does not grow with the number of deliveries.
 
 use std::{
     collections::BTreeMap,
@@ -9,15 +9,15 @@ use ffi::JobId;
 use protocol::Failure;
 use seal::Due;
 
-/// Called at the end of a delivery, unless it was given up.
+/// Called at the end of a delivery, unless it was canceled.
 pub type End = Box<dyn FnOnce(Result<Delivered, Failure>)>;
 
-/// The contents of a record that was committed.
+/// The contents of a committed record.
 #[derive(Debug, Default)]
 pub struct Delivered {
     /// The names of its variables.
     pub names: Vec<String>,
-    /// The next record; none if there will be no other.
+    /// The next renewal; none if there is none.
     pub due: Option<Due>,
     /// Lines for the user of the job.
     pub warnings: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Delivered {
 pub enum Purpose {
     /// The first record of a job, whose prolog waits for it.
     Start,
-    /// The next record of a job that runs, which had so many.
+    /// A renewal of the record of a running job, with the number of its records so far.
     Renewal(u32),
 }
 
@@ -36,19 +36,19 @@ pub enum Purpose {
 pub(crate) struct Delivery {
     pub(crate) number: u64,
     pub(crate) stage: Stage,
-    /// When it fails, and the timeout for its message.
+    /// The deadline, and the timeout for the message.
     pub(crate) deadline: Instant,
     pub(crate) timeout: Duration,
-    /// Processor time spent on the reactor thread.
+    /// The processor time spent on the reactor thread.
     pub(crate) cpu: Duration,
     pub(crate) purpose: Purpose,
-    /// The contents of its record, once that is sealed.
+    /// The contents of the record, once sealed.
     pub(crate) delivered: Delivered,
-    /// Called at its end. Without it, the prolog is finished.
+    /// Called at the end. If none, the prolog is finished.
     pub(crate) end: Option<End>,
 }
 
-/// How far a delivery has come in this process.
+/// The stage of a delivery in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// The agent has been asked.
@@ -62,11 +62,12 @@ pub(crate) enum Stage {
 /// The deliveries under way.
 #[derive(Default)]
 pub(crate) struct Table {
-    /// A tree: a hash table that grows moves all of its entries at once, for which the reactor thread would wait.
+    /// A tree, because a hash table moves all of its entries at once when it grows, which would block the reactor
+    /// thread.
     jobs: BTreeMap<JobId, Box<Delivery>>,
-    /// By when their time is over.
+    /// By deadline.
     deadlines: BTreeMap<(Instant, u64), JobId>,
-    /// The number of the last one.
+    /// The number of the last delivery.
     last: u64,
 }
 
@@ -79,7 +80,7 @@ impl Table {
         self.jobs.contains_key(&job)
     }
 
-    /// Returns the jobs whose prologs wait.
+    /// Returns the jobs whose prologs wait for a delivery.
     pub fn starting(&self) -> impl Iterator<Item = JobId> {
         let starting = self
             .jobs
@@ -88,7 +89,7 @@ impl Table {
         starting.map(|(job, _)| *job)
     }
 
-    /// Adds the delivery of a job. Returns its number.
+    /// Adds the delivery of a job, and returns its number.
     pub fn insert(
         &mut self,
         job: JobId,
@@ -113,24 +114,24 @@ impl Table {
         number
     }
 
-    /// The delivery of a job.
+    /// Returns the delivery of a job.
     pub fn of(&mut self, job: JobId) -> Option<&mut Delivery> {
         self.jobs.get_mut(&job).map(Box::as_mut)
     }
 
-    /// The same, if it is that of this number, and not one that came after it.
+    /// Returns the delivery of a job if it has this number, and is not a later one.
     pub fn numbered(&mut self, job: JobId, number: u64) -> Option<&mut Delivery> {
         self.of(job).filter(|delivery| delivery.number == number)
     }
 
-    /// Takes one out.
+    /// Removes and returns the delivery of a job.
     pub fn remove(&mut self, job: JobId) -> Option<Delivery> {
         let delivery = *self.jobs.remove(&job)?;
         self.deadlines.remove(&(delivery.deadline, delivery.number));
         Some(delivery)
     }
 
-    /// Returns those whose deadline has passed, in the order of their deadlines.
+    /// Returns the deliveries whose deadline has passed, in the order of their deadlines.
     pub fn overdue(&self, now: Instant) -> impl Iterator<Item = (JobId, &Delivery)> {
         let overdue = self
             .deadlines
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn a_delivery_never_waits_for_all_others_to_be_moved() {
         const MANY: u64 = 1 << 16;
-        // Tests beside this one have memory as well, but not so much.
+        // Concurrent tests also allocate memory, but less than this.
         const AT_ONCE: usize = 1 << 20;
 
         let mut table = Table::default();

@@ -12,10 +12,11 @@ use ffi::{Flux, Watcher};
 /// The time between ticks.
 const TICK: Duration = Duration::from_millis(100);
 
-/// After how many ticks without pending work the ticker stops. Jobs that come one by one do not each start it.
+/// The number of ticks without pending work after which the ticker stops. So jobs that arrive one by one do not each
+/// start it.
 const IDLE_TICKS: u32 = 50;
 
-/// Calls a function every 100 ms while that reports pending work, and for 5 s after.
+/// Calls a function every 100 ms while the function reports pending work, and for 5 s after.
 pub struct Ticker {
     flux: Flux<'static>,
     tick: Box<dyn Fn() -> bool>,
@@ -24,7 +25,7 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Returns a ticker that does not run yet. `tick` returns whether work is pending.
+    /// Returns a stopped ticker. `tick` returns whether work is pending.
     pub fn new(flux: Flux<'static>, tick: impl Fn() -> bool + 'static) -> Rc<Self> {
         Rc::new(Self {
             flux,
@@ -37,7 +38,7 @@ impl Ticker {
     /// Starts the ticker, unless it runs.
     ///
     /// # Errors
-    /// From flux_timer_watcher_create(3).
+    /// Those of flux_timer_watcher_create(3).
     pub fn start(self: &Rc<Self>) -> io::Result<()> {
         if self.watcher.borrow().is_none() {
             let weak = Rc::downgrade(self);

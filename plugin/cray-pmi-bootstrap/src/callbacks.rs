@@ -1,4 +1,4 @@
-//! The callbacks that concern the plugin as a whole, and what the engine calls.
+//! The callbacks of the plugin as a whole, and the functions that the engine calls.
 
 use std::{ffi::CStr, io, rc::Rc};
 
@@ -12,7 +12,7 @@ use crate::{
     ports,
 };
 
-/// The state of the plugin, as Flux keeps it.
+/// The state of the plugin, which Flux passes to callbacks.
 pub struct Pmi(pub Rc<PmiJobs>);
 
 impl Pmi {

@@ -1,15 +1,15 @@
-//! Counts the hosts of a job: the hostlists of its resources, RFC 20 and RFC 29, as libhostlist expands them.
+//! Counts the hosts of a job: the hostlists of its resources (RFC 20, RFC 29), as libhostlist expands them.
 
-/// A range with more hosts is none, as in libhostlist.
+/// The most hosts in a range. As in libhostlist, a larger range is invalid.
 const LONGEST: u64 = 1 << 20;
 
-/// The hosts of a `nodelist`, the text of a JSON array of hostlists. A host that is named twice is two: so a test
-/// instance names its brokers.
+/// Returns the number of hosts in a `nodelist`, the text of a JSON array of hostlists. A host that occurs twice counts
+/// twice: test instances name their brokers in this way.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The error in the `nodelist`.
 pub(super) fn count(nodelist: &str) -> Result<u64, String> {
-    let lists: Vec<String> = serde_json::from_str(nodelist).map_err(|e| format!("no array of strings: {e}"))?;
+    let lists: Vec<String> = serde_json::from_str(nodelist).map_err(|e| format!("not an array of strings: {e}"))?;
     let counts = lists.iter().map(|list| {
         let hosts = hosts(list);
         hosts.ok_or_else(|| format!("{} is not a hostlist", list.escape_debug()))
@@ -17,7 +17,7 @@ pub(super) fn count(nodelist: &str) -> Result<u64, String> {
     counts.sum::<Result<u64, _>>()
 }
 
-/// The hosts of one hostlist: names, or names with one set of ranges in brackets, separated by commas or blanks.
+/// Counts the hosts of one hostlist: names, or names with one set of ranges in brackets, separated by commas or blanks.
 fn hosts(list: &str) -> Option<u64> {
     let is_separator = |c: char| matches!(c, ',' | ' ' | '\t');
     let mut total: u64 = 0;
@@ -34,7 +34,7 @@ fn hosts(list: &str) -> Option<u64> {
         });
         let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
         total = total.saturating_add(match word.split_once('[') {
-            // What comes after the first bracket is closed belongs to the names.
+            // The text after the first closing bracket belongs to the names.
             Some((_, ranges)) => sizes(ranges.split_once(']')?.0)?,
             None if word.contains(']') => return None,
             None => 1,
@@ -44,7 +44,7 @@ fn hosts(list: &str) -> Option<u64> {
     Some(total)
 }
 
-/// The numbers in ranges such as `0-3,007`.
+/// Counts the numbers in ranges such as `0-3,007`.
 fn sizes(ranges: &str) -> Option<u64> {
     let number = |digits: &str| -> Option<u64> {
         let all = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
@@ -74,7 +74,7 @@ mod tests {
             (r#"["node[0-3,7,09-11]"]"#, 8),
             (r#"["node[0-3,7]-ib,login1,gpu[1,2]"]"#, 8),
             (r#"["a, b\tc,,d,"]"#, 4),
-            // The second set is part of the names.
+            // The second set of ranges is part of the names.
             (r#"["rack[0-1]node[0-3]"]"#, 2),
             (r#"["node[1-1048576]"]"#, 1_048_576),
         ] {

@@ -1,9 +1,9 @@
-//! `cray-pmi-bootstrap.so` for the job manager: gives each job with several nodes two ports and a secret, with which
-//! Cray's libpmi connects its tasks. It replaces the plugin of that name of flux-coral2, whose event contains the
-//! secret. Here, the event has the ports alone, and the secret is sealed.
+//! `cray-pmi-bootstrap.so` for the job manager: gives each job with several nodes two ports and a secret, which Cray's
+//! libpmi uses to connect its tasks. It replaces the plugin of that name of flux-coral2, whose event contains the
+//! secret. Here, the event contains only the ports, and the secret is sealed.
 //!
-//! A job has its ports from RUN until its tasks have ended. After a reload, the handover has the ports of all jobs;
-//! after a restart, their eventlogs do. New jobs wait in their prologs until all of those are read.
+//! A job has its ports from RUN until its tasks have ended. After a reload, the handover contains the ports of all
+//! jobs; after a restart, their eventlogs do. New jobs wait in their prologs until all eventlogs are read.
 //!
 //! Modules use only modules above them: `hosts`, `ports`, `variables`, `waiting`; `pmi_jobs`; `callbacks`.
 
@@ -20,14 +20,14 @@ use ffi::{Jobtap, Plugin, guard, raw::flux_plugin_t};
 
 use callbacks::Pmi;
 
-/// The job manager calls this when it has loaded the object, flux-jobtap-plugins(7).
+/// Loads the plugin (flux-jobtap-plugins(7)).
 ///
 /// # Safety
-/// `p` is the plugin that the object was loaded for.
+/// `p` must be the plugin that the object was loaded for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
     guard(-1, || {
-        // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
+        // SAFETY: the plugin lives until its object is unmapped, and everything that refers to it is destroyed before.
         let this = unsafe { Plugin::borrow(p) };
         plugin::load(this, "cray-pmi-bootstrap", load)
     })
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
 /// Registers the callbacks.
 ///
 /// # Errors
-/// Returns an error if the object is not loaded by a job manager or its configuration is invalid, and ENOMEM.
+/// The object is not loaded by a job manager, its configuration is invalid, or ENOMEM.
 fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.set_name(c"cray-pmi-bootstrap")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;

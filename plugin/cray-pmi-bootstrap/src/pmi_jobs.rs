@@ -1,4 +1,4 @@
-//! The state of the plugin, and the life of a job with ports.
+//! The state of the plugin, and the lifecycle of a job with ports.
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,17 +36,17 @@ static CRAY_PMI: Identity = Identity {
     events: &[EVENT],
 };
 
-/// The part of the handover that only this plugin has: the jobs that have ports.
+/// The plugin's own part of the handover: the jobs with ports.
 pub type PortsLeft = Vec<(JobId, Pair)>;
 
 pub struct PmiJobs {
     pub engine: Rc<Engine>,
     pub ports: RefCell<Ports>,
-    /// Jobs in their prologs that get their ports when the free ports are known.
+    /// Jobs in their prologs that wait until the free ports are known.
     pub waiting: RefCell<WaitingJobs>,
-    /// Fails the first of them at its timeout.
+    /// Fails the first of these jobs at its timeout.
     pub timer: RefCell<Option<Watcher>>,
-    /// Jobs that went on without ports, since none were free.
+    /// The number of jobs that continued without ports, because none were free.
     pub without: Cell<u64>,
 }
 
@@ -54,7 +54,7 @@ impl PmiJobs {
     /// Reads the configuration of the plugin: the range of ports, and overrides for the engine.
     ///
     /// # Errors
-    /// Returns an error if the range is not usable or the engine rejects the overrides.
+    /// The range is invalid, or the engine rejects the overrides.
     pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         let mut conf = plugin.conf()?;
         let ports = Ports::from_conf(&mut conf, |level, line| {
@@ -70,7 +70,7 @@ impl PmiJobs {
         })
     }
 
-    /// Takes the ports of jobs that still have them from the handover.
+    /// Takes over the ports in the handover whose jobs still need them.
     pub fn take_over(&self) {
         let left: PortsLeft = self.engine.inherited().unwrap_or_default();
         for (job, pair) in left {
@@ -83,7 +83,7 @@ impl PmiJobs {
         }
     }
 
-    /// `job.new`: goes on with a job that was in RUN or CLEANUP before this plugin was loaded.
+    /// `job.new`: resumes a job that was in RUN or CLEANUP before this plugin was loaded.
     pub fn job_new(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some((job, uid, state)) = args.job_owner_state() else {
             return Ok(());
@@ -95,13 +95,13 @@ impl PmiJobs {
         // The job is active, so its record must not be removed.
         engine.is_active_still(job);
         match engine.past(job) {
-            // Another plugin was loaded meanwhile, and gave it ports.
+            // Another plugin was loaded meanwhile, and assigned ports to the job.
             Some(Past::None)
                 if self.ports.borrow().of(job).is_none() && engine.jobtap().was_posted(job, EVENT_NAME) =>
             {
                 Engine::read_eventlog(engine, job);
             }
-            // In the same job manager, the handover is exact, and the eventlog in the KVS may be behind.
+            // In the same job manager, the handover is exact, and the eventlog in the KVS may lack events.
             Some(Past::None) if state == JobState::Run => self.late(args, job, uid),
             Some(past) => self.go_on(job, uid, state, past),
             None => Engine::read_eventlog(engine, job),
@@ -121,11 +121,11 @@ impl PmiJobs {
         Ok(())
     }
 
-    /// Returns whether a job gets ports: it has several nodes, and no ports yet.
+    /// Returns whether a job must get ports: it has several nodes, and no ports yet.
     fn is_for(&self, args: &Args<'_>, job: JobId) -> bool {
         let nodelist = args.json(&["R", "execution", "nodelist"]);
         let hosts = nodelist
-            .ok_or_else(|| "it has no R".to_owned())
+            .ok_or_else(|| "the job has no R".to_owned())
             .and_then(|text| hosts::count(&text));
         match hosts {
             Ok(hosts) => hosts > 1 && self.ports.borrow().of(job).is_none(),
@@ -142,7 +142,7 @@ impl PmiJobs {
     /// Starts the prolog of a job, within its callback `job.state.run`.
     fn begin(self: &Rc<Self>, job: JobId, uid: u32) {
         let known = self.all_known();
-        // Before the prolog: if no ports are free, the job starts without any.
+        // Before the prolog starts: if no ports are free, the job starts without any.
         let pair = if known { self.take_ports(job) } else { None };
         if known && pair.is_none() {
             return;
@@ -158,20 +158,20 @@ impl PmiJobs {
         });
     }
 
-    /// Goes on with a job that entered RUN while no plugin was loaded. If it has started, Flux refuses the prolog, and
-    /// the job is left alone; otherwise another prolog still holds it.
+    /// Resumes a job that entered RUN while no plugin was loaded. If it has started, Flux rejects the prolog, and the
+    /// job is left alone; otherwise another prolog still holds it.
     fn late(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32) {
         if self.is_for(args, job) && self.engine.prologs.start().is_ok() {
             self.engine.deliveries.unless_it_panics(job, || self.assign(job, uid));
         }
     }
 
-    /// Goes on with a job from before this plugin. Its ports are known if it has any.
+    /// Resumes a job from before the plugin was loaded. Its ports, if any, are known.
     pub fn go_on(self: &Rc<Self>, job: JobId, uid: u32, state: JobState, past: Past) {
         if self.engine.settle(job, state, past) {
             let pair = self.ports.borrow().of(job);
             self.engine.deliveries.unless_it_panics(job, || match pair {
-                // It has not started: a new secret does as well.
+                // The job has not started, so it can get a new secret.
                 Some(pair) => self.deliver(job, uid, pair),
                 None => self.assign(job, uid),
             });
@@ -183,7 +183,7 @@ impl PmiJobs {
         self.engine.knows_all()
     }
 
-    /// Assigns ports to a job in its prolog, when the free ports are known.
+    /// Assigns ports to a job in its prolog, once the free ports are known.
     fn assign(self: &Rc<Self>, job: JobId, uid: u32) {
         if !self.all_known() {
             self.wait(job, uid);
@@ -200,7 +200,7 @@ impl PmiJobs {
         self.start_timer();
     }
 
-    /// Starts the timer that fails jobs when they have waited for the timeout.
+    /// Starts the timer that fails jobs after they have waited for the timeout.
     fn start_timer(self: &Rc<Self>) {
         let Some(current) = self.engine.current() else { return };
         let timeout = current.config.timeout;
@@ -229,7 +229,7 @@ impl PmiJobs {
         let late = self.waiting.borrow().late(timeout);
         for job in late {
             if self.waiting.borrow_mut().remove(job) {
-                let what = "the ports of jobs that run could not be learned from their eventlogs in time (timeout)";
+                let what = "the ports of running jobs could not be read from their eventlogs in time (timeout)";
                 self.engine
                     .deliveries
                     .fail(job, &Failure::new(Code::PortsTimeout, "it took too long", what));
@@ -237,7 +237,7 @@ impl PmiJobs {
         }
     }
 
-    /// Goes on with the waiting jobs, if the ports of all jobs are known.
+    /// Resumes the waiting jobs once the ports of all jobs are known.
     pub fn proceed(self: &Rc<Self>) {
         if !self.all_known() {
             return;
@@ -258,15 +258,15 @@ impl PmiJobs {
         pair
     }
 
-    /// Posts the event with the ports of a job in its prolog, and has its variables delivered.
+    /// Posts the event with the ports of a job in its prolog, and begins the delivery of its variables.
     fn post_and_deliver(&self, job: JobId, uid: u32, pair: Pair) {
         if let Err(e) = self.engine.jobtap().post(job, EVENT_NAME, &json!({ "ports": pair })) {
-            // After a restart, nothing would say whose they are.
+            // Without the event, the ports would be unknown after a restart.
             self.ports.borrow_mut().give_back(job);
             let why = format!("the event with its ports could not be posted: {e}");
             self.engine.deliveries.fail(
                 job,
-                &Failure::new(Code::EventFailed, "its ports could not be kept", why),
+                &Failure::new(Code::EventFailed, "its ports could not be recorded", why),
             );
             return;
         }
@@ -277,15 +277,16 @@ impl PmiJobs {
         match variables(pair) {
             Ok(variables) => self.engine.provide(job, uid, variables, None),
             Err(e) => {
-                let why = format!("the system gave no random bytes: {e}");
-                self.engine
-                    .deliveries
-                    .fail(job, &Failure::new(Code::RandomFailed, "no secret could be made", why));
+                let why = format!("the system returned no random bytes: {e}");
+                self.engine.deliveries.fail(
+                    job,
+                    &Failure::new(Code::RandomFailed, "its secret could not be created", why),
+                );
             }
         }
     }
 
-    /// `job.state.cleanup`: the job was canceled, or has ended. In the first case its tasks may still run.
+    /// `job.state.cleanup`: the job was canceled or has ended. If it was canceled, its tasks may still run.
     pub fn job_cleanup(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let callback = CallbackTimer::start();
         let Some(job) = args.job() else { return Ok(()) };
@@ -312,7 +313,7 @@ impl PmiJobs {
     }
 }
 
-/// Returns whether the job's tasks have ended. After an exception they may still run.
+/// Returns whether the tasks of a job have ended. After an exception, they may still run.
 pub fn is_over(args: &Args<'_>) -> bool {
     let ended = args.string(&["end_event", "name"]).is_some_and(|name| name == "finish");
     ended || matches!(args.job_owner_state(), Some((_, _, JobState::Inactive)))

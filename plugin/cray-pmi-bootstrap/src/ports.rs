@@ -9,10 +9,10 @@ use serde_json::Value;
 /// The event with the ports of a job.
 pub const EVENT: &str = "cray-pmi-bootstrap";
 
-/// The ports of one job.
+/// The ports of a job.
 pub type Pair = [u16; 2];
 
-/// The ports, and the jobs that have them. Ports that were returned last are assigned first.
+/// The ports, and the jobs that own them. Ports that were returned last are assigned first.
 #[derive(Debug)]
 pub struct Ports {
     range: Range<u32>,
@@ -20,19 +20,19 @@ pub struct Ports {
     assigned: HashMap<JobId, Pair>,
 }
 
-/// The range if none is configured.
+/// The default range.
 pub const DEFAULT: Range<i64> = 11_000..12_000;
 
 /// The smallest size of a range.
 const FEWEST: i64 = 50;
 
 impl Ports {
-    /// All ports from `min` up to, and without, `max`.
+    /// Returns all ports from `min` to `max`, without `max`.
     ///
     /// # Errors
-    /// Returns an error if the range is not usable.
+    /// The range is invalid.
     pub fn new(min: i64, max: i64) -> Result<Self, String> {
-        // Ports below are reserved for root.
+        // Lower ports are reserved for root.
         if !(1024..=65_536).contains(&min) || !(1024..=65_536).contains(&max) {
             return Err(format!(
                 "port-min and port-max must be from 1024 to 65536, and are {min} and {max}"
@@ -50,10 +50,10 @@ impl Ports {
         })
     }
 
-    /// Takes the range out of the configuration; the rest is for the engine.
+    /// Removes the range from the configuration. The rest is for the engine.
     ///
     /// # Errors
-    /// Returns an error if the range is not usable.
+    /// The range is invalid.
     pub fn from_conf(conf: &mut Value, log: impl Fn(LogLevel, &str)) -> Result<Self, String> {
         let range = conf
             .as_object_mut()
@@ -70,10 +70,11 @@ impl Ports {
                 log(LogLevel::Notice, &line);
                 Self::new(start, end)
             }
-            // As the plugin of flux-coral2, but with a warning: an instance that started with it must start.
+            // Uses the defaults like the plugin of flux-coral2, but warns: an instance that started with this
+            // configuration must still start.
             _ => {
                 let line = format!(
-                    "port-min and port-max are not both integers, and count for nothing: using defaults of {start} and {end}: \
+                    "port-min and port-max are not both integers and are ignored: using defaults of {start} and {end}: \
                  give both"
                 );
                 log(LogLevel::Warning, &line);
@@ -91,7 +92,7 @@ impl Ports {
         Some(pair)
     }
 
-    /// Records the ports that a job has already.
+    /// Records the ports that a job already has.
     pub fn claim(&mut self, job: JobId, pair: Pair) {
         self.give_back(job);
         self.free.retain(|port| !pair.contains(port));
@@ -103,10 +104,11 @@ impl Ports {
         self.assigned.get(&job).copied()
     }
 
-    /// Frees the ports of a job, if it has some.
+    /// Frees the ports of a job, if it has any.
     pub fn give_back(&mut self, job: JobId) {
         for port in self.assigned.remove(&job).into_iter().flatten() {
-            // A port stays taken if an earlier plugin gave it to another job too, or if it is outside of the range.
+            // A port stays in use if an earlier plugin also gave it to another job. One outside of the range is
+            // dropped.
             let taken = self.assigned.values().any(|pair| pair.contains(&port));
             if !taken && self.range.contains(&port.into()) && !self.free.contains(&port) {
                 self.free.push(port);
@@ -130,12 +132,12 @@ impl Ports {
     }
 }
 
-/// Returns the ports in the last event of the name; none if it does not exist or has no ports.
+/// Returns the ports in the last event of this plugin; none if there is no event, or it contains no ports.
 pub fn from_eventlog(eventlog: &Eventlog) -> Option<Pair> {
     from_context(eventlog.contexts(EVENT).next_back()?)
 }
 
-/// Parses the context of an event of this plugin, or of that of flux-coral2.
+/// Parses the context of an event of this plugin, or of the same event of flux-coral2.
 pub fn from_context(context: &Value) -> Option<Pair> {
     let [first, second] = context["ports"].as_array()?.as_slice() else {
         return None;

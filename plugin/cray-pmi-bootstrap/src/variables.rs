@@ -1,4 +1,4 @@
-//! The variables that a job gets: its ports as libpmi reads them, and a secret of 64 random bits.
+//! The variables of a job: its ports in the format of libpmi, and a secret of 64 random bits.
 
 use std::{fmt::Write, io};
 
@@ -13,14 +13,14 @@ const SECRET: &str = "PMI_SHARED_SECRET";
 /// Returns the variables of a job: its ports, and a new random secret.
 ///
 /// # Errors
-/// Returns an error if the system has no random bytes.
+/// The system returned no random bytes.
 pub fn variables(pair: Pair) -> io::Result<Variables> {
     let mut bytes = Zeroizing::new([0; 8]);
     let filled = rustix::rand::getrandom(bytes.as_mut_slice(), rustix::rand::GetRandomFlags::empty())?;
     if filled < bytes.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    // No number of 64 bits has more digits, so the text does not move and leave a copy behind.
+    // No number of 64 bits has more digits, so the text is never reallocated, which would leave a copy behind.
     let mut text = Zeroizing::new(String::with_capacity(20));
     let number = Zeroizing::new(u64::from_ne_bytes(*bytes));
     write!(text, "{}", *number).map_err(io::Error::other)?;

@@ -1,10 +1,10 @@
-//! Jobs in their prologs that get their ports when the free ports are known.
+//! Jobs in their prologs that wait until the free ports are known.
 
 use std::time::{Duration, Instant};
 
 use ffi::JobId;
 
-/// The jobs, in the order in which they came.
+/// The waiting jobs, in the order of their arrival.
 #[derive(Default)]
 pub struct WaitingJobs(Vec<WaitingJob>);
 
@@ -21,18 +21,18 @@ impl WaitingJobs {
         self.0.push(WaitingJob { job, uid, since });
     }
 
-    /// Removes a job. Returns false if it does not wait.
+    /// Removes a job. Returns false if it is not waiting.
     pub fn remove(&mut self, job: JobId) -> bool {
         let at = self.0.iter().position(|waiting| waiting.job == job);
         at.map(|at| self.0.remove(at)).is_some()
     }
 
-    /// Returns how long the first one has waited.
+    /// Returns how long the first job has waited.
     pub fn longest(&self) -> Option<Duration> {
         self.0.iter().map(|waiting| waiting.since.elapsed()).max()
     }
 
-    /// Returns the jobs that have waited for the timeout or longer.
+    /// Returns the jobs that have waited for at least the timeout.
     pub fn late(&self, timeout: Duration) -> Vec<JobId> {
         let late = self.0.iter().filter(|waiting| waiting.since.elapsed() >= timeout);
         late.map(|waiting| waiting.job).collect()

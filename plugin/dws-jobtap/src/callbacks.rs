@@ -1,4 +1,4 @@
-//! The callbacks that concern all stages of a rabbit job, and what the engine calls.
+//! The callbacks for all stages of a rabbit job, and the functions that the engine calls.
 
 use std::{ffi::CStr, io, rc::Rc};
 
@@ -13,7 +13,7 @@ use crate::{
     request,
 };
 
-/// The state of the plugin, as Flux keeps it.
+/// The state of the plugin, which Flux passes to callbacks.
 pub struct Dws(pub Rc<RabbitJobs>);
 
 impl Dws {
@@ -99,7 +99,7 @@ impl Hooks for RabbitJobs {
 }
 
 impl RabbitJobs {
-    /// Fails the job of a callback that panicked. The job manager goes on whatever the callback returned.
+    /// Fails the job of a callback that panicked. The job manager ignores the return value of the callback.
     fn panicked(self: &Rc<Self>, topic: &CStr, args: &Args<'_>) {
         let Some((job, _, state)) = args.job_owner_state() else {
             return;
@@ -110,21 +110,22 @@ impl RabbitJobs {
         match topic.to_bytes() {
             // No other callback knows the job yet, and a job in NEW cannot have an exception.
             b"job.new" if state == JobState::New => {}
-            // Another exception would come here again.
+            // Another exception would call this callback again.
             b"job.event.exception" => drop(self.end_prolog(job)),
             b"job.state.inactive" => drop(self.jobs.borrow_mut().remove(&job)),
             b"job.state.run" => {
-                // Flux starts the job as soon as this callback returns, unless a prolog holds it, exception or not.
+                // Flux starts the job as soon as this callback returns, even after an exception, unless a prolog holds
+                // it.
                 if self.life(job).prolog == Prolog::None && self.jobtap().prolog_start(PROLOG).is_ok() {
                     self.on_prolog(job, PrologEvent::Started);
                 }
                 self.fault(job);
             }
             b"job.state.cleanup" => {
-                // Its workflow is torn down all the same, once its shells are over.
+                // The workflow is still torn down, once the shells have ended.
                 self.end_prolog(job);
                 if self.life(job).epilog == Epilog::None && !self.has_started(job) {
-                    // The log has its error.
+                    // The error was logged.
                     let _ = self.start_epilog(job);
                 }
                 self.fault(job);

@@ -1,9 +1,10 @@
-//! The constraints of a job's resources, RFC 31, when the service excludes rabbits that are down.
+//! The constraints of a job's resources (RFC 31) when the service excludes rabbits that are down.
 
 use serde_json::{Value, json};
 
-/// Returns the constraints of a job with those that the service adds. A job that may also run on rabbits themselves
-/// (`allow_rabbits`) has them as an alternative, since what is excluded are the compute nodes of a rabbit.
+/// Returns the constraints of a job combined with those that the service adds. If the job may also run on rabbits
+/// themselves (`allow_rabbits`), rabbits are an alternative, because the service excludes the compute nodes of a
+/// rabbit.
 pub fn combine(old: Option<Value>, add: Value, allow_rabbits: bool) -> Value {
     let both = match old {
         None => add,

@@ -25,13 +25,13 @@ impl RabbitJobs {
         self.hold(job)?;
         self.subscribe(job)?;
         if self.life(job).origin == Origin::Inherited {
-            // Its eventlog says if it still has to wait.
+            // The eventlog decides whether the job must still wait.
             return Ok(());
         }
         self.ask_to_create(job, args)
     }
 
-    /// Adds the dependency by which a job waits for its workflow.
+    /// Adds the dependency that holds a job until its workflow is created.
     pub fn hold(&self, job: JobId) -> Result<(), PluginError> {
         self.jobtap().dependency_add(job, DEPENDENCY).map_err(|e| {
             let line = format!("Failed to add dws jobtap dependency for {job}: {e}");
@@ -40,7 +40,7 @@ impl RabbitJobs {
         })
     }
 
-    /// Sends `dws.create`: the service creates the workflow of a job.
+    /// Sends `dws.create`, which makes the service create the workflow of a job.
     pub fn ask_to_create(self: &Rc<Self>, job: JobId, args: &Args<'_>) -> Result<(), PluginError> {
         let tolerance = match (args.integer(&TOLERANCE), args.has(&TOLERANCE)) {
             (Some(tolerance), _) => tolerance,
@@ -75,14 +75,14 @@ impl RabbitJobs {
                 self.on_workflow(job, WorkflowEvent::Created);
                 self.counts.created.set(self.counts.created.get() + 1);
             }
-            // It was created for the plugin before this one: the service has named it in a memo.
+            // The former plugin had it created: the service has named it in a memo.
             Ok(Reply::Failure(_)) if origin == Origin::Inherited && workflow.exists() => {}
             Ok(Reply::Failure(why)) => {
                 self.on_workflow(job, WorkflowEvent::Refused);
                 let why = why.unwrap_or_else(|| "dws.create RPC returned failure".to_owned());
                 self.fail(job, DEPENDENCY, &why);
             }
-            // After a restart, the service may need longer than the job manager.
+            // After a restart, the service may start later than the job manager.
             Err(NoReply::NoService) if origin == Origin::Inherited => {
                 self.again(job, "dws.create", |me, job| me.create_again(job));
             }
@@ -108,12 +108,12 @@ impl RabbitJobs {
             return;
         }
         if let Some(args) = self.jobtap().lookup(job) {
-            // An exception reports an error.
+            // Errors raise an exception.
             let _ = self.ask_to_create(job, &args);
         }
     }
 
-    /// `job.event.memo`: the service has named the Workflow of a job, so it exists.
+    /// `job.event.memo`: the service has named the Workflow of a job, so the Workflow exists.
     pub fn memo(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if args.has(&["entry", "context", MEMO_WORKFLOW])
             && let Some(job) = self.rabbit_job(args)
@@ -157,7 +157,7 @@ impl RabbitJobs {
             updates.insert("attributes.system.constraints".to_owned(), constraints);
         }
         drop(args);
-        // First, since the job may go on within the next calls.
+        // Change the state first, because the job may continue within the next calls.
         self.on_workflow(job, WorkflowEvent::ResourcesKnown);
         if let Err(e) = self.jobtap().update_jobspec(job, &Value::Object(updates)) {
             let why = "could not update jobspec with new constraints and resources";
@@ -173,7 +173,8 @@ impl RabbitJobs {
     }
 }
 
-/// Returns the constraints of a job with those that the service adds; none if the job's own are malformed.
+/// Returns the constraints of a job combined with those that the service adds; none if the job's own constraints are
+/// malformed.
 fn constraints(args: &Args<'_>, exclude: Value) -> Option<Value> {
     let old = match args.json(&CONSTRAINTS) {
         Some(text) => Some(serde_json::from_str(&text).ok()?),

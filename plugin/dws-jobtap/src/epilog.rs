@@ -1,4 +1,4 @@
-//! CLEANUP: the service tears the workflow down when no shell is running any more.
+//! CLEANUP: the service tears down the workflow when no shell is running any more.
 
 use std::rc::Rc;
 
@@ -27,7 +27,7 @@ impl RabbitJobs {
             if args.previous_state() == Some(JobState::Run) {
                 return self.start_epilog(job);
             }
-            // It has not started, whatever its eventlog says.
+            // It has not started, even if its eventlog is not read yet.
             let waiting = self.now_known(job);
             let started = self.start_epilog(job);
             for f in waiting {
@@ -35,7 +35,7 @@ impl RabbitJobs {
             }
             return started;
         }
-        // The epilog of a job that has started begins when its shells have finished.
+        // If the job has started, its epilog begins after its shells have finished.
         if self.has_started(job) {
             return Ok(());
         }
@@ -50,8 +50,8 @@ impl RabbitJobs {
         }
     }
 
-    /// `job.event.release`: nothing uses the resources of a job any more. If its shells were lost, `finish` did not
-    /// come.
+    /// `job.event.release`: the resources of a job are not in use any more. If its shells were lost, there was no
+    /// `finish`.
     pub fn release(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let is_final = args.json(&["entry", "context", "final"]).as_deref() == Some("true");
         match self.rabbit_job(args).filter(|_| is_final) {
@@ -79,7 +79,7 @@ impl RabbitJobs {
         self.start_epilog_as(job, EpilogEvent::Started)
     }
 
-    /// Starts the epilog; `Held` if the job may have had one already.
+    /// Starts the epilog. `event` is `Held` if the job may already have had one.
     pub fn start_epilog_as(self: &Rc<Self>, job: JobId, event: EpilogEvent) -> Result<(), PluginError> {
         if let Err(e) = self.jobtap().epilog_start(EPILOG) {
             let line = format!("Failed to start jobtap epilog for {job}: {e}");
@@ -91,7 +91,7 @@ impl RabbitJobs {
         Ok(())
     }
 
-    /// Sends `dws.post_run`, if the epilog is due and no shell is running: the service tears the workflow down.
+    /// Sends `dws.post_run`, if the epilog is due and no shell is running. The service then tears down the workflow.
     pub fn send_post_run(self: &Rc<Self>, job: JobId) {
         let has_run = self.has_started(job);
         let life = self.life(job);
@@ -104,13 +104,13 @@ impl RabbitJobs {
         let asked = self.engine.flux().rpc(c"dws.post_run", &payload);
         let sent = self.call(job, Call::PostRun, asked, move |me, future| match reply(&future) {
             Ok(Reply::Success) => {}
-            // A Workflow must not be left behind. A shutdown may end the service first.
+            // The Workflow must not be left behind. In a shutdown, the service may end first.
             Err(NoReply::NoService) if me.life(job).workflow.may_exist() => {
                 me.on_epilog(job, EpilogEvent::Unheard);
                 me.again(job, "dws.post_run", |me, job| me.send_post_run(job));
             }
             Ok(Reply::Failure(why)) if me.life(job).epilog.is_repeated() => {
-                // The service tears it down already, or has deleted it.
+                // The service is already tearing it down, or has deleted it.
                 let why = why.unwrap_or_default();
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {why}: waiting for the service to end its epilog"
@@ -166,9 +166,9 @@ impl RabbitJobs {
         }
         let line = format!("Failed to clean up DWS workflow object for job {job}");
         self.engine.log(LogLevel::Err, &line);
-        // The exception has the workflow torn down, if the epilog is outstanding still.
+        // If the epilog is still outstanding, the exception makes the service tear down the workflow.
         self.fail(job, EPILOG, why);
-        // The exception has been raised already.
+        // The exception was raised already.
         let _ = self.finish_epilog(job, 1);
     }
 

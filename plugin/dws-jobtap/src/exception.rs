@@ -1,4 +1,4 @@
-//! `job.event.exception`: an exception ends the prolog, and has the service tear the workflow down in the epilog.
+//! `job.event.exception`: an exception ends the prolog. In the epilog, it makes the service tear down the workflow.
 
 use std::rc::Rc;
 
@@ -20,14 +20,14 @@ impl RabbitJobs {
             return Ok(());
         }
         let kind = args.string(&[context[0], context[1], "type"]);
-        // Flux records the instance owner as the one who raised the exceptions of plugins.
+        // Flux records the instance owner as the sender of the exceptions of plugins.
         let is_from_owner =
             args.integer(&[context[0], context[1], "userid"]) == Some(nix::unistd::geteuid().as_raw().into());
         if is_from_owner && kind.as_deref().map(str::as_bytes) == Some(EPILOG_TIMEOUT.to_bytes()) {
             self.notify(job, c"dws.abort");
             self.finish_epilog(job, 1).map_err(PluginError)
         } else {
-            // Before `dws.post_run`, the service does not know of the end of the job; that comes later.
+            // Before `dws.post_run`, the service does not know that the job has ended. It gets that request later.
             if self.life(job).epilog.is_sent() {
                 self.notify(job, c"dws.teardown");
             }

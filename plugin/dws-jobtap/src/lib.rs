@@ -1,6 +1,7 @@
-//! `dws-jobtap.so` for the job manager: the life of a rabbit job, between the job manager and the service for Data Workflow Services.
+//! `dws-jobtap.so` for the job manager: moves a rabbit job through its states, together with the service for Data
+//! Workflow Services.
 //!
-//! A rabbit job is one with the attribute `system.dw`. The service (flux-coral2-dws) creates, sets up and tears down its
+//! A rabbit job has the attribute `system.dw`. The service (flux-coral2-dws) creates, sets up and tears down its
 //! workflow in Kubernetes, and this plugin holds the job meanwhile:
 //!
 //! ```text
@@ -10,15 +11,15 @@
 //! CLEANUP  epilog dws-epilog ────── dws.post_run ► service ── epilog-remove ────► epilog finished
 //! ```
 //!
-//! An exception in the prolog finishes it; one in the epilog has the workflow torn down at once (`dws.teardown`). The
-//! exception `dws-epilog-timeout`, raised after the option `epilog-timeout`, finishes the epilog and has the service
-//! disable what was not cleaned up (`dws.abort`).
+//! An exception in the prolog finishes it. One in the epilog makes the service tear down the workflow at once
+//! (`dws.teardown`). The exception `dws-epilog-timeout`, raised after the option `epilog-timeout`, finishes the epilog
+//! and makes the service disable the rabbits that were not cleaned up (`dws.abort`).
 //!
-//! If the state of a job is unknown, as after a restart, its eventlog is read. A job that enters CLEANUP meanwhile is
-//! held by its epilog; the service is asked when it is known whether shells are running.
+//! If the state of a job is unknown, as after a restart, its eventlog is read. Meanwhile, an epilog holds a job that
+//! enters CLEANUP; the plugin calls the service once it knows whether shells are running.
 //!
-//! A prolog is finished only if it is known to be outstanding: Flux counts prologs, so one finish too many would finish
-//! that of another plugin.
+//! A prolog is finished only if it is known to be outstanding: Flux counts prologs, so an additional finish would
+//! finish that of another plugin.
 //!
 //! Modules use only modules above them: `lifecycle`, `orphans`, `request`, `constraints`; `rabbit_jobs`, the state;
 //! `service`, calls and replies; `depend`, `prolog`, `epilog`, `exception`, `teardown`, one for each stage; `resume`;
@@ -44,14 +45,14 @@ use ffi::{Jobtap, Plugin, guard, raw::flux_plugin_t};
 
 use callbacks::Dws;
 
-/// The job manager calls this when it has loaded the object, flux-jobtap-plugins(7).
+/// Loads the plugin (flux-jobtap-plugins(7)).
 ///
 /// # Safety
-/// `p` is the plugin that the object was loaded for.
+/// `p` must be the plugin that the object was loaded for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
     guard(-1, || {
-        // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
+        // SAFETY: the plugin lives until its object is unmapped, and everything that refers to it is destroyed before.
         let this = unsafe { Plugin::borrow(p) };
         plugin::load(this, "dws", load)
     })
@@ -60,7 +61,7 @@ pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
 /// Registers the callbacks.
 ///
 /// # Errors
-/// Returns an error if the object is not loaded by a job manager or its configuration is invalid, and ENOMEM.
+/// The object is not loaded by a job manager, its configuration is invalid, or ENOMEM.
 fn load(plugin: Plugin<'static>) -> io::Result<()> {
     plugin.set_name(c"dws")?;
     let jobtap = Jobtap::new(plugin).ok_or_else(|| io::Error::other("it is a plugin for the job manager"))?;

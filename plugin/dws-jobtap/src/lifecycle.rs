@@ -19,7 +19,7 @@ pub trait Machine: Copy {
     /// Returns the state after an event; none if the event is ignored in this state.
     fn after(self, event: Self::Event) -> Option<Self>;
 
-    /// Applies an event. Returns whether it was not ignored.
+    /// Applies an event. Returns false if the event is ignored.
     fn on(&mut self, event: Self::Event) -> bool {
         let next = self.after(event);
         *self = next.unwrap_or(*self);
@@ -27,7 +27,7 @@ pub trait Machine: Copy {
     }
 }
 
-/// The known state of a job.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifecycle {
@@ -39,17 +39,17 @@ pub struct Lifecycle {
     pub epilog: Epilog,
 }
 
-/// The origin of a job.
+/// The plugin that a job was submitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Origin {
-    /// It was submitted to this plugin.
+    /// This plugin.
     #[default]
     Submitted,
-    /// It is from before this plugin was loaded.
+    /// A former plugin.
     Inherited,
 }
 
-/// States if the state of a job is known.
+/// Whether the state of a job is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Knowledge {
     #[default]
@@ -71,10 +71,10 @@ pub enum Workflow {
     None,
     /// `dws.create` was sent.
     Asked,
-    /// The plugin before this one may have sent `dws.create`.
+    /// The former plugin may have sent `dws.create`.
     Inherited,
     Exists,
-    /// The jobspec has the resources, and the job does not wait for its Workflow any more.
+    /// The jobspec contains the resources, and the job no longer waits for its Workflow.
     ResourcesKnown,
 }
 
@@ -84,24 +84,24 @@ pub enum WorkflowEvent {
     Inherited,
     /// `dws.create` was sent.
     Asked,
-    /// The service refused, or did not answer.
+    /// The service refused or did not answer.
     Refused,
-    /// The service has created it, or the job has its memo `rabbit_workflow`.
+    /// The service created it, or the job has its memo `rabbit_workflow`.
     Created,
-    /// The service has sent the resources, or the eventlog has them.
+    /// The service sent the resources, or the eventlog contains them.
     ResourcesKnown,
 }
 
 /// The job shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Shells {
-    /// None is known to have started.
+    /// No shell is known to have started.
     #[default]
     None,
     Running,
-    /// They have started, and ended.
+    /// They started and ended.
     Ended,
-    /// They will not be heard of. They may have started.
+    /// No event about them will come. They may have started.
     Silent,
 }
 
@@ -109,7 +109,7 @@ pub enum Shells {
 pub enum ShellsEvent {
     Started,
     Finished,
-    /// Nothing uses the resources any more, or the shells are from before a restart.
+    /// The resources are not in use any more, or the shells are from before a restart.
     Silent,
 }
 
@@ -120,11 +120,11 @@ pub enum Prolog {
     None,
     /// It was started to hold the job while its eventlog is read.
     Held,
-    /// `dws.setup` is to be sent.
+    /// `dws.setup` must be sent.
     SetupDue,
-    /// The service sets the rabbits up, or what it sent is being delivered.
+    /// The service is setting up the rabbits, or the variables that it sent are being delivered.
     Waiting,
-    /// The record is looked up that the plugin before this one may have committed.
+    /// The plugin is looking for a record that the former plugin may have committed.
     Looking,
     Finished,
 }
@@ -133,35 +133,35 @@ pub enum Prolog {
 pub enum PrologEvent {
     /// It was started to hold the job.
     Held,
-    /// It is the first prolog of the job, whose rabbits are to be set up.
+    /// It is the first prolog of the job, whose rabbits must be set up.
     Started,
-    /// One from before is outstanding.
+    /// An earlier one is outstanding.
     FoundOutstanding,
-    /// One from before is over.
+    /// An earlier one has finished.
     FoundFinished,
     SetupSent,
     /// The service is absent.
     SetupUnheard,
     LookedFor,
-    /// The look-up has ended, or the service has sent the variables again.
+    /// The look-up has ended, or the service sent the variables again.
     Answered,
     Finished,
 }
 
-/// The epilog `dws-epilog`, and whether the service has received `dws.post_run`.
+/// The epilog `dws-epilog`, and whether the service received `dws.post_run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Epilog {
     #[default]
     None,
     /// It was started to hold the job while its eventlog is read.
     Held,
-    /// `dws.post_run` is to be sent.
+    /// `dws.post_run` must be sent.
     Due,
-    /// It is to be sent, and may have been sent before.
+    /// `dws.post_run` must be sent, and may have been sent before.
     DueAgain,
-    /// The service tears the Workflow down.
+    /// The service is tearing down the Workflow.
     Sent,
-    /// The service tears the Workflow down, unless it did so before.
+    /// The service is tearing down the Workflow, or has done so before.
     SentAgain,
     Finished,
 }
@@ -172,14 +172,14 @@ pub enum EpilogEvent {
     Held,
     /// It is the first epilog of the job.
     Started,
-    /// One from before is outstanding.
+    /// An earlier one is outstanding.
     FoundOutstanding,
     /// The job ended while no plugin was loaded: its workflow is orphaned.
     Orphaned,
     Sent,
-    /// The service is absent, or refused.
+    /// The service is absent or refused.
     Unheard,
-    /// The service may have received it.
+    /// The service may have received `dws.post_run`.
     Unanswered,
     Finished,
 }
@@ -193,7 +193,7 @@ impl Lifecycle {
         life
     }
 
-    /// Returns whether a plugin has held the job in its prolog or epilog.
+    /// Returns whether a plugin held the job in its prolog or epilog.
     pub fn had_resources(&self) -> bool {
         (self.prolog, self.epilog) != (Prolog::None, Epilog::None)
     }
@@ -205,7 +205,7 @@ impl Workflow {
         matches!(self, Workflow::Exists | Workflow::ResourcesKnown)
     }
 
-    /// Returns whether the Workflow may exist, and must be torn down.
+    /// Returns whether the Workflow may exist, so that it must be torn down.
     pub fn may_exist(self) -> bool {
         self.exists() || self == Workflow::Inherited
     }
@@ -222,7 +222,7 @@ impl Shells {
 }
 
 impl Prolog {
-    /// Returns whether it is outstanding, so that this plugin must finish it.
+    /// Returns whether the prolog is outstanding, so that this plugin must finish it.
     pub fn is_outstanding(self) -> bool {
         matches!(self, Prolog::SetupDue | Prolog::Waiting | Prolog::Looking)
     }
@@ -233,23 +233,23 @@ impl Epilog {
         !matches!(self, Epilog::None | Epilog::Finished)
     }
 
-    /// Returns whether `dws.post_run` is to be sent as soon as no shell is running.
+    /// Returns whether `dws.post_run` must be sent as soon as no shell is running.
     pub fn is_due(self) -> bool {
         matches!(self, Epilog::Due | Epilog::DueAgain)
     }
 
-    /// Returns whether it was sent.
+    /// Returns whether `dws.post_run` was sent.
     pub fn is_sent(self) -> bool {
         matches!(self, Epilog::Sent | Epilog::SentAgain)
     }
 
-    /// Returns whether it may have been sent twice, so that a refusal is harmless.
+    /// Returns whether `dws.post_run` may have been sent twice, so that a refusal is harmless.
     pub fn is_repeated(self) -> bool {
         matches!(self, Epilog::DueAgain | Epilog::SentAgain)
     }
 }
 
-// The tables. The compiler checks that each state handles each event.
+// Tables of transitions. The compiler checks that each state handles each event.
 
 impl Machine for Knowledge {
     type Event = KnowledgeEvent;
@@ -271,7 +271,7 @@ impl Machine for Workflow {
         use WorkflowEvent::*;
         match (self, event) {
             (Self::None | Self::Asked, Inherited) => Some(Self::Inherited),
-            // The eventlog says if the job still waits.
+            // The eventlog decides whether the job still waits.
             (Self::ResourcesKnown, Inherited) => Some(Self::Exists),
             (Self::None, Asked) => Some(Self::Asked),
             (Self::Asked, Refused) => Some(Self::None),

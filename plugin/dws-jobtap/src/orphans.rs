@@ -1,5 +1,5 @@
-//! Orphaned workflows: those of rabbit jobs that became inactive while no plugin was loaded. Nobody had the service
-//! tear them down, and they keep what was allocated on the rabbits.
+//! Orphaned workflows: those of rabbit jobs that became inactive while no plugin was loaded. No plugin requested their
+//! teardown, so they still occupy storage on the rabbits.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,22 +12,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{Epilog, EpilogEvent, Machine};
 
-/// The jobs of orphaned workflows, and what is under way for one of them.
+/// The jobs of orphaned workflows, and the pending step for one of them.
 #[derive(Default)]
 pub struct Orphans {
     jobs: RefCell<BTreeMap<JobId, Orphan>>,
     pub step: RefCell<Option<Step>>,
-    /// The job at which the current round is.
+    /// The current job of the round.
     pub at: Cell<Option<JobId>>,
-    /// Seconds until the next round.
+    /// The pause before the next round, in seconds.
     pub pause: Cell<f64>,
 }
 
 #[derive(Clone, Copy)]
 struct Orphan {
-    /// Whether the service has received `dws.post_run`. The job has no epilog any more.
+    /// Records whether the service received `dws.post_run`. The job itself has no epilog any more.
     epilog: Epilog,
-    /// Known when its eventlog was read.
+    /// Known once the eventlog was read.
     end: Option<End>,
     refusals: u32,
 }
@@ -39,7 +39,7 @@ pub enum End {
     HasRun(bool),
 }
 
-/// A pending step. It ends when it is dropped.
+/// A pending step. Dropping it cancels it.
 pub enum Step {
     Later(#[expect(dead_code, reason = "it is kept")] Watcher),
     Asked(#[expect(dead_code, reason = "it is kept")] PendingFuture),
@@ -50,7 +50,7 @@ pub enum Step {
 pub struct OrphanState(pub JobId, pub Epilog);
 
 impl Orphans {
-    /// Takes over the orphans of the plugin before this one. Returns those of which the service does not know.
+    /// Takes over the orphans of the former plugin. Returns those that the service has not been told of.
     pub fn take_over(&self, inherited: impl Iterator<Item = OrphanState>) -> Vec<JobId> {
         let orphans = inherited.map(|OrphanState(job, epilog)| {
             let (end, refusals) = (None, 0);
@@ -101,7 +101,7 @@ impl Orphans {
         }
     }
 
-    /// Counts a refusal of the service. Returns how many there were.
+    /// Counts a refusal of the service. Returns the number of refusals.
     pub fn refused(&self, job: JobId) -> Option<u32> {
         let mut jobs = self.jobs.borrow_mut();
         let orphan = jobs.get_mut(&job)?;
@@ -114,7 +114,7 @@ impl Orphans {
         jobs.get(&job).is_some_and(|orphan| orphan.epilog.is_repeated())
     }
 
-    /// Returns the next job of the round, which the service is to tear down.
+    /// Returns the next job of the round whose workflow must be torn down.
     pub fn next(&self) -> Option<(JobId, End)> {
         let jobs = self.jobs.borrow();
         let after = self.at.get().map_or(Bound::Unbounded, Bound::Excluded);

@@ -1,4 +1,4 @@
-//! RUN: the service sets the workflow up, and the variables that it sends are sealed and committed.
+//! RUN: the service sets up the workflow, and the variables that it sends are sealed and committed.
 
 use std::rc::Rc;
 
@@ -21,7 +21,7 @@ impl RabbitJobs {
             return Ok(());
         };
         self.subscribe(job)?;
-        // Its state is known from here on.
+        // From here on, the state of the job is known.
         let waiting = self.now_known(job);
         if let Err(e) = self.jobtap().prolog_start(PROLOG) {
             let line = format!("Failed to start dws jobtap prolog for {job}: {e}");
@@ -41,11 +41,11 @@ impl RabbitJobs {
         let asked = job.kvs_key(c"R").and_then(|key| self.engine.flux().lookup(&key));
         let sent = self.call(job, Call::Resources, asked, move |me, future| {
             if !me.on_prolog(job, PrologEvent::SetupSent) {
-                // It was canceled meanwhile, and the service was told to tear its workflow down.
+                // The job was canceled meanwhile, and the service was asked to tear down its workflow.
                 return;
             }
             let resources = future.value().ok().flatten();
-            // The text is passed on unchanged.
+            // Passed on unchanged.
             match resources.filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) {
                 Some(resources) => me.send_setup(job, &resources),
                 None => me.fail_prolog(job, "Failed to unpack R"),
@@ -86,7 +86,7 @@ impl RabbitJobs {
         }
     }
 
-    /// Raises the exception of a job that must not start. Its callback finishes the prolog.
+    /// Raises the exception of a job that must not start. The callback of the exception finishes the prolog.
     pub fn fail_prolog(&self, job: JobId, why: &str) {
         if self.life(job).prolog.is_outstanding() {
             let line = format!("Failed to setup DWS workflow object for job {job}");
@@ -105,7 +105,7 @@ impl RabbitJobs {
         self.when_known(remove.job, move |me| me.deliver(remove, request));
     }
 
-    /// Has the variables sealed and committed. The prolog is finished after that.
+    /// Begins the delivery of the variables. The prolog is finished after they are committed.
     fn deliver(self: &Rc<Self>, PrologRemove { job, variables }: PrologRemove, request: Unanswered) {
         match self.life(job).prolog {
             Prolog::SetupDue | Prolog::Waiting | Prolog::Looking => {}
@@ -138,7 +138,7 @@ impl RabbitJobs {
     }
 
     pub fn delivered(&self, job: JobId, names: &[String]) {
-        // The event has the names; only the record has the values.
+        // The event contains only the names. Only the record contains the values.
         if let Err(e) = self.jobtap().post(job, EVENT, &json!({ "names": names })) {
             let line = format!("{job}: failed to post the event dws_environment: {e}");
             self.engine.log(LogLevel::Err, &line);
@@ -154,7 +154,7 @@ impl RabbitJobs {
     }
 
     pub fn undelivered(&self, job: JobId, why: &Failure) {
-        // The callback of the exception would answer them, with less detail.
+        // Take the requests first: the callback of the exception would answer them, with less detail.
         let requests = self.with(job, |rabbit| std::mem::take(&mut rabbit.requests));
         self.fail_prolog(
             job,
@@ -189,7 +189,7 @@ impl RabbitJobs {
             return false;
         }
         self.engine.deliveries.give_up(job);
-        // The log has its error.
+        // The error was logged.
         let _ = self.finish_prolog(job, 1);
         self.answer_all(job, &Err("the job has got an exception".to_owned()));
         true

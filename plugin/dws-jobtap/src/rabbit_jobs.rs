@@ -1,4 +1,4 @@
-//! The state of the plugin: the active rabbit jobs, how far each is, and what fails a job.
+//! The state of the plugin: the active rabbit jobs, the stage of each, and the failure of a job.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,20 +21,19 @@ use crate::{
 pub const DEPENDENCY: &CStr = c"dws-create";
 pub const PROLOG: &CStr = c"dws-setup";
 pub const EPILOG: &CStr = c"dws-epilog";
-/// The exception that ends an epilog, if the instance owner raises it: the service then disables rabbits and drains
-/// nodes.
+/// The exception that ends an epilog. If the instance owner raises it, the service disables rabbits and drains nodes.
 pub const EPILOG_TIMEOUT: &CStr = c"dws-epilog-timeout";
 /// The event with the names of a job's variables.
 pub const EVENT: &CStr = c"dws_environment";
 
-/// The event by which the service names the Workflow of a job, once that exists, and the key of the name in it.
+/// The event in which the service names the existing Workflow of a job, and the key of the name.
 pub const MEMO: &str = "memo";
 pub const MEMO_WORKFLOW: &str = "rabbit_workflow";
 
-/// The attribute of a rabbit job with its directives.
+/// The attribute with the directives of a rabbit job.
 pub const DW: [&str; 4] = ["jobspec", "attributes", "system", "dw"];
 
-/// Seconds until the service is asked again, if it was absent.
+/// The pause before an absent service is called again, in seconds.
 pub const AGAIN: f64 = 5.0;
 
 pub static DWS: Identity = Identity {
@@ -49,16 +48,17 @@ pub static DWS: Identity = Identity {
     events: &[MEMO],
 };
 
-/// The rabbit jobs, and what the plugin does for them.
+/// The rabbit jobs of the instance.
 pub struct RabbitJobs {
     pub engine: Rc<Engine>,
     pub jobs: RefCell<HashMap<JobId, RabbitJob>>,
-    /// In seconds; epilogs have no timeout if it is not positive.
+    /// In seconds. If it is not positive, epilogs have no timeout.
     pub epilog_timeout: f64,
-    /// The jobs in the handover that have not come to `job.new` yet; none if no plugin of this job manager left one.
+    /// The jobs in the handover for which Flux has not called `job.new` yet; none without a former plugin in this job
+    /// manager.
     pub inherited: RefCell<Option<HashMap<JobId, Lifecycle>>>,
     pub orphans: Orphans,
-    /// Set when the log has a line about the absent service, and cleared when the service is heard again.
+    /// Set after the absence of the service was logged, and cleared when the service answers.
     pub no_service: Cell<bool>,
     pub counts: Counts,
 }
@@ -75,16 +75,16 @@ pub struct Counts {
 pub struct RabbitJob {
     pub uid: u32,
     pub life: Lifecycle,
-    /// Set when this plugin is called for its events.
+    /// Set if this plugin receives the events of the job.
     subscribed: bool,
-    /// Requests about it that wait while its eventlog is read.
+    /// Requests about the job that wait until its eventlog is read.
     waiting: Vec<Waiting>,
-    /// Requests of the service that are answered when the prolog is finished.
+    /// Requests of the service that are answered when the prolog finishes.
     pub requests: Vec<Unanswered>,
     pub calls: HashMap<Call, PendingFuture>,
-    /// Ends its epilog.
+    /// The timeout of the epilog.
     pub timer: Option<Watcher>,
-    /// Asks the service again.
+    /// The timer for the next call of the service.
     pub later: Option<Watcher>,
 }
 
@@ -102,7 +102,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Returns the name of the place at which tests inject a fault into its reply.
+    /// Returns the name with which tests inject a fault into the reply.
     pub fn fault(self) -> &'static str {
         match self {
             Call::Create => "answer-create",
@@ -114,14 +114,14 @@ impl Call {
     }
 }
 
-/// A request of the service. If it is dropped, the service gets an error.
+/// A pending request of the service. If it is dropped, the service gets an error.
 pub struct Unanswered(pub Option<KeptRequest>);
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
         if let Some(request) = self.0.take() {
             let why = "the job has ended, or the plugin dws-jobtap is being removed";
-            // The service is the only one to tell.
+            // An error cannot be reported to anyone else.
             let _ = request.refuse(nix::errno::Errno::EINVAL as i32, why);
         }
     }
@@ -131,7 +131,7 @@ impl RabbitJobs {
     /// Reads the configuration of the plugin: its own key, and overrides for the engine.
     ///
     /// # Errors
-    /// Returns an error if the engine rejects the overrides.
+    /// The engine rejects the overrides.
     pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         let conf = plugin.conf()?;
         let mut keys = conf.as_object().cloned().unwrap_or_default();
@@ -196,7 +196,7 @@ impl RabbitJobs {
         self.with(job, |rabbit| rabbit.life)
     }
 
-    /// Applies an event to one of the state machines of a job. Returns whether it was not ignored.
+    /// Applies an event to a state machine of a job. Returns false if the event is ignored.
     fn on<M: Machine>(&self, job: JobId, machine: fn(&mut Lifecycle) -> &mut M, event: M::Event) -> bool {
         self.with(job, |rabbit| machine(&mut rabbit.life).on(event))
     }
@@ -221,20 +221,20 @@ impl RabbitJobs {
         self.life(job).shells.have_started() || self.jobtap().was_posted(job, c"start")
     }
 
-    /// Reads the eventlog of a job, whose state is not known.
+    /// Reads the eventlog of a job in an unknown state.
     pub fn read_eventlog(&self, job: JobId) {
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Lost);
         Engine::read_eventlog(&self.engine, job);
     }
 
-    /// The state of a job is known. Returns what waited for it.
+    /// Records that the state of a job is known. Returns the functions that wait for it.
     pub fn now_known(&self, job: JobId) -> Vec<Waiting> {
         self.engine.forget_eventlog(job);
         self.on(job, |life| &mut life.knowledge, KnowledgeEvent::Gained);
         self.with(job, |rabbit| std::mem::take(&mut rabbit.waiting))
     }
 
-    /// Calls `f` once the state of a job is known, which may be now.
+    /// Calls `f` once the state of a job is known, possibly at once.
     pub fn when_known(self: &Rc<Self>, job: JobId, f: impl FnOnce(&Rc<Self>) + 'static) {
         let mut jobs = self.jobs.borrow_mut();
         if let Some(rabbit) = jobs
@@ -263,7 +263,7 @@ impl RabbitJobs {
 
     // Exceptions
 
-    /// Raises the exception of a callback that failed, and returns its error.
+    /// Raises the exception of a failed callback, and returns its error.
     pub fn raise_current(&self, job: JobId, text: &str) -> PluginError {
         self.raise(job, c"dws", text);
         PluginError(text.to_owned())
@@ -281,7 +281,7 @@ impl RabbitJobs {
         }
     }
 
-    /// Calls `f`. If it panics, the job fails.
+    /// Calls `f`. If it panics, fails the job.
     pub fn unless_it_panics(&self, job: JobId, f: impl FnOnce()) {
         let done = ffi::guard(false, || {
             f();
@@ -292,11 +292,11 @@ impl RabbitJobs {
         }
     }
 
-    /// Fails a job after a panic. The callback of the exception finishes what is outstanding.
+    /// Fails a job after a panic. The callback of the exception finishes the prolog or epilog.
     pub fn fault(&self, job: JobId) {
         let line = format!("{job}: an internal error: its place is in the broker's output");
         self.engine.log(LogLevel::Err, &line);
-        // Without it nobody hears of the exception. The log has its error.
+        // Without it, the plugin does not receive the exception. An error is logged.
         let _ = self.subscribe(job);
         let text = "an internal error of the plugin dws-jobtap: if this goes on, ask the operators: the cause is in the log of \
                     Flux";

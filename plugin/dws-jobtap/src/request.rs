@@ -1,4 +1,4 @@
-//! The payloads of the requests of the service for Data Workflow Services, as flux-coral2 sends them.
+//! The payloads of the requests of the service for Data Workflow Services, in the format of flux-coral2.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use seal::{Secret, Variables};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-/// A malformed request, and the job that it names if that can be read. `why` quotes nothing of it.
+/// A malformed request, and the job that it names if that part is readable. `why` quotes nothing of the payload.
 #[derive(Debug)]
 pub struct Malformed {
     pub job: Option<JobId>,
@@ -24,14 +24,14 @@ pub struct ResourceUpdate {
     pub exclude: Value,
 }
 
-/// `job-manager.dws.prolog-remove`: the job may start, with these variables.
+/// `job-manager.dws.prolog-remove`: the job may start with these variables.
 #[derive(Debug)]
 pub struct PrologRemove {
     pub job: JobId,
     pub variables: Variables,
 }
 
-/// `job-manager.dws.epilog-remove`: the file systems of the job are gone.
+/// `job-manager.dws.epilog-remove`: the file systems of the job are deleted.
 #[derive(Debug)]
 pub struct EpilogRemove {
     pub job: JobId,
@@ -91,7 +91,7 @@ struct Id {
     id: u64,
 }
 
-/// Parses a payload. An error has only its class and position: serde_json quotes the input, which may be a secret.
+/// Parses a payload. An error contains only its class and position: serde_json quotes the input, which may be secret.
 fn parse<'a, T: Deserialize<'a>>(payload: Option<&'a str>) -> Result<T, Malformed> {
     let text = payload.unwrap_or_default();
     serde_json::from_str(text).map_err(|e| Malformed {
@@ -100,7 +100,7 @@ fn parse<'a, T: Deserialize<'a>>(payload: Option<&'a str>) -> Result<T, Malforme
     })
 }
 
-/// The variables, or the error in them. They are read directly into types that are wiped.
+/// The variables, or the error in them. They are parsed directly into types that are zeroized.
 struct Checked(Result<Variables, String>);
 
 impl<'de> Deserialize<'de> for Checked {
@@ -192,7 +192,7 @@ impl<'de> Deserialize<'de> for OnlyString {
 mod tests {
     use super::*;
 
-    // Only Flux formats job ids, and these tests run without it.
+    // Only Flux formats job ids, and these tests run without Flux.
 
     #[test]
     fn requests_of_the_service_are_read() {
@@ -223,7 +223,7 @@ mod tests {
             assert_eq!(e.job.map(|job| job.0), job, "{payload:?}");
             assert!(!e.why.contains("canary"), "{}", e.why);
         }
-        // A key that must be there may be null, but not missing.
+        // A required key may be null, but not missing.
         assert!(ResourceUpdate::parse(Some(r#"{"id":7,"resources":[]}"#)).is_err());
     }
 }

@@ -1,10 +1,10 @@
-//! Rabbit jobs that were active when the plugin was loaded: of a plugin that was removed, of an earlier job manager, or
-//! of the plugin of flux-coral2.
+//! Resumes rabbit jobs that were active when the plugin was loaded: those of a removed plugin, of an earlier job
+//! manager, or of the plugin of flux-coral2.
 //!
-//! Within one job manager, the handover has the state of each job with resources. In all other cases its eventlog is
-//! read. A job in CLEANUP may end before that, so an epilog holds it meanwhile. If it turns out to have had one before,
-//! one of the two is finished. A job in RUN that entered it while no plugin or another one was loaded into this job
-//! manager is held by a prolog in the same way.
+//! Within one job manager, the handover contains the state of each job with resources. In all other cases, the eventlog
+//! is read. A job in CLEANUP may end before that, so an epilog holds it. If the job already had an epilog, one of the
+//! two is finished. In the same way, a prolog holds a job in RUN that entered it while no plugin, or another one, was
+//! loaded in this job manager.
 
 use std::{ffi::CString, rc::Rc};
 
@@ -21,7 +21,7 @@ use crate::{
     rabbit_jobs::{Call, DEPENDENCY, DWS, EPILOG, EVENT, MEMO, MEMO_WORKFLOW, PROLOG, RabbitJobs},
 };
 
-/// The part of the handover that only this plugin has.
+/// The plugin's own part of the handover.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RabbitHandover {
@@ -41,7 +41,7 @@ impl RabbitJobs {
         serde_json::to_value(left).unwrap_or_default()
     }
 
-    /// Takes the handover of the plugin before this one.
+    /// Takes over the handover of the former plugin.
     pub fn take_over(self: &Rc<Self>) {
         let left = self.engine.inherited::<RabbitHandover>();
         let Some(RabbitHandover { jobs, orphans }) = left else {
@@ -56,7 +56,7 @@ impl RabbitJobs {
         *self.inherited.borrow_mut() = Some(jobs.into_iter().collect());
     }
 
-    /// `job.new`: for a job that was submitted, and on load for each active job.
+    /// `job.new`: resumes an active job. Flux calls it for each active job on load, and for each submitted job.
     pub fn job_new(self: &Rc<Self>, args: &Args<'_>) -> Result<(), PluginError> {
         let Some((_, _, state)) = args.job_owner_state() else {
             return Ok(());
@@ -90,20 +90,20 @@ impl RabbitJobs {
         self.with(job, |rabbit| {
             rabbit.life = Lifecycle::inherited(Some(left));
         });
-        // Another plugin may have handled jobs without resources since.
+        // Another plugin may have handled jobs without resources meanwhile.
         if left.knowledge == Knowledge::Known && left.had_resources() {
             return self.take_up(job, state);
         }
         self.read_eventlog(job);
         if state == JobState::Run && is_same_manager && left.prolog != Prolog::Held && !self.has_started(job) {
-            // After a restart, Flux does not know if it has started.
+            // After a restart, Flux does not know whether the job has started.
             if self.jobtap().prolog_start(PROLOG).is_ok() {
                 self.on_prolog(job, PrologEvent::Held);
             }
         }
         if state == JobState::Cleanup {
             let posted = |event| self.jobtap().was_posted(job, event);
-            // Shells from before a restart are never heard of, unless the job was in RUN after it.
+            // There are no events of shells from before a restart, unless the job was in RUN after it.
             if posted(c"finish") || !(posted(c"start") || posted(c"exception")) {
                 self.on_shells(job, ShellsEvent::Silent);
             }
@@ -114,13 +114,14 @@ impl RabbitJobs {
         Ok(())
     }
 
-    /// Goes on with a job of the handover.
+    /// Resumes a job of the handover.
     fn take_up(self: &Rc<Self>, job: JobId, state: JobState) -> Result<(), PluginError> {
         let past = self.engine.past(job);
         if past.is_some_and(|past| past != Past::None) {
             self.engine.may_have_record(job);
         }
-        // The plugin of flux-coral2, loaded in between, finishes the prologs of jobs that it did not know, and posts the event.
+        // If the plugin of flux-coral2 was loaded in between, it finished the prologs of unknown jobs and posted the
+        // event.
         if self.has_started(job) || self.jobtap().was_posted(job, EVENT) {
             self.on_prolog(job, PrologEvent::FoundFinished);
         }
@@ -136,7 +137,7 @@ impl RabbitJobs {
         Ok(())
     }
 
-    /// Looks up the record of a job. Its variables were in memory only, but may have been sealed and committed.
+    /// Looks up the record of a job. Its variables were only in memory, but may have been sealed and committed.
     fn look_for_record(self: &Rc<Self>, job: JobId) {
         self.on_prolog(job, PrologEvent::LookedFor);
         let written = self.engine.commit_nothing();
@@ -181,7 +182,7 @@ impl RabbitJobs {
         }
     }
 
-    /// Goes on with a job in CLEANUP. Its prolog is finished last, since nothing else may hold the job.
+    /// Resumes a job in CLEANUP. Its prolog is finished last, because nothing else may hold the job.
     fn take_up_cleanup(self: &Rc<Self>, job: JobId) -> Result<(), PluginError> {
         if self.jobtap().was_posted(job, c"finish") {
             self.on_shells(job, ShellsEvent::Silent);
@@ -196,7 +197,7 @@ impl RabbitJobs {
                 self.start_epilog_timer(job);
                 Ok(())
             }
-            // It ended while no plugin was loaded.
+            // The job ended while no plugin was loaded.
             Epilog::None if shells.are_over() || !self.has_started(job) => self.start_epilog(job),
             Epilog::None | Epilog::Held | Epilog::Finished => Ok(()),
         };
@@ -204,7 +205,7 @@ impl RabbitJobs {
         started
     }
 
-    /// The eventlog of a job was read.
+    /// Resumes a job whose eventlog was read.
     pub fn resume_from(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).knowledge == Knowledge::Known {
             return;
@@ -224,18 +225,18 @@ impl RabbitJobs {
         }
     }
 
-    /// Has the service create the workflow of a job that still waits for it. It may exist already.
+    /// Makes the service create the workflow of a job that still waits for it. The workflow may already exist.
     fn resume_depend(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).workflow == Workflow::ResourcesKnown {
             return;
         }
         if eventlog.was_removed(&DEPENDENCY.to_string_lossy()) {
-            // It waits for something else. Flux does not accept the same dependency twice.
+            // The job waits for something else. Flux does not accept the same dependency twice.
             self.on_workflow(job, WorkflowEvent::ResourcesKnown);
             return;
         }
         let Some(args) = self.jobtap().lookup(job) else { return };
-        // An exception reports an error.
+        // Errors raise an exception.
         let _ = self.hold(job).and_then(|()| self.ask_to_create(job, &args));
     }
 
@@ -263,7 +264,7 @@ impl RabbitJobs {
             }
         };
         if self.life(job).prolog == Prolog::Finished {
-            // It may have a record.
+            // The job may have a record.
             self.engine.may_have_record(job);
         }
         let resources_are_known = eventlog.was_removed(&DEPENDENCY.to_string_lossy());
@@ -281,19 +282,19 @@ impl RabbitJobs {
         }
     }
 
-    /// Finishes one of two prologs: that which holds a job, or an earlier one. Returns true if the job had no earlier
-    /// one.
+    /// Finishes one of two prologs: the one that holds the job, or an earlier one. Returns true if the job had no
+    /// earlier one.
     fn release_from_prolog(&self, job: JobId, eventlog: &Eventlog) -> bool {
         let (started, finished) = eventlog.counts(Perilog::Prolog, &PROLOG.to_string_lossy());
         if started > finished + 1 {
-            // One of the two.
+            // One of the two is finished.
             self.on_prolog(job, PrologEvent::FoundOutstanding);
             if let Err(e) = self.jobtap().prolog_finish(job, PROLOG, 0) {
                 let line = format!("{job}: one of its two prologs could not be finished: {e}");
                 self.engine.log(LogLevel::Err, &line);
             }
         } else if started > 1 {
-            // The earlier one is over. The log has an error.
+            // The earlier one has finished. An error is logged.
             self.on_prolog(job, PrologEvent::FoundOutstanding);
             let _ = self.finish_prolog(job, 0);
         } else {
@@ -302,12 +303,13 @@ impl RabbitJobs {
         started <= 1
     }
 
-    /// Goes on with a job in CLEANUP that an epilog holds.
+    /// Resumes a job in CLEANUP that an epilog holds.
     fn resume_epilog(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         if self.life(job).epilog == Epilog::Held {
             let (started, finished) = eventlog.counts(Perilog::Epilog, &EPILOG.to_string_lossy());
             if started > finished + 1 {
-                // It had one before. The service may have been asked before; then it refuses, which is harmless.
+                // The job already had an epilog. If `dws.post_run` was sent before, the service refuses it, which is
+                // harmless.
                 self.on_shells(job, ShellsEvent::Silent);
                 self.on_epilog(job, EpilogEvent::FoundOutstanding);
                 if let Err(e) = self.jobtap().epilog_finish(job, EPILOG, 0) {
@@ -315,7 +317,7 @@ impl RabbitJobs {
                     self.engine.log(LogLevel::Err, &line);
                 }
             } else if started > 1 {
-                // The job is over. The log has an error.
+                // The epilog had finished before. An error is logged.
                 let _ = self.finish_epilog(job, 0);
                 return;
             } else {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl RabbitJobs {
-    /// Calls `then` with the reply, unless the job has ended or the plugin was removed by then.
+    /// Calls `then` with the reply, unless the job ends or the plugin is removed before.
     pub fn call(
         self: &Rc<Self>,
         job: JobId,
@@ -33,7 +33,7 @@ impl RabbitJobs {
         Ok(())
     }
 
-    /// Calls `ask` again later: after a restart, the service may need longer than the job manager.
+    /// Calls `ask` again later: after a restart, the service may start later than the job manager.
     pub fn again(self: &Rc<Self>, job: JobId, topic: &str, ask: impl Fn(&Rc<Self>, JobId) + 'static) {
         self.log_absent_service(job, topic);
         let weak = Rc::downgrade(self);
@@ -48,7 +48,7 @@ impl RabbitJobs {
         }
     }
 
-    /// Logs the absent service once, until it is heard again.
+    /// Logs the absence of the service once, until it answers again.
     pub fn log_absent_service(&self, job: JobId, topic: &str) {
         if !self.no_service.replace(true) {
             let line = format!("{job}: {topic}: {}: asking again", NoReply::NoService.text());
@@ -95,7 +95,7 @@ impl RabbitJobs {
 
     pub fn answer(&self, mut request: Unanswered, result: Result<(), String>) {
         let Some(request) = request.0.take() else { return };
-        // It has just been heard.
+        // The request shows that the service is running.
         self.no_service.set(false);
         let sent = match result {
             Ok(()) => request.respond(None),
@@ -136,7 +136,7 @@ pub fn reply(future: &ffi::Future) -> Result<Reply, NoReply> {
         false => NoReply::Other(e.to_string()),
     })?;
     let answer: Value = serde_json::from_str(text.as_deref().unwrap_or_default())
-        .map_err(|e| NoReply::Other(format!("its answer is no JSON: {e}")))?;
+        .map_err(|e| NoReply::Other(format!("its answer is not JSON: {e}")))?;
     match answer["success"].as_bool() {
         Some(true) => Ok(Reply::Success),
         Some(false) => Ok(Reply::Failure(answer["errstr"].as_str().map(str::to_owned))),

@@ -1,8 +1,8 @@
-//! Has orphaned workflows torn down.
+//! Tears down orphaned workflows.
 //!
-//! The plugin that was removed has left the jobs in its handover. Their eventlogs say whether another plugin tore the
-//! workflow down meanwhile, and whether there may be data to be copied out. The service is asked for one at a time, in
-//! rounds, and each job is kept until the service reports that its workflow is deleted.
+//! The removed plugin left the jobs in its handover. Their eventlogs show whether another plugin tore down the workflow
+//! meanwhile, and whether data must be copied out. The service is called for one job at a time, in rounds. A job is
+//! kept until the service reports that its workflow is deleted.
 
 use std::{ffi::CStr, io, rc::Rc};
 
@@ -17,17 +17,17 @@ use crate::{
     service::{NoReply, Reply, reply},
 };
 
-/// The timeout of a call, in seconds. A service that is restarted never answers the calls before.
+/// The timeout of a call, in seconds. A restarted service never answers earlier calls.
 const TIMEOUT: f64 = 60.0;
 
-/// The longest pause between two rounds, in seconds. Each is twice as long as the one before.
+/// The longest pause between two rounds, in seconds. Each pause is twice as long as the former one.
 const LONGEST_PAUSE: f64 = 600.0;
 
-/// The refusals after which a job is given up, about an hour.
+/// The number of refusals after which a job is abandoned: about an hour.
 const MOST_REFUSALS: u32 = 12;
 
 impl RabbitJobs {
-    /// Takes up the jobs of the handover that are not active any more.
+    /// Takes over the jobs of the handover that are not active any more.
     pub fn take_up_orphans(self: &Rc<Self>, inherited: impl IntoIterator<Item = OrphanState>) {
         let inherited = inherited.into_iter();
         let due = self.orphans.take_over(
@@ -48,7 +48,7 @@ impl RabbitJobs {
         }
     }
 
-    /// The eventlog of an orphan was read, or does not exist any more.
+    /// Handles the eventlog of an orphan, which is empty if the job was purged.
     pub fn resume_orphan(self: &Rc<Self>, job: JobId, eventlog: &Eventlog) {
         let past = |which, description: &CStr| eventlog.past(which, &description.to_string_lossy());
         let end = if eventlog.is_empty() {
@@ -58,7 +58,7 @@ impl RabbitJobs {
             self.orphans.forget(job);
             return;
         } else {
-            // Otherwise there is nothing to be copied out.
+            // If the job did not run, there is no data to be copied out.
             End::HasRun(eventlog.has_started() && past(Perilog::Prolog, PROLOG) == Past::Finished(0))
         };
         self.orphans.has_ended(job, end);
@@ -92,12 +92,12 @@ impl RabbitJobs {
         }
     }
 
-    /// Goes on with the next orphan of the round, or waits for the next round.
+    /// Handles the next orphan of the round, or waits for the next round.
     fn next_orphan(self: &Rc<Self>) {
         while let Some((job, end)) = self.orphans.next() {
             self.orphans.at.set(Some(job));
             match end {
-                // Nobody knows any more if it has run, and has data to be copied out.
+                // It is unknown whether the job ran and has data to be copied out.
                 End::Purged => self.forget_orphan(job, "it has been purged"),
                 End::HasRun(has_run) => return self.tear_orphan_down(job, has_run),
             }
@@ -123,7 +123,7 @@ impl RabbitJobs {
                 me.round_later(AGAIN);
             }
             Ok(Reply::Failure(why)) if me.orphans.is_repeated(job) => {
-                // The service tears it down already, or has deleted it.
+                // The service is already tearing it down, or has deleted it.
                 let line = format!(
                     "{job}: dws.post_run, which may have been sent before: {}: waiting for the service to say that its \
                      workflow is gone",
@@ -143,7 +143,7 @@ impl RabbitJobs {
         });
     }
 
-    /// Asks the service again in the next round, up to `MOST_REFUSALS` times.
+    /// Calls the service again in the next round, up to `MOST_REFUSALS` times.
     fn orphan_refused(self: &Rc<Self>, job: JobId, why: &str) {
         match self.orphans.refused(job) {
             Some(MOST_REFUSALS..) => self.forget_orphan(job, why),
@@ -166,7 +166,7 @@ impl RabbitJobs {
         }
     }
 
-    /// Calls `f`. If it panics, the orphan at hand is given up, and the others are not.
+    /// Calls `f`. If it panics, abandons only the current orphan.
     pub fn orphan_unless_it_panics(self: &Rc<Self>, f: impl FnOnce()) {
         let done = ffi::guard(false, || {
             f();
@@ -184,13 +184,13 @@ impl RabbitJobs {
         }
     }
 
-    /// Calls `then` with the reply, unless the plugin is removed by then.
+    /// Calls `then` with the reply, unless the plugin is removed before.
     fn ask_for_orphan(self: &Rc<Self>, asked: io::Result<Future>, then: impl FnOnce(&Rc<Self>, Future) + 'static) {
         let weak = Rc::downgrade(self);
         let pending = asked.and_then(|future| {
             future.then(TIMEOUT, move |future| {
                 let Some(me) = weak.upgrade() else { return };
-                // It may own this closure.
+                // The step may own this closure, so drop it last.
                 let done = me.orphans.step.take();
                 me.orphan_unless_it_panics(|| {
                     ffi::inject_fault("answer-gone");

@@ -1,4 +1,4 @@
-//! One connection to an agent. No call here waits.
+//! A connection to an agent. No call blocks.
 
 use std::{
     collections::VecDeque,
@@ -21,52 +21,52 @@ use protocol::{Incoming, Reply};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use zeroize::Zeroizing;
 
-/// A message as it is sent, which may hold secrets.
+/// An encoded message, which may contain secrets.
 pub(super) type Frame = Zeroizing<Vec<u8>>;
 
-/// How many bytes are made up before the socket has taken them.
+/// The number of bytes that are encoded before the socket accepts them.
 const AHEAD: usize = 64 << 10;
 
-/// How many bytes are read at once.
+/// The most bytes of one read.
 const READ: usize = 64 << 10;
 
-/// A connection.
+/// A connection to an agent.
 pub(super) struct Link {
-    // Before the socket that it watches.
+    // Dropped before the socket that it watches.
     _readable: Watcher,
     writable: Option<Watcher>,
     stream: UnixStream,
-    /// The process of the agent, if it can be told.
+    /// The process of the agent, if known.
     peer: Option<OwnedFd>,
     incoming: Incoming,
     outgoing: VecDeque<Frame>,
-    /// How many bytes of the first of them were sent.
+    /// The number of bytes of the first frame that were sent.
     sent: usize,
     received_last: Instant,
 }
 
-/// Why there is no connection.
+/// The reason why connecting failed.
 pub(super) enum Error {
-    /// Nobody listens.
+    /// No agent listens.
     Absent(String),
-    /// Somebody listens who is not to be trusted, or the socket cannot be used.
+    /// The listening process is not trusted, or the socket cannot be used.
     Refused(String),
 }
 
 impl Link {
-    /// Connects to an agent that runs as the same user, or as root. `receive` is called while there is something to read.
+    /// Connects to an agent that runs as the same user or as root. `receive` is called when the socket is readable.
     pub fn connect(path: &Path, flux: Flux<'static>, receive: impl Fn() + 'static) -> Result<Self, Error> {
         let refused = |e: &dyn std::fmt::Display| Error::Refused(e.to_string());
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|e| refused(&e))?;
         let address = UnixAddr::new(path).map_err(|e| refused(&format!("{e}: set the key agent to a shorter path")))?;
-        connect(fd.as_raw_fd(), &address).map_err(|e| Error::Absent(format!("nobody listens there ({e})")))?;
+        connect(fd.as_raw_fd(), &address).map_err(|e| Error::Absent(format!("no process listens there ({e})")))?;
         let peer = getsockopt(&fd, PeerCredentials).map_err(|e| refused(&e))?;
         let own = geteuid().as_raw();
         if peer.uid() != own && peer.uid() != 0 {
             let uid = peer.uid();
             return Err(refused(&format!(
-                "uid {uid} listens there, and only uid {own} or root may: see who made the socket"
+                "uid {uid} listens there, and only uid {own} or root may: find out who created the socket"
             )));
         }
         let stream = UnixStream::from(fd);
@@ -84,7 +84,7 @@ impl Link {
         })
     }
 
-    /// When the agent last sent something, or the connection was made.
+    /// Returns the time of the last received bytes, or of the connection.
     pub fn received_last(&self) -> Instant {
         self.received_last
     }
@@ -92,15 +92,15 @@ impl Link {
     /// Kills the process of the agent.
     pub fn kill_peer(&self) {
         if let Some(process) = &self.peer {
-            // It may be gone already.
+            // The process may have ended.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 
-    /// Reads what is there, some of it at most.
+    /// Reads some of the received bytes.
     ///
     /// # Errors
-    /// The connection is of no use any more: why.
+    /// The reason why the connection must be closed.
     pub fn read(&mut self) -> Result<(), String> {
         let mut buffer = [0; READ];
         match self.stream.read(&mut buffer) {
@@ -115,18 +115,18 @@ impl Link {
         }
     }
 
-    /// Takes the next reply out of what was read.
+    /// Removes and returns the next received reply.
     ///
     /// # Errors
-    /// The connection is of no use any more: why.
+    /// The reason why the connection must be closed.
     pub fn next(&mut self) -> Result<Option<Reply>, String> {
         self.incoming.take().map_err(|e| e.to_string())
     }
 
-    /// Sends frames until there are none, or the socket takes no more; `again` is called when it does.
+    /// Sends frames until there are none left or the socket accepts no more. Then `again` is called when it does.
     ///
     /// # Errors
-    /// The connection is of no use any more: why.
+    /// The reason why the connection must be closed.
     pub fn send(
         &mut self,
         mut next: impl FnMut() -> Option<Result<Frame, protocol::Error>>,

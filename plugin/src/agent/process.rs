@@ -1,4 +1,4 @@
-//! The process of an agent that a plugin has started.
+//! The process of an agent that the plugin started.
 
 use std::{
     io,
@@ -10,45 +10,45 @@ use std::{
 
 use secure_path::{Owners, Refusal, check_program};
 
-/// The process, as far as it is known. The broker may reap it before anybody asks.
+/// The process, if known. The broker may reap it first.
 #[derive(Default)]
 pub(super) struct Process(Option<(Child, Instant)>);
 
-/// What became of it.
+/// The state of the process.
 pub(super) enum Startup {
-    /// None was started, or it has served.
+    /// No process was started, or it has served.
     None,
-    /// It was started then, and runs.
+    /// It was started at this time, and runs.
     Starting(Instant),
-    /// It ended before it served. Its status is not always known, since the broker may reap it.
+    /// It ended before it served. Its status is unknown if the broker reaped it.
     Ended,
 }
 
 impl Process {
-    /// Returns what became of it.
+    /// Returns the state of the process.
     pub fn poll(&mut self) -> Startup {
         let Some((child, since)) = &mut self.0 else {
             return Startup::None;
         };
         match child.try_wait() {
             Ok(None) => Startup::Starting(*since),
-            // It fails if the broker was first.
+            // An error means that the broker reaped it first.
             Ok(Some(_)) | Err(_) => Startup::Ended,
         }
     }
 
-    /// It is of no interest any more.
+    /// Stops observing the process.
     pub fn forget(&mut self) {
         if let Some((mut child, _)) = self.0.take() {
-            // It is reaped here, or by the broker.
+            // Reaps it, unless the broker has.
             let _ = child.try_wait();
         }
     }
 
-    /// Starts the first of the programs that exists, if nobody but root and the instance owner could have changed it.
+    /// Starts the first of the programs that exists, if only root and the instance owner can modify it.
     ///
     /// # Errors
-    /// What failed, for the operator.
+    /// The step that failed, for the operator.
     pub fn start(&mut self, programs: &[PathBuf], socket: &Path) -> Result<(), String> {
         for program in programs {
             match check_program(program, Owners::process()) {
@@ -59,7 +59,7 @@ impl Process {
             let mut command = Command::new(program);
             command.arg("--socket").arg(socket).process_group(0);
             command.stdin(Stdio::null()).stdout(Stdio::null());
-            // They are the broker's.
+            // These variables are meant for the broker.
             for variable in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
                 command.env_remove(variable);
             }

@@ -1,4 +1,4 @@
-//! The requests that have no final reply yet. A new connection repeats them all.
+//! The requests without a final reply. A new connection repeats them all.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -6,7 +6,7 @@ use ffi::JobId;
 use protocol::{Configure, Deliver, Hello, JobEnd, RELEASE, Reply, Request, VERSION};
 use zeroize::Zeroizing;
 
-/// Requests without a final reply, and those of them that this connection has not sent.
+/// Requests without a final reply, and the messages that this connection has not sent.
 #[derive(Default)]
 pub(super) struct Requests {
     configurations: BTreeMap<u32, Request>,
@@ -15,7 +15,7 @@ pub(super) struct Requests {
     unsent: VecDeque<Unsent>,
 }
 
-/// A request that is to be sent, unless it was withdrawn.
+/// A message that must be sent, unless its request was withdrawn.
 #[derive(Debug, Clone, Copy)]
 enum Unsent {
     Hello,
@@ -43,7 +43,7 @@ impl Requests {
         self.unsent.push_back(Unsent::Configure(generation));
     }
 
-    /// Forgets the configurations that no delivery names, except the one in force.
+    /// Retires the configurations that no delivery names, except the active one.
     pub fn retire_unused(&mut self, in_force: u32) {
         let mut used = BTreeSet::from([in_force]);
         used.extend(self.deliveries.values().filter_map(|request| match request {
@@ -69,7 +69,7 @@ impl Requests {
         self.unsent.push_back(Unsent::Deliver(number));
     }
 
-    /// Gives a delivery up. Returns whether it had no reply.
+    /// Cancels a delivery. Returns whether it had no final reply.
     pub fn cancel(&mut self, number: u64) -> bool {
         let is_pending = self.deliveries.remove(&number).is_some();
         if is_pending {
@@ -78,7 +78,7 @@ impl Requests {
         is_pending
     }
 
-    /// Adds the look-up of a user. Returns whether it was not pending.
+    /// Adds the look-up of a user. Returns false if one is pending.
     pub fn look_up(&mut self, generation: u32, uid: u32) -> bool {
         let is_new = self.look_ups.insert((generation, uid));
         if is_new {
@@ -87,17 +87,18 @@ impl Requests {
         is_new
     }
 
-    /// Adds the answer to a question about a job. It is not repeated.
+    /// Adds the answer to a question about a job. It is not repeated on a new connection.
     pub fn answer_job(&mut self, number: u64, end: Option<JobEnd>) {
         self.unsent.push_back(Unsent::Job(number, end));
     }
 
-    /// Adds the end of a job. It is not repeated.
+    /// Adds the end of a job. It is not repeated on a new connection.
     pub fn ended(&mut self, jobid: u64) {
         self.unsent.push_back(Unsent::Ended(jobid));
     }
 
-    /// Removes the request of a final reply. Returns the job of a reply; none if it has none, or was given up.
+    /// Removes the request of a final reply. Returns the job of the reply; none if it concerns no job, or the delivery
+    /// was canceled.
     pub fn replied(&mut self, reply: &Reply) -> Option<JobId> {
         match reply {
             Reply::Delivered { number, .. } | Reply::NoRule { number } | Reply::Failed { number, .. } => {
@@ -112,7 +113,7 @@ impl Requests {
         }
     }
 
-    /// Has all of them sent, on a new connection.
+    /// Schedules all requests for a new connection.
     pub fn repeat(&mut self) {
         self.unsent.clear();
         self.unsent.push_back(Unsent::Hello);
@@ -130,7 +131,7 @@ impl Requests {
             .extend(self.deliveries.keys().map(|number| Unsent::Deliver(*number)));
     }
 
-    /// Takes the next request out that is to be sent.
+    /// Returns the frame of the next request to send.
     pub fn next_frame(&mut self) -> Option<Result<Zeroizing<Vec<u8>>, protocol::Error>> {
         loop {
             let made;
@@ -166,7 +167,7 @@ impl Requests {
                     Some(&made)
                 }
             };
-            // It may have been withdrawn since.
+            // It may have been withdrawn meanwhile.
             if let Some(request) = request {
                 return Some(protocol::encode(request));
             }

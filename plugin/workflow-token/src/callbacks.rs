@@ -1,4 +1,4 @@
-//! The plugin's callbacks: those that the configuration needs, and no others.
+//! The plugin's callbacks. Only those that the configuration needs are registered.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -14,26 +14,27 @@ use serde_json::json;
 
 use crate::{projects::Membership, tokens::Tokens};
 
-/// The topics of checks at submission. Jobs pay only for the callbacks that the configuration needs.
+/// The topics of checks at submission. They are handled only if the configuration needs them, since each job pays for
+/// them.
 const VALIDATE: &CStr = c"job.validate";
 const UPDATE: &CStr = c"job.update.attributes.system.project";
 const DEPEND: &CStr = c"job.state.depend";
 
-/// The state of the plugin, which callbacks get.
+/// The state of the plugin, which Flux passes to callbacks.
 pub(crate) struct WorkflowToken {
     tokens: Rc<Tokens>,
-    /// True while [`UPDATE`] is handled. A plugin that handles it permits such updates, which Flux rejects otherwise.
+    /// Set while [`UPDATE`] is handled. A plugin that handles it permits such updates, which Flux rejects otherwise.
     permits_updates: Cell<bool>,
-    /// True while [`DEPEND`] is handled.
+    /// Set while [`DEPEND`] is handled.
     depends: Cell<bool>,
-    /// True while [`VALIDATE`] is handled.
+    /// Set while [`VALIDATE`] is handled.
     validates: Cell<bool>,
-    /// This state, as handlers are added with it.
+    /// The handle with which callbacks with this state are added.
     kept: OnceCell<Kept<WorkflowToken>>,
 }
 
 impl WorkflowToken {
-    /// Returns the state of a plugin that is being loaded. It does nothing before it is configured.
+    /// Returns the state of a plugin that is being loaded. It does nothing until it is configured.
     pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Self> {
         Ok(Self {
             tokens: Tokens::new(jobtap, plugin)?,
@@ -44,13 +45,13 @@ impl WorkflowToken {
         })
     }
 
-    /// Sets how handlers are added with this state, once.
+    /// Sets the handle with which callbacks with this state are added, once.
     pub fn is_kept(&self, kept: Kept<WorkflowToken>) {
         let is_first = self.kept.set(kept).is_ok();
         debug_assert!(is_first);
     }
 
-    /// `conf.update`: rejects a wrong configuration and keeps the former. Deliveries under way keep theirs.
+    /// `conf.update`: rejects an invalid configuration and keeps the former one. Deliveries under way keep theirs.
     pub fn conf_update(&self, plugin: Plugin<'_>, args: &Args<'_>) -> Result<(), PluginError> {
         self.tokens.configure(args)?;
         let Some(kept) = self.kept.get() else { return Ok(()) };
@@ -58,7 +59,7 @@ impl WorkflowToken {
         changed.map_err(|e| PluginError(format!("jobs cannot be checked when they are submitted: {e}")))
     }
 
-    /// Handles the topics that the configuration needs, and no others.
+    /// Adds handlers for the topics that the configuration needs, and removes the others.
     fn handle_topics(&self, plugin: Plugin<'_>, kept: &Kept<WorkflowToken>) -> io::Result<()> {
         let Some(config) = self.tokens.engine.current().map(|current| current.config) else {
             return Ok(());
@@ -95,8 +96,8 @@ impl WorkflowToken {
         Ok(())
     }
 
-    /// `job.validate`: rejects a job whose owner is not in its project, that requests a token that it cannot have, or whose
-    /// token cannot last.
+    /// `job.validate`: rejects a job if its owner is not in its project, if it requests a token that its rule does not
+    /// allow, or if its token expires too early.
     fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
         self.with_membership(|membership| membership.validate(args))?;
         self.tokens.check_requests(args).map_err(PluginError)?;
@@ -122,7 +123,7 @@ impl WorkflowToken {
         Ok(())
     }
 
-    /// `job.state.cleanup`: gives up the delivery of a job that was canceled or has ended.
+    /// `job.state.cleanup`: cancels the delivery of a job that was canceled or has ended.
     pub fn job_cleanup(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let timer = CallbackTimer::start();
         let Some(job) = args.job() else { return Ok(()) };
@@ -132,7 +133,7 @@ impl WorkflowToken {
         Ok(())
     }
 
-    /// `job.state.inactive`: removes the record of a job of which nothing runs any more. Its token is not valid from here on.
+    /// `job.state.inactive`: removes the record of a job that has fully ended. Its token is not valid from now on.
     pub fn job_inactive(&self, args: &Args<'_>) -> Result<(), PluginError> {
         if let Some(job) = args.job() {
             self.tokens.engine.ended(job);
@@ -141,7 +142,7 @@ impl WorkflowToken {
         Ok(())
     }
 
-    /// `plugin.query`: counters.
+    /// `plugin.query`: returns the counters.
     pub fn query(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let mut answer = self.tokens.engine.counters();
         answer["held"] = json!(self.tokens.membership.held().len());

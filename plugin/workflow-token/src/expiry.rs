@@ -1,4 +1,4 @@
-//! The consequences of a token that expires before it could be renewed.
+//! Handles tokens that expire because they could not be renewed.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -7,10 +7,10 @@ use plugin::Engine;
 use seal::OnExpiry;
 use serde_json::json;
 
-/// How long the job manager may take to signal the tasks of a job, in seconds.
+/// The timeout for signaling the tasks of a job, in seconds.
 const KILL_TIMEOUT: f64 = 60.0;
 
-/// The severity of an exception that ends a job, and of one that only tells its user (RFC 21).
+/// The severity of an exception that ends a job, and that of one that only informs its user (RFC 21).
 const FATAL: i32 = 0;
 pub(crate) const NOTICE: i32 = 4;
 
@@ -20,7 +20,7 @@ const SIGTERM: i32 = 15;
 /// Informs users and operators, and ends jobs if their rules say so.
 pub(crate) struct Expiry {
     engine: Rc<Engine>,
-    /// The requests that are under way to signal the tasks of jobs.
+    /// The pending requests to signal the tasks of jobs.
     signals: Rc<RefCell<BTreeMap<JobId, PendingFuture>>>,
 }
 
@@ -32,7 +32,7 @@ impl Expiry {
         }
     }
 
-    /// Does with a job what its rule says.
+    /// Applies the rule's `on-expiry` to a job.
     pub fn expired(&self, job: JobId, on_expiry: OnExpiry) {
         self.engine
             .log(LogLevel::Err, &format!("{job}: its workflow token has expired"));
@@ -51,7 +51,7 @@ impl Expiry {
         }
     }
 
-    /// Sends SIGTERM to the tasks of a job, as `flux job kill` does, flux-job(1).
+    /// Sends SIGTERM to the tasks of a job, like `flux job kill` (flux-job(1)).
     fn signal(&self, job: JobId) {
         let request = json!({ "id": job.0, "signum": SIGTERM }).to_string();
         let (signals, engine) = (Rc::downgrade(&self.signals), Rc::downgrade(&self.engine));
@@ -70,7 +70,7 @@ impl Expiry {
         }
     }
 
-    /// Ends all requests: the plugin is being removed.
+    /// Cancels all requests when the plugin is removed.
     pub fn end(&self) {
         let pending = self.signals.take();
         drop(pending);

@@ -1,11 +1,11 @@
-//! The facts of one job, for the choice of its rule on the reactor thread.
+//! The facts of a job that rules refer to, on the reactor thread.
 
 use config::{Asked, AttributePath, Facts, Person, Principal, Projects, Property};
 use ffi::Args;
 
 use crate::owners::Owner;
 
-/// A job by the arguments of a callback.
+/// A job, as the arguments of a callback describe it.
 #[derive(Clone, Copy)]
 pub(crate) struct JobFacts<'a> {
     pub args: &'a Args<'a>,

@@ -1,4 +1,5 @@
-//! Job owners that the agent has looked up. The callbacks that decide about projects cannot wait for an answer.
+//! Job owners that the agent has looked up. Callbacks that decide on projects use them, because they cannot wait for a
+//! look-up.
 
 use std::{
     collections::HashMap,
@@ -8,7 +9,7 @@ use std::{
 use config::{Person, Principal};
 use protocol::Failure;
 
-/// How many users are kept before those are removed whose look-up was too long ago.
+/// The number of users at which those with expired look-ups are removed.
 const ROOM: usize = 1024;
 
 /// A job owner.
@@ -16,16 +17,16 @@ pub(crate) struct Owner {
     uid: u32,
     owner: protocol::Owner,
     until: Instant,
-    /// When the claims end; none without claims.
+    /// The time when the claims expire; none without claims.
     claims_until: Option<Instant>,
 }
 
-/// The job owners that are known, by uid, for the configuration in force.
+/// The known job owners, by uid, for the active configuration.
 #[derive(Default)]
 pub(crate) struct KnownOwners(HashMap<u32, Owner>);
 
 impl KnownOwners {
-    /// Forgets all, for a new configuration.
+    /// Forgets all users when the configuration changes.
     pub fn clear(&mut self) {
         self.0 = HashMap::new();
     }
@@ -46,27 +47,27 @@ impl KnownOwners {
         self.0.insert(uid, known);
     }
 
-    /// Returns a user, unless the look-up was too long ago.
+    /// Returns a user whose look-up has not expired.
     pub fn known(&self, uid: u32) -> Option<&Owner> {
         self.0.get(&uid).filter(|owner| owner.is_fresh())
     }
 
-    /// Returns how many users are known.
+    /// Returns the number of known users.
     pub fn count(&self) -> usize {
         self.0.values().filter(|owner| owner.is_fresh()).count()
     }
 }
 
-/// A look-up is fresh for an hour at most.
+/// The longest time for which a look-up is valid: an hour.
 const FRESHEST_MS: u64 = 3_600_000;
 
 impl Owner {
-    /// Returns why the identity token is not used, if there is one that is not.
+    /// Returns the reason why the user's identity token is not used, if any.
     pub fn refused(&self) -> Option<&Failure> {
         self.owner.refused.as_ref()
     }
 
-    /// Returns how long the claims of the identity token count; none without claims.
+    /// Returns how long the claims of the identity token remain valid; none without claims.
     pub fn claims_left(&self) -> Option<Duration> {
         self.claims_until
             .map(|until| until.saturating_duration_since(Instant::now()))

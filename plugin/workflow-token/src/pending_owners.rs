@@ -1,5 +1,5 @@
-//! Pending owners: users who are being looked up, and their jobs, which are held meanwhile. One turn of the reactor looks at
-//! some of the jobs only, however many are held.
+//! Pending owners: users who are being looked up, and their held jobs. One turn of the reactor handles a limited number
+//! of jobs, however many are held.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,21 +9,21 @@ use std::{
 
 use ffi::JobId;
 
-/// All that are held. Trees, as those of the deliveries.
+/// All held jobs. The collections are trees, like those of the deliveries.
 #[derive(Default)]
 pub(crate) struct PendingOwners {
-    /// Whose they are, and since when they are held.
+    /// The owner of each job, and the time since when it is held.
     jobs: BTreeMap<JobId, (u32, Instant)>,
-    /// The same, the oldest first.
+    /// The same jobs, the oldest first.
     by_age: BTreeSet<(Instant, JobId)>,
     users: BTreeMap<u32, User>,
-    /// When users are to be looked up again.
+    /// The times at which users must be looked up again.
     again: BTreeSet<(Instant, u32)>,
-    /// Whose jobs are being decided, each user once: they take turns.
+    /// The users whose jobs are being decided, each once: they take turns.
     turns: VecDeque<u32>,
 }
 
-/// A user who has jobs that are held.
+/// A user with held jobs.
 #[derive(Default)]
 struct User {
     jobs: BTreeSet<JobId>,
@@ -33,31 +33,31 @@ struct User {
 
 /// Cursor over one user's pending jobs.
 struct Deciding {
-    /// Whether the user is known.
+    /// Set if the user is known.
     is_known: bool,
     after: Option<JobId>,
 }
 
-/// A job that is to be decided now.
+/// A job that must be decided now.
 pub(crate) struct DueJob {
     pub job: JobId,
     pub uid: u32,
-    /// Whether it has been held for as long as it may be, and nothing is known of its owner.
+    /// Set if the job has been held for the timeout, and its owner is still unknown.
     pub is_late: bool,
 }
 
 impl PendingOwners {
-    /// How many there are.
+    /// Returns the number of held jobs.
     pub fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// All of them.
+    /// Returns the held jobs.
     pub fn jobs(&self) -> impl Iterator<Item = JobId> {
         self.jobs.keys().copied()
     }
 
-    /// One is held from now on.
+    /// Adds a held job.
     pub fn insert(&mut self, job: JobId, uid: u32, since: Instant) {
         self.remove(job);
         self.jobs.insert(job, (uid, since));
@@ -65,7 +65,7 @@ impl PendingOwners {
         self.users.entry(uid).or_default().jobs.insert(job);
     }
 
-    /// One is held no more.
+    /// Removes a job that is no longer held.
     pub fn remove(&mut self, job: JobId) {
         let Some((uid, since)) = self.jobs.remove(&job) else {
             return;
@@ -77,12 +77,12 @@ impl PendingOwners {
             if let Some(at) = user.again {
                 self.again.remove(&(at, uid));
             }
-            // It may have its turn yet, for nothing.
+            // `turns` may still contain the user: that turn does nothing.
             self.users.remove(&uid);
         }
     }
 
-    /// A user is to be looked up again at some time, if there are jobs left by then.
+    /// Schedules another look-up of a user, for the case that the user still has held jobs then.
     pub fn look_up_at(&mut self, uid: u32, at: Instant) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         if let Some(before) = user.again.replace(at) {
@@ -91,7 +91,7 @@ impl PendingOwners {
         self.again.insert((at, uid));
     }
 
-    /// All that is known of any user counts no more.
+    /// Discards what is known of all users, and looks them up again.
     pub fn look_all_up(&mut self, now: Instant) {
         self.turns.clear();
         self.again.clear();
@@ -102,7 +102,7 @@ impl PendingOwners {
         }
     }
 
-    /// The jobs of a user are to be decided, by what is known of the user, if that `is_known`.
+    /// Schedules decisions on all jobs of a user. `is_known` is set if the user was looked up.
     pub fn decide(&mut self, uid: u32, is_known: bool) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         if is_known && let Some(at) = user.again.take() {
@@ -114,8 +114,8 @@ impl PendingOwners {
         }
     }
 
-    /// The first of those that are to be decided, for one turn of the reactor; and whether there are more. Those that have
-    /// been held for as long as they may be come first, and again until they are taken out.
+    /// Returns the first jobs that must be decided, for one turn of the reactor, and whether there are more. Jobs that
+    /// have been held for the timeout come first, until they are removed.
     pub fn due(&mut self, now: Instant, limit: Duration, most: usize) -> (Vec<DueJob>, bool) {
         let late = |since: &Instant| now.saturating_duration_since(*since) >= limit;
         let held_long = self.by_age.iter().take_while(|(since, _)| late(since));
@@ -124,7 +124,7 @@ impl PendingOwners {
             .filter_map(|(_, job)| {
                 let (uid, _) = self.jobs.get(job)?;
                 let deciding = self.users.get(uid)?.deciding.as_ref();
-                // If the user is known by now, only their turn has not come.
+                // If the user is known by now, the job is not late: only its turn has not come.
                 Some(DueJob {
                     job: *job,
                     uid: *uid,
@@ -168,7 +168,7 @@ impl PendingOwners {
         (due, is_more)
     }
 
-    /// Whose jobs are to be decided next, or whose time has come to be looked up again.
+    /// Returns the next user whose jobs must be decided or who must be looked up again.
     fn next_user(&mut self, now: Instant) -> Option<u32> {
         if let Some((at, uid)) = self.again.first().copied().filter(|(at, _)| *at <= now) {
             self.again.remove(&(at, uid));
@@ -191,7 +191,7 @@ mod tests {
         due.iter().map(|due| due.job.0).collect()
     }
 
-    /// Jobs 0 to 9, the even ones of user 0, the odd ones of user 1.
+    /// Returns jobs 0 to 9: the even ones of user 0, the odd ones of user 1.
     fn ten(now: Instant) -> PendingOwners {
         let mut held = PendingOwners::default();
         for job in 0..10 {

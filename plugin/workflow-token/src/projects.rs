@@ -1,8 +1,8 @@
 //! Checks the projects of jobs that are submitted or updated.
 //!
-//! The callbacks that may reject a job run on the reactor thread, which cannot wait for the name service. If the job owner is
-//! known, the callback decides. Otherwise the job is accepted and held by a dependency until the agent has looked the owner
-//! up; then it continues or fails. The delivery decides in the end: it looks the owner up again.
+//! Callbacks that may reject a job run on the reactor thread, which cannot wait for the name service. If the job owner
+//! is known, the callback decides. Otherwise the job is accepted, and a dependency holds it until the agent has looked
+//! up the owner; then it continues or fails. The delivery looks up the owner again and makes the final decision.
 
 use std::{
     cell::RefCell,
@@ -26,24 +26,24 @@ use crate::{
 /// The dependency that holds a job whose owner is unknown.
 const DEPENDENCY: &CStr = c"workflow-token-project";
 
-/// After what time a look-up that failed is tried again.
+/// The pause before a failed look-up is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Decides which jobs may be in their projects.
 pub(crate) struct Membership {
     engine: Rc<Engine>,
-    /// Informs users of jobs that were accepted.
+    /// Warns users of accepted jobs.
     pub shortfalls: Shortfalls,
     owners: RefCell<KnownOwners>,
     pending: RefCell<PendingOwners>,
     /// The jobs that the predecessor held.
     inherited: RefCell<HashSet<JobId>>,
-    /// The next turn of those that are due.
+    /// The timer for the next turn of due jobs.
     turn: RefCell<Option<Watcher>>,
     ticker: Rc<Ticker>,
 }
 
-/// The right of a job to be in its project.
+/// Whether a job may be in its project.
 enum Standing {
     Fine,
     Denied(Denied),
@@ -67,7 +67,7 @@ impl Membership {
         })
     }
 
-    /// Returns the jobs that are held.
+    /// Returns the held jobs.
     pub fn held(&self) -> HashSet<JobId> {
         self.pending.borrow().jobs().collect()
     }
@@ -77,17 +77,17 @@ impl Membership {
         *self.inherited.borrow_mut() = jobs;
     }
 
-    /// Releases a job: it is being cleaned up.
+    /// Stops holding a job that is in CLEANUP.
     pub fn forget(&self, job: JobId) {
         self.pending.borrow_mut().remove(job);
     }
 
-    /// Returns how many users are known.
+    /// Returns the number of known users.
     pub fn known_users(&self) -> usize {
         self.owners.borrow().count()
     }
 
-    /// Forgets all owners and decides all jobs that are held again, since the configuration has changed.
+    /// Forgets all owners and decides all held jobs again, because the configuration has changed.
     pub fn reconsider(&self) {
         self.owners.borrow_mut().clear();
         self.pending.borrow_mut().look_all_up(Instant::now());
@@ -96,14 +96,14 @@ impl Membership {
         }
     }
 
-    /// Stops all timers: the plugin is being removed.
+    /// Stops all timers when the plugin is removed.
     pub fn end(&self) {
         self.ticker.stop();
         drop(self.turn.take());
     }
 
-    /// `job.validate`: rejects a job whose owner is not in its project. It is called for a job that is being submitted, and
-    /// for one that is being updated, with the jobspec as it would be then.
+    /// `job.validate`: rejects a job whose owner is not in its project. Flux calls it when a job is submitted, and when
+    /// a job is updated, then with the updated jobspec.
     pub fn validate(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let Some((current, job, uid, state)) = self.with_projects(args) else {
             return Ok(());
@@ -126,8 +126,8 @@ impl Membership {
         }
     }
 
-    /// `job.update.attributes.system.project`: the same, for a project that a job is to be in from now on. Where the other
-    /// plugins find nothing to be validated, `job.validate` is not called.
+    /// `job.update.attributes.system.project`: rejects an update to a project that the owner is not in. If other
+    /// plugins declare the update validated, Flux does not call `job.validate`.
     pub fn update_project(&self, args: &Args<'_>) -> Result<(), PluginError> {
         match self.with_projects(args) {
             Some((current, ..)) => self.check_update(&current, args, &jobspec::asked_by_update(args), true),
@@ -158,8 +158,8 @@ impl Membership {
         }
     }
 
-    /// `job.validate`: rejects a job whose token cannot last as long as the job, or an update of the time limit with that effect,
-    /// if its rule says so.
+    /// `job.validate`: rejects a job whose token expires too early, or an update of the time limit with that effect, if
+    /// its rule requires it.
     pub fn check_shortfall(&self, args: &Args<'_>) -> Result<(), PluginError> {
         let (Some(current), Some((job, uid, state))) = (self.engine.current(), args.job_owner_state()) else {
             return Ok(());
@@ -174,7 +174,7 @@ impl Membership {
         rejected.map_or(Ok(()), |why| Err(PluginError(why)))
     }
 
-    /// Predicts shortfalls of the tokens of a job, by what is known now.
+    /// Predicts shortfalls of the tokens of a job from the current knowledge.
     fn foresee(&self, current: &Current, args: &Args<'_>, uid: u32) -> Foreseen {
         let (config, owners) = (&current.config, self.owners.borrow());
         let job = JobFacts {
@@ -189,7 +189,7 @@ impl Membership {
 
     /// `job.state.depend`: holds a job with a pending owner, and warns the user of any other job whose token falls short.
     pub fn depend(&self, args: &Args<'_>) {
-        // When the plugin is loaded, it is called for jobs that have had their dependencies already.
+        // On load, Flux also calls it for jobs whose dependencies are already resolved.
         if args.previous_state() != Some(JobState::New) {
             return;
         }
@@ -203,11 +203,11 @@ impl Membership {
                     self.deny(job, &why);
                 }
             }
-            // It was not known when the job was submitted.
+            // The owner was not known at submission.
             Standing::Denied(why) => self.deny(job, &why.to_string()),
             Standing::Unknown => {
                 if let Err(e) = self.engine.jobtap().dependency_add(job, DEPENDENCY) {
-                    // Its delivery looks again.
+                    // The delivery looks up the owner anyway.
                     let line = format!("{job}: it could not be held until its owner is known: {e}");
                     return self.engine.log(LogLevel::Warning, &line);
                 }
@@ -226,7 +226,7 @@ impl Membership {
         }
     }
 
-    /// The same, by the eventlog of the job.
+    /// Resumes a job in DEPEND according to its eventlog.
     pub fn resume_from(&self, job: JobId, uid: u32, eventlog: &Eventlog) {
         let dependency = DEPENDENCY.to_string_lossy();
         if eventlog.was_added(&dependency) && !eventlog.was_removed(&dependency) {
@@ -267,13 +267,13 @@ impl Membership {
         Some((current, job, uid, state))
     }
 
-    /// Returns whether a job may be in the project that it asks for, or in none, as far as is known now.
+    /// Returns whether a job may be in the project that it requests, or in none, from the current knowledge.
     fn standing(&self, current: &Current, args: &Args<'_>, asked: &Asked, uid: u32) -> Standing {
         let config = &current.config;
         if config.projects.is_empty() {
             return Standing::Fine;
         }
-        // Nobody is in a project that does not exist.
+        // A project that does not exist has no members.
         if let Err(why) = config.projects.asked(asked) {
             return Standing::Denied(why);
         }
@@ -287,7 +287,7 @@ impl Membership {
         };
         let needs_project = |rule: &usize| config.rules[*rule].source.needs_project();
         let Some(owner) = job.owner else {
-            // A job that asks for none, and needs none, is not held.
+            // A job that requests no project, and needs none, is not held.
             return match asked {
                 Asked::Nothing if !config.candidates(&job).iter().any(needs_project) => Standing::Fine,
                 _ => Standing::Unknown,
@@ -310,7 +310,7 @@ impl Membership {
         }
     }
 
-    /// Takes a user from the agent. The jobs that wait for it continue or fail.
+    /// Stores a user that the agent reported. The user's held jobs continue or fail.
     pub fn known(self: &Rc<Self>, generation: u32, uid: u32, owner: Result<protocol::Owner, String>) {
         let Some(current) = self.engine.current() else { return };
         match owner {
@@ -318,7 +318,7 @@ impl Membership {
                 self.owners.borrow_mut().insert(uid, owner);
                 self.pending.borrow_mut().decide(uid, true);
             }
-            // It was for a configuration that is not in force any more.
+            // The look-up was for a former configuration.
             Ok(_) => self.pending.borrow_mut().look_up_at(uid, Instant::now()),
             Err(e) => {
                 self.pending.borrow_mut().look_up_at(uid, Instant::now() + RETRY);
@@ -329,7 +329,7 @@ impl Membership {
         self.decide_due();
     }
 
-    /// Reports to the operator why an identity token is not used.
+    /// Logs for the operator why an identity token is not used.
     fn log_refused(&self, owner: &Owner) {
         if let Some(why) = owner.refused() {
             let line = format!("the identity token of {} is not used: {}", owner.name(), why.operator);
@@ -337,14 +337,14 @@ impl Membership {
         }
     }
 
-    /// Decides jobs that are due, unless a turn for them comes anyway.
+    /// Decides due jobs, unless a turn for them is scheduled.
     fn decide_due(self: &Rc<Self>) {
         if self.turn.borrow().is_none() {
             self.take_turn();
         }
     }
 
-    /// Decides some of the jobs that are due; the others after others had their turn.
+    /// Decides some of the due jobs. The rest follows in the next turns.
     fn take_turn(self: &Rc<Self>) {
         let Some(current) = self.engine.current() else { return };
         let due = self
@@ -360,7 +360,7 @@ impl Membership {
                 ffi::guard((), || this.take_turn());
                 drop(done);
             });
-            // Without a timer, the next tick does it.
+            // Without a timer, the next tick decides them.
             *self.turn.borrow_mut() = turn.ok();
         }
         for due in due {
@@ -385,7 +385,7 @@ impl Membership {
         }
     }
 
-    /// Releases a job that is held, or ends it. Returns false if its owner is still unknown.
+    /// Decides a held job: releases it, or ends it. Returns false if its owner is still unknown.
     fn decide(&self, job: JobId) -> bool {
         let Some(args) = self.engine.jobtap().lookup(job) else {
             self.forget(job);
@@ -416,7 +416,7 @@ impl Membership {
                 }
                 self.forget(job);
                 if let Err(e) = self.engine.jobtap().dependency_remove(job, DEPENDENCY) {
-                    let line = format!("{job}: it cannot be let go on: {e}: cancel it");
+                    let line = format!("{job}: its dependency could not be removed: {e}: cancel the job");
                     self.engine.log(LogLevel::Err, &line);
                 }
             }
@@ -431,7 +431,7 @@ impl Membership {
             .jobtap()
             .raise(job, self.engine.prologs.identity.prolog, 0, why)
         {
-            // It gets no token either way.
+            // The delivery rejects the job in any case.
             let line = format!("{job}: {why}: the exception could not be raised: {e}");
             self.engine.log(LogLevel::Err, &line);
         }
@@ -440,6 +440,6 @@ impl Membership {
 
 /// Returns the error of a submission or update that is rejected.
 fn refusal(why: &Denied) -> PluginError {
-    // Flux has room for 160 bytes with the NUL (flux_error_t).
+    // Flux cuts the text at 160 bytes, including the NUL (flux_error_t).
     PluginError(why.within(159))
 }

@@ -1,4 +1,4 @@
-//! When the records of running jobs are renewed, and what becomes of jobs whose tokens expire.
+//! Schedules the renewals of running jobs' records, and reports expired tokens.
 //!
 //! ```text
 //! committed ─► waiting ── renew-at ──► renewing ─► committed
@@ -6,7 +6,8 @@
 //!                 └──── pause, doubled ───┘ failed
 //! ```
 //!
-//! A job keeps its record until the next one is committed. After a restart the record itself has all that is needed here.
+//! A job keeps its record until the next one is committed. After a restart, the record contains everything that the
+//! schedule needs.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,13 +21,13 @@ use plugin::{Delivered, ReadEvent, Reader, Subject, TURN};
 use protocol::Failure;
 use seal::{Attempts, Due, OnExpiry, Record};
 
-/// The longest time that a timer is set to.
+/// The longest time of a timer.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-/// The time after which records that could not be read are looked for.
+/// The interval at which failed reads of records are retried.
 const READ: Duration = Duration::from_secs(5);
 
-/// The sealed records of running jobs. A job that no rule was for has none.
+/// The sealed records of running jobs. A job that no rule matched has none.
 static RECORD: Subject = Subject {
     key: c"workflow-token",
     name: "sealed record",
@@ -36,7 +37,7 @@ static RECORD: Subject = Subject {
 
 /// An event that [`Renewals`] report.
 pub(crate) enum RenewalEvent {
-    /// The next record of a job is due: it had so many.
+    /// The renewal of a job is due. The number is that of its records so far.
     Due(JobId, u32),
     /// The token of a job has expired.
     Expired(JobId, OnExpiry),
@@ -44,20 +45,20 @@ pub(crate) enum RenewalEvent {
     Log(LogLevel, String),
 }
 
-/// The records of running jobs that are to be renewed.
+/// The schedule of renewals.
 pub(crate) struct Renewals {
     flux: Flux<'static>,
     report: Box<dyn Fn(RenewalEvent)>,
     reader: Rc<Reader>,
     jobs: RefCell<BTreeMap<JobId, Attempts>>,
     schedule: RefCell<BTreeSet<(Instant, JobId)>>,
-    /// The timer of the first of the schedule, and when it expires.
+    /// The timer for the first renewal, and the time when it expires.
     timer: RefCell<Option<(Instant, Watcher)>>,
     is_in_turn: Cell<bool>,
 }
 
 impl Renewals {
-    /// Returns a schedule without jobs. `report` must not drop it.
+    /// Returns a schedule without jobs. `report` must not drop the schedule.
     pub fn new(jobtap: Jobtap<'static>, report: impl Fn(RenewalEvent) + 'static) -> Rc<Self> {
         Rc::new_cyclic(|this: &std::rc::Weak<Self>| Self {
             flux: jobtap.flux(),
@@ -79,23 +80,23 @@ impl Renewals {
         })
     }
 
-    /// Returns how many jobs have a record that is to be renewed.
+    /// Returns the number of jobs with a scheduled renewal.
     pub fn len(&self) -> usize {
         self.jobs.borrow().len()
     }
 
-    /// Schedules the renewal of a record that was committed.
+    /// Schedules the renewal of a committed record.
     pub fn committed(self: &Rc<Self>, job: JobId, delivered: &Delivered) {
         self.follow(job, delivered.due);
     }
 
-    /// Reads the record of a job that ran when the plugin was loaded.
+    /// Reads the record of a job that was running when the plugin was loaded.
     pub fn resume(self: &Rc<Self>, job: JobId) {
         self.reader.read(job);
         self.wake();
     }
 
-    /// Forgets a job: it is not to run any more.
+    /// Removes a job that ends.
     pub fn forget(&self, job: JobId) {
         self.reader.forget(job);
         if let Some(next) = self.jobs.borrow_mut().remove(&job) {
@@ -105,7 +106,7 @@ impl Renewals {
 
     /// Retries the renewal of a job after a pause.
     pub fn failed(self: &Rc<Self>, job: JobId, why: &Failure) {
-        // One line for each job, however often it is tried.
+        // Logs one line for each job, however often the renewal is retried.
         if let Some(Some(validity)) = self.change(job, |next| next.fail(Instant::now())) {
             let line = format!(
                 "{job}: its workflow token, which {validity}, could not be renewed: {}: trying again [{}]",
@@ -116,7 +117,7 @@ impl Renewals {
         self.wake();
     }
 
-    /// Ends all: the plugin is being removed.
+    /// Stops everything when the plugin is removed.
     pub fn end(&self) {
         self.reader.end();
         drop(self.timer.take());
@@ -151,7 +152,7 @@ impl Renewals {
         }
     }
 
-    /// Changes a job, and its place in the schedule.
+    /// Changes a job and its place in the schedule.
     fn change<T>(&self, job: JobId, change: impl FnOnce(&mut Attempts) -> T) -> Option<T> {
         let mut jobs = self.jobs.borrow_mut();
         let next = jobs.get_mut(&job)?;
@@ -162,10 +163,10 @@ impl Renewals {
         Some(result)
     }
 
-    /// Sets the timer to the first of the schedule.
+    /// Sets the timer to the first renewal.
     fn wake(self: &Rc<Self>) {
         let first = self.schedule.borrow().first().map(|(at, _)| *at);
-        // Records that could not be read are read again.
+        // Failed reads of records are retried, too.
         let read = (!self.reader.is_idle()).then(|| Instant::now() + READ);
         let Some(at) = first.into_iter().chain(read).min() else {
             return;
@@ -195,7 +196,7 @@ impl Renewals {
         }
     }
 
-    /// Renews some of the jobs that are due, and the others in the next turns.
+    /// Renews some of the due jobs. The rest follows in the next turns.
     fn turn(self: &Rc<Self>) {
         self.is_in_turn.set(true);
         self.reader.tick();

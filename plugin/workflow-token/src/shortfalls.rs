@@ -1,4 +1,4 @@
-//! Reports at submission that the token of a job cannot last as long as the job.
+//! Warns at submission that the token of a job expires before the job may end.
 
 use std::{
     cell::RefCell,
@@ -13,10 +13,10 @@ use plugin::{Engine, jobspec};
 
 use crate::{expiry::NOTICE, facts::JobFacts};
 
-/// Informs users of tokens that cannot last.
+/// Warns users of tokens that expire too early.
 pub(crate) struct Shortfalls {
     engine: Rc<Engine>,
-    /// The jobs whose users were informed at submission.
+    /// The jobs whose users were warned at submission.
     informed: RefCell<HashSet<JobId>>,
 }
 
@@ -36,10 +36,10 @@ impl Shortfalls {
         }
     }
 
-    /// Informs the user of a job that was accepted.
+    /// Warns the user of an accepted job.
     ///
     /// # Errors
-    /// The reason why it must be rejected after all.
+    /// The reason why the job must be rejected.
     pub fn report(&self, job: JobId, foreseen: Foreseen) -> Result<(), String> {
         match foreseen.rejected {
             Some(why) => Err(why),
@@ -53,7 +53,7 @@ impl Shortfalls {
         }
     }
 
-    /// Informs the user of a job whose delivery found out more, unless that was done at submission.
+    /// Warns the user of a job whose delivery found a shortfall, unless the user was warned at submission.
     pub fn report_delivered(&self, job: JobId, lines: &[String]) {
         if !self.informed.borrow().contains(&job) {
             lines.iter().for_each(|line| self.warn(job, line));
@@ -65,7 +65,7 @@ impl Shortfalls {
         self.informed.borrow_mut().remove(&job);
     }
 
-    /// Raises an exception that does not end the job: commands that follow the job print it.
+    /// Raises an exception that does not end the job. Commands that follow the job print it.
     fn warn(&self, job: JobId, line: &str) {
         let prologs = &self.engine.prologs;
         if let Err(e) = prologs.jobtap.raise(job, prologs.identity.prolog, NOTICE, line) {
@@ -83,7 +83,7 @@ pub(crate) fn foresee(config: &Config, job: &JobFacts<'_>) -> Foreseen {
         return foreseen;
     }
     let limit = jobspec::time_limit(job.args);
-    // Requests that are wrong were rejected.
+    // Invalid requests were rejected before.
     let requests = jobspec::requests(job.args).unwrap_or_default();
     let membership = membership(config, job);
     let delay = membership.map_or(Duration::ZERO, |_| delay(job.args));
@@ -116,7 +116,7 @@ pub(crate) fn foresee(config: &Config, job: &JobFacts<'_>) -> Foreseen {
     foreseen
 }
 
-/// Returns the project that a job is in by the identity token of its owner, and by nothing else.
+/// Returns the project that the identity token of a job's owner alone puts the job in.
 fn membership<'a>(config: &'a Config, job: &JobFacts<'_>) -> Option<Membership<'a>> {
     let owner = job.owner?;
     let left = owner.claims_left()?;

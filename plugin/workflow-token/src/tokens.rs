@@ -1,4 +1,4 @@
-//! The tokens of the jobs of one instance: rules, deliveries, renewals, and jobs from before the plugin was loaded.
+//! The tokens of the jobs of an instance: rules, deliveries, renewals, and jobs from before the plugin was loaded.
 
 use std::{
     collections::HashSet,
@@ -38,7 +38,7 @@ static WORKFLOW_TOKEN: Identity = Identity {
 
 /// Rules, projects and renewals of the jobs of one instance.
 pub(crate) struct Tokens {
-    /// The engine that plugins share.
+    /// The engine, which all plugins use.
     pub engine: Rc<Engine>,
     /// The members of projects.
     pub membership: Rc<Membership>,
@@ -54,7 +54,7 @@ struct Matching {
 }
 
 impl Tokens {
-    /// Returns what does nothing before it is configured.
+    /// Returns a state that does nothing until it is configured.
     pub fn new(jobtap: Jobtap<'static>, plugin: Plugin<'_>) -> io::Result<Rc<Self>> {
         let engine = Engine::new(&WORKFLOW_TOKEN, jobtap, plugin, plugin.conf()?);
         let membership = Membership::new(Rc::clone(&engine));
@@ -82,7 +82,7 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Ends everything, as the plugin is removed.
+    /// Ends everything when the plugin is removed.
     pub fn end(&self) {
         self.engine.end();
         self.membership.end();
@@ -90,7 +90,7 @@ impl Tokens {
         self.expiry.end();
     }
 
-    /// Gives up everything for a job that was canceled or has ended. Returns whether a delivery was under way.
+    /// Discards all state of a job that was canceled or has ended. Returns whether a delivery was under way.
     pub fn give_up(&self, job: JobId) -> bool {
         self.membership.forget(job);
         self.membership.shortfalls.forget(job);
@@ -102,7 +102,7 @@ impl Tokens {
         was_under_way
     }
 
-    /// Returns how many jobs have tokens that are renewed.
+    /// Returns the number of jobs with renewed tokens.
     pub fn renewed(&self) -> usize {
         self.renewals.len()
     }
@@ -116,7 +116,7 @@ impl Tokens {
         Ok(())
     }
 
-    /// Checks what a job requests of its tokens.
+    /// Checks the token requests of a job.
     pub fn check_requests(&self, args: &Args<'_>) -> Result<(), String> {
         let (Some(current), Some((_, uid, _))) = (self.engine.current(), args.job_owner_state()) else {
             return Ok(());
@@ -127,7 +127,7 @@ impl Tokens {
         }
         let config = &current.config;
         let asked = jobspec::asked(args);
-        // The delivery decides by its owner.
+        // The owner counts as unknown: the delivery checks the rules for the owner.
         let candidates = config.candidates(&JobFacts {
             args,
             uid,
@@ -138,7 +138,7 @@ impl Tokens {
         config.check_requests(&candidates, &requests)
     }
 
-    /// Begins a delivery within the callback of the job's change to RUN.
+    /// Begins a delivery, within the callback for the job's transition to RUN.
     pub fn start(self: &Rc<Self>, args: &Args<'_>) {
         let timer = CallbackTimer::start();
         let Some((job, uid, _)) = args.job_owner_state() else {
@@ -172,7 +172,7 @@ impl Tokens {
                     prologs.finish(job, 0);
                     tokens.renewals.committed(job, &delivered);
                 }
-                // The deliveries have logged it.
+                // The deliveries have logged the failure.
                 Err(why) => prologs.end(job, &why),
             }
         };
@@ -212,7 +212,7 @@ impl Tokens {
         }
     }
 
-    /// Begins the delivery of the next record of a job that runs, by the rules in force.
+    /// Begins the renewal of a running job's record, under the current rules.
     fn renew(self: &Rc<Self>, job: JobId, records: u32) {
         let timer = CallbackTimer::start();
         let args = self.engine.jobtap().lookup(job);
@@ -223,7 +223,7 @@ impl Tokens {
             return self.renewals.forget(job);
         };
         let Some(matching) = self.matching(&args, uid) else {
-            let why = "no rule is for it any more";
+            let why = "no rule matches it any more";
             return self.renewals.failed(job, &Failure::new(Code::RulesChanged, why, why));
         };
         let tokens = Rc::downgrade(self);
@@ -245,7 +245,7 @@ impl Tokens {
             return None;
         }
         let spec = current.spec(args);
-        // The owner counts as unknown. The agent looks it up: groups and identity tokens change.
+        // The owner counts as unknown. The agent looks up the owner, because groups and identity tokens change.
         let rules = current.config.candidates(&JobFacts {
             args,
             uid,
@@ -264,19 +264,19 @@ impl Tokens {
         })
     }
 
-    /// Resumes a job that was past SCHED when the plugin was loaded.
+    /// Resumes a job that had left SCHED when the plugin was loaded.
     pub fn resume_active(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32, state: JobState) {
         self.engine.is_active_still(job);
         match self.engine.past(job) {
-            // In the same job manager the handover is exact, and the eventlog in the KVS may be behind.
+            // In the same job manager, the handover is exact, and the eventlog in the KVS may lack events.
             Some(Past::None) if state == JobState::Run => self.start_late(args, job, uid),
             Some(past) => self.settle(args, job, uid, state, past),
             None => self.engine.read_eventlog(job),
         }
     }
 
-    /// Begins the delivery of a job that entered RUN while no plugin was loaded, if another prolog still holds it. Flux
-    /// rejects a prolog of a job that has started.
+    /// Begins the delivery of a job that entered RUN while no plugin was loaded, if another prolog still holds it. If
+    /// the job has started, Flux rejects the prolog.
     fn start_late(self: &Rc<Self>, args: &Args<'_>, job: JobId, uid: u32) {
         let timer = CallbackTimer::start();
         let Some(matching) = self.matching(args, uid) else {
@@ -308,8 +308,8 @@ impl Tokens {
         }
     }
 
-    /// Fails a job that entered RUN before this job manager had a plugin, and that something else still holds: only callbacks
-    /// of the job can start a prolog, and none need come before it starts.
+    /// Fails a job that entered RUN before this job manager loaded a plugin, and that another prolog still holds. Only
+    /// callbacks of the job can start a prolog, and there may be none before the job starts.
     fn too_late(&self, args: &Args<'_>, job: JobId, uid: u32) {
         if self.matching(args, uid).is_some() {
             let user = "it was allocated before tokens were delivered here: submit it again";
@@ -324,7 +324,7 @@ impl Tokens {
 impl Hooks for Tokens {
     fn resume(self: Rc<Self>, job: JobId, eventlog: &Eventlog) {
         ffi::inject_fault("eventlog");
-        // The job may have changed since it was read.
+        // The job may have changed during the read.
         let Some(args) = self.engine.jobtap().lookup(job) else {
             return;
         };

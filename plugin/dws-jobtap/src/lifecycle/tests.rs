@@ -2,7 +2,8 @@ use std::fmt::Debug;
 
 use super::*;
 
-/// Compares a machine with a table: the events, and for each state what it becomes, with `-` where one is ignored.
+/// Compares a machine with a table. It contains the events, and for each state its successors, with `-` for an ignored
+/// event.
 fn is_as_tabled<M: Machine + Debug>(states: &[M], events: &[M::Event], table: &str)
 where
     M::Event: Debug,
@@ -140,7 +141,7 @@ fn epilog() {
     is_as_tabled(&EPILOGS, &EPILOG_EVENTS, table);
 }
 
-/// Flux counts prologs and epilogs: each is finished once, and only where it was started.
+/// Flux counts prologs and epilogs: each is finished once, and only after its start.
 #[test]
 fn what_is_finished_stays_finished_and_was_outstanding() {
     for state in PROLOGS {
@@ -165,7 +166,7 @@ fn what_is_finished_stays_finished_and_was_outstanding() {
     }
 }
 
-/// The handover contains it.
+/// The handover contains lifecycles.
 #[test]
 fn each_lifecycle_is_read_as_it_was_written() {
     for prolog in PROLOGS {
