@@ -153,7 +153,7 @@ impl Commits {
             let jobs: Vec<(JobId, u64)> = records.iter().map(|(number, stored)| (stored.job, *number)).collect();
             let panicked = || {
                 Err(io::Error::other(
-                    "an internal error: its place is in the broker's output",
+                    "an internal error: see its location in the broker's output",
                 ))
             };
             match ffi::guard(panicked(), || self.put(&records, &jobs)) {

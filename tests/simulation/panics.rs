@@ -119,7 +119,7 @@ fn a_delivery_in_which_something_panics_fails_alone_and_with_one_clear_exception
             "broker"
         };
         assert!(
-            cause.contains(&format!("its place is in the {output}'s output")),
+            cause.contains(&format!("see its location in the {output}'s output")),
             "{place}: {cause}"
         );
         t.others_go_on(place);

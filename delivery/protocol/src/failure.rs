@@ -37,7 +37,7 @@ impl Failure {
     }
 
     fn internal_in(output: &str) -> Self {
-        let operator = format!("an internal error: its place is in {output}");
+        let operator = format!("an internal error: see its location in {output}");
         Self::new(Code::Internal, "an internal error", operator)
     }
 }

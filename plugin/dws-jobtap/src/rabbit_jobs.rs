@@ -294,7 +294,7 @@ impl RabbitJobs {
 
     /// Fails a job after a panic. The callback of the exception finishes the prolog or epilog.
     pub fn fault(&self, job: JobId) {
-        let line = format!("{job}: an internal error: its place is in the broker's output");
+        let line = format!("{job}: an internal error: see its location in the broker's output");
         self.engine.log(LogLevel::Err, &line);
         // Without it, the plugin does not receive the exception. An error is logged.
         let _ = self.subscribe(job);

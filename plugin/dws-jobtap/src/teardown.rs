@@ -173,7 +173,7 @@ impl RabbitJobs {
             true
         });
         if !done {
-            let why = "an internal error: its place is in the broker's output";
+            let why = "an internal error: see its location in the broker's output";
             let at_hand = self.orphans.at.get().or_else(|| Some(self.orphans.next()?.0));
             ffi::guard((), || {
                 if let Some(job) = at_hand {
