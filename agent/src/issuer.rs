@@ -116,7 +116,7 @@ impl Issuer {
     }
 
     /// Returns whether the claim `iss` of a token, which is not verified here, names this issuer.
-    fn claims_to_be_of(&self, token: &str) -> bool {
+    fn is_named_by(&self, token: &str) -> bool {
         Token::inspect(token).is_ok_and(|token| token.claims().as_map().get("iss") == Some(&json!(self.name())))
     }
 
@@ -207,7 +207,7 @@ async fn claims(
     request: &MintRequest,
 ) -> Result<ClaimsToIssue, Refusal> {
     if let Evidence::Token(token) = &request.evidence
-        && issuer.claims_to_be_of(&token.0)
+        && issuer.is_named_by(&token.0)
     {
         let (verifier, token) = (Arc::clone(issuer), token.clone());
         let verified = timeout(TIMEOUT, spawn_blocking(move || verifier.verify(&token.0))).await;

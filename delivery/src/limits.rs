@@ -23,7 +23,7 @@ struct LaneState {
     limit: usize,
     running: usize,
     /// The number of running deliveries by user.
-    running_of: HashMap<u32, usize>,
+    running_by_user: HashMap<u32, usize>,
     waiting: Waiting,
 }
 
@@ -31,21 +31,21 @@ impl LaneState {
     /// Takes a slot for a user, if one is free and the user holds less than three quarters of all slots.
     fn take(&mut self, uid: u32) -> bool {
         let share = self.limit - self.limit.div_ceil(4).min(self.limit.saturating_sub(1));
-        let of_user = self.running_of.get(&uid).copied().unwrap_or(0);
+        let of_user = self.running_by_user.get(&uid).copied().unwrap_or(0);
         let is_free = self.running < self.limit && of_user < share;
         if is_free {
             self.running += 1;
-            self.running_of.insert(uid, of_user + 1);
+            self.running_by_user.insert(uid, of_user + 1);
         }
         is_free
     }
 
     fn give_back(&mut self, uid: u32) {
         self.running -= 1;
-        if let Some(of_user) = self.running_of.get_mut(&uid) {
+        if let Some(of_user) = self.running_by_user.get_mut(&uid) {
             *of_user -= 1;
             if *of_user == 0 {
-                self.running_of.remove(&uid);
+                self.running_by_user.remove(&uid);
             }
         }
     }

@@ -125,10 +125,10 @@ impl Engine {
         };
         let task = Arc::new(task);
         let (mut fetched, mut renewals) = (seal::Variables::new(), Renewals::of(task.generation));
-        let mut is_any = false;
+        let mut has_token = false;
         for candidates in tokens {
             if let Some((which, variables, expires)) = self.fetch_token(&task, &candidates, progress, lines).await? {
-                is_any = true;
+                has_token = true;
                 if let SourceId::Rule(index) = which {
                     let rule = &self.config.rules[index];
                     lines
@@ -139,7 +139,7 @@ impl Engine {
                 fetched.extend(variables);
             }
         }
-        if !is_any {
+        if !has_token {
             return Ok(Sealed::NoRule);
         }
         progress.enter(Stage::Sealing);
@@ -322,7 +322,7 @@ impl Engine {
                     )
                 }
             })?;
-            of_this_job(&claims, task, &self.instance).map_err(|e| self.refused(index, name, &e, &hint))?;
+            check_job(&claims, task, &self.instance).map_err(|e| self.refused(index, name, &e, &hint))?;
         }
         Ok(())
     }
@@ -395,7 +395,7 @@ async fn on_thread<T: Send + 'static, P: Send + 'static>(
 }
 
 /// Checks that a token that is bound to a job is bound to this one.
-fn of_this_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
+fn check_job(claims: &token::Claims, task: &Task, instance: &str) -> Result<(), &'static str> {
     let Some(job) = claims.job() else {
         return match claims.get("flux").or_else(|| claims.get("slurm")) {
             None => Ok(()),
@@ -451,7 +451,7 @@ mod tests {
             let token = key.sign(&[("typ", "JWT")], claims.as_bytes());
             let verifier = Verifier::new(keys.clone()).audience("a");
             let claims = verifier.verify(token.expose_secret(), SystemTime::now());
-            of_this_job(&claims.unwrap(), &task, "fluke")
+            check_job(&claims.unwrap(), &task, "fluke")
         };
         let flux = |id: &str, uid: u32, instance: &str| {
             format!(

@@ -1,8 +1,8 @@
 """Keeps the tokens of a job out of the jobspecs that it submits.
 
 flux-run(1), flux-submit(1), flux-bulksubmit(1), flux-batch(1) and flux-alloc(1) copy the caller's environment into the
-jobspec, and Flux stores that in clear text. This plugin of these commands removes the variables that carry tokens. In
-the instance, it finds jobspecs of other programs that have them.
+jobspec, which Flux stores in clear text. This plugin of these commands removes the variables that contain tokens. In the
+instance, it detects jobspecs of other programs that contain such variables.
 """
 
 import os
@@ -12,13 +12,13 @@ import syslog
 from flux import Flux
 from flux.cli.plugin import CLIPlugin
 
-# The job shell plugin sets it to the names of the variables that it set, separated by spaces.
+# The variable in which the job shell plugin lists the variables that it set, separated by spaces.
 NAMES = "WORKFLOW_TOKEN_VARIABLES"
 ALWAYS = {NAMES, "DW_WORKFLOW_TOKEN", "DW_WORKFLOW_TOKEN_FILE"}
 
 
 class WorkflowTokenPlugin(CLIPlugin):
-    """Removes the variables that carry workflow tokens from the environment of jobspecs."""
+    """Removes the variables that contain workflow tokens from the environment of jobspecs."""
 
     def modify_jobspec(self, args, jobspec):
         if not jobspec.environment:
@@ -38,7 +38,7 @@ class WorkflowTokenPlugin(CLIPlugin):
         jobspec.environment = environment
 
     def validate(self, jobspec):
-        """Finds a jobspec that was built without modify_jobspec, in the validator of job-ingest: nothing is stored yet."""
+        """Detects a jobspec that was built without modify_jobspec. Runs in job-ingest's validator, before Flux stores it."""
         environment = jobspec.environment or {}
         if NAMES not in environment:
             return
@@ -51,7 +51,7 @@ class WorkflowTokenPlugin(CLIPlugin):
 
 
 def is_inherited(name, value, rules):
-    """Returns whether the value is the caller's own, and no rule NAME=VALUE of --env asks for it."""
-    # A rule with a template leaves the caller's value in place; the job shell replaces it.
+    """Returns whether the value is inherited from the caller, and no rule NAME=VALUE of --env sets it."""
+    # A rule with a template leaves the caller's value, which the job shell replaces.
     explicit = any(rule.startswith(name + "=") and "{{" not in rule for rule in rules)
     return value == os.environ.get(name) and not explicit
