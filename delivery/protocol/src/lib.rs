@@ -1,6 +1,6 @@
 //! The protocol between a scheduler's plugin and the agent, over a Unix stream socket.
 //!
-//! A plugin sends [`Request`]s and the agent sends [`Reply`]s, each in one [`frame`]. Either side may close the
+//! A plugin sends [`Request`]s and the agent sends [`Reply`]s, each in one frame. Either side may close the
 //! connection at any moment. The plugin then reconnects and repeats every request without a final reply. The agent
 //! discards the connection's state.
 //!
