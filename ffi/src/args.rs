@@ -1,6 +1,6 @@
 //! Arguments of a plugin's callback: flux_plugin_arg_create(3), flux-jobtap-plugins(7).
 //!
-//! Single values are unpacked rather than parsed out of the whole: a jobspec may have megabytes.
+//! These types unpack single values and do not parse the whole: a jobspec can be megabytes long.
 
 use std::{
     ffi::{c_char, c_int, c_void},
@@ -25,13 +25,13 @@ pub struct Args<'a> {
 pub enum JobState {
     /// NEW: it is being submitted.
     New,
-    /// DEPEND: dependencies are outstanding.
+    /// NEW: the job is being submitted.
     Depend,
     /// PRIORITY or SCHED.
     Pending,
     /// RUN: resources are assigned; prologs run in this state.
     Run,
-    /// CLEANUP: the job has ended, or got a fatal exception.
+    /// CLEANUP: the job has ended or received a fatal exception.
     Cleanup,
     /// INACTIVE.
     Inactive,
@@ -48,27 +48,27 @@ fn state_of(state: c_int) -> JobState {
     }
 }
 
-/// `json_type` of jansson for null: the first word of a json_t.
+/// jansson's `json_type` for null. The type is the first word of a json_t.
 const JSON_NULL: c_int = 7;
 
-/// Whether a json_t is JSON's null: it starts with its type (jansson.h, part of its ABI since 2.0).
+/// Returns whether a json_t is JSON's null. A json_t starts with its type (jansson.h, part of its ABI since 2.0).
 ///
 /// # Safety
 /// `value` is a live json_t.
 pub(crate) unsafe fn is_null(value: *const c_void) -> bool {
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     unsafe { *value.cast::<c_int>() == JSON_NULL }
 }
 
-/// How deep a value may be that is unpacked.
+/// The maximum number of keys in the path of an unpacked value.
 const DEPTH: usize = 8;
 
-/// The place of a value in an object, as json_unpack(3) takes it: a format, the keys, and where the value goes. A
-/// C-variadic function does not look at arguments that its format has no use for, so that one call serves every depth.
+/// The path of a value in an object, as json_unpack(3) takes it: a format, the keys, and the destination. A C-variadic
+/// function ignores arguments that its format does not use, so one call serves every depth.
 pub(crate) struct At {
     /// `{s?` or `{s:` for each key, the kind, `}` for each key, and NUL.
     format: [u8; 4 * DEPTH + 2],
-    /// The keys, each with its NUL, and where each begins.
+    /// The keys, each with its NUL. `begins` holds the offset of each.
     keys: Vec<u8>,
     begins: [usize; DEPTH],
     depth: usize,
@@ -76,8 +76,8 @@ pub(crate) struct At {
 }
 
 impl At {
-    /// Returns the place of a value below keys that must be there, and then below keys that may be. None if there are none or
-    /// too many, or one contains a NUL.
+    /// Returns the path of a value below `present`, keys that must exist, and then `path`, keys that may be absent.
+    /// Returns None if `path` is empty, if there are more than [`DEPTH`] keys, or if a key contains a NUL.
     pub(crate) fn new(present: &[&str], path: &[&str], kind: u8, out: *mut c_void) -> Option<Self> {
         let depth = present.len() + path.len();
         if path.is_empty() || depth > DEPTH {
@@ -109,7 +109,7 @@ impl At {
         self.format.as_ptr().cast()
     }
 
-    /// The keys, then where the value goes, then nulls.
+    /// Returns the keys, then the destination, then nulls.
     pub(crate) fn arguments(&self) -> [*const c_void; DEPTH + 1] {
         let mut arguments = [ptr::null(); DEPTH + 1];
         for (argument, begin) in arguments.iter_mut().zip(&self.begins[..self.depth]) {
@@ -122,7 +122,7 @@ impl At {
 
 impl Args<'_> {
     /// # Safety
-    /// `raw` is the argument object of a callback that runs for as long as the result is used.
+    /// `raw` is the argument object of a callback that runs for at least as long as the result is used.
     pub(crate) unsafe fn borrow(raw: *mut raw::flux_plugin_arg_t) -> Self {
         Self {
             raw,
@@ -132,7 +132,7 @@ impl Args<'_> {
     }
 
     /// # Safety
-    /// `raw` is an argument object that nobody else destroys.
+    /// `raw` is an argument object that nothing else destroys.
     pub(crate) unsafe fn own(raw: *mut raw::flux_plugin_arg_t) -> Args<'static> {
         Args {
             raw,
@@ -141,10 +141,10 @@ impl Args<'_> {
         }
     }
 
-    /// The job that the callback is about.
+    /// Returns the job that the callback concerns.
     pub fn job(&self) -> Option<JobId> {
         let mut id: i64 = 0;
-        // SAFETY: the format takes a key and a place for a json_int_t, which is 64 bits.
+        // SAFETY: the format takes a key and the address of a json_int_t, which is 64 bits.
         let rc = unsafe {
             raw::flux_plugin_arg_unpack(
                 self.raw,
@@ -157,10 +157,10 @@ impl Args<'_> {
         (rc == 0).then_some(JobId(id as u64))
     }
 
-    /// The job, the uid of its owner, and its state.
+    /// Returns the job, the uid of its owner, and its state.
     pub fn job_owner_state(&self) -> Option<(JobId, u32, JobState)> {
         let (mut id, mut uid, mut state): (i64, i64, c_int) = (0, 0, 0);
-        // SAFETY: the format takes keys and places: two json_int_t, which are 64 bits, and an int.
+        // SAFETY: the format takes keys and addresses: of two json_int_t, which are 64 bits, and of an int.
         let rc = unsafe {
             raw::flux_plugin_arg_unpack(
                 self.raw,
@@ -177,37 +177,38 @@ impl Args<'_> {
         (rc == 0).then_some((JobId(id as u64), uid as u32, state_of(state)))
     }
 
-    /// The state that a job was in before, in a callback of its change of state.
+    /// Returns the job's previous state, in a callback for a change of state.
     pub fn previous_state(&self) -> Option<JobState> {
         let state = c_int::try_from(self.integer(&["prev_state"])?).ok()?;
         Some(state_of(state))
     }
 
-    /// Whether there is a value, other than null, at a path of 1 to 8 keys. Other lengths are never there.
+    /// Returns whether a value other than null exists at a path of 1 to 8 keys. Returns false for other lengths.
     pub fn has(&self, path: &[&str]) -> bool {
         !self.value(path).is_null()
     }
 
-    /// The JSON value at a path of 1 to 8 keys, other than null, as text.
+    /// Returns the JSON text of a value other than null, at a path of 1 to 8 keys.
     pub fn json(&self, path: &[&str]) -> Option<String> {
         let value = self.value(path);
         if value.is_null() {
             return None;
         }
-        // SAFETY: a live json_t, which belongs to the arguments; the text is ours to free.
+        // SAFETY: the json_t is live and belongs to the arguments. The text is ours to free.
         unsafe { taken(raw::json_dumps(value.cast(), raw::JSON_COMPACT | raw::JSON_ENCODE_ANY)) }
     }
 
-    /// The string at a path of 1 to 8 keys, where there is one.
+    /// Returns the string at a path of 1 to 8 keys, if one exists.
     pub fn string(&self, path: &[&str]) -> Option<String> {
         self.string_bounded(path, usize::MAX)
     }
 
-    /// The same, of at most `max` bytes. Of a longer one no more is read; it counts as none.
+    /// Like [`Args::string`], but returns None for a string longer than `max` bytes, and does not read past them.
     pub fn string_bounded(&self, path: &[&str], max: usize) -> Option<String> {
         let mut text: *const c_char = ptr::null();
         let out: *mut *const c_char = &mut text;
-        // SAFETY: `s` takes a place for a string that belongs to the arguments, and is copied here.
+        // SAFETY: `s` takes the address of a pointer to a string. The string belongs to the arguments and is copied
+        // here.
         unsafe {
             if !self.unpack(path, b's', out.cast()) || text.is_null() {
                 return None;
@@ -219,31 +220,31 @@ impl Args<'_> {
         }
     }
 
-    /// The integer at a path of 1 to 8 keys, where there is one.
+    /// Returns the integer at a path of 1 to 8 keys, if one exists.
     pub fn integer(&self, path: &[&str]) -> Option<i64> {
-        // No integer that is looked for is this one: `?` leaves the place as it was.
+        // A sentinel that no caller expects as a value: `?` leaves `value` unchanged if a key is absent.
         let mut value = i64::MIN;
         let out: *mut i64 = &mut value;
-        // SAFETY: `I` takes a place for a json_int_t, which is 64 bits.
+        // SAFETY: `I` takes the address of a json_int_t, which is 64 bits.
         let found = unsafe { self.unpack(path, b'I', out.cast()) };
         (found && value != i64::MIN).then_some(value)
     }
 
-    /// The number at a path of 1 to 8 keys, where there is one.
+    /// Returns the number at a path of 1 to 8 keys, if one exists.
     pub fn number(&self, path: &[&str]) -> Option<f64> {
-        // No number of JSON is this one: `?` leaves the place as it was.
+        // JSON has no NaN, so it marks an absent value: `?` leaves `value` unchanged.
         let mut value = f64::NAN;
         let out: *mut f64 = &mut value;
-        // SAFETY: `F` takes a place for a double, and converts integers.
+        // SAFETY: `F` takes the address of a double, and converts integers.
         let found = unsafe { self.unpack(path, b'F', out.cast()) };
         (found && !value.is_nan()).then_some(value)
     }
 
-    /// The json_t at a path, which belongs to the arguments; null where there is none, or JSON's null.
+    /// Returns the json_t at a path. It belongs to the arguments. Returns null if the value is absent or JSON's null.
     fn value(&self, path: &[&str]) -> *const c_void {
         let mut value: *mut c_void = ptr::null_mut();
         let out: *mut *mut c_void = &mut value;
-        // SAFETY: `o` takes a place for a borrowed json_t, which lives as long as the arguments.
+        // SAFETY: `o` takes the address of a pointer to a borrowed json_t, which lives as long as the arguments.
         unsafe {
             if !self.unpack(path, b'o', out.cast()) || value.is_null() || is_null(value) {
                 return ptr::null();
@@ -252,16 +253,16 @@ impl Args<'_> {
         value
     }
 
-    /// Unpacks what is at a path of 1 to 8 keys, each optional. What is not there leaves `out` as it was.
+    /// Unpacks the value at a path of 1 to 8 keys, each optional. Leaves `out` unchanged if the value is absent.
     ///
     /// # Safety
-    /// `out` is a place for what the format `kind` unpacks.
+    /// `out` points to a value of the type that the format `kind` unpacks.
     unsafe fn unpack(&self, path: &[&str], kind: u8, out: *mut c_void) -> bool {
         let Some(at) = At::new(&[], path, kind, out) else {
             return false;
         };
         let a = at.arguments();
-        // SAFETY: the format takes as many keys as the path has, and then `out`; what follows is not looked at.
+        // SAFETY: the format takes as many keys as the path has, and then `out`. It ignores the arguments that follow.
         let rc = unsafe {
             raw::flux_plugin_arg_unpack(
                 self.raw,
@@ -281,13 +282,13 @@ impl Args<'_> {
         rc == 0
     }
 
-    /// All of the arguments. Not for hot paths: they are printed and parsed.
+    /// Returns all arguments. It prints and parses them, so do not call it on hot paths.
     ///
     /// # Errors
-    /// From flux_plugin_arg_get(3), or they cannot be read.
+    /// From flux_plugin_arg_get(3). InvalidData: the arguments cannot be parsed.
     pub fn all(&self) -> io::Result<Value> {
         let mut json = ptr::null_mut();
-        // SAFETY: on success `json` receives a string that is to be freed.
+        // SAFETY: on success `json` receives a string that the caller frees.
         let rc = unsafe { raw::flux_plugin_arg_get(self.raw, raw::FLUX_PLUGIN_ARG_IN, &mut json) };
         if rc < 0 {
             return Err(last_error());
@@ -296,7 +297,7 @@ impl Args<'_> {
         read_json(&unsafe { taken(json) }.unwrap_or_default())
     }
 
-    /// Adds results, an object, to what the callback answers.
+    /// Adds `results`, an object, to the results of the callback.
     pub fn answer(&self, results: &Value) -> bool {
         if self.raw.is_null() {
             // Callbacks of the shell have no arguments.
@@ -305,7 +306,7 @@ impl Args<'_> {
         let Ok(text) = c_text(&results.to_string()) else {
             return false;
         };
-        // SAFETY: a C string with JSON.
+        // SAFETY: a C string that contains JSON.
         unsafe { raw::flux_plugin_arg_set(self.raw, raw::FLUX_PLUGIN_ARG_OUT, text.as_ptr()) == 0 }
     }
 }

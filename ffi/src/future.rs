@@ -14,7 +14,7 @@ pub struct Future {
     raw: *mut raw::flux_future_t,
 }
 
-/// Why a future failed: the errno, and the text that came with it.
+/// The error of a future: the errno, and the text that came with it.
 #[derive(Debug)]
 pub struct FutureError {
     error: io::Error,
@@ -22,7 +22,7 @@ pub struct FutureError {
 }
 
 impl FutureError {
-    /// The errno.
+    /// Returns the errno.
     pub fn errno(&self) -> i32 {
         self.error.raw_os_error().unwrap_or(0)
     }
@@ -39,10 +39,10 @@ impl fmt::Display for FutureError {
 
 impl std::error::Error for FutureError {}
 
-/// What hangs on a future until it is fulfilled. C holds a pointer to it.
+/// State attached to a future until it is fulfilled. C holds a pointer to it.
 struct Hook {
     continuation: Box<dyn FnOnce(Future)>,
-    /// Emptied by whoever takes the future: its continuation, or the [`PendingFuture`] that is dropped.
+    /// Emptied by whoever takes the future: its continuation, or the [`PendingFuture`] when dropped.
     slot: Slot,
 }
 
@@ -50,7 +50,7 @@ type Slot = Rc<Cell<Option<(*mut raw::flux_future_t, *mut Hook)>>>;
 
 impl Future {
     /// # Safety
-    /// `raw` is null or a future that nobody else destroys.
+    /// `raw` is null, or a future that nothing else destroys.
     pub(crate) unsafe fn own(raw: *mut raw::flux_future_t) -> io::Result<Self> {
         if raw.is_null() {
             Err(last_error())
@@ -59,8 +59,9 @@ impl Future {
         }
     }
 
-    /// Calls `f` on the reactor thread once fulfilled, with success or error, or once `timeout` seconds have passed
-    /// (ETIMEDOUT); negative is for ever. Dropping what is returned cancels: `f` is dropped uncalled.
+    /// Calls `f` on the reactor thread once the future is fulfilled, with success or an error, or after `timeout`
+    /// seconds (ETIMEDOUT). A negative timeout never expires. Dropping the result cancels: it drops `f` without
+    /// calling it.
     ///
     /// # Errors
     /// From flux_future_then(3).
@@ -70,10 +71,11 @@ impl Future {
             continuation: Box::new(f),
             slot: Rc::clone(&slot),
         }));
-        // SAFETY: the continuation gets the hook at most once: a future that is destroyed before that calls none.
+        // SAFETY: the continuation receives the hook at most once. A future that is destroyed earlier never calls
+        // it.
         if unsafe { raw::flux_future_then(self.raw, timeout, Some(fulfilled), hook.cast()) } < 0 {
             let error = last_error();
-            // SAFETY: not handed over after all.
+            // SAFETY: the call failed, so the hook is still ours.
             drop(unsafe { Box::from_raw(hook) });
             return Err(error);
         }
@@ -82,10 +84,11 @@ impl Future {
         Ok(PendingFuture { slot })
     }
 
-    /// Waits for an answer, running no other callbacks. Only for where a thread may wait, as a job shell may.
+    /// Waits for the future without running other callbacks. Call it only on a thread that may block, such as that
+    /// of a job shell.
     ///
     /// # Errors
-    /// [`FutureError`]; ETIMEDOUT after `timeout` seconds.
+    /// [`FutureError`], with ETIMEDOUT after `timeout` seconds.
     pub fn wait(&self, timeout: f64) -> Result<(), FutureError> {
         // SAFETY: a live future.
         if unsafe { raw::flux_future_wait_for(self.raw, timeout) } < 0 {
@@ -95,12 +98,12 @@ impl Future {
         }
     }
 
-    /// Whether it was fulfilled with success. Waits if it is not fulfilled.
+    /// Waits for the future, and returns its error if it failed.
     ///
     /// # Errors
     /// [`FutureError`].
     pub fn get(&self) -> Result<(), FutureError> {
-        // SAFETY: a live future; the result is not wanted.
+        // SAFETY: a live future. A null result pointer is allowed.
         if unsafe { raw::flux_future_get(self.raw, ptr::null_mut()) } < 0 {
             Err(self.error())
         } else {
@@ -108,7 +111,7 @@ impl Future {
         }
     }
 
-    /// The answer to an RPC: its payload. Waits if there is none yet.
+    /// Returns the payload of the response to an RPC. Waits until it arrives.
     ///
     /// # Errors
     /// [`FutureError`].
@@ -116,7 +119,7 @@ impl Future {
         self.text(raw::flux_rpc_get)
     }
 
-    /// The value of a KVS lookup. Waits if there is none yet.
+    /// Returns the value of a KVS lookup. Waits until it arrives.
     ///
     /// # Errors
     /// [`FutureError`].
@@ -129,7 +132,8 @@ impl Future {
         get: unsafe extern "C" fn(*mut raw::flux_future_t, *mut *const c_char) -> i32,
     ) -> Result<Option<String>, FutureError> {
         let mut text = ptr::null();
-        // SAFETY: a live future and a place for a string that the future owns, which is copied.
+        // SAFETY: a live future, and the address of a pointer to a string that the future owns. The string is
+        // copied.
         unsafe {
             if get(self.raw, &mut text) < 0 {
                 return Err(self.error());
@@ -140,7 +144,7 @@ impl Future {
 
     fn error(&self) -> FutureError {
         let error = last_error();
-        // SAFETY: a live future; the text is owned by it, or static, and copied.
+        // SAFETY: a live future. The future owns the text, or it is static. It is copied.
         let text = unsafe {
             if raw::flux_future_has_error(self.raw) {
                 borrowed(raw::flux_future_error_string(self.raw)).map(|text| text.into_owned())
@@ -159,7 +163,7 @@ impl Drop for Future {
     }
 }
 
-/// A future that waits for its continuation. Dropping it before that cancels.
+/// A future whose continuation has not run yet. Dropping it cancels the continuation.
 #[must_use = "dropping it cancels the continuation"]
 pub struct PendingFuture {
     slot: Slot,
@@ -168,7 +172,8 @@ pub struct PendingFuture {
 impl Drop for PendingFuture {
     fn drop(&mut self) {
         if let Some((raw, hook)) = self.slot.take() {
-            // SAFETY: the continuation has not been called, else the slot were empty; a destroyed future calls none.
+            // SAFETY: the continuation has not been called, otherwise the slot would be empty. A destroyed future
+            // calls none.
             unsafe {
                 raw::flux_future_destroy(raw);
                 drop(Box::from_raw(hook));
@@ -178,7 +183,7 @@ impl Drop for PendingFuture {
 }
 
 unsafe extern "C" fn fulfilled(raw: *mut raw::flux_future_t, arg: *mut c_void) {
-    // SAFETY: `then` gave this pointer away, to this one call.
+    // SAFETY: `then` passed this pointer to C for exactly one call.
     let hook = unsafe { Box::from_raw(arg.cast::<Hook>()) };
     hook.slot.take();
     let future = Future { raw };

@@ -11,11 +11,11 @@ pub struct Flux<'a> {
     _borrow: PhantomData<&'a ()>,
 }
 
-/// The names of what plugins leave start with this.
+/// The prefix of the names of handover items.
 const LEFT: &[u8] = b"workflow-token::";
 
-/// The first of the words that are left, which tells them from the job ids that earlier versions left. Those, too, start
-/// with a count of the words that follow, so that no version reads beyond the end of what another one left.
+/// Marks the first word of a handover item. Earlier versions left job ids without it. Their items also start with the
+/// count of the words that follow, so no version reads past the end of another's item.
 const MAGIC: u64 = u64::from_be_bytes(*b"handover");
 
 /// Severities of the log, syslog(3).
@@ -24,13 +24,13 @@ const MAGIC: u64 = u64::from_be_bytes(*b"handover");
 pub enum LogLevel {
     /// Something failed.
     Err = libc::LOG_ERR,
-    /// Something is not as it should be.
+    /// Misconfigured, or degraded.
     Warning = libc::LOG_WARNING,
-    /// As it should be, and still to be seen.
+    /// Normal but significant.
     Notice = libc::LOG_NOTICE,
-    /// Worth to know.
+    /// Useful to know.
     Info = libc::LOG_INFO,
-    /// For those who look for a fault.
+    /// Details for debugging.
     Debug = libc::LOG_DEBUG,
 }
 
@@ -51,10 +51,11 @@ impl<'a> Flux<'a> {
         unsafe { raw::flux_log(self.raw, level as i32, c"%s".as_ptr(), line.as_ptr()) };
     }
 
-    /// A broker attribute, flux_attr_get(3), where there is one. Of those that never change, such as `hostname` and
-    /// `jobid-path`, each module has a copy from when it was loaded; for others the broker is asked, and waited for.
+    /// Returns a broker attribute, flux_attr_get(3), if it exists. Each module holds copies of the attributes that
+    /// never change, such as `hostname` and `jobid-path`, from the time it was loaded. For other attributes the call
+    /// blocks on a request to the broker.
     pub fn attribute(self, name: &CStr) -> Option<String> {
-        // SAFETY: a live handle and a C string; the result, where there is one, lives until the next call, and is copied.
+        // SAFETY: a live handle and a C string. The result, if not null, lives until the next call, and is copied.
         unsafe { borrowed(raw::flux_attr_get(self.raw, name.as_ptr())) }.map(|value| value.into_owned())
     }
 
@@ -63,12 +64,12 @@ impl<'a> Flux<'a> {
     /// # Errors
     /// From flux_fd_watcher_create(3).
     pub fn watch(self, fd: RawFd, f: impl Fn() + 'static) -> io::Result<Watcher> {
-        // SAFETY: a live handle has a reactor, or the call gives null, which is checked.
+        // SAFETY: a live handle. A null reactor is checked.
         let reactor = unsafe { raw::flux_get_reactor(self.raw) };
         Watcher::readable(reactor, fd, Rc::new(f))
     }
 
-    /// Calls `f` on the reactor thread whenever the descriptor takes bytes, until the watcher is dropped.
+    /// Calls `f` on the reactor thread whenever the descriptor is writable, until the watcher is dropped.
     ///
     /// # Errors
     /// From flux_fd_watcher_create(3).
@@ -78,7 +79,7 @@ impl<'a> Flux<'a> {
         Watcher::writable(reactor, fd, f)
     }
 
-    /// Calls `f` on the reactor thread again and again, with so many seconds between, until the watcher is dropped.
+    /// Calls `f` on the reactor thread every `seconds` seconds, until the watcher is dropped.
     ///
     /// # Errors
     /// From flux_timer_watcher_create(3).
@@ -88,7 +89,7 @@ impl<'a> Flux<'a> {
         Watcher::timer(reactor, seconds, seconds, Rc::new(f))
     }
 
-    /// Calls `f` on the reactor thread once, after so many seconds, unless the watcher is dropped before.
+    /// Calls `f` on the reactor thread once, after `seconds` seconds, unless the watcher is dropped earlier.
     ///
     /// # Errors
     /// From flux_timer_watcher_create(3).
@@ -101,36 +102,37 @@ impl<'a> Flux<'a> {
     /// Sends a request to the nearest broker that serves the topic.
     ///
     /// # Errors
-    /// Where it cannot be sent; what becomes of it is in the future.
+    /// The request cannot be sent. Later errors are in the future.
     pub fn rpc(self, topic: &CStr, payload: &str) -> io::Result<Future> {
         let payload = c_text(payload)?;
-        // SAFETY: C strings that the call copies; the result is a new future, or null.
+        // SAFETY: C strings that the call copies. The result is a new future, or null.
         unsafe {
             let f = raw::flux_rpc(self.raw, topic.as_ptr(), payload.as_ptr(), raw::FLUX_NODEID_ANY, 0);
             Future::own(f)
         }
     }
 
-    /// Looks a key of the primary namespace up.
+    /// Looks up a key of the primary namespace.
     ///
     /// # Errors
-    /// Where the request cannot be sent; what becomes of it is in the future.
+    /// The request cannot be sent. Later errors are in the future.
     pub fn lookup(self, key: &CStr) -> io::Result<Future> {
-        // SAFETY: a C string that the call copies; a null namespace is the default; the result is new, or null.
+        // SAFETY: a C string that the call copies. A null namespace is the default one. The result is a new future, or
+        // null.
         unsafe { Future::own(raw::flux_kvs_lookup(self.raw, ptr::null(), 0, key.as_ptr())) }
     }
 
     /// Commits a transaction to the primary namespace.
     ///
     /// # Errors
-    /// Where the request cannot be sent; what becomes of it is in the future.
+    /// The request cannot be sent. Later errors are in the future.
     pub fn commit(self, transaction: Transaction) -> io::Result<Future> {
-        // SAFETY: a live transaction, of which the call makes its own copy; the result is new, or null.
+        // SAFETY: a live transaction, which the call copies. The result is a new future, or null.
         unsafe { Future::own(raw::flux_kvs_commit(self.raw, ptr::null(), 0, transaction.raw())) }
     }
 
-    /// Returns what a plugin that has since been removed left under this name with [`Flux::leave`]; nothing if the item is
-    /// missing, or in another format. Names start with `workflow-token::`, which is reserved for these items.
+    /// Returns the bytes that a plugin, since removed, left under this name with [`Flux::leave`]. Returns None if the
+    /// item is missing or in another format. Names start with `workflow-token::`, a prefix reserved for these items.
     pub fn left(self, name: &CStr) -> Option<Vec<u8>> {
         let [MAGIC, len, words @ ..] = self.left_words(name) else {
             return None;
@@ -141,16 +143,16 @@ impl<'a> Flux<'a> {
         Some(bytes)
     }
 
-    /// Returns whether anything is left under this name, in whichever format.
+    /// Returns whether an item exists under this name, in any format.
     pub fn is_left(self, name: &CStr) -> bool {
         !self.left_words(name).is_empty()
     }
 
-    /// Leaves bytes with the handle, where they outlive the plugin: plain memory, which C frees. They replace what was left
-    /// under this name before.
+    /// Leaves bytes with the handle, where they outlive the plugin: plain memory, which C frees. They replace an
+    /// earlier item of this name.
     ///
     /// # Errors
-    /// If the name is not one of ours; ENOMEM.
+    /// InvalidInput: the name lacks our prefix. ENOMEM.
     pub fn leave(self, name: &CStr, bytes: &[u8]) -> io::Result<()> {
         if !name.to_bytes().starts_with(LEFT) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -166,7 +168,7 @@ impl<'a> Flux<'a> {
             &[MAGIC, bytes.len() as u64]
         };
         let count = header.len() + content.len();
-        // SAFETY: the block has room for the count and so many words, and is handed over to be freed with free(3).
+        // SAFETY: the block has room for the count and `count` words. The handle frees it with free(3).
         unsafe {
             let block = libc::calloc(1 + count, size_of::<u64>()).cast::<u64>();
             if block.is_null() {
@@ -183,12 +185,12 @@ impl<'a> Flux<'a> {
         Ok(())
     }
 
-    /// The words of an item. They live until it is replaced.
+    /// Returns the words of an item. They live until the item is replaced.
     fn left_words(&self, name: &CStr) -> &[u64] {
         if !name.to_bytes().starts_with(LEFT) {
             return &[];
         }
-        // SAFETY: since the first release, all items under our names start with the count of the words that follow.
+        // SAFETY: since the first release, every item under our prefix starts with the count of the words that follow.
         unsafe {
             let block = raw::flux_aux_get(self.raw, name.as_ptr()).cast::<u64>();
             match block.is_null() {

@@ -10,7 +10,7 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// An empty transaction.
+    /// Creates an empty transaction.
     ///
     /// # Errors
     /// ENOMEM.
@@ -24,12 +24,13 @@ impl Transaction {
         }
     }
 
-    /// Sets a key to a text.
+    /// Sets a key to a text value.
     ///
     /// # Errors
     /// From flux_kvs_txn_put_raw(3).
     pub fn put(&mut self, key: &CStr, value: &str) -> io::Result<()> {
-        // SAFETY: a live transaction, a C string, and so many bytes; the call copies them.
+        // SAFETY: a live transaction, a C string, and `value.len()` bytes. The call copies
+        // both.
         let rc = unsafe { raw::flux_kvs_txn_put_raw(self.raw, 0, key.as_ptr(), value.as_ptr().cast(), value.len()) };
         if rc < 0 {
             return Err(last_error());
@@ -37,7 +38,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// Removes a key; one that is not there does not matter.
+    /// Removes a key. A missing key is not an error.
     ///
     /// # Errors
     /// From flux_kvs_txn_unlink(3).

@@ -1,11 +1,12 @@
-//! The C API of libflux-core, jobtap and the job shell: declared once, in [`raw`], and safe types over it.
+//! The C API of libflux-core, jobtap and the job shell: the declarations are in [`raw`]; the rest are safe types over
+//! them.
 //!
-//! No Flux header or library is needed to build. The rules of the C side that the types here keep:
+//! The build needs no Flux header or library. The types keep these rules of the C side:
 //! - A Flux object belongs to the thread of its reactor: no type here is `Send`.
-//! - What a callback is given lives until the callback returns: such types borrow.
+//! - An argument of a callback lives until the callback returns: such types borrow.
 //! - No panic may cross into C: every callback goes through [`guard`].
 //!
-//! There is no policy here.
+//! This crate contains no policy.
 
 pub mod raw;
 
@@ -36,14 +37,14 @@ pub use plugin::{Handler, Jobtap, Kept, Plugin, PluginError, Service, State};
 pub use reactor::Watcher;
 pub use shell::{JobFacts, Shell, ShellLogLevel};
 
-/// Runs what a callback of C calls, and turns a panic into `fallback`. The panic's message is dropped: it may quote
-/// anything.
+/// Calls `f` on behalf of a C callback, and turns a panic into `fallback`. It drops the panic's message, which may
+/// quote anything.
 pub fn guard<T>(fallback: T, f: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or(fallback)
 }
 
-/// Has panics reported by their place only: a panic's message may quote what it stumbled on. To be called once, when a
-/// plugin is loaded; it concerns no other object, as each has its own runtime.
+/// Makes panics report only their location: the message may quote secret data. Call it once, when a plugin is loaded.
+/// It affects no other object, because each has its own runtime.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -51,8 +52,8 @@ pub fn quiet_panics() {
     }));
 }
 
-/// Panics at this place if a test asks for it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file, which holds the
-/// name of a place. The first caller from that place removes the file, and panics.
+/// Panics if a test requests it: the environment variable `WORKFLOW_TOKEN_FAULT` names a file that contains the name of
+/// a place. The first caller that passes this name removes the file and panics.
 #[cfg(feature = "fault-injection")]
 #[track_caller]
 pub fn inject_fault(place: &str) {
@@ -60,7 +61,7 @@ pub fn inject_fault(place: &str) {
         && std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == place)
         && std::fs::remove_file(&file).is_ok()
     {
-        panic!("a test wants that");
+        panic!("fault injected");
     }
 }
 
@@ -69,39 +70,39 @@ pub fn inject_fault(place: &str) {
 #[inline(always)]
 pub fn inject_fault(_place: &str) {}
 
-/// The error of the C call that just failed, from errno.
+/// Returns the error of the C call that just failed, from errno.
 fn last_error() -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Text as C takes it: a key, a name, a payload.
+/// Converts a key, a name or a payload into a C string.
 ///
 /// # Errors
-/// EINVAL: it has a NUL, which no C string can have.
+/// EINVAL: the text contains a NUL, which no C string can.
 pub fn c_text(text: &str) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// A line for people as C takes it, a NUL in it shown as `\0`.
+/// Converts a line for people into a C string. A NUL appears as `\0`.
 pub fn c_line(line: &str) -> CString {
     CString::new(line.replace('\0', "\\0")).unwrap_or_default()
 }
 
-/// JSON that C gave.
+/// Parses JSON that C returned.
 ///
 /// # Errors
-/// It cannot be read: serde_json takes 127 levels, and Flux more.
+/// InvalidData: serde_json accepts 127 levels; Flux accepts more.
 fn read_json(text: &str) -> io::Result<serde_json::Value> {
     serde_json::from_str(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// A string of C, with U+FFFD for bytes that are no UTF-8. Nearly all are, for which this is faster than
-/// [`CStr::to_string_lossy`].
+/// Converts a C string, with U+FFFD in place of bytes that are not UTF-8. Nearly all strings are UTF-8, and for them
+/// this is faster than [`CStr::to_string_lossy`].
 fn text_of(text: &CStr) -> std::borrow::Cow<'_, str> {
     text.to_str().map_or_else(|_| text.to_string_lossy(), Into::into)
 }
 
-/// A string that C owns, or nothing where it is null.
+/// Returns a string that C owns, or None if it is null.
 ///
 /// # Safety
 /// `text` is null or a NUL-terminated string that outlives `'a`.
@@ -109,7 +110,7 @@ pub unsafe fn borrowed<'a>(text: *const c_char) -> Option<std::borrow::Cow<'a, s
     if text.is_null() {
         return None;
     }
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     Some(text_of(unsafe { CStr::from_ptr(text) }))
 }
 
@@ -121,7 +122,7 @@ unsafe fn taken(text: *mut c_char) -> Option<String> {
     if text.is_null() {
         return None;
     }
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let owned = text_of(CStr::from_ptr(text)).into_owned();
         libc::free(text.cast());
@@ -129,13 +130,13 @@ unsafe fn taken(text: *mut c_char) -> Option<String> {
     }
 }
 
-/// Keeps the shared object that this code is in mapped for as long as the process lives, whoever closes it.
+/// Keeps the shared object that contains this code mapped until the process exits, even if the host closes it.
 ///
-/// For threads that cannot be joined because they hang in a system call: they return to code that is still there.
+/// Threads that hang in a system call cannot be joined: when they return, their code must still be mapped.
 pub fn pin_object() {
     let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
     let here = pin_object as *const () as *const libc::c_void;
-    // SAFETY: an address in this object, and a place for what is known of it; the name is valid where the call succeeds.
+    // SAFETY: an address in this object, and a place for the result. The name is valid if the call succeeds.
     unsafe {
         if libc::dladdr(here, info.as_mut_ptr()) != 0 {
             let name = info.assume_init().dli_fname;

@@ -8,34 +8,34 @@ use std::{
 
 use crate::{Flux, c_line, c_text, last_error, raw};
 
-/// A request, for as long as the handler runs.
+/// A request, valid while the handler runs.
 pub struct Request<'a> {
     flux: *mut raw::flux_t,
     raw: *const raw::flux_msg_t,
-    /// Set when it was answered, or kept, which answers it at the latest when it is dropped.
+    /// Set once the request is answered or kept. The owner of a kept request must answer it.
     taken: &'a Cell<bool>,
 }
 
 impl<'a> Request<'a> {
     /// # Safety
-    /// Both live for as long as the result.
+    /// Both live as long as the result.
     pub(crate) unsafe fn borrow(flux: *mut raw::flux_t, raw: *const raw::flux_msg_t, taken: &'a Cell<bool>) -> Self {
         Self { flux, raw, taken }
     }
 
-    /// The handle that it came over.
+    /// Returns the handle on which the request arrived.
     pub fn flux(&self) -> Option<Flux<'_>> {
         // SAFETY: the handle outlives the handler.
         unsafe { Flux::borrow(self.flux) }
     }
 
-    /// The payload, which stays where it is: it may have a secret in it.
+    /// Returns the payload. It is borrowed, not copied, because it may contain a secret.
     ///
     /// # Errors
     /// EPROTO.
     pub fn payload(&self) -> io::Result<Option<&str>> {
         let mut text = ptr::null();
-        // SAFETY: a live message, and a place for a string that it owns and that lives as long.
+        // SAFETY: a live message, and the address of a pointer to a string that the message owns.
         unsafe {
             if raw::flux_request_decode(self.raw, ptr::null_mut(), &mut text) < 0 {
                 return Err(last_error());
@@ -48,13 +48,13 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The uid of who asks, as authenticated by the broker.
+    /// Returns the uid of the requester, as authenticated by the broker.
     ///
     /// # Errors
     /// EPROTO.
     pub fn userid(&self) -> io::Result<u32> {
         let mut uid = u32::MAX;
-        // SAFETY: a live message, and a place for the uid.
+        // SAFETY: a live message, and the address of the uid.
         if unsafe { raw::flux_msg_get_userid(self.raw, &mut uid) } < 0 {
             Err(last_error())
         } else {
@@ -62,10 +62,10 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Keeps the request, to be answered after the handler has returned.
+    /// Keeps the request, so that it can be answered after the handler has returned.
     pub fn keep(&self) -> KeptRequest {
         self.taken.set(true);
-        // SAFETY: a live message, of which one more reference is taken.
+        // SAFETY: a live message, whose reference count is increased.
         unsafe { raw::flux_msg_incref(self.raw) };
         KeptRequest {
             flux: self.flux,
@@ -73,7 +73,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Answers.
+    /// Sends a successful response.
     ///
     /// # Errors
     /// From flux_respond(3).
@@ -83,7 +83,7 @@ impl<'a> Request<'a> {
         unsafe { respond(self.flux, self.raw, payload) }
     }
 
-    /// Answers with an error.
+    /// Sends an error response.
     ///
     /// # Errors
     /// From flux_respond_error(3).
@@ -94,35 +94,35 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A request that is answered later. Its handle must live then: that of the job manager outlives each of its plugins.
+/// A request that is answered later. Its handle must still live then: the job manager's handle outlives each plugin.
 pub struct KeptRequest {
     flux: *mut raw::flux_t,
     raw: *const raw::flux_msg_t,
 }
 
 impl KeptRequest {
-    /// Answers.
+    /// Sends a successful response.
     ///
     /// # Errors
     /// From flux_respond(3).
     pub fn respond(self, payload: Option<&str>) -> io::Result<()> {
-        // SAFETY: the handle outlives the plugin, and the message is held.
+        // SAFETY: the handle outlives the plugin, and this value holds a reference to the message.
         unsafe { respond(self.flux, self.raw, payload) }
     }
 
-    /// Answers with an error.
+    /// Sends an error response.
     ///
     /// # Errors
     /// From flux_respond_error(3).
     pub fn refuse(self, errno: c_int, text: &str) -> io::Result<()> {
-        // SAFETY: the handle outlives the plugin, and the message is held.
+        // SAFETY: the handle outlives the plugin, and this value holds a reference to the message.
         unsafe { refuse(self.flux, self.raw, errno, text) }
     }
 }
 
 impl Drop for KeptRequest {
     fn drop(&mut self) {
-        // SAFETY: the reference that `keep` took, given back once.
+        // SAFETY: releases, once, the reference that `keep` took.
         unsafe { raw::flux_msg_decref(self.raw) }
     }
 }
@@ -132,7 +132,7 @@ impl Drop for KeptRequest {
 unsafe fn respond(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, payload: Option<&str>) -> io::Result<()> {
     let payload = payload.map(c_text).transpose()?;
     let text = payload.as_ref().map_or(ptr::null(), |text| text.as_ptr());
-    // SAFETY: the caller says so; null, or a C string that the call copies.
+    // SAFETY: guaranteed by the caller; the text is null or a C string that the call copies.
     let rc = unsafe { raw::flux_respond(flux, msg, text) };
     if rc < 0 { Err(last_error()) } else { Ok(()) }
 }
@@ -141,7 +141,7 @@ unsafe fn respond(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, payload: 
 /// A live handle and a live message.
 unsafe fn refuse(flux: *mut raw::flux_t, msg: *const raw::flux_msg_t, errno: c_int, text: &str) -> io::Result<()> {
     let text = c_line(text);
-    // SAFETY: the caller says so; a C string that the call copies.
+    // SAFETY: guaranteed by the caller; the call copies the C string.
     let rc = unsafe { raw::flux_respond_error(flux, msg, errno, text.as_ptr()) };
     if rc < 0 { Err(last_error()) } else { Ok(()) }
 }

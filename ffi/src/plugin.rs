@@ -1,4 +1,4 @@
-//! Plugins: flux_plugin_create(3); and what a plugin of the job manager may do: flux-jobtap-plugins(7).
+//! Plugins (flux_plugin_create(3)), and the operations of job manager plugins (flux-jobtap-plugins(7)).
 
 use std::{
     cell::Cell,
@@ -13,14 +13,14 @@ use serde_json::Value;
 
 use crate::{Args, Flux, JobId, Request, borrowed, c_line, c_text, guard, inject_fault, last_error, raw, read_json};
 
-/// The plugin that is being loaded, or called. Copies of it are valid for as long as the plugin is loaded.
+/// The plugin that is being loaded or called. Copies are valid as long as the plugin is loaded.
 #[derive(Clone, Copy)]
 pub struct Plugin<'a> {
     raw: *mut raw::flux_plugin_t,
     _borrow: PhantomData<&'a ()>,
 }
 
-/// A callback failed; the text is given to whoever caused the call, where the host has a way to do so.
+/// The error of a callback. The host reports the text to the party that caused the call, if it can.
 #[derive(Debug)]
 pub struct PluginError(pub String);
 
@@ -31,7 +31,7 @@ impl fmt::Display for PluginError {
 }
 
 impl<'a> Plugin<'a> {
-    /// The plugin that C hands to `flux_plugin_init` and to callbacks.
+    /// Borrows the plugin that C passes to `flux_plugin_init` and to callbacks.
     ///
     /// # Safety
     /// `raw` is that pointer, and the plugin stays loaded for `'a`.
@@ -42,7 +42,7 @@ impl<'a> Plugin<'a> {
         }
     }
 
-    /// Names the plugin. The name must have neither `/` nor `.`.
+    /// Names the plugin. The name must contain neither `/` nor `.`.
     ///
     /// # Errors
     /// ENOMEM.
@@ -51,24 +51,24 @@ impl<'a> Plugin<'a> {
         check(unsafe { raw::flux_plugin_set_name(self.raw, name.as_ptr()) })
     }
 
-    /// The file that it was loaded from.
+    /// Returns the file from which the plugin was loaded.
     pub fn path(self) -> Option<PathBuf> {
-        // SAFETY: a live plugin; the string is the plugin's and is copied.
+        // SAFETY: a live plugin. The plugin owns the string, which is copied.
         unsafe { borrowed(raw::flux_plugin_get_path(self.raw)) }.map(|path| PathBuf::from(path.as_ref()))
     }
 
-    /// The configuration that was given when it was loaded; null where there was none.
+    /// Returns the configuration given when the plugin was loaded, or null if none was given.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// InvalidData: the configuration cannot be parsed.
     pub fn conf(self) -> io::Result<Value> {
-        // SAFETY: a live plugin; the string is the plugin's and is copied.
+        // SAFETY: a live plugin. The plugin owns the string, which is copied.
         let text = unsafe { borrowed(raw::flux_plugin_get_conf(self.raw)) };
         text.map_or(Ok(Value::Null), |text| read_json(&text))
     }
 
-    /// Keeps `state` with the plugin, and drops it when the plugin is destroyed: for jobtap, when it is removed or the
-    /// job manager ends, before the object is unmapped.
+    /// Keeps `state` with the plugin, and drops it when the plugin is destroyed. A jobtap plugin is destroyed when it
+    /// is removed or the job manager exits, before the object is unmapped.
     ///
     /// # Errors
     /// ENOMEM.
@@ -76,7 +76,8 @@ impl<'a> Plugin<'a> {
         self.keep_with(state, |_, _| ())
     }
 
-    /// The same, for state that handles more topics later on, for which it is told how callbacks are given it.
+    /// Like [`Plugin::keep`], for state that handles further topics later: `tell` receives the reference that this
+    /// requires.
     ///
     /// # Errors
     /// ENOMEM.
@@ -88,7 +89,7 @@ impl<'a> Plugin<'a> {
         };
         tell(&state, kept.clone());
         let data = Rc::into_raw(state);
-        // SAFETY: the reference is handed over with a function that gives it up.
+        // SAFETY: the plugin takes over the reference, with a function that releases it.
         let rc = unsafe {
             raw::flux_plugin_aux_set(
                 self.raw,
@@ -99,35 +100,35 @@ impl<'a> Plugin<'a> {
         };
         if rc < 0 {
             let error = last_error();
-            // SAFETY: not handed over after all.
+            // SAFETY: the call failed, so the reference is still ours.
             drop(unsafe { Rc::from_raw(data) });
             return Err(error);
         }
         Ok(kept)
     }
 
-    /// Calls `f` for a topic. `state` is what [`Plugin::keep`] gave.
+    /// Calls `f` for a topic. `state` is the result of [`Plugin::keep`].
     ///
     /// # Errors
-    /// ENOMEM, or EINVAL where the state is that of another plugin, or of one that is gone.
+    /// ENOMEM. EINVAL: the state belongs to another plugin, or to one that was removed.
     pub fn handle<T: State, H: Handler<T>>(self, topic: &CStr, state: &Kept<T>, _: H) -> io::Result<()> {
         let data = state.data(self)?;
-        // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
+        // SAFETY: a live plugin, a C string that the call copies, and an argument that lives as long as the plugin.
         check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), Some(called::<T, H>), data) })
     }
 
-    /// Has a topic not handled any more. Where handlers count as consent, this is how to give none.
+    /// Removes the handler of a topic. Use it to withhold consent where the host counts a handler as consent.
     ///
     /// # Errors
     /// EINVAL.
     pub fn unhandle(self, topic: &CStr) -> io::Result<()> {
-        // SAFETY: a live plugin and a C string; no callback stands for removal.
+        // SAFETY: a live plugin and a C string. A null callback removes the handler.
         check(unsafe { raw::flux_plugin_add_handler(self.raw, topic.as_ptr(), None, std::ptr::null_mut()) })
     }
 
-    /// The job shell that loaded the plugin.
+    /// Returns the job shell that loaded the plugin.
     pub fn shell(self) -> Option<crate::Shell<'a>> {
-        // SAFETY: a live plugin; null where it was not loaded by a shell.
+        // SAFETY: a live plugin. The result is null if no shell loaded the plugin.
         unsafe { crate::Shell::borrow(raw::flux_plugin_get_shell(self.raw)) }
     }
 
@@ -136,18 +137,18 @@ impl<'a> Plugin<'a> {
     }
 }
 
-/// What a plugin keeps, and what it does when one of its own handlers has panicked: nothing, unless it says otherwise. The
-/// caller is told of an error in either case, but of most callbacks the job manager does not mind the result.
+/// State that a plugin keeps, and its reaction when one of its own handlers panics. The default reaction does nothing.
+/// The caller receives an error in either case, but the job manager ignores the result of most callbacks.
 pub trait State: 'static {
-    /// The handler of a topic has panicked.
+    /// Called when the handler of a topic has panicked.
     fn panicked(&self, _topic: &CStr, _args: &Args<'_>) {}
 
-    /// A service has panicked, over a request with this payload.
+    /// Called when a service has panicked while handling a request with this payload.
     fn request_panicked(&self, _payload: Option<&str>) {}
 }
 
-/// State that [`Plugin::keep`] took over: to be named when a handler is added. The state itself belongs to the plugin, and
-/// goes with it; then this is of no use any more.
+/// A reference to state that [`Plugin::keep`] took over, for adding handlers. The plugin owns the state. Once the
+/// plugin is destroyed, the reference is invalid.
 pub struct Kept<T> {
     state: Weak<T>,
     plugin: *mut raw::flux_plugin_t,
@@ -163,7 +164,8 @@ impl<T> Clone for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// The state as an argument of the callbacks of its plugin, which holds it for as long as they can be called.
+    /// Returns the state as the argument for callbacks of its plugin. The plugin holds the state as long as they can be
+    /// called.
     fn data(&self, plugin: Plugin<'_>) -> io::Result<*mut c_void> {
         match self.state.upgrade() {
             Some(state) if self.plugin == plugin.raw => Ok(Rc::as_ptr(&state).cast_mut().cast()),
@@ -172,14 +174,14 @@ impl<T> Kept<T> {
     }
 }
 
-/// A function that handles a topic. A closure that captures nothing is one: it is known by its type, and called through
-/// it.
+/// A function that handles a topic. A closure that captures nothing qualifies: it is identified by its type and called
+/// through it.
 pub trait Handler<T>: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> + Copy + 'static {}
 
 impl<T, F: Fn(&T, Plugin<'_>, &Args<'_>) -> Result<(), PluginError> + Copy + 'static> Handler<T> for F {}
 
 unsafe extern "C" fn drop_state<T>(state: *mut c_void) {
-    // SAFETY: the reference that `keep` handed over, given up once.
+    // SAFETY: the reference that `keep` handed over, released once.
     let state = unsafe { Rc::from_raw(state.cast::<T>().cast_const()) };
     guard((), || drop(state));
 }
@@ -191,14 +193,14 @@ unsafe extern "C" fn called<T: State, H: Handler<T>>(
     data: *mut c_void,
 ) -> c_int {
     const { assert!(size_of::<H>() == 0, "a handler must capture nothing") };
-    // SAFETY: a zero-sized value of a type of which there was one, in `handle`.
+    // SAFETY: a zero-sized value of a type for which `handle` received a value.
     let handler: H = unsafe { std::mem::zeroed() };
-    // SAFETY: C calls with a live plugin, its arguments, and the argument that `handle` gave.
+    // SAFETY: C calls with a live plugin, its arguments, and the argument that `handle` registered.
     let (plugin, args, state) = unsafe { (Plugin::borrow(p), Args::borrow(args), &*data.cast::<T>()) };
     let topic = if topic.is_null() {
         c""
     } else {
-        // SAFETY: the topic of the call, which lives as long.
+        // SAFETY: the topic lives as long as the call.
         unsafe { CStr::from_ptr(topic) }
     };
     let done = guard(None, || {
@@ -215,14 +217,14 @@ unsafe extern "C" fn called<T: State, H: Handler<T>>(
         Ok(()) => 0,
         Err(error) => {
             let text = serde_json::json!({ "errmsg": error.0 });
-            // As flux_jobtap_error(3) does it; a host that has no use for it ignores it.
+            // As flux_jobtap_error(3) does. A host without a use for the text ignores it.
             guard(false, || args.answer(&text));
             -1
         }
     }
 }
 
-/// What a plugin of the job manager may do. To be made once, from the plugin that is being loaded.
+/// The operations of a job manager plugin. Create it once, from the plugin that is being loaded.
 #[derive(Clone, Copy)]
 pub struct Jobtap<'a> {
     plugin: Plugin<'a>,
@@ -230,19 +232,20 @@ pub struct Jobtap<'a> {
 }
 
 impl<'a> Jobtap<'a> {
-    /// The job manager that loads the plugin.
+    /// Returns the operations, or None if the host is not a job manager.
     pub fn new(plugin: Plugin<'a>) -> Option<Self> {
-        // SAFETY: a live plugin; the handle outlives it.
+        // SAFETY: a live plugin. The handle outlives it.
         let flux = unsafe { Flux::borrow(raw::flux_jobtap_get_flux(plugin.raw())) }?;
         Some(Self { plugin, flux })
     }
 
-    /// The handle of the job manager.
+    /// Returns the handle of the job manager.
     pub fn flux(self) -> Flux<'a> {
         self.flux
     }
 
-    /// Starts a prolog of the job that the running callback is about: it does not start before the prolog is finished.
+    /// Starts a prolog of the job that the running callback concerns. The job does not start before the prolog
+    /// finishes.
     ///
     /// # Errors
     /// EINVAL outside of a callback, or when the job has started or is being cleaned up.
@@ -251,10 +254,10 @@ impl<'a> Jobtap<'a> {
         check(unsafe { raw::flux_jobtap_prolog_start(self.plugin.raw(), description.as_ptr()) })
     }
 
-    /// Finishes a prolog. The status is for information: a failure needs an exception as well.
+    /// Finishes a prolog. The status is informational: a failure also needs an exception.
     ///
     /// # Errors
-    /// ENOENT where the job is gone, EINVAL where it has started.
+    /// ENOENT: the job no longer exists. EINVAL: the job has started.
     pub fn prolog_finish(self, job: JobId, description: &CStr, status: c_int) -> io::Result<()> {
         // SAFETY: a live plugin, and a C string that the call copies.
         check(unsafe { raw::flux_jobtap_prolog_finish(self.plugin.raw(), job.0, description.as_ptr(), status) })
@@ -263,7 +266,7 @@ impl<'a> Jobtap<'a> {
     /// Raises an exception. Severity 0 ends the job.
     ///
     /// # Errors
-    /// ENOENT where the job is gone.
+    /// ENOENT: the job no longer exists.
     pub fn raise(self, job: JobId, kind: &CStr, severity: c_int, text: &str) -> io::Result<()> {
         let text = c_line(text);
         // SAFETY: a live plugin, C strings that the call copies, and a format that takes one.
@@ -279,29 +282,30 @@ impl<'a> Jobtap<'a> {
         })
     }
 
-    /// Starts an epilog of the job that the running callback is about: its resources are held until it is finished.
+    /// Starts an epilog of the job that the running callback concerns. The job holds its resources until the epilog
+    /// finishes.
     ///
     /// # Errors
-    /// EINVAL outside of a callback, or where the job is not being cleaned up.
+    /// EINVAL outside a callback, or if the job is not being cleaned up.
     pub fn epilog_start(self, description: &CStr) -> io::Result<()> {
         // SAFETY: a live plugin, and a C string that the call copies.
         check(unsafe { raw::flux_jobtap_epilog_start(self.plugin.raw(), description.as_ptr()) })
     }
 
-    /// Finishes an epilog. The status is for information.
+    /// Finishes an epilog. The status is informational.
     ///
     /// # Errors
-    /// ENOENT where the job is gone.
+    /// ENOENT: the job no longer exists.
     pub fn epilog_finish(self, job: JobId, description: &CStr, status: c_int) -> io::Result<()> {
         // SAFETY: a live plugin, and a C string that the call copies.
         check(unsafe { raw::flux_jobtap_epilog_finish(self.plugin.raw(), job.0, description.as_ptr(), status) })
     }
 
-    /// Adds a dependency: the job stays in DEPEND until it is removed. One that the job has already, from before a
-    /// restart, is not added again. From within `job.state.depend` only.
+    /// Adds a dependency: the job stays in DEPEND until it is removed. A dependency that the job still has from before
+    /// a restart is not added twice. Call it from `job.state.depend` only.
     ///
     /// # Errors
-    /// EINVAL where the job is past DEPEND.
+    /// EINVAL: the job is past DEPEND.
     pub fn dependency_add(self, job: JobId, description: &CStr) -> io::Result<()> {
         // SAFETY: a live plugin, and a C string that the call copies.
         check(unsafe { raw::flux_jobtap_dependency_add(self.plugin.raw(), job.0, description.as_ptr()) })
@@ -310,53 +314,55 @@ impl<'a> Jobtap<'a> {
     /// Removes a dependency.
     ///
     /// # Errors
-    /// ENOENT where the job is gone, EINVAL where it is past DEPEND.
+    /// ENOENT: the job no longer exists. EINVAL: it is past DEPEND.
     pub fn dependency_remove(self, job: JobId, description: &CStr) -> io::Result<()> {
         // SAFETY: a live plugin, and a C string that the call copies.
         check(unsafe { raw::flux_jobtap_dependency_remove(self.plugin.raw(), job.0, description.as_ptr()) })
     }
 
-    /// Has the handlers of `job.event.*` called for this job. A plugin that asks twice is called twice.
+    /// Subscribes the plugin to `job.event.*` of this job. A plugin that subscribes twice receives each event twice.
     ///
     /// # Errors
-    /// ENOENT where the job is gone.
+    /// ENOENT: the job no longer exists.
     pub fn subscribe(self, job: JobId) -> io::Result<()> {
         // SAFETY: a live plugin.
         check(unsafe { raw::flux_jobtap_job_subscribe(self.plugin.raw(), job.0) })
     }
 
-    /// Whether an event of this name was posted to the eventlog of the job.
+    /// Returns whether an event of this name was posted to the eventlog of the job.
     pub fn was_posted(self, job: JobId, event: &CStr) -> bool {
         // SAFETY: a live plugin, and a C string.
         unsafe { raw::flux_jobtap_job_event_posted(self.plugin.raw(), job.0, event.as_ptr()) > 0 }
     }
 
-    /// Posts an event to the eventlog of the job. Its context is kept there for ever, readable by the job owner.
+    /// Posts an event to the eventlog of the job. The eventlog keeps its context for ever, and the job owner can read
+    /// it.
     ///
     /// # Errors
-    /// ENOENT where the job is gone, EINVAL where the context is not an object.
+    /// ENOENT: the job no longer exists. EINVAL: the context is not an object.
     pub fn post(self, job: JobId, event: &CStr, context: &Value) -> io::Result<()> {
         let context = to_jansson(context)?;
-        // SAFETY: a live plugin, C strings that are copied, and a format that takes one json_t and the reference to it.
+        // SAFETY: a live plugin, C strings that the call copies, and a format that takes one json_t and the reference
+        // to it.
         check(unsafe {
             raw::flux_jobtap_event_post_pack(self.plugin.raw(), job.0, event.as_ptr(), c"o".as_ptr(), context)
         })
     }
 
-    /// Updates the jobspec of a job that is not running: an object with the path of each value in the jobspec, its
-    /// components separated by dots, as its key. Not for the job that the running callback is about.
+    /// Updates the jobspec of a job that is not running. The keys of the object are paths in the jobspec, with
+    /// components separated by dots. The job must not be the one that the running callback concerns.
     ///
     /// # Errors
-    /// EINVAL where that cannot be done now, or such an update cannot be.
+    /// EINVAL: the job cannot be updated now, or the update is invalid.
     pub fn update_jobspec(self, job: JobId, updates: &Value) -> io::Result<()> {
         let updates = to_jansson(updates)?;
         // SAFETY: a live plugin, and a format that takes one json_t and the reference to it.
         check(unsafe { raw::flux_jobtap_jobspec_update_id_pack(self.plugin.raw(), job.0, c"o".as_ptr(), updates) })
     }
 
-    /// What the job manager knows of a job that is active, or was not long ago.
+    /// Returns the job manager's record of a job that is active or became inactive recently.
     pub fn lookup(self, job: JobId) -> Option<Args<'static>> {
-        // SAFETY: a live plugin; the result is ours, or null.
+        // SAFETY: a live plugin. The result is ours to destroy, or null.
         unsafe {
             let args = raw::flux_jobtap_job_lookup(self.plugin.raw(), job.0);
             (!args.is_null()).then(|| Args::own(args))
@@ -366,17 +372,17 @@ impl<'a> Jobtap<'a> {
     /// Serves `job-manager.<plugin name>.<method>` to the instance owner, until the plugin is removed.
     ///
     /// # Errors
-    /// From flux_jobtap_service_register(3), or EINVAL as for [`Plugin::handle`].
+    /// From flux_jobtap_service_register(3). EINVAL as for [`Plugin::handle`].
     pub fn serve<T: State, S: Service<T>>(self, method: &CStr, state: &Kept<T>, _: S) -> io::Result<()> {
         let data = state.data(self.plugin)?;
-        // SAFETY: a live plugin, a C string that is copied, and an argument that lives as long as the plugin.
+        // SAFETY: a live plugin, a C string that the call copies, and an argument that lives as long as the plugin.
         check(unsafe {
             raw::flux_jobtap_service_register(self.plugin.raw(), method.as_ptr(), Some(requested::<T, S>), data)
         })
     }
 }
 
-/// A function that serves requests; as [`Handler`], it captures nothing.
+/// A function that serves requests. Like [`Handler`], it captures nothing.
 pub trait Service<T>: Fn(&T, Request<'_>) + Copy + 'static {}
 
 impl<T, F: Fn(&T, Request<'_>) + Copy + 'static> Service<T> for F {}
@@ -389,7 +395,7 @@ unsafe extern "C" fn requested<T: State, S: Service<T>>(
 ) {
     const { assert!(size_of::<S>() == 0, "a service must capture nothing") };
     let taken = Cell::new(false);
-    // SAFETY: as in `called`; the message outlives this call.
+    // SAFETY: as in `called`. The message outlives this call.
     let (service, state, request): (S, &T, _) =
         unsafe { (std::mem::zeroed(), &*arg.cast::<T>(), Request::borrow(h, msg, &taken)) };
     let done = guard(false, || {
@@ -403,15 +409,15 @@ unsafe extern "C" fn requested<T: State, S: Service<T>>(
     let request = unsafe { Request::borrow(h, msg, &taken) };
     guard((), || state.request_panicked(request.payload().ok().flatten()));
     if !taken.get() {
-        // Nobody else would be told. What goes wrong here cannot be mended.
+        // The requester would otherwise never receive a response. Nothing can be done if the response fails.
         let _ = request.refuse(libc::EPROTO, "an internal error: please report it");
     }
 }
 
-/// A new json_t, whose one reference is the caller's.
+/// Returns a new json_t. The caller owns its only reference.
 fn to_jansson(value: &Value) -> io::Result<*mut raw::json_t> {
     let text = c_text(&value.to_string())?;
-    // SAFETY: a C string; nobody asks for the error's text.
+    // SAFETY: a C string. A null error pointer is allowed.
     let json = unsafe { raw::json_loads(text.as_ptr(), 0, std::ptr::null_mut()) };
     if json.is_null() {
         Err(io::Error::from_raw_os_error(libc::EINVAL))

@@ -1,20 +1,20 @@
-//! The declarations, kept by hand: exactly those functions that this workspace calls.
+//! The declarations, written by hand: exactly the functions that this workspace calls.
 //!
-//! Sources: the man pages of flux-core sections 3 and 7 (flux-jobtap-plugins(7), flux-shell-plugins(7)) and RFC 18, 20,
-//! 21 of the Flux project. The symbols are not linked: they resolve when a plugin is loaded by a job manager or a job
-//! shell, or by the Flux simulator, which defines the same names. `tests/abi.rs` compares each declaration with the real
-//! headers where they are installed.
+//! Sources: the man pages of flux-core, sections 3 and 7 (flux-jobtap-plugins(7), flux-shell-plugins(7)), and RFC 18,
+//! 20 and 21 of the Flux project. The symbols are not linked: they resolve when a job manager or a job shell loads a
+//! plugin, or in the Flux simulator, which defines the same names. `tests/abi.rs` compares each declaration with the
+//! installed headers.
 #![allow(non_camel_case_types, missing_docs)]
 
 use libc::{c_char, c_int, c_void};
 
 macro_rules! opaque {
     ($($name:ident),* $(,)?) => {$(
-        /// An object of the C API, only ever seen behind a pointer.
+        /// An object of the C API, used only behind a pointer.
         #[repr(C)]
         pub struct $name {
             _opaque: [u8; 0],
-            // Neither Send, Sync nor Unpin: a Flux object belongs to its reactor thread.
+            // Not Send, Sync or Unpin: a Flux object belongs to its reactor thread.
             _thread: core::marker::PhantomData<(*mut u8, core::marker::PhantomPinned)>,
         }
     )*};
@@ -58,9 +58,9 @@ pub const FLUX_JOB_STATE_DEPEND: c_int = 2;
 pub const FLUX_JOB_STATE_RUN: c_int = 16;
 pub const FLUX_JOB_STATE_CLEANUP: c_int = 32;
 pub const FLUX_JOB_STATE_INACTIVE: c_int = 64;
-/// jobtap.h: the job that the running callback is about.
+/// jobtap.h: the job that the running callback concerns.
 pub const FLUX_JOBTAP_CURRENT_JOB: flux_jobid_t = flux_jobid_t::MAX;
-/// jansson, json_dumps(): no white space; any value, not only objects and arrays.
+/// jansson, json_dumps(): no white space; accept any value, not only objects and arrays.
 pub const JSON_COMPACT: usize = 0x20;
 pub const JSON_ENCODE_ANY: usize = 0x200;
 /// Log levels of the job shell, flux-shell-plugins(7).
@@ -172,7 +172,7 @@ functions! {
     fn flux_shell_setenvf(shell: *mut flux_shell_t, overwrite: c_int, name: *const c_char, fmt: *const c_char, ...) -> c_int;
     fn flux_shell_log(component: *const c_char, level: c_int, file: *const c_char, line: c_int, fmt: *const c_char, ...);
     fn flux_shell_fatal(component: *const c_char, file: *const c_char, line: c_int, errnum: c_int, exit_code: c_int, fmt: *const c_char, ...);
-    // jansson, whose objects Flux takes and gives
+    // jansson, whose objects Flux accepts and returns
     fn json_loads(input: *const c_char, flags: usize, error: *mut json_error_t) -> *mut json_t;
     fn json_dumps(json: *const json_t, flags: usize) -> *mut c_char;
 }

@@ -9,13 +9,13 @@ use std::{
 
 use crate::{guard, last_error, raw};
 
-/// Watches a file descriptor, or waits for a time to pass; stopped and destroyed when dropped.
+/// A watcher of a file descriptor or a timer. Dropping it stops and destroys it.
 pub struct Watcher {
     raw: *mut raw::flux_watcher_t,
     callback: *mut Callback,
 }
 
-/// Shared with the call that is running: a callback may come to drop its own watcher.
+/// Shared with the running call, because a callback may drop its own watcher.
 type Callback = Rc<dyn Fn()>;
 
 impl Watcher {
@@ -27,7 +27,7 @@ impl Watcher {
         })
     }
 
-    /// Calls `f` whenever the descriptor takes bytes.
+    /// Calls `f` whenever the descriptor is writable.
     pub(crate) fn writable(reactor: *mut raw::flux_reactor_t, fd: RawFd, f: Callback) -> io::Result<Self> {
         // SAFETY: a live reactor, and an argument that outlives the watcher.
         Self::new(reactor, f, |arg| unsafe {
@@ -35,7 +35,7 @@ impl Watcher {
         })
     }
 
-    /// Calls `f` after so many seconds, and again each time that `repeat` seconds have passed, unless that is 0.
+    /// Calls `f` after `seconds` seconds, then every `repeat` seconds unless `repeat` is 0.
     pub(crate) fn timer(reactor: *mut raw::flux_reactor_t, seconds: f64, repeat: f64, f: Callback) -> io::Result<Self> {
         // SAFETY: a live reactor, and an argument that outlives the watcher.
         Self::new(reactor, f, |arg| unsafe {
@@ -55,7 +55,7 @@ impl Watcher {
         let raw = create(callback.cast::<c_void>());
         if raw.is_null() {
             let error = last_error();
-            // SAFETY: no watcher has it.
+            // SAFETY: no watcher holds it.
             drop(unsafe { Box::from_raw(callback) });
             return Err(error);
         }
@@ -67,7 +67,7 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        // SAFETY: owned; after the watcher is destroyed nobody calls the callback.
+        // SAFETY: owned. A destroyed watcher never calls its callback.
         unsafe {
             raw::flux_watcher_stop(self.raw);
             raw::flux_watcher_destroy(self.raw);
@@ -77,7 +77,7 @@ impl Drop for Watcher {
 }
 
 unsafe extern "C" fn called(_: *mut raw::flux_reactor_t, _: *mut raw::flux_watcher_t, _: c_int, arg: *mut c_void) {
-    // SAFETY: the callback outlives its watcher, and the reactor is one thread.
+    // SAFETY: the callback outlives its watcher, and the reactor has one thread.
     let callback = unsafe { Rc::clone(&*arg.cast::<Callback>()) };
     guard((), || callback());
 }

@@ -25,13 +25,13 @@ pub struct Shell<'a> {
 pub enum ShellLogLevel {
     /// Something failed.
     Error = raw::FLUX_SHELL_ERROR,
-    /// Something is not as it should be.
+    /// Misconfigured, or degraded.
     Warn = raw::FLUX_SHELL_WARN,
-    /// Shown with `-o verbose`.
+    /// Details, shown with `-o verbose`.
     Debug = raw::FLUX_SHELL_DEBUG,
 }
 
-/// What the shell knows of its job, without the jobspec.
+/// The shell's information about its job, without the jobspec.
 #[derive(Debug, Clone, Copy)]
 pub struct JobFacts {
     /// The job id.
@@ -40,7 +40,7 @@ pub struct JobFacts {
     pub instance_owner: u32,
     /// The rank of this shell in the job.
     pub rank: i32,
-    /// How many shells the job has.
+    /// The number of shells of the job.
     pub size: i32,
 }
 
@@ -54,19 +54,19 @@ impl<'a> Shell<'a> {
         })
     }
 
-    /// The handle of the shell.
+    /// Returns the handle of the shell.
     pub fn flux(&self) -> Option<Flux<'a>> {
-        // SAFETY: a live shell; the handle lives as long.
+        // SAFETY: a live shell. The handle lives as long.
         unsafe { Flux::borrow(raw::flux_shell_get_flux(self.raw)) }
     }
 
-    /// What the shell knows of its job.
+    /// Returns the shell's information about its job.
     ///
     /// # Errors
     /// From flux_shell_info_unpack(3).
     pub fn job(&self) -> io::Result<JobFacts> {
         let (mut jobid, mut instance_owner, mut rank, mut size): (i64, c_int, c_int, c_int) = (0, 0, 0, 0);
-        // SAFETY: the format takes keys and places: a json_int_t, which is 64 bits, and three ints.
+        // SAFETY: the format takes keys and addresses: of a json_int_t, which is 64 bits, and of three ints.
         let rc = unsafe {
             raw::flux_shell_info_unpack(
                 self.raw,
@@ -92,7 +92,7 @@ impl<'a> Shell<'a> {
         })
     }
 
-    /// Whether the jobspec, as submitted, has an attribute at a path of 1 to 6 keys below `attributes`.
+    /// Returns whether the jobspec, as submitted, has an attribute at a path of 1 to 6 keys below `attributes`.
     pub fn has_attribute(&self, path: &[String]) -> bool {
         let mut value: *mut c_void = ptr::null_mut();
         let out: *mut *mut c_void = &mut value;
@@ -101,8 +101,9 @@ impl<'a> Shell<'a> {
             return false;
         };
         let a = at.arguments();
-        // SAFETY: the format takes as many keys as there are, and then a place for a borrowed json_t; what follows is
-        // not looked at. A json_t starts with its type, and lives as long as the shell's info.
+        // SAFETY: the format takes as many keys as the path has, and then the address of a pointer to a borrowed
+        // json_t. It ignores the arguments that follow. A json_t starts with its type, and lives as long as the
+        // shell's info.
         unsafe {
             let rc = raw::flux_shell_info_unpack(
                 self.raw,
@@ -121,13 +122,13 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// A shell option, `-o NAME=VALUE`, where it was given.
+    /// Returns the shell option `-o NAME=VALUE`, if given.
     ///
     /// # Errors
-    /// From flux_shell_getopt(3), or its value cannot be read.
+    /// From flux_shell_getopt(3). InvalidData: the value cannot be parsed.
     pub fn option(&self, name: &CStr) -> io::Result<Option<Value>> {
         let mut json = ptr::null_mut();
-        // SAFETY: a live shell, a C string, and a place for a string that is to be freed.
+        // SAFETY: a live shell, a C string, and the address of a pointer to a string that the caller frees.
         let text = unsafe {
             match raw::flux_shell_getopt(self.raw, name.as_ptr(), &mut json) {
                 0 => None,
@@ -143,12 +144,12 @@ impl<'a> Shell<'a> {
     /// # Errors
     /// From flux_shell_setopt(3).
     pub fn set_option(&self, name: &CStr, value: &CStr) -> io::Result<()> {
-        // SAFETY: a live shell, a C string, and one with JSON, of which the call makes its own copy.
+        // SAFETY: a live shell, a C string, and a C string with JSON that the call copies.
         let rc = unsafe { raw::flux_shell_setopt(self.raw, name.as_ptr(), value.as_ptr()) };
         if rc < 0 { Err(last_error()) } else { Ok(()) }
     }
 
-    /// Sets a variable in the environment of the job's tasks, in place of any former value.
+    /// Sets a variable in the environment of the job's tasks, and replaces any earlier value.
     ///
     /// # Errors
     /// From flux_shell_setenvf(3).
@@ -165,7 +166,7 @@ impl<'a> Shell<'a> {
         unsafe { raw::flux_shell_killall(self.raw, signal) }
     }
 
-    /// Writes a line to the log of the shell, which is the standard error of the job.
+    /// Writes a line to the log of the shell, which goes to the job's standard error.
     pub fn log(&self, component: &CStr, level: ShellLogLevel, line: &str) {
         let line = c_line(line);
         // SAFETY: C strings, and a format that takes one.
@@ -181,14 +182,14 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Ends the job with one fatal exception, and this process with exit code 1. Does not return.
+    /// Ends the job with a fatal exception, and this process with exit code 1. Does not return.
     pub fn fatal(&self, component: &CStr, text: &str) -> ! {
         let text = c_line(text);
         // SAFETY: C strings, and a format that takes one.
         unsafe {
             raw::flux_shell_fatal(component.as_ptr(), c"".as_ptr(), 0, 0, 1, c"%s".as_ptr(), text.as_ptr());
         }
-        // flux_shell_fatal(3) exits; were it to return, nothing of the job may start.
+        // flux_shell_fatal(3) exits. If it returned, no part of the job might start.
         std::process::exit(1)
     }
 }

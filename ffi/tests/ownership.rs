@@ -1,6 +1,9 @@
-//! What belongs to whom between C and the safe types, with a C side that is written in Rust, so that Miri can watch both:
-//! nothing is freed twice, used after it was freed, or lost, whoever is called back within which call.
-#![expect(clippy::undocumented_unsafe_blocks, reason = "the C side gets what it gave away")]
+//! Tests the ownership between C and the safe types. The C side is written in Rust, so that Miri checks both sides:
+//! nothing is freed twice, used after it was freed, or leaked, whichever callback runs within which call.
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "the C side receives back its own objects"
+)]
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,7 +14,7 @@ use std::{
 
 use ffi::{Args, Flux, Jobtap, Plugin, PluginError, Request, State, Transaction, raw::*};
 
-// The C side: objects are boxes, and tests call back when they like.
+// The C side: objects are boxes, and tests invoke callbacks at will.
 
 struct FakeFuture {
     then: Cell<Option<(flux_continuation_f, *mut c_void)>>,
@@ -69,7 +72,7 @@ extern "C" fn flux_plugin_get_shell(p: *mut flux_plugin_t) -> *mut flux_shell_t 
 #[unsafe(no_mangle)]
 extern "C" fn flux_shell_getopt(_: *mut flux_shell_t, _: *const c_char, value: *mut *mut c_char) -> c_int {
     CONF.with_borrow(|conf| match conf {
-        // SAFETY: a place for a string that is freed with free(3).
+        // SAFETY: the address of a string that the caller frees with free(3).
         Some(text) => unsafe {
             *value = libc::strdup(text.as_ptr());
             1
@@ -292,7 +295,7 @@ extern "C" fn flux_aux_get(_: *mut flux_t, _: *const c_char) -> *mut c_void {
     LEFT.get().0
 }
 
-// Of no use here, but linked.
+// Not used here, but linked.
 #[unsafe(no_mangle)]
 extern "C" fn flux_job_id_encode(_: flux_jobid_t, _: *const c_char, _: *mut c_char, _: usize) -> c_int {
     -1
@@ -301,7 +304,7 @@ extern "C" fn flux_job_id_encode(_: flux_jobid_t, _: *const c_char, _: *mut c_ch
 #[unsafe(no_mangle)]
 extern "C" fn flux_plugin_arg_destroy(_: *mut flux_plugin_arg_t) {}
 
-// How a test calls back.
+// How a test invokes callbacks.
 
 struct Loaded(Box<FakePlugin>);
 
@@ -315,7 +318,7 @@ impl Loaded {
     }
 
     fn plugin(&self) -> Plugin<'_> {
-        // SAFETY: it lives for as long.
+        // SAFETY: the plugin lives as long.
         unsafe { Plugin::borrow(self.raw()) }
     }
 
@@ -354,7 +357,7 @@ impl Drop for Loaded {
 }
 
 fn fulfill(future: *mut FakeFuture) {
-    // SAFETY: once, and with what `flux_future_then` was given.
+    // SAFETY: called once, with the arguments of `flux_future_then`.
     unsafe {
         let (callback, arg) = (*future).then.take().unwrap();
         callback.unwrap()(future.cast(), arg);
@@ -362,7 +365,7 @@ fn fulfill(future: *mut FakeFuture) {
 }
 
 fn readable() {
-    // SAFETY: a watcher that was started and not destroyed.
+    // SAFETY: the watcher was started and not destroyed.
     unsafe {
         let (callback, arg) = ((*WATCHER.get()).callback, (*WATCHER.get()).arg);
         callback.unwrap()(ptr::null_mut(), ptr::null_mut(), POLLIN, arg);
@@ -405,7 +408,7 @@ fn a_continuation_may_drop_what_waits_for_it_and_may_panic() {
         let pending = future.then(60.0, move |future| {
             drop(mine.borrow_mut().take());
             assert!(future.get().is_ok());
-            assert!(!panics, "as a fault would");
+            assert!(!panics, "injected fault");
         });
         *slot.borrow_mut() = Some(pending.unwrap());
         fulfill(LAST.get());
@@ -421,9 +424,9 @@ fn a_watcher_may_be_dropped_by_its_own_callback_and_its_callback_may_panic() {
     let (mine, count) = (Rc::clone(&slot), Rc::clone(&called));
     let watcher = loaded.flux().watch(0, move || {
         count.set(count.get() + 1);
-        assert!(count.get() != 1, "as a fault would");
+        assert!(count.get() != 1, "injected fault");
         drop(mine.borrow_mut().take());
-        // What the callback has captured is still there.
+        // The captures of the callback are still alive.
         count.set(count.get() + 1);
     });
     *slot.borrow_mut() = Some(watcher.unwrap());
@@ -523,11 +526,11 @@ fn what_a_plugin_keeps_is_of_no_use_to_another_plugin_or_after_it() {
         };
         let kept = loaded.plugin().keep(kept).unwrap();
         handle(loaded.plugin(), &kept).unwrap();
-        assert!(handle(other.plugin(), &kept).is_err(), "another plugin was given it");
-        assert!(serve(other.plugin(), &kept).is_err(), "another plugin was given it");
+        assert!(handle(other.plugin(), &kept).is_err(), "another plugin accepted it");
+        assert!(serve(other.plugin(), &kept).is_err(), "another plugin accepted it");
         kept.clone()
     };
-    assert!(handle(other.plugin(), &kept).is_err(), "it is gone");
+    assert!(handle(other.plugin(), &kept).is_err(), "the plugin is destroyed");
 }
 
 #[test]
@@ -566,13 +569,13 @@ fn what_is_left_with_the_handle_is_freed_when_other_bytes_take_its_place() {
         assert_eq!(flux.left(c"workflow-token::x").unwrap_or_default(), bytes);
         assert_eq!(flux.is_left(c"workflow-token::x"), !bytes.is_empty());
     }
-    assert!(flux.leave(c"x", b"1").is_err(), "a name of somebody else");
+    assert!(flux.leave(c"x", b"1").is_err(), "a name without our prefix");
     let (left, free) = LEFT.replace((ptr::null_mut(), None));
     // SAFETY: as C does when the handle is destroyed.
     unsafe { free.unwrap()(left) };
 }
 
-/// Earlier versions left a count, and so many job ids.
+/// Earlier versions left a count, followed by that many job ids.
 #[test]
 fn job_ids_of_an_earlier_version_and_damaged_bytes_are_not_read() {
     let loaded = Loaded::new();

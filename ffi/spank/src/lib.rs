@@ -1,4 +1,4 @@
-//! The C API of SPANK plugins: declared once, in [`raw`], and safe types over it. See spank(8).
+//! The C API of SPANK plugins: the declarations are in [`raw`]; the rest are safe types over them. See spank(8).
 
 pub mod raw;
 
@@ -28,12 +28,12 @@ pub enum Context {
     Remote,
     /// slurmstepd before or after a job.
     JobScript,
-    /// Another one, such as slurmd.
+    /// Any other program, such as slurmd.
     Other,
 }
 
 impl Context {
-    /// Returns whether it is a program that submits jobs or starts steps, and runs as its user.
+    /// Returns whether the program submits jobs or starts steps, and runs as the user.
     pub fn is_client(self) -> bool {
         matches!(self, Self::Local | Self::Allocator)
     }
@@ -42,11 +42,11 @@ impl Context {
 /// An option that takes an argument.
 #[derive(Debug, Clone, Copy)]
 pub struct SpankOption {
-    /// Its name, without hyphens.
+    /// The name, without hyphens.
     pub name: &'static CStr,
-    /// The argument, for `--help`.
+    /// The name of the argument, for `--help`.
     pub argument: &'static CStr,
-    /// Its purpose, for `--help`.
+    /// The purpose, for `--help`.
     pub usage: &'static CStr,
     /// Called for each occurrence: environment, `#SBATCH` lines, command line. Slurm rejects the option unless it returns 0.
     pub callback: unsafe extern "C" fn(c_int, *const c_char, c_int) -> c_int,
@@ -55,17 +55,18 @@ pub struct SpankOption {
 /// The step id of the extern step, which has no tasks of users (slurm.h, SLURM_EXTERN_CONT).
 pub const EXTERN_STEP: u32 = 0xffff_fffc;
 
-/// The greatest id of a step that srun started (slurm.h, SLURM_MAX_NORMAL_STEP_ID). Slurm's own, such as the batch step, are above.
+/// The highest id of a step that srun started (slurm.h, SLURM_MAX_NORMAL_STEP_ID). Slurm's own steps, such as the batch
+/// step, have higher ids.
 pub const LAST_STEP: u32 = 0xffff_fff0;
 
-/// The longest value of a variable that is read, in bytes.
+/// The longest value that [`Spank::has_env`] reads, in bytes.
 const MAX_VALUE: usize = 4096;
 
 impl Spank<'_> {
     /// Borrows the handle of a callback.
     ///
     /// # Safety
-    /// `raw` is what Slurm passed to the callback that is running.
+    /// `raw` is the handle that Slurm passed to the callback that is running.
     pub unsafe fn borrow(raw: raw::spank_t) -> Self {
         Self {
             raw,
@@ -110,11 +111,11 @@ impl Spank<'_> {
 
     /// Returns the number of the task on this node.
     pub fn local_task(&self) -> Option<u32> {
-        // An `int`, which is no less than 0.
+        // Slurm writes an `int` that is never negative.
         self.number(raw::S_TASK_ID)
     }
 
-    /// Reads an item that is a `uint32_t`, a `uid_t`, a `gid_t`, a `pid_t` or an `int`.
+    /// Reads an item of type `uint32_t`, `uid_t`, `gid_t`, `pid_t` or `int`.
     fn number(&self, item: c_uint) -> Option<u32> {
         let mut number = u32::MAX;
         // SAFETY: the handle is that of the running callback, and callers name items of 32 bits.
@@ -122,20 +123,20 @@ impl Spank<'_> {
         (code == 0).then_some(number)
     }
 
-    /// Returns whether the environment of the job has a variable.
+    /// Returns whether a variable is set in the environment of the job.
     pub fn has_env(&self, name: &CStr) -> bool {
         let mut buffer = [0 as c_char; MAX_VALUE];
         // SAFETY: the handle is that of the running callback, and the buffer is as long as stated.
         let code = unsafe { raw::spank_getenv(self.raw, name.as_ptr(), buffer.as_mut_ptr(), MAX_VALUE as c_int) };
-        // One that is longer than the buffer is there, too.
+        // If the value is longer than the buffer, spank_getenv fails but fills the buffer.
         code == 0 || buffer[0] != 0
     }
 
-    /// Registers an option; to be called in `slurm_spank_init`. slurmstepd logs an error for each use of an option that is not
-    /// registered there, too.
+    /// Registers an option. Call it in `slurm_spank_init`, in slurmstepd too: slurmstepd logs an error for each use of
+    /// an option that is not registered there.
     ///
     /// # Errors
-    /// Slurm's refusal.
+    /// Slurm rejected the option.
     pub fn register_option(&self, option: &SpankOption) -> io::Result<()> {
         let mut option = raw::spank_option {
             name: option.name.as_ptr().cast_mut(),
@@ -149,18 +150,18 @@ impl Spank<'_> {
         refusal(unsafe { raw::spank_option_register(self.raw, &mut option) })
     }
 
-    /// Sets a variable in the environment of the prologs and epilogs of the job to be submitted, where its name begins with
-    /// `SPANK_`. Users can set these variables, too.
+    /// Sets a variable in the environment of the prologs and epilogs of the job to be submitted. There its name begins
+    /// with `SPANK_`. Users can set these variables, too.
     ///
     /// # Errors
-    /// EINVAL: one of them has a NUL; Slurm's refusal.
+    /// EINVAL: the name or the value contains a NUL. Slurm rejected the variable.
     pub fn set_job_control_env(&self, name: &str, value: &str) -> io::Result<()> {
         let (name, value) = (ffi::c_text(name)?, ffi::c_text(value)?);
         // SAFETY: the handle is that of the running callback, and Slurm copies both strings.
         refusal(unsafe { raw::spank_job_control_setenv(self.raw, name.as_ptr(), value.as_ptr(), 1) })
     }
 
-    /// Removes such a variable, if it is set.
+    /// Removes a variable that [`Spank::set_job_control_env`] sets, if it is set.
     pub fn remove_job_control_env(&self, name: &str) {
         if let Ok(name) = ffi::c_text(name) {
             // SAFETY: the handle is that of the running callback, and the name is a C string.
@@ -171,7 +172,7 @@ impl Spank<'_> {
     /// Sets a variable in the environment of the task.
     ///
     /// # Errors
-    /// EINVAL: the name has a NUL; Slurm's refusal.
+    /// EINVAL: the name contains a NUL. Slurm rejected the variable.
     pub fn set_env(&self, name: &str, value: &CStr) -> io::Result<()> {
         let name = ffi::c_text(name)?;
         // SAFETY: the handle is that of the running callback, and Slurm copies both strings.
@@ -198,15 +199,15 @@ pub fn context() -> Context {
     }
 }
 
-/// Returns the release of the Slurm that has loaded the plugin, as its plugins must state it in `plugin_version`
-/// (slurm.h, `SLURM_VERSION_NUMBER`); 0 before 21.08.
+/// Returns the release of the Slurm that has loaded the plugin, in the form that `plugin_version` requires (slurm.h,
+/// `SLURM_VERSION_NUMBER`). Returns 0 before 21.08.
 pub fn release() -> u32 {
     // SAFETY: the function takes nothing and returns a constant.
     release_of_api(unsafe { raw::slurm_api_version() })
 }
 
-/// Returns the release of a version of libslurm. Its major number has grown by one with each release: 37 in 21.08, and since 40
-/// in 23.11 there are two releases a year, in May and November.
+/// Returns the release for a version of libslurm. Each release increments the major version: 21.08 has 37, and 23.11
+/// has 40. Since 23.11 two releases appear each year, in May and November.
 fn release_of_api(version: c_long) -> u32 {
     let Ok(major) = u32::try_from(version >> 16) else {
         return 0;
@@ -229,7 +230,7 @@ pub fn print(line: &str) {
     unsafe { raw::slurm_spank_log(c"%s".as_ptr(), line.as_ptr()) }
 }
 
-/// Logs an error for the operator: in slurmd.log, if called on a node.
+/// Logs an error for the operator. On a node, it appears in slurmd.log.
 pub fn log_error(line: &str) {
     let line = c_line(line);
     // SAFETY: the format takes one string.
@@ -239,18 +240,18 @@ pub fn log_error(line: &str) {
 /// Returns the arguments of the plugin in plugstack.conf.
 ///
 /// # Safety
-/// `argv` has `argc` C strings, as Slurm passes them to callbacks.
+/// `argv` holds `argc` C strings, as Slurm passes them to callbacks.
 pub unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<String> {
     let count = usize::try_from(argc).unwrap_or(0);
     let argument = |index| {
-        // SAFETY: the caller says so.
+        // SAFETY: guaranteed by the caller.
         let text = unsafe { ffi::borrowed(*argv.add(index)) };
         text.unwrap_or_default().into_owned()
     };
     (0..count).map(argument).collect()
 }
 
-/// Removes a variable from the environment of this process. To be called while it has one thread.
+/// Removes a variable from the environment of this process. Call it while the process has one thread.
 pub fn remove_own_env(name: &str) {
     if let Ok(name) = CString::new(name) {
         // SAFETY: the plugin is called before srun, sbatch or salloc start threads, and the name is a C string.

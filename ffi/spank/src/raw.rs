@@ -1,7 +1,7 @@
-//! The declarations of spank.h (spank(8)), kept by hand: exactly what this workspace uses, as of Slurm 21.08.
+//! The declarations of spank.h (spank(8)), written by hand: exactly what this workspace uses, as of Slurm 21.08.
 //!
-//! The symbols are not linked: they resolve in the program that loads the plugin. `tests/abi.rs` compares each declaration
-//! with the header where it is installed. The header has only gained entries since 21.08.
+//! The symbols are not linked: they resolve in the program that loads the plugin. `tests/abi.rs` compares each
+//! declaration with the installed header. Since 21.08 the header has only gained entries.
 #![allow(non_camel_case_types, missing_docs)]
 
 use libc::{c_char, c_int, c_long, c_uint, c_void};
@@ -13,7 +13,7 @@ pub type spank_err_t = c_int;
 /// The last argument is 0 in srun, sbatch and salloc, and 1 in slurmstepd.
 pub type spank_opt_cb_f = Option<unsafe extern "C" fn(val: c_int, optarg: *const c_char, remote: c_int) -> c_int>;
 
-/// Slurm copies it and its strings, and writes to none of them.
+/// Slurm copies the option and its strings, and modifies neither.
 #[repr(C)]
 pub struct spank_option {
     pub name: *mut c_char,
@@ -53,6 +53,6 @@ unsafe extern "C" {
     pub fn spank_job_control_unsetenv(sp: spank_t, name: *const c_char) -> spank_err_t;
     pub fn slurm_spank_log(format: *const c_char, ...);
     pub fn slurm_error(format: *const c_char, ...);
-    /// slurm.h: the release, as `SLURM_VERSION_NUMBER`.
+    /// Returns the release, in the form of `SLURM_VERSION_NUMBER` (slurm.h).
     pub fn slurm_api_version() -> c_long;
 }
