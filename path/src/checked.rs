@@ -1,4 +1,4 @@
-//! A path that was checked, to be checked again at little cost.
+//! A path that was checked, in a form that is cheap to check again.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use rustix::fs::{Stat, stat};
 
 use crate::refusal::Refusal;
 
-/// The state of a path, and of the directory above, when it was checked.
+/// The state of a path and of its parent directory at the time of the check.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Checked([Identity; 2]);
 
-/// Device, inode, mode, owner; and when these last changed (`st_ctime`), since inodes are reused.
+/// Device, inode, mode, owner, and the time of the last change (`st_ctime`), because inodes are reused.
 type Identity = (u64, u64, u32, u32, (i64, u64));
 
 impl Checked {
-    /// To be called before a check, so that a change meanwhile is one afterwards.
+    /// Call this before a check, so that a change during the check shows afterwards.
     pub(crate) fn now(path: &Path) -> Result<Self, Refusal> {
         let directory = path.parent().unwrap_or(path);
         Ok(Self([identity(&stat(path)?), identity(&stat(directory)?)]))
     }
 
-    /// Returns whether nothing has been replaced, and nothing else been put there. That takes two system calls. A
-    /// change further up shows as soon as it makes a difference: the path then leads to another thing.
+    /// Returns whether neither the path nor its parent directory has changed. This takes two system calls. A
+    /// change further up shows as soon as it matters: the path then leads to another file.
     pub fn still_holds(&self, path: &Path) -> bool {
         Self::now(path).is_ok_and(|now| now == *self)
     }

@@ -15,12 +15,12 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, S
 
 use crate::{mount, owners::Owners, refusal::Refusal};
 
-/// A directory that is trusted, with everything on the way to it.
+/// A trusted directory. Every directory in its path is trusted, too.
 pub struct Directory {
     owners: Owners,
     fd: OwnedFd,
     path: PathBuf,
-    /// Its `st_dev`, which differs across a mount point.
+    /// The directory's `st_dev`, which differs across a mount point.
     device: u64,
 }
 
@@ -30,7 +30,7 @@ impl Directory {
         Self::checked(owners, fd, PathBuf::from("/"), None)
     }
 
-    /// `above` is the device of the directory that it was reached from.
+    /// `above` is the device of the directory from which this one was reached.
     fn checked(owners: Owners, fd: OwnedFd, path: PathBuf, above: Option<u64>) -> Result<Self, Refusal> {
         let stat = rustix::fs::fstat(&fd)?;
         if above != Some(stat.st_dev) {
@@ -46,7 +46,7 @@ impl Directory {
         })
     }
 
-    /// A directory in it, or the one above it, not by a link.
+    /// Opens a subdirectory or the parent directory. Does not follow links.
     pub(crate) fn enter(&self, name: &OsStr) -> Result<Self, Refusal> {
         let path = if name == PARENT {
             self.path.parent().unwrap_or(&self.path).to_owned()
@@ -57,7 +57,7 @@ impl Directory {
         Self::checked(self.owners, fd, path, Some(self.device))
     }
 
-    /// Returns where a link in it leads to. `None` for what is no link.
+    /// Returns the target of a symbolic link in this directory, or `None` if the entry is not a link.
     pub(crate) fn link(&self, name: &OsStr) -> Result<Option<PathBuf>, Refusal> {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -79,19 +79,19 @@ impl Directory {
         Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes()))))
     }
 
-    /// Returns where it is.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A directory in it, not by a link.
+    /// Opens a subdirectory. Does not follow links.
     pub fn directory(&self, name: &OsStr) -> Result<Self, Refusal> {
         self.enter(name).map_err(|e| no_link(e, &self.path.join(name)))
     }
 
-    /// A file in it, not by a link, that nobody else could have put there or changed.
+    /// Opens a file that no other user could have created or changed. Does not follow links.
     pub fn open(&self, name: &OsStr) -> Result<fs::File, Refusal> {
-        // Opening a FIFO would wait for a writer without NONBLOCK.
+        // Without NONBLOCK, opening a FIFO would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
         let file = fs::File::from(file.map_err(|e| no_link(e.into(), &self.path.join(name)))?);
@@ -110,7 +110,7 @@ impl Directory {
         Ok(file)
     }
 
-    /// The status of something in it, which is not checked.
+    /// Returns the status of an entry, without checking it.
     pub(crate) fn status(&self, name: &OsStr) -> Result<Stat, Refusal> {
         let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if stat.st_dev == self.device {
@@ -126,7 +126,7 @@ impl Directory {
         Ok(rustix::fs::fstat(&self.fd)?)
     }
 
-    /// A file may be a mount point, too.
+    /// Checks the mount if the entry is a mount point. A file can be one, too.
     fn check_mount(&self, fd: impl AsFd, stat: &Stat, name: &OsStr) -> Result<(), Refusal> {
         if stat.st_dev == self.device {
             return Ok(());
@@ -138,7 +138,8 @@ impl Directory {
         self.owners
     }
 
-    /// The names of what is in it, sorted, without those that start with a period. More than `most` are refused.
+    /// Returns the sorted names of the entries, except those that start with a period. More than `most` entries are an
+    /// error.
     pub fn names(&self, most: usize) -> Result<Vec<OsString>, Refusal> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
@@ -157,7 +158,7 @@ impl Directory {
         Ok(names)
     }
 
-    /// Creates a directory in it, unless there is one already, and opens it.
+    /// Creates a subdirectory unless it exists, and opens it.
     pub fn make_directory(&self, name: &OsStr, mode: u32) -> Result<Self, Refusal> {
         self.create_directory(name, mode)?;
         self.directory(name)
@@ -171,8 +172,8 @@ impl Directory {
         }
     }
 
-    /// Writes a file in one step: whoever opens it finds all of it, or what was there before, also after a crash. At no
-    /// moment can others than its owner read it, unless `mode` says so.
+    /// Writes a file atomically: a reader finds either the whole file or the previous one, also after a crash. Only the
+    /// owner can ever read it, unless `mode` permits more.
     pub fn write(&self, name: &OsStr, mode: u32, bytes: &[u8], replace: bool) -> Result<(), Refusal> {
         let temporary = format!(".new-{:016x}", fastrand::u64(..));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -192,14 +193,14 @@ impl Directory {
                 Ok(rustix::fs::renameat_with(&self.fd, &*temporary, &self.fd, name, flags)?)
             });
         if written.is_err() {
-            // It is of no use to anybody; what went wrong is more important than that it stays.
+            // Nobody uses the temporary file, and the first error matters more than its removal.
             let _ = rustix::fs::unlinkat(&self.fd, &*temporary, AtFlags::empty());
         }
         written?;
         self.sync()
     }
 
-    /// Removes a file. Returns whether it was there.
+    /// Removes a file. Returns whether it existed.
     pub fn remove(&self, name: &OsStr) -> Result<bool, Refusal> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) => self.sync().map(|()| true),
@@ -208,8 +209,8 @@ impl Directory {
         }
     }
 
-    /// Keeps others out who lock it too, until what is returned is dropped. Does not wait: `None` where somebody has
-    /// it.
+    /// Locks the directory against others who lock it, until the result is dropped. Does not wait: returns `None` if
+    /// another process holds the lock.
     pub fn lock(&self) -> Result<Option<OwnedFd>, Refusal> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?;
@@ -229,13 +230,13 @@ impl Directory {
 
 pub(crate) const PARENT: &str = "..";
 
-/// Something, whatever it is, or a link itself.
+/// Flags that open an entry of any type, or a link itself.
 const ANYTHING: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A directory that can be searched need not be readable.
 const DIRECTORY: OFlags = ANYTHING.union(OFlags::DIRECTORY);
 
-/// Returns whether something is no directory, or a link.
+/// Returns whether the error reports a link, or an entry that is not a directory.
 pub(crate) fn is_other_kind(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Io(e) if matches!(
         rustix::io::Errno::from_io_error(e),
@@ -248,7 +249,7 @@ fn no_link(refusal: Refusal, path: &Path) -> Refusal {
         return refusal;
     }
     Refusal::Untrusted(format!(
-        "{} is a symbolic link, or no directory: name the real one",
+        "{} is a symbolic link or not a directory: use the path of a directory",
         path.display()
     ))
 }

@@ -1,12 +1,12 @@
-//! Files, programs and sockets that can be trusted: only root and a few chosen users could have put them there, or
-//! could change them.
+//! Finds out which files, programs and sockets can be trusted: those that only root and a few chosen users can create
+//! or change.
 //!
-//! Every directory on the way is checked, and so is each directory that holds a symbolic link on the way, wherever the
-//! link leads: its owner, or anybody who can write to it, chooses what is at the end. Whatever passes stays as it is
-//! until one of these users changes it, so a later open(2), execve(2) or connect(2) of the same path reaches the same
-//! thing. All calls may block as the file system does.
+//! Every directory in a path is checked. If the path contains a symbolic link, so is the directory that holds the link,
+//! wherever the link points: its owner, and anybody who can write to it, chooses the target. A path that passes stays
+//! unchanged until one of these users changes it, so a later open(2), execve(2) or connect(2) of the same path reaches
+//! the same file. All calls may block on the file system.
 //!
-//! A program that runs for others also closes the descriptors that it inherits.
+//! The crate also closes inherited descriptors, for programs that run on behalf of others.
 
 #![forbid(unsafe_code)]
 
@@ -39,7 +39,7 @@ pub use read::{check_private, read, read_all, read_private, read_public};
 pub use refusal::Refusal;
 use way::PathWalk;
 
-/// Opens the regular file at the end of a path that the operator wrote. Links are followed.
+/// Opens the regular file at the end of a path that the operator configured. Follows links.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -47,7 +47,7 @@ pub fn open(path: &Path, owners: Owners) -> Result<fs::File, Refusal> {
     PathWalk::new(owners, path)?.file()
 }
 
-/// Opens a directory. Links are followed.
+/// Opens a directory. Follows links.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -55,7 +55,7 @@ pub fn open_directory(path: &Path, owners: Owners) -> Result<Directory, Refusal>
     PathWalk::new(owners, path)?.directory()
 }
 
-/// The same, and creates it unless something is there already.
+/// Like [`open_directory`], but creates the directory unless the path exists.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -67,7 +67,7 @@ pub fn make_directory(path: &Path, mode: u32, owners: Owners) -> Result<Director
     open_directory(&path, owners)
 }
 
-/// Checks the way to `path`, but not the thing at its end: nobody else could put something else in that place.
+/// Checks the path of a file, but not the file itself: no other user could put another file in its place.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -75,7 +75,7 @@ pub fn check_way(path: &Path, owners: Owners) -> Result<(), Refusal> {
     PathWalk::new(owners, path)?.up_to_last().map(drop)
 }
 
-/// Checks a program and the way to it. The program's interpreter and libraries are its own business.
+/// Checks a program and its path, but not the program's interpreter and libraries.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -100,11 +100,11 @@ pub fn check_program(path: &Path, owners: Owners) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Finds a program as execvp(3) does: a name without a slash in the directories of the variable PATH. Checks the first that
-/// exists, see [`check_program`], and returns its path.
+/// Finds a program as execvp(3) does: looks up a name without a slash in the directories of the variable PATH. Checks
+/// the first that exists, see [`check_program`], and returns its path.
 ///
 /// # Errors
-/// [`Refusal`]; an [`io::ErrorKind::NotFound`] if it exists nowhere.
+/// [`Refusal`]; [`io::ErrorKind::NotFound`] if no directory contains it.
 pub fn find_program(name: &Path, owners: Owners) -> Result<PathBuf, Refusal> {
     find_program_in(&env::var_os("PATH").unwrap_or_default(), name, owners)
 }
@@ -121,11 +121,11 @@ fn find_program_in(directories: &OsStr, name: &Path, owners: Owners) -> Result<P
     }
     Err(Refusal::Io(io::Error::new(
         io::ErrorKind::NotFound,
-        "it is in no directory of PATH",
+        "no directory of PATH contains it",
     )))
 }
 
-/// Checks a Unix socket and the way to it. The mode is not checked: a service may let everybody connect.
+/// Checks a Unix socket and its path, but not the socket's mode: a service may let everybody connect.
 ///
 /// # Errors
 /// [`Refusal`].

@@ -1,4 +1,5 @@
-//! File systems whose server is a program of a user, which chooses the owners and modes that they show.
+//! FUSE file systems: the server is a user's program, and it chooses the owners and modes that the file
+//! system reports.
 
 use std::{
     fs,
@@ -11,13 +12,13 @@ use rustix::fs::{Stat, fstatfs, major, minor};
 
 use crate::{owners::Owners, refusal::Refusal};
 
-/// FUSE_SUPER_MAGIC, also of `fuseblk` (linux/magic.h).
+/// FUSE_SUPER_MAGIC, which `fuseblk` also uses (linux/magic.h).
 const FUSE: u32 = 0x6573_5546;
 
-/// The longest line of mountinfo that is read, in bytes.
+/// The longest line of mountinfo that [`mounter_of`] reads, in bytes.
 const MAX_LINE: u64 = 1 << 20;
 
-/// Refuses a FUSE file system unless one of `owners` mounted it.
+/// Rejects a FUSE file system unless one of `owners` mounted it.
 pub(crate) fn check(fd: impl AsFd, stat: &Stat, path: &Path, owners: Owners) -> Result<(), Refusal> {
     if fstatfs(fd)?.f_type as u32 != FUSE {
         return Ok(());
@@ -28,12 +29,12 @@ pub(crate) fn check(fd: impl AsFd, stat: &Stat, path: &Path, owners: Owners) -> 
         None => "an unknown user".to_owned(),
     };
     Err(Refusal::Untrusted(format!(
-        "{} is in a FUSE file system that {who} mounted, who chooses the owners that it shows: use another file system",
+        "{} is in a FUSE file system that {who} mounted, so its owners prove nothing: use another file system",
         path.display()
     )))
 }
 
-/// The user who mounted the file system with this device number.
+/// Returns the user who mounted the file system with this device number.
 fn mounter_of(stat: &Stat) -> Result<Option<u32>, Refusal> {
     let device = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
     let mut mounts = BufReader::new(fs::File::open("/proc/self/mountinfo")?);
@@ -50,7 +51,8 @@ fn mounter_of(stat: &Stat) -> Result<Option<u32>, Refusal> {
     }
 }
 
-/// The option `user_id` of the super block, the last field of a line of mountinfo (proc_pid_mountinfo(5)).
+/// Returns the option `user_id` of the super block, in the last field of a line of mountinfo
+/// (proc_pid_mountinfo(5)).
 fn mounter(line: &str) -> Option<u32> {
     let (_, filesystem) = line.split_once(" - ")?;
     let options = filesystem.split_ascii_whitespace().nth(2)?;
@@ -70,7 +72,7 @@ mod tests {
                 Some(1000),
             ),
             ("53 28 0:46 / /mnt/a rw - fuse x rw,user_id=0,group_id=0\n", Some(0)),
-            // A source may have any name; spaces in it are escaped.
+            // A source may have any name, with spaces escaped.
             ("53 28 0:46 / /mnt/user_id=0 rw - fuse user_id=0 rw,user_id=7", Some(7)),
             ("53 28 0:46 / /mnt/a rw - fuse x rw", None),
             ("53 28 0:46", None),

@@ -6,7 +6,7 @@ use rustix::fs::Stat;
 
 use crate::refusal::Refusal;
 
-/// The users who may own a file and everything on the way to it. Root always may.
+/// The users who may own a file and each directory in its path. Root always may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owners {
     owner: u32,
@@ -15,12 +15,12 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// The user whom this process runs as.
+    /// Returns the user of this process.
     pub fn process() -> Self {
         Self::of(rustix::process::geteuid().as_raw())
     }
 
-    /// A user.
+    /// Returns a single user.
     pub fn of(owner: u32) -> Self {
         Self {
             owner,
@@ -29,7 +29,7 @@ impl Owners {
         }
     }
 
-    /// Adds a user; one more than three replaces the last.
+    /// Adds a user. The set holds three; a further user replaces the last.
     #[must_use]
     pub fn and(mut self, uid: u32) -> Self {
         if !self.has(uid) {
@@ -39,13 +39,14 @@ impl Owners {
         self
     }
 
-    /// Adds a user whose own links are not followed: by them, that user could choose among the files of the others.
+    /// Adds a user whose own links are not followed: with them, that user could choose among the files of the other
+    /// owners.
     #[must_use]
     pub fn and_user(self, user: Option<u32>) -> Self {
         Self { user, ..self }
     }
 
-    /// Returns whether this user is one of them.
+    /// Returns whether the set contains this user.
     pub fn has(&self, uid: u32) -> bool {
         uid == 0 || uid == self.owner || self.others.contains(&Some(uid)) || Some(uid) == self.user
     }
@@ -53,7 +54,7 @@ impl Owners {
     pub(crate) fn check_directory(&self, stat: &Stat, path: &Path) -> Result<(), Refusal> {
         if !self.has(stat.st_uid) {
             return Err(Refusal::Untrusted(format!(
-                "the directory {} belongs to uid {}, and must to {self}: use chown",
+                "the directory {} belongs to uid {} and must belong to {self}: use chown",
                 path.display(),
                 stat.st_uid
             )));
@@ -68,12 +69,13 @@ impl Owners {
         Ok(())
     }
 
-    /// Checks a link in a directory with the status `holder`, which is trusted: in a sticky one, it may be of others.
+    /// Checks a link in a trusted directory with the status `holder`. In a sticky directory, the link may belong to
+    /// others.
     pub(crate) fn check_link(&self, holder: &Stat, stat: &Stat, link: &Path) -> Result<(), Refusal> {
         if is_writable_by_others(holder) && !self.has(stat.st_uid) {
             return Err(Refusal::Untrusted(format!(
-                "the symbolic link {} belongs to uid {}, and must to {self} where others can write to its directory: name \
-                 what it leads to",
+                "the symbolic link {} belongs to uid {} and must belong to {self}, because others can write to its \
+                 directory: use the path of its target",
                 link.display(),
                 stat.st_uid
             )));
@@ -86,13 +88,13 @@ impl Owners {
             return Ok(());
         }
         Err(Refusal::Untrusted(format!(
-            "owned by uid {}, and must be by {self}: use chown",
+            "owned by uid {} and must be owned by {self}: use chown",
             stat.st_uid
         )))
     }
 }
 
-/// For messages.
+/// Formats the users for messages.
 impl fmt::Display for Owners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "uid {}", self.owner)?;

@@ -1,4 +1,4 @@
-//! Directories of files that only this user writes.
+//! Directories for files that only this user writes.
 
 use std::{
     fs::{self, DirBuilder},
@@ -9,10 +9,11 @@ use std::{
 
 use nix::unistd::geteuid;
 
-/// Creates a directory with mode 0700 if it is missing, and checks that nobody else can write to it.
+/// Creates a directory with mode 0700 if it is missing, and checks that no other user can write to
+/// it.
 ///
 /// # Errors
-/// mkdir(2), or it belongs to somebody else, or others can write to it.
+/// From mkdir(2). The directory belongs to another user, or others can write to it.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),

@@ -1,4 +1,4 @@
-//! Reads files that the operator names, to a bounded length.
+//! Reads files that the operator names, up to a length limit.
 
 use std::{
     fs,
@@ -11,25 +11,25 @@ use zeroize::Zeroizing;
 
 use crate::{Owners, Refusal, open};
 
-/// Reads a file whose path the operator wrote, and which nobody else could have put there or changed.
+/// Reads a file whose path the operator configured. No other user could have created or changed it.
 ///
 /// # Errors
-/// [`Refusal`], also where it has more than `limit` bytes.
+/// [`Refusal`], also if the file is longer than `limit` bytes.
 pub fn read_public(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     read_all(open(path, Owners::process())?, limit)
 }
 
-/// The same for a file with a secret, which must be closed to everyone but its owner.
+/// Like [`read_public`], for a file that contains a secret: only its owner may have access.
 ///
 /// # Errors
-/// [`Refusal`], also where it has more than `limit` bytes.
+/// [`Refusal`], also if the file is longer than `limit` bytes.
 pub fn read_private(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let file = open(path, Owners::process())?;
     check_private(&file.metadata()?)?;
     read_all(file, limit)
 }
 
-/// Checks that only its owner can read a file that [`open`] has opened.
+/// Checks that only the owner can read a file opened by [`open`].
 ///
 /// # Errors
 /// [`Refusal::Untrusted`].
@@ -43,19 +43,20 @@ pub fn check_private(meta: &fs::Metadata) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Reads up to `limit` bytes, and one more where there is more.
+/// Reads up to `limit` bytes, and one more if the file is longer.
 ///
 /// # Errors
-/// Those of the file system.
+/// From the file system.
 pub fn read(file: fs::File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    // The buffer is as long as the file, and a little longer, so that it is not moved, leaving a copy behind.
+    // The capacity exceeds the length of the file, so that the buffer is never moved, which would leave a
+    // copy behind.
     let expected = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(limit);
     let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Reads a file to its end, and refuses one with more than `limit` bytes.
+/// Reads a file to its end. A file longer than `limit` bytes is an error.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -63,7 +64,7 @@ pub fn read_all(file: fs::File, limit: usize) -> Result<Zeroizing<Vec<u8>>, Refu
     let bytes = read(file, limit)?;
     if bytes.len() > limit {
         return Err(Refusal::Untrusted(format!(
-            "longer than {limit} bytes: see that it is the right file"
+            "longer than {limit} bytes: check that it is the right file"
         )));
     }
     Ok(bytes)

@@ -1,13 +1,14 @@
-//! Refusals.
+//! Reasons to reject a path.
 
 use std::{fmt, io};
 
-/// The reason why something was not opened, or must not be used.
+/// The reason why a file was not opened, or must not be used.
 #[derive(Debug)]
 pub enum Refusal {
-    /// The system refused.
+    /// A system call failed.
     Io(io::Error),
-    /// Another user has, or could have, a hand in it: the reason, and the remedy.
+    /// Another user controls the file, or could: the text states the reason and
+    /// the remedy.
     Untrusted(String),
 }
 

@@ -1,4 +1,4 @@
-//! The way to something, over links.
+//! Walks a path and follows its links.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -14,20 +14,20 @@ use crate::{
     refusal::Refusal,
 };
 
-/// A way that goes over links: where it has come to, and what is left of it.
+/// A walk along a path: the current directory, and the names that remain.
 ///
-/// The kernel, and `fs::canonicalize`, follow a link wherever it lies, and tell only where it led. Whoever owns the
-/// directory that holds it chooses that, so each such directory is one on the way.
+/// The kernel and `fs::canonicalize` follow links in any directory and report only the final target. The owner of the
+/// directory that holds a link chooses the target, so this walk checks each such directory.
 pub(crate) struct PathWalk {
     at: Directory,
-    /// The names that are left, the next one last.
+    /// The remaining names, in reverse order.
     left: Vec<OsString>,
-    /// The links that it went over.
+    /// The links followed so far.
     links: Vec<PathBuf>,
 }
 
 impl PathWalk {
-    /// As many as the kernel follows.
+    /// The kernel's limit.
     const MAX_LINKS: usize = 40;
 
     pub(crate) fn new(owners: Owners, path: &Path) -> Result<Self, Refusal> {
@@ -38,7 +38,7 @@ impl PathWalk {
         })
     }
 
-    /// The directory at its end.
+    /// Returns the directory at the end of the path.
     pub(crate) fn directory(mut self) -> Result<Directory, Refusal> {
         while let Some(name) = self.left.pop() {
             self.enter(&name)?;
@@ -46,7 +46,7 @@ impl PathWalk {
         Ok(self.at)
     }
 
-    /// The file at its end.
+    /// Opens the file at the end of the path.
     pub(crate) fn file(mut self) -> Result<fs::File, Refusal> {
         let Some(name) = self.up_to_last()? else {
             return Err(Refusal::Untrusted("not a regular file".to_owned()));
@@ -54,7 +54,7 @@ impl PathWalk {
         self.at.open(&name).map_err(|e| self.led(e))
     }
 
-    /// The status of what is at its end.
+    /// Returns the status of the file at the end of the path.
     pub(crate) fn status(mut self) -> Result<Stat, Refusal> {
         match self.up_to_last()? {
             Some(name) => self.at.status(&name).map_err(|e| self.led(e)),
@@ -62,8 +62,8 @@ impl PathWalk {
         }
     }
 
-    /// Goes up to the directory that has what is at the end, and returns the name which that has there; `None` if it is
-    /// this directory itself.
+    /// Walks to the directory that contains the last component, and returns the component's name there. Returns `None`
+    /// if the path ends at that directory itself.
     pub(crate) fn up_to_last(&mut self) -> Result<Option<OsString>, Refusal> {
         while let Some(name) = self.left.pop() {
             if !self.left.is_empty() || name == PARENT {
@@ -98,7 +98,7 @@ impl PathWalk {
         let link = self.at.path().join(name);
         if self.links.len() == Self::MAX_LINKS {
             return Err(Refusal::Untrusted(format!(
-                "the symbolic link {} is one too many on the way, after {} others: name what is meant",
+                "the symbolic link {} follows {} others, which is the limit: use the path of the target",
                 link.display(),
                 Self::MAX_LINKS
             )));
@@ -111,7 +111,7 @@ impl PathWalk {
         Ok(())
     }
 
-    /// The same refusal with the link named that led there, which is not in the path of what is refused.
+    /// Adds to the error the link that led to the path, because the path in the error does not contain it.
     fn led(&self, refusal: Refusal) -> Refusal {
         let Some(link) = self.links.last() else { return refusal };
         let text = format!("{refusal} (the symbolic link {} leads there)", link.display());

@@ -1,4 +1,4 @@
-//! A FUSE file system of a user who claims that everything in it belongs to root.
+//! A FUSE file system whose user claims that root owns everything in it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,7 +15,7 @@ use needs::needs;
 
 const OTHER: u32 = 4_000_001;
 
-/// Mounted until dropped.
+/// A mount that is removed when dropped.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -24,7 +24,7 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// Mounts as `uid` would with fusermount(1), where that is possible.
+/// Mounts a file system as fusermount(1) would for `uid`, if possible.
 fn mounted(at: &Path, uid: u32) -> Option<Mounted<'_>> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
     let options = format!(
@@ -36,7 +36,8 @@ fn mounted(at: &Path, uid: u32) -> Option<Mounted<'_>> {
     Some(Mounted(at))
 }
 
-/// Answers as linux/fuse.h says: a directory with whatever program is asked for, all of root.
+/// Responds as linux/fuse.h requires: a directory that contains any program that is looked
+/// up, all owned by root.
 fn serve(mut device: File) {
     const LOOKUP: u32 = 1;
     const GETATTR: u32 = 3;
@@ -100,7 +101,7 @@ fn owners_in_a_fuse_mount_of_another_user_are_not_believed() {
                 other => panic!("{other:?}"),
             }
         }
-        // With what concerns that user only.
+        // Accepted for paths that concern that user only.
         check_way(&program, Owners::process().and_user(Some(OTHER))).unwrap();
     }
     let _mounted = mounted(dir.path(), 0).expect("root mounts FUSE file systems");

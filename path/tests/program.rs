@@ -1,4 +1,4 @@
-//! Programs and sockets: refused where another user could have put them there, or could change them.
+//! Rejects programs and sockets that another user could have created or changed.
 
 use std::{
     fs, io,
