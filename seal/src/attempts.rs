@@ -1,17 +1,17 @@
-//! Schedules the fetch of the next record of a job: when it is due, and after failures again with backoff.
+//! Schedules the fetch of a job's next record: when it is due, and with backoff after failures.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::renewal::{Due, OnExpiry};
 
-/// The pauses after a failure: the first and the longest. While the token is valid, a pause is at most a quarter of its
+/// The first and the longest pause after a failure. While the token is valid, a pause is at most a quarter of its
 /// remaining lifetime.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// The shortest pause.
 const SHORTEST: Duration = Duration::from_millis(250);
 
-/// The longest wait for a delivery under way, which reports its end.
+/// The longest wait for a delivery in progress. The delivery reports its end earlier.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The attempts to fetch the next record of a job.
@@ -20,35 +20,36 @@ pub struct Attempts {
     /// The time of the next event.
     at: Instant,
     state: State,
-    /// The number of records that the job has had.
+    /// The number of records that the job has received.
     records: u32,
     expires: Option<Instant>,
     /// Set once the expiry was reported.
     is_reported: bool,
     on_expiry: OnExpiry,
-    /// The pause after the last failure in a row.
+    /// The pause after the latest failure, if no success followed.
     pause: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Until the record is due.
+    /// Waiting until the record is due.
     Waiting,
-    /// A delivery is under way. The next event is the expiry of the token.
+    /// A delivery is in progress. The next event is the expiry of the token.
     Renewing,
 }
 
 impl Attempts {
-    /// Returns the attempts for a record; none if its time is out of range. `clock` and `now` are the same moment.
+    /// Returns the attempts for a record, or None if its time is out of range. `clock` and `now` denote the same
+    /// moment.
     pub fn of(due: Due, clock: SystemTime, now: Instant) -> Option<Self> {
         let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let instant = |seconds: f64| {
-            // A time in the past, or NaN, is now: `max` prefers a number to NaN.
+            // A time in the past, or NaN, counts as now: `max` prefers a number to NaN.
             let ahead = (seconds - clock.as_secs_f64()).max(0.0);
             now.checked_add(Duration::try_from_secs_f64(ahead).ok()?)
         };
         Some(Self {
-            // A time out of range is never due.
+            // A record whose time is out of range is never due.
             at: instant(due.renew_at)?,
             state: State::Waiting,
             records: due.records,
@@ -59,17 +60,17 @@ impl Attempts {
         })
     }
 
-    /// Returns when [`Attempts::is_due`] is to be called.
+    /// Returns the time at which to call [`Attempts::is_due`].
     pub fn at(&self) -> Instant {
         self.at
     }
 
-    /// Returns whether the last attempt has failed.
+    /// Returns whether the latest attempt failed.
     pub fn has_failed(&self) -> bool {
         self.pause.is_some()
     }
 
-    /// Returns the time for which the token is valid; none if it does not expire.
+    /// Returns the remaining lifetime of the token, or None if it does not expire.
     fn left(&self, now: Instant) -> Option<Duration> {
         self.expires.map(|expires| expires.saturating_duration_since(now))
     }
@@ -79,7 +80,7 @@ impl Attempts {
         self.expires.filter(|_| !self.is_reported)
     }
 
-    /// Records a failure. Returns the text on the token's validity, for the log, if it is the first failure in a row.
+    /// Records a failure. If it is the first after a success, returns a text about the token's validity, for the log.
     pub fn fail(&mut self, now: Instant) -> Option<String> {
         let is_first = !self.has_failed();
         self.state = State::Waiting;
@@ -87,7 +88,7 @@ impl Attempts {
         self.pause = Some(doubled);
         let left = self.left(now).filter(|left| !left.is_zero());
         let pause = left.map_or(doubled, |left| doubled.min((left / 4).max(SHORTEST)));
-        // An expiry is not missed, also one that came during the attempt.
+        // An expiry during the attempt is reported, too.
         self.at = earlier(now + pause, self.unreported());
         is_first.then(|| match self.left(now) {
             Some(Duration::ZERO) => "has expired".to_owned(),
@@ -96,8 +97,8 @@ impl Attempts {
         })
     }
 
-    /// Returns the consequence of the token's expiry, if it has just expired, and the number of records that the job has had,
-    /// if the next is to be fetched.
+    /// Returns the consequence of the token's expiry, if it has just expired, and the number of records that the job
+    /// has received, if the next one must be fetched.
     pub fn is_due(&mut self, now: Instant) -> (Option<OnExpiry>, Option<u32>) {
         let expired = self
             .unreported()
@@ -106,7 +107,7 @@ impl Attempts {
         self.is_reported |= expired.is_some();
         let renew = (self.state == State::Waiting).then_some(self.records);
         self.state = State::Renewing;
-        // The delivery reports its end.
+        // The delivery reports its end earlier.
         self.at = earlier(now + LONGEST, self.unreported());
         (expired, renew)
     }
@@ -135,7 +136,7 @@ mod tests {
     fn a_record_is_due_at_its_time_and_one_that_was_due_is_now() {
         let now = Instant::now();
         assert!(Attempts::of(due(f64::MAX, None), CLOCK, now).is_none_or(|next| next.at > now + LONGEST));
-        // It was due while no plugin was loaded, or is damaged.
+        // The time passed while no plugin was loaded, or the value is damaged.
         for renew_at in [0.0, -1.0, f64::NAN] {
             assert_eq!(Attempts::of(due(renew_at, None), CLOCK, now).unwrap().at, now);
         }

@@ -21,15 +21,15 @@ pub enum Error {
     /// The text is not a sealed record.
     #[error("the sealed record is malformed ({0}): it was damaged or written by something else")]
     Malformed(String),
-    /// The record is of a version that this code does not know.
+    /// The record has a version that this code does not know.
     #[error("the sealed record is of version {found} and this plugin reads versions up to {known}: update the plugin")]
     Version {
         /// The version that the record states.
         found: u64,
-        /// The newest version that is understood.
+        /// The newest version that this code reads.
         known: u64,
     },
-    /// MUNGE refused, or could not be reached.
+    /// MUNGE rejected the request, or could not be reached.
     #[error(transparent)]
     Munge(#[from] MungeError),
     /// The credential is authentic but was not encoded by the instance owner.
@@ -42,13 +42,14 @@ pub enum Error {
         /// The instance owner.
         owner: u32,
     },
-    /// The credential is authentic but may be opened by others than the job owner.
+    /// The credential is authentic but others than the job owner can open it.
     #[error("the sealed record is not restricted to uid {uid}: it was refused")]
     Unrestricted {
         /// The job owner.
         uid: u32,
     },
-    /// The credential is authentic but whoever had it could read it.
+    /// The credential is authentic but not encrypted, so anybody who holds it can read
+    /// it.
     #[error("the sealed record is not encrypted: it was refused")]
     Unencrypted,
     /// The credential is authentic but belongs to another job or user.
@@ -56,7 +57,7 @@ pub enum Error {
     Foreign {
         /// The job and user in the payload.
         found: Owner,
-        /// The job and user that it was opened for.
+        /// The job and user for which it was opened.
         expected: Owner,
     },
     /// The credential is authentic but belongs to a job of another scheduler instance.
@@ -68,13 +69,13 @@ pub enum Error {
     OtherInstance {
         /// The instance in the payload.
         found: Option<String>,
-        /// The instance that it was opened for.
+        /// The instance for which it was opened.
         expected: Option<String>,
     },
 }
 
 impl Error {
-    /// Returns whether a retry may help: munged did not answer.
+    /// Returns whether a retry may help, because munged did not respond.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Error::Munge(e) if e.is_retryable())
     }

@@ -1,8 +1,8 @@
-//! The files that hold the current tokens of a job on its node, or on Slurm of a step.
+//! The files that hold a job's current tokens on a node. On Slurm, each step has its own.
 //!
-//! They are in a directory of their own that only the job owner can enter, on a file system in memory if there is one. The
-//! process that made the directory holds a lock on it. A directory that nobody holds a lock on is left over, and the next job
-//! of its owner removes it.
+//! They are in a directory of their own that only the job owner can enter, in a file system in memory if possible. The
+//! process that created the directory holds a lock on it. A directory without a lock is left over from an earlier job.
+//! The next job of its owner removes it.
 
 use std::{
     ffi::OsStr,
@@ -27,28 +27,28 @@ use crate::{
     variables::{Variables, check_name},
 };
 
-/// The directories in which the directory may be made, in order.
+/// The possible parents of the directory, in order of preference.
 const PARENTS: [&str; 2] = ["/dev/shm", "/tmp"];
 
-/// The most entries of a parent that are looked at for directories that are left over.
+/// The maximum number of entries of a parent that are searched for leftover directories.
 const ENTRIES: usize = 10_000;
 
-/// The variable by which WLCG clients find a token: WLCG Bearer Token Discovery, section 2.
+/// The variable that tells WLCG clients where to find a token: WLCG Bearer Token Discovery, section 2.
 pub const BEARER_TOKEN_FILE: &str = "BEARER_TOKEN_FILE";
 
-/// The files of one job, or on Slurm of one step. Dropping it removes them.
+/// The files of one job, or on Slurm of one step. Dropping the value removes them.
 #[derive(Debug)]
 pub struct TokenFiles {
     directory: PathBuf,
-    /// Its descriptor.
+    /// The locked descriptor of the directory.
     lock: Flock<File>,
 }
 
 impl TokenFiles {
-    /// Makes a directory with the values that have a file, and removes those that jobs of this user left over.
+    /// Creates a directory with the values that have a file, and removes leftover directories of this user.
     ///
     /// # Errors
-    /// Those of the last file system that was tried.
+    /// From the last file system that was tried.
     pub fn create(jobid: u64, variables: &Variables, renewal: &Renewal) -> io::Result<Self> {
         let mut result = Err(io::ErrorKind::NotFound.into());
         for parent in PARENTS.map(Path::new) {
@@ -66,7 +66,7 @@ impl TokenFiles {
     }
 
     fn create_in(parent: &Path, jobid: u64) -> io::Result<Self> {
-        // Another job of the user may take a new directory for one that is left over, until it is locked.
+        // Until a new directory is locked, another job of the user may mistake it for a leftover one.
         for _ in 0..8 {
             let directory = mkdtemp(&parent.join(format!("{}{jobid}-XXXXXX", prefix())))?;
             if let Some(lock) = lock(&directory)?
@@ -75,14 +75,14 @@ impl TokenFiles {
                 return Ok(Self { directory, lock });
             }
         }
-        Err(io::Error::other("its directory is removed again and again"))
+        Err(io::Error::other("another process keeps removing its directory"))
     }
 
-    /// Writes the values that have a file, each in place of the former at once. The directory is the user's, who can put anything
-    /// there: nothing in it is opened but what is made here.
+    /// Writes the values that have a file, and replaces each atomically. The user owns the directory and can put
+    /// anything there, so this opens only files that it has created.
     ///
     /// # Errors
-    /// Those of the file system. Values that were written before stay.
+    /// From the file system. Values written earlier remain.
     pub fn write(&self, variables: &Variables, renewal: &Renewal) -> io::Result<()> {
         let directory = self.lock.as_fd();
         for (name, value) in variables.iter().filter(|(name, _)| has_file(name, renewal)) {
@@ -99,7 +99,7 @@ impl TokenFiles {
         Ok(())
     }
 
-    /// Returns the variables that name the files, with their paths.
+    /// Returns the variables that name the files, and their paths.
     pub fn variables(&self, variables: &Variables, renewal: &Renewal) -> Vec<(String, PathBuf)> {
         let mut all = Vec::new();
         for name in variables.names().filter(|name| has_file(name, renewal)) {
@@ -113,14 +113,15 @@ impl TokenFiles {
     }
 }
 
-/// Returns the file of a token on this node, by its path on any node of the same job; none if there is none.
+/// Returns the file of a token on this node, given its path on any node of the same job, or None if there is no such
+/// file.
 pub fn on_this_node(path: &Path) -> Option<PathBuf> {
     if is_own_file(path) {
         return Some(path.to_owned());
     }
     let (name, directory) = (path.file_name()?, path.parent()?);
     let parent = directory.parent()?;
-    // All but what mkdtemp(3) chose.
+    // The name without the suffix that mkdtemp(3) chose.
     let (same, _) = directory.file_name()?.to_str()?.rsplit_once('-')?;
     let is_same = |entry: &fs::DirEntry| {
         let name = entry.file_name();
@@ -132,29 +133,29 @@ pub fn on_this_node(path: &Path) -> Option<PathBuf> {
     files.into_iter().find(|path| is_own_file(path))
 }
 
-/// Returns whether a path is that of a file of this user.
+/// Returns whether a path is a file of this user.
 fn is_own_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.uid() == geteuid().as_raw())
 }
 
 impl Drop for TokenFiles {
     fn drop(&mut self) {
-        // The next job of the user tries again.
+        // If this fails, the next job of the user tries again.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// Returns whether a variable has a file. Its name is also that of the file, so it is checked.
+/// Returns whether a variable has a file. The file has the name of the variable, so the name is checked.
 fn has_file(name: &str, renewal: &Renewal) -> bool {
     renewal.files.iter().any(|file| file == name) && check_name(name).is_ok()
 }
 
-/// The beginning of the names of this user's directories.
+/// Returns the prefix of the names of this user's directories.
 fn prefix() -> String {
     format!("workflow-token-{}-", geteuid())
 }
 
-/// Locks a directory; none if another process holds it.
+/// Locks a directory. Returns None if another process holds the lock.
 fn lock(directory: &Path) -> io::Result<Option<Flock<File>>> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     let file = OpenOptions::new()
@@ -173,7 +174,7 @@ fn is_same(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(one), Ok(other)) if same(&one, &other))
 }
 
-/// Removes the directories in `parent` that jobs of this user left over.
+/// Removes the leftover directories of this user in `parent`.
 fn sweep(parent: &Path) {
     let prefix = prefix();
     let is_ours = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(&prefix));
@@ -184,7 +185,7 @@ fn sweep(parent: &Path) {
         if owner.is_ok_and(|uid| uid == geteuid().as_raw())
             && let Ok(Some(_lock)) = lock(&path)
         {
-            // Nobody needs it, and the next job tries again.
+            // Nobody uses it, and if this fails, the next job tries again.
             let _ = fs::remove_dir_all(&path);
         }
     }
@@ -246,7 +247,7 @@ mod tests {
         std::os::unix::fs::symlink(&kept, files.directory.join(".TOKEN")).unwrap();
         files.write(&one, &renewal).unwrap();
         assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
-        // The directory itself is another one.
+        // The directory itself is replaced.
         fs::rename(&files.directory, parent.path().join("moved")).unwrap();
         std::os::unix::fs::symlink(parent.path(), &files.directory).unwrap();
         files.write(&variables("two").0, &renewal).unwrap();

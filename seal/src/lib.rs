@@ -1,10 +1,10 @@
 //! Sealed records: the variables of one job in a MUNGE credential that only the job owner can open.
 //!
-//! Sealing takes [`Variables`], the job id and the uid of the job owner to a [`Record`]; opening takes a record back to
-//! variables, and refuses it unless MUNGE authenticated it, the instance owner encoded it, and it belongs to this very
-//! job and uid. This crate knows nothing of tokens and nothing of Flux.
+//! Sealing turns [`Variables`], the job id and the uid of the job owner into a [`Record`]. Opening turns a record back
+//! into variables. It rejects a record unless MUNGE authenticated it, the instance owner encoded it, and it belongs to
+//! the expected job and uid. This crate is independent of tokens and of Flux.
 //!
-//! Secrets are kept in [`Secret`], which zeroizes when dropped and does not print.
+//! [`Secret`] holds secrets. It zeroizes them when dropped and does not print them.
 
 mod attempts;
 mod error;

@@ -1,4 +1,5 @@
-//! MUNGE: the only module that calls libmunge (munge(3), munge_ctx(3)), over the declarations of crate `munge-sys`.
+//! MUNGE. This is the only module that calls libmunge (munge(3), munge_ctx(3)). It uses the declarations of crate
+//! `munge-sys`.
 
 mod options;
 
@@ -18,7 +19,7 @@ use crate::socket::{Guard, MungeUser, Refused};
 
 pub use options::{Cipher, Mac, Ttl};
 
-/// A client of munged, with the options of credentials. Cheap to clone; may be used from any thread.
+/// A client of munged, with the options of credentials. It is cheap to clone, and any thread may use it.
 #[derive(Debug, Clone, Default)]
 pub struct Munge {
     socket: Option<CString>,
@@ -26,11 +27,11 @@ pub struct Munge {
     cipher: Cipher,
     mac: Mac,
     ttl: Ttl,
-    /// The scheduler instance whose records are sealed and opened, if its records name it.
+    /// The scheduler instance whose records are sealed and opened, if its records name one.
     instance: Option<String>,
 }
 
-/// An authentic payload and what MUNGE says of it.
+/// An authentic payload, with MUNGE's information about it.
 pub(crate) struct Decoded {
     pub payload: Zeroizing<Vec<u8>>,
     pub uid: u32,
@@ -40,7 +41,7 @@ pub(crate) struct Decoded {
     pub code: sys::munge_err_t,
 }
 
-/// The reason why MUNGE refused, or could not be reached. The text is MUNGE's own.
+/// The reason why MUNGE rejected a request or could not be reached. The text is MUNGE's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MungeError {
     code: sys::munge_err_t,
@@ -49,7 +50,7 @@ pub struct MungeError {
 }
 
 impl MungeError {
-    /// Returns whether trying again may help: the daemon was not there, or did not answer in time.
+    /// Returns whether a retry may help: the daemon was absent, or did not respond in time.
     pub fn is_retryable(&self) -> bool {
         matches!(self.code, sys::munge_err_EMUNGE_SOCKET | sys::munge_err_EMUNGE_TIMEOUT)
     }
@@ -74,16 +75,16 @@ impl fmt::Display for MungeError {
 impl std::error::Error for MungeError {}
 
 impl Munge {
-    /// MUNGE at `socket`, or where libmunge looks by default.
+    /// Returns a client of the munged at `socket`, or at libmunge's default socket.
     ///
     /// # Errors
-    /// A path with a NUL.
+    /// The path contains a NUL.
     pub fn new(socket: Option<&Path>) -> Result<Self, MungeError> {
         let socket = match socket {
             None => None,
             Some(path) => Some(CString::new(path.as_os_str().as_bytes()).map_err(|_| MungeError {
                 code: sys::munge_err_EMUNGE_BAD_ARG,
-                text: "the socket's path has a NUL".to_owned(),
+                text: "the socket's path contains a NUL".to_owned(),
                 what: "MUNGE cannot be used",
             })?),
         };
@@ -93,7 +94,7 @@ impl Munge {
         })
     }
 
-    /// With another user that munged may run as, besides root and the instance owner.
+    /// Sets another user that munged may run as, besides root and the instance owner.
     pub fn user(self, user: MungeUser) -> Self {
         Self {
             guard: Guard::new(user),
@@ -101,23 +102,23 @@ impl Munge {
         }
     }
 
-    /// With another cipher.
+    /// Sets the cipher.
     pub fn cipher(self, cipher: Cipher) -> Self {
         Self { cipher, ..self }
     }
 
-    /// With another message authentication code.
+    /// Sets the message authentication code.
     pub fn mac(self, mac: Mac) -> Self {
         Self { mac, ..self }
     }
 
-    /// With another time to live.
+    /// Sets the time to live.
     pub fn ttl(self, ttl: Ttl) -> Self {
         Self { ttl, ..self }
     }
 
-    /// With the name of a scheduler instance, which records contain: those of another instance are rejected. Clusters that
-    /// share a key have jobs of the same ids.
+    /// Sets the name of the scheduler instance. Records contain it, and records of another instance are rejected.
+    /// Clusters that share a key have jobs with the same ids.
     pub fn instance(self, name: impl Into<String>) -> Self {
         let instance = Some(name.into());
         Self { instance, ..self }
@@ -128,11 +129,11 @@ impl Munge {
         self.instance.as_deref()
     }
 
-    /// Decodes a message that another process encoded for the user of this one, and returns it with the uid that encoded
-    /// it. Blocks on munged, see [`Munge::encode`].
+    /// Decodes a message that a process encoded for the user of this process, and returns it with the uid of the
+    /// encoder. Blocks on munged, see [`Munge::encode`].
     ///
     /// # Errors
-    /// [`MungeError`], also for messages that are expired, from the future, or were decoded here before.
+    /// [`MungeError`], also for messages that are expired, from the future, or already decoded on this node.
     pub fn receive(&self, credential: &str) -> Result<(Zeroizing<Vec<u8>>, u32), MungeError> {
         let what = "MUNGE refused a message";
         let own = nix::unistd::geteuid().as_raw();
@@ -159,7 +160,8 @@ impl Munge {
         Ok((decoded.payload, decoded.uid))
     }
 
-    /// Encodes what only the user of this process can decode again, with [`Munge::unwrap`]. Blocks, see [`Munge::encode`].
+    /// Encodes a payload that only the user of this process can decode, with [`Munge::unwrap`]. Blocks, see
+    /// [`Munge::encode`].
     ///
     /// # Errors
     /// [`MungeError`].
@@ -167,10 +169,10 @@ impl Munge {
         self.encode(payload, nix::unistd::geteuid().as_raw())
     }
 
-    /// Decodes what [`Munge::wrap`] has encoded, however long ago. Blocks, see [`Munge::encode`].
+    /// Decodes a credential of [`Munge::wrap`], regardless of its age. Blocks, see [`Munge::encode`].
     ///
     /// # Errors
-    /// [`MungeError`], also for what another user encoded or everybody can read.
+    /// [`MungeError`], also for a credential that another user encoded or everybody can read.
     pub fn unwrap(&self, credential: &str) -> Result<Zeroizing<Vec<u8>>, MungeError> {
         let own = nix::unistd::geteuid().as_raw();
         let decoded = self.decode(credential, own)?;
@@ -184,11 +186,11 @@ impl Munge {
         Ok(decoded.payload)
     }
 
-    /// Encodes a payload into a credential that `uid` alone can decode. Blocks: libmunge waits up to 2 s for an answer
+    /// Encodes a payload into a credential that only `uid` can decode. Blocks: libmunge waits up to 2 s for a response
     /// and tries 5 times (munged may be stopped).
     ///
     /// # Errors
-    /// [`MungeError`], retryable where munged did not answer.
+    /// [`MungeError`], retryable if munged did not respond.
     pub fn encode(&self, payload: &[u8], uid: u32) -> Result<String, MungeError> {
         let what = "MUNGE could not seal";
         let len = c_int::try_from(payload.len()).map_err(|_| MungeError {
@@ -197,10 +199,10 @@ impl Munge {
             what,
         })?;
         if uid as c_int == sys::munge_uid_MUNGE_UID_ANY {
-            // To MUNGE it stands for everybody.
+            // To MUNGE this uid means everybody.
             return Err(MungeError {
                 code: sys::munge_err_EMUNGE_BAD_ARG,
-                text: format!("uid {uid} is nobody's"),
+                text: format!("no user can have uid {uid}"),
                 what,
             });
         }
@@ -208,7 +210,7 @@ impl Munge {
         ctx.check_socket(|path| self.guard.check_listener(path))?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_CIPHER_TYPE, self.cipher.code())?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_MAC_TYPE, self.mac.code())?;
-        // A token does not compress, and compressing what is encrypted tells of its content by its length.
+        // Tokens do not compress, and the length of data that is compressed before encryption reveals its content.
         ctx.set_int(
             sys::munge_opt_MUNGE_OPT_ZIP_TYPE,
             sys::munge_zip_MUNGE_ZIP_NONE as c_int,
@@ -216,7 +218,8 @@ impl Munge {
         ctx.set_int(sys::munge_opt_MUNGE_OPT_TTL, self.ttl.code())?;
         ctx.set_int(sys::munge_opt_MUNGE_OPT_UID_RESTRICTION, uid as c_int)?;
         let mut cred = ptr::null_mut();
-        // SAFETY: `ctx` is a live context, the buffer is `len` bytes long, and `cred` receives a string to be freed.
+        // SAFETY: `ctx` is a live context, the buffer is `len` bytes long, and `cred` receives a string that the caller
+        // frees.
         let code = unsafe { sys::munge_encode(&mut cred, ctx.raw, payload.as_ptr().cast::<c_void>(), len) };
         if code != sys::munge_err_EMUNGE_SUCCESS {
             return Err(ctx.error(code));
@@ -229,21 +232,21 @@ impl Munge {
         };
         text.map_err(|_| MungeError {
             code: sys::munge_err_EMUNGE_BAD_CRED,
-            text: "its credential is no text".to_owned(),
+            text: "the credential is not text".to_owned(),
             what,
         })
     }
 
-    /// Decodes a credential as the uid of this process. Expired, rewound and replayed credentials are authentic and
-    /// authorized when MUNGE says so of them: it checks those three last. They are returned with their code. munged may
-    /// run as `instance_owner`.
+    /// Decodes a credential as the uid of this process. Returns expired, rewound and replayed credentials with their
+    /// code: MUNGE checks these three properties last, so the credentials are authentic and authorized. munged may run
+    /// as `instance_owner`.
     pub(crate) fn decode(&self, credential: &str, instance_owner: u32) -> Result<Decoded, MungeError> {
         let what = "MUNGE could not open the sealed record";
         let ctx = Context::new(self, what)?;
         ctx.check_socket(|path| self.guard.check(path, instance_owner))?;
         let credential = CString::new(credential).map_err(|_| MungeError {
             code: sys::munge_err_EMUNGE_BAD_CRED,
-            text: "the credential has a NUL".to_owned(),
+            text: "the credential contains a NUL".to_owned(),
             what,
         })?;
         let (mut buffer, mut len, mut uid, mut gid) = (ptr::null_mut(), 0, u32::MAX, u32::MAX);
@@ -254,7 +257,7 @@ impl Munge {
             Vec::new()
         } else {
             let len = usize::try_from(len).unwrap_or(0);
-            // SAFETY: libmunge allocated `len` bytes (and one for a NUL) at `buffer`; they are wiped and freed once.
+            // SAFETY: libmunge allocated `len` bytes (and one for a NUL) at `buffer`. They are wiped, and freed once.
             unsafe {
                 let bytes = std::slice::from_raw_parts_mut(buffer.cast::<u8>(), len);
                 let copy = bytes.to_vec();
@@ -313,10 +316,10 @@ impl Context {
         Ok(ctx)
     }
 
-    /// Checks the socket that it will connect to.
+    /// Checks the socket to which the context will connect.
     fn check_socket(&self, check: impl Fn(&Path) -> Result<(), Refused>) -> Result<(), MungeError> {
         let mut path: *const c_char = ptr::null();
-        // SAFETY: MUNGE_OPT_SOCKET is read into a pointer to a string that the context owns (munge_ctx(3)).
+        // SAFETY: munge_ctx_get stores a pointer to a string that the context owns (munge_ctx(3), MUNGE_OPT_SOCKET).
         let code = unsafe {
             sys::munge_ctx_get(
                 self.raw,
@@ -328,12 +331,12 @@ impl Context {
         if path.is_null() {
             return Ok(());
         }
-        // SAFETY: libmunge has set it to a C string, which lives as long as the context.
+        // SAFETY: libmunge set it to a C string, which lives as long as the context.
         let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         check(path).map_err(|refused| {
             let (code, text) = match refused {
                 Refused::Absent(e) => (sys::munge_err_EMUNGE_SOCKET, e.to_string()),
-                Refused::Untrusted(why) => (sys::munge_err_EMUNGE_BAD_ARG, format!("its socket is not safe: {why}")),
+                Refused::Untrusted(why) => (sys::munge_err_EMUNGE_BAD_ARG, format!("the socket is not safe: {why}")),
             };
             MungeError {
                 code,
@@ -350,14 +353,14 @@ impl Context {
 
     fn int(&self, option: sys::munge_opt_t) -> Result<c_int, MungeError> {
         let mut value: c_int = 0;
-        // SAFETY: callers name options that are read into an int (munge_ctx(3); uid_t has the size of int).
+        // SAFETY: callers name options that write an int (munge_ctx(3); uid_t has the size of int).
         self.check(unsafe { sys::munge_ctx_get(self.raw, option as c_int, &mut value as *mut c_int) })?;
         Ok(value)
     }
 
     fn encode_time(&self) -> Result<SystemTime, MungeError> {
         let mut time: libc::time_t = 0;
-        // SAFETY: MUNGE_OPT_ENCODE_TIME is read into a time_t (munge_ctx(3)).
+        // SAFETY: MUNGE_OPT_ENCODE_TIME writes a time_t (munge_ctx(3)).
         self.check(unsafe {
             sys::munge_ctx_get(
                 self.raw,

@@ -1,4 +1,4 @@
-//! The payload of the credential: JSON that is written once into a buffer which is never moved, and wiped.
+//! The payload of the credential: JSON, written once into a buffer that is never moved, and wiped afterwards.
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,9 @@ use crate::{
     version::{self, VERSION},
 };
 
-/// The largest payload, in bytes. munged takes messages of 1 MiB (1,048,576 bytes). To be opened again, the credential
-/// must fit in one, which has the payload in base64: four bytes for three. Headers, MAC and the options of a request
-/// take less than 1 KiB.
+/// The largest payload, in bytes. munged accepts messages of 1 MiB (1,048,576 bytes). A request to open a credential
+/// must fit into one message and contains the payload in base64: four bytes for three. Headers, MAC and the options of
+/// a request take less than 1 KiB.
 pub const MAX_PAYLOAD: usize = (3 << 18) - 1024;
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ pub(crate) struct Payload {
     pub variables: BTreeMap<String, PayloadValue>,
 }
 
-/// The most bytes of a payload around each variable, and around all of them.
+/// The maximum number of bytes around each variable, and around all of them.
 pub(crate) const AROUND: usize = 80;
 
 impl Payload {
@@ -43,7 +43,7 @@ impl Payload {
         variables: &Variables,
         renewal: &Renewal,
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
-        // The buffer is never moved, which would leave a copy behind. Most values are written as they are.
+        // Moving the buffer would leave a copy behind, so it never grows. Most values need no escapes.
         let plain: usize = variables
             .iter()
             .map(|(name, value)| name.len() + value.expose_secret().len() + AROUND)
@@ -100,7 +100,7 @@ impl Payload {
     }
 }
 
-/// Writes a string of JSON. Most tokens and credentials need no escapes; the test takes many bytes at a time.
+/// Writes a JSON string. Most tokens and credentials need no escapes. The test processes many bytes at a time.
 pub(crate) fn write_string(out: &mut impl Write, text: &str) -> io::Result<()> {
     let is_escaped = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
     if text.bytes().fold(false, |any, byte| any | is_escaped(byte)) {
@@ -111,7 +111,7 @@ pub(crate) fn write_string(out: &mut impl Write, text: &str) -> io::Result<()> {
     out.write_all(b"\"")
 }
 
-/// A writer that takes no more than there is room for.
+/// A writer that rejects data beyond its capacity.
 struct Room(Zeroizing<Vec<u8>>);
 
 impl io::Write for Room {
@@ -142,7 +142,7 @@ impl io::Write for Length {
     }
 }
 
-/// A secret on its way out of a payload.
+/// A secret value during deserialization.
 pub(crate) struct PayloadValue(pub Secret);
 
 impl<'de> Deserialize<'de> for PayloadValue {

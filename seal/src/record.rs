@@ -1,4 +1,4 @@
-//! The sealed record in the job's KVS directory, and the checks in the order in which they are trusted.
+//! The sealed record in the job's KVS directory. Opening performs its checks in the order of trust.
 
 use std::{
     io::{self, Write},
@@ -18,11 +18,11 @@ use crate::{
     version::{self, VERSION},
 };
 
-/// The keys of sealed records, relative to the job's KVS directory: one for each plugin that delivers.
+/// The keys of sealed records, relative to the job's KVS directory. Each plugin that delivers has one.
 pub mod key {
     /// The workflow token.
     pub const WORKFLOW_TOKEN: &str = "workflow-token";
-    /// The variables that Data Workflow Services give to a rabbit job.
+    /// The variables that Data Workflow Services provide to a rabbit job.
     pub const DWS_ENVIRONMENT: &str = "dws-environment";
     /// The ports and secret of Cray's libpmi.
     pub const CRAY_PMI_BOOTSTRAP: &str = "cray-pmi-bootstrap";
@@ -30,10 +30,10 @@ pub mod key {
     pub const ALL: [&str; 3] = [WORKFLOW_TOKEN, DWS_ENVIRONMENT, CRAY_PMI_BOOTSTRAP];
 }
 
-/// The pause before munged is asked again.
+/// The pause between attempts to reach munged.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A sealed record. Nothing in it is secret; nothing in it but the credential is authenticated.
+/// A sealed record. It contains no secret in clear text. Only the credential is authenticated.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Record {
@@ -48,12 +48,12 @@ pub struct Record {
     credential: String,
 }
 
-/// The facts that a record is checked against.
+/// The expected properties of a record.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
     /// The job, and the uid of its owner, who opens the record.
     pub owner: Owner,
-    /// The uid that the instance runs as, the only one whose seal counts.
+    /// The uid of the instance. Only records sealed by this uid are valid.
     pub instance_owner: u32,
 }
 
@@ -62,16 +62,17 @@ pub struct Expected {
 pub struct Opened {
     /// The variables.
     pub variables: Variables,
-    /// The generation of the record, and how tasks get the next one.
+    /// The generation of the record, and the way tasks receive the next one.
     pub renewal: Renewal,
     /// The time when the credential was encoded, by the clock of the sealing node.
     pub sealed_at: SystemTime,
-    /// The one of MUNGE's last three checks that did not pass.
+    /// The last check of MUNGE that failed, if any: expiry, clock or replay.
     pub staleness: Option<Staleness>,
 }
 
-/// MUNGE checks MAC, authorization, time and replay in this order, so these come with an authentic payload. They are
-/// accepted: jobs wait in long prologs, clocks differ, and several shells of one job run on one node.
+/// MUNGE checks MAC, authorization, time and replay in this order, so a credential that fails one of the last two is
+/// still authentic. Such credentials are accepted: jobs wait in long prologs, clocks differ, and several shells of
+/// one job run on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Staleness {
     /// Older than its time to live.
@@ -86,7 +87,7 @@ impl Record {
     /// Seals variables for a job, which only its owner can open. Blocks on munged, see [`Munge::encode`].
     ///
     /// # Errors
-    /// [`Error::TooLarge`] before munged is asked; [`Error::Munge`].
+    /// [`Error::TooLarge`] before the call to munged; [`Error::Munge`].
     pub fn seal(
         munge: &Munge,
         owner: Owner,
@@ -156,7 +157,7 @@ impl Record {
     /// Opens the record as the uid of this process.
     ///
     /// # Errors
-    /// Any of [`Error`] but `TooLarge`: a record is accepted only where every check passes.
+    /// Any [`Error`] except `TooLarge`. A record is accepted only if every check passes.
     pub fn open(&self, munge: &Munge, expected: &Expected) -> Result<Opened, Error> {
         let decoded = munge.decode(&self.credential, expected.instance_owner)?;
         check_sealer(&decoded, expected)?;
@@ -192,10 +193,10 @@ impl Record {
         })
     }
 
-    /// Opens the record as [`Record::open`] does, and tries again for so long while munged does not answer. Blocks.
+    /// Opens the record like [`Record::open`], and retries for up to `time` while munged does not respond. Blocks.
     ///
     /// # Errors
-    /// As those of [`Record::open`].
+    /// As for [`Record::open`].
     pub fn open_within(&self, time: Duration, munge: &Munge, expected: &Expected) -> Result<Opened, Error> {
         let start = Instant::now();
         loop {
@@ -231,12 +232,13 @@ impl Record {
         &self.variables
     }
 
-    /// Returns when it was sealed, by the clock of the sealing node.
+    /// Returns the time of sealing, by the clock of the sealing node.
     pub fn sealed_at(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(self.sealed_at).unwrap_or_default()
     }
 
-    /// Returns the generation of the record and when the next is due. Only opening the record proves it.
+    /// Returns the generation of the record, and the time when the next one is due. Only opening the record proves
+    /// it.
     pub fn renewal(&self) -> &Renewal {
         &self.renewal
     }
@@ -269,7 +271,7 @@ fn check_sealer(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     }
 }
 
-/// A credential that anybody could have opened is not ours: assume that its secret is known.
+/// We never create a credential that anybody can open. Assume that its secret is known.
 fn check_restriction(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     if decoded.restricted_to != Some(expected.owner.uid) {
         return Err(Error::Unrestricted {

@@ -1,4 +1,5 @@
-//! The generations of a record. A job whose token expires gets one record after the other, each in place of the former.
+//! The generations of a record. A job whose token expires receives a series of records, each of which replaces the
+//! previous one.
 
 use std::{
     io::{self, Write},
@@ -7,41 +8,41 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The part of the time between two records over which the nodes of a job spread their look-ups.
+/// The fraction of the time between two records over which the nodes of a job spread their look-ups.
 const SPREAD: f64 = 0.1;
 
-/// The least time, in seconds, that the next record takes from its source to where nodes look it up. The first look-up is later.
+/// The least time, in seconds, from the fetch of a record until nodes can look it up. The first look-up is later.
 const LEAD: f64 = 0.2;
 
-/// The shortest and the longest pause before a late record is looked up again, in seconds. A pause is a quarter of the time until
-/// the token expires, or since its expiry.
+/// The shortest and the longest pause before a late record is looked up again, in seconds. A pause is a quarter of the
+/// time until, or since, the token's expiry.
 const PAUSES: (f64, f64) = (0.5, 60.0);
 
-/// The generation of a record, and how tasks get the next one. Times are in seconds since 1970-01-01T00:00:00Z, by the clock
-/// of the sealing node.
+/// The generation of a record, and the way tasks receive the next one. Times are in seconds since 1970-01-01T00:00:00Z,
+/// by the clock of the sealing node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Renewal {
-    /// The number of records that the job had before this one.
+    /// The number of records that the job received before this one.
     pub generation: u32,
-    /// The time when the next record is fetched; none if there will be no other.
+    /// The time at which the next record is fetched, or None if this is the last.
     pub renew_at: Option<f64>,
-    /// The time when the first of the tokens expires; none if none of them does, or that is unknown.
+    /// The earliest expiry among the tokens, or None if none expires or the expiry is unknown.
     pub expires_at: Option<f64>,
     /// The variables whose values are also in files on the nodes of the job.
     pub files: Vec<String>,
-    /// The one of them whose file `BEARER_TOKEN_FILE` names, too.
+    /// The variable among them whose file `BEARER_TOKEN_FILE` also names.
     pub bearer: Option<String>,
-    /// The signal that tasks receive when their files hold new values, signal(7).
+    /// The signal that tasks receive when their files contain new values, signal(7).
     pub signal: Option<i32>,
-    /// The consequence of a token that expires before it could be renewed.
+    /// The consequence if a token expires before its renewal.
     pub on_expiry: OnExpiry,
 }
 
-/// The next record of a job, for whoever fetches it.
+/// The next record of a job, for the code that fetches it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Due {
-    /// The number of records that the job had before it.
+    /// The number of records that the job received before it.
     pub records: u32,
     /// As in [`Renewal`].
     pub renew_at: f64,
@@ -51,21 +52,21 @@ pub struct Due {
     pub on_expiry: OnExpiry,
 }
 
-/// The consequence of a token that expires before it could be renewed.
+/// The consequence if a token expires before its renewal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnExpiry {
     /// A line in the log, and on Flux an exception that does not end the job.
     #[default]
     Warn,
-    /// In addition, the tasks of the job receive SIGTERM.
+    /// In addition, SIGTERM to the tasks of the job.
     Signal,
-    /// The job ends: on Flux with an exception, on Slurm by scancel(1).
+    /// The end of the job: on Flux with an exception, on Slurm by scancel(1).
     Exception,
 }
 
 impl Renewal {
-    /// Returns the next record; none if there will be no other.
+    /// Returns the next record, or None if this is the last.
     pub fn due(&self) -> Option<Due> {
         Some(Due {
             records: self.generation.saturating_add(1),
@@ -80,14 +81,14 @@ impl Renewal {
         self.renew_at.is_none_or(|at| at > seconds(clock))
     }
 
-    /// Returns how long a node of the job waits until it looks the next record up; none if there will be no other. `place` is that
-    /// of the node among the others, from 0 to 1.
+    /// Returns the time until a node of the job looks up the next record, or None if this is the last. `place` is the
+    /// position of the node among the others, from 0 to 1.
     pub fn look_up_in(&self, clock: SystemTime, place: f64) -> Option<Duration> {
         let until = (self.renew_at? - seconds(clock)).max(0.0);
         Duration::try_from_secs_f64(until + LEAD + until * SPREAD * place).ok()
     }
 
-    /// Returns how long a node waits until it looks a record up again that was not there yet.
+    /// Returns the time until a node looks up a late record again.
     pub fn look_up_again_in(&self, clock: SystemTime) -> Duration {
         let left = self.expires_at.map(|at| at - seconds(clock));
         Duration::from_secs_f64(match left {
@@ -96,7 +97,7 @@ impl Renewal {
         })
     }
 
-    /// Writes it as the next member of an object of JSON, unless it is that of a record that stays the only one.
+    /// Writes the value as the next member of a JSON object, unless the record is the only one.
     pub(crate) fn write_member(&self, out: &mut impl Write) -> io::Result<()> {
         if *self == Self::default() {
             return Ok(());
@@ -105,7 +106,7 @@ impl Renewal {
         Ok(serde_json::to_writer(out, self)?)
     }
 
-    /// Returns how many bytes it takes at most, if names need no escapes.
+    /// Returns the maximum length in bytes, provided that names need no escapes.
     pub(crate) fn room(&self) -> usize {
         const MEMBERS: usize = 256;
         if *self == Self::default() {
@@ -141,7 +142,7 @@ mod tests {
         assert_eq!(pause(Some(1000.0), 0), 60.0);
         assert_eq!(pause(Some(20.0), 0), 5.0);
         assert_eq!(pause(Some(1.0), 0), 0.5);
-        // A short outage ends soon, and nodes whose token expired long ago keep nobody busy.
+        // A short outage ends soon. Nodes whose token expired long ago cause little load.
         assert_eq!(pause(Some(1.0), 2), 0.5);
         assert_eq!(pause(Some(1.0), 41), 10.0);
         assert_eq!(pause(Some(1.0), 1000), 60.0);

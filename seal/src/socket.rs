@@ -1,5 +1,5 @@
-//! munged's socket. Whoever listens there is sent secrets in clear text, so nobody but root, this process's user, the
-//! instance owner and munged's own user may have put it there.
+//! munged's socket. Its listener receives secrets in clear text, so only root, this process's user, the instance owner
+//! and munged's own user may have created it.
 
 use std::{
     fmt, io,
@@ -14,16 +14,16 @@ use rustix::{
 };
 use secure_path::{Checked, Owners, Refusal, check_socket};
 
-/// The user that munged runs as, besides root and whoever runs this.
+/// The user that munged runs as, besides root and the user of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MungeUser {
-    /// By name, which is looked up once, where it matters.
+    /// A name, looked up once, and only when needed.
     Name(String),
-    /// By number.
+    /// A uid.
     Uid(u32),
 }
 
-/// The one of its packages.
+/// The default of munge's packages.
 impl Default for MungeUser {
     fn default() -> Self {
         Self::Name("munge".to_owned())
@@ -41,13 +41,13 @@ impl fmt::Display for MungeUser {
 
 /// The reason why a socket must not be used.
 pub(crate) enum Refused {
-    /// Nobody answers there at the moment.
+    /// No process listens there at the moment.
     Absent(io::Error),
-    /// Somebody else could listen there, or does.
+    /// Another user could listen there, or does.
     Untrusted(String),
 }
 
-/// Checks the socket. Clones share what they have found.
+/// Checks the socket. Clones share their findings.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Guard {
     user: MungeUser,
@@ -56,9 +56,9 @@ pub(crate) struct Guard {
 
 #[derive(Debug, Default)]
 struct Found {
-    /// The uid of munged's user, if its name had to be looked up.
+    /// The uid of munged's user, if its name was looked up.
     uid: Option<u32>,
-    /// The socket where one of these users was seen to listen. Another listener has another socket.
+    /// The socket where one of these users was found to listen. Another listener has another socket.
     listener: Option<Arc<Checked>>,
 }
 
@@ -70,16 +70,16 @@ impl Guard {
         }
     }
 
-    /// Checks the socket and the way to it, before something is sent that is no secret. Blocks as the file system does,
-    /// and as the name service if munged's user has to be looked up.
+    /// Checks the socket and its path before sending data that is not secret. Blocks on the file system, and on the
+    /// name service if munged's user must be looked up.
     pub fn check(&self, path: &Path, instance_owner: u32) -> Result<(), Refused> {
         self.way(path, Owners::process().and(instance_owner)).map(drop)
     }
 
-    /// The same before a secret is sent, and checks who listens. munged logs that at its level Info, so it is done only
-    /// if something has changed since the last time.
+    /// Like [`Guard::check`], before sending a secret, and checks the user that listens. munged logs each connection at
+    /// its level Info, so this connects only if the socket has changed since the last check.
     pub fn check_listener(&self, path: &Path) -> Result<(), Refused> {
-        // Not locked while the file system is asked, which may hang, and takes longer than all else.
+        // The file system may hang and takes longer than everything else, so the lock is not held meanwhile.
         let last = self.found().listener.clone();
         if last.is_some_and(|checked| checked.still_holds(path)) {
             return Ok(());
@@ -88,14 +88,14 @@ impl Guard {
         let uid = listener(path).map_err(|e| Refused::Absent(e.into()))?;
         if !owners.has(uid) {
             return Err(Refused::Untrusted(format!(
-                "uid {uid} listens there, and must be {owners}: start munged as one of them, or set munge-user"
+                "uid {uid} listens there, but it must be {owners}: start munged as one of them, or set munge-user"
             )));
         }
         self.found().listener = Some(Arc::new(checked));
         Ok(())
     }
 
-    /// Who may own it, with munged's user.
+    /// Returns the checked socket, and its permitted owners including munged's user.
     fn way(&self, path: &Path, owners: Owners) -> Result<(Checked, Owners), Refused> {
         let known = match self.user {
             MungeUser::Uid(uid) => Some(uid),
@@ -126,7 +126,8 @@ impl Guard {
     }
 }
 
-/// The user who listens at a socket, as the kernel says (SO_PEERCRED, unix(7)). Does not wait for munged.
+/// Returns the user that listens at a socket, as reported by the kernel (SO_PEERCRED, unix(7)). Does not wait for
+/// munged.
 fn listener(path: &Path) -> Result<u32, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

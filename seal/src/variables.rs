@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret;
 pub use secrecy::SecretString as Secret;
 
-/// A map of environment variable names to secret values. An environment can carry the names, by construction.
+/// A map of environment variable names to secret values. Every name is one that an environment can carry.
 #[derive(Debug, Default, Clone)]
 pub struct Variables(BTreeMap<String, Secret>);
 
 impl Variables {
-    /// No variables.
+    /// Creates an empty map.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a variable; a later value replaces the former.
+    /// Adds a variable. A later value replaces an earlier one.
     ///
     /// # Errors
-    /// [`NameError`] where `name` is not a name that an environment can carry, or the value has a NUL.
+    /// [`NameError`] if an environment cannot carry `name`, or if the value contains a NUL.
     pub fn insert(&mut self, name: &str, value: Secret) -> Result<(), NameError> {
-        // Names like DW_JOB_my-files are given by others, and no shell has to be able to write them.
+        // Other services choose names such as DW_JOB_my-files. They need not be valid in a shell.
         if name.is_empty() || name.len() > NAME_MAX || name.contains(|c: char| c == '=' || c.is_control()) {
             return Err(NameError::Impossible(name.escape_default().to_string()));
         }
@@ -31,53 +31,53 @@ impl Variables {
         Ok(())
     }
 
-    /// Adds all of another map; its values replace former ones.
+    /// Adds all variables of another map. Its values replace existing ones.
     pub fn extend(&mut self, other: Variables) {
         self.0.extend(other.0);
     }
 
-    /// The names, in order.
+    /// Returns the names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// Names and values, in order.
+    /// Returns names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Returns how many there are.
+    /// Returns the number of variables.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Returns whether there are none.
+    /// Returns whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The reason why a variable was refused.
+/// The reason why a variable was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Not a name by POSIX.1-2017, section 8.1.
+    /// The name is invalid by POSIX.1-2017, section 8.1.
     #[error("`{0}` is not the name of an environment variable: use letters, digits and `_`, not starting with a digit")]
     Name(String),
-    /// An environment cannot carry it.
+    /// An environment cannot carry the name.
     #[error("`{0}` cannot be the name of an environment variable")]
     Impossible(String),
-    /// An environment cannot carry a NUL.
-    #[error("the value for {0} has a NUL character, which an environment cannot carry")]
+    /// The value contains a NUL, which an environment cannot carry.
+    #[error("the value for {0} contains a NUL character, which an environment cannot carry")]
     Nul(String),
 }
 
-/// No name is longer.
+/// The maximum length of a name, in bytes.
 const NAME_MAX: usize = 255;
 
-/// Checks the name of an environment variable (POSIX.1-2017, section 8.1), as somebody chooses it.
+/// Checks a configured name of an environment variable (POSIX.1-2017, section 8.1).
 ///
 /// # Errors
-/// [`NameError::Name`] where it is not one.
+/// [`NameError::Name`] if the name is invalid.
 pub fn check_name(name: &str) -> Result<(), NameError> {
     let mut bytes = name.bytes();
     let valid = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')

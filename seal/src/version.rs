@@ -1,4 +1,4 @@
-//! The version of records and payloads, which decides how the rest is read.
+//! The version of records and payloads, which determines the format of the rest.
 
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -37,12 +37,13 @@ pub(crate) fn parse<T: DeserializeOwned>(
             VERSION => Ok(read),
             other => Err(not_known(other)),
         },
-        // Another version explains the error better than the first field that could not be read.
+        // An unknown version explains the failure better than the first field that could not be
+        // parsed.
         Err(e) => Err(check_version(text).err().unwrap_or_else(|| malformed(&e))),
     }
 }
 
-/// Returns the class and position of a JSON error. Its own text quotes the input.
+/// Returns the class and position of a JSON error. Its own text would quote the input.
 pub(crate) fn malformed(e: &serde_json::Error) -> Error {
     Error::Malformed(format!(
         "{:?} error at line {} column {}",

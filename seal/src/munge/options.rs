@@ -14,7 +14,7 @@ pub enum Cipher {
     Aes256,
 }
 
-/// Message authentication codes. The broken ones are missing.
+/// Message authentication codes. Broken ones are not offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mac {
     /// SHA-256.
@@ -24,7 +24,8 @@ pub enum Mac {
     Sha512,
 }
 
-/// Time to live of a credential. A job that starts later is still served, see [`crate::Staleness`].
+/// Time to live of a credential. A job that starts later can still open it, see
+/// [`crate::Staleness`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ttl {
     /// The default of munged, 300 s unless configured otherwise.
