@@ -29,7 +29,7 @@ hold() {
 		dir=$(flux job id --to=kvs "$id")
 }
 
-# seal [ID]: puts a record where the plugin of the job manager would; of another job where ID is not that of this one.
+# seal [ID]: stores a record as the plugin of the job manager would, for another job if ID differs.
 seal() {
 	local credential
 	credential=$(printf '{"version":1,"jobid":%s,"uid":%s,"variables":{"DW_JOB_a":"/mnt/a","DW_WORKFLOW_TOKEN":"%s"}}' \
@@ -43,12 +43,12 @@ post() {
 	flux kvs eventlog append "$dir.eventlog" dws_environment "$1"
 }
 
-# go: lets it go to its end, which is to be a good one.
+# go: releases the job, and checks that it ends normally.
 go() {
 	flux job urgency "$id" default && flux job attach "$id" >out 2>err
 }
 
-# refused TEXT: it is, and nothing of it was started.
+# refused TEXT: succeeds if the job was rejected, and nothing of it started.
 refused() {
 	flux job urgency "$id" default && is_refused "$id" exec "$1" && ! test -e started
 }
@@ -58,7 +58,7 @@ test_expect_success 'an instance of two brokers' '
 	instance_up 2
 '
 
-test_expect_success 'every task of a rabbit job has the variables of its record, and no log has them' '
+test_expect_success 'every task of a rabbit job has the variables of its record, and no log contains them' '
 	hold -N2 -n2 -o verbose=2 &&
 	seal &&
 	post "{\"names\":[\"DW_JOB_a\"]}" &&
@@ -69,7 +69,7 @@ test_expect_success 'every task of a rabbit job has the variables of its record,
 	! grep -Fe "$(echo "$value" | cut -d. -f2)" err
 '
 
-test_expect_success 'a job of the plugin that was before has those of its event, with a warning' '
+test_expect_success 'a job of the earlier plugin has the variables of its event, with a warning' '
 	hold &&
 	post "{\"variables\":{\"DW_JOB_a\":\"first\"}}" &&
 	post "{\"variables\":{\"DW_JOB_a\":\"/mnt/a\",\"DW_WORKFLOW_TOKEN\":\"$value\"},\"rabbits\":{}}" &&
@@ -79,7 +79,7 @@ test_expect_success 'a job of the plugin that was before has those of its event,
 	! grep -Fe "$(echo "$value" | cut -d. -f2)" err
 '
 
-test_expect_success 'unless that is switched off' '
+test_expect_success 'unless this is disabled' '
 	hold -o userrc="$PWD/strict.lua" &&
 	post "{\"variables\":{\"DW_JOB_a\":\"/mnt/a\"}}" &&
 	refused "there is no sealed record with the variables of its rabbits" &&
@@ -89,12 +89,12 @@ test_expect_success 'unless that is switched off' '
 	test "$(cat out)" = "/mnt/a $value"
 '
 
-test_expect_success 'without record and event a rabbit job does not start, and one line says why' '
+test_expect_success 'without record and event a rabbit job does not start, and one line states the reason' '
 	hold &&
-	refused "dws-jobtap.so is not loaded in the job manager"
+	refused "the job manager has not loaded dws-jobtap.so"
 '
 
-test_expect_success 'nor where the record is lost' '
+test_expect_success 'nor if the record is lost' '
 	hold &&
 	post "{\"names\":[\"DW_JOB_a\"]}" &&
 	refused "though they were sealed"
@@ -107,13 +107,13 @@ test_expect_success 'nor with the record of another job' '
 	refused "the rabbit environment of this job cannot be used: the sealed record belongs to job 4711"
 '
 
-test_expect_success 'a job without directives is left alone' '
+test_expect_success 'a job without directives is not affected' '
 	flux run "$PWD/show" >out &&
 	test "$(cat out)" = "unset unset"
 '
 
-# As Flux comes: its own initrc loads all plugins that are installed.
-test_expect_success 'all that is installed at once does nothing to jobs that it is not for' '
+# Like Flux by default: its own initrc loads all installed plugins.
+test_expect_success 'all installed plugins together do not affect unrelated jobs' '
 	instance_down &&
 	test -e "$STAGE/lib/flux/shell/plugins/cray-pmi-bootstrap.so" &&
 	instance_up 2 -Sconf.shell_initrc="$(flux config builtin shell_initrc)" &&
@@ -124,6 +124,6 @@ test_expect_success 'all that is installed at once does nothing to jobs that it 
 	! grep -E "(WARN|ERROR): (workflow-token|dws_environment|cray-pmi-bootstrap): " err
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

@@ -1,5 +1,5 @@
-//! What the plugins for the job shell share: from the look-up of a sealed record of their job to the variables in it,
-//! as the job owner; and the settings in the shell's initrc.
+//! Code shared by the job shell plugins: looks up a sealed record, opens it as the job owner, exports its variables,
+//! and reads the settings in the shell's initrc.
 #![forbid(unsafe_code)]
 
 mod record;
@@ -12,7 +12,7 @@ use ffi::{Plugin, Shell, ShellLogLevel};
 pub use record::{LOOKUP_TIMEOUT, Reader, answer, late, look_up};
 pub use settings::Settings;
 
-/// Names a plugin and loads it: to be called by `flux_plugin_init`. Returns what that returns.
+/// Names a plugin and loads it. `flux_plugin_init` calls this and returns its result.
 pub fn init(plugin: Plugin<'static>, name: &CStr, load: fn(Plugin<'static>, &Shell<'_>) -> Result<(), String>) -> i32 {
     ffi::quiet_panics();
     ffi::inject_fault("flux_plugin_init");
@@ -30,14 +30,14 @@ pub fn init(plugin: Plugin<'static>, name: &CStr, load: fn(Plugin<'static>, &She
 /// Reads `conf` of `plugin.load { file = …, conf = { … } }`.
 ///
 /// # Errors
-/// It cannot be read.
+/// The configuration cannot be parsed.
 pub fn conf(plugin: Plugin<'_>) -> Result<serde_json::Value, String> {
     plugin
         .conf()
-        .map_err(|e| format!("its conf in the initrc cannot be read: {e}"))
+        .map_err(|e| format!("conf in the initrc cannot be read: {e}"))
 }
 
-/// For the log: a call of Flux failed while the plugin was loaded.
+/// Returns a log line: a call of Flux failed while the plugin was loaded.
 pub fn not_loaded(e: std::io::Error) -> String {
     format!("the plugin cannot be loaded: {e}")
 }

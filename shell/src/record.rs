@@ -1,4 +1,4 @@
-//! Looks up a record, and opens it.
+//! Looks up a record and opens it.
 
 use std::{
     ffi::{CStr, CString},
@@ -16,7 +16,7 @@ use crate::settings::Settings;
 /// Reads the record of one plugin.
 #[derive(Debug)]
 pub struct Reader {
-    /// The plugin's name, and the component of what it logs.
+    /// The plugin's name, which is also the component of its log lines.
     pub name: &'static CStr,
     /// The key of the record, in the directory of the job.
     pub key: &'static str,
@@ -24,10 +24,10 @@ pub struct Reader {
     pub what: &'static str,
 }
 
-/// The timeout of a look-up, in seconds. The job manager has the answer in its cache.
+/// The timeout of a look-up, in seconds. The job manager responds from its cache.
 pub const LOOKUP_TIMEOUT: f64 = 60.0;
 
-/// The time that a restart of munged may take.
+/// The time allowed for a restart of munged.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
@@ -44,7 +44,8 @@ pub fn look_up(shell: &Shell<'_>, jobid: u64, key: &str) -> io::Result<Future> {
     flux.rpc(c"job-info.lookup", &payload)
 }
 
-/// Returns the answer unchanged; none if the key does not exist. It may contain secrets.
+/// Returns the unchanged response to a look-up, or None if the key does not exist. It may contain
+/// secrets.
 ///
 /// # Errors
 /// Returns the error of the look-up.
@@ -57,7 +58,7 @@ pub fn answer(lookup: &Future) -> Result<Option<Zeroizing<String>>, String> {
 }
 
 impl Reader {
-    /// Returns the variables in the record of the job; none if it has no record.
+    /// Opens the job's record, or returns None if the job has none.
     ///
     /// # Errors
     /// Returns the error for the user.
@@ -65,10 +66,10 @@ impl Reader {
         self.open_within(MUNGED_TIMEOUT, shell, settings, lookup)
     }
 
-    /// The same, while tasks run: munged is asked once.
+    /// Like [`Reader::open`], while tasks run: tries munged only once.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Reader::open`].
     pub fn open_now(&self, shell: &Shell<'_>, settings: &Settings, lookup: &Future) -> Result<Option<Opened>, String> {
         self.open_within(Duration::ZERO, shell, settings, lookup)
     }
@@ -86,7 +87,7 @@ impl Reader {
         };
         let answer: Value = serde_json::from_str(&answer).map_err(|e| failed(&e))?;
         let Value::String(text) = &answer[self.key] else {
-            return Err(failed(&"the answer has no record in it"));
+            return Err(failed(&"the response contains no record"));
         };
         let record = Record::from_json(text).map_err(|e| self.refused(&e))?;
         let job = shell.job().map_err(|e| self.refused(&e))?;
@@ -114,17 +115,17 @@ impl Reader {
         Ok(())
     }
 
-    /// The same, of variables from anywhere.
+    /// Sets variables of any origin in the environment of the job's tasks.
     ///
     /// # Errors
-    /// As above.
+    /// Returns the error for the user.
     pub fn set<'a>(
         &self,
         shell: &Shell<'_>,
         variables: impl Iterator<Item = (&'a str, &'a Secret)>,
     ) -> Result<(), String> {
         for (name, value) in variables {
-            // No variable has a NUL: such a record does not open. The C string wipes itself when dropped.
+            // A record with a NUL in a variable does not open. The C string is wiped when dropped.
             let value = Zeroizing::new(CString::new(value.expose_secret()).map_err(|e| self.refused(&e))?);
             shell
                 .set_env(name, &value)
@@ -133,7 +134,8 @@ impl Reader {
         Ok(())
     }
 
-    /// A shell option. One that cannot be read ends the job: what its user asked for is not known.
+    /// Returns a shell option. An option that cannot be read ends the job, because the user's request is
+    /// unknown.
     pub fn option(&self, shell: &Shell<'_>, name: &CStr) -> Option<Value> {
         shell.option(name).unwrap_or_else(|e| {
             let option = name.to_string_lossy();
@@ -144,14 +146,14 @@ impl Reader {
         })
     }
 
-    /// For the user: the record is there, and of no use.
+    /// Returns a message for the user: the record exists but cannot be used.
     pub fn refused(&self, e: &dyn std::fmt::Display) -> String {
         let what = self.what;
-        format!("the {what} of this job cannot be used: {e}: submit it again, and tell the operators if this goes on")
+        format!("the {what} of this job cannot be used: {e}: submit it again, and tell the operators if it recurs")
     }
 }
 
-/// Returns the one of MUNGE's last checks that did not pass, for the log.
+/// Returns the check of MUNGE that failed last, for the log.
 pub fn late(staleness: Option<Staleness>) -> &'static str {
     match staleness {
         None => "",

@@ -38,10 +38,10 @@ enum Owner {
 }
 
 impl Settings {
-    /// Reads `conf` of the initrc, without keys that only one plugin has.
+    /// Reads `conf` of the initrc. The caller has removed keys that only one plugin accepts.
     ///
     /// # Errors
-    /// The key that is wrong.
+    /// Names the invalid key.
     pub fn read(conf: Value, instance_owner: u32) -> Result<Self, String> {
         let conf = match conf {
             Value::Null => Conf::default(),
@@ -49,9 +49,9 @@ impl Settings {
             Value::Array(list) if list.is_empty() => Conf::default(),
             Value::Object(_) => {
                 let read = serde_path_to_error::deserialize(conf);
-                read.map_err(|e| format!("its conf in the initrc: {e}"))?
+                read.map_err(|e| format!("conf in the initrc: {e}"))?
             }
-            _ => return Err("its conf in the initrc must be a table".to_owned()),
+            _ => return Err("conf in the initrc must be a table".to_owned()),
         };
         let read = |path: PathBuf| config::read_files(&path).and_then(|files| Config::from_json(&files.conf));
         let config = conf.config.map(read).transpose();
@@ -88,10 +88,10 @@ impl Owner {
         };
         match User::from_name(name) {
             Ok(Some(user)) => Ok(user.uid.as_raw() == instance_owner),
-            // A Lua table may have a number as a string.
+            // A number in a Lua table may arrive as a string.
             Ok(None) => Ok(name.parse() == Ok(instance_owner)),
             Err(e) => Err(format!(
-                "its conf in the initrc: instance-owner: {} could not be looked up: {e}",
+                "conf in the initrc: instance-owner: {} could not be looked up: {e}",
                 name.escape_debug()
             )),
         }
@@ -119,7 +119,7 @@ mod tests {
             (json!({"config": 1}), "config"),
             (json!({"munge-socket": true}), "munge-socket"),
             (json!({"instance-owner": []}), "instance-owner"),
-            // For rabbit jobs only.
+            // Valid for rabbit jobs only.
             (json!({"legacy": false}), "legacy"),
         ] {
             let Err(error) = Settings::read(conf.clone(), 0) else {

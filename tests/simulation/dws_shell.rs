@@ -1,5 +1,5 @@
-//! `dws_environment.so` on the simulator: rabbit jobs find the variables of their sealed record in their environment; those
-//! that were prepared before variables were sealed, those of their eventlog; and no rabbit job starts without.
+//! `dws_environment.so` on the simulator. Rabbit jobs find the variables of their sealed record in their environment.
+//! Jobs prepared before variables were sealed find those of their eventlog. No rabbit job starts without its variables.
 
 use crate::support::{
     plugins::{Site, decimal, kvs_key, matching, me},
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 const CANARY: &str = "canary-5d1ee7";
 
-/// Prints what is exported, or that it is not.
+/// Prints the exported variables, or that there are none.
 const SHOW: &[&str] = &["sh", "-c", "echo ${DW_JOB_a-unset} ${DW_WORKFLOW_TOKEN-unset}"];
 
-/// An instance in whose job manager nothing of the product is loaded, and which holds its jobs until [`Instance::go`].
+/// Starts an instance whose job manager has not loaded the product, and which holds its jobs until [`Instance::go`].
 fn held(site: &Site, conf: Value) -> Instance {
     let plugin = site.install("libshell_dws_environment.so", "shell", "dws_environment.so");
     let mut whole = json!({"munge-socket": site.munged.socket()});
@@ -26,7 +26,7 @@ fn held(site: &Site, conf: Value) -> Instance {
     instance
 }
 
-/// Submits a job, prepares it, and has it run to its end.
+/// Submits a job, prepares it, and runs it to its end.
 fn run(instance: &mut Instance, more: Value, prepare: impl FnOnce(&mut Instance, &str)) -> String {
     let job = instance.submit(SHOW, more);
     instance.wait(&job, "prolog-start");
@@ -73,7 +73,7 @@ fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_the
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, dw(), |instance, job| {
         put_record(&site, instance, job, decimal(job));
-        // What the event of a job with a record tells is not looked at.
+        // The plugin ignores the variables in the event of a job with a record.
         post(
             instance,
             job,
@@ -144,7 +144,7 @@ fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
     let mut instance = held(&site, json!({}));
     type Prepare = fn(&Site, &mut Instance, &str);
     let cases: [(Prepare, &str); 5] = [
-        (|_, _, _| {}, "dws-jobtap.so is not loaded in the job manager"),
+        (|_, _, _| {}, "the job manager has not loaded dws-jobtap.so"),
         (
             |_, instance, job| post(instance, job, json!({"names": ["DW_JOB_a"]})),
             "no sealed record with the variables of its rabbits, though they were sealed",
@@ -157,7 +157,7 @@ fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
             |site, instance, job| put_record(site, instance, job, decimal(job) + 1),
             "the rabbit environment of this job cannot be used: the sealed record belongs to job",
         ),
-        // A record that is refused is not made up for by an event, which any record may be pushed aside with.
+        // An event does not replace a rejected record. Otherwise an event could displace any record.
         (
             |site, instance, job| {
                 put_record(site, instance, job, decimal(job) + 1);

@@ -1,5 +1,5 @@
-//! The job shell's end of a delivery on the simulator: which records are accepted, which jobs are asked for, and what becomes
-//! of a job whose record cannot be used.
+//! The job shell's part of a delivery, on the simulator: which records are accepted, for which jobs a record is looked
+//! up, and the fate of a job whose record cannot be used.
 
 use std::{
     fs,
@@ -22,14 +22,14 @@ const CANARY: &str = "canary-71d0a3";
 /// Prints the variable, or that there is none.
 const SHOW: &[&str] = &["sh", "-c", "echo ${DW_WORKFLOW_TOKEN-unset}"];
 
-/// An instance in whose job manager the product is not loaded, and which holds its jobs until [`Instance::go`].
+/// Starts an instance whose job manager has not loaded the product, and which holds its jobs until [`Instance::go`].
 fn held(site: &Site, conf: Value) -> Instance {
     let mut instance = site.without_jobtap(conf, &[]);
     instance.ok("load", site.hold());
     instance
 }
 
-/// Runs a job for which a record is put in place that the test has made.
+/// Runs a job with a record that the test has made.
 fn run_with(instance: &mut Instance, command: &[&str], more: Value, record: impl FnOnce(u64) -> String) -> String {
     let job = instance.submit(command, more);
     instance.wait(&job, "prolog-start");
@@ -53,19 +53,19 @@ fn sealed(munged: &Munged, jobid: u64, uid: u32) -> Record {
     .unwrap()
 }
 
-/// A record with one member of its JSON changed.
+/// Returns a record with one member of its JSON changed.
 fn with(record: &Record, member: &str, value: impl Into<Value>) -> String {
     let mut json: Value = serde_json::from_str(&record.to_json()).unwrap();
     json[member] = value.into();
     json.to_string()
 }
 
-/// The payload of a record for this user.
+/// Returns the payload of a record for this user.
 fn payload(jobid: u64) -> Value {
     json!({"version": 1, "jobid": jobid, "uid": me(), "variables": {"DW_WORKFLOW_TOKEN": CANARY}})
 }
 
-/// A record whose credential was made by munge(1) as a user, with a payload of its own.
+/// Returns a record whose credential was made by munge(1) as a user, with this payload.
 fn forged(site: &Site, as_uid: u32, jobid: u64, payload: &Value, options: &[&str]) -> String {
     let mut munge = Command::new("munge");
     munge.arg("--socket").arg(site.munged.socket()).args(options);
@@ -84,41 +84,41 @@ fn forged(site: &Site, as_uid: u32, jobid: u64, payload: &Value, options: &[&str
     with(&sealed(&site.munged, jobid, me()), "credential", credential.trim())
 }
 
-/// Has all lookups of job shells fail: a job that starts nevertheless has sent none.
+/// Makes all look-ups of job shells fail: a job that starts has made none.
 fn refuse_lookups(instance: &mut Instance) {
     let refusal = json!({"topic": "job-info.lookup", "errnum": libc::EPERM, "errstr": "no lookups here"});
     instance.ok("service", refusal);
 }
 
-// Which records are accepted
+// Accepted records
 
-/// What a record is made with.
+/// The means to make a record.
 struct Forge {
     site: Site,
-    /// With another key.
+    /// A munged with another key.
     foreign: Munged,
 }
 
 impl Forge {
-    /// As the product makes it.
+    /// Returns a record as the product makes it.
     fn sealed(&self, jobid: u64) -> Record {
         sealed(&self.site.munged, jobid, me())
     }
 
-    /// Restricted to this user as it should be, with a payload that is not.
+    /// Returns a record that is correctly restricted to this user, with a wrong payload.
     fn payload(&self, jobid: u64, member: &str, value: Value) -> String {
         let mut payload = payload(jobid);
         payload[member] = value;
         self.munge(jobid, &payload, &["--restrict-uid", &me().to_string()])
     }
 
-    /// With a payload that is as it should be, unlike the credential.
+    /// Returns a record with a correct payload in a wrong credential.
     fn munge(&self, jobid: u64, payload: &Value, options: &[&str]) -> String {
         forged(&self.site, me(), jobid, payload, options)
     }
 }
 
-/// What is wrong with a record, how it is made for a job, and what the user is told.
+/// The flaw of a record, the function that makes it for a job, and the text for the user.
 type Case = (&'static str, fn(&Forge, u64) -> String, &'static str);
 
 const NOT_OPENED: &str = "MUNGE could not open the sealed record: ";
@@ -240,7 +240,7 @@ fn a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_comma
             "{wrong}: {note}: {stderr}"
         );
     }
-    // What was wrong with them is what they were refused for.
+    // Correct records are accepted, so the flaws caused the rejections.
     let good: [fn(&Forge, u64) -> String; 2] = [
         |forge, id| forge.sealed(id).to_json(),
         |forge, id| forge.payload(id, "uid", json!(me())),
@@ -258,7 +258,7 @@ fn a_record_that_another_user_has_sealed_is_refused() {
     let site = Site::new();
     let guest = user(GUEST).uid.as_raw();
     let mut instance = held(&site, json!({}));
-    // As the job owner, who may seal for themselves whatever they like.
+    // Sealed by the job owner, who may seal anything for themselves.
     let job = run_with(&mut instance, &["echo", "started"], json!({"userid": guest}), |id| {
         let mut payload = payload(id);
         payload["uid"] = json!(guest);
@@ -358,7 +358,7 @@ fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
     instance.shutdown();
 }
 
-// Munged on the node
+// munged on the node
 
 #[needs(munged)]
 #[test]
@@ -390,7 +390,7 @@ fn a_shell_without_munged_fails_the_job_and_says_so() {
     instance.shutdown();
 }
 
-// Which jobs are asked for
+// Jobs whose record is looked up
 
 #[needs(munged)]
 #[test]
@@ -447,7 +447,7 @@ fn a_job_that_wants_no_token_has_none_and_is_not_asked_for() {
     instance.shutdown();
 }
 
-/// A rule for a file that is not there.
+/// Returns a rule for a file that does not exist.
 fn file_rule(mut conditions: Value) -> Value {
     conditions["source"] = json!("file");
     conditions["path"] = json!("/nonexistent");
@@ -471,12 +471,12 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     ]}));
     let mut instance = site.without_jobtap(json!({"config": config}), &[]);
     refuse_lookups(&mut instance);
-    // An attribute may have been added since the job was submitted, and another node may know other groups.
+    // An attribute may have been added since submission, and another node may know other groups.
     for asked in ["none", "o", "h", "dw", "q", "u", "n", "g"] {
         let job = instance.submit(&["echo", "started"], matching(asked));
         assert!(instance.refused(&job).contains("no lookups here"), "{asked}");
     }
-    // Without a record, it depends on whether it is certain that there was to be one.
+    // Without a record, the result depends on whether one was certainly expected.
     instance.ok("service", json!({"topic": "job-info.lookup"}));
     for certain in ["dw", "u", "n", "g"] {
         let job = instance.submit(&["echo", "started"], matching(certain));
@@ -493,7 +493,7 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
     instance.shutdown();
     fs::remove_dir_all(site.statedir()).unwrap();
 
-    // The uid of a job stays what it is.
+    // The uid of a job never changes.
     let config = site.configure(json!({"rule": [
         file_rule(json!({"user": me() + 1})),
         file_rule(json!({"attribute": "system.dw", "group": group.name, "user": me() + 2})),
@@ -512,7 +512,7 @@ fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
 #[test]
 fn a_job_that_came_to_match_after_its_submission_gets_its_token() {
     let site = Site::new();
-    // Neither the jobspec that the user signed nor the groups on this node tell of a match.
+    // Neither the signed jobspec nor the groups on this node show a match.
     for conditions in [
         json!({"attribute": "system.dw"}),
         json!({"group": 3_999_999}),
@@ -536,7 +536,7 @@ fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
     let site = Site::new();
     let token = jwt(json!({}));
     let config = site.configure(json!({"rule": [site.file_rule("dw", &token)]}));
-    // How to reach munged is in there as well.
+    // The configuration also contains the settings for munged.
     let shell = site.path("shell/workflow-token.so");
     let conf = json!({"config": config}).to_string();
     let args = ["--config", &config, "--shell-plugin", &shell, "--shell-conf", &conf];
@@ -556,7 +556,7 @@ fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
         assert_eq!(instance.stdout(&job), "unset\n");
         let stderr = instance.stderr(&job);
         assert!(
-            stderr.contains("WARN: workflow-token: its rules are not known here"),
+            stderr.contains("WARN: workflow-token: the rules are unknown on this node"),
             "{stderr}"
         );
         refuse_lookups(&mut instance);
@@ -606,7 +606,7 @@ fn a_mistake_in_the_shells_configuration_fails_the_job_and_names_the_key() {
         instance.refused(&job);
         let stderr = instance.stderr(&job);
         assert!(
-            stderr.contains("ERROR: workflow-token: its conf in the initrc") && stderr.contains(key),
+            stderr.contains("ERROR: workflow-token: conf in the initrc") && stderr.contains(key),
             "{stderr}"
         );
         instance.shutdown();

@@ -1,8 +1,7 @@
-//! `cray-pmi-bootstrap.so`: hands ports and secret of a job to the plugin `cray_pals.so` of flux-coral2, as it is.
+//! `cray-pmi-bootstrap.so`: hands a job's ports and secret to the unmodified plugin `cray_pals.so` of flux-coral2.
 //!
-//! That plugin takes them from the shell option `cray-pals` where they are there when it is loaded, and reads them from
-//! the job's eventlog otherwise, where the secret is not any more. So this one is to be loaded before it, and sets the
-//! option.
+//! When `cray_pals.so` is loaded, it takes them from the shell option `cray-pals` if set, and otherwise reads them from
+//! the job's eventlog, which no longer contains the secret. This plugin sets the option, so it must be loaded first.
 
 use std::{ffi::CString, fmt::Write};
 
@@ -18,7 +17,7 @@ static READER: Reader = Reader {
     what: "secret for Cray PMI",
 };
 
-/// The member of the option that has ports and secret, or "off".
+/// The member of the option that holds ports and secret, or "off".
 const MEMBER: &str = "pmi-bootstrap";
 
 pub(crate) fn init(plugin: Plugin<'static>) -> i32 {
@@ -37,7 +36,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
         return Ok(());
     };
     let settings = Settings::read(conf(plugin)?, job.instance_owner)?;
-    let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
+    let without = "the MUNGE settings are unknown on this node, so the default socket of munged is used";
     settings.warn(READER.name, shell, without);
     if !settings.applies {
         return Ok(());
@@ -46,15 +45,15 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let opened = match READER.open(shell, &settings, &lookup) {
         Ok(Some(opened)) => opened,
         Ok(None) => {
-            let line = "there is no sealed record: cray_pals.so looks for ports and secret itself";
+            let line = "there is no sealed record: cray_pals.so looks up ports and secret itself";
             shell.log(READER.name, ShellLogLevel::Debug, line);
             return Ok(());
         }
         Err(why) => shell.fatal(READER.name, &why),
     };
     if use_ == Use::Certain && cray_pals_is_loaded() {
-        let why = "ports and secret for Cray PMI come too late, since cray_pals.so was loaded before this plugin: have the \
-                   operators load cray-pmi-bootstrap.so first, in the initrc of the shell";
+        let why = "ports and secret for Cray PMI come too late, because cray_pals.so was loaded before this plugin: \
+                   ask the operators to load cray-pmi-bootstrap.so first, in the initrc of the shell";
         shell.fatal(READER.name, why);
     }
     let text = match text(&option, &opened.variables) {
@@ -69,28 +68,28 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// The use of `cray_pals.so` for the job.
+/// Whether the job uses `cray_pals.so`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Certain,
-    /// An initrc that comes later may ask for it.
+    /// A later initrc may request it.
     Possible,
 }
 
 impl Use {
-    /// By the option `pmi`, a list of names.
+    /// Determines the use from the option `pmi`, a list of names.
     fn of(pmi: Option<Value>) -> Option<Self> {
         match pmi {
             None => Some(Use::Possible),
             Some(Value::String(list)) => list.split(',').any(|name| name == "cray-pals").then_some(Use::Certain),
-            // cray_pals.so says what is wrong with it.
+            // cray_pals.so reports the error.
             Some(_) => None,
         }
     }
 }
 
-/// The members of the option `cray-pals` to which ports and secret are to be added. Nothing where the user gave some,
-/// or the option is not what it should be, as `cray_pals.so` will say.
+/// Returns the members of the option `cray-pals`, to which ports and secret are added. Returns None if the user set
+/// them, or if the option is malformed, which `cray_pals.so` reports.
 fn members(option: Option<Value>) -> Option<Map<String, Value>> {
     match option {
         None => Some(Map::new()),
@@ -99,8 +98,8 @@ fn members(option: Option<Value>) -> Option<Map<String, Value>> {
     }
 }
 
-/// The option with ports and secret, `[port1, port2, secret]`: as integers of 64 bits with a sign, which is all that
-/// JSON can carry in Flux; `cray_pals.so` takes the sign away again.
+/// Returns the option with ports and secret, `[port1, port2, secret]`, as signed 64-bit integers. JSON in Flux supports
+/// no others. `cray_pals.so` converts them back to unsigned.
 fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing<CString>, String> {
     let value = |wanted: &str| {
         let found = variables.iter().find(|(name, _)| *name == wanted);
@@ -109,7 +108,7 @@ fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing
             .ok_or_else(|| format!("{wanted} is not in the sealed record"))
     };
     let (port, secret) = ("PMI_CONTROL_PORT", "PMI_SHARED_SECRET");
-    // No error quotes a value.
+    // Errors quote no values.
     let ports = value(port)?.split_once(',');
     let ports = ports.and_then(|(first, second)| Some((first.parse::<u16>().ok()?, second.parse::<u16>().ok()?)));
     let (first, second) = ports.ok_or_else(|| format!("{port} in the sealed record is not two ports"))?;
@@ -119,19 +118,19 @@ fn text(members: &Map<String, Value>, variables: &Variables) -> Result<Zeroizing
             .map_err(|_| format!("{secret} in the sealed record is not a number of 64 bits"))?,
     );
     let mut kept = Value::Object(members.clone()).to_string();
-    // The bracket at its end.
+    // Removes the closing bracket.
     kept.pop();
-    // Room for all of it, so that the text is not moved, leaving a copy behind.
+    // The capacity holds the whole text, so that it is never moved, which would leave a copy behind.
     let mut text = Zeroizing::new(String::with_capacity(kept.len() + 80));
     let comma = if members.is_empty() { "" } else { "," };
     let signed = Zeroizing::new(number.cast_signed());
     write!(text, "{kept}{comma}\"{MEMBER}\":[{first},{second},{}]}}", *signed).map_err(|e| e.to_string())?;
-    let text = CString::new(text.as_bytes()).map_err(|_| "the option cray-pals has a NUL in it".to_owned())?;
+    let text = CString::new(text.as_bytes()).map_err(|_| "the option cray-pals contains a NUL".to_owned())?;
     Ok(Zeroizing::new(text))
 }
 
-/// Returns whether the object is in this process already. Which of two plugins a glob in the initrc loads first depends
-/// on the collation of the locale.
+/// Returns whether this process has already loaded `cray_pals.so`. The initrc may load two plugins with one glob, in an
+/// order that depends on the collation of the locale.
 fn cray_pals_is_loaded() -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     maps.lines().any(|line| line.ends_with("/cray_pals.so"))

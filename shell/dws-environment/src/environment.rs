@@ -1,8 +1,8 @@
-//! `dws_environment.so`: puts the variables that Data Workflow Services give to a rabbit job into the environment of
-//! its tasks. It takes the place of the plugin of that name of flux-coral2, which reads them from the job's eventlog.
+//! `dws_environment.so`: sets the variables of Data Workflow Services in the environment of a rabbit job's tasks. It
+//! replaces the plugin of that name of flux-coral2, which reads them from the job's eventlog.
 //!
-//! Jobs that were prepared before `dws-jobtap.so` was replaced have them in their eventlogs still, and get them from
-//! there unless that is switched off.
+//! The eventlogs of jobs that were prepared before `dws-jobtap.so` was replaced still contain the variables. The
+//! plugin reads them from there unless this is disabled.
 
 use std::{
     cell::RefCell,
@@ -23,15 +23,15 @@ static READER: Reader = Reader {
     what: "rabbit environment",
 };
 
-/// The event that has the variables, or where they are sealed only their names.
+/// The event that contains the variables, or only their names if they are sealed.
 const EVENT: &str = "dws_environment";
 
-/// The pause before an eventlog that is behind is looked up again.
+/// The pause before an incomplete eventlog is looked up again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 struct Pending {
     settings: Settings,
-    /// Set if the eventlog of a rabbit job without a record is looked at.
+    /// Set if the plugin reads the eventlog of a rabbit job without a record.
     legacy: bool,
     jobid: u64,
     lookup: RefCell<Option<Future>>,
@@ -48,7 +48,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let mut conf = conf(plugin)?;
     let legacy = legacy(&mut conf)?;
     let settings = Settings::read(conf, job.instance_owner)?;
-    let without = "its MUNGE settings are not known here, so munged is asked where it is by default";
+    let without = "the MUNGE settings are unknown on this node, so the default socket of munged is used";
     settings.warn(READER.name, shell, without);
     if !settings.applies {
         return Ok(());
@@ -64,12 +64,12 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     plugin.handle(c"shell.init", &pending, shell_init).map_err(not_loaded)
 }
 
-/// Takes the key `legacy` out of `conf`.
+/// Removes the key `legacy` from `conf` and returns its value.
 fn legacy(conf: &mut serde_json::Value) -> Result<bool, String> {
     match conf.as_object_mut().and_then(|keys| keys.remove("legacy")) {
         None => Ok(true),
         Some(serde_json::Value::Bool(legacy)) => Ok(legacy),
-        Some(_) => Err("its conf in the initrc: legacy must be true or false".to_owned()),
+        Some(_) => Err("conf in the initrc: legacy must be true or false".to_owned()),
     }
 }
 
@@ -84,21 +84,21 @@ fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(),
     }
 }
 
-/// Exports the variables of the job, or says why the job must not start.
+/// Exports the variables of the job, or returns the reason why the job must not start.
 fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), String> {
     if let Some(opened) = READER.open(shell, &pending.settings, lookup)? {
         return READER.export(shell, &opened);
     }
-    // The jobspec is the one that the user signed. One that got its directives later has a record all the same.
+    // The jobspec is the one that the user signed. A job that received its directives later still has a record.
     if !shell.has_attribute(&["system".to_owned(), "dw".to_owned()]) {
-        let line = "there is no sealed record: this is no rabbit job";
+        let line = "there is no sealed record: this is not a rabbit job";
         shell.log(READER.name, ShellLogLevel::Debug, line);
         return Ok(());
     }
     let no_record = "this job has #DW directives, but there is no sealed record with the variables of its rabbits";
     if !pending.legacy {
         return Err(format!(
-            "{no_record}: dws-jobtap.so is not loaded in the job manager, or another one is than the one that seals \
+            "{no_record}: the job manager has not loaded dws-jobtap.so, or has loaded a version that does not seal \
              them: tell the operators"
         ));
     }
@@ -107,34 +107,35 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
             READER.set(shell, variables.iter().map(|(name, value)| (name.as_str(), value)))?;
             let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
             let line = format!(
-                "exported {} from the job's eventlog, where they stand in clear: this job was prepared by a dws-jobtap.so \
-                 that does not seal them: have the job manager load the one that was installed with this plugin",
+                "exported {} from the job's eventlog, which contains them in clear text: the dws-jobtap.so that \
+                 prepared this job does not seal them: load the one that was installed with this plugin into the job \
+                 manager",
                 names.join(", ")
             );
             shell.log(READER.name, ShellLogLevel::Warn, &line);
             Ok(())
         }
         Told::Sealed => Err(format!(
-            "{no_record}, though they were sealed: it was removed, or lost: submit the job again, and tell the operators \
-             if this goes on"
+            "{no_record}, though they were sealed: it was removed or lost: submit the job again, and tell the \
+             operators if it recurs"
         )),
         Told::Nothing => Err(format!(
-            "{no_record}, and no event {EVENT} in its eventlog: dws-jobtap.so is not loaded in the job manager: tell the \
+            "{no_record}, and no event {EVENT} in its eventlog: the job manager has not loaded dws-jobtap.so: tell the \
              operators"
         )),
     }
 }
 
-/// The variables according to an eventlog.
+/// The variables as recorded in an eventlog.
 enum Told {
     Variables(Vec<(String, Secret)>),
-    /// They are elsewhere.
+    /// The variables are in a sealed record.
     Sealed,
     Nothing,
 }
 
-/// Reads the eventlog of the job. It is behind by what the job manager has not written yet; all that was posted before
-/// the job started is there when that event is (RFC 21).
+/// Reads the job's eventlog. The job manager writes it with a delay, but once it contains the start event, it also
+/// contains every earlier event (RFC 21).
 fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
     let failed = |e: &dyn std::fmt::Display| format!("the eventlog of the job could not be looked up: {e}");
     let begun = Instant::now();
@@ -143,7 +144,7 @@ fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
         let text = answer(&lookup)
             .map_err(|e| failed(&e))?
             .ok_or_else(|| failed(&"there is none"))?;
-        let eventlog = eventlog_of(&text).ok_or_else(|| failed(&"the answer has none in it"))?;
+        let eventlog = eventlog_of(&text).ok_or_else(|| failed(&"the response contains none"))?;
         let (told, started) = read(&eventlog)?;
         if started || !matches!(told, Told::Nothing) || begun.elapsed().as_secs_f64() > LOOKUP_TIMEOUT {
             return Ok(told);
@@ -179,7 +180,7 @@ fn read(eventlog: &str) -> Result<(Told, bool), String> {
     }
     let (mut last, mut started) = (None, false);
     for line in eventlog.lines() {
-        // The rest of events that are none of this plugin's business is not kept.
+        // Parses only the names of unrelated events.
         match serde_json::from_str::<Name>(line) {
             Ok(Name { name }) if name == EVENT => last = Some(line),
             Ok(Name { name }) => started |= name == "start",
@@ -191,10 +192,10 @@ fn read(eventlog: &str) -> Result<(Told, bool), String> {
     };
     let malformed = |why: &str| {
         format!(
-            "the event {EVENT} of this job cannot be used: {why}: submit it again, and tell the operators if this goes on"
+            "the event {EVENT} of this job cannot be used: {why}: submit it again, and tell the operators if it recurs"
         )
     };
-    // What serde_json says quotes what it could not use.
+    // serde_json's own message would quote the input.
     let event: Event =
         serde_json::from_str(line).map_err(|_| malformed("its variables are not an object of strings"))?;
     let Some(variables) = event.context.variables else {
@@ -212,7 +213,7 @@ fn read(eventlog: &str) -> Result<(Told, bool), String> {
     Ok((Told::Variables(told), started))
 }
 
-/// A secret on its way out of an event.
+/// A secret value during deserialization.
 struct Value(Secret);
 
 impl<'de> Deserialize<'de> for Value {

@@ -1,8 +1,8 @@
-//! The tokens of the enclosing job: an instance of Flux that runs in a job has no plugin that delivers, and its jobs get the
-//! tokens of that job.
+//! The tokens of the enclosing job. A Flux instance that runs in a job has no plugin that delivers, so its jobs receive
+//! the tokens of that job.
 //!
-//! The environment of the instance has them, and so has that of its job shells. The values in it are those of the start of the
-//! job; files have the current ones, and are kept up to date by the shells of the enclosing job.
+//! The instance and its job shells inherit them in their environment. Those values date from the start of the job. The
+//! files contain the current values, and the shells of the enclosing job keep them up to date.
 
 use std::{env, fs::File, io::Read, path::Path};
 
@@ -10,11 +10,11 @@ use seal::on_this_node;
 use seal::{Secret, Variables};
 use zeroize::Zeroizing;
 
-/// The variable with the names of those that the plugin sets, separated by spaces. Commands that submit jobs from within this
-/// one remove them.
+/// The variable that lists the variables that the plugin sets, separated by spaces. Commands that submit jobs from
+/// within this job remove them.
 pub(crate) const VARIABLES: &str = "WORKFLOW_TOKEN_VARIABLES";
 
-/// Returns the variables of the enclosing job; none if there is no such job, or it has no tokens.
+/// Returns the variables of the enclosing job, or None if there is no such job or it has no tokens.
 ///
 /// # Errors
 /// A variable that the environment of a job cannot carry.
@@ -32,7 +32,7 @@ pub(crate) fn variables() -> Result<Option<Variables>, seal::NameError> {
 }
 
 fn value(name: &str) -> Option<Secret> {
-    // The environment is that of the first broker of the instance, whose node may be another one.
+    // The environment is that of the instance's first broker, which may run on another node.
     let file = env::var_os(format!("{name}_FILE")).and_then(|path| on_this_node(Path::new(&path)));
     if let Some(current) = file.and_then(|path| read(&path)) {
         return Some(current);

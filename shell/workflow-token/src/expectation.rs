@@ -1,29 +1,29 @@
-//! Decides if a job has a record.
+//! Decides whether a job has a record.
 //!
-//! The rules are the job manager's. A shell sees the jobspec that the user signed, without what was changed at
-//! submission and since, and the groups that its node knows. So, by default, it looks the record of every job up. Where
-//! the initrc names a copy of the configuration on the node, a missing record is fatal for a job that a rule matches. A
-//! shell concludes that there is none only where no rule can match, whatever was changed: that is, by the uid of the
-//! job owner, and by what the user asked for.
+//! The rules are the job manager's. A shell sees the jobspec that the user signed, without later changes, and the
+//! groups that its node knows. So, by default, it looks up the record of every job. If the initrc names a copy of the
+//! configuration on the node, a missing record is fatal for a job that a rule matches. A shell concludes that no record
+//! exists only if no rule can match, whatever was changed. It decides this by the uid of the job owner and by the
+//! user's own options.
 
 use config::{AttributePath, Config, Facts, Principal, Property};
 use ffi::Shell;
 use nix::unistd::{Group, User, getegid, geteuid, getgroups};
 use serde_json::Value;
 
-/// The expectation of a record.
+/// Whether a record is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expectation {
-    /// There can be none.
+    /// No record can exist.
     No,
-    /// It cannot be told: one that is missing means that no rule matched.
+    /// Unknown: a missing record means that no rule matched.
     Maybe,
-    /// One that is missing is an error.
+    /// A missing record is an error.
     Yes,
 }
 
 impl Expectation {
-    /// By the shell option `workflow-token`.
+    /// Decides by the shell option `workflow-token`.
     pub fn by_option(option: Option<&Value>) -> Option<Self> {
         match option? {
             Value::Bool(false) => Some(Expectation::No),
@@ -32,7 +32,7 @@ impl Expectation {
         }
     }
 
-    /// By the rules. Which of them matches is of no interest here.
+    /// Decides by the rules. It does not matter which of them matches.
     pub fn by_rules(config: &Config, job: &dyn Facts) -> Self {
         let mut expectation = Expectation::No;
         for rule in &config.rules {
@@ -46,8 +46,8 @@ impl Expectation {
     }
 }
 
-/// A job as its shell sees it, which runs as the job owner. What may have changed since the jobspec was signed, or be
-/// otherwise for the job manager, is not known here.
+/// A job as seen by its shell, which runs as the job owner. Facts that may have changed since the user signed the
+/// jobspec, or that may differ for the job manager, are unknown.
 pub(crate) struct ShellFacts<'a>(pub &'a Shell<'a>);
 
 /// Returns true or unknown: the job manager may know more than this node.
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// A job of uid 1000 with one attribute, of which nothing else is known.
+    /// A job of uid 1000 with one attribute. Nothing else is known about it.
     struct Job;
 
     impl Facts for Job {

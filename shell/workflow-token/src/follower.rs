@@ -17,7 +17,7 @@ pub(crate) static READER: Reader = Reader {
     what: "workflow token",
 };
 
-/// Follows the records of one job on one node. Dropping it ends that, and removes the files.
+/// Follows the records of one job on one node. Dropping it stops this and removes the files.
 pub(crate) struct Follower {
     plugin: Plugin<'static>,
     flux: Flux<'static>,
@@ -27,15 +27,15 @@ pub(crate) struct Follower {
     next: RefCell<Option<Step>>,
 }
 
-/// The step that is waited for. Dropping it cancels.
+/// The step in progress. Dropping it cancels the step.
 enum Step {
-    Timer(#[expect(dead_code, reason = "it is kept")] Watcher),
-    LookUp(#[expect(dead_code, reason = "it is kept")] PendingFuture),
+    Timer(#[expect(dead_code, reason = "held until dropped")] Watcher),
+    LookUp(#[expect(dead_code, reason = "held until dropped")] PendingFuture),
 }
 
 impl Follower {
-    /// Writes the first record to files. Returns none, and logs why, if they cannot be written: the environment has the
-    /// values.
+    /// Writes the first record to files. If that fails, logs the error and returns None: the environment still contains
+    /// the values.
     pub fn begin(
         plugin: Plugin<'static>,
         shell: &Shell<'static>,
@@ -59,7 +59,7 @@ impl Follower {
         let files = match written {
             Ok(files) => files,
             Err(e) => {
-                let line = format!("there is no file with the token of this job, which is not renewed: {e}");
+                let line = format!("the token of this job is not renewed, because its file could not be written: {e}");
                 shell.log(READER.name, ShellLogLevel::Warn, &line);
                 return None;
             }
@@ -76,13 +76,13 @@ impl Follower {
         Some(follower)
     }
 
-    /// Returns the names of the variables that name files.
+    /// Returns the names of the variables that contain paths of files.
     pub fn variables(&self, opened: &Opened) -> Vec<String> {
         let named = self.files.variables(&opened.variables, &opened.renewal);
         named.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Looks the next record up soon after it is due, each node at a time of its own.
+    /// Looks up the next record soon after it is due, with a random delay for each node.
     fn wait_until_due(self: &Rc<Self>) {
         let due = self.renewal.borrow().look_up_in(SystemTime::now(), fastrand::f64());
         if let Some(due) = due {
@@ -110,7 +110,7 @@ impl Follower {
         let lookup = look_up(&shell, job.jobid, READER.key).and_then(|lookup| {
             lookup.then(LOOKUP_TIMEOUT, move |lookup| {
                 with(&weak, |me| {
-                    // It is kept until this returns.
+                    // Keep the future alive until the callback returns.
                     let done = me.next.take();
                     me.answered(&shell, READER.open_now(&shell, &me.settings, &lookup));
                     drop(done);
@@ -137,7 +137,7 @@ impl Follower {
                     "the new token could not be written to its file: {e}: trying again"
                 )),
             },
-            // It has not been renewed yet.
+            // The token has not been renewed yet.
             Ok(_) => {}
             Err(why) => log(&format!("{why}: trying again")),
         }

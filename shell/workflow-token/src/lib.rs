@@ -7,12 +7,12 @@ mod token;
 
 use ffi::{Plugin, guard, raw::flux_plugin_t};
 
-/// The job shell calls this when it has loaded the object, flux-shell-plugins(7).
+/// The entry point, called by the job shell after it loads the object: flux-shell-plugins(7).
 ///
 /// # Safety
-/// `p` is the plugin that the object was loaded for.
+/// `p` is the plugin for which the object was loaded.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_init(p: *mut flux_plugin_t) -> i32 {
-    // SAFETY: the plugin lives until its object is unmapped, and everything that keeps it is destroyed before.
+    // SAFETY: the plugin lives until its object is unmapped. Everything that holds it is destroyed earlier.
     guard(-1, || token::init(unsafe { Plugin::borrow(p) }))
 }

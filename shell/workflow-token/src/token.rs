@@ -1,7 +1,7 @@
-//! `workflow-token.so`: puts the token of a job into the environment of its tasks.
+//! `workflow-token.so`: sets the token of a job in the environment of its tasks.
 //!
-//! It sends its first lookup while the shell is still loading plugins, and uses the answer in `shell.init`, so that a job
-//! waits for at most one round trip. A token that is renewed is looked up again when the next one is due.
+//! It sends its first look-up while the shell is still loading plugins, and uses the response in `shell.init`, so that
+//! a job waits for at most one round trip. For a token that is renewed, it looks up the next one when due.
 
 use std::{cell::RefCell, ffi::CString, rc::Rc};
 
@@ -21,7 +21,7 @@ struct Pending {
     plugin: Plugin<'static>,
     settings: Settings,
     expectation: Expectation,
-    /// The variables of the enclosing job, for a job that has no record.
+    /// The variables of the enclosing job, for a job without a record.
     enclosing: Option<Variables>,
     lookup: RefCell<Option<Future>>,
     /// Set once the tasks have a token in a file.
@@ -37,7 +37,7 @@ pub(crate) fn init(plugin: Plugin<'static>) -> i32 {
 fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     let job = shell.job().map_err(not_loaded)?;
     let settings = Settings::read(conf(plugin)?, job.instance_owner)?;
-    let without = "its rules are not known here, so every job is asked for";
+    let without = "the rules are unknown on this node, so the record of every job is looked up";
     settings.warn(READER.name, shell, without);
     let option = READER.option(shell, c"workflow-token");
     let expectation = Expectation::by_option(option.as_ref()).unwrap_or_else(|| match &settings.config {
@@ -45,7 +45,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
         Ok(Some(config)) => Expectation::by_rules(config, &ShellFacts(shell)),
         Ok(None) | Err(_) => Expectation::Maybe,
     });
-    // The instance of a user may run in a job, and no other one does.
+    // Only an instance of a user can run in a job.
     let is_wanted = Expectation::by_option(option.as_ref()) != Some(Expectation::No);
     let enclosing = match is_wanted && job.instance_owner == geteuid().as_raw() {
         true => enclosing::variables().map_err(|e| READER.refused(&e))?,
@@ -69,23 +69,23 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     plugin.handle(c"shell.exit", &pending, shell_exit).map_err(not_loaded)
 }
 
-/// `shell.init`: the tasks have not started yet, in any shell of the job.
+/// Handles `shell.init`: no shell of the job has started its tasks yet.
 fn shell_init(pending: &Pending, plugin: Plugin<'_>, _: &Args<'_>) -> Result<(), PluginError> {
     let Some(shell) = plugin.shell() else { return Ok(()) };
     match export(&shell, pending, pending.lookup.take()) {
         Ok(()) => Ok(()),
-        // One exception with one clear line; returning an error would add a second one that says nothing.
+        // One exception with one clear line. Returning an error would add a second exception without information.
         Err(why) => shell.fatal(READER.name, &why),
     }
 }
 
-/// `shell.exit`: the tasks have ended.
+/// Handles `shell.exit`: the tasks have ended.
 fn shell_exit(pending: &Pending, _: Plugin<'_>, _: &Args<'_>) -> Result<(), PluginError> {
     drop(pending.follower.take());
     Ok(())
 }
 
-/// Exports the variables of the job, or says why the job must not start.
+/// Exports the variables of the job, or returns the reason why the job must not start.
 fn export(shell: &Shell<'_>, pending: &Pending, lookup: Option<Future>) -> Result<(), String> {
     let opened = match &lookup {
         Some(lookup) => READER.open(shell, &pending.settings, lookup)?,
@@ -105,8 +105,8 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: Option<Future>) -> Resul
             list(shell, &names)
         }
         (None, _) if pending.expectation == Expectation::Yes => Err(
-            "this job is to get a workflow token, but there is no sealed record for it: the plugin \
-                 workflow-token.so is not loaded in the job manager, or no rule there matches: tell the operators"
+            "this job must receive a workflow token, but there is no sealed record for it: the plugin \
+             workflow-token.so is not loaded in the job manager, or no rule matches there: tell the operators"
                 .to_owned(),
         ),
         (None, Some(variables)) => {
@@ -117,16 +117,16 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: Option<Future>) -> Resul
             list(shell, &names)
         }
         (None, None) => {
-            let line = "there is no sealed record: no rule is for this job";
+            let line = "there is no sealed record: no rule matches this job";
             shell.log(READER.name, ShellLogLevel::Debug, line);
             Ok(())
         }
     }
 }
 
-/// Lists the variables that were set in another one.
+/// Lists the variables that were set in [`VARIABLES`].
 fn list(shell: &Shell<'_>, names: &[String]) -> Result<(), String> {
-    // The names of environment variables have no NUL.
+    // The name of an environment variable contains no NUL.
     let names = CString::new(names.join(" ")).unwrap_or_default();
     let set = shell.set_env(VARIABLES, &names);
     set.map_err(|e| format!("{VARIABLES} could not be set in the environment of the job: {e}"))
