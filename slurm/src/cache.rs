@@ -1,4 +1,4 @@
-//! The sealed records of the jobs of this node, for root only: a job's node asks the agent once.
+//! The cache of sealed records on a node, accessible to root only. The node requests each job's record once.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,20 +18,21 @@ use crate::{
     exchange::Deadline,
 };
 
-/// The time that another step of the job may take to ask.
+/// The maximum time to wait for another step of the job that is requesting the record.
 const OTHER_STEP: Duration = Duration::from_secs(30);
 
-/// The pause before a lock is tried again.
+/// The pause before the next attempt to lock.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest record, in bytes: that of a full MUNGE credential with its names.
+/// The longest record, in bytes: the length of a full MUNGE credential and its names.
 const MAX_RECORD: u64 = 2 << 20;
 
-/// Returns the record of a job from the cache of this node, or asks for it and caches it. Steps that start together ask once, and
-/// so do those that wait for the next record. Failures are not cached. If no current record can be had, the former is returned.
+/// Returns the record of a job from the cache of this node, or requests it and caches it. Steps that start together, or
+/// that wait for the next record together, make one request. Failures are not cached. If no current record is
+/// available, returns the previous one.
 ///
 /// # Errors
-/// For the operator: the directory cannot be used, or there is no record, and why.
+/// Text for the operator: the directory cannot be used, or the reason why there is no record.
 pub fn cached(
     directory: &Path,
     jobid: u32,
@@ -44,21 +45,21 @@ pub fn cached(
     let path = file_of(directory, jobid);
     let mut file = match lock(&path) {
         Ok(file) => file,
-        // Others wait for agents that do not answer. The record may be of use all the same.
+        // Another step is waiting for agents that do not respond. The cached record may still be valid.
         Err(e) => {
             let kept = File::open(&path).ok().and_then(|file| read(&file));
             let kept = kept.filter(|record| is_of(record, jobid, uid));
             return kept.map(Answer::Record).ok_or_else(|| failed(&e));
         }
     };
-    // Neither one that was not written to its end, nor one of a former job of the same id, is of use.
+    // Ignore a record that was not written completely, or that belongs to an earlier job with the same id.
     let former = read(&file).filter(|record| is_of(record, jobid, uid));
     if let Some(record) = former.as_ref().filter(|record| is_current(record)) {
         return Ok(Answer::Record(record.clone()));
     }
     match (ask(), former) {
         (Ok(Answer::Record(record)), _) => {
-            // The job has its record, whether or not it can be kept.
+            // The job has its record, even if caching it fails.
             let _ = write(&mut file, &record);
             Ok(Answer::Record(record))
         }
@@ -76,7 +77,7 @@ fn read(file: &File) -> Option<Record> {
 /// Removes the record of a job.
 ///
 /// # Errors
-/// unlink(2), unless there is none.
+/// From unlink(2), except ENOENT.
 pub fn forget(directory: &Path, jobid: u32) -> io::Result<()> {
     match fs::remove_file(file_of(directory, jobid)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -96,7 +97,7 @@ fn lock(path: &Path) -> io::Result<Flock<File>> {
     loop {
         let file = options.open(path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            // The end of another job of this id may have removed it meanwhile.
+            // The end of another job with this id may have removed the file meanwhile.
             Ok(file) if is_at(&file, path) => return Ok(file),
             Ok(_) => deadline.left().map(drop)?,
             Err((_, nix::Error::EWOULDBLOCK)) => {
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(generation(cached(&cache, 7, 1000, is_new, failed)), 0);
         assert_eq!(generation(cached(&cache, 7, 1000, is_new, || record(&next))), 1);
         assert_eq!(
-            generation(cached(&cache, 7, 1000, is_new, || panic!("it was asked"))),
+            generation(cached(&cache, 7, 1000, is_new, || panic!("unexpected request"))),
             1
         );
     }
@@ -209,10 +210,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = cached(directory.path(), 7, 1000, |_| true, || panic!("it was asked")).unwrap_err();
+        let error = cached(directory.path(), 7, 1000, |_| true, || panic!("unexpected request")).unwrap_err();
         assert!(error.contains("nobody else can write to"), "{error}");
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
-        assert!(cached(&link, 7, 1000, |_| true, || panic!("it was asked")).is_err());
+        assert!(cached(&link, 7, 1000, |_| true, || panic!("unexpected request")).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the agents for the record of a job, as root.
+//! Requests the record of a job from the agents, as root.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use crate::{
     exchange::{Deadline, MAX_REPLY, exchange},
 };
 
-/// The time in which an agent must answer: it may be restarted meanwhile.
+/// The total time for requests to the agents. It allows for a restart of an agent.
 const TOGETHER: Duration = Duration::from_secs(15);
 
 /// The time in which one agent must accept a connection.
@@ -27,19 +27,19 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// The time in which one agent must reply.
 const REPLY: Duration = Duration::from_secs(5);
 
-/// The pause before all agents are asked again.
+/// The pause before all agents are contacted again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest reason that is shown to a user, in characters.
+/// The maximum length of a reason shown to a user, in characters.
 const MAX_REASON: usize = 500;
 
-/// A job on this node, and who may know its record.
+/// A job on this node, and the context for requesting its record.
 pub struct Node<'a> {
     /// The configuration.
     pub site: &'a Site,
-    /// munged of this node.
+    /// The client of this node's munged.
     pub munge: &'a Munge,
-    /// The user of the agents.
+    /// The uid of the agents.
     pub agent_uid: u32,
     /// The node name.
     pub name: &'a str,
@@ -49,19 +49,21 @@ pub struct Node<'a> {
     pub uid: u32,
 }
 
-/// The answer of an agent.
+/// The response of an agent.
 #[derive(Debug)]
 pub enum Answer {
-    /// The record. Nothing in it has been checked but its job and uid.
+    /// The record. Only its job and uid have been checked.
     Record(Record),
-    /// The job must not start. The reason, for the user.
+    /// The job must not start, for this reason. The text is for the user.
     Failed(String),
 }
 
-/// Asks one agent after the other, and again while one of them cannot be asked.
+/// Contacts one agent after the other, and retries while any of them is
+/// unreachable.
 ///
 /// # Errors
-/// For the operator: what each agent answered, or why it could not be asked.
+/// Text for the operator: the response of each agent, or the reason why it was
+/// unreachable.
 pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
     let name = node.name;
     let deadline = Deadline::after(TOGETHER);
@@ -78,21 +80,21 @@ pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
                     continue;
                 }
             };
-            // Without munged on this node, no agent can be asked.
+            // Without munged on this node, no agent can be contacted.
             let request = request(node)?;
             match ask_one(&addresses, &request, deadline) {
                 Ok(NodeReply::Record(text)) => match record(node, &text) {
                     Ok(record) => return Ok(Answer::Record(record)),
                     Err(why) => failures.push(format!("{server}: {why}")),
                 },
-                // It is not authenticated, and goes to a terminal.
+                // The reply is not authenticated, and appears on a terminal.
                 Ok(NodeReply::Failed(why)) => {
                     let why = why.escape_debug().take(MAX_REASON).collect();
                     return Ok(Answer::Failed(why));
                 }
                 Ok(NodeReply::Unknown) => {
                     failures.push(format!(
-                        "{server}: it does not know this job on node {name}: see the log of the agent"
+                        "{server}: the agent does not know this job on node {name}: see its log"
                     ));
                     continue;
                 }
@@ -100,7 +102,7 @@ pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
             }
             all_know_nothing = false;
         }
-        // The failures of a round that begins too late would be of its time alone.
+        // A round that begins too late would only report its own timeouts.
         if all_know_nothing || !deadline.left().is_ok_and(|left| left > PAUSE + CONNECT) {
             let failures = failures.join("; ");
             return Err(format!("no agent has a record [agent-unavailable]: {failures}"));
@@ -121,12 +123,12 @@ fn record(node: &Node<'_>, text: &str) -> Result<Record, String> {
     }
 }
 
-/// Returns whether a record says that it is for this job.
+/// Returns whether a record claims to belong to this job.
 pub fn is_of(record: &Record, jobid: u32, uid: u32) -> bool {
     (record.jobid(), record.uid()) == (jobid.into(), uid)
 }
 
-/// Returns a request in a credential. Each is good for one use.
+/// Returns a request in a credential, which is valid for one use.
 fn request(node: &Node<'_>) -> Result<String, String> {
     let request = NodeRequest {
         version: VERSION,
@@ -143,7 +145,7 @@ fn request(node: &Node<'_>) -> Result<String, String> {
 
 fn ask_one(addresses: &[SocketAddr], credential: &String, deadline: Deadline) -> io::Result<NodeReply> {
     let mut stream = connect(addresses, deadline)?;
-    // The request is small, and nothing follows it.
+    // The request is small and nothing follows it.
     stream.set_nodelay(true)?;
     exchange(&mut stream, credential, MAX_REPLY, deadline.at_most(REPLY))
 }

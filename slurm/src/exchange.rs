@@ -1,4 +1,4 @@
-//! One request and its reply, within a time that no peer can extend.
+//! One request and its reply, within a time limit that no peer can extend.
 
 use std::{
     io::{self, Read, Write},
@@ -9,15 +9,15 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The longest reply, in bytes: a sealed record is shorter.
+/// The longest reply, in bytes. A sealed record is shorter.
 pub const MAX_REPLY: usize = 2 << 20;
 
-/// A blocking stream whose operations can be bounded in time (SO_RCVTIMEO, SO_SNDTIMEO, socket(7)).
+/// A blocking stream whose operations have a timeout (SO_RCVTIMEO, SO_SNDTIMEO, socket(7)).
 pub trait Stream: Read + Write {
-    /// Bounds each operation that follows.
+    /// Sets the timeout of each following operation.
     ///
     /// # Errors
-    /// setsockopt(2).
+    /// From setsockopt(2).
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
 }
 
@@ -35,26 +35,26 @@ impl Stream for UnixStream {
     }
 }
 
-/// A moment after which nothing is waited for.
+/// The moment at which waiting ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// Returns the moment after so much time from now, a day at most.
+    /// Returns the moment `time` from now, at most a day.
     pub fn after(time: Duration) -> Self {
         Self(Instant::now() + time.min(Duration::from_secs(24 * 3600)))
     }
 
-    /// Returns the earlier of this moment and the one after so much time from now.
+    /// Returns this moment or `time` from now, whichever is earlier.
     #[must_use]
     pub fn at_most(self, time: Duration) -> Self {
         Self(self.0.min(Self::after(time).0))
     }
 
-    /// Returns the time that is left.
+    /// Returns the remaining time.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`]: none is.
+    /// [`io::ErrorKind::TimedOut`] if no time remains.
     pub fn left(self) -> io::Result<Duration> {
         let left = self.0.saturating_duration_since(Instant::now());
         match left.is_zero() {
@@ -64,7 +64,7 @@ impl Deadline {
     }
 }
 
-/// A stream with a deadline for all of its operations together.
+/// A stream with one deadline for all of its operations.
 struct Bounded<'a, S> {
     stream: &'a mut S,
     deadline: Deadline,
@@ -76,7 +76,7 @@ impl<S: Stream> Bounded<'_, S> {
     }
 }
 
-/// A socket reports its timeout as if it did not block.
+/// Converts the error: a socket reports its timeout as WouldBlock.
 fn timed_out(e: io::Error) -> io::Error {
     match e.kind() {
         io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
@@ -102,7 +102,7 @@ impl<S: Stream> Write for Bounded<'_, S> {
     }
 }
 
-/// Sends a request, and receives its reply of at most `limit` bytes before the deadline.
+/// Sends a request, and receives a reply of at most `limit` bytes before the deadline.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::InvalidData`] if the reply is malformed; the errors of the stream.
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// A peer that sends one byte after the other must not hold a job up.
+    /// A peer that sends byte by byte must not delay a job.
     #[test]
     fn a_slow_reply_ends_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

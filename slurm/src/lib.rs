@@ -1,5 +1,5 @@
-//! The parts of a Slurm cluster share this: the configuration, directories of records, one bounded request to the agent, and the
-//! record of a job on its nodes.
+//! Code shared by the Slurm components: the configuration, the cache of records, one bounded request to the agent, and
+//! the record of a job on its nodes.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -18,10 +18,10 @@ pub use client::{Answer, Node, ask};
 pub use exchange::{Deadline, MAX_REPLY, exchange};
 pub use step::{LocalRecord, MAX_MESSAGE, MAX_PID, Start, Started, step_program};
 
-/// The configuration of a cluster, unless an argument names another file.
+/// The default configuration file of a cluster.
 pub const CONFIG: &str = "/etc/slurm/workflow-token.toml";
 
-/// Returns the configuration that the argument `config=` of a plugin names in plugstack.conf.
+/// Returns the configuration named by the plugin argument `config=` in plugstack.conf.
 pub fn config_of(arguments: &[String]) -> PathBuf {
     let named = arguments.iter().find_map(|argument| argument.strip_prefix("config="));
     named.unwrap_or(CONFIG).into()
@@ -32,9 +32,9 @@ pub fn config_of(arguments: &[String]) -> PathBuf {
 pub struct Site {
     /// The table `workflow-token`.
     pub config: Config,
-    /// Its table `slurm`.
+    /// The subtable `slurm`.
     pub slurm: Slurm,
-    /// All tables, as they were read.
+    /// All tables, unparsed.
     pub conf: Value,
 }
 
@@ -42,14 +42,14 @@ impl Site {
     /// Reads a file, or all files of a directory.
     ///
     /// # Errors
-    /// For the operator: the file, the key, and what is wrong.
+    /// Text for the operator that names the file, the key and the mistake.
     pub fn read(path: &Path) -> Result<Self, String> {
         let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let files = config::read_files(path).map_err(|e| failed(&e))?;
         let config = Config::from_json(&files.conf).map_err(|e| failed(&e))?;
         let missing = || {
             failed(&format_args!(
-                "{TABLE}.slurm: is missing: it names the cluster and its agents"
+                "{TABLE}.slurm: is missing: add it to name the cluster and its agents"
             ))
         };
         let slurm = config.slurm.clone().ok_or_else(missing)?;
@@ -57,10 +57,10 @@ impl Site {
         Ok(Self { config, slurm, conf })
     }
 
-    /// Returns the uid of the agent's user. Blocks as the name service does.
+    /// Returns the uid of the agent's user. Blocks on the name service.
     ///
     /// # Errors
-    /// For the operator: there is no such user.
+    /// Text for the operator: the user does not exist.
     pub fn agent_uid(&self) -> Result<u32, String> {
         let name = match &self.slurm.user {
             Principal::Id(uid) => return Ok(*uid),
@@ -70,7 +70,7 @@ impl Site {
         match User::from_name(name) {
             Ok(Some(user)) => Ok(user.uid.as_raw()),
             Ok(None) => Err(failed(
-                &"there is no such user on this node: create it with the uid that it has elsewhere",
+                &"this user does not exist on this node: create it with the uid that it has elsewhere",
             )),
             Err(e) => Err(failed(&e)),
         }

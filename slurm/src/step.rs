@@ -1,5 +1,5 @@
-//! The messages between the plugin in slurmstepd and `workflow-token-slurmstepd`, each in one frame on a socket, and the record
-//! that both open.
+//! The messages between the plugin in slurmstepd and `workflow-token-slurmstepd`, each in one frame on a socket, and
+//! the record that both open.
 //!
 //! ```text
 //! plugin ── Start ──► program     plugin ◄── Started ── program     plugin ── pid (u32) of each task ──► program
@@ -16,19 +16,19 @@ use seal::{Error, Expected, Munge, Opened, Owner, Record};
 use secure_path::Owners;
 use serde::{Deserialize, Serialize};
 
-/// The longest [`Start`] or [`Started`], in bytes: a sealed record and some paths.
+/// The maximum length of [`Start`] and [`Started`], in bytes: a sealed record and some paths.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
-/// The longest message with a pid, in bytes.
+/// The maximum length of a message with a pid, in bytes.
 pub const MAX_PID: usize = 16;
 
-/// The paths of the program, in order, unless the configuration names one.
+/// The default paths of the program, in order of preference.
 const PROGRAMS: [&str; 2] = [
     "/usr/libexec/workflow-token-slurmstepd",
     "/usr/local/libexec/workflow-token-slurmstepd",
 ];
 
-/// The time that a restart of munged may take.
+/// The time allowed for a restart of munged.
 const MUNGED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first message of the plugin: the tasks of a step on one node, and their first record.
@@ -46,13 +46,13 @@ pub struct Start {
     pub gid: u32,
     /// The number of tasks on this node.
     pub tasks: u32,
-    /// Set if tasks may receive the signal that a rule asks for.
+    /// Set if tasks may receive the signal that a rule configures.
     pub signals: bool,
     /// The sealed record, in JSON.
     pub record: String,
 }
 
-/// The variables that name the files of tokens, with their paths; or why there are none, for the operator.
+/// The variables that name the files of tokens, and the paths; or the reason why there are none, for the operator.
 pub type Started = Result<Vec<(String, PathBuf)>, String>;
 
 /// A record on a node of its job.
@@ -60,17 +60,18 @@ pub type Started = Result<Vec<(String, PathBuf)>, String>;
 pub struct LocalRecord {
     /// The sealed record.
     pub record: Record,
-    /// The job that it must be for.
+    /// The job to which the record must belong.
     pub jobid: u32,
-    /// The only user whose seal counts.
+    /// The uid of the agent. Only records sealed by this uid are valid.
     pub agent_uid: u32,
 }
 
 impl LocalRecord {
-    /// Opens the record as the effective user of this process. Blocks for at most ten seconds while munged does not answer.
+    /// Opens the record as the effective user of this process. Blocks for at most ten seconds while munged does not
+    /// respond.
     ///
     /// # Errors
-    /// As those of [`Record::open`].
+    /// As for [`Record::open`].
     pub fn open(&self, munge: &Munge) -> Result<Opened, Error> {
         let expected = Expected {
             owner: Owner {
@@ -83,10 +84,10 @@ impl LocalRecord {
     }
 }
 
-/// Returns the program: the one that the configuration names, or the one that is installed.
+/// Returns the path of the program: the configured one, or the installed one.
 ///
 /// # Errors
-/// For the operator: it is missing, or others than root and this user could change it.
+/// Text for the operator: the program is missing, or users other than root and this user could change it.
 pub fn step_program(configured: Option<&Path>) -> Result<PathBuf, String> {
     let found = match configured {
         Some(program) => program,
@@ -94,7 +95,7 @@ pub fn step_program(configured: Option<&Path>) -> Result<PathBuf, String> {
             let mut places = PROGRAMS.iter().map(Path::new);
             let missing = || {
                 format!(
-                    "{} is missing: install it on this node, or name it with the key step-program",
+                    "{} is missing: install it on this node, or set the key step-program to its path",
                     PROGRAMS[0]
                 )
             };

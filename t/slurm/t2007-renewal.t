@@ -5,48 +5,51 @@ test_description='Slurm: tokens are renewed while their job runs, and end with i
 need_slurm
 test "$(id -u)" -eq 0 || skip "not root: the program of a rule must not belong to the user of the job"
 
-# minted has all generations. Nothing but it and the tasks may have them.
+# minted contains all generations. Only this file and the tasks may contain
+# them.
 CANARIES=$base/canaries
 cleanup 'rm -rf "$CANARIES"'
 
-# renewing KEY…: one rule for the partition debug, with these keys.
+# renewing KEY…: prints a rule for the partition debug, with these keys.
 renewing() {
 	printf '\n[[workflow-token.rule]]\nsource = "command"\ncommand = ["%s/mint"]\npartition = "debug"\n' "$PWD"
 	printf '%s\n' "$@"
 }
 
-# rules KEY…: is in force from now on.
+# rules KEY…: puts such a rule into force.
 rules() {
 	renewing "$@" | site && agent_down && agent_up
 }
 
-# minted COUNT: so many tokens were fetched, at least.
+# minted COUNT: succeeds if at least this number of tokens was fetched.
 minted() {
 	test "$(wc -l <"$CANARIES/minted")" -ge "$1"
 }
 
-# renewed COUNT: waits for so many more tokens.
+# renewed COUNT: waits for this number of further tokens.
 renewed() {
 	local before
 	before=$(wc -l <"$CANARIES/minted") && eventually minted $((before + $1))
 }
 
-# started ID COUNT: so many tasks of the job read their files.
+# started ID COUNT: succeeds if this number of tasks of the job read their
+# files.
 started() {
 	test "$(find shared -name "started.$1.*" | wc -l)" -eq "$2"
 }
 
-# log_has COUNT TEXT: the agent's, at least so often.
+# log_has COUNT TEXT: succeeds if the agent logged TEXT at least this often.
 log_has() {
 	has_lines "$1" "$2" agent.log
 }
 
-# no_files: no directory with tokens of the user is there.
+# no_files: succeeds if no directory with tokens of the user exists.
 no_files() {
 	test -z "$(find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u "$ALICE")-*")"
 }
 
-# hides_all HAYSTACK…: none of them has a token of any generation.
+# hides_all HAYSTACK…: succeeds if none of them contains a token of any
+# generation.
 hides_all() {
 	test_expect_code 1 "$TESTS/search.py" "$CANARIES/minted" "$@"
 }
@@ -58,7 +61,7 @@ test_expect_success 'a cluster starts' '
 	munge_up && agent_up && cluster_up
 '
 
-test_expect_success 'a task finds its token in its environment and in a file for its user alone' '
+test_expect_success 'a task finds its token in its environment and in a file that only its user can read' '
 	run "$ALICE" sh -c "
 		printenv DW_WORKFLOW_TOKEN && cat \$DW_WORKFLOW_TOKEN_FILE && echo && cat \$BEARER_TOKEN_FILE && echo
 		stat -c %a.%U \$DW_WORKFLOW_TOKEN_FILE \$(dirname \$DW_WORKFLOW_TOKEN_FILE)" >out &&
@@ -67,7 +70,7 @@ test_expect_success 'a task finds its token in its environment and in a file for
 	eventually no_files
 '
 
-test_expect_success 'a job within a job has files of its own, and a job without a token has none' '
+test_expect_success 'a nested job has its own files, and a job without a token has none' '
 	cat >shared/inner <<-\EOF &&
 		test "$(cat "$DW_WORKFLOW_TOKEN_FILE")" = "$DW_WORKFLOW_TOKEN" && ls "$DW_WORKFLOW_TOKEN_FILE"
 	EOF
@@ -103,12 +106,12 @@ test_expect_success 'slurmctld and the daemons of the nodes are restarted' '
 	slurmd_up n1 && slurmd_up n2 && renewed 2
 '
 
-test_expect_success 'another step on the same nodes gets the current token' '
+test_expect_success 'another step on the same nodes has the current token' '
 	as "$ALICE" timeout 60 srun --jobid="$id" --overlap -N2 -n2 sh -c "$PRINT" >out && test "$(wc -l <out)" -eq 2 &&
 	tail -n 3 "$CANARIES/minted" >recent && test "$(grep -cF -f recent out)" -eq 2
 '
 
-test_expect_success 'no generation of the token is anywhere else' '
+test_expect_success 'no generation of the token is elsewhere' '
 	minted 10 && hides_all "$STATE" spool-n1 spool-n2 slurmd-n1.log slurmd-n2.log agent agent.log cache munged.log \
 		slurmctld.out slurmd.out &&
 	scontrol show jobs -dd >shown && hides_all shown &&
@@ -123,7 +126,7 @@ test_expect_success 'nobody else can read the files, or stop their renewal' '
 	test_must_fail as "$BOB" ls "$directory"
 '
 
-test_expect_success 'every read gave a complete and valid token, and each new one came with one signal' '
+test_expect_success 'every read returned a complete and valid token, and one signal announced each new one' '
 	touch shared/stop && eventually finished "$id" && test "$(wc -l <shared/out.readers)" -eq 4 && readers_saw shared/out.readers 8
 '
 
@@ -133,7 +136,7 @@ test_expect_success 'files, records and programs end with the job' '
 	before=$(wc -l <"$CANARIES/minted")
 '
 
-test_expect_success 'whatever a user puts in the directory, the file is renewed' '
+test_expect_success 'the file is renewed whatever a user puts into the directory' '
 	run "$ALICE" sh -c "
 		trap : USR1
 		cd \$(dirname \$DW_WORKFLOW_TOKEN_FILE) && mkfifo .DW_WORKFLOW_TOKEN && first=\$(cat DW_WORKFLOW_TOKEN) &&
@@ -141,8 +144,8 @@ test_expect_success 'whatever a user puts in the directory, the file is renewed'
 	grep renewed out && eventually no_files
 '
 
-# The nodes share a cache here, so that nothing on them may follow the job.
-test_expect_success 'a step gets the current token on a node where none of the job ran for a while' '
+# The nodes share a cache here, so nothing on them may follow the job.
+test_expect_success 'a step has the current token on a node where no step of the job ran for a while' '
 	id=$(batch "$ALICE" -N2 -o "$PWD/shared/out.later" --wrap "
 		srun -N1 -n1 -w n2 sh -c \"$PRINT\"
 		read go <$PWD/shared/go
@@ -151,24 +154,24 @@ test_expect_success 'a step gets the current token on a node where none of the j
 	tail -n 3 "$CANARIES/minted" >recent && test "$(wc -l <shared/out.later)" -eq 2 && test "$(grep -cF -f recent shared/out.later)" -eq 1
 '
 
-# begun: a job that reads its files runs. Sets id.
+# begun: starts a job that reads its files. Sets id.
 begun() {
 	rm -f shared/started.* shared/stop
 	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "srun $PWD/bin/read-token.py $PWD/shared") && eventually started "$id" 1
 }
 
-test_expect_success 'the files of a program that was killed are removed by the next step' '
+test_expect_success 'the next step removes the files of a killed program' '
 	begun && pkill -KILL -f "$PWD/bin/workflow-token-slurmstepd" && touch shared/stop && eventually finished "$id" &&
 	! no_files && run "$ALICE" true && eventually no_files
 '
 
-test_expect_success 'a job whose token expires is ended if its rule says so' '
+test_expect_success 'a job whose token expires ends if its rule requires it' '
 	echo 6 >lifetime && rules "on-expiry = \"exception\"" && begun && touch down &&
 	eventually log_has 1 "job $id: its workflow token has expired" && eventually finished "$id" && rm down &&
 	squeue --noheader --states=all --jobs="$id" --format=%T >shown && grep CANCELLED shown
 '
 
-test_expect_success 'or its tasks get SIGTERM' '
+test_expect_success 'or its tasks receive SIGTERM' '
 	rules "on-expiry = \"signal\"" &&
 	cat >shared/trap <<-EOF &&
 		trap "echo terminated; exit" TERM
@@ -179,11 +182,11 @@ test_expect_success 'or its tasks get SIGTERM' '
 	eventually finished "$id" && rm down && grep terminated shared/out
 '
 
-test_expect_success 'without the program the token is in the environment' '
+test_expect_success 'without the program, the token is in the environment only' '
 	mv bin/workflow-token-slurmstepd away &&
 	run "$ALICE" sh -c "$PRINT; echo \${DW_WORKFLOW_TOKEN_FILE:-none}" >out && mv away bin/workflow-token-slurmstepd &&
 	{ tail -n 1 "$CANARIES/minted" && echo none; } >expected && test_cmp expected out &&
-	grep "there is no file with its token, which is not renewed: .*step-program" slurmd-n?.log &&
+	grep "its token is not renewed, because its file could not be written: .*step-program" slurmd-n?.log &&
 	no_node_is_drained
 '
 

@@ -1,17 +1,17 @@
-//! The facts of a job in the environment of PrologSlurmctld and EpilogSlurmctld (slurm.conf(5), prolog_epilog). slurmctld
-//! sets all variables that begin with `SLURM_`; those of users begin with `SPANK_`.
+//! The facts of a job in the environment of PrologSlurmctld and EpilogSlurmctld (slurm.conf(5), prolog_epilog).
+//! slurmctld sets all variables that begin with `SLURM_`. Variables set by users begin with `SPANK_`.
 
 use std::{env, str::FromStr};
 
 use protocol::slurm::{ControllerRequest, Job, REQUESTS, VERSION};
 
-/// The longest value, in bytes. The node list of 10,000 nodes whose numbers have no order is shorter.
+/// The longest value, in bytes. A node list of 10,000 nodes with unordered numbers is shorter.
 const MAX: usize = 128 << 10;
 
-/// Returns a job that is about to start.
+/// Returns the job that is about to start.
 ///
 /// # Errors
-/// The variable that is missing or malformed.
+/// Names the variable that is missing or malformed.
 pub fn of_env() -> Result<Job, String> {
     let array = match (number("SLURM_ARRAY_JOB_ID")?, number("SLURM_ARRAY_TASK_ID")?) {
         (Some(job), Some(task)) => Some((job, task)),
@@ -33,8 +33,8 @@ pub fn of_env() -> Result<Job, String> {
     })
 }
 
-/// Returns the requests of the user. A value that is too long or malformed counts as empty. The agent rejects it, so that the job
-/// fails with a reason.
+/// Returns the requests of the user. A value that is too long or malformed counts as empty. The agent rejects an empty
+/// value, so the job fails with a reason.
 fn requests() -> Option<String> {
     let value = env::var_os(format!("SPANK_{REQUESTS}"))?;
     let value = value
@@ -44,10 +44,10 @@ fn requests() -> Option<String> {
     Some(value.unwrap_or_default())
 }
 
-/// Returns the end of a job.
+/// Returns the request that reports the end of the job.
 ///
 /// # Errors
-/// The variable that is missing or malformed.
+/// Names the variable that is missing or malformed.
 pub fn end_of_env() -> Result<ControllerRequest, String> {
     Ok(ControllerRequest::Epilog {
         version: VERSION,
@@ -65,10 +65,10 @@ pub fn jobid() -> Result<u32, String> {
 }
 
 fn required<T>(value: Option<T>, name: &str) -> Result<T, String> {
-    value.ok_or_else(|| format!("{name} is missing: is this run by slurmctld?"))
+    value.ok_or_else(|| format!("{name} is missing: only slurmctld can run this program"))
 }
 
-/// A value; none if there is none. slurmctld prints null pointers as `(null)`.
+/// Returns a value, or None if it is unset or empty. slurmctld prints null pointers as `(null)`.
 fn text(name: &str) -> Result<Option<String>, String> {
     let Some(value) = env::var_os(name) else {
         return Ok(None);
@@ -77,7 +77,7 @@ fn text(name: &str) -> Result<Option<String>, String> {
     match value.len() {
         0 => Ok(None),
         1..=MAX => Ok(Some(value).filter(|value| value != "(null)")),
-        length => Err(format!("{name} has {length} bytes, and {MAX} at most are expected")),
+        length => Err(format!("{name} is {length} bytes long, more than {MAX}")),
     }
 }
 
@@ -85,7 +85,7 @@ fn number<T: FromStr>(name: &str) -> Result<Option<T>, String> {
     let parse = |value: String| {
         value
             .parse()
-            .map_err(|_| format!("{name} is no number: {}", value.escape_debug()))
+            .map_err(|_| format!("{name} is not a number: {}", value.escape_debug()))
     };
     text(name)?.map(parse).transpose()
 }

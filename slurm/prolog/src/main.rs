@@ -1,7 +1,7 @@
-//! `workflow-token-slurmctld`: hands the jobs of a Slurm controller to its agent, as PrologSlurmctld and EpilogSlurmctld.
+//! `workflow-token-slurmctld`: hands a Slurm controller's jobs to its agent, as PrologSlurmctld and EpilogSlurmctld.
 //!
-//! It always ends with status 0: Slurm would requeue a batch job, kill any other, and drain nodes. A job whose prolog has
-//! failed gets no record, and its tasks do not start.
+//! It always exits with status 0. With any other status, Slurm would requeue a batch job, kill any other job, and drain
+//! nodes. A job whose prolog has failed receives no record, and its tasks do not start.
 
 #![forbid(unsafe_code)]
 
@@ -16,26 +16,27 @@ use config::Slurm;
 use protocol::slurm::{ControllerReply, ControllerRequest};
 use slurm::{Deadline, MAX_REPLY, Site, exchange};
 
-/// The time beyond the timeout of a delivery that the agent may take: it stores the record then, or the failure.
+/// The time that the agent has beyond the timeout of a delivery, to store the record or the failure.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The time that the end of a job may wait for the agent. A record that is not removed now is removed later.
+/// The maximum time that the end of a job waits for the agent. If the agent does not remove the record now, it does so
+/// later.
 const EPILOG: Duration = Duration::from_secs(10);
 
-/// The time in which an agent that does not listen must be started.
+/// The time allowed for the start of an agent that does not listen.
 const STARTING: Duration = Duration::from_secs(15);
 
-/// The time in which the configuration must have been read.
+/// The time allowed for reading the configuration.
 const PREPARATION: Duration = Duration::from_secs(60);
 
-/// The pause before the agent is asked again.
+/// The pause before the agent is contacted again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Hands a job to the agent: as PrologSlurmctld before it starts, as EpilogSlurmctld after it has ended
+/// Hands a job to the agent: as PrologSlurmctld before the job starts, as EpilogSlurmctld after it has ended
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// The event [default: that of SLURM_SCRIPT_CONTEXT, which Slurm sets]
+    /// The event [default: taken from SLURM_SCRIPT_CONTEXT, which Slurm sets]
     when: Option<When>,
     /// The configuration of the cluster: a file, or a directory of files
     #[arg(long, default_value = slurm::CONFIG)]
@@ -49,7 +50,7 @@ enum When {
 }
 
 fn main() -> ExitCode {
-    // clap ends with status 2 by itself, which must not happen to jobs.
+    // clap itself would exit with status 2, which would harm jobs.
     match Cli::try_parse() {
         Ok(cli) => {
             if let Err(e) = run_in_time(cli) {
@@ -61,14 +62,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A step of the work, as its thread reports it.
+/// The progress of the work, as reported by its thread.
 enum Progress {
-    /// The request is ready, and may take so long.
+    /// The request is ready, with this time limit.
     Asks(Duration),
     Ended(Result<(), String>),
 }
 
-/// Does the work on a thread, which is left behind if a file system, the name service or a full backlog holds it.
+/// Does the work on a thread. The thread is abandoned if a file system, the name service or a full backlog blocks it.
 fn run_in_time(cli: Cli) -> Result<(), String> {
     let (report, reports) = mpsc::channel();
     thread::spawn(move || {
@@ -91,7 +92,7 @@ fn run(cli: &Cli, asks: impl FnOnce(Duration)) -> Result<(), String> {
         (Some(when), _) => when,
         (None, Ok("prolog_slurmctld")) => When::Prolog,
         (None, Ok("epilog_slurmctld")) => When::Epilog,
-        (None, _) => return Err("SLURM_SCRIPT_CONTEXT is missing: name prolog or epilog".to_owned()),
+        (None, _) => return Err("SLURM_SCRIPT_CONTEXT is missing: specify prolog or epilog".to_owned()),
     };
     let site = Site::read(&cli.config)?;
     let (request, limit) = match when {
@@ -104,27 +105,27 @@ fn run(cli: &Cli, asks: impl FnOnce(Duration)) -> Result<(), String> {
         Ok(ControllerReply::Answer(_)) => Err("the agent answered another question".to_owned()),
         Ok(ControllerReply::Failed(why)) => Err(why),
         Err(e) => {
-            // A record of a former run of the job must not be taken for one of this run.
+            // A record of an earlier run of the job must not serve this run.
             let forgotten = fs::remove_file(site.slurm.store.join(Slurm::record_name(job::jobid()?)));
             let kept = match forgotten {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => format!("; its former record was not removed: {e}"),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => format!("; its earlier record was not removed: {e}"),
                 _ => String::new(),
             };
             let socket = site.slurm.socket.display();
             Err(format!(
-                "the agent at {socket} could not be asked: {e}{kept}: start it, for instance with  systemctl start \
+                "the agent at {socket} could not be reached: {e}{kept}: start it, for example with  systemctl start \
                  workflow-token-agent-slurm"
             ))
         }
     }
 }
 
-/// Asks the agent, and waits a while for one that is being started.
+/// Sends the request to the agent. Waits for an agent that is starting.
 fn ask(site: &Site, request: &ControllerRequest, deadline: Deadline) -> io::Result<ControllerReply> {
     let start = deadline.at_most(STARTING);
     loop {
         let e = match UnixStream::connect(&site.slurm.socket) {
-            // After a request that was cut off, the agent does what it was asked for once more.
+            // If the agent receives a request twice because the first reply was cut off, it processes it again.
             Ok(mut agent) => match exchange(&mut agent, request, MAX_REPLY, deadline) {
                 Ok(reply) => return Ok(reply),
                 Err(e) => e,

@@ -1,8 +1,8 @@
-//! Decides on the node, without the agent, if a job may get a token.
+//! Decides on the node, without the agent, whether a job may receive a token.
 //!
-//! The rules are the agent's. The node has a copy, by which it leaves jobs alone that no rule can match, whether or not the
-//! agent can be reached. It decides only by what is the same everywhere: the uid of the job owner, and the cluster. Groups,
-//! accounts and all that a step's environment says may be different for the agent.
+//! The rules are the agent's. With its copy of the rules, a node skips jobs that no rule can match, even if the agent
+//! is unreachable. It decides only by facts that are the same everywhere: the uid of the job owner, and the cluster.
+//! The agent may see other groups, accounts and values of a step's environment.
 
 use config::{AttributePath, Facts, Principal, Property};
 use nix::unistd::{Uid, User};
@@ -42,7 +42,7 @@ impl Facts for NodeFacts<'_> {
     fn owner_is(&self, user: &Principal) -> Option<bool> {
         match user {
             Principal::Id(uid) => Some(*uid == self.uid),
-            // A name that this node does not know is known to the agent, perhaps.
+            // The agent may know a name that this node does not know.
             Principal::Name(name) => Some(User::from_name(name).ok()??.uid == Uid::from_raw(self.uid)),
         }
     }

@@ -1,5 +1,5 @@
-//! Starts the program that keeps the tokens of a step in files on this node, and renews them. A plugin in slurmstepd must not start
-//! threads.
+//! Starts the program that keeps the tokens of a step in files on this node and renews them. A plugin in slurmstepd
+//! must not start threads.
 
 use std::{
     io::{self, Write},
@@ -11,7 +11,7 @@ use std::{
 
 use slurm::{Deadline, MAX_MESSAGE, Start, Started, exchange};
 
-/// The time that the program may take to write the files: munged may be restarted meanwhile.
+/// The time that the program has to write the files. It allows for a restart of munged.
 const STARTING: Duration = Duration::from_secs(15);
 
 /// The timeout for sending a pid to the program.
@@ -20,7 +20,7 @@ const SENDING: Duration = Duration::from_secs(1);
 /// The files of a step.
 pub struct Files {
     program: UnixStream,
-    /// The variables that name them, with their paths.
+    /// The variables that name the files, and the paths.
     pub variables: Vec<(String, PathBuf)>,
 }
 
@@ -28,7 +28,7 @@ impl Files {
     /// Starts the program, and waits until it has written the files.
     ///
     /// # Errors
-    /// For the operator.
+    /// Text for the operator.
     pub fn write(program: &Path, start: &Start) -> Result<Self, String> {
         let failed = |e: io::Error| format!("{}: {e}", program.display());
         let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -50,14 +50,14 @@ impl Files {
     /// Sends the pid of a task to the program.
     ///
     /// # Errors
-    /// For the operator: the program has ended or does not read.
+    /// Text for the operator: the program has ended or does not read.
     pub fn task(&mut self, pid: u32) -> Result<(), String> {
         let frame = protocol::encode(&pid).map_err(|e| e.to_string())?;
         self.program.write_all(&frame).map_err(|e| e.to_string())
     }
 }
 
-/// Reaps the process that was started. The program is its child (daemon(3)), so it has ended once the program replies.
+/// Reaps the started process. The program is its child (daemon(3)), so the process has ended once the program replies.
 fn end(child: &mut Child, has_failed: bool) {
     if has_failed {
         let _ = child.kill();

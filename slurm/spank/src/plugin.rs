@@ -1,11 +1,12 @@
-//! The work of the plugin in each program.
+//! The plugin's work in each program.
 //!
-//! srun, sbatch, salloc: the variables of the surrounding job are removed, so that no secret is sent or stored with an inner
-//! job or step, which gets its own.
+//! srun, sbatch, salloc: the plugin removes the variables of the surrounding job, so that no secret is sent or stored
+//! with an inner job or step, which receives its own.
 //!
-//! slurmstepd, before it forks the tasks, as root: takes the sealed record of the job from the node's cache or from the agent, and
-//! starts the program that keeps the tokens in files. In each task, as the job owner: opens the record, and sets the variables.
-//! slurmstepd logs the environment of a step before `task_init`, depending on its settings, but not after.
+//! slurmstepd, as root, before it forks the tasks: the plugin takes the sealed record of the job from the node's cache
+//! or from the agent, and starts the program that keeps the tokens in files. In each task, as the job owner, it opens
+//! the record and sets the variables. Depending on its settings, slurmstepd logs the environment of a step before
+//! `task_init`, but not afterwards.
 
 use std::{
     collections::BTreeSet,
@@ -25,29 +26,30 @@ use zeroize::Zeroizing;
 
 use crate::{expectation, files::Files, request};
 
-/// The result of `init` in slurmstepd, for the tasks that it forks. Without one, no task may start.
+/// The result of `init` in slurmstepd, for the tasks that it forks. Without a result, no task may start.
 static STEP: Mutex<Step> = Mutex::new(Step::Unknown);
 
 /// The outcome for the tasks of a step.
 enum Step {
-    /// Not known: `init` has failed, and its place is in slurmd.log.
+    /// Unknown: `init` panicked, and slurmd.log contains the location.
     Unknown,
-    /// Nothing: no rule is for the job.
+    /// No token: no rule matches the job.
     NoToken,
     /// The variables in this record.
     Record(Box<Sealed>),
-    /// Nothing, and they must not start.
+    /// No token, and the tasks must not start.
     Failed(Failed),
 }
 
-/// A record, what is needed to open it, and the files of its tokens; none if it needs none, or they could not be written.
+/// A record, the client that opens it, and the files of its tokens, or None if it needs none or they could not be
+/// written.
 struct Sealed {
     record: LocalRecord,
     munge: seal::Munge,
     files: Option<Files>,
 }
 
-/// `slurm_spank_init`.
+/// Handles `slurm_spank_init`.
 pub fn init(spank: &Spank<'_>, arguments: &[String]) {
     request::register(spank);
     match spank::context() {
@@ -63,7 +65,8 @@ pub fn init(spank: &Spank<'_>, arguments: &[String]) {
     }
 }
 
-/// `slurm_spank_task_init`. If the task must not start, the process ends here: Slurm would report more, and less clearly.
+/// Handles `slurm_spank_task_init`. If the task must not start, the process exits here: Slurm would report more lines,
+/// less clearly.
 pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
     let step = STEP.lock().unwrap_or_else(PoisonError::into_inner);
     let (why, is_everywhere) = match &*step {
@@ -75,7 +78,7 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
         Step::Failed(failed) => (failed.user.clone(), failed.is_everywhere),
         Step::Unknown => (USER.to_owned(), false),
     };
-    // One line for the step, or for each node with a fault of its own.
+    // Print one line for the step, or one for each node that has a fault of its own.
     let speaks = match is_everywhere {
         true => spank.task() == Some(0),
         false => spank.local_task() == Some(0),
@@ -86,7 +89,7 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
     spank::exit_now(1);
 }
 
-/// `slurm_spank_task_post_fork`: sends the pid of the task to the program that keeps the files.
+/// Handles `slurm_spank_task_post_fork`: sends the pid of the task to the program that keeps the files.
 pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
     let mut step = STEP.lock().unwrap_or_else(PoisonError::into_inner);
     let Step::Record(sealed) = &mut *step else { return };
@@ -95,12 +98,13 @@ pub fn forked(spank: &Spank<'_>, _arguments: &[String]) {
     {
         let jobid = sealed.record.jobid;
         spank::log_error(&format!("workflow-token: job {jobid}: its tokens are not renewed: {e}"));
-        // It would be waited for again with each task. Its end removes the files.
+        // Otherwise each task would wait for the program again. Dropping the socket ends the program, which removes the
+        // files.
         sealed.files = None;
     }
 }
 
-/// `slurm_spank_job_epilog`: a job that is requeued gets a new record.
+/// Handles `slurm_spank_job_epilog`: removes the cached record, because a requeued job receives a new one.
 pub fn forget(spank: &Spank<'_>, arguments: &[String]) {
     let Some(jobid) = spank.jobid() else { return };
     let removed = Site::read(&slurm::config_of(arguments)).and_then(|site| {
@@ -127,7 +131,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// A fault of this node, or of its way to the agents.
+    /// Returns a fault of this node, or of its connection to the agents.
     fn here(operator: String, is_everywhere: bool) -> Self {
         Self {
             user: USER.to_owned(),
@@ -137,8 +141,8 @@ impl Failed {
     }
 }
 
-/// Removes what a rule could have set, from the environment of this process. Without a configuration, it is the variable
-/// that rules set by default.
+/// Removes the variables that a rule could have set from the environment of this process. Without a configuration,
+/// removes the variable that rules set by default.
 fn remove_variables(arguments: &[String]) {
     let config = Site::read(&slurm::config_of(arguments)).map(|site| site.config);
     for name in config.map_or_else(|_| BTreeSet::from([VARIABLE.to_owned()]), |config| variables(&config)) {
@@ -158,9 +162,9 @@ fn variables(config: &Config) -> BTreeSet<String> {
         .collect()
 }
 
-/// Finds out what the tasks of a step get.
+/// Determines the outcome for the tasks of a step.
 fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
-    let unknown = |what: &str| Failed::here(format!("Slurm does not tell the {what} of a step"), false);
+    let unknown = |what: &str| Failed::here(format!("Slurm does not report the {what} of the step"), false);
     let jobid = spank.jobid().ok_or_else(|| unknown("job id"))?;
     let uid = spank.uid().ok_or_else(|| unknown("uid"))?;
     let failed = |e: String| Failed::here(format!("job {jobid}: {e}"), false);
@@ -192,11 +196,11 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
         }
     };
     if has_container(spank) && !record.variables().is_empty() {
-        let user = "this job is to get a workflow token, and Slurm writes the environment of containers to a file: \
+        let user = "this job must receive a workflow token, but Slurm writes the environment of containers to a file: \
                     start it without --container";
         return Err(Failed {
             user: user.to_owned(),
-            operator: format!("job {jobid}: a step with --container was refused"),
+            operator: format!("job {jobid}: a step with --container was rejected"),
             is_everywhere: true,
         });
     }
@@ -204,7 +208,7 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
         true => None,
         false => write_files(spank, arguments, &site, name, &record)
             .inspect_err(|e| {
-                let what = "there is no file with its token, which is not renewed";
+                let what = "its token is not renewed, because its file could not be written";
                 spank::log_error(&format!("workflow-token: job {jobid}: {what}: {e}"));
             })
             .ok(),
@@ -224,7 +228,7 @@ fn write_files(
     node: String,
     record: &seal::Record,
 ) -> Result<Files, String> {
-    let unknown = |what: &str| format!("Slurm does not tell the {what} of a step");
+    let unknown = |what: &str| format!("Slurm does not report the {what} of the step");
     let start = Start {
         config: slurm::config_of(arguments),
         node,
@@ -232,16 +236,16 @@ fn write_files(
         uid: spank.uid().ok_or_else(|| unknown("uid"))?,
         gid: spank.gid().ok_or_else(|| unknown("gid"))?,
         tasks: spank.local_tasks().ok_or_else(|| unknown("tasks"))?,
-        // scancel(1) also spares the shells of batch scripts and of salloc.
+        // Like scancel(1), spare the shells of batch scripts and of salloc.
         signals: spank.step().is_some_and(|step| step <= LAST_STEP),
         record: record.to_json(),
     };
     Files::write(&slurm::step_program(site.slurm.step_program.as_deref())?, &start)
 }
 
-/// Returns the node name. slurmd sets it for slurmstepd, before it adds anything of the user's.
+/// Returns the node name. slurmd sets it for slurmstepd before it adds variables of the user.
 fn node_name() -> Result<String, String> {
-    env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not name its node in SLURMD_NODENAME".to_owned())
+    env::var("SLURMD_NODENAME").map_err(|_| "slurmd does not set SLURMD_NODENAME".to_owned())
 }
 
 fn has_container(spank: &Spank<'_>) -> bool {
@@ -252,7 +256,7 @@ fn has_container(spank: &Spank<'_>) -> bool {
 fn set_variables(spank: &Spank<'_>, sealed: &Sealed) -> Result<(), String> {
     let opened = open(spank, sealed)?;
     for (name, value) in opened.variables.iter() {
-        // No variable has a NUL: such a record does not open.
+        // A record with a NUL in a variable does not open.
         let value = Zeroizing::new(CString::new(value.expose_secret()).map_err(|e| refused(&e))?);
         spank
             .set_env(name, &value)
@@ -261,7 +265,7 @@ fn set_variables(spank: &Spank<'_>, sealed: &Sealed) -> Result<(), String> {
     for (name, path) in sealed.files.iter().flat_map(|files| &files.variables) {
         if !path.exists() {
             let (jobid, path) = (sealed.record.jobid, path.display());
-            let line = format!("job {jobid}: {path} is not there for its tasks: see Dirs of job_container.conf");
+            let line = format!("job {jobid}: its tasks cannot see {path}: check Dirs in job_container.conf");
             spank::log_error(&format!("workflow-token: {line}"));
             break;
         }
@@ -281,7 +285,5 @@ fn open(spank: &Spank<'_>, sealed: &Sealed) -> Result<Opened, String> {
 }
 
 fn refused(e: &dyn std::fmt::Display) -> String {
-    format!(
-        "the workflow token of this job cannot be used: {e}: submit it again, and tell the operators if this goes on"
-    )
+    format!("the workflow token of this job cannot be used: {e}: submit it again, and tell the operators if it recurs")
 }

@@ -1,7 +1,7 @@
-//! The option `--token`: a user requests a token other than the default one.
+//! The option `--token`, with which a user requests a token other than the default.
 //!
-//! srun, sbatch and salloc check the requests by their copy of the rules, if they can read it, and pass them to PrologSlurmctld.
-//! The agent checks them again: users can set the variable themselves.
+//! srun, sbatch and salloc check the requests against their copy of the rules, if they can read it, and pass them to
+//! PrologSlurmctld. The agent checks them again, because users can set the variable themselves.
 
 use std::{
     env,
@@ -25,11 +25,11 @@ static TOKEN: SpankOption = SpankOption {
     callback: crate::option,
 };
 
-/// The arguments of the option, in their order: the last one for a key counts.
+/// The arguments of the option, in order. The last argument for a key takes effect.
 static GIVEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The variable in which Slurm keeps the last argument. In the environment of a batch script its name begins with `SLURM_SPANK_`,
-/// and Slurm reads it there as an occurrence of the option.
+/// The variable in which Slurm keeps the last argument. In the environment of a batch script, its name has the prefix
+/// `SLURM_SPANK_`, and Slurm treats it as an occurrence of the option.
 const LAST: &str = "_SLURM_SPANK_OPTION_workflow_token_token";
 
 /// Registers the option, for `slurm_spank_init`. Inner jobs and steps do not inherit the requests of the surrounding job.
@@ -41,7 +41,9 @@ pub fn register(spank: &Spank<'_>) {
         return;
     }
     if let Err(e) = spank.register_option(&TOKEN) {
-        spank::log_error(&format!("workflow-token: the option --token is not known: {e}"));
+        spank::log_error(&format!(
+            "workflow-token: the option --token could not be registered: {e}"
+        ));
     }
 }
 
@@ -50,11 +52,11 @@ pub fn add(argument: String) {
     given().push(argument);
 }
 
-/// Passes the requests to the prolog of the job, for `slurm_spank_init_post_opt` in srun, sbatch and salloc. If the rules do not
-/// allow them, the program ends here: Slurm would report more, and less clearly.
+/// Handles `slurm_spank_init_post_opt` in srun, sbatch and salloc: passes the requests to the prolog of the job. If the
+/// rules do not allow them, the program exits here: Slurm would report more lines, less clearly.
 pub fn submit(spank: &Spank<'_>, arguments: &[String]) {
     let given = std::mem::take(&mut *given());
-    // sbatch and salloc would pass both on to the next component of a heterogeneous job.
+    // sbatch and salloc would pass both variables on to the next component of a heterogeneous job.
     spank.remove_job_control_env(LAST);
     if given.is_empty() {
         spank.remove_job_control_env(REQUESTS);
@@ -73,7 +75,7 @@ fn given() -> MutexGuard<'static, Vec<String>> {
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the requests in JSON.
+/// Returns the requests as JSON.
 fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     if spank::context() == Context::Local && env::var_os("SLURM_JOB_ID").is_some() {
         return Err(
@@ -82,7 +84,8 @@ fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     }
     let text = to_json(given)?;
     let requests = config::parse_requests(&text)?;
-    // The agent alone checks the requests of root, who submits jobs of others, and those of a client that cannot read the rules.
+    // Only the agent checks the requests of root, who submits jobs for others, and of clients that cannot read the
+    // rules.
     let uid = getuid();
     if !uid.is_root()
         && let Ok(site) = Site::read(&slurm::config_of(arguments))
@@ -93,7 +96,7 @@ fn checked(given: &[String], arguments: &[String]) -> Result<String, String> {
     Ok(text)
 }
 
-/// Returns arguments such as `default.audience=archive` as requests in JSON.
+/// Converts arguments such as `default.audience=archive` into requests in JSON.
 fn to_json(given: &[String]) -> Result<String, String> {
     let mut requests = Map::new();
     for argument in given {

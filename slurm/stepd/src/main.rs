@@ -1,7 +1,8 @@
-//! `workflow-token-slurmstepd`: keeps the tokens of the tasks of a step on one node in files.
+//! `workflow-token-slurmstepd`: keeps the tokens of a step's tasks on one node in files.
 //!
-//! The plugin in slurmstepd starts it as root. As root, it reads the configuration and asks agents with the node's credential. As
-//! the job owner, it opens records, writes the files and signals tasks. Only root can signal or trace it.
+//! The plugin in slurmstepd starts it as root. As root, it reads the configuration, and contacts agents with the node's
+//! credential. As the job owner, it opens records, writes the files and signals tasks. Only root can signal or trace
+//! it.
 
 #![forbid(unsafe_code)]
 
@@ -40,10 +41,10 @@ fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    // Each task takes a descriptor.
+    // Each task needs a descriptor.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    // slurmstepd waits for the tasks among its children, and ends what it finds below itself.
+    // slurmstepd waits for tasks among its children, and kills its descendants.
     daemon(false, true)?;
     secure_path::close_inherited(None)?;
     alarm::set(step::PATIENCE);

@@ -17,14 +17,14 @@ use crate::{
     user::JobOwner,
 };
 
-/// The time after which this process ends, in seconds, unless it waits for the tasks: the file system that it works on is the user's.
-/// A look-up may wait for another step, for agents and for munged.
+/// The time in seconds after which this process exits, unless it waits for the tasks: the user controls the file system
+/// of the files. A look-up may wait for another step, for agents and for munged.
 pub const PATIENCE: u32 = 120;
 
 /// A time longer than any job runs.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
-/// The files of a step, and all that is needed to renew them.
+/// The files of a step, and the state needed to renew them.
 pub struct Step {
     start: Start,
     site: Site,
@@ -37,10 +37,10 @@ pub struct Step {
 }
 
 impl Step {
-    /// Becomes the job owner, and writes the first record to files. Returns the variables that name them.
+    /// Becomes the job owner, and writes the first record to files. Returns the variables that name the files.
     ///
     /// # Errors
-    /// For the operator.
+    /// Text for the operator.
     pub fn begin(start: Start) -> Result<(Self, Vec<(String, PathBuf)>), String> {
         let site = Site::read(&start.config)?;
         let agent_uid = site.agent_uid()?;
@@ -69,10 +69,10 @@ impl Step {
         Ok((step, variables))
     }
 
-    /// Renews the files until the tasks have ended. Then they are removed.
+    /// Renews the files until the tasks have ended, then removes them.
     ///
     /// # Errors
-    /// Those of [`Tasks::wait`] and [`JobOwner::step_out`].
+    /// From [`Tasks::wait`] and [`JobOwner::step_out`].
     pub fn follow(mut self, plugin: &mut UnixStream) -> io::Result<()> {
         let mut next = self.first_look_up();
         loop {
@@ -88,13 +88,13 @@ impl Step {
         }
     }
 
-    /// Returns when to look the next record up: after it is due, with a random delay.
+    /// Returns the time to look up the next record: after it is due, with a random delay.
     fn first_look_up(&self) -> Instant {
         let time = self.renewal.look_up_in(SystemTime::now(), fastrand::f64());
         Instant::now() + time.unwrap_or(NEVER).min(NEVER)
     }
 
-    /// Writes the next record to the files, if there is one. Returns the time of the next look-up.
+    /// Writes the next record to the files, if it exists. Returns the time of the next look-up.
     fn look_up(&mut self) -> io::Result<Instant> {
         match self.next_record()? {
             Ok(Some(opened)) => {
@@ -104,7 +104,7 @@ impl Step {
                 }
                 return Ok(self.first_look_up());
             }
-            // It has not been renewed yet.
+            // The token has not been renewed yet.
             Ok(None) => {}
             Err(why) => log(&format!("job {}: {why}: trying again", self.start.jobid)),
         }
@@ -137,7 +137,7 @@ impl Step {
         }))
     }
 
-    /// Asks for the next record, unless another step on this node has it.
+    /// Requests the next record, unless another step on this node has cached it.
     fn ask(&self) -> Result<Answer, String> {
         let Start { jobid, uid, node, .. } = &self.start;
         let node = Node {

@@ -1,14 +1,15 @@
-//! Lines for the operator, in the system log of the node (syslog(3), RFC 3164). slurmstepd offers its children no log.
+//! Lines for the operator, in the system log of the node (syslog(3), RFC 3164). slurmstepd provides no log for its
+//! children.
 
 use std::{os::unix::net::UnixDatagram, process};
 
-/// The socket of the log.
+/// The socket of the system log.
 const SOCKET: &str = "/dev/log";
 
 /// The facility daemon (3) with the severity error (3).
 const PRIORITY: u8 = 3 << 3 | 3;
 
-/// Logs a line. Without a log, it is lost.
+/// Logs a line. If there is no system log, the line is lost.
 pub fn log(line: &str) {
     let Ok(socket) = UnixDatagram::unbound() else { return };
     // A full log must not block the renewal.

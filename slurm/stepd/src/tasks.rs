@@ -18,17 +18,17 @@ use slurm::MAX_PID;
 /// The longest timeout of poll(2).
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-/// The tasks, by descriptor (pidfd_open(2)), since the kernel reuses pids.
+/// The tasks, as descriptors (pidfd_open(2)), because the kernel reuses pids.
 pub struct Tasks {
-    /// The number of tasks that have yet to begin.
+    /// The number of tasks that have not begun yet.
     expected: u32,
     running: Vec<OwnedFd>,
 }
 
-/// The end of a wait.
+/// The reason why a wait ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// The time is over.
+    /// The timeout expired.
     Time,
     /// A task has begun or ended.
     Task,
@@ -47,7 +47,8 @@ impl Tasks {
     /// Waits until a task begins or ends, for at most `time`.
     ///
     /// # Errors
-    /// poll(2); pidfd_open(2), which requires Linux 5.3; the plugin has sent a malformed pid.
+    /// From poll(2) and pidfd_open(2), which requires Linux 5.3. The plugin sent a malformed
+    /// pid.
     pub fn wait(&mut self, plugin: &mut UnixStream, time: Duration) -> io::Result<Woken> {
         if self.expected == 0 && self.running.is_empty() {
             return Ok(Woken::End);
@@ -83,10 +84,10 @@ impl Tasks {
     fn begun(&mut self, pid: u32) -> io::Result<()> {
         self.expected = self.expected.saturating_sub(1);
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("the plugin has sent no pid"))?;
+        let pid = pid.ok_or_else(|| io::Error::other("the plugin sent an invalid pid"))?;
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(task) => self.running.push(task),
-            // It has ended.
+            // The task has ended.
             Err(rustix::io::Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
@@ -99,7 +100,7 @@ impl Tasks {
             return;
         };
         for task in &self.running {
-            // It may have ended.
+            // The task may have ended.
             let _ = pidfd_send_signal(task, signal);
         }
     }
@@ -116,7 +117,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(30);
 
-    /// A task that ends when its input does, or with the signal USR1.
+    /// Starts a task that ends at the end of its input, or on SIGUSR1.
     fn task() -> Child {
         Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
     }

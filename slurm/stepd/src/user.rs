@@ -13,10 +13,10 @@ pub struct JobOwner {
 }
 
 impl JobOwner {
-    /// Acts as the job owner from here on. In a cluster of one user, as tests have it, this process already does.
+    /// Acts as the job owner from now on. In a cluster with a single user, as in tests, this process already does.
     ///
     /// # Errors
-    /// This process is neither root nor the job owner; setgroups(2), setegid(2), seteuid(2).
+    /// This process is neither root nor the job owner. From setgroups(2), setegid(2) and seteuid(2).
     pub fn become_one(uid: u32, gid: u32) -> io::Result<Self> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         if getuid() != uid {
@@ -24,7 +24,7 @@ impl JobOwner {
             setegid(gid)?;
             seteuid(uid)?;
         }
-        // A change of users decides on that anew, prctl(2).
+        // A change of users resets this flag, prctl(2).
         set_dumpable(false)?;
         Ok(Self { uid })
     }
@@ -32,7 +32,7 @@ impl JobOwner {
     /// Calls `f` as the user that started this process.
     ///
     /// # Errors
-    /// seteuid(2). The caller must end: it may act as the wrong user.
+    /// From seteuid(2). The caller must exit, because the process may act as the wrong user.
     pub fn step_out<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
         seteuid(getuid())?;
         let done = f();
@@ -41,10 +41,11 @@ impl JobOwner {
         Ok(done)
     }
 
-    /// Does something as the job owner alone: kill(2) also asks for the real user. Meanwhile the job owner can signal this process.
+    /// Calls `f` with the job owner as the real user, too, because kill(2) checks it. Meanwhile the job owner can
+    /// signal this process.
     ///
     /// # Errors
-    /// setresuid(2): what follows must not be done as somebody else.
+    /// From setresuid(2). The caller must exit, because the process may act as the wrong user.
     pub fn step_down<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
         let real = getuid();
         setresuid(self.uid, self.uid, real)?;
