@@ -375,7 +375,7 @@ fn readable() {
 const POLLIN: c_int = FLUX_POLLIN;
 
 #[test]
-fn a_future_is_destroyed_once_by_its_continuation_or_by_who_gives_it_up() {
+fn a_future_is_destroyed_once_by_its_continuation_or_its_owner() {
     let loaded = Loaded::new();
     let heard = Rc::new(Cell::new(0));
     let ask = || {
@@ -399,7 +399,7 @@ fn a_future_is_destroyed_once_by_its_continuation_or_by_who_gives_it_up() {
 }
 
 #[test]
-fn a_continuation_may_drop_what_waits_for_it_and_may_panic() {
+fn a_continuation_may_drop_its_pending_future_and_may_panic() {
     let loaded = Loaded::new();
     let slot = Rc::new(RefCell::new(None));
     for panics in [false, true] {
@@ -461,7 +461,7 @@ impl Drop for Kept {
 }
 
 #[test]
-fn what_a_plugin_keeps_is_dropped_once_and_hears_of_its_faults_and_each_request_is_answered_once() {
+fn kept_state_is_dropped_once_and_told_of_panics_and_each_request_is_answered_once() {
     let panics = Rc::new(Cell::new(0));
     {
         let loaded = Loaded::new();
@@ -509,7 +509,7 @@ fn what_a_plugin_keeps_is_dropped_once_and_hears_of_its_faults_and_each_request_
 }
 
 #[test]
-fn what_a_plugin_keeps_is_of_no_use_to_another_plugin_or_after_it() {
+fn kept_state_is_rejected_for_another_plugin_and_after_its_own() {
     let handle = |plugin: Plugin<'_>, kept: &ffi::Kept<Kept>| plugin.handle(c"good", kept, |_: &Kept, _, _| Ok(()));
     let serve = |plugin, kept: &ffi::Kept<Kept>| {
         let jobtap = Jobtap::new(plugin).unwrap();
@@ -540,7 +540,7 @@ fn a_text_with_a_nul_is_refused_rather_than_cut_short() {
 }
 
 #[test]
-fn json_that_cannot_be_read_is_not_taken_for_none() {
+fn unreadable_json_does_not_count_as_none() {
     let loaded = Loaded::new();
     let (plugin, shell) = (loaded.plugin(), loaded.plugin().shell().unwrap());
     assert!(plugin.conf().unwrap().is_null());
@@ -560,7 +560,7 @@ fn json_that_cannot_be_read_is_not_taken_for_none() {
 }
 
 #[test]
-fn what_is_left_with_the_handle_is_freed_when_other_bytes_take_its_place() {
+fn a_handover_item_is_freed_when_it_is_replaced() {
     let loaded = Loaded::new();
     let flux = loaded.flux();
     assert!(flux.left(c"workflow-token::x").is_none() && !flux.is_left(c"workflow-token::x"));

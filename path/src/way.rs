@@ -51,13 +51,13 @@ impl PathWalk {
         let Some(name) = self.up_to_last()? else {
             return Err(Refusal::Untrusted("not a regular file".to_owned()));
         };
-        self.at.open(&name).map_err(|e| self.led(e))
+        self.at.open(&name).map_err(|e| self.add_link(e))
     }
 
     /// Returns the status of the file at the end of the path.
     pub(crate) fn status(mut self) -> Result<Stat, Refusal> {
         match self.up_to_last()? {
-            Some(name) => self.at.status(&name).map_err(|e| self.led(e)),
+            Some(name) => self.at.status(&name).map_err(|e| self.add_link(e)),
             None => Ok(self.at.own_status()?),
         }
     }
@@ -70,7 +70,7 @@ impl PathWalk {
                 self.enter(&name)?;
                 continue;
             }
-            match self.at.link(&name).map_err(|e| self.led(e))? {
+            match self.at.link(&name).map_err(|e| self.add_link(e))? {
                 Some(target) => self.follow(&name, &target)?,
                 None => return Ok(Some(name)),
             }
@@ -87,11 +87,11 @@ impl PathWalk {
             Err(refusal) => refusal,
         };
         if is_other_kind(&refusal)
-            && let Some(target) = self.at.link(name).map_err(|e| self.led(e))?
+            && let Some(target) = self.at.link(name).map_err(|e| self.add_link(e))?
         {
             return self.follow(name, &target);
         }
-        Err(self.led(refusal))
+        Err(self.add_link(refusal))
     }
 
     fn follow(&mut self, name: &OsStr, target: &Path) -> Result<(), Refusal> {
@@ -112,7 +112,7 @@ impl PathWalk {
     }
 
     /// Adds to the error the link that led to the path, because the path in the error does not contain it.
-    fn led(&self, refusal: Refusal) -> Refusal {
+    fn add_link(&self, refusal: Refusal) -> Refusal {
         let Some(link) = self.links.last() else { return refusal };
         let text = format!("{refusal} (the symbolic link {} leads there)", link.display());
         match refusal {

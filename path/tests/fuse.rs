@@ -85,7 +85,7 @@ fn serve(mut device: File) {
 
 #[needs(root, fuse)]
 #[test]
-fn owners_in_a_fuse_mount_of_another_user_are_not_believed() {
+fn owners_in_a_fuse_mount_of_another_user_are_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("program");
     {

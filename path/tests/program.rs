@@ -86,7 +86,7 @@ fn a_program_that_cannot_be_run_is_an_error() {
 
 #[needs(root)]
 #[test]
-fn a_socket_that_others_could_have_put_there_is_refused() {
+fn a_socket_that_others_could_have_created_is_rejected() {
     let dir = place();
     let path = dir.path().join("bin/socket");
     let first = UnixListener::bind(&path).unwrap();

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_due_at_its_time_and_one_that_was_due_is_now() {
+    fn a_record_is_due_at_its_time_and_an_overdue_one_is_due_now() {
         let now = Instant::now();
         assert!(Attempts::of(due(f64::MAX, None), CLOCK, now).is_none_or(|next| next.at > now + LONGEST));
         // The time passed while no plugin was loaded, or the value is damaged.
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_fails_is_tried_again_until_long_after_its_expiry_which_is_reported_once() {
+    fn a_failed_renewal_is_retried_beyond_the_expiry_which_is_reported_once() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut next = Attempts::of(due(40.0, Some(60.0)), CLOCK, start).unwrap();

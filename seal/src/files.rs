@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_in_a_file_for_its_owner_alone_and_replaced_at_once() {
+    fn a_value_is_in_a_file_only_for_its_owner_and_replaced_atomically() {
         let parent = tempfile::tempdir().unwrap();
         let files = TokenFiles::create_in(parent.path(), 7).unwrap();
         let (one, renewal) = variables("one");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_the_user_puts_in_the_directory_is_opened_or_holds_a_write_up() {
+    fn no_file_of_the_user_in_the_directory_is_opened_or_blocks_a_write() {
         let parent = tempfile::tempdir().unwrap();
         let files = TokenFiles::create_in(parent.path(), 7).unwrap();
         let (one, renewal) = variables("one");

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_before_munged_is_asked() {
+    fn an_oversized_payload_is_rejected_before_munged_is_contacted() {
         let nowhere = Munge::new(Some(std::path::Path::new("/nonexistent"))).unwrap();
         let owner = Owner { jobid: 1, uid: 1 };
         for size in [MAX_PAYLOAD, MAX_PAYLOAD + 1, 3 * MAX_PAYLOAD] {

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_shell_can_write_are_carried_nevertheless() {
+    fn names_that_no_shell_can_write_are_accepted() {
         let insert = |name: &str| Variables::new().insert(name, Secret::from("x".to_owned()));
         for good in ["DW_JOB_my-files", "1A", "A.B", "É"] {
             insert(good).unwrap();

@@ -129,7 +129,7 @@ mod tests {
     const RECORD: &str = r#"{"version":1,"jobid":7,"uid":1000,"sealer":64030,"variables":["A"],"sealed-at":1.0,"credential":"MUNGE:x:"}"#;
 
     #[test]
-    fn a_node_asks_once_and_again_after_the_job() {
+    fn a_node_requests_a_record_once_per_job() {
         let directory = tempfile::tempdir().unwrap();
         let cache = directory.path().join("cache");
         let asked = Cell::new(0);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_asks_again_once_a_record_is_not_current_and_keeps_it_if_there_is_no_other() {
+    fn a_node_requests_a_newer_record_and_keeps_the_old_one_if_there_is_none() {
         let directory = tempfile::tempdir().unwrap();
         let cache = directory.path().join("cache");
         let generation = |answer| match answer {

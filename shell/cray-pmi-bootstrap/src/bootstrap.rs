@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_secret_are_added_to_what_is_there() {
+    fn ports_and_secret_are_added_to_the_option() {
         for (option, secret, expected) in [
             (json!({}), "7", json!({"pmi-bootstrap": [11_999, 11_998, 7]})),
             (
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_gave_is_left_alone() {
+    fn values_of_the_user_are_not_changed() {
         assert!(members(None).is_some());
         for given in [
             json!({"pmi-bootstrap": "off"}),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_with_another_pmi_are_not_asked_for() {
+    fn no_record_is_looked_up_for_jobs_with_another_pmi() {
         assert_eq!(Use::of(None), Some(Use::Possible));
         for list in ["cray-pals", "simple,cray-pals", "cray-pals,simple"] {
             assert_eq!(Use::of(Some(json!(list))), Some(Use::Certain), "{list}");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_has_something_else_is_refused_and_not_quoted() {
+    fn a_malformed_record_is_rejected_and_not_quoted() {
         for (port, secret) in [
             ("11999", "1"),
             ("1,2,4711", "1"),

@@ -103,7 +103,7 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
         ));
     }
     match event(shell, pending.jobid)? {
-        Told::Variables(variables) => {
+        Recorded::Variables(variables) => {
             READER.set(shell, variables.iter().map(|(name, value)| (name.as_str(), value)))?;
             let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
             let line = format!(
@@ -115,11 +115,11 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
             shell.log(READER.name, ShellLogLevel::Warn, &line);
             Ok(())
         }
-        Told::Sealed => Err(format!(
+        Recorded::Sealed => Err(format!(
             "{no_record}, though they were sealed: it was removed or lost: submit the job again, and tell the \
              operators if it recurs"
         )),
-        Told::Nothing => Err(format!(
+        Recorded::Nothing => Err(format!(
             "{no_record}, and no event {EVENT} in its eventlog: the job manager has not loaded dws-jobtap.so: tell the \
              operators"
         )),
@@ -127,7 +127,7 @@ fn export(shell: &Shell<'_>, pending: &Pending, lookup: &Future) -> Result<(), S
 }
 
 /// The variables as recorded in an eventlog.
-enum Told {
+enum Recorded {
     Variables(Vec<(String, Secret)>),
     /// The variables are in a sealed record.
     Sealed,
@@ -136,7 +136,7 @@ enum Told {
 
 /// Reads the job's eventlog. The job manager writes it with a delay, but once it contains the start event, it also
 /// contains every earlier event (RFC 21).
-fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
+fn event(shell: &Shell<'_>, jobid: u64) -> Result<Recorded, String> {
     let failed = |e: &dyn std::fmt::Display| format!("the eventlog of the job could not be looked up: {e}");
     let begun = Instant::now();
     loop {
@@ -145,9 +145,9 @@ fn event(shell: &Shell<'_>, jobid: u64) -> Result<Told, String> {
             .map_err(|e| failed(&e))?
             .ok_or_else(|| failed(&"there is none"))?;
         let eventlog = eventlog_of(&text).ok_or_else(|| failed(&"the response contains none"))?;
-        let (told, started) = read(&eventlog)?;
-        if started || !matches!(told, Told::Nothing) || begun.elapsed().as_secs_f64() > LOOKUP_TIMEOUT {
-            return Ok(told);
+        let (recorded, started) = read(&eventlog)?;
+        if started || !matches!(recorded, Recorded::Nothing) || begun.elapsed().as_secs_f64() > LOOKUP_TIMEOUT {
+            return Ok(recorded);
         }
         thread::sleep(PAUSE);
     }
@@ -163,7 +163,7 @@ fn eventlog_of(answer: &str) -> Option<Zeroizing<String>> {
 }
 
 /// Returns the variables according to the last event, and whether the job has started.
-fn read(eventlog: &str) -> Result<(Told, bool), String> {
+fn read(eventlog: &str) -> Result<(Recorded, bool), String> {
     #[derive(Deserialize)]
     struct Name {
         name: String,
@@ -188,7 +188,7 @@ fn read(eventlog: &str) -> Result<(Told, bool), String> {
         }
     }
     let Some(line) = last else {
-        return Ok((Told::Nothing, started));
+        return Ok((Recorded::Nothing, started));
     };
     let malformed = |why: &str| {
         format!(
@@ -199,18 +199,18 @@ fn read(eventlog: &str) -> Result<(Told, bool), String> {
     let event: Event =
         serde_json::from_str(line).map_err(|_| malformed("its variables are not an object of strings"))?;
     let Some(variables) = event.context.variables else {
-        return Ok((Told::Sealed, started));
+        return Ok((Recorded::Sealed, started));
     };
-    let mut told = Vec::new();
+    let mut recorded = Vec::new();
     for (name, Value(value)) in variables {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(malformed(
                 "an environment cannot carry the name of one of its variables",
             ));
         }
-        told.push((name, value));
+        recorded.push((name, value));
     }
-    Ok((Told::Variables(told), started))
+    Ok((Recorded::Variables(recorded), started))
 }
 
 /// A secret value during deserialization.
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eventlogs_are_looked_at_unless_that_is_switched_off() {
+    fn eventlogs_are_read_unless_this_is_disabled() {
         assert_eq!(legacy(&mut json!(null)), Ok(true));
         assert_eq!(legacy(&mut json!({})), Ok(true));
         let mut conf = json!({"legacy": false, "config": "/x"});
@@ -245,7 +245,7 @@ mod tests {
 
     fn variables(eventlog: &str) -> Vec<(String, String)> {
         match read(eventlog).unwrap().0 {
-            Told::Variables(variables) => variables
+            Recorded::Variables(variables) => variables
                 .into_iter()
                 .map(|(name, value)| (name, value.expose_secret().to_owned()))
                 .collect(),
@@ -271,20 +271,20 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_variables_is_one_of_a_record() {
+    fn an_event_without_variables_belongs_to_a_record() {
         for context in ["{}", r#"{"names":["A"]}"#, r#"{"variables":null}"#] {
             assert!(
-                matches!(read(&line(EVENT, context)), Ok((Told::Sealed, false))),
+                matches!(read(&line(EVENT, context)), Ok((Recorded::Sealed, false))),
                 "{context}"
             );
         }
-        assert!(matches!(read(""), Ok((Told::Nothing, false))));
+        assert!(matches!(read(""), Ok((Recorded::Nothing, false))));
         let others = [line("dws_environment2", "{}"), line("start", "{}")].concat();
-        assert!(matches!(read(&others), Ok((Told::Nothing, true))));
+        assert!(matches!(read(&others), Ok((Recorded::Nothing, true))));
     }
 
     #[test]
-    fn what_cannot_be_exported_is_refused_and_not_quoted() {
+    fn variables_that_cannot_be_exported_are_rejected_and_not_quoted() {
         for context in [
             r#"{"variables":{"A":4711}}"#,
             r#"{"variables":"4711"}"#,

@@ -51,8 +51,8 @@ impl Expectation {
 pub(crate) struct ShellFacts<'a>(pub &'a Shell<'a>);
 
 /// Returns true or unknown: the job manager may know more than this node.
-fn if_true(is_so: bool) -> Option<bool> {
-    is_so.then_some(true)
+fn if_true(condition: bool) -> Option<bool> {
+    condition.then_some(true)
 }
 
 impl Facts for ShellFacts<'_> {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_cannot_change_rules_a_record_out() {
+    fn only_immutable_facts_rule_out_a_record() {
         for (rules, expected) in [
             (vec![], Expectation::No),
             (vec![json!({"user": 1001})], Expectation::No),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_user_has_the_first_word() {
+    fn the_shell_option_overrides_the_rules() {
         for (option, expected) in [
             (None, None),
             (Some(json!(false)), Some(Expectation::No)),

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_the_same_everywhere_rules_a_token_out() {
+    fn only_facts_that_are_the_same_everywhere_rule_out_a_token() {
         for (rule, uid, expected) in [
             (json!({}), 1000, true),
             (json!({"user": 1000}), 1000, true),

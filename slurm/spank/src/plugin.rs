@@ -79,11 +79,11 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
         Step::Unknown => (USER.to_owned(), false),
     };
     // Print one line for the step, or one for each node that has a fault of its own.
-    let speaks = match is_everywhere {
+    let prints = match is_everywhere {
         true => spank.task() == Some(0),
         false => spank.local_task() == Some(0),
     };
-    if speaks {
+    if prints {
         spank::print(&format!("workflow-token: {why}"));
     }
     spank::exit_now(1);

@@ -47,7 +47,7 @@ fn run() -> io::Result<()> {
     // slurmstepd waits for tasks among its children, and kills its descendants.
     daemon(false, true)?;
     secure_path::close_inherited(None)?;
-    alarm::set(step::PATIENCE);
+    alarm::set(step::TIMEOUT);
     let mut plugin = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     plugin.set_read_timeout(Some(MESSAGE))?;
     plugin.set_write_timeout(Some(MESSAGE))?;

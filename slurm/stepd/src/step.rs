@@ -19,7 +19,7 @@ use crate::{
 
 /// The time in seconds after which this process exits, unless it waits for the tasks: the user controls the file system
 /// of the files. A look-up may wait for another step, for agents and for munged.
-pub const PATIENCE: u32 = 120;
+pub const TIMEOUT: u32 = 120;
 
 /// A time longer than any job runs.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
@@ -79,7 +79,7 @@ impl Step {
             let time = next.saturating_duration_since(Instant::now());
             alarm::cancel();
             let woken = self.tasks.wait(plugin, time)?;
-            alarm::set(PATIENCE);
+            alarm::set(TIMEOUT);
             match woken {
                 Woken::End => return Ok(()),
                 Woken::Task => {}

@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn they_are_not_needed_without_slurmstepd() {
+    fn the_files_are_not_needed_without_slurmstepd() {
         let (plugin, mut ours) = UnixStream::pair().unwrap();
         drop(plugin);
         assert_eq!(Tasks::new(1).wait(&mut ours, SOON).unwrap(), Woken::End);
     }
 
     #[test]
-    fn what_is_no_pid_is_an_error() {
+    fn an_invalid_pid_is_an_error() {
         for sent in [protocol::encode(&0_u32).unwrap().to_vec(), vec![0xff; 8]] {
             let (mut plugin, mut ours) = UnixStream::pair().unwrap();
             plugin.write_all(&sent).unwrap();
