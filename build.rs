@@ -1,4 +1,4 @@
-//! Compares the declarations of the crate `ffi` with the headers of flux-core and Slurm, where they are installed.
+//! Compares the declarations of the crates `ffi` and `spank` with the headers of flux-core and Slurm, if installed.
 
 use std::{env, fs, path::PathBuf, process::Command};
 
@@ -7,17 +7,17 @@ const SPANK_HEADER: &str = "/usr/include/slurm/spank.h";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // The tests are compiled with what this machine has, see `tests/needs`.
+    // The tests depend on the software that this machine has, see `tests/needs`.
     println!("cargo:rerun-if-env-changed=FLUX_PREFIX");
     println!("cargo:rerun-if-env-changed=PATH");
     abi_check();
     spank_check();
 }
 
-/// Compares the declarations of `spank` with the header of Slurm, where it is installed: bindgen's view goes to
+/// Compares the declarations of `spank` with Slurm's header, if installed: bindgen writes its view to
 /// `OUT_DIR/spank.rs`, for `tests/abi.rs`.
 fn spank_check() {
-    // A file that is missing would have this run each time.
+    // If this named a missing file, cargo would run the script on each build.
     let is_there = std::path::Path::new(SPANK_HEADER).exists();
     println!(
         "cargo:rerun-if-changed={}",
@@ -34,7 +34,7 @@ fn spank_check() {
         )
         .allowlist_function("spank_(context|get_item|getenv|setenv|option_register|job_control_(un)?setenv)|slurm_(spank_log|error|api_version)")
         .allowlist_type("spank_(item|context|err_t|option)")
-        // It is only ever seen behind a pointer.
+        // The type is used only behind a pointer.
         .blocklist_type("spank_t|spank_handle")
         .prepend_enum_name(false)
         .layout_tests(false);
@@ -44,19 +44,19 @@ fn spank_check() {
             bindings.write_to_file(path).expect("OUT_DIR is writable");
             println!("cargo:rustc-cfg=slurm_headers");
         }
-        Ok(Err(e)) => panic!("the header of Slurm was found but bindgen cannot read it: {e}"),
+        Ok(Err(e)) => panic!("bindgen cannot read the header of Slurm: {e}"),
         Err(_) => println!("cargo:warning=no libclang: our declarations are not compared with the header of Slurm"),
     }
 }
 
-/// Compares the declarations of the crate `ffi` with the headers of flux-core, where they are installed: bindgen's view
-/// of the same functions goes to `OUT_DIR/abi.rs`, for `tests/abi.rs`.
+/// Compares the declarations of the crate `ffi` with the headers of flux-core, if installed: bindgen writes its view of
+/// the same functions to `OUT_DIR/abi.rs`, for `tests/abi.rs`.
 fn abi_check() {
     println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
     println!("cargo:rerun-if-changed=ffi/src/raw.rs");
     println!("cargo:rustc-check-cfg=cfg(flux_headers)");
     let Some(cflags) = flux_cflags() else { return };
-    let declarations = fs::read_to_string("ffi/src/raw.rs").expect("ffi/src/raw.rs is there");
+    let declarations = fs::read_to_string("ffi/src/raw.rs").expect("ffi/src/raw.rs exists");
     let functions = declarations
         .lines()
         .filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
@@ -67,7 +67,7 @@ fn abi_check() {
         .clang_args(cflags)
         .allowlist_type("flux_job_state_t")
         .allowlist_var("FLUX_(PLUGIN_ARG|JOB_STATE|SHELL)_.*|FLUX_POLL(IN|OUT)|FLUX_NODEID_ANY|JSON_.*")
-        // What is only ever seen behind a pointer is taken from `ffi`, so that the types can be compared.
+        // Types used only behind a pointer come from `ffi`, so that the signatures can be compared.
         .blocklist_type(
             "flux_(t|future_t|kvs_txn_t|msg_handler_t|msg_t|plugin_arg_t|plugin_t|reactor_t|shell_t|watcher_t)",
         )
@@ -85,14 +85,14 @@ fn abi_check() {
                 .expect("OUT_DIR is writable");
             println!("cargo:rustc-cfg=flux_headers");
         }
-        Ok(Err(e)) => panic!("the headers of flux-core were found but bindgen cannot read them: {e}"),
+        Ok(Err(e)) => panic!("bindgen cannot read the headers of flux-core: {e}"),
         Err(_) => {
             println!("cargo:warning=no libclang: our declarations are not compared with the headers of flux-core")
         }
     }
 }
 
-/// How to find the headers, where there are any.
+/// Returns the compiler flags that find the headers, if they are installed.
 fn flux_cflags() -> Option<Vec<String>> {
     let output = Command::new("pkg-config")
         .args(["--cflags", "flux-core"])

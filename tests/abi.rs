@@ -1,6 +1,6 @@
-//! The declarations of the crate `ffi` agree with the headers of flux-core and Slurm.
+//! Checks that the declarations of the crates `ffi` and `spank` agree with the headers of flux-core and Slurm.
 //!
-//! `build.rs` runs bindgen where the headers are installed. A function whose declaration differs does not compile here.
+//! `build.rs` runs bindgen if the headers are installed. A function whose declaration differs does not compile here.
 
 #[cfg(flux_headers)]
 #[allow(
@@ -12,7 +12,7 @@
     clippy::all
 )]
 mod real {
-    // The objects that are only ever seen behind pointers are ours, so that types can be compared.
+    // Objects used only behind pointers come from `ffi`, so that the signatures can be compared.
     use ffi::raw::{
         flux_future_t, flux_kvs_txn_t, flux_msg_handler_t, flux_msg_t, flux_plugin_arg_t, flux_plugin_t,
         flux_reactor_t, flux_shell_t, flux_t, flux_watcher_t, json_error_t, json_t,
@@ -24,7 +24,7 @@ mod real {
 #[cfg(flux_headers)]
 macro_rules! coerce {
     ($($name:ident)*) => {
-        /// Compiled, but never instantiated: the functions are not there to be linked.
+        /// Compiled but never instantiated: the functions cannot be linked.
         #[allow(dead_code, clippy::extra_unused_type_parameters)]
         fn each_declaration_has_the_type_of_the_real_function<T>() {
             $(let _: ffi::raw::signature::$name = real::$name;)*
@@ -159,8 +159,8 @@ const _: () = {
     assert!(offset_of!(slurm::spank_option, cb) == offset_of!(spank::raw::spank_option, cb));
 };
 
-/// Compiled, but never instantiated: the functions are not there to be linked. The types of errors differ between releases of
-/// Slurm, and only their size is of interest.
+/// Compiled but never instantiated: the functions cannot be linked. The error types differ between releases of Slurm,
+/// so only their size is compared.
 #[cfg(slurm_headers)]
 #[allow(dead_code, clippy::extra_unused_type_parameters)]
 fn each_function_of_spank_takes_what_the_real_one_takes<T>() {

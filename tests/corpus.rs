@@ -1,4 +1,5 @@
-//! The fuzz targets over their committed corpus, with any toolchain: what was found once stays found.
+//! Runs the fuzz targets over their committed corpus, with any toolchain, so that known findings do
+//! not recur.
 
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
@@ -6,7 +7,7 @@ mod fuzz;
 use std::fs;
 use std::path::Path;
 
-/// Runs a target over its corpus, and over each piece cut short and with a byte altered.
+/// Runs a target over its corpus, and over each file truncated and with one byte changed.
 fn replay(name: &str, target: fn(&[u8])) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let mut run = 0;

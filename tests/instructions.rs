@@ -1,8 +1,8 @@
-//! The instructions of the plugin on the reactor thread for a delivery and a renewal, counted by callgrind: a number that does not
-//! depend on what else the machine is doing. Of the calls into Flux and the C library, only the plugin's own part counts.
+//! Counts with callgrind the plugin's instructions on the reactor thread for a delivery and a renewal: a number that
+//! does not depend on the load of the machine. Of the calls into Flux and the C library, only the plugin's own part
+//! counts.
 //!
-//! It is counted on a build with optimizations, which `make check` makes (profile `counted`) and names in
-//! `WORKFLOW_TOKEN_COUNTED`.
+//! The counted build is optimized. `make check` builds it (profile `counted`) and names it in `WORKFLOW_TOKEN_COUNTED`.
 
 mod support;
 
@@ -21,38 +21,39 @@ use support::{
     simulator::{Instance, built, plugin},
 };
 
-/// Instructions for a delivery, from job.state.run to the removal of its record, as they were when this was written; and how
-/// many percent more are let pass: versions of the compiler and of crates differ by some. Where there are a good many fewer,
-/// lower the bound.
+/// The bound on instructions for a delivery, from job.state.run to the removal of its record. It exceeds the measured
+/// count by some percent, because versions of the compiler and of crates differ. If the count falls well below, lower
+/// the bound.
 const BOUND: u64 = 12_000;
 const TOLERANCE: u64 = 15;
 
-/// The same for a job that is in DEPEND or SCHED when the plugin is loaded.
+/// The bound for a job that is in DEPEND or SCHED when the plugin is loaded.
 const BOUND_WAITING: u64 = 300;
 
-/// The same for a renewal, from the request to the record that is stored, with its share of the ticker. Renewals are spread
-/// over the time, so that most have a commit of their own.
+/// The bound for a renewal, from the request to the stored record, with its share of the ticker. Renewals are spread
+/// over time, so most have their own commit.
 const BOUND_RENEWAL: u64 = 16_000;
 
-/// How many renewals are counted, and how many there are in a second on average, whatever the number of jobs.
+/// The number of renewals that are counted, and the average number per second, independent of the number of jobs.
 const RENEWALS: u64 = 1_000;
 const RATE: u64 = 50;
 
-/// How often the number of renewals is read, and how often at most. Each reading costs instructions of the plugin as well.
+/// The interval at which the number of renewals is read, and the maximum number of readings. Each reading also costs
+/// instructions of the plugin.
 const READING: Duration = Duration::from_secs(1);
 const READINGS: u64 = 600;
 
-/// By how many percent a delivery may cost more with many others in flight than with few.
+/// The maximum increase in percent of a delivery's cost with many others in flight, compared with few.
 const GROWTH: u64 = 20;
 
-/// The instructions of one object in one thread, by a file of callgrind (its manual, "Callgrind Format Specification"): the
-/// cost of each line itself, without that of what is called there.
+/// Returns the instructions of one object in one thread, from a file of callgrind (its manual, "Callgrind Format
+/// Specification"): the cost of each line itself, without its calls.
 fn instructions_of(object: &Path, profile: &str) -> u64 {
     let wanted = object.to_str().expect("a path in UTF-8");
     let (mut sum, mut current, mut called) = (0, false, false);
     let mut id = "";
     for line in profile.lines() {
-        // A name comes with its number once, where the object is first called, or first calls.
+        // A name appears once with its number, where the object is first called, or first calls.
         if let Some(name) = line.strip_prefix("ob=").or_else(|| line.strip_prefix("cob=")) {
             let (number, rest) = name.split_once(')').expect("a name that is compressed");
             if rest.trim() == wanted {
@@ -74,7 +75,7 @@ fn instructions_of(object: &Path, profile: &str) -> u64 {
     sum
 }
 
-/// An instance under callgrind, which counts what the plugin does on the reactor thread until it is over.
+/// An instance under callgrind, which counts the plugin's instructions on the reactor thread until it exits.
 struct Counting<'a> {
     site: &'a Site,
     instance: Instance,
@@ -116,7 +117,7 @@ impl Counting<'_> {
             .collect()
     }
 
-    /// Has something done for each job.
+    /// Runs a command for each job, and waits for an event of each.
     fn each(&mut self, jobs: &[String], cmd: &str, event: &str) {
         let fields = |job| json!({"jobid": job, "event": event});
         let requests: Vec<_> = jobs.iter().map(|job| self.instance.send(cmd, fields(job))).collect();
@@ -126,7 +127,7 @@ impl Counting<'_> {
         }
     }
 
-    /// Has callgrind do something now (its manual, "Monitor Commands").
+    /// Sends a command to callgrind (its manual, "Monitor Commands").
     fn monitor(&mut self, command: &str) {
         let pid = self.instance.pid();
         let mut vgdb = Command::new("vgdb");
@@ -140,18 +141,18 @@ impl Counting<'_> {
     }
 }
 
-/// The instructions of the plugin in a file of callgrind. The first thread is the reactor's.
+/// Returns the plugin's instructions from a file of callgrind. The first thread is the reactor's.
 fn counted_in(site: &Site, file: &str) -> u64 {
     let profile = fs::read_to_string(site.at(file)).expect("what callgrind has counted");
     instructions_of(Path::new(&site.jobtap()), &profile)
 }
 
-/// A table by which each job's token is renewed after a time.
+/// Returns a table with which each job's token is renewed after a time.
 fn renewing(site: &Site, every: u64) -> Value {
     let made = Command::new(built("flux-workflow-token"))
         .args(["keygen", &site.path("keys")])
         .output();
-    // They may be there already.
+    // The files may exist already.
     made.expect("the command");
     json!({
         "timeout": "1h",
@@ -160,7 +161,7 @@ fn renewing(site: &Site, every: u64) -> Value {
     })
 }
 
-/// For each renewal while the tokens of so many jobs are renewed.
+/// Returns the instructions for each renewal while the tokens of this number of jobs are renewed.
 fn renew(site: &Site, counted: &Path, jobs: u64) -> u64 {
     site.configure(renewing(site, jobs / RATE));
     let mut counting = Counting::start(site, counted, &site.path("flux.toml"));
@@ -170,7 +171,7 @@ fn renew(site: &Site, counted: &Path, jobs: u64) -> u64 {
     let before = counting.instance.counter("renewed");
     counting.monitor("zero");
     let mut renewed = 0;
-    // Jobs that were submitted at once are renewed at about the same time: before and after it, none is renewed for a while.
+    // Jobs submitted together are renewed at about the same time. No renewal happens for a while before and after.
     for _ in 0..READINGS {
         thread::sleep(READING);
         renewed = counting.instance.counter("renewed") - before;
@@ -184,11 +185,11 @@ fn renew(site: &Site, counted: &Path, jobs: u64) -> u64 {
     counted_in(site, "callgrind.out.1-01") / renewed
 }
 
-/// For so many jobs that are in flight all at once.
+/// Returns the instructions for each of this number of jobs that are in flight together.
 fn deliver(site: &Site, counted: &Path, jobs: usize) -> u64 {
     let mut counting = Counting::start(site, counted, &site.path("flux.toml"));
     let instance = &mut counting.instance;
-    // Another prolog keeps them from being started.
+    // Another prolog keeps the jobs from starting.
     let puppet = plugin(&site.at("job-manager"), "puppet.c");
     let on = json!({
         "job.state.run": [{"do": "prolog-start", "description": "hold"}],
@@ -205,7 +206,7 @@ fn deliver(site: &Site, counted: &Path, jobs: usize) -> u64 {
     counting.end()
 }
 
-/// To be loaded where so many jobs wait for resources.
+/// Returns the instructions for loading the plugin while this number of jobs wait for resources.
 fn load(site: &Site, counted: &Path, jobs: usize) -> u64 {
     let config = site.config(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     let config = site.write("without.toml", 0o644, toml::to_string(&config).expect("it is TOML"));
@@ -217,7 +218,7 @@ fn load(site: &Site, counted: &Path, jobs: usize) -> u64 {
     counting.end()
 }
 
-/// A site with the objects that are to be counted, and where those are.
+/// Returns a site with the counted objects, and their directory.
 fn counted() -> (Site, PathBuf) {
     let counted = built("flux-sim")
         .parent()
@@ -238,7 +239,7 @@ fn counted() -> (Site, PathBuf) {
 
 #[needs(munged, valgrind)]
 #[test]
-fn a_delivery_costs_so_many_instructions_whoever_else_is_in_flight() {
+fn the_instructions_of_a_delivery_do_not_grow_with_the_number_in_flight() {
     let (site, counted) = counted();
     let rule = site.file_rule("dw", jwt(json!({})));
     site.configure(json!({"timeout": "1h", "rule": [rule]}));
@@ -253,26 +254,26 @@ fn a_delivery_costs_so_many_instructions_whoever_else_is_in_flight() {
     );
     assert!(
         with_many * 100 <= BOUND * (100 + TOLERANCE),
-        "a delivery costs {with_many} instructions on the reactor thread, of which {BOUND} are allowed for"
+        "a delivery costs {with_many} instructions on the reactor thread, more than the bound of {BOUND}"
     );
 }
 
 #[needs(munged, valgrind)]
 #[test]
-fn a_job_that_waits_costs_next_to_nothing_when_the_plugin_is_loaded() {
+fn a_waiting_job_costs_few_instructions_at_load() {
     let (site, counted) = counted();
     let [few, many] = [10, 1010].map(|jobs| load(&site, &counted, jobs));
     let each = (many - few) / 1000;
     println!("instructions for each job that waits when the plugin is loaded: {each}");
     assert!(
         each * 100 <= BOUND_WAITING * (100 + TOLERANCE),
-        "a job that waits costs {each} instructions when the plugin is loaded, of which {BOUND_WAITING} are allowed for"
+        "a job that waits costs {each} instructions when the plugin is loaded, more than the bound of {BOUND_WAITING}"
     );
 }
 
 #[needs(munged, valgrind)]
 #[test]
-fn a_renewal_costs_so_many_instructions_however_many_jobs_are_renewed() {
+fn the_instructions_of_a_renewal_do_not_grow_with_the_number_of_jobs() {
     let (site, counted) = counted();
     let [few, many] = [300, 1500].map(|jobs| renew(&site, &counted, jobs));
     println!(
@@ -284,6 +285,6 @@ fn a_renewal_costs_so_many_instructions_however_many_jobs_are_renewed() {
     );
     assert!(
         many * 100 <= BOUND_RENEWAL * (100 + TOLERANCE),
-        "a renewal costs {many} instructions on the reactor thread, of which {BOUND_RENEWAL} are allowed for"
+        "a renewal costs {many} instructions on the reactor thread, more than the bound of {BOUND_RENEWAL}"
     );
 }

@@ -1,10 +1,11 @@
-//! A bad day, on the simulator: jobs of several users at full rate, while munged is killed, stopped and restarted, sources fail,
-//! hang and send garbage, jobs are canceled, the plugin is removed and loaded again, its configuration changes, the KVS is
-//! slow or full, and descriptors run out. At the end each job has its own token, or one clear exception; none is stuck;
-//! nothing has leaked; and no secret is to be found.
+//! Runs randomized fault injection on the simulator for a given time. Jobs of several users run at full rate. Meanwhile
+//! munged is killed, stopped and restarted; sources fail, hang and send garbage; jobs are canceled; the plugin is
+//! removed and loaded again; its configuration changes; the KVS is slow or full; and descriptors run out. At the end,
+//! each job must have its own token or one clear exception. No job may be stuck, nothing may leak, and no secret may be
+//! found.
 //!
-//! `WORKFLOW_TOKEN_SOAK` is how long, in seconds (60), and `WORKFLOW_TOKEN_SEED` the seed of all that is random, which is
-//! printed. The order in which threads and processes come is not in the seed.
+//! `WORKFLOW_TOKEN_SOAK` is the duration in seconds (60). `WORKFLOW_TOKEN_SEED` is the seed of all random choices,
+//! which the test prints. The seed does not determine the scheduling of threads and processes.
 
 mod support;
 
@@ -27,13 +28,14 @@ use support::{
 
 const NAME: &str = "workflow-token.so";
 
-/// How many jobs there are at once.
+/// The maximum number of concurrent jobs.
 const AT_ONCE: usize = 24;
 
-/// How long something stays broken, in milliseconds.
+/// The duration of a fault, in milliseconds.
 const BROKEN: std::ops::Range<u64> = 50..1500;
 
-/// What the command of a source does, by the word in the file `mode`: its job's own secret, or something else.
+/// The command of a source. The word in the file `mode` determines its behavior: it prints its job's own secret, or
+/// something else.
 const SOURCE: &str = r#"
 case $(cat mode) in
 good) ;;
@@ -49,7 +51,7 @@ printf '%s-of-%s\n' "$(cat canary)" "$1"
 "#;
 const MODES: &[&str] = &["fail", "hang", "slow", "garbage", "empty", "huge", "killed"];
 
-/// What is broken, and until when.
+/// A current fault, and the time at which it ends.
 struct Broken {
     until: Instant,
     mend: fn(&mut Soak),
@@ -97,7 +99,7 @@ impl Soak {
     fn start(site: Site, rng: Rng) -> Soak {
         let mut rng = rng;
         let canary: String = (0..32).fold(String::new(), |mut text, _| {
-            // Writing to a string does not fail. Not from the seed: a secret is one.
+            // Writing to a string does not fail. Do not use the seed: the text is a secret.
             let _ = write!(text, "{:x}", fastrand::u8(0..16));
             text
         });
@@ -106,7 +108,7 @@ impl Soak {
         site.write("source.sh", 0o600, format!("cd {}\n{SOURCE}", site.path("")));
         site.write("mode", 0o600, "good");
         site.configure(Soak::table(&site, &mut rng));
-        // Without its record a job does not start, whether or not the plugin was there when it was allocated.
+        // Without its record, a job does not start, whether or not the plugin was loaded when it was allocated.
         let shell = json!({"config": site.path("flux.toml")});
         let instance = site.start(shell, &[]);
         let mut users = vec![me()];
@@ -129,7 +131,7 @@ impl Soak {
         }
     }
 
-    /// Submits as many jobs as there may be.
+    /// Submits jobs up to the limit.
     fn submit(&mut self) {
         while self.jobs.len() + self.submitted.len() < AT_ONCE {
             let by_command = self.rng.bool();
@@ -141,7 +143,7 @@ impl Soak {
         }
     }
 
-    /// Hears of jobs that were submitted, and of those that have ended. Returns whether there was anything.
+    /// Handles the responses for submitted and ended jobs. Returns whether there were any.
     fn hear(&mut self) -> bool {
         let mut heard = false;
         for (request, by_command) in std::mem::take(&mut self.submitted) {
@@ -179,7 +181,7 @@ impl Soak {
         heard
     }
 
-    /// A job has ended: with its token, or with one clear exception, or because it was canceled.
+    /// Checks the end of a job: it had its token, or one clear exception, or was canceled.
     fn account(&mut self, job: &Job) {
         let output = self.instance.ok("output", json!({"jobid": job.id}))["stdout"].clone();
         let output = output.as_str().unwrap_or_default().to_owned();
@@ -189,13 +191,13 @@ impl Soak {
             fatal.iter().partition(|context| context["type"] == "cancel");
         assert!(
             output.is_empty() || output == job.expected,
-            "{}: it has something that is not its token",
+            "{}: its output is not its token",
             job.id
         );
         assert!(failed.len() <= 1, "{}: {fatal:?}", job.id);
         assert!(canceled.is_empty() || job.canceled, "{}: {fatal:?}", job.id);
         if fatal.is_empty() {
-            assert_eq!(output, job.expected, "{}: it ended well, and without its token", job.id);
+            assert_eq!(output, job.expected, "{}: it succeeded without its token", job.id);
         }
         let events = self.instance.events(&job.id);
         let count = |name: &str| events.iter().filter(|event| *event == name).count();
@@ -219,7 +221,7 @@ impl Soak {
         *self.outcomes.entry(outcome).or_default() += 1;
     }
 
-    /// Breaks something, for a while.
+    /// Injects a fault for a while.
     fn break_something(&mut self) {
         match self.rng.u32(..13) {
             0 => self.breaks(
@@ -241,7 +243,7 @@ impl Soak {
                 |soak| soak.replace("mode", "good"),
             ),
             5 => self.breaks(
-                "the file of a source was not there",
+                "the file of a source was missing",
                 |soak| {
                     fs::rename(soak.site.at("file.secret"), soak.site.at("file.away")).expect("the file of the source");
                 },
@@ -255,7 +257,7 @@ impl Soak {
                         let job = &mut self.jobs[at];
                         job.canceled = true;
                         let fields = json!({"jobid": job.id});
-                        // It may have ended already.
+                        // The job may have ended already.
                         self.instance.send("cancel", fields);
                     }
                 }
@@ -268,7 +270,7 @@ impl Soak {
                     soak.loaded = false;
                 },
                 |soak| {
-                    // Without descriptors it says so, and is not loaded.
+                    // Without descriptors, the plugin reports this and is not loaded.
                     soak.limit_descriptors(None);
                     let load = json!({"path": soak.site.jobtap()});
                     soak.instance.ok("load", load);
@@ -312,7 +314,7 @@ impl Soak {
     }
 
     fn breaks(&mut self, what: &'static str, break_it: fn(&mut Soak), mend: fn(&mut Soak)) {
-        // Not what is broken already.
+        // Skips faults that are already active.
         if self
             .broken
             .iter()
@@ -350,7 +352,7 @@ impl Soak {
         fs::rename(self.site.at("new"), self.site.at(name)).expect("a file is replaced");
     }
 
-    // What the instance has
+    // The state of the instance
 
     fn entries(&self, what: &str) -> usize {
         let dir = format!("/proc/{}/{what}", self.instance.pid());
@@ -370,7 +372,7 @@ impl Soak {
         prlimit(Some(pid), Resource::Nofile, limit).expect("a limit is set");
     }
 
-    /// Threads, descriptors, futures and watchers, when nothing is going on.
+    /// Returns the numbers of threads, descriptors, futures and watchers of an idle instance.
     fn holdings(&mut self) -> HashMap<&'static str, i64> {
         let stats = self.instance.ok("stats", json!({}));
         HashMap::from([
@@ -381,12 +383,12 @@ impl Soak {
         ])
     }
 
-    /// The memory of the plugin, loaded anew, after so many jobs with nothing wrong.
+    /// Returns the memory of the newly loaded plugin after the given number of jobs without faults.
     fn memory(&mut self) -> u64 {
         self.instance.counter("memory")
     }
 
-    /// Runs some jobs with nothing broken, to the end of all that is done for them.
+    /// Runs some jobs without faults until all their processing has ended.
     fn quiet(&mut self) {
         for round in 0..2 {
             let before = self.outcomes.get("with its token").copied().unwrap_or(0);
@@ -397,7 +399,7 @@ impl Soak {
             assert_eq!(
                 after - before,
                 jobs,
-                "round {round}: jobs failed with nothing broken: {:?}",
+                "round {round}: jobs failed without a fault: {:?}",
                 self.outcomes
             );
         }
@@ -407,7 +409,7 @@ impl Soak {
         });
     }
 
-    /// Waits for the jobs that there are.
+    /// Waits for the current jobs.
     fn drain(&mut self) {
         let mut since = Instant::now();
         while !self.jobs.is_empty() || !self.submitted.is_empty() {
@@ -420,7 +422,7 @@ impl Soak {
         }
     }
 
-    /// Files, messages and processes in which there is something of a secret.
+    /// Returns the files, messages and processes that contain a part of a secret.
     fn secrets(&mut self) -> Vec<String> {
         let search = Search::secrets([self.canary.as_bytes()]);
         let mut found: Vec<String> = search
@@ -442,7 +444,7 @@ impl Soak {
 
 #[needs::needs(munged)]
 #[test]
-fn every_job_is_accounted_for_on_a_bad_day() {
+fn every_job_is_accounted_for_under_fault_injection() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = number("WORKFLOW_TOKEN_SOAK").unwrap_or(60);
     let seed = number("WORKFLOW_TOKEN_SEED").unwrap_or_else(|| fastrand::u64(..));
@@ -475,20 +477,20 @@ fn every_job_is_accounted_for_on_a_bad_day() {
         println!("  {jobs:6} jobs {outcome}");
     }
     let reactor = soak.instance.ok("query", json!({"name": NAME}))["result"]["reactor-us"].clone();
-    println!("  since it was loaded last: {reactor}");
+    println!("  since the last load: {reactor}");
     assert!(soak.outcomes["with its token"] > 0, "seed {seed}");
 
-    // Loaded anew, so that what is counted since then is known.
+    // Loads the plugin again, so that the counters start from a known state.
     soak.instance.ok("remove", json!({"name": NAME}));
     let config = soak.site.at("flux.toml").to_str().expect("a path in UTF-8").to_owned();
     soak.instance.ok("config-reload", json!({ "path": config }));
     soak.instance.ok("load", json!({"path": soak.site.jobtap()}));
-    // What faults there were for commits is over.
+    // Ends the faults of commits.
     soak.instance.ok("fault", json!({"what": "commit", "count": 0}));
     soak.quiet();
     let mut now = HashMap::new();
     until(
-        &format!("nothing more is held than before (seed {seed}): {holdings:?}"),
+        &format!("no more resources are held than before (seed {seed}): {holdings:?}"),
         || {
             now = soak.holdings();
             holdings.iter().all(|(what, count)| now[what] <= *count)
@@ -497,7 +499,7 @@ fn every_job_is_accounted_for_on_a_bad_day() {
     let grown = soak.memory().saturating_sub(memory);
     assert!(
         grown < 64 << 10,
-        "the plugin has {grown} bytes more than before (seed {seed})"
+        "the plugin uses {grown} bytes more than before (seed {seed})"
     );
     assert_eq!(soak.secrets(), [] as [String; 0], "seed {seed}");
     soak.instance.shutdown();

@@ -1,4 +1,5 @@
-//! Compiles the C-variadic functions that the simulator exports, and exports all of its symbols to the plugins that it loads.
+//! Compiles the C-variadic functions that the simulator exports, and exports all symbols of the simulator to the
+//! plugins that it loads.
 
 use std::{env, fs, path::Path};
 

@@ -1,5 +1,5 @@
-/* shim.c - what of the simulator has to be C: the C-variadic functions of the Flux API, and JSON objects in the shape that
- * their callers expect of them (an unpacked string belongs to the object that it was unpacked from).
+/* shim.c - the parts of the simulator that must be C: the C-variadic functions of the Flux API, and JSON objects that
+ * behave as callers expect (an unpacked string belongs to the object from which it was unpacked).
  *
  * Every function formats or unpacks its arguments, and leaves the rest to a host_* function written in Rust.
  */

@@ -1,4 +1,4 @@
-//! Deliveries: who gets which token, and what becomes of a job that cannot have the one that it is to get.
+//! Deliveries: which token each job receives, and the fate of a job whose token cannot be obtained.
 
 use std::fs;
 
@@ -9,14 +9,14 @@ use crate::support::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// The events of a job that has got its token.
+/// Returns the events of a job that received its token.
 fn delivered() -> Vec<&'static str> {
     let mut events = PLAIN.to_vec();
     events.splice(5..5, ["prolog-start", "prolog-finish"]);
     events
 }
 
-/// The configuration of queues, of which the first one is the default.
+/// Returns the configuration of queues. The first one is the default.
 fn queues(names: &[&str]) -> Value {
     let queues: Value = names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
     json!({"queues": queues, "policy": {"jobspec": {"defaults": {"system": {"queue": names[0]}}}}})
@@ -42,7 +42,7 @@ fn every_task_of_a_job_that_a_rule_matches_has_the_token(mut site: Site) {
 }
 
 #[scenario]
-fn a_job_that_no_rule_matches_is_left_alone(mut site: Site) {
+fn a_job_that_no_rule_matches_is_not_affected(mut site: Site) {
     site.flux = queues(&["batch", "debug"]);
     let rules = json!([
         site.file_rule("dw", jwt(json!({}))),
@@ -68,7 +68,7 @@ fn a_job_that_no_rule_matches_is_left_alone(mut site: Site) {
 }
 
 #[scenario]
-fn an_instance_without_the_table_leaves_all_jobs_alone(site: Site) {
+fn an_instance_without_the_table_affects_no_job(site: Site) {
     let mut instance = site.without_jobtap(json!({}), &["--jobtap", &site.jobtap()]);
     let job = instance.run(&["true"], matching("dw"));
     assert_eq!(instance.events(&job), PLAIN);
@@ -80,11 +80,11 @@ fn the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable(mut s
     site.flux = queues(&["batch", "q", "Q", "queue"]);
     let owner = nix::unistd::User::from_uid(me().into())
         .unwrap()
-        .expect("whoever runs this has a name");
+        .expect("the current user has a name");
     let group = nix::unistd::Group::from_gid(owner.gid)
         .unwrap()
-        .expect("their group has a name");
-    // Each rule hands out its own name as a secret, and under that name.
+        .expect("the primary group has a name");
+    // Each rule delivers its own name as the secret, in a variable of that name.
     let conditions = [
         ("BOTH", json!({"attribute": "system.a", "queue": "q"})),
         (
@@ -147,12 +147,12 @@ fn the_first_rule_all_of_whose_conditions_hold_wins_and_names_the_variable(mut s
 }
 
 #[scenario]
-fn a_rule_for_other_people_holds_a_job_until_their_names_are_known_and_no_longer(site: Site) {
+fn a_rule_for_other_users_holds_a_job_only_until_their_names_are_known(site: Site) {
     let path = site.write("dw.secret", 0o600, jwt(json!({})));
     let rules = json!([{"attribute": "system.dw", "group": "daemon", "source": "file", "path": path}]);
     let mut instance = site.instance(json!({"rule": rules}));
     let print = ["sh", "-c", "echo ${DW_WORKFLOW_TOKEN-unset}"];
-    // The agent decides for each job: groups change.
+    // The agent decides for each job, because groups change.
     for count in 1..=2 {
         let job = instance.run(&print, matching("dw"));
         assert_eq!(instance.stdout(&job), "unset\n");
@@ -164,7 +164,7 @@ fn a_rule_for_other_people_holds_a_job_until_their_names_are_known_and_no_longer
 
 #[scenario]
 fn the_name_of_a_file_is_made_of_the_job_and_its_owner(site: Site) {
-    // The jobs are held by another prolog until their files are there, and the plugin is loaded again.
+    // Another prolog holds the jobs until their files exist and the plugin is loaded again.
     let mut instance = site.without_jobtap(json!({}), &["--jobtap", &site.jobtap()]);
     instance.ok("remove", json!({"name": "workflow-token.so"}));
     instance.ok("load", site.hold());
@@ -208,7 +208,7 @@ fn the_name_of_a_file_is_made_of_the_job_and_its_owner(site: Site) {
 
 fn user_name(uid: u32) -> String {
     let user = nix::unistd::User::from_uid(uid.into()).unwrap();
-    user.expect("whoever runs this has a name").name
+    user.expect("the current user has a name").name
 }
 
 #[scenario]
@@ -234,10 +234,11 @@ fn a_command_is_told_the_job_and_its_owner_and_prints_the_token(site: Site) {
     instance.shutdown();
 }
 
-/// A source without a usable token: its name, its rule, the text for the user, and a part of that for the operator.
+/// A source without a usable token: its name, its rule, the text for the user, and a part of the text for the
+/// operator.
 type Unusable = (&'static str, Value, &'static str, String);
 
-/// Files that cannot be used. `unsecured`, `expired` and `early` are tokens.
+/// Returns rules with unusable files. `unsecured`, `expired` and `early` are tokens.
 fn unusable_files(site: &Site, canary: &str, [unsecured, expired, early]: [&str; 3]) -> Vec<Unusable> {
     let file = |name: &str, content: &[u8]| site.file_rule(name, content);
     let after = |end: &[u8]| [canary.as_bytes(), end].concat();
@@ -304,7 +305,7 @@ fn unusable_files(site: &Site, canary: &str, [unsecured, expired, early]: [&str;
     ]
 }
 
-/// Commands that print no usable token. `canary` is in the file of that name.
+/// Returns rules with commands that print no usable token. `canary` is the content of the file of that name.
 fn unusable_commands(site: &Site) -> Vec<Unusable> {
     let command = |name: &str, script: &str| site.command_rule(name, script, &[]);
     let mut slow = command("slow", "cat canary; sleep 1000 & echo $! >grandchild; wait");
@@ -352,7 +353,7 @@ fn unusable_commands(site: &Site) -> Vec<Unusable> {
 }
 
 #[scenario]
-fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_the_operator_why(site: Site) {
+fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_logs_the_cause(site: Site) {
     let canary = jwt(json!({}));
     site.write("canary", 0o600, &canary);
     let unsecured = format!("eyJhbGciOiJub25lIn0.{}.", canary.split('.').nth(1).unwrap());
@@ -371,7 +372,7 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
     }
     assert!(!site.at("started").exists());
     let grandchild = line_of(&site.at("grandchild"));
-    until("what the slow command started is gone", || is_gone(&grandchild));
+    until("the child of the slow command has ended", || is_gone(&grandchild));
     assert_eq!(
         (instance.counter("failed"), instance.counter("in-flight")),
         (cases.len() as u64, 0)
@@ -382,7 +383,7 @@ fn a_source_without_a_usable_token_fails_the_job_with_one_exception_and_tells_th
 }
 
 #[scenario]
-fn a_secret_that_is_no_jwt_passes_where_the_rule_says_so(site: Site) {
+fn a_secret_that_is_not_a_jwt_is_accepted_if_the_rule_permits_it(site: Site) {
     let mut rule = site.file_rule("dw", "an opaque: sécret\r\n");
     rule["check"] = json!("none");
     let mut instance = site.instance(json!({"rule": [rule]}));
@@ -391,7 +392,7 @@ fn a_secret_that_is_no_jwt_passes_where_the_rule_says_so(site: Site) {
 }
 
 #[scenario]
-fn what_a_command_says_on_standard_error_is_logged_without_its_secrets(site: Site) {
+fn standard_error_of_a_command_is_logged_without_its_secrets(site: Site) {
     let (token, other, opaque) = (jwt(json!({})), jwt(json!({})), "hunter two");
     site.write("token", 0o600, &token);
     site.write("other", 0o600, &other);
@@ -436,7 +437,7 @@ fn what_a_command_says_on_standard_error_is_logged_without_its_secrets(site: Sit
 }
 
 #[scenario]
-fn a_delivery_waits_for_munged_that_is_absent_and_comes(mut site: Site) {
+fn a_delivery_waits_for_munged_to_start(mut site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let mut job = String::new();
@@ -447,7 +448,7 @@ fn a_delivery_waits_for_munged_that_is_absent_and_comes(mut site: Site) {
 }
 
 #[scenario]
-fn a_delivery_outlives_munged_that_is_killed_midway(mut site: Site) {
+fn a_delivery_survives_a_kill_of_munged(mut site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -460,7 +461,7 @@ fn a_delivery_outlives_munged_that_is_killed_midway(mut site: Site) {
 }
 
 #[scenario]
-fn munged_that_stays_away_fails_the_job_and_not_the_next_one(mut site: Site) {
+fn an_absent_munged_fails_only_its_job(mut site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "1s", "rule": [site.file_rule("dw", &token)]}));
     site.kill_munged();
@@ -478,7 +479,7 @@ fn munged_that_stays_away_fails_the_job_and_not_the_next_one(mut site: Site) {
 }
 
 #[scenario]
-fn while_munged_is_stopped_only_the_jobs_that_need_it_wait_and_everything_else_goes_on(mut site: Site) {
+fn while_munged_is_stopped_only_jobs_that_need_it_wait(mut site: Site) {
     site.nodes = 2;
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"timeout": "5s", "rule": [site.file_rule("dw", &token)]}));
@@ -524,20 +525,20 @@ fn munged_that_is_stopped_and_continued_in_time_costs_no_job_its_token(site: Sit
 }
 
 #[scenario]
-fn a_job_that_is_canceled_while_its_source_is_asked_ends_and_so_does_the_command(site: Site) {
+fn a_job_canceled_during_its_fetch_ends_and_so_does_the_command(site: Site) {
     let rule = site.command_rule("dw", "sleep 1000 & echo $! >grandchild; wait", &[]);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(&["true"], matching("dw"));
     let grandchild = line_of(&site.at("grandchild"));
     assert!(!is_gone(&grandchild));
     instance.assert_canceled(&job);
-    until("what the command started is gone", || is_gone(&grandchild));
+    until("the child of the command has ended", || is_gone(&grandchild));
     assert_eq!((instance.counter("canceled"), instance.counter("in-flight")), (1, 0));
     instance.shutdown();
 }
 
 #[scenario]
-fn a_job_that_is_canceled_while_others_are_before_it_ends_and_they_get_their_tokens(site: Site) {
+fn a_job_canceled_in_a_queue_of_deliveries_ends_and_the_others_receive_their_tokens(site: Site) {
     let token = jwt(json!({}));
     site.write("token", 0o600, &token);
     let script = "echo $1 >>asked; until [ -e go ]; do sleep 0.02; done; cat token";
@@ -558,7 +559,7 @@ fn a_job_that_is_canceled_while_others_are_before_it_ends_and_they_get_their_tok
     assert_eq!(
         asked.lines().collect::<Vec<_>>(),
         [&jobs[0], &jobs[2]],
-        "the source was asked for a canceled job"
+        "the source ran for a canceled job"
     );
     instance.shutdown();
 }
@@ -599,11 +600,11 @@ fn the_record_names_the_variables_and_is_removed_when_the_job_has_ended(site: Si
     fs::write(&go, "").unwrap();
     instance.wait(&job, "clean");
     until("the record is removed", || instance.record(&job).is_none());
-    until("that was counted", || instance.counter("unlinked") == 1);
+    until("the removal is counted", || instance.counter("unlinked") == 1);
     instance.shutdown();
 }
 
-/// By the clock that stamps records, in the milliseconds that they keep.
+/// Returns the time by the clock that stamps records, with their precision of milliseconds.
 fn now() -> f64 {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -617,7 +618,7 @@ fn the_record_is_kept_where_the_configuration_says_so(site: Site) {
     let rules = json!([site.file_rule("dw", &token)]);
     let mut instance = site.instance(json!({"unlink": false, "rule": rules}));
     let kept = instance.run(PRINT, matching("dw"));
-    // One whose record is removed later tells that there was time enough.
+    // The later removal of another record proves that enough time has passed.
     instance.ok("config-reload", json!({"config": site.config(json!({"rule": rules}))}));
     let removed = instance.run(PRINT, matching("dw"));
     until("a later record is removed", || instance.record(&removed).is_none());
@@ -627,7 +628,7 @@ fn the_record_is_kept_where_the_configuration_says_so(site: Site) {
 
 #[scenario]
 fn no_signal_is_blocked_in_a_command(site: Site) {
-    // Not a shell: some of them start with clearing their signal mask.
+    // Not a shell: some shells first clear their signal mask.
     let command = ["/bin/sed", "-n", "s/^SigBlk:.//p", "/proc/self/status"];
     let rule = json!({"attribute": "system.dw", "source": "command", "command": command, "check": "none"});
     let mut instance = site.instance(json!({"rule": [rule]}));

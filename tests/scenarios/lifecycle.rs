@@ -1,5 +1,5 @@
-//! The plugin for the job manager and its agent through their lives: configured, loaded, removed, restarted, killed, at any
-//! moment of a delivery, and under load. No job is lost, stuck, or started without its token.
+//! The job manager's plugin and its agent are configured, loaded, removed, restarted and killed at any moment of a
+//! delivery, and under load. No job is lost, stuck, or started without its token.
 
 use std::{
     fs::{self, Permissions},
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 const NAME: &str = "workflow-token.so";
 
-/// What makes a command wait until the file `go` is there. It says before that it was asked.
+/// A script that records that it was called, and waits until the file `go` exists.
 const WAIT: &str = "echo $1 >>asked; until [ -e go ]; do sleep 0.02; done";
 
-/// A rule whose command waits, and the token that it gives in the end.
+/// Returns a rule whose command waits, and the token that it finally delivers.
 fn waiting_rule(site: &Site) -> (Value, String) {
     let token = jwt(json!({}));
     site.write("token", 0o600, &token);
@@ -26,7 +26,7 @@ fn waiting_rule(site: &Site) -> (Value, String) {
     (rule, token)
 }
 
-/// A rule that gives each job a secret of its own, which tells its job.
+/// Returns a rule that delivers a different secret to each job. The secret contains the job id.
 fn rule_for_each(site: &Site) -> Value {
     let mut rule = site.command_rule("dw", "sleep 0.05; echo secret-of-$1", &["{jobid.dec}"]);
     rule["check"] = json!("none");
@@ -40,7 +40,7 @@ fn assert_own_secret(instance: &mut Instance, job: &str) {
 }
 
 #[scenario]
-fn a_table_with_a_mistake_is_refused_with_the_key_named_and_the_former_one_stays_in_force(site: Site) {
+fn an_invalid_table_is_rejected_with_its_key_and_the_earlier_one_stays_in_force(site: Site) {
     let token = jwt(json!({}));
     let good = site.file_rule("dw", &token);
     let mut instance = site.instance(json!({"rule": [good]}));
@@ -137,7 +137,7 @@ fn a_table_with_a_mistake_is_refused_with_the_key_named_and_the_former_one_stays
 }
 
 #[scenario]
-fn it_is_not_loaded_with_a_table_that_is_wrong_and_takes_keys_when_it_is_loaded(site: Site) {
+fn an_invalid_table_prevents_the_load_and_keys_can_be_given_at_load(site: Site) {
     let token = jwt(json!({}));
     let rules = json!([site.file_rule("dw", &token)]);
     let mut instance = site.without_jobtap(json!({}), &[]);
@@ -158,7 +158,7 @@ fn it_is_not_loaded_with_a_table_that_is_wrong_and_takes_keys_when_it_is_loaded(
         assert!(error.contains(&format!("workflow-token.{key}: ")), "{error}");
     }
     assert_eq!(instance.ok("list", json!({}))["plugins"], json!([]));
-    // Strings, as a command line has them.
+    // Strings, as on a command line.
     instance.ok(
         "load",
         load(json!({"variable": "OTHER", "unlink": "false", "max-parallel": "2", "timeout": "30"})),
@@ -184,7 +184,7 @@ fn a_delivery_goes_on_with_the_configuration_that_it_began_with(site: Site) {
 }
 
 #[scenario]
-fn a_second_copy_is_refused_under_any_name_and_no_delivery_notices(site: Site) {
+fn a_second_copy_is_rejected_under_any_name_and_affects_no_delivery(site: Site) {
     let (rule, token) = waiting_rule(&site);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(PRINT, matching("dw"));
@@ -205,14 +205,14 @@ fn a_second_copy_is_refused_under_any_name_and_no_delivery_notices(site: Site) {
     site.write("go", 0o600, "");
     instance.assert_delivered(&job, &token);
     assert_eq!(instance.token("dw"), token);
-    // What was refused left nothing behind that would keep it out.
+    // The rejected plugins left nothing behind that would block the next load.
     site.reload(&mut instance);
     assert_eq!(instance.token("dw"), token);
     instance.shutdown();
 }
 
 #[scenario]
-fn a_delivery_whose_source_was_asked_when_it_was_removed_begins_anew_when_it_is_back(site: Site) {
+fn a_delivery_whose_source_ran_at_the_removal_restarts_after_a_reload(site: Site) {
     let (rule, token) = waiting_rule(&site);
     let mut instance = site.instance(json!({"max-parallel": 1, "rule": [rule]}));
     let (job, queued) = (
@@ -243,7 +243,7 @@ fn every_job_gets_its_own_token_while_the_plugin_is_removed_and_loaded_again_20_
     for _ in 0..20 {
         for _ in 0..2 {
             let job = instance.submit(PRINT, matching("dw"));
-            // What enters RUN while the plugin is not there, starts without it.
+            // A job that enters RUN while the plugin is not loaded starts without it.
             instance.wait(&job, "prolog-start");
             jobs.push(job);
         }
@@ -253,13 +253,13 @@ fn every_job_gets_its_own_token_while_the_plugin_is_removed_and_loaded_again_20_
     for job in &jobs {
         assert_own_secret(&mut instance, job);
     }
-    assert!(resumed > 0, "no delivery was under way at any removal");
+    assert!(resumed > 0, "no removal happened during a delivery");
     assert_eq!(instance.counter("in-flight"), 0);
     instance.shutdown();
 }
 
 #[scenario]
-fn a_job_that_was_canceled_while_it_was_removed_ends_when_it_is_back(site: Site) {
+fn a_job_canceled_without_the_plugin_ends_after_a_reload(site: Site) {
     let (rule, _) = waiting_rule(&site);
     let canceled = |instance: &mut Instance| {
         let job = instance.submit(&["true"], matching("dw"));
@@ -290,7 +290,7 @@ fn a_job_that_was_canceled_while_it_was_removed_ends_when_it_is_back(site: Site)
 }
 
 #[scenario]
-fn a_delivery_that_no_rule_is_for_when_the_plugin_is_back_fails_and_says_so(site: Site) {
+fn a_delivery_that_no_rule_matches_after_a_reload_fails_with_a_reason(site: Site) {
     let (rule, _) = waiting_rule(&site);
     let mut instance = site.instance(json!({"rule": [rule]}));
     let job = instance.submit(&["true"], matching("dw"));
@@ -304,7 +304,7 @@ fn a_delivery_that_no_rule_is_for_when_the_plugin_is_back_fails_and_says_so(site
 }
 
 #[scenario]
-fn jobs_that_run_are_left_alone_by_a_removal_and_their_records_are_removed_afterwards(site: Site) {
+fn a_removal_does_not_affect_running_jobs_and_their_records_are_removed_later(site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let wait = format!(
@@ -329,7 +329,7 @@ fn jobs_that_run_are_left_alone_by_a_removal_and_their_records_are_removed_after
 }
 
 #[scenario]
-fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_comes_later(site: Site) {
+fn a_removal_while_munged_is_stopped_does_not_hang_and_the_delivery_completes_later(site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     site.munged.signal(Signal::SIGSTOP);
@@ -341,9 +341,9 @@ fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_
     instance.ok("remove", json!({"name": NAME}));
     let other = instance.run(&["true"], json!({}));
     assert_eq!(instance.events(&other), PLAIN);
-    // Loaded again while threads of the agent hang that the first has asked, and removed.
+    // Loads the plugin again while threads of the agent hang in requests of the first one, and removes it.
     instance.ok("load", json!({"path": site.jobtap()}));
-    until("all are taken up", || instance.counter("in-flight") == 12);
+    until("all deliveries are resumed", || instance.counter("in-flight") == 12);
     instance.ok("remove", json!({"name": NAME}));
     site.munged.signal(Signal::SIGCONT);
     until("the threads have returned", || site.waiting_for_munged() == 0);
@@ -363,7 +363,7 @@ fn a_removal_while_munged_is_stopped_neither_hangs_nor_crashes_and_the_delivery_
 }
 
 #[scenario]
-fn a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back(site: Site) {
+fn the_record_of_a_job_that_ended_without_the_plugin_is_removed_after_a_reload(site: Site) {
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", site.path("go"));
@@ -379,7 +379,7 @@ fn a_record_whose_job_ended_while_the_plugin_was_removed_goes_when_it_is_back(si
 }
 
 #[scenario]
-fn a_job_that_is_held_when_the_plugin_first_comes_does_not_start_without_its_token(site: Site) {
+fn a_job_held_at_the_first_load_does_not_start_without_its_token(site: Site) {
     let mut instance = site.without_jobtap(json!({}), &[]);
     instance.ok("load", site.hold());
     let rule = site.file_rule("dw", jwt(json!({})));
@@ -416,7 +416,7 @@ fn a_record_that_was_stored_before_a_restart_is_used_after_it(site: Site) {
     let other = plugin(&site.at("shell"), "jobtap.c");
     let mut instance = site.start(json!({}), &["--jobtap", other.to_str().unwrap()]);
     instance.wait(&job, "start");
-    assert_eq!(instance.record(&job), record, "it was delivered to again");
+    assert_eq!(instance.record(&job), record, "a second record was delivered");
     instance.wait(&job, "clean");
     assert_eq!(instance.stdout(&job).trim_end(), token);
     assert_eq!(instance.counter("started"), 0);
@@ -446,7 +446,7 @@ fn each_of_300_jobs_at_once_gets_its_own_token_and_no_other(site: Site) {
 }
 
 #[scenario]
-fn an_instance_that_ended_while_a_source_was_asked_delivers_when_it_is_back(site: Site) {
+fn an_instance_that_ended_during_a_fetch_delivers_after_a_restart(site: Site) {
     let (rule, token) = waiting_rule(&site);
     for end in [Instance::shutdown, Instance::kill] {
         let mut instance = site.instance(json!({"rule": [rule]}));
@@ -476,7 +476,7 @@ fn a_delivery_goes_on_with_a_new_agent_when_its_agent_is_killed(site: Site) {
     let job = instance.submit(PRINT, matching("dw"));
     assert_eq!(line_of(&site.at("asked")), job);
     kill(site.agent(), Signal::SIGKILL).unwrap();
-    until("the source is asked again", || {
+    until("the source is called again", || {
         fs::read_to_string(site.at("asked")).unwrap().lines().count() == 2
     });
     site.write("go", 0o600, "");
@@ -498,12 +498,12 @@ fn while_the_agent_is_stopped_deliveries_fail_in_time_and_a_new_one_serves_the_n
     let note = instance.undelivered(&job);
     assert!(note.contains("[agent-timeout]"), "{note}");
     assert_eq!(instance.token("dw"), token);
-    until("the stopped agent is gone", || is_gone(&stopped.to_string()));
+    until("the stopped agent has ended", || is_gone(&stopped.to_string()));
     instance.shutdown();
 }
 
 #[scenario]
-fn without_an_agent_that_can_be_trusted_jobs_fail_in_time_and_the_log_says_why_once(site: Site) {
+fn without_a_trusted_agent_jobs_fail_in_time_and_the_log_states_the_reason_once(site: Site) {
     let token = jwt(json!({}));
     let rules = json!([site.file_rule("dw", &token)]);
     let changed = site.write("changed", 0o777, fs::read(built("workflow-token-agent")).unwrap());

@@ -1,4 +1,4 @@
-//! What users and operators notice of the plugins. Each scenario is written once, and runs on the simulator and, where it is
+//! The plugins as users and operators see them. Each scenario is written once. It runs on the simulator and, if
 //! installed, on Flux: see `needs::scenario`.
 
 #[macro_use]

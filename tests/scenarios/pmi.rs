@@ -1,4 +1,4 @@
-//! Cray PMI: which job gets which ports, through reloads and restarts; and that the secret is in its record, in the shell
+//! Cray PMI: which job receives which ports, through reloads and restarts. The secret is in the record and in the shell
 //! option of `cray_pals.so`, and nowhere else.
 
 use std::collections::HashSet;
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use seal::{Expected, ExposeSecret, Owner, Record, Secret, Variables};
 use serde_json::{Value, json};
 
-/// Prints what `cray_pals.so` would have been told, or that it was not.
+/// Prints the values that `cray_pals.so` would receive, or that there are none.
 const SHOW: &[&str] = &[
     "sh",
     "-c",
@@ -24,7 +24,7 @@ fn with_option(nodes: usize, options: Value) -> Value {
     json!({"nodes": nodes, "attributes": {"system": {"shell": {"options": options}}}})
 }
 
-/// A job of two shells that runs until the file `go` is there.
+/// Starts a job of two shells that runs until the file `go` exists.
 fn running(site: &Site, instance: &mut Instance) -> String {
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", site.path("go"));
     let job = instance.submit(&["sh", "-c", &wait], nodes(2));
@@ -71,9 +71,9 @@ fn all_tasks_of_a_job_of_several_nodes_have_its_ports_and_one_secret_which_is_in
         assert!(stderr.contains("set cray-pals.pmi-bootstrap"), "{stderr}");
         assert!(!stderr.contains(&secret) && !log.contains(&secret), "{stderr}{log}");
         for (place, text) in told(&mut instance, std::slice::from_ref(&job)) {
-            // Its tasks print it.
+            // The job's own tasks print the secret.
             let is_told = text.contains(&secret) && !place.contains("guest.output");
-            assert!(!is_told, "{place} has the secret");
+            assert!(!is_told, "{place} contains the secret");
         }
         secrets.insert(secret);
     }
@@ -91,7 +91,7 @@ fn a_job_of_one_node_is_left_alone(site: Site) {
 }
 
 #[scenario]
-fn where_the_user_or_another_pmi_says_otherwise_the_option_stays_as_it_is(mut site: Site) {
+fn options_of_the_user_or_of_another_pmi_are_not_changed(mut site: Site) {
     site.nodes = 2;
     let mut instance = instance(&site, json!({}));
     for (options, shows) in [
@@ -108,7 +108,7 @@ fn where_the_user_or_another_pmi_says_otherwise_the_option_stays_as_it_is(mut si
 }
 
 #[scenario]
-fn ranges_of_ports_that_are_none_are_refused_and_none_means_the_default(mut site: Site) {
+fn invalid_port_ranges_are_rejected_and_none_means_the_default(mut site: Site) {
     site.nodes = 2;
     let mut instance = without_plugin(&site);
     for (min, max) in [(0, 12_000), (11_000, 120_000), (11_000, 11_049), (11_000, 11_010)] {
@@ -131,10 +131,10 @@ fn ranges_of_ports_that_are_none_are_refused_and_none_means_the_default(mut site
 }
 
 #[scenario]
-fn a_job_for_which_no_ports_are_left_goes_on_without_and_they_come_back(mut site: Site) {
+fn a_job_without_free_ports_runs_without_them_and_ports_are_released_later(mut site: Site) {
     site.nodes = 2;
     let mut instance = instance(&site, json!({"port-min": 2000, "port-max": 2051}));
-    // They are held by jobs that wait for munged.
+    // Jobs that wait for munged hold all ports.
     site.munged.signal(Signal::SIGSTOP);
     let held: Vec<String> = (0..25).map(|_| instance.submit(&["true"], nodes(2))).collect();
     for job in &held {
@@ -160,7 +160,7 @@ fn a_job_for_which_no_ports_are_left_goes_on_without_and_they_come_back(mut site
         instance.wait(job, "clean");
         all.extend(ports(&mut instance, job));
     }
-    assert_eq!(all.len(), 50, "a port was given twice");
+    assert_eq!(all.len(), 50, "a port was allocated twice");
     assert_eq!(counter(&mut instance, "ports-free"), 51);
     instance.shutdown();
 }
@@ -190,7 +190,7 @@ fn a_job_whose_secret_cannot_be_sealed_gets_one_exception_and_does_not_start(mut
 }
 
 #[scenario]
-fn a_job_canceled_meanwhile_ends_and_gives_its_ports_back(mut site: Site) {
+fn a_job_canceled_during_its_delivery_ends_and_releases_its_ports(mut site: Site) {
     site.nodes = 2;
     let mut instance = instance(&site, json!({}));
     site.munged.signal(Signal::SIGSTOP);
@@ -207,12 +207,12 @@ fn a_job_canceled_meanwhile_ends_and_gives_its_ports_back(mut site: Site) {
 }
 
 #[scenario]
-fn ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_they_end(mut site: Site) {
+fn ports_of_running_jobs_are_not_allocated_again_after_a_reload_and_are_released_at_their_end(mut site: Site) {
     site.nodes = 2;
     let mut instance = instance(&site, json!({}));
     let before = running(&site, &mut instance);
     instance.ok("remove", json!({ "name": NAME }));
-    // It comes and goes unnoticed, and gets nothing.
+    // The plugin does not notice the job, which receives nothing.
     let unnoticed = instance.run(SHOW, nodes(2));
     assert_eq!(instance.stdout(&unnoticed), "unset unset unset\n".repeat(2));
     instance.ok("load", load(&site, json!({})));
@@ -222,7 +222,7 @@ fn ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_
         (ports(&mut instance, &before), ports(&mut instance, &after)),
         ([11_999, 11_998], [11_997, 11_996])
     );
-    // One ends while it is removed.
+    // One job ends while the plugin is removed.
     instance.ok("remove", json!({ "name": NAME }));
     site.write("go", 0o600, "");
     for job in [&before, &after] {
@@ -237,7 +237,7 @@ fn ports_of_jobs_that_run_are_not_given_again_after_a_reload_and_come_back_when_
 }
 
 #[scenario]
-fn a_delivery_that_was_under_way_goes_on_after_a_reload_with_the_same_ports(mut site: Site) {
+fn a_delivery_in_progress_continues_after_a_reload_with_the_same_ports(mut site: Site) {
     site.nodes = 2;
     let mut instance = instance(&site, json!({}));
     site.munged.signal(Signal::SIGSTOP);
@@ -298,8 +298,8 @@ fn it_works_beside_the_plugin_for_workflow_tokens(mut site: Site) {
     instance.shutdown();
 }
 
-/// Three jobs: one that has been delivered to and is held by another prolog, one whose delivery is under way, and one that
-/// was given its ports by the plugin that this one takes the place of.
+/// Three jobs: one with a delivered record, which another prolog holds; one whose delivery is in progress; and one that
+/// received its ports from the plugin that this one replaces.
 #[scenario]
 fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on(mut site: Site) {
     site.nodes = 2;
@@ -327,12 +327,12 @@ fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on(mut site
 
         let mut second = without_plugin(&site);
         second.ok("load", load(&site, json!({})));
-        // This job comes before or after the eventlogs are read.
+        // This job arrives before or after the eventlogs are read.
         let new = second.submit(SHOW, nodes(2));
         second.wait(&new, "clean");
         assert_eq!(ports(&mut second, &new), [11_993, 11_992]);
         assert_eq!(second.events(&new), delivered());
-        // The other prolog goes on, and with it the jobs.
+        // The other prolog finishes, and the jobs proceed.
         second.ok("load", site.hold());
         second.go();
         for (job, expected) in [(&held, "11999,11998 "), (&under_way, "11997,11996 ")] {
@@ -349,7 +349,7 @@ fn after_a_restart_the_ports_of_all_jobs_are_known_and_deliveries_go_on(mut site
 }
 
 #[scenario]
-fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why(mut site: Site) {
+fn a_foreign_record_fails_the_job_and_one_line_states_the_reason(mut site: Site) {
     site.nodes = 2;
     let mut instance = without_plugin(&site);
     instance.ok("load", site.hold());
@@ -379,7 +379,7 @@ fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why(mut sit
         assert!(!note.contains("4711"), "{note}");
         note
     };
-    // It is handed on with its sign, and comes out without.
+    // The option contains the number with its sign. The plugin restores the unsigned value.
     let shown = run(0, variables("1,2", "18446744073709551615"));
     assert_eq!(shown, "1,2 18446744073709551615 unset\n".repeat(2));
     assert!(run(1, variables("1,2", "4711")).contains("the sealed record belongs to job"));
@@ -389,7 +389,7 @@ fn a_record_that_is_not_the_jobs_own_fails_the_job_and_one_line_says_why(mut sit
 }
 
 #[scenario]
-fn without_the_plugin_in_the_job_manager_nothing_is_said(mut site: Site) {
+fn without_the_plugin_in_the_job_manager_nothing_is_reported(mut site: Site) {
     site.nodes = 2;
     let mut instance = without_plugin(&site);
     let job = instance.run(SHOW, nodes(2));

@@ -1,5 +1,5 @@
-//! Rabbit jobs, with a service that does as it is told: their life, what becomes of them when something fails, and that they
-//! are taken up wherever they are when the plugin or the instance comes back.
+//! Rabbit jobs with a scripted service: their life, their fate after a failure, and how the plugin resumes them from
+//! any point when the plugin or the instance returns.
 
 use crate::support::{
     plugins::{PLAIN, Scheduler, Site, decimal, jwt, kvs_key, me, until},
@@ -11,10 +11,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 #[scenario]
-fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_their_names_is_told(site: Site) {
+fn a_rabbit_job_passes_all_states_and_only_the_names_of_its_variables_are_public(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
-    // A name that a shell cannot write, as rabbits of old have it.
+    // A name that a shell cannot write, as rabbits use.
     let print = "echo $DW_JOB_a $DW_WORKFLOW_NAME; env | grep ^DW_JOB_my-files=";
     let job = instance.rabbit_with(&["bash", "-c", print], json!({"dw_failure_tolerance": 3}));
     let id = decimal(&job);
@@ -49,7 +49,7 @@ fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_th
     assert!(setup["R"]["execution"]["nodelist"][0].is_string(), "{setup}");
     assert_eq!(instance.perilogs(&job), 1);
     assert_eq!(instance.environment(&job), None);
-    // Names in no order, since JSON has none.
+    // The order is arbitrary, because JSON objects are unordered.
     let given = json!({"DW_WORKFLOW_NAME": "fluxjob-1", "DW_JOB_a": "/mnt/nnf/a", "DW_JOB_my-files": "/mnt/nnf/b"});
     instance.give(&job, given);
 
@@ -88,7 +88,7 @@ fn a_rabbit_job_passes_through_its_life_and_has_its_variables_and_nothing_but_th
 }
 
 #[scenario]
-fn a_job_without_rabbits_is_left_alone(site: Site) {
+fn a_job_without_rabbits_is_not_affected(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let other = json!({"attributes": {"system": {"workflow": "dw", "dw_failure_tolerance": -1}}});
@@ -126,7 +126,7 @@ fn a_job_without_variables_starts_with_none(site: Site) {
 }
 
 #[scenario]
-fn what_the_service_excludes_comes_on_top_of_the_constraints_of_the_job(site: Site) {
+fn exclusions_of_the_service_are_added_to_the_constraints_of_the_job(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let (bad, old) = (
@@ -152,7 +152,7 @@ fn what_the_service_excludes_comes_on_top_of_the_constraints_of_the_job(site: Si
         instance.ok("cancel", json!({"jobid": job}));
         instance.tear_down(&job);
     }
-    // What nobody can understand is not thrown away.
+    // A value that cannot be parsed is kept.
     let job = instance.rabbit_with(&["true"], json!({"allow_rabbits": "perhaps"}));
     let resources = instance.asked("dws.create", &job)["resources"].clone();
     let update = json!({"id": decimal(&job), "resources": resources, "exclude": bad});
@@ -188,7 +188,7 @@ fn a_failure_tolerance_is_an_integer_and_the_service_judges_it(site: Site) {
     instance.shutdown();
 }
 
-/// How a service fails, and what its user is told then.
+/// Returns the ways in which a service fails, and the text for the user.
 fn failures(not_understood: &str) -> [(Value, String); 5] {
     let none = "dws.create RPC could not be sent. Admins: is the flux-coral2-dws service loaded?";
     let no_service = match not_understood.contains("dws.create") {
@@ -225,7 +225,7 @@ fn a_workflow_that_cannot_be_created_ends_the_job_before_it_has_resources(site: 
         assert_eq!(
             instance.asked("dws.post_run", &job)["run_started"],
             false,
-            "its workflow may be there"
+            "its workflow may exist"
         );
         instance.tear_down(&job);
         assert_eq!(instance.notes(&job), [told("dws-create", &why)], "{answer}");
@@ -240,7 +240,7 @@ fn a_workflow_that_cannot_be_created_ends_the_job_before_it_has_resources(site: 
         ];
         assert_eq!(instance.events(&job), expected, "{answer}");
     }
-    // The service says that there are no such resources.
+    // The service reports that the resources do not exist.
     instance.service("dws.create", json!({"payload": {"success": true}}));
     let job = instance.rabbit(&["true"]);
     instance.asked("dws.create", &job);
@@ -284,7 +284,7 @@ fn rabbits_that_cannot_be_set_up_end_the_job_in_its_prolog(site: Site) {
 }
 
 #[scenario]
-fn a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service_hears_of_it(site: Site) {
+fn a_failed_teardown_ends_the_job_and_is_reported_to_the_service(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let refused = (
@@ -292,7 +292,7 @@ fn a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service
         "<no error string provided>".to_owned(),
     );
     let failures = failures("Failed to send dws.post_run RPC").into_iter().chain([refused]);
-    // A service that is not there is waited for.
+    // The plugin waits for a missing service.
     for (answer, why) in failures.filter(|(answer, _)| *answer != json!({})) {
         instance.service("dws.post_run", answer.clone());
         let job = instance.in_prolog(PRINT);
@@ -308,10 +308,10 @@ fn a_workflow_that_cannot_be_torn_down_ends_the_job_all_the_same_and_the_service
 }
 
 #[scenario]
-fn an_answer_that_comes_when_all_is_over_changes_nothing(site: Site) {
+fn a_late_response_has_no_effect(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
-    // The plugin of somebody else keeps the job in its epilog.
+    // Another plugin keeps the job in its epilog.
     rabbits.puppet(
         &mut instance,
         json!({"job.state.cleanup": [{"do": "epilog-start", "description": "other"}]}),
@@ -326,7 +326,7 @@ fn an_answer_that_comes_when_all_is_over_changes_nothing(site: Site) {
     instance.asked("dws.post_run", &job);
     assert_eq!(instance.rpc("epilog-remove", json!({"id": decimal(&job)})), Ok(()));
     instance.ok("respond", json!({"topic": "dws.post_run", "payload": failure}));
-    // What comes after the answer, comes after what it would have done.
+    // An event after the response proves that the plugin took no other action.
     let other = json!([{"do": "epilog-finish", "description": "other", "status": 0}]);
     let request = json!({"topic": "job-manager.puppet.do", "payload": {"id": decimal(&job), "actions": other}});
     instance.ok("rpc", request);
@@ -382,7 +382,7 @@ fn a_request_that_is_malformed_ends_its_job_with_one_exception_that_quotes_nothi
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(notes[0].1.contains("malformed dws.resource-update"), "{notes:?}");
     }
-    // Whose job is not told, is answered.
+    // A request without a job also receives a response.
     for method in ["resource-update", "prolog-remove", "epilog-remove"] {
         for payload in [
             json!({}),
@@ -427,7 +427,7 @@ fn a_job_that_is_canceled_while_it_runs_is_torn_down_when_its_shells_have_ended(
 }
 
 #[scenario]
-fn an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up(site: Site) {
+fn an_exception_in_the_epilog_tears_down_or_abandons_the_workflow(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let in_epilog = |instance: &mut Instance| {
@@ -452,16 +452,16 @@ fn an_exception_in_the_epilog_has_the_workflow_torn_down_at_once_or_given_up(sit
     assert_eq!(instance.contexts(&job, "epilog-finish")[0]["status"], 1);
     assert_eq!(instance.seen("dws.abort", &job), [json!({"jobid": decimal(&job)})]);
     assert_eq!(instance.seen("dws.teardown", &job), [Value::Null; 0]);
-    // The service may not know yet.
+    // The service may not know this yet.
     assert!(instance.rpc("epilog-remove", json!({"id": decimal(&job)})).is_err());
     instance.shutdown();
 }
 
 #[scenario]
-fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_too_long(site: Site) {
+fn an_epilog_times_out_unless_it_has_finished(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start_with(json!({"epilog-timeout": 0.2}), json!({}));
-    // The plugin of somebody else keeps jobs in their epilogs.
+    // Another plugin keeps jobs in their epilogs.
     rabbits.puppet(
         &mut instance,
         json!({"job.state.cleanup": [{"do": "epilog-start", "description": "other"}]}),
@@ -472,13 +472,13 @@ fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_
         instance.asked("dws.post_run", &job);
         job
     };
-    // On a machine that is slow, time may be over before.
+    // On a slow machine, the timeout may expire earlier.
     let mut first = in_epilog(&mut instance);
     while instance.rpc("epilog-remove", json!({"id": decimal(&first)})).is_err() {
         first = in_epilog(&mut instance);
     }
     let jobs = [first, in_epilog(&mut instance)];
-    // The second one's time is over after the first one's would have been.
+    // The second job's timeout expires after the first one's would have.
     instance.wait(&jobs[1], "exception");
     assert_eq!(
         instance.notes(&jobs[1]),
@@ -490,13 +490,13 @@ fn an_epilog_that_takes_too_long_is_given_up_and_one_that_is_over_does_not_take_
     );
     assert_eq!(instance.notes(&jobs[0]), []);
     for job in &jobs {
-        assert_eq!(instance.perilogs(job), 1, "that of the other plugin");
+        assert_eq!(instance.perilogs(job), 1, "only the other plugin's epilog is active");
     }
     instance.shutdown();
 }
 
 #[scenario]
-fn the_timeout_is_a_number_and_what_is_no_option_is_refused(site: Site) {
+fn the_timeout_is_a_number_and_unknown_options_are_rejected(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     for (conf, says) in [
@@ -549,17 +549,17 @@ fn a_rabbit_job_in_a_project_that_its_owner_is_not_in_gets_nothing(site: Site) {
 }
 
 #[scenario]
-fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(site: Site) {
+fn a_job_that_ended_without_the_plugin_is_torn_down_after_a_reload(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
-    // Nothing but its prolog holds it.
+    // Only the plugin's prolog holds this job.
     let alone = instance.in_prolog(&["true"]);
     instance.ok("remove", json!({"name": NAME}));
     instance.ok("cancel", json!({"jobid": alone}));
     instance.wait(&alone, "exception");
     instance.ok("load", rabbits.load(json!({})));
     assert_eq!(instance.failed(&alone), "");
-    // The plugin of somebody else keeps jobs in their epilogs.
+    // Another plugin keeps jobs in their epilogs.
     let other = json!([{"do": "epilog-start", "description": "other"}]);
     rabbits.puppet(&mut instance, json!({"job.state.cleanup": other}));
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", rabbits.site.path("go"));
@@ -583,9 +583,9 @@ fn a_job_that_ended_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(
     instance.shutdown();
 }
 
-/// Those that nothing held any more.
+/// Jobs that nothing held any more.
 #[scenario]
-fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_torn_down_when_it_is_back(site: Site) {
+fn the_workflow_of_a_job_that_became_inactive_without_the_plugin_is_torn_down_after_a_reload(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let wait = format!("until [ -e {} ]; do sleep 0.02; done", rabbits.site.path("go"));
@@ -611,7 +611,7 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
     }
     instance.ok("kvs-put", json!({"key": kvs_key(&purged, "eventlog"), "value": null}));
 
-    // The service is not there yet; and the plugin is removed once more before it is.
+    // The service is missing, and the plugin is removed again before it appears.
     instance.service("dws.post_run", json!({}));
     instance.ok("load", rabbits.load(json!({})));
     let text = "3 rabbit jobs have ended while the plugin dws-jobtap was not loaded";
@@ -622,7 +622,7 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
     let before = [&ran, &created].map(|job| instance.seen("dws.post_run", job).len());
     instance.ok("load", rabbits.load(json!({})));
     for (job, has_run, before) in [(&ran, true, before[0]), (&created, false, before[1])] {
-        until("the service is told", || {
+        until("the service is notified", || {
             instance.seen("dws.post_run", job).len() > before
         });
         assert_eq!(
@@ -632,17 +632,17 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
     }
     let text = format!("{purged}: dws.post_run, after the job had ended: it has been purged: its Workflow fluxjob-");
     instance.ok("wait-log", json!({ "text": text }));
-    // They are kept until they are gone, and are not told twice.
+    // Orphaned workflows stay listed until torn down, and are not reported twice.
     assert_eq!(instance.counted("/jobs/gone"), 2);
     rabbits.reload(&mut instance);
     let again = |line: &String| line.contains("2 rabbit jobs have ended");
-    assert!(!instance.dmesg().iter().any(again), "they are to be told again");
+    assert!(!instance.dmesg().iter().any(again), "the workflows were reported again");
     for (job, left, before) in [(&ran, 1, before[0]), (&created, 0, before[1])] {
         assert_eq!(instance.rpc("epilog-remove", json!({"id": decimal(job)})), Ok(()));
         assert_eq!(instance.counted("/jobs/gone"), left);
         assert_eq!(instance.seen("dws.post_run", job).len(), before + 1);
     }
-    // Neither one that was torn down before, nor one that is not over.
+    // Neither a workflow that was torn down earlier, nor one whose job has not ended.
     assert_eq!(instance.seen("dws.post_run", &torn_down).len(), 1);
     assert_eq!(instance.seen("dws.post_run", &active), [] as [Value; 0]);
     instance.give(&active, json!({}));
@@ -651,7 +651,7 @@ fn the_workflow_of_a_job_that_became_inactive_while_the_plugin_was_not_there_is_
 }
 
 #[scenario]
-fn a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked_again(site: Site) {
+fn a_failed_request_about_an_inactive_job_is_repeated(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let [refused, other] = [(); 2].map(|()| {
@@ -667,14 +667,14 @@ fn a_service_that_refuses_to_hear_of_an_inactive_job_or_does_not_answer_is_asked
     let refusal = json!({"success": false, "errstr": "no Kubernetes today"});
     instance.service("dws.post_run", json!({"payload": refusal}));
     instance.ok("load", rabbits.load(json!({})));
-    // One that is refused does not keep the others.
+    // A rejected workflow does not block the others.
     for job in [&refused, &other] {
         let text = format!("{job}: dws.post_run, after the job had ended: no Kubernetes today: asking again");
         instance.ok("wait-log", json!({ "text": text }));
     }
-    // In the next round the first one is not answered, and the plugin is removed meanwhile.
+    // In the next round, the first request receives no response, and the plugin is removed meanwhile.
     instance.service("dws.post_run", json!({"hold": true}));
-    until("it is asked again", || {
+    until("the request is repeated", || {
         instance.seen("dws.post_run", &refused).len() == 2
     });
     instance.ok("remove", json!({"name": NAME}));
@@ -715,12 +715,12 @@ fn a_job_whose_resources_were_allocated_without_the_plugin_does_not_start(site: 
     instance.shutdown();
 }
 
-/// The service answers a repeated `dws.create` with a refusal. The memo tells whether the Workflow exists, not the text.
+/// The service rejects a repeated `dws.create`. The memo, not the text, shows whether the Workflow exists.
 #[scenario]
 fn a_workflow_is_known_by_its_memo(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
-    // Whose creation is under way when the plugin is removed.
+    // The plugin is removed while the Workflow is being created.
     instance.service("dws.create", json!({"hold": true}));
     let [named, later, unnamed] = [(); 3].map(|()| {
         let job = instance.rabbit(PRINT);
@@ -732,15 +732,19 @@ fn a_workflow_is_known_by_its_memo(site: Site) {
     instance.ok("remove", json!({"name": NAME}));
     let refusal = json!({"success": false, "errstr": "HTTP 409 Conflict"});
     instance.ok("load", rabbits.load(json!({})));
-    // One whose memo comes when the plugin is there again.
-    until("it is asked again", || instance.seen("dws.create", &later).len() == 2);
+    // A job whose memo arrives after the plugin is loaded again.
+    until("the request is repeated", || {
+        instance.seen("dws.create", &later).len() == 2
+    });
     rabbits.name_workflow(&mut instance, &later);
     instance.service("dws.create", json!({"payload": refusal}));
     rabbits.reload(&mut instance);
     instance.wait(&unnamed, "exception");
     assert_eq!(instance.notes(&unnamed), [told("dws-create", "HTTP 409 Conflict")]);
     for job in [&named, &later] {
-        until("it is asked again", || instance.seen("dws.create", job).len() == 3);
+        until("the request is repeated", || {
+            instance.seen("dws.create", job).len() == 3
+        });
         let update = json!({"id": decimal(job), "resources": resources, "exclude": null});
         assert_eq!(instance.rpc("resource-update", update), Ok(()));
         instance.asked("dws.setup", job);
@@ -751,10 +755,10 @@ fn a_workflow_is_known_by_its_memo(site: Site) {
     instance.shutdown();
 }
 
-/// In simulation only: it expects requests in an order that differs on Flux after a restart.
+/// Runs only on the simulator: after a restart, Flux sends the requests in another order.
 #[needs(munged)]
 #[test]
-fn a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflow_is_forgotten() {
+fn requests_to_a_missing_service_are_repeated_and_no_workflow_is_orphaned() {
     let rabbits = Rabbits::at(Site::new());
     let mut instance = rabbits.start();
     let start = |instance: &mut Instance| {
@@ -771,17 +775,17 @@ fn a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflo
     instance.kill();
     let mut instance = rabbits.start_without_service(json!({}), json!({}));
     instance.ok("wait-log", json!({"text": "dws.post_run: no service answers to it"}));
-    // A job that is new is told so.
+    // A new job receives this message.
     let job = instance.rabbit(&["true"]);
     instance.wait(&job, "clean");
     assert_eq!(instance.notes(&job)[0].0, "dws-create");
-    // From now on requests are seen, and answered as before.
+    // From now on, the test sees requests, and answers as before.
     instance.service("dws.post_run", json!({}));
     for job in [&running, &ended] {
         assert_eq!(instance.asked("dws.post_run", job)["run_started"], true);
-        assert_eq!(instance.perilogs(job), 1, "its workflow would be forgotten");
+        assert_eq!(instance.perilogs(job), 1, "otherwise its workflow would be orphaned");
     }
-    // One that the service has torn down meanwhile needs no second time, and is none the worse for it.
+    // A workflow that the service has torn down meanwhile needs no second request, and has no further effect.
     let gone = json!({"success": false, "errstr": "cannot go backwards"});
     instance.service("dws.post_run", json!({"payload": gone}));
     instance.ok(
@@ -797,7 +801,7 @@ fn a_service_that_is_not_there_at_the_end_of_a_job_is_asked_again_and_no_workflo
 }
 
 #[scenario]
-fn a_second_copy_is_refused_and_the_first_one_does_not_notice(site: Site) {
+fn a_second_copy_is_rejected_and_does_not_affect_the_first(site: Site) {
     let rabbits = Rabbits::at(site);
     let mut instance = rabbits.start();
     let copy = rabbits.site.path("copy.so");
@@ -863,7 +867,7 @@ fn a_job_that_is_canceled_in_its_prolog_is_torn_down(site: Site) {
     let job = instance.in_prolog(&["true"]);
     instance.ok("raise", json!({"jobid": job, "type": "node-failure", "severity": 1}));
     instance.wait(&job, "exception");
-    assert_eq!(instance.perilogs(&job), 1, "it would have lived");
+    assert_eq!(instance.perilogs(&job), 1, "otherwise the job would have survived");
     instance.ok("cancel", json!({"jobid": job}));
     assert_eq!(instance.failed(&job), "");
     assert_eq!(instance.seen("dws.teardown", &job), [Value::Null; 0]);

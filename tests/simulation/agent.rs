@@ -1,4 +1,4 @@
-//! Agents that plugins connect to and have not started.
+//! Agents that plugins did not start.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use crate::support::plugins::{PRINT, Site, jwt, matching, me};
 use protocol::{Incoming, RELEASE, Reply, Request, VERSION};
 use serde_json::json;
 
-/// Welcomes a plugin as an agent of another user does, but not before it has a delivery, which it answers in the same breath.
+/// Plays an agent of another user: it sends its welcome only after it receives a delivery, together with the answer.
 fn welcome_late(mut plugin: UnixStream) -> std::io::Result<()> {
     let mut incoming = Incoming::default();
     let mut buffer = [0; 4096];
@@ -38,7 +38,7 @@ fn welcome_late(mut plugin: UnixStream) -> std::io::Result<()> {
     }
 }
 
-/// Answers the first message of each plugin as an agent of another release, which does not make room.
+/// Plays an agent of another release that does not exit: it answers the first message of each plugin.
 fn stay(mut plugin: UnixStream) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     if plugin.read(&mut buffer)? == 0 {
@@ -52,7 +52,7 @@ fn stay(mut plugin: UnixStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The plugins are older or newer than the installed agent: the log names both releases once, and jobs fail in time.
+/// The plugins are older or newer than the installed agent. The log names both releases once, and jobs fail in time.
 #[needs(munged)]
 #[test]
 fn other_release() {
@@ -75,15 +75,16 @@ fn other_release() {
     instance.shutdown();
 }
 
-/// Its records would be refused by every job shell. With a socket that systemd has made, the kernel does not tell.
+/// Every job shell would reject the agent's records. The kernel does not report the user of a socket that systemd
+/// created.
 #[needs(munged)]
 #[test]
-fn an_agent_that_runs_as_another_user_is_not_used_and_the_log_says_so() {
+fn an_agent_of_another_user_is_not_used_and_the_log_reports_it() {
     let site = Site::new();
     let socket = UnixListener::bind(site.at("agent")).unwrap();
     thread::spawn(move || {
         for plugin in socket.incoming().flatten() {
-            // A plugin closes the connection when it likes.
+            // The plugin may close the connection at any time.
             let _ = welcome_late(plugin);
         }
     });

@@ -1,5 +1,5 @@
-//! Deliveries, as far as only the simulator can show them: faults of the KVS, and jobs of other users. What users notice else,
-//! is in `tests/scenarios/`.
+//! Deliveries that only the simulator can test: faults of the KVS, and jobs of other users. `tests/scenarios/` tests
+//! everything else that users notice.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ fn the_record_opens_for_the_job_owner_and_not_for_root_or_the_instance_owner() {
 
 #[needs(munged)]
 #[test]
-fn a_commit_that_is_refused_fails_the_job_and_not_the_next_one() {
+fn a_failed_commit_fails_only_its_job() {
     let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -93,7 +93,7 @@ fn a_commit_that_does_not_end_in_time_fails_the_job_and_its_record_is_removed() 
 
 #[needs(munged)]
 #[test]
-fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wait() {
+fn waiting_records_share_a_commit_and_do_not_wait_for_a_slow_one() {
     let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -114,9 +114,9 @@ fn records_that_wait_for_a_commit_go_together_and_for_a_slow_one_they_do_not_wai
 
 #[needs(munged)]
 #[test]
-fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
+fn many_jobs_whose_records_are_committed_together_start_in_batches() {
     const JOBS: u64 = 400;
-    /// In one turn of the reactor.
+    /// The maximum number of deliveries in one turn of the reactor.
     const AT_ONCE: u64 = 4;
     let site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
@@ -131,9 +131,9 @@ fn many_jobs_whose_records_are_committed_at_once_start_some_at_a_time() {
     });
     instance.ok("stats", json!({"reset": true}));
     instance.ok("fault", json!({"what": "release-commits"}));
-    until("all go on", || instance.counter("delivered") == JOBS);
+    until("all deliveries are complete", || instance.counter("delivered") == JOBS);
     let stats = instance.ok("stats", json!({}));
-    // Each commit is followed by some of its jobs at once.
+    // After each commit, some of its jobs proceed immediately.
     let turns = stats["topics"]["timer"]["count"].as_u64().unwrap();
     assert!(turns >= JOBS / AT_ONCE / 2, "{JOBS} jobs went on in {turns} turns");
     instance.shutdown();
@@ -158,7 +158,7 @@ fn a_job_that_is_canceled_during_the_commit_ends_and_its_record_is_removed() {
 
 #[needs(munged)]
 #[test]
-fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
+fn a_token_is_found_only_in_the_environment_of_its_job() {
     let site = Site::new();
     let canaries: Vec<String> = (0..12).map(|_| jwt(json!({}))).collect();
     let expired = jwt(json!({"exp": 1_000_000_000}));
@@ -201,7 +201,7 @@ fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
     let mut instance = site.instance(json!({"timeout": "30s", "max-parallel": 64, "rule": rules}));
     let search = Search::tokens(canaries.iter().chain([&expired]).map(String::as_str));
 
-    // While the commands run and have printed.
+    // While the commands run, after they have printed.
     let verbose = |name: &str| with_options(name, json!({"verbose": 2}));
     let running = format!(
         "until [ -e {} ]; do sleep 0.02; done; {}",
@@ -226,7 +226,7 @@ fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
     instance.wait(&job("file"), "start");
     instance.ok("fault", json!({"what": "hold-commits"}));
     site.write("go", 0o600, "");
-    // One commit has both records, or the second waits for the first.
+    // One commit contains both records, or the second waits for the first.
     instance.ok("wait-held", json!({"count": 1}));
     instance.ok("cancel", json!({"jobid": job("late")}));
     instance.wait(&job("late"), "clean");
@@ -247,7 +247,7 @@ fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
         assert_eq!(output.trim_end(), canaries[n]);
         assert!(
             search.finds(output.as_bytes()),
-            "the search does not find what there is"
+            "the search does not find a known secret"
         );
         let stderr = instance.stderr(&job(name));
         assert!(stderr.contains("exported DW_WORKFLOW_TOKEN"), "{stderr}");
@@ -271,7 +271,7 @@ fn a_token_is_found_nowhere_but_in_the_environment_of_its_job() {
 
 #[needs(munged)]
 #[test]
-fn the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_encoded() {
+fn the_search_finds_planted_tokens_in_every_place_and_encoding() {
     let site = Site::new();
     let planted = jwt(json!({}));
     let search = Search::tokens([planted.as_str()]);
@@ -304,7 +304,7 @@ fn the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_
         json!({"jobid": job, "severity": 7, "type": "test", "note": part}),
     );
     fs::write(site.munged.socket().with_file_name("planted"), part).unwrap();
-    // They end when their standard input does.
+    // These programs end at the end of their standard input.
     let mut argument = Command::new("cat");
     let mut environment = Command::new("cat");
     argument.args(["-", part]);
@@ -325,7 +325,7 @@ fn the_search_for_tokens_finds_what_is_planted_wherever_it_is_and_however_it_is_
         "eventlog of",
         "standard error of",
     ];
-    // A process has its arguments a moment after it was started.
+    // The kernel shows the arguments of a process a moment after it starts.
     until("all is found", || {
         places = found(&site, &mut instance, std::slice::from_ref(&job), &search);
         let is_found = |place: &&str| places.iter().any(|found| found.contains(*place));

@@ -1,5 +1,5 @@
-//! `dws-jobtap.so`, as far as only the simulator can show it: faults of the KVS, jobs of other users, and jobs at all points of
-//! their lives when the plugin or the instance comes back. What users notice else, is in `tests/scenarios/`.
+//! `dws-jobtap.so` in cases that only the simulator can test: faults of the KVS, jobs of other users, and jobs in every
+//! state when the plugin or the instance returns. `tests/scenarios/` tests everything else that users notice.
 
 use crate::support::{
     plugins::{GUEST, decimal, jwt, me, until, user},
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 #[needs(munged, root)]
 #[test]
-fn the_record_opens_for_the_job_owner_alone() {
+fn only_the_job_owner_can_open_the_record() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start_with(json!({}), json!({"unlink": false}));
     let (canary, guest) = (jwt(json!({})), user(GUEST).uid.as_raw());
@@ -50,7 +50,7 @@ fn the_record_opens_for_the_job_owner_alone() {
         instance.error("lookup", lookup(guest - 1)),
         "access is restricted to job/instance owner"
     );
-    // Nobody but the instance owner can play the service.
+    // Only the instance owner can play the service.
     for method in ["resource-update", "prolog-remove", "epilog-remove"] {
         let request = json!({"topic": format!("job-manager.dws.{method}"), "userid": guest, "payload": {"id": 1}});
         let denied = instance.error("rpc", request);
@@ -61,7 +61,7 @@ fn the_record_opens_for_the_job_owner_alone() {
 
 #[needs(munged)]
 #[test]
-fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing() {
+fn repeated_or_misdirected_messages_of_the_service_are_answered_without_effect() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let remove = |id: u64| json!({"id": id, "variables": {"DW_JOB_a": "x"}});
@@ -69,7 +69,7 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
     let no_epilog = |instance: &mut Instance, id: u64| {
         assert!(instance.rpc("epilog-remove", json!({"id": id})).is_err(), "{id}");
     };
-    // There is no such job.
+    // This job does not exist.
     assert_eq!(instance.rpc("prolog-remove", remove(7)), no_prolog);
     no_epilog(&mut instance, 7);
 
@@ -90,7 +90,7 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
         Err("job not found in depend state".to_owned())
     );
     no_epilog(&mut instance, id);
-    // Twice while it is being delivered, and once more.
+    // Twice during the delivery, and once more.
     instance.ok("fault", json!({"what": "hold-commits"}));
     let request = json!({"topic": "job-manager.dws.prolog-remove", "payload": remove(id)});
     let first = instance.send("rpc", request.clone());
@@ -121,7 +121,7 @@ fn what_the_service_says_twice_or_of_another_job_is_answered_and_changes_nothing
 fn a_job_that_is_canceled_in_its_prolog_is_torn_down_and_not_set_up_any_more() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
-    // While it is not known yet which resources it has.
+    // While its resources are unknown.
     instance.ok("fault", json!({"what": "hold-lookups"}));
     let job = instance.rabbit(&["true"]);
     instance.create(&job);
@@ -133,7 +133,7 @@ fn a_job_that_is_canceled_in_its_prolog_is_torn_down_and_not_set_up_any_more() {
     // While the service sets it up.
     let other = instance.in_prolog(&["true"]);
     instance.ok("raise", json!({"jobid": other, "type": "node-failure", "severity": 1}));
-    assert_eq!(instance.perilogs(&other), 1, "it would have lived");
+    assert_eq!(instance.perilogs(&other), 1, "otherwise the job would have survived");
     instance.ok("cancel", json!({"jobid": other}));
     assert_eq!(instance.failed(&other), "");
     assert_eq!(instance.seen("dws.setup", &job), [Value::Null; 0]);
@@ -155,7 +155,7 @@ fn a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none(
             json!({"topic": "job-manager.dws.prolog-remove", "payload": payload}),
         )
     };
-    // While it is sealed.
+    // While munged seals its record.
     rabbits.site.munged.signal(Signal::SIGSTOP);
     let sealing = instance.in_prolog(&["true"]);
     let request = deliver(&mut instance, &sealing);
@@ -165,7 +165,7 @@ fn a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none(
     rabbits.site.munged.signal(Signal::SIGCONT);
     assert_eq!(instance.failed(&sealing), "");
     assert_eq!(instance.environment(&sealing), None);
-    // While it is committed.
+    // During the commit.
     instance.ok("fault", json!({"what": "hold-commits"}));
     let committing = instance.in_prolog(&["true"]);
     let request = deliver(&mut instance, &committing);
@@ -180,7 +180,7 @@ fn a_job_that_is_canceled_while_its_variables_are_delivered_ends_and_keeps_none(
     instance.shutdown();
 }
 
-/// Only the instance owner may have rabbits disabled: of a job owner, `dws-epilog-timeout` is an exception like any other.
+/// Only the instance owner may disable rabbits. A `dws-epilog-timeout` raised by a job owner is an ordinary exception.
 #[needs(munged)]
 #[test]
 fn epilog_timeout_is_for_the_instance_owner() {
@@ -235,7 +235,7 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
         "it could not be stored",
         "No space left",
     );
-    // The second one is longer than a message to the agent can be.
+    // The second value is longer than a message to the agent can be.
     for length in [2 << 20, 9 << 20] {
         let variables = json!({"DW_JOB_a": "x".repeat(length)});
         fails(&mut instance, variables, "its variables take", "[too-large]");
@@ -246,7 +246,7 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
     rabbits.site.kill_munged();
     fails(&mut instance, variables.clone(), "it took longer than 1 s", "seal");
     rabbits.site.munged.restart();
-    // The next one is none the worse for it.
+    // The next job is not affected.
     let job = instance.in_prolog(PRINT);
     instance.give(&job, variables);
     instance.tear_down(&job);
@@ -258,7 +258,7 @@ fn a_record_that_cannot_be_made_or_stored_ends_the_job_with_one_clear_exception(
 
 #[needs(munged)]
 #[test]
-fn variables_are_found_nowhere_but_in_the_environment_of_their_job() {
+fn variables_are_found_only_in_the_environment_of_their_job() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let canaries: Vec<String> = (0..6).map(|_| jwt(json!({}))).collect();
@@ -279,7 +279,7 @@ fn variables_are_found_nowhere_but_in_the_environment_of_their_job() {
             json!({"topic": "job-manager.dws.prolog-remove", "payload": payload}),
         ));
     }
-    // One runs; of one the commit is refused; one is canceled during the commit; one is malformed; one is in flight.
+    // One job runs; the commit of one fails; one is canceled during the commit; one is malformed; one is in flight.
     assert_eq!(instance.ok("rpc", jobs[0].1.clone())["ok"], true);
     instance.ok("fault", json!({"what": "commit", "count": 1}));
     instance.error("rpc", jobs[1].1.clone());
@@ -331,7 +331,7 @@ fn variables_are_found_nowhere_but_in_the_environment_of_their_job() {
         assert_eq!(output.trim_end(), canaries[n]);
         assert!(
             search.finds(output.as_bytes()),
-            "the search does not find what there is"
+            "the search does not find a known secret"
         );
         let stderr = instance.stderr(&jobs[n].0);
         assert!(stderr.contains("exported DW_JOB_a"), "{stderr}");
@@ -359,7 +359,7 @@ fn a_prolog_of_another_plugin_is_never_finished_by_this_one() {
     };
     let remove = |job: &str| json!({"id": decimal(job), "variables": {"DW_JOB_a": "x"}});
 
-    // Delivered, and the service goes on and on.
+    // The job has its record, and the service keeps sending requests.
     let job = instance.in_prolog(PRINT);
     assert_eq!(instance.perilogs(&job), 2);
     for _ in 0..3 {
@@ -378,7 +378,7 @@ fn a_prolog_of_another_plugin_is_never_finished_by_this_one() {
         assert_eq!(instance.perilogs(&job), 1);
     }
 
-    // Failed, malformed, canceled: each twice, with the plugin loaded anew in between.
+    // Failed, malformed, canceled: each twice, with a reload of the plugin in between.
     for how in 0..3 {
         let job = instance.in_prolog(&["true"]);
         for _ in 0..2 {
@@ -391,7 +391,7 @@ fn a_prolog_of_another_plugin_is_never_finished_by_this_one() {
                 1 => assert!(instance.rpc("prolog-remove", json!({"id": decimal(&job)})).is_err()),
                 _ => drop(instance.ok("cancel", json!({"jobid": job}))),
             }
-            // The other's prolog; and two epilogs.
+            // The other plugin's prolog, and two epilogs.
             assert_eq!(instance.perilogs(&job), 3, "{how}");
             rabbits.reload(&mut instance);
             assert_eq!(instance.perilogs(&job), 3, "{how}");
@@ -402,7 +402,7 @@ fn a_prolog_of_another_plugin_is_never_finished_by_this_one() {
     instance.shutdown();
 }
 
-/// Jobs at all points of their lives, each of which is to end well when the plugin is back.
+/// Jobs in every state. Each must end normally once the plugin returns.
 struct Everywhere {
     asked: String,
     waits_for_other: String,
@@ -435,7 +435,7 @@ impl Everywhere {
         );
         instance.create(&scheduled);
         instance.wait(&scheduled, "priority");
-        // It waits for something else when its resources are known.
+        // When its resources are known, it still waits for another dependency.
         rabbits.puppet(
             instance,
             json!({"job.state.depend": [{"do": "dependency-add", "description": OTHER}]}),
@@ -461,7 +461,7 @@ impl Everywhere {
         assert_eq!(instance.counted("/jobs/active"), 8);
         assert_eq!(instance.counted("/jobs/in-prolog"), 3);
         assert_eq!(instance.counted("/jobs/in-epilog"), 1);
-        // A workflow that is there already is not created again.
+        // An existing workflow is not created again.
         let exists = json!({"success": false, "errstr": "workflows \"fluxjob\" already exists"});
         instance.service("dws.create", json!({"payload": exists}));
         Everywhere {
@@ -476,16 +476,16 @@ impl Everywhere {
         }
     }
 
-    /// Every job goes on from where it is.
+    /// Continues every job from its state.
     fn go_on(&self, rabbits: &Rabbits, instance: &mut Instance) {
-        // The service says that the resources are known when it has come to know them, whoever asked.
+        // The service reports the resources once it knows them, whoever requested them.
         let resources = instance.seen("dws.create", &self.asked)[0]["resources"].clone();
-        until("it is asked again", || {
+        until("the request is repeated", || {
             instance.seen("dws.create", &self.asked).len() > 1
         });
         let update = json!({"id": decimal(&self.asked), "resources": resources, "exclude": null});
         assert_eq!(instance.rpc("resource-update", update), Ok(()));
-        // The one that waits for something else waits for that alone.
+        // This job waits for the other dependency only.
         let state = instance.ok("state", json!({"jobid": self.waits_for_other}));
         assert_eq!(state["dependencies"], json!([OTHER]));
         rabbits.puppet(instance, json!({}));
@@ -493,7 +493,7 @@ impl Everywhere {
         let payload = json!({"id": decimal(&self.waits_for_other), "actions": other});
         instance.ok("rpc", json!({"topic": "job-manager.puppet.do", "payload": payload}));
         instance.ok("remove", json!({"name": "puppet.so"}));
-        // The one that has no resources is seen to the end of its epilog, though this plugin had nothing to do for it before.
+        // A job without resources receives its epilog, though the plugin had no earlier work for it.
         instance.ok("cancel", json!({"jobid": self.scheduled}));
         assert_eq!(instance.asked("dws.post_run", &self.scheduled)["run_started"], false);
         instance.ok("raise", json!({"jobid": self.scheduled, "type": "dws-epilog-timeout"}));
@@ -520,7 +520,7 @@ impl Everywhere {
 
 #[needs(munged)]
 #[test]
-fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_is_there_or_known_not_to_be() {
+fn a_record_sealed_before_the_removal_is_looked_up_until_its_fate_is_known() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let prolog_remove = |job: &str, value: &str| {
@@ -531,12 +531,14 @@ fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_i
     instance.ok("fault", json!({"what": "hold-commits"}));
     for (n, job) in [&stored, &again, &canceled].into_iter().enumerate() {
         instance.send("rpc", prolog_remove(job, "first"));
-        // The first goes alone; the others wait for it to be committed, or are being sealed.
-        until("it is under way", || instance.counted("/in-flight") == n as u64 + 1);
+        // The first delivery is committed alone. The others wait for its commit, or are being sealed.
+        until("the delivery is in flight", || {
+            instance.counted("/in-flight") == n as u64 + 1
+        });
     }
     instance.ok("wait-held", json!({"count": 1}));
     rabbits.reload(&mut instance);
-    // Not yet known; removed once more.
+    // The plugin does not know the jobs yet when it is removed again.
     rabbits.reload(&mut instance);
     let waits = instance.send("rpc", prolog_remove(&again, "second"));
     instance.ok("cancel", json!({"jobid": canceled}));
@@ -550,7 +552,7 @@ fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_i
     instance.tear_down(&canceled);
     assert!(
         !instance.events(&canceled).contains(&"start".to_owned()),
-        "it was started"
+        "the job was started"
     );
 
     instance.ok("fault", json!({"what": "hold-commits"}));
@@ -565,7 +567,7 @@ fn a_record_that_was_sealed_when_the_plugin_was_removed_is_looked_for_until_it_i
 
 #[needs(munged)]
 #[test]
-fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
+fn jobs_in_all_states_continue_after_a_reload_of_the_plugin() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let jobs = Everywhere::new(&rabbits, &mut instance);
@@ -573,7 +575,7 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
         "rpc",
         json!({"topic": "job-manager.dws.prolog-remove", "payload": {"id": decimal(&jobs.in_flight), "variables": {}}}),
     );
-    // By then, the plugin has that one.
+    // By then, the plugin has received the earlier request.
     assert!(instance.rpc("epilog-remove", json!({"id": 7})).is_err());
     rabbits.reload(&mut instance);
     let error = instance.response(held)["error"].as_str().unwrap().to_owned();
@@ -585,7 +587,7 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
     instance.give(&jobs.set_up_later, json!({"DW_JOB_a": "later"}));
     instance.tear_down(&jobs.set_up_later);
     assert_eq!(instance.stdout(&jobs.set_up_later), "later\n");
-    // What it was to get was sealed, and was on its way into the KVS.
+    // The variables were sealed and on their way to the KVS.
     instance.tear_down(&jobs.in_flight);
     assert_eq!(instance.stdout(&jobs.in_flight), "in flight\n");
     assert_eq!(instance.events(&jobs.in_flight), WHOLE);
@@ -602,7 +604,7 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_plugin_is_loaded_anew() {
 
 #[needs(munged)]
 #[test]
-fn jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted() {
+fn jobs_in_all_states_continue_after_a_restart_of_the_instance() {
     let rabbits = Rabbits::new();
     for end in [Instance::shutdown, Instance::kill] {
         let mut instance = rabbits.start();
@@ -612,14 +614,14 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted() {
         let mut instance = rabbits.start();
         let exists = json!({"success": false, "errstr": "workflows \"fluxjob\" already exists"});
         instance.service("dws.create", json!({"payload": exists}));
-        // The service says again what it said of jobs whose rabbits are ready, and may do so before this plugin knows.
+        // The service repeats its messages about jobs whose rabbits are ready, perhaps before this plugin knows them.
         instance.give(&jobs.in_flight, json!({"DW_JOB_a": "in flight"}));
         instance.tear_down(&jobs.in_flight);
         assert_eq!(instance.stdout(&jobs.in_flight), "in flight\n");
         instance.give(&jobs.in_prolog, json!({"DW_JOB_a": "in prolog"}));
         instance.tear_down(&jobs.in_prolog);
         assert_eq!(instance.stdout(&jobs.in_prolog), "in prolog\n");
-        // It may not have heard of this one.
+        // The service may not have received this.
         assert_eq!(instance.asked("dws.post_run", &jobs.in_epilog)["run_started"], true);
         assert_eq!(
             instance.rpc("epilog-remove", json!({"id": decimal(&jobs.in_epilog)})),
@@ -650,14 +652,14 @@ fn jobs_at_all_points_of_their_lives_go_on_when_the_instance_is_restarted() {
     }
 }
 
-/// Jobs in CLEANUP of which the plugin that is loaded knows nothing, as after it took the place of another one.
+/// Jobs in CLEANUP that the plugin does not know, as after it has replaced another one.
 #[needs(munged)]
 #[test]
-fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_lacks() {
+fn a_job_that_another_plugin_left_in_cleanup_is_held_until_its_state_is_known() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     instance.ok("remove", json!({"name": NAME}));
-    // Its epilog is to come; is outstanding; is over.
+    // Its epilog is to come, is outstanding, or is over.
     let act = |what: &str, description: &str| json!({"do": what, "description": description, "status": 0});
     let epilogs = [
         vec![],
@@ -677,7 +679,7 @@ fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_l
         instance.wait(&job, "prolog-start");
         instance.ok("cancel", json!({"jobid": job}));
         instance.wait(&job, "epilog-start");
-        // Held lookups show that it does not go meanwhile.
+        // Held lookups show that the job does not end meanwhile.
         instance.ok("fault", json!({"what": "hold-lookups"}));
         instance.ok("load", rabbits.load(json!({})));
         let payload = json!({"id": decimal(&job), "actions": [act("epilog-finish", "other")]});
@@ -690,7 +692,7 @@ fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_l
         let response = instance.response(waiting);
         assert_eq!(response["ok"], n < 2, "{n}: {response}");
         instance.wait(&job, "clean");
-        // The service was told before, perhaps.
+        // The service may have been notified earlier.
         assert_eq!(instance.seen("dws.post_run", &job).len(), usize::from(n < 2), "{n}");
         let count = |events: &[String], name: &str| events.iter().filter(|event| *event == name).count();
         let events = instance.events(&job);
@@ -709,11 +711,11 @@ fn a_job_that_another_plugin_left_in_cleanup_is_held_until_it_is_known_what_it_l
 
 #[needs(munged)]
 #[test]
-fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() {
+fn a_job_canceled_before_its_state_is_known_is_held_until_then() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     instance.ok("remove", json!({"name": NAME}));
-    // Its rabbits were set up by another plugin, and it waits for something else.
+    // Another plugin set up its rabbits, and it waits for another dependency.
     let act = |what: &str, description: &str| json!({"do": what, "description": description, "status": 0});
     rabbits.puppet(
         &mut instance,
@@ -730,8 +732,8 @@ fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() 
     instance.ok("load", rabbits.load(json!({})));
     instance.ok("cancel", json!({"jobid": job}));
     finish(&mut instance, &job, "other");
-    // A prolog, since the other plugin may have left the job without, and the epilog.
-    assert_eq!(instance.perilogs(&job), 2, "its workflow is forgotten");
+    // A prolog, because the other plugin may have left the job without one, and the epilog.
+    assert_eq!(instance.perilogs(&job), 2, "its workflow is orphaned");
     instance.ok("fault", json!({"what": "release-lookups"}));
     assert_eq!(instance.asked("dws.post_run", &job)["run_started"], false);
     instance.tear_down(&job);
@@ -742,12 +744,12 @@ fn a_job_that_is_canceled_before_it_is_known_how_far_it_is_is_held_until_then() 
 
 #[needs(munged)]
 #[test]
-fn what_cannot_be_asked_after_a_reload_is_asked_again() {
+fn failed_requests_after_a_reload_are_repeated() {
     let rabbits = Rabbits::new();
     let mut instance = rabbits.start();
     let asked = instance.rabbit(PRINT);
     let resources = instance.asked("dws.create", &asked)["resources"].clone();
-    // The service is not there yet, nor does the KVS take anything.
+    // The service is missing, and the KVS accepts nothing.
     instance.service("dws.create", json!({}));
     instance.ok("fault", json!({"what": "commit", "count": 1}));
     rabbits.reload(&mut instance);
@@ -784,7 +786,7 @@ fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
         let job = instance.in_prolog(PRINT);
         instance.give(&job, json!({"DW_JOB_a": "x"}));
         instance.tear_down(&job);
-        // Everything that waits for an answer when it is removed, or when its job is gone.
+        // Every request that is outstanding when the plugin is removed or the job ends.
         for topic in SERVICE {
             instance.service(topic, json!({"hold": true}));
         }

@@ -68,7 +68,7 @@ fn dw() -> Value {
 
 #[needs(munged)]
 #[test]
-fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_them() {
+fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_contains_them() {
     let site = Site::new();
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, dw(), |instance, job| {
@@ -89,7 +89,7 @@ fn every_task_of_a_rabbit_job_has_the_variables_of_its_record_and_no_log_has_the
 
 #[needs(munged)]
 #[test]
-fn a_job_without_the_attribute_is_asked_for_as_it_may_have_got_it_later() {
+fn the_record_of_a_job_without_the_attribute_is_looked_up_because_it_may_be_added_later() {
     let site = Site::new();
     let mut instance = held(&site, json!({}));
     let job = run(&mut instance, matching("other"), |instance, job| {
@@ -139,7 +139,7 @@ fn a_job_of_the_former_plugin_has_the_variables_of_its_last_event_and_the_operat
 
 #[needs(munged)]
 #[test]
-fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
+fn a_rabbit_job_without_variables_does_not_start_and_one_line_states_the_reason() {
     let site = Site::new();
     let mut instance = held(&site, json!({}));
     type Prepare = fn(&Site, &mut Instance, &str);
@@ -179,7 +179,7 @@ fn a_rabbit_job_without_variables_does_not_start_and_one_line_says_why() {
 
 #[needs(munged)]
 #[test]
-fn where_eventlogs_are_not_to_be_looked_at_a_job_needs_a_record() {
+fn a_job_needs_a_record_if_eventlogs_are_disabled() {
     let site = Site::new();
     let mut instance = held(&site, json!({"legacy": false}));
     let job = run(&mut instance, matching("dw"), |instance, job| {
@@ -199,7 +199,7 @@ fn where_eventlogs_are_not_to_be_looked_at_a_job_needs_a_record() {
 
 #[needs(munged)]
 #[test]
-fn in_an_instance_of_another_owner_no_job_is_asked_for() {
+fn no_record_is_looked_up_in_an_instance_of_another_owner() {
     let site = Site::new();
     let mut instance = held(&site, json!({"instance-owner": (me() + 1).to_string()}));
     let job = run(&mut instance, matching("dw"), |_, _| {});

@@ -1,4 +1,4 @@
-//! Reports of those who run such systems: names that are numbers, configuration in several files, files that come late.
+//! Field reports: names that are numbers, configuration in several files, files that arrive late.
 
 use std::{fs, path::PathBuf};
 
@@ -9,18 +9,18 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 
-/// Waits until a line of the log has this text.
+/// Waits until the log contains a line with this text.
 fn logged(instance: &mut Instance, text: &str) {
     instance.ok("wait-log", json!({"text": text}));
 }
 
-/// The lines of the log with this text.
+/// Returns the lines of the log that contain this text.
 fn lines(instance: &mut Instance, text: &str) -> Vec<String> {
     let lines = instance.dmesg().into_iter();
     lines.filter(|line| line.contains(text)).collect()
 }
 
-/// Whether a job of whoever runs the test gets the token of a rule with this condition.
+/// Returns whether a job of the current user receives the token of a rule with this condition.
 fn gets_token(place: &Place, instance: &mut Instance, condition: &str, value: Value) -> bool {
     let token = jwt(json!({}));
     let mut rule = place.site.file_rule("token", &token);
@@ -39,27 +39,27 @@ fn gets_token(place: &Place, instance: &mut Instance, condition: &str, value: Va
     }
 }
 
-/// Names are as `useradd --badname` and directories of companies have them.
+/// Names that `useradd --badname` and corporate directories allow.
 #[needs(munged)]
 #[test]
-fn a_string_is_a_name_though_it_consists_of_digits() {
+fn a_string_of_digits_is_a_name() {
     let place = Place::new();
     let mut instance = place.instance(json!({}));
     let uid = me();
     for (user, group, condition, value, expected) in [
-        // The user with that name, not the one with that uid.
+        // The user with that name, not the user with that uid.
         ("12345", "staff", "user", json!("12345"), true),
         ("alice", "staff", "user", json!(uid.to_string()), false),
         ("alice", "staff", "user", json!(uid), true),
         ("alice", "777", "group", json!("777"), true),
         ("alice", "staff", "group", json!("5000"), false),
         ("alice", "staff", "group", json!(5000), true),
-        // Others that are unusual.
+        // Other unusual names.
         ("alice@EXAMPLE.ORG", "staff", "user", json!("alice@EXAMPLE.ORG"), true),
         ("EXAMPLE\\alice", "staff", "user", json!("EXAMPLE\\alice"), true),
         ("Alice", "staff", "user", json!("alice"), false),
     ] {
-        // Somebody else has the number as a name, or the name as a number.
+        // Another user has the number as a name, or the name as a number.
         place.are(format!(
             "user {user} {uid} 100\nuser {uid} {BOB} 100\nuser bob 12345 100\n\
              group users 100\ngroup {group} 5000 {user}\ngroup 5000 6000 bob\n"
@@ -95,14 +95,14 @@ fn a_name_of_digits_that_nobody_has_is_logged_once() {
         logged(&mut instance, &text);
     }
     assert_eq!(lines(&mut instance, "has the name").len(), expected.len());
-    // A configuration without such names comes up no more.
+    // The first line about a configuration without such names proves that no more lines follow.
     place.reload(&mut instance, json!({"rule": [rule("user", json!("781"))]}));
     logged(&mut instance, "no user has the name \"781\"");
     assert_eq!(lines(&mut instance, "has the name").len(), expected.len() + 1);
     instance.shutdown();
 }
 
-/// A directory of configuration.
+/// Creates a directory of configuration files.
 fn directory(site: &Site) -> PathBuf {
     let directory = site.at("conf.d");
     fs::create_dir(&directory).unwrap();
@@ -149,7 +149,8 @@ fn rules_in_two_files_are_reported_since_flux_takes_those_of_the_last_one() {
     let job = instance.run(PRINT, matching("other"));
     assert_eq!(instance.stdout(&job).trim_end(), other);
 
-    // In one file, they are all in force, and nothing is reported: a warning of this configuration comes after it would.
+    // In one file, all rules are in force and nothing is reported. The warning of a later configuration would follow
+    // such a report.
     let mut all = first.clone();
     all["workflow-token"]["rule"] = json!([
         site.file_rule("one", &one),
@@ -187,7 +188,7 @@ fn a_file_that_is_written_after_the_job_has_started_is_waited_for() {
     let mut instance = site.instance(rule(Some("30s")));
     for _ in 0..3 {
         let job = instance.submit(PRINT, matching("late"));
-        // The site's prolog begins when that of the plugin does.
+        // The site's prolog begins together with the plugin's.
         instance.wait(&job, "prolog-start");
         let new = site.write("new", 0o600, &token);
         fs::rename(new, site.at(&format!("{}.jwt", job.replace('ƒ', "f")))).unwrap();
@@ -195,7 +196,7 @@ fn a_file_that_is_written_after_the_job_has_started_is_waited_for() {
         instance.wait(&job, "clean");
         assert_eq!(instance.stdout(&job).trim_end(), token);
     }
-    // One that does not come fails the job when the wait is over, or at once.
+    // A file that does not arrive fails the job at the end of the wait, or at once.
     for (wait, says) in [
         (Some("30ms"), "30 ms after the job asked for it"),
         (None, "set the key wait if it comes later"),

@@ -1,4 +1,5 @@
-//! What a delivery costs does not grow with the number of others, on the simulator: memory, by the plugin's own count.
+//! The cost of a delivery does not grow with the number of others. On the simulator: memory, by the plugin's own
+//! count.
 
 use crate::support::{
     plugins::{PRINT, Site, jwt, matching, until},
@@ -6,10 +7,10 @@ use crate::support::{
 };
 use serde_json::json;
 
-/// What each may have in flight besides three times its variables, in bytes.
+/// The maximum memory of a delivery in flight, in bytes, in addition to three times the size of its variables.
 const EACH: usize = 4096;
 
-/// Has so many jobs held with their deliveries on the way to the KVS. Returns how much memory the plugin had at most.
+/// Holds this number of jobs with their deliveries on the way to the KVS. Returns the peak memory of the plugin.
 fn in_flight(instance: &mut Instance, count: usize) -> (Vec<String>, usize) {
     instance.ok("fault", json!({"what": "hold-commits"}));
     let requests: Vec<_> = (0..count)
@@ -28,19 +29,19 @@ fn in_flight(instance: &mut Instance, count: usize) -> (Vec<String>, usize) {
     });
     let jobs: Vec<String> = jobs.collect();
     until("all are in flight", || instance.counter("in-flight") == count as u64);
-    // Their records are made by and by.
+    // The agent makes the records one after the other.
     let (mut most, mut last, mut same) = (0, 0, 0);
     until("all records are made and handed over", || {
         let now = instance.counter("memory") as usize;
         same = if now.abs_diff(last) < EACH { same + 1 } else { 0 };
         (last, most) = (now, most.max(now));
-        // Those that wait are handed over one commit a second.
+        // Waiting records are handed over with one commit a second.
         same > 150
     });
     (jobs, most)
 }
 
-/// Has all of them delivered and then ended, without being started.
+/// Completes all deliveries, and then ends the jobs without starting them.
 fn end(instance: &mut Instance, jobs: &[String]) {
     instance.ok("fault", json!({"what": "release-commits"}));
     until("all are delivered", || instance.counter("in-flight") == 0);
@@ -59,7 +60,7 @@ fn end(instance: &mut Instance, jobs: &[String]) {
 
 #[needs(munged)]
 #[test]
-fn memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many() {
+fn memory_in_flight_is_bounded_for_each_delivery_and_freed_afterwards() {
     let site = Site::with_faults();
     let token = jwt(json!({"padding": "x".repeat(1000)}));
     let rule = site.file_rule("dw", &token);
@@ -76,7 +77,7 @@ fn memory_in_flight_is_bounded_for_each_delivery_and_given_back_after_many() {
             "{each} bytes for each of {count} in flight"
         );
         end(&mut instance, &jobs);
-        until("memory is given back", || {
+        until("the memory is freed", || {
             after.push(instance.counter("memory") as usize);
             after.last() <= Some(&(after[0] + (128 << 10)))
         });
@@ -99,9 +100,7 @@ fn renewals_give_their_memory_back() {
     let jobs: Vec<String> = (0..JOBS).map(|_| instance.submit(&["true"], matching("dw"))).collect();
     until("all are renewed", || instance.counter("renewed") >= JOBS);
     let before = instance.counter("memory");
-    until("all are renewed again and again", || {
-        instance.counter("renewed") >= 4 * JOBS
-    });
+    until("all are renewed repeatedly", || instance.counter("renewed") >= 4 * JOBS);
     let after = instance.counter("memory");
     assert!(after <= before + (128 << 10), "{before} and then {after}");
     assert_eq!(instance.counter("renewing"), JOBS);

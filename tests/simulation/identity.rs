@@ -1,4 +1,4 @@
-//! Projects by the claims of identity tokens, on the simulator: whose token counts, and whose not.
+//! Projects by the claims of identity tokens, on the simulator: which tokens are accepted.
 
 use std::{
     fs::{self, Permissions},
@@ -21,7 +21,7 @@ use token::{Algorithm, SigningKey};
 
 const LOGIN: &str = "https://login.example.org";
 
-/// A place with a login that signs identity tokens.
+/// A site with a login service that signs identity tokens.
 struct Login {
     place: Place,
     key: SigningKey,
@@ -37,7 +37,7 @@ impl Login {
         Login { place, key }
     }
 
-    /// A project by group, and one by claim.
+    /// Returns a table with one project by group, and one by claim.
     fn table(&self, more: Value) -> Value {
         let mut table = json!({
             "trust": {"login": {
@@ -62,7 +62,7 @@ impl Login {
         table
     }
 
-    /// The claims of a token of alice that is good, with others in their place.
+    /// Returns the claims of a valid token of alice, with some replaced.
     fn claims(&self, more: Value) -> Value {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
         let mut claims = json!({
@@ -78,7 +78,7 @@ impl Login {
         sign(&self.key, &self.claims(more))
     }
 
-    /// Puts a file where the identity token of a user is looked for.
+    /// Writes a file to the path where the plugin looks for the identity token of a user.
     fn place(&self, uid: u32, mode: u32, content: &str) -> PathBuf {
         let path = self.place.site.at(&format!("identity/{uid}.jwt"));
         let _ = fs::remove_file(&path);
@@ -98,7 +98,7 @@ fn past(seconds: u64) -> u64 {
     now.as_secs() - seconds
 }
 
-/// What the user is told who asks for a project that he is not in, however that comes about.
+/// Returns the note for a user who requests a project of which they are not a member, at submission or later.
 #[track_caller]
 fn refusal(instance: &mut Instance, submission: Value) -> String {
     let request = instance.send("submit", submission);
@@ -111,7 +111,7 @@ fn refusal(instance: &mut Instance, submission: Value) -> String {
 
 #[needs(munged)]
 #[test]
-fn whose_identity_token_has_the_claim_is_in_the_project() {
+fn a_user_with_the_claim_in_an_identity_token_is_in_the_project() {
     let login = Login::new();
     let (rule, [_, fusion]) = login.place.token_of_project();
     let table = login.table(json!({"rule": [rule]}));
@@ -134,7 +134,7 @@ fn whose_identity_token_has_the_claim_is_in_the_project() {
 
 #[needs(munged)]
 #[test]
-fn no_other_token_counts_and_the_reason_is_told() {
+fn every_other_token_is_rejected_with_the_reason() {
     let login = Login::new();
     let other_key = SigningKey::generate(Algorithm::EdDsa);
     let good = login.token(json!({}));
@@ -215,12 +215,12 @@ fn no_other_token_counts_and_the_reason_is_told() {
             let text = refusal(&mut instance, held_job(me(), Some("fusion")));
             assert_eq!(text, format!("{not_in} ({why})"), "{what}");
         }
-        // The groups count as before.
+        // The groups still count.
         let id = instance.run(PRINT, job(Some("hydro")));
         assert_eq!(instance.stdout(&id).trim_end(), hydro, "{what}");
     }
 
-    // Without a token there is no reason to be told; and none that is somewhere else, or of others, is read.
+    // Without a token, the note has no reason. The plugin reads no token that is elsewhere or belongs to others.
     let path = login.place(me(), 0o600, &good);
     fs::remove_file(&path).unwrap();
     let elsewhere = login.place.site.write("elsewhere.jwt", 0o600, &good);
@@ -232,7 +232,7 @@ fn no_other_token_counts_and_the_reason_is_told() {
         let text = refusal(&mut instance, held_job(me(), Some("fusion")));
         assert_eq!(text, format!("{not_in}{why}"));
     }
-    // One with other values is good and helps nobody. Without the claim, that is the reason.
+    // A token with other values is valid but grants nothing. If the claim is missing, the note says so.
     for (groups, why) in [
         (json!(["fusion", "fusion-team2"]), ""),
         (json!([["fusion-team"]]), ""),
@@ -249,7 +249,7 @@ fn no_other_token_counts_and_the_reason_is_told() {
         assert_eq!(text, format!("{not_in}{why}"), "{groups}");
     }
 
-    // The operator is told more, and nobody what is secret.
+    // The operator learns more, but no secrets.
     let log = instance.dmesg().join("\n");
     assert!(
         log.contains("the identity token of alice is not used: the token expired"),
@@ -264,7 +264,7 @@ fn no_other_token_counts_and_the_reason_is_told() {
 
 #[needs(munged)]
 #[test]
-fn the_token_of_one_user_is_no_help_to_another() {
+fn the_token_of_one_user_does_not_help_another() {
     let login = Login::new();
     let alices = login.token(json!({}));
     login.place(me(), 0o600, &alices);
@@ -298,7 +298,7 @@ fn the_claim_that_names_the_user_can_be_another() {
     instance.shutdown();
 }
 
-/// The roles of Keycloak are members of a claim.
+/// The roles of Keycloak are nested in a claim.
 #[needs(munged)]
 #[test]
 fn the_claim_can_be_a_member_and_a_missing_one_is_named() {
@@ -334,7 +334,7 @@ fn the_claim_can_be_a_member_and_a_missing_one_is_named() {
 
 #[needs(munged)]
 #[test]
-fn a_token_that_has_expired_when_the_job_starts_counts_for_nothing() {
+fn a_token_that_has_expired_when_the_job_starts_is_ignored() {
     let login = Login::new();
     let (mut rule, _) = login.place.token_of_project();
     // The job has no time limit.
@@ -361,7 +361,7 @@ fn a_token_that_has_expired_when_the_job_starts_counts_for_nothing() {
 #[test]
 fn claims_end_with_their_token_however_fresh_they_are() {
     let login = Login::new();
-    // It ends soon, and not before it was used once.
+    // The token expires soon, but not before its first use.
     let mut instance = login.place.instance(login.table(json!({})));
     until("a token is used before it ends", || {
         login.place(me(), 0o600, &login.token(json!({"exp": past(0) + 3})));
@@ -382,7 +382,7 @@ fn claims_end_with_their_token_however_fresh_they_are() {
 
 #[needs(munged)]
 #[test]
-fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rule_gives() {
+fn a_user_whose_membership_ends_while_the_job_waits_receives_the_token_of_the_next_rule() {
     let login = Login::new();
     let site = &login.place.site;
     let (first, second) = (jwt(json!({})), jwt(json!({})));
@@ -401,7 +401,7 @@ fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rul
         login.place.reload(&mut instance, table.clone());
         one = instance.submit(PRINT, json!({}));
         instance.wait(&one, "prolog-start");
-        until("it has its turn", || {
+        until("the job runs", || {
             site.at("started").exists() || instance.events(&one).contains(&"prolog-finish".to_owned())
         });
         site.at("started").exists()
@@ -423,7 +423,7 @@ fn whose_membership_ends_while_the_job_waits_for_its_turn_gets_what_the_next_rul
     instance.shutdown();
 }
 
-// What is minted
+// Minted tokens
 
 fn keygen(login: &Login) -> String {
     let keys = login.place.site.path("keys");
@@ -436,7 +436,7 @@ fn keygen(login: &Login) -> String {
 
 #[needs(munged)]
 #[test]
-fn a_workspace_that_a_rule_forms_is_no_way_into_a_project() {
+fn a_workspace_template_grants_no_membership_in_a_project() {
     let login = Login::new();
     let keys = keygen(&login);
     login.place.names(&[("hydro", 5000, &["alice"])]);
@@ -447,7 +447,7 @@ fn a_workspace_that_a_rule_forms_is_no_way_into_a_project() {
         }
         let issuer = json!({"keys": keys, "name": "https://hpc.example.org", "audience": "service"});
         let mut table = login.table(json!({"rule": [rule], "issuer": issuer}));
-        // A project that has the name of a user, who is not in it.
+        // A project with the name of a user who is not a member.
         let others = json!({"name": "alice", "users": ["bob"]});
         table["project"].as_array_mut().unwrap().push(others);
         table
@@ -481,8 +481,8 @@ fn a_workspace_that_a_rule_forms_is_no_way_into_a_project() {
     instance.shutdown();
 }
 
-/// A job that asks for no project may be in one by its owner's identity token. One that cannot be used stops the job, which
-/// would start without a token; once it is repaired, the next job has its token.
+/// A job without a project may belong to one by its owner's identity token. An unusable token stops the job, which
+/// would otherwise start without a token. After a repair, the next job receives its token.
 #[needs(munged)]
 #[test]
 fn unusable_token() {
@@ -558,7 +558,7 @@ fn a_user_whose_identity_token_ends_before_the_job_needs_it_is_warned_or_the_job
         job["attributes"]["system"]["dependencies"] = more;
         job
     };
-    // The first of them is held until its owner is known.
+    // The first job is held until its owner is known.
     let long = "token.default: your identity token for project fusion expires in 29m, and renewals need it, but this job \
                 may run 2h: log in again before";
     for _ in 0..2 {
@@ -567,7 +567,7 @@ fn a_user_whose_identity_token_ends_before_the_job_needs_it_is_warned_or_the_job
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!((&told[0]["severity"], &told[0]["note"]), (&json!(4), &json!(long)));
     }
-    // A short job needs it no longer, and a member by group not at all.
+    // A short job no longer needs the identity token, and a member by group never does.
     for (project, seconds) in [("fusion", 600), ("hydro", 7200)] {
         let id = instance.run(PRINT, asking(project, seconds, json!([])));
         assert_eq!(instance.contexts(&id, "exception"), [json!(null); 0], "{project}");

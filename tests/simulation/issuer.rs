@@ -1,5 +1,5 @@
-//! Tokens that the instance mints itself, and tokens that are verified before they are delivered, on the simulator: a token that
-//! a job finds in its environment is one that the command verifies.
+//! Tokens that the instance mints, and tokens that are verified before delivery, on the simulator. The command verifies
+//! the token that a job finds in its environment.
 
 use std::{
     cell::RefCell,
@@ -19,14 +19,14 @@ use serde_json::{Value, json};
 
 const ISSUER: &str = "https://hpc.example.org";
 
-/// How the command ended, and what it printed and wrote to its standard error.
+/// The result of a command: its status, standard output and standard error.
 struct Ran {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-/// Runs the command with something on its standard input.
+/// Runs the command with this standard input.
 fn command(args: &[&str], stdin: &str) -> Ran {
     let mut child = Command::new(built("flux-workflow-token"))
         .args(args)
@@ -35,7 +35,7 @@ fn command(args: &[&str], stdin: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the command is run");
-    // It may end without reading it.
+    // The command may exit without reading it.
     let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
     let output = child.wait_with_output().expect("it ends");
     Ran {
@@ -45,7 +45,7 @@ fn command(args: &[&str], stdin: &str) -> Ran {
     }
 }
 
-/// What the command prints, which must succeed.
+/// Returns the output of a command, which must succeed.
 #[track_caller]
 fn ok(args: &[&str]) -> String {
     let ran = command(args, "");
@@ -67,7 +67,7 @@ impl Minting {
         Self { site, keys }
     }
 
-    /// A table with a rule that mints for jobs with the attribute `system.mint`, and others.
+    /// Returns a table with a rule that mints for jobs with the attribute `system.mint`, and further rules.
     fn table(&self, mint: Value, more: Value) -> Value {
         let mut rule = json!({"attribute": "system.mint", "source": "issuer"});
         merge(&mut rule, &mint);
@@ -80,12 +80,12 @@ impl Minting {
         })
     }
 
-    /// The file of the private key, and what is secret in it.
+    /// Returns the path of the private key, and the secret part of its content.
     fn private(&self) -> (String, String) {
         let files = ["signing", "hs256"].map(|name| fs::read_dir(self.site.at("keys").join(name)));
         let mut files = files.into_iter().flatten().flatten();
         let text = fs::read_to_string(files.next().unwrap().unwrap().path()).unwrap();
-        // In PEM, what comes first tells of the kind of key only.
+        // The start of a PEM file only identifies the type of the key.
         let mut secret: String = match serde_json::from_str::<Value>(&text) {
             Ok(jwk) => jwk["k"].as_str().unwrap().to_owned(),
             Err(_) => text.lines().filter(|line| !line.starts_with('-')).collect(),
@@ -100,19 +100,19 @@ impl Minting {
         self.site.instance(self.table(mint, more))
     }
 
-    /// One whose tokens are verified as well.
+    /// Starts an instance that also verifies its tokens.
     fn verifying(&self) -> Instance {
         let mint = json!({"workspace": "hydro", "check": "verify", "trust": "own"});
         self.instance(mint, json!([]))
     }
 
-    /// The `kid` of the key that signs.
+    /// Returns the `kid` of the signing key.
     fn active(&self) -> String {
         let kid = fs::read_to_string(self.site.at("keys/active")).unwrap();
         kid.trim_end().to_owned()
     }
 
-    /// What the command says of a token.
+    /// Verifies a token with the command.
     fn verify(&self, token: &str) -> Ran {
         let all = [
             "verify",
@@ -127,7 +127,7 @@ impl Minting {
         command(&all, token)
     }
 
-    /// The same of a token that is good.
+    /// Verifies a token, which must be valid, and returns the output.
     #[track_caller]
     fn claims(&self, token: &str) -> Value {
         let ran = self.verify(token);
@@ -135,7 +135,7 @@ impl Minting {
         serde_json::from_str(&ran.out).expect("it prints JSON")
     }
 
-    /// A token by another issuer's command.
+    /// Issues a token with the command, as another issuer would.
     fn issue(&self, more: &[&str]) -> String {
         let all = ["issue", "--keys", &self.keys, "--sub", "alice", "--issuer", ISSUER];
         ok(&[&all[..], more].concat())
@@ -153,7 +153,7 @@ fn minting(duration: Value) -> Value {
 
 #[needs(munged)]
 #[test]
-fn a_job_gets_a_token_of_its_own_that_the_command_verifies() {
+fn a_job_receives_its_own_token_that_the_command_verifies() {
     for algorithm in ["EdDSA", "ES256", "RS256", "HS256"] {
         let place = Minting::new(algorithm);
         let mut instance = place.instance(
@@ -190,7 +190,7 @@ fn a_job_gets_a_token_of_its_own_that_the_command_verifies() {
         let log = instance.dmesg().join("\n");
         assert!(!Search::tokens(tokens.iter().map(String::as_str)).finds(log.as_bytes()));
 
-        // Nothing of the key that signs is anywhere else.
+        // No other place contains any part of the signing key.
         let (private, secret) = place.private();
         let search = Search::secrets([secret.as_str()]);
         assert!(search.finds(private.as_bytes()));
@@ -229,7 +229,7 @@ fn the_workspace_is_the_project_of_the_job() {
 #[needs(munged)]
 #[test]
 fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
-    /// Jobs between two steps.
+    /// The number of jobs between two steps.
     const JOBS: usize = 20;
 
     let place = Minting::new("EdDSA");
@@ -249,7 +249,7 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
     let (mut kids, mut delivered) = (BTreeSet::from([place.active()]), 0);
     for algorithm in ["ES256", "HS256", "EdDSA"] {
         let old = place.active();
-        // Each step is taken while jobs are on their way.
+        // Each step happens while jobs are in flight.
         let before = submit(&mut instance);
         let new = ok(&["rotate", "add", keys, "--algorithm", algorithm]);
         let added = submit(&mut instance);
@@ -259,7 +259,7 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
         assert_eq!(
             check(&mut instance, vec![last]),
             BTreeSet::from([new.clone()]),
-            "it signs at once"
+            "the new key signs immediately"
         );
         for jobs in [before, added, promoted] {
             let signed = check(&mut instance, jobs);
@@ -291,20 +291,20 @@ fn keys_are_rotated_while_jobs_get_tokens_and_none_is_refused() {
 #[needs(munged)]
 #[test]
 fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() {
-    /// Jobs between two steps, of which there are nine.
+    /// The number of jobs between two of the nine steps.
     const JOBS: usize = 1112;
 
     let place = Minting::new("EdDSA");
     let keys = &place.keys;
     let mut instance = place.verifying();
-    // What counts is the token, which the plugin verifies: no process is needed for that.
+    // The plugin verifies the token, so no process is needed.
     instance.ok("fault", json!({"what": "hold-starts"}));
     let deliver = |instance: &mut Instance, step: &dyn Fn()| {
         let before = instance.counter("delivered");
         let mut job = matching("mint");
         job["command"] = json!(["true"]);
         let requests: Vec<_> = (0..JOBS).map(|_| instance.send("submit", job.clone())).collect();
-        // While they are on their way.
+        // While the jobs are in flight.
         step();
         let jobs: Vec<_> = requests
             .into_iter()
@@ -330,7 +330,7 @@ fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() 
         deliver(&mut instance, &|| ());
         instance.ok("fault", json!({"what": "release-starts"}));
         let token = instance.token("mint");
-        assert_eq!(place.claims(&token)["kid"], *new.borrow(), "it was rotated");
+        assert_eq!(place.claims(&token)["kid"], *new.borrow(), "the key was rotated");
         instance.ok("fault", json!({"what": "hold-starts"}));
     }
     assert_eq!(instance.counter("delivered"), 9 * JOBS as u64 + 3);
@@ -340,7 +340,7 @@ fn ten_thousand_tokens_are_minted_verified_and_delivered_over_three_rotations() 
 
 #[needs(munged)]
 #[test]
-fn keys_that_cannot_be_read_fail_the_job_and_a_change_for_the_worse_does_not() {
+fn unreadable_keys_fail_the_job_but_an_unreadable_change_does_not() {
     let place = Minting::new("EdDSA");
     let site = &place.site;
     let private = site.at("keys/signing").join(format!("{}.pem", place.active()));
@@ -367,8 +367,8 @@ fn keys_that_cannot_be_read_fail_the_job_and_a_change_for_the_worse_does_not() {
     for _ in 0..3 {
         instance.token("mint");
     }
-    assert_eq!(told(&mut instance), 1, "it is told once");
-    // A configuration that is loaded again does not forget the keys.
+    assert_eq!(told(&mut instance), 1, "it is reported once");
+    // A reload of the configuration does not discard the keys.
     instance.ok(
         "config-reload",
         json!({"config": site.config(place.table(json!({"workspace": "other"}), json!([])))}),
@@ -474,10 +474,10 @@ fn a_token_that_does_not_verify_is_not_delivered() {
             "{name}: {cause}"
         );
         let part = token.split('.').nth(1).unwrap();
-        assert!(!(note + &cause).contains(part), "{name}: the token was told");
+        assert!(!(note + &cause).contains(part), "{name}: the token was revealed");
     }
 
-    // Without keys nothing is accepted, and it is told apart from a token that is bad.
+    // Without keys, every token is rejected, with an error that differs from that of an invalid token.
     let mut table = place.table(json!({"workspace": "hydro"}), json!(rules));
     table["trust"]["own"]["keys"] = json!(place.site.path("missing"));
     instance.ok("config-reload", json!({"config": place.site.config(table)}));

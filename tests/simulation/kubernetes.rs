@@ -1,5 +1,5 @@
-//! Deliveries whose source is a Workflow, on the simulator: what the plugin does inside of a broker, which reaps its children
-//! and has a thread that must not wait.
+//! Deliveries whose source is a Workflow, on the simulator: the plugin runs in a broker, which reaps its children and
+//! has a thread that must not block.
 
 #[path = "../../source/tests/support/api.rs"]
 mod api;
@@ -13,7 +13,7 @@ use api::{Api, Fault};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-/// A rule for rabbit jobs, whose kubeconfig file has the credential given by a command: this one.
+/// Returns a rule for rabbit jobs. A command provides this credential for its kubeconfig file.
 fn rule(site: &Site, api: &Api, bearer: &str) -> Value {
     api.accept(bearer);
     let credential = json!({
@@ -35,7 +35,7 @@ fn rule(site: &Site, api: &Api, bearer: &str) -> Value {
     json!({"attribute": "system.dw", "source": "kubernetes", "kubeconfig": kubeconfig})
 }
 
-/// Has the Workflow of a job, as it is when the job may start.
+/// Serves the Workflow of a job, in the state in which the job may start.
 fn workflow(api: &Api, job: &str, token: &str) {
     let id = decimal(job);
     api.secret(&format!("nnf/token-{id}"), json!({"token": STANDARD.encode(token)}));
@@ -49,7 +49,7 @@ fn workflow(api: &Api, job: &str, token: &str) {
     );
 }
 
-/// Looks for tokens in all that is kept, in the log, and in arguments.
+/// Searches for tokens in all stored data, in the log, and in arguments.
 #[track_caller]
 fn tells_nothing(site: &Site, instance: &mut Instance, tokens: &[&str]) {
     let search = Search::tokens(tokens.iter().copied());
@@ -65,26 +65,26 @@ fn a_rabbit_job_gets_the_variables_and_the_token_of_its_workflow() {
     let site = Site::new();
     let (api, bearer) = (Api::start(), jwt(json!({})));
     let mut instance = site.instance(json!({"rule": [rule(&site, &api, &bearer)]}));
-    // What a job prints is kept.
+    // The output of a job is stored.
     let got = site.path("got");
     let script = format!("umask 077; echo $DW_JOB_x $DW_WORKFLOW_TOKEN >{got}");
     for _ in 0..2 {
         let token = jwt(json!({}));
         let job = instance.submit(&["sh", "-c", &script], matching("dw"));
-        // The job is there first, as with flux-coral2, and the Workflow is waited for.
+        // As with flux-coral2, the job exists first, and the plugin waits for the Workflow.
         workflow(&api, &job, &token);
         instance.wait(&job, "clean");
         let mount = format!("/mnt/{}", decimal(&job));
         assert_eq!(line_of(&site.at("got")), format!("{mount} {token}"));
         tells_nothing(&site, &mut instance, &[&token, &bearer]);
     }
-    assert_eq!(api.accepted(), 1, "the second job made a connection of its own");
+    assert_eq!(api.accepted(), 1, "the second job opened its own connection");
     instance.shutdown();
 }
 
 #[needs(munged)]
 #[test]
-fn a_job_whose_workflow_gives_no_token_does_not_start() {
+fn a_job_whose_workflow_has_no_token_does_not_start() {
     let site = Site::new();
     let (api, bearer) = (Api::start(), jwt(json!({})));
     let mut instance = site.instance(json!({"rule": [rule(&site, &api, &bearer)]}));
@@ -126,7 +126,7 @@ fn a_job_that_is_canceled_while_the_api_server_hangs_ends_and_so_does_the_reques
     assert!(!instance.events(&job).contains(&"start".to_owned()));
     until("the connection is closed", || api.open() == 0);
 
-    // Nor does it keep the plugin from being removed.
+    // It does not delay the removal of the plugin, either.
     let before = api.asked("").len();
     instance.submit(PRINT, matching("dw"));
     until("the API server is asked", || api.asked("").len() > before);

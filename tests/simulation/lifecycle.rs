@@ -1,5 +1,5 @@
-//! The plugin for the job manager through its life, as far as only the simulator can show it: removed and restarted during a
-//! commit, and its memory. What users notice else, is in `tests/scenarios/`.
+//! The life of the job manager's plugin, in cases that only the simulator can test: removal and restart during a
+//! commit, and its memory. `tests/scenarios/` tests everything else that users notice.
 
 use crate::support::{
     plugins::{PRINT, Site, jwt, matching, until},
@@ -9,11 +9,11 @@ use serde_json::json;
 
 #[needs(munged)]
 #[test]
-fn a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it_is_back() {
+fn a_delivery_whose_commit_was_outstanding_at_the_removal_restarts_after_a_reload() {
     let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
-    // The commit ends before the plugin is back, or after.
+    // The commit ends before or after the plugin returns.
     for before in [true, false] {
         instance.ok("fault", json!({"what": "hold-commits"}));
         let job = instance.submit(PRINT, matching("dw"));
@@ -21,7 +21,7 @@ fn a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it
         instance.ok("remove", json!({"name": "workflow-token.so"}));
         if before {
             instance.ok("fault", json!({"what": "release-commits"}));
-            until("the record is there", || instance.record(&job).is_some());
+            until("the record exists", || instance.record(&job).is_some());
             instance.ok("load", json!({"path": site.jobtap()}));
         } else {
             instance.ok("load", json!({"path": site.jobtap()}));
@@ -36,7 +36,7 @@ fn a_delivery_whose_commit_was_under_way_when_it_was_removed_begins_anew_when_it
 
 #[needs(munged)]
 #[test]
-fn an_instance_that_ended_during_a_commit_delivers_when_it_is_back() {
+fn an_instance_that_ended_during_a_commit_delivers_after_a_restart() {
     let site = Site::new();
     let token = jwt(json!({}));
     for end in [Instance::shutdown, Instance::kill] {
@@ -44,7 +44,7 @@ fn an_instance_that_ended_during_a_commit_delivers_when_it_is_back() {
         instance.ok("fault", json!({"what": "hold-commits"}));
         let job = instance.submit(PRINT, matching("dw"));
         instance.ok("wait-held", json!({"count": 1}));
-        // Events are written a little later. An instance that ends before that has not seen the job run.
+        // Events are written with a delay. An instance that ends earlier has not recorded that the job ran.
         instance.wait(&job, "prolog-start");
         end(instance);
         let mut instance = site.start(json!({}), &[]);
@@ -80,7 +80,7 @@ fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
         let bad = site.config(json!({"rule": 1}));
         instance.error("config-reload", json!({"config": bad}));
         instance.error("load", json!({"path": site.jobtap()}));
-        // Removed in the middle of one, and before the records of others are.
+        // The plugin is removed during one delivery, and before the records of other jobs are removed.
         instance.ok("fault", json!({"what": "hold-commits"}));
         let job = instance.submit(PRINT, matching("dw"));
         instance.ok("wait-held", json!({"count": 1}));

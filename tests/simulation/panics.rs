@@ -1,6 +1,6 @@
-//! A fault of a plugin, wherever it comes up, costs one job at most: that one ends with one clear exception and does not
-//! start without what it was to get, and no other job, nor the instance, notices. Builds with the feature `fault-injection` panic
-//! where a file tells them to.
+//! A panic in a plugin costs at most one job. That job ends with one clear exception and does not start without its
+//! secret, and neither other jobs nor the instance are affected. Builds with the feature `fault-injection` panic at the
+//! place that a file names.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 const NAME: &str = "workflow-token.so";
 
-/// What waits until the file `go` is there.
+/// A script that waits until the file `go` exists.
 const WAIT: &str = "echo $1 >>asked; until [ -e go ]; do sleep 0.02; done; cat token";
 
-/// An instance with a configuration in `flux.toml`, whose plugins, in the job manager and in job shells, panic when they are
-/// told to.
+/// Starts an instance with a configuration in `flux.toml`, whose plugins in the job manager and in job shells panic on
+/// demand.
 fn start(site: &Site, shell_plugin: &str) -> Instance {
     let conf = json!({"munge-socket": site.munged.socket()}).to_string();
     let mut simulator = Command::new(flux_sim());
@@ -29,21 +29,21 @@ fn start(site: &Site, shell_plugin: &str) -> Instance {
     Instance::of(&mut simulator)
 }
 
-/// Has the first that comes to a place panic there.
+/// Requests a panic of the first caller at a place.
 fn trip(site: &Site, place: &str) {
-    // In one step: who looks for it finds all of it.
+    // Replaces the file atomically, so that a reader finds all of it.
     site.write("fault.new", 0o644, place);
     fs::rename(site.at("fault.new"), site.at("fault")).unwrap();
 }
 
-/// Waits until somebody has.
+/// Waits until the panic has happened.
 #[track_caller]
 fn tripped(site: &Site, place: &str) {
-    until(&format!("{place} is come to"), || !site.at("fault").exists());
+    until(&format!("{place} has panicked"), || !site.at("fault").exists());
 }
 
-/// An instance with a rule whose file is read at once, and one whose command waits; and a job that waits there while others
-/// meet with faults.
+/// An instance with a rule whose file is read immediately, and one whose command waits. One job waits there while
+/// others encounter faults.
 struct Tokens {
     site: Site,
     instance: Instance,
@@ -73,7 +73,7 @@ impl Tokens {
         }
     }
 
-    /// Others go on as if nothing had been.
+    /// Checks that other jobs are not affected.
     #[track_caller]
     fn others_go_on(&mut self, place: &str) {
         assert_eq!(self.instance.token("dw"), self.token, "{place}: the next job");
@@ -81,7 +81,7 @@ impl Tokens {
         assert_eq!(state["perilog_active"], 1, "{place}: {state}");
     }
 
-    /// And the one that waited all the while gets its token.
+    /// Checks that the job that waited throughout receives its token.
     #[track_caller]
     fn end(mut self) {
         self.site.write("go", 0o600, "");
@@ -129,14 +129,14 @@ fn a_delivery_in_which_something_panics_fails_alone_and_with_one_clear_exception
 
 #[needs(munged)]
 #[test]
-fn what_panics_where_no_job_is_concerned_costs_none() {
+fn a_panic_outside_of_a_job_costs_no_job() {
     let mut t = Tokens::new();
     for place in ["watcher", "tick"] {
         trip(&t.site, place);
         t.others_go_on(place);
         tripped(&t.site, place);
     }
-    // A job that has ended, and the records of those that have.
+    // A job that has ended, and the records of ended jobs.
     for place in ["job.state.inactive", "unlinked"] {
         trip(&t.site, place);
         t.others_go_on(place);
@@ -145,7 +145,7 @@ fn what_panics_where_no_job_is_concerned_costs_none() {
         t.others_go_on(place);
         until("records are removed again", || t.instance.counter("unlinked") > removed);
     }
-    // A job that is canceled ends, and its prolog with it.
+    // A canceled job ends, and so does its prolog.
     trip(&t.site, "job.state.cleanup");
     let job = t.instance.submit(PRINT, matching("slow"));
     t.instance.wait(&job, "prolog-start");
@@ -170,15 +170,15 @@ fn what_panics_where_no_job_is_concerned_costs_none() {
 
 #[needs(munged)]
 #[test]
-fn what_panics_while_the_plugin_is_removed_and_loaded_again_costs_one_job_at_most() {
+fn a_panic_during_a_reload_costs_at_most_one_job() {
     let mut t = Tokens::new();
     let load = json!({"path": t.site.jobtap()});
-    // Nothing is left for the next one, which reads the eventlogs then.
+    // The plugin leaves nothing to its successor, which therefore reads the eventlogs.
     trip(&t.site, "leave");
     t.instance.ok("remove", json!({"name": NAME}));
     tripped(&t.site, "leave");
     t.instance.ok("load", load.clone());
-    until("the delivery is taken up", || t.instance.counter("resumed") == 1);
+    until("the delivery is resumed", || t.instance.counter("resumed") == 1);
     t.others_go_on("leave");
 
     t.instance.ok("remove", json!({"name": NAME}));
@@ -188,7 +188,7 @@ fn what_panics_while_the_plugin_is_removed_and_loaded_again_costs_one_job_at_mos
     t.instance.ok("load", load.clone());
     t.others_go_on("flux_plugin_init");
 
-    // The older job is the first of which the plugin is told.
+    // The plugin processes the older job first.
     let victim = std::mem::replace(&mut t.bystander, t.instance.submit(PRINT, matching("slow")));
     t.instance.wait(&t.bystander.clone(), "prolog-start");
     t.instance.ok("remove", json!({"name": NAME}));
@@ -222,7 +222,7 @@ fn what_panics_while_the_plugin_is_removed_and_loaded_again_costs_one_job_at_mos
 
 // The other plugins
 
-/// What a service does for a rabbit job: all it can, again and again, until the job has ended.
+/// Sends all messages of a service for a rabbit job, repeatedly, until the job has ended.
 #[track_caller]
 fn serve_to_the_end(instance: &mut Instance, job: &str) {
     let id = decimal(job);
@@ -243,7 +243,7 @@ fn serve_to_the_end(instance: &mut Instance, job: &str) {
             ("prolog-remove", json!({"id": id, "variables": {"DW_JOB_a": "/mnt/a"}})),
             ("epilog-remove", json!({"id": id})),
         ] {
-            // Each is refused unless it is its time.
+            // Each message is rejected unless the job is in the right state.
             let topic = format!("job-manager.dws.{method}");
             if method != "resource-update" || !resources.is_null() {
                 let request = instance.send("rpc", json!({"topic": topic, "payload": payload}));
@@ -256,7 +256,7 @@ fn serve_to_the_end(instance: &mut Instance, job: &str) {
 
 #[needs(munged)]
 #[test]
-fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_other_does() {
+fn a_panic_fails_only_its_rabbit_job_with_an_exception() {
     let site = Site::with_faults();
     let jobtap = site.install("libjobtap_dws.so", "job-manager", "dws-jobtap.so");
     let shell = site.install("libshell_dws_environment.so", "shell", "dws_environment.so");
@@ -316,22 +316,22 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
         let mut torn_down = torn_down.as_array().into_iter().flatten();
         assert!(
             torn_down.any(|payload| payload["jobid"] == decimal(&job)),
-            "{place}: its workflow stays"
+            "{place}: its workflow was not torn down"
         );
         others_go_on(&mut instance, place);
     }
-    // One that is canceled while its rabbits are set up.
+    // A job canceled while its rabbits are set up.
     trip(&site, "job.event.exception");
     let job = instance.submit(&print, rabbit.clone());
     instance.ok("cancel", json!({"jobid": job}));
     serve_to_the_end(&mut instance, &job);
     tripped(&site, "job.event.exception");
     others_go_on(&mut instance, "job.event.exception");
-    // One that has ended.
+    // A job that has ended.
     trip(&site, "job.state.inactive");
     others_go_on(&mut instance, "job.state.inactive");
     tripped(&site, "job.state.inactive");
-    // One that was there before.
+    // A job from before the reload.
     for place in ["job.new", "answer-eventlog", "leave"] {
         let job = instance.submit(&print, rabbit.clone());
         instance.ok("remove", json!({"name": "dws-jobtap.so"}));
@@ -348,7 +348,7 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
         assert!(place == "leave" || internal(&mut instance, &job), "{place}");
         others_go_on(&mut instance, place);
     }
-    // Two that became inactive while the plugin was not there.
+    // Two jobs that became inactive while the plugin was not loaded.
     for place in ["gone", "answer-gone"] {
         let jobs = [(); 2].map(|()| instance.submit(&print, rabbit.clone()));
         instance.ok("remove", json!({"name": "dws-jobtap.so"}));
@@ -376,7 +376,7 @@ fn a_rabbit_job_that_comes_upon_a_fault_anywhere_ends_with_an_exception_and_no_o
 
 #[needs(munged)]
 #[test]
-fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_free_again() {
+fn a_panic_fails_only_its_job_of_several_nodes_and_frees_the_ports() {
     let site = Site::with_faults();
     let name = "cray-pmi-bootstrap.so";
     let jobtap = site.install("libjobtap_cray_pmi_bootstrap.so", "job-manager", name);
@@ -410,7 +410,7 @@ fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_
             exceptions[0]["note"].to_string().contains("an internal error"),
             "{exceptions:?}"
         );
-        assert_eq!(instance.stdout(&job), "", "{place}: it was started");
+        assert_eq!(instance.stdout(&job), "", "{place}: the job was started");
         others_go_on(&mut instance, place);
     }
     for place in ["job.state.cleanup", "job.state.inactive"] {
@@ -432,14 +432,14 @@ fn a_job_of_several_nodes_that_comes_upon_a_fault_fails_alone_and_its_ports_are_
 fn a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started() {
     let mut t = Tokens::new();
     for place in ["flux_plugin_init", "shell.init"] {
-        // Job shells run as their owners, and remove the file.
+        // Job shells run as the job owner, and remove the file.
         trip(&t.site, place);
         let job = t.instance.run(&["echo", "started"], matching("dw"));
         tripped(&t.site, place);
         let exceptions = t.instance.contexts(&job, "exception");
         assert_eq!(exceptions.len(), 1, "{place}: {exceptions:?}");
         assert_eq!(exceptions[0]["severity"], 0, "{place}: {exceptions:?}");
-        assert_eq!(t.instance.stdout(&job), "", "{place}: it was started");
+        assert_eq!(t.instance.stdout(&job), "", "{place}: the job was started");
         t.others_go_on(place);
     }
     t.end();
@@ -466,7 +466,7 @@ fn a_job_shell_whose_plugin_panics_ends_its_job_and_no_task_is_started() {
             tripped(&site, place);
             let exceptions = instance.contexts(&job, "exception");
             assert_eq!(exceptions.len(), 1, "{name}: {place}: {exceptions:?}");
-            assert_eq!(instance.stdout(&job), "", "{name}: {place}: it was started");
+            assert_eq!(instance.stdout(&job), "", "{name}: {place}: the job was started");
             let job = instance.run(&["echo", "started"], json!({}));
             assert_eq!(instance.stdout(&job), "started\n", "{name}: {place}: the next job");
         }
@@ -489,6 +489,9 @@ fn no_shipped_object_injects_faults() {
         "libshell_cray_pmi_bootstrap.so",
     ] {
         assert!(!injects(Build::Shipped.path(object)), "{object}");
-        assert!(injects(Build::FaultInjection.path(object)), "{object}, built to do so");
+        assert!(
+            injects(Build::FaultInjection.path(object)),
+            "{object} injects no faults"
+        );
     }
 }

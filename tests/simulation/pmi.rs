@@ -1,5 +1,5 @@
-//! Cray PMI, as far as only the simulator can show it: look-ups that take long, and memory. What users notice else, is in
-//! `tests/scenarios/`.
+//! Cray PMI in cases that only the simulator can test: slow look-ups, and memory. `tests/scenarios/` tests everything
+//! else that users notice.
 
 use crate::support::{
     plugins::Site,
@@ -8,7 +8,7 @@ use crate::support::{
 };
 use serde_json::json;
 
-/// Prints the ports that `cray_pals.so` would have been told.
+/// Prints the ports that `cray_pals.so` would receive.
 const SHOW: &[&str] = &["sh", "-c", "echo ${PMI_CONTROL_PORT-unset}"];
 
 #[needs(munged)]
@@ -31,14 +31,14 @@ fn new_jobs_wait_until_it_is_known_which_ports_are_taken() {
         instance.ok("wait", json!({"jobid": job, "event": "prolog-start", "count": 2}));
         job
     };
-    // One of them for too long.
+    // The look-up of one job exceeds the timeout.
     let late = waits(&mut instance);
     let exception = instance.wait(&late, "exception");
     assert_eq!(exception["context"]["type"], KEY, "{exception}");
     let note = exception["context"]["note"].as_str().unwrap();
     assert!(note.contains("[ports-timeout]"), "{note}");
     instance.ok("config-reload", with_timeout("60s"));
-    // One is canceled, and two go on: the second after a reload.
+    // One job is canceled, and two proceed: the second after a reload.
     let (canceled, first, second) = (waits(&mut instance), waits(&mut instance), waits(&mut instance));
     assert_eq!(counter(&mut instance, "jobs-waiting"), 3);
     instance.ok("cancel", json!({ "jobid": canceled }));
@@ -88,7 +88,7 @@ fn nothing_leaks_and_nothing_is_used_after_it_was_freed() {
         instance.ok("load", load(&site, json!({})));
         let job = instance.run(&["true"], nodes(2));
         assert_eq!(instance.events(&job), delivered());
-        // Removed with one in its prolog, and one canceled there.
+        // The plugin is removed with one job in its prolog, and one canceled there.
         instance.ok("fault", json!({"what": "hold-commits"}));
         let (job, canceled) = (
             instance.submit(&["true"], nodes(2)),

@@ -1,4 +1,5 @@
-//! Projects on the simulator, with a name service that does what a test wants: who may submit what, and who gets a token.
+//! Projects on the simulator, with a name service that the test controls: who may submit which jobs, and who receives a
+//! token.
 
 use std::fs;
 
@@ -9,11 +10,11 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 
-// Who may be where
+// Membership
 
 #[needs(munged)]
 #[test]
-fn every_combination_of_two_users_two_projects_and_what_is_asked_for() {
+fn every_combination_of_two_users_two_projects_and_requests() {
     let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     let memberships: [&[&str]; 4] = [&[], &["hydro"], &["fusion"], &["hydro", "fusion"]];
@@ -96,7 +97,7 @@ fn a_job_gets_the_token_of_the_project_that_it_is_in_and_of_no_other() {
         place.reload(&mut instance, table(default));
         let mut submission = job(asked);
         submission["command"] = json!(PRINT);
-        // At first it may not be known who alice is; then it is.
+        // At first the plugin may not know alice; later it does.
         for is_known in [false, true] {
             let request = instance.send("submit", submission.clone());
             let response = instance.response(request);
@@ -117,7 +118,7 @@ fn a_job_gets_the_token_of_the_project_that_it_is_in_and_of_no_other() {
             }
         }
     }
-    // A rule that needs no project is for those who are in none.
+    // A rule without a project also serves users who are in no project.
     place.names(&[]);
     let rule = place.site.file_rule("token", &hydro);
     place.reload(&mut instance, json!({"project": projects(), "rule": [rule]}));
@@ -168,7 +169,7 @@ fn a_condition_of_a_rule_is_about_the_project_that_the_job_is_in() {
     for (groups, expected) in [(["hydro"], &*token), (["fusion"], "unset")] {
         place.names(&[(groups[0], 5000, &["alice"])]);
         place.reload(&mut instance, json!({"project": projects(), "rule": [rule]}));
-        // It asks for none; the first one before it is known who alice is, the second one after.
+        // The job requests none: first before the plugin knows alice, then afterwards.
         for _ in 0..2 {
             let id = instance.run(&print, job(None));
             assert_eq!(instance.stdout(&id).trim_end(), expected);
@@ -179,7 +180,7 @@ fn a_condition_of_a_rule_is_about_the_project_that_the_job_is_in() {
 
 #[needs(munged)]
 #[test]
-fn what_is_no_name_is_refused_and_null_asks_for_nothing() {
+fn an_invalid_name_is_rejected_and_null_requests_nothing() {
     let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     for bad in [json!(5), json!(["hydro"]), json!({"name": "hydro"}), json!(true)] {
@@ -191,17 +192,17 @@ fn what_is_no_name_is_refused_and_null_asks_for_nothing() {
     let mut submission = held_job(me(), None);
     submission["attributes"]["system"]["project"] = Value::Null;
     instance.ok("submit", submission);
-    // Without projects it is nobody's business.
+    // Without projects, the attribute has no meaning.
     place.reload(&mut instance, json!({}));
     instance.submit_held(me(), Some("whatever"));
     instance.shutdown();
 }
 
-// The name service is slow, or away
+// A slow or missing name service
 
 #[needs(munged)]
 #[test]
-fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
+fn a_job_of_an_unknown_user_is_held_and_other_jobs_do_not_wait() {
     let place = Place::new();
     let (rule, [hydro, _]) = place.token_of_project();
     place.names(&[("hydro", 5000, &["alice"])]);
@@ -217,7 +218,7 @@ fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
         assert_eq!(instance.dependencies(job), json!([HELD]));
     }
     assert_eq!(instance.counter("held"), 3);
-    // Who asks for nothing goes on meanwhile, and so does who is canceled.
+    // Jobs without a project proceed meanwhile, and so do canceled jobs.
     let free = instance.run(&["true"], json!({}));
     assert_eq!(instance.contexts(&free, "exception"), [json!(null); 0]);
     let away = instance.submit_held(BOB, Some("hydro"));
@@ -239,16 +240,16 @@ fn a_job_of_an_unknown_user_is_held_until_he_is_known_and_nobody_else_waits() {
         "bob is not in project hydro: needed is group hydro"
     );
     assert_eq!(instance.counter("held"), 0);
-    // It is known now.
+    // The plugin knows the user now.
     assert_eq!(instance.error("submit", held_job(me(), Some("fusion"))), text);
     instance.shutdown();
 }
 
-/// So many jobs that wait for one user, and how many of them the plugin minds at once: its TURN.
+/// The number of jobs that wait for one user, and the number that the plugin processes at once: its TURN.
 const JOBS: usize = 640;
 const AT_ONCE: u64 = 16;
 
-/// In how many turns of the reactor the plugin did what it did since the counters were reset.
+/// Returns the number of reactor turns that the plugin used since the counters were reset.
 fn turns(instance: &mut Instance) -> u64 {
     let stats = instance.ok("stats", json!({}));
     ["watcher", "timer"]
@@ -259,7 +260,7 @@ fn turns(instance: &mut Instance) -> u64 {
 
 #[needs(munged)]
 #[test]
-fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
+fn many_deliveries_that_wait_for_one_user_proceed_in_batches() {
     let place = Place::new();
     let path = place.site.write("token.jwt", 0o600, jwt(json!({})));
     let rule = json!({"attribute": "system.token", "source": "file", "path": path});
@@ -273,7 +274,7 @@ fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
     }
     until("all are in flight", || instance.counter("in-flight") == JOBS as u64);
     instance.ok("stats", json!({"reset": true}));
-    // They fail, so that no results come, which have turns of their own.
+    // The jobs fail, so no results arrive, which would have turns of their own.
     place.site.write("names.fail", 0o600, "");
     place.answer();
     until("all have failed", || instance.counter("failed") == JOBS as u64);
@@ -287,7 +288,7 @@ fn many_deliveries_that_wait_for_one_user_go_on_some_at_a_time() {
 
 #[needs(munged)]
 #[test]
-fn many_jobs_that_are_held_go_on_some_at_a_time() {
+fn many_held_jobs_proceed_in_batches() {
     let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();
@@ -301,7 +302,7 @@ fn many_jobs_that_are_held_go_on_some_at_a_time() {
     until("all are held", || instance.counter("held") == JOBS as u64);
     instance.ok("stats", json!({"reset": true}));
     place.answer();
-    until("all go on", || instance.counter("held") == 0);
+    until("none is held", || instance.counter("held") == 0);
     let turns = turns(&mut instance);
     assert!(turns >= JOBS as u64 / AT_ONCE, "{JOBS} jobs went on in {turns} turns");
     instance.shutdown();
@@ -324,7 +325,7 @@ fn a_name_service_that_hangs_for_good_fails_the_job_in_time() {
 
 #[needs(munged)]
 #[test]
-fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thread() {
+fn a_hung_look_up_of_a_user_delays_no_other_user_and_blocks_one_thread() {
     let place = Place::new();
     let token = jwt(json!({}));
     let path = place.site.write("token.jwt", 0o600, &token);
@@ -335,7 +336,8 @@ fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thr
     instance.learn(me());
     place.forget();
     place.hang();
-    // They ask for no project, and none is needed, so that they are not held. There are more than may be under way at once.
+    // The jobs request no project, and none is required, so they are not held. There are more of them than may be in
+    // flight at once.
     let submissions: Vec<_> = (0..40)
         .map(|_| {
             let mut more = job(None);
@@ -353,8 +355,8 @@ fn a_user_whose_look_up_hangs_keeps_nobody_else_waiting_and_no_more_than_one_thr
     assert_eq!(instance.counter("in-flight"), 40);
     let asked = fs::read_to_string(place.site.at("names.asked")).unwrap();
     let of_bob = asked.lines().filter(|line| *line == BOB.to_string()).count();
-    assert_eq!(of_bob, 1, "look-ups of a user that hang at once");
-    // Who is given up is not waited for; the others go on when it is known who bob is, and so do those that begin with
+    assert_eq!(of_bob, 1, "concurrent hanging look-ups of a user");
+    // The plugin does not wait for canceled jobs. The others proceed once bob is known, and so do those that begin with
     // another configuration.
     let (canceled, others) = submissions.split_at(20);
     for id in canceled {
@@ -392,7 +394,7 @@ fn a_name_service_that_fails_is_asked_again() {
 
 #[needs(munged)]
 #[test]
-fn users_of_the_projects_are_known_before_they_come() {
+fn users_of_the_projects_are_looked_up_in_advance() {
     let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"]), ("fusion", 5001, &["bob"])]);
     let mut instance = place.instance(json!({"project": projects()}));
@@ -422,14 +424,14 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
     let alices = instance.submit_held(me(), Some("hydro"));
     let bobs = instance.submit_held(BOB, None);
     let not_in = "bob is not in project fusion: needed is group fusion";
-    // Whoever asks for it: the job owner, or the instance owner on his behalf.
+    // Whoever requests it: the job owner, or the instance owner on their behalf.
     for who in [BOB, me()] {
         assert_eq!(instance.update(&bobs, who, project("fusion")), Err(not_in.to_owned()));
         assert_eq!(
             instance.update(&bobs, who, project("astro")),
             Err("there is no project `astro`".to_owned())
         );
-        // Together with what would be let through by itself, and be valid without asking.
+        // Together with an update that would be accepted and valid by itself.
         let both = json!({"attributes.system.duration": 60.0, "attributes.system.project": "fusion"});
         assert_eq!(instance.update(&bobs, who, both), Err(not_in.to_owned()));
         let malformed = instance.update(&bobs, who, json!({"attributes.system.project": {"a": 1}}));
@@ -464,7 +466,7 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
     );
     instance.cancel(&running);
 
-    // The jobspec of record counts, updates included.
+    // The current jobspec counts, with its updates.
     let mut printing = held_job(me(), Some("hydro"));
     printing["command"] = json!(PRINT);
     let id = instance.ok("submit", printing)["jobid"].as_str().unwrap().to_owned();
@@ -477,12 +479,12 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
 
 #[needs(munged)]
 #[test]
-fn another_plugin_that_consents_is_no_way_around() {
+fn the_consent_of_another_plugin_does_not_bypass_the_check() {
     let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     let mut instance = place.instance(json!({"project": projects()}));
     let out = json!({
-        // One that finds nothing to be validated, and one that changes more than it is asked for.
+        // One plugin skips validation, and one changes more than requested.
         "job.update.attributes.system.project": {"validated": 1},
         "job.update.attributes.system.bank": {"updates": {"attributes.system.project": "fusion"}},
         "job.update.attributes.system.queue": {"updates": {"attributes.system": {"project": "fusion"}}},
@@ -503,7 +505,7 @@ fn another_plugin_that_consents_is_no_way_around() {
 
 #[needs(munged)]
 #[test]
-fn an_update_of_which_nothing_is_known_yet_is_to_be_tried_again() {
+fn an_update_for_an_unknown_user_can_be_retried() {
     let place = Place::new();
     let mut instance = place.instance(json!({"project": projects()}));
     let id = instance.submit_held(me(), None);
@@ -513,7 +515,7 @@ fn an_update_of_which_nothing_is_known_yet_is_to_be_tried_again() {
     let project = json!({"attributes.system.project": "hydro"});
     let text = instance.update(&id, me(), project.clone()).unwrap_err();
     assert!(text.contains("try again in a moment"), "{text}");
-    // Others are none of this plugin's business.
+    // Other attributes do not concern this plugin.
     assert_eq!(
         instance.update(&id, me(), json!({"attributes.system.queue": "q"})),
         Ok(())
@@ -545,11 +547,11 @@ fn without_projects_the_plugin_consents_to_no_update() {
     instance.shutdown();
 }
 
-// What was found when the job was submitted does not count for ever
+// The membership at submission does not count for ever
 
 #[needs(munged)]
 #[test]
-fn whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token() {
+fn a_user_who_left_the_project_before_the_job_starts_receives_no_token() {
     let place = Place::new();
     let (rule, _) = place.token_of_project();
     let table = json!({"project": projects(), "rule": [rule]});
@@ -557,7 +559,7 @@ fn whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token() {
     let mut instance = place.instance(table.clone());
     let left = instance.submit_held(me(), Some("hydro"));
     instance.wait(&left, "depend");
-    // Some other plugin, or the instance owner, updates a job past all that asks.
+    // Another plugin or the instance owner updates a job without any checks.
     let updated = instance.submit_held(me(), Some("hydro"));
     instance.wait(&updated, "depend");
     let context = json!({"attributes.system.project": "fusion"});
@@ -594,7 +596,7 @@ fn whoever_is_not_in_the_project_any_more_when_the_job_starts_gets_no_token() {
 
 #[needs(munged)]
 #[test]
-fn a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager() {
+fn a_held_job_stays_held_after_a_reload_and_a_restart() {
     let place = Place::new();
     let (rule, [hydro, _]) = place.token_of_project();
     place.names(&[("hydro", 5000, &["alice"])]);
@@ -608,20 +610,20 @@ fn a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager() {
     instance.ok("remove", json!({"name": "workflow-token.so"}));
     assert_eq!(instance.dependencies(&good), json!([HELD]));
     instance.ok("load", json!({"path": place.site.jobtap()}));
-    // It is held still, and by the new one.
+    // The job is still held, now by the new plugin.
     assert_eq!(instance.counter("held"), 2);
     assert_eq!(instance.dependencies(&good), json!([HELD]));
     instance.kill();
 
     let mut instance = place.start();
-    until("both are taken up", || instance.counter("held") == 2);
+    until("both are held again", || instance.counter("held") == 2);
     place.answer();
     instance.wait(&good, "clean");
     assert_eq!(instance.stdout(&good).trim_end(), hydro);
     assert_eq!(instance.contexts(&good, "dependency-add").len(), 1);
     assert!(instance.fatal(&bad).contains("alice is not in project fusion"));
 
-    // One that was let go before is not held again, whatever it waits for.
+    // A job that was released earlier is not held again, whatever it waits for.
     let id = instance.submit_held(me(), Some("hydro"));
     instance.wait(&id, "depend");
     instance.ok("remove", json!({"name": "workflow-token.so"}));
@@ -632,7 +634,7 @@ fn a_held_job_is_taken_up_by_the_next_plugin_and_the_next_job_manager() {
 
 #[needs(munged)]
 #[test]
-fn a_job_is_let_go_when_the_projects_are_taken_away() {
+fn a_held_job_is_released_when_the_projects_are_removed() {
     let place = Place::new();
     place.names(&[("hydro", 5000, &["alice"])]);
     place.hang();

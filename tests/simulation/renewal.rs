@@ -10,7 +10,7 @@ use crate::support::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-/// A task that prints its tokens, and once their files hold others, those.
+/// Prints its tokens, and later the new tokens from its files.
 const FOLLOW: &[&str] = &[
     "sh",
     "-c",
@@ -19,7 +19,8 @@ const FOLLOW: &[&str] = &[
     cat "$DW_WORKFLOW_TOKEN_FILE""#,
 ];
 
-/// A token that is to be renewed within a second or so, and one that is not.
+/// Returns a token that must be renewed within about a second, and one that
+/// must not.
 fn tokens() -> (String, String) {
     let soon = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -29,7 +30,7 @@ fn tokens() -> (String, String) {
     (jwt(json!({"exp": soon})), jwt(json!({})))
 }
 
-/// A rule with a file, whose token is renewed as early as can be.
+/// Returns a rule with a file whose token is renewed as early as possible.
 fn renewed(site: &Site, token: &str) -> Value {
     let mut rule = site.file_rule("dw", token);
     rule["renew"] = json!(0.1);
@@ -120,7 +121,7 @@ fn a_job_gets_one_token_for_each_name() {
     assert_eq!(instance.stdout(&job), format!("{one} {two}\n{two}"));
     let job = instance.run(&["sh", "-c", "echo ${DW_WORKFLOW_TOKEN-none}"], matching("nothing"));
     assert_eq!(instance.stdout(&job), "none\n");
-    // If one of them cannot be had, the job does not start.
+    // If one of the tokens cannot be obtained, the job does not start.
     fs::remove_file(site.at("storage.secret")).unwrap();
     let job = instance.submit(&["true"], matching("dw"));
     instance.undelivered(&job);

@@ -1,4 +1,4 @@
-//! Sealed records, with a real munged: who can open them, and which are refused.
+//! Sealed records, with a real munged: who can open them, and which are rejected.
 
 use std::{
     os::unix::process::CommandExt,
@@ -22,7 +22,7 @@ fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// The job of this test's user, in an instance that this user runs.
+/// Returns a job of the current user, in an instance of the same user.
 fn expected() -> Expected {
     Expected {
         owner: Owner { jobid: JOB, uid: me() },
@@ -34,14 +34,14 @@ fn sealed(munge: &Munge) -> Record {
     Record::seal(munge, expected().owner, me(), &variables(), &Default::default()).unwrap()
 }
 
-/// The record with one member of its JSON changed.
+/// Returns the record with one member of its JSON changed.
 fn with(record: &Record, member: &str, value: serde_json::Value) -> Record {
     let mut json: serde_json::Value = serde_json::from_str(&record.to_json()).unwrap();
     json[member] = value;
     Record::from_json(&json.to_string()).unwrap()
 }
 
-/// A record whose credential was made by munge(1), with a payload of its own.
+/// Returns a record whose credential was made by munge(1), with this payload.
 fn forged(munged: &Munged, payload: &str, options: &[&str]) -> Record {
     let mut munge = Command::new("munge");
     munge
@@ -72,7 +72,7 @@ fn the_job_owner_opens_it_and_the_record_shows_names_only() {
     assert_eq!(opened.staleness, None);
     assert_eq!(record.variables(), ["DW_WORKFLOW_TOKEN"]);
     assert!(!record.to_json().contains(CANARY));
-    // Not in any encoding that a credential could have without being encrypted.
+    // Not in any encoding that an unencrypted credential could have.
     let inside = STANDARD
         .decode(record.credential().trim_start_matches("MUNGE:").trim_end_matches(':'))
         .unwrap();
@@ -131,7 +131,7 @@ fn a_record_of_another_job_user_or_sealer_is_refused() {
     assert!(matches!(record.open(&munge, &expected()), Err(Error::Foreign { .. })));
 }
 
-/// Clusters that share a key have jobs of the same ids.
+/// Clusters that share a key have jobs with the same ids.
 #[needs(munged)]
 #[test]
 fn a_record_of_another_cluster_is_refused() {
@@ -151,7 +151,8 @@ fn a_record_of_another_cluster_is_refused() {
     assert!(matches!(refused, Err(Error::OtherInstance { .. })), "{refused:?}");
 }
 
-/// Messages between processes, such as a node's request, are good for one use by one user.
+/// Messages between processes, such as a node's request, are valid for one use by one
+/// user.
 #[needs(munged)]
 #[test]
 fn a_message_is_received_once_by_the_user_it_is_for() {
@@ -171,7 +172,7 @@ fn a_message_is_received_once_by_the_user_it_is_for() {
 
 #[needs(munged)]
 #[test]
-fn what_the_record_says_in_clear_decides_nothing() {
+fn unauthenticated_members_of_a_record_decide_nothing() {
     let munged = Munged::start();
     let munge = munged.client();
     let record = with(
@@ -198,7 +199,7 @@ fn a_credential_that_others_could_have_opened_is_refused() {
             "{options:?}"
         );
     }
-    // The same, as it should be, is accepted: it was not refused for anything else.
+    // The correct record is accepted, so no other flaw caused the rejection.
     let record = forged(&munged, &payload, &["--restrict-uid", &uid, "--cipher", "aes128"]);
     record.open(&munged.client(), &expected()).unwrap();
 }
@@ -271,13 +272,13 @@ fn munged_that_is_absent_can_be_tried_again() {
     assert!(text.contains("is munged running") && !text.contains(CANARY), "{text}");
 }
 
-/// Nobody but the job owner opens it: not root, who sealed it, and not another user.
+/// Only the job owner can open it: neither root, who sealed it, nor another user.
 #[needs(munged, root)]
 #[test]
 fn root_the_sealer_and_other_users_are_refused() {
     const TEST: &str = "seal::root_the_sealer_and_other_users_are_refused";
     if let Ok(record) = std::env::var("TEST_RECORD") {
-        // In a process of the user in question, see below.
+        // Runs in a process of the user in question, see below.
         let socket = std::env::var_os("TEST_SOCKET").unwrap();
         let owner: u32 = std::env::var("TEST_OWNER").unwrap().parse().unwrap();
         let munge = Munge::new(Some(std::path::Path::new(&socket))).unwrap();
@@ -302,7 +303,7 @@ fn root_the_sealer_and_other_users_are_refused() {
         &Default::default(),
     )
     .unwrap();
-    // Where every user can execute it.
+    // In a directory where every user can execute it.
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let program = dir.path().join("test");
@@ -323,10 +324,10 @@ fn root_the_sealer_and_other_users_are_refused() {
     }
 }
 
-/// Whatever is listened on where others could have put the socket is sent nothing.
+/// Sends nothing to a socket that others could have created.
 #[needs(munged, root)]
 #[test]
-fn a_socket_that_others_could_have_put_there_is_not_used() {
+fn a_socket_that_others_could_have_created_is_not_used() {
     let munged = Munged::start();
     let dir = munged.socket().parent().unwrap().to_owned();
     let set_mode = |mode| std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
@@ -345,7 +346,7 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
         );
         texts
     };
-    // It was used before, and is looked at each time.
+    // The socket was used before, and is checked each time.
     set_mode(0o777);
     for text in refused(&munge) {
         assert!(
@@ -355,7 +356,7 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
     }
     set_mode(0o1777);
     sealed(&munge);
-    // A listener of another user in a directory like /tmp, while munged is down.
+    // Another user listens in a directory like /tmp while munged is down.
     std::os::unix::fs::chown(munged.socket(), Some(61_001), None).unwrap();
     for text in refused(&munge) {
         assert!(
@@ -366,14 +367,14 @@ fn a_socket_that_others_could_have_put_there_is_not_used() {
     sealed(&munged.client().user(seal::MungeUser::Uid(61_001)));
 }
 
-/// The owner of a socket does not tell who listens.
+/// The owner of a socket does not identify its listener.
 #[needs(root)]
 #[test]
-fn a_listener_who_is_another_user_is_sent_nothing() {
-    const TEST: &str = "a_listener_who_is_another_user_is_sent_nothing";
+fn nothing_is_sent_to_a_listener_of_another_user() {
+    const TEST: &str = "nothing_is_sent_to_a_listener_of_another_user";
     const OTHER: u32 = 61_001;
     if let Some(path) = std::env::var_os("TEST_LISTENER") {
-        // In a process of the other user, see below.
+        // Runs in a process of the other user, see below.
         let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
         println!("listening");
         let (mut connection, _) = listener.accept().unwrap();

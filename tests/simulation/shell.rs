@@ -219,7 +219,7 @@ const REFUSED: &[Case] = &[
 
 #[needs(munged)]
 #[test]
-fn a_record_that_is_not_the_jobs_own_or_not_whole_fails_the_job_before_its_command_is_run() {
+fn a_foreign_or_incomplete_record_fails_the_job_before_its_command_runs() {
     let (site, foreign) = (Site::new(), Munged::start());
     let forge = Forge { site, foreign };
     let mut instance = held(&forge.site, json!({}));
@@ -322,7 +322,7 @@ fn the_credential_may_expire_while_the_job_waits_for_another_prolog() {
 
 #[needs(munged)]
 #[test]
-fn the_token_takes_the_place_of_what_the_user_set() {
+fn the_token_replaces_a_value_of_the_user() {
     let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -341,7 +341,7 @@ fn the_token_takes_the_place_of_what_the_user_set() {
 
 #[needs(munged, root)]
 #[test]
-fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
+fn the_most_verbose_output_shows_a_guest_no_secret() {
     let site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -362,7 +362,7 @@ fn a_guest_is_told_as_much_as_verbosity_shows_and_no_secret() {
 
 #[needs(munged)]
 #[test]
-fn a_shell_waits_for_munged_that_is_being_restarted() {
+fn a_shell_waits_for_a_restart_of_munged() {
     let mut site = Site::new();
     let token = jwt(json!({}));
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -377,7 +377,7 @@ fn a_shell_waits_for_munged_that_is_being_restarted() {
 
 #[needs(munged)]
 #[test]
-fn a_shell_without_munged_fails_the_job_and_says_so() {
+fn a_shell_without_munged_fails_the_job_with_a_reason() {
     let mut site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     instance.ok("load", site.hold());
@@ -436,7 +436,7 @@ fn a_lookup_that_fails_fails_the_job() {
 
 #[needs(munged)]
 #[test]
-fn a_job_that_wants_no_token_has_none_and_is_not_asked_for() {
+fn a_job_that_declines_a_token_has_none_and_no_look_up() {
     let site = Site::new();
     let mut instance = site.instance(json!({"rule": [site.file_rule("dw", jwt(json!({})))]}));
     refuse_lookups(&mut instance);
@@ -456,7 +456,7 @@ fn file_rule(mut conditions: Value) -> Value {
 
 #[needs(munged)]
 #[test]
-fn a_shell_that_knows_the_rules_asks_for_no_job_that_none_of_them_can_match() {
+fn a_shell_with_rules_looks_up_no_record_of_a_job_that_none_can_match() {
     let site = Site::new();
     let owner = nix::unistd::User::from_uid(me().into()).unwrap().unwrap();
     let group = nix::unistd::Group::from_gid(owner.gid).unwrap().unwrap();
@@ -532,7 +532,7 @@ fn a_job_that_came_to_match_after_its_submission_gets_its_token() {
 
 #[needs(munged)]
 #[test]
-fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
+fn a_shell_with_rules_exports_the_token_of_a_job() {
     let site = Site::new();
     let token = jwt(json!({}));
     let config = site.configure(json!({"rule": [site.file_rule("dw", &token)]}));
@@ -547,7 +547,7 @@ fn a_shell_that_knows_the_rules_gives_a_job_its_token() {
 
 #[needs(munged)]
 #[test]
-fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
+fn a_shell_without_readable_rules_warns_and_looks_up_every_record() {
     let site = Site::new();
     let bad = site.write("bad.toml", 0o644, "[workflow-token]\ntimeout = \"soon\"\n");
     for config in [site.path("missing.toml"), bad] {
@@ -569,7 +569,7 @@ fn a_shell_that_cannot_read_the_rules_says_so_and_asks_for_every_job() {
 
 #[needs(munged)]
 #[test]
-fn a_shell_of_another_owners_instance_asks_for_no_job() {
+fn a_shell_in_an_instance_of_another_owner_looks_up_no_record() {
     let site = Site::new();
     let name = nix::unistd::User::from_uid(me().into()).unwrap().unwrap().name;
     for (owner, asks) in [

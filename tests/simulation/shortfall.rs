@@ -1,4 +1,5 @@
-//! Tokens that cannot last as long as their jobs: users are warned or their jobs rejected, at submission if it can be told.
+//! Tokens that cannot last as long as their jobs: users are warned or their jobs rejected, at submission if this is
+//! known then.
 
 use std::process::Command;
 
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 /// The severity of an exception that does not end its job.
 const NOTICE: i64 = 4;
 
-/// A table with a rule of the source `issuer` whose tokens last an hour and are not renewed.
+/// Returns a table with a rule of the source `issuer` whose tokens last an hour and are not renewed.
 fn once(site: &Site, on_shortfall: Option<&str>) -> Value {
     let keys = site.path("keys");
     if !site.at("keys").exists() {
@@ -41,7 +42,7 @@ fn reconfigure(site: &Site, instance: &mut Instance, table: Value) {
     instance.ok("config-reload", json!({"config": site.config(table)}));
 }
 
-/// The lines that the user of a job that ran was told.
+/// Returns the lines shown to the user of a job that ran.
 #[track_caller]
 fn notices(instance: &mut Instance, job: &str) -> Vec<String> {
     let exceptions = instance.contexts(job, "exception");
@@ -94,7 +95,7 @@ fn an_update_of_the_time_limit_is_rejected_as_well() {
     let error = instance.update(&job, BOB, to(7200.0)).unwrap_err();
     assert!(error.contains("this job may run 2h"), "{error}");
     assert_eq!(instance.update(&job, BOB, to(1800.0)), Ok(()));
-    // The instance owner may do as it likes, and other updates are not held up by that.
+    // The instance owner is not restricted, and other updates are not blocked.
     assert_eq!(instance.update(&job, me(), to(7200.0)), Ok(()));
     let queue = json!({"attributes.system.queue": "q"});
     assert_eq!(instance.update(&job, me(), queue), Ok(()));
@@ -112,7 +113,7 @@ fn by_default_the_user_is_warned_once_and_the_job_runs() {
     let expected =
         "token.default: it lasts 1h and is not renewed, but this job may run 2h: set a time limit of at most 1h";
     assert_eq!(notices(&mut instance, &job), [expected]);
-    // Before anything else happens to it.
+    // Before any other event.
     let events = instance.events(&job);
     let at = |name: &str| events.iter().position(|event| event == name);
     assert!(at("exception") < at("alloc"), "{events:?}");
@@ -132,7 +133,7 @@ fn by_default_the_user_is_warned_once_and_the_job_runs() {
     instance.shutdown();
 }
 
-/// The rule of a file whose token lasts ten minutes.
+/// Returns the rule of a file whose token lasts ten minutes.
 fn ten_minutes(site: &Site, more: Value) -> Value {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -144,7 +145,7 @@ fn ten_minutes(site: &Site, more: Value) -> Value {
 
 #[needs(munged)]
 #[test]
-fn a_token_whose_lifetime_its_source_tells_is_compared_when_the_job_starts() {
+fn a_token_with_a_lifetime_from_its_source_is_compared_when_the_job_starts() {
     let site = Site::new();
     let job_of = |seconds: u32| json!({"attributes": {"system": {"dw": 1, "duration": seconds}}});
     let mut instance = site.instance(ten_minutes(&site, json!({"renew": false})));

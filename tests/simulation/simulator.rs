@@ -1,4 +1,4 @@
-//! The simulator by itself, with small plugins written in C against declarations of their own.
+//! The simulator itself, with small plugins in C that have their own declarations.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -35,12 +35,12 @@ impl Place {
         Instance::start(&self.statedir(), args)
     }
 
-    /// An instance with the plugin for the job manager.
+    /// Starts an instance with the plugin for the job manager.
     fn loaded(&self) -> Instance {
         self.instance(&["--jobtap", &self.jobtap])
     }
 
-    /// An instance with the plugin for the job manager, which waits for its service "go".
+    /// Starts an instance with the plugin for the job manager, which waits for its service "go".
     fn manual(&self) -> Instance {
         let mut instance = self.instance(&[]);
         instance.ok("load", json!({"path": self.jobtap, "conf": {"manual": 1}}));
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-/// The events of a job to which nothing special happens.
+/// The events of an ordinary job.
 const PLAIN: [&str; 10] = [
     "submit", "validate", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean",
 ];
@@ -120,7 +120,7 @@ fn a_plugin_is_loaded_once_by_its_file_name_and_removed() {
     let result = instance.ok("query", json!({"name": "jobtap.so"}))["result"].clone();
     assert_eq!(
         result["inits"], 2,
-        "the second plugin was initialized before it was refused"
+        "the second plugin was initialized before it was rejected"
     );
     assert_eq!(
         (&result["name"], &result["path"]),
@@ -139,7 +139,7 @@ fn a_plugin_is_loaded_once_by_its_file_name_and_removed() {
     );
     instance.ok("load", json!({"path": place.jobtap}));
     let result = instance.ok("query", json!({"name": "jobtap.so"}))["result"].clone();
-    assert_eq!(result["inits"], 3, "what the handle keeps outlives the plugin");
+    assert_eq!(result["inits"], 3, "items of the handle outlive the plugin");
     instance.shutdown();
 }
 
@@ -160,7 +160,7 @@ fn a_plugin_that_cannot_be_loaded_is_named() {
 }
 
 #[test]
-fn a_configuration_that_a_plugin_refuses_is_not_taken() {
+fn a_configuration_that_a_plugin_rejects_is_not_used() {
     let place = Place::new();
     let mut instance = place.loaded();
     let error = instance.error("config-reload", json!({"config": {"test": {"bad": "worse"}}}));
@@ -360,7 +360,7 @@ fn a_restarted_instance_replays_a_job_in_its_prolog() {
 }
 
 #[test]
-fn a_job_that_ran_when_the_instance_went_fails() {
+fn a_job_that_ran_at_the_end_of_the_instance_fails() {
     let place = Place::new();
     let mut instance = place.instance(&[]);
     let job = instance.submit(&["sleep", "1000"], json!({}));
@@ -409,7 +409,7 @@ fn a_shell_plugin_reads_a_key_and_sets_the_environment_of_the_task() {
 }
 
 #[test]
-fn a_shell_that_cannot_go_on_raises_an_exception() {
+fn a_failing_shell_raises_an_exception() {
     let place = Place::new();
     let mut instance = place.instance(&["--shell-plugin", &place.shell]);
     let job = instance.submit(&["true"], json!({}));
@@ -424,7 +424,7 @@ fn a_shell_that_cannot_go_on_raises_an_exception() {
     let output = instance.ok("output", json!({"jobid": job}))["output"].clone();
     assert_eq!(output, "flux-shell[0]: FATAL: test: lookup: test: key not found\n");
 
-    // All shells of a job end if one of them does, though the others wait for it.
+    // All shells of a job end if one of them does, even those that wait for it.
     let options = json!({"nodes": 3, "attributes": {"system": {"shell": {"options": {"fatal": {"why": "tested"}}}}}});
     let job = instance.submit(&["true"], options);
     let note = instance.wait(&job, "exception")["context"]["note"].clone();
@@ -489,7 +489,7 @@ fn a_guest_shell_runs_as_the_job_owner() {
     instance.shutdown();
 }
 
-/// The plugin that does what a test tells it: see there.
+/// The plugin that a test controls, see puppet.c.
 struct Puppet(String);
 
 impl Puppet {
@@ -497,13 +497,13 @@ impl Puppet {
         Puppet(plugin(place.dir.path(), "puppet.c").to_str().unwrap().to_owned())
     }
 
-    /// Loads it, with what it does in the callbacks of some topics.
+    /// Loads it, with its actions in the callbacks of some topics.
     #[track_caller]
     fn load(&self, instance: &mut Instance, on: Value) {
         instance.ok("load", json!({"path": self.0, "conf": {"on": on}}));
     }
 
-    /// The configuration of an instance that loads it when it starts.
+    /// Returns the configuration of an instance that loads it at start.
     fn config(&self, place: &Place, on: Value) -> String {
         let config = json!({"job-manager": {"plugins": [{"load": self.0, "conf": {"on": on}}]}});
         let path = place.dir.path().join("puppet.toml");
@@ -512,7 +512,7 @@ impl Puppet {
     }
 }
 
-/// Has the puppet do something outside of any callback. Returns what each function returned, or its error number.
+/// Makes the puppet act outside of any callback. Returns the result of each function, or its error number.
 #[track_caller]
 fn act(instance: &mut Instance, id: u64, actions: Value) -> Vec<Result<i64, i32>> {
     let request = json!({"topic": "job-manager.puppet.do", "payload": {"id": id, "actions": actions}});
@@ -524,14 +524,14 @@ fn act(instance: &mut Instance, id: u64, actions: Value) -> Vec<Result<i64, i32>
     results.as_array().unwrap().iter().map(result).collect()
 }
 
-/// What the puppet was told and did so far.
+/// Returns the calls to the puppet and its actions so far.
 #[track_caller]
 fn calls(instance: &mut Instance) -> Vec<Value> {
     let result = instance.ok("query", json!({"name": "puppet.so"}))["result"].clone();
     result["calls"].as_array().unwrap().clone()
 }
 
-/// The topics of the callbacks about a job.
+/// Returns the topics of the callbacks about a job.
 #[track_caller]
 fn topics(instance: &mut Instance, job: &str) -> Vec<String> {
     let id = decimal(job);
@@ -539,7 +539,7 @@ fn topics(instance: &mut Instance, job: &str) -> Vec<String> {
     calls.map(|call| call["topic"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The first callback of a topic.
+/// Returns the first callback of a topic.
 #[track_caller]
 fn call(instance: &mut Instance, topic: &str) -> Value {
     let calls = calls(instance);
@@ -551,7 +551,7 @@ fn depends_on(description: &str) -> Value {
     json!([{"do": "dependency-add", "description": description}])
 }
 
-/// Both ways in which an instance comes to be restarted.
+/// The two ways to end an instance before a restart.
 const ENDS: [fn(Instance); 2] = [Instance::shutdown, Instance::kill];
 
 #[test]
@@ -591,7 +591,7 @@ fn a_job_waits_for_its_dependencies() {
     assert_eq!(
         state["dependencies"],
         json!(["d"]),
-        "one that was removed does not come back"
+        "a removed dependency cannot be added again"
     );
 
     assert_eq!(act(&mut instance, id, json!([remove("d")])), [Ok(0)]);
@@ -616,7 +616,7 @@ fn a_job_waits_for_its_dependencies() {
 }
 
 #[test]
-fn a_dependency_is_there_after_a_reload_and_a_restart() {
+fn a_dependency_survives_a_reload_and_a_restart() {
     let place = Place::new();
     let puppet = Puppet::new(&place);
     let on = json!({"job.state.depend": depends_on("a")});
@@ -638,7 +638,7 @@ fn a_dependency_is_there_after_a_reload_and_a_restart() {
         assert_eq!(
             topics(&mut instance, &job),
             ["job.create", "job.new"],
-            "a restart is no change of the state"
+            "a restart does not change the state"
         );
         let id = decimal(&job);
         assert_eq!(act(&mut instance, id, depends_on("a")), [Ok(0)]);
@@ -696,7 +696,7 @@ fn an_epilog_keeps_the_resources_until_all_have_finished() {
     assert_eq!(
         instance.ok("state", json!({"jobid": job}))["state"],
         "CLEANUP",
-        "an epilog that starts when the resources are free still holds the job"
+        "an epilog that starts after the resources are released still holds the job"
     );
     assert_eq!(act(&mut instance, id, finish("late")), [Ok(0)]);
     instance.wait(&job, "clean");
@@ -823,7 +823,7 @@ fn an_exception_in_a_prolog_begins_the_epilog_before_the_prolog_has_finished() {
 }
 
 #[test]
-fn a_subscriber_is_told_of_every_event_as_often_as_it_has_subscribed() {
+fn a_subscriber_receives_every_event_once_per_subscription() {
     let place = Place::new();
     let puppet = Puppet::new(&place);
     let mut instance = place.instance(&[]);
@@ -893,7 +893,7 @@ fn a_subscriber_is_told_of_every_event_as_often_as_it_has_subscribed() {
 }
 
 #[test]
-fn a_plugin_posts_events_of_its_own_and_knows_what_was_posted() {
+fn a_plugin_posts_its_own_events_and_knows_posted_events() {
     let place = Place::new();
     let puppet = Puppet::new(&place);
     let mut instance = place.instance(&[]);
@@ -935,7 +935,7 @@ fn a_plugin_posts_events_of_its_own_and_knows_what_was_posted() {
     assert_eq!(
         act(&mut instance, id, after),
         [Ok(0), Ok(0), Ok(0), Ok(1)],
-        "what was replayed does not count"
+        "replayed events do not count"
     );
     instance.wait(&job, "clean");
     let inactive = json!([posted("clean"), {"do": "post", "name": "mine"}]);
@@ -984,7 +984,7 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
         .skip_while(|call| call["topic"] != "job.update")
         .nth(1)
         .cloned();
-    assert_eq!(in_callback, Some(denied), "not the job that a callback is about");
+    assert_eq!(in_callback, Some(denied), "not the job that a callback concerns");
     let lookups = calls(&mut instance);
     let jobspec = &lookups.iter().find_map(|call| call.get("lookup")).unwrap()["jobspec"];
     let expected = json!({"duration": 0, "given": 1, "made": {"deep": {"x": 1}}});
@@ -993,7 +993,7 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
         (&expected, &json!("u"))
     );
 
-    // A job that waits for resources gets a new priority, after the plugins were told of the update.
+    // A job that waits for resources receives a new priority after the plugins were notified of the update.
     let remove = json!([{"do": "dependency-remove", "description": "a"}]);
     assert_eq!(act(&mut instance, id, remove), [Ok(0)]);
     instance.wait(&job, "priority");
@@ -1015,7 +1015,7 @@ fn a_plugin_updates_the_jobspec_of_a_job_that_does_not_run_yet() {
 }
 
 /// Asserts that a new job manager replays the updates of a job, and that the key in the KVS is as submitted, unless the
-/// caller asks for the current one.
+/// caller requests the current jobspec.
 fn assert_replays_updates(place: &Place, puppet: &Puppet, job: &str) {
     let update = |updates: Value| json!({"do": "update", "context": updates});
     let (id, invalid) = (decimal(job), Err(libc::EINVAL));
@@ -1044,7 +1044,7 @@ fn assert_replays_updates(place: &Place, puppet: &Puppet, job: &str) {
     let run = call(&mut instance, "job.state.run");
     assert_eq!(
         run["R"]["execution"]["R_lite"][0]["rank"], "0-2",
-        "it gets what it asks for now"
+        "it receives the resources of the updated jobspec"
     );
     let late = json!([update(json!({"attributes.user": 1})), {"do": "prolog-finish", "description": "p"}]);
     assert_eq!(act(&mut instance, id, late), [invalid, Ok(0)]);
@@ -1074,7 +1074,7 @@ fn a_plugin_and_the_store_know_the_nodes_of_a_job() {
     assert_eq!(
         call(&mut instance, "job.state.inactive")["R"],
         resources,
-        "plugins know of them after they were given back"
+        "plugins still know them after their release"
     );
 
     let keys = json!({"jobid": job, "keys": ["R", "eventlog", "jobspec"], "flags": 1});
@@ -1093,7 +1093,7 @@ fn a_plugin_and_the_store_know_the_nodes_of_a_job() {
 }
 
 #[test]
-fn a_request_of_a_plugin_is_seen_and_answered_when_the_test_wants() {
+fn a_test_sees_and_answers_a_request_of_a_plugin() {
     let place = Place::new();
     let puppet = Puppet::new(&place);
     let mut instance = place.instance(&[]);
@@ -1134,7 +1134,7 @@ fn a_request_of_a_plugin_is_seen_and_answered_when_the_test_wants() {
     ];
     assert_eq!(answers, expected);
 
-    // Nobody serves it now: it is seen, and fails at once.
+    // Nobody serves the topic now: the request is recorded, and fails at once.
     instance.ok("service", json!({"topic": "other.make"}));
     act(&mut instance, decimal(&job), json!([rpc(4)]));
     instance.ok("wait", json!({"jobid": job, "event": "answered", "count": 4}));
@@ -1147,7 +1147,7 @@ fn a_request_of_a_plugin_is_seen_and_answered_when_the_test_wants() {
     let wait = json!({"topic": "other.make", "count": 4});
     assert_eq!(instance.ok("wait-request", wait)["payload"], json!({"n": 4}));
 
-    // What is held when the instance ends is no obstacle.
+    // Held requests do not block the end of the instance.
     instance.ok("service", json!({"topic": "other.make", "hold": true}));
     let held = instance.send("rpc", json!({"topic": "other.make"}));
     instance.ok("wait-request", json!({"topic": "other.make", "count": 5}));
@@ -1166,7 +1166,7 @@ fn a_plugin_keeps_a_request_and_answers_it_later() {
         *kept += 1;
         let request = instance.send("rpc", topic("keep"));
         let seen = *kept;
-        // The plugin says so each time.
+        // The plugin logs this each time.
         instance.ok("wait-log", json!({"text": "puppet: kept a request"}));
         let stats = instance.ok("stats", json!({}));
         assert_eq!(stats["topics"]["job-manager.puppet.keep"]["count"], seen);
@@ -1180,14 +1180,14 @@ fn a_plugin_keeps_a_request_and_answers_it_later() {
     instance.ok("rpc", answer.clone());
     assert_eq!(instance.response(first)["payload"], json!({"done": 1}));
     instance.ok("rpc", topic("answer"));
-    assert_eq!(instance.response(second)["payload"], "", "an answer without a payload");
+    assert_eq!(instance.response(second)["payload"], "", "a response without a payload");
 
     let failed = keep(&mut instance, &mut kept);
     answer["payload"] = json!({"errnum": libc::EBUSY});
     instance.ok("rpc", answer);
     assert_eq!(instance.response(failed)["errnum"], libc::EBUSY);
 
-    // Whoever is never answered is told so, where Flux would let it wait.
+    // A requester that never receives a response gets an error, where Flux would let it wait.
     let dropped = keep(&mut instance, &mut kept);
     instance.ok("rpc", topic("drop"));
     let response = instance.response(dropped);
@@ -1212,7 +1212,7 @@ fn a_plugin_keeps_a_request_and_answers_it_later() {
 }
 
 #[test]
-fn a_timer_goes_off_as_often_as_it_is_wanted() {
+fn a_timer_expires_as_often_as_requested() {
     let place = Place::new();
     let puppet = Puppet::new(&place);
     let mut instance = place.instance(&[]);
@@ -1227,7 +1227,7 @@ fn a_timer_goes_off_as_often_as_it_is_wanted() {
         .filter_map(|call| call.get("timer").cloned())
         .collect();
     assert_eq!(timers, [3, 2, 1]);
-    // One that is outstanding goes with its plugin.
+    // An outstanding timer ends with its plugin.
     act(
         &mut instance,
         0,

@@ -1,4 +1,5 @@
-//! The token of a job has an entry in a status list, which shows that the job has ended, also one that ended while no agent ran.
+//! The token of a job has an entry in a status list. The list shows that the job has ended, even if it ended while no
+//! agent ran.
 
 use std::{fs, io::Write, os::unix::net::UnixStream};
 
@@ -13,7 +14,7 @@ use token::StatusList;
 
 const ISSUER: &str = "https://hpc.example.org";
 
-/// Asks the agent of an instance; none if it does not answer.
+/// Sends a request to the agent of an instance. Returns None if it does not respond.
 fn ask(site: &Site, question: IssuerQuestion) -> Option<Answer> {
     let arguments = fs::read(format!("/proc/{}/cmdline", site.agent())).unwrap();
     let arguments = String::from_utf8(arguments).unwrap();
@@ -36,7 +37,7 @@ fn claims(token: &str) -> Value {
     serde_json::from_slice(&claims).unwrap()
 }
 
-/// Returns the status of a token in the list that its agent signs; none if it signs none.
+/// Returns the status of a token in the list that its agent signs, or None if it signs none.
 fn status(site: &Site, token: &str) -> Option<u8> {
     let entry = claims(token)["status"]["status_list"].clone();
     let number = entry["uri"]
@@ -81,7 +82,7 @@ fn the_list_shows_which_jobs_have_ended_also_after_the_agent_was_killed() {
     until("the end of the first job is in the list", || {
         statuses() == [Some(1), Some(0), Some(0)]
     });
-    // An agent that is killed is started again, and asks about the jobs of before.
+    // A killed agent is restarted, and requests the earlier jobs.
     nix::sys::signal::kill(site.agent(), nix::sys::signal::Signal::SIGKILL).unwrap();
     instance.ok("cancel", json!({ "jobid": second.0 }));
     instance.wait(&second.0, "clean");

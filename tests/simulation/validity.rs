@@ -1,4 +1,4 @@
-//! The agent answers whether the job of a token is active, and when it ended.
+//! The agent reports whether the job of a token is active, and when it ended.
 
 use std::{fs, io::Write, os::unix::net::UnixStream, time::SystemTime};
 
@@ -6,7 +6,7 @@ use crate::support::plugins::{Site, decimal, jwt, matching, until};
 use protocol::{Answer, Ask, JobEnd, JobFacts, MAX_FRAME, Question, Reply, Request, TokenFacts, VERSION, Validity};
 use serde_json::json;
 
-/// Asks the agent of an instance.
+/// Sends a request to the agent of an instance.
 fn ask(site: &Site, question: Question) -> Answer {
     let arguments = fs::read(format!("/proc/{}/cmdline", site.agent())).unwrap();
     let arguments = String::from_utf8(arguments).unwrap();
@@ -23,7 +23,7 @@ fn ask(site: &Site, question: Question) -> Answer {
     }
 }
 
-/// Asks about a token of a job.
+/// Requests the validity of a token of a job.
 fn check(site: &Site, instance: &str, jobid: u64) -> Validity {
     let job = JobFacts {
         instance: instance.to_owned(),
@@ -40,7 +40,8 @@ fn check(site: &Site, instance: &str, jobid: u64) -> Validity {
     }
 }
 
-/// The jobs of this user that hold tokens, by name, with their variables.
+/// Returns the jobs of this user that hold tokens, by name, with their
+/// variables.
 fn held(site: &Site) -> Vec<(String, Vec<String>)> {
     let uid = nix::unistd::geteuid().as_raw();
     match ask(site, Question::Held { uid }) {
@@ -68,7 +69,7 @@ fn a_job_is_active_until_it_has_ended_at_a_time() {
     let before = now();
     instance.ok("cancel", json!({ "jobid": job }));
     instance.wait(&job, "clean");
-    // The job manager writes its events a little later.
+    // The job manager writes its events with a delay.
     let mut end = JobEnd::default();
     until("the end is known", || match check(&site, host, id) {
         Validity::Ended(at) => {
@@ -78,11 +79,12 @@ fn a_job_is_active_until_it_has_ended_at_a_time() {
         validity => panic!("{validity:?}"),
     });
     assert!((before..=now()).contains(&end.at.unwrap()), "{end:?} and {before}");
-    // The time is that of its last event, whatever a question comes after.
+    // The time is that of the job's last event, and does not depend on the
+    // question.
     assert_eq!(check(&site, host, id), Validity::Ended(end));
     let never = Validity::Ended(JobEnd { at: None });
     assert_eq!(check(&site, host, 12345), never);
-    // While the KVS does not answer, the job has ended nevertheless.
+    // The job has ended, even while the KVS does not respond.
     instance.ok("fault", json!({"what": "hold-lookups"}));
     assert_eq!(check(&site, host, id), never);
     instance.ok("fault", json!({"what": "release-lookups"}));

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""flux-instance.py --statedir DIRECTORY [OPTION…]: runs an instance of Flux as `flux-sim instance` runs a simulated one.
+"""flux-instance.py --statedir DIRECTORY [OPTION…]: runs an instance of Flux as `flux-sim instance` runs a simulated
+one.
 
-It takes the same options, and on standard input the same commands, see tests/flux-sim/src/control.rs. Commands that inject
-faults, and those of other users, fail. An instance has as many nodes as its option --nodes says, which the simulator has
-not. The command `processes` writes all to disk, and returns the processes that a crash would end.
+It accepts the same options, and on standard input the same commands, see tests/flux-sim/src/control.rs. Commands
+that inject faults, and commands for other users, fail. The option --nodes, which the simulator lacks, sets the
+number of nodes. The command `processes` writes all data to disk, and returns the processes that a crash would end.
 """
 
 import sys
 
-# There is a token.py near this script, and one in the library of Python.
+# A token.py near this script would hide the one in Python's library.
 del sys.path[0]
 
 import argparse
@@ -38,7 +39,7 @@ def lua(value):
 
 
 def launch(args):
-    """Writes the files that Flux reads, and becomes `flux start`, whose initial program is the control."""
+    """Writes the files that Flux reads, and executes `flux start`, whose initial program is the control."""
     run = os.path.join(os.path.dirname(os.path.abspath(args.statedir)), "run")
     shutil.rmtree(run, ignore_errors=True)
     os.makedirs(run)
@@ -57,7 +58,7 @@ def launch(args):
             file.write(f"plugin.load {{ file = {json.dumps(os.path.abspath(plugin))}, conf = {conf} }}\n")
     for name in [name for name in os.environ if name.startswith("FLUX_")]:
         del os.environ[name]
-    # Jobs outlive the instance, as those of a system instance do; and their ids are written in F58.
+    # Jobs outlive the instance, as in a system instance, and their ids are printed as F58.
     os.environ |= {"FLUX_DISABLE_JOB_CLEANUP": "t", "LC_ALL": "C.UTF-8"}
     attributes = {
         "statedir": args.statedir,
@@ -72,7 +73,7 @@ def launch(args):
 
 
 class Jobs:
-    """The eventlogs of all jobs, as the job manager has them."""
+    """The eventlogs of all jobs, from the journal of the job manager."""
 
     STATES = {"validate": "DEPEND", "depend": "PRIORITY", "priority": "SCHED", "alloc": "RUN", "finish": "CLEANUP"}
 
@@ -88,13 +89,13 @@ class Jobs:
             future.reset()
             return job
 
-        # What was before comes first, and ends with no job.
+        # Earlier events come first. An entry without a job ends them.
         while more(journal) != -1:
             pass
         journal.then(lambda future: (more(future), changed()))
 
     def state(self, job):
-        """Returns what becomes of a job by its events."""
+        """Returns the state of a job, computed from its events."""
         state, dependencies, perilogs = "NEW", [], 0
         for event in self.eventlogs[job]:
             name, context = event["name"], event.get("context", {})
@@ -114,7 +115,7 @@ class Jobs:
 
 
 class Service:
-    """The services that a test plays. A topic is answered as was said last, or as one that nobody serves."""
+    """The services that a test plays. The last `service` command for a topic sets its response."""
 
     def __init__(self, handle, changed):
         self.handle = handle
@@ -154,7 +155,7 @@ class Service:
 
 
 class Control:
-    """Reads commands, and answers them. A command is a method of its name, which returns the members of the response."""
+    """Reads commands and answers them. Each command is a method, which returns the members of the response."""
 
     def __init__(self):
         import flux
@@ -169,7 +170,7 @@ class Control:
             self.load({"path": path})
         if "queues" in config:
             self.call("job-manager.queue-start", {"start": True, "all": True, "nocheckpoint": False})
-        # What a command waits for: the response is sent once the function returns one.
+        # The conditions of waiting commands: once such a function returns a response, it is sent.
         self.waiting = []
         self.input = b""
         self.lines = []
@@ -214,7 +215,7 @@ class Control:
         print(json.dumps(answer), flush=True)
 
     def check(self):
-        """Answers the commands that wait, if what they wait for has come."""
+        """Answers the waiting commands whose conditions hold."""
         waiting, self.waiting = self.waiting, []
         for request, condition in waiting:
             try:
@@ -227,7 +228,7 @@ class Control:
                 self.reply(request, answer)
 
     def reply_later(self, request, future, result):
-        """Answers a command by a future, when it is fulfilled."""
+        """Answers a command when a future is fulfilled."""
 
         def done(future):
             try:
@@ -267,7 +268,7 @@ class Control:
         import flux.job
 
         attributes = dict(request.get("attributes") or {})
-        # As if it had been submitted from a login; and on cores that this machine need not have.
+        # As if submitted from a login, and on cores that this machine need not have.
         system = {"duration": 0, "environment": request.get("env", {"PATH": os.environ["PATH"]})}
         system |= attributes.get("system", {})
         shell = system.setdefault("shell", {})
@@ -371,7 +372,7 @@ class Control:
             return
         for name, entry in entries.items():
             key = name if directory == "." else f"{directory}.{name}"
-            # The directory of a job that runs is linked to.
+            # The directory of a running job is a link.
             if entry["type"] in ("dir", "dirref", "symlink"):
                 yield from self.keys(key)
             else:

@@ -1,9 +1,9 @@
-/* jobtap.c - a plugin for the job manager with which the simulator is tested.
+/* jobtap.c - a plugin for the job manager for tests of the simulator.
  *
  * In state RUN it starts a prolog, and wakes the reactor through an eventfd from a thread of its own. The reactor then
- * commits the key "test" of the job, and finishes the prolog when that is done. A plugin configuration of {"manual":1}
- * leaves the wake to the service "go". A configuration [test] with a member "bad" is refused, and so is a job with the
- * attribute system.reject.
+ * commits the key "test" of the job, and then finishes the prolog. With the plugin configuration {"manual":1}, the
+ * service "go" wakes the reactor instead. The plugin rejects a configuration [test] with a member "bad", and a job
+ * with the attribute system.reject.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -12,14 +12,14 @@ use tempfile::TempDir;
 
 use super::server::Server;
 
-/// Ends with the value.
+/// A running munged. Dropping it ends it.
 pub struct Munged {
     dir: TempDir,
     server: Server,
 }
 
 impl Munged {
-    /// Starts one. The test needs munged.
+    /// Starts munged. The test needs munged.
     pub fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("munged").tempdir();
         let dir = dir.expect("a temporary directory");
@@ -44,7 +44,8 @@ impl Munged {
         let mut munged = Command::new("munged");
         munged
             .env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin")
-            // Its directory is not one for a daemon of root, which a test's need not be.
+            // A test need not run as root, so its directory is not acceptable for root's
+            // daemon.
             .args(["--foreground", "--force", "--num-threads=2"])
             .args([option("key-file", "key"), option("socket", "socket")])
             .args([option("pid-file", "pid"), option("seed-file", "seed")])
@@ -52,23 +53,23 @@ impl Munged {
         Server::start(&mut munged)
     }
 
-    /// Waits until it answers.
+    /// Waits until munged responds.
     fn await_answer(&mut self) {
         let munge = self.client();
         self.server.until(|| munge.encode(b"", 0).is_ok());
     }
 
-    /// Its socket.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
     }
 
-    /// How to reach it.
+    /// Returns a client.
     pub fn client(&self) -> seal::Munge {
         seal::Munge::new(Some(&self.socket())).expect("a socket path")
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.server.pid() as i32)
     }
@@ -78,7 +79,7 @@ impl Munged {
         nix::sys::signal::kill(self.pid(), signal).expect("munged is there");
     }
 
-    /// Kills it, as a crash would, so that its socket stays.
+    /// Kills it as a crash would, so that its socket remains.
     pub fn kill(&mut self) {
         self.server.kill();
     }

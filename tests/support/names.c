@@ -1,8 +1,8 @@
-/* names.c - a name service for tests, by way of LD_PRELOAD.
+/* names.c - a name service for tests, loaded with LD_PRELOAD.
  *
- * It is what the file $TEST_NAMES says, a line for each user (user NAME UID GID) and each group (group NAME GID MEMBER…).
- * Of others it knows nothing. While there is a FIFO $TEST_NAMES.hang, whoever asks for a uid waits until it is written to;
- * while there is a file $TEST_NAMES.fail, they are told of an I/O error. Each question about a uid is a line in
+ * The file $TEST_NAMES contains a line for each user (user NAME UID GID) and each group (group NAME GID MEMBER…).
+ * Others do not exist. While the FIFO $TEST_NAMES.hang exists, a lookup of a uid blocks until somebody writes to the
+ * FIFO. While the file $TEST_NAMES.fail exists, lookups fail with an I/O error. Each lookup of a uid adds a line to
  * $TEST_NAMES.asked.
  */
 #define _GNU_SOURCE

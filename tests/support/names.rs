@@ -1,4 +1,4 @@
-//! Users, groups and projects: an instance with a name service that does what a test wants.
+//! Users, groups and projects: an instance with a name service that a test controls.
 
 use std::{fs, io::Write, path::PathBuf, process::Command};
 
@@ -10,13 +10,13 @@ use super::{
     simulator::{Instance, flux_sim, plugin},
 };
 
-/// What holds a job of whose owner nothing is known yet.
+/// The dependency that holds a job whose owner is unknown.
 pub const HELD: &str = "workflow-token-project";
 
-/// A user that there need not be.
+/// A user that need not exist.
 pub const BOB: u32 = 4_000_001;
 
-/// A site with a name service of its own, in which whoever runs the test is alice.
+/// A site with its own name service, in which the user who runs the test is alice.
 pub struct Place {
     pub site: Site,
     preload: PathBuf,
@@ -31,7 +31,8 @@ impl Place {
         place
     }
 
-    /// The groups, each with its gid and members. The first group of alice is `users`, and of bob it is `staff`.
+    /// Sets the groups, each with its gid and members. The primary group of alice is `users`, and that of bob is
+    /// `staff`.
     pub fn names(&self, groups: &[(&str, u32, &[&str])]) {
         let mut text = format!(
             "user alice {} 100\nuser bob {BOB} 200\ngroup users 100\ngroup staff 200\n",
@@ -43,19 +44,19 @@ impl Place {
         self.are(text);
     }
 
-    /// All users and groups, as names.c reads them.
+    /// Sets all users and groups, in the format of names.c.
     pub fn are(&self, text: impl AsRef<[u8]>) {
-        // In one step: it is read at any moment.
+        // Replaces the file atomically, because it may be read at any moment.
         let path = self.site.write("names.new", 0o644, text);
         fs::rename(path, self.site.at("names")).expect("the names are replaced");
     }
 
-    /// Has whoever asks for a user wait.
+    /// Makes every lookup of a user hang.
     pub fn hang(&self) {
         mkfifo(&self.site.at("names.hang"), Mode::S_IRWXU).expect("a FIFO");
     }
 
-    /// Waits until somebody asks for a user, and is waiting.
+    /// Waits until a lookup of a user hangs.
     pub fn is_asked(&self, uid: u32) {
         let line = uid.to_string();
         until(&format!("uid {uid} is asked for"), || {
@@ -64,16 +65,16 @@ impl Place {
         });
     }
 
-    /// Lets those go on that wait.
+    /// Releases the hanging lookups.
     pub fn answer(&self) {
         let path = self.site.at("names.hang");
         let mut fifo = fs::File::options().write(true).open(&path).expect("the FIFO");
         fs::remove_file(&path).expect("the FIFO is removed");
-        // Nobody reads it all; its end is what they wait for.
+        // Nobody reads the line. The lookups wait for the end of the file.
         let _ = fifo.write_all(b"\n");
     }
 
-    /// Forgets who was asked for.
+    /// Forgets the recorded lookups.
     pub fn forget(&self) {
         let _ = fs::remove_file(self.site.at("names.asked"));
     }
@@ -103,7 +104,7 @@ impl Place {
         instance.ok("config-reload", json!({"path": path}));
     }
 
-    /// A rule for all jobs in a project, which get the token of that project, and the tokens.
+    /// Returns a rule for all jobs in a project, which receive the token of that project, and the tokens.
     pub fn token_of_project(&self) -> (Value, [String; 2]) {
         let tokens = ["hydro", "fusion"].map(|name| {
             let token = jwt(json!({}));
@@ -115,12 +116,12 @@ impl Place {
     }
 }
 
-/// Two projects, each for a group of the same name.
+/// Returns two projects, each for a group of the same name.
 pub fn projects() -> Value {
     json!([{"name": "hydro", "groups": ["hydro"]}, {"name": "fusion", "groups": ["fusion"]}])
 }
 
-/// A job that asks for a project or none, and for a token.
+/// Returns a job that requests a token, and optionally a project.
 pub fn job(project: Option<&str>) -> Value {
     let mut more = json!({"attributes": {"system": {"token": 1}}});
     if let Some(name) = project {
@@ -129,7 +130,7 @@ pub fn job(project: Option<&str>) -> Value {
     more
 }
 
-/// The same, of a user, and held by its urgency.
+/// Like [`job`], for a user, and held by its urgency.
 pub fn held_job(userid: u32, project: Option<&str>) -> Value {
     let mut more = job(project);
     more["userid"] = json!(userid);
@@ -138,7 +139,7 @@ pub fn held_job(userid: u32, project: Option<&str>) -> Value {
     more
 }
 
-/// Who asks for what, once it is known who that is.
+/// Operations on jobs of users that the plugin may not know yet.
 pub trait Asking {
     fn learn(&mut self, userid: u32);
     fn dependencies(&mut self, job: &str) -> Value;
@@ -150,7 +151,7 @@ pub trait Asking {
 }
 
 impl Asking for Instance {
-    /// Has the plugin find out who a user is, by way of a job, if it does not know yet.
+    /// Makes the plugin look up a user through a job, unless it knows the user already.
     fn learn(&mut self, userid: u32) {
         let request = self.send("submit", held_job(userid, Some("hydro")));
         let response = self.response(request);
@@ -167,7 +168,7 @@ impl Asking for Instance {
         self.ok("state", json!({"jobid": job}))["dependencies"].clone()
     }
 
-    /// What the user is told of a job that is not let into its project. It has not run.
+    /// Returns the note for the user of a job that was not admitted to its project. The job has not run.
     fn fatal(&mut self, job: &str) -> String {
         self.wait(job, "clean");
         assert!(!self.events(job).contains(&"start".to_owned()));
@@ -186,7 +187,7 @@ impl Asking for Instance {
         self.wait(job, "clean");
     }
 
-    /// Lets a job run that is held by its urgency.
+    /// Releases a job that is held by its urgency.
     fn release(&mut self, job: &str) {
         let context = json!({"urgency": 16, "userid": me()});
         self.ok("post", json!({"jobid": job, "name": "urgency", "context": context}));

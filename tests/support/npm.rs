@@ -1,19 +1,19 @@
-//! Packages of npm that tests use.
+//! npm packages that tests use.
 
 use std::{
     path::Path,
     process::{Command, Stdio},
 };
 
-/// Installs a package of a major version into a directory, unless it is there. Fails with the reason why tests that need it
-/// cannot run.
+/// Installs a major version of a package into a directory, unless it is installed. On failure, returns the reason why
+/// tests that need it cannot run.
 pub fn install(package: &str, version: u32, directory: &Path) -> Result<(), String> {
     let node = Command::new("node").arg("--version").stderr(Stdio::null()).output();
     let node = node.map_err(|e| format!("node cannot be run ({e})"))?;
     let node = String::from_utf8_lossy(&node.stdout).trim().to_owned();
     let major = node.trim_start_matches('v').split('.').next().unwrap_or_default();
     if major.parse().is_ok_and(|major: u32| major < 20) || major.is_empty() {
-        return Err(format!("it needs Node.js 20 or newer, and this is {node}"));
+        return Err(format!("it needs Node.js 20 or newer, but this is {node}"));
     }
     let is_there = || {
         directory
@@ -25,7 +25,7 @@ pub fn install(package: &str, version: u32, directory: &Path) -> Result<(), Stri
     if is_there() {
         return Ok(());
     }
-    // npm by itself waits for many minutes for a registry that does not answer.
+    // npm itself waits for many minutes for a registry that does not respond.
     let npm = Command::new("timeout")
         .args([
             "-k",

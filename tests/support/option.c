@@ -1,4 +1,4 @@
-/* option.c - a plugin for the job shell that sets options when it is loaded, and logs in shell.init what it finds. */
+/* option.c - a plugin for the job shell that sets options when it is loaded, and logs their values in shell.init. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

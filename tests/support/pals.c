@@ -1,5 +1,5 @@
-/* pals.c - a plugin for the job shell that takes the option "cray-pals" as Cray's PMI is wired up with it: as it is when
- * the plugin is loaded. It exports what it found.
+/* pals.c - a plugin for the job shell that reads the option "cray-pals" when it is loaded, as Cray's PMI does, and
+ * exports the value.
  */
 #include <stdio.h>
 #include <stdlib.h>

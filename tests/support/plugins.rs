@@ -1,4 +1,4 @@
-//! The product's plugins on the simulator, as a site has them: with a munged, secrets, programs and a configuration.
+//! The product's plugins on the simulator, set up as on a site: with munged, secrets, programs and a configuration.
 
 use std::{
     fs::{self, Permissions},
@@ -18,33 +18,33 @@ use super::{
     simulator::{Build, Instance, plugin},
 };
 
-/// No test waits longer for what it cannot be told of; it is no measure of time, but ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of each wait. It measures nothing; it only ends a test that would hang.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A user that is neither root nor whoever else runs the tests.
+/// A user that is neither root nor the user who runs the tests.
 pub const GUEST: &str = "nobody";
 
-/// The events of a job to which nothing special happens.
+/// The events of an ordinary job.
 pub const PLAIN: [&str; 10] = [
     "submit", "validate", "depend", "priority", "alloc", "start", "finish", "release", "free", "clean",
 ];
 
-/// What prints the token of a job, and fails where there is none.
+/// A command that prints the token of a job, and fails if there is none.
 pub const PRINT: &[&str] = &["printenv", "DW_WORKFLOW_TOKEN"];
 
-/// Runs the instances of a site.
+/// The scheduler that runs the instances of a site.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Scheduler {
     Simulator,
     Flux,
 }
 
-/// All that an instance needs, and a place for what it leaves behind.
+/// The requirements of an instance, and a directory for its files.
 pub struct Site {
     pub munged: Munged,
-    /// The nodes of an instance of Flux; the simulator has as many as a job asks for.
+    /// The nodes of an instance of Flux. The simulator provides as many as a job requests.
     pub nodes: usize,
-    /// The configuration of Flux itself: queues, for example.
+    /// The configuration of Flux itself, such as queues.
     pub flux: Value,
     dir: TempDir,
     build: Build,
@@ -52,24 +52,24 @@ pub struct Site {
 }
 
 impl Site {
-    /// Sets one up for the simulator. The test needs munged.
+    /// Sets up a site for the simulator. The test needs munged.
     pub fn new() -> Site {
         Site::on(Scheduler::Simulator)
     }
 
-    /// The same, for the simulator or for Flux.
+    /// Sets up a site for the simulator or for Flux.
     pub fn on(scheduler: Scheduler) -> Site {
         Site::of(Build::Shipped, scheduler)
     }
 
-    /// The same, with plugins that panic on demand and count their memory.
+    /// Sets up a site with plugins that panic on demand and count their memory.
     pub fn with_faults() -> Site {
         Site::of(Build::FaultInjection, Scheduler::Simulator)
     }
 
     fn of(build: Build, scheduler: Scheduler) -> Site {
         let munged = Munged::start();
-        // Guests read the shell's plugin and the configuration in here.
+        // Guests read the shell's plugin and the configuration in this directory.
         let dir = tempfile::tempdir().expect("a temporary directory");
         open(dir.path(), 0o755);
         for place in ["job-manager", "shell"] {
@@ -89,29 +89,29 @@ impl Site {
         site
     }
 
-    /// A path in this site.
+    /// Returns a path in this site.
     pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The same, as text.
+    /// Returns a path in this site as text.
     pub fn path(&self, name: &str) -> String {
         self.at(name).to_str().expect("a path in UTF-8").to_owned()
     }
 
-    /// The plugin for the job manager.
+    /// Returns the path of the plugin for the job manager.
     pub fn jobtap(&self) -> String {
         self.path("job-manager/workflow-token.so")
     }
 
-    /// Puts another object of the product in its place, for `job-manager` or `shell`, and returns its path.
+    /// Installs another object of the product for `job-manager` or `shell`, and returns its path.
     pub fn install(&self, object: &str, whose: &str, name: &str) -> String {
         let path = format!("{whose}/{name}");
         place(&self.build.path(object), &self.at(&path));
         self.path(&path)
     }
 
-    /// What the instance keeps.
+    /// Returns the state directory of the instance.
     pub fn statedir(&self) -> PathBuf {
         self.at("state")
     }
@@ -123,13 +123,14 @@ impl Site {
         self.path(name)
     }
 
-    /// A rule for jobs with the attribute `system.NAME`, which get the content of a file.
+    /// Returns a rule for jobs with the attribute `system.NAME`, which receive the content of a file.
     pub fn file_rule(&self, name: &str, content: impl AsRef<[u8]>) -> Value {
         let path = self.write(&format!("{name}.secret"), 0o600, content);
         json!({"attribute": format!("system.{name}"), "source": "file", "path": path})
     }
 
-    /// A rule for jobs with the attribute `system.NAME`, which get what a shell script prints. It is run in this site.
+    /// Returns a rule for jobs with the attribute `system.NAME`, which receive the output of a shell script. The script
+    /// runs in this site.
     pub fn command_rule(&self, name: &str, script: &str, args: &[&str]) -> Value {
         let script = format!("cd {}\n{script}\n", self.path(""));
         let path = self.write(&format!("{name}.sh"), 0o600, script);
@@ -137,7 +138,7 @@ impl Site {
         json!({"attribute": format!("system.{name}"), "source": "command", "command": command})
     }
 
-    /// The configuration of an instance, with the table of the plugin.
+    /// Returns the configuration of an instance, with the plugin's table.
     pub fn config(&self, table: Value) -> Value {
         let mut whole = json!({
             "munge-socket": self.munged.socket(),
@@ -149,30 +150,31 @@ impl Site {
         config
     }
 
-    /// Writes the configuration to a file, which also has the instance load the plugin.
+    /// Writes the configuration to a file. The configuration also loads the plugin into the instance.
     pub fn configure(&self, table: Value) -> String {
         let mut config = self.config(table);
         config["job-manager"] = json!({"plugins": [{"load": self.jobtap()}]});
-        // In one step: an instance that is being started may read it at any moment.
+        // Replaces the file atomically, because a starting instance may read it at any moment.
         let new = self.write("flux.toml.new", 0o644, toml::to_string(&config).expect("it is TOML"));
         fs::rename(new, self.at("flux.toml")).expect("the configuration is replaced");
         self.path("flux.toml")
     }
 
-    /// An instance with both plugins, and such a table.
+    /// Starts an instance with both plugins and this table.
     pub fn instance(&self, table: Value) -> Instance {
         self.configure(table);
         self.start(json!({}), &[])
     }
 
-    /// An instance with the plugins, the configuration that was written last, and more for its shells.
+    /// Starts an instance with the plugins, the configuration that was last written, and this configuration for its
+    /// shells.
     pub fn start(&self, shell_conf: Value, args: &[&str]) -> Instance {
         let config = self.path("flux.toml");
         let all = [&["--config", &config], args].concat();
         self.without_jobtap(shell_conf, &all)
     }
 
-    /// An instance with the plugin for the job shells only.
+    /// Starts an instance that has only the plugin for the job shells.
     pub fn without_jobtap(&self, shell_conf: Value, args: &[&str]) -> Instance {
         let mut conf = json!({"munge-socket": self.munged.socket()});
         merge(&mut conf, shell_conf);
@@ -180,7 +182,7 @@ impl Site {
         self.launch(&[&["--shell-plugin", &shell, "--shell-conf", &conf], args].concat())
     }
 
-    /// An instance with these options of the simulator.
+    /// Starts an instance with these options of the simulator.
     pub fn launch(&self, args: &[&str]) -> Instance {
         match self.scheduler {
             Scheduler::Simulator => Instance::start(&self.statedir(), args),
@@ -188,19 +190,20 @@ impl Site {
         }
     }
 
-    /// The plugin is removed and loaded again.
+    /// Removes the plugin and loads it again.
     #[track_caller]
     pub fn reload(&self, instance: &mut Instance) {
         instance.ok("remove", json!({"name": "workflow-token.so"}));
         instance.ok("load", json!({"path": self.jobtap()}));
     }
 
-    /// What loads a plugin that holds every job in a prolog of its own, until its service `job-manager.test.go` is called.
+    /// Returns the configuration of a plugin that holds every job in its own prolog until its service
+    /// `job-manager.test.go` is called.
     pub fn hold(&self) -> Value {
         json!({"path": plugin(self.dir.path(), "jobtap.c"), "conf": {"manual": 1}})
     }
 
-    /// The agents that instances of this site have started and that live.
+    /// Returns the live agents that instances of this site have started.
     pub fn agents(&self) -> Vec<nix::unistd::Pid> {
         let socket = format!("--socket\0{}/", self.path(""));
         let socket = socket.replace("//", "/");
@@ -219,7 +222,7 @@ impl Site {
         agents
     }
 
-    /// The one agent, once there is one.
+    /// Waits for the agent, and returns it.
     #[track_caller]
     pub fn agent(&self) -> nix::unistd::Pid {
         let mut agents = Vec::new();
@@ -230,16 +233,16 @@ impl Site {
         agents[0]
     }
 
-    /// Kills munged and removes its socket. Where that is there, libmunge itself tries for seconds.
+    /// Kills munged and removes its socket. If the socket existed, libmunge itself would retry for seconds.
     pub fn kill_munged(&mut self) {
         self.munged.kill();
         fs::remove_file(self.munged.socket()).expect("munged had a socket");
     }
 
-    /// Has munged killed and in its place nobody who answers, until it was asked more often than libmunge asks by itself.
-    /// Then munged is restarted.
+    /// Kills munged and replaces it by a listener that never responds, until it has received more connections than
+    /// libmunge makes by itself. Then restarts munged.
     pub fn restart_munged_late(&mut self, begin: impl FnOnce()) {
-        /// More than libmunge asks in one call.
+        /// More connections than libmunge makes in one call.
         const MORE: usize = 12;
 
         self.kill_munged();
@@ -247,7 +250,7 @@ impl Site {
         nobody.set_nonblocking(true).expect("a listener");
         begin();
         let mut asked = 0;
-        until("munged was asked again and again", || {
+        until("munged was contacted repeatedly", || {
             asked += usize::from(nobody.accept().is_ok());
             asked > MORE
         });
@@ -255,7 +258,7 @@ impl Site {
         self.munged.restart();
     }
 
-    /// How many requests munged has not taken yet: it has taken all unless it is stopped.
+    /// Returns the number of requests that munged has not accepted yet: 0 unless it is stopped.
     pub fn waiting_for_munged(&self) -> usize {
         let socket = self.munged.socket();
         let table = fs::read_to_string("/proc/net/unix").expect("the sockets of this machine");
@@ -266,9 +269,9 @@ impl Site {
     }
 }
 
-/// Jobs, as tests of the product look at them.
+/// Operations on jobs for tests of the product.
 impl Instance {
-    /// Runs a command to the end of its job, whose id it returns.
+    /// Runs a command to the end of its job, and returns the job id.
     #[track_caller]
     pub fn run(&mut self, command: &[&str], more: Value) -> String {
         let job = self.submit(command, more);
@@ -276,7 +279,7 @@ impl Instance {
         job
     }
 
-    /// What the tasks of a job wrote to their standard output.
+    /// Returns the standard output of a job's tasks.
     #[track_caller]
     pub fn stdout(&mut self, job: &str) -> String {
         self.ok("output", json!({"jobid": job}))["stdout"]
@@ -285,7 +288,7 @@ impl Instance {
             .to_owned()
     }
 
-    /// What they and the job shells wrote to their standard error.
+    /// Returns the standard error of the tasks and the job shells.
     #[track_caller]
     pub fn stderr(&mut self, job: &str) -> String {
         self.ok("output", json!({"jobid": job}))["stderr"]
@@ -294,14 +297,14 @@ impl Instance {
             .to_owned()
     }
 
-    /// The token that a job with the attribute `system.NAME` finds in its environment.
+    /// Returns the token that a job with the attribute `system.NAME` finds in its environment.
     #[track_caller]
     pub fn token(&mut self, name: &str) -> String {
         let job = self.run(PRINT, matching(name));
         self.stdout(&job).trim_end().to_owned()
     }
 
-    /// The contexts of the events of a name.
+    /// Returns the contexts of the events of a name.
     #[track_caller]
     pub fn contexts(&mut self, job: &str, name: &str) -> Vec<Value> {
         let events = self.ok("eventlog", json!({"jobid": job}))["events"].clone();
@@ -309,7 +312,7 @@ impl Instance {
         events.map(|event| event["context"].clone()).collect()
     }
 
-    /// Waits for the end of a job that gets no token, and looks at how it ended. Returns what its user is told.
+    /// Waits for the end of a job that receives no token, and checks how it ended. Returns the note for its user.
     #[track_caller]
     pub fn undelivered(&mut self, job: &str) -> String {
         self.wait(job, "clean");
@@ -324,11 +327,14 @@ impl Instance {
         assert_eq!(self.contexts(job, "prolog-finish"), [finished], "{job}");
         assert!(!self.events(job).contains(&"start".to_owned()), "{job} was started");
         let note = exceptions[0]["note"].as_str().unwrap().to_owned();
-        assert!(!note.contains('/'), "{job}: its user is told of a path: {note}");
+        assert!(
+            !note.contains('/'),
+            "{job}: the note reveals a path to the user: {note}"
+        );
         note
     }
 
-    /// One exception, and a log line for the operator. None of them shows the secret.
+    /// Checks that there is one exception, and a log line for the operator, and that neither shows the secret.
     #[track_caller]
     pub fn assert_fails(&mut self, name: &str, job: &str, says: &str, cause: &str, secret: &str) {
         let note = self.undelivered(job);
@@ -343,7 +349,7 @@ impl Instance {
         }
     }
 
-    /// Cancels a job in its prolog, which ends then, and has no other exception.
+    /// Cancels a job in its prolog, which then ends. Checks that the job has no other exception.
     #[track_caller]
     pub fn assert_canceled(&mut self, job: &str) {
         self.ok("cancel", json!({"jobid": job}));
@@ -355,7 +361,7 @@ impl Instance {
         assert!(!self.events(job).contains(&"start".to_owned()));
     }
 
-    /// The end of a job that was delivered to, once, and has got what it was to get.
+    /// Checks the end of a job that received the expected token, once.
     #[track_caller]
     pub fn assert_delivered(&mut self, job: &str, token: &str) {
         self.wait(job, "clean");
@@ -373,7 +379,7 @@ impl Instance {
         }
     }
 
-    /// Waits for the end of a job whose shell refuses its record. Returns what its user is told.
+    /// Waits for the end of a job whose shell rejects its record. Returns the note for its user.
     #[track_caller]
     pub fn refused(&mut self, job: &str) -> String {
         self.wait(job, "clean");
@@ -388,14 +394,14 @@ impl Instance {
         exceptions[0]["note"].as_str().unwrap().to_owned()
     }
 
-    /// The log.
+    /// Returns the log.
     #[track_caller]
     pub fn dmesg(&mut self) -> Vec<String> {
         let lines = self.ok("dmesg", json!({}))["lines"].clone();
         serde_json::from_value(lines).unwrap()
     }
 
-    /// What the operator is told of a delivery that failed.
+    /// Returns the operator's log lines about a delivery that failed.
     #[track_caller]
     pub fn cause(&mut self, job: &str) -> String {
         let mut lines = self.dmesg();
@@ -404,20 +410,20 @@ impl Instance {
         lines.remove(0)
     }
 
-    /// Lets the jobs go that are held, see [`Site::hold`].
+    /// Releases the held jobs, see [`Site::hold`].
     #[track_caller]
     pub fn go(&mut self) {
         self.ok("rpc", json!({"topic": "job-manager.test.go"}));
     }
 
-    /// A counter of the plugin.
+    /// Returns a counter of the plugin.
     #[track_caller]
     pub fn counter(&mut self, name: &str) -> u64 {
         let all = self.ok("query", json!({"name": "workflow-token.so"}))["result"].clone();
         all[name].as_u64().unwrap_or_else(|| panic!("no {name} in {all}"))
     }
 
-    /// The record of a job, while there is one.
+    /// Returns the record of a job, while it exists.
     #[track_caller]
     pub fn record(&mut self, job: &str) -> Option<Value> {
         let key = self.record_key(job);
@@ -427,31 +433,31 @@ impl Instance {
         Some(serde_json::from_str(text).unwrap_or_else(|e| panic!("{job}: {e}: {text}")))
     }
 
-    /// Where the record of a job is.
+    /// Returns the key of a job's record.
     #[track_caller]
     pub fn record_key(&mut self, job: &str) -> String {
         kvs_key(job, "workflow-token")
     }
 }
 
-/// The key of something in the directory of a job.
+/// Returns the key of an entry in the directory of a job.
 pub fn kvs_key(job: &str, name: &str) -> String {
     let id = decimal(job);
     let part = |shift: u32| format!("{:04x}", (id >> shift) & 0xffff);
     format!("job.{}.{}.{}.{}.{name}", part(48), part(32), part(16), part(0))
 }
 
-/// More of a submission: the attribute of a rule.
+/// Returns members of a submission: the attribute of a rule.
 pub fn matching(name: &str) -> Value {
     json!({"attributes": {"system": {name: 1}}})
 }
 
-/// The same, with options of the job shell.
+/// Like [`matching`], with options of the job shell.
 pub fn with_options(name: &str, options: Value) -> Value {
     json!({"attributes": {"system": {name: 1, "shell": {"options": options}}}})
 }
 
-/// A job id in F58 (RFC 19) as a number.
+/// Converts a job id from F58 (RFC 19) to a number.
 pub fn decimal(job: &str) -> u64 {
     const DIGITS: &str = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     let digits = job.strip_prefix('ƒ').expect("a job id in F58").chars();
@@ -460,7 +466,7 @@ pub fn decimal(job: &str) -> u64 {
     })
 }
 
-/// Bytes that there never were before.
+/// Returns random bytes.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let read = fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
@@ -468,7 +474,7 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A token that there never was before: a JWT in shape, and signed by nobody. Claims come on top of its own.
+/// Returns a new token: it has the form of a JWT, but no valid signature. `claims` are added to its own.
 pub fn jwt(claims: Value) -> String {
     let mut all = json!({"sub": "canary", "jti": random::<16>().map(|byte| format!("{byte:02x}")).concat()});
     merge(&mut all, claims);
@@ -481,17 +487,17 @@ pub fn jwt(claims: Value) -> String {
     )
 }
 
-/// Waits for something that nobody tells.
+/// Polls until a condition holds.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "it was waited for in vain that {what}");
+        assert!(start.elapsed() < TIMEOUT, "timed out waiting until {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Waits for a file that somebody writes one line to, and returns that.
+/// Waits for a file that another process writes one line to, and returns the line.
 #[track_caller]
 pub fn line_of(path: &Path) -> String {
     let mut text = String::new();
@@ -502,7 +508,7 @@ pub fn line_of(path: &Path) -> String {
     text.trim_end().to_owned()
 }
 
-/// Whether a process has ended; it may not have been reaped yet.
+/// Returns whether a process has ended. It may not have been reaped yet.
 pub fn is_gone(pid: &str) -> bool {
     // proc_pid_stat(5): the state follows the name of the program, which is in parentheses.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -510,12 +516,12 @@ pub fn is_gone(pid: &str) -> bool {
     state.is_empty() || state.starts_with(['Z', 'X'])
 }
 
-/// Who runs this test.
+/// Returns the uid of the user who runs this test.
 pub fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// A user of this machine.
+/// Returns a user of this machine.
 pub fn user(name: &str) -> nix::unistd::User {
     let found = nix::unistd::User::from_name(name).expect("the name service answers");
     found.unwrap_or_else(|| panic!("there is a user {name}"))

@@ -1,4 +1,4 @@
-//! Instances with the plugins for Cray PMI, and jobs as these see them.
+//! Instances with the plugins for Cray PMI, and jobs as seen by these plugins.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use seal::Record;
 pub const NAME: &str = "cray-pmi-bootstrap.so";
 pub const KEY: &str = "cray-pmi-bootstrap";
 
-/// The plugin, as it is loaded with a configuration.
+/// Returns the request that loads the plugin with a configuration.
 pub fn load(site: &Site, conf: Value) -> Value {
     json!({"path": site.path(&format!("job-manager/{NAME}")), "conf": conf})
 }
@@ -41,7 +41,8 @@ pub fn nodes(nodes: usize) -> Value {
     json!({ "nodes": nodes })
 }
 
-/// The ports that the event of a job tells, which has nothing else in it.
+/// Returns the ports from the event of a job. Checks that it contains nothing
+/// else.
 #[track_caller]
 pub fn ports(instance: &mut Instance, job: &str) -> [u64; 2] {
     let contexts = instance.contexts(job, KEY);
@@ -63,7 +64,7 @@ pub fn record(instance: &mut Instance, job: &str) -> Option<Record> {
     Some(Record::from_json(response["value"].as_str()?).unwrap())
 }
 
-/// The events of a job that has got its ports.
+/// Returns the events of a job that received its ports.
 pub fn delivered() -> Vec<&'static str> {
     let mut events = PLAIN.to_vec();
     events.splice(5..5, ["prolog-start", KEY, "prolog-finish"]);

@@ -1,16 +1,17 @@
-/* puppet.c - a plugin for the job manager that does what a test tells it, and records what it is told.
+/* puppet.c - a plugin for the job manager that performs the actions that a test requests, and records its calls.
  *
- * It is loaded with a configuration {"on": {TOPIC: [ACTION, ...]}}: what it does in the callback of that topic. Its
- * service "do" takes {"id": ID, "actions": [ACTION, ...]}, does that outside of any callback, and responds with
- * {"results": [...]}. An action is an object: "do" says what, "description", "name", "status" and so on are arguments
- * of the function of Flux, and with "current" the job is named as the current one. A result has "did", "rc" and, if
- * that is negative, "errno". The configuration {"out": {TOPIC: OBJECT}} is what it gives out in callbacks.
+ * Its configuration {"on": {TOPIC: [ACTION, ...]}} lists the actions for the callback of each topic. Its service "do"
+ * takes {"id": ID, "actions": [ACTION, ...]}, performs the actions outside of any callback, and responds with
+ * {"results": [...]}. An action is an object: "do" names the action, "description", "name", "status" and so on are
+ * arguments of the Flux function, and "current" addresses the job as the current one. A result contains "did", "rc"
+ * and, if that is negative, "errno". The configuration {"out": {TOPIC: OBJECT}} sets the results of callbacks.
  *
- * The query of the plugin shows "calls": a callback with its "topic" and all arguments, the results of actions, answers
- * to requests, and timers, all in order.
+ * The query of the plugin returns "calls": callbacks with their "topic" and all arguments, results of actions,
+ * responses to requests, and timers, all in order.
  *
- * The service "keep" keeps the request, "answer" answers the one kept first, with its own payload, or with "errnum", or
- * with nothing; "drop" gives it up. With {"leak": true} in the configuration, what is kept is not given up at the end.
+ * The service "keep" keeps its request. "answer" answers the oldest kept request with its own payload, with "errnum",
+ * or with nothing. "drop" releases it. With {"leak": true} in the configuration, kept requests are not released at the
+ * end.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -82,7 +83,7 @@ struct puppet {
     int timer_times;
 };
 
-/* A request that awaits its answer. */
+/* A request that awaits its response. */
 struct pending {
     struct puppet *t;
     uint64_t id;

@@ -1,4 +1,4 @@
-//! A site with rabbits, and the service that speaks to DWS, as a test plays it.
+//! A site with rabbits, and the service that communicates with DWS, played by a test.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use super::{
 
 pub const NAME: &str = "dws-jobtap.so";
 
-/// What the service is asked.
+/// The topics of the service.
 pub const SERVICE: [&str; 5] = ["dws.create", "dws.setup", "dws.post_run", "dws.teardown", "dws.abort"];
 
-/// The events of a rabbit job to which nothing special happens.
+/// The events of an ordinary rabbit job.
 pub const WHOLE: [&str; 18] = [
     "submit",
     "validate",
@@ -34,7 +34,7 @@ pub const WHOLE: [&str; 18] = [
     "clean",
 ];
 
-/// Prints what DWS gives to the job.
+/// A command that prints the variable that DWS provides to the job.
 pub const PRINT: &[&str] = &["sh", "-c", "echo ${DW_JOB_a-unset}"];
 
 /// A site with rabbits.
@@ -55,12 +55,13 @@ impl Rabbits {
         Rabbits { site, jobtap, shell }
     }
 
-    /// What loads the plugin.
+    /// Returns the request that loads the plugin.
     pub fn load(&self, conf: Value) -> Value {
         json!({"path": self.jobtap, "conf": conf})
     }
 
-    /// The arguments of the simulator for an instance with the plugins and more for the table.
+    /// Returns the arguments of the simulator for an instance with the plugins, and with additions to
+    /// the table.
     pub fn args(&self, conf: Value, table: Value) -> Vec<String> {
         let mut config = self.site.config(table);
         config["job-manager"] = json!({"plugins": [{"load": self.jobtap, "conf": conf}]});
@@ -91,18 +92,19 @@ impl Rabbits {
         instance
     }
 
-    /// An instance with a service that has no objections. What it sends to the plugin, the test sends.
+    /// Starts an instance with a service that accepts everything. The test itself sends the service's
+    /// messages to the plugin.
     pub fn start(&self) -> Instance {
         self.start_with(json!({}), json!({}))
     }
 
-    /// Has another plugin do something in callbacks, by topic.
+    /// Makes another plugin perform actions in callbacks, by topic.
     pub fn puppet(&self, instance: &mut Instance, on: Value) {
         let puppet = plugin(&self.site.at("job-manager"), "puppet.c");
         instance.ok("load", json!({"path": puppet, "conf": {"on": on}}));
     }
 
-    /// Posts the memo by which the service names the Workflow of a job, once that exists.
+    /// Posts the memo with which the service names the Workflow of a job, once the Workflow exists.
     pub fn name_workflow(&self, instance: &mut Instance, job: &str) {
         self.puppet(instance, json!({}));
         let memo = json!({"rabbit_workflow": format!("fluxjob-{}", decimal(job))});
@@ -120,7 +122,7 @@ impl Rabbits {
     }
 }
 
-/// The service, as a test plays it, and what it sees of jobs.
+/// The service, as played by a test, and its view of jobs.
 pub trait Dws {
     fn service(&mut self, topic: &str, answer: Value);
     fn seen(&mut self, topic: &str, job: &str) -> Vec<Value>;
@@ -140,7 +142,7 @@ pub trait Dws {
 }
 
 impl Dws for Instance {
-    /// How the service answers from now on.
+    /// Sets the response of the service from now on.
     #[track_caller]
     fn service(&mut self, topic: &str, answer: Value) {
         let mut fields = answer;
@@ -148,7 +150,7 @@ impl Dws for Instance {
         self.ok("service", fields);
     }
 
-    /// What was asked for a job so far.
+    /// Returns the requests for a job so far.
     #[track_caller]
     fn seen(&mut self, topic: &str, job: &str) -> Vec<Value> {
         let all = self.ok("requests", json!({}))["requests"][topic].clone();
@@ -158,7 +160,7 @@ impl Dws for Instance {
             .collect()
     }
 
-    /// What is asked for a job, once it is.
+    /// Waits for a request for a job, and returns it.
     #[track_caller]
     fn asked(&mut self, topic: &str, job: &str) -> Value {
         for count in 1.. {
@@ -170,7 +172,7 @@ impl Dws for Instance {
         unreachable!()
     }
 
-    /// What the service asks of the plugin.
+    /// Sends a request of the service to the plugin.
     #[track_caller]
     fn rpc(&mut self, method: &str, payload: Value) -> Result<(), String> {
         let topic = format!("job-manager.dws.{method}");
@@ -194,7 +196,7 @@ impl Dws for Instance {
         self.submit(command, json!({"attributes": {"system": system}}))
     }
 
-    /// The workflow of a job is there, and its resources are known.
+    /// Reports that the workflow of a job exists, and that its resources are known.
     #[track_caller]
     fn create(&mut self, job: &str) {
         let asked = self.asked("dws.create", job);
@@ -202,7 +204,7 @@ impl Dws for Instance {
         assert_eq!(self.rpc("resource-update", update), Ok(()));
     }
 
-    /// A job in its prolog, whose rabbits the service is setting up.
+    /// Submits a job, and waits for its prolog while the service sets up its rabbits.
     #[track_caller]
     fn in_prolog(&mut self, command: &[&str]) -> String {
         let job = self.rabbit(command);
@@ -211,26 +213,27 @@ impl Dws for Instance {
         job
     }
 
-    /// The rabbits are set up.
+    /// Reports that the rabbits are set up.
     #[track_caller]
     fn give(&mut self, job: &str, variables: Value) {
         let given = json!({"id": decimal(job), "variables": variables, "rabbits": {}});
         assert_eq!(self.rpc("prolog-remove", given), Ok(()));
     }
 
-    /// The workflow is torn down when the job has come to its epilog, and the job ends.
+    /// Waits for the job's epilog, reports that the workflow is torn down, and waits for the end of
+    /// the job.
     #[track_caller]
     fn tear_down(&mut self, job: &str) {
         let asked = self.asked("dws.post_run", job);
         if asked["run_started"] == true {
-            // So that it is always before.
+            // Makes the order of events deterministic.
             self.wait(job, "release");
         }
         assert_eq!(self.rpc("epilog-remove", json!({"id": decimal(job)})), Ok(()));
         self.wait(job, "clean");
     }
 
-    /// The end of a job that does not start. Returns what its user is told, which is one thing.
+    /// Waits for the end of a job that does not start. Returns the only note for its user.
     #[track_caller]
     fn failed(&mut self, job: &str) -> String {
         self.tear_down(job);
@@ -243,7 +246,7 @@ impl Dws for Instance {
         notes.remove(0).1
     }
 
-    /// The exceptions that end a job: types and notes.
+    /// Returns the exceptions that end a job: types and notes.
     #[track_caller]
     fn notes(&mut self, job: &str) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -254,7 +257,7 @@ impl Dws for Instance {
             .collect()
     }
 
-    /// How many prologs or epilogs of a job are outstanding, of whatever plugin.
+    /// Returns the number of outstanding prologs or epilogs of a job, of any plugin.
     #[track_caller]
     fn perilogs(&mut self, job: &str) -> i64 {
         self.ok("state", json!({"jobid": job}))["perilog_active"]
@@ -262,7 +265,7 @@ impl Dws for Instance {
             .unwrap()
     }
 
-    /// The record of a job, while there is one.
+    /// Returns the record of a job, while it exists.
     #[track_caller]
     fn environment(&mut self, job: &str) -> Option<Value> {
         let key = kvs_key(job, "dws-environment");

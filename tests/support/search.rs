@@ -1,4 +1,4 @@
-//! A search for secrets where they must not be.
+//! Searches for secrets in places where they must not be.
 
 use std::{
     collections::HashSet,
@@ -15,17 +15,17 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
 
-/// So many bytes in a row give a secret away. Whatever is shorter is found by chance.
+/// The number of consecutive bytes that reveal a secret. Shorter sequences occur by chance.
 const WINDOW: usize = 16;
 
-/// Secrets in all forms in which they may stand somewhere: as they are, in base64 at each alignment and in both of its
-/// alphabets, in hexadecimal.
+/// Secrets in all forms in which they may appear: unchanged, in base64 at each alignment and in both of its alphabets,
+/// and in hexadecimal.
 pub struct Search {
     windows: HashSet<[u8; WINDOW]>,
 }
 
 impl Search {
-    /// For what is secret in tokens: not their headers, which are all alike.
+    /// Searches for the secret parts of tokens, but not for their headers, which are all alike.
     pub fn tokens<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Search {
         let mut search = Search {
             windows: HashSet::new(),
@@ -36,7 +36,7 @@ impl Search {
             search.add(rest.as_bytes());
             for segment in rest.split('.') {
                 let content = decode(segment.as_bytes());
-                // Of the claims, what is random.
+                // Of the claims, use the random part.
                 match serde_json::from_slice::<serde_json::Value>(&content) {
                     Ok(claims) => search.add(claims["jti"].as_str().expect("a token of these tests").as_bytes()),
                     Err(_) => search.add(&content),
@@ -46,7 +46,7 @@ impl Search {
         search
     }
 
-    /// For secrets that are no tokens.
+    /// Searches for secrets that are not tokens.
     pub fn secrets<S: AsRef<[u8]>>(secrets: impl IntoIterator<Item = S>) -> Search {
         let mut search = Search {
             windows: HashSet::new(),
@@ -63,7 +63,7 @@ impl Search {
         let mut forms = vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
         for shift in 0..3 {
             let coded = STANDARD.encode([&vec![0; shift], secret].concat());
-            // The characters at both ends depend on what stands beside the secret.
+            // The characters at both ends depend on the data next to the secret.
             let coded = &coded[4..coded.len() - 4];
             forms.push(coded.as_bytes().to_vec());
             forms.push(coded.replace('+', "-").replace('/', "_").into_bytes());
@@ -73,7 +73,7 @@ impl Search {
         }
     }
 
-    /// Whether there is something of a secret in the data, or in what is base64 in it.
+    /// Returns whether the data, or the base64 in it, contains a part of a secret.
     pub fn finds(&self, data: &[u8]) -> bool {
         let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte);
         self.is_in(data)
@@ -87,7 +87,7 @@ impl Search {
         data.windows(WINDOW).any(|part| self.windows.contains(&window(part)))
     }
 
-    /// The files below a directory in which it finds something.
+    /// Returns the files below a directory that contain a part of a secret.
     pub fn files(&self, dir: &Path) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)
@@ -97,7 +97,7 @@ impl Search {
             let kind = entry.metadata().expect("its type");
             if kind.is_dir() {
                 found.extend(self.files(&entry.path()));
-            // An empty one, as a lock is, may be closed to its owner.
+            // An empty file, such as a lock, may be unreadable even for its owner.
             } else if kind.is_file() && kind.len() > 0 && self.finds(&fs::read(entry.path()).expect("its content")) {
                 found.push(entry.path());
             }
@@ -105,13 +105,13 @@ impl Search {
         found
     }
 
-    /// The processes in whose arguments, or in whose environment, it finds something, with what they have there. Tasks
-    /// of jobs have tokens in their environment.
+    /// Returns the processes whose arguments or environment contain a part of a secret, with the text found. Tasks of
+    /// jobs have tokens in their environment.
     pub fn processes(&self) -> Vec<String> {
         let mut found = Vec::new();
         let processes = fs::read_dir("/proc").expect("the processes of this machine");
         for process in processes.map_while(Result::ok).map(|entry| entry.path()) {
-            // What is no process has none of these; one that has ended meanwhile has none any more.
+            // Entries that are not processes lack these files, and so do processes that have ended meanwhile.
             let read = |name: &str| fs::read(process.join(name)).unwrap_or_default();
             let (arguments, environment) = (read("cmdline"), read("environ"));
             let is_task = environment.windows(15).any(|part| part == b"FLUX_TASK_RANK=");
@@ -127,7 +127,7 @@ fn window(part: &[u8]) -> [u8; WINDOW] {
     part.try_into().expect("it is as long as that")
 }
 
-/// What is encoded in base64 of either alphabet, as far as it can be decoded.
+/// Decodes base64 of either alphabet, as far as possible.
 fn decode(run: &[u8]) -> Vec<u8> {
     let lenient = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -145,7 +145,7 @@ fn decode(run: &[u8]) -> Vec<u8> {
     decoded.expect("it is made of the characters of base64")
 }
 
-/// All that the instance tells, and keeps where it can be asked for, each with a name.
+/// Returns everything that the instance reports, and keeps where it can be queried, each with a name.
 pub fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for command in ["dmesg", "list", "kvs-list"] {
@@ -156,7 +156,7 @@ pub fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
         all.push((format!("query of {plugin}"), query.to_string()));
     }
     for key in instance.ok("kvs-list", json!({}))["keys"].as_array().unwrap() {
-        // The record of a job that has ended may be removed between the two.
+        // The record of a job that has ended may be removed between the two requests.
         let request = instance.send("kvs-get", json!({"key": key}));
         if let Some(value) = instance.response(request)["value"].as_str() {
             all.push((format!("key {key}"), value.to_owned()));
@@ -174,7 +174,8 @@ pub fn told(instance: &mut Instance, jobs: &[String]) -> Vec<(String, String)> {
     all
 }
 
-/// Where the secrets are found: in what the instance tells, in its files and munged's, and in processes.
+/// Returns the places where secrets were found: in reports of the instance, in its files and munged's, and in
+/// processes.
 pub fn found(site: &Site, instance: &mut Instance, jobs: &[String], search: &Search) -> Vec<String> {
     let mut found = search.processes();
     let told = told(instance, jobs);

@@ -1,4 +1,4 @@
-//! Programs that run beside a test. Whenever one ends early, or is not ready in time, its output says why.
+//! Programs that run beside a test. If one exits early or is not ready in time, its output is reported.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// No test waits longer for a server; it is no measure of time, but ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The timeout for a server. It measures nothing; it only ends a test that would hang.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running program. Dropping it kills it.
 pub struct Server {
@@ -43,24 +43,24 @@ impl Server {
         }
     }
 
-    /// Returns the next line of its standard output.
+    /// Returns the next line of the program's standard output.
     #[track_caller]
     pub fn line(&mut self) -> String {
-        match self.lines.recv_timeout(PATIENCE) {
+        match self.lines.recv_timeout(TIMEOUT) {
             Ok(line) => line,
             Err(_) => self.fail("printed no more line"),
         }
     }
 
-    /// Returns the next line of its standard output, if it has printed one.
+    /// Returns the next line of the program's standard output, if it has printed one.
     pub fn line_now(&mut self) -> Option<String> {
         self.lines.try_recv().ok()
     }
 
-    /// Waits until it is ready.
+    /// Waits until the program is ready.
     #[track_caller]
     pub fn until(&mut self, mut is_ready: impl FnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !is_ready() {
             if self.child.try_wait().expect("its status").is_some() || Instant::now() > end {
                 self.fail("did not get ready");
@@ -72,7 +72,7 @@ impl Server {
     /// Fails the test, with what the program printed.
     #[track_caller]
     pub fn fail(&mut self, what: &str) -> ! {
-        // One that closes its output is about to end.
+        // A program that closes its output is about to exit.
         let end = Instant::now() + Duration::from_secs(2);
         let mut status = None;
         while status.is_none() && Instant::now() < end {
@@ -83,27 +83,27 @@ impl Server {
         panic!("{} {what} ({status}); its output:\n{}", self.name, self.output());
     }
 
-    /// Returns what it has printed so far.
+    /// Returns the output so far.
     pub fn output(&self) -> String {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns its process, whose standard input may be a pipe.
+    /// Returns the process. Its standard input may be a pipe.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
-    /// Returns its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for its end, which nothing brings about but the caller.
+    /// Waits for the program to exit. The caller must cause it to exit.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("its status")
     }
 
-    /// Kills it, as a crash would.
+    /// Kills the program, as a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -116,7 +116,7 @@ impl Drop for Server {
     }
 }
 
-/// Keeps what comes from a pipe, and passes its lines on.
+/// Stores the output from a pipe, and forwards its lines.
 fn keep(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>, lines: Option<Sender<String>>) {
     let output = Arc::clone(output);
     let mut pipe = BufReader::new(pipe.expect("a pipe"));
@@ -126,7 +126,7 @@ fn keep(pipe: Option<impl Read + Send + 'static>, output: &Arc<Mutex<String>>, l
             let text = String::from_utf8_lossy(&line).into_owned();
             output.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
             if let Some(lines) = &lines {
-                // The test may not be interested any more.
+                // The test may no longer listen.
                 let _ = lines.send(text.trim_end_matches('\n').to_owned());
             }
             line.clear();

@@ -1,4 +1,4 @@
-/* shell.c - a plugin for the job shell with which the simulator is tested.
+/* shell.c - a plugin for the job shell for tests of the simulator.
  *
  * In shell.init it reads the key "test" of the job through job-info.lookup, and exports it as TEST_VALUE. Without the
  * key, or with the shell option "fatal", the shell ends.

@@ -21,9 +21,9 @@ pub fn built(name: &str) -> PathBuf {
 /// A build of the product.
 #[derive(Clone, Copy)]
 pub enum Build {
-    /// As it ships.
+    /// The shipped build.
     Shipped,
-    /// With the feature `fault-injection`, by `scripts/build-faults`.
+    /// With the feature `fault-injection`, built by `scripts/build-faults`.
     FaultInjection,
 }
 
@@ -41,27 +41,28 @@ impl Build {
     }
 }
 
-/// An instance of the simulator, or one of Flux that takes the same commands.
+/// An instance of the simulator, or of Flux with the same commands.
 pub struct Instance {
     server: Server,
     is_flux: bool,
-    /// Responses that came before they were asked for.
+    /// Responses that arrived before a test waited for them.
     early: Vec<Value>,
     next_id: u64,
 }
 
-/// A request whose response is still to come.
+/// A request whose response is outstanding.
 #[derive(Clone, Copy)]
 pub struct Request(u64);
 
 impl Instance {
-    /// Starts an instance in a state directory, with more arguments.
+    /// Starts an instance in a state directory, with further arguments.
     pub fn start(statedir: &Path, args: &[&str]) -> Instance {
         let mut simulator = Command::new(flux_sim());
         Instance::of(simulator.arg("instance").arg("--statedir").arg(statedir).args(args))
     }
 
-    /// Starts an instance of Flux with so many nodes, and with arguments as the simulator has them. The test needs Flux.
+    /// Starts an instance of Flux with this number of nodes. The arguments are those of the simulator. The test needs
+    /// Flux.
     pub fn flux(statedir: &Path, nodes: usize, args: &[&str]) -> Instance {
         let path = std::env::var("PATH").unwrap_or_default();
         let path = match std::env::var("FLUX_PREFIX") {
@@ -69,7 +70,7 @@ impl Instance {
             Err(_) => path,
         };
         let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/flux-instance.py");
-        // Not `flux` itself: it is looked for on the path of this process.
+        // Use env(1): `flux` is found through the PATH of this process.
         let mut flux = Command::new("/usr/bin/env");
         flux.arg(format!("PATH={path}")).args(["flux", "python"]).arg(control);
         flux.arg("--statedir")
@@ -81,7 +82,7 @@ impl Instance {
         instance
     }
 
-    /// Starts an instance by a command that comes to run the simulator.
+    /// Starts an instance with a command that eventually runs the simulator.
     pub fn of(command: &mut Command) -> Instance {
         Instance {
             server: Server::start(command.stdin(Stdio::piped())),
@@ -99,12 +100,12 @@ impl Instance {
         request["id"] = json!(self.next_id);
         let stdin = self.server.child().stdin.as_mut().expect("a pipe");
         if writeln!(stdin, "{request}").is_err() {
-            self.server.fail("reads no commands any more");
+            self.server.fail("no longer reads commands");
         }
         Request(self.next_id)
     }
 
-    /// The response to a request.
+    /// Waits for the response to a request, and returns it.
     pub fn response(&mut self, request: Request) -> Value {
         loop {
             if let Some(response) = self.answered(request) {
@@ -115,7 +116,7 @@ impl Instance {
         }
     }
 
-    /// The response to a request, if it has come.
+    /// Returns the response to a request, if it has arrived.
     pub fn answered(&mut self, request: Request) -> Option<Value> {
         while let Some(line) = self.server.line_now() {
             self.early.push(parse(&line));
@@ -124,12 +125,12 @@ impl Instance {
         Some(self.early.remove(at))
     }
 
-    /// The process of the instance.
+    /// Returns the process id of the instance.
     pub fn pid(&self) -> u32 {
         self.server.pid()
     }
 
-    /// Has a command done, which must succeed.
+    /// Runs a command, which must succeed.
     #[track_caller]
     pub fn ok(&mut self, cmd: &str, fields: Value) -> Value {
         let request = self.send(cmd, fields);
@@ -138,7 +139,7 @@ impl Instance {
         response
     }
 
-    /// Has a command done, which must fail. Returns what the simulator says.
+    /// Runs a command, which must fail. Returns the simulator's error.
     #[track_caller]
     pub fn error(&mut self, cmd: &str, fields: Value) -> String {
         let request = self.send(cmd, fields);
@@ -161,7 +162,7 @@ impl Instance {
         self.ok("wait", json!({"jobid": jobid, "event": event}))["event"].clone()
     }
 
-    /// The names of the events of a job.
+    /// Returns the names of the events of a job.
     pub fn events(&mut self, jobid: &str) -> Vec<String> {
         let response = self.ok("eventlog", json!({"jobid": jobid}));
         let entries = response["events"].as_array().unwrap();
@@ -171,13 +172,13 @@ impl Instance {
             .collect()
     }
 
-    /// Shuts the instance down, which must be in good order.
+    /// Shuts the instance down, which must succeed.
     pub fn shutdown(mut self) {
         let status = self.end();
         assert!(status.success(), "{status}; its output:\n{}", self.server.output());
     }
 
-    /// Kills the instance with no chance to save anything.
+    /// Kills the instance without a chance to save anything.
     pub fn kill(mut self) {
         let mut processes = json!([]);
         if self.is_flux {
@@ -186,7 +187,7 @@ impl Instance {
         self.server.kill();
         for process in processes.as_array().expect("an array") {
             let pid = nix::unistd::Pid::from_raw(process.as_i64().expect("a process id") as i32);
-            // It may have noticed, and ended.
+            // The process may have noticed, and exited.
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
@@ -207,8 +208,8 @@ fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
 }
 
-/// What runs an instance of the simulator under valgrind, which ends it with an error if memory is misused, or was lost.
-/// Arguments of the simulator follow.
+/// Returns a command that runs an instance of the simulator under valgrind, which reports misused or lost memory as an
+/// error. Arguments of the simulator follow.
 pub fn watched() -> Command {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["-q", "--error-exitcode=99", "--leak-check=full"]);

@@ -1,6 +1,6 @@
-//! Values that cross the C border: errno, strings, JSON objects and named auxiliary items.
+//! Values that cross the C boundary: errno, strings, JSON objects and named auxiliary items.
 //!
-//! Of Flux, `Aux` imitates the `aux_set(3)` family: a list in which keyed items come first, the newest at the head.
+//! `Aux` imitates Flux's `aux_set(3)` family: a list in which keyed items come first, the newest at the head.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
@@ -15,7 +15,7 @@ pub fn set_errno(errnum: c_int) {
     unsafe { *libc::__errno_location() = errnum }
 }
 
-/// Sets errno and returns what a C function returns on failure.
+/// Sets errno, and returns the value by which a C function reports failure.
 pub fn fail(errnum: c_int) -> c_int {
     set_errno(errnum);
     -1
@@ -25,12 +25,12 @@ thread_local! {
     static REACTOR_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks this thread as the one that the handle and everything of it belongs to.
+/// Marks this thread as the owner of the handle and of all its objects.
 pub fn mark_reactor_thread() {
     REACTOR_THREAD.set(true);
 }
 
-/// Ends the process if a plugin calls Flux in another thread, which Flux does not notice but cannot survive.
+/// Ends the process if a plugin calls Flux from another thread. Flux does not detect this, but cannot survive it.
 pub fn check_thread() {
     if !REACTOR_THREAD.get() {
         eprintln!("flux-sim: BUG: a plugin called Flux outside of the reactor thread");
@@ -38,7 +38,7 @@ pub fn check_thread() {
     }
 }
 
-/// What strerror(3) says of an error number.
+/// Returns the text of strerror(3) for an error number.
 pub fn strerror(errnum: c_int) -> String {
     // SAFETY: strerror returns a string that is valid until the next call in this thread; it is copied at once.
     unsafe { CStr::from_ptr(libc::strerror(errnum)) }
@@ -46,7 +46,7 @@ pub fn strerror(errnum: c_int) -> String {
         .into_owned()
 }
 
-/// The string behind a C pointer, or none for NULL. Invalid UTF-8 is replaced.
+/// Returns the string behind a C pointer, or None for NULL. Replaces invalid UTF-8.
 ///
 /// # Safety
 /// `s` is NULL or points to a NUL-terminated string.
@@ -55,7 +55,7 @@ pub unsafe fn string(s: *const c_char) -> Option<String> {
     (!s.is_null()).then(|| unsafe { CStr::from_ptr(s) }.to_string_lossy().into_owned())
 }
 
-/// A C string from text that may hold NUL bytes, at the first of which it ends.
+/// Converts text into a C string that ends at the first NUL byte, if any.
 pub fn cstring(text: impl Into<Vec<u8>>) -> CString {
     let mut bytes = text.into();
     if let Some(end) = bytes.iter().position(|&b| b == 0) {
@@ -64,7 +64,7 @@ pub fn cstring(text: impl Into<Vec<u8>>) -> CString {
     CString::new(bytes).unwrap_or_default()
 }
 
-/// Copies `text` into a string that the C caller releases with free(3).
+/// Copies `text` into a string that the C caller frees with free(3).
 pub fn malloced(text: &str) -> *mut c_char {
     // SAFETY: strdup reads a valid C string.
     unsafe { libc::strdup(cstring(text).as_ptr()) }
@@ -77,24 +77,24 @@ unsafe extern "C" {
     fn sim_json_free(object: *mut c_void);
 }
 
-/// A JSON value of jansson, which C code may borrow strings from for as long as it lives.
+/// A JSON value of jansson. C code may borrow strings from it as long as it lives.
 pub struct Json(*mut c_void);
 
 impl Json {
-    /// Parses a JSON text, as strictly as Flux does: a string cannot hold a NUL.
+    /// Parses JSON text as strictly as Flux does: a string cannot contain a NUL.
     pub fn parse(text: &str) -> Result<Json, String> {
         let mut error = [0 as c_char; 160];
         let c = CString::new(text).map_err(|_| "NUL byte in JSON text".to_string())?;
         // SAFETY: both pointers are valid, and the shim writes at most the given size, NUL included.
         let object = unsafe { sim_json_parse(c.as_ptr(), error.as_mut_ptr(), error.len()) };
         if object.is_null() {
-            // SAFETY: the buffer was zeroed, and written to by snprintf.
+            // SAFETY: the buffer was zeroed, and snprintf has written to it.
             return Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned());
         }
         Ok(Json(object))
     }
 
-    /// The value as compact text.
+    /// Returns the value as compact text.
     pub fn dump(&self) -> String {
         // SAFETY: the object is valid while self lives; the result is NULL or a string from malloc(3).
         unsafe {
@@ -105,18 +105,18 @@ impl Json {
         }
     }
 
-    /// Adds the members of another object to this one. False if either is no object.
+    /// Adds the members of another object to this one. Returns false if either is not an object.
     pub fn update(&self, other: &Json) -> bool {
         // SAFETY: both objects are valid.
         unsafe { sim_json_update(self.0, other.0) == 0 }
     }
 
-    /// The `json_t *`, borrowed.
+    /// Returns the `json_t *`, borrowed.
     pub fn as_ptr(&self) -> *mut c_void {
         self.0
     }
 
-    /// The value in Rust's shape.
+    /// Returns the value as a Rust type.
     pub fn value(&self) -> Value {
         serde_json::from_str(&self.dump()).unwrap_or(Value::Null)
     }
@@ -124,7 +124,7 @@ impl Json {
 
 impl Drop for Json {
     fn drop(&mut self) {
-        // SAFETY: the reference is owned by self.
+        // SAFETY: self owns the reference.
         unsafe { sim_json_free(self.0) }
     }
 }
@@ -135,12 +135,12 @@ struct AuxItem {
     free: flux_free_f,
 }
 
-/// Auxiliary items of a handle or a plugin, each with the destructor that its owner gave.
+/// Auxiliary items of a handle or a plugin, each with the destructor from its owner.
 #[derive(Default)]
 pub struct Aux(RefCell<Vec<AuxItem>>);
 
 impl Aux {
-    /// The value under a name, NULL with ENOENT if there is none.
+    /// Returns the value under a name, or NULL with ENOENT.
     ///
     /// # Safety
     /// `key` is NULL or a C string.
@@ -160,7 +160,7 @@ impl Aux {
         }
     }
 
-    /// Replaces the value under a name, or removes it with a NULL value.
+    /// Replaces the value under a name. A NULL value removes it.
     ///
     /// # Safety
     /// `key` is NULL or a C string; `free` may be called with `value` once, at any later time.
@@ -185,7 +185,7 @@ impl Aux {
         0
     }
 
-    /// Destroys all items, the newest first. A destructor still sees the items that come after its own.
+    /// Destroys all items, the newest first. A destructor can still see the items after its own.
     pub fn destroy(&self) {
         while let Some(item) = self.pop() {
             item.destroy();
@@ -201,39 +201,40 @@ impl Aux {
 impl AuxItem {
     fn destroy(self) {
         let Some(free) = self.free else { return };
-        // SAFETY: dladdr only looks the address up. It tells whether the object that holds the destructor is mapped.
+        // SAFETY: dladdr only looks up the address. It reports whether the object that contains the destructor is
+        // mapped.
         let mapped = unsafe {
             let mut info = std::mem::zeroed();
             libc::dladdr(free as *const c_void, &mut info) != 0
         };
         if !mapped {
-            // Flux would crash here. The message is what a test of the simulator wants instead.
+            // Flux would crash here. A test of the simulator expects this message instead.
             eprintln!(
                 "flux-sim: BUG: the destructor of aux item {:?} was unloaded before it ran",
                 self.key
             );
             return;
         }
-        // SAFETY: the owner of the item gave this destructor for this value, and it is called once.
+        // SAFETY: the owner of the item supplied this destructor for this value. It is called once.
         unsafe { free(self.value) }
     }
 }
 
-/// Objects of a kind that C holds, for plugins that do not give them back to be found out.
+/// Counts the objects of one kind that C holds, to detect plugins that leak them.
 pub struct Held(std::sync::atomic::AtomicI64);
 
-/// Futures and watchers of plugins.
+/// The futures that plugins hold.
 pub static FUTURES: Held = Held(std::sync::atomic::AtomicI64::new(0));
-/// See [`FUTURES`].
+/// The watchers that plugins hold.
 pub static WATCHERS: Held = Held(std::sync::atomic::AtomicI64::new(0));
 
 impl Held {
-    /// One more was handed out, or one was given back.
+    /// Records that an object was handed out (1) or returned (-1).
     pub fn add(&self, change: i64) {
         self.0.fetch_add(change, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// How many there are.
+    /// Returns the number of objects that C holds.
     pub fn count(&self) -> i64 {
         self.0.load(std::sync::atomic::Ordering::Relaxed)
     }

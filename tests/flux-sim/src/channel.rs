@@ -1,5 +1,5 @@
-//! The connection between the instance and a job shell: JSON values, one per line, over a socket of which neither side
-//! ever waits for the other to read.
+//! The connection between the instance and a job shell: JSON values, one per line, over a socket. Neither side ever
+//! waits for the other to read.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::reactor::{Reactor, Watcher};
 
-/// A longer line ends the connection.
+/// The maximum length of a line. A longer line ends the connection.
 const LINE_MAX: usize = 16 << 20;
 
 /// One end of a connection.
@@ -24,7 +24,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Takes a connected socket.
+    /// Takes over a connected socket.
     pub fn new(stream: UnixStream, reactor: Rc<Reactor>) -> io::Result<Rc<Channel>> {
         stream.set_nonblocking(true)?;
         let (input, output) = (RefCell::default(), RefCell::default());
@@ -37,12 +37,12 @@ impl Channel {
         }))
     }
 
-    /// The descriptor, to watch.
+    /// Returns the descriptor, for a watcher.
     pub fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
 
-    /// Sends a value, now or when there is room. What the other side no longer reads is lost.
+    /// Sends a value now, or when the socket is writable. Values that the other side no longer reads are lost.
     pub fn send(self: &Rc<Self>, value: &Value) {
         self.output
             .borrow_mut()
@@ -75,7 +75,7 @@ impl Channel {
         }
     }
 
-    /// Receives what has arrived. None when the connection has ended and all was received.
+    /// Receives the values that have arrived. Returns None once the connection has ended and all values were received.
     pub fn receive(&self) -> Option<Vec<Value>> {
         let mut input = self.input.borrow_mut();
         let mut buf = [0; 65536];

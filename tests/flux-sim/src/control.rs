@@ -1,13 +1,14 @@
-//! The control of an instance: JSON lines on standard input, one JSON line on standard output for each.
+//! The control of an instance: one JSON request per line on standard input, and one JSON response per line on standard
+//! output.
 //!
-//! A request is an object with the member `cmd`; the response has `ok` and, if that is false, `error` (and `errnum`,
-//! where there is one). What a request says as `id`, its response repeats: a response comes when its request is done,
-//! which for a wait is later than those of other requests. A `jobid` is a string in any encoding, or a number; a
-//! `userid` is that of the instance owner unless it is given.
+//! A request is an object with the member `cmd`. The response contains `ok` and, if that is false, `error` (and
+//! `errnum`, if known). It repeats the `id` of its request. A response is sent when its request completes, so the
+//! response to a wait may follow those to later requests. A `jobid` is a string in any encoding, or a number. The
+//! default `userid` is that of the instance owner.
 //!
 //! | `cmd` | members (`?`: may be left out) | response |
 //! |---|---|---|
-//! | `load` | `path`, `conf?` | `name`, as `remove` and `query` want it |
+//! | `load` | `path`, `conf?` | `name`, for `remove` and `query` |
 //! | `remove` | `name`, a glob, or `all` | `count` |
 //! | `list` | | `plugins` |
 //! | `query` | `name` | `result` of `plugin.query` |
@@ -20,27 +21,27 @@
 //! | `state` | `jobid` | `state`, `dependencies`, `perilog_active`, `priority`, `userid`, `end_event` |
 //! | `eventlog` | `jobid` | `events` that are in the KVS |
 //! | `output` | `jobid` | `output`, and its parts `stdout` and `stderr` |
-//! | `lookup` | `jobid`, `key` or `keys`, `userid?` `flags?` | `value` or, by key, `values`, by way of job-info.lookup |
+//! | `lookup` | `jobid`, `key` or `keys`, `userid?` `flags?` | `value` or, by key, `values`, through job-info.lookup |
 //! | `kvs-get`, `kvs-put`, `kvs-list` | `key`; `key`, `value` (null to unlink it); | `value`; ; `keys` |
 //! | `rpc` | `topic`, `payload?` `userid?` | `payload` |
-//! | `service` | `topic`, and `payload`, or `errnum` `errstr?`, or `hold` true, or none | answers the topic so from now on |
-//! | `requests` | | `requests`: for each topic that a test plays or that nobody serves, the payloads so far |
-//! | `wait-request` | `topic`, `count?` | `payload` of the count-th request of the topic, once it has come |
+//! | `service` | `topic`, and `payload`, or `errnum` `errstr?`, or `hold` true, or none | sets the response to the topic |
+//! | `requests` | | `requests`: the payloads so far, for each topic that a test plays or nobody serves |
+//! | `wait-request` | `topic`, `count?` | `payload` of the count-th request of the topic, once it has arrived |
 //! | `respond` | `topic`, `count?`, and `payload` or `errnum` `errstr?` or neither | `payload` of the request |
 //! | `dmesg` | | `lines` |
 //! | `wait-log` | `text` | `line`, the first that contains the text |
-//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same of `lookups`, `allocs` and `starts` | |
-//! | `wait-held` | `count?` | `held`, once so many commits are held |
-//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `held_operations` in them, `futures` and `watchers` that plugins have, and for each of `topics` `count` `total_us` `max_us` |
+//! | `fault` | `what`: `commit` with `errnum?` `count?`, `hold-commits`, `release-commits`, and the same for `lookups`, `allocs` and `starts` | |
+//! | `wait-held` | `count?` | `held`, once this number of commits is held |
+//! | `stats` | `reset?` | `turns`, `longest_us`, `held_commits`, `held_operations` in them, `futures` and `watchers` of plugins, and `count`, `total_us` and `max_us` for each of `topics` |
 //! | `shutdown` | | |
 //!
-//! A request whose topic is held waits for a `respond`, which is for the count-th request of the topic, or for the first
-//! that waits. A request that a plugin neither answers nor keeps fails with EPROTO, and with ENOSYS one that was kept by a
-//! plugin that is removed.
+//! If a topic is held, its requests wait for a `respond`, which addresses the count-th request of the topic, or the
+//! first that waits. A request that a plugin neither answers nor keeps fails with EPROTO. A request kept by a plugin
+//! that is removed fails with ENOSYS.
 //!
-//! A fault is for the commits of plugins: `count` of them fail (all if negative, 0 to end that), or they stay
-//! outstanding. Lookups in the KVS can be left outstanding likewise. Jobs stay in SCHED while
-//! allocations are held, and in RUN, without a process, while starts are.
+//! A fault affects the commits of plugins: `count` of them fail (all if negative, 0 to stop), or they stay outstanding.
+//! Lookups in the KVS can be left outstanding, too. Jobs stay in SCHED while allocations are held. While starts are
+//! held, they stay in RUN without a process.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -65,13 +66,13 @@ use crate::jobid::JobId;
 use crate::kvs::{self, Txn};
 use crate::stage::Act;
 
-/// A request is not longer than that.
+/// The maximum length of a request.
 const LINE_MAX: usize = 16 << 20;
 
-/// What a request comes to: result fields, or a failure.
+/// The outcome of a request: the fields of the result, or a failure.
 type Answer = Result<Value, Failure>;
 
-/// What a request waits for: none as long as it has to.
+/// The condition for which a request waits. It returns None while the wait continues.
 type Condition = Box<dyn FnMut() -> Option<Answer>>;
 
 struct Control {
@@ -80,7 +81,7 @@ struct Control {
     waiting: RefCell<Vec<(Reply, Condition)>>,
 }
 
-/// Where the answer to a request goes.
+/// Sends the response to a request.
 struct Reply(Option<Value>);
 
 impl Reply {
@@ -95,12 +96,12 @@ impl Reply {
         if let Some(id) = &self.0 {
             response["id"] = id.clone();
         }
-        // If nobody reads the answers, standard input ends too.
+        // If nobody reads the responses, standard input ends, too.
         let _ = std::io::stdout().lock().write_all(format!("{response}\n").as_bytes());
     }
 }
 
-/// Runs an instance until standard input ends, or it is told to shut down.
+/// Runs an instance until standard input ends, or until a shutdown request.
 pub fn main(statedir: &Path, plugins: &Plugins) -> Result<ExitCode, String> {
     let error = |e: std::io::Error| format!("{}: {e}", statedir.display());
     std::fs::DirBuilder::new()
@@ -140,7 +141,7 @@ pub fn main(statedir: &Path, plugins: &Plugins) -> Result<ExitCode, String> {
     })
 }
 
-/// Has SIGTERM and SIGINT delivered as events.
+/// Delivers SIGTERM and SIGINT as events.
 pub fn signals() -> Result<SignalFd, String> {
     let set: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     set.thread_block()
@@ -165,11 +166,11 @@ fn userid(request: &Value, default: u32) -> Result<u32, Failure> {
         value => value
             .as_u64()
             .and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| plain("\"userid\" is no uid")),
+            .ok_or_else(|| plain("\"userid\" is not a uid")),
     }
 }
 
-/// The failure that a request wants something to be answered with.
+/// Returns the failure with which a request wants another one answered.
 fn failure(request: &Value) -> Option<Failure> {
     let errnum = request["errnum"]
         .as_i64()
@@ -182,7 +183,7 @@ fn failure(request: &Value) -> Option<Failure> {
 
 fn jobid(request: &Value) -> Result<JobId, Failure> {
     match &request["jobid"] {
-        Value::String(text) => JobId::parse(text).ok_or_else(|| plain(format!("{text:?} is no job id"))),
+        Value::String(text) => JobId::parse(text).ok_or_else(|| plain(format!("{text:?} is not a job id"))),
         value => value
             .as_u64()
             .map(JobId)
@@ -212,7 +213,7 @@ impl Control {
                     self.request(&request, reply);
                 }
                 Ok(_) => Reply(None).send(Err(plain("a request is a JSON object"))),
-                Err(e) => Reply(None).send(Err(plain(format!("the request is no JSON: {e}")))),
+                Err(e) => Reply(None).send(Err(plain(format!("the request is not JSON: {e}")))),
             }
         }
     }
@@ -247,7 +248,7 @@ impl Control {
         }
     }
 
-    /// Requests that are done at once.
+    /// Answers requests that complete immediately.
     fn answer(&self, request: &Value) -> Answer {
         let instance = &self.instance;
         let jobtap = &instance.jobtap;
@@ -309,7 +310,7 @@ impl Control {
                 let context = match &request["context"] {
                     Value::Null => Value::Null,
                     Value::Object(context) => Value::Object(context.clone()),
-                    _ => return Err(plain("\"context\" is no object")),
+                    _ => return Err(plain("\"context\" is not an object")),
                 };
                 match instance.post(&job, required(request, "name")?, context) {
                     true => Ok(json!({})),
@@ -399,7 +400,7 @@ impl Control {
         Ok(json!({}))
     }
 
-    /// Responds to a request that is held.
+    /// Responds to a held request.
     fn respond(&self, request: &Value) -> Answer {
         let topic = required(request, "topic")?;
         let count = request["count"].as_u64().and_then(|count| usize::try_from(count).ok());
@@ -471,7 +472,7 @@ impl Control {
         instance.request_as(userid, topic.to_owned(), payload, Box::new(done));
     }
 
-    /// Reads keys of a job as `flux job info` does.
+    /// Reads keys of a job, as `flux job info` does.
     fn lookup(&self, request: &Value, reply: Reply) {
         let instance = &self.instance;
         let prepared = userid(request, instance.owner).and_then(|userid| {
@@ -505,7 +506,7 @@ impl Control {
 
     fn kvs_put(&self, request: &Value, reply: Reply) {
         let key = required(request, "key")
-            .and_then(|key| kvs::normalize(key).ok_or_else(|| plain(format!("{key:?} is no key"))));
+            .and_then(|key| kvs::normalize(key).ok_or_else(|| plain(format!("{key:?} is not a key"))));
         let txn = key.and_then(|key| match request.get("value") {
             Some(Value::Null) => Ok(Txn::default().unlink(key)),
             _ => Ok(Txn::default().put(key, required(request, "value")?)),
@@ -520,7 +521,7 @@ impl Control {
         }
     }
 
-    /// Waits until the n-th event of a name is in the KVS.
+    /// Waits until the KVS contains the n-th event of a name.
     fn wait(&self, request: &Value) -> Result<Condition, Failure> {
         let job = self.job(request)?;
         let event = required(request, "event")?.to_owned();
@@ -546,14 +547,14 @@ impl Control {
         }))
     }
 
-    /// Waits until so many commits of plugins are held.
+    /// Waits until the given number of plugin commits are held.
     fn wait_held(&self, request: &Value) -> Condition {
         let count = request["count"].as_u64().unwrap_or(1) as usize;
         let kvs = self.instance.kvs.clone();
         Box::new(move || (kvs.held() >= count).then(|| Ok(json!({"held": kvs.held()}))))
     }
 
-    /// Waits until so many requests of a topic have come.
+    /// Waits until the given number of requests of a topic have arrived.
     fn wait_request(&self, request: &Value) -> Result<Condition, Failure> {
         let topic = required(request, "topic")?.to_owned();
         let count = request["count"].as_u64().unwrap_or(1).max(1) as usize;
@@ -564,7 +565,7 @@ impl Control {
         }))
     }
 
-    /// Waits until a message with a text was logged.
+    /// Waits until a message that contains a text was logged.
     fn wait_log(&self, request: &Value) -> Result<Condition, Failure> {
         let text = required(request, "text")?.to_owned();
         let instance = self.instance.clone();

@@ -1,4 +1,4 @@
-//! Event logs, as RFC 18 has them: one JSON object per line, with a timestamp, a name and perhaps a context.
+//! Event logs, as in RFC 18: one JSON object per line, with a timestamp, a name and an optional context.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An event that happens now.
+    /// Creates an event with the current time.
     pub fn now(name: &str, context: Value) -> Entry {
         Entry {
             timestamp: now(),
@@ -25,7 +25,7 @@ impl Entry {
         }
     }
 
-    /// The line of the event, in the order of members that Flux writes.
+    /// Returns the line of the event, with its members in Flux's order.
     pub fn line(&self) -> String {
         let name = json!(self.name);
         match &self.context {
@@ -37,7 +37,7 @@ impl Entry {
         }
     }
 
-    /// The event as a JSON object.
+    /// Returns the event as a JSON object.
     pub fn object(&self) -> Value {
         match &self.context {
             Value::Null => json!({"timestamp": self.timestamp, "name": self.name}),
@@ -62,7 +62,7 @@ impl Entry {
     }
 }
 
-/// The events of a log; none if a line is malformed or cut.
+/// Returns the events of a log, or None if a line is malformed or truncated.
 pub fn decode(text: &str) -> Option<Vec<Entry>> {
     if !text.is_empty() && !text.ends_with('\n') {
         return None;
@@ -70,7 +70,7 @@ pub fn decode(text: &str) -> Option<Vec<Entry>> {
     text.lines().map(Entry::parse).collect()
 }
 
-/// Seconds since the epoch.
+/// Returns the seconds since the epoch.
 pub fn now() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,8 +1,8 @@
 //! Execution: starts the shells of a job, collects their output, and reports how they ended.
 //!
-//! Of Flux: job-exec as the job manager sees it (`start`, `finish`, `release`), with one shell for each node of the job
-//! on this node, a barrier between them, and SIGTERM then SIGKILL when a job gets a fatal exception. A shell of another
-//! user than the instance owner gives up root before it loads anything.
+//! Imitates job-exec as seen by the job manager (`start`, `finish`, `release`): one shell on this node for each node of
+//! the job, a barrier between them, and SIGTERM then SIGKILL when a job receives a fatal exception. A shell of a user
+//! other than the instance owner drops root privileges before it loads anything.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -28,12 +28,12 @@ use crate::job::{Job, State};
 use crate::jobid::JobId;
 use crate::reactor::Watcher;
 
-/// The time between SIGTERM and SIGKILL, which is the default of Flux.
+/// The time between SIGTERM and SIGKILL. This is Flux's default.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Output of one job that is kept; what comes after it is dropped.
+/// The maximum output kept for one job. Later output is dropped.
 const OUTPUT_MAX: usize = 64 << 20;
 
-/// Where a piece of output came from.
+/// The origin of a piece of output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output of the tasks.
@@ -42,7 +42,7 @@ pub enum Stream {
     Stderr,
 }
 
-/// What a job has written, in the order in which it came.
+/// The output of a job, in order of arrival.
 #[derive(Default)]
 pub struct Output {
     pieces: Vec<(Stream, Vec<u8>)>,
@@ -50,7 +50,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// The output of one stream, or of both.
+    /// Returns the output of one stream, or of both.
     pub fn text(&self, stream: Option<Stream>) -> String {
         let wanted = self
             .pieces
@@ -73,7 +73,7 @@ pub struct Exec {
 struct Run {
     job: Rc<Job>,
     shells: RefCell<Vec<Rc<ShellProcess>>>,
-    /// A fatal exception was raised: the job fails, however its shells end.
+    /// Set once a fatal exception was raised: the job fails, however its shells end.
     exception: Cell<bool>,
     /// The largest wait status of the shells that have ended.
     status: Cell<i32>,
@@ -92,10 +92,11 @@ struct ShellProcess {
     barriers: Cell<u32>,
 }
 
-/// A descriptor that is readable when a child has ended.
+/// Returns a descriptor that becomes readable when a child has ended.
 pub fn exit_fd(child: &Child) -> io::Result<OwnedFd> {
     match pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty()) {
-        // Valgrind does not know the call. A thread then waits, and hangs up; it leaves the status to be collected.
+        // Valgrind does not implement the call. Instead, a thread waits and closes its end, and leaves the status to be
+        // collected.
         Err(rustix::io::Errno::NOSYS) => {
             let (reader, writer) = UnixStream::pair()?;
             let id = Id::Pid(Pid::from_raw(child.id() as i32));
@@ -110,7 +111,7 @@ pub fn exit_fd(child: &Child) -> io::Result<OwnedFd> {
 }
 
 impl Exec {
-    /// A service that is not ready, with the plugins that its shells load, and the configuration of each.
+    /// Creates a service that does not start jobs yet, with the plugins of its shells and their configuration.
     pub fn new(shell_plugins: Value) -> Exec {
         Exec {
             shell_plugins,
@@ -120,17 +121,17 @@ impl Exec {
         }
     }
 
-    /// From now on, jobs are started.
+    /// Starts jobs from now on.
     pub fn hello(&self) {
         self.ready.set(true);
     }
 
-    /// From now on, they are not: they wait in RUN.
+    /// Stops starting jobs: they wait in RUN.
     pub fn hold(&self) {
         self.ready.set(false);
     }
 
-    /// The output of a job, as far as it came from this process.
+    /// Returns the output of a job, as far as this process has received it.
     pub fn output(&self, id: JobId, stream: Option<Stream>) -> String {
         self.outputs
             .borrow()
@@ -139,7 +140,7 @@ impl Exec {
             .unwrap_or_default()
     }
 
-    /// The pieces of output of a job that came after the first `seen`.
+    /// Returns the pieces of output of a job after the first `seen`.
     pub fn output_after(&self, id: JobId, seen: usize) -> Vec<(Stream, Vec<u8>)> {
         self.outputs
             .borrow()
@@ -148,7 +149,7 @@ impl Exec {
             .unwrap_or_default()
     }
 
-    /// Requests that a job be started. The answers are events.
+    /// Requests the start of a job. The responses are events.
     pub fn start(&self, instance: &Rc<Instance>, job: &Rc<Job>) {
         if !self.ready.get() || job.start_pending.replace(true) {
             return;
@@ -225,7 +226,7 @@ impl Exec {
         }
     }
 
-    /// A fatal exception was raised on a job.
+    /// Handles a fatal exception that was raised on a job.
     pub fn cancel(&self, instance: &Rc<Instance>, job: &Rc<Job>) {
         let Some(run) = self.runs.borrow().get(&job.id).cloned() else {
             return;
@@ -314,7 +315,7 @@ impl Exec {
     fn complete(&self, instance: &Rc<Instance>, run: &Rc<Run>) {
         self.runs.borrow_mut().remove(&run.job.id);
         let job = &run.job;
-        // Of shells that were lost with an earlier instance, nobody knows how they ended.
+        // The status of shells lost with an earlier instance is unknown.
         if job.started.get() && !run.shells.borrow().is_empty() {
             let status = match run.status.get() {
                 0 if run.exception.get() => 1 << 8,
@@ -330,7 +331,7 @@ impl Exec {
 impl Run {
     fn signal(&self, signal: Signal) {
         for shell in self.shells.borrow().iter().filter(|shell| !shell.exited.get()) {
-            // The child was not waited for, so the pid is its own.
+            // The child was not reaped, so its pid was not reused.
             let _ = kill(shell.pid, signal);
         }
     }
@@ -383,7 +384,7 @@ impl ShellProcess {
         }))
     }
 
-    /// Has the reactor serve the shell until it ends.
+    /// Registers the shell with the reactor until it ends.
     fn watch(self: &Rc<Self>, instance: &Rc<Instance>, run: &Rc<Run>) {
         let reactor = &instance.handle.reactor;
         let (weak, weak_run, weak_shell) = (instance.me.clone(), Rc::downgrade(run), Rc::downgrade(self));
@@ -421,7 +422,7 @@ impl ShellProcess {
                     .iter()
                     .for_each(|message| instance.exec.request(instance, run, self, message));
             }
-            // The shell ends, or will never ask again.
+            // The shell is ending, or will never send another request.
             None => self.stop_watching(self.channel.fd()),
         }
     }
@@ -434,8 +435,8 @@ impl ShellProcess {
             .for_each(|watcher| watcher.stop());
     }
 
-    /// Reads what the shell and its task have written, up to so many pieces: whoever writes without an end does not
-    /// keep the reactor.
+    /// Reads up to `limit` pieces of output of the shell and its task, so that an endless writer does not block the
+    /// reactor.
     fn drain(&self, exec: &Exec, id: JobId, limit: usize) {
         let mut buf = [0; 65536];
         let mut pieces = Vec::new();

@@ -1,11 +1,11 @@
-//! The C names that the simulator exports: all of those that the plugins may call, each with the type declared for it. Those
-//! of jansson are in the library that the simulator is linked with, where plugins find them too.
+//! The C names that the simulator exports: every name that plugins may call, with its declared type. The names of
+//! jansson are in the library with which the simulator is linked, and plugins find them there.
 
 use std::hint::black_box;
 
 use ffi::raw::signature;
 
-/// Fails to compile if the simulator defines a function with another type than the plugins call it with.
+/// Fails to compile if the simulator defines a function with a type other than the one that plugins use.
 macro_rules! check {
     ($($module:ident: $($name:ident)*;)*) => {$($(
         const _: signature::$name = crate::$module::$name;
@@ -32,7 +32,7 @@ macro_rules! addresses {
     ($($name:ident)*) => { [$(ffi::raw::$name as *const ()),*] };
 }
 
-/// Refers to every function that is declared, so that the linker keeps it, and fails if one is not defined.
+/// Refers to every declared function, so that the linker keeps it, and fails if one is undefined.
 pub fn keep() {
     black_box(ffi::with_every_function!(addresses));
 }

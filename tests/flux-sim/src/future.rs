@@ -1,8 +1,8 @@
 //! Futures.
 //!
-//! Of Flux: `flux_future_then(3)`, `flux_future_get(3)` and their family. A continuation runs on a later turn than the
-//! one in which the future is fulfilled, also if it was fulfilled before. To block on a future lets the services work,
-//! but no watcher and no other continuation.
+//! Imitates `flux_future_then(3)`, `flux_future_get(3)` and their family. A continuation runs on a later turn than the
+//! one in which the future is fulfilled, even if it was fulfilled earlier. While a caller blocks on a future, services
+//! make progress, but no watcher and no other continuation runs.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
@@ -15,17 +15,17 @@ use libc::{c_char, c_int, c_void};
 use crate::c::{check_thread, cstring, fail, strerror};
 use crate::handle::Handle;
 
-/// An error number, and what to say about it.
+/// An error number and its message.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// As errno.
+    /// The error number, as in errno.
     pub errnum: c_int,
-    /// A message; that of strerror(3) if there is nothing better to say.
+    /// The message, by default that of strerror(3).
     pub text: String,
 }
 
 impl Failure {
-    /// A failure with its own message.
+    /// Creates a failure with its own message.
     pub fn new(errnum: c_int, text: impl Into<String>) -> Failure {
         Failure {
             errnum,
@@ -33,7 +33,7 @@ impl Failure {
         }
     }
 
-    /// A failure about which the error number says everything.
+    /// Creates a failure with the message of the error number.
     pub fn errno(errnum: c_int) -> Failure {
         Failure {
             errnum,
@@ -42,10 +42,10 @@ impl Failure {
     }
 }
 
-/// What a request or a commit came to: perhaps a value, as text.
+/// The outcome of a request or a commit, with an optional value as text.
 pub type Outcome = Result<Option<CString>, Failure>;
 
-/// What is told of an outcome.
+/// A function that receives an outcome.
 pub type Done = Box<dyn FnOnce(Outcome)>;
 
 enum State {
@@ -59,12 +59,12 @@ pub struct Future {
     handle: Weak<Handle>,
     state: RefCell<State>,
     then: Cell<Option<(unsafe extern "C" fn(*mut flux_future_t, *mut c_void), *mut c_void)>>,
-    /// Counts calls of then(), so that the timer of an earlier one is not that of a later one.
+    /// Counts calls of then(), to tell a timer from that of an earlier call.
     armed: Cell<u64>,
 }
 
 impl Future {
-    /// A pending future.
+    /// Creates a pending future.
     pub fn new(handle: &Rc<Handle>) -> Rc<Future> {
         Rc::new(Future {
             handle: Rc::downgrade(handle),
@@ -74,13 +74,13 @@ impl Future {
         })
     }
 
-    /// Hands a reference to C, which gives it up with flux_future_destroy(3).
+    /// Passes a reference to C, which releases it with flux_future_destroy(3).
     pub fn into_raw(self: Rc<Self>) -> *mut flux_future_t {
         crate::c::FUTURES.add(1);
         Rc::into_raw(self).cast_mut().cast()
     }
 
-    /// Fulfils the future. Only the first outcome counts.
+    /// Fulfills the future. Ignores all outcomes but the first.
     pub fn fulfill(self: &Rc<Self>, outcome: Outcome) {
         if self.is_ready() {
             return;
@@ -104,19 +104,20 @@ impl Future {
         }
     }
 
-    /// Calls the continuation, if there is one and the C side still holds the future.
+    /// Calls the continuation, if one is set and the C side still holds the future.
     pub fn call_continuation(self: Rc<Self>) {
         if Rc::strong_count(&self) == 1 {
             return;
         }
         if let Some((callback, arg)) = self.then.get() {
-            // SAFETY: the plugin gave this callback for this argument, and destroys the future before either becomes
-            // invalid. The reference held here keeps the future alive if the callback destroys it.
+            // SAFETY: the plugin supplied this callback for this argument, and destroys the future before either
+            // becomes invalid. The reference held here keeps the future alive if the callback destroys it.
             unsafe { callback(Rc::as_ptr(&self).cast_mut().cast(), arg) }
         }
     }
 
-    /// Blocks until fulfilled or the time is over (never, if negative). On failure, an error number.
+    /// Blocks until the future is fulfilled or the timeout expires (never if negative). On failure, returns an error
+    /// number.
     fn wait(&self, timeout: f64) -> Result<(), c_int> {
         let deadline = seconds(timeout).and_then(|timeout| Instant::now().checked_add(timeout));
         while !self.is_ready() {
@@ -129,7 +130,7 @@ impl Future {
         Ok(())
     }
 
-    /// Blocks until fulfilled, and reads the value.
+    /// Blocks until the future is fulfilled, and reads the value.
     fn get(&self) -> Result<*const c_char, c_int> {
         self.wait(-1.0)?;
         match &*self.state.borrow() {
@@ -140,7 +141,7 @@ impl Future {
         }
     }
 
-    /// Blocks until fulfilled, and copies the outcome.
+    /// Blocks until the future is fulfilled, and copies the outcome.
     pub fn outcome(&self) -> Outcome {
         self.wait(-1.0).map_err(Failure::errno)?;
         match &*self.state.borrow() {
@@ -157,7 +158,7 @@ fn seconds(timeout: f64) -> Option<Duration> {
         .flatten()
 }
 
-/// The future behind a C pointer.
+/// Returns the future behind a C pointer.
 ///
 /// # Safety
 /// `f` is NULL or a future that was not destroyed.
@@ -167,7 +168,7 @@ unsafe fn future<'a>(f: *mut flux_future_t) -> Option<&'a Future> {
     unsafe { f.cast::<Future>().cast_const().as_ref() }
 }
 
-/// Stores the value of a future where `value` points to, unless that is NULL.
+/// Stores the value of a future in `*value`, unless `value` is NULL.
 ///
 /// # Safety
 /// `f` is NULL or valid, and `value` is NULL or points to a pointer.
@@ -199,7 +200,7 @@ pub unsafe extern "C" fn flux_future_then(
     let (false, Some(cb)) = (f.is_null(), cb) else {
         return fail(libc::EINVAL);
     };
-    // SAFETY: the caller passes a valid future; the reference of the C side is left as it is.
+    // SAFETY: the caller passes a valid future. The reference of the C side stays.
     let future = unsafe {
         let f = f.cast::<Future>().cast_const();
         Rc::increment_strong_count(f);
@@ -223,7 +224,7 @@ pub unsafe extern "C" fn flux_future_then(
     0
 }
 
-/// flux_future_get(3). The result is the payload rather than the message that carried it.
+/// flux_future_get(3). The result is the payload rather than the message that contains it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_future_get(f: *mut flux_future_t, result: *mut *const c_void) -> c_int {
     // SAFETY: the caller passes NULL or valid pointers.
@@ -266,7 +267,7 @@ pub unsafe extern "C" fn flux_future_destroy(f: *mut flux_future_t) {
     check_thread();
     if !f.is_null() {
         crate::c::FUTURES.add(-1);
-        // SAFETY: the caller gives up its reference, which into_raw() handed out.
+        // SAFETY: the caller releases its reference, which came from into_raw().
         drop(unsafe { Rc::from_raw(f.cast::<Future>().cast_const()) });
     }
 }

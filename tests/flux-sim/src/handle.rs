@@ -1,7 +1,7 @@
-//! The Flux handle: what a process knows of its broker, and the messages that it exchanges with it.
+//! The Flux handle: the process's view of its broker, and the messages that both exchange.
 //!
-//! Of Flux: `flux_t` with its aux items, `flux_log(3)`, `flux_rpc(3)`, `flux_respond(3)`. In the instance the broker is
-//! the simulator itself; in a job shell it is at the other end of a socket.
+//! Imitates `flux_t` with its aux items, `flux_log(3)`, `flux_rpc(3)` and `flux_respond(3)`. In the instance, the
+//! simulator itself is the broker. For a job shell, the broker is at the other end of a socket.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::{CStr, CString};
@@ -17,18 +17,18 @@ use crate::future::{Done, Failure, Future, Outcome};
 use crate::kvs::Txn;
 use crate::reactor::Reactor;
 
-/// What answers the requests of a handle.
+/// Answers the requests of a handle.
 pub trait Broker {
-    /// Logs a message, as `flux dmesg` shows it.
+    /// Logs a message, for display by `flux dmesg`.
     fn log(&self, level: c_int, text: &str);
-    /// Has a request answered, on a later turn.
+    /// Answers a request on a later turn.
     fn request(&self, topic: String, payload: Option<CString>, done: Done);
-    /// Commits a transaction, on a later turn.
+    /// Commits a transaction on a later turn.
     fn commit(&self, txn: Txn, done: Done);
-    /// Looks a key up, on a later turn.
+    /// Looks up a key on a later turn.
     fn lookup(&self, key: String, done: Done);
-    /// Makes some progress with what is outstanding while the caller blocks on a future. An error number if there is
-    /// none to make, or the deadline has passed.
+    /// Makes some progress with outstanding work while the caller blocks on a future. Returns an error number if no
+    /// progress is possible or the deadline has passed.
     fn progress(&self, deadline: Option<Instant>) -> Result<(), c_int>;
 }
 
@@ -39,12 +39,12 @@ pub struct Handle {
     /// Outlives every plugin.
     pub aux: Aux,
     broker: OnceCell<Weak<dyn Broker>>,
-    /// Stands in where the broker is gone.
+    /// Used once the broker no longer exists.
     none: Rc<dyn Broker>,
 }
 
 impl Handle {
-    /// A handle that is not connected yet.
+    /// Creates a handle that is not connected yet.
     pub fn new() -> Rc<Handle> {
         Rc::new(Handle {
             reactor: Rc::default(),
@@ -59,7 +59,7 @@ impl Handle {
         let _ = self.broker.set(broker);
     }
 
-    /// The broker at the other end.
+    /// Returns the broker at the other end.
     pub fn broker(&self) -> Rc<dyn Broker> {
         self.broker
             .get()
@@ -67,12 +67,12 @@ impl Handle {
             .unwrap_or_else(|| self.none.clone())
     }
 
-    /// The handle as C sees it, borrowed.
+    /// Returns the handle as a C pointer, borrowed.
     pub fn as_ptr(self: &Rc<Self>) -> *mut flux_t {
         Rc::as_ptr(self).cast_mut().cast()
     }
 
-    /// A future, and what fulfils it. The future may be destroyed before.
+    /// Returns a future and the function that fulfills it. The future may be destroyed first.
     pub fn future(self: &Rc<Self>) -> (Rc<Future>, Done) {
         let future = Future::new(self);
         let weak = Rc::downgrade(&future);
@@ -105,13 +105,13 @@ impl Broker for Disconnected {
     }
 }
 
-/// The name of a syslog level.
+/// Returns the name of a syslog level.
 pub fn level_name(level: c_int) -> &'static str {
     const NAMES: [&str; 8] = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
     NAMES[(level & 7) as usize]
 }
 
-/// A request in the hands of the service that answers it, which may keep it until it does.
+/// A request held by the service that answers it. The service may keep it until then.
 pub struct Message {
     topic: CString,
     payload: Option<CString>,
@@ -120,7 +120,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A request by a user.
+    /// Creates a request from a user.
     pub fn new(topic: &str, payload: Option<CString>, userid: u32, done: Done) -> Rc<Message> {
         Rc::new(Message {
             topic: c::cstring(topic),
@@ -130,14 +130,14 @@ impl Message {
         })
     }
 
-    /// Answers, unless that was done.
+    /// Answers the request, unless it was answered already.
     pub fn respond(&self, outcome: Outcome) {
         if let Some(done) = self.done.take() {
             done(outcome);
         }
     }
 
-    /// What it asks for.
+    /// Returns the topic of the request.
     pub fn topic(&self) -> String {
         self.topic.to_string_lossy().into_owned()
     }
@@ -145,13 +145,13 @@ impl Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        // Nobody holds the message any more, so nobody can answer. In Flux, who asked would wait for ever.
+        // Nobody holds the message any more, so nobody can answer it. In Flux, the requester would wait for ever.
         let text = format!("{}: the service did not respond", self.topic());
         self.respond(Err(Failure::new(libc::EPROTO, text)));
     }
 }
 
-/// The handle behind a C pointer, with a reference of its own.
+/// Returns the handle behind a C pointer, with its own reference.
 ///
 /// # Safety
 /// `h` is NULL or a valid handle.
@@ -179,13 +179,13 @@ pub unsafe extern "C" fn flux_get_reactor(h: *mut flux_t) -> *mut flux_reactor_t
     }
 }
 
-/// The directory of the instance, for as long as it runs.
+/// The directory of the instance, while it runs.
 pub static RUNDIR: OnceLock<CString> = OnceLock::new();
 
-/// Where the configuration was read from when the instance was started.
+/// The file from which the configuration was read when the instance started.
 pub static CONFIG_PATH: OnceLock<CString> = OnceLock::new();
 
-/// flux_attr_get(3), for those attributes that plugins look at.
+/// flux_attr_get(3), for the attributes that plugins read.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *const c_char {
     static HOSTNAME: OnceLock<CString> = OnceLock::new();
@@ -193,14 +193,14 @@ pub unsafe extern "C" fn flux_attr_get(h: *mut flux_t, name: *const c_char) -> *
         set_errno(libc::EINVAL);
         return std::ptr::null();
     }
-    // SAFETY: not NULL, and so a C string.
+    // SAFETY: not NULL, and therefore a C string.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
         b"hostname" => HOSTNAME
             .get_or_init(|| CString::new(crate::job::hostname()).unwrap_or_default())
             .as_ptr(),
         b"rundir" => RUNDIR.get().map_or(std::ptr::null(), |path| path.as_ptr()),
         b"config.path" => CONFIG_PATH.get().map_or(std::ptr::null(), |path| path.as_ptr()),
-        // It runs in no other instance.
+        // The instance is not nested in another one.
         b"jobid-path" => c"/".as_ptr(),
         _ => {
             set_errno(libc::ENOENT);
@@ -297,7 +297,7 @@ pub unsafe extern "C" fn flux_kvs_commit(
     }
 }
 
-/// flux_kvs_lookup(3), of values in the primary namespace only.
+/// flux_kvs_lookup(3), for values in the primary namespace only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_kvs_lookup(
     h: *mut flux_t,
@@ -335,7 +335,7 @@ pub unsafe extern "C" fn flux_request_decode(
     topic: *mut *const c_char,
     s: *mut *const c_char,
 ) -> c_int {
-    // SAFETY: the caller passes NULL or the message that its handler was called with, and NULL or valid places.
+    // SAFETY: the caller passes NULL or the message passed to its handler, and NULL or valid pointers for the results.
     unsafe {
         let Some(message) = msg.cast::<Message>().as_ref() else {
             return fail(libc::EINVAL);
@@ -393,7 +393,7 @@ pub unsafe extern "C" fn flux_respond_error(
 pub unsafe extern "C" fn flux_msg_incref(msg: *const flux_msg_t) -> *const flux_msg_t {
     c::check_thread();
     if !msg.is_null() {
-        // SAFETY: a flux_msg_t is only ever made from an Rc<Message>, of which the caller has a reference.
+        // SAFETY: a flux_msg_t is only ever made from an Rc<Message>, and the caller holds a reference.
         unsafe { Rc::increment_strong_count(msg.cast::<Message>()) };
     }
     msg
@@ -404,7 +404,7 @@ pub unsafe extern "C" fn flux_msg_incref(msg: *const flux_msg_t) -> *const flux_
 pub unsafe extern "C" fn flux_msg_decref(msg: *const flux_msg_t) {
     c::check_thread();
     if !msg.is_null() {
-        // SAFETY: the caller gives up a reference that flux_msg_incref gave it.
+        // SAFETY: the caller releases a reference obtained from flux_msg_incref.
         drop(unsafe { Rc::from_raw(msg.cast::<Message>()) });
     }
 }

@@ -1,7 +1,7 @@
 //! The instance: the job manager, with its KVS, its log and its configuration.
 //!
-//! Of Flux: how job-ingest and job-manager take a job from submission to its end, how events are committed in batches,
-//! and how jobs are replayed when an instance starts again. Names and order follow RFC 21 and the job manager 0.88.
+//! Imitates how job-ingest and job-manager take a job from submission to its end, commit events in batches, and replay
+//! jobs when an instance restarts. Names and order follow RFC 21 and the job manager 0.88.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -28,13 +28,13 @@ use crate::kvs::{Kvs, Txn};
 use crate::plugin::Plugin;
 use crate::stage::{Act, Stage};
 
-/// Flux gives the names of events numbers, and keeps a bitmap of so many with each job.
+/// The maximum number of event names: Flux numbers them, and keeps a bitmap of this size for each job.
 const EVENT_NAMES_MAX: usize = 64;
 
-/// What is told when a submission is decided.
+/// Called when a submission is accepted or rejected.
 type Submitted = Box<dyn FnOnce(Result<JobId, String>)>;
 
-/// Events of one turn, and what waits until they are in the KVS.
+/// The events of one turn, and the callbacks that wait until they are in the KVS.
 #[derive(Default)]
 struct Batch {
     txn: Txn,
@@ -45,28 +45,28 @@ struct Batch {
 
 /// A running instance.
 pub struct Instance {
-    /// Itself, for the plugins.
+    /// A reference to itself, for the plugins.
     pub me: Weak<Instance>,
-    /// The handle that the plugins get.
+    /// The handle that plugins receive.
     pub handle: Rc<Handle>,
     /// The store.
     pub kvs: Rc<Kvs>,
-    /// The uid that the instance runs as.
+    /// The uid of the instance.
     pub owner: u32,
-    /// Where the plugins are.
+    /// The plugins.
     pub jobtap: Jobtap,
-    /// Where the shells are.
+    /// The job shells.
     pub exec: Exec,
     config: RefCell<Value>,
     jobs: RefCell<BTreeMap<JobId, Rc<Job>>>,
     ids: RefCell<Generator>,
     batch: RefCell<Option<Batch>>,
     log: RefCell<Vec<String>>,
-    /// Services that a test plays, and what was asked of services that are not there.
+    /// The services that a test plays, and the requests to missing services.
     pub stage: Stage,
-    /// The names of events that were posted or asked about, in the order in which they came up.
+    /// The names of events that were posted or queried, in order of first use.
     event_names: RefCell<Vec<String>>,
-    /// The scheduler gives out no resources.
+    /// Set while the scheduler allocates no resources.
     allocs_held: Cell<bool>,
     failed: Cell<bool>,
 }
@@ -74,7 +74,7 @@ pub struct Instance {
 impl Instance {
     /// Starts an instance: loads the plugins of the configuration, then replays the jobs found in the state directory.
     pub fn start(statedir: &Path, plugins: &Plugins) -> Result<Rc<Instance>, String> {
-        // It is the only instance of the process.
+        // A process has only one instance.
         let rundir = std::path::absolute(statedir).unwrap_or_else(|_| statedir.to_owned());
         let _ = crate::handle::RUNDIR.set(CString::new(rundir.as_os_str().as_encoded_bytes()).unwrap_or_default());
         if let Some(path) = &plugins.config {
@@ -111,12 +111,12 @@ impl Instance {
         Ok(instance)
     }
 
-    /// The whole configuration.
+    /// Returns the whole configuration.
     pub fn config(&self) -> Value {
         self.config.borrow().clone()
     }
 
-    /// Takes a new configuration, unless a plugin refuses it.
+    /// Accepts a new configuration, unless a plugin rejects it.
     pub fn reconfigure(self: &Rc<Self>, config: Value) -> Result<(), Failure> {
         self.jobtap.conf_update_all(&config)?;
         *self.config.borrow_mut() = config;
@@ -128,28 +128,28 @@ impl Instance {
         self.log_from("job-manager", level, &text.to_string());
     }
 
-    /// Logs a message of a part of the instance.
+    /// Logs a message of a component of the instance.
     pub fn log_from(&self, name: &str, level: c_int, text: &str) {
         let line = format!("{:.6} {name}.{}[0]: {text}", eventlog::now(), level_name(level));
         self.log.borrow_mut().push(line);
     }
 
-    /// All messages so far.
+    /// Returns all messages so far.
     pub fn dmesg(&self) -> Vec<String> {
         self.log.borrow().clone()
     }
 
-    /// The messages after the first `seen`.
+    /// Returns the messages after the first `seen`.
     pub fn dmesg_after(&self, seen: usize) -> Vec<String> {
         self.log.borrow()[seen..].to_vec()
     }
 
-    /// A job by its id.
+    /// Returns a job by its id.
     pub fn job(&self, id: JobId) -> Option<Rc<Job>> {
         self.jobs.borrow().get(&id).cloned()
     }
 
-    /// The jobs that are not inactive, the oldest first.
+    /// Returns the jobs that are not inactive, the oldest first.
     pub fn active_jobs(&self) -> Vec<Rc<Job>> {
         self.jobs
             .borrow()
@@ -159,7 +159,7 @@ impl Instance {
             .collect()
     }
 
-    /// A plugin is told of no more events.
+    /// Stops notifying a plugin of events.
     pub fn unsubscribe(&self, plugin: &Rc<Plugin>) {
         for job in self.jobs.borrow().values() {
             job.subscribers
@@ -168,7 +168,7 @@ impl Instance {
         }
     }
 
-    /// Ends everything in good order: shells are killed, plugins unloaded, events committed.
+    /// Shuts everything down in order: kills shells, unloads plugins, commits events.
     pub fn shutdown(self: &Rc<Self>) {
         self.exec.kill_all();
         self.jobtap.unload_all(self);
@@ -180,7 +180,7 @@ impl Instance {
 
     // Submission
 
-    /// Submits a job. The answer comes when the job is accepted and its first events are in the KVS.
+    /// Submits a job. Calls `done` once the job is accepted and its first events are in the KVS.
     pub fn submit(self: &Rc<Self>, userid: u32, urgency: i64, jobspec: Value, done: Submitted) {
         if let Err(error) = job::check_jobspec(&jobspec) {
             return done(Err(error));
@@ -230,13 +230,13 @@ impl Instance {
 
     // Events
 
-    /// Posts an event of the simulator itself. False if it is impossible.
+    /// Posts an event of the simulator itself. Returns false if the event is impossible.
     pub fn post(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) -> bool {
         self.try_post(job, name, context).is_ok()
     }
 
-    /// Posts an event: changes the job, tells the plugins, takes the next step, and commits the event. An error number
-    /// if the event is impossible, as far as that is known now.
+    /// Posts an event: changes the job, notifies the plugins, takes the next step, and commits the event. Returns an
+    /// error number if the event is known to be impossible.
     pub fn try_post(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) -> Result<(), c_int> {
         if name.is_empty() || !(context.is_object() || context.is_null()) {
             return Err(libc::EINVAL);
@@ -245,7 +245,7 @@ impl Instance {
             return Err(libc::EROFS);
         }
         job.queue.borrow_mut().push_back(Entry::now(name, context));
-        // The events that this one causes are processed after it, not within it.
+        // Events caused by this one are processed after it, not within it.
         let later = job.queue.borrow().len() > 1 || job.hold_events.get();
         match later {
             true => Ok(()),
@@ -260,7 +260,7 @@ impl Instance {
             };
             if let Err(failure) = self.process(job, &entry) {
                 self.log(libc::LOG_ERR, format_args!("{}: {}", job.id, failure.text));
-                // As in Flux: what waits behind an impossible event is lost with it.
+                // As in Flux: events queued behind an impossible event are lost with it.
                 job.queue.take();
                 return Err(failure.errnum);
             }
@@ -286,7 +286,7 @@ impl Instance {
             batch.txn.append(job.id.kvs_key("eventlog"), entry.line());
             batch.events.push(job.clone());
         });
-        // In this order: whoever is told of the new state knows of the event and of the update already.
+        // The order matters: a party notified of the new state already knows the event and the update.
         self.jobtap.notify_subscribers(self, job, entry);
         if entry.name == "jobspec-update" {
             self.jobtap
@@ -300,7 +300,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Tells of an event that changes nothing, and is in no eventlog.
+    /// Notifies plugins of an event that changes nothing and appears in no eventlog.
     fn publish(self: &Rc<Self>, job: &Rc<Job>, name: &str, context: Value) {
         if let Some(number) = self.event_number(name) {
             job.posted.borrow_mut().insert(number);
@@ -308,8 +308,8 @@ impl Instance {
         }
     }
 
-    /// Whether an event of a name was posted on a job by this job manager: those that were replayed do not count. None
-    /// if there are too many names to tell.
+    /// Returns whether this job manager posted an event of a name on a job. Replayed events do not count. Returns None
+    /// if there are too many names to know.
     pub fn was_posted(&self, job: &Job, name: &str) -> Option<bool> {
         let number = self.event_number(name)?;
         Some(job.posted.borrow().contains(&number))
@@ -321,11 +321,11 @@ impl Instance {
             names.push(name.to_owned());
             names.len() - 1
         });
-        // The first is number 1.
+        // The first number is 1.
         (at + 1 < EVENT_NAMES_MAX).then_some(at + 1)
     }
 
-    /// Takes the step that the state of a job calls for. Does no harm if called twice.
+    /// Takes the step that the state of a job requires. Idempotent.
     fn act(self: &Rc<Self>, job: &Rc<Job>) {
         match job.state.get() {
             State::New => (),
@@ -375,7 +375,7 @@ impl Instance {
         self.allocs_held.set(true);
     }
 
-    /// Gives resources to all jobs that wait for them, at once.
+    /// Allocates resources to all waiting jobs at once.
     pub fn release_allocs(self: &Rc<Self>) {
         self.allocs_held.set(false);
         for job in self.active_jobs() {
@@ -385,7 +385,7 @@ impl Instance {
         }
     }
 
-    /// Asks the scheduler for resources, of which there are always enough. A held job gets none.
+    /// Requests resources from the scheduler, which always has enough. A held job receives none.
     fn alloc(self: &Rc<Self>, job: &Rc<Job>) {
         if job.priority.get() == 0 || self.allocs_held.get() || job.alloc_pending.replace(true) {
             return;
@@ -445,7 +445,7 @@ impl Instance {
         let instance = Rc::clone(self);
         self.kvs.commit(std::mem::take(&mut batch.txn), move |outcome| {
             if let Err(failure) = outcome {
-                // As in Flux: a job manager that cannot keep its eventlogs cannot go on.
+                // As in Flux: a job manager that cannot save its eventlogs cannot continue.
                 instance.log(libc::LOG_CRIT, format_args!("eventlog update failed: {}", failure.text));
                 eprintln!("flux-sim: eventlog update failed: {}", failure.text);
                 instance.failed.set(true);
@@ -463,7 +463,7 @@ impl Instance {
         }
         for job in batch.jobs {
             job.hold_events.set(false);
-            // What is impossible was logged.
+            // An impossible event was logged.
             let _ = self.post_deferred(&job);
         }
         for respond in batch.responses {
@@ -471,7 +471,7 @@ impl Instance {
         }
     }
 
-    /// Whether the instance had to stop.
+    /// Returns whether the instance had to stop.
     pub fn has_failed(&self) -> bool {
         self.failed.get()
     }
@@ -483,7 +483,7 @@ impl Instance {
         self.try_raise(job, kind, severity, note, userid).is_ok()
     }
 
-    /// The same, with an error number if it is impossible.
+    /// Like `raise`, but returns an error number if it is impossible.
     pub fn try_raise(
         self: &Rc<Self>,
         job: &Rc<Job>,
@@ -500,7 +500,7 @@ impl Instance {
         Ok(())
     }
 
-    /// What `flux job raise` and `flux cancel` ask for, and a shell that cannot go on.
+    /// Handles a request of `flux job raise`, `flux cancel`, or a failing shell.
     pub fn raise_request(self: &Rc<Self>, payload: &Value, userid: u32) -> Result<(), Failure> {
         let (Some(id), Some(severity), Some(kind)) = (
             payload["id"].as_u64(),
@@ -533,7 +533,7 @@ impl Instance {
 
     // Requests
 
-    /// Answers a request of a user, on a later turn.
+    /// Answers a request of a user on a later turn.
     pub fn request_as(self: &Rc<Self>, userid: u32, topic: String, payload: Option<CString>, done: Done) {
         let reactor = &self.handle.reactor;
         let instance = Rc::clone(self);
@@ -548,7 +548,7 @@ impl Instance {
         } else if topic == "job-info.lookup" {
             reactor.defer_service(move || done(instance.job_info_lookup(payload.as_ref(), userid)));
         } else {
-            // Services of the job manager itself, which makes no progress while a plugin blocks.
+            // Services of the job manager itself make no progress while a plugin blocks.
             reactor.defer(move || instance.dispatch(userid, &topic, payload, done));
         }
     }
@@ -567,7 +567,7 @@ impl Instance {
             .serve(self, topic, userid, &Message::new(topic, payload, userid, done));
     }
 
-    /// job-info.lookup: keys of a job, for its owner and the instance owner.
+    /// job-info.lookup: returns keys of a job to its owner and to the instance owner.
     fn job_info_lookup(&self, payload: Option<&CString>, userid: u32) -> Outcome {
         const JSON_DECODE: i64 = 1;
         const CURRENT: i64 = 2;
@@ -677,11 +677,11 @@ impl Instance {
                 self.post(job, "flux-restart", Value::Null);
             }
         }
-        // Only now may shells start, as job-exec says hello when the job manager is ready.
+        // As in Flux, shells start only now: job-exec says hello when the job manager is ready.
         self.start_jobs();
     }
 
-    /// Starts the jobs that wait in RUN for nothing but that, and those that come from now on.
+    /// Starts the jobs in RUN that wait for nothing else, and those that arrive from now on.
     pub fn start_jobs(self: &Rc<Self>) {
         self.exec.hello();
         for job in self.active_jobs() {
@@ -743,8 +743,8 @@ impl Broker for Instance {
     }
 
     fn progress(&self, deadline: Option<Instant>) -> Result<(), c_int> {
-        // The services are in this process: if none has anything to do, the future waits for what cannot happen while
-        // the job manager blocks. Flux would hang here.
+        // The services are in this process. If none of them has work, the future waits for an event that cannot occur
+        // while the job manager blocks. Flux would hang here.
         match self.handle.reactor.run_services() {
             true => Ok(()),
             false if deadline.is_some() => Err(libc::ETIMEDOUT),
@@ -753,7 +753,7 @@ impl Broker for Instance {
     }
 }
 
-/// The ids of all jobs in the store, the oldest first.
+/// Returns the ids of all jobs in the store, the oldest first.
 fn job_dirs(kvs: &Kvs) -> Vec<JobId> {
     let mut ids: Vec<JobId> = kvs
         .keys()
@@ -764,7 +764,7 @@ fn job_dirs(kvs: &Kvs) -> Vec<JobId> {
     ids
 }
 
-/// A jobspec in the form of RFC 15 that a user submits, signed with the mechanism "none".
+/// Returns a jobspec as a user submits it (RFC 15), signed with the mechanism "none".
 fn sign(userid: u32, jobspec: &Value) -> String {
     let header = format!("version\0i1\0mechanism\0snone\0userid\0i{userid}\0");
     format!("{}.{}.none", BASE64.encode(header), BASE64.encode(jobspec.to_string()))
@@ -775,7 +775,7 @@ fn unsign(signed: &str) -> Option<Value> {
     serde_json::from_slice(&payload).ok()
 }
 
-/// The payload of a request, which must be a JSON object.
+/// Parses the payload of a request, which must be a JSON object.
 fn parse(payload: Option<&CString>) -> Result<Value, Failure> {
     payload
         .and_then(|payload| serde_json::from_slice(payload.to_bytes()).ok())
@@ -783,7 +783,7 @@ fn parse(payload: Option<&CString>) -> Result<Value, Failure> {
         .ok_or_else(|| Failure::errno(libc::EPROTO))
 }
 
-/// A jobspec as its job got it, with the updates that the events of the job made since.
+/// Returns the jobspec of a job, with the updates from the job's events applied.
 fn with_updates(jobspec: &str, entries: &[Entry]) -> Result<Value, Failure> {
     let mut jobspec = serde_json::from_str(jobspec).map_err(|e| Failure::new(libc::EINVAL, e.to_string()))?;
     let mut updates = entries.iter().filter(|entry| entry.name == "jobspec-update");
@@ -791,7 +791,7 @@ fn with_updates(jobspec: &str, entries: &[Entry]) -> Result<Value, Failure> {
     Ok(jobspec)
 }
 
-/// A JSON value as the payload of a response. Its text holds no NUL: JSON escapes it.
+/// Returns a JSON value as the payload of a response. Its text contains no NUL, because JSON escapes it.
 pub fn json_payload(value: &Value) -> Option<CString> {
     Some(crate::c::cstring(value.to_string()))
 }

@@ -1,7 +1,7 @@
-//! Jobs: their data, and what each event changes in it.
+//! Jobs: their data, and the effect of each event.
 //!
-//! Of Flux: the state machine of RFC 21, as far as a job goes through it here. There are no dependencies other than
-//! those that plugins add, and one resource that never runs out.
+//! Imitates the state machine of RFC 21, as far as it is needed here. Only plugins add dependencies, and resources
+//! never run out.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -14,10 +14,10 @@ use crate::future::Failure;
 use crate::jobid::JobId;
 use crate::plugin::Plugin;
 
-/// A job has no more nodes: each is a shell, a process of this node.
+/// The maximum number of nodes of a job. Each node is a shell, which is a process on this machine.
 pub const NODES_MAX: u64 = 64;
 
-/// The states of a job, with the numbers that Flux gives them.
+/// The states of a job, with Flux's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Submitted, not validated.
@@ -30,14 +30,14 @@ pub enum State {
     Sched = 8,
     /// Has resources: a prolog may run, then its shells.
     Run = 16,
-    /// Gives its resources back.
+    /// Releases its resources.
     Cleanup = 32,
     /// Ended.
     Inactive = 64,
 }
 
 impl State {
-    /// The name of the state.
+    /// Returns the name of the state.
     pub fn name(self) -> &'static str {
         match self {
             State::New => "NEW",
@@ -50,70 +50,70 @@ impl State {
         }
     }
 
-    /// The topic of the callback for the transition to this state.
+    /// Returns the topic of the callback for the transition to this state.
     pub fn topic(self) -> String {
         format!("job.state.{}", self.name().to_lowercase())
     }
 }
 
-/// A job that was validated as far as the simulator needs it.
+/// A job, validated as far as the simulator requires.
 pub struct Job {
-    /// Its id.
+    /// The job id.
     pub id: JobId,
     /// The job owner.
     pub userid: Cell<u32>,
     /// The state, driven by events.
     pub state: Cell<State>,
-    /// What the user asked for, with the environment. The shells get it as it is, without later updates.
+    /// The jobspec that the user submitted, with the environment. Shells receive it unchanged, without later updates.
     pub jobspec: Value,
-    /// The jobspec as plugins see it: without the environment, and with the updates.
+    /// The jobspec as seen by plugins: without the environment, with updates.
     pub current: RefCell<Value>,
-    /// The resource set, once there was one: it stays when the resources are given back.
+    /// The resource set, once allocated. It remains after the resources are released.
     pub resources: RefCell<Option<Value>>,
-    /// Dependencies that are outstanding, in the order in which they were added.
+    /// Outstanding dependencies, in the order in which they were added.
     pub dependencies: RefCell<Vec<String>>,
-    /// All that there ever were: one that was removed does not come back.
+    /// All dependencies ever added. A removed dependency cannot be added again.
     grudges: RefCell<BTreeSet<String>>,
-    /// Plugins that are told of each event, as often as they have subscribed.
+    /// The plugins notified of each event, once for each subscription.
     pub subscribers: RefCell<Vec<Rc<Plugin>>>,
     /// The numbers of the names of events that this job manager has posted.
     pub posted: RefCell<BTreeSet<usize>>,
-    /// Event lines as they were posted.
+    /// The events as posted.
     pub eventlog: RefCell<Vec<Entry>>,
-    /// How many of them are in the KVS.
+    /// The number of events that are in the KVS.
     pub committed: Cell<usize>,
-    /// Events that wait to be processed; the first is in process.
+    /// Events that wait to be processed. The first is being processed.
     pub queue: RefCell<VecDeque<Entry>>,
-    /// Events wait until the job's submission is in the KVS.
+    /// Set until the job's submission is in the KVS. Meanwhile, events wait.
     pub hold_events: Cell<bool>,
     /// 0 to 31.
     pub urgency: Cell<i64>,
     /// Set by the event `priority`; -1 before.
     pub priority: Cell<i64>,
-    /// When it was submitted.
+    /// The time of submission.
     pub t_submit: Cell<f64>,
-    /// Prologs and epilogs that have not finished.
+    /// The number of prologs and epilogs that have not finished.
     pub perilog_active: Cell<u8>,
-    /// The request to start the job awaits its last response.
+    /// Set while the request to start the job awaits its last response.
     pub start_pending: Cell<bool>,
-    /// The job was started.
+    /// Set once the job was started.
     pub started: Cell<bool>,
-    /// Resources are allocated.
+    /// Set while resources are allocated.
     pub has_resources: Cell<bool>,
-    /// A request for resources is outstanding.
+    /// Set while a request for resources is outstanding.
     pub alloc_pending: Cell<bool>,
-    /// Only the instance owner may update it.
+    /// Set if only the instance owner may update the job.
     pub immutable: Cell<bool>,
-    /// `depend` was posted.
+    /// Set once `depend` was posted.
     pub depend_posted: Cell<bool>,
-    /// `free` was posted.
+    /// Set once `free` was posted.
     pub free_posted: Cell<bool>,
     /// The event that ended the job: `finish` or `exception`.
     pub end_event: RefCell<Option<Entry>>,
 }
 
 impl Job {
-    /// A job before its first event.
+    /// Creates a job before its first event.
     pub fn new(id: JobId, userid: u32, urgency: i64, jobspec: Value) -> Job {
         Job {
             current: RefCell::new(redacted(&jobspec)),
@@ -145,7 +145,7 @@ impl Job {
         }
     }
 
-    /// The number of nodes that the job asks for. None if there are not so many.
+    /// Returns the number of nodes that the job requests, or None if it is too large.
     pub fn wanted(&self) -> Option<usize> {
         let resource = &self.current.borrow()["resources"][0];
         match resource["type"] == "node" {
@@ -154,7 +154,7 @@ impl Job {
         }
     }
 
-    /// The number of nodes that the job has, or had.
+    /// Returns the number of nodes that the job has, or had.
     pub fn nodes(&self) -> usize {
         let ranks = |resources: &Value| {
             resources
@@ -165,13 +165,13 @@ impl Job {
         self.resources.borrow().as_ref().and_then(ranks).unwrap_or(1)
     }
 
-    /// Gives the job so many nodes: a resource set, version 1 of RFC 20, with one core on each.
+    /// Allocates this number of nodes to the job: a resource set, version 1 of RFC 20, with one core on each.
     pub fn allocate(&self, nodes: usize) {
         let ranks = match nodes {
             1 => "0".to_owned(),
             n => format!("0-{}", n - 1),
         };
-        // All nodes are this one, as those of a test instance of Flux are: its name comes once for each, in one hostlist.
+        // All nodes are this machine, as in a test instance of Flux. Its name appears once for each, in one hostlist.
         let hosts = vec![hostname(); nodes].join(",");
         *self.resources.borrow_mut() = Some(json!({
             "version": 1,
@@ -182,7 +182,7 @@ impl Job {
         }));
     }
 
-    /// What a callback gets to know of the job.
+    /// Returns the job's arguments for callbacks.
     pub fn args(&self) -> Value {
         let mut args = json!({
             "jobspec": *self.current.borrow(),
@@ -202,12 +202,12 @@ impl Job {
         args
     }
 
-    /// Whether an event of this name waits to be processed.
+    /// Returns whether an event of this name waits to be processed.
     pub fn is_queued(&self, name: &str) -> bool {
         self.queue.borrow().iter().any(|entry| entry.name == name)
     }
 
-    /// Changes the job as an event says. A failure is what is wrong with the event.
+    /// Applies an event to the job. A failure describes the error in the event.
     pub fn update(&self, entry: &Entry) -> Result<(), Failure> {
         let state = self.state.get();
         let context = &entry.context;
@@ -230,7 +230,7 @@ impl Job {
             "validate" => self.state.set(State::Depend),
             "jobspec-update" => {
                 apply_updates(&mut self.current.borrow_mut(), context)?;
-                // The priority may depend on what has changed.
+                // The priority may depend on the changed values.
                 if state == State::Sched {
                     self.state.set(State::Priority);
                 }
@@ -308,13 +308,13 @@ impl Job {
     }
 }
 
-/// Whether a plugin may update a jobspec so: of each path, only the beginning is looked at.
+/// Returns whether a plugin may make these updates to a jobspec. Only the prefix of each path is checked.
 pub fn may_update(updates: &Value) -> bool {
     let mut paths = updates.as_object().into_iter().flat_map(Map::keys);
     paths.all(|path| matches!(path.split('.').next(), Some("attributes" | "resources" | "tasks")))
 }
 
-/// Sets what is at each of the paths, whose parts are separated by dots, and makes the objects on the way there.
+/// Sets the value at each path, whose parts are separated by dots. Creates missing objects on the path.
 pub fn apply_updates(jobspec: &mut Value, updates: &Value) -> Result<(), Failure> {
     for (path, value) in updates.as_object().into_iter().flatten() {
         let mut place = &mut *jobspec;
@@ -333,14 +333,14 @@ pub fn apply_updates(jobspec: &mut Value, updates: &Value) -> Result<(), Failure
     Ok(())
 }
 
-/// The number of ids in "N" or "N-M".
+/// Returns the number of ids in "N" or "N-M".
 fn size_of_range(range: &str) -> Option<usize> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
     let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
     last.checked_sub(first)?.checked_add(1)
 }
 
-/// A jobspec without its environment.
+/// Returns a jobspec without its environment.
 pub fn redacted(jobspec: &Value) -> Value {
     let mut copy = jobspec.clone();
     if let Some(system) = copy.pointer_mut("/attributes/system").and_then(Value::as_object_mut) {
@@ -349,21 +349,21 @@ pub fn redacted(jobspec: &Value) -> Value {
     copy
 }
 
-/// The name of this node.
+/// Returns the name of this node.
 pub fn hostname() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.nodename().to_string_lossy().into_owned())
         .unwrap_or_default()
 }
 
-/// A jobspec, version 1, for a command with one task on each of some nodes.
+/// Returns a jobspec, version 1, for a command with one task on each of some nodes.
 pub fn jobspec(command: &[String], nodes: u64, environment: Value, attributes: &Value) -> Value {
     let mut all = attributes.as_object().cloned().unwrap_or_default();
     let mut system = Map::from_iter([("duration".into(), json!(0)), ("environment".into(), environment)]);
     match all.remove("system") {
         Some(Value::Object(given)) => system.extend(given),
         None => (),
-        // Left as it is, for the check to name it.
+        // Left unchanged, so that the check reports it.
         Some(other) => return json!({"attributes": {"system": other}}),
     }
     all.insert("system".into(), system.into());
@@ -376,14 +376,14 @@ pub fn jobspec(command: &[String], nodes: u64, environment: Value, attributes: &
     })
 }
 
-/// The number of nodes that a resource asks for. None if there are not so many.
+/// Returns the number of nodes that a resource requests, or None if it is too large.
 fn node_count(resource: &Value) -> Option<u64> {
     resource["count"]
         .as_u64()
         .filter(|count| (1..=NODES_MAX).contains(count))
 }
 
-/// What is wrong with a jobspec, if anything of that which the simulator uses.
+/// Returns an error if a part of the jobspec that the simulator uses is invalid.
 pub fn check_jobspec(jobspec: &Value) -> Result<(), String> {
     crate::c::Json::parse(&jobspec.to_string()).map_err(|e| format!("jobspec: {e}"))?;
     for name in [

@@ -1,6 +1,7 @@
-//! Job ids, as RFC 19 has them: FLUIDs, and their encodings.
+//! Job ids: FLUIDs and their encodings (RFC 19).
 //!
-//! Of Flux: `flux_job_id_encode(3)`, `flux_job_id_parse(3)`, `flux_job_kvs_key(3)`, without the word and emoji forms.
+//! Imitates `flux_job_id_encode(3)`, `flux_job_id_parse(3)` and `flux_job_kvs_key(3)`, without the word and emoji
+//! forms.
 
 use std::fmt;
 use std::time::Instant;
@@ -15,7 +16,7 @@ const DIGITS: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrst
 const TIMESTAMP_SHIFT: u32 = 24;
 const SEQUENCE_MAX: u64 = 1 << 10;
 
-/// A job id. It displays as F58, the form that users see.
+/// A job id. `Display` prints it as F58, the form that users see.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobId(pub u64);
 
@@ -44,7 +45,7 @@ impl JobId {
         digits.iter().rev().map(|&digit| digit as char).collect()
     }
 
-    /// The form used in KVS keys.
+    /// Returns the form used in KVS keys.
     pub fn dothex(self) -> String {
         let id = self.0;
         format!(
@@ -56,12 +57,12 @@ impl JobId {
         )
     }
 
-    /// A key in the KVS directory of the job.
+    /// Returns a key in the KVS directory of the job.
     pub fn kvs_key(self, key: &str) -> String {
         format!("job.{}.{key}", self.dothex())
     }
 
-    /// The id in an encoding by its name; none for an unknown encoding.
+    /// Returns the id in a named encoding, or None if the encoding is unknown.
     pub fn encode(self, kind: &str) -> Option<String> {
         Some(match kind.to_ascii_lowercase().as_str() {
             "dec" => self.0.to_string(),
@@ -119,7 +120,7 @@ impl JobId {
     }
 }
 
-/// Generates ids, each larger than all before it.
+/// Generates ids, each larger than all earlier ones.
 pub struct Generator {
     zero: Instant,
     offset: u64,
@@ -139,13 +140,13 @@ impl Generator {
         }
     }
 
-    /// The next id.
+    /// Returns the next id.
     pub fn next(&mut self) -> JobId {
         let now = self.offset + self.zero.elapsed().as_millis() as u64;
         if now > self.timestamp {
             (self.timestamp, self.sequence) = (now, 0);
         } else if self.sequence == SEQUENCE_MAX {
-            // More than 1024 jobs in a millisecond: borrow from the next one rather than wait for it.
+            // After 1024 jobs in a millisecond, borrow from the next millisecond rather than wait for it.
             (self.timestamp, self.sequence) = (self.timestamp + 1, 0);
         }
         let id = self.timestamp << TIMESTAMP_SHIFT | self.sequence;
@@ -219,7 +220,7 @@ pub unsafe extern "C" fn flux_job_id_parse(s: *const c_char, id: *mut flux_jobid
     let parsed = unsafe { c::string(s) }.and_then(|text| JobId::parse(&text));
     match parsed {
         Some(parsed) if !id.is_null() => {
-            // SAFETY: the caller passes a valid place for the result.
+            // SAFETY: the caller passes a valid address for the result.
             unsafe { *id = parsed.0 }
             0
         }

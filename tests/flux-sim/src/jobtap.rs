@@ -1,7 +1,7 @@
 //! jobtap: the plugins of the job manager.
 //!
-//! Of Flux: `flux-jobtap-plugins(7)`, with its order of callbacks at load, at a change of the configuration and at
-//! removal. A plugin is known by the file name of its shared object, and a second one of that name is refused only
+//! Imitates `flux-jobtap-plugins(7)`, with its order of callbacks at load, at a change of the configuration and at
+//! removal. A plugin is identified by the file name of its shared object. A second plugin of that name is rejected only
 //! after its `flux_plugin_init` has run.
 
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use crate::job::{self, Job, State};
 use crate::jobid::JobId;
 use crate::plugin::{Home, Plugin, PluginArg, plugin};
 
-/// Stands for the job that the current callback is about.
+/// Denotes the job that the current callback concerns.
 const CURRENT_JOB: flux_jobid_t = flux_jobid_t::MAX;
 
 /// The plugins, in the order in which they were loaded.
@@ -30,19 +30,19 @@ const CURRENT_JOB: flux_jobid_t = flux_jobid_t::MAX;
 pub struct Jobtap {
     plugins: RefCell<Vec<Rc<Plugin>>>,
     services: RefCell<Vec<Rc<Service>>>,
-    /// The jobs that callbacks are about, the innermost last.
+    /// The jobs that callbacks concern, the innermost last.
     current: RefCell<Vec<Rc<Job>>>,
 }
 
-/// A topic of a callback is not longer, with the NUL that ends it.
+/// The maximum length of a callback's topic, with its NUL.
 const TOPIC_MAX: usize = 64;
 
-/// What plugins say to the update of a key.
+/// The plugins' response to the update of a key.
 #[derive(Default)]
 pub struct Consent {
-    /// Whether the result need not be validated.
+    /// Set if the result need not be validated.
     pub validated: bool,
-    /// What is to be updated as well.
+    /// Further updates that the plugins request.
     pub updates: Map<String, Value>,
 }
 
@@ -54,7 +54,7 @@ struct Service {
     topic: String,
     callback: unsafe extern "C" fn(*mut flux_t, *mut flux_msg_handler_t, *const flux_msg_t, *mut c_void),
     arg: *mut c_void,
-    /// Requests that the plugin was given; it may keep them, and answer later.
+    /// Requests passed to the plugin. It may keep them, and answer later.
     given: RefCell<Vec<Weak<Message>>>,
 }
 
@@ -111,7 +111,7 @@ impl Jobtap {
         self.current.borrow_mut().pop();
     }
 
-    /// Removes plugins by name, by glob, or "all" of them.
+    /// Removes plugins by name or glob, or "all" of them.
     pub fn remove(&self, instance: &Rc<Instance>, name: &str) -> Result<usize, Failure> {
         let matches = |plugin: &Rc<Plugin>| {
             let basename = plugin.basename();
@@ -143,7 +143,7 @@ impl Jobtap {
         *self.services.borrow_mut() = kept;
         instance.unsubscribe(plugin);
         plugin.destroy();
-        // In Flux, who asked waits for ever. Here it is told, so that no test does.
+        // In Flux, the requester would wait for ever. Here it receives an error, so that no test hangs.
         for message in gone.iter().flat_map(|service| service.given.take()) {
             if let Some(message) = message.upgrade() {
                 let text = format!("{}: the plugin was removed before it responded", message.topic());
@@ -160,18 +160,18 @@ impl Jobtap {
             .cloned()
     }
 
-    /// The names of the plugins.
+    /// Returns the names of the plugins.
     pub fn list(&self) -> Vec<String> {
         self.plugins.borrow().iter().map(|plugin| plugin.basename()).collect()
     }
 
-    /// Tells all plugins of a new configuration. The first that refuses it ends that.
+    /// Notifies all plugins of a new configuration. Stops at the first that rejects it.
     pub fn conf_update_all(&self, config: &Value) -> Result<(), Failure> {
         let plugins = self.plugins.borrow().clone();
         plugins.iter().try_for_each(|plugin| conf_update(plugin, config))
     }
 
-    /// What `flux jobtap query` shows.
+    /// Returns the output of `flux jobtap query`.
     pub fn query(&self, name: &str) -> Result<Value, Failure> {
         let plugin = self
             .find(name)
@@ -205,7 +205,7 @@ impl Jobtap {
         }
     }
 
-    /// Calls all plugins about a job that any of them may refuse.
+    /// Calls all plugins about a job that any of them may reject.
     pub fn call_early(&self, instance: &Rc<Instance>, job: &Rc<Job>, topic: &str, more: Value) -> Result<(), String> {
         match self.stack_call(instance, job, topic, more) {
             Some((args, Err(()))) => Err(error_of(&args, "rejected by job-manager plugin")),
@@ -213,7 +213,7 @@ impl Jobtap {
         }
     }
 
-    /// Asks all plugins for their consent to an update of a key. None if no plugin has a say in it.
+    /// Requests the consent of all plugins to an update of a key. Returns None if no plugin handles it.
     pub fn call_update(
         &self,
         instance: &Rc<Instance>,
@@ -239,7 +239,7 @@ impl Jobtap {
         }
     }
 
-    /// Calls the plugins one after the other until one fails. None if no plugin handles the topic.
+    /// Calls the plugins one after the other until one fails. Returns None if no plugin handles the topic.
     fn stack_call(
         &self,
         instance: &Rc<Instance>,
@@ -254,7 +254,7 @@ impl Jobtap {
         self.call_each(instance, &plugins, job, topic, more)
     }
 
-    /// Tells the plugins that have subscribed of an event, each as often as it has. The job has changed already.
+    /// Notifies the plugins that subscribed of an event, once for each subscription. The job has already changed.
     pub fn notify_subscribers(&self, instance: &Rc<Instance>, job: &Rc<Job>, entry: &Entry) {
         let subscribers = job.subscribers.borrow().clone();
         if subscribers.is_empty() {
@@ -308,7 +308,7 @@ impl Jobtap {
         Some((args, result))
     }
 
-    /// Whether a plugin serves a topic.
+    /// Returns whether a plugin serves a topic.
     pub fn serves(&self, topic: &str) -> bool {
         self.service(topic).is_some()
     }
@@ -318,7 +318,7 @@ impl Jobtap {
         services.iter().find(|service| service.topic == topic).cloned()
     }
 
-    /// Has the plugin that serves a topic answer a request, now or later.
+    /// Passes a request to the plugin that serves its topic. The plugin answers now or later.
     pub fn serve(&self, instance: &Rc<Instance>, topic: &str, userid: u32, message: &Rc<Message>) {
         let Some(service) = self.service(topic) else { return };
         if userid != instance.owner {
@@ -328,7 +328,8 @@ impl Jobtap {
         service.given.borrow_mut().retain(|given| given.strong_count() > 0);
         service.given.borrow_mut().push(Rc::downgrade(message));
         let mh = Rc::as_ptr(&service).cast_mut().cast();
-        // SAFETY: the plugin gave this callback for this argument, and is loaded: its services go when it does.
+        // SAFETY: the plugin supplied this callback for this argument and is still loaded: its services are removed
+        // with it.
         instance.handle.reactor.timed(topic, || unsafe {
             (service.callback)(instance.handle.as_ptr(), mh, Rc::as_ptr(message).cast(), service.arg);
         });
@@ -339,7 +340,7 @@ impl Jobtap {
     }
 }
 
-/// What plugins say of their refusal, as much of it as Flux has room for.
+/// Returns the plugin's error text, truncated as in Flux.
 fn error_of(args: &PluginArg, default: &str) -> String {
     let mut text = args.errmsg().unwrap_or_else(|| default.to_owned());
     if text.len() > ERROR_MAX {
@@ -364,7 +365,7 @@ fn conf_update(plugin: &Rc<Plugin>, config: &Value) -> Result<(), Failure> {
     })
 }
 
-/// The instance that a plugin is loaded in.
+/// Returns the instance in which a plugin is loaded.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
@@ -380,7 +381,7 @@ unsafe fn instance_of(p: *mut flux_plugin_t) -> Option<Rc<Instance>> {
     instance
 }
 
-/// The instance of a plugin, and a job by its id or the current one.
+/// Returns the instance of a plugin, and a job by its id or the current one.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
@@ -389,7 +390,7 @@ unsafe fn job_of(p: *mut flux_plugin_t, id: flux_jobid_t) -> Option<(Rc<Instance
     let instance = unsafe { instance_of(p)? };
     let job = match id {
         CURRENT_JOB => instance.jobtap.current(),
-        // A job that is refused at its submission is current, but may be in no list any more.
+        // A job that is rejected at submission is current, but may be in no list any more.
         id => instance
             .jobtap
             .current()
@@ -405,7 +406,7 @@ unsafe fn job_of(p: *mut flux_plugin_t, id: flux_jobid_t) -> Option<(Rc<Instance
     }
 }
 
-/// Like `job_of`, of an active job only.
+/// Like `job_of`, for active jobs only.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
@@ -464,7 +465,7 @@ pub unsafe extern "C" fn flux_jobtap_service_register(
     0
 }
 
-/// What a C function returns for an event that was posted, or was not.
+/// Returns the result of a C function that posts an event.
 fn posted(posted: Result<(), c_int>) -> c_int {
     match posted {
         Ok(()) => 0,
@@ -472,7 +473,7 @@ fn posted(posted: Result<(), c_int>) -> c_int {
     }
 }
 
-/// A prolog or an epilog of the current job starts.
+/// Starts a prolog or an epilog of the current job.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
@@ -496,7 +497,7 @@ unsafe fn perilog_start(p: *mut flux_plugin_t, description: *const c_char, prolo
     }
 }
 
-/// A prolog or an epilog of an active job has finished.
+/// Finishes a prolog or an epilog of an active job.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
@@ -563,7 +564,7 @@ pub unsafe extern "C" fn flux_jobtap_epilog_finish(
     unsafe { perilog_finish(p, id, description, status, false) }
 }
 
-/// Posts an event of a dependency. Unlike elsewhere, `FLUX_JOBTAP_CURRENT_JOB` names no job here.
+/// Posts an event of a dependency. Unlike elsewhere, `FLUX_JOBTAP_CURRENT_JOB` is not accepted here.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded, `description` NULL or a C string.
@@ -618,7 +619,8 @@ pub unsafe extern "C" fn flux_jobtap_job_subscribe(p: *mut flux_plugin_t, id: fl
         return -1;
     };
     let p = p.cast::<Plugin>().cast_const();
-    // SAFETY: the plugin is loaded, as a job was found with it, and a flux_plugin_t is only ever made from an Rc<Plugin>.
+    // SAFETY: the plugin is loaded, because it was found with a job. A flux_plugin_t is only ever made from an
+    // Rc<Plugin>.
     let plugin = unsafe {
         Rc::increment_strong_count(p);
         Rc::from_raw(p)
@@ -647,14 +649,14 @@ pub unsafe extern "C" fn flux_jobtap_job_event_posted(
         .map_or_else(|| fail(libc::EINVAL), c_int::from)
 }
 
-/// Whether flux_jobtap_event_post_pack(3) knows the job, before it looks at the context.
+/// Returns whether flux_jobtap_event_post_pack(3) knows the job, before it examines the context.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_jobtap_is_active(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int {
-    // SAFETY: the shim passes on what its caller gave.
+    // SAFETY: the shim passes on the arguments of its caller.
     unsafe { active_job_of(p, id) }.map_or(-1, |_| 0)
 }
 
-/// The tail of flux_jobtap_event_post_pack(3). The context is JSON text, or NULL for none.
+/// The second part of flux_jobtap_event_post_pack(3). The context is JSON text, or NULL for none.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_jobtap_post(
     p: *mut flux_plugin_t,
@@ -662,13 +664,13 @@ unsafe extern "C" fn sim_jobtap_post(
     name: *const c_char,
     context: *const c_char,
 ) -> c_int {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     let (found, name, context) = unsafe { (active_job_of(p, id), c::string(name), c::string(context)) };
     let Some((instance, job)) = found else {
         return -1;
     };
     let context = match context {
-        // An event has a context that is an object, or none.
+        // The context of an event is an object or absent.
         Some(text) => Some(serde_json::from_str(&text).unwrap_or(Value::Null)).filter(Value::is_object),
         None => Some(Value::Null),
     };
@@ -678,8 +680,8 @@ unsafe extern "C" fn sim_jobtap_post(
     }
 }
 
-/// The job that flux_jobtap_jobspec_update_id_pack(3) may update: one that does not run yet, and that no callback is
-/// about.
+/// Returns the job that flux_jobtap_jobspec_update_id_pack(3) may update: one that does not run yet, and that no
+/// callback concerns.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
@@ -691,23 +693,23 @@ unsafe fn updatable(p: *mut flux_plugin_t, id: flux_jobid_t) -> Option<(Rc<Insta
         !current && !matches!(job.state.get(), State::Run | State::Cleanup)
     });
     if found.is_none() {
-        // Also for a job that there is not.
+        // Also for a job that does not exist.
         set_errno(libc::EINVAL);
     }
     found
 }
 
-/// Whether flux_jobtap_jobspec_update_id_pack(3) may update the job, before it looks at the updates.
+/// Returns whether flux_jobtap_jobspec_update_id_pack(3) may update the job, before it examines the updates.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_jobtap_may_update(p: *mut flux_plugin_t, id: flux_jobid_t) -> c_int {
-    // SAFETY: the shim passes on what its caller gave.
+    // SAFETY: the shim passes on the arguments of its caller.
     unsafe { updatable(p, id) }.map_or(-1, |_| 0)
 }
 
-/// The tail of flux_jobtap_jobspec_update_id_pack(3). The updates are JSON text.
+/// The second part of flux_jobtap_jobspec_update_id_pack(3). The updates are JSON text.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_jobtap_update(p: *mut flux_plugin_t, id: flux_jobid_t, updates: *const c_char) -> c_int {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     let (found, updates) = unsafe { (updatable(p, id), c::string(updates)) };
     let Some((instance, job)) = found else {
         return -1;
@@ -719,7 +721,7 @@ unsafe extern "C" fn sim_jobtap_update(p: *mut flux_plugin_t, id: flux_jobid_t, 
     }
 }
 
-/// The tail of flux_jobtap_raise_exception(3).
+/// The second part of flux_jobtap_raise_exception(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_jobtap_raise(
     p: *mut flux_plugin_t,
@@ -728,7 +730,7 @@ unsafe extern "C" fn sim_jobtap_raise(
     severity: c_int,
     note: *const c_char,
 ) -> c_int {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     unsafe {
         let Some((instance, job)) = active_job_of(p, id) else {
             return -1;

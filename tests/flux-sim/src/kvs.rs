@@ -1,9 +1,9 @@
 //! The key-value store, and its content on disk.
 //!
-//! Of Flux: `flux_kvs_txn_create(3)` and what a commit and a lookup do, with dots in keys as directories. Every value
-//! ever committed is appended as it is to the file `content`, as a content store keeps what was unlinked or replaced;
-//! the file `kvs` lists the operations, and refers to the content. Commits of plugins can be refused or held, to test
-//! what the plugins make of it.
+//! Imitates `flux_kvs_txn_create(3)`, commits and lookups, with dots in keys as directories. Every value ever
+//! committed is appended unchanged to the file `content`, as a content store also keeps values that were unlinked or
+//! replaced. The file `kvs` lists the operations, and refers to the content. Commits of plugins can be rejected or
+//! held, to test how plugins react.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -35,7 +35,7 @@ enum Op {
 pub struct Txn(Vec<Op>);
 
 impl Txn {
-    /// Sets a key, which is in normal form.
+    /// Sets a key. The key must be in normal form.
     pub fn put(mut self, key: String, value: impl Into<Vec<u8>>) -> Txn {
         self.0.push(Op::Put {
             key,
@@ -52,23 +52,23 @@ impl Txn {
         });
     }
 
-    /// Removes a key, or a directory with all that it holds.
+    /// Removes a key, or a directory with its content.
     pub fn unlink(mut self, key: String) -> Txn {
         self.0.push(Op::Unlink { key });
         self
     }
 }
 
-/// A key in normal form: without empty parts. None if nothing is left.
+/// Returns a key in normal form: without empty parts. Returns None if nothing is left.
 pub fn normalize(key: &str) -> Option<String> {
     let parts: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
     (!parts.is_empty()).then(|| parts.join("."))
 }
 
-/// A commit that waits, to be completed by `Kvs::apply`.
+/// A pending commit, completed by `Kvs::apply`.
 type Commit = (Txn, Done);
 
-/// A lookup that waits.
+/// A pending lookup.
 type Lookup = Box<dyn FnOnce(&Kvs)>;
 
 /// The store.
@@ -82,12 +82,12 @@ pub struct Kvs {
     holding: Cell<bool>,
     lookups: RefCell<Vec<Lookup>>,
     holding_lookups: Cell<bool>,
-    /// Refuse so many commits of plugins with the error number; negative for all.
+    /// The number of plugin commits to reject (negative for all), and the error number.
     refuse: Cell<(i64, c_int)>,
 }
 
 impl Kvs {
-    /// Opens the store in a directory, and restores what was committed before.
+    /// Opens the store in a directory, and restores earlier commits.
     pub fn open(dir: &Path, reactor: Rc<Reactor>) -> io::Result<Rc<Kvs>> {
         let open = |name| {
             OpenOptions::new()
@@ -115,20 +115,20 @@ impl Kvs {
         for line in lines.lines() {
             match parse_op(line, &bytes) {
                 Some(op) => kvs.change(&op),
-                // The last line of a process that was killed: what it began was never acknowledged.
+                // The last line of a process that was killed: the operation was never acknowledged.
                 None => break,
             }
         }
         Ok(Rc::new(kvs))
     }
 
-    /// Commits for the simulator itself, which no fault touches.
+    /// Commits a transaction of the simulator itself, which faults do not affect.
     pub fn commit(self: &Rc<Self>, txn: Txn, done: impl FnOnce(Outcome) + 'static) {
         let kvs = Rc::clone(self);
         self.reactor.defer_service(move || kvs.apply(&txn, Box::new(done)));
     }
 
-    /// Commits for a plugin.
+    /// Commits a transaction of a plugin.
     pub fn commit_faulty(self: &Rc<Self>, txn: Txn, done: Done) {
         let (count, errnum) = self.refuse.get();
         if count != 0 {
@@ -141,7 +141,7 @@ impl Kvs {
         }
     }
 
-    /// Refuses the next commits of plugins: `count` of them, or all if negative.
+    /// Rejects the next `count` commits of plugins, or all if negative.
     pub fn refuse(&self, count: i64, errnum: c_int) {
         self.refuse.set((count, errnum));
     }
@@ -151,7 +151,7 @@ impl Kvs {
         self.holding.set(true);
     }
 
-    /// Completes the commits that were held.
+    /// Completes the held commits.
     pub fn release(self: &Rc<Self>) {
         self.holding.set(false);
         for (txn, done) in self.held.take() {
@@ -159,7 +159,7 @@ impl Kvs {
         }
     }
 
-    /// Looks up for a plugin, now or when lookups are not held any more.
+    /// Performs a lookup of a plugin, now or once lookups are no longer held.
     pub fn look_up(&self, lookup: Lookup) {
         if self.holding_lookups.get() {
             self.lookups.borrow_mut().push(lookup);
@@ -173,7 +173,7 @@ impl Kvs {
         self.holding_lookups.set(true);
     }
 
-    /// Does the lookups that were held.
+    /// Performs the held lookups.
     pub fn release_lookups(&self) {
         self.holding_lookups.set(false);
         for lookup in self.lookups.take() {
@@ -181,12 +181,12 @@ impl Kvs {
         }
     }
 
-    /// The number of commits that are held.
+    /// Returns the number of held commits.
     pub fn held(&self) -> usize {
         self.held.borrow().len()
     }
 
-    /// The number of operations in them.
+    /// Returns the number of operations in the held commits.
     pub fn held_operations(&self) -> usize {
         self.held.borrow().iter().map(|(txn, _)| txn.0.len()).sum()
     }
@@ -254,7 +254,7 @@ impl Kvs {
         }
     }
 
-    /// All keys that hold a value.
+    /// Returns all keys that have a value.
     pub fn keys(&self) -> Vec<String> {
         self.values.borrow().keys().cloned().collect()
     }
@@ -285,7 +285,7 @@ fn parse_op(line: &str, content: &[u8]) -> Option<Op> {
 fn unlink(values: &mut BTreeMap<String, Vec<u8>>, key: &str) {
     values.remove(key);
     let dir = format!("{key}.");
-    // Not a walk over all keys: each job puts some.
+    // Do not walk over all keys: each job adds some.
     let within = values.range(dir.clone()..).map(|(name, _)| name);
     let within: Vec<String> = within.take_while(|name| name.starts_with(&dir)).cloned().collect();
     for name in within {
@@ -301,7 +301,7 @@ fn is_dir(values: &BTreeMap<String, Vec<u8>>, key: &str) -> bool {
         .is_some_and(|(name, _)| name.starts_with(&dir))
 }
 
-/// A value in the path of a new key gives way to a directory.
+/// Replaces values in the path of a new key by directories.
 fn make_parents(values: &mut BTreeMap<String, Vec<u8>>, key: &str) {
     for (end, _) in key.match_indices('.') {
         values.remove(&key[..end]);
@@ -318,7 +318,7 @@ pub unsafe extern "C" fn flux_kvs_txn_create() -> *mut flux_kvs_txn_t {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_kvs_txn_destroy(txn: *mut flux_kvs_txn_t) {
     if !txn.is_null() {
-        // SAFETY: the caller gives up what flux_kvs_txn_create handed out.
+        // SAFETY: the caller releases the transaction that flux_kvs_txn_create returned.
         drop(unsafe { Box::from_raw(txn.cast::<Txn>()) });
     }
 }
@@ -332,7 +332,7 @@ pub unsafe extern "C" fn flux_kvs_txn_put_raw(
     data: *const c_void,
     len: usize,
 ) -> c_int {
-    // SAFETY: the caller passes NULL or valid pointers, to so many bytes; a flux_kvs_txn_t is only ever a Txn.
+    // SAFETY: the caller passes NULL or valid pointers, to that number of bytes. A flux_kvs_txn_t is only ever a Txn.
     unsafe {
         let key = c::string(key).and_then(|key| normalize(&key));
         let (Some(txn), Some(key)) = (txn.cast::<Txn>().as_mut(), key) else {
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_committed_is_there_after_a_restart_and_in_the_content_for_ever() {
+    fn commits_survive_a_restart_and_stay_in_the_content_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let (kvs, reactor) = open(dir.path());
         kvs.commit(Txn::default().put("a.b".into(), "first"), |outcome| {

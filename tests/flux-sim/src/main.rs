@@ -1,9 +1,9 @@
-//! The simulator: a stand-in for the job manager, the KVS and the job shell of Flux, where no Flux is installed.
+//! The simulator: a substitute for the job manager, the KVS and the job shell of Flux, for machines without Flux.
 //!
-//! It loads the very shared objects that Flux loads, through the same C names, and imitates what they see of Flux: job
-//! states and events, dependencies, prologs and epilogs, updates of the jobspec, a KVS with asynchronous commits,
-//! owner-checked lookups, shells as the job owner. It is no workload manager: there is one node, it has every resource,
-//! and nobody but its caller can submit.
+//! It loads the same shared objects as Flux, through the same C names, and imitates the parts of Flux that they see:
+//! job states and events, dependencies, prologs and epilogs, updates of the jobspec, a KVS with asynchronous commits,
+//! owner-checked lookups, shells as the job owner. It is not a workload manager: it has one node with unlimited
+//! resources, and only its caller can submit.
 
 mod c;
 mod channel;
@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 #[command(
     name = "flux-sim",
     version,
-    about = "Loads the plugins of Flux jobs where no Flux is installed"
+    about = "Runs the plugins of Flux jobs on machines without Flux"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -46,7 +46,7 @@ struct Cli {
 enum Command {
     /// Run an instance that is controlled by JSON lines on standard input
     Instance {
-        /// Keep the KVS here, and replay the jobs found in it
+        /// Keep the KVS in this directory, and replay the jobs found there
         #[arg(long)]
         statedir: PathBuf,
         #[command(flatten)]
@@ -59,7 +59,7 @@ enum Command {
     Shell,
 }
 
-/// What an instance is configured with.
+/// The configuration of an instance.
 #[derive(clap::Args)]
 struct Plugins {
     /// A TOML file of configuration, or a directory of them
@@ -83,7 +83,7 @@ impl Plugins {
             .map_or_else(|| Ok(Value::Object(Default::default())), read_config)
     }
 
-    /// The plugins for the job shells: the path of each, as seen from any working directory, and its configuration.
+    /// Returns the plugins for the job shells: the absolute path of each, and its configuration.
     fn shell_plugins(&self) -> Result<Value, String> {
         let conf: Value = match &self.shell_conf {
             None => Value::Null,

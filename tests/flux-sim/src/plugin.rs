@@ -1,6 +1,6 @@
-//! Plugins: shared objects, their handlers, and the arguments that are passed to them.
+//! Plugins: shared objects, their handlers, and the arguments passed to them.
 //!
-//! Of Flux: `flux_plugin_create(3)` and its family, as jobtap and the job shell use it.
+//! Imitates `flux_plugin_create(3)` and its family, as used by jobtap and the job shell.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
@@ -19,7 +19,7 @@ use crate::shell::Shell;
 
 const FLUX_PLUGIN_ARG_REPLACE: c_int = 2;
 
-/// What loaded a plugin.
+/// The host that loaded a plugin.
 pub enum Home {
     /// The job manager.
     Jobtap(Weak<Instance>),
@@ -29,13 +29,13 @@ pub enum Home {
 
 /// A loaded plugin.
 pub struct Plugin {
-    /// What loaded it.
+    /// The host that loaded the plugin.
     pub home: Home,
     /// Items of the plugin itself.
     pub aux: Aux,
     reactor: Rc<Reactor>,
     path: CString,
-    /// Starts as the path, until the plugin or the simulator gives it a better one.
+    /// Initially the path, until the plugin or the simulator sets a name.
     name: RefCell<CString>,
     conf: Option<CString>,
     handlers: RefCell<Vec<Rc<Handler>>>,
@@ -49,8 +49,8 @@ struct Handler {
 }
 
 impl Plugin {
-    /// Opens a shared object and calls its `flux_plugin_init`.
-    /// If that fails after the object was opened, the plugin comes with the error, to be destroyed.
+    /// Opens a shared object and calls its `flux_plugin_init`. If that fails after the object was opened, returns the
+    /// plugin with the error, so that the caller destroys it.
     pub fn load(
         path: &str,
         conf: &Value,
@@ -87,7 +87,7 @@ impl Plugin {
         let path = self.path.to_string_lossy();
         nix::unistd::access(self.path.as_c_str(), nix::unistd::AccessFlags::R_OK)
             .map_err(|e| Failure::new(e as c_int, format!("{path}: {}", e.desc())))?;
-        // SAFETY: the path is a C string. What the object does when it is loaded is the affair of who configured it.
+        // SAFETY: the path is a C string. Whoever configured the object is responsible for its effects when loaded.
         let dso = unsafe { libc::dlopen(self.path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if dso.is_null() {
             // SAFETY: dlerror returns a string after a failure.
@@ -117,13 +117,13 @@ impl Plugin {
         self.reactor.timed("plugin destroy", || self.aux.destroy());
         let dso = self.dso.replace(std::ptr::null_mut());
         if !dso.is_null() {
-            // SAFETY: the handle came from dlopen. Nothing calls into the object any more: its handlers are gone, and
-            // its destructors have run.
+            // SAFETY: the handle came from dlopen. Nothing calls into the object any more: its handlers were removed,
+            // and its destructors have run.
             self.reactor.timed("dlclose", || unsafe { libc::dlclose(dso) });
         }
     }
 
-    /// The file name of the shared object, which is what jobtap knows a plugin by.
+    /// Returns the file name of the shared object, by which jobtap identifies a plugin.
     pub fn basename(&self) -> String {
         let path = self.path.to_string_lossy().into_owned();
         Path::new(&path)
@@ -131,12 +131,12 @@ impl Plugin {
             .map_or(path.clone(), |name| name.to_string_lossy().into_owned())
     }
 
-    /// The path that it was loaded from.
+    /// Returns the path from which it was loaded.
     pub fn path(&self) -> String {
         self.path.to_string_lossy().into_owned()
     }
 
-    /// The name, which is the path if neither the plugin nor the simulator has set one.
+    /// Returns the name, which is the path if neither the plugin nor the simulator has set one.
     pub fn name(&self) -> String {
         self.name.borrow().to_string_lossy().into_owned()
     }
@@ -146,7 +146,7 @@ impl Plugin {
         *self.name.borrow_mut() = cstring(name);
     }
 
-    /// Whether a call with this topic would find a handler.
+    /// Returns whether a call with this topic would find a handler.
     pub fn handles(&self, topic: &str) -> bool {
         self.handler(&cstring(topic)).is_some()
     }
@@ -160,27 +160,28 @@ impl Plugin {
             .cloned()
     }
 
-    /// Calls the first handler that matches the topic. False if there is none, an error if it failed.
+    /// Calls the first handler that matches the topic. Returns false if none matches, and an error if it failed.
     pub fn call(self: &Rc<Self>, topic: &str, args: Option<&PluginArg>) -> Result<bool, ()> {
         let c_topic = cstring(topic);
         let Some(handler) = self.handler(&c_topic) else {
             return Ok(false);
         };
         let args = args.map_or(std::ptr::null_mut(), PluginArg::as_ptr);
-        // SAFETY: the plugin gave this callback for this data; plugin, topic and arguments are valid for the call.
+        // SAFETY: the plugin supplied this callback for this data. Plugin, topic and arguments are valid for the
+        // call.
         let rc = self.reactor.timed(topic, || unsafe {
             (handler.callback)(self.as_ptr(), c_topic.as_ptr(), args, handler.data)
         });
         if rc < 0 { Err(()) } else { Ok(true) }
     }
 
-    /// The plugin as C sees it, borrowed.
+    /// Returns the plugin as a C pointer, borrowed.
     pub fn as_ptr(self: &Rc<Self>) -> *mut flux_plugin_t {
         Rc::as_ptr(self).cast_mut().cast()
     }
 }
 
-/// The plugin behind a C pointer.
+/// Returns the plugin behind a C pointer.
 ///
 /// # Safety
 /// `p` is NULL or a plugin that is loaded.
@@ -198,7 +199,7 @@ pub struct PluginArg {
 }
 
 impl PluginArg {
-    /// Arguments that pass an object in, with an empty object for the results.
+    /// Creates arguments with this input, and an empty object for the results.
     pub fn new(input: &Value) -> Result<PluginArg, String> {
         let args = PluginArg::default();
         args.set(FLUX_PLUGIN_ARG_IN, Json::parse(&input.to_string())?);
@@ -206,14 +207,14 @@ impl PluginArg {
         Ok(args)
     }
 
-    /// Arguments that pass an object in, and nothing out yet.
+    /// Creates arguments with this input, and no results yet.
     pub fn input(input: &Value) -> Result<PluginArg, String> {
         let args = PluginArg::default();
         args.set(FLUX_PLUGIN_ARG_IN, Json::parse(&input.to_string())?);
         Ok(args)
     }
 
-    /// Arguments for results only, with what is known already.
+    /// Creates arguments for results only, with these initial results.
     pub fn output(output: &Value) -> Result<PluginArg, String> {
         let args = PluginArg::default();
         args.set(FLUX_PLUGIN_ARG_OUT, Json::parse(&output.to_string())?);
@@ -224,7 +225,7 @@ impl PluginArg {
         &self.json[usize::from(flags & FLUX_PLUGIN_ARG_OUT != 0)]
     }
 
-    /// Adds to what is there, unless that is to be replaced.
+    /// Adds to the existing object, unless the flags request a replacement.
     fn set(&self, flags: c_int, object: Json) -> bool {
         let mut slot = self.slot(flags).borrow_mut();
         match slot.as_ref() {
@@ -236,7 +237,7 @@ impl PluginArg {
         }
     }
 
-    /// The results.
+    /// Returns the results.
     pub fn results(&self) -> Value {
         self.slot(FLUX_PLUGIN_ARG_OUT)
             .borrow()
@@ -244,17 +245,17 @@ impl PluginArg {
             .map_or(Value::Null, Json::value)
     }
 
-    /// What the plugin says about its failure, if it does.
+    /// Returns the plugin's error text, if any.
     pub fn errmsg(&self) -> Option<String> {
         self.results().get("errmsg").and_then(Value::as_str).map(str::to_owned)
     }
 
-    /// The arguments as C sees them, borrowed.
+    /// Returns the arguments as a C pointer, borrowed.
     pub fn as_ptr(&self) -> *mut flux_plugin_arg_t {
         std::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// Hands the arguments to C, which gives them up with flux_plugin_arg_destroy(3).
+    /// Passes the arguments to C, which releases them with flux_plugin_arg_destroy(3).
     pub fn into_raw(self) -> *mut flux_plugin_arg_t {
         Box::into_raw(Box::new(self)).cast()
     }
@@ -264,7 +265,7 @@ impl PluginArg {
     }
 }
 
-/// The arguments behind a C pointer.
+/// Returns the arguments behind a C pointer.
 ///
 /// # Safety
 /// `args` is NULL or valid.
@@ -408,7 +409,7 @@ pub unsafe extern "C" fn flux_plugin_arg_set(
             *args.slot(flags).borrow_mut() = None;
             return 0;
         };
-        // Unlike the parser behind it, Flux takes nothing but an object or an array here.
+        // Unlike the parser behind it, Flux accepts only an object or an array here.
         match Json::parse(&text) {
             Ok(object) if text.trim_start().starts_with(['{', '[']) => {
                 if args.set(flags, object) {
@@ -445,12 +446,12 @@ pub unsafe extern "C" fn flux_plugin_arg_strerror(args: *mut flux_plugin_arg_t) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_plugin_arg_destroy(args: *mut flux_plugin_arg_t) {
     if !args.is_null() {
-        // SAFETY: the caller gives up what flux_jobtap_job_lookup handed out.
+        // SAFETY: the caller releases the arguments that flux_jobtap_job_lookup returned.
         drop(unsafe { Box::from_raw(args.cast::<PluginArg>()) });
     }
 }
 
-/// The object that flux_plugin_arg_unpack(3) reads, borrowed.
+/// Returns the object that flux_plugin_arg_unpack(3) reads, borrowed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_arg_json(args: *mut flux_plugin_arg_t, flags: c_int) -> *mut c_void {
     // SAFETY: the shim passes on the arguments of its caller.
@@ -459,7 +460,7 @@ unsafe extern "C" fn sim_arg_json(args: *mut flux_plugin_arg_t, flags: c_int) ->
         .unwrap_or(std::ptr::null_mut())
 }
 
-/// Keeps what flux_plugin_arg_unpack(3) says of a failure.
+/// Keeps the error text of flux_plugin_arg_unpack(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_arg_error(args: *mut flux_plugin_arg_t, text: *const c_char) {
     // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
@@ -470,7 +471,7 @@ unsafe extern "C" fn sim_arg_error(args: *mut flux_plugin_arg_t, text: *const c_
     }
 }
 
-/// The tail of flux_jobtap_error(3).
+/// The second part of flux_jobtap_error(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_arg_errmsg(args: *mut flux_plugin_arg_t, text: *const c_char) {
     // SAFETY: the shim passes on the arguments of its caller, and a string of its own.

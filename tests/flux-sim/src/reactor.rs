@@ -1,8 +1,9 @@
-//! The reactor: one thread that serves descriptors, futures, timers and deferred work in turns, and measures how long
-//! each callback of a plugin keeps it.
+//! The reactor: one thread that serves descriptors, futures, timers and deferred work in turns, and measures the
+//! duration of each callback of a plugin.
 //!
-//! Of Flux: `flux_fd_watcher_create(3)`, `flux_timer_watcher_create(3)` and the order of a turn of the job manager. What is served by another module of
-//! the broker there (KVS, job-info) is a *service* here: it makes progress also while a plugin blocks on a future.
+//! Imitates `flux_fd_watcher_create(3)`, `flux_timer_watcher_create(3)` and the order of a turn of the job manager. The
+//! parts that another module of the broker serves (KVS, job-info) are *services* here: they also make progress while a
+//! plugin blocks on a future.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -48,7 +49,7 @@ struct Topic {
     max: Duration,
 }
 
-/// What is watched, by the simulator or by a plugin.
+/// A watcher of the simulator or of a plugin.
 pub struct Watcher {
     source: Source,
     active: Cell<bool>,
@@ -62,7 +63,7 @@ enum Source {
     },
     Timer {
         after: Duration,
-        /// Zero for a timer that goes off once.
+        /// Zero for a timer that expires once.
         repeat: Duration,
         /// None for never.
         deadline: Cell<Option<Instant>>,
@@ -78,17 +79,17 @@ enum Callback {
 }
 
 impl Reactor {
-    /// Does work of this process on a later turn.
+    /// Runs work of this process on a later turn.
     pub fn defer(&self, task: impl FnOnce() + 'static) {
         self.tasks.borrow_mut().push_back(Box::new(task));
     }
 
-    /// Does work of a service on a later turn, or while a future is waited for.
+    /// Runs work of a service on a later turn, or while a caller blocks on a future.
     pub fn defer_service(&self, task: impl FnOnce() + 'static) {
         self.services.borrow_mut().push_back(Box::new(task));
     }
 
-    /// Does work after a time.
+    /// Runs work after a delay.
     pub fn after(&self, delay: Duration, task: impl FnOnce() + 'static) {
         // A delay that no clock can express never ends.
         if let Some(deadline) = Instant::now().checked_add(delay) {
@@ -96,17 +97,17 @@ impl Reactor {
         }
     }
 
-    /// Has the continuation of a fulfilled future called on a later turn.
+    /// Calls the continuation of a fulfilled future on a later turn.
     pub fn future_ready(&self, future: Weak<Future>) {
         self.ready.borrow_mut().push_back(future);
     }
 
-    /// Watches a descriptor until the watcher is dropped. The descriptor belongs to the caller.
+    /// Watches a descriptor until the watcher is dropped. The caller owns the descriptor.
     pub fn watch(&self, fd: RawFd, callback: impl Fn() + 'static) -> Rc<Watcher> {
         self.add(fd, FLUX_POLLIN, Callback::Simulator(Box::new(callback)), true)
     }
 
-    /// Watches a descriptor until there is room to write.
+    /// Watches a descriptor until it is writable.
     pub fn watch_writable(&self, fd: RawFd, callback: impl Fn() + 'static) -> Rc<Watcher> {
         self.add(fd, FLUX_POLLOUT, Callback::Simulator(Box::new(callback)), true)
     }
@@ -125,7 +126,7 @@ impl Reactor {
         watcher
     }
 
-    /// Runs turns until stopped. In each, a function is called between the work that is due and the wait for more.
+    /// Runs turns until stopped. Each turn calls a function between its work and the wait for more.
     pub fn run(&self, mut before_wait: impl FnMut()) {
         self.stopped.set(false);
         while !self.stopped.get() {
@@ -165,7 +166,7 @@ impl Reactor {
         }
     }
 
-    /// Runs what the services have to do now. False if that is nothing.
+    /// Runs the pending work of the services. Returns false if there was none.
     pub fn run_services(&self) -> bool {
         let services = take(&self.services);
         let any = !services.is_empty();
@@ -197,7 +198,7 @@ impl Reactor {
         alive.filter(|watcher| watcher.active.get()).collect()
     }
 
-    /// Milliseconds for poll(2), rounded up.
+    /// Returns the milliseconds for poll(2), rounded up.
     fn until_next_timer(&self) -> c_int {
         let timers = self.timers.borrow();
         let tasks = timers.iter().map(|(deadline, _)| *deadline);
@@ -233,7 +234,7 @@ impl Reactor {
             .collect()
     }
 
-    /// Calls into a plugin, and counts the time under a topic.
+    /// Calls into a plugin, and records the time under a topic.
     pub fn timed<T>(&self, topic: &str, call: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = call();
@@ -247,7 +248,7 @@ impl Reactor {
         result
     }
 
-    /// What was measured so far, in microseconds.
+    /// Returns the measurements so far, in microseconds.
     pub fn stats(&self) -> Value {
         let stats = self.stats.borrow();
         let topics: serde_json::Map<String, Value> = stats
@@ -264,7 +265,7 @@ impl Reactor {
         json!({"turns": stats.turns, "longest_us": stats.longest.as_micros() as u64, "topics": topics})
     }
 
-    /// Starts to measure anew.
+    /// Resets the measurements.
     pub fn reset_stats(&self) {
         *self.stats.borrow_mut() = Stats::default();
     }
@@ -294,7 +295,7 @@ impl Watcher {
         }
     }
 
-    /// Starts; a timer counts from here, unless it counts already.
+    /// Starts the watcher. A timer starts to run, unless it already does.
     fn start(&self) {
         if self.active.replace(true) {
             return;
@@ -304,19 +305,20 @@ impl Watcher {
         }
     }
 
-    /// Calls back for a timer that is due, and has it count again or stop.
+    /// Calls the callback of an expired timer, and restarts or stops the timer.
     fn go_off(self: Rc<Self>, reactor: &Reactor, now: Instant) {
         let (Source::Timer { repeat, deadline, .. }, Callback::Plugin(callback, arg)) = (&self.source, &self.callback)
         else {
             return;
         };
-        // An earlier callback of this turn may have stopped it, or destroyed it: then this reference is the only one.
+        // An earlier callback of this turn may have stopped or destroyed it. If destroyed, this reference is the only
+        // one.
         if !self.active.get() || Rc::strong_count(&self) == 1 {
             return;
         }
         match repeat.is_zero() {
             true => self.active.set(false),
-            // One that is late does not go off more often to make up for it.
+            // A late timer does not expire more often to make up for it.
             false => deadline.set(
                 deadline
                     .get()
@@ -325,13 +327,14 @@ impl Watcher {
         }
         let r = std::ptr::from_ref(reactor).cast_mut().cast();
         let w = Rc::as_ptr(&self).cast_mut().cast();
-        // SAFETY: the plugin gave this callback for this argument, and destroys the watcher before either becomes
+        // SAFETY: the plugin supplied this callback for this argument, and destroys the watcher before either becomes
         // invalid. The reference held here keeps the watcher alive if the callback destroys it.
         reactor.timed("timer", || unsafe { callback(r, w, 0, *arg) });
     }
 
     fn dispatch(self: Rc<Self>, reactor: &Reactor, revents: c_int) {
-        // An earlier callback of this turn may have stopped it, or destroyed it: then this reference is the only one.
+        // An earlier callback of this turn may have stopped or destroyed it. If destroyed, this reference is the only
+        // one.
         let Source::Fd { fd, events } = self.source else { return };
         if !self.active.get() || Rc::strong_count(&self) == 1 {
             return;
@@ -344,7 +347,7 @@ impl Watcher {
         match &self.callback {
             Callback::Simulator(callback) => callback(),
             Callback::Plugin(callback, arg) => {
-                // A hangup or an error shows as readable and writable, as with libev.
+                // As with libev, a hangup or an error counts as readable and writable.
                 let hangup = revents & c_int::from(libc::POLLHUP | libc::POLLERR) != 0;
                 let mut flux = 0;
                 if hangup || revents & c_int::from(libc::POLLIN) != 0 {
@@ -358,14 +361,14 @@ impl Watcher {
                 }
                 let r = std::ptr::from_ref(reactor).cast_mut().cast();
                 let w = Rc::as_ptr(&self).cast_mut().cast();
-                // SAFETY: the plugin gave this callback for this argument, and destroys the watcher before either
+                // SAFETY: the plugin supplied this callback for this argument, and destroys the watcher before either
                 // becomes invalid. The reference held here keeps the watcher alive if the callback destroys it.
                 reactor.timed("watcher", || unsafe { callback(r, w, flux, *arg) });
             }
         }
     }
 
-    /// The descriptor; a timer has none.
+    /// Returns the descriptor, or None for a timer.
     pub fn fd(&self) -> Option<RawFd> {
         match self.source {
             Source::Fd { fd, .. } => Some(fd),
@@ -373,7 +376,7 @@ impl Watcher {
         }
     }
 
-    /// Stops for good, also if the callback runs now.
+    /// Stops for good, even if the callback is running.
     pub fn stop(&self) {
         self.active.set(false);
     }
@@ -414,7 +417,7 @@ pub unsafe extern "C" fn flux_timer_watcher_create(
         set_errno(libc::EINVAL);
         return std::ptr::null_mut();
     };
-    // A time that is too long to express never comes.
+    // A duration that is too long to express never ends.
     let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     let source = Source::Timer {
         after: duration(after),
@@ -429,7 +432,7 @@ pub unsafe extern "C" fn flux_timer_watcher_create(
         .cast()
 }
 
-/// The watcher behind a C pointer.
+/// Returns the watcher behind a C pointer.
 ///
 /// # Safety
 /// `w` is NULL or a watcher that was not destroyed.
@@ -460,7 +463,7 @@ pub unsafe extern "C" fn flux_watcher_stop(w: *mut flux_watcher_t) {
 /// flux_watcher_destroy(3)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flux_watcher_destroy(w: *mut flux_watcher_t) {
-    // SAFETY: the caller passes NULL or a valid watcher, and gives up its reference.
+    // SAFETY: the caller passes NULL or a valid watcher, and releases its reference.
     unsafe {
         let Some(watcher) = watcher(w) else { return };
         watcher.active.set(false);

@@ -1,6 +1,6 @@
-//! One job in an instance of its own, which lives in a temporary directory.
+//! Runs one job in its own instance, in a temporary directory.
 //!
-//! Of Flux: what a user sees of `flux run`: the output of the job, an exception as `flux job attach` prints it, and the
+//! Imitates the user's view of `flux run`: the output of the job, an exception as `flux job attach` prints it, and the
 //! exit code of the job.
 
 use std::cell::Cell;
@@ -32,7 +32,7 @@ pub struct Args {
     /// An option for the job shell
     #[arg(short = 'o', long = "setopt", value_name = "OPT[=VAL]")]
     option: Vec<String>,
-    /// An attribute of the job; without a leading dot, one of attributes.system
+    /// An attribute of the job, below attributes.system unless it starts with a dot
     #[arg(long, value_name = "KEY=VAL")]
     setattr: Vec<String>,
     /// The command and its arguments
@@ -64,7 +64,7 @@ impl Args {
     }
 }
 
-/// Sets a value under a path with dots. What is no object on the way becomes one.
+/// Sets a value under a path with dots. Replaces values on the path that are not objects.
 fn set(object: &mut Value, path: &str, value: Value) {
     let mut place = object;
     for key in path.split('.') {
@@ -100,7 +100,7 @@ pub fn main(args: &Args) -> Result<ExitCode, String> {
             let found = result.and_then(|id| {
                 weak.upgrade()
                     .and_then(|instance| instance.job(id))
-                    .ok_or_else(|| "the job is gone".to_owned())
+                    .ok_or_else(|| "the job no longer exists".to_owned())
             });
             submitted.set(Some(found));
         }),
@@ -137,7 +137,7 @@ pub fn main(args: &Args) -> Result<ExitCode, String> {
     }
 }
 
-/// What the user has seen of the job.
+/// The output and events of the job that were already shown.
 #[derive(Default)]
 struct View {
     events: usize,
@@ -149,7 +149,7 @@ struct View {
 }
 
 impl View {
-    /// Shows what is new. True if the job has ended.
+    /// Shows new output and events. Returns true if the job has ended.
     fn show(&mut self, instance: &Instance, job: &Job) -> bool {
         for (stream, bytes) in instance.exec.output_after(job.id, self.output) {
             self.output += 1;
@@ -192,7 +192,8 @@ impl View {
         job.state.get() == State::Inactive && self.events == entries.len()
     }
 
-    /// As `flux job attach` exits: 1 for a job that got an exception before it could fail by itself.
+    /// Returns the exit code of `flux job attach`: 1 for a job that received an exception before it could fail by
+    /// itself.
     fn exit_code(&self) -> u8 {
         let code = match self.status {
             None => 1,

@@ -1,8 +1,8 @@
-//! The job shell: a process of its own, which runs one task of a job as the job owner.
+//! The job shell: a separate process that runs one task of a job as the job owner.
 //!
-//! Of Flux: `flux-shell-plugins(7)` and the stages of the job shell: plugins are loaded, then `shell.init`, a barrier,
-//! `shell.post-init`, the task, `shell.start`, a barrier, and when the task has ended `task.exit`, `shell.finish` and
-//! `shell.exit`. What is logged goes to standard error in the format of `flux job attach`.
+//! Imitates `flux-shell-plugins(7)` and the stages of the job shell: it loads plugins, then runs `shell.init`, a
+//! barrier, `shell.post-init`, the task, `shell.start`, a barrier, and once the task has ended `task.exit`,
+//! `shell.finish` and `shell.exit`. Log lines go to standard error in the format of `flux job attach`.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ const ERROR: c_int = 3;
 const NOTICE: c_int = 5;
 
 thread_local! {
-    /// The shell of this process, for the functions that are not told.
+    /// The shell of this process, for functions that do not receive it as an argument.
     static SHELL: RefCell<Option<Rc<Shell>>> = const { RefCell::new(None) };
 }
 
@@ -47,21 +47,21 @@ pub struct Shell {
     me: Weak<Shell>,
     handle: Rc<Handle>,
     channel: Rc<Channel>,
-    /// What the instance said about the job.
+    /// The instance's information about the job.
     init: Value,
-    /// With the environment of the job, which plugins change.
+    /// The jobspec with the environment of the job, which plugins change.
     jobspec: RefCell<Value>,
-    /// Every version of the shell's info that C code may have borrowed strings from; the last one is current.
+    /// Every version of the shell's info from which C code may have borrowed strings. The last one is current.
     info: RefCell<Vec<Json>>,
     info_stale: Cell<bool>,
-    /// Options that C code may have borrowed strings from.
+    /// Options from which C code may have borrowed strings.
     options: RefCell<Vec<Json>>,
-    /// As the job asked for; a plugin that sets the option later changes nothing.
+    /// The verbosity that the job requested. A plugin that sets the option later changes nothing.
     verbosity: OnceCell<c_int>,
     plugins: RefCell<Vec<Rc<Plugin>>>,
     pending: RefCell<BTreeMap<u64, Done>>,
     next_seq: Cell<u64>,
-    /// How the barrier ended that the shell waits in.
+    /// The result of the barrier in which the shell waits.
     barrier: Cell<Option<bool>>,
     connected: Cell<bool>,
     task: OnceCell<Pid>,
@@ -71,7 +71,7 @@ pub struct Shell {
 /// Runs as a job shell. Standard input is the connection to the instance.
 pub fn main() -> ! {
     let Some(channel) = connect() else {
-        eprintln!("flux-shell: this program starts job shells itself: its standard input is no connection");
+        eprintln!("flux-shell: this program starts job shells itself: its standard input is not a connection");
         exit(1)
     };
     let handle = Handle::new();
@@ -104,7 +104,7 @@ pub fn main() -> ! {
     exit(code)
 }
 
-/// Moves the connection away from standard input, where tasks would get it.
+/// Moves the connection away from standard input, which tasks would inherit.
 fn connect() -> Option<UnixStream> {
     let socket: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
     let null = std::fs::File::open("/dev/null").ok()?;
@@ -114,7 +114,7 @@ fn connect() -> Option<UnixStream> {
     Some(stream)
 }
 
-/// Waits for what the instance says first.
+/// Waits for the first message of the instance.
 fn hello(stream: UnixStream, handle: &Rc<Handle>) -> Option<(Rc<Channel>, Value)> {
     let channel = Channel::new(stream, handle.reactor.clone()).ok()?;
     loop {
@@ -125,7 +125,7 @@ fn hello(stream: UnixStream, handle: &Rc<Handle>) -> Option<(Rc<Channel>, Value)
     }
 }
 
-/// Waits for something to receive. False if the time is over first.
+/// Waits for data to receive. Returns false if the timeout expires first.
 fn wait_readable(channel: &Channel, timeout: c_int) -> bool {
     let mut fd = libc::pollfd {
         fd: channel.fd(),
@@ -157,7 +157,7 @@ impl Shell {
             .cloned()
     }
 
-    /// Sets an option of the job shell, or removes it. False if there is none to remove.
+    /// Sets an option of the job shell, or removes it. Returns false if there is none to remove.
     fn set_option(&self, name: &str, value: Option<Value>) -> bool {
         self.verbose();
         let mut jobspec = self.jobspec.borrow_mut();
@@ -180,7 +180,7 @@ impl Shell {
         })
     }
 
-    /// All stages. Returns the exit code.
+    /// Runs all stages. Returns the exit code.
     fn run(self: &Rc<Self>) -> i32 {
         self.drop_privileges();
         let signals = self.signals();
@@ -206,7 +206,7 @@ impl Shell {
         }
     }
 
-    /// Becomes the job owner, before anything of the job is looked at.
+    /// Becomes the job owner before it examines anything of the job.
     fn drop_privileges(&self) {
         let uid = nix::unistd::Uid::from_raw(self.init["userid"].as_u64().unwrap_or(0) as u32);
         if uid != nix::unistd::geteuid() {
@@ -221,11 +221,11 @@ impl Shell {
                 self.fatal(None, 1, &format!("cannot become uid {uid}: {}", e.desc()));
             }
         }
-        // After setuid(2), which clears it. A shell does not outlive its instance.
+        // Must follow setuid(2), which clears it. A shell does not outlive its instance.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
 
-    /// Has signals that end a job delivered as events.
+    /// Delivers signals that end a job as events.
     fn signals(&self) -> SignalFd {
         let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         let fd = set
@@ -261,7 +261,7 @@ impl Shell {
             let home = Home::Shell(self.me.clone());
             match Plugin::load(path, &entry["conf"], home, self.handle.reactor.clone()) {
                 Ok(plugin) => {
-                    // The last plugin of a name takes the place of the earlier one.
+                    // The last plugin of a name replaces an earlier one.
                     let mut plugins = self.plugins.borrow_mut();
                     let old = plugins
                         .iter()
@@ -310,7 +310,7 @@ impl Shell {
         environment.cloned().unwrap_or_default()
     }
 
-    /// Calls all plugins. False if one of them failed, after all were called.
+    /// Calls all plugins. Returns false if one of them failed, after all were called.
     fn call(&self, topic: &str) -> bool {
         let plugins = self.plugins.borrow().clone();
         let mut all = true;
@@ -329,7 +329,7 @@ impl Shell {
         }
     }
 
-    /// Waits until all shells of the job are here.
+    /// Waits until all shells of the job have arrived.
     fn barrier_all(&self) {
         if self.size() == 1 {
             return;
@@ -341,7 +341,7 @@ impl Shell {
                 exit(1);
             }
         }
-        // The instance has raised an exception that says why.
+        // The instance has raised an exception with the reason.
         if self.barrier.get() == Some(false) {
             self.kill_task(Signal::SIGKILL);
             exit(1);
@@ -406,7 +406,7 @@ impl Shell {
         }
     }
 
-    /// Runs the reactor until the task has ended. Returns its exit code, as a login shell counts it.
+    /// Runs the reactor until the task has ended. Returns its exit code, as a login shell computes it.
     fn wait_for(self: &Rc<Self>, mut child: Child, signals: &SignalFd) -> i32 {
         let ended = exit_fd(&child);
         let watchers: Vec<Rc<Watcher>> = {
@@ -505,7 +505,7 @@ impl Shell {
         exit(code)
     }
 
-    /// Handles what the instance has sent. An error when the connection has ended.
+    /// Handles messages from the instance. Returns an error when the connection has ended.
     fn receive(&self) -> Result<(), c_int> {
         let Some(messages) = self.channel.receive() else {
             self.connected.set(false);
@@ -531,7 +531,7 @@ impl Shell {
         Ok(())
     }
 
-    /// The current info object, borrowed.
+    /// Returns the current info object, borrowed.
     fn info_json(&self) -> *mut c_void {
         let mut versions = self.info.borrow_mut();
         if self.info_stale.replace(false) {
@@ -607,7 +607,7 @@ impl Broker for Shell {
     }
 }
 
-/// The object at a path in a JSON value, which is made one where it is none.
+/// Returns the object at a path in a JSON value. Replaces values that are not objects.
 fn object_at<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut Map<String, Value> {
     let object = as_object(value);
     match path.split_first() {
@@ -626,7 +626,7 @@ fn as_object(value: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
-/// The shell behind a C pointer.
+/// Returns the shell behind a C pointer.
 ///
 /// # Safety
 /// `shell` is NULL or the shell of this process.
@@ -668,7 +668,7 @@ pub unsafe extern "C" fn flux_shell_killall(sh: *mut flux_shell_t, sig: c_int) {
     // SAFETY: the caller passes NULL or the shell.
     let task = unsafe { shell(sh) }.and_then(|shell| shell.task.get());
     if let (Some(task), Ok(signal)) = (task, Signal::try_from(sig)) {
-        // It may have ended.
+        // The task may have ended.
         let _ = killpg(*task, signal);
     }
 }
@@ -721,7 +721,7 @@ pub unsafe extern "C" fn flux_shell_setopt(
     let value = match text.map(|text| Json::parse(&text)) {
         None => None,
         Some(Ok(json)) => Some(json.value()),
-        // What Flux leaves errno at then is left to chance.
+        // Flux leaves errno undefined in this case.
         Some(Err(_)) => return fail(libc::EINVAL),
     };
     match shell.set_option(&name, value) {
@@ -730,10 +730,10 @@ pub unsafe extern "C" fn flux_shell_setopt(
     }
 }
 
-/// The option that flux_shell_getopt_unpack(3) reads, borrowed; NULL if there is none.
+/// Returns the option that flux_shell_getopt_unpack(3) reads, borrowed, or NULL.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_shell_option(sh: *mut flux_shell_t, name: *const c_char) -> *mut c_void {
-    // SAFETY: the shim passes on what its caller gave.
+    // SAFETY: the shim passes on the arguments of its caller.
     let (shell, name) = unsafe { (shell(sh), c::string(name)) };
     let option = shell.and_then(|shell| Some((shell, shell.option(&name?)?)));
     let Some((shell, Ok(json))) = option.map(|(shell, value)| (shell, Json::parse(&value.to_string()))) else {
@@ -744,14 +744,14 @@ unsafe extern "C" fn sim_shell_option(sh: *mut flux_shell_t, name: *const c_char
     pointer
 }
 
-/// The object that flux_shell_info_unpack(3) reads, borrowed.
+/// Returns the object that flux_shell_info_unpack(3) reads, borrowed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_shell_info(sh: *mut flux_shell_t) -> *mut c_void {
     // SAFETY: the shim passes on the shell of its caller.
     unsafe { shell(sh) }.map_or(std::ptr::null_mut(), Shell::info_json)
 }
 
-/// The tail of flux_shell_setenvf(3).
+/// The second part of flux_shell_setenvf(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_shell_setenv(
     sh: *mut flux_shell_t,
@@ -759,12 +759,12 @@ unsafe extern "C" fn sim_shell_setenv(
     name: *const c_char,
     value: *const c_char,
 ) -> c_int {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     unsafe {
         let (Some(shell), Some(name)) = (shell(sh), c::string(name)) else {
             return fail(libc::EINVAL);
         };
-        // The environment is a JSON object, which holds no other text than UTF-8.
+        // The environment is a JSON object, which contains only UTF-8.
         let Ok(value) = CStr::from_ptr(value).to_str() else {
             return fail(libc::ENOMEM);
         };
@@ -773,12 +773,12 @@ unsafe extern "C" fn sim_shell_setenv(
     0
 }
 
-/// The shell of this process, outside of which messages go to standard error.
+/// Returns the shell of this process. Outside a shell, messages go to standard error.
 fn this_shell() -> Option<Rc<Shell>> {
     SHELL.with_borrow(Clone::clone)
 }
 
-/// The tail of flux_shell_log(3).
+/// The second part of flux_shell_log(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_shell_log(
     component: *const c_char,
@@ -787,7 +787,7 @@ unsafe extern "C" fn sim_shell_log(
     _line: c_int,
     text: *const c_char,
 ) {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     let (component, text) = unsafe { (c::string(component), c::string(text).unwrap_or_default()) };
     match this_shell() {
         Some(shell) => shell.log(component.as_deref(), level, &text),
@@ -795,7 +795,7 @@ unsafe extern "C" fn sim_shell_log(
     }
 }
 
-/// The tail of flux_shell_fatal(3).
+/// The second part of flux_shell_fatal(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sim_shell_fatal(
     component: *const c_char,
@@ -804,7 +804,7 @@ unsafe extern "C" fn sim_shell_fatal(
     exit_code: c_int,
     text: *const c_char,
 ) {
-    // SAFETY: the shim passes on what its caller gave, and a string of its own.
+    // SAFETY: the shim passes on the arguments of its caller, and a string of its own.
     let (component, text) = unsafe { (c::string(component), c::string(text).unwrap_or_default()) };
     match this_shell() {
         Some(shell) => shell.fatal(component.as_deref(), exit_code, &text),

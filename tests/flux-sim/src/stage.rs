@@ -1,7 +1,7 @@
-//! Services that a test plays in place of those that run beside Flux: what was asked of them, and what they answer.
+//! Services that a test plays in place of services beside Flux: their requests, and their responses.
 //!
-//! A topic is answered at once, or its requests are held until each is responded to. What was asked of topics that
-//! nobody serves is kept as well, so that a test sees that it was asked.
+//! The stage answers a topic immediately, or holds its requests until the test responds to each. It also records
+//! requests of topics that nobody serves, so that a test can see them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::future::{Done, Failure, Outcome};
 
-/// What becomes of a request.
+/// The treatment of a request.
 #[derive(Clone)]
 pub enum Act {
-    /// It is answered so.
+    /// The request receives this response.
     Answer(Result<Value, Failure>),
-    /// It waits to be responded to.
+    /// The request waits for a response.
     Hold,
 }
 
@@ -30,7 +30,7 @@ pub struct Stage {
 #[derive(Default)]
 struct Topic {
     payloads: Vec<Value>,
-    /// Requests that wait, by their number; the first is number 1.
+    /// Held requests, by number. The first number is 1.
     held: BTreeMap<usize, Done>,
 }
 
@@ -44,12 +44,12 @@ impl Stage {
         };
     }
 
-    /// What becomes of a request now, if its topic is served.
+    /// Returns the current treatment of a request, if its topic is served.
     pub fn act(&self, topic: &str) -> Option<Act> {
         self.acts.borrow().get(topic).cloned()
     }
 
-    /// Keeps what was asked and, if the request is held, what is told of the answer.
+    /// Records a request and, if it is held, the function that receives the response.
     pub fn record(&self, topic: &str, payload: Option<&CString>, done: Option<Done>) {
         let text = payload.map(|payload| payload.to_string_lossy().into_owned());
         let payload = text.map_or(Value::Null, |text| {
@@ -61,7 +61,7 @@ impl Stage {
         topic.held.extend(done.map(|done| (topic.payloads.len(), done)));
     }
 
-    /// The payloads of all requests so far, by topic.
+    /// Returns the payloads of all requests so far, by topic.
     pub fn requests(&self) -> BTreeMap<String, Vec<Value>> {
         let topics = self.topics.borrow();
         let requests = topics
@@ -70,14 +70,14 @@ impl Stage {
         requests.collect()
     }
 
-    /// The payload of the n-th request of a topic, if there were so many.
+    /// Returns the payload of the n-th request of a topic, if there were as many.
     pub fn request(&self, topic: &str, n: usize) -> Option<Value> {
         let topics = self.topics.borrow();
         topics.get(topic)?.payloads.get(n.checked_sub(1)?).cloned()
     }
 
-    /// Responds to a request that is held: the n-th of its topic, or the first of those. Returns its payload, or nothing
-    /// if it is not held.
+    /// Responds to a held request: the n-th of its topic, or the first that is held. Returns its payload, or None if it
+    /// is not held.
     pub fn respond(&self, topic: &str, n: Option<usize>, outcome: Outcome) -> Option<Value> {
         let (done, payload) = {
             let mut topics = self.topics.borrow_mut();
@@ -89,7 +89,7 @@ impl Stage {
         Some(payload)
     }
 
-    /// Ends all that is held: nobody waits for an answer that does not come.
+    /// Fails all held requests, so that nobody waits for ever.
     pub fn close(&self) {
         let topics = self.topics.take();
         for done in topics.into_values().flat_map(|topic| topic.held.into_values()) {

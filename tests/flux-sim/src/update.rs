@@ -1,9 +1,9 @@
-//! Updates of jobspecs that somebody asks for.
+//! Updates of jobspecs by request.
 //!
-//! Of Flux: `update.c` of the job manager. Each key that is to be updated needs a plugin that consents; then the plugins
-//! validate the jobspec as it would be, unless each of those that consented says that this is not needed. Two keys have
-//! the consent of Flux itself: `attributes.system.duration` and `attributes.system.queue`, of which any is taken here, as
-//! there are no queues. Feasibility is not checked.
+//! Imitates `update.c` of the job manager. Each updated key needs the consent of a plugin. Then the plugins validate
+//! the updated jobspec, unless every plugin that consented declares this unnecessary. Flux itself consents to two keys:
+//! `attributes.system.duration` and `attributes.system.queue`. There are no queues here, so any name is accepted.
+//! Feasibility is not checked.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ const DURATION: &str = "attributes.system.duration";
 const QUEUE: &str = "attributes.system.queue";
 
 impl Instance {
-    /// What `flux update` asks for: an object with the path of each value as its key.
+    /// Handles a request of `flux update`: an object with the path of each value as its key.
     pub fn update_request(self: &Rc<Self>, id: JobId, updates: &Value, userid: u32) -> Result<(), Failure> {
         let invalid = |text: String| Failure::new(libc::EINVAL, text);
         let Some(asked) = updates.as_object().filter(|_| job::may_update(updates)) else {
@@ -59,8 +59,8 @@ impl Instance {
         }
     }
 
-    /// Asks the plugins about each key, and adds what they want to be updated with it. Returns whether nothing is left to
-    /// be validated.
+    /// Requests the plugins' consent to each key, and adds the further updates that they request. Returns whether
+    /// nothing is left to validate.
     fn consent(
         self: &Rc<Self>,
         job: &Rc<Job>,

@@ -1,4 +1,4 @@
-//! Makes the runner ignore tests that cannot run on this machine, with the reason.
+//! Makes the test runner ignore tests that cannot run on this machine, and report the reason.
 
 #![forbid(unsafe_code)]
 
@@ -13,11 +13,11 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proc_macro::{TokenStream, TokenTree};
 
-/// Whether there is a Flux, which takes long to find out and is asked for each scenario.
+/// Caches whether Flux is installed: the check is slow, and each scenario needs it.
 static FLUX: OnceLock<bool> = OnceLock::new();
 
-/// Ignores the test below if something is missing: `#[needs(munged, root)]` stands above `#[test]`. The macro examines the
-/// machine that compiles the test, so every runner reports it as ignored.
+/// Ignores the test below if a requirement is missing: `#[needs(munged, root)]` stands above `#[test]`. The macro
+/// examines the machine that compiles the test, so every runner reports the test as ignored.
 #[proc_macro_attribute]
 pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
     let mut names = what.into_iter().filter_map(|token| match token {
@@ -30,7 +30,8 @@ pub fn needs(what: TokenStream, test: TokenStream) -> TokenStream {
     ignored
 }
 
-/// Makes two tests of a scenario, a function of a `Site`: `NAME::simulation` and, where Flux is installed, `NAME::flux`.
+/// Makes two tests of a scenario, which is a function of a `Site`: `NAME::simulation`, and `NAME::flux`, which needs
+/// Flux.
 #[proc_macro_attribute]
 pub fn scenario(_: TokenStream, function: TokenStream) -> TokenStream {
     let mut tokens = function.clone().into_iter().map(|token| token.to_string());
@@ -54,12 +55,12 @@ pub fn scenario(_: TokenStream, function: TokenStream) -> TokenStream {
     all
 }
 
-/// Returns the attribute that has a test ignored, if there is a reason.
+/// Returns the attribute that ignores a test, if there is a reason.
 fn ignore(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!("#[ignore = {reason:?}]"))
 }
 
-/// Returns why a test that needs something cannot run.
+/// Returns the reason why a test with a requirement cannot run.
 fn missing(what: &str) -> Option<&'static str> {
     let (present, reason) = match what {
         "fuse" => (
@@ -107,7 +108,7 @@ fn missing(what: &str) -> Option<&'static str> {
     (!present).then_some(reason)
 }
 
-/// Mounts a FUSE file system that nobody serves, as a user could with fusermount(1), and unmounts it.
+/// Mounts a FUSE file system without a server, as a user could with fusermount(1), and unmounts it.
 fn mounts_fuse() -> bool {
     let at = std::env::temp_dir().join(format!("needs-fuse-{}", std::process::id()));
     let mounted = || -> io::Result<()> {
@@ -141,7 +142,7 @@ fn runs(program: &str, argument: &str) -> bool {
     succeeds(Command::new(program).arg(argument)).is_some()
 }
 
-/// Returns whether there is a Flux whose Python can control an instance of it.
+/// Returns whether Flux is installed with a Python that can control an instance.
 fn runs_flux() -> bool {
     let mut path = std::env::var("PATH").unwrap_or_default();
     if let Ok(prefix) = std::env::var("FLUX_PREFIX") {
@@ -153,7 +154,7 @@ fn runs_flux() -> bool {
     succeeds(&mut flux) == Some(true)
 }
 
-/// Returns whether a program succeeds, and nothing if it cannot be run.
+/// Returns whether a program succeeds, or None if it cannot be run.
 fn succeeds(command: &mut Command) -> Option<bool> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().ok().map(|status| status.success())
