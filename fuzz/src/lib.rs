@@ -1,6 +1,7 @@
-//! What is parsed, and what must hold of whatever is put in. Each function panics where it does not.
+//! The fuzz targets: what is parsed, and the invariants for any input. Each function panics if an invariant does not
+//! hold.
 
-// What is in the job manager's crate links with Flux, which is not here.
+// The other parts of the job manager's crate link with Flux, which is missing here.
 #[allow(dead_code)]
 #[path = "../../plugin/src/eventlog.rs"]
 mod eventlog;
@@ -23,7 +24,7 @@ fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_700_000_000)
 }
 
-/// A token as a whole, as the claims of a token that is signed, and as the key of an object.
+/// A whole token, the claims of a signed token, and the key of an object.
 pub fn token(data: &[u8]) {
     static KEY: LazyLock<SigningKey> =
         LazyLock::new(|| SigningKey::from_secret(b"known to everyone, and used for this only").expect("a key"));
@@ -36,7 +37,10 @@ pub fn token(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         let shape = check_shape(text, now());
         let inspected = Token::inspect(text);
-        assert!(inspected.is_ok() || shape.is_err(), "a good shape cannot be shown");
+        assert!(
+            inspected.is_ok() || shape.is_err(),
+            "a well-formed token cannot be shown"
+        );
         if let Ok(claims) = VERIFIER.verify(text, now()) {
             assert!(VERIFIER.keys().verify_jws(text).is_ok() && shape.is_ok());
             drop(claims);
@@ -58,7 +62,7 @@ pub fn token(data: &[u8]) {
     };
     assert_eq!((claims.iss(), claims.as_json().as_bytes()), (Some("i"), data));
     assert!(claims.aud().any(|aud| aud == "a") && claims.exp().seconds() > 1_699_999_940.0);
-    // Two readers do not disagree on what it says.
+    // Two readers agree on the claims.
     for (name, read) in [("iss", claims.iss()), ("sub", claims.sub()), ("jti", claims.jti())] {
         let other = claims.get(name);
         assert_eq!(other.as_ref().and_then(|value| value.as_str()), read);
@@ -78,16 +82,16 @@ pub fn key(data: &[u8]) {
         .into_iter()
         .flatten()
     {
-        let again = SigningKey::from_jwk(key.to_jwk().expose_secret().as_bytes()).expect("what was written is read");
+        let again = SigningKey::from_jwk(key.to_jwk().expose_secret().as_bytes()).expect("the output can be read");
         assert_eq!(again.kid(), key.kid());
         if let Some(pem) = key.to_pem() {
-            let again = SigningKey::from_pem(pem.expose_secret().as_bytes()).expect("what was written is read");
+            let again = SigningKey::from_pem(pem.expose_secret().as_bytes()).expect("the output can be read");
             assert_eq!(again.verifying_key().thumbprint(), key.verifying_key().thumbprint());
         }
         let signed = key.sign(&[], b"payload");
         let payload = KeySet::from(key.verifying_key()).verify_jws(signed.expose_secret());
         assert_eq!(payload.as_deref(), Ok(&b"payload"[..]));
-        // What is private is not taken for public.
+        // A private key is not accepted as a public one.
         assert!(VerifyingKey::from_pem(data).is_err() && VerifyingKey::from_jwk(data).is_err());
     }
     for key in [VerifyingKey::from_pem(data), VerifyingKey::from_jwk(data)]
@@ -95,12 +99,12 @@ pub fn key(data: &[u8]) {
         .flatten()
     {
         let jwk = key.to_jwk().expect("a public key").to_string();
-        let again = VerifyingKey::from_jwk(jwk.as_bytes()).expect("what was written is read");
+        let again = VerifyingKey::from_jwk(jwk.as_bytes()).expect("the output can be read");
         assert_eq!((again.kid(), again.thumbprint()), (key.kid(), key.thumbprint()));
         let pem = key.to_pem().expect("a public key");
-        let again = VerifyingKey::from_pem(pem.as_bytes()).expect("what was written is read");
+        let again = VerifyingKey::from_pem(pem.as_bytes()).expect("the output can be read");
         assert_eq!(again.thumbprint(), key.thumbprint());
-        // A public key is not taken for a secret.
+        // A public key is not accepted as a secret.
         let hex: String = pem.bytes().map(|byte| format!("{byte:02x}")).collect();
         for text in [jwk, pem, hex] {
             assert!(VerifyingKey::from_secret(text.as_bytes()).is_err());
@@ -110,7 +114,7 @@ pub fn key(data: &[u8]) {
         assert_eq!(key.kid(), other.kid());
     }
     if let Ok((set, _)) = KeySet::from_jwks(data) {
-        let (again, skipped) = KeySet::from_jwks(set.public_jwks().as_bytes()).expect("what was written is read");
+        let (again, skipped) = KeySet::from_jwks(set.public_jwks().as_bytes()).expect("the output can be read");
         assert!(skipped.is_empty() && again.len() == set.len());
     }
     if let Ok(key) = HmacKey::from_pem(data) {
@@ -123,7 +127,8 @@ pub fn key(data: &[u8]) {
     }
 }
 
-/// A status list: the first byte is the number of bits, the others are `lst`. Both, and all of it as the claims of a signed token.
+/// A status list. The first byte is the number of bits, the others are `lst`. The whole input is also used as the
+/// claims of a signed token.
 pub fn status_list(data: &[u8]) {
     static KEY: LazyLock<SigningKey> =
         LazyLock::new(|| SigningKey::from_secret(b"known to everyone, and used for this only").expect("a key"));
@@ -151,13 +156,13 @@ pub fn status_list(data: &[u8]) {
     }
 }
 
-/// A sealed record, as far as it is read before munged is asked.
+/// A sealed record, as far as it is parsed before munged is contacted.
 pub fn record(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
     if let Ok(record) = seal::Record::from_json(text) {
-        let again = seal::Record::from_json(&record.to_json()).expect("what was written is read");
+        let again = seal::Record::from_json(&record.to_json()).expect("the output can be read");
         assert_eq!(
             (again.jobid(), again.uid(), again.sealer()),
             (record.jobid(), record.uid(), record.sealer())
@@ -170,7 +175,7 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// The configuration, from TOML and from the JSON that Flux makes of it.
+/// The configuration, from TOML and from Flux's conversion to JSON.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -185,7 +190,7 @@ pub fn config(data: &[u8]) {
     let _ = config::parse_duration(text);
 }
 
-/// The requests of users for tokens, in JSON, and what three rules say of them.
+/// Token requests of users, in JSON, checked against three rules.
 pub fn request(data: &[u8]) {
     static RULES: LazyLock<Vec<config::Rule>> = LazyLock::new(|| {
         let table = serde_json::json!({"workflow-token": {
@@ -228,14 +233,17 @@ pub fn request(data: &[u8]) {
     }
 }
 
-/// A line of the file of revocations.
+/// A line of the revocations file.
 pub fn revocation(data: &[u8]) {
     let Some(line) = line::Line::parse(data) else {
         return;
     };
-    let written = line.to_bytes().expect("what was read is written");
-    assert!(!written[..written.len() - 1].contains(&b'\n'), "it is several lines");
-    let again = line::Line::parse(&written).expect("what was written is read");
+    let written = line.to_bytes().expect("the value can be written");
+    assert!(
+        !written[..written.len() - 1].contains(&b'\n'),
+        "the output has several lines"
+    );
+    let again = line::Line::parse(&written).expect("the output can be read");
     assert_eq!(again.subject, line.subject);
     let is_same = |one: f64, other: f64| one.is_finite() && (one - other).abs() <= one.abs() * 1e-12;
     assert!(is_same(again.times.at, line.times.at) && is_same(again.times.until, line.times.until));
@@ -267,7 +275,7 @@ pub fn eventlog(data: &[u8]) {
     );
 }
 
-/// Fuzzes both readers of the protocol. The first four bytes are the sizes of the pieces in which the others arrive.
+/// Both readers of the protocol. The first four bytes are the sizes of the pieces in which the others arrive.
 pub fn protocol(data: &[u8]) {
     let Some((sizes, received)) = data.split_first_chunk::<4>() else {
         return;
@@ -284,7 +292,8 @@ pub fn protocol(data: &[u8]) {
     frames::<protocol::Reply>(sizes, received);
 }
 
-/// The input of the token service from strangers: parameters, an `Authorization` header and the header of old clients, a line each.
+/// Input of the token service from unauthenticated clients: parameters, an `Authorization` header and the header of old
+/// clients, one per line.
 pub fn http(data: &[u8]) {
     let mut lines = data.splitn(3, |byte| *byte == b'\n');
     let parameters = lines.next().unwrap_or_default();
@@ -316,8 +325,8 @@ pub fn http(data: &[u8]) {
     }
 }
 
-/// The input of the token service from browsers, a line each: a path, an address to return to, a redirect address, a code that a
-/// user types, a call of the Connect protocol, and headers of cookies.
+/// Input of the token service from browsers, one per line: a path, a return address, a redirect address, a code that a
+/// user types, a call of the Connect protocol, and cookie headers.
 pub fn browser(data: &[u8]) {
     use service::settings::{Client, Proof};
 
@@ -349,7 +358,7 @@ pub fn browser(data: &[u8]) {
         assert!(is_local && !text(1).contains(char::is_control));
     }
     if CLIENT.redirects_to(text(2)) {
-        let uri = text(2).parse::<http::Uri>().expect("an address that is known is a URI");
+        let uri = text(2).parse::<http::Uri>().expect("a known address is a URI");
         assert!(matches!(uri.host(), Some("127.0.0.1" | "tool.example.org")), "{uri}");
         assert!(uri.path() == "/callback" && uri.query().is_none());
     }
@@ -372,19 +381,19 @@ pub fn browser(data: &[u8]) {
     }
 }
 
-/// The body of a frame. Returns the frame that its message makes, which need not be the same: a number may have been written
-/// with more bytes than it takes.
+/// Decodes the body of a frame. Returns the frame that encodes the message. It may differ, because a number may have
+/// been encoded with more bytes than necessary.
 fn message<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<Vec<u8>> {
     let message = protocol::decode::<T>(body).ok()?;
-    let frame = protocol::encode(&message).expect("what was read is written");
+    let frame = protocol::encode(&message).expect("the message can be written");
     assert!(frame.len() <= protocol::HEADER + body.len(), "a message grows");
-    let again = protocol::decode::<T>(&frame[protocol::HEADER..]).expect("what was written is read");
+    let again = protocol::decode::<T>(&frame[protocol::HEADER..]).expect("the output can be read");
     assert_eq!(protocol::encode(&again), Ok(frame.clone()));
     Some(frame.to_vec())
 }
 
-/// A reader that gets pieces, as the plugin's is, finds the same messages, and the same end, as one that waits for all of
-/// each, as the agent's does.
+/// A reader that receives pieces, like the plugin's, finds the same messages and the same end as one that waits for
+/// whole messages, like the agent's.
 fn frames<T: Serialize + DeserializeOwned>(sizes: &[u8; 4], received: &[u8]) {
     let mut expected = Vec::new();
     let mut rest = received;
@@ -414,14 +423,16 @@ fn frames<T: Serialize + DeserializeOwned>(sizes: &[u8; 4], received: &[u8]) {
         rest = behind;
         loop {
             match incoming.take::<T>() {
-                Ok(Some(message)) => found.push(protocol::encode(&message).expect("what was read is written").to_vec()),
+                Ok(Some(message)) => {
+                    found.push(protocol::encode(&message).expect("the message can be written").to_vec())
+                }
                 Ok(None) if rest.is_empty() => {
-                    assert!(!is_broken, "what is broken was waited for");
+                    assert!(!is_broken, "the reader waits for more of a malformed message");
                     return assert_eq!(found, expected);
                 }
                 Ok(None) => break,
                 Err(_) => {
-                    assert!(is_broken, "what is whole was refused");
+                    assert!(is_broken, "the reader rejected a valid message");
                     return assert_eq!(found, expected);
                 }
             }
