@@ -1,15 +1,16 @@
 # shellcheck shell=bash
-# Tests and the demo share this: a munged of their own, tokens, and waiting.
+# Code shared by tests and the demo: a private munged, tokens, and waiting.
 #
 # TESTS is the directory of this file.
 
 #
-# munged, with a key and a socket of its own.
+# munged, with its own key and socket.
 #
 
 MUNGE_SOCKET=${SHARNESS_TRASH_DIRECTORY:-$PWD}/munge.socket
 
-# munge_up: starts it; returns when it answers. --force, since its directory is not one for a daemon of root.
+# munge_up: starts munged, and returns when it responds. Needs --force, because the directory is not acceptable for a
+# daemon of root.
 munge_up() {
 	local dir=${MUNGE_SOCKET%/*}
 	local key=$dir/munge.key
@@ -28,7 +29,7 @@ munge_signal() {
 	kill -s "$1" "$MUNGED"
 }
 
-# munge_kill: as a crash would, so that its socket stays.
+# munge_kill: kills munged as a crash would, so that its socket remains.
 munge_kill() {
 	test -n "$MUNGED" || return 0
 	kill -KILL "$MUNGED" 2>/dev/null
@@ -36,29 +37,30 @@ munge_kill() {
 	MUNGED=
 }
 
-# await_exit PID: of a process that need not be a child.
+# await_exit PID: waits for the end of a process, which need not be a child.
 await_exit() {
 	timeout 60 tail --pid="$1" -f /dev/null
 }
 
 #
-# Tokens, and waiting.
+# Tokens and waiting.
 #
 
-# new_token [CLAIM=VALUE…]: a token that there never was before.
+# new_token [CLAIM=VALUE…]: prints a new token.
 new_token() {
 	"$TESTS/new-token.py" "$@"
 }
 
-# token_file FILE [CLAIM=VALUE…]: a new token in a file that its owner alone can read; and on standard output.
+# token_file FILE [CLAIM=VALUE…]: writes a new token to a file that only its owner can read, and to standard output.
 token_file() {
 	local file=$1
 	shift
 	(umask 077 && rm -f "$file" && new_token "$@" >"$file") && cat "$file"
 }
 
-# mint_program DIRECTORY [TESTS]: makes the program `mint`. It prints a token that is valid for as many seconds as the file
-# `lifetime` says, and keeps it in DIRECTORY; unless the file `down` exists. TESTS is where others find new-token.py.
+# mint_program DIRECTORY [TESTS]: makes the program `mint`. It prints a token that is valid for the number of seconds in
+# the file `lifetime`, and stores it in DIRECTORY, unless the file `down` exists. TESTS is the directory where other
+# users find new-token.py.
 mint_program() {
 	mkdir -p "$1" && : >"$1/minted" && program mint <<-EOF
 		#!/bin/sh
@@ -68,8 +70,8 @@ mint_program() {
 	EOF
 }
 
-# readers_saw FILE TOKENS: all tasks of read-token.py, whose output is in FILE, read so many tokens at least, each of them complete
-# and valid, and got one signal for each but the first.
+# readers_saw FILE TOKENS: succeeds if all tasks of read-token.py, whose output is in FILE, read at least this number of
+# tokens, each complete and valid, and received one signal for each token but the first.
 readers_saw() {
 	cat "$1" && python3 - "$@" <<-\EOF
 		import json, sys
@@ -81,7 +83,8 @@ readers_saw() {
 	EOF
 }
 
-# eventually COMMAND…: until it succeeds, for what no event tells of; a minute at most, or LONGEST seconds.
+# eventually COMMAND…: repeats the command until it succeeds, for conditions without an event. The limit is a minute, or
+# LONGEST seconds.
 eventually() {
 	local limit=$((SECONDS + ${LONGEST:-60}))
 	until "$@"; do
@@ -90,12 +93,12 @@ eventually() {
 	done
 }
 
-# is_gone PID: it has ended, whether or not its parent knows.
+# is_gone PID: succeeds if the process has ended, even if its parent has not reaped it.
 is_gone() {
 	! test -e "/proc/$1/stat" || grep -q ") [ZX] " "/proc/$1/stat"
 }
 
-# program FILE: makes a program out of standard input.
+# program FILE: makes a program from standard input.
 program() {
 	cat >"$1" && chmod 0755 "$1"
 }

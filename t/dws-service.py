@@ -1,25 +1,26 @@
 #!/usr/bin/env python3
-"""dws-service.py serve DIRECTORY VARIABLES [again]: stands in for the service that speaks to Data Workflow Services.
+"""dws-service.py serve DIRECTORY VARIABLES [again]: stands in for the service that communicates with Data Workflow
+Services.
 
-It has the requests, answers and messages of that one as far as the plugin dws-jobtap sees them. VARIABLES is a file with
-what jobs get, an object of JSON, which is read whenever one gets it. DIRECTORY has
+It handles the requests, responses and messages that the plugin dws-jobtap sees. VARIABLES is a file with the
+variables of jobs, a JSON object, read for each job. DIRECTORY contains
 
-    log         a line for each request, TOPIC JOBID PAYLOAD, and for each answer to a request of its own
-    workflows/  a file for each workflow that there is: what outlives the service
-    ready       a fifo; a line is written when the service is there
+    log         a line for each request, TOPIC JOBID PAYLOAD, and for each response to a request of its own
+    workflows/  a file for each existing workflow: the state that outlives the service
+    ready       a fifo; the service writes a line when it is ready
 
-What a job's attribute system.dw says, as words WHAT=HOW, is done to its requests: create=fail, errmsg, malformed, none (no
-answer), held (resources are not updated); exclude=NAME; setup=fail, none, held (the prolog is not removed); post_run=fail,
-none, held (nor is the epilog); teardown=held.
+The words WHAT=HOW in a job's attribute system.dw change the handling of its requests: create=fail, errmsg,
+malformed, none (no response), held (resources are not updated); exclude=NAME; setup=fail, none, held (the prolog is
+not removed); post_run=fail, none, held (nor is the epilog); teardown=held.
 
-With `again`, what it asks while no plugin is loaded is asked again until there is one, as a service does that is restarted then.
+With `again`, requests that it sends while no plugin is loaded are repeated, as if the service were restarted.
 
-dws-service.py rpc TOPIC [PAYLOAD]: sends one request, prints the answer, or the error to standard error.
+dws-service.py rpc TOPIC [PAYLOAD]: sends one request, and prints the response, or the error to standard error.
 """
 
 import sys
 
-# There is a token.py in the directory of this script, and one in the library of Python.
+# A token.py in the directory of this script would hide the one in Python's library.
 del sys.path[0]
 
 import errno
@@ -46,7 +47,7 @@ class Service:
             print(*words, file=log)
 
     def how(self, job, what):
-        """What was asked for a job, when it was submitted."""
+        """Returns an instruction from a job's attribute, as submitted."""
         try:
             with open(self.path("workflows", job)) as file:
                 words = file.read().split()
@@ -86,7 +87,7 @@ class Service:
             file.write(words)
         if self.how(job, "create") == "fail":
             raise ValueError("create failed as it was told to")
-        # So the real one names the Workflow, once that exists.
+        # Like the real service, it names the Workflow once that exists.
         memo = {"rabbit_workflow": f"fluxjob-{job}"}
         self.flux.rpc("job-manager.memo", {"id": job, "memo": memo}).then(lambda future: None)
         if self.how(job, "create") in (None, "errmsg"):
@@ -103,7 +104,7 @@ class Service:
         self.ask("resource-update", job, update)
 
     def setup(self, job, payload):
-        # As the real one needs it.
+        # As the real service requires.
         assert payload["R"]["execution"]["nodelist"]
         if self.how(job, "setup") == "fail":
             raise ValueError("setup failed as it was told to")
@@ -150,7 +151,7 @@ class Service:
         self.flux.reactor_run()
 
     def retire(self, _handle, _type, message, _arg):
-        """Ends, having done what it was asked for until now."""
+        """Ends after completing all earlier requests."""
         self.flux.service_unregister("dws").get()
         self.flux.respond(message, {})
         self.end()
@@ -162,7 +163,7 @@ class Service:
             else:
                 self.flux.reactor_stop()
 
-        # What comes back to itself comes after what was asked before.
+        # The reply to its own request arrives after all earlier requests.
         self.flux.rpc("broker.ping", {"seq": 0}).then(done)
 
     def requested(self, _handle, _type, message, method):

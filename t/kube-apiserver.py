@@ -1,31 +1,31 @@
 #!/usr/bin/env python3
-"""kube-apiserver.py: stands in for a Kubernetes API server with Data Workflow Services (DWS), as far as the service of
-flux-coral2 and the plugins use them.
+"""kube-apiserver.py: stands in for a Kubernetes API server with Data Workflow Services (DWS), as far as the service
+of flux-coral2 and the plugins use them.
 
-kube-apiserver.py serve DIR RABBIT=HOST,… …   serves until it is ended, and says "ready" when it does
-kube-apiserver.py ask DIR METHOD PATH         asks it something as who may do everything; a body is standard input
+kube-apiserver.py serve DIR RABBIT=HOST,… …   serves until it is ended, and prints "ready" when it does
+kube-apiserver.py ask DIR METHOD PATH         sends a request with all permissions, with the body from standard input
 kube-apiserver.py workflow DIR NAME UID STATE DIRECTIVE …
-                                              makes a Workflow and has it go on to a state, as a workload manager would
+                                              makes a Workflow and moves it to a state, as a workload manager would
 
-In DIR, which is made, is a kubeconfig file for each user (`USER.kubeconfig`): `admin`, `flux-dws` for the service, and
-`flux-workflow-token` for the plugins, who may do what doc/kubernetes-rbac.yaml says. Certificates and bearer tokens are
-new each time.
+It creates DIR, with a kubeconfig file for each user (`USER.kubeconfig`): `admin`, `flux-dws` for the service, and
+`flux-workflow-token` for the plugins, with the permissions in doc/kubernetes-rbac.yaml. Certificates and bearer
+tokens are new each time.
 
-A Workflow that is created goes through its states as DWS takes it through them: the desired state is taken over, then
-completed. With `requires=copy-offload` in a directive it gets a token, in a Secret.
+A new Workflow passes its states as in DWS: the desired state is taken over, then completed. With
+`requires=copy-offload` in a directive, it receives a token, in a Secret.
 
-What is otherwise is set with PATCH on `/control` (a merge patch), and GET tells that and what was counted:
+PATCH on `/control` (a merge patch) changes this behavior, and GET returns the settings and counters:
 
-    answer-after  seconds that each answer takes
-    watch-for     seconds after which a watch ends at the latest
+    answer-after  seconds that each response takes
+    watch-for     maximum duration of a watch, in seconds
     env           variables that a Workflow has from PreRun on
-    key           the key that tokens are signed with, as PEM
+    key           the key that signs tokens, as PEM
     hold          states that Workflows do not complete
     fail          states in which they fail, with the message
-    versions      those of the API group that are served, the preferred one first
-    refuse        users whose credential is not accepted: 401
+    versions      the served versions of the API group, the preferred one first
+    refuse        users whose credential is rejected: 401
     forbid        for a user, the resources that are withheld: 403
-    down          users whose requests are all answered with 503
+    down          users whose requests all fail with 503
 """
 
 import asyncio
@@ -48,7 +48,7 @@ NNF = "nnf.cray.hpe.com"
 STATES = ["Proposal", "Setup", "DataIn", "PreRun", "PostRun", "DataOut", "Teardown"]
 LABELS = f"{DWS}/workflow.name", f"{DWS}/workflow.namespace"
 
-# The plural names of resources, by group, with their kinds.
+# The kinds of resources, by group and plural name.
 KINDS = {
     DWS: {
         "clientmounts": "ClientMount",
@@ -63,15 +63,16 @@ KINDS = {
     NNF: {"nnfdatamovements": "NnfDataMovement"},
     "": {"secrets": "Secret", "pods": "Pod"},
 }
-# Those whose status is changed by its own path only.
+# Resources whose status changes only through its own path.
 WITH_STATUS = {"clientmounts", "directivebreakdowns", "servers", "storages", "systemconfigurations"}
 
-# Events of a watch that are kept, for who asks for those since a version.
+# The maximum number of events kept for watches that start from an older
+# version.
 HISTORY = 5000
 
 
 class Refused(Exception):
-    """What is answered in place of what was asked for."""
+    """An error response to a request."""
 
     def __init__(self, code, reason, message):
         super().__init__(message)
@@ -94,7 +95,7 @@ def denied(why):
 
 
 def merge(old, patch):
-    """A merge patch, RFC 7386."""
+    """Applies a merge patch, RFC 7386."""
     if not isinstance(patch, dict):
         return patch
     new = dict(old) if isinstance(old, dict) else {}
@@ -115,25 +116,25 @@ def segment(content):
 
 
 def sign(key, subject):
-    """A token that no other is like."""
+    """Returns a unique token."""
     claims = {"sub": subject, "iat": int(time.time()), "jti": os.urandom(16).hex()}
     text = ".".join(segment(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
     return text + "." + segment(hmac.digest(key, text.encode(), hashlib.sha256))
 
 
 def content(pem):
-    """What is in a PEM block: the copy-offload server of nnf-dm takes all of it for its key."""
+    """Returns the content of a PEM block: the copy-offload server of nnf-dm uses all of it as its key."""
     return base64.b64decode("".join(pem.split("-----")[2].split()))
 
 
 class Store:
-    """The objects, and what happened to them."""
+    """The objects and their history."""
 
     def __init__(self):
         self.objects = {}
         self.version = 1000
         self.events = []
-        # The version before the oldest event that is kept.
+        # The version before the oldest event kept.
         self.forgotten = self.version
         self.changed = asyncio.Condition()
 
@@ -159,7 +160,7 @@ class Store:
         return self.put("ADDED", group, plural, item)
 
     def update(self, group, plural, item):
-        """In place of what there is, which goes if it is being deleted and nobody holds it any more."""
+        """Replaces an object, or removes it if it is being deleted and has no finalizers."""
         metadata = item["metadata"]
         if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
             return self.remove(group, plural, item)
@@ -204,7 +205,7 @@ class Store:
 
 
 class Dws:
-    """What DWS, and who drives storage for it, does with Workflows."""
+    """The handling of Workflows by DWS and its storage drivers."""
 
     def __init__(self, store, settings, rabbits):
         self.store, self.settings = store, settings
@@ -228,7 +229,7 @@ class Dws:
         return self.store.create(group, plural, item)
 
     def admit(self, old, new):
-        """The webhook that Workflows pass when they are created (`old` is None) or changed."""
+        """The webhook for Workflows that are created (`old` is None) or changed."""
         spec = new["spec"]
         if old is None:
             if spec["desiredState"] != "Proposal":
@@ -263,7 +264,7 @@ class Dws:
         return keys
 
     def settle(self, key):
-        """Brings a Workflow nearer to where it is to be, by one step, and comes back for the next."""
+        """Moves a Workflow one step towards its desired state, and schedules the next step."""
         item = self.store.objects.get((DWS, "workflows"), {}).get(key)
         if item is None:
             return
@@ -291,7 +292,7 @@ class Dws:
             self.settle(key)
 
     def do(self, state, item):
-        """Says what is wrong, if something is."""
+        """Performs the work of a state. Returns the error, if any."""
         name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
         spec, status = item["spec"], item["status"]
         labels = dict(zip(LABELS, (name, namespace)))
@@ -439,7 +440,7 @@ class Server:
             writer.close()
 
     async def exchange(self, reader, writer):
-        """One request and its answer. Returns whether there may be another one."""
+        """Handles one request. Returns whether another one may follow."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = head[0].split(" ")
         headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in head[1:] if line)}
@@ -459,7 +460,7 @@ class Server:
         finally:
             self.at_once["now"] -= 1
         if not isinstance(answer, dict):
-            # Watches are many at once for long, and are not what is bounded.
+            # Many watches run at once for a long time, so they are not limited.
             await self.watch(writer, *answer)
             return True
         content = json.dumps(answer).encode()
@@ -470,7 +471,7 @@ class Server:
         await writer.drain()
         return headers.get("connection", "").lower() != "close"
 
-    # Who may do what
+    # Permissions
 
     def authenticate(self, request):
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -498,7 +499,7 @@ class Server:
             why = f'User "{user}" cannot {verb} resource "{plural}" in API group "{group}"{where}'
             raise Refused(403, "Forbidden", f"{resource}{named} is forbidden: {why}")
 
-    # What is asked for
+    # Requests
 
     def answer(self, request):
         user = request.user = self.authenticate(request)
@@ -618,13 +619,13 @@ class Server:
         return new
 
     def look_after(self, plural, item):
-        """When it was answered: who does something about it is somebody else."""
+        """Schedules the follow-up work of a change, which another component does."""
         if plural == "workflows":
             key = item["metadata"]["namespace"], item["metadata"]["name"]
             asyncio.get_running_loop().call_soon(self.dws.settle, key)
 
     async def watch(self, writer, group, plural, namespace, labels, api, since, limit):
-        """What happens from a version on. Without one, or from 0, what there is comes first."""
+        """Writes the events after a version. Without a version, or from 0, existing objects come first."""
         end = asyncio.get_running_loop().time() + limit
         writer.write(b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
 
@@ -664,7 +665,7 @@ class Server:
             unknown = request.body.keys() - self.settings.keys()
             if unknown:
                 raise Refused(422, "Invalid", f"there is no setting {min(unknown)}")
-            # Where it is looked at is known to others.
+            # Others know where the settings are read.
             for key, value in request.body.items():
                 self.settings[key] = value
             asyncio.get_running_loop().call_soon(self.dws.settle_all)
@@ -678,7 +679,7 @@ class Server:
 
 
 def certificates(directory):
-    """An authority, and what it says of the server."""
+    """Creates a certificate authority, and the certificate of the server."""
     new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split()
 
     def openssl(*args):
@@ -727,7 +728,7 @@ users:
 
 
 class Client:
-    """As kubectl would, without being it."""
+    """A client with the role of kubectl."""
 
     def __init__(self, directory):
         with open(f"{directory}/admin.kubeconfig") as file:
@@ -747,7 +748,7 @@ class Client:
         return connection.getresponse()
 
     def workflow(self, name, uid, state, directives):
-        """Returns when it is in that state, complete or not."""
+        """Creates a Workflow and moves it to a state. Returns once it is in that state, complete or not."""
         apis = f"/apis/{DWS}/v1alpha7/namespaces/default"
         path = f"{apis}/workflows"
         spec = {"desiredState": "Proposal", "dwDirectives": directives, "userID": uid, "groupID": 0}

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the tests share: a Flux instance and a munged of their own, jobs, and what is looked at afterwards.
+# Code shared by the tests: a Flux instance and a munged of their own, jobs, and checks of the results.
 #
-# A test sets test_description, sources this file, calls need_flux, and ends with test_done. What it starts is ended
-# whichever way it ends. Nothing waits without a limit, and nothing is waited for by the clock.
+# A test sets test_description, sources this file, calls need_flux, and ends with test_done. Its processes are ended
+# however it ends. Every wait has a limit, and no wait depends on elapsed time.
 
 sharness=${SHARNESS:-/usr/share/sharness/sharness.sh}
 if ! test -r "$sharness"; then
@@ -15,10 +15,10 @@ STAGE=${WORKFLOW_TOKEN_STAGE:-$(dirname "$TESTS")/target/stage}
 JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
 SHELL_PLUGIN=$STAGE/lib/flux/shell/plugins/workflow-token.so
 
-# The path of a socket has room for 107 bytes, so the trash directory is not below a checkout that may be anywhere.
+# The path of a socket is limited to 107 bytes, so the trash directory is not below the checkout, which may be anywhere.
 base=$(mktemp -d "${TMPDIR:-/tmp}/workflow-token.XXXXXX") || exit 1
 export SHARNESS_TEST_SRCDIR=$TESTS SHARNESS_TEST_DIRECTORY=$base SHARNESS_BUILD_DIRECTORY=$STAGE/libexec/flux/cmd
-# An instance that the caller is in is no business of these tests.
+# Ignore an instance that the caller is in.
 for name in $(compgen -e FLUX_); do
 	case $name in FLUX_PREFIX | FLUX_CORAL2_*) ;; *) unset "$name" ;; esac
 done
@@ -27,14 +27,14 @@ done
 export LC_ALL=C.UTF-8
 # shellcheck source=common.sh
 . "$TESTS/common.sh"
-# Programs and directories that a group can write to are refused.
+# The product rejects programs and directories that a group can write to.
 umask 022
 
 trap 'ended=$?; tidy; test -z "$(ls -A "$base/test-results" 2>/dev/null)" || rm -rf "$base/test-results"
 	rmdir "$base" 2>/dev/null || echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT
 cleanup tidy
 
-# tidy: ends what is still running.
+# tidy: ends the processes that still run.
 tidy() {
 	test -z "$INSTANCE" || flux cancel --all --user=all >/dev/null 2>&1
 	stand_in_down
@@ -53,7 +53,7 @@ skip() {
 	test_done
 }
 
-# need_flux: skips the test where there is no Flux, or nothing to be tested with it.
+# need_flux: skips the test if Flux or the product is missing.
 need_flux() {
 	if test -n "$FLUX_PREFIX"; then
 		PATH=$FLUX_PREFIX/bin:$PATH
@@ -67,13 +67,13 @@ need_flux() {
 	done
 }
 
-# flux …: the command, never for more than a minute (or LIMIT seconds).
+# flux …: runs the command, for at most a minute (or LIMIT seconds).
 flux() {
 	timeout -k 5 "${LIMIT:-60}" "$FLUX" "$@"
 }
 
-# ready FD PID LOG: the line that a program prints when it is ready. Where it ends before, or prints none within a minute, this
-# prints what it logged, and fails.
+# ready FD PID LOG: reads the line that a program prints when it is ready. If the program exits earlier, or prints no
+# line within a minute, prints its log and fails.
 ready() {
 	local line tries
 	for ((tries = 0; tries < 60; tries++)); do
@@ -92,13 +92,13 @@ ready() {
 # The instance.
 #
 
-# Who it runs as, where that is another user.
+# The instance owner, if it is another user.
 OWNER=
 
 RUN=$SHARNESS_TRASH_DIRECTORY/run
 CONFIG=$SHARNESS_TRASH_DIRECTORY/config
 
-# initrc FILE [NAME=VALUE…]: an initrc of the job shell that loads the plugin, and no other one that is installed.
+# initrc FILE [NAME=VALUE…]: writes an initrc of the job shell that loads the plugin, but no other installed plugin.
 initrc() {
 	local file=$1 pair conf=
 	shift
@@ -108,17 +108,17 @@ initrc() {
 	printf 'plugin.load { file = "%s", conf = { %s} }\n' "$SHELL_PLUGIN" "$conf" >"$file"
 }
 
-# The hosts of its brokers, where these are not to be a node for each; and the cores of each broker. Jobs that are held must
-# leave room for others, however few cores this machine has.
+# The hosts of the brokers, by default one node for each, and the number of cores of each broker. Held jobs must leave
+# room for others, however few cores this machine has.
 HOSTS=
 CORES=0-15
 
-# instance_up SIZE [OPTION…]: starts it, and returns when it takes jobs. What OPTION is goes to flux start.
+# instance_up SIZE [OPTION…]: starts the instance, and returns when it accepts jobs. OPTIONs are passed to flux start.
 instance_up() {
 	local size=$1
 	local hosts=${HOSTS:-node[0-$((size - 1))]}
 	shift
-	# One that would not end in a test before.
+	# An instance that did not end in an earlier test.
 	instance_kill
 	mkdir -p "$CONFIG" "$SHARNESS_TRASH_DIRECTORY/state"
 	rm -rf "$RUN" up stop
@@ -126,8 +126,8 @@ instance_up() {
 	mkfifo -m 0666 up stop
 	test -z "$OWNER" || chown "$OWNER" "$RUN" state up stop
 	exec 8<>up 9<>stop
-	# Not as an array of the configuration, which takes no host twice.
-	# (Of one broker, 0-0 is no idset.)
+	# Not as an array in the configuration, where a host may appear only once.
+	# (For one broker, 0-0 is not an idset.)
 	"$FLUX" R encode --ranks="$(seq -s, 0 $((size - 1)))" --cores="$CORES" --hosts="$hosts" >"$CONFIG/R" || return
 	cat >"$CONFIG/resource.toml" <<-EOF
 		[resource]
@@ -136,7 +136,7 @@ instance_up() {
 		path = "$CONFIG/R"
 	EOF
 	test -e initrc.lua || initrc initrc.lua "munge-socket=$MUNGE_SOCKET"
-	# Its initial program says that it is up, and ends when told to.
+	# Its initial program reports that the instance is up, and ends on request.
 	${OWNER:+setpriv --reuid="$OWNER" --regid="$(id -g "$OWNER")" --init-groups env HOME=/} \
 		"$FLUX" start --test-size="$size" --test-hosts="$hosts" \
 		--test-rundir="$RUN" --test-exit-timeout=30s --config-path="$CONFIG" \
@@ -154,7 +154,7 @@ instance_up() {
 	done
 }
 
-# instance_down: ends it as its operator would. Fails where it does not end well.
+# instance_down: ends the instance as its operator would. Fails if it does not end normally.
 instance_down() {
 	test -n "$INSTANCE" || return 0
 	local pid=$INSTANCE
@@ -165,7 +165,7 @@ instance_down() {
 	wait "$pid"
 }
 
-# instance_kill: all of its brokers at once, as a power failure would.
+# instance_kill: kills all brokers at once, as a power failure would.
 instance_kill() {
 	test -n "$INSTANCE" || return 0
 	# shellcheck disable=SC2086
@@ -175,7 +175,7 @@ instance_kill() {
 	exec 8>&- 9>&-
 }
 
-# table: puts the configuration of the plugin, from standard input, in place of the former. What is about MUNGE is added.
+# table: replaces the configuration of the plugin with standard input, and adds the settings for MUNGE.
 table() {
 	mkdir -p "$CONFIG" || return
 	{
@@ -195,7 +195,7 @@ unload() {
 	flux jobtap remove workflow-token.so
 }
 
-# counter NAME: what the plugin counted.
+# counter NAME: prints a counter of the plugin.
 counter() {
 	flux jobtap query workflow-token.so | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
 }
@@ -212,7 +212,7 @@ need_kube() {
 	command -v openssl >/dev/null || skip "no openssl found: install it"
 }
 
-# kube_up [RABBIT=HOST,…]…: starts it; returns when it serves.
+# kube_up [RABBIT=HOST,…]…: starts the API server, and returns when it serves.
 kube_up() {
 	rm -f kube.ready
 	mkfifo kube.ready
@@ -231,17 +231,17 @@ kube_kill() {
 	rm -rf "$KUBE"
 }
 
-# kube METHOD PATH: what it answers, to who may do everything. A body comes from standard input.
+# kube METHOD PATH: prints the response to a request with all permissions. The body comes from standard input.
 kube() {
 	timeout 60 python3 "$TESTS/kube-apiserver.py" ask "$KUBE" "$@"
 }
 
-# kube_set JSON: settings of kube-apiserver.py.
+# kube_set JSON: changes settings of kube-apiserver.py.
 kube_set() {
 	kube PATCH /control <<<"$1" >/dev/null
 }
 
-# member PATH: a member of the JSON on standard input, as jq has it. Strings come without quotes.
+# member PATH: prints a member of the JSON on standard input, selected by a jq path. Strings are printed without quotes.
 member() {
 	python3 -c '
 import json, sys
@@ -251,7 +251,7 @@ for name in sys.argv[1].split("."):
 print(value if isinstance(value, str) else json.dumps(value))' "$1"
 }
 
-# workflow ID: the Workflow of a job.
+# workflow ID: prints the Workflow of a job.
 workflow() {
 	kube GET "$WORKFLOWS/fluxjob-$(flux job id --to=dec "$1")"
 }
@@ -261,25 +261,26 @@ workflow_is_gone() {
 	! workflow "$1" >gone && grep NotFound gone
 }
 
-# workflow_token ID: its token, as the Secret has it.
+# workflow_token ID: prints the token in the Secret of a job's Workflow.
 workflow_token() {
 	local secret
 	secret=$(workflow "$1" | member status.workflowToken.secretName) &&
 		kube GET "/api/v1/namespaces/default/secrets/$secret" | member data.token | base64 -d
 }
 
-# kube_key FILE: the key that tokens are signed with from now on.
+# kube_key FILE: sets the key that signs tokens from now on.
 kube_key() {
 	python3 -c 'import json, sys; print(json.dumps({"key": sys.stdin.read()}))' <"$1" | kube PATCH /control >/dev/null
 }
 
-# make_workflow ID STATE [UID]: has the Workflow of a job come to a state, as its service would, and perhaps of somebody else.
+# make_workflow ID STATE [UID]: brings the Workflow of a job to a state, as its service would, optionally for another
+# user.
 make_workflow() {
 	timeout 60 python3 "$TESTS/kube-apiserver.py" workflow "$KUBE" "fluxjob-$(flux job id --to=dec "$1")" \
 		"${3:-$(id -u)}" "$2" "$DW requires=copy-offload"
 }
 
-# workflow_is_in ID STATE: it is there, and is to be there.
+# workflow_is_in ID STATE: succeeds if STATE is the current and the desired state of the Workflow.
 workflow_is_in() {
 	test "$(workflow "$1" | python3 -c '
 import json, sys
@@ -295,7 +296,7 @@ print(workflow["spec"]["desiredState"], workflow["status"]["state"])')" = "$2 $2
 OIDC=$base/oidc
 OIDC_MODULES=$(dirname "$STAGE")/npm
 
-# need_oidc: skips the test where oidc-provider cannot run. Installs it, where it is not yet.
+# need_oidc: skips the test if oidc-provider cannot run. Installs it if necessary.
 need_oidc() {
 	command -v node >/dev/null || skip "no node found: install it"
 	node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' || skip "oidc-provider needs Node.js 20 or newer"
@@ -305,7 +306,7 @@ need_oidc() {
 	mkdir -m 0700 "$OIDC"
 }
 
-# oidc_key: makes a key, which it signs with from its next start or oidc_again on. The former ones stay.
+# oidc_key: makes a key, which signs from the next start or oidc_again on. Earlier keys remain.
 oidc_key() {
 	node -e '
 const fs = require("fs");
@@ -317,7 +318,7 @@ keys.unshift({ ...jwk, kid: randomUUID(), alg: "EdDSA", use: "sig" });
 fs.writeFileSync(file, JSON.stringify({ keys }), { mode: 0o600 });' "$OIDC/keys.json"
 }
 
-# oidc_up: starts it, where it was before; returns when it serves. Sets ISSUER.
+# oidc_up: starts the server with its earlier state, and returns when it serves. Sets ISSUER.
 oidc_up() {
 	rm -f oidc.ready
 	mkfifo oidc.ready
@@ -329,7 +330,7 @@ oidc_up() {
 }
 ISSUER=:0
 
-# oidc_again: has it read its files again.
+# oidc_again: makes the server read its files again.
 oidc_again() {
 	local line
 	kill -HUP "$OIDC_PID" && read -r -t 60 line <&6 && test "$line" = again
@@ -347,7 +348,7 @@ oidc_kill() {
 DWS_JOBTAP=$STAGE/lib/flux/job-manager/plugins/dws-jobtap.so
 DW='#DW jobdw type=xfs capacity=10GiB name=project1'
 
-# dws_initrc [NAME=VALUE…]: has job shells load the plugin for rabbit jobs.
+# dws_initrc [NAME=VALUE…]: makes job shells load the plugin for rabbit jobs.
 dws_initrc() {
 	SHELL_PLUGIN=${SHELL_PLUGIN%/*}/dws_environment.so initrc initrc.lua "munge-socket=$MUNGE_SOCKET" "$@"
 }
@@ -357,14 +358,14 @@ rabbit() {
 	flux submit --setattr=system.dw="$DW" "$@"
 }
 
-# need_dws_service: skips the test where the service of flux-coral2 is not there.
+# need_dws_service: skips the test if the service of flux-coral2 is missing.
 need_dws_service() {
 	local why
 	why=$(why_no_dws_service)
 	test -z "$why" || skip "$why"
 }
 
-# why_no_dws_service: says why the service cannot be run here, if it cannot.
+# why_no_dws_service: prints the reason why the service cannot run here, if any.
 why_no_dws_service() {
 	if test -z "$FLUX_CORAL2_SERVICE"; then
 		echo "FLUX_CORAL2_SERVICE is not set: set it to the path of coral2_dws.py of flux-coral2, and PYTHONPATH to where its flux_k8s is"
@@ -372,15 +373,15 @@ why_no_dws_service() {
 		echo "$FLUX_CORAL2_SERVICE (FLUX_CORAL2_SERVICE) cannot be read"
 	elif ! flux python -c 'import kubernetes, flux_k8s' 2>/dev/null; then
 		echo "flux_k8s or kubernetes cannot be imported by flux python: set PYTHONPATH"
-	# Those that check types refuse the number 0 for the version that a watch begins with.
+	# Versions that check types reject the number 0 as the start version of a watch.
 	elif ! flux python -c 'import sys, kubernetes.client; sys.exit("pydantic" in sys.modules)'; then
 		echo "flux-coral2 does not work with this version of the Python package kubernetes, which checks types: install 33.1.0"
 	fi
 }
 
-# dws_up: starts the service; returns when it answers.
+# dws_up: starts the service, and returns when it responds.
 dws_up() {
-	# As its unit for systemd does, but that there is no Fluxion, and that it looks more often.
+	# Like its systemd unit, but without Fluxion, and with more frequent checks.
 	"$FLUX" python "$FLUX_CORAL2_SERVICE" --disable-fluxion -vvv --watch-interval=1 </dev/null >>dws.log 2>&1 8>&- 9>&- &
 	DWS=$!
 	eventually dws_answers_or_is_gone && ! is_gone "$DWS" || {
@@ -393,7 +394,7 @@ dws_answers_or_is_gone() {
 	is_gone "$DWS" || flux python -c 'import flux; flux.Flux().rpc("dws.status").get()' 2>/dev/null
 }
 
-# service_up FILE: starts one that answers at once, with the variables in FILE, and knows nothing of Kubernetes.
+# service_up FILE: starts a service that responds immediately with the variables in FILE, and does not use Kubernetes.
 service_up() {
 	rm -f service.ready
 	mkfifo service.ready
@@ -404,7 +405,7 @@ service_up() {
 	exec 7>&-
 }
 
-# server_kill: of what a test has started beside, SERVER_PID.
+# server_kill: kills the additional server SERVER_PID of a test.
 server_kill() {
 	test -n "$SERVER_PID" || return 0
 	kill -KILL "$SERVER_PID" 2>/dev/null
@@ -412,7 +413,7 @@ server_kill() {
 	SERVER_PID=
 }
 
-# dws_kill: as a crash would.
+# dws_kill: kills the service as a crash would.
 dws_kill() {
 	test -n "$DWS" || return 0
 	kill -KILL "$DWS" 2>/dev/null
@@ -421,11 +422,11 @@ dws_kill() {
 }
 
 #
-# Other users, where the test is run by root.
+# Other users, if root runs the test.
 #
 
-# need_users: finds three users that exist, the instance owner OWNER, the job owner GUEST and one more, OTHER; and an IMP
-# and a munged for them. Copies what is tested to where they can read it.
+# need_users: finds three existing users, the instance owner OWNER, the job owner GUEST and another one, OTHER, and an
+# IMP and a munged for them. Copies the product to a directory that they can read.
 need_users() {
 	test "$(id -u)" = 0 || skip "not root: a multi-user instance cannot be started"
 	OWNER=$(first_user "$WORKFLOW_TOKEN_TEST_OWNER" flux) || skip "no user for the instance owner: set WORKFLOW_TOKEN_TEST_OWNER"
@@ -458,7 +459,8 @@ first_user() {
 	return 1
 }
 
-# as USER COMMAND…: with an environment as after a login, and the instance at hand (the broker of RANK).
+# as USER COMMAND…: runs a command with an environment as after a login, and with access to the instance (the broker of
+# RANK).
 as() {
 	local user=$1
 	shift
@@ -471,7 +473,7 @@ as() {
 }
 
 #
-# Secrets, and where they are looked for.
+# Secrets, and the places that are searched for them.
 #
 
 # need_canaries: makes the directory $canaries, which is not searched.
@@ -480,7 +482,7 @@ need_canaries() {
 	mkdir -m 0700 "$canaries"
 }
 
-# holder NAME: a job that keeps its token in the canary NAME, and runs until it is canceled. Prints its id.
+# holder NAME: submits a job that stores its token in the canary NAME and runs until it is canceled. Prints its id.
 holder() {
 	test -x holder || program holder <<-EOF
 		#!/bin/sh
@@ -491,7 +493,7 @@ holder() {
 	flux submit ./holder "$1" && eventually test -s "$canaries/$1"
 }
 
-# gather NAME PLUGIN: writes all that Flux tells, of the jobs in $ids among others, to files below NAME.
+# gather NAME PLUGIN: writes everything that Flux reports, including the jobs in $ids, to files below NAME.
 gather() {
 	local id dir=gathered/$1
 	mkdir -p "$dir" &&
@@ -505,11 +507,11 @@ gather() {
 	for id in $ids; do
 		flux job eventlog "$id" >"$dir/eventlog.$id" || return
 		if test "$(flux jobs -no '{state}' "$id")" = INACTIVE; then
-			# It fails with its job.
+			# Fails if the job failed.
 			flux job attach --show-events --show-exec "$id" >"$dir/attach.$id" 2>&1
 			continue
 		fi
-		# One that has not started has no more than is in the primary namespace.
+		# A job that has not started has entries only in the primary namespace.
 		grep -q " start\( \|$\)" "$dir/eventlog.$id" || continue
 		flux job eventlog -p guest.exec.eventlog "$id" >"$dir/guest-eventlog.$id" &&
 			flux job info "$id" guest.output >"$dir/output.$id" &&
@@ -517,20 +519,21 @@ gather() {
 	done
 }
 
-# kvs NAMESPACE DIR: every key of it, with its value, and the tree objects that hold them. A record may be removed meanwhile.
+# kvs NAMESPACE DIR: writes every key with its value, and the tree objects that contain them. A record may be removed
+# meanwhile.
 kvs() {
 	eventually kvs_at_once "$@"
 }
 
 kvs_at_once() {
-	# The link to the namespace of a job that runs is followed, by its own name.
+	# The link to the namespace of a running job is followed under its own name.
 	flux kvs dir -R -d -N "$1" | sed "/ -> /d" >"$2/keys.$1" &&
 		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" -l --raw >"$2/values.$1" &&
 		tr '\n' '\0' <"$2/keys.$1" | xargs -0 timeout 60 "$FLUX" kvs get -N "$1" --treeobj >"$2/trees.$1"
 }
 
-# everywhere CANARY… : prints where any of them is, of all that is to be searched, which is not the processes in $tasks.
-# Leaves what it has found in `found`, and the status of search.py in `status`.
+# everywhere CANARY…: prints all places that contain one of the canaries, except the processes in $tasks. Stores the
+# output in `found`, and the status of search.py in `status`.
 everywhere() {
 	local name
 	for name; do cat "$canaries/$name" || return; done >"$canaries/secrets"
@@ -543,8 +546,8 @@ everywhere() {
 # Tokens and jobs.
 #
 
-# quiet_program: makes the program `quiet`, which writes its process id to the FIFO `pids`, and waits until it is killed. It
-# starts no other in its place: while one does, it has no environment that could be read.
+# quiet_program: makes the program `quiet`, which writes its process id to the FIFO `pids`, and waits until it is
+# killed. It executes no other program, because a process has no readable environment during execve(2).
 quiet_program() {
 	mkfifo pids never
 	program quiet <<-EOF
@@ -554,43 +557,44 @@ quiet_program() {
 	EOF
 }
 
-# submit …: a job that the rules of most tests match. Prints its id.
+# submit …: submits a job that the rules of most tests match. Prints its id.
 submit() {
 	flux submit --setattr=system.workflow=1 "$@"
 }
 
-# release FIFO: lets go on what waits for a line of it, and waits for the former to come that far.
+# release FIFO: writes a line to the FIFO, and waits for the reader.
 release() {
 	# shellcheck disable=SC2016
 	timeout 60 sh -c 'echo >"$1"' - "$1"
 }
 
-# await EVENT ID: until the job has it.
+# await EVENT ID: waits for an event of the job.
 await() {
 	flux job wait-event -q -t 60 "$2" "$1"
 }
 
-# record ID: the sealed record of a job.
+# record ID: prints the sealed record of a job.
 record() {
 	flux job info "$1" workflow-token
 }
 
-# has_no_record ID: not for any other reason than that there is none.
+# has_no_record ID: succeeds only if the record does not exist, not on other errors.
 has_no_record() {
 	! record "$1" 2>record.err && grep -i "key not found\|No such file" record.err
 }
 
-# events NAME ID: the events of that name in the job's eventlog, one for each line.
+# events NAME ID: prints the events of that name in the job's eventlog, one per line.
 events() {
 	flux job eventlog "$2" | grep " $1\( \|\$\)"
 }
 
-# has_no_event NAME ID: and not for want of an eventlog.
+# has_no_event NAME ID: succeeds only if the eventlog exists.
 has_no_event() {
 	flux job eventlog "$2" >eventlog && grep -q " submit " eventlog && ! grep " $1\( \|\$\)" eventlog
 }
 
-# is_refused ID TYPE TEXT: the job ended without having started, with one exception, of this type, whose note has TEXT.
+# is_refused ID TYPE TEXT: succeeds if the job ended without having started, with one exception of this type, whose note
+# contains TEXT.
 is_refused() {
 	await clean "$1" &&
 		events exception "$1" >exceptions &&
@@ -601,7 +605,7 @@ is_refused() {
 		test "$(flux jobs -no '{state}' "$1")" = INACTIVE
 }
 
-# is_failed_delivery ID TEXT: is_refused, and neither the prolog succeeded nor a shell was started.
+# is_failed_delivery ID TEXT: is_refused, and neither did the prolog succeed nor a shell start.
 is_failed_delivery() {
 	is_refused "$1" workflow-token "$2" &&
 		events prolog-finish "$1" | grep 'description="workflow-token" status=1' &&
@@ -612,8 +616,8 @@ is_failed_delivery() {
 # Rabbits.
 #
 
-# pals_initrc PLUGIN…: an initrc with these plugins of the job shell, and one that takes the shell option of Cray PMI as
-# cray_pals.so does, and exports it.
+# pals_initrc PLUGIN…: writes an initrc with these job shell plugins, and one that reads the shell option of Cray PMI
+# like cray_pals.so, and exports it.
 pals_initrc() {
 	"${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
 	local name
@@ -625,13 +629,14 @@ pals_initrc() {
 	} >initrc.lua
 }
 
-# need_rabbits: skips the test where the stand-in for the service cannot run.
+# need_rabbits: skips the test if the stand-in for the service cannot run.
 need_rabbits() {
 	DWS_SHELL=$STAGE/lib/flux/shell/plugins/dws_environment.so
 	"$FLUX" python -c 'import flux' 2>/dev/null || skip "the Python bindings of Flux cannot be used: see flux python"
 }
 
-# stand_in_up: starts the service, and returns when it takes requests. What jobs get is in the file VARIABLES.
+# stand_in_up: starts the service, and returns when it accepts requests. The file VARIABLES contains the variables of
+# jobs.
 stand_in_up() {
 	local ready
 	mkdir -p dws/workflows || return
@@ -650,25 +655,25 @@ stand_in_down() {
 	STAND_IN=
 }
 
-# rabbit_job HOW OPTION…: submits a rabbit job to which the service does what dws-service.py says. Prints its id.
+# rabbit_job HOW OPTION…: submits a rabbit job. HOW tells dws-service.py how to treat it. Prints its id.
 rabbit_job() {
 	local how=$1
 	shift
 	flux submit --setattr=system.dw="$how" "$@"
 }
 
-# asked TOPIC ID [PAYLOAD]: the service is asked that for the job; asks are in dws/log.
+# asked TOPIC ID [PAYLOAD]: waits until the service receives a request for the job. dws/log contains the requests.
 asked() {
 	eventually grep -q "^$1 $(flux job id --to=dec "$2") .*$3" dws/log
 }
 
-# tell METHOD ID [MEMBERS]: what the service would.
+# tell METHOD ID [MEMBERS]: sends a message of the service.
 tell() {
 	flux python "$TESTS/dws-service.py" rpc "job-manager.dws.$1" "{\"id\":$(flux job id --to=dec "$2")${3:+,$3}}"
 }
 
-# at_all_points: rabbit jobs at all points of their lives, of which those that run end when the file `go` is there. Their ids
-# are in the variables that are named below.
+# at_all_points: submits rabbit jobs and brings them to all states. Those that run end when the file `go` exists. Their
+# ids are in the variables named below.
 at_all_points() {
 	rm -f go
 	in_epilog=$(rabbit_job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
@@ -681,17 +686,17 @@ at_all_points() {
 		scheduled=$(rabbit_job ok --urgency=hold "$PWD/keep") && await priority "$scheduled"
 }
 
-# of_plugins: what the doctor finds of plugins.
+# of_plugins: prints the findings of doctor about plugins.
 of_plugins() {
 	flux workflow-token doctor >doctor || :
 	grep "  \(plugin\|shell\)  " doctor
 }
 
 #
-# Bad days.
+# Randomized fault injection.
 #
 
-# soak_of DAY: makes the directory $day for soak.py, with the program of its tasks; says how long it will be.
+# soak_of DAY: makes the directory $day for soak.py, with the program of its tasks, and prints the duration.
 soak_of() {
 	soak_day=$1 day=$base/canaries/day
 	seconds=${WORKFLOW_TOKEN_SOAK:-30}
@@ -709,12 +714,12 @@ soak_of() {
 	EOF
 }
 
-# soak_expects NAME: the token of jobs of that kind is in $canaries/NAME.
+# soak_expects NAME: declares that $canaries/NAME contains the token of jobs of that kind.
 soak_expects() {
 	printf '%s %s\n' "$1" "$(printf %s "$(cat "$canaries/$1")" | sha256sum | cut -d' ' -f1)" >>"$day/expected"
 }
 
-# soak: has that day, with what there is in $day. Leaves `report` and `wrong`.
+# soak: runs the fault injection with the content of $day. Sets `report` and `wrong`.
 soak() {
 	local dir=$SHARNESS_TRASH_DIRECTORY result
 	# shellcheck disable=SC2097,SC2098 # Each program gets the values that are set here already.
@@ -729,7 +734,7 @@ soak() {
 	return $result
 }
 
-# soak_report: what the day was like, as comments.
+# soak_report: prints a summary of the run, as comments.
 soak_report() {
 	sed -n '/^#/p' report
 }

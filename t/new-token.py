@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints a token that there never was before: a JWT in shape, and signed by nobody. Arguments are claims, CLAIM=VALUE,
-where VALUE is JSON or else a string."""
+"""Prints a new token: it has the form of a JWT, but no valid signature. The arguments are claims, CLAIM=VALUE, where
+VALUE is JSON or else a string."""
 
 import base64
 import json

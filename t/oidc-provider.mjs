@@ -2,10 +2,10 @@
 //
 //   node oidc-provider.mjs MODULES DIRECTORY PORT
 //
-// MODULES is where npm has installed oidc-provider. DIRECTORY has keys.json (a JWKS with private keys, of which the first
-// signs), clients.json (their metadata, as they are registered) and subjects.json (tokens of users that can be exchanged,
-// and whose they are). PORT may be 0. It prints its issuer when it can be asked. On SIGHUP it reads all of it again, and
-// prints "again".
+// MODULES is the directory where npm has installed oidc-provider. DIRECTORY contains keys.json (a JWKS with private
+// keys, the first of which signs), clients.json (the registered metadata of clients) and subjects.json (tokens of users
+// that can be exchanged, and their users). PORT may be 0. The program prints its issuer when it is ready. On SIGHUP it
+// reads all files again, and prints "again".
 
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
@@ -13,7 +13,7 @@ import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-// What it warns of goes to standard output otherwise.
+// Otherwise, warnings go to standard output.
 console.info = console.error;
 console.warn = console.error;
 
@@ -58,7 +58,7 @@ function provider(issuer) {
     cookies: { keys: ['unused'] },
     findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
   });
-  // RFC 8693, as far as it is asked for here: a token of a user for one of the same user.
+  // RFC 8693, as far as needed here: exchanges a token of a user for another one of the same user.
   made.registerGrantType(
     TOKEN_EXCHANGE,
     async (ctx) => {

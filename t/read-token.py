@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A task that reads its token from the file every 10 ms until the file `stop` of the DIRECTORY exists. Prints what it saw.
+"""A task that reads its token from the file every 10 ms until the file `stop` of the DIRECTORY exists. Prints the
+results.
 
 Usage: read-token.py DIRECTORY
 """
@@ -20,14 +21,14 @@ def received(*_):
 
 
 def expiry(token):
-    """The time when a token expires. Fails if it is not complete."""
+    """Returns the time when a token expires. Fails if the token is incomplete."""
     header, claims, signature = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split("."))
     assert json.loads(header) and len(signature) == 32
     return json.loads(claims)["exp"]
 
 
 def name_of(job, task):
-    """A name for this task, by the variables of a scheduler."""
+    """Returns a name for this task, from the variables of the scheduler."""
     return job in os.environ and f"{os.environ[job]}.{os.environ[task]}"
 
 
@@ -48,7 +49,7 @@ def main():
             tokens.append(token)
         reads += 1
         time.sleep(0.01)
-    # A late one must not end the interpreter while it ends.
+    # A late signal must not end the interpreter during its exit.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     first = tokens[0] == os.environ["DW_WORKFLOW_TOKEN"]
     print(

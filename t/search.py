@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""search.py SECRETS HAYSTACK…: looks for secrets where they must not be.
+"""search.py SECRETS HAYSTACK…: searches for secrets in places where they must not be.
 
-SECRETS is a file with one token on each line, or a number of 16 digits and more. A HAYSTACK is a file, a directory (all files below it), or `proc:PID,…`:
-the arguments and the environment of all processes but those. In SQLite files of the content store each blob is
-unpacked, and its write-ahead log is read with it.
+SECRETS is a file with a token, or a number of at least 16 digits, on each line. A HAYSTACK is a file, a directory
+(all files below it), or `proc:PID,…`: the arguments and the environment of all processes except those. In SQLite
+files of the content store, each blob is unpacked, and the write-ahead log is included.
 
-Found is any 23 characters in a row of the signature or of a claim that is a long string: as they are, in base64 at each
-alignment and alphabet (so is the payload), in hexadecimal; and each of these once more inside of base64, which is how
-the KVS keeps values. Of a number, 16 digits in a row, in the same forms. Prints where something was found, and how much was searched. The exit status is that of grep.
+It finds any 23 consecutive characters of the signature, or of a claim that is a long string: unchanged, in base64 at
+each alignment and alphabet (like the payload), and in hexadecimal; and each of these inside another base64, which is
+how the KVS stores values. Of a number, it finds 16 consecutive digits, in the same forms. It prints the places and
+how much was searched. The exit status is that of grep.
 """
 
 import base64
@@ -25,7 +26,7 @@ BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{24,}={0,2}")
 
 
 def forms(text):
-    """The forms in which a secret may stand somewhere."""
+    """Yields the forms in which a secret may appear."""
     yield text
     yield text.hex().encode()
     yield text.hex().upper().encode()
@@ -38,8 +39,8 @@ def forms(text):
 
 
 def parts(token):
-    """What of a token is like no other: its signature, and the claims that are long strings. A window of the payload
-    that leaves those out tells nothing; one that has them is their base64 at one of its alignments. A number is all
+    """Returns the unique parts of a token: its signature, and the claims that are long strings. A window of the payload
+    without them reveals nothing. A window with them is their base64 at one of its alignments. A number is entirely
     secret."""
     if token.isdigit():
         if len(token) < WINDOW:
@@ -57,7 +58,7 @@ def decode(text):
 
 
 def windows(secrets):
-    """Everything of WINDOW bytes that gives a secret away."""
+    """All sequences of WINDOW bytes that reveal a secret."""
     found = {}
     for number, token in enumerate(secrets, 1):
         for part in parts(token):
@@ -75,13 +76,13 @@ def decoded(data):
 
 
 def hits(data, needles, step):
-    """The numbers of the secrets that are in data. Sampling finds whatever is longer than a window by a step."""
+    """Returns the numbers of the secrets in data. Sampling finds everything that is longer than a window by a step."""
     found = {needles[data[at : at + WINDOW]] for at in range(0, len(data), step) if data[at : at + WINDOW] in needles}
     return found
 
 
 def unpack(packed, size):
-    """A block of LZ4: sequences of literals and matches."""
+    """Decompresses a block of LZ4: sequences of literals and matches."""
     out, at = bytearray(), 0
 
     def length(number):
@@ -114,7 +115,7 @@ def unpack(packed, size):
 
 def blobs(path):
     with tempfile.TemporaryDirectory() as copy:
-        # The broker holds the lock, so a copy is read. Its reader takes the write-ahead log in.
+        # The broker holds the lock, so search a copy. Reading it applies the write-ahead log.
         for end in ("", "-wal"):
             if os.path.exists(path + end):
                 shutil.copy(path + end, os.path.join(copy, "content.sqlite" + end))
@@ -180,7 +181,7 @@ if __name__ == "__main__":
     try:
         status = main()
     except Exception as e:
-        # Python's own status would say that nothing was found.
+        # Python's own exit status would mean that nothing was found.
         print(f"search.py: {e!r}", file=sys.stderr)
         status = 2
     sys.exit(status)

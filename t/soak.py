@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""soak.py tokens|rabbits SECONDS SEED DIR: a bad day for an instance, run by `flux python` in it.
+"""soak.py tokens|rabbits SECONDS SEED DIR: randomized fault injection for an instance, run by `flux python` in it.
 
-Keeps jobs running, each of whose tasks writes digests of its token and of its secret for Cray PMI to a file of its own
-(`out/JOBID.RANK`), while it breaks things at random: munged is killed, stopped and restarted, sources or the service for
-rabbits fail, hang and send garbage, jobs are canceled, plugins are removed and loaded again, the configuration changes. In
-the end everything works again, and each job must have had its own secrets, or one exception. The environment says where
-things are: MUNGED (the command that starts munged in the foreground), MUNGE_SOCKET, PLUGINS (the directory of the plugins of
-the job manager), CONFIG (the directory of the configuration), KUBE (the directory of kube-apiserver.py, which has the Workflow
-`soak`), and of rabbits SERVICE (the command that starts dws-service.py, whose directory is `dws` and whose variables are in
-`variables`); DIR has the program `keep` of the tasks, `mode`, which the command of a source reads, `file`, which is the file of
-another one, `variables`, and `expected`, with a digest for each of `file`, `command`, `kubernetes` and `rabbit` that jobs
-are to have.
+Keeps jobs running. Each task writes digests of its token and of its secret for Cray PMI to a file
+(`out/JOBID.RANK`). Meanwhile, faults occur at random: munged is killed, stopped and restarted; sources or the
+service for rabbits fail, hang and send garbage; jobs are canceled; plugins are removed and loaded again; the
+configuration changes. At the end everything works again, and each job must have had its own secrets, or one
+exception.
+
+The environment contains MUNGED (the command that starts munged in the foreground), MUNGE_SOCKET, PLUGINS (the
+directory of the job manager plugins), CONFIG (the directory of the configuration), KUBE (the directory of
+kube-apiserver.py, which has the Workflow `soak`), and for rabbits SERVICE (the command that starts dws-service.py,
+whose directory is `dws` and whose variables are in `variables`). DIR contains the program `keep` of the tasks,
+`mode`, which the command of a source reads, `file`, which is the file of another source, `variables`, and
+`expected`, with the expected digest for each of `file`, `command`, `kubernetes` and `rabbit`.
 """
 
 import collections
@@ -32,23 +34,23 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/../scripts")
 from server import Server
 
 AT_ONCE = 32
-# Seconds.
+# In seconds.
 YOUNG = 10
 MODES = ("fail", "hang", "slow", "garbage", "empty", "huge", "killed")
-# Of nothing at all: what a task writes that has no such secret.
+# The digest of nothing: the output of a task without this secret.
 NONE = hashlib.sha256(b"").hexdigest()
 
-# Who asks the API server, and what is set there when all is well.
+# The requester at the API server, and its normal settings.
 WHO = "flux-workflow-token"
 WORKS = {"answer-after": 0, "down": [], "forbid": {}, "refuse": []}
 
 
 class Soak:
-    """A day of jobs with tokens. What is otherwise on other days is said by what is in capitals here."""
+    """A run of jobs with tokens. Other runs override the names in capitals."""
 
-    # The plugins, and how they are loaded.
+    # The plugins, and the options with which they are loaded.
     PLUGINS = {"workflow-token.so": ()}
-    # What jobs there are: their attribute, how many nodes they have, with a task on each, and whose token they have.
+    # The kinds of jobs: their attribute, their number of nodes with a task on each, and the token that they have.
     KINDS = {name: (name, 1, name) for name in ("file", "command", "kubernetes")}
     # The types of exceptions that are clear.
     TYPES = {"workflow-token", "exec"}
@@ -72,12 +74,12 @@ class Soak:
         return os.path.join(self.where, name)
 
     def write(self, name, text):
-        """In one step: whoever reads it finds all of it."""
+        """Writes a file atomically, so that a reader finds all of it."""
         with open(self.path("new"), "w") as new:
             new.write(text)
         os.rename(self.path("new"), self.path(name))
 
-    # What is broken, and mended
+    # Faults and their end
 
     def munged_starts(self):
         self.munged = Server(shlex.split(os.environ["MUNGED"]))
@@ -129,7 +131,7 @@ class Soak:
                 self.loaded[name] = time.monotonic()
 
     def was_there_for(self, name, job):
-        """Whether a plugin was there all the time since a job was submitted."""
+        """Returns whether a plugin was loaded all the time since a job was submitted."""
         return self.loaded[name] is not None and self.loaded[name] < self.submitted[job]
 
     def configuration_changes(self):
@@ -149,7 +151,7 @@ class Soak:
         self.flux("config", "reload")
 
     def jobs_are_canceled(self):
-        # Not those that would have ended long ago: they may be stuck, which is not to be hidden.
+        # Not jobs that should have ended long ago: they may be stuck, which must stay visible.
         young = [job for job in self.jobs if time.monotonic() - self.submitted[job] < YOUNG]
         for job in [job for job in young if self.random.random() < 0.25]:
             self.canceled.add(job)
@@ -216,12 +218,12 @@ class Soak:
         return heard
 
     def account(self, job, kind):
-        # That a job is inactive is known before its last events are in the KVS.
+        # A job becomes inactive before its last events are in the KVS.
         flux.job.event_wait(self.handle, job, "clean", raiseJobException=False)
         log = flux.job.job_kvs_lookup(self.handle, job, keys=["eventlog"], decode=False)["eventlog"]
         events = [json.loads(line) for line in log.splitlines()]
         fatal = [e["context"] for e in events if e["name"] == "exception" and e["context"]["severity"] == 0]
-        # Each of its job shells may say the same.
+        # Each job shell may raise the same exception.
         failed = list({(c["type"], c["note"]): c for c in fatal if c["type"] != "cancel"}.values())
         balance = collections.Counter()
         for event in events:
@@ -256,7 +258,7 @@ class Soak:
         del self.submitted[int(job)]
 
     def found(self, job, rank):
-        """The digests that a task has written, if it has."""
+        """Returns the digests that a task has written, if any."""
         try:
             words = open(self.path(f"out/{job.dec}.{rank}")).read().split()
         except OSError:
@@ -264,7 +266,7 @@ class Soak:
         return words if len(words) == 2 else None
 
     def wrong_with(self, found, job, kind):
-        """What else is wrong with what the tasks of a job have found."""
+        """Returns other errors in the output of a job's tasks."""
         return None
 
     def most_exceptions(self, failed):
@@ -281,7 +283,7 @@ class Soak:
             time.sleep(0.05)
 
     def quiet(self):
-        """Some jobs with nothing broken."""
+        """Runs some jobs without faults."""
         before = self.outcomes["with its token"]
         self.submit()
         jobs = len(self.jobs)
@@ -289,10 +291,10 @@ class Soak:
         if self.outcomes["with its token"] - before != jobs:
             self.wrong.append(f"jobs failed with nothing broken: {self.outcomes}")
 
-    # What the broker has
+    # The state of the broker
 
     def query(self):
-        """What each of the plugins tells that is loaded."""
+        """Returns the query result of each loaded plugin."""
         there = [name for name, since in self.loaded.items() if since is not None]
         return {name: self.handle.rpc("job-manager.jobtap-query", {"name": name}).get() for name in there}
 
@@ -305,16 +307,16 @@ class Soak:
         }
 
     def begin(self):
-        """Before the first job."""
+        """Records the state before the first job."""
         os.makedirs(self.path("out"))
         self.munged_starts()
 
     def end(self):
-        """When all jobs have ended, and nothing is broken."""
+        """Checks the state after all jobs have ended, without faults."""
 
 
 class Rabbits(Soak):
-    """A day of rabbit jobs, and of jobs of several nodes with secrets for Cray PMI."""
+    """A run of rabbit jobs, and of jobs of several nodes with secrets for Cray PMI."""
 
     PLUGINS = {"cray-pmi-bootstrap.so": ("port-min=11000", "port-max=12000"), "dws-jobtap.so": ()}
     KINDS = {"rabbit": ("dw", 1, "rabbit"), "pmi": (None, 2, None), "both": ("dw", 2, "rabbit")}
@@ -334,7 +336,7 @@ class Rabbits(Soak):
         if "plugin" in self.broken:
             # It still has something to say, which nobody would say again.
             return False
-        # When it has done what it was asked for: what is asked of one that is killed, nobody answers.
+        # When it has completed all requests: a killed service never answers its requests.
         self.handle.rpc("dws.retire").get()
         self.service.wait(60)
         return True
@@ -377,7 +379,7 @@ class Rabbits(Soak):
         return None
 
     def most_exceptions(self, failed):
-        # What comes to nothing, and that it could not be cleaned up either.
+        # A failed interaction, and the failure to clean up after it.
         return 2 if any(context["type"] == "dws-epilog" for context in failed) else 1
 
     def begin(self):
@@ -402,7 +404,7 @@ def main(which, seconds, seed, where):
     soak.begin()
     for _ in range(2):
         soak.quiet()
-    # Threads that had nothing to do for ten seconds have ended.
+    # Threads that were idle for ten seconds have ended.
     time.sleep(12)
     before = soak.holdings()
     end = time.monotonic() + seconds

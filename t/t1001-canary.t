@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='A token is found nowhere but in the environment of its job'
+test_description='A token is found only in the environment of its job'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -21,7 +21,7 @@ program print-stderr <<-EOF
 	cat "$canaries/stderr" >&2
 	exit 1
 EOF
-# What it has printed is on its way when the job is canceled.
+# Its output is on the way when the job is canceled.
 program print-late <<-EOF
 	#!/bin/sh
 	cat "$canaries/late"
@@ -41,16 +41,16 @@ EOF
 } | table
 mkfifo late
 
-# A task that says nothing but its process id, and that elsewhere, and is one process only.
+# A task that consists of one process and prints only its process id, to another place.
 quiet_program
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
 	load
 '
 
-test_expect_success 'what is planted is found: in the KVS, the log, files, arguments and environments' '
+test_expect_success 'planted secrets are found: in the KVS, the log, files, arguments and environments' '
 	tasks= &&
 	planted=$(cat "$canaries/planted") &&
 	part=$(cut -d. -f2 "$canaries/planted") &&
@@ -76,7 +76,7 @@ test_expect_success 'what is planted is found: in the KVS, the log, files, argum
 	test "$(wc -l <blobs)" -ge 4
 '
 
-test_expect_success 'jobs get their tokens, or do not' '
+test_expect_success 'jobs receive their tokens, or fail' '
 	a=$(flux submit -N2 -n2 -o verbose=2 --setattr=system.file=1 "$PWD/quiet" file) &&
 	b=$(flux submit -o verbose=2 --setattr=system.command=1 "$PWD/quiet" command) &&
 	c=$(flux submit -o verbose=2 --setattr=system.stderr=1 true) &&
@@ -100,7 +100,7 @@ test_expect_success 'while the jobs run, the tokens are in the environment of th
 	grep "secret 2" both
 '
 
-test_expect_success 'and nowhere else, nor in what is shown of their records' '
+test_expect_success 'and nowhere else, including the commands that show records' '
 	mkdir -p gathered &&
 	flux workflow-token show "$a" >gathered/shown &&
 	cat gathered/shown &&
@@ -113,7 +113,7 @@ test_expect_success 'and nowhere else, nor in what is shown of their records' '
 	test "$(cat status)" = 1
 '
 
-test_expect_success 'what was searched is what it should have been' '
+test_expect_success 'all expected places were searched' '
 	grep workflow-token gathered/running/keys.primary &&
 	grep MUNGE: gathered/running/values.primary &&
 	test "$(grep -l "exported DW_WORKFLOW_TOKEN" gathered/running/output.* | wc -l)" = 2 &&
@@ -123,7 +123,7 @@ test_expect_success 'what was searched is what it should have been' '
 	grep delivered gathered/running/query
 '
 
-test_expect_success 'after the jobs it is found nowhere' '
+test_expect_success 'after the jobs the tokens are found nowhere' '
 	flux cancel $a $b &&
 	for id in $ids; do await clean "$id" || return; done &&
 	tasks= &&
@@ -134,7 +134,7 @@ test_expect_success 'after the jobs it is found nowhere' '
 	test "$(cat status)" = 1
 '
 
-test_expect_success 'nor after the instance' '
+test_expect_success 'nor after the instance ends' '
 	instance_down &&
 	everywhere file command stderr expired late &&
 	test "$(cat status)" = 1 &&

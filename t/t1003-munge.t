@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='munged absent or restarted where the shells are: no job hangs, and none starts without its token'
+test_description='munged of the shells is down or restarted: no job hangs, and none starts without its token'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -12,25 +12,25 @@ table <<-EOF
 	path = "$PWD/token"
 EOF
 
-# gets_token: a job is served now.
+# gets_token: succeeds if the next job receives its token.
 gets_token() {
 	flux run --setattr=system.workflow=1 printenv DW_WORKFLOW_TOKEN >out && test_cmp token out
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	instance_up 2 &&
 	load
 '
 
-test_expect_success 'munged gone where the shells are: one exception, and no task is started' '
+test_expect_success 'munged of the shells is down: one exception, and no task starts' '
 	initrc elsewhere.lua "munge-socket=$PWD/no.socket" &&
 	id=$(submit -o initrc="$PWD/elsewhere.lua" touch started) &&
 	is_refused "$id" exec "is munged running on this node" &&
 	! test -e started
 '
 
-test_expect_success 'in a job of several shells each of them says so, and no task is started' '
+test_expect_success 'in a job of several shells each shell reports it, and no task starts' '
 	id=$(submit -N2 -n2 -o initrc="$PWD/elsewhere.lua" touch started) &&
 	await clean "$id" &&
 	events exception "$id" >exceptions &&
@@ -38,7 +38,7 @@ test_expect_success 'in a job of several shells each of them says so, and no tas
 	! test -e started
 '
 
-test_expect_success 'munged restarted where the shells are: it is waited for' '
+test_expect_success 'munged of the shells is restarted: the shells wait for it' '
 	initrc late.lua "munge-socket=$PWD/late.socket" &&
 	id=$(submit -o initrc="$PWD/late.lua" printenv DW_WORKFLOW_TOKEN) &&
 	await start "$id" &&
@@ -50,7 +50,7 @@ test_expect_success 'munged restarted where the shells are: it is waited for' '
 	munge_up
 '
 
-test_expect_success 'in the end all is well' '
+test_expect_success 'at the end jobs run again' '
 	gets_token &&
 	test "$(counter in-flight)" = 0 &&
 	instance_down

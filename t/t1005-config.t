@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='A mistake in the configuration is refused by its key, and the former configuration stays in force'
+test_description='An invalid configuration is rejected with its key, and the earlier configuration stays in force'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -12,17 +12,17 @@ attribute = \"system.workflow\"
 source = \"file\"
 path = \"$PWD/token\""
 
-# write TEXT: what the table is from now on; the job manager is not told.
+# write TEXT: replaces the table without a reload of the job manager.
 write() {
 	printf '%s\n' "$1" >config/new && mv config/new config/workflow-token.toml
 }
 
-# in_force: the configuration that was good serves a job.
+# in_force: succeeds if the earlier valid configuration serves a job.
 in_force() {
 	flux run --setattr=system.workflow=1 printenv DW_WORKFLOW_TOKEN >out && test_cmp token out
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	mkdir config &&
 	write "[workflow-token]
 $good
@@ -33,12 +33,12 @@ $rule" &&
 	in_force
 '
 
-# levels N: an array that is nested so deep.
+# levels N: prints an array nested this deeply.
 levels() {
 	printf '%*s' "$1" "" | tr " " "[" && printf 1 && printf '%*s' "$1" "" | tr " " "]"
 }
 
-test_expect_success 'a configuration that cannot be read is refused, and not taken for none' '
+test_expect_success 'an unreadable configuration is rejected, and does not count as none' '
 	write "[workflow-token]
 $good
 $rule
@@ -50,14 +50,14 @@ deep = $(levels 140)" &&
 	in_force
 '
 
-test_expect_success 'a shell option that cannot be read ends the job, which is told so' '
+test_expect_success 'an unreadable shell option ends the job, with an error' '
 	printf "{\"workflow-token\":%s}" "$(levels 600)" >deep.json &&
 	! flux run --setattr=^system.shell.options=deep.json printenv DW_WORKFLOW_TOKEN >deep.out 2>deep.err &&
 	cat deep.err && grep "the shell option workflow-token cannot be read" deep.err &&
 	! test -s deep.out
 '
 
-test_expect_success 'what is no TOML is refused' '
+test_expect_success 'invalid TOML is rejected' '
 	write "[workflow-token" &&
 	test_must_fail flux config reload &&
 	write "[workflow-token]
@@ -65,12 +65,12 @@ $good
 $rule"
 '
 
-test_expect_success 'after all of these the former configuration is in force' '
+test_expect_success 'after all of these the earlier configuration is in force' '
 	in_force &&
 	test "$(counter rules)" = 1
 '
 
-test_expect_success 'keys given when it is loaded go before those of the table' '
+test_expect_success 'keys given at load override those of the table' '
 	unload &&
 	load variable=MY_TOKEN unlink=false timeout=30s max-parallel=3 &&
 	id=$(submit printenv MY_TOKEN) &&
@@ -86,7 +86,7 @@ test_expect_success 'and still do after a reload' '
 	unload
 '
 
-test_expect_success 'the time that a delivery may take can be given so' '
+test_expect_success 'the timeout of a delivery can be set at load' '
 	write "[workflow-token]
 munge-socket = \"$PWD/no.socket\"
 $rule" &&
@@ -97,6 +97,6 @@ $rule" &&
 	unload
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='In a multi-user instance the token is for the job owner, and for nobody else'
+test_description='In a multi-user instance only the job owner has the token'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -8,7 +8,8 @@ need_users
 mkdir -m 0711 "$base/tokens"
 tokens=$base/tokens
 cleanup 'rm -rf "$tokens"'
-# theirs NAME: a token file of the instance owner, who reads it; root keeps a copy to compare with.
+# theirs NAME: writes a token file of the instance owner, who reads it. root keeps a copy for
+# comparison.
 theirs() {
 	token_file "$tokens/$1" >/dev/null && chown "$OWNER" "$tokens/$1"
 }
@@ -45,21 +46,21 @@ table <<-EOF
 	source = "file"
 	path = "$tokens/group"
 EOF
-# All use the munged of the system.
+# All processes use the munged of the system.
 sed -i /munge-socket/d config/workflow-token.toml
 initrc initrc.lua
 
 instance_up 2 || skip "no instance of $OWNER could be started: $(tail -n 1 instance.log)"
 as "$GUEST" flux run true 2>err || skip "the IMP does not run jobs of $GUEST for $OWNER: $(tr '\n' ' ' <err)"
 
-# run USER OPTION…: a matching job of that user.
+# run USER OPTION…: runs a matching job of that user.
 run() {
 	local user=$1
 	shift
 	as "$user" flux run --setattr=system.workflow=1 "$@"
 }
 
-test_expect_success 'the instance takes the plugin' '
+test_expect_success 'the instance loads the plugin' '
 	load
 '
 
@@ -69,7 +70,7 @@ test_expect_success 'the job of a guest runs as the guest and has the token' '
 	test_cmp expected out
 '
 
-test_expect_success 'in several shells, whichever broker it was submitted to' '
+test_expect_success 'in several shells, whichever broker received the submission' '
 	RANK=1 run "$GUEST" -N2 -n4 printenv DW_WORKFLOW_TOKEN >out &&
 	for n in 1 2 3 4; do cat "$tokens/$GUEST" || return; done >expected &&
 	test_cmp expected out
@@ -139,7 +140,7 @@ for user in "$OTHER" root "$OWNER"; do
 	'
 done
 
-test_expect_success 'the instance owner sees names and no values, the guest that it is authentic' '
+test_expect_success 'the instance owner sees names and no values, and the guest sees that the record is authentic' '
 	as "$OWNER" flux workflow-token show "$id" >shown &&
 	cat shown &&
 	grep DW_WORKFLOW_TOKEN shown &&
@@ -154,7 +155,7 @@ test_expect_success 'another user cannot read the environment of the task; the g
 	test_must_fail as "$OTHER" cat /proc/$task/environ
 '
 
-test_expect_success 'nothing else on this node tells the token, the raw content store included' '
+test_expect_success 'nothing else on this node contains the token, including the raw content store' '
 	flux dmesg >dmesg &&
 	flux job eventlog "$id" >eventlog.main &&
 	flux job eventlog -p guest.exec.eventlog "$id" >eventlog.guest &&
@@ -163,24 +164,24 @@ test_expect_success 'nothing else on this node tells the token, the raw content 
 	test_expect_code 1 "$TESTS/search.py" "$tokens/secret" "$PWD" proc:$task
 '
 
-test_expect_success 'a guest writes no record: the KVS refuses' '
+test_expect_success 'a guest cannot write a record: the KVS rejects it' '
 	test_must_fail as "$GUEST" flux kvs put "$key=1" 2>err &&
 	cat err &&
 	grep -i "not permitted" err
 '
 
-test_expect_success 'the job of the guest ends, and its record goes' '
+test_expect_success 'the job of the guest ends, and its record is removed' '
 	release go &&
 	await clean "$id" &&
 	eventually has_no_record "$id"
 '
 
-test_expect_success 'a record in the namespace of the guest is none' '
+test_expect_success 'a record in the namespace of the guest has no effect' '
 	id=$(as "$GUEST" flux submit -o workflow-token sh -c "flux kvs put workflow-token=1") &&
 	is_refused "$id" exec "there is no sealed record for it"
 '
 
-test_expect_success 'a record that the guest sealed is refused, even if it were put in place' '
+test_expect_success 'a record sealed by the guest is rejected, even if it is stored in the right place' '
 	id=$(as "$GUEST" flux submit --urgency=hold sh -c "touch $PWD/go.started") &&
 	printf "{\"version\":1,\"jobid\":%s,\"uid\":%s,\"variables\":{\"A\":\"b\"}}" "$(flux job id --to=dec "$id")" $guest |
 		as "$GUEST" munge --restrict-uid $guest --cipher aes256 >spoof &&
@@ -191,7 +192,7 @@ test_expect_success 'a record that the guest sealed is refused, even if it were 
 	is_refused "$id" exec "was sealed by uid $guest and only the instance owner"
 '
 
-test_expect_success 'a delivery that fails tells the guest no path' '
+test_expect_success 'a failed delivery reveals no path to the guest' '
 	mv "$tokens/$GUEST" "$tokens/away" &&
 	id=$(as "$GUEST" flux submit --setattr=system.workflow=1 true) &&
 	is_failed_delivery "$id" "its file does not exist" &&
@@ -200,8 +201,8 @@ test_expect_success 'a delivery that fails tells the guest no path' '
 	run "$GUEST" true
 '
 
-# The kernel names root as its peer, as it does with a socket of systemd.
-test_expect_success 'an agent that runs as root seals nothing, and the log says why' '
+# The kernel names root as its peer, as with a systemd socket.
+test_expect_success 'an agent that runs as root seals nothing, and the log states the reason' '
 	cp config/workflow-token.toml former &&
 	{ "$STAGE/libexec/workflow-token-agent" --stay --socket "$RUN/of-root" 2>agent.err & } &&
 	roots=$! &&
@@ -218,6 +219,6 @@ test_expect_success 'an agent that runs as root seals nothing, and the log says 
 	cat former >config/workflow-token.toml && flux config reload && run "$GUEST" true && return $result
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

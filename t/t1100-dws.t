@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-test_description='Rabbit jobs: their life, what becomes of them when something fails, and that reloads and restarts lose none'
+test_description='Rabbit jobs: their life, their fate after failures, and reloads and restarts without a loss'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
 need_rabbits
 
-# What is not to be searched is in here: the canary, and what tasks found.
+# This directory is not searched: it contains the canary, and the output of tasks.
 mkdir -m 0700 "$base/canaries"
 canaries=$base/canaries
 cleanup 'rm -rf "$canaries"'
@@ -28,13 +28,13 @@ program wait <<-EOF
 	exec "$PWD/keep"
 EOF
 
-# found ID [COUNT]: so many tasks found the variables.
+# found ID [COUNT]: succeeds if this number of tasks found the variables.
 found() {
 	for n in $(seq "${2:-1}"); do echo "/mnt/nnf/a $canary"; done >"$canaries/expected"
 	cmp "$canaries/expected" "$canaries/$(flux job id --to=dec "$1")"
 }
 
-# lives ID: it comes to a good end, having had one prolog and one epilog, and its variables.
+# lives ID: succeeds if the job ends normally, with one prolog, one epilog, and its variables.
 lives() {
 	await clean "$1" &&
 		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
@@ -43,8 +43,8 @@ lives() {
 		found "$1"
 }
 
-# is_balanced ID: its prolog began once and ended once, and as many epilogs ended as began. After a restart, a job may have one
-# more, which holds it until it is known how far it is.
+# is_balanced ID: succeeds if the prolog began and ended once, and all epilogs that began also ended. After a restart, a
+# job may have another epilog, which holds it until its state is known.
 is_balanced() {
 	test "$(events prolog-start "$1" | grep -c dws-setup)" = 1 &&
 		test "$(events prolog-finish "$1" | grep -c dws-setup)" = 1 &&
@@ -52,7 +52,7 @@ is_balanced() {
 		test "$(events epilog-start "$1" | grep -c dws-epilog)" = "$(events epilog-finish "$1" | grep -c dws-epilog)"
 }
 
-# ends ID STARTED: it ends, and the service was told whether it had started.
+# ends ID STARTED: waits for the end of the job, and checks what the service was told about its start.
 ends() {
 	await clean "$1" && asked post_run "$1" "\"run_started\": $2" && is_gone_from_service "$1"
 }
@@ -73,12 +73,12 @@ says() {
 	flux dmesg | grep "$1"
 }
 
-# has_no_environment ID: not for any other reason than that there is none.
+# has_no_environment ID: succeeds only if the record does not exist, not on other errors.
 has_no_environment() {
 	! flux job info "$1" dws-environment 2>record.err && grep -i "key not found\|No such file" record.err
 }
 
-# is_refused_by ID TYPE TEXT: as is_refused.
+# is_refused_by ID TYPE TEXT: like is_refused.
 is_refused_by() {
 	local id=$1 type=$2
 	shift 2
@@ -89,7 +89,7 @@ reload() {
 	flux jobtap load --remove=dws-jobtap.so "$DWS_JOBTAP"
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
 	flux jobtap load "$DWS_JOBTAP" epilog-timeout=-1.0 &&
@@ -122,7 +122,7 @@ program held <<-EOF
 	read line <"$PWD/fetched"
 	echo token-of-the-other-plugin
 EOF
-test_expect_success 'the prolog of another plugin is not finished with this one, nor twice' '
+test_expect_success 'this plugin does not finish the prolog of another plugin, nor its own twice' '
 	table <<-EOF &&
 		[[workflow-token.rule]]
 		attribute = "system.other"
@@ -154,13 +154,13 @@ test_expect_success 'the prolog of another plugin is not finished with this one,
 	table </dev/null
 '
 
-# at_all_points_and_unanswered: and one whose workflow nobody has answered for.
+# at_all_points_and_unanswered: like at_all_points, with another job whose workflow got no response.
 at_all_points_and_unanswered() {
 	at_all_points &&
 		unanswered=$(rabbit_job create=none "$PWD/keep") && asked create "$unanswered"
 }
 
-# go_on: they go on.
+# go_on: makes them continue.
 go_on() {
 	: >go
 	local id resources='"resources":[{"type":"slot","count":1,"label":"task","with":[{"type":"core","count":1}]}],"exclude":null'
@@ -173,7 +173,7 @@ go_on() {
 		tell epilog-remove "$in_epilog" && lives "$in_epilog"
 }
 
-test_expect_success 'the plugin loaded anew: jobs at all points of their lives go on' '
+test_expect_success 'the plugin is reloaded: jobs in all states continue' '
 	at_all_points_and_unanswered &&
 	reload &&
 	go_on &&
@@ -182,7 +182,7 @@ test_expect_success 'the plugin loaded anew: jobs at all points of their lives g
 	test "$(grep -c "^post_run $(flux job id --to=dec "$in_epilog") " dws/log)" = 1
 '
 
-test_expect_success 'removed and loaded 20 times while jobs pass: none is lost' '
+test_expect_success 'the plugin is removed and loaded 20 times while jobs run: none is lost' '
 	{ while ! test -e enough; do
 		rabbit_job "post_run=none teardown=held" true || return
 	done >stream & } &&
@@ -198,7 +198,7 @@ test_expect_success 'removed and loaded 20 times while jobs pass: none is lost' 
 	wc -l stream
 '
 
-test_expect_success 'a delivery that was under way at the removal fails, and says so' '
+test_expect_success 'a delivery in progress at the removal fails, with an error' '
 	munge_signal STOP &&
 	test_when_finished "munge_signal CONT" &&
 	id=$(rabbit_job ok true) &&
@@ -210,7 +210,7 @@ test_expect_success 'a delivery that was under way at the removal fails, and say
 	is_balanced "$id"
 '
 
-test_expect_success 'the instance restarted: jobs at all points of their lives go on' '
+test_expect_success 'the instance is restarted: jobs in all states continue' '
 	instance_down &&
 	stand_in_down &&
 	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >"$CONFIG/job-manager.toml" &&
@@ -227,7 +227,7 @@ test_expect_success 'the instance restarted: jobs at all points of their lives g
 	go_on
 '
 
-test_expect_success 'so they do after a crash; and what was being torn down still is' '
+test_expect_success 'they also continue after a crash, and teardowns complete' '
 	at_all_points_and_unanswered &&
 	sealed=$running &&
 	flux kvs put --sync checkpoint=1 &&
@@ -240,7 +240,7 @@ test_expect_success 'so they do after a crash; and what was being torn down stil
 	eventually has_no_environment "$sealed"
 '
 
-test_expect_success 'after all that nothing is left over' '
+test_expect_success 'at the end nothing is left over' '
 	test "$(counter in-flight)" = 0 &&
 	flux jobtap query dws-jobtap.so | grep -E "\"active\": *0" &&
 	flux jobs -no "{id}" >left &&
@@ -263,7 +263,7 @@ test_expect_success 'the canary is found nowhere' '
 	test_expect_code 0 "$TESTS/search.py" "$canaries/secrets" "$canaries/variables"
 '
 
-test_expect_success 'nor after the instance, which ends well' '
+test_expect_success 'nor after the instance, which ends normally' '
 	stand_in_down &&
 	instance_down &&
 	test_expect_code 1 "$TESTS/search.py" "$canaries/secrets" "$PWD" &&

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Rabbit jobs have the variables of their sealed record, or of the event that there was before'
+test_description='Rabbit jobs have the variables of their sealed record, or of the event of earlier versions'
 
 . "$(dirname "$0")/lib.sh"
 need_flux

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-test_description='Rabbit jobs with the service of flux-coral2 as it is, and a stand-in for its Kubernetes'
+test_description='Rabbit jobs with the unmodified service of flux-coral2, and a stand-in for its Kubernetes'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
 need_kube
 need_dws_service
 
-# What they are compared with, where it is there.
+# The plugin for comparison, if installed.
 THEIRS=$FLUX_CORAL2_PLUGINS/job-manager/plugins/dws-jobtap.so
 if test -r "$THEIRS"; then
 	test_set_prereq THEIRS
@@ -27,7 +27,7 @@ dws_initrc
 table </dev/null
 mkfifo go pids
 
-# A task that keeps its environment where it is not searched, says its process id, and waits.
+# A task that stores its environment where it is not searched, prints its process id, and waits.
 program keep <<-EOF
 	#!/bin/bash
 	tr '\0' '\n' </proc/\$\$/environ | grep ^DW_ | sort >"$canaries/environ"
@@ -35,7 +35,7 @@ program keep <<-EOF
 	read -r line <"$PWD/go"
 EOF
 
-# begins …: submits a rabbit job that keeps its environment; returns when it has. Its id is in $id, its process in $tasks.
+# begins …: submits a rabbit job, and waits until it has stored its environment. Sets id, and tasks to its process.
 begins() {
 	rm -f "$canaries/environ"
 	id=$(rabbit "$@" "$PWD/keep") && has_begun
@@ -45,12 +45,12 @@ has_begun() {
 	read -r -t 60 tasks <>pids
 }
 
-# ends: lets that job go on, and waits for the end of all.
+# ends: releases that job, and waits for the end of all.
 ends() {
 	release go && await clean "$id" && eventually workflow_is_gone "$id"
 }
 
-# has_environment [with-token]: the job that begins has what its Workflow has, and no more.
+# has_environment [with-token]: succeeds if the job that began has exactly the variables of its Workflow.
 has_environment() {
 	workflow "$id" | python3 -c '
 import json, sys
@@ -62,12 +62,12 @@ for name, value in sorted(json.load(sys.stdin)["status"]["env"].items()):
 		cmp "$canaries/expected" "$canaries/environ"
 }
 
-# holds STATE …: submits a rabbit job whose Workflow does not complete this state; returns when it is there.
+# holds STATE …: submits a rabbit job whose Workflow does not complete this state, and waits for the state.
 holds() {
 	kube_set "{\"hold\": [\"$1\"]}" && id=$(rabbit "${@:2}") && eventually workflow_is_in "$id" "$1"
 }
 
-# story ID: what happened to a job, without when it did, and without numbers that are others each time.
+# story ID: prints the events of a job, without times and numbers that differ in each run.
 story() {
 	flux job eventlog --format=json "$1" | python3 -c '
 import json, re, sys
@@ -81,7 +81,7 @@ for line in sys.stdin:
     print(event["name"], *what)'
 }
 
-test_expect_success 'an instance takes the plugin, and the service is there' '
+test_expect_success 'an instance loads the plugin, and the service starts' '
 	munge_up &&
 	kube_up rabbit0=node0,node1 &&
 	kube_key "$canaries/key.pem" &&
@@ -91,7 +91,7 @@ test_expect_success 'an instance takes the plugin, and the service is there' '
 	dws_up
 '
 
-test_expect_success 'a job comes through all states, and has the variables of its Workflow' '
+test_expect_success 'a job passes all states, and has the variables of its Workflow' '
 	begins &&
 	has_environment &&
 	ends &&
@@ -100,7 +100,7 @@ test_expect_success 'a job comes through all states, and has the variables of it
 	test "$(grep -c "^\(dependency-remove dws-create\|prolog-finish dws-setup 0\|dws_environment\|epilog-finish dws-epilog 0\|clean\)$" well)" = 5
 '
 
-test_expect_success 'a job with the token of a copy-offload server has it too' '
+test_expect_success 'a job with a copy-offload server also has its token' '
 	kube_set "{\"env\": {\"DW_CANARY\": \"$(cat "$canaries/env")\"}}" &&
 	DW="$DW requires=copy-offload" begins &&
 	has_environment with-token &&
@@ -127,8 +127,8 @@ test_expect_success 'after it, its token is found nowhere' '
 	test "$(cat status)" = 1
 '
 
-# The service writes the Workflow of a job that ends into the KVS, with its status.env as it is.
-test_expect_success 'its variables are where the service itself has written them, and nowhere else' '
+# The service writes the Workflow of a job that ends into the KVS, including its status.env.
+test_expect_success 'its variables are only where the service itself has written them' '
 	everywhere env &&
 	grep "values.primary" found &&
 	! grep "^found" found | grep -v "/gathered/ended/\(values\|trees\).primary$\|content.sqlite" &&
@@ -136,7 +136,7 @@ test_expect_success 'its variables are where the service itself has written them
 	grep DW_CANARY "$canaries/rabbit-workflow"
 '
 
-test_expect_success 'a job waits in DEPEND for the service that is killed, and goes on with the next one' '
+test_expect_success 'a job waits in DEPEND for a killed service, and continues with the next one' '
 	holds Proposal "$PWD/keep" &&
 	dws_kill &&
 	dws_up &&
@@ -147,7 +147,7 @@ test_expect_success 'a job waits in DEPEND for the service that is killed, and g
 	ends
 '
 
-test_expect_success 'so it does where the Workflow goes on while there is no service' '
+test_expect_success 'so it does if the Workflow continues without a service' '
 	holds Proposal "$PWD/keep" &&
 	dws_kill &&
 	kube_set "{\"hold\": []}" &&
@@ -170,7 +170,7 @@ for state in Setup DataIn PreRun; do
 	'
 done
 
-test_expect_success 'the service is killed while a job runs: what it says again changes nothing' '
+test_expect_success 'the service is killed while a job runs: its repeated messages change nothing' '
 	begins &&
 	dws_kill &&
 	dws_up &&
@@ -193,7 +193,7 @@ test_expect_success 'the service is killed while a job is in its epilog' '
 '
 
 for state in Proposal PreRun DataOut; do
-	test_expect_success "the plugin is loaded anew while a Workflow is in $state" '
+	test_expect_success "the plugin is reloaded while a Workflow is in $state" '
 		holds $state true &&
 		flux jobtap remove dws-jobtap.so &&
 		flux jobtap load "$DWS_JOBTAP" &&
@@ -206,7 +206,7 @@ for state in Proposal PreRun DataOut; do
 	'
 done
 
-# asked_for RESOURCE: how often the plugin has asked the API server for one.
+# asked_for RESOURCE: prints the number of the plugin's requests for the resource.
 asked_for() {
 	kube GET /control | python3 -c '
 import json, sys
@@ -227,7 +227,7 @@ test_expect_success 'with source = "kubernetes" the plugin reads the same from K
 	ends
 '
 
-test_expect_success 'where the two differ, what Kubernetes says wins' '
+test_expect_success 'if the two differ, the value from Kubernetes wins' '
 	kube_set "{\"down\": [\"flux-workflow-token\"]}" &&
 	id=$(rabbit "$PWD/keep") &&
 	is_delivering() { test "$(flux jobtap query dws-jobtap.so | member in-flight)" = 1; } &&
@@ -268,12 +268,12 @@ told() {
 	await clean "$id" && story "$id" >"$1" && eventually workflow_is_gone "$id"
 }
 
-test_expect_success 'Workflows that fail in each state, jobs that are canceled in each, and a service that is not there' '
+test_expect_success 'Workflows that fail in each state, jobs canceled in each state, and a missing service' '
 	tell_all ours &&
 	head -n 100 ours/*
 '
 
-test_expect_success 'the job of a Workflow that fails gets an exception that says so' '
+test_expect_success 'the job of a failed Workflow receives an exception with the cause' '
 	for state in Proposal Setup DataIn PreRun; do
 		grep "^exception .* 0 DWS/Rabbit interactions failed: workflow hit an error: the rabbit is ill$" ours/failed-in-$state &&
 			! grep "^start" ours/failed-in-$state || return
@@ -282,14 +282,14 @@ test_expect_success 'the job of a Workflow that fails gets an exception that say
 	grep "epilog-finish dws-epilog 0" ours/failed-in-Setup
 '
 
-test_expect_success 'canceled in its prolog, a job ends and its Workflow is torn down' '
+test_expect_success 'a job canceled in its prolog ends, and its Workflow is torn down' '
 	grep "prolog-finish dws-setup 1" ours/canceled-in-DataIn &&
 	grep "epilog-finish dws-epilog 0" ours/canceled-in-DataIn &&
 	! grep "^start" ours/canceled-in-DataIn
 '
 
-# Flux-coral2's plugin ends the epilog here, and the Workflow stays.
-test_expect_success 'a job that ends while there is no service waits for it in its epilog' '
+# Flux-coral2's plugin ends the epilog here, and the Workflow remains.
+test_expect_success 'a job that ends without a service waits for it in its epilog' '
 	id=$(rabbit sleep 1000) &&
 	await start "$id" &&
 	dws_kill &&
@@ -303,7 +303,7 @@ test_expect_success 'a job that ends while there is no service waits for it in i
 	eventually workflow_is_gone "$id"
 '
 
-test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have their environment all the same' '
+test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have the same environment' '
 	flux jobtap remove dws-jobtap.so &&
 	flux jobtap load "$THEIRS" &&
 	begins &&
@@ -311,18 +311,18 @@ test_expect_success THEIRS 'with the plugin of flux-coral2, jobs have their envi
 	ends
 '
 
-test_expect_success THEIRS 'and the same happens to them, in the same order' '
+test_expect_success THEIRS 'and the same events in the same order' '
 	tell_all theirs &&
 	diff -r theirs ours
 '
 
-# by_ours: puts the plugin in the place of flux-coral2's, and lets Workflows go on.
+# by_ours: replaces flux-coral2's plugin by this one, and lets Workflows continue.
 by_ours() {
 	flux jobtap remove dws-jobtap.so && flux jobtap load "$DWS_JOBTAP" && kube_set '{"hold": []}'
 }
 
-# by_theirs: puts flux-coral2's back, which does not take up jobs from before: those in DEPEND fail, and no others get an
-# epilog. So it is done when there is none.
+# by_theirs: restores flux-coral2's plugin, which does not resume earlier jobs: those in DEPEND fail, and no others get
+# an epilog. So no job must exist.
 by_theirs() {
 	flux jobtap remove dws-jobtap.so && flux jobtap load "$THEIRS"
 }
@@ -339,7 +339,7 @@ for state in Proposal Setup PreRun; do
 	'
 done
 
-test_expect_success THEIRS 'it is replaced while a job runs' '
+test_expect_success THEIRS 'the plugin of flux-coral2 is replaced while a job runs' '
 	begins &&
 	by_ours &&
 	ends &&
@@ -348,7 +348,7 @@ test_expect_success THEIRS 'it is replaced while a job runs' '
 	by_theirs
 '
 
-test_expect_success THEIRS 'it is replaced while a job is in its epilog' '
+test_expect_success THEIRS 'the plugin of flux-coral2 is replaced while a job is in its epilog' '
 	holds DataOut true &&
 	by_ours &&
 	await clean "$id" &&
@@ -357,7 +357,7 @@ test_expect_success THEIRS 'it is replaced while a job is in its epilog' '
 	eventually workflow_is_gone "$id"
 '
 
-test_expect_success 'an instance that is configured to load the plugin crashes with jobs in DEPEND and in their prologs' '
+test_expect_success 'an instance configured to load the plugin crashes with jobs in DEPEND and in their prologs' '
 	flux jobtap remove dws-jobtap.so &&
 	printf "[job-manager]\nplugins = [ { load = \"%s\" } ]\n" "$DWS_JOBTAP" >config/job-manager.toml &&
 	dws_kill &&
@@ -375,7 +375,7 @@ test_expect_success 'an instance that is configured to load the plugin crashes w
 	instance_kill
 '
 
-test_expect_success 'after the restart both go on' '
+test_expect_success 'after the restart both continue' '
 	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 &&
 	dws_up &&
 	has_no_event prolog-finish "$id" &&
@@ -390,7 +390,7 @@ test_expect_success 'after the restart both go on' '
 	events finish "$depend" | grep status=0
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	dws_kill &&
 	instance_down
 '

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='The server that tokens are for lets jobs in that have its token, and no others'
+test_description='The copy-offload server accepts only jobs that have its token'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -37,7 +37,7 @@ cat token.lua >>initrc.lua
 
 port=$(python3 -c 'import socket; s = socket.create_server(("localhost", 0)); print(s.getsockname()[1])')
 
-# server_up: starts it; returns when it takes connections.
+# server_up: starts the server, and returns when it accepts connections.
 server_up() {
 	NNF_NODE_NAME=rabbit0 ENVIRONMENT=test DW_WORKFLOW_NAME=test DW_WORKFLOW_NAMESPACE=default \
 		"$SERVER" -addr "localhost:$port" -mock -cert server.pem -cakey "$canaries/server.key" \
@@ -53,10 +53,10 @@ server_answers_or_is_gone() {
 	is_gone "$SERVER_PID" || python3 -c 'import socket, sys; socket.create_connection(("localhost", int(sys.argv[1])))' "$port" 2>/dev/null
 }
 
-# Where the server is, for jobs that no Workflow tells.
+# The address of the server, for jobs without a Workflow.
 where="--env=NNF_CONTAINER_LAUNCHER=localhost --env=NNF_CONTAINER_PORTS=$port"
 
-# What a job does, with what is in its environment only.
+# The job uses only its environment.
 program hello <<-EOF
 	#!/bin/sh
 	exec "$TESTER" -v -x "$PWD/server.pem" -H
@@ -66,31 +66,34 @@ program copy <<-EOF
 	exec "$TESTER" -x "$PWD/server.pem" -o -S /mnt/nnf/results -D /lus/results
 EOF
 
-# issued NAME: a token in a file, of the server's own key or of another.
+# issued NAME: writes a token to a file, signed with the server's key or
+# another.
 issued() {
 	(umask 077 && flux workflow-token issue --key "$canaries/$1.pem" --sub user-container >"$canaries/$1.jwt")
 }
 
-# lets_in COMMAND…: the job that it submits is let in.
+# lets_in COMMAND…: succeeds if the server accepts the submitted job.
 lets_in() {
 	id=$("$@" "$PWD/hello") && flux job attach "$id" >out 2>err && cat out && grep "^hello back at ya$" out
 }
 
-# keeps_out TEXT COMMAND…: it is not, and that with the status 401.
+# keeps_out TEXT COMMAND…: succeeds if the server rejects the job with the
+# status 401.
 keeps_out() {
 	id=$("${@:2}" "$PWD/hello") && test_must_fail flux job attach "$id" >out 2>err
 	cat out err
 	grep "http_code 401" out err && grep "$1" out err && ! grep "hello back" out
 }
 
-# rabbit_with_workflow …: as rabbit, with a Workflow that has completed PreRun.
+# rabbit_with_workflow …: like rabbit, with a Workflow that has completed
+# PreRun.
 rabbit_with_workflow() {
 	local id
 	id=$(rabbit --urgency=hold "$@") && await depend "$id" && make_workflow "$id" PreRun >&2 &&
 		flux job urgency "$id" default >&2 && echo "$id"
 }
 
-test_expect_success 'an instance takes the plugin, and the server is there' '
+test_expect_success 'an instance loads the plugin, and the server starts' '
 	munge_up &&
 	server_up &&
 	issued its &&
@@ -110,22 +113,22 @@ test_expect_success 'an instance takes the plugin, and the server is there' '
 	load
 '
 
-test_expect_success 'a token that was issued with the key of the server lets a job in' '
+test_expect_success 'the server accepts a job with a token of its own key' '
 	lets_in submit $where &&
 	id=$(submit $where "$PWD/copy") &&
 	flux job attach "$id" >out &&
 	grep "nnf-copy-offload-node-" out
 '
 
-test_expect_success 'one of another key does not' '
+test_expect_success 'but not with a token of another key' '
 	keeps_out "signature is invalid" flux submit --setattr=system.foreign=1 $where
 '
 
-test_expect_success 'nor does none' '
+test_expect_success 'nor without a token' '
 	keeps_out unauthorized flux submit $where
 '
 
-test_expect_success 'a rabbit job has the token of its Workflow, and is let in' '
+test_expect_success 'a rabbit job has the token of its Workflow, and is accepted' '
 	unload &&
 	table <<-EOF &&
 	[workflow-token.dws]
@@ -141,13 +144,13 @@ test_expect_success 'a rabbit job has the token of its Workflow, and is let in' 
 	lets_in rabbit_with_workflow
 '
 
-test_expect_success 'with a token that was signed by another key it is not' '
+test_expect_success 'but not with a token of another key' '
 	kube_key "$canaries/another.pem" &&
 	keeps_out "signature is invalid" rabbit_with_workflow &&
 	dws_kill
 '
 
-test_expect_success SERVICE 'so it is with the service of flux-coral2 as it is' '
+test_expect_success SERVICE 'the same with the unmodified service of flux-coral2' '
 	table </dev/null &&
 	kube_key "$canaries/its.pem" &&
 	dws_up &&
@@ -156,17 +159,17 @@ test_expect_success SERVICE 'so it is with the service of flux-coral2 as it is' 
 	eventually workflow_is_gone "$id"
 '
 
-test_expect_success SERVICE 'where the token is of another key, or there is none' '
+test_expect_success SERVICE 'with a token of another key, or none' '
 	kube_key "$canaries/another.pem" &&
 	DW="$DW requires=copy-offload" keeps_out "signature is invalid" rabbit &&
 	keeps_out unauthorized rabbit &&
 	dws_kill
 '
 
-test_expect_success 'the server has seen those that it let in' '
+test_expect_success 'the server has logged the accepted requests' '
 	grep "copy-offload.Hello" server.log
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='source = "kubernetes": jobs have what their Workflows have for them'
+test_description='source = "kubernetes": jobs have the variables and tokens of their Workflows'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -13,7 +13,8 @@ initrc token.lua "munge-socket=$MUNGE_SOCKET"
 dws_initrc
 cat token.lua >>initrc.lua
 
-# rule …: the table with one rule for this source; further lines of the rule are arguments.
+# rule …: writes the table with one rule for this source. The arguments are further lines of the
+# rule.
 rule() {
 	table <<-EOF
 		timeout = "30s"
@@ -25,7 +26,7 @@ rule() {
 	EOF
 }
 
-# Prints what it has of DWS where it is not searched.
+# Stores its DWS variables where they are not searched.
 program keep <<-EOF
 	#!/bin/sh
 	printenv | grep ^DW_ | grep -v ^DW_WORKFLOW_TOKEN_FILE= | sort >"$canaries/environ"
@@ -41,7 +42,8 @@ go() {
 	flux job urgency "$id" default
 }
 
-# has_what_is_there: it ended well, and has had the variables of its Workflow and its token.
+# has_what_is_there: succeeds if the job ended normally, with the variables of its Workflow and its
+# token.
 has_what_is_there() {
 	await clean "$id" &&
 		events finish "$id" | grep status=0 &&
@@ -56,12 +58,12 @@ for name, value in json.load(sys.stdin)["status"]["env"].items():
 		cmp "$canaries/expected" "$canaries/environ"
 }
 
-# waits: the job is in its prolog, and its Workflow has been asked for.
+# waits: succeeds if the job is in its prolog, and its Workflow was requested.
 waits() {
 	await prolog-start "$id" && eventually is_asked_for && has_no_event prolog-finish "$id" && has_no_event exception "$id"
 }
 
-# asks: how many requests were made for Workflows.
+# asks: prints the number of requests for Workflows.
 asks() {
 	kube GET /control | python3 -c 'import json, sys; print(json.load(sys.stdin)["requests"].get("flux-workflow-token get workflows", 0))'
 }
@@ -70,7 +72,7 @@ is_asked_for() {
 	test "$(asks)" -gt "$asked"
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	kube_up &&
 	kube_key "$canaries/key.pem" &&
@@ -81,7 +83,7 @@ test_expect_success 'an instance takes the plugin' '
 	load
 '
 
-test_expect_success 'the doctor finds the server, the credential, and what it may do' '
+test_expect_success 'doctor finds the server, the credential, and its permissions' '
 	flux workflow-token doctor >doctor
 	cat doctor &&
 	grep "^ok .*kubernetes" doctor &&
@@ -95,7 +97,7 @@ test_expect_success 'a job has the variables of its Workflow, and the token of i
 	has_what_is_there
 '
 
-test_expect_success 'a Workflow is waited for until it has completed PreRun' '
+test_expect_success 'a delivery waits until the Workflow has completed PreRun' '
 	asked=$(asks) &&
 	kube_set "{\"hold\": [\"PreRun\"]}" &&
 	held "$PWD/keep" &&
@@ -106,7 +108,7 @@ test_expect_success 'a Workflow is waited for until it has completed PreRun' '
 	has_what_is_there
 '
 
-test_expect_success 'a job that is canceled meanwhile ends' '
+test_expect_success 'a job canceled meanwhile ends' '
 	asked=$(asks) &&
 	kube_set "{\"hold\": [\"PreRun\"]}" &&
 	test_when_finished "kube_set \"{\\\"hold\\\": []}\"" &&
@@ -119,7 +121,7 @@ test_expect_success 'a job that is canceled meanwhile ends' '
 	has_no_event start "$id"
 '
 
-test_expect_success 'the plugin is loaded anew meanwhile, and the delivery goes on' '
+test_expect_success 'the plugin is reloaded meanwhile, and the delivery continues' '
 	asked=$(asks) &&
 	kube_set "{\"hold\": [\"DataIn\"]}" &&
 	held "$PWD/keep" &&
@@ -134,7 +136,7 @@ test_expect_success 'the plugin is loaded anew meanwhile, and the delivery goes 
 	has_what_is_there
 '
 
-test_expect_success 'a server that is not well is asked again' '
+test_expect_success 'requests to a failing server are retried' '
 	kube_set "{\"down\": [\"flux-workflow-token\"]}" &&
 	held "$PWD/keep" &&
 	make_workflow "$id" PreRun &&
@@ -144,7 +146,7 @@ test_expect_success 'a server that is not well is asked again' '
 	has_what_is_there
 '
 
-test_expect_success 'after an upgrade, the version that is served then is used' '
+test_expect_success 'after an upgrade, the served version is used' '
 	kube_set "{\"versions\": [\"v1alpha8\", \"v1alpha7\"]}" &&
 	held "$PWD/keep" &&
 	make_workflow "$id" PreRun &&
@@ -155,7 +157,7 @@ test_expect_success 'after an upgrade, the version that is served then is used' 
 	has_what_is_there
 '
 
-test_expect_success 'a credential that is not accepted any more: the job is told, and its operator why' '
+test_expect_success 'a credential is no longer accepted: the job fails, and the operator learns the cause' '
 	held true &&
 	make_workflow "$id" PreRun &&
 	kube_set "{\"refuse\": [\"flux-workflow-token\"]}" &&
@@ -165,7 +167,7 @@ test_expect_success 'a credential that is not accepted any more: the job is told
 	flux dmesg | grep "workflow-token: .* it did not accept the credential (401)"
 '
 
-test_expect_success 'so is one that may not read Secrets' '
+test_expect_success 'the same for a credential without permission to read Secrets' '
 	held true &&
 	make_workflow "$id" PreRun &&
 	kube_set "{\"forbid\": {\"flux-workflow-token\": [\"secrets\"]}}" &&
@@ -177,7 +179,7 @@ test_expect_success 'so is one that may not read Secrets' '
 	grep "^fail .*kubernetes.*secrets" doctor
 '
 
-test_expect_success 'a server that another authority has certified is not trusted' '
+test_expect_success 'a server certified by another authority is not trusted' '
 	held true &&
 	make_workflow "$id" PreRun &&
 	mv "$KUBE/ca.pem" "$KUBE/ca.was" &&
@@ -201,7 +203,7 @@ test_expect_success 'a Workflow that has failed fails its job' '
 	flux dmesg | grep "workflow-token: .*it has failed (it says: the rabbit is ill)"
 '
 
-test_expect_success 'the Workflow of somebody else is none' '
+test_expect_success 'a Workflow of another user is ignored' '
 	held true &&
 	make_workflow "$id" PreRun 4711 &&
 	go &&
@@ -216,7 +218,8 @@ test_expect_success 'a job without a Workflow is not held for long' '
 	rule
 '
 
-# runs_with_its_secrets: has the job $id go on, which then is in $tasks and has what is in $canaries.
+# runs_with_its_secrets: lets the job $id continue. Its process is then in $tasks, and its secrets
+# are in $canaries.
 runs_with_its_secrets() {
 	make_workflow "$id" PreRun &&
 		go &&
@@ -227,7 +230,7 @@ runs_with_its_secrets() {
 		ids=$id
 }
 
-test_expect_success 'while a job runs, its secrets are found nowhere else, and no credential is' '
+test_expect_success 'while a job runs, its secrets are found nowhere else, and credentials nowhere' '
 	held -o verbose=2 "$PWD/quiet" &&
 	runs_with_its_secrets &&
 	gather running workflow-token.so &&
@@ -248,7 +251,7 @@ test_expect_success 'nor are they after it' '
 '
 
 #
-# The table dws. A rabbit job has no Workflow but the one that is made here.
+# The table dws. A rabbit job has no Workflow other than the one made here.
 #
 
 dws_table() {
@@ -260,12 +263,12 @@ dws_table() {
 	EOF
 }
 
-# held_rabbit …: as held, for a rabbit job.
+# held_rabbit …: like held, for a rabbit job.
 held_rabbit() {
 	id=$(rabbit --urgency=hold "$@") && flux job wait-event -q -t 60 "$id" depend
 }
 
-test_expect_success 'the plugin for rabbit jobs is loaded, and a service that knows nothing of Kubernetes' '
+test_expect_success 'the plugin for rabbit jobs is loaded, and a service without Kubernetes' '
 	unload &&
 	dws_table &&
 	flux jobtap load "$DWS_JOBTAP" &&
@@ -274,7 +277,7 @@ test_expect_success 'the plugin for rabbit jobs is loaded, and a service that kn
 	service_up "$canaries/variables"
 '
 
-test_expect_success 'a rabbit job has what its service sends and what Kubernetes says, which wins' '
+test_expect_success 'a rabbit job has the variables of its service and of Kubernetes, which win' '
 	held_rabbit "$PWD/keep" &&
 	make_workflow "$id" PreRun &&
 	go &&
@@ -300,7 +303,7 @@ test_expect_success 'a rabbit job waits for its Workflow, and its prolog is fini
 	test "$(events prolog-finish "$id" | wc -l)" = 1
 '
 
-test_expect_success 'where Kubernetes says no, a rabbit job does not start, and is cleaned up after' '
+test_expect_success 'if Kubernetes reports a failure, a rabbit job does not start, and is cleaned up' '
 	held_rabbit true &&
 	make_workflow "$id" PreRun &&
 	kube_set "{\"forbid\": {\"flux-workflow-token\": [\"workflows\"]}}" &&
@@ -324,7 +327,7 @@ test_expect_success 'its secrets are found nowhere' '
 	await clean "$id"
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	dws_kill &&
 	instance_down
 '

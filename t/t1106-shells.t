@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Jobs of 64 tasks on two nodes with several job shells each: all tasks have the same, and each shell asks once'
+test_description='Jobs of 64 tasks on two nodes with several job shells each: all tasks have the same values, and each shell sends one request'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -14,7 +14,7 @@ table </dev/null
 
 pals_initrc cray-pmi-bootstrap dws_environment
 
-# Each task keeps what it found, beside the shell that started it.
+# Each task stores its variables, and the shell that started it.
 program keep <<-EOF
 	#!/bin/sh
 	dir=$canaries/\$(flux job id --to=dec \$FLUX_JOB_ID)
@@ -30,8 +30,8 @@ program wait <<-EOF
 	exec "$PWD/keep"
 EOF
 
-# have_all ID SHELLS: the 64 tasks of a job have the variables of its rabbits, its ports and one secret; so many shells
-# started them.
+# have_all ID SHELLS: succeeds if the 64 tasks of a job have the variables of its rabbits, its ports and one secret, and
+# this number of shells started them.
 have_all() {
 	local dir secret
 	dir=$canaries/$(flux job id --to=dec "$1")
@@ -47,7 +47,7 @@ have_all() {
 		cmp "$canaries/expected" "$dir/task.63"
 }
 
-# ports ID: as its event has them.
+# ports ID: prints the ports in the job's event.
 ports() {
 	events cray-pmi-bootstrap "$1" | sed -n 's/.* ports=\[\([0-9]*,[0-9]*\)\]$/\1/p'
 }
@@ -57,12 +57,12 @@ ends_well() {
 	await clean "$1" && test "$(flux jobs -no '{result}' "$1")" = COMPLETED && has_no_event exception "$1"
 }
 
-# trace SIZE: has the lookups that reach each broker from its job shells written to trace.RANK; returns when that has begun.
+# trace SIZE: writes the lookups that reach each broker from its job shells to trace.RANK. Returns when this has begun.
 trace() {
 	local rank
 	tracers=
 	for ((rank = 0; rank < $1; rank++)); do
-		# Without a pipe, which it would fill first.
+		# Without a pipe, which would buffer the output.
 		FLUX_URI=local://$RUN/local-$rank stdbuf -oL "$FLUX" module trace --full --color=never \
 			--topic=job-info.lookup --type=request job-info >trace.$rank 2>>trace.err 8>&- 9>&- &
 		tracers+=" $!"
@@ -73,7 +73,7 @@ trace() {
 	done
 }
 
-# untrace: ends that, when all that was asked before it is written.
+# untrace: ends the trace, once all earlier requests are written.
 untrace() {
 	local rank pid
 	for rank in $(seq 0 $(($(echo "$tracers" | wc -w) - 1))); do
@@ -87,12 +87,12 @@ untrace() {
 	tracers=
 }
 
-# lookups ID KEY: how often job shells asked for a key of a job, on all brokers together.
+# lookups ID KEY: prints how often job shells looked up a key of a job, on all brokers together.
 lookups() {
 	cat trace.[0-9]* | python3 -c '
 import json, re, sys
 found = 0
-# A message is a line, and its payload stands below it over several lines.
+# A message is one line. Its payload follows on several lines.
 text = sys.stdin.read()
 decoder = json.JSONDecoder()
 for at in re.finditer(r"^\s*\{", text, re.M):
@@ -106,7 +106,7 @@ cleanup 'test -z "$tracers" || kill $tracers 2>/dev/null; rm -rf "$canaries"'
 
 CORES=0-127
 
-test_expect_success 'two nodes, with a broker each' '
+test_expect_success 'two nodes, with one broker each' '
 	munge_up &&
 	instance_up 2 &&
 	flux jobtap load "$DWS_JOBTAP" &&
@@ -131,7 +131,7 @@ test_expect_success 'all tasks of four jobs of 64, which run at once on both nod
 	test "$(cut -d" " -f2 "$canaries/each" | sort -u | wc -l)" = 4
 '
 
-test_expect_success 'each of their shells asked once for each of the two records' '
+test_expect_success 'each of their shells looked up each of the two records once' '
 	untrace &&
 	for id in $ids; do
 		test "$(lookups "$id" dws-environment)" = 2 &&
@@ -158,13 +158,13 @@ test_expect_success 'all 64 tasks of one job with two shells on each node have t
 	have_all "$id" 4
 '
 
-test_expect_success 'each of the four shells asked once for each of the two records' '
+test_expect_success 'each of the four shells looked up each of the two records once' '
 	untrace &&
 	test "$(lookups "$id" dws-environment)" = 4 &&
 	test "$(lookups "$id" cray-pmi-bootstrap)" = 4
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	stand_in_down &&
 	instance_down
 '

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='In a multi-user instance the variables of rabbits and the secret for Cray PMI are for the job owner, and for nobody else'
+test_description='In a multi-user instance only the job owner has the variables of rabbits and the secret for Cray PMI'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -14,7 +14,7 @@ new_token >"$canaries/token"
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_WORKFLOW_TOKEN":"%s"}' "$(cat "$canaries/token")" >"$VARIABLES"
 guest=$(id -u "$GUEST")
 mkfifo -m 0666 go pids
-# All use the munged of the system.
+# All processes use the munged of the system.
 mkdir -p config
 "${CC:-cc}" -shared -fPIC -o pals.so "$TESTS/../tests/support/pals.c" || error "pals.c does not compile"
 {
@@ -36,19 +36,21 @@ EOF
 instance_up 2 || skip "no instance of $OWNER could be started: $(tail -n 1 instance.log)"
 as "$GUEST" flux run true 2>err || skip "the IMP does not run jobs of $GUEST for $OWNER: $(tr '\n' ' ' <err)"
 
-# run USER OPTION…: a rabbit job of two nodes of that user. Its output is a canary.
+# run USER OPTION…: runs a rabbit job of two nodes of that user. Its output is a
+# canary.
 run() {
 	local user=$1
 	shift
 	as "$user" flux run --setattr=system.dw=ok -N2 "$@" "$PWD/show"
 }
 
-# environment PID NAME: the value of a variable of a process.
+# environment PID NAME: prints the value of a variable of a process.
 environment() {
 	tr '\0' '\n' <"/proc/$1/environ" | sed -n "s/^$2=//p"
 }
 
-# is_refused_to USER KEY: neither the job nor the KVS gives the record to that user.
+# is_refused_to USER KEY: succeeds if neither the job nor the KVS returns the record
+# to that user.
 is_refused_to() {
 	test_must_fail as "$1" flux job info "$id" "$2" 2>err &&
 		cat err &&
@@ -57,7 +59,7 @@ is_refused_to() {
 		grep -i "not permitted" err
 }
 
-test_expect_success 'the instance takes the plugins' '
+test_expect_success 'the instance loads the plugins' '
 	flux jobtap load "$DWS_JOBTAP" &&
 	flux jobtap load "$PMI" port-min=11000 port-max=12000 &&
 	stand_in_up
@@ -70,7 +72,7 @@ test_expect_success 'all tasks of a job of a guest run as the guest, with the va
 	grep -Eq "^$guest /mnt/nnf/a $(cat "$canaries/token") [0-9]+,[0-9]+ [0-9]+$" "$canaries/out"
 '
 
-test_expect_success 'another guest, and the instance owner, have a secret of their own' '
+test_expect_success 'another guest and the instance owner have their own secrets' '
 	run "$OTHER" -n2 >"$canaries/other" &&
 	run "$OWNER" -n2 >"$canaries/owner" &&
 	for name in other owner; do
@@ -122,26 +124,26 @@ test_expect_success 'another user cannot read the environment of the task' '
 	test_must_fail as "$OTHER" cat "/proc/$task/environ"
 '
 
-test_expect_success 'another user cannot read the eventlog, in which no value is' '
+test_expect_success 'another user cannot read the eventlog, which contains no value' '
 	test_must_fail as "$OTHER" flux job eventlog "$id" &&
 	as "$GUEST" flux job eventlog "$id" >eventlog.main &&
 	grep "dws_environment names=" eventlog.main &&
 	grep "cray-pmi-bootstrap ports=" eventlog.main
 '
 
-test_expect_success 'nothing else on this node tells token or secret, the raw content store included' '
+test_expect_success 'nothing else on this node contains token or secret, including the raw content store' '
 	ids=$id &&
 	gather running dws-jobtap.so &&
 	flux jobtap query cray-pmi-bootstrap.so >query &&
 	cat "$canaries/token" >"$canaries/secrets" &&
-	# One in two thousand has too few digits to be told from others.
+	# One secret in two thousand has too few digits to be unmistakable.
 	{ grep -E "^[0-9]{16,}$" "$canaries/pmi" >>"$canaries/secrets" || :; } &&
 	flux kvs put --sync checkpoint=1 &&
 	test_expect_code 1 "$TESTS/search.py" "$canaries/secrets" "$PWD" "proc:$tasks" &&
 	test_expect_code 0 "$TESTS/search.py" "$canaries/secrets" "$canaries/environ"
 '
 
-test_expect_success 'what the service says, a guest cannot say' '
+test_expect_success 'a guest cannot send messages of the service' '
 	held=$(as "$GUEST" flux submit --setattr=system.dw=setup=held -N2 -n2 "$PWD/show") &&
 	asked setup "$held" &&
 	for method in prolog-remove epilog-remove resource-update; do
@@ -155,7 +157,7 @@ test_expect_success 'what the service says, a guest cannot say' '
 	await clean "$held"
 '
 
-test_expect_success 'the job of the guest ends, and its records go' '
+test_expect_success 'the job of the guest ends, and its records are removed' '
 	release go && release go &&
 	await clean "$id" &&
 	are_gone() { ! flux job info "$id" dws-environment 2>/dev/null && ! flux job info "$id" cray-pmi-bootstrap 2>/dev/null; } &&
@@ -163,7 +165,7 @@ test_expect_success 'the job of the guest ends, and its records go' '
 '
 
 for key in dws-environment cray-pmi-bootstrap; do
-	test_expect_success "a record $key that the guest sealed is refused, even if it were put in place" '
+	test_expect_success "a record $key sealed by the guest is rejected, even if it is stored in the right place" '
 		id=$(as "$GUEST" flux submit -N2 -n2 -o pmi=cray-pals,simple --urgency=hold --setattr=system.dw=ok sh -c "touch $PWD/go.started") &&
 		dec=$(flux job id --to=dec "$id") &&
 		flux jobtap remove dws-jobtap.so &&
@@ -183,7 +185,7 @@ for key in dws-environment cray-pmi-bootstrap; do
 	'
 done
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	stand_in_down &&
 	instance_down
 '

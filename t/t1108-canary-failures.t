@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Token, variables of rabbits and secret for Cray PMI are found nowhere, whatever goes wrong'
+test_description='Token, variables of rabbits and secret for Cray PMI are found nowhere, whatever fails'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -14,7 +14,7 @@ VARIABLES=$canaries/variables
 printf '{"DW_JOB_a":"/mnt/nnf/a","DW_CANARY":"%s"}' "$(cat "$canaries/rabbit")" >"$VARIABLES"
 : >"$canaries/pmi"
 pals_initrc cray-pmi-bootstrap dws_environment workflow-token
-# configured TIMEOUT: for deliveries.
+# configured TIMEOUT: sets the timeout of deliveries.
 configured() {
 	table <<-EOF
 		timeout = "$1"
@@ -25,19 +25,19 @@ configured() {
 	EOF
 }
 configured 60s
-# A task that says nothing but its process id, and that elsewhere, and is one process only.
+# A task that consists of one process and prints only its process id, to another place.
 quiet_program
 
 LOG=(-Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local)
 
-# job HOW PROGRAM…: a job of two nodes to which all three plugins deliver. HOW is as for rabbit_job.
+# job HOW PROGRAM…: submits a job of two nodes to which all three plugins deliver. HOW is as for rabbit_job.
 job() {
 	local how=$1
 	shift
 	id=$(rabbit_job "$how" -N2 -n2 -o verbose=2 --setattr=system.workflow=1 "$@") && ids+=" $id"
 }
 
-# begins HOW: one whose tasks wait; returns when both are there.
+# begins HOW: submits a job whose tasks wait, and returns when both have started.
 begins() {
 	job "$1" "$PWD/quiet" && have_begun
 }
@@ -46,7 +46,7 @@ have_begun() {
 	tasks=$(for n in 1 2; do read -r -t 60 pid && echo "$pid"; done <>pids | paste -sd,) && have_all
 }
 
-# have_all: the tasks have all three secrets. What the third is, is not known before.
+# have_all: succeeds if the tasks have all three secrets. The third one is not known in advance.
 have_all() {
 	local pid
 	for pid in $(echo "$tasks" | tr , " "); do
@@ -58,13 +58,14 @@ have_all() {
 	done
 }
 
-# keep_secret: with the others; without and with its sign. One in two thousand has too few digits to be told from others.
+# keep_secret: adds the secret to the others, unsigned and signed. One in two thousand has too few digits to be
+# unmistakable.
 keep_secret() {
 	python3 -c 'n = int(input()); print(n, abs(n - (n >> 63 << 64)), sep="\n")' <"$canaries/secret" |
 		grep -E '[0-9]{16,}' >>"$canaries/pmi" || :
 }
 
-# is_sealed ID: its secret for Cray PMI is, and is kept.
+# is_sealed ID: succeeds if the job's secret for Cray PMI is sealed, and stores it.
 is_sealed() {
 	flux job info "$1" cray-pmi-bootstrap 2>/dev/null | member credential >"$canaries/credential" &&
 		unmunge --socket "$MUNGE_SOCKET" --metadata=/dev/null --input "$canaries/credential" |
@@ -82,7 +83,7 @@ in_flight() {
 	done
 }
 
-# found_nowhere NAME: in all that there is, the processes in $tasks left out.
+# found_nowhere NAME: succeeds if no secret is found anywhere, except in the processes in $tasks.
 found_nowhere() {
 	gather "$1" dws-jobtap.so &&
 		flux jobtap query cray-pmi-bootstrap.so >"gathered/$1/query-pmi" &&
@@ -92,7 +93,7 @@ found_nowhere() {
 		test "$(cat status)" = 1
 }
 
-# is_over: the job has ended without having started. Nothing runs any more.
+# is_over: succeeds if the job has ended without having started, and nothing runs any more.
 is_over() {
 	await clean "$id" && events exception "$id" && has_no_event start "$id" && tasks=
 }
@@ -101,27 +102,27 @@ load_all() {
 	flux jobtap load "$DWS_JOBTAP" && flux jobtap load "$PMI" port-min=11000 port-max=12000 && load
 }
 
-test_expect_success 'an instance takes the plugins' '
+test_expect_success 'an instance loads the plugins' '
 	munge_up &&
 	FLUX_DISABLE_JOB_CLEANUP=t instance_up 2 "${LOG[@]}" &&
 	load_all &&
 	stand_in_up
 '
 
-test_expect_success 'what is planted is found' '
+test_expect_success 'planted secrets are found' '
 	flux kvs put --sync planted="$(cat "$canaries/rabbit")" &&
 	everywhere rabbit &&
 	grep "content.sqlite: blob" found &&
 	test "$(cat status)" = 0
 '
 
-# What was planted stays in the content store.
-test_expect_success 'from now on there are others' '
+# The planted secrets remain in the content store.
+test_expect_success 'from now on the secrets are others' '
 	new_token >"$canaries/rabbit" &&
 	printf "{\"DW_JOB_a\":\"/mnt/nnf/a\",\"DW_CANARY\":\"%s\"}" "$(cat "$canaries/rabbit")" >"$VARIABLES"
 '
 
-test_expect_success 'while a job runs that has all of them' '
+test_expect_success 'while a job with all of them runs' '
 	begins ok &&
 	found_nowhere running &&
 	grep MUNGE: gathered/running/values.primary &&
@@ -135,7 +136,7 @@ test_expect_success 'after it has ended' '
 	grep "exported DW_CANARY, DW_JOB_a\|exported DW_JOB_a, DW_CANARY" gathered/ended/attach.*
 '
 
-test_expect_success 'the service dies while it sets rabbits up, and says what it had to say when it is back' '
+test_expect_success 'the service dies while it sets up rabbits, and sends its message after a restart' '
 	job setup=held "$PWD/quiet" &&
 	asked setup "$id" &&
 	kill -KILL "$STAND_IN" &&
@@ -150,7 +151,7 @@ test_expect_success 'the service dies while it sets rabbits up, and says what it
 	found_nowhere service-back
 '
 
-test_expect_success 'the service sends what is malformed' '
+test_expect_success 'the service sends a malformed message' '
 	job setup=held true &&
 	asked setup "$id" &&
 	! tell prolog-remove "$id" "\"variables\":{\"DW_CANARY\":[\"$(cat "$canaries/rabbit")\"]}" &&
@@ -158,7 +159,7 @@ test_expect_success 'the service sends what is malformed' '
 	found_nowhere malformed
 '
 
-test_expect_success 'munged is stopped, and the job goes on with it' '
+test_expect_success 'munged is stopped, and the job continues with it' '
 	munge_signal STOP &&
 	job ok "$PWD/quiet" &&
 	eventually in_flight &&
@@ -199,9 +200,10 @@ test_expect_success 'the job is canceled while all of it waits for munged' '
 	found_nowhere canceled-in-flight
 '
 
-# With nothing to hold the job, its record would be read before it could be replaced: the plugin that would seal it is away.
+# Without a hold, the job would read its record before it could be replaced: the plugin that would seal it is not
+# loaded.
 for plugin in workflow-token dws-jobtap cray-pmi-bootstrap; do
-	test_expect_success "a record is that of another job, where $plugin.so would have put its own" '
+	test_expect_success "the record of $plugin.so is replaced by that of another job" '
 		case '$plugin' in dws-jobtap) key=dws-environment ;; *) key='$plugin' ;; esac &&
 		begins ok &&
 		flux job info "$id" $key >record &&
@@ -219,7 +221,7 @@ for plugin in workflow-token dws-jobtap cray-pmi-bootstrap; do
 	'
 done
 
-test_expect_success 'the plugins are loaded anew with deliveries under way' '
+test_expect_success 'the plugins are reloaded with deliveries in progress' '
 	munge_signal STOP &&
 	job ok true &&
 	eventually in_flight &&
@@ -241,7 +243,7 @@ test_expect_success 'and while a job runs' '
 	tasks=
 '
 
-test_expect_success 'the instance is restarted with deliveries under way, and crashes' '
+test_expect_success 'the instance is restarted with deliveries in progress, and crashes' '
 	printf "[job-manager]\nplugins = [ { load = \"%s\" }, { load = \"%s\" }, { load = \"%s\" } ]\n" \
 		"$DWS_JOBTAP" "$PMI" "$JOBTAP" >config/job-manager.toml &&
 	munge_signal STOP &&
@@ -273,7 +275,7 @@ test_expect_success 'after the crash' '
 	found_nowhere crashed
 '
 
-test_expect_success 'all that was looked for was there to be found' '
+test_expect_success 'every secret that was searched for existed' '
 	test "$(sort -u "$canaries/pmi" | wc -l)" -ge 6 &&
 	for name in token rabbit; do test -s "$canaries/$name" || return; done &&
 	grep "took longer than 2 s" instance.log &&

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='The plugins of flux-coral2 for rabbit jobs are replaced while jobs are there, and put back'
+test_description='The plugins of flux-coral2 for rabbit jobs are replaced and restored while jobs exist'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -15,7 +15,7 @@ done
 VARIABLES=$PWD/variables
 echo '{"DW_JOB_a":"/mnt/nnf/a"}' >variables
 table </dev/null
-# shells OLD|NEW: what job shells load from now on.
+# shells OLD|NEW: sets the plugin that job shells load from now on.
 shells() {
 	case $1 in
 	OLD) printf 'plugin.load { file = "%s" }\n' "$OLD_SHELL" ;;
@@ -34,12 +34,12 @@ program wait <<-EOF
 	exec "$PWD/keep"
 EOF
 
-# replace FILE: by this one.
+# replace FILE: replaces the loaded plugin by this one.
 replace() {
 	flux jobtap load --remove=dws-jobtap.so "$1"
 }
 
-# lives ID: it comes to a good end, and was torn down, once.
+# lives ID: succeeds if the job ends normally, and was torn down once.
 lives() {
 	await clean "$1" &&
 		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
@@ -59,7 +59,7 @@ is_clear() {
 	events dws_environment "$1" | grep "variables=.*/mnt/nnf/a"
 }
 
-# at_all_points_and_canceled: and one more in its prolog, which is to be canceled.
+# at_all_points_and_canceled: like at_all_points, with another job in its prolog, to be canceled.
 at_all_points_and_canceled() {
 	at_all_points &&
 		canceled=$(rabbit_job setup=held "$PWD/keep") && asked setup "$canceled"
@@ -70,7 +70,7 @@ given() {
 	tell prolog-remove "$1" "\"variables\":$(cat variables)"
 }
 
-# A prolog of somebody else, in which jobs are whose rabbits are ready.
+# A prolog of another plugin, which holds jobs whose rabbits are ready.
 mkfifo fetching fetched
 program held <<-EOF
 	#!/bin/sh
@@ -89,12 +89,12 @@ test_expect_success 'an instance with the plugins of flux-coral2' '
 	is_clear "$id"
 '
 
-test_expect_success 'the doctor says which plugin it is' '
+test_expect_success 'doctor names the plugin' '
 	of_plugins &&
 	grep "^warn  plugin .*dws-jobtap.so that is loaded, from $OLD_DWS, .* flux-coral2" doctor
 '
 
-test_expect_success 'first the job shells: jobs have what the eventlog has' '
+test_expect_success 'first the job shells: jobs have the variables of the eventlog' '
 	shells NEW &&
 	id=$(rabbit_job ok -o verbose=1 "$PWD/keep") &&
 	lives "$id" &&
@@ -102,7 +102,7 @@ test_expect_success 'first the job shells: jobs have what the eventlog has' '
 	flux job attach "$id" 2>&1 | grep "in clear: this job was prepared by a dws-jobtap.so that does not seal them"
 '
 
-test_expect_success 'then the job manager: jobs at all points of their lives go on' '
+test_expect_success 'then the job manager: jobs in all states continue' '
 	at_all_points_and_canceled &&
 	replace "$DWS_JOBTAP" &&
 	flux cancel "$canceled" &&
@@ -124,14 +124,14 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 	asked post_run "$canceled" "\"run_started\": false"
 '
 
-test_expect_success 'the doctor says that it is the new one, and finds the part for job shells' '
+test_expect_success 'doctor names the new plugin, and finds its part for job shells' '
 	of_plugins &&
 	grep "^ok    plugin .*loaded from $DWS_JOBTAP: .*in-flight=" doctor &&
 	grep "^ok    shell .*dws_environment.so is there" doctor &&
 	! grep "no line of .* loads dws_environment.so" doctor
 '
 
-test_expect_success 'a job whose variables are in the eventlog, and that has not started, has them' '
+test_expect_success 'a job that has not started, with variables in the eventlog, has them' '
 	replace "$OLD_DWS" &&
 	table <<-EOF &&
 		[[workflow-token.rule]]
@@ -150,14 +150,14 @@ test_expect_success 'a job whose variables are in the eventlog, and that has not
 	is_clear "$id"
 '
 
-# ends ID: it had its variables, and comes to a good end.
+# ends ID: succeeds if the job had its variables, and ends normally.
 ends() {
 	await clean "$1" &&
 		test "$(flux jobs -no '{result}' "$1")" = COMPLETED &&
 		test "$(cat "found/$(flux job id --to=dec "$1")")" = /mnt/nnf/a
 }
 
-test_expect_success 'installed over the one that is loaded, and loaded in its place' '
+test_expect_success 'a plugin is installed over the loaded one, and replaces it' '
 	mkdir -p installed &&
 	install "$OLD_DWS" installed/dws-jobtap.so &&
 	replace "$PWD/installed/dws-jobtap.so" &&
@@ -173,7 +173,7 @@ test_expect_success 'installed over the one that is loaded, and loaded in its pl
 	is_sealed "$id"
 '
 
-test_expect_success 'put back: what has no resources yet, or is in its epilog, goes on' '
+test_expect_success 'rollback: jobs without resources, or in their epilog, continue' '
 	at_all_points_and_canceled &&
 	flux jobtap query dws-jobtap.so | grep "\"in-flight\": *0" &&
 	replace "$OLD_DWS" &&
@@ -185,14 +185,14 @@ test_expect_success 'put back: what has no resources yet, or is in its epilog, g
 	is_clear "$scheduled"
 '
 
-test_expect_success 'what waits for its workflow fails: it is there already' '
+test_expect_success 'rollback: a job that waits for its workflow fails, because it exists already' '
 	for id in $created $waiting; do
 		await clean "$id" &&
 		events exception "$id" | grep "dws-create.*already exists" || return
 	done
 '
 
-test_expect_success 'what is in its prolog, or runs, ends well, and its workflow is left to the operators' '
+test_expect_success 'rollback: jobs in their prolog, or running, end normally, and operators remove their workflows' '
 	given "$in_prolog" &&
 	>go &&
 	for id in $in_prolog $running; do
@@ -203,7 +203,7 @@ test_expect_success 'what is in its prolog, or runs, ends well, and its workflow
 	is_clear "$in_prolog"
 '
 
-test_expect_success 'a job that is canceled in its prolog hangs until the service is spoken for' '
+test_expect_success 'a job canceled in its prolog hangs until the test acts for the service' '
 	flux cancel "$canceled" &&
 	await epilog-finish "$canceled" &&
 	has_no_event clean "$canceled" &&
@@ -212,7 +212,7 @@ test_expect_success 'a job that is canceled in its prolog hangs until the servic
 	has_no_event start "$canceled"
 '
 
-test_expect_success 'a job whose variables are sealed, and that has not started, does not start' '
+test_expect_success 'a job that has not started, with sealed variables, does not start' '
 	replace "$DWS_JOBTAP" &&
 	id=$(rabbit_job ok --setattr=system.other=1 "$PWD/keep") &&
 	timeout 60 cat fetching &&
@@ -225,8 +225,9 @@ test_expect_success 'a job whose variables are sealed, and that has not started,
 	! test -e "found/$(flux job id --to=dec "$id")"
 '
 
-# What the one leaves with the handle tells nothing of what became of jobs while the other was there.
-test_expect_success 'put back for a while: jobs that went on meanwhile go on' '
+# The state that one plugin leaves with the handle does not contain what happened to jobs under the
+# other plugin.
+test_expect_success 'temporary rollback: jobs that proceeded meanwhile continue' '
 	shells NEW &&
 	rm -f go &&
 	replace "$DWS_JOBTAP" &&
@@ -259,14 +260,14 @@ test_expect_success 'put back for a while: jobs that went on meanwhile go on' '
 	lives "$started"
 '
 
-# With a prolog of somebody else, which the one that is finished too often would end.
+# A prolog of another plugin would end if ours were finished too often.
 program hold-both <<-EOF
 	#!/bin/sh
 	echo fetching >"$PWD/fetching"
 	until test -e "$PWD/let-go"; do sleep 0.05; done
 	echo something
 EOF
-test_expect_success 'so do those that another plugin holds: what was finished is not finished again' '
+test_expect_success 'so do jobs held by another plugin: no prolog is finished twice' '
 	table <<-EOF &&
 		[[workflow-token.rule]]
 		attribute = "system.both"
@@ -296,7 +297,7 @@ test_expect_success 'so do those that another plugin holds: what was finished is
 	is_clear "$later"
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	stand_in_down &&
 	instance_down
 '

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='The plugin of flux-coral2 for Cray PMI is replaced while jobs are there, and put back'
+test_description='The plugin of flux-coral2 for Cray PMI is replaced and restored while jobs exist'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -17,7 +17,7 @@ need_canaries
 VARIABLES=$PWD/variables
 echo '{}' >variables
 table </dev/null
-# shells OLD|NEW: what job shells load from now on.
+# shells OLD|NEW: sets the plugin that job shells load from now on.
 shells() {
 	{
 		echo 'if shell.options.pmi == nil then shell.options.pmi = "cray-pals" end'
@@ -27,7 +27,7 @@ shells() {
 	} >initrc.lua
 }
 shells OLD
-# Each of the tasks keeps what it found.
+# Each task stores its variables.
 program keep <<-EOF
 	#!/bin/sh
 	echo "\${PMI_CONTROL_PORT-unset} \${PMI_SHARED_SECRET-unset}" \
@@ -39,13 +39,13 @@ program wait <<-EOF
 	exec "$PWD/keep"
 EOF
 
-# replace FILE [OPTION…]: by this one.
+# replace FILE [OPTION…]: replaces the loaded plugin by this one.
 replace() {
 	flux jobtap load --remove=cray-pmi-bootstrap.so "$@" port-min=11000 port-max=12000
 }
 
-# job HOW OPTION…: submits a job of two nodes. The plugin for rabbit jobs, and the stand-in for its service, have it wait in its
-# prolog and in its epilog as rabbit_job says.
+# job HOW OPTION…: submits a job of two nodes. The plugin for rabbit jobs and the stand-in for its service hold it in
+# its prolog and in its epilog, as for rabbit_job.
 job() {
 	local how=$1
 	shift
@@ -60,12 +60,12 @@ are_free() {
 	test "$(free)" = "$1"
 }
 
-# ports ID: as its event has them.
+# ports ID: prints the ports in the job's event.
 ports() {
 	events cray-pmi-bootstrap "$1" | sed -n 's/.* ports=\[\([0-9]*,[0-9]*\)\].*/\1/p'
 }
 
-# is_clear ID: its event has the secret, and its tasks have that one.
+# is_clear ID: succeeds if the job's event contains the secret, and its tasks have the same one.
 is_clear() {
 	events cray-pmi-bootstrap "$1" | sed -n 's/.* random_integer=\(-\?[0-9]*\).*/\1/p' >"$canaries/integer" &&
 		python3 -c 'print(int(input()) % 2**64)' <"$canaries/integer" >"$canaries/expected" &&
@@ -73,12 +73,12 @@ is_clear() {
 		cmp "$canaries/expected" "$canaries/found"
 }
 
-# is_sealed ID: its event has ports alone.
+# is_sealed ID: succeeds if the job's event contains only ports.
 is_sealed() {
 	events cray-pmi-bootstrap "$1" >event && grep "ports=" event && ! grep random_integer event
 }
 
-# lives ID: it comes to a good end, and both of its tasks had its ports and one secret.
+# lives ID: succeeds if the job ends normally, and both of its tasks had its ports and one secret.
 lives() {
 	local dec
 	dec=$(flux job id --to=dec "$1")
@@ -91,7 +91,7 @@ lives() {
 		grep -Eqx "$(ports "$1") [0-9]+" "$canaries/$dec.0"
 }
 
-# pmi_at_all_points: jobs at all points of their lives.
+# pmi_at_all_points: submits jobs and brings them to all states.
 pmi_at_all_points() {
 	rm -f go
 	in_epilog=$(job post_run=held "$PWD/keep") && asked post_run "$in_epilog" &&
@@ -118,19 +118,19 @@ test_expect_success 'an instance with the plugin of flux-coral2' '
 	is_clear "$id"
 '
 
-test_expect_success 'the doctor says which plugin it is' '
+test_expect_success 'doctor names the plugin' '
 	of_plugins &&
 	grep "^warn  plugin .*cray-pmi-bootstrap.so that is loaded, from $OLD_PMI, .* flux-coral2" doctor
 '
 
-test_expect_success 'first the job shells: jobs have what the eventlog has' '
+test_expect_success 'first the job shells: jobs have the values of the eventlog' '
 	shells NEW &&
 	id=$(job ok "$PWD/keep") &&
 	lives "$id" &&
 	is_clear "$id"
 '
 
-test_expect_success 'then the job manager: jobs at all points of their lives go on' '
+test_expect_success 'then the job manager: jobs in all states continue' '
 	pmi_at_all_points &&
 	replace "$PMI" &&
 	flux cancel "$canceled" &&
@@ -148,14 +148,14 @@ test_expect_success 'then the job manager: jobs at all points of their lives go 
 	is_sealed "$scheduled"
 '
 
-test_expect_success 'the doctor says that it is the new one, and that job shells load theirs in the right order' '
+test_expect_success 'doctor names the new plugin, and finds that job shells load theirs in the right order' '
 	of_plugins &&
 	grep "^ok    plugin .*loaded from $PMI: .*ports-free=" doctor &&
 	grep "^ok    shell .*cray-pmi-bootstrap.so is there" doctor &&
 	grep "^ok    shell .*initrc.lua loads cray-pmi-bootstrap.so before cray_pals.so" doctor
 '
 
-test_expect_success 'the ports of one that still runs are not given again, and come back' '
+test_expect_success 'the ports of a running job are not allocated again, and are released later' '
 	are_free 998 &&
 	other=$(job ok "$PWD/keep") &&
 	lives "$other" &&
@@ -169,16 +169,16 @@ test_expect_success 'the ports of one that still runs are not given again, and c
 	eventually are_free 1000
 '
 
-test_expect_success 'what the new plugin seals is nowhere in clear' '
+test_expect_success 'sealed secrets are nowhere in clear text' '
 	cut -d" " -f2 "$canaries/$(flux job id --to=dec "$other").0" >"$canaries/secrets" &&
 	for id in $(flux jobs -ano "{id}"); do flux job eventlog "$id" || return; done >eventlogs &&
-	# One in two thousand has too few digits to be told from others.
+	# One secret in two thousand has too few digits to be unmistakable.
 	if grep -Eq "^[0-9]{1,15}$" "$canaries/secrets"; then echo 1234567890123456789 >"$canaries/secrets"; fi &&
 	flux kvs put --sync checkpoint=1 &&
 	test_expect_code 1 "$TESTS/search.py" "$canaries/secrets" "$PWD" proc:
 '
 
-test_expect_success 'put back while the job shells stay: all goes on, and new jobs have their secret in clear' '
+test_expect_success 'rollback without the job shells: all jobs continue, and new jobs have their secret in clear text' '
 	pmi_at_all_points &&
 	is_sealed "$running" && is_sealed "$in_prolog" &&
 	test "$(flux jobtap query cray-pmi-bootstrap.so | member in-flight)" = 0 &&
@@ -198,7 +198,7 @@ test_expect_success 'put back while the job shells stay: all goes on, and new jo
 	is_clear "$scheduled"
 '
 
-test_expect_success 'the former plugin gives the ports of a job that runs once more' '
+test_expect_success 'the earlier plugin allocates the ports of a running job again' '
 	for id in $in_prolog $running; do ports "$id" | tr , "\n" || return; done | sort -u >taken &&
 	for id in $waiting $scheduled; do ports "$id" | tr , "\n" || return; done | sort -u >given &&
 	comm -12 taken given >twice &&
@@ -208,7 +208,7 @@ test_expect_success 'the former plugin gives the ports of a job that runs once m
 	is_sealed "$running"
 '
 
-test_expect_success 'the new one again: it counts the ports of jobs to which the former gave them' '
+test_expect_success 'the new plugin again: it counts ports that the earlier one allocated' '
 	rm -f go &&
 	a=$(job ok "$PWD/wait") && await start "$a" &&
 	b=$(job setup=held "$PWD/keep") && asked setup "$b" &&
@@ -223,7 +223,7 @@ test_expect_success 'the new one again: it counts the ports of jobs to which the
 	eventually are_free 1000
 '
 
-test_expect_success 'a job whose secret is sealed does not run with job shells that have no part for it' '
+test_expect_success 'a job with a sealed secret does not run with job shells without the plugin' '
 	id=$(job setup=held "$PWD/keep") && asked setup "$id" &&
 	is_delivered() { test "$(events prolog-finish "$id" | grep -c cray-pmi-bootstrap)" = 1; } &&
 	eventually is_delivered &&
@@ -237,7 +237,7 @@ test_expect_success 'a job whose secret is sealed does not run with job shells t
 	replace "$PMI"
 '
 
-test_expect_success 'a delivery under way when it is put back holds its job, until the new one is there again' '
+test_expect_success 'a delivery in progress at the rollback holds its job until the new plugin is loaded again' '
 	munge_signal STOP &&
 	id=$(job ok "$PWD/keep") && await cray-pmi-bootstrap "$id" &&
 	canceled=$(job ok "$PWD/keep") && await cray-pmi-bootstrap "$canceled" &&
@@ -257,12 +257,12 @@ test_expect_success 'a delivery under way when it is put back holds its job, unt
 	eventually are_free 1000
 '
 
-test_expect_success 'the log has no complaint of the new plugin' '
+test_expect_success 'the log contains no error of the new plugin' '
 	flux dmesg >dmesg &&
 	! grep "\.err\[0\]: cray-pmi-bootstrap: " dmesg
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	stand_in_down &&
 	instance_down
 '

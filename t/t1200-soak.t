@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-test_description='A bad day: munged, sources, the configuration and the plugin itself fail at random, and each job is accounted for
+test_description='Randomized fault injection: munged, sources, the configuration and the plugin itself fail, and each job is accounted for
 
-WORKFLOW_TOKEN_SOAK is for how many seconds (30), WORKFLOW_TOKEN_SEED the seed of an earlier one.'
+WORKFLOW_TOKEN_SOAK is the duration in seconds (30). WORKFLOW_TOKEN_SEED is the seed of an earlier run.'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -46,7 +46,8 @@ table <<-EOF
 	kubeconfig = "$KUBE/flux-workflow-token.kubeconfig"
 	object = "soak"
 EOF
-# Without its record a job does not start, whether or not the plugin was there when it was allocated.
+# Without its record, a job does not start, whether or not the plugin was loaded when it was
+# allocated.
 initrc initrc.lua "config=$CONFIG" "munge-socket=$MUNGE_SOCKET"
 
 test_expect_success 'an API server has a Workflow with a token' '
@@ -59,7 +60,7 @@ test_expect_success 'an API server has a Workflow with a token' '
 	soak_expects kubernetes
 '
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	instance_up 1 &&
 	load &&
@@ -80,7 +81,7 @@ test_expect_success 'no secret is anywhere' '
 	test "$(cat status)" = 1
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	instance_down
 '
 

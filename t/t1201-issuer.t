@@ -6,7 +6,7 @@ need_flux
 need_canaries
 
 me=$(id -un)
-# Keys and minted tokens are secrets, so they are where nothing is searched.
+# Keys and minted tokens are secrets, so they are stored where nothing is searched.
 keys=$canaries/keys
 other=$canaries/other-keys
 minted=$canaries/minted
@@ -18,19 +18,19 @@ token_tool() {
 	timeout 60 "$STAGE/libexec/flux/cmd/flux-workflow-token" "$@"
 }
 
-# verify FILE [OPTION…]: a token that is to be good.
+# verify FILE [OPTION…]: verifies a token that must be valid.
 verify() {
 	local file=$1
 	shift
 	token_tool verify --keys="$keys" --issuer=$issuer --audience=service "$@" "$file"
 }
 
-# claim NAME: of what verify --json says, on standard input.
+# claim NAME: prints a claim from the output of verify --json, on standard input.
 claim() {
 	member "claims.$1"
 }
 
-# A task that says nothing but its token, and that where it is not searched.
+# A task that prints only its token, where it is not searched.
 program keep <<-EOF
 	#!/bin/sh
 	umask 077
@@ -47,17 +47,17 @@ mint() {
 		of "$name" "$id"
 }
 
-# of NAME ID: the path of the token of a job.
+# of NAME ID: prints the path of the token of a job.
 of() {
 	echo "$minted/$1.$2"
 }
 
-# lifetime FILE: of a token, in seconds.
+# lifetime FILE: prints the lifetime of a token, in seconds.
 lifetime() {
 	verify "$1" --json >claims && echo $(($(claim exp <claims) - $(claim iat <claims)))
 }
 
-# issue FILE OPTION…: a token of the command, into a file.
+# issue FILE OPTION…: writes a token issued by the command to a file.
 issue() {
 	local file=$1
 	shift
@@ -101,14 +101,14 @@ test_expect_success 'keygen makes a key directory, whose private key nobody else
 	token_tool jwks "$keys" | grep "$kid"
 '
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	the_table | table &&
 	munge_up &&
 	instance_up 2 -Slog-level=7 -Slog-stderr-level=7 -Slog-stderr-mode=local &&
 	load
 '
 
-test_expect_success 'a job gets a token that is bound to it, and that the command verifies' '
+test_expect_success 'a job receives a token that is bound to it, and that the command verifies' '
 	file=$(mint first -t 30m) &&
 	verify "$file" &&
 	verify "$file" --json >claims &&
@@ -121,7 +121,7 @@ test_expect_success 'a job gets a token that is bound to it, and that the comman
 	test "$(claim scope <claims)" = session
 '
 
-test_expect_success 'it is good for the time limit of the job and a margin, and never too long' '
+test_expect_success 'the token is valid for the time limit of the job and a margin, up to a maximum' '
 	test "$(lifetime "$file")" = $((40 * 60)) &&
 	file=$(mint unlimited) &&
 	test "$(lifetime "$file")" = $((12 * 3600)) &&
@@ -129,7 +129,7 @@ test_expect_success 'it is good for the time limit of the job and a margin, and 
 	test "$(lifetime "$file")" = $((12 * 3600))
 '
 
-test_expect_success 'a time limit that is updated while the job waits is the one that counts' '
+test_expect_success 'an update of the time limit while the job waits takes effect' '
 	id=$(flux submit --setattr=system.mint=1 --urgency=hold -t 30m "$PWD/keep" updated) &&
 	flux update "$id" duration=2h &&
 	flux job urgency "$id" default &&
@@ -137,7 +137,7 @@ test_expect_success 'a time limit that is updated while the job waits is the one
 	test "$(lifetime "$(of updated "$id")")" = $((130 * 60))
 '
 
-test_expect_success 'a token that was altered, is of another issuer or for another service does not verify' '
+test_expect_success 'a token that was altered, or has another issuer or audience, does not verify' '
 	(umask 077 && printf "%s.%s\n" "$(cut -d. -f1,2 "$file")" "$(cut -d. -f3 "$(of updated "$id")")" >"$canaries/altered") &&
 	test_expect_code 1 verify "$canaries/altered" 2>err &&
 	grep "refused: the token.s signature is wrong" err &&
@@ -146,7 +146,8 @@ test_expect_success 'a token that was altered, is of another issuer or for anoth
 	test_expect_code 2 token_tool verify --keys="$PWD/none" --any-issuer --any-audience "$file"
 '
 
-# rotation ROUND ALGORITHM: jobs come all the while. Each token verifies, until its key is retired.
+# rotation ROUND ALGORITHM: rotates keys while jobs arrive. Each token verifies until its key is
+# retired.
 rotation() {
 	local round=$1 old new step id file ids=
 	old=$(cat "$keys/active") || return
@@ -170,7 +171,7 @@ rotation() {
 		for file in "$minted/before-$round".*; do test_expect_code 1 verify "$file" || return; done
 }
 
-test_expect_success 'the key rotates three times under load, and no token is refused before its key is retired' '
+test_expect_success 'the key rotates three times under load, and no token is rejected before its key is retired' '
 	before=$(counter delivered) &&
 	rotation 1 ES256 &&
 	rotation 2 HS256 &&
@@ -182,7 +183,7 @@ test_expect_success 'the key rotates three times under load, and no token is ref
 	test "$(wc -l <list)" = 1
 '
 
-# given TEXT: a job that gets the token in that file is refused, and why.
+# given TEXT: checks that a job that receives the token in that file fails for this reason.
 given() {
 	id=$(flux submit --setattr=system.given=1 true) && is_failed_delivery "$id" "$1"
 }
@@ -200,7 +201,7 @@ test_expect_success 'a token from elsewhere is verified before it is delivered' 
 	grep -F "$id: no workflow token was delivered: rule 1, source file: " dmesg
 '
 
-test_expect_success 'a change that cannot be read is told once, and does not keep jobs from their tokens' '
+test_expect_success 'an unreadable change is reported once, and jobs still receive their tokens' '
 	echo "no key" >"$keys/broken.pem" &&
 	for n in 1 2 3; do file=$(mint broken-$n) || return; done &&
 	flux dmesg | grep "go on being used: .*broken.pem" >told &&
@@ -210,7 +211,7 @@ test_expect_success 'a change that cannot be read is told once, and does not kee
 	verify "$file"
 '
 
-test_expect_success 'a private key that others can read is refused, and the user reads no path' '
+test_expect_success 'a private key that others can read is rejected, and the note reveals no path' '
 	unload &&
 	load &&
 	chmod 0644 "$keys"/signing/*.pem &&
@@ -224,7 +225,7 @@ test_expect_success 'a private key that others can read is refused, and the user
 	verify "$file"
 '
 
-test_expect_success 'a path with a variable that is not set where the agent runs fails jobs, and is logged' '
+test_expect_success 'a path with a variable that the agent lacks fails jobs, and is logged' '
 	cp config/workflow-token.toml former.toml &&
 	sed "s/WORKFLOW_TOKEN_TEST_KEYS/WORKFLOW_TOKEN_NOT_SET/" former.toml >config/workflow-token.toml &&
 	flux config reload &&
@@ -238,7 +239,8 @@ test_expect_success 'a path with a variable that is not set where the agent runs
 	verify "$file"
 '
 
-# What is secret of the key that signs, in the form that search.py takes: a token with a claim of it.
+# Prints the secret part of the signing key, in the form that search.py accepts: a token with a claim
+# that contains it.
 private_key() {
 	local line
 	line=$(grep -v "^-" "$keys"/signing/*.pem | tr -d '\n') && new_token "k=${line:24}"

@@ -6,13 +6,13 @@ need_flux
 need_oidc
 
 need_canaries
-# What a client secret is made of is all the same to the server, and the search knows this form.
+# The server accepts any client secret, and the search knows this form.
 token_file "$canaries/client" >/dev/null
 token_file "$canaries/wrong" >/dev/null
 mkdir -m 0700 "$canaries/subjects"
 token_file "$canaries/subjects/$(id -u).jwt" >/dev/null
 
-# Keeps its token where it is not searched.
+# Stores its token where it is not searched.
 program keep <<-EOF
 	#!/bin/sh
 	umask 077
@@ -30,13 +30,14 @@ print(json.dumps([{
 }]))' <"$canaries/client" >"$OIDC/clients.json"
 }
 
-# subjects USER: whose the token is that can be exchanged.
+# subjects USER: sets the user of the token that can be exchanged.
 subjects() {
 	python3 -c 'import json, sys; print(json.dumps({sys.stdin.read().strip(): sys.argv[1]}))' "$1" \
 		<"$canaries/subjects/$(id -u).jwt" >"$OIDC/subjects.json"
 }
 
-# rule [LINE…]: the table with one rule for this source; further lines of the rule are arguments.
+# rule [LINE…]: writes the table with one rule for this source. The arguments are further lines
+# of the rule.
 rule() {
 	table <<-EOF
 		timeout = "${timeout:-30s}"
@@ -61,7 +62,7 @@ exchange() {
 	rule 'grant = "token-exchange"' 'subject-token-type = "jwt"' "subject-token = \"$canaries/subjects/{uid}.jwt\""
 }
 
-# gets_token [OPTION…]: a job runs, with a token that is kept.
+# gets_token [OPTION…]: runs a job, and stores its token.
 gets_token() {
 	rm -f "$canaries/token"
 	id=$(submit "$@" "$PWD/keep") &&
@@ -70,7 +71,7 @@ gets_token() {
 		test -s "$canaries/token"
 }
 
-# header NAME, claim NAME: of the token that is kept.
+# header NAME, claim NAME: print parts of the stored token.
 header() {
 	flux workflow-token inspect --json "$canaries/token" | member "header.$1"
 }
@@ -78,7 +79,7 @@ claim() {
 	flux workflow-token inspect --json "$canaries/token" | member "claims.$1"
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	clients &&
 	subjects alice &&
@@ -89,7 +90,7 @@ test_expect_success 'an instance takes the plugin' '
 	load
 '
 
-test_expect_success 'the doctor finds the server, its keys, and the secret of the client' '
+test_expect_success 'doctor finds the server, its keys, and the secret of the client' '
 	flux workflow-token doctor >doctor
 	cat doctor &&
 	grep "^ok .*oauth2 .*closed to others" doctor &&
@@ -98,7 +99,7 @@ test_expect_success 'the doctor finds the server, its keys, and the secret of th
 	! grep "^\(warn\|fail\) .*\(oauth2\|trust\)" doctor
 '
 
-test_expect_success 'a job has a token of the server, by what the client may' '
+test_expect_success 'a job has a token of the server, with the permissions of the client' '
 	gets_token &&
 	test "$(claim iss)" = "$ISSUER" &&
 	test "$(claim sub)" = flux &&
@@ -111,7 +112,7 @@ test_expect_success 'the next one has another' '
 	! cmp "$canaries/token" "$canaries/former"
 '
 
-test_expect_success 'jobs share one where the rule says so' '
+test_expect_success 'jobs share a token if the rule says so' '
 	rule "share = true" &&
 	gets_token &&
 	cp "$canaries/token" "$canaries/former" &&
@@ -125,7 +126,7 @@ test_expect_success 'the token of a user is exchanged for one of the same user' 
 	test "$(claim sub)" = alice
 '
 
-test_expect_success 'one that the server does not take is told to the operator, and the user what it is about' '
+test_expect_success 'if the server rejects the token, the operator learns the cause, and the user a summary' '
 	echo "{}" >"$OIDC/subjects.json" &&
 	oidc_again &&
 	id=$(submit true) &&
@@ -133,7 +134,7 @@ test_expect_success 'one that the server does not take is told to the operator, 
 	flux dmesg | grep "invalid_grant (400).*see that the subject token or refresh token is good"
 '
 
-test_expect_success 'a key that the server begins to use is fetched, and no job fails' '
+test_expect_success 'a new key of the server is fetched, and no job fails' '
 	rule &&
 	gets_token &&
 	former=$(header kid) &&
@@ -149,7 +150,7 @@ test_expect_success 'a token that is not for this audience is not delivered' '
 	is_failed_delivery "$id" "the token that its source gave was refused"
 '
 
-test_expect_success 'a secret that the server does not know is told without it' '
+test_expect_success 'an error about an unknown client secret does not contain it' '
 	secret=$canaries/wrong rule &&
 	id=$(submit true) &&
 	is_failed_delivery "$id" "access to the authorization server that its token comes from is not set up" &&
@@ -164,7 +165,7 @@ test_expect_success 'while the server is down, jobs fail with one line' '
 	flux dmesg | grep "client flux at $ISSUER.*refused the connection: see that the server runs"
 '
 
-test_expect_success 'a job that waits meanwhile starts when it is back, with another key' '
+test_expect_success 'a job that waits meanwhile starts when the server is back, with another key' '
 	timeout=60s rule &&
 	rm -f "$canaries/token" &&
 	id=$(submit "$PWD/keep") &&
@@ -194,7 +195,7 @@ test_expect_success 'neither the token nor the secrets are found anywhere' '
 	await clean "$id"
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	oidc_kill &&
 	instance_down
 '

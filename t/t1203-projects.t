@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='In a multi-user instance a job is in a project of its owner, or it is refused'
+test_description='In a multi-user instance a job belongs to a project of its owner, or is rejected'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -12,7 +12,7 @@ for name in hydro fusion; do
 	token_file "$tokens/$name.jwt" >/dev/null && chown "$OWNER" "$tokens/$name.jwt"
 done
 
-# groups USER…: their first groups, as a list in TOML. Nobody is in the last one.
+# groups USER…: prints their primary groups, as a list in TOML. Nobody is in the last one.
 groups() {
 	local user
 	for user; do
@@ -21,7 +21,8 @@ groups() {
 	printf '"no-such-group"'
 }
 
-# configure HYDRO FUSION [LINE]: who is in which project, each a list of users. LINE is more of fusion.
+# configure HYDRO FUSION [LINE]: sets the members of the projects, each a list of users. LINE is added to
+# fusion.
 configure() {
 	# shellcheck disable=SC2086
 	table <<-END
@@ -39,18 +40,19 @@ configure() {
 		source = "file"
 		path = "$tokens/{project}.jwt"
 	END
-	# All use the munged of the system.
+	# All processes use the munged of the system.
 	sed -i /munge-socket/d "$CONFIG/workflow-token.toml" && { test -z "$INSTANCE" || flux config reload; }
 }
 
-# ask USER PROJECT COMMAND…: a job of the user that asks for the project, or for none where that is empty.
+# ask USER PROJECT COMMAND…: submits a job of the user that requests the project, or none if PROJECT is
+# empty.
 ask() {
 	local user=$1 project=$2
 	shift 2
 	as "$user" flux "$1" --setattr=system.workflow=1 ${project:+--setattr=project=$project} "${@:2}"
 }
 
-# learn USER: has the plugin know who that is, by a job that is held.
+# learn USER: makes the plugin look up the user, through a held job.
 learn() {
 	local id
 	id=$(ask "$1" hydro submit --urgency=hold true 2>/dev/null) || return 0
@@ -64,12 +66,12 @@ is_decided() {
 	case $(flux jobs -no '{state}' "$1") in NEW | DEPEND) return 1 ;; esac
 }
 
-# gets USER PROJECT TOKEN: the job has the token of that project.
+# gets USER PROJECT TOKEN: succeeds if the job has the token of that project.
 gets() {
 	ask "$1" "$2" run printenv DW_WORKFLOW_TOKEN >out && test_cmp "$tokens/$3.jwt" out
 }
 
-# is_told USER PROJECT TEXT: the submission fails with the text, and there is no job.
+# is_told USER PROJECT TEXT: succeeds if the submission fails with the text, and no job exists.
 is_told() {
 	flux jobs -a --user=all --count=1 -no '{id.dec}' >before &&
 		test_must_fail ask "$1" "$2" submit true 2>err
@@ -82,11 +84,11 @@ configure "" ""
 instance_up 1 || skip "no instance of $OWNER could be started: $(tail -n 1 instance.log)"
 as "$GUEST" flux run true 2>err || skip "the IMP does not run jobs of $GUEST for $OWNER: $(tr '\n' ' ' <err)"
 
-test_expect_success 'the instance takes the plugin' '
+test_expect_success 'the instance loads the plugin' '
 	load
 '
 
-# Each row: who is in hydro, and who is in fusion.
+# Each row: the members of hydro, and those of fusion.
 for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$GUEST $OTHER|$GUEST" "$OTHER|$GUEST $OTHER" \
 	"$GUEST|$GUEST" "|"; do
 	in_hydro=" ${row%|*} " in_fusion=" ${row#*|} "
@@ -103,12 +105,12 @@ for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$G
 			case $members in
 			*" $user "*)
 				only=$only$project
-				test_expect_success "$user is let into $project and gets its token" '
+				test_expect_success "$user is admitted to $project and receives its token" '
 					gets $user $project $project
 				'
 				;;
 			*)
-				test_expect_success "$user is not let into $project" '
+				test_expect_success "$user is not admitted to $project" '
 					is_told $user $project "$user is not in project $project: needed is group"
 				'
 				;;
@@ -116,7 +118,7 @@ for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$G
 		done
 		case $only in
 		hydrofusion)
-			test_expect_success "$user is in two, and has to ask for one" '
+			test_expect_success "$user is in two, and must request one" '
 				is_told $user "" "$user is in several: use -S project=NAME, one of hydro, fusion"
 			'
 			;;
@@ -126,7 +128,7 @@ for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$G
 			'
 			;;
 		*)
-			test_expect_success "$user is in $only without asking for it" '
+			test_expect_success "$user is in $only without a request" '
 				gets $user "" $only
 			'
 			;;
@@ -134,7 +136,7 @@ for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$G
 	done
 done
 
-test_expect_success 'the groups that would help are named, and all of the message is shown' '
+test_expect_success 'the message names the groups that would help, and is not truncated' '
 	configure "$GUEST" "$OTHER" "users = [ 0 ]" &&
 	learn "$GUEST" &&
 	is_told "$GUEST" fusion "$GUEST is not in project fusion: needed is group $(id -gn "$OTHER") or no-such-group" &&
@@ -143,7 +145,7 @@ test_expect_success 'the groups that would help are named, and all of the messag
 	is_told "$GUEST" 5 "must be a string"
 '
 
-test_expect_success 'a default project is that of whoever is in several' '
+test_expect_success 'the default project applies to users in several projects' '
 	configure "$GUEST" "$GUEST $OTHER" "default = true" &&
 	learn "$GUEST" &&
 	gets "$GUEST" "" fusion &&
@@ -151,7 +153,7 @@ test_expect_success 'a default project is that of whoever is in several' '
 	gets "$OTHER" "" fusion
 '
 
-test_expect_success 'jobs of whom nothing is known yet go on, or fail with the same text' '
+test_expect_success 'jobs of unknown users proceed, or fail with the same text' '
 	configure "$GUEST" "$OTHER" &&
 	gets "$GUEST" "" hydro &&
 	configure "$GUEST" "$OTHER" &&
@@ -168,14 +170,15 @@ update() {
 	as "$1" flux update "$2" "${@:3}"
 }
 
-# no_update USER ID TEXT UPDATE…: it is refused with the text, and the job stays as it is.
+# no_update USER ID TEXT UPDATE…: succeeds if the update is rejected with the text, and the job does not
+# change.
 no_update() {
 	test_must_fail update "$1" "$2" "${@:4}" 2>err
 	cat err
 	grep -F -e "$3" err && has_no_event jobspec-update "$2"
 }
 
-test_expect_success 'a pending job is not updated to a project that its owner is not in, whoever asks for it' '
+test_expect_success 'nobody can update a pending job to a project of which its owner is not a member' '
 	configure "$GUEST $OTHER" "$OTHER" &&
 	learn "$GUEST" && learn "$OTHER" &&
 	id=$(ask "$GUEST" hydro submit --urgency=hold true) &&
@@ -191,13 +194,13 @@ test_expect_success 'a pending job is not updated to a project that its owner is
 	done
 '
 
-test_expect_success 'it runs in its project' '
+test_expect_success 'the job runs in its project' '
 	flux job urgency "$id" default &&
 	await clean "$id" &&
 	test "$(flux jobs -no "{result}" "$id")" = COMPLETED
 '
 
-test_expect_success 'a pending job is updated to another project of its owner, whose token it gets' '
+test_expect_success 'a pending job can be updated to another project of its owner, and receives its token' '
 	id=$(ask "$OTHER" hydro submit --urgency=hold sh -c "printenv DW_WORKFLOW_TOKEN") &&
 	await depend "$id" &&
 	update "$OTHER" "$id" project=fusion &&
@@ -207,7 +210,7 @@ test_expect_success 'a pending job is updated to another project of its owner, w
 	test_cmp "$tokens/fusion.jwt" out
 '
 
-test_expect_success 'a job that runs stays in its project' '
+test_expect_success 'a running job stays in its project' '
 	id=$(ask "$OTHER" hydro submit sleep 600) &&
 	await start "$id" &&
 	no_update "$OTHER" "$id" "cannot be changed any more" project=fusion &&
@@ -215,7 +218,7 @@ test_expect_success 'a job that runs stays in its project' '
 	await clean "$id"
 '
 
-test_expect_success 'other updates are not hindered' '
+test_expect_success 'other updates are not affected' '
 	id=$(ask "$GUEST" hydro submit --urgency=hold true) &&
 	await depend "$id" &&
 	configure "$GUEST $OTHER" "$OTHER" &&
@@ -224,7 +227,7 @@ test_expect_success 'other updates are not hindered' '
 	flux cancel "$id"
 '
 
-test_expect_success 'who has left the project when the job starts gets no token' '
+test_expect_success 'a user who has left the project when the job starts receives no token' '
 	configure "$GUEST" "$OTHER" &&
 	id=$(ask "$GUEST" hydro submit --urgency=hold true) &&
 	await depend "$id" &&
@@ -233,7 +236,7 @@ test_expect_success 'who has left the project when the job starts gets no token'
 	is_failed_delivery "$id" "$GUEST is not in project hydro: needed is group no-such-group"
 '
 
-test_expect_success 'without projects, updates of the attribute are not supported as before' '
+test_expect_success 'without projects, updates of the attribute are unsupported, as before' '
 	table </dev/null &&
 	id=$(ask "$GUEST" whatever submit --urgency=hold true) &&
 	await depend "$id" &&
@@ -241,6 +244,6 @@ test_expect_success 'without projects, updates of the attribute are not supporte
 	flux cancel "$id"
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-test_description='A job of whose owner nothing is known yet is held, and the job manager does not wait'
+test_description='A job of an unknown owner is held, and the job manager does not wait'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
 command -v "${CC:-cc}" >/dev/null || skip "no C compiler found, for a name service that can be told to be slow"
 
-# Flux loads plugins so that they find their own libraries first, but for tools that come before those as this one does.
+# Flux loads plugins so that their own libraries take precedence, except over tools that are preloaded like this one.
 names=$PWD/names
-# LD_PRELOAD takes no path with a space.
+# LD_PRELOAD accepts no path with a space.
 preload=$base/names.so
 cleanup 'rm -f "$preload"'
 "${CC:-cc}" -shared -fPIC -Wall -o "$preload" "$TESTS/../tests/support/names.c" || skip "the name service does not compile"
@@ -16,12 +16,12 @@ printf 'user alice %s 100\nuser bob 65534 200\ngroup users 100\ngroup staff 200\
 need_canaries
 (umask 077 && new_token >"$canaries/hydro.jwt")
 
-# up: an instance with this name service, which clients do not use.
+# up: starts an instance with this name service, which clients do not use.
 up() {
 	FLUX_DISABLE_JOB_CLEANUP=t FLUX_LOAD_WITH_DEEPBIND=0 LD_PRELOAD=$preload TEST_NAMES=$names instance_up 1
 }
 
-# slow: has whoever asks for a user wait until there is an answer.
+# slow: makes lookups of users hang until answered.
 slow() {
 	rm -f "$names.asked" "$names.hang" && mkfifo "$names.hang"
 }
@@ -74,7 +74,7 @@ slow
 up || skip "the instance does not start with a name service of our own: $(tail -n 1 instance.log)"
 eventually is_asked || skip "Flux does not use a name service of our own"
 
-test_expect_success 'jobs are taken, and held, while the name service does not answer' '
+test_expect_success 'jobs are accepted, and held, while the name service does not respond' '
 	good=$(submit hydro printenv DW_WORKFLOW_TOKEN) &&
 	bad=$(submit fusion printenv DW_WORKFLOW_TOKEN) &&
 	is_held "$good" &&
@@ -90,7 +90,7 @@ test_expect_success 'the job manager serves others meanwhile' '
 	await clean "$id"
 '
 
-test_expect_success 'an update is refused until it is known, and may be tried again' '
+test_expect_success 'an update is rejected until the owner is known, and can be retried' '
 	id=$(flux submit --urgency=hold true) &&
 	await depend "$id" &&
 	test_must_fail flux update "$id" project=hydro 2>err &&
@@ -106,15 +106,15 @@ test_expect_success 'a held job can be canceled' '
 	has held 2
 '
 
-# The agent stays, and so does its question.
-test_expect_success 'the plugin is removed and loaded again: they are held still' '
+# The agent stays, and so does its query.
+test_expect_success 'the plugin is removed and loaded again: the jobs are still held' '
 	unload &&
 	is_held "$good" &&
 	load &&
 	has held 2
 '
 
-test_expect_success 'the instance is restarted: they are held still' '
+test_expect_success 'the instance is restarted: the jobs are still held' '
 	flux kvs put --sync checkpoint=1 &&
 	instance_kill &&
 	rm -f "$names.asked" &&
@@ -124,7 +124,7 @@ test_expect_success 'the instance is restarted: they are held still' '
 	is_held "$good"
 '
 
-test_expect_success 'with the answer, one goes on and has its token' '
+test_expect_success 'after the response, one job proceeds and has its token' '
 	answer &&
 	await clean "$good" &&
 	flux job attach "$good" >out &&
@@ -133,23 +133,23 @@ test_expect_success 'with the answer, one goes on and has its token' '
 	test "$(events dependency-remove "$good" | wc -l)" = 1
 '
 
-test_expect_success 'the other one fails, and has not run' '
+test_expect_success 'the other job fails without having run' '
 	is_refused "$bad" workflow-token "alice is not in project fusion: needed is group fusion" &&
 	has_no_event start "$bad"
 '
 
-test_expect_success 'the next one is refused when it is submitted' '
+test_expect_success 'the next job is rejected at submission' '
 	test_must_fail submit fusion true 2>err &&
 	cat err &&
 	grep -F "alice is not in project fusion: needed is group fusion" err
 '
 
-test_expect_success 'the update is let through' '
+test_expect_success 'the update is accepted' '
 	flux update "$id" project=hydro &&
 	flux cancel "$id"
 '
 
-test_expect_success 'a name service that does not answer at all fails the job, in time' '
+test_expect_success 'a name service that never responds fails the job, in time' '
 	slow &&
 	configure 1s &&
 	id=$(submit hydro true) &&
@@ -157,6 +157,6 @@ test_expect_success 'a name service that does not answer at all fails the job, i
 	answer
 '
 
-test_expect_success 'the instance ends well' 'instance_down'
+test_expect_success 'the instance ends normally' 'instance_down'
 
 test_done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-test_description='A bad day for rabbit jobs and for jobs of several nodes: munged, the service, the configuration and the plugins fail at random
+test_description='Randomized fault injection for rabbit jobs and jobs of several nodes: munged, the service, the configuration and the plugins fail
 
-WORKFLOW_TOKEN_SOAK is for how many seconds (30), WORKFLOW_TOKEN_SEED the seed of an earlier one.'
+WORKFLOW_TOKEN_SOAK is the duration in seconds (30). WORKFLOW_TOKEN_SEED is the seed of an earlier run.'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -18,7 +18,7 @@ table <<-EOF
 	timeout = "5s"
 EOF
 
-test_expect_success 'an instance of two brokers takes the plugins' '
+test_expect_success 'an instance of two brokers loads the plugins' '
 	munge_up &&
 	instance_up 2 &&
 	flux jobtap load "$DWS_JOBTAP" &&
@@ -40,7 +40,7 @@ test_expect_success 'no secret is anywhere' '
 	test "$(cat status)" = 1
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	instance_down
 '
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-test_description='The agent is killed, stopped, missing, changed by others, or ends at once: jobs get their tokens, or fail in time'
+test_description='The agent is killed, stopped, missing, changed by others, or exits immediately: jobs receive their tokens, or fail in time'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
 
-# A program that is missing is missed in the tree that the plugin is in.
+# The plugin looks for a missing program in the tree that contains the plugin.
 cp -R "$STAGE" stage || error "the stage could not be copied"
 STAGE=$PWD/stage
 JOBTAP=$STAGE/lib/flux/job-manager/plugins/workflow-token.so
@@ -31,7 +31,7 @@ rules() {
 }
 rules | table
 
-# agents: the processes of agents of this test.
+# agents: prints the processes of this test's agents.
 agents() {
 	pgrep -f "^/.*/workflow-token-agent --socket $RUN/"
 }
@@ -44,12 +44,12 @@ broker() {
 	echo "${BROKERS%% *}"
 }
 
-# holdings: the threads and descriptors of the broker.
+# holdings: prints the threads and descriptors of the broker.
 holdings() {
 	echo "$(ls "/proc/$(broker)/task" | wc -l) $(ls "/proc/$(broker)/fd" | wc -l)"
 }
 
-# used: for how many hundredths of a second the broker has run.
+# used: prints the CPU time of the broker, in hundredths of a second.
 used() {
 	sed "s/.*) //" "/proc/$(broker)/stat" | { read -ra fields && echo $((fields[11] + fields[12])); }
 }
@@ -58,12 +58,12 @@ log_has() {
 	flux dmesg >dmesg && grep -F -e "$1" dmesg
 }
 
-# gets_token: the next job has its token.
+# gets_token: succeeds if the next job has its token.
 gets_token() {
 	rm -f out && id=$(submit "$PWD/prints") && await clean "$id" && test "$(cat out)" = good
 }
 
-test_expect_success 'an instance takes the plugin, and the plugin starts an agent' '
+test_expect_success 'an instance loads the plugin, and the plugin starts an agent' '
 	munge_up &&
 	instance_up 1 &&
 	load &&
@@ -71,19 +71,19 @@ test_expect_success 'an instance takes the plugin, and the plugin starts an agen
 	one_agent
 '
 
-test_expect_success 'the agent leaves no core image, and has no descriptor of the broker' '
+test_expect_success 'the agent leaves no core image, and inherits no descriptor of the broker' '
 	pid=$(agents) &&
 	grep "^Max core file size *0 *0 " /proc/$pid/limits &&
 	ls -l /proc/$pid/fd >fds && cat fds &&
 	! grep -e "/local-0" -e "content.sqlite" fds
 '
 
-test_expect_success "no thread of ours is in the broker" '
+test_expect_success "no thread of the plugin is in the broker" '
 	cat /proc/$(broker)/task/*/comm >threads && test -s threads &&
 	! grep workflow-token threads
 '
 
-test_expect_success "the agent is killed again and again while $JOBS jobs run: each has its token" '
+test_expect_success "the agent is killed repeatedly while $JOBS jobs run: each has its token" '
 	rm -f out enough && holdings >before && echo 0 >killed &&
 	{
 		count=0
@@ -104,7 +104,7 @@ test_expect_success "the agent is killed again and again while $JOBS jobs run: e
 	test "$(wc -l <out)" = $JOBS
 '
 
-test_expect_success "and on until it has been killed $KILLS times" '
+test_expect_success "and until it was killed $KILLS times" '
 	while test "$(cat killed)" -lt $KILLS; do
 		id=$(submit "$PWD/prints") && { pid=$(agents) && kill -KILL $pid; true; } &&
 			echo $(($(cat killed) + 1)) >killed && await clean "$id" &&
@@ -112,7 +112,7 @@ test_expect_success "and on until it has been killed $KILLS times" '
 	done
 '
 
-# as_before: so many threads and descriptors as before.
+# as_before: succeeds if the numbers of threads and descriptors are as before.
 as_before() {
 	holdings >after && cat before after && test_cmp before after
 }
@@ -133,7 +133,8 @@ test_expect_success 'a new agent serves the next job' '
 	gets_token && eventually one_agent && test "$(agents)" != "$pid"
 '
 
-# others: how many hundredths of a second 50 jobs take that need no token, and for how many of them the broker runs.
+# others: prints the time of 50 jobs without a token, and the CPU time of the broker for them, in hundredths of a
+# second.
 others() {
 	local start before
 	start=$(date +%s%2N) before=$(used)
@@ -141,7 +142,7 @@ others() {
 	echo $(($(date +%s%2N) - start)) $(($(used) - before))
 }
 
-test_expect_success "it is stopped for $SECONDS_STOPPED seconds: other jobs start and end while deliveries wait for it" '
+test_expect_success "the agent is stopped for $SECONDS_STOPPED seconds: other jobs run while deliveries wait for it" '
 	{ echo "timeout = \"${SECONDS_STOPPED}s\"" && rules; } | table && gets_token &&
 	pid=$(agents) && kill -STOP $pid &&
 	submit --cc=1-4 -o cpu-affinity=off "$PWD/prints" >waiting &&
@@ -152,8 +153,8 @@ test_expect_success "it is stopped for $SECONDS_STOPPED seconds: other jobs star
 	done
 '
 
-# The first of them has the agent replaced, so that the others may get their tokens just in time.
-test_expect_success 'and those fail at their timeout' '
+# The first delivery makes the plugin replace the agent, so the others may receive their tokens just in time.
+test_expect_success 'and the deliveries fail at their timeout' '
 	for id in $(cat waiting); do
 		LIMIT=$((SECONDS_STOPPED + 60)) flux job wait-event -q -t $((SECONDS_STOPPED + 60)) $id clean &&
 		{ test "$(flux jobs -no "{result}" $id)" = COMPLETED ||
@@ -174,8 +175,8 @@ test_expect_success 'without the plugin, the other jobs cost the broker as much'
 	test "$took" -lt $((2 * without + 20))
 '
 
-# fails_closed TABLE TEXT: with this key, jobs fail in time, and one line of the log has the text. The broker is not busy
-# with it.
+# fails_closed TABLE TEXT: checks that with this key, jobs fail in time, one line of the log contains the text, and the
+# broker uses little CPU time.
 fails_closed() {
 	local before start
 	before=$(used) start=$(date +%s%2N) &&
@@ -198,43 +199,43 @@ fails_closed_busily() {
 
 AGENT=$STAGE/libexec/workflow-token-agent
 
-test_expect_success 'an agent that others can change is not run' '
+test_expect_success 'the plugin does not run an agent that others can change' '
 	cp "$AGENT" changed && chmod 0777 changed &&
 	fails_closed "agent-program = \"$PWD/changed\"" "$PWD/changed is not run"
 '
 
-test_expect_success ROOT 'nor one of another user' '
+test_expect_success ROOT 'nor an agent of another user' '
 	cp "$AGENT" foreign && chmod 0755 foreign && chown daemon foreign &&
 	fails_closed "agent-program = \"$PWD/foreign\"" "$PWD/foreign is not run"
 '
 
-test_expect_success NONE_INSTALLED 'one that is missing is named' '
+test_expect_success NONE_INSTALLED 'the log names a missing agent' '
 	mv "$AGENT" "$AGENT.away" &&
 	fails_closed "agent-program = \"$PWD/missing\"" "its program was not found (tried $PWD/missing, $AGENT, "
 	result=$?
 	mv "$AGENT.away" "$AGENT" && return $result
 '
 
-test_expect_success 'nor one in a directory that others can change' '
+test_expect_success 'the plugin does not run an agent in a directory that others can change' '
 	mkdir -p open && cp "$AGENT" open/agent && chmod 0777 open &&
 	fails_closed "agent-program = \"$PWD/open/agent\"" "$PWD/open/agent is not run"
 '
 
-test_expect_success 'an agent that ends at once is started again with growing pauses' '
+test_expect_success 'an agent that exits immediately is restarted with backoff' '
 	printf "#!/bin/sh\necho x >>\"$PWD/started\"\nexit 3\n" | program ends &&
 	fails_closed "agent-program = \"$PWD/ends\"" "it ended at once" &&
 	test "$(wc -l <started)" -lt 30
 '
 
-test_expect_success 'a configured socket to which nobody listens' '
+test_expect_success 'a configured socket without a listener' '
 	fails_closed "agent = \"$PWD/nobody\"" "the agent at $PWD/nobody cannot be used"
 '
 
-test_expect_success 'when the agent is there again, so are the tokens' '
+test_expect_success 'once the agent runs again, jobs receive tokens' '
 	rules | table && gets_token && log_has "the agent answers again"
 '
 
-test_expect_success 'an agent that others have started serves, and none is started' '
+test_expect_success 'an agent started by others serves, and the plugin starts none' '
 	{ "$AGENT" --stay --socket "$PWD/own" 2>agent.err & } &&
 	own=$! &&
 	eventually test -S own &&
@@ -244,7 +245,7 @@ test_expect_success 'an agent that others have started serves, and none is start
 	kill $own && rules | table && gets_token
 '
 
-# The writable memory of a process, as a core image has it.
+# Prints the writable memory of a process, as in a core image.
 program memory <<-'EOF'
 	#!/usr/bin/env python3
 	import re, sys
@@ -262,7 +263,7 @@ program memory <<-'EOF'
 	print(found)
 EOF
 
-test_expect_success 'the memory of the broker has no token while 100 jobs get theirs' '
+test_expect_success 'the memory of the broker contains no token while 100 jobs receive theirs' '
 	LIMIT=200 submit --cc=1-100 true >ids &&
 	for n in $(seq 10); do
 		"$PWD/memory" "$(broker)" token >found && cat found && test "$(cat found)" = 0 || return
@@ -270,7 +271,7 @@ test_expect_success 'the memory of the broker has no token while 100 jobs get th
 	flux queue idle --quiet --timeout=60s
 '
 
-# image PID: a core image of a process, as it is made when the process crashes, but for that the process goes on.
+# image PID: makes a core image of a process, as after a crash, but the process continues.
 image() {
 	rm -f core.* && timeout -k 5 120 gcore -a -o core "$1" >gcore.log 2>&1 && test -s "core.$1" || {
 		cat gcore.log
@@ -278,7 +279,7 @@ image() {
 	}
 }
 
-test_expect_success GCORE 'a core image of the broker while jobs are in delivery has no token' '
+test_expect_success GCORE 'a core image of the broker during deliveries contains no token' '
 	{ echo "timeout = \"120s\"" && rules; } | table && gets_token &&
 	munge_signal STOP &&
 	submit --cc=1-8 "$PWD/prints" >ids &&
@@ -301,7 +302,7 @@ test_expect_success GCORE 'and so does a core image' '
 	image $holder && grep -aFq -f token core.$holder; result=$?; kill $holder; return $result
 '
 
-test_expect_success 'the agent ends when the broker has' '
+test_expect_success 'the agent ends after the broker' '
 	pid=$(agents) && instance_down && eventually is_gone $pid
 '
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-test_description='Reports of the field: names that are numbers, rules in two files, token files that come late'
+test_description='Field reports: names that are numbers, rules in two files, token files that arrive late'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
 command -v "${CC:-cc}" >/dev/null || skip "no C compiler found, for a name service of its own"
-# LD_PRELOAD takes no path with a space.
+# LD_PRELOAD accepts no path with a space.
 preload=$base/names.so
 cleanup 'rm -f "$preload"'
 "${CC:-cc}" -shared -fPIC -Wall -o "$preload" "$TESTS/../tests/support/names.c" || skip "the name service does not compile"
@@ -12,14 +12,14 @@ cleanup 'rm -f "$preload"'
 me=$(id -u)
 group=$(id -g)
 
-# names USER: whoever runs the test has this name. Somebody else has the uid as a name, and another one the name as a uid.
+# names USER: gives the current user this name. Another user has the uid as a name, and a third has the name as a uid.
 names() {
 	printf 'user %s %s %s\n' "$1" "$me" "$group" "$me" 4000001 100 bob 12345 100 >names.new &&
 		printf 'group %s %s %s\n' staff "$group" "" 777 5000 "$1" 5000 6000 bob >>names.new &&
 		mv names.new names
 }
 
-# rule CONDITION: a rule with this condition.
+# rule CONDITION: sets a rule with this condition.
 rule() {
 	cat <<-EOF
 		[[workflow-token.rule]]
@@ -29,18 +29,18 @@ rule() {
 	EOF
 }
 
-# gets_token CONDITION: a job has the token of a rule with this condition.
+# gets_token CONDITION: succeeds if a job has the token of a rule with this condition.
 gets_token() {
 	rule "$1" | table && flux run printenv DW_WORKFLOW_TOKEN >out && test_cmp token out
 }
 
-# gets_none CONDITION: a job runs without a token.
+# gets_none CONDITION: succeeds if a job runs without a token.
 gets_none() {
 	rule "$1" | table && flux run sh -c "printenv DW_WORKFLOW_TOKEN || echo none" >out &&
 		echo none >expected && test_cmp expected out
 }
 
-# logged TEXT: a line of the log has it.
+# logged TEXT: succeeds if a line of the log contains it.
 logged() {
 	flux dmesg >dmesg && grep -F -e "$1" dmesg
 }
@@ -49,19 +49,19 @@ token_file token >/dev/null
 names alice
 rule 'queue = "never"' | table
 
-test_expect_success 'an instance with a name service of its own takes the plugin' '
+test_expect_success 'an instance with its own name service loads the plugin' '
 	munge_up &&
 	initrc initrc.lua "munge-socket=$MUNGE_SOCKET" &&
 	FLUX_LOAD_WITH_DEEPBIND=0 LD_PRELOAD=$preload TEST_NAMES=$PWD/names instance_up 1 &&
 	load
 '
 
-test_expect_success 'a string of digits is a name: that of the job owner' '
+test_expect_success 'a string of digits is a name, here that of the job owner' '
 	names 12345 &&
 	gets_token "user = \"12345\""
 '
 
-test_expect_success 'it is no uid, though the job owner has that uid' '
+test_expect_success 'it is not a uid, even if the job owner has that uid' '
 	names alice &&
 	gets_none "user = \"$me\"" &&
 	gets_token "user = $me"
@@ -73,7 +73,7 @@ test_expect_success 'the same holds for groups' '
 	gets_none "group = \"5000\""
 '
 
-test_expect_success 'a name of digits that nobody has is in the log, once' '
+test_expect_success 'an unknown name of digits is logged once' '
 	gets_none "user = \"4123456\"" &&
 	line="workflow-token.rule[0].user: no user has the name \"4123456\"" &&
 	eventually logged "$line" &&
@@ -82,35 +82,35 @@ test_expect_success 'a name of digits that nobody has is in the log, once' '
 	test "$(grep -c -F -e "$line" dmesg)" = 1
 '
 
-# Flux merges the tables of several files, and replaces arrays.
-test_expect_success 'rules in two files are in the log: those of the first have no effect' '
+# Flux merges the tables of several files, but replaces arrays.
+test_expect_success 'rules in two files are logged: those of the first have no effect' '
 	rule "user = \"alice\"" >"$CONFIG/a-site.toml" &&
 	gets_none "queue = \"never\"" &&
 	line="workflow-token.rule: the array of $CONFIG/workflow-token.toml replaces that of $CONFIG/a-site.toml" &&
 	eventually logged "$line"
 '
 
-test_expect_success 'doctor warns of it' '
+test_expect_success 'doctor warns about them' '
 	flux workflow-token doctor >doctor; cat doctor &&
 	grep -F -e "$line" doctor >warned &&
 	grep "^warn *config " warned &&
 	flux workflow-token doctor --config "$CONFIG" >doctor; grep -F -e "$line" doctor
 '
 
-test_expect_success 'rules of a file that stands alone are in force, and keys of others with them' '
+test_expect_success 'rules in a single file are in force, with keys of other files' '
 	rm "$CONFIG/a-site.toml" &&
 	printf "[workflow-token]\ntimeout = \"50s\"\n" >"$CONFIG/z-site.toml" &&
 	gets_token "user = \"alice\"" &&
 	rm "$CONFIG/z-site.toml"
 '
 
-# late WAIT: a rule for files that are named after their job.
+# late WAIT: sets a rule for files that are named after their job.
 late() {
 	printf '[[workflow-token.rule]]\nsource = "file"\npath = "%s/{jobid.dec}.jwt"\n%s\n' "$PWD" "$1" | table
 }
 
-# The site writes the token when the job is in its prologs.
-test_expect_success 'a token file that is written after the job has started is waited for' '
+# The site writes the token while the job is in its prologs.
+test_expect_success 'a delivery waits for a token file that is written after the job entered RUN' '
 	late "wait = \"40s\"" &&
 	for n in 1 2 3; do
 		id=$(flux submit printenv DW_WORKFLOW_TOKEN) &&
@@ -121,7 +121,7 @@ test_expect_success 'a token file that is written after the job has started is w
 	done
 '
 
-test_expect_success 'without a wait, or when it is over, the job fails, and the log says what to do' '
+test_expect_success 'without a wait, or at its end, the job fails, and the log states the remedy' '
 	for wait in "wait = \"50ms\"" ""; do
 		late "$wait" &&
 		id=$(flux submit true) &&
@@ -131,7 +131,7 @@ test_expect_success 'without a wait, or when it is over, the job fails, and the 
 	logged "set the key wait if it comes later"
 '
 
-test_expect_success 'the instance ends well' '
+test_expect_success 'the instance ends normally' '
 	instance_down
 '
 

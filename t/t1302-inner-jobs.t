@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='A job submits jobs, and their jobspecs do not have its token'
+test_description='A job submits jobs, and their jobspecs do not contain its token'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -8,16 +8,16 @@ flux python -c 'import flux.cli.plugin' 2>/dev/null || skip "this Flux has no pl
 PLUGINS=$STAGE/libexec/flux/cli/plugins
 test -e "$PLUGINS/workflow_token.py" || error "$PLUGINS/workflow_token.py is missing: run make stage"
 
-# A broker passes the path of a batch script to a shell, so that it may have no space.
+# A broker passes the path of a batch script to a shell, so the path must not contain a space.
 RUN=$base/run
 cleanup 'rm -rf "$RUN"'
 
 need_canaries
-# Each case has its own: some are found, as they are meant to be.
+# Each case has its own token: some tokens are found intentionally.
 for name in bare inner site nested rules explicit bypass; do
 	token_file "$canaries/$name" >/dev/null
 done
-# rules: one for each of those that jobs get.
+# rules: prints one rule for each token.
 rules() {
 	for name in bare inner nested bypass site; do
 		printf '[[workflow-token.rule]]\nattribute = "system.%s"\nsource = "file"\npath = "%s"\n' $name "$canaries/$name"
@@ -26,14 +26,14 @@ rules() {
 }
 rules | table
 
-# Prints what an inner job, or the initial program of an inner instance, finds in its environment.
+# Prints the variables that an inner job, or the initial program of an inner instance, finds in its environment.
 program report <<-EOF
 	#!/bin/sh
 	echo "other=\$OTHER token=\${DW_WORKFLOW_TOKEN:+set} site=\${SITE_TOKEN:+set} names=\${WORKFLOW_TOKEN_VARIABLES:+set}"
 EOF
 echo "other=1 token= site= names=" >expected
 
-# submit-all NAME: submits a job by each command, and waits for them.
+# submit-all NAME: submits a job with each command, and waits for them.
 program submit-all <<-EOF
 	#!/bin/sh
 	set -e
@@ -53,13 +53,13 @@ program submit-site <<-EOF
 EOF
 commands="submit run bulksubmit alloc batch"
 
-# Inner instances have the plugins for the job shell where the outer one has them. (A path of the test has a space.)
+# Inner instances load the job shell plugins from the path of the outer one. (The test's own path contains a space.)
 ln -s "$SHARNESS_TRASH_DIRECTORY" "$base/trash"
 cleanup 'rm -f "$base/trash"'
 BROKER=(--broker-opts=-Sconf.shell_pluginpath="$STAGE/lib/flux/shell/plugins"
 	--broker-opts=-Sconf.shell_initrc="$base/trash/initrc.lua")
 
-# outer NAME COMMAND OPTION…: a job with the token NAME, whose submission commands have the plugin.
+# outer NAME COMMAND OPTION…: runs a job with the token NAME, whose submission commands have the plugin.
 outer() {
 	local name=$1 command=$2
 	shift 2
@@ -67,7 +67,7 @@ outer() {
 		--env=FLUX_CLI_PLUGINPATH="$PLUGINS" --env=FLUX_CLI_PLUGINPATH_OVERRIDE="$PLUGINS" "$@"
 }
 
-# dry_run FILE OPTION…: writes the jobspec to FILE that a job with the token `rules` submits.
+# dry_run FILE OPTION…: writes the jobspec that a job with the token `rules` submits to FILE.
 dry_run() {
 	local file=$1
 	shift
@@ -77,7 +77,7 @@ dry_run() {
 		grep -q '"environment"' "$file"
 }
 
-# jobspecs NAME…: the signed jobspecs of the jobs with these names, each in J.NAME.
+# jobspecs NAME…: writes the signed jobspecs of the jobs with these names, each to J.NAME.
 jobspecs() {
 	local name id
 	for name; do
@@ -86,7 +86,7 @@ jobspecs() {
 	done
 }
 
-# environment FILE: that of a signed jobspec, whose second part is the jobspec in base64.
+# environment FILE: prints the environment of a signed jobspec, whose second part is the jobspec in base64.
 environment() {
 	python3 -c '
 import base64, json, sys
@@ -96,7 +96,7 @@ for item in spec["attributes"]["system"]["environment"].items():
     print("=".join(item))' "$1"
 }
 
-# has NAME FILE…: the token is in each of them.
+# has NAME FILE…: succeeds if each file contains the token.
 has() {
 	local file name=$1
 	shift
@@ -105,7 +105,7 @@ has() {
 	done
 }
 
-# has_no NAME FILE…: it is in none of them, and all were searched.
+# has_no NAME FILE…: succeeds if none contains it, and all were searched.
 has_no() {
 	local name=$1
 	shift
@@ -113,7 +113,7 @@ has_no() {
 	test $? = 1
 }
 
-test_expect_success 'an instance takes the plugin' '
+test_expect_success 'an instance loads the plugin' '
 	munge_up &&
 	FLUX_CLI_PLUGINPATH=$PLUGINS FLUX_CLI_PLUGINPATH_OVERRIDE=$PLUGINS instance_up 1 &&
 	load
@@ -135,7 +135,7 @@ test_expect_success 'and in the KVS and the content store' '
 	grep "content.sqlite: blob" found
 '
 
-test_expect_success 'with it, the token is in no inner jobspec, and other variables are in all' '
+test_expect_success 'with the plugin, the token is in no inner jobspec, and other variables are in all' '
 	outer inner run ./submit-all inner &&
 	jobspecs $(printf "inner-%s " $commands) &&
 	has_no inner J.inner-* &&
@@ -147,11 +147,11 @@ test_expect_success 'with it, the token is in no inner jobspec, and other variab
 	done
 '
 
-test_expect_success 'inner jobs and initial programs run without it' '
+test_expect_success 'inner jobs and initial programs run without the token' '
 	for command in $commands; do test_cmp expected inner-$command.out || return; done
 '
 
-test_expect_success 'a variable of another name is removed, since the job shell lists it' '
+test_expect_success 'a variable of another name is removed, because the job shell lists it' '
 	outer site run ./submit-site &&
 	jobspecs site-run &&
 	has_no site J.site-run &&
@@ -159,19 +159,19 @@ test_expect_success 'a variable of another name is removed, since the job shell 
 	test_cmp expected site-run.out
 '
 
-test_expect_success 'one that is not listed stays, but the path of the token file' '
+test_expect_success 'an unlisted variable stays, except the path of the token file' '
 	BEARER_TOKEN_FILE=/bearer DW_WORKFLOW_TOKEN_FILE=/token dry_run unlisted &&
 	grep -q BEARER_TOKEN_FILE unlisted &&
 	! grep DW_WORKFLOW_TOKEN_FILE unlisted
 '
 
-# Prints a digest of the token: output is in the KVS.
+# Prints a digest of the token, because the KVS stores output.
 program sum <<-EOF
 	#!/bin/sh
 	printf %s "\$DW_WORKFLOW_TOKEN" | sha256sum
 EOF
 
-# What the initial program of an instance with a token submits, also to an instance within.
+# The initial program of an instance with a token submits these jobs, also to a nested instance.
 program nested <<-EOF
 	#!/bin/sh
 	set -e
@@ -183,7 +183,7 @@ program nested <<-EOF
 	flux dump --quiet nested.tar
 EOF
 
-test_expect_success 'jobs of an instance that has a token get it at any depth, and the KVS does not' '
+test_expect_success 'jobs of an instance with a token receive it at any depth, and the KVS does not' '
 	outer nested alloc -n1 "${BROKER[@]}" ./nested </dev/null &&
 	grep token=set nested-initial.out &&
 	tr -d "\n" <"$canaries/nested" | sha256sum >sum.expected &&
@@ -194,7 +194,7 @@ test_expect_success 'jobs of an instance that has a token get it at any depth, a
 	has_no nested J.nested nested.tar
 '
 
-test_expect_success 'rules of --env that take variables from the environment do not take the token' '
+test_expect_success '--env rules that copy variables from the environment skip the token' '
 	printf "%s\n" "-*" "DW_*" "*" >patterns &&
 	dry_run all --env="*" &&
 	dry_run again --env="-*" --env="DW_*" --env=OTHER &&
@@ -222,7 +222,7 @@ test_expect_success 'a value that --env sets is kept, with a warning that does n
 	done
 '
 
-test_expect_success 'without it there is no warning' '
+test_expect_success 'without the option there is no warning' '
 	dry_run silent 2>warning &&
 	test_must_be_empty warning
 '
@@ -239,13 +239,13 @@ cat >build.py <<-EOF
 EOF
 ! flux python -c 'from flux.job import JobspecV1; JobspecV1.from_submit' 2>/dev/null || test_set_prereq FROM_SUBMIT
 
-test_expect_success FROM_SUBMIT 'a Python program that builds a jobspec as a command keeps its own token' '
+test_expect_success FROM_SUBMIT 'a Python program that builds a jobspec like a command keeps its own token' '
 	DW_WORKFLOW_TOKEN=$(cat "$canaries/rules") OTHER=1 FLUX_CLI_PLUGINPATH_OVERRIDE=$PLUGINS flux python build.py >built &&
 	test "$(grep -c "\"OTHER\": \"1\"" built)" = 2 &&
 	has_no rules built
 '
 
-# Submits a jobspec with the whole environment that no command has built.
+# Submits a jobspec with the whole environment, without a submission command.
 cat >bypass.py <<-EOF
 	import os, flux
 	from flux.job import JobspecV1
@@ -262,13 +262,13 @@ program bypass <<-EOF
 	flux job wait-event -q -t 60 \$(cat bypass.id) clean
 EOF
 
-test_expect_success 'the jobspec of flux job submit is stored as it is' '
+test_expect_success 'the jobspec of flux job submit is stored unchanged' '
 	outer bypass run ./bypass &&
 	flux job info "$(cat bypass.id)" J >J.bypass &&
 	has bypass J.bypass
 '
 
-test_expect_success 'the instance reports that, or rejects it, and does not repeat the token' '
+test_expect_success 'the instance reports this, or rejects the job, and does not repeat the token' '
 	flux dmesg >dmesg &&
 	grep "workflow-token: the jobspec has DW_WORKFLOW_TOKEN.* of the enclosing job" dmesg &&
 	{ echo "inner-jobs = \"reject\"" && rules; } | table &&
@@ -277,7 +277,7 @@ test_expect_success 'the instance reports that, or rejects it, and does not repe
 	has_no bypass rejected dmesg
 '
 
-test_expect_success 'of the others, no token is in the KVS, eventlogs, content store, output or processes' '
+test_expect_success 'no other token is in the KVS, eventlogs, content store, output or processes' '
 	ids=$(flux jobs -a -no "{id} {name}" | awk "\$2 ~ /^(inner|site)-/ { print \$1 }") &&
 	test "$(echo "$ids" | wc -l)" = 6 &&
 	tasks= &&
@@ -289,7 +289,7 @@ test_expect_success 'of the others, no token is in the KVS, eventlogs, content s
 	for name in inner site nested rules; do has_no $name "$RUN" || return; done
 '
 
-test_expect_success 'nor after the instance' '
+test_expect_success 'nor after the instance ends' '
 	instance_down &&
 	everywhere inner site nested rules &&
 	test "$(cat status)" = 1 &&

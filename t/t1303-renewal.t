@@ -7,23 +7,23 @@ need_canaries
 
 mint_program "$canaries"
 
-# rule KEY…: one for all jobs, with these keys.
+# rule KEY…: sets a rule for all jobs, with these keys.
 rule() {
 	printf '[[workflow-token.rule]]\nsource = "command"\ncommand = ["%s/mint"]\n' "$PWD" &&
 		printf '%s\n' "$@"
 }
 
-# minted COUNT: so many tokens were fetched, at least.
+# minted COUNT: succeeds if at least this number of tokens was fetched.
 minted() {
 	test "$(wc -l <"$canaries/minted")" -ge "$1"
 }
 
-# has_failed COUNT: so many renewals have failed.
+# has_failed COUNT: succeeds if this number of renewals failed.
 has_failed() {
 	test "$(counter renewal-failures)" -ge "$1"
 }
 
-# started ID COUNT: so many tasks of the job read their files.
+# started ID COUNT: succeeds if this number of tasks of the job read their files.
 started() {
 	test "$(find shared -name "started.$1.*" | wc -l)" -eq "$2"
 }
@@ -38,19 +38,19 @@ has_event() {
 	flux job eventlog "$1" >eventlog && grep -F -e "$2" eventlog
 }
 
-# files: the directories of tokens of this user.
+# files: prints the token directories of this user.
 files() {
 	find /dev/shm -maxdepth 1 -name "workflow-token-$(id -u)-*"
 }
 
-# Jobs stay when the instance ends.
+# Jobs outlive the instance.
 export FLUX_DISABLE_JOB_CLEANUP=t
 
-# A broker passes the path of a batch script to a shell, so that it may have no space.
+# A broker passes the path of a batch script to a shell, so the path must not contain a space.
 RUN=$base/run
 cleanup 'rm -rf "$RUN" "$base/trash"'
 
-# For at least so many seconds a job of four shells reads its file.
+# The minimum time in seconds for which a job of four shells reads its file.
 RUNS=${WORKFLOW_TOKEN_RENEWAL_SECONDS:-0}
 
 mkdir shared
@@ -63,7 +63,7 @@ test_expect_success 'an instance of four brokers on two hosts' '
 	HOSTS=node0,node0,node1,node1 instance_up 4 && load
 '
 
-test_expect_success 'a job finds its token in its environment and in a file for it alone' '
+test_expect_success 'a job finds its token in its environment and in a file of its own' '
 	flux run sh -c "
 		for token in \"\$(cat \$DW_WORKFLOW_TOKEN_FILE)\" \"\$(cat \$BEARER_TOKEN_FILE)\" \"\$DW_WORKFLOW_TOKEN\"; do
 			printf %s \"\$token\" | sha256sum
@@ -101,23 +101,23 @@ test_expect_success 'the plugin is loaded again' '
 	test "$(counter renewing)" -eq 1
 '
 
-test_expect_success 'no generation of the token is anywhere else' '
+test_expect_success 'no generation of the token is elsewhere' '
 	tasks=$(pgrep -f "$TESTS/read-token.py" | paste -sd,) &&
 	gather running workflow-token.so &&
 	test "$(wc -l <"$canaries/minted")" -ge 5 &&
 	everywhere minted && test "$(cat status)" -eq 1
 '
 
-# is_over: the job has run for as long as it was asked to.
+# is_over: succeeds if the job has run for the requested time.
 is_over() {
 	test "$SECONDS" -ge "$end"
 }
 
-test_expect_success 'the job goes on for the time that was asked for' '
+test_expect_success 'the job runs for the requested time' '
 	while ! is_over; do before=$(wc -l <"$canaries/minted") && eventually minted $((before + 1)) || return 1; done
 '
 
-test_expect_success 'every read gave a complete and valid token, and each new one came with one signal' '
+test_expect_success 'every read returned a complete and valid token, and one signal announced each new one' '
 	touch shared/stop &&
 	flux job wait-event -t 60 "$id" clean &&
 	test "$(wc -l <out.readers)" -eq 4 && readers_saw out.readers 6
@@ -128,7 +128,7 @@ test_expect_success 'files and records end with the job' '
 	before=$(wc -l <"$canaries/minted") && test "$(counter renewing)" -eq 0
 '
 
-test_expect_success 'the files of a shell that was killed are removed by the next one' '
+test_expect_success 'the next shell removes the files of a killed one' '
 	rm -f shared/* && id=$(flux submit "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
 	test "$(files | wc -l)" -eq 1 &&
 	pkill -KILL -f "flux-shell.*$(flux job id --to=dec "$id")" && touch shared/stop &&
@@ -168,8 +168,8 @@ test_expect_success 'a token that does not expire is not renewed' '
 	flux cancel "$id" "$other"
 '
 
-# Of the executors of flux-core, only that of systemd and that of simulated jobs find a job again that runs over a restart.
-test_expect_success 'a simulated job is renewed that runs over a restart of the instance' '
+# Of the executors of flux-core, only those for systemd and for simulated jobs find a running job again after a restart.
+test_expect_success 'the token of a simulated job that survives a restart of the instance is renewed' '
 	echo 60 >lifetime && rule "renew = 0.1" | table &&
 	id=$(flux submit --setattr=system.exec.test.run_duration=600s true) && flux job wait-event -t 60 "$id" start &&
 	instance_down && before=$(wc -l <"$canaries/minted") &&
@@ -178,14 +178,14 @@ test_expect_success 'a simulated job is renewed that runs over a restart of the 
 	flux cancel "$id" && flux job wait-event -t 60 "$id" clean
 '
 
-# expires POLICY: a job whose token expires while the source is down.
+# expires POLICY: runs a job whose token expires while the source is down.
 expires() {
 	rm -f down shared/stop && echo 3 >lifetime && rule "on-expiry = \"$1\"" | table &&
 		id=$(flux submit --output=out.expires "$TESTS/read-token.py" "$PWD/shared") && eventually started "$id" 1 &&
 		touch down && eventually has_event "$id" "workflow token of this job has expired" && log_has "its workflow token has expired"
 }
 
-test_expect_success 'on-expiry = warn: the user reads of it, and the job goes on' '
+test_expect_success 'on-expiry = warn: the user is notified, and the job continues' '
 	expires warn && grep "severity=4" eventlog && rm down &&
 	before=$(wc -l <"$canaries/minted") && eventually minted $((before + 1)) &&
 	touch shared/stop && flux job wait-event -t 60 "$id" clean && flux job eventlog "$id" | grep "finish status=0"

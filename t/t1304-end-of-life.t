@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='A token is valid as long as its job is active and it was not revoked, and the agent tells which'
+test_description='A token is valid until its job ends or it is revoked, and the agent reports which'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -12,7 +12,7 @@ tool() {
 	flux workflow-token "$@"
 }
 
-# site: the configuration, with a rule that issues tokens.
+# site: writes the configuration, with a rule that issues tokens.
 site() {
 	cat <<-EOF
 		revocations = "$PWD/revocations"
@@ -30,12 +30,12 @@ site() {
 	EOF
 }
 
-# verify NAME: with what the agent knows. Its output is in the file out.
+# verify NAME: verifies a token with the agent. The output is in the file out.
 verify() {
 	tool verify --agent --keys "$KEYS" --issuer "$ISSUER" --audience service - <"$canaries/$1" >out 2>&1
 }
 
-# refused NAME TEXT: for this reason.
+# refused NAME TEXT: succeeds if the token is rejected for this reason.
 refused() {
 	test_expect_code 1 verify "$1" && grep "refused: $2" out
 }
@@ -54,11 +54,11 @@ test_expect_success 'an instance issues tokens' '
 	site | table && munge_up && instance_up 1 && load
 '
 
-test_expect_success 'the token of a job that runs is valid' '
+test_expect_success 'the token of a running job is valid' '
 	one=$(holder one) && two=$(holder two) && verify one && verify two
 '
 
-test_expect_success 'and not once the job has ended, although it has not expired' '
+test_expect_success 'but not once the job has ended, although it has not expired' '
 	flux cancel "$one" && flux job wait-event -t 60 "$one" clean && eventually is_refused_as_ended one && verify two &&
 	at=$(flux job eventlog "$one" | sed -n "s/^\([0-9]*\)[.0-9]* clean.*/\1/p") && test -n "$at" &&
 	refused one "its job has ended, at $(date -u -d "@$at" +%FT%TZ)"
@@ -68,20 +68,20 @@ test_expect_success 'without the option, it is valid until it expires' '
 	tool verify --keys "$KEYS" --issuer "$ISSUER" --audience service - <"$canaries/one"
 '
 
-test_expect_success 'while the plugin is away that is not known, and afterwards it is' '
+test_expect_success 'without the plugin, the end of the job is unknown, and with it known again' '
 	unload && unknown one && unknown two && load && eventually verify two && refused one "its job has ended"
 '
 
-test_expect_success 'an agent that was killed knows it again, and never takes a job that runs for one that has ended' '
+test_expect_success 'a restarted agent knows it again, and never treats a running job as ended' '
 	pkill -KILL -f "workflow-token-agent .*$RUN" && { verify two || unknown two; } && eventually verify two
 '
 
-test_expect_success 'the tokens of a job are revoked, and it gets no others' '
+test_expect_success 'the tokens of a job are revoked, and it receives no others' '
 	three=$(holder three) && tool revoke "$three" && refused three "it was revoked" && verify two &&
 	test -s revocations/revocations && test "$(stat -c %a revocations)" = 700
 '
 
-test_expect_success 'that outlives the agent and the plugin' '
+test_expect_success 'the revocation outlives the agent and the plugin' '
 	pkill -KILL -f "workflow-token-agent .*$RUN" && unload && load &&
 	eventually verify two && refused three "it was revoked"
 '
@@ -97,7 +97,7 @@ test_expect_success 'the tokens of a user are revoked, and later ones are valid'
 	later() { rm -f "$canaries/five" && five=$(holder five) && verify five; } && eventually later
 '
 
-test_expect_success 'a user requests another audience and a shorter lifetime, and nothing that is not allowed' '
+test_expect_success 'a user requests another audience and a shorter lifetime, but nothing that is not allowed' '
 	flux run -S token.default.audience=archive -S token.default.lifetime=5m sh -c "umask 077
 		printf %s \"\$DW_WORKFLOW_TOKEN\" >\"$canaries/requested\"" &&
 	tool verify --keys "$KEYS" --issuer "$ISSUER" --audience archive --json - <"$canaries/requested" >claims &&
@@ -119,7 +119,7 @@ test_expect_success 'without a place for revocations, the command says what to d
 	grep "set the key revocations" err && eventually verify five
 '
 
-test_expect_success 'strangers are not answered' '
+test_expect_success 'other users receive no response' '
 	test "$(id -u)" -ne 0 || ! setpriv --reuid=nobody --clear-groups true || {
 		socket=$(find "$RUN" -name workflow-token-agent -type s) && test -n "$socket" &&
 		python3 - "$socket" <<-\EOF

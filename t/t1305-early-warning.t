@@ -13,7 +13,8 @@ tool() {
 	flux workflow-token "$@"
 }
 
-# site LINE…: the configuration, with more lines of its rule. Its timeout has as many seconds as the file of that name has bytes.
+# site LINE…: writes the configuration, with more lines of its rule. Its timeout in seconds is the length of the file of
+# that name, in bytes.
 site() {
 	cat <<-EOF
 		timeout = $(wc -c <timeout)
@@ -43,7 +44,8 @@ site() {
 	printf '%s\n' "$@"
 }
 
-# login DURATION: leaves an identity token that lasts so long, and changes the configuration, so that it is read at once.
+# login DURATION: writes an identity token with this lifetime, and changes the configuration, so that it is read
+# immediately.
 login() {
 	(umask 077 && tool issue --keys "$KEYS" --issuer "$LOGIN" --audience hpc --sub "$(id -un)" --scope workspace \
 		--workspace fusion-team --lifetime "$1" >"$IDENTITY/$(id -u).new") &&
@@ -52,7 +54,7 @@ login() {
 
 SHORT="token.default: it lasts 1h and is not renewed, but this job may run 2h: set a time limit of at most 1h"
 
-# submission FILE ARGUMENT…: the error of a job that is rejected, or its exceptions.
+# submission FILE ARGUMENT…: writes the error of a rejected job, or its exceptions.
 submission() {
 	local file=$1 id
 	shift
@@ -72,7 +74,7 @@ test_expect_success 'the user of a job with a longer time limit is warned, and t
 	grep "job.exception .* type=workflow-token severity=4 $SHORT" err && test $(grep -c job.exception err) -eq 1
 '
 
-test_expect_success 'and reads it later' '
+test_expect_success 'and sees the warning later' '
 	flux jobs -a -n -o "{exception.note}" >notes && grep "$SHORT" notes
 '
 
@@ -91,7 +93,7 @@ test_expect_success 'a token that is renewed covers any time limit' '
 	site "on-shortfall = \"reject\"" | table && flux run -S project=hydro true && flux run -S project=hydro -t 100d true
 '
 
-test_expect_success 'a job that is renewed beyond the identity token of its owner is rejected' '
+test_expect_success 'a job whose renewals outlast the identity token of its owner is rejected' '
 	login 30m &&
 	submission err -S project=fusion -t 2h &&
 	grep "your identity token for project fusion expires in 29m, and renewals need it, but this job may run 2h" err &&
@@ -107,7 +109,7 @@ test_expect_success 'after another login it is accepted' '
 	login 8h && flux run -S project=fusion -t 2h true 2>err && ! grep exception err
 '
 
-test_expect_success 'what a command gives is compared when the job starts' '
+test_expect_success 'the token of a command is compared when the job starts' '
 	program give <<-EOF &&
 		#!/bin/sh
 		exec cat "$IDENTITY/$(id -u).jwt"

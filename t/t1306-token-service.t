@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='The token service tells whether the tokens of jobs are valid, and users get tokens of their own'
+test_description='The token service reports whether the tokens of jobs are valid, and issues tokens to users'
 
 . "$(dirname "$0")/lib.sh"
 need_flux
@@ -31,7 +31,7 @@ site() {
 	EOF
 }
 
-# introspect NAME: what is answered is in the file answer.
+# introspect NAME: sends a request. The response is in the file answer.
 introspect() {
 	timeout 60 "$TESTS/request.py" "$ISSUER/introspect" --client "copy:$SECRET" --form "token=@$canaries/$1" >answer 2>&1
 }
@@ -77,7 +77,7 @@ test_expect_success 'an instance issues tokens, and the service connects to its 
 	site | table && munge_up && instance_up 1 && load && tokend_up
 '
 
-test_expect_success 'the token of a job is active while the job is' '
+test_expect_success 'the token of a job is active as long as the job' '
 	one=$(holder one) && two=$(holder two) && is_active one && is_active two &&
 	flux cancel "$one" && flux job wait-event -t 60 "$one" clean && eventually is_inactive one && is_active two
 '
@@ -89,18 +89,18 @@ test_expect_success 'through a reload of the plugin, the end of the agent, and o
 	flux workflow-token token >"$canaries/user" && is_active user && grep "\"workspace\":\"fusion\"" answer
 '
 
-test_expect_success 'a token that the service revokes is refused by the agent, too' '
+test_expect_success 'a token that the service revokes is rejected by the agent, too' '
 	timeout 60 "$TESTS/request.py" "$ISSUER/revoke" --client "copy:$SECRET" --form "token=@$canaries/two" >answer &&
 	is_inactive two && test_expect_code 1 flux workflow-token verify --agent --keys "$KEYS" --issuer "$ISSUER" --audience service - \
 		<"$canaries/two" >out 2>&1 && grep "it was revoked" out && flux cancel "$two"
 '
 
-test_expect_success 'no log of the service has a token or secret' '
+test_expect_success 'no log of the service contains a token or secret' '
 	for name in one two user; do cat "$canaries/$name" && echo || return; done >"$canaries/all" && test_expect_code 1 "$TESTS/search.py" "$canaries/all" tokend.log &&
 	test_expect_code 1 grep -F -f "$SECRET" tokend.log
 '
 
-test_expect_success 'without its table, the service is not answered' '
+test_expect_success 'without its table, the service receives no response' '
 	site | sed "/service\\]/,/^workspaces/d" | table && flux config reload && eventually test ! -e "$base/service"
 '
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""ask.py SOCKET PORT RESTRICT CLUSTER JOBID UID NODE [COUNT]: asks an agent for the record of a job, as a node does, and prints
-the kind of each of its COUNT answers to the same credential: Record, Failed, Unknown, or what went wrong.
+"""ask.py SOCKET PORT RESTRICT CLUSTER JOBID UID NODE [COUNT]: requests the record of a job from an agent, as a node
+does, and prints the kind of each of its COUNT replies to the same credential: Record, Failed, Unknown, or the error.
 
 SOCKET is munged's; the credential is restricted to the uid RESTRICT. The messages are those of the crate `protocol`."""
 

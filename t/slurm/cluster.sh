@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# A Slurm cluster of two nodes on this machine, in the current directory, with an agent of its own.
+# A Slurm cluster of two nodes on this machine, in the current directory, with its own agent.
 #
-# As root, Slurm and the agent run as the user slurm, and jobs as other users. As somebody else, all run as that user. Needs
-# common.sh, and STAGE: the tree as `make install` makes it.
+# As root, Slurm and the agent run as the user slurm, and jobs as other users. As another user, all run as that user.
+# Needs common.sh, and STAGE: the tree that `make install` makes.
 
-# The machine's own cluster is no business of this one.
+# Ignore the machine's own cluster.
 for name in $(compgen -e SLURM_) $(compgen -e SBATCH_) $(compgen -e SRUN_); do unset "$name"; done
 
 PATH=$PATH:/usr/sbin
@@ -19,7 +19,7 @@ STATE=$PWD/state
 export SLURM_CONF=$PWD/slurm.conf
 RELEASE=$(slurmctld -V 2>/dev/null | awk '{ print $2 }')
 
-# become USER COMMAND…: the command in place of this shell.
+# become USER COMMAND…: replaces this shell by the command.
 become() {
 	local user=$1
 	shift
@@ -40,7 +40,7 @@ sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]
 print(*(each.getsockname()[1] for each in sockets))' "$1"
 }
 
-# site LINES…: the configuration of the cluster, with the rules on standard input.
+# site LINES…: writes the configuration of the cluster, with the rules from standard input.
 site() {
 	{
 		cat <<-EOF
@@ -62,7 +62,7 @@ site() {
 	} >"$SITE"
 }
 
-# rule LINES…: one that delivers the file `token`.
+# rule LINES…: prints a rule that delivers the file `token`.
 rule() {
 	printf '\n[[workflow-token.rule]]\nsource = "file"\npath = "%s/token"\n' "$PWD"
 	printf '%s\n' "$@"
@@ -114,7 +114,7 @@ slurm_conf() {
 	esac >cgroup.conf
 }
 
-# Two ports beside each other, for the nodes.
+# Finds two adjacent ports, for the nodes.
 next_ports() {
 	python3 -c '
 import socket
@@ -128,7 +128,7 @@ while True:
     break'
 }
 
-# cluster_prepare: everything but the daemons.
+# cluster_prepare: prepares everything except the daemons.
 cluster_prepare() {
 	read -r CTLD_PORT AGENT_PORT < <(free_ports 2)
 	N1_PORT=$(next_ports)
@@ -142,7 +142,7 @@ cluster_prepare() {
 		slurm_conf
 }
 
-# agent_up: returns when it listens.
+# agent_up: starts the agent, and returns when it listens.
 agent_up() {
 	(become "$CONTROLLER" "$PWD/bin/workflow-token-agent" slurm --config="$SITE") >>agent.log 2>&1 8>&- 9>&- &
 	AGENT=$!
@@ -184,7 +184,7 @@ slurmd_up() {
 	SLURMD+=($!)
 }
 
-# cluster_up: returns when both nodes are idle.
+# cluster_up: starts the cluster, and returns when both nodes are idle.
 cluster_up() {
 	slurmctld_up && slurmd_up n1 && slurmd_up n2 && eventually all_idle
 }
@@ -193,7 +193,7 @@ all_idle() {
 	test "$(sinfo --noheader --partition=debug --format=%T%D)" = idle2
 }
 
-# cluster_down: ends everything, also jobs.
+# cluster_down: ends everything, including jobs.
 cluster_down() {
 	test -z "$SLURMCTLD" || {
 		squeue -h -r -o %A | xargs -r scancel

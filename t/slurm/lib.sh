@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# The tests on Slurm share this: a cluster of two nodes on this machine, with a munged and an agent of its own.
+# Code shared by the tests on Slurm: a cluster of two nodes on this machine, with its own munged and agent.
 #
-# As root, Slurm and the agent run as the user slurm, and jobs as other users. As somebody else, all run as that user.
+# As root, Slurm and the agent run as the user slurm, and jobs as other users. As another user, all run as that user.
 
 # shellcheck source=../lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-# Not in the trash directory, whose name has a space: slurm.conf has no quotes.
+# Not in the trash directory, whose name contains a space: slurm.conf has no quotes.
 mkdir -p "$base/cluster" && cd "$base/cluster" || exit 1
 MUNGE_SOCKET=$PWD/munge.socket
 # shellcheck source=cluster.sh
@@ -16,7 +16,7 @@ trap 'ended=$?; cluster_down; tidy; rm -rf "$base/test-results"
 	echo "# what is left to look at: $base" >&5; (exit $ended); die' EXIT
 cleanup cluster_down
 
-# need_slurm: skips the test where there is no Slurm, or nothing to be tested with it.
+# need_slurm: skips the test if Slurm or the product is missing.
 need_slurm() {
 	for program in slurmctld slurmd srun sbatch scontrol; do
 		command -v $program >/dev/null || skip "no $program found: install the packages slurmctld, slurmd, slurm-client"
@@ -31,20 +31,20 @@ need_slurm() {
 	done
 }
 
-# finished ID: its job has ended.
+# finished ID: succeeds if the job has ended.
 finished() {
 	local states
 	states=$(squeue --noheader --states=all --jobs="$1" --format=%T) && test -n "$states" &&
 		! grep -qvx "COMPLETED\|FAILED\|CANCELLED\|TIMEOUT\|NODE_FAIL" <<<"$states"
 }
 
-# is_pending ID: it waits to be started.
+# is_pending ID: succeeds if the job waits to start.
 is_pending() {
 	test "$(squeue --noheader --jobs="$1" --format=%T)" = PENDING
 }
 
-# requeue ID: Slurm holds the job back for two minutes. It need not, but a node refuses a job that starts in the same second as
-# it was revoked.
+# requeue ID: requeues a job. Slurm delays the job for two minutes. The delay is not needed, but a node rejects a job
+# that starts in the same second in which it was revoked.
 requeue() {
 	scontrol requeue "$1" && eventually is_pending "$1" && scontrol update JobId="$1" StartTime=now+3
 }
@@ -54,24 +54,24 @@ is_empty() {
 	test -z "$(ls -A "$1")"
 }
 
-# has_lines COUNT TEXT FILE: at least so many.
+# has_lines COUNT TEXT FILE: succeeds if at least COUNT lines contain TEXT.
 has_lines() {
 	test "$(grep -c "$2" "$3")" -ge "$1"
 }
 
-# hides HAYSTACK…: none of them has the token.
+# hides HAYSTACK…: succeeds if none of them contains the token.
 hides() {
 	test_expect_code 1 "$TESTS/search.py" token "$@"
 }
 
-# run USER ARGUMENTS…: srun as that user.
+# run USER ARGUMENTS…: runs srun as that user.
 run() {
 	local user=$1
 	shift
 	as "$user" timeout -k 5 60 srun "$@"
 }
 
-# batch USER ARGUMENTS…: sbatch as that user; prints the job id.
+# batch USER ARGUMENTS…: runs sbatch as that user, and prints the job id.
 batch() {
 	local user=$1
 	shift

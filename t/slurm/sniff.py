@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """sniff.py FILE: appends all packets of the loopback interface to FILE until it is killed (packet(7)). Needs root. FILE exists
-when it has begun."""
+once recording has begun."""
 
 import socket
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Slurm: each job gets its token, whatever kind of job it is, and no other job does'
+test_description='Slurm: every kind of job receives its token, and no other job does'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
@@ -21,7 +21,7 @@ test_expect_success 'a cluster starts with the plugin' '
 	cluster_up && slurmd_up n3 && slurmd_up n4
 '
 
-test_expect_success 'srun: each task of two nodes gets the token' '
+test_expect_success 'srun: each task on two nodes has the token' '
 	run "$ALICE" -N2 -n3 sh -c "$PRINT" >out &&
 	cat token token token >expected &&
 	test_cmp expected out
@@ -33,7 +33,7 @@ test_expect_success 'no task has variables or descriptors of the plugin' '
 	! grep "^WORKFLOW_TOKEN_\|socket:\|site.toml\|cache\|munge" out
 '
 
-test_expect_success 'a job that no rule is for runs without a token' '
+test_expect_success 'a job that no rule matches runs without a token' '
 	run "$ALICE" -p other sh -c "$PRINT" >out &&
 	echo none >expected &&
 	test_cmp expected out
@@ -46,7 +46,7 @@ test_expect_success TWO_USERS 'a job of another user runs without a token' '
 	test_cmp expected out
 '
 
-test_expect_success 'sbatch: the script and its steps get it' '
+test_expect_success 'sbatch: the script and its steps have the token' '
 	mkdir -p shared && chmod 1777 shared &&
 	id=$(batch "$ALICE" -o "$PWD/shared/batch.out" --wrap "$PRINT; srun sh -c \"$PRINT\"; srun -N1 sh -c \"$PRINT\"") &&
 	eventually finished "$id" &&
@@ -104,7 +104,7 @@ test_expect_success 'each component of a heterogeneous job of several nodes' '
 	test_cmp expected shared/het.out
 '
 
-test_expect_success 'a job that is requeued gets a new token' '
+test_expect_success 'a requeued job receives a new token' '
 	program "$PWD/shared/wait" <<-EOF &&
 		#!/bin/sh
 		{ $PRINT; } >>"$PWD/shared/requeued"
@@ -118,7 +118,7 @@ test_expect_success 'a job that is requeued gets a new token' '
 	test "$(wc -l <shared/requeued)" -eq 2
 '
 
-test_expect_success 'a node asks once for all steps of a job' '
+test_expect_success 'a node sends one request for all steps of a job' '
 	as "$ALICE" timeout 60 salloc --no-shell -N2 2>err &&
 	id=$(sed -n "s/.*Granted job allocation //p" err) &&
 	run "$ALICE" --jobid="$id" -N2 sh -c "$PRINT" >out &&
@@ -129,7 +129,7 @@ test_expect_success 'a node asks once for all steps of a job' '
 	scancel "$id"
 '
 
-test_expect_success 'a job within a job gets its own token, and the outer one is not sent' '
+test_expect_success 'a nested job has its own token, and the outer one is not sent' '
 	program "$PWD/shared/outer" <<-EOF &&
 		#!/bin/sh
 		sbatch --parsable --wait -p other -o "$PWD/shared/inner.out" --wrap "$PRINT" >/dev/null
@@ -142,7 +142,8 @@ test_expect_success 'a job within a job gets its own token, and the outer one is
 	test_cmp token shared/inner2.out
 '
 
-# make_bundle: one for runc, in shared/bundle, whose container has the programs of this machine.
+# make_bundle: makes a bundle for runc in shared/bundle, whose container has the programs of
+# this machine.
 make_bundle() {
 	mkdir -p shared/bundle/rootfs oci && chown "$ALICE" shared/bundle shared/bundle/rootfs oci &&
 		mkdir -p shared/bundle/rootfs/{bin,dev,lib,lib64,proc,sys,usr} &&
@@ -158,7 +159,7 @@ json.dump(config, open('shared/bundle/config.json', 'w'))" &&
 		as "$ALICE" runc --rootless=true --root="$PWD/oci" run --bundle "$PWD/shared/bundle" trial
 }
 
-# oci_conf: has Slurm start containers with runc.
+# oci_conf: configures Slurm to start containers with runc.
 oci_conf() {
 	cat >oci.conf <<-EOF
 		RunTimeQuery="runc --rootless=true --root=$PWD/oci state %n.%u.%j.%s.%t"
@@ -169,12 +170,12 @@ oci_conf() {
 }
 
 ! command -v runc >/dev/null || ! make_bundle >runc.log 2>&1 || test_set_prereq RUNC
-test_expect_success RUNC 'a container of a job that no rule is for runs' '
+test_expect_success RUNC 'a container of a job that no rule matches runs' '
 	oci_conf && run "$ALICE" -p other --container="$PWD/shared/bundle" sh -c "$PRINT; id -u" >out 2>err &&
 	printf "none\n0\n" >expected && test_cmp expected out
 '
 
-test_expect_success RUNC 'a container of a job that is to get a token does not start, in one line' '
+test_expect_success RUNC 'a container of a job that needs a token does not start, with a one-line error' '
 	for export in ALL NONE SLURM_CONTAINER=; do
 		! run "$ALICE" --export=$export --container="$PWD/shared/bundle" sh -c "$PRINT" >out 2>err && test ! -s out &&
 			test "$(grep -c "workflow-token: .*start it without --container" err)" -eq 1 || return
@@ -185,7 +186,7 @@ test_expect_success RUNC 'a container of a job that is to get a token does not s
 	hides shared/bundle shared/container.out spool-n1 spool-n2 oci slurmd-n1.log slurmd-n2.log && no_node_is_drained
 '
 
-test_expect_success 'in the end no node is drained and no record is left' '
+test_expect_success 'at the end no node is drained and no record is left' '
 	no_node_is_drained &&
 	eventually is_empty agent/store &&
 	eventually is_empty cache

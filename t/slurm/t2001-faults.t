@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-test_description='Slurm: whatever fails, no job starts without its token, each says why in one line, and no node is drained'
+test_description='Slurm: after any fault, no job starts without its token, each reports the reason in one line, and no node is drained'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
 
 TIMEOUT=3s
 
-# fails TEXT ARGUMENTS…: a job of the user does not start, and prints one line with that text.
+# fails TEXT ARGUMENTS…: succeeds if a job of the user does not start and prints one line,
+# which contains that text.
 fails() {
 	local text=$1
 	shift
@@ -18,13 +19,13 @@ fails() {
 		no_node_is_drained
 }
 
-# all_ended: no job is left.
+# all_ended: succeeds if no job is left.
 all_ended() {
 	local jobs
 	jobs=$(squeue --noheader) && test -z "$jobs"
 }
 
-# no_records: no job of the file `ids` has one.
+# no_records: succeeds if no job in the file `ids` has a record.
 no_records() {
 	local id
 	for id in $(cat ids); do test ! -e "agent/store/job-$id" || return; done
@@ -42,32 +43,32 @@ test_expect_success 'a cluster starts' '
 	munge_up && agent_up && cluster_up && works
 '
 
-test_expect_success 'the source has no token' '
+test_expect_success 'the source provides no token' '
 	mv token away &&
 	fails "source-failed" -N2 -n2 &&
 	mv away token && works
 '
 
-test_expect_success 'the job is in the log of the agent, with the cause' '
+test_expect_success 'the agent logs the job and the cause' '
 	grep "no workflow token was delivered: .*token: .*No such file.*\[source-failed\]" agent.log
 '
 
-test_expect_success 'the agent is down: a job that may be due a token fails' '
+test_expect_success 'the agent is down: a job that a rule may match fails' '
 	agent_down &&
 	fails "could not be delivered" &&
 	grep "agent-unavailable" slurmd-n?.log
 '
 
 test -z "$BOB" || test_set_prereq TWO_USERS
-test_expect_success TWO_USERS 'and the jobs of others run as before' '
+test_expect_success TWO_USERS 'and jobs of other users run' '
 	run "$BOB" sh -c "$PRINT" >out && grep none out
 '
 
-test_expect_success 'the agent is back: the next job is served' '
+test_expect_success 'the agent is back: the next job receives its token' '
 	agent_up && works
 '
 
-test_expect_success 'the agent is killed: the records of running jobs survive it' '
+test_expect_success 'the agent is killed: the records of running jobs survive' '
 	mkfifo shared/go && chmod 0666 shared/go &&
 	id=$(batch "$ALICE" -o "$PWD/shared/out" --wrap "$PRINT; read go <$PWD/shared/go; srun -N1 sh -c \"$PRINT\"") &&
 	eventually grep -qF -f token shared/out &&
@@ -83,8 +84,8 @@ test_expect_success 'the agent is stopped: a job fails in time' '
 	kill -CONT "$AGENT" && works
 '
 
-# The plugin has a munged of its own here, with the key of the other one.
-test_expect_success 'munged of a node is gone: a job fails, and others run when it is back' '
+# The plugin uses its own munged here, with the key of the other one.
+test_expect_success 'munged of a node is down: a job fails, and others run once it is back' '
 	sed "s,^munge-socket.*,munge-socket = \"$PWD/node/munge.socket\"," "$SITE" >node.toml &&
 	mkdir -p node && cp -p munge.key node &&
 	sed -i "s/config=.*/config=$(printf %s "$PWD" | sed "s,/,\\\\/,g")\/node.toml/" plugstack.conf &&
@@ -95,7 +96,7 @@ test_expect_success 'munged of a node is gone: a job fails, and others run when 
 	sed -i "s/node.toml/site.toml/" plugstack.conf && works
 '
 
-test_expect_success 'the configuration of a node is wrong' '
+test_expect_success 'the configuration of a node is invalid' '
 	cp "$SITE" right.toml &&
 	sed "s/^source = .*/source = \"none\"/" right.toml >"$SITE" &&
 	fails "could not be delivered" &&
@@ -103,7 +104,7 @@ test_expect_success 'the configuration of a node is wrong' '
 	cp right.toml "$SITE" && works
 '
 
-test_expect_success 'a wrong configuration is not loaded by the agent' '
+test_expect_success 'the agent rejects an invalid configuration' '
 	sed "s/^source = .*/source = \"none\"/" right.toml >"$SITE" &&
 	kill -HUP "$AGENT" &&
 	eventually grep "the former configuration stays" agent.log &&
@@ -112,7 +113,7 @@ test_expect_success 'a wrong configuration is not loaded by the agent' '
 	eventually grep "was reloaded" agent.log && works
 '
 
-test_expect_success 'the agent cannot store' '
+test_expect_success 'the agent cannot store records' '
 	mkdir -p agent/store && mv agent/store agent/away && : >agent/store &&
 	fails "could not be delivered" &&
 	grep "store-failed" agent.log &&
@@ -129,7 +130,7 @@ test_expect_success 'slurmctld is restarted while a job runs' '
 	cat token token >expected && test_cmp expected shared/out && works
 '
 
-test_expect_success 'a source that hangs: Slurm answers, the job fails, and those of other rules run' '
+test_expect_success 'a hung source: Slurm responds, the job fails, and jobs of other rules run' '
 	program slow <<-\EOF &&
 		#!/bin/sh
 		exec sleep 600
@@ -146,12 +147,13 @@ test_expect_success 'a source that hangs: Slurm answers, the job fails, and thos
 	no_node_is_drained
 '
 
-# are_configuring COUNT: so many jobs of the partition `other` wait for their prolog.
+# are_configuring COUNT: succeeds if this number of jobs in the partition `other` wait for
+# their prolog.
 are_configuring() {
 	test "$(squeue --noheader --partition=other --states=CONFIGURING --format=%A | wc -l)" -eq "$1"
 }
 
-test_expect_success 'all cores of a node wait for a source that hangs: Slurm answers, and those of other rules run' '
+test_expect_success 'all cores of a node wait for a hung source: Slurm responds, and jobs of other rules run' '
 	program slow <<-EOF &&
 		#!/bin/sh
 		until test -e "$PWD/released"; do sleep 0.1; done
@@ -171,7 +173,7 @@ test "$(id -u)" -ne 0 || ! mkdir full || ! mount -t tmpfs -o size=16k,mode=0700,
 	test_set_prereq SMALL_DISK
 cleanup 'umount -l "$base/cluster/full" 2>/dev/null'
 
-test_expect_success SMALL_DISK 'the disk under the store is full' '
+test_expect_success SMALL_DISK 'the disk of the store is full' '
 	agent_down && cp "$SITE" right.toml &&
 	sed -i "s,^store = .*,store = \"$PWD/full\"," "$SITE" && agent_up && works && eventually is_empty full &&
 	{ head -c 1000000 /dev/zero >full/fill 2>/dev/null; true; } &&
@@ -181,7 +183,7 @@ test_expect_success SMALL_DISK 'the disk under the store is full' '
 	agent_down && cp right.toml "$SITE" && agent_up && works
 '
 
-test_expect_success 'many jobs at once: each gets its token, and Slurm answers' '
+test_expect_success 'many jobs at once: each receives its token, and Slurm responds' '
 	rm -rf shared/many && mkdir -m 1777 shared/many &&
 	program many <<-EOF &&
 		#!/bin/sh
@@ -196,7 +198,7 @@ test_expect_success 'many jobs at once: each gets its token, and Slurm answers' 
 	eventually no_records && no_node_is_drained
 '
 
-test_expect_success 'two agents: one that is down or does not know the job costs no job its token' '
+test_expect_success 'two agents: jobs receive their tokens if one agent is down or does not know the job' '
 	read -r other < <(free_ports 1) && cp "$SITE" right.toml && first=$AGENT &&
 	sed "s,$PWD/agent/,$PWD/agent/other-,; s,:$AGENT_PORT\"\$,:$other\"," right.toml >other.toml &&
 	sed -i "s,^servers = .*,servers = [\"127.0.0.1:$other\"\, \"127.0.0.1:$AGENT_PORT\"]," "$SITE" && works &&
@@ -206,7 +208,7 @@ test_expect_success 'two agents: one that is down or does not know the job costs
 	cp right.toml "$SITE" && works
 '
 
-test_expect_success 'in the end no node is drained' '
+test_expect_success 'at the end no node is drained' '
 	no_node_is_drained && works
 '
 

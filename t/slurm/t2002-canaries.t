@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Slurm: the token is nowhere but in the environment of the tasks, and nobody else gets it'
+test_description='Slurm: the token is only in the environment of the tasks, and nobody else can obtain it'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
@@ -15,7 +15,7 @@ test_expect_success 'a cluster starts, and logs as much as it can' '
 
 test "$(id -u)" -ne 0 || test_set_prereq ROOT
 
-# sniff_up: from now on all packets of the loopback interface are kept.
+# sniff_up: records all packets of the loopback interface from now on.
 sniff_up() {
 	"$TESTS/slurm/sniff.py" packets 8>&- 9>&- &
 	SNIFFER=$!
@@ -23,7 +23,7 @@ sniff_up() {
 }
 cleanup 'test -z "$SNIFFER" || kill "$SNIFFER" 2>/dev/null'
 
-test_expect_success 'jobs of each kind run, one within another' '
+test_expect_success 'jobs of each kind run, also nested' '
 	run "$ALICE" -N2 sh -c "$PRINT" >out && test "$(grep -cF -f token out)" -eq 2 &&
 	{ ! test_have_prereq ROOT || sniff_up; } &&
 	mkfifo shared/go && chmod 0666 shared/go &&
@@ -41,7 +41,7 @@ test_expect_success 'jobs of each kind run, one within another' '
 	eventually test -s shared/ready
 '
 
-test_expect_success 'the token is not in what Slurm says of the job' '
+test_expect_success 'Slurm does not report the token with the job' '
 	scontrol show job "$id" -dd >shown &&
 	scontrol show jobs -dd >>shown &&
 	scontrol write batch_script "$id" - >>shown &&
@@ -49,13 +49,13 @@ test_expect_success 'the token is not in what Slurm says of the job' '
 	hides shown
 '
 
-test_expect_success 'nor in its state, its spool, any log, the store and the caches' '
+test_expect_success 'nor is it in the state, the spool, any log, the store or the caches' '
 	test -n "$(ls agent/store)" && test -n "$(ls cache)" &&
 	hides "$STATE" spool-n1 spool-n2 slurmd-n1.log slurmd-n2.log agent agent.log cache munged.log \
 		slurmctld.out slurmd.out
 '
 
-test_expect_success ROOT 'nor in what srun, sbatch and salloc have sent from within the job' '
+test_expect_success ROOT 'nor in messages of srun, sbatch and salloc from within the job' '
 	kill "$SNIFFER" && SNIFFER= &&
 	grep -qaF "sent-in-clear-$$" packets &&
 	hides packets
@@ -66,24 +66,25 @@ test_expect_success 'nor in the arguments or the environment of other processes'
 	hides "proc:$tasks"
 '
 
-test_expect_success 'the search finds it where it is' '
+test_expect_success 'the search finds the token in a known place' '
 	"$TESTS/search.py" token token
 '
 
 test -z "$BOB" || test_set_prereq TWO_USERS
 
-# ask USER JOBID UID NODE [COUNT]: what the agent answers to a request.
+# ask USER JOBID UID NODE [COUNT]: prints the response of the agent to a
+# request.
 ask() {
 	as "$1" "$PWD/bin/ask.py" "$MUNGE_SOCKET" "$AGENT_PORT" "$(id -u "$CONTROLLER")" "$CLUSTER" "${@:2}"
 }
 
-test_expect_success 'a node of the job is answered' '
+test_expect_success 'the agent answers a node of the job' '
 	node=$(squeue --noheader --jobs="$id" --format=%N) &&
 	echo Record >expected &&
 	ask "$(id -un)" "$id" "$(id -u "$ALICE")" "$node" >out && test_cmp expected out
 '
 
-test_expect_success 'no other node, no other job, and nothing twice' '
+test_expect_success 'but no other node, no other job, and no repeated request' '
 	test "$node" = n1 && other=n2 || other=n1 &&
 	echo Unknown >expected &&
 	ask "$(id -un)" "$id" "$(id -u "$ALICE")" "$other" >out && test_cmp expected out &&
@@ -96,14 +97,14 @@ test_expect_success 'no other node, no other job, and nothing twice' '
 	grep "does not run on node n3" agent.log && grep "was received before" agent.log
 '
 
-test_expect_success TWO_USERS 'nobody but root' '
+test_expect_success TWO_USERS 'and only requests of root' '
 	echo Unknown >expected &&
 	ask "$BOB" "$id" "$(id -u "$ALICE")" "$node" >out && test_cmp expected out &&
 	ask "$ALICE" "$id" "$(id -u "$ALICE")" "$node" >out && test_cmp expected out &&
 	grep "only root may ask" agent.log
 '
 
-test_expect_success 'noise is refused, and the agent serves on' '
+test_expect_success 'the agent rejects malformed input and continues to serve' '
 	head -c 100000 /dev/urandom >noise &&
 	printf "\377\377\377\377" >long &&
 	for file in noise long /dev/null; do
@@ -113,12 +114,12 @@ test_expect_success 'noise is refused, and the agent serves on' '
 	ask "$(id -un)" "$id" "$(id -u "$ALICE")" "$node" >out && test_cmp expected out
 '
 
-test_expect_success 'the record is for root alone, on the node and on the controller' '
+test_expect_success 'only root can read the record, on the node and on the controller' '
 	test "$(stat -c %a cache)" = 700 && test "$(stat -c %a agent/store)" = 700 &&
 	for file in cache/* agent/store/*; do test "$(stat -c %a "$file")" = 600 || return; done
 '
 
-test_expect_success TWO_USERS 'nobody who takes the record can open it, not even root' '
+test_expect_success TWO_USERS 'no other user can open a copied record, not even root' '
 	python3 -c "import json, sys; print(json.load(open(sys.argv[1]))[\"credential\"])" "cache/job-$id" >credential &&
 	for user in "$BOB" root "$CONTROLLER"; do
 		test_must_fail as "$user" unmunge -S "$MUNGE_SOCKET" <credential >opened 2>&1 &&
@@ -126,7 +127,7 @@ test_expect_success TWO_USERS 'nobody who takes the record can open it, not even
 	done
 '
 
-test_expect_success 'variables of the user change nothing' '
+test_expect_success 'variables of the user have no effect' '
 	for name in SLURM_JOB_UID SLURM_JOB_PARTITION SLURM_JOB_ACCOUNT SLURM_CLUSTER_NAME SLURMD_NODENAME SPANK_CONFIG \
 		SPANK_SLURM_JOB_UID DW_WORKFLOW_TOKEN; do
 		(export "$name=1" && run "$ALICE" -N1 sh -c "$PRINT") >out && test_cmp token out || return

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Slurm: doctor and show report what is set up and what a job was given'
+test_description='Slurm: doctor reports the setup, and show reports the tokens of a job'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
@@ -10,7 +10,7 @@ doctor() {
 	"$CLI" doctor --config "$SITE" "$@" >found 2>&1
 }
 
-test_expect_success 'a cluster starts, and is well' '
+test_expect_success 'a cluster starts, and doctor reports no errors' '
 	cluster_prepare && mkdir shared && chmod 1777 shared &&
 	token_file token >/dev/null && chown "$CONTROLLER" token &&
 	rule "user = \"$ALICE\"" | site &&
@@ -18,7 +18,7 @@ test_expect_success 'a cluster starts, and is well' '
 	{ doctor; test_debug "cat found"; } && grep "^ok .*cluster $CLUSTER" found && ! grep "^fail" found
 '
 
-test_expect_success 'show: what a job was given, and no value' '
+test_expect_success 'show: the variables of a job, without values' '
 	mkfifo shared/go && chmod 0666 shared/go &&
 	id=$(batch "$ALICE" -o /dev/null --wrap "read go <$PWD/shared/go") &&
 	eventually test -s "cache/job-$id" &&
@@ -47,7 +47,7 @@ test_expect_success 'doctor names what is missing' '
 	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found
 '
 
-# verify: the token of the job, with what the agent knows. The caller is root or the user of the agent.
+# verify: verifies the token of the job, with the agent. The caller is root or the user of the agent.
 verify() {
 	"$CLI" verify --agent --config "$SITE" --keys jwks.json --issuer https://hpc --audience s - <shared/token >out 2>&1
 }
@@ -79,7 +79,7 @@ test_expect_success 'the tokens of a job are revoked' '
 	agent_down && agent_up && test_expect_code 1 verify && echo >shared/go && eventually finished "$id"
 '
 
-test_expect_success 'Flux takes no configuration of a cluster, and Slurm none of Flux' '
+test_expect_success 'Flux rejects the configuration of a cluster, and Slurm that of Flux' '
 	printf "[workflow-token]\n[[workflow-token.rule]]\nqueue = \"x\"\nsource = \"file\"\npath = \"/t\"\n" >flux.toml &&
 	test_must_fail "$PWD/bin/workflow-token-agent" slurm --config "$PWD/flux.toml" 2>err && grep "workflow-token.slurm: is missing" err
 '

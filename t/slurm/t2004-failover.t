@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Slurm: a backup controller takes over while jobs run, and each job gets its token'
+test_description='Slurm: a backup controller takes over while jobs run, and each job receives its token'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
@@ -10,7 +10,7 @@ unshare --uts --mount true 2>/dev/null || skip "unshare does not work here: two 
 PRIMARY='ctl1(127.0.0.1)'
 declare -A CTLD
 
-# controller_up HOST: starts slurmctld on a host of that name; returns when it answers.
+# controller_up HOST: starts slurmctld with that host name, and returns when it responds.
 controller_up() {
 	# shellcheck disable=SC2016
 	unshare --uts --mount sh -c '
@@ -22,7 +22,7 @@ controller_up() {
 	eventually answers "$1"
 }
 
-# answers HOST: its slurmctld does, whether or not it is in control.
+# answers HOST: succeeds if its slurmctld responds, in control or not.
 answers() {
 	scontrol ping | grep -q "at $1 is UP"
 }
@@ -32,29 +32,29 @@ controller_down() {
 	kill -s "${2:-TERM}" "${CTLD[$1]}" && { wait "${CTLD[$1]}" 2>/dev/null || :; }
 }
 
-# took_control HOST COUNT: at least so often.
+# took_control HOST COUNT: succeeds if it took control at least this often.
 took_control() {
 	has_lines "$2" "Running as primary controller" "$STATE/$1.log"
 }
 
-# works: a job gets its token.
+# works: succeeds if a job receives its token.
 works() {
 	run "$ALICE" sh -c "$PRINT" >out 2>err && test_cmp token out
 }
 
-# start_job NAME: starts a batch job that prints its token, and in a step once more after a line of the FIFO `go`. Returns when
-# it has printed the first, and is_saved. Sets id.
+# start_job NAME: starts a batch job that prints its token, and in a step once more after a line in the FIFO `go`.
+# Returns when it has printed the first one, and is_saved. Sets id.
 start_job() {
 	id=$(batch "$ALICE" -J "$1" -o "$PWD/shared/$1" --wrap "$PRINT; read go <$PWD/shared/go; srun sh -c \"$PRINT\"") &&
 		eventually grep -qF -f token "shared/$1" && is_saved "$1"
 }
 
-# is_saved NAME: returns when the state of slurmctld on disk has the job `id` as it is now.
+# is_saved NAME: waits until the state of slurmctld on disk contains the current state of the job `id`.
 is_saved() {
 	scontrol update JobId="$id" Comment="saved-$1" && eventually grep -qaF "saved-$1" "$STATE/save/job_state"
 }
 
-# end_job NAME: has it print its token once more, on a node without its record.
+# end_job NAME: makes the job print its token again, on a node without its record.
 end_job() {
 	rm -f cache/* && echo >shared/go && eventually finished "$id" &&
 		cat token token >expected && test_cmp expected "shared/$1"
@@ -76,39 +76,39 @@ test_expect_success 'a cluster with two controllers starts' '
 	controller_up ctl2 && works
 '
 
-test_expect_success 'the primary is killed: a job that runs starts its next step with its token' '
+test_expect_success 'the primary is killed: a running job starts its next step with its token' '
 	start_job during &&
 	controller_down ctl1 KILL && eventually took_control ctl2 1 &&
 	end_job during
 '
 
-test_expect_success 'a new job gets its token through the backup' '
+test_expect_success 'a new job receives its token through the backup' '
 	! answers ctl1 && works
 '
 
-test_expect_success 'a job that no rule is for runs without one' '
+test_expect_success 'a job that no rule matches runs without a token' '
 	run "$ALICE" -p other sh -c "$PRINT" >out && echo none >expected && test_cmp expected out
 '
 
-test_expect_success 'the primary takes control back, of a job that runs, too' '
+test_expect_success 'the primary takes control back, also of a running job' '
 	start_job back &&
 	controller_up ctl1 && eventually took_control ctl1 2 &&
 	works && end_job back && answers ctl2
 '
 
 # Slurm 22.05 kills each PrologSlurmctld of a backup that takes control a second time.
-test_expect_success 'the backup is started again' '
+test_expect_success 'the backup is restarted' '
 	controller_down ctl2 && controller_up ctl2 && works
 '
 
-# second_agent_up: the one of ctl2, at the port `other`.
+# second_agent_up: starts the agent of ctl2, at the port `other`.
 second_agent_up() {
 	local AGENT
 	SITE=$PWD/ctl2.toml AGENT_PORT=$other agent_up && SECOND_AGENT=$AGENT && BESIDE+=("$AGENT")
 }
 
-# The agent of each controller has a socket and a store of its own. Nodes ask that of ctl1 first.
-test_expect_success 'each controller gets an agent of its own' '
+# The agent of each controller has its own socket and store. Nodes contact the agent of ctl1 first.
+test_expect_success 'each controller has its own agent' '
 	read -r other < <(free_ports 1) &&
 	agent_down &&
 	sed -i "s,^servers = .*,servers = [\"127.0.0.1:$AGENT_PORT\"\, \"127.0.0.1:$other\"]," "$SITE" &&
@@ -122,13 +122,13 @@ test_expect_success 'each controller gets an agent of its own' '
 	works && eventually is_empty agent/ctl2-store
 '
 
-test_expect_success 'a job that runs while the backup takes over gets its token from the former agent' '
+test_expect_success 'a job that runs while the backup takes over receives its token from the earlier agent' '
 	start_job agents && test -e "agent/store/job-$id" && test ! -e "agent/ctl2-store/job-$id" &&
 	controller_down ctl1 KILL && eventually took_control ctl2 2 &&
 	end_job agents
 '
 
-test_expect_success 'a new job gets it from the agent of the backup' '
+test_expect_success 'a new job receives its token from the agent of the backup' '
 	start_job new && test -e "agent/ctl2-store/job-$id" && test ! -e "agent/store/job-$id" &&
 	end_job new
 '
@@ -140,7 +140,7 @@ test_expect_success 'the primary takes control back from a backup with an agent'
 	controller_down ctl2 && controller_up ctl2
 '
 
-test_expect_success 'a job whose agent is gone with its controller fails, in one line, and others run' '
+test_expect_success 'a job whose agent is down with its controller fails with a one-line error, and others run' '
 	start_job gone &&
 	agent_down KILL && controller_down ctl1 KILL && eventually took_control ctl2 3 &&
 	rm -f cache/* && echo >shared/go && eventually finished "$id" &&
@@ -151,14 +151,14 @@ test_expect_success 'a job whose agent is gone with its controller fails, in one
 	works && no_node_is_drained
 '
 
-test_expect_success 'both are back, and their agents share a directory' '
+test_expect_success 'both controllers are back, and their agents share a directory' '
 	SITE=$PWD/ctl1.toml agent_up && controller_up ctl1 && eventually took_control ctl1 4 &&
 	controller_down ctl2 && controller_up ctl2 &&
 	kill "$SECOND_AGENT" && { wait "$SECOND_AGENT" 2>/dev/null || :; } &&
 	sed -i "s,ctl2-store,store," ctl2.toml && second_agent_up && works
 '
 
-test_expect_success 'a job that the backup requeues gets a new token' '
+test_expect_success 'a job that the backup requeues receives a new token' '
 	program "$PWD/shared/wait" <<-EOF &&
 		#!/bin/sh
 		{ $PRINT; } >>"$PWD/shared/requeued"
@@ -172,7 +172,7 @@ test_expect_success 'a job that the backup requeues gets a new token' '
 	cat former token >expected && test_cmp expected shared/requeued
 '
 
-test_expect_success 'in the end no node is drained, and nodes have no record' '
+test_expect_success 'at the end no node is drained, and no node has a record' '
 	controller_up ctl1 && eventually took_control ctl1 5 && works &&
 	no_node_is_drained && eventually is_empty cache
 '

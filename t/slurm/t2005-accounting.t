@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-test_description='Slurm: no token is in the accounting database, and rules for accounts and qualities of service hold'
+test_description='Slurm: no token is in the accounting database, and rules for accounts and qualities of service work'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
@@ -10,11 +10,11 @@ for program in slurmdbd sacctmgr sacct; do
 	command -v $program >/dev/null || skip "no $program found: install the packages slurmdbd, slurm-client"
 done
 
-# MariaDB checks no password: nobody but its user can reach the socket.
+# MariaDB checks no password: only its own user can reach the socket.
 DATABASE=$PWD/database
 export MYSQL_UNIX_PORT=$DATABASE/socket
 
-# mariadb_up: returns when it answers.
+# mariadb_up: starts MariaDB, and returns when it responds.
 mariadb_up() {
 	as "$CONTROLLER" env TMPDIR="$DATABASE" timeout 60 mariadb-install-db --no-defaults --datadir="$DATABASE/data" \
 		--auth-root-authentication-method=normal --skip-test-db --skip-name-resolve >mariadb.log 2>&1 || return
@@ -26,12 +26,13 @@ mariadb_up() {
 	eventually dump >/dev/null 2>&1
 }
 
-# dump: all databases, as text.
+# dump: prints all databases, as text.
 dump() {
 	as "$CONTROLLER" timeout 60 mariadb-dump --no-defaults --all-databases --skip-extended-insert
 }
 
-# slurmdbd_up: returns when it answers. Its configuration has to be beside slurm.conf.
+# slurmdbd_up: starts slurmdbd, and returns when it responds. Its configuration must be in the
+# directory of slurm.conf.
 slurmdbd_up() {
 	read -r DBD_PORT < <(free_ports 1)
 	cat >slurmdbd.conf <<-EOT
@@ -62,12 +63,12 @@ slurmdbd_is_up() {
 	is_gone "$DBD" || manage show cluster 2>/dev/null
 }
 
-# manage …: sacctmgr, which asks no questions.
+# manage …: runs sacctmgr without confirmation prompts.
 manage() {
 	timeout 60 sacctmgr --immediate "$@"
 }
 
-# prints TEXT ARGUMENTS…: the task of a job prints it.
+# prints TEXT ARGUMENTS…: succeeds if the task of a job prints TEXT.
 prints() {
 	local text=$1
 	shift
@@ -76,7 +77,7 @@ prints() {
 
 cluster_prepare && mkdir -m 0700 "$DATABASE" && chown "$CONTROLLER" "$DATABASE" && munge_up && mariadb_up && slurmdbd_up >/dev/null &&
 	DATABASE_UP=1
-# slurmdbd 24.11 gets no answer to its first question from MariaDB 11.8.9 of Debian 13.
+# slurmdbd 24.11 receives no result for its first query from MariaDB 11.8.9 of Debian 13.
 ! grep -qs "fatal: _check_mysql_concat_is_sane" slurmdbd.out || skip "slurmdbd does not run with this MariaDB: $(grep "error: mysql" slurmdbd.out)"
 
 test_expect_success 'a cluster with a database starts' '
@@ -92,7 +93,7 @@ test_expect_success 'a cluster with a database starts' '
 	agent_up && cluster_up
 '
 
-test_expect_success 'jobs run with their token, one within another' '
+test_expect_success 'jobs run with their tokens, also nested' '
 	program "$PWD/shared/outer" <<-EOF &&
 		#!/bin/sh
 		# script-marker-$$
@@ -107,7 +108,7 @@ test_expect_success 'jobs run with their token, one within another' '
 	for out in outer inner step salloc; do test_cmp token shared/$out.out || return; done
 '
 
-# stored: all that sacct shows of all jobs: properties, environments and scripts.
+# stored: prints everything that sacct shows of all jobs: properties, environments and scripts.
 stored() {
 	timeout 60 sacct --allusers --starttime=now-1hour --parsable2 --format=ALL >stored/jobs &&
 		ids=$(timeout 60 sacct --allusers --starttime=now-1hour --noheader --allocations --parsable2 --format=JobID) &&
@@ -117,7 +118,7 @@ stored() {
 		done
 }
 
-# has_stored: the markers are in the database. slurmctld sends what it is to store from time to time.
+# has_stored: waits until the database contains the markers. slurmctld sends its data periodically.
 has_stored() {
 	stored && for name in script outer inner comment; do grep -rqF "$name-marker-$$" stored || return; done
 }
@@ -130,36 +131,36 @@ test_expect_success 'the database stores environments, scripts and comments, and
 	hides dump
 '
 
-# rules: those of this part.
+# rules: prints the rules of this part.
 rules() {
 	rule "account = \"science\""
 	rule "qos = \"urgent\""
 	rule "comment = \"with token\""
 }
 
-test_expect_success 'account: a job of this account gets its token, and no other does' '
+test_expect_success 'account: only jobs of this account receive the token' '
 	rules | site && kill -HUP "$AGENT" && eventually has_lines 1 "loaded again" agent.log &&
 	token=$(cat token) &&
 	prints "$token" -A science &&
 	prints none -A other
 '
 
-test_expect_success 'account: the default one of the user counts' '
+test_expect_success 'account: the default account of the user counts' '
 	prints none &&
 	manage modify user "$ALICE" set defaultaccount=science && LONGEST=10 eventually prints "$token" &&
 	manage modify user "$ALICE" set defaultaccount=other && LONGEST=10 eventually prints none
 '
 
-test_expect_success 'account: a user cannot name one that is not theirs' '
+test_expect_success 'account: a user cannot use an account of others' '
 	manage add account closed && ! run "$ALICE" -A closed true 2>err && grep "Invalid account" err
 '
 
-test_expect_success 'qos: a job of this quality of service gets its token, and no other does' '
+test_expect_success 'qos: only jobs of this quality of service receive the token' '
 	prints "$token" -A other --qos=urgent &&
 	prints none -A other --qos=normal
 '
 
-test_expect_success 'comment: a job with this comment gets its token, and no other does' '
+test_expect_success 'comment: only jobs with this comment receive the token' '
 	prints "$token" -A other --comment="with token" &&
 	prints none -A other --comment="without token"
 '
@@ -167,12 +168,12 @@ test_expect_success 'comment: a job with this comment gets its token, and no oth
 # Releases that pass the quality of service to prologs.
 case $RELEASE in 21.* | 22.* | 23.02*) ;; *) test_set_prereq QOS_IN_PROLOG ;; esac
 
-test_expect_success !QOS_IN_PROLOG 'the prolog is told no quality of service: the agent asks for it' '
+test_expect_success !QOS_IN_PROLOG 'the prolog receives no quality of service: the agent looks it up' '
 	sed -i "2i env >$STATE/prolog-env" prolog && prints "$token" -A other --qos=urgent &&
 	grep SLURM_JOB_ACCOUNT=other "$STATE/prolog-env" && ! grep urgent "$STATE/prolog-env"
 '
 
-test_expect_success !QOS_IN_PROLOG 'the agent gets no answer: the job does not start' '
+test_expect_success !QOS_IN_PROLOG 'the look-up fails: the job does not start' '
 	: >none.conf && agent_down && SLURM_CONF=$PWD/none.conf agent_up &&
 	! run "$ALICE" -A other --qos=urgent touch "$PWD/shared/started" 2>err &&
 	test ! -e shared/started && test "$(grep -c "workflow-token: " err)" -eq 1 &&
@@ -180,7 +181,7 @@ test_expect_success !QOS_IN_PROLOG 'the agent gets no answer: the job does not s
 	agent_down && agent_up && prints "$token" -A other --qos=urgent && no_node_is_drained
 '
 
-test_expect_success 'no token is in the files of the database, nor in any log' '
+test_expect_success 'no token is in the files of the database or in any log' '
 	slurmctld_down && kill "$MARIADB" && wait "$MARIADB" &&
 	grep -rqaF "outer-marker-$$" "$DATABASE" && grep -rqaF "inner-marker-$$" "$DATABASE" &&
 	hides "$DATABASE" "$STATE" slurmdbd.out mariadb.log slurmctld.out slurmd-n1.log slurmd-n2.log agent.log

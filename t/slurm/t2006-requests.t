@@ -5,7 +5,8 @@ test_description='Slurm: a user requests another audience or lifetime, within wh
 need_slurm
 CLI=$STAGE/bin/workflow-token
 
-# rules: those of two partitions, which a client cannot tell apart, and one that nobody can have here.
+# rules: prints the rules of two partitions, which a client cannot tell apart, and one that matches
+# nobody here.
 rules() {
 	cat <<-EOF
 		[workflow-token.issuer]
@@ -38,13 +39,13 @@ rules() {
 	EOF
 }
 
-# has FILE AUDIENCE SECONDS: the token in it is for that service, and valid for so long.
+# has FILE AUDIENCE SECONDS: succeeds if the token in the file has that audience and lifetime.
 has() {
 	"$CLI" inspect --json - <"$1" >claims && test "$(member claims.aud <claims)" = "$2" &&
 		test "$(($(member claims.exp <claims) - $(member claims.iat <claims)))" -eq "$3"
 }
 
-# rejected TEXT COMMAND…: it fails with one line, which has the text.
+# rejected TEXT COMMAND…: succeeds if the command fails with one line, which contains TEXT.
 rejected() {
 	local text=$1
 	shift
@@ -58,7 +59,7 @@ test_expect_success 'a cluster starts' '
 	rules | site && munge_up && agent_up && cluster_up
 '
 
-test_expect_success 'srun: the token is as the option requests, and not as the environment of a job does' '
+test_expect_success 'srun: the token matches the option, and not a request in the environment of a job' '
 	srun --help | grep -A3 -e "--token=NAME.KEY=VALUE" &&
 	run "$ALICE" sh -c "$PRINT" >out && has out service 3600 &&
 	run "$ALICE" --token=default.lifetime=5m sh -c "$PRINT" >out && has out service 300 &&
@@ -68,7 +69,7 @@ test_expect_success 'srun: the token is as the option requests, and not as the e
 	has out service 3600
 '
 
-test_expect_success 'sbatch: lines of the script, which the command line overrides; steps have the token of their job' '
+test_expect_success 'sbatch: the command line overrides lines of the script, and steps have the token of their job' '
 	program "$PWD/shared/script" <<-EOF &&
 		#!/bin/sh
 		#SBATCH --token=default.audience=archive
@@ -92,12 +93,12 @@ test_expect_success 'salloc: its steps have the token of the job' '
 	as "$ALICE" timeout 60 salloc --token=default.lifetime=6m srun sh -c "$PRINT" >out 2>err && has out service 360
 '
 
-test_expect_success 'each task of an array has a token as requested' '
+test_expect_success 'each task of an array has the requested token' '
 	id=$(batch "$ALICE" --array=1-2 --token=default.lifetime=5m -o "$PWD/shared/array-%a.out" --wrap "$PRINT") &&
 	eventually finished "$id" && has shared/array-1.out service 300 && has shared/array-2.out service 300
 '
 
-test_expect_success 'each component of a heterogeneous job has what was requested for it' '
+test_expect_success 'each component of a heterogeneous job has the token requested for it' '
 	run "$ALICE" -N1 --token=default.lifetime=5m sh -c "{ $PRINT; } >$PWD/shared/first" : \
 		-N1 --token=default.audience=archive sh -c "{ $PRINT; } >$PWD/shared/second" &&
 	has shared/first service 300 && has shared/second archive 3600 &&
@@ -116,7 +117,7 @@ test_expect_success 'each component of a heterogeneous job has what was requeste
 	has shared/first archive 360 && has shared/second service 360
 '
 
-test_expect_success 'a job that is requeued keeps its request' '
+test_expect_success 'a requeued job keeps its request' '
 	program "$PWD/shared/wait" <<-EOF &&
 		#!/bin/sh
 		{ $PRINT; } >"$PWD/shared/run-\${SLURM_RESTART_COUNT:-0}"
@@ -127,7 +128,7 @@ test_expect_success 'a job that is requeued keeps its request' '
 	has shared/run-0 service 300 && has shared/run-1 service 300
 '
 
-test_expect_success 'anything else is rejected at submission, in one line, with what is allowed' '
+test_expect_success 'any other request is rejected at submission, with a one-line error that names the allowed values' '
 	scontrol show config | grep "^NEXT_JOB_ID" >before &&
 	rejected "token.default.audience: \`shop\` is not allowed: allowed are service, archive" \
 		run "$ALICE" --token=default.audience=shop true &&
@@ -145,7 +146,7 @@ test_expect_success 'anything else is rejected at submission, in one line, with 
 	scontrol show config | grep "^NEXT_JOB_ID" >after && test_cmp before after
 '
 
-# denied TEXT ARGUMENTS…: the job starts, and its tasks do not, for that reason.
+# denied TEXT ARGUMENTS…: succeeds if the job starts but its tasks do not, for that reason.
 denied() {
 	local text=$1
 	shift
@@ -153,13 +154,13 @@ denied() {
 		test "$(grep -c "workflow-token: " err)" -eq 1 && grep -F "$text [request-denied]" err
 }
 
-test_expect_success 'the agent rejects what a client could not know' '
+test_expect_success 'the agent rejects requests that a client cannot check' '
 	denied "token.default.audience: \`archive\` is not allowed: allowed are service, bank" \
 		-p other --token=default.audience=archive &&
 	denied "token.cloud: this job gets no such token, but default" --token=cloud.scope=read
 '
 
-# elsewhere PLUGSTACK COMMAND…: on a node with that plugstack.conf.
+# elsewhere PLUGSTACK COMMAND…: runs a command on a node with that plugstack.conf.
 elsewhere() {
 	local conf=$PWD/elsewhere.conf
 	echo "$1" >elsewhere.plugstack
@@ -167,7 +168,7 @@ elsewhere() {
 	sed "s,^PlugStackConfig=.*,PlugStackConfig=$PWD/elsewhere.plugstack," "$SLURM_CONF" >"$conf" && SLURM_CONF=$conf "$@"
 }
 
-test_expect_success 'and what a client without the rules sends' '
+test_expect_success 'and requests of a client without the rules' '
 	echo "required $PWD/bin/workflow-token-spank.so config=$PWD/nowhere" >elsewhere.plugstack &&
 	sed "s,^PlugStackConfig=.*,PlugStackConfig=$PWD/elsewhere.plugstack," "$SLURM_CONF" >elsewhere.conf &&
 	SLURM_CONF=$PWD/elsewhere.conf run "$ALICE" --token=default.audience=archive sh -c "$PRINT" >out && has out archive 3600 &&
@@ -176,14 +177,14 @@ test_expect_success 'and what a client without the rules sends' '
 	SLURM_CONF=$PWD/elsewhere.conf rejected "token.default.audienc: " run "$ALICE" --token=default.audienc=x true
 '
 
-# prolog ID REQUESTS: that of a job, with what a forged client sent.
+# prolog ID REQUESTS: runs the prolog of a job with requests of a forged client.
 prolog() {
 	as "$CONTROLLER" env SLURM_SCRIPT_CONTEXT=prolog_slurmctld SLURM_CLUSTER_NAME="$CLUSTER" SLURM_JOB_ID="$1" \
 		SLURM_JOB_UID="$(id -u "$ALICE")" SLURM_JOB_PARTITION=debug SLURM_JOB_NODELIST=n1 \
 		SPANK_WORKFLOW_TOKEN_REQUESTS="$2" "$PWD/prolog"
 }
 
-test_expect_success 'and what a forged client sends' '
+test_expect_success 'and requests of a forged client' '
 	mkfifo shared/go && chmod 0666 shared/go &&
 	id=$(batch "$ALICE" -o /dev/null --wrap "read go <$PWD/shared/go") && eventually test -s "cache/job-$id" &&
 	prolog "$id" "{\"default\": {\"lifetime\": \"5m\"}}" && ! grep "job $id: no workflow token" agent.log &&

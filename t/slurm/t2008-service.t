@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-test_description='Slurm: the token service tells proxies and services whether the tokens of jobs are valid'
+test_description='Slurm: the token service reports to proxies and services whether the tokens of jobs are valid'
 
 . "$(dirname "$0")/lib.sh"
 need_slurm
 CLI=$STAGE/bin/workflow-token
 test -x "$STAGE/sbin/workflow-tokend" || error "$STAGE/sbin/workflow-tokend is missing: run make stage"
-# The service has a user of its own, who is neither that of the agent nor the owner of a job.
+# The service has its own user, who is neither the agent's nor a job owner.
 SERVICE=$CONTROLLER
 test "$(id -u)" -ne 0 || SERVICE=${WORKFLOW_TOKEN_TEST_OTHER:-daemon}
 export PATH=$PATH:/usr/sbin
 
-# http ARGUMENT…: the status is the first line of `answer`.
+# http ARGUMENT…: sends a request. The first line of `answer` is the status.
 http() {
 	timeout 60 "$TESTS/request.py" "$@" >answer 2>&1
 }
@@ -26,7 +26,7 @@ answers() {
 	}
 }
 
-# as_client ARGUMENT…: asks the service as the client copy.
+# introspect ARGUMENT…: sends a request to the service as the client copy.
 introspect() {
 	http "http://127.0.0.1:$PORT/introspect" --client "copy:$PWD/secret" --form "token=@$PWD/shared/token" "$@"
 }
@@ -39,7 +39,7 @@ is_inactive() {
 	introspect && grep -qx '{"active":false}' answer
 }
 
-# service_up: returns when it has the keys.
+# service_up: starts the service, and returns when it has the keys.
 service_up() {
 	(become "$SERVICE" "$PWD/bin/workflow-tokend" --config="$PWD/service/tokend.toml") >>service.log 2>&1 8>&- 9>&- &
 	TOKEND=$!
@@ -47,7 +47,7 @@ service_up() {
 	eventually answers 200 "http://127.0.0.1:$PORT/readyz"
 }
 
-test_expect_success 'a cluster, an agent and a service start, each as a user of its own' '
+test_expect_success 'a cluster, an agent and a service start, each as its own user' '
 	cluster_prepare && mkdir shared service run && chmod 1777 shared && chown "$CONTROLLER" run && chmod 0755 run service &&
 	read -r PORT METRICS NGINX CADDY ECHO < <(free_ports 5) && ISSUER=http://127.0.0.1:$PORT &&
 	cp "$STAGE/sbin/workflow-tokend" "$STAGE/bin/workflow-token" bin/ && chmod 0755 bin/* &&
@@ -125,7 +125,7 @@ test_expect_success 'a cluster, an agent and a service start, each as a user of 
 	grep "^$ISSUER: 2 listeners, 1 clients, 1 resources: ok$" checked
 '
 
-test_expect_success 'the token of a job is active while the job is, through restarts of all' '
+test_expect_success 'the token of a job is active as long as the job, through restarts of all parts' '
 	mkfifo shared/go && chmod 0666 shared/go &&
 	program holder <<-EOF &&
 		#!/bin/sh
@@ -146,7 +146,7 @@ test_expect_success 'the metadata of the issuer lead to the keys that verify the
 	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience copy-offload - <shared/token
 '
 
-test_expect_success 'other users reach neither the agent nor the answers of the service' '
+test_expect_success 'other users can access neither the agent nor the responses of the service' '
 	answers 401 "http://127.0.0.1:$PORT/introspect" --form "token=@$PWD/shared/token" &&
 	answers 401 "unix:$PWD/service/http:/introspect" --form "token=@$PWD/shared/token" &&
 	{ test -z "$BOB" ||
@@ -165,11 +165,11 @@ verify() {
 	"$CLI" verify --keys jwks.json --issuer "$ISSUER" --audience "$1" - <"$2"
 }
 
-test_expect_success 'a user has a token that is of no job' '
+test_expect_success 'a user obtains a token that belongs to no job' '
 	as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --audience copy-offload >of-user && verify copy-offload of-user
 '
 
-# behind PROXY PORT: what each proxy does.
+# behind PROXY PORT: tests the behavior common to all proxies.
 behind() {
 	local at=http://127.0.0.1:$2
 	eventually answers 401 "$at/" && grep "^www-authenticate: Bearer realm=\"$ISSUER\"" answer &&
@@ -181,7 +181,7 @@ behind() {
 		(.headers[\"x-workflow-token-job\"] // \"\") == \"\"" seen &&
 		echo bad >bad && answers 401 "$at/" --token bad &&
 		for path in "/healthz" "/%2e%2e/readyz" "//jwks" "/?aud=copy-offload&scope="; do
-			# nginx itself refuses a path above the root.
+			# nginx itself rejects a path above the root.
 			answers 401 "$at$path" || grep -qx 400 answer || return
 		done &&
 		for header in "X-Original-URI: /livez" "X-Forwarded-Uri: /livez" "X-Forwarded-For: 127.0.0.1" "X-Workflow-Token-Subject: root" \
@@ -193,7 +193,7 @@ behind() {
 ! command -v nginx >/dev/null || test_set_prereq NGINX
 ! command -v caddy >/dev/null || test_set_prereq CADDY
 
-test_expect_success NGINX 'nginx lets requests with a valid token pass, and says whose they are' '
+test_expect_success NGINX 'nginx passes requests with a valid token, and names their user' '
 	mkdir -p nginx && cat >nginx/nginx.conf <<-EOF &&
 		daemon off;
 		user $ALICE;
@@ -282,7 +282,7 @@ exchange() {
 		--form "subject_token=@$2" "${@:3}"
 }
 
-# says STATUS TEXT: what was answered.
+# says STATUS TEXT: checks the response.
 says() {
 	test "$(head -n 1 answer)" = "$1" && grep -qF "$2" answer || {
 		head -n 1 answer
@@ -293,7 +293,7 @@ says() {
 
 JWT=urn:ietf:params:oauth:token-type:access_token
 
-test_expect_success 'a user of the cluster gets a token by MUNGE, and nobody else does' '
+test_expect_success 'a user of the cluster obtains a token by MUNGE, and nobody else does' '
 	as "$ALICE" "$PWD/bin/workflow-token" token --config "$SITE" --audience portal --project hydro --lifetime 60s >users &&
 	verify portal users >shown && grep "^subject *$ALICE$" shown && grep "^workspace *hydro$" shown && grep "^scope *workspace$" shown &&
 	grep "in [1-6]*[0-9]s" shown && grep "\"event\":\"exchange\",\"client\":null" service.log &&
@@ -302,12 +302,12 @@ test_expect_success 'a user of the cluster gets a token by MUNGE, and nobody els
 	{ test -z "$BOB" || { test_must_fail as "$BOB" "$PWD/bin/workflow-token" token --config "$SITE" 2>err && grep "no grant is for this user" err; }; }
 '
 
-# credential PAYLOAD ARGUMENT…: one of the job owner.
+# credential PAYLOAD ARGUMENT…: prints a credential of the job owner.
 credential() {
 	printf %s "$1" | as "$ALICE" munge -S "$MUNGE_SOCKET" "${@:2}" >credential
 }
 
-test_expect_success 'a MUNGE credential is good once, for this purpose and this agent' '
+test_expect_success 'a MUNGE credential is valid once, for this purpose and this agent' '
 	purpose="workflow-token: a token of $ISSUER for the user who encodes this" && uid=$(id -u "$CONTROLLER") &&
 	credential "$purpose" -u "$uid" && exchange urn:x-workflow-token:munge credential && says 200 access_token &&
 	exchange urn:x-workflow-token:munge credential && says 400 "it was received before" &&
@@ -317,14 +317,14 @@ test_expect_success 'a MUNGE credential is good once, for this purpose and this 
 	echo "MUNGE:x:" >credential && exchange urn:x-workflow-token:munge credential && says 400 invalid_grant
 '
 
-# identity NAME AUDIENCE LIFETIME: an identity token of the login server.
+# identity NAME AUDIENCE LIFETIME: writes an identity token of the login server.
 identity() {
 	"$CLI" issue --keys login --issuer https://login.example.org --audience "$2" --sub "$1" --scope cluster --lifetime "$3" >identity
 }
 
 ID_TOKEN=urn:ietf:params:oauth:token-type:id_token
 
-test_expect_success 'an identity token is exchanged for one of the user whom it names, which lives no longer' '
+test_expect_success 'an identity token is exchanged for a token of the user it names, with no longer lifetime' '
 	identity "$ALICE" tokens 100s && exchange "$ID_TOKEN" identity && says 200 "\"scope\":\"workspace\"" &&
 	left=$(tail -n 1 answer | jq .expires_in) && test "$left" -le 100 && test "$left" -gt 0 &&
 	tail -n 1 answer | jq -r .access_token >of-login && verify portal of-login >shown && grep "^subject *$ALICE$" shown &&
@@ -343,7 +343,7 @@ test_expect_success 'the token of a job is exchanged for a narrower one, as long
 	http "$ISSUER/token" --form grant_type=client_credentials && says 401 invalid_client
 '
 
-test_expect_success 'a token that a client revokes is refused everywhere, also after a restart' '
+test_expect_success 'a token that a client revokes is rejected everywhere, also after a restart' '
 	cp shared/token revoked && rm shared/token &&
 	other=$(batch "$ALICE" -o /dev/null "$PWD/holder") && eventually test -s shared/token && is_active &&
 	answers 200 "http://127.0.0.1:$PORT/revoke" --client "copy:$PWD/secret" --form "token=@$PWD/shared/token" &&
@@ -353,15 +353,15 @@ test_expect_success 'a token that a client revokes is refused everywhere, also a
 	eventually grep "\"event\":\"revoke\",\"client\":\"copy\"" service.log && scancel "$other" && eventually finished "$other"
 '
 
-test_expect_success 'the token of the first job is inactive once that has ended' '
+test_expect_success 'the token of the first job is inactive once the job has ended' '
 	mv revoked shared/token && eventually is_active && echo >shared/go && eventually finished "$id" && eventually is_inactive &&
 	exchange "$JWT" shared/token && says 400 "the job of the token has ended" &&
 	{ ! test_have_prereq NGINX || answers 401 "http://127.0.0.1:$NGINX/" --token shared/token; } &&
 	{ ! test_have_prereq CADDY || answers 401 "http://127.0.0.1:$CADDY/" --token shared/token; }
 '
 
-# The last task of an array has the job id of the array, which stands for all tasks in commands of Slurm.
-test_expect_success 'the token of a task of an array is inactive once that task has ended' '
+# The last task of an array has the job id of the array, which denotes all tasks in Slurm commands.
+test_expect_success 'the token of an array task is inactive once the task has ended' '
 	mkfifo shared/go-1 shared/go-2 && chmod 0666 shared/go-1 shared/go-2 &&
 	program task <<-EOF &&
 		#!/bin/sh
@@ -403,7 +403,7 @@ test_expect_success 'services learn from a status list that a job has ended, and
 	answers 404 "$ISSUER/status/1" && scancel "$listed" && eventually finished "$listed"
 '
 
-test_expect_success 'metrics count what happened, and no log has a token or secret' '
+test_expect_success 'metrics count the events, and no log contains a token or secret' '
 	answers 200 "http://127.0.0.1:$METRICS/metrics" && grep "^workflow_tokend_requests_total{route=\"/introspect\",code=\"200\"}" answer &&
 	test_expect_code 1 "$TESTS/search.py" shared/token service.log agent.log slurmctld.out answer &&
 	test_expect_code 1 "$TESTS/search.py" users service.log agent.log slurmctld.out &&

@@ -7,7 +7,8 @@ test -n "$SUITES" || skip "no suites are named: set WORKFLOW_TOKEN_TEST_SUITES, 
 test "$(id -u)" -eq 0 || skip "not root: no chroot can be made"
 command -v debootstrap >/dev/null || skip "no debootstrap found: install it"
 
-# inside SUITE COMMAND: with mounts and processes that end with it.
+# inside SUITE COMMAND: runs a command with mounts and processes that end with
+# it.
 inside() {
 	# shellcheck disable=SC2016
 	unshare --mount --pid --fork --kill-child sh -c '
