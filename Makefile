@@ -1,16 +1,16 @@
-# make demo     the main job, step by step
-# make demo-login  the token service, with a development provider, to click through
-# make check    format, lints, build and tests
-# make check-all longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
-# make install  to PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR if they are not bin, sbin, lib, libexec and
-#               share/man there
-# make doc      the documentation as a book in HTML, with its links checked
-# make bench    what it costs
-# make soak     bad days of DURATION seconds each (600); SEED is that of earlier ones
-# make sanitize tests watched by Miri and by sanitizers, with a nightly toolchain
-# make sbom     a bill of materials for each program and plugin
+# make demo        shows the delivery of a token to a job, step by step
+# make demo-login  starts the token service with a development provider, to try in a browser
+# make check       checks format and lints, builds, and runs the tests
+# make check-all   runs longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
+# make install     installs into PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR default to bin,
+#                  sbin, lib, libexec and share/man in PREFIX
+# make doc         builds the documentation as a book in HTML, and checks its links
+# make bench       measures the cost
+# make soak        runs randomized fault injection for DURATION seconds (600); SEED repeats an earlier run
+# make sanitize    runs tests under Miri and sanitizers, with a nightly toolchain
+# make sbom        writes a bill of materials for each program and plugin
 #
-# A Flux on PATH, or under FLUX_PREFIX, is used where there is one.
+# These targets use a Flux on PATH or under FLUX_PREFIX, if there is one.
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
@@ -20,7 +20,7 @@ LIBEXECDIR ?= $(PREFIX)/libexec
 MANDIR ?= $(PREFIX)/share/man
 PROFILE ?= release
 CARGO ?= cargo
-# What is built: by default the product alone. Tests and benchmarks need more.
+# The packages to build: by default only the product. Tests and benchmarks need more.
 PACKAGES ?=
 # Tools that deps.sh provides.
 export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
@@ -33,18 +33,18 @@ export PKG_CONFIG_PATH := $(FLUX_PREFIX)/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
 built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-# A tree as `make install` makes it, of what was built for the tests.
+# The tree that `make install` makes from the build for the tests.
 export WORKFLOW_TOKEN_STAGE = $(CARGO_TARGET_DIR)/stage
 install_to_stage = $(MAKE) --no-print-directory install DESTDIR= PREFIX=$(WORKFLOW_TOKEN_STAGE) \
 	BINDIR=$(WORKFLOW_TOKEN_STAGE)/bin SBINDIR=$(WORKFLOW_TOKEN_STAGE)/sbin LIBDIR=$(WORKFLOW_TOKEN_STAGE)/lib LIBEXECDIR=$(WORKFLOW_TOKEN_STAGE)/libexec MANDIR=$(WORKFLOW_TOKEN_STAGE)/share/man
 man = $(patsubst doc/%.md,%,$(wildcard doc/*.[1-8].md))
 
-# apt-get has a lock.
+# apt-get takes a lock.
 .NOTPARALLEL:
 .PHONY: all deps build stage demo demo-login check check-all doc bench soak sanitize sbom install man clean
 all: build
 
-# What all of these need, which is more than a build does.
+# The dependencies of all these targets, which are more than those of a build.
 deps:
 	@scripts/deps.sh check
 
@@ -128,7 +128,7 @@ install: build man
 		install -d $$dir && install -m 0644 $(CARGO_TARGET_DIR)/man/$$page $$dir/$$page || exit 1; \
 	done
 
-# After the build, which installs pandoc where it can.
+# After the build, which installs pandoc if possible.
 man: build
 	@mkdir -p $(CARGO_TARGET_DIR)/man
 	@command -v pandoc >/dev/null || { echo "man: no manual pages are made, since pandoc was not found" >&2; exit 0; }; \

