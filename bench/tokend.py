@@ -34,7 +34,9 @@ def write(path, text, mode=0o600):
 
 def set_up(directory):
     os.mkdir(f"{directory}/store", 0o700)
-    subprocess.run((f"{BUILT}/flux-workflow-token", "keygen", f"{directory}/keys"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        (f"{BUILT}/flux-workflow-token", "keygen", f"{directory}/keys"), check=True, stdout=subprocess.DEVNULL
+    )
     write(
         f"{directory}/site.toml",
         f"""
@@ -120,9 +122,26 @@ def start_peer(directory):
     logs = open(f"{directory}/peer.log", "w")
     # Not logging is cheaper.
     quiet = [f"--{what}-logging=false" for what in ("request", "auth", "standard")]
-    client = ("--client-id=bench", "--client-secret=unused", f"--cookie-secret={secrets.token_hex(16)}", "--cookie-secure=false")
-    peer = (PEER, f"--http-address=127.0.0.1:{PEER_PORT}", "--provider=oidc", f"--oidc-issuer-url={URL}", *client, *quiet)
-    more = ("--email-domain=*", "--skip-jwt-bearer-tokens=true", f"--redirect-url={PEER_URL}/oauth2/callback", "--upstream=static://202")
+    client = (
+        "--client-id=bench",
+        "--client-secret=unused",
+        f"--cookie-secret={secrets.token_hex(16)}",
+        "--cookie-secure=false",
+    )
+    peer = (
+        PEER,
+        f"--http-address=127.0.0.1:{PEER_PORT}",
+        "--provider=oidc",
+        f"--oidc-issuer-url={URL}",
+        *client,
+        *quiet,
+    )
+    more = (
+        "--email-domain=*",
+        "--skip-jwt-bearer-tokens=true",
+        f"--redirect-url={PEER_URL}/oauth2/callback",
+        "--upstream=static://202",
+    )
     started = subprocess.Popen(("taskset", "-c", "0", *peer, *more), stderr=logs, env={**os.environ, "GOMAXPROCS": "1"})
     wait_for(f"{PEER_URL}/ping", f"{directory}/peer.log")
     return started
@@ -136,7 +155,7 @@ def wait_for(url, log):
             return
         except OSError:
             if time.monotonic() > end:
-                raise SystemExit(open(log).read())
+                raise SystemExit(open(log).read()) from None
             time.sleep(0.1)
 
 
@@ -149,7 +168,19 @@ def load(directory, script, path, base=URL, pause=None):
             text = file.read()
         source = f"{directory}/{script}-paced.lua"
         write(source, f"{text}\nfunction delay() return math.random(0, {2 * pause}) end\n")
-    wrk = ("taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "--latency", "-s", source, base + path)
+    wrk = (
+        "taskset",
+        "-c",
+        "1",
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{SECONDS}s",
+        "--latency",
+        "-s",
+        source,
+        base + path,
+    )
     out = subprocess.run(wrk, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
     if "Non-2xx" in out:
         raise SystemExit(f"{script}: requests were refused\n{out}")
@@ -167,7 +198,10 @@ def remember(directory):
             subject = {"jti": secrets.token_urlsafe(16)}
             file.write(json.dumps({"subject": subject, "at": time.time(), "until": until}) + "\n")
     state = sqlite3.connect(f"{directory}/state.db")
-    rows = ((secrets.token_bytes(32), secrets.token_bytes(32), int(until), secrets.token_bytes(400)) for _ in range(SESSIONS))
+    rows = (
+        (secrets.token_bytes(32), secrets.token_bytes(32), int(until), secrets.token_bytes(400))
+        for _ in range(SESSIONS)
+    )
     with state:
         state.executemany("INSERT INTO records VALUES (1, ?, ?, 1, ?, ?)", rows)
     state.close()
@@ -179,12 +213,23 @@ def memory(directory):
     try:
         for process in start(directory):
             started.append(process)
-        for script, path in (("forward", "/auth/nginx?aud=bench"), ("introspect", "/introspect"), ("exchange", "/token")):
+        for script, path in (
+            ("forward", "/auth/nginx?aud=bench"),
+            ("introspect", "/introspect"),
+            ("exchange", "/token"),
+        ):
             load(directory, script, path)
         for what, process in zip(("agent", "service"), started):
             with open(f"/proc/{process.pid}/status") as status:
                 peak = int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) / 1024
-            bounded(f"tokend-memory-{what}", f"memory of the {what}, with 100,000 sessions and 1,000,000 revocations", "", "", peak, "MiB")
+            bounded(
+                f"tokend-memory-{what}",
+                f"memory of the {what}, with 100,000 sessions and 1,000,000 revocations",
+                "",
+                "",
+                peak,
+                "MiB",
+            )
     finally:
         stop(started)
 

@@ -113,7 +113,7 @@ initrc() {
 HOSTS=
 CORES=0-15
 
-# instance_up SIZE [OPTION…]: starts the instance, and returns when it accepts jobs. OPTIONs are passed to flux start.
+# instance_up SIZE [OPTION…]: starts the instance, and returns when it accepts jobs. flux start receives each OPTION.
 instance_up() {
 	local size=$1
 	local hosts=${HOSTS:-node[0-$((size - 1))]}

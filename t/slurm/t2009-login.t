@@ -26,7 +26,10 @@ login() {
 # provider_up: Sets LOGIN_PROVIDER.
 provider_up() {
 	mkfifo provider.ready && exec 6<>provider.ready &&
-		{ node login/provider.mjs provider.json >&6 2>>provider.log 6>&- 8>&- 9>&- & BESIDE+=($!); } &&
+		{
+			node login/provider.mjs provider.json >&6 2>>provider.log 6>&- 8>&- 9>&- &
+			BESIDE+=($!)
+		} &&
 		read -r -t 60 LOGIN_PROVIDER <&6 && export LOGIN_PROVIDER
 }
 
@@ -83,7 +86,7 @@ users_log_in() {
 		source = "issuer"
 		workspace = "hydro"
 	EOT
-	sed -i "/^revocations = /d; s,^\\[workflow-token\\],&\nrevocations = \"$PWD/agent/revocations\"," "$SITE"
+		sed -i "/^revocations = /d; s,^\\[workflow-token\\],&\nrevocations = \"$PWD/agent/revocations\"," "$SITE"
 }
 
 # certificate: an authority for this test, and a certificate of it for the service.
@@ -263,7 +266,10 @@ command -v apache2 >/dev/null && test -e $MODULES/mod_auth_openidc.so && test_se
 # answers STATUS ARGUMENT…: of Apache.
 answers() {
 	"$TESTS/request.py" "http://127.0.0.1:$APACHE$2" "${@:3}" >answer && test "$(head -n 1 answer)" = "$1" ||
-		{ head -n 1 answer; return 1; }
+		{
+			head -n 1 answer
+			return 1
+		}
 }
 
 test_expect_success APACHE 'mod_auth_openidc introspects tokens for Apache, and says whose they are' '
@@ -387,7 +393,7 @@ provider_is() {
 }
 
 is_in_use() {
-	ls agent/logins | grep -q "\.new$"
+	compgen -G "agent/logins/*.new" >/dev/null
 }
 
 test_expect_success 'a logout while a delivery uses the login changes nothing, and says so' '
