@@ -20,6 +20,8 @@ URL = f"http://127.0.0.1:{PORT}"
 SECONDS = 5
 # As many connections as a proxy in front of the service keeps.
 CONNECTIONS = 32
+# Requests a second, of which the latency is measured: half of the bound of the rate.
+HALF_LOAD = 5_000
 # The peer: the path of a program oauth2-proxy.
 PEER = os.environ.get("OAUTH2_PROXY")
 PEER_PORT = 18081
@@ -249,8 +251,8 @@ def measure(directory):
         rate = statistics.median(load(directory, script, path)[0] for _ in range(ROUNDS))
         bounded(f"tokend-{script}", f"{what}, requests a second", f"{rate:.0f}", "", rate, result="")
         if script != "exchange":
-            # At half of that, spread over the connections.
-            pause = round(CONNECTIONS * 1e3 / (rate / 2))
+            # Spread over the connections.
+            pause = round(CONNECTIONS * 1e3 / HALF_LOAD)
             paced = [load(directory, script, path, pause=pause) for _ in range(ROUNDS)]
             # What the load generator and the machine take: a request that needs no decision.
             floor = statistics.median(load(directory, "forward", "/livez", pause=pause)[1] for _ in range(ROUNDS))
