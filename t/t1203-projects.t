@@ -111,7 +111,7 @@ for row in "|$GUEST $OTHER" "$GUEST|$OTHER" "$OTHER|$GUEST" "$GUEST $OTHER|" "$G
 				;;
 			*)
 				test_expect_success "$user is not admitted to $project" '
-					is_told $user $project "$user is not in project $project: needed is group"
+					is_told $user $project "$user is not in project $project: it requires group"
 				'
 				;;
 			esac
@@ -139,7 +139,7 @@ done
 test_expect_success 'the message names the groups that would help, and is not truncated' '
 	configure "$GUEST" "$OTHER" "users = [ 0 ]" &&
 	learn "$GUEST" &&
-	is_told "$GUEST" fusion "$GUEST is not in project fusion: needed is group $(id -gn "$OTHER") or no-such-group" &&
+	is_told "$GUEST" fusion "$GUEST is not in project fusion: it requires group $(id -gn "$OTHER") or no-such-group" &&
 	is_told "$GUEST" astro "there is no project \`astro\`" &&
 	is_told "$GUEST" hydro/x "there is no project \`hydro/x\`" &&
 	is_told "$GUEST" 5 "must be a string"
@@ -162,7 +162,7 @@ test_expect_success 'jobs of unknown users proceed, or fail with the same text' 
 	test_must_fail ask "$GUEST" fusion run printenv DW_WORKFLOW_TOKEN >out 2>err
 	cat err &&
 	test_must_be_empty out &&
-	grep "$GUEST is not in project fusion: needed is group" err
+	grep "$GUEST is not in project fusion: it requires group" err
 '
 
 # update USER ID UPDATE…
@@ -183,7 +183,7 @@ test_expect_success 'nobody can update a pending job to a project of which its o
 	learn "$GUEST" && learn "$OTHER" &&
 	id=$(ask "$GUEST" hydro submit --urgency=hold true) &&
 	await depend "$id" &&
-	told="$GUEST is not in project fusion: needed is group" &&
+	told="$GUEST is not in project fusion: it requires group" &&
 	for user in "$GUEST" "$OWNER"; do
 		no_update $user "$id" "$told" project=fusion &&
 		no_update $user "$id" "$told" project=fusion duration=60s &&
@@ -233,7 +233,7 @@ test_expect_success 'a user who has left the project when the job starts receive
 	await depend "$id" &&
 	configure "" "$OTHER" &&
 	flux job urgency "$id" default &&
-	is_failed_delivery "$id" "$GUEST is not in project hydro: needed is group no-such-group"
+	is_failed_delivery "$id" "$GUEST is not in project hydro: it requires group no-such-group"
 '
 
 test_expect_success 'without projects, updates of the attribute are unsupported, as before' '

@@ -134,14 +134,14 @@ test_expect_success 'after the response, one job proceeds and has its token' '
 '
 
 test_expect_success 'the other job fails without having run' '
-	is_refused "$bad" workflow-token "alice is not in project fusion: needed is group fusion" &&
+	is_refused "$bad" workflow-token "alice is not in project fusion: it requires group fusion" &&
 	has_no_event start "$bad"
 '
 
 test_expect_success 'the next job is rejected at submission' '
 	test_must_fail submit fusion true 2>err &&
 	cat err &&
-	grep -F "alice is not in project fusion: needed is group fusion" err
+	grep -F "alice is not in project fusion: it requires group fusion" err
 '
 
 test_expect_success 'the update is accepted' '

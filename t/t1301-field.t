@@ -86,7 +86,7 @@ test_expect_success 'an unknown name of digits is logged once' '
 test_expect_success 'rules in two files are logged: those of the first have no effect' '
 	rule "user = \"alice\"" >"$CONFIG/a-site.toml" &&
 	gets_none "queue = \"never\"" &&
-	line="workflow-token.rule: the array of $CONFIG/workflow-token.toml replaces that of $CONFIG/a-site.toml" &&
+	line="workflow-token.rule: the array in $CONFIG/workflow-token.toml replaces the one in $CONFIG/a-site.toml" &&
 	eventually logged "$line"
 '
 

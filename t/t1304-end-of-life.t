@@ -103,9 +103,9 @@ test_expect_success 'a user requests another audience and a shorter lifetime, bu
 	tool verify --keys "$KEYS" --issuer "$ISSUER" --audience archive --json - <"$canaries/requested" >claims &&
 	test $(($(member claims.exp <claims) - $(member claims.iat <claims))) -eq 300 &&
 	test_must_fail flux submit -S token.default.audience=bank true 2>err &&
-	grep "token.default.audience: .bank. is not allowed: allowed are service, archive" err &&
+	grep "token.default.audience: .bank. is not allowed: choose from service, archive" err &&
 	test_must_fail flux submit -S token.default.lifetime=2h true 2>err && grep "at most 3600 s" err &&
-	test_must_fail flux submit -S token.other.scope=x true 2>err && grep "gets no such token, but default" err
+	test_must_fail flux submit -S token.other.scope=x true 2>err && grep "gets no such token, only default" err
 '
 
 test_expect_success 'a revocation that cannot be stored is an error' '

@@ -520,7 +520,7 @@ fn warns_of_arrays_in_more_than_one_file() {
             ("workflow-token.rule", "token.toml", "site.toml"),
         ] {
             let line = ran.ok().line(&format!(
-                "{key}: the array of {directory}/{later} replaces that of {directory}/{earlier}"
+                "{key}: the array in {directory}/{later} replaces the one in {directory}/{earlier}"
             ));
             assert!(line.starts_with("warn"), "{}", ran.out);
             assert!(

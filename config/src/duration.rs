@@ -1,14 +1,14 @@
-//! Flux Standard Duration, RFC 23: a number, and a unit out of `ms`, `s`, `m`, `h`, `d`; seconds without one.
+//! Flux Standard Duration (Flux RFC 23): a number and one of the units `ms`, `s` (the default), `m`, `h`, `d`.
 
 use std::time::Duration;
 
-/// The longest duration, a year of 365 days: far below what clocks can be added to.
+/// The longest duration, 365 days. Adding it to a clock cannot overflow.
 const MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Parses a Flux Standard Duration, from 1 ms to 365 days.
 ///
 /// # Errors
-/// Returns what is wrong with it, in words.
+/// Returns a description of the mistake.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
         format!(

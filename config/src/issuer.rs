@@ -1,5 +1,4 @@
-//! Tokens that the instance mints itself, and whom tokens are verified against: `source = "issuer"`, the tables
-//! `issuer` and `trust.NAME`.
+//! Minted tokens and trusted issuers: `source = "issuer"`, the tables `issuer` and `trust.NAME`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{Template, Values, key_path::KeyPath, label::check_label, parse::field};
 
-/// The default of `margin`: the time between the issue of a token and the start of its job, such as other prologs.
+/// The default of `margin`, which covers the time from the issue of a token to the start of its job (other prologs).
 fn margin() -> Duration {
     Duration::from_secs(600)
 }
@@ -17,13 +16,13 @@ fn max_lifetime() -> Duration {
     Duration::from_secs(24 * 3600)
 }
 
-/// The default difference of clocks. RFC 7519 section 4.1.4 recommends a few minutes at most.
+/// The default clock skew. RFC 7519 section 4.1.4 recommends at most a few minutes.
 pub(crate) const LEEWAY: Duration = Duration::from_secs(60);
 
-/// The largest difference that can be configured.
+/// The largest clock skew that can be configured.
 pub(crate) const MAX_LEEWAY: Duration = Duration::from_secs(600);
 
-/// The default age of fetched keys.
+/// The default age at which keys are fetched again.
 pub(crate) const REFRESH: Duration = Duration::from_secs(3600);
 
 /// Settings for minted tokens: the table `issuer`, and the keys of the rule, which override it.
@@ -35,22 +34,22 @@ pub struct Issuer {
     /// The claim `iss`.
     #[serde(deserialize_with = "field::text")]
     pub name: String,
-    /// The claim `aud`: for whom the tokens are. At least one, with a rule.
+    /// The claim `aud`: the recipients of the tokens. A rule has at least one.
     #[serde(default, deserialize_with = "field::strings")]
     pub audience: Vec<String>,
     /// The lifetime of a token beyond the time limit of its job.
     #[serde(default = "margin", deserialize_with = "field::duration")]
     pub margin: Duration,
-    /// The longest life of a token; also that of a job without a time limit.
+    /// The longest lifetime of a token, and the lifetime for a job without a time limit.
     #[serde(default = "max_lifetime", deserialize_with = "field::duration")]
     pub max_lifetime: Duration,
-    /// What tells this instance from others whose tokens name the same issuer; by default, what Flux calls it.
+    /// The name that distinguishes this instance from others with the same issuer; by default, its name in Flux.
     #[serde(default, deserialize_with = "field::text")]
     pub instance: Option<String>,
-    /// The directory of the Status Lists in which tokens of jobs have entries; none have without it.
+    /// The directory of the Status Lists with the entries of job tokens; none if tokens have no entries.
     #[serde(default, deserialize_with = "field::absolute")]
     pub status_list: Option<PathBuf>,
-    /// The workspace; by default, the project of the job. It is a key of rules only.
+    /// The workspace; by default, the project of the job. Only rules have this key.
     #[serde(skip)]
     pub workspace: Option<Template>,
 }
@@ -60,15 +59,15 @@ pub struct Issuer {
 pub struct Trust {
     /// The last part of the table's name.
     pub name: String,
-    /// The claim `iss` that is demanded.
+    /// The required claim `iss`.
     pub issuer: String,
     /// The keys of that issuer.
     pub keys: TrustedKeys,
-    /// The claim `aud`: one of these is demanded. At least one.
+    /// The accepted values of the claim `aud`. At least one.
     pub audience: Vec<String>,
-    /// The types of tokens (`typ` in their header) of which one is demanded; where there are none, `JWT` or no type.
+    /// The accepted types of tokens (`typ` in their header). If empty, `JWT` and tokens without a type are accepted.
     pub types: Vec<String>,
-    /// The accepted difference of clocks.
+    /// The accepted clock skew.
     pub leeway: Duration,
 }
 
@@ -77,9 +76,9 @@ pub struct Trust {
 pub enum TrustedKeys {
     /// A key directory, or a file with a JWKS, a JWK or a PEM block.
     Path(KeyPath),
-    /// A file with the secret that both sides have, for HS256.
+    /// A file with the shared secret for HS256.
     Secret(KeyPath),
-    /// At the issuer, whose URL is its name.
+    /// Fetched from the issuer, whose name is its URL.
     Discovered(Discovery),
 }
 
@@ -88,14 +87,14 @@ pub enum TrustedKeys {
 pub struct Discovery {
     /// The HTTP proxy, a URL.
     pub proxy: Option<String>,
-    /// Roots of trust beside those of the system: a file of PEM certificates.
+    /// Trusted root certificates besides those of the system: a PEM file.
     pub ca_file: Option<PathBuf>,
     /// The age at which keys are fetched again.
     pub refresh: Duration,
 }
 
-/// Checks the workspaces that a template will form, by one job as an example.
+/// Checks a template of workspaces with an example job.
 pub(crate) fn check_workspace(template: &Template) -> Result<(), String> {
     let name = template.fill(&Values::example()).map_err(|e| e.to_string())?;
-    check_label(&name).map_err(|wrong| format!("{wrong}; of the job id, only {{jobid.dec}} can be part of it"))
+    check_label(&name).map_err(|wrong| format!("{wrong}; use {{jobid.dec}} for the job id, and no other form"))
 }

@@ -1,9 +1,9 @@
-//! Paths of keys.
+//! Paths of key files.
 
 use std::fmt;
 
-/// The path of keys, which may contain `~`, `$VAR` and `${VAR}`. They are expanded when the file is read; the result
-/// must be absolute.
+/// The path of a key file or directory. It may contain `~`, `$VAR` and `${VAR}`, which are expanded when the file is
+/// read. The expanded path must be absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyPath(String);
 
@@ -11,7 +11,7 @@ impl KeyPath {
     /// Parses a path.
     ///
     /// # Errors
-    /// Returns what the path must be.
+    /// Returns a description of valid paths.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.starts_with(['/', '~', '$']) && !text.contains('\0') {
             Ok(Self(text.to_owned()))
@@ -20,7 +20,7 @@ impl KeyPath {
         }
     }
 
-    /// Returns the path, not expanded.
+    /// Returns the unexpanded path.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -13,7 +13,7 @@ fn object() -> Template {
     Template::parse(OBJECT).expect("it is a template")
 }
 
-/// The namespace that flux-coral2 puts Workflows into.
+/// The namespace in which flux-coral2 creates Workflows.
 fn namespace() -> String {
     "default".to_owned()
 }
@@ -22,11 +22,11 @@ fn namespace() -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kubernetes {
-    /// The kubeconfig file; without one, the credentials that Kubernetes gives to a pod. Neither `KUBECONFIG` nor
-    /// `~/.kube/config` is looked at: what a broker happens to inherit says nothing of what its operator meant.
+    /// The kubeconfig file; if not set, the credentials that Kubernetes mounts into a pod. `KUBECONFIG` and
+    /// `~/.kube/config` are ignored, because a broker may inherit them by accident.
     #[serde(default, deserialize_with = "field::absolute")]
     pub kubeconfig: Option<PathBuf>,
-    /// The context in the kubeconfig file; its current one if not given.
+    /// The context in the kubeconfig file; if not set, the current context of the file.
     #[serde(default, deserialize_with = "field::text")]
     pub context: Option<String>,
     /// The namespace of the Workflows.
@@ -35,26 +35,25 @@ pub struct Kubernetes {
     /// The name of a job's Workflow.
     #[serde(default = "object")]
     pub object: Template,
-    /// Logs the standard error of the `exec` command in the kubeconfig file.
+    /// Set if the standard error of the `exec` command in the kubeconfig file is logged.
     #[serde(default, rename = "log-stderr", deserialize_with = "field::flag")]
     pub log_stderr: bool,
 }
 
-/// The table `[workflow-token.dws]`: where the variables of a rabbit job come from.
+/// The table `[workflow-token.dws]`: the source of the variables of rabbit jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dws {
-    /// The source to ask; without one, variables come only from the service that starts the job.
+    /// The source; if not set, variables come only from the service that starts the job.
     pub kubernetes: Option<Kubernetes>,
-    /// The timeout of the source; never longer than that of the delivery.
+    /// The timeout of the source; at most the timeout of the delivery.
     pub timeout: Duration,
 }
 
-/// Checks the names that a template will form, by one job as an example.
+/// Checks a template of object names with an example job.
 pub(crate) fn check_object(template: &Template) -> Result<(), String> {
     let name = template
         .fill(&Values::example())
         .map_err(|e: TemplateError| e.to_string())?;
-    check_object_name(&name).map_err(|wrong| {
-        format!("{wrong}, as in {OBJECT}; of the job id, only {{jobid.dec}} can be part of an object's name")
-    })
+    check_object_name(&name)
+        .map_err(|wrong| format!("{wrong}, as in {OBJECT}; use {{jobid.dec}} for the job id, and no other form"))
 }

@@ -1,15 +1,15 @@
-//! Names of objects and namespaces in Kubernetes.
+//! Names of Kubernetes objects and namespaces.
 
 /// The longest name of an object: a DNS subdomain (Kubernetes, "Object Names and IDs").
 const MAX_NAME: usize = 253;
 
-/// The longest name of a namespace: a DNS label (the same).
+/// The longest name of a namespace: a DNS label (ibid.).
 const MAX_LABEL: usize = 63;
 
-/// Checks the name of an object: a DNS subdomain (RFC 1123), which is what goes into the path of a request.
+/// Checks the name of an object: a DNS subdomain (RFC 1123), which is safe in the path of a request.
 ///
 /// # Errors
-/// Returns what is wrong with it, in words, without the name.
+/// Returns a description of valid names, without the name.
 pub fn check_object_name(name: &str) -> Result<(), &'static str> {
     let is_part = |part: &str| {
         let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
@@ -23,19 +23,19 @@ pub fn check_object_name(name: &str) -> Result<(), &'static str> {
     if name.len() <= MAX_NAME && name.split('.').all(is_part) {
         Ok(())
     } else {
-        Err("must be lower-case letters, digits, `-` and `.`, at most 253 of them, with a letter or digit at both ends")
+        Err("must be at most 253 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends")
     }
 }
 
-/// Checks a DNS label (RFC 1123), which the name of a namespace is, and that of a project.
+/// Checks the name of a namespace or a project: a DNS label (RFC 1123).
 ///
 /// # Errors
-/// Returns what is wrong with it, in words, without the name.
+/// Returns a description of valid names, without the name.
 pub fn check_label(name: &str) -> Result<(), &'static str> {
     if name.len() <= MAX_LABEL && !name.contains('.') && check_object_name(name).is_ok() {
         Ok(())
     } else {
-        Err("must be lower-case letters, digits and `-`, at most 63 of them, with a letter or digit at both ends")
+        Err("must be at most 63 lower-case letters, digits and `-`, with a letter or digit at both ends")
     }
 }
 

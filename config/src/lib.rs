@@ -1,8 +1,7 @@
 //! The table `[workflow-token]` of the configuration of Flux or of a Slurm cluster, and the choice of a job's rule.
 //!
-//! The table is parsed once, at the edge, into a [`Config`] in which nothing is left to check. Every error names the
-//! key. Nothing here calls a scheduler: a job is seen through [`Facts`], which the job manager plugin and the job shell
-//! plugin answer each in its own way.
+//! The table is parsed once, at the edge, into a fully checked [`Config`]. Every error names the key. Nothing here
+//! calls a scheduler: the job manager plugin and the job shell plugin each implement [`Facts`] to describe a job.
 
 #![forbid(unsafe_code)]
 
@@ -44,26 +43,26 @@ pub use slurm::{Slurm, SlurmJob};
 pub use template::{Template, TemplateError, Values};
 pub use url::{check_issuer_url, check_proxy_url, check_url, is_plain_url};
 
-/// The variable that carries the token, unless the table or a rule names another.
+/// The default name of the variable that carries the token.
 pub const VARIABLE: &str = "DW_WORKFLOW_TOKEN";
 
 /// The name of the table.
 pub const TABLE: &str = "workflow-token";
 
-/// The longest name of a queue, bank, project, user or group, in bytes. No rule and no project has a longer one, so
-/// that of an attribute of a job no more needs to be looked at to know that it is none.
+/// The longest name of a queue, bank, project, user or group, in bytes. Rules and projects have no longer names, so a
+/// longer job attribute cannot match and is not compared.
 pub const MAX_NAME: usize = 256;
 
 /// The table.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The environment variable that carries the token, unless a rule says otherwise.
+    /// The environment variable that carries the token, unless a rule overrides it.
     pub variable: String,
     /// The timeout of a delivery.
     pub timeout: Duration,
-    /// Set if the record is removed when the job has ended.
+    /// Set if the record is removed after the job has ended.
     pub unlink: bool,
-    /// The number of deliveries of one rule that are under way at once.
+    /// The maximum number of concurrent deliveries of one rule.
     pub max_parallel: usize,
     /// Settings of the agent: the keys `agent`, `agent-program` and `revocations`, and the table `service`.
     pub agent: Agent,
@@ -75,20 +74,20 @@ pub struct Config {
     pub issuer: Option<Issuer>,
     /// The issuers whose tokens are accepted.
     pub trusts: Vec<Trust>,
-    /// The projects that jobs can be in, and who is in them; the tables `project` and `identity`.
+    /// The projects of jobs and their members; the tables `project` and `identity`.
     pub projects: Projects,
-    /// The rules, of which the first that matches wins.
+    /// The rules. The first match wins.
     pub rules: Vec<Rule>,
     /// The table `slurm`, which makes this the configuration of a Slurm cluster.
     pub slurm: Option<Slurm>,
-    /// Keys that are accepted and have no effect any more, one line each with what to do.
+    /// Accepted keys that no longer have an effect, one line each with the next step.
     pub obsolete: Vec<String>,
 }
 
 /// Settings for MUNGE.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Munge {
-    /// munged's socket; where libmunge looks by default if not given.
+    /// munged's socket; libmunge's default if not set.
     pub socket: Option<PathBuf>,
     /// The user that munged runs as, besides root and the instance owner.
     pub user: seal::MungeUser,
@@ -112,7 +111,7 @@ pub enum Part {
 }
 
 impl Config {
-    /// Returns the configuration reduced to one part: the others have no rules, no projects or no source in it.
+    /// Returns the configuration reduced to one part, without the rules, projects or source of the others.
     #[must_use]
     pub fn only(mut self, part: Part) -> Self {
         if part != Part::Tokens {
@@ -127,10 +126,10 @@ impl Config {
         self
     }
 
-    /// Returns a client of munged that seals and opens records. Those of a Slurm cluster name it.
+    /// Returns a client of munged that seals and opens records. Records of a Slurm cluster name the cluster.
     ///
     /// # Errors
-    /// A socket path that cannot be one.
+    /// The socket path is invalid.
     pub fn munge_client(&self) -> Result<seal::Munge, seal::MungeError> {
         let munge = self.munge.client()?;
         Ok(match &self.slurm {
@@ -141,10 +140,10 @@ impl Config {
 }
 
 impl Munge {
-    /// The same as `seal` takes it.
+    /// Returns a client of munged with these settings.
     ///
     /// # Errors
-    /// A socket path that cannot be one.
+    /// The socket path is invalid.
     pub fn client(&self) -> Result<seal::Munge, seal::MungeError> {
         Ok(seal::Munge::new(self.socket.as_deref())?
             .user(self.user.clone())
@@ -154,24 +153,24 @@ impl Munge {
     }
 }
 
-/// One rule: which jobs it is for, and where their token comes from.
+/// One rule: the jobs that it applies to, and the source of their token.
 #[derive(Debug, Clone)]
 pub struct Rule {
     /// The name of the token. For each name, the first rule that a job matches delivers.
     pub name: Option<String>,
-    /// The jobs that the rule is for.
+    /// The jobs that the rule applies to.
     pub conditions: Conditions,
     /// The environment variable that carries the token.
     pub variable: String,
     /// The source of the token.
     pub source: Source,
-    /// The timeout of the source; never longer than that of the delivery.
+    /// The timeout of the source; at most the timeout of the delivery.
     pub timeout: Duration,
     /// The check of the token before it is delivered.
     pub check: Check,
     /// How the token is renewed before it expires.
     pub renewal: Renewal,
-    /// The consequence of a token that cannot last as long as its job.
+    /// The consequence of a token that expires before its job ends.
     pub on_shortfall: OnShortfall,
     /// The audiences and scopes that users may request besides the defaults.
     pub allowed: Allowed,
@@ -180,13 +179,13 @@ pub struct Rule {
 /// How a token is renewed before it expires.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Renewal {
-    /// The part of the remaining lifetime after which the token is fetched again; none if it is not.
+    /// The fraction of the remaining lifetime after which the token is renewed; none if it is not renewed.
     pub after: Option<f64>,
-    /// The signal that tasks receive when their file holds a new token, signal(7).
+    /// The signal (signal(7)) that tasks receive when their file contains a new token.
     pub signal: Option<i32>,
-    /// The consequence of a token that expires before it could be renewed.
+    /// The consequence of a token that expires before it is renewed.
     pub on_expiry: seal::OnExpiry,
-    /// Set if `BEARER_TOKEN_FILE` names the file of the token, too.
+    /// Set if `BEARER_TOKEN_FILE` also names the file of the token.
     pub bearer_token_file: bool,
 }
 
@@ -208,14 +207,14 @@ pub enum Source {
     File {
         /// Its absolute path.
         path: Template,
-        /// The time for which the agent waits while the file is missing or empty.
+        /// The time that the agent waits while the file is missing or empty.
         wait: Option<Duration>,
     },
     /// The standard output of a command.
     Command {
         /// The program, an absolute path, and its arguments.
         argv: Vec<Template>,
-        /// Set if its standard error is logged, with secrets hidden.
+        /// Set if its standard error is logged, with secrets redacted.
         log_stderr: bool,
     },
     /// The Workflow of a rabbit job, and the Secret that it names.
@@ -227,7 +226,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The name that the key `source` gives it.
+    /// Returns the value of the key `source` that selects it.
     pub fn name(&self) -> &'static str {
         match self {
             Source::File { .. } => "file",
@@ -238,7 +237,7 @@ impl Source {
         }
     }
 
-    /// Returns whether it has nothing for a job that is in no project.
+    /// Returns whether the source needs the project of a job.
     pub fn needs_project(&self) -> bool {
         match self {
             Source::File { path, .. } => path.needs_project(),
@@ -255,8 +254,8 @@ impl Source {
 pub enum Check {
     /// A well-formed JWT that has not expired.
     Shape,
-    /// By whom it claims to be from, against the keys of [`Config::trusts`] of this index.
+    /// Its signature and claims, against the issuer in [`Config::trusts`] of this index.
     Verify(usize),
-    /// Not at all: the secret is opaque.
+    /// No check: the secret is opaque.
     None,
 }

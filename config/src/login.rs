@@ -1,4 +1,4 @@
-//! Logins of users at an OpenID provider: the table `service.login`.
+//! User logins at an OpenID provider: the table `service.login`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -9,44 +9,44 @@ use crate::OAuth2;
 pub struct Login {
     /// The provider: an index into [`Config::trusts`](crate::Config::trusts).
     pub trust: usize,
-    /// This client of the provider.
+    /// The settings of this client of the provider.
     pub client: OAuth2,
     /// The claim of identity tokens that names the user.
     pub user_claim: String,
     /// The form of that claim.
     pub user_template: UserTemplate,
-    /// The longest time for which a login is used.
+    /// The longest time that a login is used.
     pub max_session: Duration,
-    /// The directory in which the agent keeps the refresh tokens of logins for jobs, if it does.
+    /// The directory in which the agent stores the refresh tokens of logins for jobs, if any.
     pub store: Option<PathBuf>,
 }
 
-/// The form of a claim that names a user of the cluster: text with `{user}` in it once.
+/// The form of a claim that names a user of the cluster: text that contains `{user}` once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UserTemplate {
     before: String,
     after: String,
 }
 
-/// Where the user name is in a template.
+/// The placeholder for the user name.
 const PLACEHOLDER: &str = "{user}";
 
 impl UserTemplate {
-    /// Reads a template.
+    /// Parses a template.
     ///
     /// # Errors
-    /// The mistake, in words.
+    /// Returns a description of valid templates.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(PLACEHOLDER) {
             Some((before, after)) if !before.contains(['{', '}']) && !after.contains(['{', '}']) => Ok(Self {
                 before: before.to_owned(),
                 after: after.to_owned(),
             }),
-            _ => Err("must have {user} once, as in \"{user}@example.org\", and no other braces".to_owned()),
+            _ => Err("must contain {user} once, as in \"{user}@example.org\", and no other braces".to_owned()),
         }
     }
 
-    /// Returns the user whom a claim names; none if it does not have this form.
+    /// Returns the user that a claim names; none if the claim does not have this form.
     #[must_use]
     pub fn user<'a>(&self, claim: &'a str) -> Option<&'a str> {
         let user = claim.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?;

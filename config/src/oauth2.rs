@@ -9,17 +9,17 @@ use crate::{Discovery, KeyPath, Munge, Template};
 pub struct OAuth2 {
     /// The server.
     pub server: AuthorizationServer,
-    /// The id of this client there (RFC 6749 section 2.2).
+    /// The client identifier (RFC 6749 section 2.2).
     pub client_id: String,
     /// The authentication of this client.
     pub authentication: ClientAuthentication,
-    /// By what right.
+    /// The grant.
     pub grant: Grant,
     /// The scope, words separated by single spaces (RFC 6749 section 3.3).
     pub scope: Option<String>,
-    /// For whom the token is to be, by name (RFC 8693 section 2.1).
+    /// The names of the services that the token is for (RFC 8693 section 2.1).
     pub audience: Vec<String>,
-    /// For whom the token is to be, by URI (RFC 8707 section 2).
+    /// The URIs of the services that the token is for (RFC 8707 section 2).
     pub resource: Vec<String>,
     /// Settings for connections to the server.
     pub network: Discovery,
@@ -28,25 +28,25 @@ pub struct OAuth2 {
 /// The server that issues tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationServer {
-    /// At the endpoint that the metadata of this issuer name (RFC 8414).
+    /// The issuer, whose metadata contain the token endpoint (RFC 8414).
     Issuer(String),
-    /// At this one.
+    /// The URL of the token endpoint.
     TokenEndpoint(String),
 }
 
 /// The authentication of a client (OpenID Connect Core section 9).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAuthentication {
-    /// By the secret in this file, in a header.
+    /// The secret in this file, sent in a header.
     SecretBasic(KeyPath),
-    /// By the secret in this file, in the request's body.
+    /// The secret in this file, sent in the body of the request.
     SecretPost(KeyPath),
-    /// By a JWT signed with the private key in this file (RFC 7523 section 2.2).
+    /// A JWT signed with the private key in this file (RFC 7523 section 2.2).
     PrivateKeyJwt(KeyPath),
 }
 
 impl ClientAuthentication {
-    /// The file with the secret or key.
+    /// Returns the path of the secret or key.
     pub fn path(&self) -> &KeyPath {
         match self {
             Self::SecretBasic(path) | Self::SecretPost(path) | Self::PrivateKeyJwt(path) => path,
@@ -63,31 +63,31 @@ impl ClientAuthentication {
     }
 }
 
-/// By what right a token is asked for.
+/// The grant of a token request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
-    /// The client's own (RFC 6749 section 4.4).
+    /// Client credentials (RFC 6749 section 4.4).
     ClientCredentials {
-        /// Set if jobs share a token, rather than having one each.
+        /// Set if all jobs share one token.
         share: bool,
     },
-    /// The one of whoever has another token, which is exchanged (RFC 8693).
+    /// Token exchange (RFC 8693).
     TokenExchange {
-        /// The file with that token.
+        /// The file with the subject token.
         subject_token: Template,
-        /// The type of that token: a URI of RFC 8693 section 3, or of the server.
+        /// The type of the subject token: a URI from RFC 8693 section 3, or one that the server defines.
         subject_token_type: String,
     },
-    /// A user logs in and gets a code (RFC 6749 section 4.1). No rule has this grant.
+    /// An authorization code, which a user receives at login (RFC 6749 section 4.1). No rule has this grant.
     AuthorizationCode,
-    /// The one that a user has granted by logging in at the token service.
+    /// The refresh token of a user who has logged in at the token service.
     Login {
         /// The directory with the refresh tokens of logins.
         store: PathBuf,
-        /// How they are sealed.
+        /// The settings that seal them.
         munge: Munge,
     },
-    /// The one that a user or the operator has granted (RFC 6749 section 6).
+    /// A refresh token that a user or the operator has placed in a file (RFC 6749 section 6).
     RefreshToken {
         /// The file with the refresh token, which the server may replace at each use.
         refresh_token: Template,
@@ -95,7 +95,7 @@ pub enum Grant {
 }
 
 impl Grant {
-    /// The file with the token that is exchanged or sent, if one is.
+    /// Returns the path of the token that is exchanged or sent, if any.
     pub fn token_file(&self) -> Option<&Template> {
         match self {
             Self::ClientCredentials { .. } | Self::AuthorizationCode | Self::Login { .. } => None,
@@ -104,7 +104,7 @@ impl Grant {
         }
     }
 
-    /// Returns the name in the protocol.
+    /// Returns the value of the parameter `grant_type`.
     pub fn uri(&self) -> &'static str {
         match self {
             Self::ClientCredentials { .. } => "client_credentials",
@@ -126,16 +126,16 @@ pub(crate) fn check_scope(scope: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Checks a client id: what a form and a header can carry (RFC 6749 appendix A.1).
+/// Checks that a form and a header can carry a client identifier (RFC 6749 appendix A.1).
 pub(crate) fn check_client_id(id: &str) -> Result<(), &'static str> {
     if !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         Ok(())
     } else {
-        Err("must be printable ASCII, and not empty")
+        Err("must be printable ASCII and must not be empty")
     }
 }
 
-/// The URI of a type of tokens, from its short name.
+/// Returns the URI of a token type for its short name. A URI is returned unchanged.
 pub(crate) fn token_type(name: &str) -> Result<String, &'static str> {
     match name {
         "access_token" | "refresh_token" | "id_token" | "saml1" | "saml2" | "jwt" => {

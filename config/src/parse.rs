@@ -1,7 +1,7 @@
-//! From the configuration of Flux, an object, to a [`Config`].
+//! Parses the configuration of Flux, a JSON object, into a [`Config`].
 //!
-//! Each key is read by its type or a function of `field`. A key that depends on another one is checked when the table
-//! is made into what the product works with.
+//! The type of a key or a function of `field` reads the key. Keys that depend on each other are checked when the table
+//! is converted into a [`Config`].
 
 pub(crate) mod field;
 mod files;
@@ -26,7 +26,7 @@ use crate::{Agent, Config, Issuer, Munge, Principal, Project, Scheduler, TABLE, 
 /// The default timeout of a delivery.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The reason why a table was refused: the key, and what is wrong there.
+/// The reason why a table is invalid: the key, and the mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     key: String,
@@ -42,19 +42,20 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Config {
-    /// Reads the table out of the whole configuration of Flux. Without a table there are no rules, and no job gets a
+    /// Parses the table in the whole configuration of Flux. Without the table there are no rules, and no job gets a
     /// token.
     ///
     /// # Errors
-    /// The first key that is wrong.
+    /// The first invalid key.
     pub fn from_json(conf: &Value) -> Result<Self, Error> {
         Self::with_overrides(conf, &Value::Null)
     }
 
-    /// The same, with keys that were given when the plugin was loaded in place of the table's.
+    /// Parses the table like [`Config::from_json`]. Keys that were passed when the plugin was loaded override those of
+    /// the table.
     ///
     /// # Errors
-    /// The first key that is wrong.
+    /// The first invalid key.
     pub fn with_overrides(conf: &Value, overrides: &Value) -> Result<Self, Error> {
         let Value::Object(conf) = conf else {
             return Err(wrong("configuration", "must be an object of tables"));
@@ -74,17 +75,17 @@ impl Config {
 }
 
 impl Config {
-    /// Returns the configuration, if it is one of Flux.
+    /// Returns the configuration, if it is for Flux.
     ///
     /// # Errors
-    /// It has the table `slurm`.
+    /// The configuration contains the table `slurm`.
     pub fn of_flux(self) -> Result<Self, Error> {
         match self.slurm {
             None => Ok(self),
             Some(_) => Err(wrong_at(
                 TABLE,
                 "slurm",
-                "makes this the configuration of a Slurm cluster: keep it in a file of its own",
+                "makes this the configuration of a Slurm cluster: move it to a separate file",
             )),
         }
     }
@@ -132,7 +133,7 @@ struct Table {
     service: Option<service::ServiceTable>,
 }
 
-/// The consequence of a jobspec that has a token of the enclosing job. `plugin/cli/workflow_token.py` applies it.
+/// The consequence of a jobspec that contains a token of the enclosing job. `plugin/cli/workflow_token.py` applies it.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum InnerJobs {
@@ -184,7 +185,7 @@ impl Table {
         };
         let rules = rule::rules(self.rule, &defaults)?;
         let dws = self.dws.map(|table| table.dws(&defaults)).transpose()?;
-        let unused = "is not needed any more, since the agent runs all commands: remove it";
+        let unused = "is obsolete, because the agent runs all commands: remove it";
         let obsolete = self
             .helper
             .iter()
@@ -215,11 +216,15 @@ impl Table {
 fn ttl_of(ttl: Duration) -> Result<seal::Ttl, Error> {
     match u32::try_from(ttl.as_secs()) {
         Ok(seconds @ ..=3600) if ttl.subsec_nanos() == 0 => Ok(seal::Ttl::Seconds(seconds)),
-        _ => Err(wrong_at(TABLE, "munge-ttl", "must be whole seconds, 1h at most")),
+        _ => Err(wrong_at(
+            TABLE,
+            "munge-ttl",
+            "must be a whole number of seconds, at most 1h",
+        )),
     }
 }
 
-/// Reads a table; `at` is what messages call it.
+/// Parses a table. `at` is its name in messages.
 fn read<T: DeserializeOwned>(at: &str, table: Map<String, Value>) -> Result<T, Error> {
     serde_path_to_error::deserialize(Value::Object(table)).map_err(|e| {
         let mut key = at.to_owned();
@@ -227,12 +232,12 @@ fn read<T: DeserializeOwned>(at: &str, table: Map<String, Value>) -> Result<T, E
             match segment {
                 Segment::Seq { index } => key += &format!("[{index}]"),
                 Segment::Map { key: name } => key += &format!(".{}", name.escape_debug()),
-                // No key has one of the others.
+                // Keys contain no other segments.
                 Segment::Enum { .. } | Segment::Unknown => {}
             }
         }
         let what = e.inner().to_string().replace(char::is_control, "?");
-        // The name of a missing key is in serde's message only.
+        // Only serde's message contains the name of a missing key.
         let missing = what
             .strip_prefix("missing field `")
             .and_then(|rest| rest.strip_suffix('`'));
@@ -250,7 +255,7 @@ fn wrong(key: impl fmt::Display, wrong: impl fmt::Display) -> Error {
     }
 }
 
-/// Refuses a key of the table that messages call `at`.
+/// Returns the error of a key of the table `at`.
 fn wrong_at(at: &str, key: &str, what: impl fmt::Display) -> Error {
     wrong(format!("{at}.{key}"), what)
 }

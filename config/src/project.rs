@@ -1,4 +1,4 @@
-//! Projects: the tables `project` and `identity`, and which project a job is in.
+//! Projects: the tables `project` and `identity`, and the choice of a job's project.
 
 use std::fmt;
 
@@ -6,47 +6,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MAX_NAME, OAuth2, Principal, Template, UserTemplate, parse::field};
 
-/// The end of a text that had to be cut.
+/// The suffix of a truncated text.
 const CUT: &str = " …";
 
-/// The projects, and how claims of users are found.
+/// The projects, and the source of users' claims.
 #[derive(Debug, Clone, Default)]
 pub struct Projects {
-    /// The projects. Where there are none, jobs are in none, and whatever they ask for is not looked at.
+    /// The projects. If empty, jobs have no project and their requests for one are ignored.
     pub list: Vec<Project>,
     /// The location of users' identity tokens.
     pub identity: Option<Identity>,
 }
 
-/// One project, and who is in it: whoever is named, or in one of the groups, or has one of the claims.
+/// One project. Its members are the named users, the members of its groups, and users with one of its claims.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Project {
     /// Its name: a DNS label (RFC 1123), so that it can be part of a path and of an object's key.
     #[serde(deserialize_with = "field::label")]
     pub name: String,
-    /// Users that are in it.
+    /// Users that are members.
     #[serde(default, deserialize_with = "field::principals")]
     pub users: Vec<Principal>,
-    /// Groups whose members are in it, by primary or supplementary membership.
+    /// Groups whose primary and supplementary members are members of the project.
     #[serde(default, deserialize_with = "field::principals")]
     pub groups: Vec<Principal>,
-    /// Values of the claim of [`Identity`].
+    /// Values of [`Identity::claim`] that make a user a member.
     #[serde(default)]
     pub claims: Vec<String>,
-    /// Set if a job whose owner is in several is in this one where it asks for none.
+    /// Set if a job that requests no project is in this one when its owner is a member of several.
     #[serde(default, deserialize_with = "field::flag")]
     pub default: bool,
 }
 
-/// The identity token of a user, a JWT that the user's login has left.
+/// The identity token of a user, a JWT that the login of the user stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Where it is.
+    /// Its location.
     pub token: IdentityToken,
-    /// Against whom it is verified: the name of a table `trust`.
+    /// The name of the table `trust` that it is verified against.
     pub trust: String,
-    /// The claim that projects have values of: a string, or an array of strings.
+    /// The claim that determines projects: a string, or an array of strings.
     pub claim: String,
     /// The claim that names the user.
     pub user: String,
@@ -54,12 +54,12 @@ pub struct Identity {
     pub user_template: UserTemplate,
 }
 
-/// Where identity tokens are.
+/// The location of identity tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityToken {
-    /// In a file, by its absolute path.
+    /// A file, by its absolute path.
     File(Template),
-    /// With the login of the user, whose refresh token gets another one: this client of the provider.
+    /// The stored login of the user. This client of the provider renews the token with the refresh token.
     Login(Box<OAuth2>),
 }
 
@@ -70,29 +70,30 @@ pub enum Asked {
     Nothing,
     /// This project.
     Project(String),
-    /// Something that is no string.
+    /// A value that is not a string.
     Malformed,
 }
 
 /// A user who may be in a project.
 pub trait Person {
-    /// The user name, or the uid where there is none.
+    /// Returns the user name, or the uid if the user has no name.
     fn name(&self) -> String;
-    /// Returns whether this is the user.
+    /// Returns whether this is `user`.
     fn is(&self, user: &Principal) -> bool;
     /// Returns whether the user is in the group.
     fn is_in(&self, group: &Principal) -> bool;
-    /// Returns whether the claim of the user's identity token has the value.
+    /// Returns whether the claim of the user's identity token contains the value.
     fn has_claim(&self, value: &str) -> bool;
-    /// Returns why there are no claims though there is an identity token, for the user.
+    /// Returns the reason, for the user, why an existing identity token provides no claims.
     fn refusal(&self) -> Option<&str>;
 }
 
-/// The reason why a job cannot be in the project that it asks for, or in none. The text is for the user.
+/// The reason why a job cannot be in the project that it requests, or cannot be without a project. The text is for the
+/// user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     start: String,
-    /// A list after it, which may be cut short.
+    /// A list after it, which may be truncated.
     items: Vec<String>,
     between: &'static str,
     end: String,
@@ -112,12 +113,12 @@ impl Denied {
         }
     }
 
-    /// The text in `room` bytes at most: with as much of its list as fits, and its end if that fits too.
+    /// Returns the text in at most `room` bytes: as many items of the list as fit, and the end if it fits, too.
     pub fn within(&self, room: usize) -> String {
         let (start, items, end) = (&self.start, &self.items, self.end.as_str());
-        // Items are not empty: no more of them can fit.
+        // Items are not empty, so no more than `room` of them can fit.
         let count = items.len().min(room);
-        // The length of the first so many of them.
+        // The total length of the first items, for each count.
         let mut length = 0;
         let lengths: Vec<usize> = items[..count]
             .iter()
@@ -147,31 +148,31 @@ impl fmt::Display for Denied {
 impl std::error::Error for Denied {}
 
 impl Projects {
-    /// Returns whether there are any.
+    /// Returns whether no projects are configured.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// The groups that projects name.
+    /// Returns the groups that projects name.
     pub fn groups(&self) -> impl Iterator<Item = &Principal> {
         self.list.iter().flat_map(|project| &project.groups)
     }
 
-    /// The users that projects name.
+    /// Returns the users that projects name.
     pub fn users(&self) -> impl Iterator<Item = &Principal> {
         self.list.iter().flat_map(|project| &project.users)
     }
 
-    /// Returns where identity tokens are, if any project asks for claims.
+    /// Returns the location of identity tokens, if any project uses claims.
     pub fn identity(&self) -> Option<&Identity> {
         let any = self.list.iter().any(|project| !project.claims.is_empty());
         self.identity.as_ref().filter(|_| any)
     }
 
-    /// The project that a job asks for, before it is known whether its owner is in it.
+    /// Returns the project that a job requests, without a check of its owner.
     ///
     /// # Errors
-    /// It is none.
+    /// The requested project does not exist.
     pub fn asked<'a>(&'a self, asked: &Asked) -> Result<Option<&'a Project>, Denied> {
         match asked {
             Asked::Nothing => Ok(None),
@@ -190,45 +191,45 @@ impl Projects {
         }
     }
 
-    /// The project that a job is in. One that asks for none is in the only one of its owner, or in the default one where its
-    /// owner is in that; otherwise in none.
+    /// Returns the project that a job is in. A job that requests none is in the only project of its owner, or in the
+    /// default project if its owner is a member of it; otherwise it is in none.
     ///
     /// # Errors
-    /// The owner is not in the project that it asks for, or there is no such project.
+    /// The requested project does not exist, or the owner is not a member of it.
     pub fn of_job<'a>(&'a self, asked: &Asked, person: &dyn Person) -> Result<Option<&'a Project>, Denied> {
         match self.asked(asked)? {
             Some(project) if project.has(person) => Ok(Some(project)),
             Some(project) => Err(self.not_in(project, person)),
             None => {
-                let mut his = self.list.iter().filter(|project| project.has(person));
-                Ok(match (his.next(), his.next()) {
+                let mut joined = self.list.iter().filter(|project| project.has(person));
+                Ok(match (joined.next(), joined.next()) {
                     (only, None) => only,
                     (first, second) => first
                         .into_iter()
                         .chain(second)
-                        .chain(his)
+                        .chain(joined)
                         .find(|project| project.default),
                 })
             }
         }
     }
 
-    /// Returns why a job that must be in a project is in none.
+    /// Returns the reason why a job that needs a project is in none.
     pub fn needed(&self, person: &dyn Person) -> Denied {
-        let his: Vec<_> = self
+        let joined: Vec<_> = self
             .list
             .iter()
             .filter(|p| p.has(person))
             .map(|p| p.name.clone())
             .collect();
         let name = person.name();
-        if his.is_empty() {
+        if joined.is_empty() {
             let start = format!("this job needs a project, and {name} is in none: ask for access to one of ");
             let all = self.list.iter().map(|project| project.name.clone()).collect();
             return Denied::list(start, all, ", ", String::new());
         }
         let start = format!("this job needs a project, and {name} is in several: use -S project=NAME, one of ");
-        Denied::list(start, his, ", ", String::new())
+        Denied::list(start, joined, ", ", String::new())
     }
 
     fn not_in(&self, project: &Project, person: &dyn Person) -> Denied {
@@ -246,12 +247,12 @@ impl Projects {
         }
         if project.groups.is_empty() {
             return Denied::new(match claims.as_str() {
-                "" => format!("{start}: ask its operators: it has no group to join"),
-                claims => format!("{start}: needed is {claims}"),
+                "" => format!("{start}, which has no group to join: ask its operators"),
+                claims => format!("{start}: it requires {claims}"),
             });
         }
         let groups = project.groups.iter().map(ToString::to_string).collect();
-        start += ": needed is group ";
+        start += ": it requires group ";
         let end = if claims.is_empty() {
             claims
         } else {
@@ -262,18 +263,18 @@ impl Projects {
 }
 
 impl Project {
-    /// Returns whether a user is in it.
+    /// Returns whether a user is a member.
     pub fn has(&self, person: &dyn Person) -> bool {
         self.names(person) || self.claims.iter().any(|value| person.has_claim(value))
     }
 
-    /// Returns whether a user is in it without an identity token.
+    /// Returns whether a user is a member without an identity token.
     pub fn names(&self, person: &dyn Person) -> bool {
         self.users.iter().any(|user| person.is(user)) || self.groups.iter().any(|group| person.is_in(group))
     }
 }
 
-/// Shortens a text that there is no room for.
+/// Truncates a text to `room` bytes.
 fn cut(mut text: String, room: usize) -> String {
     if text.len() > room {
         let mut end = room.saturating_sub(CUT.len());

@@ -1,4 +1,4 @@
-//! Requests of users for a token other than the default one, within what its rule allows.
+//! User requests for tokens that differ from the default, within the limits of a rule.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,30 +13,30 @@ use crate::{Config, Rule, Source, parse::field};
 /// The name of the token of rules without a name.
 pub const DEFAULT_NAME: &str = "default";
 
-/// The most tokens of one job that requests name.
+/// The maximum number of tokens that one job requests.
 const MOST: usize = 16;
 
 /// The longest audience or scope in a request, in bytes.
 const LONGEST: usize = 1024;
 
-/// The longest requests of a job, in bytes of JSON.
+/// The longest JSON of a job's requests, in bytes.
 pub const LONGEST_REQUESTS: usize = 64 << 10;
 
-/// The shortest lifetime that can be requested: each token costs a renewal.
+/// The shortest lifetime that can be requested. Shorter lifetimes would cause too many renewals.
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
 
 /// A request for one token, such as `attributes.system.token.NAME` of a jobspec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRequest {
-    /// The service that it is for (claim `aud`).
+    /// The service that the token is for (claim `aud`).
     pub audience: Option<String>,
     /// The scope, words separated by single spaces (RFC 6749 section 3.3).
     pub scope: Option<String>,
-    /// How long it is valid.
+    /// The lifetime of the token.
     pub lifetime: Option<Duration>,
 }
 
-/// The same in JSON.
+/// The JSON form of a [`TokenRequest`].
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 struct RequestTable {
@@ -73,7 +73,7 @@ pub struct Allowed {
     pub scopes: Vec<String>,
 }
 
-/// Parses the requests of a job: in JSON, a table for each name.
+/// Parses the requests of a job: a JSON object with one table for each name.
 ///
 /// # Errors
 /// For the user: the key, and the error.
@@ -82,7 +82,7 @@ pub fn parse_requests(text: &str) -> Result<TokenRequests, String> {
         ..=LONGEST_REQUESTS => serde_json::from_str(text).ok(),
         _ => None,
     };
-    let value = value.ok_or("token: it cannot be read, or is too long")?;
+    let value = value.ok_or("token: the requests are not valid JSON, or are too long")?;
     let tables: BTreeMap<String, RequestTable> = serde_path_to_error::deserialize(value).map_err(|e| {
         format!(
             "token.{}: {}",
@@ -93,7 +93,7 @@ pub fn parse_requests(text: &str) -> Result<TokenRequests, String> {
     let requests = tables.into_iter().map(|(name, table)| (name, table.into()));
     let requests: TokenRequests = requests.collect();
     if requests.len() > MOST {
-        return Err(format!("token: a job can request {MOST} tokens at most"));
+        return Err(format!("token: a job can request at most {MOST} tokens"));
     }
     for (name, request) in &requests {
         let texts = [Some(name), request.audience.as_ref(), request.scope.as_ref()];
@@ -103,7 +103,7 @@ pub fn parse_requests(text: &str) -> Result<TokenRequests, String> {
             .any(|text| text.is_empty() || text.len() > LONGEST)
         {
             return Err(format!(
-                "token.{}: names, audiences and scopes must have 1 to {LONGEST} bytes",
+                "token.{}: names, audiences and scopes must be 1 to {LONGEST} bytes long",
                 name.chars().take(64).collect::<String>().escape_debug()
             ));
         }
@@ -112,17 +112,16 @@ pub fn parse_requests(text: &str) -> Result<TokenRequests, String> {
 }
 
 impl Config {
-    /// Checks what a job requests, by the rules that may be for it. Each request must be admitted by one of them: the
-    /// delivery, which knows the job owner, decides.
+    /// Checks the requests of a job against the rules that it may match. At least one of them must admit each request.
+    /// The delivery, which knows the job owner, repeats the check with the rule that matches.
     ///
     /// # Errors
-    /// For the user: the key, and what is allowed.
+    /// For the user: the key, and the allowed values.
     pub fn check_requests(&self, candidates: &[usize], requests: &TokenRequests) -> Result<(), String> {
         let rules: Vec<&Rule> = candidates.iter().filter_map(|index| self.rules.get(*index)).collect();
         for (name, request) in requests {
-            let of_name = rules.iter().filter(|rule| rule.token_name() == name);
-            let (admitted, refused): (Vec<_>, Vec<_>) =
-                of_name.map(|rule| rule.admit(request)).partition(Result::is_ok);
+            let named = rules.iter().filter(|rule| rule.token_name() == name);
+            let (admitted, refused): (Vec<_>, Vec<_>) = named.map(|rule| rule.admit(request)).partition(Result::is_ok);
             if admitted.is_empty() {
                 let first = refused.into_iter().next();
                 return first.unwrap_or_else(|| Err(no_such_token(name, &rules)));
@@ -133,12 +132,12 @@ impl Config {
 }
 
 impl Rule {
-    /// Returns the name of its token for requests.
+    /// Returns the name of the token in requests.
     pub fn token_name(&self) -> &str {
         self.name.as_deref().unwrap_or(DEFAULT_NAME)
     }
 
-    /// Returns whether its source can be requested for anything but its default.
+    /// Returns whether users can request anything but the default of its source.
     pub fn takes_requests(&self) -> bool {
         matches!(self.source, Source::Issuer(_) | Source::OAuth2(_))
     }
@@ -146,7 +145,7 @@ impl Rule {
     /// Checks a request for the token of this rule.
     ///
     /// # Errors
-    /// For the user: the key, and the values that are allowed.
+    /// For the user: the key, and the allowed values.
     pub fn admit(&self, request: &TokenRequest) -> Result<(), String> {
         let (audiences, scope, longest) = match &self.source {
             Source::Issuer(issuer) => (&issuer.audience, None, Some(issuer.max_lifetime)),
@@ -174,12 +173,12 @@ impl Rule {
         match (request.lifetime, longest) {
             (Some(lifetime), Some(_)) if lifetime < SHORTEST_LIFETIME => at(
                 "lifetime",
-                format!("at least {} s are allowed", SHORTEST_LIFETIME.as_secs()),
+                format!("must be at least {} s", SHORTEST_LIFETIME.as_secs()),
             ),
             (Some(lifetime), Some(longest)) if lifetime > longest => {
-                at("lifetime", format!("at most {} s are allowed", longest.as_secs()))
+                at("lifetime", format!("must be at most {} s", longest.as_secs()))
             }
-            (Some(_), None) => at("lifetime", "it cannot be chosen for this token".to_owned()),
+            (Some(_), None) => at("lifetime", "cannot be chosen for this token".to_owned()),
             _ => Ok(()),
         }
     }
@@ -190,15 +189,15 @@ fn no_such_token(name: &str, rules: &[&Rule]) -> String {
     let name = name.escape_debug();
     match Vec::from_iter(names)[..] {
         [] => "token: this job gets no token".to_owned(),
-        ref names => format!("token.{name}: this job gets no such token, but {}", names.join(", ")),
+        ref names => format!("token.{name}: this job gets no such token, only {}", names.join(", ")),
     }
 }
 
 fn not_allowed(wanted: &str, allowed: &[&str]) -> String {
     let wanted = wanted.escape_debug();
     match allowed {
-        [] => format!("`{wanted}` is not allowed: this token has none that can be chosen"),
-        allowed => format!("`{wanted}` is not allowed: allowed are {}", allowed.join(", ")),
+        [] => format!("`{wanted}` is not allowed: no value can be chosen for this token"),
+        allowed => format!("`{wanted}` is not allowed: choose from {}", allowed.join(", ")),
     }
 }
 
@@ -243,17 +242,25 @@ mod tests {
             (
                 0,
                 json!({"audience": "d"}),
-                "token.default.audience: `d` is not allowed: allowed are a, b, c",
+                "token.default.audience: `d` is not allowed: choose from a, b, c",
             ),
-            (0, json!({"lifetime": "2h"}), "token.default.lifetime: at most 3600 s"),
-            (0, json!({"lifetime": "59s"}), "token.default.lifetime: at least 60 s"),
+            (
+                0,
+                json!({"lifetime": "2h"}),
+                "token.default.lifetime: must be at most 3600 s",
+            ),
+            (
+                0,
+                json!({"lifetime": "59s"}),
+                "token.default.lifetime: must be at least 60 s",
+            ),
             (0, json!({"scope": "x"}), "token.default.scope"),
             (
                 1,
                 json!({"scope": "read admin"}),
-                "token.cloud.scope: `admin` is not allowed: allowed are read, list, write",
+                "token.cloud.scope: `admin` is not allowed: choose from read, list, write",
             ),
-            (1, json!({"audience": "a"}), "none that can be chosen"),
+            (1, json!({"audience": "a"}), "no value can be chosen"),
             (1, json!({"lifetime": "1m"}), "cannot be chosen"),
             (2, json!({"audience": "a"}), "token.file.audience"),
         ] {
@@ -283,7 +290,7 @@ mod tests {
             assert_eq!(check(&[0, 1, 2], request.clone()), Ok(()), "{request}");
         }
         for (rules, request, says) in [
-            (&[0, 2][..], json!({"default": {"audience": "c"}}), "allowed are a, b"),
+            (&[0, 2][..], json!({"default": {"audience": "c"}}), "choose from a, b"),
             (
                 &[0, 1, 2],
                 json!({"default": {}, "cloud": {"audience": "b"}}),
@@ -292,9 +299,9 @@ mod tests {
             (
                 &[0, 1],
                 json!({"cloud": {}}),
-                "token.cloud: this job gets no such token, but default",
+                "token.cloud: this job gets no such token, only default",
             ),
-            (&[0, 1, 2], json!({"x": {}}), "no such token, but cloud, default"),
+            (&[0, 1, 2], json!({"x": {}}), "no such token, only cloud, default"),
             (&[], json!({"default": {}}), "token: this job gets no token"),
         ] {
             let error = check(rules, request).unwrap_err();
@@ -321,7 +328,7 @@ mod tests {
         for bad in ["", "{", &format!("{{}}{}", " ".repeat(70_000))] {
             assert_eq!(
                 parse_requests(bad).unwrap_err(),
-                "token: it cannot be read, or is too long"
+                "token: the requests are not valid JSON, or are too long"
             );
         }
     }

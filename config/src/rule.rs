@@ -1,4 +1,4 @@
-//! The choice of a rule.
+//! The selection of rules.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Config, TABLE};
 
-/// The conditions of a rule. All that are given must hold; a rule without any is for every job.
+/// The conditions of a rule. All of them must hold; a rule without conditions matches every job.
 #[derive(Debug, Clone, Default)]
 pub struct Conditions {
-    /// The jobspec attribute is present, whatever its value (null counts as absent).
+    /// The jobspec contains this attribute, with any value but null.
     pub attribute: Option<AttributePath>,
     /// Properties of the job have these values.
     pub properties: Vec<(Property, String)>,
-    /// The job is in this project; where there are no [`crate::Projects`], `attributes.system.project` is this.
+    /// The job is in this project. Without [`crate::Projects`], `attributes.system.project` has this value.
     pub project: Option<String>,
     /// The job owner is this user.
     pub user: Option<Principal>,
-    /// The job owner is in this group, by primary or supplementary membership.
+    /// The job owner is a primary or supplementary member of this group.
     pub group: Option<Principal>,
 }
 
@@ -83,7 +83,7 @@ impl Property {
         }
     }
 
-    /// Returns the scheduler whose jobs have it.
+    /// Returns the scheduler that defines the property.
     pub fn scheduler(self) -> Scheduler {
         match self {
             Property::Queue | Property::Bank => Scheduler::Flux,
@@ -91,7 +91,7 @@ impl Property {
         }
     }
 
-    /// Returns what to use with the other scheduler.
+    /// Returns the replacement for the other scheduler, as advice.
     pub(crate) fn equivalent(self) -> &'static str {
         match self {
             Property::Queue => "use partition",
@@ -110,13 +110,13 @@ impl Property {
 pub struct AttributePath(Vec<String>);
 
 impl AttributePath {
-    /// The longest path, in components.
+    /// The maximum number of components.
     pub const MAX: usize = 6;
 
-    /// Parses a path with its components separated by periods.
+    /// Parses a path whose components are separated by periods.
     ///
     /// # Errors
-    /// Returns what is wrong with it, in words.
+    /// Returns a description of the mistake.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text
             .strip_prefix("jobspec.")
@@ -124,22 +124,22 @@ impl AttributePath {
             .strip_prefix("attributes.")
         {
             return Err(format!(
-                "`{}` is a path below `attributes` as it is: write `{}`",
+                "`{}` must be relative to `attributes`: write `{}`",
                 text.escape_debug(),
                 path.escape_debug()
             ));
         }
         let path: Vec<String> = text.split('.').map(str::to_owned).collect();
-        // Flux takes no job with others.
+        // Flux rejects jobs with other top-level attributes.
         if !matches!(path[0].as_str(), "system" | "user") || path.len() < 2 {
             return Err(format!(
-                "`{}` is in no jobspec: begin with `system.` or `user.`, as in system.dw",
+                "`{}` must begin with `system.` or `user.`, as in system.dw",
                 text.escape_debug()
             ));
         }
         if path.iter().any(|part| part.is_empty() || part.contains('\0')) {
             return Err(format!(
-                "`{}` is not a path below `attributes`: write it as in system.dw",
+                "`{}` is not a valid path below `attributes`: write it as in system.dw",
                 text.escape_debug()
             ));
         }
@@ -149,7 +149,7 @@ impl AttributePath {
         Ok(Self(path))
     }
 
-    /// The components.
+    /// Returns the components.
     pub fn components(&self) -> &[String] {
         &self.0
     }
@@ -164,7 +164,7 @@ pub enum Principal {
     Id(u32),
 }
 
-/// The name, or the number.
+/// Writes the name or the number.
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -174,7 +174,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// The known facts of a job. `None` means unknown (yet), which is different from no.
+/// The known facts of a job. `None` means that the answer is not known (yet).
 pub trait Facts {
     /// Returns whether the attribute is present.
     fn has_attribute(&self, path: &AttributePath) -> Option<bool>;
@@ -193,14 +193,14 @@ pub trait Facts {
 pub enum Selection {
     /// The rule of this index.
     Rule(usize),
-    /// No rule: the job is left alone.
+    /// No rule: the job gets no token.
     None,
-    /// It depends on facts that are not known.
+    /// The selection depends on unknown facts.
     Unknown,
 }
 
 impl Config {
-    /// Returns the first rule that a job matches, whatever its name, in the order of the configuration.
+    /// Returns the first rule that a job matches, in the order of the configuration and regardless of names.
     pub fn select(&self, job: &dyn Facts) -> Selection {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.conditions.hold(job) {
@@ -212,8 +212,8 @@ impl Config {
         Selection::None
     }
 
-    /// Returns the rules that may be for a job by what is known of it, in order: of each name up to the first that is for it
-    /// for certain.
+    /// Returns the rules that a job may match, in order. For each name, the list ends with the first rule that
+    /// certainly matches.
     pub fn candidates(&self, job: &dyn Facts) -> Vec<usize> {
         let mut candidates = Vec::new();
         let mut decided: Vec<&Option<String>> = Vec::new();
@@ -248,8 +248,8 @@ impl Config {
 }
 
 impl Config {
-    /// Returns the names of users and groups that consist of digits, each with its key and `user` or `group`. Most are
-    /// meant as ids, which are written without quotes.
+    /// Returns the names of users and groups that consist of digits, each with its key and `user` or `group`. Most of
+    /// them are ids that were quoted by mistake.
     pub fn digit_names(&self) -> Vec<(String, &'static str, &str)> {
         let mut all = Vec::new();
         for (index, project) in self.projects.list.iter().enumerate() {
@@ -275,7 +275,7 @@ impl Config {
 }
 
 impl Conditions {
-    /// Returns whether all conditions hold; `None` where that depends on what is not known.
+    /// Returns whether all conditions hold; `None` if that depends on unknown facts.
     pub fn hold(&self, job: &dyn Facts) -> Option<bool> {
         let answers = [
             self.attribute.as_ref().map(|path| job.has_attribute(path)),
@@ -296,7 +296,7 @@ impl Conditions {
         result
     }
 
-    /// Returns whether there are none, so that the rule is for every job.
+    /// Returns whether there are no conditions, so that the rule matches every job.
     pub fn is_empty(&self) -> bool {
         let Self {
             attribute,

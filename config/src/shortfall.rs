@@ -6,11 +6,11 @@ use serde::Deserialize;
 
 use crate::{Asked, Config, Project, Rule, Source, TokenRequest};
 
-/// The consequence of a token that cannot last as long as its job. The later ones are more severe.
+/// The consequence of a token that expires before its job ends, in order of severity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnShortfall {
-    /// None.
+    /// No consequence.
     Ignore,
     /// The user is informed.
     #[default]
@@ -19,20 +19,20 @@ pub enum OnShortfall {
     Reject,
 }
 
-/// The facts of a job that decide whether its token lasts.
+/// The facts of a job that determine whether its token lasts until the job ends.
 #[derive(Debug, Clone, Default)]
 pub struct Outlook<'a> {
-    /// How long the job may run; none if it has no time limit.
+    /// The time limit of the job, if any.
     pub limit: Option<Duration>,
-    /// The time before which the job cannot start.
+    /// The time until the earliest start of the job.
     pub delay: Duration,
-    /// How long its first token lasts, if that is known.
+    /// The lifetime of its first token, if known.
     pub lifetime: Option<Duration>,
     /// The project that its token depends on, if its owner is a member only by an identity token.
     pub membership: Option<Membership<'a>>,
 }
 
-/// A project that a user is in by an identity token.
+/// A membership that depends on an identity token.
 #[derive(Debug, Clone, Copy)]
 pub struct Membership<'a> {
     /// The project.
@@ -55,7 +55,7 @@ impl Config {
 }
 
 impl Rule {
-    /// Returns the longest lifetime of a token of this rule, if that is known before the delivery.
+    /// Returns the longest lifetime of a token of this rule, if it is known before the delivery.
     pub fn lifetime(&self, request: Option<&TokenRequest>) -> Option<Duration> {
         let Source::Issuer(issuer) = &self.source else {
             return None;
@@ -64,18 +64,18 @@ impl Rule {
         Some(requested.map_or(issuer.max_lifetime, |wanted| wanted.min(issuer.max_lifetime)))
     }
 
-    /// Returns whether the lifetime of its token depends on the time limit of the job, or is compared with it.
+    /// Returns whether the lifetime of the token depends on the time limit of the job or is compared with it.
     pub fn uses_limit(&self) -> bool {
         let compares = self.renewal.after.is_none() && self.on_shortfall != OnShortfall::Ignore;
         compares || matches!(self.source, Source::Issuer(_))
     }
 
-    /// Returns whether a job gets its token only if the owner is in the project of the job.
+    /// Returns whether a job receives its token only if its owner is a member of its project.
     pub fn depends_on_project(&self, asked: &Asked) -> bool {
         matches!(asked, Asked::Project(_)) || self.source.needs_project() || self.conditions.project.is_some()
     }
 
-    /// Returns why its token cannot last as long as a job, for the user: one line, with what to do.
+    /// Returns why the token expires before the job ends: one line for the user, with the next step.
     pub fn shortfall(&self, job: &Outlook<'_>) -> Option<String> {
         let why = match job.membership {
             Some(membership) => self.membership_ends(job, membership).or_else(|| self.token_ends(job)),
@@ -84,8 +84,8 @@ impl Rule {
         why.map(|why| format!("token.{}: {why}", self.token_name()))
     }
 
-    /// Returns why the identity token of a user does not last as long as a job needs it: until it starts, and if its token is
-    /// renewed, until it ends.
+    /// Returns why the identity token of a user expires too early. A job needs it until it starts, or until it ends if
+    /// its token is renewed.
     fn membership_ends(&self, job: &Outlook<'_>, Membership { project, left }: Membership<'_>) -> Option<String> {
         let expires = format!(
             "your identity token for project {} expires in {}",
@@ -96,11 +96,11 @@ impl Rule {
         if left <= job.delay {
             let delay = text_of(job.delay);
             Some(format!(
-                "{expires}, and this job starts in {delay} at the earliest: log in again before"
+                "{expires}, and this job starts in {delay} at the earliest: log in again first"
             ))
         } else if needs_renewal && job.outlasts(left - job.delay) {
             Some(format!(
-                "{expires}, and renewals need it, but {}: log in again before",
+                "{expires}, and renewals need it, but {}: log in again first",
                 job.duration()
             ))
         } else {
@@ -108,7 +108,7 @@ impl Rule {
         }
     }
 
-    /// Returns why a token that is not renewed does not last as long as a job.
+    /// Returns why a token without renewal expires before the job ends.
     fn token_ends(&self, job: &Outlook<'_>) -> Option<String> {
         let lifetime = job.lifetime.filter(|lifetime| job.outlasts(*lifetime))?;
         if self.renewal.after.is_some() {
@@ -124,7 +124,7 @@ impl Rule {
 }
 
 impl Outlook<'_> {
-    /// Returns whether the job may run for longer.
+    /// Returns whether the job may run for longer than `time`.
     fn outlasts(&self, time: Duration) -> bool {
         self.limit.is_none_or(|limit| limit > time)
     }
@@ -145,7 +145,8 @@ pub fn round_for_users(time: Duration) -> Duration {
     }
 }
 
-/// Returns a duration in the largest of hours, minutes and seconds that is exact; in fractions of a second if it is less than one.
+/// Formats a duration in the largest exact unit of hours, minutes and seconds. A duration below one second is a
+/// fraction.
 fn text_of(duration: Duration) -> String {
     match duration.as_secs() {
         0 => format!("{}s", duration.as_secs_f64()),
@@ -268,7 +269,7 @@ mod tests {
         }
     }
 
-    /// Flux has room for 159 bytes of an error.
+    /// Flux truncates an error to 159 bytes.
     #[test]
     fn a_line_fits_into_an_error_of_flux() {
         let config = config(&json!({"renew": false, "name": "a-rather-long-name"}));

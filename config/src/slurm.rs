@@ -1,4 +1,4 @@
-//! The table `slurm`: how the agent, the controllers and the nodes of a cluster find and trust each other.
+//! The table `slurm`: how the agent, the controllers and the nodes of a cluster connect and authenticate.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -15,19 +15,19 @@ pub struct Slurm {
     pub listen: SocketAddr,
     /// The Unix socket at which the agent listens for the controller.
     pub socket: PathBuf,
-    /// The user that the agent runs as: nodes accept only what it sealed.
+    /// The user that the agent runs as. Nodes accept only records that this user sealed.
     pub user: Principal,
     /// The directory in which the agent keeps sealed records.
     pub store: PathBuf,
     /// The directory in which a node keeps the sealed records of its jobs.
     pub cache: PathBuf,
-    /// The program that keeps tokens in files on nodes; none if it is where it is installed by default.
+    /// The program that maintains token files on nodes; none for the default path.
     pub step_program: Option<PathBuf>,
     /// Set if a request must come from an address of the node that it names.
     pub check_address: bool,
 }
 
-/// The ids of a Slurm job that its job id does not tell.
+/// The identifiers of a Slurm job besides its job id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlurmJob {
     /// The job id and the index of an array task.

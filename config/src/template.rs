@@ -1,4 +1,4 @@
-//! Templates in paths and arguments: text with `{jobid}`, `{user}` and the like.
+//! Templates in paths and arguments: text with placeholders such as `{jobid}` and `{user}`.
 
 use std::{fmt, time::Duration};
 
@@ -26,16 +26,16 @@ enum Placeholder {
     Project,
 }
 
-/// The facts of one job for placeholders and tokens.
+/// The values of one job for placeholders and tokens.
 #[derive(Debug, Clone)]
 pub struct Values {
-    /// The job id as users write it: in F58 (RFC 19), or a number of Slurm.
+    /// The job id as users write it: F58 (Flux RFC 19), or the number of a Slurm job.
     pub f58: String,
     /// The job id as a number.
     pub jobid: u64,
     /// The uid of the job owner.
     pub uid: u32,
-    /// The name of the job owner, where there is one.
+    /// The name of the job owner, if any.
     pub user: Option<String>,
     /// The project that the job is in.
     pub project: Option<String>,
@@ -43,14 +43,14 @@ pub struct Values {
     pub limit: Option<Duration>,
     /// The name of the Flux instance or of the cluster.
     pub instance: String,
-    /// Set if it is a job of Slurm.
+    /// Set for a Slurm job.
     pub slurm: Option<SlurmJob>,
-    /// What its user requests of the token.
+    /// The user's request for the token.
     pub request: TokenRequest,
 }
 
 impl Values {
-    /// A user, of whom there is no job: for templates that name nothing of one.
+    /// Returns the values of a user without a job, for templates that depend only on the user.
     pub fn of_user(uid: u32, user: Option<String>) -> Self {
         Self {
             f58: String::new(),
@@ -65,7 +65,7 @@ impl Values {
         }
     }
 
-    /// A job that is no real one, to try templates with.
+    /// Returns the values of an example job, to check templates.
     pub fn example() -> Self {
         Self {
             f58: "ƒ2oLkTLb1".to_owned(),
@@ -81,25 +81,25 @@ impl Values {
     }
 }
 
-/// The reason why a template was refused, or could not be filled in.
+/// The reason why a template is invalid or cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// A placeholder that does not exist.
     #[error(
-        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}}, {{uid}} or {{project}}, and {{{{ for a brace"
+        "`{{{0}}}` is not a placeholder: use {{jobid}}, {{jobid.f58plain}}, {{jobid.dec}}, {{user}}, {{uid}} or {{project}}, and {{{{ for a literal brace"
     )]
     Unknown(String),
-    /// A brace without its pair.
-    #[error("a brace is not closed: use {{{{ or }}}} for a brace that is meant as such")]
+    /// A brace without its counterpart.
+    #[error("a brace is unmatched: use {{{{ or }}}} for a literal brace")]
     Unclosed,
     /// The job owner has no name.
-    #[error("uid {0} has no user name, which {{user}} needs: add the user, or use {{uid}}")]
+    #[error("{{user}} needs a user name, but uid {0} has none: add the user, or use {{uid}}")]
     NoUser(u32),
-    /// The name of the job owner would lead elsewhere.
+    /// The name of the job owner would change the path.
     #[error("the user name of uid {0} cannot be part of a path: use {{uid}}")]
     UnsafeUser(u32),
     /// The job is in no project.
-    #[error("the job is in no project, which {{project}} needs: use -S project=NAME")]
+    #[error("{{project}} needs a project, but the job is in none: use -S project=NAME")]
     NoProject,
 }
 
@@ -138,22 +138,22 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// Returns whether it starts with the given text, whatever the job.
+    /// Returns whether it starts with the given text for every job.
     pub fn starts_with(&self, text: &str) -> bool {
         matches!(self.parts.first(), Some(Part::Text(first)) if first.starts_with(text))
     }
 
-    /// Returns whether the name of the job owner is needed.
+    /// Returns whether it needs the name of the job owner.
     pub fn needs_user(&self) -> bool {
         self.parts.contains(&Part::Placeholder(Placeholder::User))
     }
 
-    /// Returns whether the project of the job is needed.
+    /// Returns whether it needs the project of the job.
     pub fn needs_project(&self) -> bool {
         self.parts.contains(&Part::Placeholder(Placeholder::Project))
     }
 
-    /// Returns whether it names the user, and nothing else of a job.
+    /// Returns whether it depends on the user and on nothing else.
     pub fn is_of_user(&self) -> bool {
         let mut placeholders = self
             .parts
@@ -164,7 +164,7 @@ impl Template {
         placeholders.peek().is_some() && placeholders.all(is_user)
     }
 
-    /// The text up to the first placeholder.
+    /// Returns the text before the first placeholder.
     pub fn prefix(&self) -> &str {
         match self.parts.first() {
             Some(Part::Text(text)) => text,
@@ -172,12 +172,13 @@ impl Template {
         }
     }
 
-    /// Returns whether there is no placeholder.
+    /// Returns whether it contains no placeholder.
     pub fn is_constant(&self) -> bool {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
-    /// Fills it in for a job. A user name with a `/`, or one that is `.` or `..`, is refused: it would lead elsewhere.
+    /// Expands the template for a job. Rejects a user name that contains a `/` or begins with a `.`, which could change
+    /// the path.
     ///
     /// # Errors
     /// [`TemplateError::NoUser`], [`TemplateError::UnsafeUser`], [`TemplateError::NoProject`].
@@ -197,7 +198,7 @@ impl Template {
                     }
                     out.push_str(user);
                 }
-                // A name of a project has nothing that could lead elsewhere.
+                // The name of a project is a DNS label, so it cannot change the path.
                 Part::Placeholder(Placeholder::Project) => {
                     out.push_str(values.project.as_deref().ok_or(TemplateError::NoProject)?);
                 }
@@ -221,7 +222,7 @@ impl Placeholder {
     }
 }
 
-/// The template as it was written, braces escaped.
+/// Writes the template as in the configuration, with escaped braces.
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in &self.parts {
@@ -267,9 +268,9 @@ mod tests {
     fn mistakes_are_named() {
         for (bad, says) in [
             ("{job}", "`{job}`"),
-            ("{", "not closed"),
-            ("}", "not closed"),
-            ("{jobid", "not closed"),
+            ("{", "unmatched"),
+            ("}", "unmatched"),
+            ("{jobid", "unmatched"),
         ] {
             let error = Template::parse(bad).unwrap_err().to_string();
             assert!(error.contains(says), "{bad}: {error}");

@@ -1,39 +1,39 @@
-//! URLs in the configuration: where servers are that tokens come from.
+//! URLs of servers in the configuration.
 
 use http::Uri;
 use http::uri::Scheme;
 
-/// Checks the URL of a server. It is `https`, or `http` where the host is this node: secrets are sent there, and what comes
-/// back is believed.
+/// Checks the URL of a server. The scheme is `https`, or `http` if the host is this node, because the server receives
+/// secrets and its answers are trusted.
 ///
 /// # Errors
-/// Returns what is wrong with it, in words, without the URL.
+/// Returns a description of the mistake, without the URL.
 pub fn check_url(text: &str) -> Result<(), &'static str> {
     let uri = parse(text)?;
     match uri.scheme_str() {
         Some("https") => Ok(()),
         Some("http") if uri.host().is_some_and(is_loopback) => Ok(()),
-        Some("http") => Err("must be https: only a server on this node (127.0.0.1, ::1, localhost) may be without TLS"),
+        Some("http") => Err("must be https: only a server on this node (127.0.0.1, ::1, localhost) may use http"),
         _ => Err("must begin with https://"),
     }
 }
 
-/// Checks the URL of an issuer: [`check_url`], and without a query (RFC 8414 section 2).
+/// Checks the URL of an issuer as [`check_url`] does, and rejects a query (RFC 8414 section 2).
 ///
 /// # Errors
-/// Returns what is wrong with it, in words, without the URL.
+/// Returns a description of the mistake, without the URL.
 pub fn check_issuer_url(text: &str) -> Result<(), &'static str> {
     check_url(text)?;
     if text.contains('?') {
-        return Err("must have no query (RFC 8414)");
+        return Err("must not contain a query (RFC 8414)");
     }
     Ok(())
 }
 
-/// Checks the URL of an HTTP proxy, which is a host and a port.
+/// Checks the URL of an HTTP proxy: a host and a port.
 ///
 /// # Errors
-/// Returns what is wrong with it, in words, without the URL.
+/// Returns a description of the mistake, without the URL.
 pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
     let uri = parse(text)?;
     if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.path() != "/" || uri.query().is_some() {
@@ -42,8 +42,7 @@ pub fn check_proxy_url(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Returns whether a URL is one of a server that is spoken to without TLS. Schemes are the same in capitals (RFC 3986
-/// section 3.1).
+/// Returns whether a URL denotes a connection without TLS. Schemes are case-insensitive (RFC 3986 section 3.1).
 #[must_use]
 pub fn is_plain_url(text: &str) -> bool {
     parse(text).is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
@@ -51,18 +50,18 @@ pub fn is_plain_url(text: &str) -> bool {
 
 fn parse(text: &str) -> Result<Uri, &'static str> {
     let wrong = "is not a URL with a host, as in https://login.example.com";
-    // A parser of URLs of this kind takes a fragment off.
+    // The parser drops a fragment silently.
     if text.contains('#') {
-        return Err("must have no fragment (`#`)");
+        return Err("must not contain a fragment (`#`)");
     }
-    // The parser takes other bytes in a path (RFC 3986 section 2).
+    // The parser accepts other bytes in a path, which RFC 3986 section 2 does not allow.
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err("must be printable ASCII: encode other characters, as in %C3%A9");
     }
     let uri: Uri = text.parse().map_err(|_| wrong)?;
     let authority = uri.authority().ok_or(wrong)?;
     if authority.as_str().contains('@') {
-        return Err("has a user name in it, which is not supported: secrets do not belong into a URL");
+        return Err("must not contain a user name or password: do not put secrets into a URL");
     }
     if uri.scheme_str().is_none() || authority.host().is_empty() {
         return Err(wrong);
@@ -70,8 +69,7 @@ fn parse(text: &str) -> Result<Uri, &'static str> {
     Ok(uri)
 }
 
-/// Returns whether a host is this node, by its address, or by the name that is reserved for that (RFC 6761 section
-/// 6.3).
+/// Returns whether a host is this node: a loopback address, or the reserved name `localhost` (RFC 6761 section 6.3).
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse();
     address.map_or(host.eq_ignore_ascii_case("localhost"), |address: std::net::IpAddr| {

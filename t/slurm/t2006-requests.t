@@ -130,14 +130,14 @@ test_expect_success 'a requeued job keeps its request' '
 
 test_expect_success 'any other request is rejected at submission, with a one-line error that names the allowed values' '
 	scontrol show config | grep "^NEXT_JOB_ID" >before &&
-	rejected "token.default.audience: \`shop\` is not allowed: allowed are service, archive" \
+	rejected "token.default.audience: \`shop\` is not allowed: choose from service, archive" \
 		run "$ALICE" --token=default.audience=shop true &&
-	rejected "token.default.lifetime: at most 3600 s are allowed" \
+	rejected "token.default.lifetime: must be at most 3600 s" \
 		batch "$ALICE" --token=default.lifetime=3h --wrap true &&
 	rejected "token.default.scope: \`x\` is not allowed" as "$ALICE" salloc --token=default.scope=x true &&
-	rejected "token.cloud.scope: \`admin\` is not allowed: allowed are read, write" \
+	rejected "token.cloud.scope: \`admin\` is not allowed: choose from read, write" \
 		run "$ALICE" "--token=cloud.scope=write admin" true &&
-	rejected "token.archive: this job gets no such token, but cloud, default" run "$ALICE" --token=archive.scope=x true &&
+	rejected "token.archive: this job gets no such token, only cloud, default" run "$ALICE" --token=archive.scope=x true &&
 	rejected "token.default.lifetime: " run "$ALICE" --token=default.lifetime=soon true &&
 	rejected "token.default.audienc: " run "$ALICE" --token=default.audienc=x true &&
 	rejected "--token=archive: must be NAME.KEY=VALUE" run "$ALICE" --token=archive true &&
@@ -155,9 +155,9 @@ denied() {
 }
 
 test_expect_success 'the agent rejects requests that a client cannot check' '
-	denied "token.default.audience: \`archive\` is not allowed: allowed are service, bank" \
+	denied "token.default.audience: \`archive\` is not allowed: choose from service, bank" \
 		-p other --token=default.audience=archive &&
-	denied "token.cloud: this job gets no such token, but default" --token=cloud.scope=read
+	denied "token.cloud: this job gets no such token, only default" --token=cloud.scope=read
 '
 
 # elsewhere PLUGSTACK COMMAND…: runs a command on a node with that plugstack.conf.
@@ -172,7 +172,7 @@ test_expect_success 'and requests of a client without the rules' '
 	echo "required $PWD/bin/workflow-token-spank.so config=$PWD/nowhere" >elsewhere.plugstack &&
 	sed "s,^PlugStackConfig=.*,PlugStackConfig=$PWD/elsewhere.plugstack," "$SLURM_CONF" >elsewhere.conf &&
 	SLURM_CONF=$PWD/elsewhere.conf run "$ALICE" --token=default.audience=archive sh -c "$PRINT" >out && has out archive 3600 &&
-	SLURM_CONF=$PWD/elsewhere.conf denied "token.default.audience: \`shop\` is not allowed: allowed are service, archive" \
+	SLURM_CONF=$PWD/elsewhere.conf denied "token.default.audience: \`shop\` is not allowed: choose from service, archive" \
 		--token=default.audience=shop &&
 	SLURM_CONF=$PWD/elsewhere.conf rejected "token.default.audienc: " run "$ALICE" --token=default.audienc=x true
 '
@@ -188,9 +188,9 @@ test_expect_success 'and requests of a forged client' '
 	mkfifo shared/go && chmod 0666 shared/go &&
 	id=$(batch "$ALICE" -o /dev/null --wrap "read go <$PWD/shared/go") && eventually test -s "cache/job-$id" &&
 	prolog "$id" "{\"default\": {\"lifetime\": \"5m\"}}" && ! grep "job $id: no workflow token" agent.log &&
-	prolog "$id" "{\"default\": {\"lifetime\": \"3h\"}}" && grep "job $id: .*at most 3600 s are allowed .request-denied" agent.log &&
+	prolog "$id" "{\"default\": {\"lifetime\": \"3h\"}}" && grep "job $id: .*must be at most 3600 s .request-denied" agent.log &&
 	for bad in "{" "$(printf "%070000d" 0)" "$(printf "\377")"; do
-		: >agent.log && prolog "$id" "$bad" && grep "job $id: .*token: it cannot be read, or is too long .request-denied" agent.log || return
+		: >agent.log && prolog "$id" "$bad" && grep "job $id: .*token: the requests are not valid JSON, or are too long .request-denied" agent.log || return
 	done &&
 	echo >shared/go && eventually finished "$id"
 '

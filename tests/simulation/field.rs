@@ -141,7 +141,7 @@ fn rules_in_two_files_are_reported_since_flux_takes_those_of_the_last_one() {
     );
     let at = |name: &str| directory.join(name).display().to_string();
     let text = format!(
-        "workflow-token.rule: the array of {} replaces that of {}, since Flux merges tables and not arrays. Write all",
+        "workflow-token.rule: the array in {} replaces the one in {}, because Flux merges tables but not arrays. Write all",
         at("20-other.toml"),
         at("10-site.toml")
     );
@@ -169,7 +169,7 @@ fn rules_in_two_files_are_reported_since_flux_takes_those_of_the_last_one() {
         let job = instance.run(PRINT, matching(name));
         assert_eq!(instance.stdout(&job).trim_end(), token);
     }
-    assert_eq!(lines(&mut instance, "the array of").len(), 1);
+    assert_eq!(lines(&mut instance, "the array in").len(), 1);
     instance.shutdown();
 }
 

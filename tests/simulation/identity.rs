@@ -207,7 +207,7 @@ fn every_other_token_is_rejected_with_the_reason() {
     let (rule, [hydro, _]) = login.place.token_of_project();
     let table = login.table(json!({"rule": [rule]}));
     let mut instance = login.place.instance(table.clone());
-    let not_in = "alice is not in project fusion: needed is fusion-team in claim groups of the identity token";
+    let not_in = "alice is not in project fusion: it requires fusion-team in claim groups of the identity token";
     for (what, token, mode, why) in &cases {
         login.place(me(), *mode, token);
         login.place.reload(&mut instance, table.clone());
@@ -560,7 +560,7 @@ fn a_user_whose_identity_token_ends_before_the_job_needs_it_is_warned_or_the_job
     };
     // The first job is held until its owner is known.
     let long = "token.default: your identity token for project fusion expires in 29m, and renewals need it, but this job \
-                may run 2h: log in again before";
+                may run 2h: log in again first";
     for _ in 0..2 {
         let id = instance.run(PRINT, asking("fusion", 7200, json!([])));
         let told = instance.contexts(&id, "exception");
@@ -577,7 +577,7 @@ fn a_user_whose_identity_token_ends_before_the_job_needs_it_is_warned_or_the_job
     login.place.reload(&mut instance, login.table(json!({"rule": [rule]})));
     let begin = json!([{"scheme": "begin-time", "value": format!("{}.0", past(0) + 3690)}]);
     let late = "token.default: your identity token for project fusion expires in 29m, and this job starts in 61m at the \
-                earliest: log in again before";
+                earliest: log in again first";
     for (seconds, dependencies, says) in [(7200, json!([]), long), (7200, json!([]), long), (60, begin, late)] {
         let mut submission = asking("fusion", seconds, dependencies);
         submission["command"] = json!(["true"]);

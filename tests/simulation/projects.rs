@@ -38,7 +38,7 @@ fn every_combination_of_two_users_two_projects_and_requests() {
                     match asked {
                         Some(project @ ("hydro" | "fusion")) if !his.contains(&project) => {
                             let text = instance.error("submit", held_job(uid, asked));
-                            let expected = format!("{name} is not in project {project}: needed is group {project}");
+                            let expected = format!("{name} is not in project {project}: it requires group {project}");
                             assert_eq!(text, expected, "{what}");
                         }
                         Some(project @ ("astro" | "hydro/x")) => {
@@ -234,10 +234,10 @@ fn a_job_of_an_unknown_user_is_held_and_other_jobs_do_not_wait() {
         [json!({"description": HELD})]
     );
     let text = instance.fatal(&bad);
-    assert_eq!(text, "alice is not in project fusion: needed is group fusion");
+    assert_eq!(text, "alice is not in project fusion: it requires group fusion");
     assert_eq!(
         instance.fatal(&other),
-        "bob is not in project hydro: needed is group hydro"
+        "bob is not in project hydro: it requires group hydro"
     );
     assert_eq!(instance.counter("held"), 0);
     // The plugin knows the user now.
@@ -423,7 +423,7 @@ fn a_pending_job_is_updated_to_the_projects_of_its_owner_only() {
     let project = |name: &str| json!({"attributes.system.project": name});
     let alices = instance.submit_held(me(), Some("hydro"));
     let bobs = instance.submit_held(BOB, None);
-    let not_in = "bob is not in project fusion: needed is group fusion";
+    let not_in = "bob is not in project fusion: it requires group fusion";
     // Whoever requests it: the job owner, or the instance owner on their behalf.
     for who in [BOB, me()] {
         assert_eq!(instance.update(&bobs, who, project("fusion")), Err(not_in.to_owned()));
@@ -496,7 +496,7 @@ fn the_consent_of_another_plugin_does_not_bypass_the_check() {
     for key in ["project", "bank", "queue"] {
         let update = json!({format!("attributes.system.{key}"): "fusion"});
         let text = instance.update(&id, me(), update);
-        let not_in = "alice is not in project fusion: needed is group fusion";
+        let not_in = "alice is not in project fusion: it requires group fusion";
         assert_eq!(text, Err(not_in.to_owned()), "{key}");
     }
     assert_eq!(instance.contexts(&id, "jobspec-update"), [json!(null); 0]);
@@ -570,7 +570,7 @@ fn a_user_who_left_the_project_before_the_job_starts_receives_no_token() {
     instance.release(&updated);
     let note = instance.undelivered(&updated);
     assert!(
-        note.contains("alice is not in project fusion: needed is group fusion"),
+        note.contains("alice is not in project fusion: it requires group fusion"),
         "{note}"
     );
     let context = json!({"attributes.system.project": 1});

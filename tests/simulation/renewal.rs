@@ -158,13 +158,13 @@ fn a_user_requests_a_token_within_what_its_rule_allows() {
     for (request, says) in [
         (
             json!({"default": {"audience": "bank"}}),
-            "`bank` is not allowed: allowed are main, archive",
+            "`bank` is not allowed: choose from main, archive",
         ),
-        (json!({"default": {"lifetime": "2h"}}), "at most 3600 s"),
+        (json!({"default": {"lifetime": "2h"}}), "must be at most 3600 s"),
         (json!({"default": {"scope": "all"}}), "token.default.scope"),
         (
             json!({"other": {}}),
-            "token.other: this job gets no such token, but default",
+            "token.other: this job gets no such token, only default",
         ),
         (json!({"default": {"audiance": "main"}}), "audiance"),
     ] {

@@ -1,5 +1,4 @@
-//! How keys are read: functions for `deserialize_with`, each for a key that is required and for one that is optional.
-//! Each error says what to write.
+//! Functions for `deserialize_with` that read keys, required and optional ones. Each error states the valid values.
 
 use std::{fmt::Display, path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,13 +11,13 @@ use crate::{
     check_url, parse_duration,
 };
 
-/// The part of the remaining lifetime after which a token is fetched again; none if it is not.
+/// The fraction of the remaining lifetime after which a token is renewed; none if it is not renewed.
 pub(crate) struct RenewAfter(pub Option<f64>);
 
-/// The longest socket path, in bytes: unix(7) has room for 108 with the NUL.
+/// The longest socket path, in bytes. unix(7) allows 108 including the NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The signals that tell tasks of a new token: those that programs are free to give a meaning, signal(7).
+/// The signals that can announce a new token to tasks: those that programs may redefine, signal(7).
 const SIGNALS: [Signal; 5] = [
     Signal::SIGHUP,
     Signal::SIGUSR1,
@@ -27,13 +26,13 @@ const SIGNALS: [Signal; 5] = [
     Signal::SIGWINCH,
 ];
 
-/// Reads what a type makes of a text by itself.
+/// Reads a key with the `FromStr` of its type.
 pub(crate) fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(input: D) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(input)?;
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
-/// Declares how keys are read, from a text or from any value; a result is wrapped for optional keys.
+/// Declares functions that read keys from a string or from any value. An optional key gets the value in a `Some`.
 macro_rules! keys {
     ($from:ty: $($name:ident -> $type:ty = $parse:expr;)*) => {$(
         pub(crate) fn $name<'de, D: Deserializer<'de>, O: From<$type>>(input: D) -> Result<O, D::Error> {
@@ -45,9 +44,9 @@ macro_rules! keys {
 
 keys! { String:
     text -> String = |text| check(!text.is_empty(), text, "must not be empty");
-    // For what is compared with attributes and owners of jobs.
+    // Names that are compared with attributes of jobs.
     name -> String = |text| {
-        let what = format!("must have 1 to {MAX_NAME} bytes");
+        let what = format!("must be 1 to {MAX_NAME} bytes long");
         check((1..=MAX_NAME).contains(&text.len()), text, what)
     };
     label -> String = |text| checked(check_label(&text), text);
@@ -70,24 +69,24 @@ keys! { String:
 }
 
 keys! { Value:
-    // A number is in seconds.
+    // The unit of a number is seconds.
     duration -> Duration = |value| match value {
         Value::String(text) => parse_duration(&text),
         Value::Number(n) => parse_duration(&n.to_string()),
         _ => Err("must be a duration, as in \"60s\"".to_owned()),
     };
-    // One string need not be in an array.
+    // A single string may be written without an array.
     strings -> Vec<String> = |value| {
         let many = if value.is_array() { value } else { Value::Array(vec![value]) };
         let all = Vec::<String>::deserialize(many).unwrap_or_default();
         let is_valid = !all.is_empty() && !all.iter().any(String::is_empty);
-        check(is_valid, all, "must be a string, or an array of strings, none of them empty")
+        check(is_valid, all, "must be a non-empty string, or an array of non-empty strings")
     };
     argv -> Vec<Template> = |value| {
         let all = Vec::<String>::deserialize(value).map_err(|_| "must be an array of strings".to_owned())?;
         let all = all.into_iter().map(template).collect::<Result<Vec<_>, _>>()?;
         let is_valid = all.first().is_some_and(|program| program.starts_with("/") && program.is_constant());
-        check(is_valid, all, "must begin with a program, an absolute path without placeholders")
+        check(is_valid, all, "must begin with the absolute path of a program, without placeholders")
     };
     principal -> Principal = to_principal;
     flag -> bool = |value| unquoted(value).as_bool().ok_or_else(|| "must be true or false".to_owned());
@@ -96,9 +95,9 @@ keys! { Value:
         Value::Bool(false) => Ok(RenewAfter(None)),
         Value::Number(n) => match n.as_f64() {
             Some(after @ 0.1..=0.9) => Ok(RenewAfter(Some(after))),
-            _ => Err("must be from 0.1 to 0.9: a part of the remaining lifetime".to_owned()),
+            _ => Err("must be from 0.1 to 0.9: a fraction of the remaining lifetime".to_owned()),
         },
-        _ => Err("must be true, false, or a part of the remaining lifetime, from 0.1 to 0.9".to_owned()),
+        _ => Err("must be true, false, or a fraction of the remaining lifetime, from 0.1 to 0.9".to_owned()),
     };
     signal -> i32 = |value| {
         let name = value.as_str().unwrap_or_default();
@@ -121,7 +120,7 @@ pub(crate) fn principals<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Prin
     Ok(Vec::<AsKey>::deserialize(input)?.into_iter().map(|key| key.0).collect())
 }
 
-/// Declares how types are read that are keys by themselves.
+/// Implements `Deserialize` for types of keys.
 macro_rules! types {
     ($($type:ident: $from:ty = $parse:expr;)*) => {$(
         impl<'de> Deserialize<'de> for $type {
@@ -148,16 +147,16 @@ fn checked<T, W: Display>(checked: Result<(), W>, value: T) -> Result<T, String>
 }
 
 fn template(text: String) -> Result<Template, String> {
-    let text = check(!text.contains('\0'), text, "has a NUL character")?;
+    let text = check(!text.contains('\0'), text, "must not contain a NUL character")?;
     Template::parse(&text).map_err(|e| e.to_string())
 }
 
 fn to_principal(value: Value) -> Result<Principal, String> {
     match value {
-        // Also one of digits: a user may be called like the uid of another one.
+        // A string of digits is a name, too: a user name may equal the uid of another user.
         Value::String(text) => {
             let is_valid = (1..=MAX_NAME).contains(&text.len());
-            let what = format!("must have 1 to {MAX_NAME} bytes");
+            let what = format!("must be 1 to {MAX_NAME} bytes long");
             check(is_valid, Principal::Name(text), what)
         }
         Value::Number(n) => match n.as_u64().map(u32::try_from) {
@@ -168,7 +167,7 @@ fn to_principal(value: Value) -> Result<Principal, String> {
     }
 }
 
-/// The value in a string, as `flux jobtap load FILE key=value` may bring it.
+/// Parses the value in a string, because `flux jobtap load FILE key=value` may pass any value as one.
 fn unquoted(value: Value) -> Value {
     match value {
         Value::String(text) => serde_json::from_str(&text).unwrap_or_default(),

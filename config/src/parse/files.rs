@@ -1,4 +1,4 @@
-//! Configuration in files.
+//! Configuration files.
 
 use std::{
     collections::BTreeMap,
@@ -15,19 +15,19 @@ use crate::TABLE;
 pub struct Files {
     /// All tables, an object.
     pub conf: Value,
-    /// The arrays of more than one file, as far as they concern workflow tokens.
+    /// The arrays that several files define, if they concern workflow tokens.
     pub replaced: Vec<Replaced>,
 }
 
-/// An array that several files have. Flux merges their tables, at any depth, but the array of a later file replaces that of an
-/// earlier one.
+/// An array that several files define. Flux merges tables at any depth, but an array in a later file replaces the one
+/// in an earlier file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replaced {
     /// The key, as in `workflow-token.rule`.
     pub key: String,
     /// The files whose arrays have no effect.
     pub without_effect: Vec<PathBuf>,
-    /// The file whose array is in force.
+    /// The file whose array takes effect.
     pub in_force: PathBuf,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Replaced {
             .collect();
         write!(
             f,
-            "{}: the array of {} replaces that of {}, since Flux merges tables and not arrays",
+            "{}: the array in {} replaces the one in {}, because Flux merges tables but not arrays",
             self.key,
             self.in_force.display(),
             without.join(", ")
@@ -49,10 +49,10 @@ impl fmt::Display for Replaced {
     }
 }
 
-/// Reads configuration as Flux does: one TOML file, or all `*.toml` of a directory, in order (flux_conf_parse(3)).
+/// Reads the configuration as Flux does: one TOML file, or all `*.toml` of a directory, in order (flux_conf_parse(3)).
 ///
 /// # Errors
-/// The file that cannot be read, or is no TOML.
+/// The file that cannot be read or is not TOML.
 pub fn read_files(path: &Path) -> Result<Files, Error> {
     let at = |path: &Path, e: &dyn fmt::Display| wrong(path.display(), e);
     let mut files = vec![path.to_owned()];
@@ -86,10 +86,10 @@ pub fn read_files(path: &Path) -> Result<Files, Error> {
     })
 }
 
-/// The files that have an array, by its key.
+/// The files that define an array, by its key.
 type Arrays = BTreeMap<String, Vec<PathBuf>>;
 
-/// glob(3) leaves hidden files out.
+/// Returns whether Flux reads a file. It uses glob(3), which skips hidden files.
 fn is_configuration(file: &Path) -> bool {
     let is_hidden = file
         .file_name()
@@ -105,7 +105,7 @@ fn merge(into: &mut Map<String, Value>, tables: Map<String, Value>, file: &Path,
         }
         match (into.get_mut(&name), value) {
             (Some(Value::Object(old)), Value::Object(new)) => merge(old, new, file, &format!("{key}."), arrays),
-            // The arrays in a table are noted, too.
+            // This also records the arrays in a new table.
             (_, Value::Object(new)) => {
                 let mut table = Map::new();
                 merge(&mut table, new, file, &format!("{key}."), arrays);
@@ -155,7 +155,7 @@ mod tests {
         };
         let name = |file: &str| dir.path().join(file).display().to_string();
         let (a, b, c) = (name("10-a.toml"), name("20-b.toml"), name("30-c.toml"));
-        let text = format!("workflow-token.rule: the array of {c} replaces that of {a}, {b}, since Flux");
+        let text = format!("workflow-token.rule: the array in {c} replaces the one in {a}, {b}, because Flux");
         assert!(replaced.to_string().starts_with(&text), "{replaced}");
         assert_eq!(read_files(Path::new(&a)).unwrap().replaced, []);
     }

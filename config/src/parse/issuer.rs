@@ -12,12 +12,12 @@ use crate::{
 
 pub(super) fn check_issuer(issuer: &Issuer) -> Result<(), Error> {
     if issuer.max_lifetime < Duration::from_secs(1) {
-        let what = "must be 1s at least: no token could be used";
+        let what = "must be at least 1s";
         return Err(wrong(format!("{TABLE}.issuer.max-lifetime"), what));
     }
     if issuer.status_list.is_some() {
         check_issuer_url(&issuer.name).map_err(|e| {
-            let what = format!("{e}, since services fetch the status lists there (key status-list)");
+            let what = format!("{e}, because services fetch the status lists from it (key status-list)");
             wrong(format!("{TABLE}.issuer.name"), what)
         })?;
     }
@@ -44,7 +44,7 @@ impl MintedTable {
         };
         let audience = self.audience.unwrap_or_else(|| issuer.audience.clone());
         if audience.is_empty() {
-            let what = "is missing here and in [workflow-token.issuer]: say whom its tokens are for";
+            let what = "is missing here and in [workflow-token.issuer]: name the services that the tokens are for";
             return Err(wrong_at(at, "audience", what));
         }
         if let Some(workspace) = &self.workspace {
@@ -57,11 +57,7 @@ impl MintedTable {
             ..issuer.clone()
         };
         match issuer.max_lifetime < Duration::from_secs(1) {
-            true => Err(wrong_at(
-                at,
-                "max-lifetime",
-                "must be 1s at least: no token could be used",
-            )),
+            true => Err(wrong_at(at, "max-lifetime", "must be at least 1s")),
             false => Ok(issuer),
         }
     }
@@ -99,7 +95,7 @@ impl TrustTable {
         ];
         let keys = match (self.keys, self.secret) {
             (Some(_), Some(_)) => {
-                let what = "is for tokens of HS256, keys for all others: give one of them";
+                let what = "conflicts with keys: set secret for HS256, and keys for all other algorithms";
                 return Err(wrong_at(&at, "secret", what));
             }
             (Some(path), None) => TrustedKeys::Path(path),
@@ -112,16 +108,17 @@ impl TrustTable {
         };
         if let TrustedKeys::Discovered(_) = keys {
             self.issuer.as_deref().map_or(Ok(()), check_issuer_url).map_err(|e| {
-                let what = format!("{e}, since its keys are asked for there; or give the key keys, a file with them");
+                let what =
+                    format!("{e}, because its keys are fetched from it; or set keys to a file that contains them");
                 wrong_at(&at, "issuer", what)
             })?;
-        } else if let Some((key, _)) = of_discovery.iter().find(|(_, is_there)| *is_there) {
-            let what = "is for keys that are fetched from the issuer, and these are in a file";
+        } else if let Some((key, _)) = of_discovery.iter().find(|(_, is_set)| *is_set) {
+            let what = "applies only to keys that are fetched from the issuer, but these are in a file: remove it";
             return Err(wrong_at(&at, key, what));
         }
         let leeway = self.leeway.unwrap_or(LEEWAY);
         if leeway > MAX_LEEWAY {
-            let what = "must be 10m at most: clocks do not differ more, so set them";
+            let what = "must be at most 10m: synchronize the clocks instead";
             return Err(wrong_at(&at, "leeway", what));
         }
         let missing = |key| wrong_at(&at, key, "is missing");

@@ -56,19 +56,19 @@ impl LoginTable {
             let name = self.from.escape_debug();
             wrong(
                 "from",
-                &format!("names the table trust of the provider, and there is no [{TABLE}.trust.{name}]"),
+                &format!("must name the trust table of the provider, but there is no [{TABLE}.trust.{name}]"),
             )
         })?;
         let provider = &trusts[trust];
         check_issuer_url(&provider.issuer).map_err(|e| {
             wrong(
                 "from",
-                &format!("the issuer of that table is the URL of the provider, and {e}"),
+                &format!("the issuer of that table is the URL of the provider, and it {e}"),
             )
         })?;
         check_client_id(&self.client_id).map_err(|e| wrong("client-id", e))?;
         if !provider.audience.contains(&self.client_id) {
-            // OpenID Connect Core section 3.1.3.7: identity tokens are for the client.
+            // OpenID Connect Core section 3.1.3.7: the client is in the audience of identity tokens.
             let name = &provider.name;
             return Err(wrong(
                 "client-id",
@@ -80,7 +80,7 @@ impl LoginTable {
         if !scope.split(' ').any(|word| word == "openid") {
             return Err(wrong(
                 "scope",
-                "must have the word openid, for which providers give identity tokens",
+                "must contain the word openid, without which providers issue no identity token",
             ));
         }
         let template = self.user_template.as_deref().map(UserTemplate::parse).transpose();
@@ -185,13 +185,13 @@ mod tests {
         );
         assert_eq!(found.client.scope.as_deref(), Some("openid profile"));
         for (more, says) in [
-            (json!({"from": "other"}), "login.from: names the table trust"),
+            (json!({"from": "other"}), "login.from: must name the trust table"),
             (json!({"client-id": "them"}), "login.client-id: must be in the audience"),
             (json!({"client-secret": null}), "login.client-secret"),
-            (json!({"scope": "profile"}), "login.scope: must have the word openid"),
+            (json!({"scope": "profile"}), "login.scope: must contain the word openid"),
             (
                 json!({"user-template": "x"}),
-                "login.user-template: must have {user} once",
+                "login.user-template: must contain {user} once",
             ),
             (json!({"max-session": "1s"}), "login.max-session: must be from 1m"),
             (json!({"max-session": "100d"}), "login.max-session: must be from 1m"),

@@ -41,7 +41,7 @@ pub(super) struct OAuth2Table {
     ca_file: Option<PathBuf>,
 }
 
-/// How a client proves its identity.
+/// The authentication method of a client.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Method {
@@ -62,14 +62,13 @@ impl OAuth2Table {
     pub fn oauth2(mut self, at: &str) -> Result<OAuth2, Error> {
         let server = match (self.issuer.take(), self.token_endpoint.take()) {
             (Some(_), Some(_)) => {
-                let what = "is found by the key issuer: give one of them";
+                let what = "conflicts with issuer, whose metadata name the token endpoint: set only one of them";
                 return Err(wrong_at(at, "token-endpoint", what));
             }
             (Some(url), None) => AuthorizationServer::Issuer(url),
             (None, Some(url)) => AuthorizationServer::TokenEndpoint(url),
             (None, None) => {
-                let what =
-                    "is missing: source = \"oauth2\" needs the URL of the authorization server, or token-endpoint";
+                let what = "is missing: set it to the URL of the authorization server, or set token-endpoint";
                 return Err(wrong_at(at, "issuer", what));
             }
         };
@@ -80,7 +79,7 @@ impl OAuth2Table {
         check_client_id(&client_id).map_err(|e| wrong_at(at, "client-id", e))?;
         // RFC 8693 section 2.1 and RFC 8707 section 2: an absolute URI, without a fragment.
         if self.resource.iter().any(|uri| !uri.contains(':') || uri.contains('#')) {
-            let what = "must be an absolute URI without a fragment; for names, use audience";
+            let what = "must be an absolute URI without a fragment: use audience for names";
             return Err(wrong_at(at, "resource", what));
         }
         if let Some(scope) = &self.scope {
@@ -116,14 +115,15 @@ impl OAuth2Table {
             self.subject_token_type.take(),
             self.refresh_token.take(),
         );
-        for (key, is_there, of) in [
+        for (key, is_set, grant_of_key) in [
             ("share", self.share.is_some(), ClientCredentials),
             ("subject-token", token.is_some(), TokenExchange),
             ("subject-token-type", kind.is_some(), TokenExchange),
             ("refresh-token", refresh.is_some(), RefreshToken),
         ] {
-            if is_there && grant != of {
-                return Err(wrong_at(at, key, format!("is for grant = \"{}\"", of.name())));
+            if is_set && grant != grant_of_key {
+                let what = format!("requires grant = \"{}\"", grant_of_key.name());
+                return Err(wrong_at(at, key, what));
             }
         }
         match grant {
@@ -133,7 +133,7 @@ impl OAuth2Table {
             TokenExchange => {
                 let subject_token = token.ok_or_else(|| wrong_at(at, "subject-token", "is missing"))?;
                 if subject_token.is_constant() {
-                    let what = "must be another file for each user or job: use {uid}, {user} or {jobid}";
+                    let what = "must be a different file for each user or job: use {uid}, {user} or {jobid}";
                     return Err(wrong_at(at, "subject-token", what));
                 }
                 let kind = kind.as_deref().unwrap_or("access_token");
@@ -151,7 +151,7 @@ impl OAuth2Table {
     }
 }
 
-/// Returns how a client proves its identity.
+/// Returns the authentication of a client.
 pub(super) fn authentication(
     at: &str,
     method: Option<Method>,
@@ -167,16 +167,16 @@ pub(super) fn authentication(
         (Method::Basic, Some(path), None) => Ok(ClientAuthentication::SecretBasic(path)),
         (Method::Post, Some(path), None) => Ok(ClientAuthentication::SecretPost(path)),
         (Method::PrivateKeyJwt, Some(_), _) => {
-            let what = "is not for client-authentication = \"private-key-jwt\"";
+            let what = "cannot be used with client-authentication = \"private-key-jwt\"";
             Err(wrong_at(at, "client-secret", what))
         }
         (Method::PrivateKeyJwt, None, None) => Err(wrong_at(at, "client-key", "is missing")),
         (_, _, Some(_)) => {
-            let what = "is for client-authentication = \"private-key-jwt\"";
+            let what = "requires client-authentication = \"private-key-jwt\"";
             Err(wrong_at(at, "client-key", what))
         }
         (_, None, None) => {
-            let what = "is missing: give the path of a file with it, which only the instance owner can read";
+            let what = "is missing: set the path of a file with the secret that only the instance owner can read";
             Err(wrong_at(at, "client-secret", what))
         }
     }
@@ -209,7 +209,7 @@ mod tests {
     const CLIENT: &str = "issuer = \"https://login.example.org\"\nclient-id = \"flux\"\nclient-secret = \"~/secret\"\n";
 
     #[test]
-    fn little_has_to_be_said() {
+    fn defaults() {
         let settings = rule(CLIENT).unwrap();
         assert_eq!(
             settings.server,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_it_can_be_said() {
+    fn all_keys() {
         let settings = rule(
             r#"
             token-endpoint = "https://login.example.org/token"
@@ -324,7 +324,7 @@ mod tests {
             let error = rule(&lines).unwrap_err();
             let start = format!("workflow-token.rule[0].{key}: ");
             assert!(error.starts_with(&start), "{lines}\ngave: {error}");
-            assert!(!error.contains("hunter2"), "what may be a secret is told: {error}");
+            assert!(!error.contains("hunter2"), "the message contains a secret: {error}");
         }
     }
 }

@@ -7,9 +7,9 @@ use crate::{
     Identity, IdentityToken, Login, Munge, Project, Projects, Rule, Source, TABLE, Template, Trust, UserTemplate,
 };
 
-/// Why there is to be no `{project}` where there are no projects.
+/// The error of a template that contains `{project}` if no projects are configured.
 pub(super) const OPEN: &str =
-    "has {project}, which any user could name: say who is in it by [[workflow-token.project]]";
+    "uses {project}, but any user could name any project: define the members by [[workflow-token.project]]";
 
 /// The table `identity`.
 #[derive(Deserialize)]
@@ -38,7 +38,7 @@ impl IdentityTable {
         match (self.token, self.from) {
             (Some(token), None) => {
                 if !token.is_of_user() {
-                    let what = "must name the user, and nothing of a job: use {user} or {uid}";
+                    let what = "must depend on the user and not on a job: use {user} or {uid}";
                     return Err(wrong_at(at, "token", what));
                 }
                 let trust = self.trust.ok_or_else(|| wrong_at(at, "trust", "is missing"))?;
@@ -53,12 +53,12 @@ impl IdentityTable {
             }
             (None, Some(IdentityFrom::Login)) => {
                 let of_login = [("trust", self.trust.is_some()), ("user", self.user.is_some())];
-                if let Some((key, _)) = of_login.iter().find(|(_, is_there)| *is_there) {
-                    let what = format!("is that of [{TABLE}.service.login] with from = \"login\": remove it");
+                if let Some((key, _)) = of_login.iter().find(|(_, is_set)| *is_set) {
+                    let what = format!("comes from [{TABLE}.service.login] with from = \"login\": remove it");
                     return Err(wrong_at(at, key, what));
                 }
                 let client = of_login_store(at, "from", login, munge)?;
-                // `of_login_store` has found one.
+                // `of_login_store` has checked that there is one.
                 let login = login.ok_or_else(|| wrong_at(at, "from", "needs logins"))?;
                 Ok(Identity {
                     token: IdentityToken::Login(Box::new(client)),
@@ -68,7 +68,7 @@ impl IdentityTable {
                     user_template: login.user_template.clone(),
                 })
             }
-            (None, None) => Err(wrong_at(at, "token", "is missing: give it, or from = \"login\"")),
+            (None, None) => Err(wrong_at(at, "token", "is missing: set it, or set from = \"login\"")),
             (Some(_), Some(_)) => Err(wrong_at(at, "from", "set either token or from")),
         }
     }
@@ -87,41 +87,41 @@ pub(super) fn projects(
         if project.users.is_empty() && project.groups.is_empty() && project.claims.is_empty() {
             return Err(wrong(
                 at,
-                "has nobody in it: set one of the keys users, groups and claims",
+                "has no members: set one of the keys users, groups and claims",
             ));
         }
         if let Some(index) = project.claims.iter().position(String::is_empty) {
             return Err(wrong(format!("{at}.claims[{index}]"), "must not be empty"));
         }
         if former.iter().any(|former| former.name == project.name) {
-            return Err(wrong_at(at, "name", "is that of a project before it"));
+            return Err(wrong_at(at, "name", "is also the name of an earlier project"));
         }
         if project.default && former.iter().any(|former| former.default) {
-            let what = "is true for a project before it: one can be the default";
+            let what = "is already true for an earlier project: only one can be the default";
             return Err(wrong_at(at, "default", what));
         }
         if !project.claims.is_empty() && identity.is_none() {
-            let what = "needs the table workflow-token.identity, which says where the claims of a user are";
+            let what = "needs the table [workflow-token.identity], which locates the claims of a user";
             return Err(wrong_at(at, "claims", what));
         }
     }
     Ok(Projects { list, identity })
 }
 
-/// Refuses a rule that is for projects that there are not, or would let users name any project.
+/// Rejects a rule for an unknown project, and a rule that lets users name any project.
 pub(super) fn check_rule(at: &str, rule: &Rule, projects: &Projects) -> Result<(), Error> {
     if !projects.is_empty() {
         return match &rule.conditions.project {
             Some(name) if !projects.list.iter().any(|project| project.name == *name) => {
-                let what = format!("`{}` is none of the projects", name.escape_debug());
+                let what = format!("there is no project `{}`", name.escape_debug());
                 Err(wrong_at(at, "project", what))
             }
             _ => Ok(()),
         };
     }
     if matches!(&rule.source, Source::Issuer(issuer) if issuer.workspace.is_none()) {
-        let what = "is missing, and there are no projects: say which workspace its tokens are for, or who is in which \
-                    project by [[workflow-token.project]]";
+        let what = "is missing, and there are no projects: set the workspace of the tokens, or define projects by \
+                    [[workflow-token.project]]";
         return Err(wrong_at(at, "workspace", what));
     }
     match rule.source.needs_project() {

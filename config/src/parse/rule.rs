@@ -1,4 +1,4 @@
-//! Rules, and the table `dws`: what other keys they have depends on their source.
+//! Rules and the table `dws`. Their source determines their additional keys.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     Property, Renewal, Rule, Scheduler, Source, TABLE, Template, Trust, kubernetes::check_object, oauth2::check_scope,
 };
 
-/// Values of the whole table that rules use.
+/// Values outside of rules that rules use.
 pub(super) struct Defaults<'a> {
     pub scheduler: Scheduler,
     pub variable: &'a str,
@@ -23,7 +23,7 @@ pub(super) struct Defaults<'a> {
     pub munge: &'a Munge,
 }
 
-/// The keys of every rule, and the others.
+/// The keys that all rules share, and the remaining ones.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case", expecting = "a table")]
 pub(super) struct RuleTable {
@@ -97,7 +97,7 @@ struct CommandTable {
     log_stderr: bool,
 }
 
-/// The keys of the table `dws`, and the others.
+/// The keys of the table `dws` for any source, and the remaining ones.
 #[derive(Deserialize)]
 #[serde(expecting = "a table")]
 pub(super) struct DwsTable {
@@ -122,12 +122,12 @@ pub(super) fn rules(tables: Vec<RuleTable>, defaults: &Defaults<'_>) -> Result<V
         project::check_rule(&at, &rule, defaults.projects)?;
         let mut same = rules.iter().filter(|former| former.name == rule.name);
         if same.any(|former| former.conditions.is_empty()) {
-            let why = "is never reached: a rule before it has no condition and is for every job";
+            let why = "is never reached: an earlier rule has no conditions and matches every job";
             return Err(wrong(at, why));
         }
         let mut others = rules.iter().filter(|former| former.name != rule.name);
         if others.any(|other| other.variable == rule.variable) {
-            let what = "is that of a rule with another name: give each token a variable of its own";
+            let what = "is also used by a rule with another name: give each token its own variable";
             return Err(wrong_at(&at, "variable", what));
         }
         rules.push(rule);
@@ -143,7 +143,7 @@ impl RuleTable {
             let what = "Slurm has no jobspec: use comment";
             return Err(wrong_at(at, "attribute", what));
         }
-        // A part is never longer than the whole.
+        // A fetch is a part of its delivery, so it has at most the timeout of the delivery.
         let timeout = self.timeout.unwrap_or(defaults.timeout).min(defaults.timeout);
         let source = match self.source {
             SourceName::File => {
@@ -209,7 +209,7 @@ impl RuleTable {
             return Err(wrong_at(
                 at,
                 "scopes",
-                "must be an array of words of a scope, RFC 6749 section 3.3",
+                "must be an array of single words of a scope (RFC 6749 section 3.3)",
             ));
         }
         Ok(Allowed {
@@ -240,7 +240,7 @@ impl RuleTable {
         match (self.check.unwrap_or(CheckName::Shape), &self.trust) {
             (CheckName::Verify, Some(name)) => issuer::trust_of(at, name, trusts).map(Check::Verify),
             (CheckName::Verify, None) => Err(wrong_at(at, "trust", "is missing")),
-            (_, Some(_)) => Err(wrong_at(at, "trust", "is for check = \"verify\"")),
+            (_, Some(_)) => Err(wrong_at(at, "trust", "requires check = \"verify\"")),
             (CheckName::Shape, None) => Ok(Check::Shape),
             (CheckName::None, None) => Ok(Check::None),
         }
@@ -274,7 +274,7 @@ impl DwsTable {
     }
 }
 
-/// Takes the conditions on properties out of the keys of a rule.
+/// Removes the conditions on properties from the keys of a rule and returns them.
 fn properties(at: &str, own: &mut Map<String, Value>, scheduler: Scheduler) -> Result<Vec<(Property, String)>, Error> {
     let mut properties = Vec::new();
     for property in Property::ALL {
@@ -297,17 +297,17 @@ fn kubernetes(at: &str, own: Map<String, Value>) -> Result<Kubernetes, Error> {
         return Err(wrong_at(
             at,
             "context",
-            "is of a kubeconfig file: set the key kubeconfig too",
+            "needs a kubeconfig file: set the key kubeconfig, too",
         ));
     }
     Ok(kubernetes)
 }
 
-/// Reads the keys that a table has for its source.
+/// Parses the keys of a table that depend on its source.
 fn of_source<T: DeserializeOwned>(at: &str, own: Map<String, Value>) -> Result<T, Error> {
     read(at, own).map_err(|mut e| {
         if e.wrong.starts_with("unknown field") {
-            e.wrong += " with this source, or a key that does not depend on it";
+            e.wrong += " with this source, or a key that every source allows";
         }
         e
     })

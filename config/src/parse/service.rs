@@ -1,4 +1,4 @@
-//! The table `service`, and its tables `grant`.
+//! The table `service` and its tables `grant`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -77,7 +77,8 @@ impl ServiceTable {
     }
 }
 
-/// An identity token is verified before a grant is chosen, and names one user.
+/// Checks that all grants for one issuer use the same claim for the user: an identity token is verified before a grant
+/// is chosen, and names one user.
 fn check_user_claims(grants: &[ServiceGrant]) -> Result<(), Error> {
     for (i, grant) in grants.iter().enumerate() {
         let is_trust = |kind: &&EvidenceKind| matches!(kind, EvidenceKind::Trust(_)) && grant.evidence.contains(kind);
@@ -99,7 +100,7 @@ impl GrantTable {
             "client" => Ok(EvidenceKind::Client),
             name => trust_of(at, name, trusts).map(EvidenceKind::Trust).map_err(|_| {
                 let what = format!(
-                    "must be \"munge\", \"client\" or a table trust, and there is no [{TABLE}.trust.{}]",
+                    "must be \"munge\", \"client\" or the name of a trust table, but there is no [{TABLE}.trust.{}]",
                     name.escape_debug()
                 );
                 wrong_at(at, "from", what)
@@ -111,7 +112,7 @@ impl GrantTable {
                 return Err(wrong_at(
                     at,
                     "from",
-                    "must be \"client\" alone: its tokens are for no user",
+                    "must be \"client\" alone: its tokens have no user",
                 ));
             }
             if self.clients.is_empty() {
@@ -121,7 +122,7 @@ impl GrantTable {
                 return Err(wrong_at(
                     at,
                     "users",
-                    "is for tokens of users, and these are for the client itself",
+                    "restricts tokens of users, but these tokens are for the client itself: remove it",
                 ));
             }
         }
@@ -129,16 +130,13 @@ impl GrantTable {
             check_label(workspace).map_err(|e| wrong_at(at, "workspaces", e))?;
         }
         if self.workspaces.is_empty() && (projects.is_empty() || evidence.contains(&EvidenceKind::Client)) {
-            let what = "is missing: name the workspaces of the tokens, since there are no projects of a user to take them from";
+            let what =
+                "is missing: name the workspaces of the tokens, because there are no user projects to use instead";
             return Err(wrong_at(at, "workspaces", what));
         }
         let max_lifetime = self.max_lifetime.unwrap_or(LIFETIME);
         if max_lifetime < Duration::from_secs(1) {
-            return Err(wrong_at(
-                at,
-                "max-lifetime",
-                "must be 1s at least: no token could be used",
-            ));
+            return Err(wrong_at(at, "max-lifetime", "must be at least 1s"));
         }
         Ok(ServiceGrant {
             evidence,
@@ -181,7 +179,7 @@ mod tests {
                 json!({"socket": "s"}),
                 "workflow-token.service.socket: must be an absolute path",
             ),
-            (json!({"user": ""}), "workflow-token.service.user: must have"),
+            (json!({"user": ""}), "workflow-token.service.user: must be 1 to"),
             (json!({"port": 1}), "workflow-token.service.port"),
             (json!("x"), "a table"),
             (grant(json!({"from": "munge"})), "service.grant[0].audience: is missing"),
@@ -207,7 +205,7 @@ mod tests {
             ),
             (
                 grant(json!({"from": "munge", "audience": "a", "workspaces": ["w"], "max-lifetime": "500ms"})),
-                "service.grant[0].max-lifetime: must be 1s",
+                "service.grant[0].max-lifetime: must be at least 1s",
             ),
         ] {
             let error = read(table.clone()).unwrap_err().to_string();

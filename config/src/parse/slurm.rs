@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Error, field, wrong_at};
 use crate::{Principal, Slurm, TABLE};
 
-/// The most agents of a cluster: one for each controller.
+/// The maximum number of agents of a cluster: one for each controller.
 const MAX_SERVERS: usize = 8;
 
 #[derive(Deserialize)]
@@ -40,7 +40,7 @@ impl SlurmTable {
     pub fn slurm(self) -> Result<Slurm, Error> {
         let at = &format!("{TABLE}.slurm");
         if self.servers.len() > MAX_SERVERS {
-            return Err(wrong_at(at, "servers", format!("must be {MAX_SERVERS} at most")));
+            return Err(wrong_at(at, "servers", format!("must be at most {MAX_SERVERS}")));
         }
         let servers = self.servers.iter().map(|server| with_port(server));
         let servers = servers
@@ -67,7 +67,7 @@ impl SlurmTable {
     }
 }
 
-/// Returns HOST:PORT, with the default port if there is none. An IPv6 address is in brackets.
+/// Returns HOST:PORT, with the default port if `server` contains none. An IPv6 address is in brackets.
 fn with_port(server: &str) -> Result<String, String> {
     let wrong = || {
         format!(
@@ -126,7 +126,7 @@ mod tests {
             (json!({"cluster": "hpc", "servers": []}), "slurm.servers: must be"),
             (
                 json!({"cluster": "hpc", "servers": long}),
-                "slurm.servers: must be 8 at most",
+                "slurm.servers: must be at most 8",
             ),
             (json!({"cluster": "hpc", "servers": "ctl:0"}), "`ctl:0` must be HOST"),
             (
@@ -155,7 +155,7 @@ mod tests {
         let config = Config::from_json(&json!({"workflow-token": {"slurm": slurm}})).unwrap();
         let error = config.of_flux().unwrap_err().to_string();
         assert!(
-            error.contains("workflow-token.slurm") && error.contains("file of its own"),
+            error.contains("workflow-token.slurm") && error.contains("separate file"),
             "{error}"
         );
     }

@@ -63,7 +63,7 @@ fn project(line: &str) -> String {
     format!("[[workflow-token.project]]\nname = \"hydro\"\n{line}")
 }
 
-/// The table `identity`, with one of its keys replaced.
+/// Returns the table `identity` with one of its keys replaced.
 fn identity(key: &str, line: &str) -> String {
     let all = ["token = \"/run/{uid}\"", "trust = \"site\"", "claim = \"groups\""];
     let others: Vec<&str> = all
@@ -74,7 +74,7 @@ fn identity(key: &str, line: &str) -> String {
     format!("{site}\n[workflow-token.identity]\n{}\n{line}", others.join("\n"))
 }
 
-/// Asserts that each text is refused with an error that begins with its key.
+/// Asserts that each text is rejected with an error that begins with its key.
 fn assert_refused<T: AsRef<str>>(cases: &[(T, &str)]) {
     for (text, key) in cases {
         let text = text.as_ref();
@@ -185,7 +185,7 @@ fn the_table_dws_has_the_same_keys() {
     assert_eq!(
         dws.timeout,
         Duration::from_secs(30),
-        "a part is never longer than the whole"
+        "the timeout of a source is at most that of the delivery"
     );
     let Source::Kubernetes(of_rule) = &config.rules[0].source else {
         panic!("{:?}", config.rules[0].source);
@@ -293,7 +293,7 @@ fn names_of_projects_are_labels() {
     }
 }
 
-/// A job of which the user's groups are not known.
+/// A job whose owner's groups are not known.
 struct Job<'a>(&'a [&'a str]);
 
 impl Facts for Job<'_> {

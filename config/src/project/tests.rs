@@ -40,7 +40,8 @@ fn names(all: &[&str]) -> Vec<Principal> {
     all.iter().map(|name| Principal::Name((*name).to_owned())).collect()
 }
 
-/// Four projects: by group, by another group, by name, and by claim; one of them may be the default.
+/// Returns four projects, whose members are given by group, by another group, by name, and by claim. One of them may be
+/// the default.
 fn projects(default: Option<&str>) -> Projects {
     let project = |name: &str, users: &[&str], groups: &[&str], claims: &[&str]| Project {
         name: name.to_owned(),
@@ -81,7 +82,7 @@ fn whoever_is_named_or_in_a_group_or_has_a_claim_is_in_the_project_and_nobody_el
             alice(&["fusion", "hydro"], &["astro-team"]),
             &["fusion", "hydro", "astro"],
         ),
-        // A group is no claim, and a claim no group, though they have the same name.
+        // A group does not count as a claim of the same name, and a claim not as a group.
         (alice(&["astro-team", "fusion-team"], &["hydro"]), &[]),
         (
             User {
@@ -91,10 +92,10 @@ fn whoever_is_named_or_in_a_group_or_has_a_claim_is_in_the_project_and_nobody_el
             &["climate"],
         ),
     ];
-    for (user, his) in &users {
+    for (user, joined) in &users {
         for project in &projects.list {
             let found = projects.of_job(&ask(&project.name), user);
-            match his.contains(&&*project.name) {
+            match joined.contains(&&*project.name) {
                 true => assert_eq!(found.unwrap().unwrap().name, project.name),
                 false => {
                     let text = found.unwrap_err().to_string();
@@ -136,7 +137,7 @@ fn what_there_is_not_is_refused_whoever_asks() {
         let text = projects.of_job(&asked, &user).unwrap_err().to_string();
         assert!(text.contains(says), "{asked:?}: {text}");
     }
-    // Without projects, the attribute is somebody else's.
+    // Without configured projects, the attribute may have another meaning and is ignored.
     let none = Projects::default();
     for asked in [ask("hydro"), Asked::Malformed, Asked::Nothing] {
         assert_eq!(none.of_job(&asked, &user), Ok(None));
@@ -153,20 +154,20 @@ fn the_text_says_what_would_help_and_why_the_identity_token_did_not() {
     for (name, text) in [
         (
             "hydro",
-            "alice is not in project hydro: needed is group hydro or hydro-adm",
+            "alice is not in project hydro: it requires group hydro or hydro-adm",
         ),
         (
             "fusion",
-            "alice is not in project fusion: needed is group fusion, or fusion-team in claim groups of the identity \
+            "alice is not in project fusion: it requires group fusion, or fusion-team in claim groups of the identity \
              token (it has expired)",
         ),
         (
             "climate",
-            "alice is not in project climate: ask its operators: it has no group to join",
+            "alice is not in project climate, which has no group to join: ask its operators",
         ),
         (
             "astro",
-            "alice is not in project astro: needed is astro-team in claim groups of the identity token (it has \
+            "alice is not in project astro: it requires astro-team in claim groups of the identity token (it has \
              expired)",
         ),
     ] {
@@ -201,7 +202,7 @@ fn no_text_is_longer_than_its_room() {
         text.contains("group group-number-0-ä or group-number-1-ä") && text.ends_with('…'),
         "{text}"
     );
-    // The work does not grow with the square of the list: it is done on the scheduler's thread.
+    // The text is built on the scheduler's thread, so the time must not be quadratic in the length of the list.
     projects.list[1].groups = (0..1_000_000).map(Principal::Id).collect();
     let text = projects.of_job(&ask("fusion"), &user).unwrap_err().within(ROOM);
     assert!(text.contains("group 0 or 1 or 2 or ") && text.len() <= ROOM, "{text}");

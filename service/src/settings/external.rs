@@ -173,7 +173,7 @@ mod tests {
                 "issuer = \"http://login.example.org\"",
                 "external.issuer: must be https",
             ),
-            ("issuer = \"https://i?x\"", "external.issuer: must have no query"),
+            ("issuer = \"https://i?x\"", "external.issuer: must not contain a query"),
             ("issuer = \"https://i\"\nmetadata = \"/x\"", "external.metadata: "),
             (
                 "issuer = \"https://i\"\nproxy = \"https://p\"",

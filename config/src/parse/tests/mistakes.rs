@@ -1,4 +1,4 @@
-//! Mistakes, each of which is refused with the key.
+//! Mistakes. Each is rejected with an error that names the key.
 
 use super::*;
 
@@ -91,7 +91,7 @@ fn mistakes_in_renewals_and_names_are_refused() {
             "workflow-token.rule[0].on-shortfall",
         ),
         (rule("name = \"A B\""), "workflow-token.rule[0].name"),
-        // The same variable, or never reached.
+        // Two names share a variable, and a rule that is never reached.
         (two("", "name = \"b\""), "workflow-token.rule[1].variable"),
         (two("name = \"a\"", "name = \"a\""), "workflow-token.rule[1]"),
     ]);
