@@ -204,7 +204,7 @@ test_expect_success 'a token from elsewhere is verified before it is delivered' 
 test_expect_success 'an unreadable change is reported once, and jobs still receive their tokens' '
 	echo "no key" >"$keys/broken.pem" &&
 	for n in 1 2 3; do file=$(mint broken-$n) || return; done &&
-	flux dmesg | grep "go on being used: .*broken.pem" >told &&
+	flux dmesg | grep "remain in use: .*broken.pem" >told &&
 	cat told &&
 	rm "$keys/broken.pem" &&
 	test "$(wc -l <told)" = 1 &&

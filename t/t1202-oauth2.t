@@ -94,7 +94,7 @@ test_expect_success 'doctor finds the server, its keys, and the secret of the cl
 	flux workflow-token doctor >doctor
 	cat doctor &&
 	grep "^ok .*oauth2 .*closed to others" doctor &&
-	grep "^ok .*oauth2 .*$ISSUER answers, its metadata is good" doctor &&
+	grep "^ok .*oauth2 .*$ISSUER answers, its metadata is valid" doctor &&
 	grep "^ok .*trust .*$ISSUER.* 1 usable key" doctor &&
 	! grep "^\(warn\|fail\) .*\(oauth2\|trust\)" doctor
 '
@@ -131,7 +131,7 @@ test_expect_success 'if the server rejects the token, the operator learns the ca
 	oidc_again &&
 	id=$(submit true) &&
 	is_failed_delivery "$id" "the authorization server that its token comes from refused it" &&
-	flux dmesg | grep "invalid_grant (400).*see that the subject token or refresh token is good"
+	flux dmesg | grep "invalid_grant (400).*check that the subject token or refresh token is valid"
 '
 
 test_expect_success 'a new key of the server is fetched, and no job fails' '
@@ -154,7 +154,7 @@ test_expect_success 'an error about an unknown client secret does not contain it
 	secret=$canaries/wrong rule &&
 	id=$(submit true) &&
 	is_failed_delivery "$id" "access to the authorization server that its token comes from is not set up" &&
-	flux dmesg | grep "invalid_client (401).*see that client-id"
+	flux dmesg | grep "invalid_client (401).*check that client-id"
 '
 
 test_expect_success 'while the server is down, jobs fail with one line' '
@@ -162,7 +162,7 @@ test_expect_success 'while the server is down, jobs fail with one line' '
 	oidc_kill &&
 	id=$(submit true) &&
 	is_failed_delivery "$id" "the authorization server that its token comes from could not be reached" &&
-	flux dmesg | grep "client flux at $ISSUER.*refused the connection: see that the server runs"
+	flux dmesg | grep "client flux at $ISSUER.*refused the connection: check that the server runs"
 '
 
 test_expect_success 'a job that waits meanwhile starts when the server is back, with another key' '

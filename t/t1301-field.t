@@ -127,8 +127,8 @@ test_expect_success 'without a wait, or at its end, the job fails, and the log s
 		id=$(flux submit true) &&
 		is_failed_delivery "$id" "its file does not exist" || return
 	done &&
-	logged "50 ms after the job asked for it" &&
-	logged "set the key wait if it comes later"
+	logged "50 ms after the job requested it" &&
+	logged "set the key wait if it is created later"
 '
 
 test_expect_success 'the instance ends normally' '

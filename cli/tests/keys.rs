@@ -330,8 +330,7 @@ fn a_rotation_has_three_steps() {
         "{jwks}"
     );
 
-    site.run(&["rotate", "retire", &site.keys, &first])
-        .refused("is the active one");
+    site.run(&["rotate", "retire", &site.keys, &first]).refused("is active");
     let promoted = site.run(&["rotate", "promote", &site.keys]);
     assert_eq!(promoted.ok().out, format!("{second}\n"));
     let after = site.issue(&["--scope", "cluster"]);
@@ -389,7 +388,7 @@ fn nobody_else_can_read_a_private_key_whatever_the_umask() {
 #[test]
 fn keys_are_not_replaced_and_bad_ones_are_named() {
     let site = Site::new("EdDSA");
-    site.run(&["keygen", &site.keys]).refused("there are keys already");
+    site.run(&["keygen", &site.keys]).refused("already contains keys");
     site.run(&["keygen", "/nonexistent/keys"])
         .refused("/nonexistent/keys: No such file");
     let ran = site.run(&["keygen", &site.keys, "--algorithm", "none"]);

@@ -141,14 +141,17 @@ fn what_is_wrong_with_the_way_there_is_told() {
     fs::set_permissions(bench.path("kubeconfig"), fs::Permissions::from_mode(0o644)).unwrap();
     fails(
         &doctor(&bench),
-        &["kubeconfig", "was refused", "nobody else read secrets"],
+        &["kubeconfig", "was refused", "nobody else to read secrets"],
     );
     fs::remove_file(bench.path("kubeconfig")).unwrap();
     fails(&doctor(&bench), &["kubeconfig", "could not be read"]);
 
     let (api, bench) = healthy();
     drop(api);
-    fails(&doctor(&bench), &["refused the connection", "see that the server runs"]);
+    fails(
+        &doctor(&bench),
+        &["refused the connection", "check that the server runs"],
+    );
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn a_server_that_hangs_does_not_hang_the_command() {
     let (api, bench) = healthy();
     api.fail("/apis/", 10, Fault::Hang);
     let ran = doctor(&bench);
-    fails(&ran, &["did not answer within 5 s", "see that the server is well"]);
+    fails(&ran, &["did not answer within 5 s", "check that the server works"]);
     assert!(ran.took < Duration::from_secs(60), "{:?}", ran.took);
 }
 

@@ -40,7 +40,7 @@ fn servers_that_are_well_are_told_and_what_is_wrong_with_others() {
     let url = login.url();
     let ran = doctor(&bench);
     says(&ran, "ok", "oauth2", &["rule 0: ", "closed to others"]);
-    says(&ran, "ok", "oauth2", &["rule 0: ", &url, "its metadata is good"]);
+    says(&ran, "ok", "oauth2", &["rule 0: ", &url, "its metadata is valid"]);
     says(&ran, "ok", "trust", &["trust login: ", &url, "1 usable key(s)"]);
     assert!(login.asked(TOKEN).is_empty(), "a token was asked for");
 
@@ -96,7 +96,7 @@ fn a_token_is_verified_with_the_keys_that_its_issuer_publishes() {
         assert!(ran.err.contains(says), "{:?} does not say {says:?}", ran.err);
     };
     let by_url = [&["--issuer", &url][..], &ca].concat();
-    cannot_tell(verify(&by_url), "it has no key that can be used: it publishes none");
+    cannot_tell(verify(&by_url), "it has no usable key: it publishes none");
     let n = format!("{}AA", "A".repeat(342));
     let keys: Vec<_> = (0..6)
         .map(|i| json!({"kty": "oct", "kid": format!("secret-{i}"), "k": "AAAA"}))

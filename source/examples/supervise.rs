@@ -1,5 +1,5 @@
-//! The supervisor of commands, as `workflow-token-agent supervise`, for the tests of this crate: they cannot name the
-//! program of another.
+//! The supervisor of commands, like `workflow-token-agent supervise`. The tests of this crate use it, because they
+//! cannot depend on programs of other crates.
 
 fn main() -> std::process::ExitCode {
     source::supervise::main()

@@ -1,6 +1,6 @@
 //! `source = "command"`: the output of a program of the site.
 //!
-//! The program is run without a shell, by [`crate::supervise`].
+//! [`crate::supervise`] runs the program without a shell.
 
 use std::{collections::BTreeMap, fmt::Display, io, path::PathBuf, time::Duration};
 
@@ -15,7 +15,8 @@ use crate::{
     variable,
 };
 
-/// A shorter line on a command's standard output is not looked for in its standard error: half of all words would go.
+/// The length of the shortest line of a command's standard output that is redacted from its standard error. Shorter
+/// ones would match parts of ordinary words.
 pub(crate) const MIN_SECRET: usize = 4;
 
 pub(crate) struct Command {
@@ -39,7 +40,7 @@ impl Source for Command {
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
                 return Fetched::failed(self.error(
                     "the command that provides it did not answer in time",
-                    &"nor did its supervisor: is a file system hung, or a process stopped?",
+                    &"its supervisor did not answer either: check for a hung file system or a stopped process",
                 ));
             }
             Err(e) => return Fetched::failed(self.error("the command that provides it could not be started", &e)),
@@ -69,12 +70,12 @@ impl Command {
                 ("FLUX_JOB_USERID".to_owned(), job.uid.to_string()),
             ]),
             timeout_ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
-            // A trailing newline more.
+            // The value may be followed by CR and LF.
             max_stdout: max_value(&self.variable) + 2,
         })
     }
 
-    /// Its standard error, for the log.
+    /// Returns the standard error of the command, for the log.
     fn notes(&self, output: &Output) -> Vec<String> {
         if !self.log_stderr {
             return Vec::new();
@@ -90,7 +91,7 @@ impl Command {
     }
 
     fn judge(&self, report: &Report) -> Result<(), Error> {
-        let said = || match (report.wrote, self.log_stderr) {
+        let stderr = || match (report.wrote, self.log_stderr) {
             (0, _) => "it wrote nothing to its standard error".to_owned(),
             (_, true) => "see its standard error above".to_owned(),
             (bytes, false) => {
@@ -101,23 +102,23 @@ impl Command {
             Ended::Exit(0) => return Ok(()),
             Ended::Exit(code) => (
                 format!("the command that provides it failed (exit code {code})"),
-                said(),
+                stderr(),
             ),
             Ended::Signal(signal) => (
                 format!("the command that provides it was killed (signal {signal})"),
-                format!("not by this plugin; {}", said()),
+                format!("the agent did not send the signal; {}", stderr()),
             ),
             Ended::Timeout => (
                 format!(
                     "the command that provides it took longer than {}",
                     seconds(self.timeout)
                 ),
-                format!("it was killed with its process group{}; {}", left(report.left), said()),
+                format!("it was killed with {}; {}", left(report.left), stderr()),
             ),
             Ended::TooMuch => (
                 "the command that provides it printed no usable value".to_owned(),
                 format!(
-                    "it printed more than {} bytes and was killed{}",
+                    "it printed more than {} bytes and was killed with {}",
                     max_value(&self.variable) + 2,
                     left(report.left)
                 ),
@@ -139,13 +140,13 @@ impl Command {
     }
 }
 
-/// For the operator: the processes that could not be killed.
+/// Describes, for the operator, the processes that were killed with a command and those that cannot be killed.
 fn left(count: usize) -> String {
     match count {
-        0 => " and all that it had started".to_owned(),
+        0 => "all processes that it had started".to_owned(),
         count => format!(
-            ", except for {count} processes that cannot be (of another user, or waiting for a device), and that take a turn of \
-             its rule (max-parallel) until they end"
+            "the processes that it had started, except for {count} that cannot be killed (they belong to another user \
+             or wait for a device) and occupy a slot of its rule (max-parallel) until they end"
         ),
     }
 }

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-/// The reason why a source gave no variables. It has two readers: the user, who learns what kind of thing failed, and
-/// the operator, who learns the cause. Neither text has a secret in it, and the detail, which goes to the log, is one
-/// line of plain characters.
+/// The reason why a source returned no variables. The summary names the failed step for the user, and the detail states
+/// the cause for the operator. Neither contains a secret. The detail, which is logged, is one line of plain characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     summary: String,
@@ -19,13 +18,13 @@ impl Error {
         }
     }
 
-    /// For the user: what failed, with no path or other detail of the site.
+    /// Returns the failed step for the user, without paths or other details of the site.
     pub fn summary(&self) -> &str {
         &self.summary
     }
 }
 
-/// For the operator: what failed, where and why.
+/// Writes the summary and the detail, for the operator.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.summary, self.detail)
@@ -40,10 +39,10 @@ mod tests {
 
     #[test]
     fn what_goes_to_the_log_is_one_line_of_plain_characters() {
-        let error = Error::new("its token file is not there", "/a/\u{1b}[2J\n\u{202e}é");
+        let error = Error::new("its token file does not exist", "/a/\u{1b}[2J\n\u{202e}é");
         assert_eq!(
             error.to_string(),
-            "its token file is not there: /a/\\u{1b}[2J\\u{a}\\u{202e}é"
+            "its token file does not exist: /a/\\u{1b}[2J\\u{a}\\u{202e}é"
         );
     }
 }

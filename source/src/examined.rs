@@ -1,4 +1,4 @@
-//! Findings about a source, for the operator before a job needs it.
+//! Findings about a source, for the operator, before a job uses it.
 
 use crate::http::SourceError;
 
@@ -7,7 +7,7 @@ use crate::http::SourceError;
 pub enum Examined {
     /// No problem.
     Good(String),
-    /// It works, and is not as it should be.
+    /// It works, but is misconfigured.
     Unwise {
         /// The fact.
         what: String,
@@ -31,7 +31,7 @@ impl Examined {
         }
     }
 
-    /// The error of a server.
+    /// Returns the finding for the error of a server.
     pub(crate) fn failed(server: &str, error: &SourceError) -> Self {
         let what = match server {
             "" => error.cause().to_owned(),
@@ -40,7 +40,7 @@ impl Examined {
         Self::bad(what, error.remedy())
     }
 
-    /// The same from a result, with what is good.
+    /// Returns the finding for a result. `good` describes a success.
     pub(crate) fn of<T>(result: Result<T, SourceError>, server: &str, good: impl FnOnce(T) -> String) -> Self {
         match result {
             Ok(value) => Self::Good(good(value)),

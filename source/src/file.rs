@@ -1,4 +1,4 @@
-//! `source = "file"`: a file for each job, or for each user, that only the instance owner can read.
+//! `source = "file"`: a file for each job or user that only the instance owner can read.
 
 use std::{
     io,
@@ -21,22 +21,22 @@ use crate::{
     variable,
 };
 
-/// Pauses between looks at a file that is waited for: the first, and the longest. Jitter makes each up to twice as long.
+/// The first and the longest pause between polls for a file. Jitter extends each pause to at most twice its length.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 #[derive(Clone)]
 pub(crate) struct File {
     pub path: Template,
-    /// The time for which the source waits while the file is missing or empty, as one that is being created is.
+    /// The time that the source waits while the file is missing or empty, as it is while it is being created.
     pub wait: Option<Duration>,
     pub variable: String,
     pub timeout: Duration,
 }
 
-/// A file without a value.
+/// The reason why a file has no value.
 struct Unread {
     error: Error,
-    /// Set if the file is missing or empty: its writer may still come.
+    /// Set if the file is missing or empty, so that it may still be written.
     may_come: bool,
 }
 
@@ -58,7 +58,7 @@ impl Source for File {
             if !unread.may_come || left.is_zero() {
                 return Fetched::failed(unread.error);
             }
-            // The last look is at the end.
+            // The last poll is at the end of the wait.
             sleep(pauses.next().unwrap_or(PAUSES.1).min(left)).await;
         }
     }
@@ -68,7 +68,7 @@ impl Source for File {
     }
 
     fn is_blocking(&self) -> bool {
-        // While one is waited for, no thread is.
+        // With a wait, `fetch` polls without occupying a thread.
         self.wait.is_none()
     }
 
@@ -76,11 +76,17 @@ impl Source for File {
         self.path.needs_user()
     }
 }
+
 impl File {
     fn read(&self, job: &Values) -> Result<Variables, Unread> {
         let path = match self.path.fill(job) {
             Ok(path) => PathBuf::from(path),
-            Err(e) => return Err(Unread::for_good(Error::new("the name of its file cannot be formed", e))),
+            Err(e) => {
+                return Err(Unread::permanent(Error::new(
+                    "the name of its file cannot be formed",
+                    e,
+                )));
+            }
         };
         let at = |summary: &str, detail: &dyn std::fmt::Display| {
             Error::new(summary, format!("{}: {detail}", path.display()))
@@ -91,31 +97,31 @@ impl File {
                 error: at("its file does not exist", &self.missing(&e)),
                 may_come: true,
             },
-            Refusal::Io(e) => Unread::for_good(at("its file could not be read", &e)),
-            Refusal::Untrusted(why) => Unread::for_good(at("its file was refused", &why)),
+            Refusal::Io(e) => Unread::permanent(at("its file could not be read", &e)),
+            Refusal::Untrusted(why) => Unread::permanent(at("its file was refused", &why)),
         })?;
         let bytes = read(file, max_value(&self.variable) + 2);
-        let bytes = bytes.map_err(|e| Unread::for_good(at("its file could not be read", &e)))?;
+        let bytes = bytes.map_err(|e| Unread::permanent(at("its file could not be read", &e)))?;
         variable(&self.variable, bytes).map_err(|e| Unread {
             error: at("its file has no usable value", &e),
             may_come: e == ValueError::Empty,
         })
     }
 
-    /// The error of a file that does not exist, and what to do.
+    /// Returns the error of a file that does not exist, and the next step.
     fn missing(&self, e: &io::Error) -> String {
         match self.wait {
             Some(wait) => format!(
-                "{e}, {} after the job asked for it: see whether its writer runs, or set a longer wait",
+                "{e}, {} after the job requested it: check whether its writer runs, or set a longer wait",
                 seconds(wait)
             ),
-            None => format!("{e}: create it before the job starts, or set the key wait if it comes later"),
+            None => format!("{e}: create it before the job starts, or set the key wait if it is created later"),
         }
     }
 }
 
 impl Unread {
-    fn for_good(error: Error) -> Self {
+    fn permanent(error: Error) -> Self {
         Self { error, may_come: false }
     }
 }
@@ -217,7 +223,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let other = dir.path().join("other.jwt");
         write(&other, 0o600, b"canary");
-        // A directory that another user owns cannot be made here by everybody; a link is what such a user would put there.
+        // Only root could create a directory of another user here. A link stands for what such a user would create.
         fs::create_dir(dir.path().join("alice")).unwrap();
         std::os::unix::fs::symlink(&other, dir.path().join("alice/token.jwt")).unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("1000")).unwrap();
@@ -301,7 +307,7 @@ mod tests {
         }
     }
 
-    /// A writer that makes the directory, creates the file, and writes it, each a moment later.
+    /// A writer creates the directory, creates the file, and writes it, with pauses between.
     #[test]
     fn a_file_that_is_being_created_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
@@ -324,11 +330,11 @@ mod tests {
         let template = path.to_str().unwrap();
         let error = |wait| fetch_from(&file(template, wait)).result.unwrap_err().to_string();
         let short = Some(Duration::from_millis(20));
-        for (wait, says) in [(None, "set the key wait"), (short, "20 ms after the job asked for it")] {
+        for (wait, says) in [(None, "set the key wait"), (short, "20 ms after the job requested it")] {
             let error = error(wait);
             assert!(error.contains(template) && error.contains(says), "{error}");
         }
-        // It would be waited for longer than the test may take.
+        // A wait for it would exceed the time limit of the test.
         write(&path, 0o644, b"canary");
         assert!(error(LONG).contains("chmod 0600"));
     }

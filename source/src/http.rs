@@ -1,7 +1,7 @@
-//! HTTP as the sources speak it: over verified TLS, with bounds on all that comes back.
+//! The HTTP client of the sources: verified TLS, and bounded answers.
 //!
-//! A body is collected in memory that is zeroized, and so is what is sent. What comes before that is not in our hands:
-//! the buffers of hyper and rustls, which live as long as their connection.
+//! Bodies of requests and answers are in memory that is zeroized. The buffers of hyper and rustls are not; they live as
+//! long as their connection.
 
 mod error;
 mod retry;
@@ -31,7 +31,7 @@ pub(crate) use self::{
 /// The header `User-Agent` of each request.
 pub(crate) const USER_AGENT: &str = concat!("flux-workflow-token/", env!("CARGO_PKG_VERSION"));
 
-/// The memory that a body is begun with, in bytes, where the server does not say how long it is.
+/// The initial capacity for a body whose length is not known, in bytes.
 const FIRST_BODY: usize = 16 << 10;
 
 /// The reply of a server.
@@ -42,7 +42,7 @@ pub(crate) struct HttpReply {
 }
 
 impl HttpReply {
-    /// Reads the answer, whose body may have `max_body` bytes.
+    /// Reads an answer whose body has at most `max_body` bytes.
     pub async fn read<B>(response: Response<B>, max_body: usize, peer: &Peer) -> Result<Self, SourceError>
     where
         B: Body<Data = Bytes>,
@@ -60,7 +60,7 @@ impl HttpReply {
                     "its answer is compressed ({}), which was not requested",
                     quote(&encoding, &[])
                 ),
-                "see whether the server, or a proxy before it, can answer without a Content-Encoding",
+                "configure the server, or the proxy in front of it, to answer without a Content-Encoding",
             ));
         }
         Ok(Self {
@@ -70,13 +70,13 @@ impl HttpReply {
         })
     }
 
-    /// The body as JSON, without the mark that some servers put before it (RFC 8259 section 8.1).
+    /// Returns the body for a JSON parser, without the byte order mark that some servers send (RFC 8259 section 8.1).
     pub fn json(&self) -> &[u8] {
         self.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.body)
     }
 
-    /// The pause that the server requests (RFC 9110, section 10.2.3): seconds, or a date. More seconds than a clock counts
-    /// are the most that it does.
+    /// Returns the pause that the server requests (RFC 9110 section 10.2.3): seconds or a date. Seconds that overflow
+    /// saturate.
     pub fn retry_after(&self) -> Option<Duration> {
         let text = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
@@ -86,7 +86,7 @@ impl HttpReply {
         Some(date.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
-    /// The status, and the pause that the server requests, as it wrote it.
+    /// Returns the status, and the requested pause as the server wrote it.
     pub fn status_text(&self) -> String {
         let code = self.status.as_u16();
         match self.headers.get(RETRY_AFTER) {
@@ -98,7 +98,7 @@ impl HttpReply {
         }
     }
 
-    /// Returns whether another attempt can succeed, whoever sent this answer.
+    /// Returns whether another attempt can succeed, for any kind of server.
     pub fn retry(&self) -> Retry {
         let is_transient = matches!(
             self.status,
@@ -111,7 +111,7 @@ impl HttpReply {
         }
     }
 
-    /// For how long it may be used (RFC 9111, section 5.2.2.1).
+    /// Returns the time that the answer remains fresh (RFC 9111 section 5.2.2.1).
     pub fn max_age(&self) -> Option<Duration> {
         let values = self.headers.get_all(CACHE_CONTROL).iter();
         let directives = values
@@ -126,7 +126,7 @@ impl HttpReply {
     }
 }
 
-/// Sends a request, and collects the answer, whose body may have `max_body` bytes.
+/// Sends a request and reads the answer, whose body has at most `max_body` bytes.
 pub(crate) async fn exchange(
     http: &Http,
     request: Request<Full<Bytes>>,
@@ -157,7 +157,7 @@ where
                 return SourceError::permanent(
                     peer.unwell,
                     format_args!("it answered with more than {max} bytes"),
-                    format_args!("see that {} is the one of {}", peer.address, peer.server),
+                    format_args!("check that {} is the address of {}", peer.address, peer.server),
                 );
             }
             SourceError::of_request(&*e, peer)
@@ -169,7 +169,7 @@ where
     Ok(all)
 }
 
-/// A vector that grows leaves what it held behind, as it is. This one does not.
+/// Appends bytes. Unlike a vector that grows, it zeroizes the former memory.
 pub(crate) fn append(all: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
     if all.capacity() - all.len() < data.len() {
         let mut larger = Zeroizing::new(Vec::with_capacity((all.len() + data.len()) * 2));

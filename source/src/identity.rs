@@ -1,4 +1,4 @@
-//! Identity tokens: what a login has left for its user, from which a site's projects take the claims of that user.
+//! Identity tokens, which a login stores for its user. Projects use their claims.
 
 use std::{
     fmt::Display,
@@ -15,12 +15,12 @@ use crate::{
     secure_file::{self, Refusal},
 };
 
-/// Reads the identity token of a user; nothing where there is none. The file and its directories may belong to the user, as
-/// a token says nothing before it is verified; but not to anybody else than the user, root and whom this runs as, and nobody
-/// else may read it. Blocks.
+/// Reads the identity token of a user; none if it does not exist. The file and its directories must belong to the user,
+/// root or the user of this process, and nobody else may read the file. It may belong to the user, because a token is
+/// not trusted before it is verified. Blocks.
 ///
 /// # Errors
-/// It cannot be read, or others can read or change it.
+/// The file cannot be read, or others can read or change it.
 pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroizing<String>>, Error> {
     let template = match &identity.token {
         IdentityToken::File(template) => template,
@@ -47,12 +47,12 @@ pub fn read_identity(identity: &Identity, user: &Values) -> Result<Option<Zeroiz
     }
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Some(Zeroizing::new(text.to_owned()))),
-        Err(_) => Err(at("it is no token", &"not UTF-8")),
+        Err(_) => Err(at("it is not a token", &"not UTF-8")),
     }
 }
 
-/// Takes the values of the claim out of the claims of a token that was verified: a string, which is one value, or an array of
-/// strings.
+/// Returns the values of the claim in the claims of a verified token. A string is one value; an array of strings
+/// contains several.
 ///
 /// # Errors
 /// [`Unclaimed`].
@@ -71,22 +71,22 @@ pub fn claimed(identity: &Identity, user: &str, claims: &Value) -> Result<Vec<St
     }
 }
 
-/// Why a verified identity token says nothing of a user. Each names the claim that decided.
+/// The reason why a verified identity token provides no claims of a user. Each variant contains the name of the claim.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unclaimed {
-    /// It is the token of somebody else.
+    /// The token belongs to another user.
     #[error("it is the token of another user (claim {})", .0.escape_debug())]
     OtherUser(String),
-    /// There is no such claim.
+    /// The claim is missing.
     #[error("it has no claim {}", .0.escape_debug())]
     Missing(String),
     /// The claim is neither a string nor an array.
-    #[error("its claim {} is neither a text nor a list", .0.escape_debug())]
+    #[error("its claim {} is neither a string nor an array", .0.escape_debug())]
     NoText(String),
 }
 
-/// Finds a member by its name, or by a path of names separated by periods. Names of claims may have periods themselves, and a
-/// longer name wins over a path.
+/// Finds a member by its name, or by a path of names separated by periods. Names of claims may contain periods; a
+/// longer name takes precedence over a path.
 fn member<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     let object = object.as_object()?;
     object.get(path).or_else(|| {
@@ -208,7 +208,7 @@ mod tests {
         fs::create_dir(&theirs).unwrap();
         symlink("../others", theirs.join("link")).unwrap();
         assert_eq!(read(&theirs.join("link"), USER), Ok(Some("canary".to_owned())));
-        // The user may own a directory on the way, and so choose what is in it, but not among what others have.
+        // The user may own a directory of the path and choose its contents, but cannot link to files of others.
         chown(&theirs, Some(USER), None).unwrap();
         let error = read(&theirs.join("link"), USER).unwrap_err();
         assert!(error.contains("belongs to uid 4000001"), "{error}");
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_claim_may_be_a_member_of_others() {
-        // As Keycloak writes roles, of the realm and of a client with periods in its name.
+        // Roles in Keycloak: those of the realm, and those of a client whose name contains periods.
         let claims = json!({
             "user": {"name": "alice"},
             "realm_access": {"roles": ["fusion"]},

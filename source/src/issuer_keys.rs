@@ -6,21 +6,21 @@ use token::KeySet;
 
 use crate::Error;
 
-/// The keys of one issuer. Calls may block: they are for worker threads of the tokio runtime.
+/// The keys of one issuer. Calls may block, so make them on blocking threads of the tokio runtime.
 pub trait IssuerKeys: Send + Sync {
-    /// Returns the known keys. They are read again if that costs little.
+    /// Returns the known keys. Cheap sources read them again.
     fn known(&self) -> Lookup<KeySet>;
 
-    /// Returns the keys after a token named a key that was not among them. An issuer that was asked just now is not
-    /// asked again; the result is then that of [`IssuerKeys::known`].
+    /// Returns the keys after a token named an unknown key, and fetches them again for that. Fetches are rate-limited;
+    /// if the limit is reached, this returns the result of [`IssuerKeys::known`].
     fn asked_again(&self, kid: &str) -> Lookup<KeySet>;
 }
 
 /// A look-up of keys.
 #[derive(Debug)]
 pub struct Lookup<T> {
-    /// The keys, or why none are available.
+    /// The keys, or the reason why none are available.
     pub result: Result<Arc<T>, Error>,
-    /// Lines for the operator's log, free of secrets: for example, that the former keys remain in use.
+    /// Lines for the operator's log, without secrets: for example, that the former keys remain in use.
     pub notes: Vec<String>,
 }

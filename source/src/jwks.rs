@@ -1,10 +1,9 @@
-//! Verification keys from an issuer's URL: its metadata name a JWKS (RFC 8414, OpenID Connect Discovery), which is kept
-//! and asked for again.
+//! Verification keys from an issuer's URL: its metadata name a JWKS (RFC 8414, OpenID Connect Discovery), which is
+//! cached and refreshed.
 //!
-//! One task of the tokio runtime asks, for all who verify: from time to time in the background, and when a token names
-//! a key that is not known, which happens right after the issuer began to use a new one. Whoever sends such tokens
-//! could have the issuer asked without end, so that there is a limit. An issuer that does not answer changes nothing:
-//! the keys that are known go on to be good.
+//! One task of the tokio runtime fetches the keys for all verifiers: periodically in the background, and when a token
+//! names an unknown key, as after the issuer has rotated its keys. A sender of such tokens could cause endless
+//! requests, so they are rate-limited. If the issuer does not answer, the known keys remain valid.
 
 mod asks;
 mod published;
@@ -33,33 +32,33 @@ use crate::{
     remote::{Remote, await_here},
 };
 
-/// The time that a verification waits for keys: longer than a healthy issuer needs.
+/// The timeout of a verification that waits for keys. A healthy issuer answers sooner.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The first pause between attempts, and the longest. Jitter makes each up to twice as long.
+/// The first and the longest pause between attempts. Jitter extends each pause to at most twice its length.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// The shortest interval between requests that the issuer can cause.
 const SOONEST: Duration = Duration::from_secs(60);
 
-/// The number of lines that wait to be logged.
+/// The maximum number of pending lines for the log.
 const MAX_NOTES: usize = 16;
 
-/// The issuer of tokens, in the words of messages.
+/// The issuer of tokens in messages.
 static SERVER: Peer = Peer {
     server: "an issuer of tokens",
     unreachable: "the issuer of the keys that its token is verified with could not be reached",
-    unwell: "the issuer of the keys that its token is verified with is not well",
-    credential: "the site's access to the issuer of the keys that its token is verified with is not set up",
+    unwell: "the issuer of the keys that its token is verified with returned no usable answer",
+    credential: "the site's access to the issuer of the keys that its token is verified with is not set up correctly",
     address: "the key issuer",
     authorities: "ca-file",
     name: None,
     client_certificate: None,
 };
 
-/// The keys of an issuer, by its URL. Nobody is asked before they are used, and then as long as this is kept.
+/// The keys of an issuer, by its URL. The first use starts the fetches; they end when this is dropped.
 pub struct JwksClient {
-    /// Itself, for its task.
+    /// A reference to itself, for its task.
     me: Weak<Self>,
     url: String,
     discovery: Discovery,
@@ -74,30 +73,30 @@ struct Known {
     jwks_uri: Option<String>,
     /// The last error.
     failure: Option<SourceError>,
-    /// The attempts that have begun.
+    /// The number of attempts that have begun.
     begun: u64,
-    /// The last one that has ended.
+    /// The number of the last attempt that has ended.
     ended: u64,
-    /// Set if somebody waits for the next one.
+    /// Set if a caller waits for the next attempt.
     wanted: bool,
     asks: Asks,
     skipped: String,
     notes: Vec<String>,
 }
 
-/// The task that asks, as long as its runtime is there.
+/// The task that fetches keys, for as long as its runtime exists.
 #[derive(Clone)]
 struct Task {
-    /// Changes with each attempt, and is closed when the task is no more.
+    /// Changes with each attempt. It is closed when the task ends.
     attempts: watch::Receiver<()>,
     wish: Arc<Notify>,
 }
 
-/// Those that are in use, so that what is known survives that the configuration is loaded again.
+/// The clients in use, so that known keys survive a reload of the configuration.
 static CLIENTS: Mutex<Vec<Weak<JwksClient>>> = Mutex::new(Vec::new());
 
 impl JwksClient {
-    /// The one that others use, or a new one.
+    /// Returns the client that others use for this issuer, or a new one.
     pub fn of(url: &str, discovery: &Discovery) -> Arc<Self> {
         let mut all = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|client| client.strong_count() > 0);
@@ -117,14 +116,14 @@ impl JwksClient {
         new
     }
 
-    /// The keys; where there are none yet, once the issuer was asked.
+    /// Returns the known keys. Waits for the first fetch if there are none yet.
     ///
     /// # Errors
-    /// There are none, and the issuer does not give any.
+    /// No keys are known, and the issuer provides none.
     pub async fn keys(&self) -> Result<Arc<KeySet>, Error> {
         let known = self.state().keys.clone();
         if known.is_some_and(|keys| keys.is_empty()) {
-            // An issuer may be without keys for a while only.
+            // An issuer may publish no keys for a while.
             return self.keys_where(|keys| !keys.is_empty()).await;
         }
         let mut task = self.task();
@@ -146,25 +145,24 @@ impl JwksClient {
             if !waited || permanent {
                 return Err(self.failed(&state));
             }
-            // The next one comes by itself, unless it is too far off.
+            // The task makes the next attempt by itself, possibly after this deadline.
             attempt = state.ended + 1;
         }
     }
 
-    /// The keys, after a token named one that was not among them: the issuer is asked again, unless it was asked too
-    /// often.
+    /// Returns the keys after a token named an unknown one. Fetches them again within the rate limit.
     ///
     /// # Errors
-    /// There are none, and the issuer does not give any.
+    /// No keys are known, and the issuer provides none.
     pub async fn keys_with(&self, kid: &str) -> Result<Arc<KeySet>, Error> {
         self.keys_where(|keys| keys.get(kid).is_some()).await
     }
 
-    /// The keys, for which the issuer is asked again unless they are as they should be, and it was not asked too often.
+    /// Returns the keys. Fetches them again within the rate limit if they are not `good`.
     async fn keys_where(&self, good: impl Fn(&KeySet) -> bool) -> Result<Arc<KeySet>, Error> {
         let mut task = self.task();
         let until = Instant::now() + TIMEOUT;
-        // An attempt that was under way already may have begun before the key was there.
+        // An attempt that is under way may have begun before the issuer published the key.
         for _ in 0..2 {
             let attempt = {
                 let mut state = self.state();
@@ -182,14 +180,14 @@ impl JwksClient {
         state.keys.clone().ok_or_else(|| self.failed(&state))
     }
 
-    /// Waits for the end of an attempt. Returns whether it came.
+    /// Waits for the end of an attempt. Returns whether it ended in time.
     async fn wait(&self, task: &mut Task, attempt: u64, until: Instant) -> bool {
         let left = until.saturating_duration_since(Instant::now());
         let ended = task.attempts.wait_for(|_| self.state().ended >= attempt);
         matches!(timeout(left, ended).await, Ok(Ok(_)))
     }
 
-    /// The task that asks, which is started where there is none.
+    /// Returns the task that fetches keys. Starts it if it does not run.
     fn task(&self) -> Task {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(task) = &*task
@@ -198,23 +196,23 @@ impl JwksClient {
             return task.clone();
         }
         let mut state = self.state();
-        // That of another runtime, which has ended, may have been in the middle of one.
+        // A task of another runtime may have ended during an attempt.
         state.ended = state.begun;
-        // It begins with one.
+        // A new task begins with an attempt.
         state.wanted = true;
         drop(state);
         let (tell, attempts) = watch::channel(());
         let wish = Arc::new(Notify::new());
-        tokio::spawn(ask_for_ever(self.me.clone(), tell, wish.clone()));
+        tokio::spawn(fetch_periodically(self.me.clone(), tell, wish.clone()));
         task.insert(Task { attempts, wish }).clone()
     }
 
-    /// Asks once. Returns how long to wait before the next time, unless somebody wants it sooner.
+    /// Makes one attempt. Returns the pause before the next one, which a caller may shorten.
     async fn attempt(&self, backoff: &mut ExponentialBackoff) -> Duration {
         let known = {
             let mut state = self.state();
             state.begun += 1;
-            // Where the keys are is found out anew from time to time, and not whenever somebody wants a key.
+            // Periodic attempts read the metadata again. Attempts for a caller use the known address of the keys.
             let wanted = std::mem::take(&mut state.wanted);
             state.jwks_uri.take().filter(|_| wanted)
         };
@@ -229,12 +227,12 @@ impl JwksClient {
                 let skipped = describe_skipped(&fetched.skipped, MAX_NAMED);
                 if skipped != state.skipped && !skipped.is_empty() {
                     state.note(format!(
-                        "issuer {}: of its keys, some cannot be used: {skipped}",
+                        "issuer {}: some of its keys cannot be used: {skipped}",
                         self.url
                     ));
                 }
                 if fetched.keys.is_empty() && state.keys.as_ref().is_none_or(|keys| !keys.is_empty()) {
-                    state.note(format!("issuer {}: it has no key that can be used", self.url));
+                    state.note(format!("issuer {}: it has no usable key", self.url));
                 }
                 state.skipped = skipped;
                 state.jwks_uri = Some(fetched.jwks_uri);
@@ -249,7 +247,7 @@ impl JwksClient {
                 };
                 if state.failure.is_none() && state.keys.is_some() {
                     state.note(format!(
-                        "issuer {}: its keys could not be asked for again, and those that are known are used: {error}",
+                        "issuer {}: its keys could not be fetched again, and the known keys remain in use: {error}",
                         self.url
                     ));
                 }
@@ -266,7 +264,7 @@ impl JwksClient {
             None => Error::new(
                 SERVER.unreachable,
                 format!(
-                    "issuer {}: no answer within {}: see that the server is well",
+                    "issuer {}: no answer within {}: check that the server works",
                     self.url,
                     crate::seconds(TIMEOUT)
                 ),
@@ -274,7 +272,7 @@ impl JwksClient {
         }
     }
 
-    /// The notes that have come up.
+    /// Returns the pending notes.
     fn notes(&self) -> Vec<String> {
         std::mem::take(&mut self.state().notes)
     }
@@ -284,7 +282,7 @@ impl JwksClient {
     }
 }
 
-/// A task that sleeps is woken, to find that there is nothing to do any more.
+/// Wakes the task, so that it notices the drop and ends.
 impl Drop for JwksClient {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
@@ -293,7 +291,7 @@ impl Drop for JwksClient {
     }
 }
 
-/// Callers block here, on threads that may.
+/// Blocks the calling thread.
 impl IssuerKeys for JwksClient {
     fn known(&self) -> Lookup<KeySet> {
         self.looked(await_here(async { self.keys().await }))
@@ -313,7 +311,7 @@ impl JwksClient {
     }
 }
 
-async fn ask_for_ever(client: Weak<JwksClient>, tell: watch::Sender<()>, wish: Arc<Notify>) {
+async fn fetch_periodically(client: Weak<JwksClient>, tell: watch::Sender<()>, wish: Arc<Notify>) {
     let mut backoff = pauses(PAUSES).build();
     while let Some(now) = client.upgrade() {
         let pause = now.attempt(&mut backoff).await;
@@ -325,7 +323,7 @@ async fn ask_for_ever(client: Weak<JwksClient>, tell: watch::Sender<()>, wish: A
                 () = sleep_until(next) => break,
                 () = wish.notified() => {}
             }
-            // A wish may have been granted by the attempt that was under way.
+            // The attempt that was under way may have served the caller already.
             if client.upgrade().is_none_or(|client| client.state().wanted) {
                 break;
             }
@@ -334,12 +332,12 @@ async fn ask_for_ever(client: Weak<JwksClient>, tell: watch::Sender<()>, wish: A
 }
 
 impl Known {
-    /// The attempt to wait for: the one that is under way, or another one, unless there were too many.
+    /// Returns the attempt to wait for: the current one, or a new one within the rate limit.
     fn next_attempt(&mut self, task: &Task) -> Option<u64> {
         if self.begun > self.ended {
             return Some(self.begun);
         }
-        // The first one comes anyway.
+        // An attempt that is already wanted does not count again.
         if !self.wanted {
             if !self.asks.take(Instant::now()) {
                 return None;
@@ -357,8 +355,8 @@ impl Known {
     }
 }
 
-/// When to ask again: when the issuer says that its answer is too old, but no later than configured, and not all the
-/// time.
+/// Returns the interval to the next fetch: the `max-age` that the issuer states, between [`SOONEST`] and the configured
+/// interval.
 fn interval(refresh: Duration, max_age: Option<Duration>) -> Duration {
     max_age.unwrap_or(refresh).clamp(SOONEST.min(refresh), refresh)
 }

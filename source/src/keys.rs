@@ -1,7 +1,7 @@
-//! Keys in files: read with all suspicion, looked at again whenever they are used, and written by the command.
+//! Keys in files. Reads check owners and modes, each use checks for changes, and the command writes the files.
 //!
-//! [`KeyStore`] is what a running instance has. A change takes effect with the next token, without a restart. A change
-//! that cannot be read does not: it goes on with the keys that it had, and tells the operator once.
+//! A running instance uses [`KeyStore`]. A change takes effect with the next token, without a restart. If the changed
+//! files cannot be read, the instance keeps the former keys and warns the operator once.
 
 mod directory;
 mod write;
@@ -27,13 +27,14 @@ use directory::{HS256, SIGNING, is_file_name};
 pub use directory::{Keys, KeysError, MAX_KEY_FILE, Want, read, read_secret};
 pub use write::{add, create, promote, retire};
 
-/// The time after a change in which another one may leave no trace: file systems keep times in steps, some of seconds.
+/// The time after a change in which a second change may not alter the timestamps, whose resolution is up to seconds on
+/// some file systems.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// The most attempts to read files that change meanwhile.
+/// The maximum number of attempts to read files that change during the read.
 const TRIES: usize = 5;
 
-/// Keys in a directory or file, as they are at the time. Its calls block, as files do.
+/// The current keys in a directory or file. Its calls read files, so they block.
 pub struct KeyStore {
     path: PathBuf,
     what: KeyUse,
@@ -49,36 +50,35 @@ enum KeyUse {
 
 #[derive(Default)]
 struct StoreState {
-    /// The last keys that could be read.
+    /// The last keys that were read successfully.
     good: Option<Arc<Keys>>,
     /// The error of the last attempt, if it failed.
     failure: Option<KeysError>,
-    /// The files at that time; none if they could not be examined, or if that was too soon after a
-    /// change.
+    /// The fingerprint of the files at the last attempt; none if they could not be examined or had just changed.
     print: Option<Print>,
-    /// The time when that attempt began.
+    /// The start of the last attempt.
     began: Option<Instant>,
 }
 
-/// All stores that are in use, so that those of the same path share what they know: a configuration that is loaded
-/// again does not forget the last good keys.
+/// The stores in use. Stores of the same path share their state, so a reload of the configuration keeps the last good
+/// keys.
 static STORES: Mutex<Vec<Weak<KeyStore>>> = Mutex::new(Vec::new());
 
-/// The last note to the operator about each path that cannot be read. Several stores may have the same path.
+/// The last note to the operator about each unreadable path. Several stores may have the same path.
 static TOLD: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 
 impl KeyStore {
-    /// A key directory, whose active key signs. Nothing is read yet.
+    /// Returns the store of a key directory whose active key signs. Reads nothing yet.
     pub fn signing(path: PathBuf) -> Arc<Self> {
         Self::shared(path, KeyUse::Keys(Want::Signing))
     }
 
-    /// A key directory, or a file of public keys. Nothing is read yet.
+    /// Returns the store of a key directory or a file of public keys. Reads nothing yet.
     pub fn verifying(path: PathBuf) -> Arc<Self> {
         Self::shared(path, KeyUse::Keys(Want::Verifying))
     }
 
-    /// A file with a secret for HS256. Nothing is read yet.
+    /// Returns the store of a file with a secret for HS256. Reads nothing yet.
     pub fn secret(path: PathBuf) -> Arc<Self> {
         Self::shared(path, KeyUse::Secret)
     }
@@ -99,24 +99,24 @@ impl KeyStore {
         store
     }
 
-    /// Returns where they are.
+    /// Returns the path of the keys.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns when a private key was made, as its file says; none if that is not known. Blocks.
+    /// Returns the modification time of the file of a private key; none if it is not known. Blocks.
     pub fn made(&self, kid: &str) -> Option<SystemTime> {
         let files = [format!("{SIGNING}/{kid}.pem"), format!("{HS256}/{kid}.jwk")];
         let mut files = files.iter().filter(|_| is_file_name(kid));
         files.find_map(|file| fs::metadata(self.path.join(file)).ok()?.modified().ok())
     }
 
-    /// The keys as they are now, or, where they cannot be read, as they were read last; and lines for the operator's log.
+    /// Returns the current keys, or the last good ones if they cannot be read, and lines for the operator's log.
     ///
     /// # Errors
-    /// [`KeysError`] where they could never be read.
+    /// [`KeysError`] if the keys were never read successfully.
     pub fn keys(&self) -> (Result<Arc<Keys>, KeysError>, Vec<String>) {
-        // The lock is never held while the file system is asked, which may take for ever.
+        // The lock is never held during file system calls, which may hang.
         let began = Instant::now();
         let mut print = self.print();
         if let Some(known) = print.as_ref().and_then(|print| self.unchanged(print)) {
@@ -134,7 +134,7 @@ impl KeyStore {
         self.keep(began, None, read)
     }
 
-    /// Returns the known keys, if nothing has changed since.
+    /// Returns the known keys if the files have not changed.
     fn unchanged(&self, print: &Print) -> Option<Result<Arc<Keys>, KeysError>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.print.as_ref() == Some(print)).then(|| state.answer()).flatten()
@@ -147,7 +147,7 @@ impl KeyStore {
         }
     }
 
-    /// Keeps what an attempt came to, unless one that began later has ended already.
+    /// Stores the result of an attempt, unless a later attempt has already ended.
     fn keep(
         &self,
         began: Instant,
@@ -162,13 +162,13 @@ impl KeyStore {
             state.print = print.filter(Print::is_settled);
             notes = state.take(&self.path, read);
         }
-        // An attempt has ended, so that there is an answer.
+        // At least one attempt has ended, so there is an answer.
         let answer = state.answer();
         let none = || Err(KeysError::new(&self.path, "it was not read"));
         (answer.unwrap_or_else(none), notes)
     }
 
-    /// Returns the print of the files; none if they cannot be examined.
+    /// Returns the fingerprint of the files; none if they cannot be examined.
     fn print(&self) -> Option<Print> {
         Print::of(&self.path, self.what).ok()
     }
@@ -206,7 +206,7 @@ impl StoreState {
         }
     }
 
-    /// Returns what the operator is to be told.
+    /// Stores the result of a read. Returns lines for the operator's log.
     fn take(&mut self, path: &Path, read: Result<Keys, KeysError>) -> Vec<String> {
         match read {
             Ok(keys) => {
@@ -214,14 +214,13 @@ impl StoreState {
                 let mut notes = if is_news { keys.notes().to_vec() } else { Vec::new() };
                 self.failure = None;
                 if self.good.is_some() && told().remove(path).is_some() {
-                    notes.push(format!("the keys in {} are in order again, and used", path.display()));
+                    notes.push(format!("the keys in {} are valid again and in use", path.display()));
                 }
                 self.good = Some(Arc::new(keys));
                 notes
             }
             Err(e) => {
-                let note =
-                    format!("the keys cannot be read any more, and those that were read last go on being used: {e}");
+                let note = format!("the keys can no longer be read, and the last good keys remain in use: {e}");
                 self.failure = Some(e);
                 let is_news =
                     self.good.is_some() && told().insert(path.to_owned(), note.clone()).as_ref() != Some(&note);
@@ -235,7 +234,7 @@ fn told() -> MutexGuard<'static, BTreeMap<PathBuf, String>> {
     TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The print of files: it changes when one of them does.
+/// The fingerprint of files, which changes if one of them changes.
 #[derive(Debug)]
 struct Print {
     files: Vec<(OsString, Looks)>,
@@ -248,8 +247,8 @@ impl PartialEq for Print {
     }
 }
 
-/// The print of one file: device, inode, mode, owner, length, and the times of its last changes in seconds and
-/// nanoseconds.
+/// The fingerprint of one file: device and inode, mode and owner, length, and the times of its last changes in seconds
+/// and nanoseconds.
 #[derive(Debug, PartialEq, Eq)]
 struct Looks {
     place: (u64, u64),
@@ -286,7 +285,7 @@ impl Print {
             let entry = entry?;
             match entry.metadata() {
                 Ok(meta) => self.files.push((entry.file_name(), Looks::of(&meta))),
-                // It was removed just now, and the directory's time tells.
+                // It was just removed, which changes the time of the directory.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -295,7 +294,7 @@ impl Print {
         Ok(())
     }
 
-    /// Returns whether all changes are so long ago that another one would be seen.
+    /// Returns whether all changes are old enough that another one would alter the timestamps.
     fn is_settled(&self) -> bool {
         let now = self.taken.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
         let settled = now - SETTLED.as_secs() as i64;
@@ -337,7 +336,7 @@ mod tests {
             Print { files, taken }.is_settled()
         };
         assert!(settled(now - 60, now - 60));
-        // The time of a file can be set, that of its last change cannot; a clock of a file server may be ahead.
+        // Programs can set the mtime of a file but not its ctime; the clock of a file server may be ahead.
         for (modified, changed) in [
             (now, now),
             (now - 60, now - 1),

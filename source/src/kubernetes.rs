@@ -1,12 +1,12 @@
 //! `source = "kubernetes"`: the Workflow of a rabbit job, and the Secret that it names.
 //!
-//! A job that uses rabbit storage has an object `Workflow` of the Data Workflow Services (DWS), which says in
-//! `status.env` what the job's environment is to have, and in `status.workflowToken` which Secret holds its token, if
-//! it has one. Both are read here as they are by the service of flux-coral2 (`coral2_dws.py`), when the Workflow has
-//! completed its state PreRun.
+//! A job that uses rabbit storage has an object `Workflow` of the Data Workflow Services (DWS). Its `status.env`
+//! contains the variables for the job, and its `status.workflowToken` names the Secret with the token of the job, if
+//! any. This module reads both when the Workflow has completed its state PreRun, as the service of flux-coral2
+//! (`coral2_dws.py`) does.
 //!
-//! Retryable errors are retried with backoff until the rule's timeout. [`connection`] is how the server is reached,
-//! [`access`] and [`exec`] as whom, [`request`] what is said, and [`objects`] what is read of it.
+//! Retryable errors are retried with backoff until the rule's timeout. [`connection`] manages clients, [`access`] and
+//! [`exec`] read credentials, [`request`] sends requests, and [`objects`] parses answers.
 
 mod access;
 mod bearer;
@@ -89,14 +89,14 @@ impl Source for Kubernetes {
 }
 
 impl Kubernetes {
-    /// The name of the job's Workflow.
+    /// Returns the name of the job's Workflow.
     fn object(&self, job: &Values) -> Result<String, Error> {
         let failed = |why: &dyn std::fmt::Display| {
             let detail = format!("the key object, `{}`: {why}", self.settings.object);
             Error::new("the name of its Workflow cannot be formed", detail)
         };
         let object = self.settings.object.fill(job).map_err(|e| failed(&e))?;
-        config::check_object_name(&object).map_err(|e| failed(&format_args!("what it forms for this job {e}")))?;
+        config::check_object_name(&object).map_err(|e| failed(&format_args!("the name for this job {e}")))?;
         Ok(object)
     }
 }
@@ -107,9 +107,9 @@ struct Fetch<'a> {
     object: String,
     uid: u32,
     attempts: Attempts,
-    /// Set after the server refused the credential once, and a new one was taken.
+    /// Set after the server rejected the credential once and a new one was obtained.
     renewed: AtomicBool,
-    /// The address of the server, once it is known.
+    /// The address of the server, once known.
     server: OnceLock<String>,
     slot: Slot,
     notes: Mutex<Vec<String>>,
@@ -129,7 +129,7 @@ impl Fetch<'_> {
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, SourceError> {
-        self.attempts.enter("the credential for the API server was waited for");
+        self.attempts.enter("the credential for the API server was requested");
         // An exec command must be killed, and its error reported, before the deadline.
         let limit = self.attempts.left() * 3 / 4;
         let notes = self.of.settings.log_stderr.then_some(&self.notes);
@@ -142,10 +142,10 @@ impl Fetch<'_> {
         let (mut variables, secret) = self.workflow(connection).await?;
         let Some(secret) = secret else { return Ok(variables) };
         let target = secret_target(&secret);
-        self.attempts.enter("the Secret with its token was asked for");
+        self.attempts.enter("the Secret with its token was requested");
         let limit = self.attempts.request_limit();
         let body = connection.get(&target, limit).await.map_err(|mut error| {
-            // The Workflow names it, so it is about to be there.
+            // The Workflow names the Secret, so it will exist soon.
             if error.retry == Retry::NotFound {
                 error.retry = Retry::Backoff(None);
             }
@@ -156,7 +156,7 @@ impl Fetch<'_> {
             SourceError::permanent(
                 error::UNUSABLE,
                 format_args!("the {}: {e}", target.name),
-                "see what creates it (kubectl describe secret)",
+                "check the program that creates it (kubectl describe secret)",
             )
         })?;
         Ok(variables)
@@ -165,12 +165,12 @@ impl Fetch<'_> {
     async fn workflow(&self, connection: &Connection) -> Result<(Variables, Option<SecretName>), SourceError> {
         let version = self.version(connection).await?;
         let target = workflow_target(&version, &self.of.settings.namespace, &self.object);
-        self.attempts.enter("the Workflow was asked for");
+        self.attempts.enter("the Workflow was requested");
         let limit = self.attempts.request_limit();
         let body = match connection.get(&target, limit).await {
             Ok(body) => body,
             Err(error) => {
-                // It may not be served under this version any more.
+                // The server may have stopped serving this version.
                 if error.retry == Retry::NotFound {
                     let mut known = self.of.cluster.version.lock().await;
                     known.take_if(|known| **known == *version);
@@ -181,9 +181,9 @@ impl Fetch<'_> {
         objects::workflow(&body, self.uid)
     }
 
-    /// The version of the API group, which one delivery asks for while the others wait.
+    /// Returns the version of the API group. One delivery requests it while the others wait.
     async fn version(&self, connection: &Connection) -> Result<Arc<str>, SourceError> {
-        self.attempts.enter("the versions of Workflows were asked for");
+        self.attempts.enter("the versions of Workflows were requested");
         let mut known = self.of.cluster.version.lock().await;
         if let Some(version) = &*known {
             return Ok(version.clone());
@@ -207,7 +207,7 @@ impl Fetch<'_> {
     }
 }
 
-/// The versions of the API group (Kubernetes, "The Kubernetes API", discovery).
+/// Returns the target of the versions of the API group (Kubernetes, "The Kubernetes API", discovery).
 fn group_target() -> Target {
     Target {
         path: format!("/apis/{GROUP}"),
@@ -236,7 +236,7 @@ fn secret_target(secret: &SecretName) -> Target {
     }
 }
 
-/// Returns where the group itself is not there, no Workflow is either, and somebody else is to blame.
+/// Replaces the error of a missing API group, because the remedy differs from that of a missing Workflow.
 fn no_group(error: SourceError) -> SourceError {
     if error.retry != Retry::NotFound {
         return error;
@@ -245,6 +245,6 @@ fn no_group(error: SourceError) -> SourceError {
         Retry::NotFound,
         NOT_READY,
         format_args!("it does not serve the API group {GROUP}"),
-        "see that DWS is installed there, and that the context in the kubeconfig file is the one of the rabbits",
+        "check that DWS is installed there, and that the context in the kubeconfig file is that of the rabbits",
     )
 }

@@ -1,7 +1,7 @@
 //! Sources of variables, such as workflow tokens, one module each.
 //!
-//! A [`Source`] is asked for the variables of one job. It never blocks the thread that asks: what may block runs on
-//! threads of the tokio runtime, and every wait ends at the rule's timeout.
+//! A [`Source`] fetches the variables of one job. It never blocks the calling thread: blocking calls run on threads of
+//! the tokio runtime, and every wait ends at the rule's timeout.
 
 #![forbid(unsafe_code)]
 
@@ -51,16 +51,16 @@ pub use value::{ValueError, max_value};
 /// A source of variables.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// Fetches the variables of one job. Everything that the source starts for it holds `slot`, see [`Slot`].
+    /// Fetches the variables of one job. All processes and threads that it starts hold `slot`, see [`Slot`].
     async fn fetch(&self, job: &Values, slot: Slot) -> Fetched;
 
-    /// Fetches the variables of one job on the calling thread, which may block: for sources that do nothing but block,
-    /// so that a job does not wait for a change of threads. Its caller minds the time. `None`: use [`Source::fetch`].
+    /// Fetches the variables of one job on the calling thread, which may block. Sources that only block implement it to
+    /// avoid a thread switch. The caller enforces the timeout. Returns `None` if only [`Source::fetch`] is implemented.
     fn fetch_here(&self, _job: &Values) -> Option<Fetched> {
         None
     }
 
-    /// Returns whether [`Source::fetch_here`] is there.
+    /// Returns whether [`Source::fetch_here`] is preferred.
     fn is_blocking(&self) -> bool {
         false
     }
@@ -69,18 +69,18 @@ pub trait Source: Send + Sync {
     fn needs_user(&self) -> bool;
 }
 
-/// Held by all that a fetch has started until it has really ended: by a command that cannot be killed, or a thread that
-/// a file system keeps waiting. That may be long after the fetch has returned, or was dropped.
+/// A guard that every process and thread of a fetch holds until it has ended. Commands that cannot be killed and
+/// threads in a hung file system may hold it long after the fetch has returned or was dropped.
 ///
-/// The caller puts something in that counts, such as the permit of a semaphore, which is dropped with the last clone.
-/// So abandoned commands and threads count against the rule that caused them.
+/// The caller stores a counted resource in it, such as a semaphore permit, which is dropped with the last clone. So
+/// abandoned commands and threads count against the rule that caused them.
 #[derive(Clone, Default)]
 pub struct Slot {
     _guard: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Slot {
-    /// Keeps `guard` until everything has ended.
+    /// Returns a slot that keeps `guard` until its last holder has ended.
     pub fn new(guard: impl Any + Send + Sync) -> Self {
         Self {
             _guard: Some(Arc::new(guard)),
@@ -93,16 +93,16 @@ impl Slot {
 pub struct Fetched {
     /// The variables, or the error.
     pub result: Result<Variables, Error>,
-    /// When the token expires, if the source knows that from elsewhere than the token itself.
+    /// The expiry of the token, if the source knows it from elsewhere than the token itself.
     pub expires: Option<SystemTime>,
-    /// Lines for the operator's log, free of secrets, such as what a command wrote to its standard error.
+    /// Lines for the operator's log, without secrets, such as the standard error of a command.
     pub notes: Vec<String>,
-    /// The same, of what somebody must see to, though it has done no harm yet.
+    /// Warnings for the operator's log, without secrets, about faults that have no effect yet.
     pub warnings: Vec<String>,
 }
 
 impl Fetched {
-    /// No variables, where none are wanted.
+    /// Returns an empty result, for a job without variables.
     pub fn nothing() -> Self {
         Self::of(Ok(Variables::new()))
     }
@@ -121,11 +121,11 @@ impl Fetched {
     }
 }
 
-/// Makes the source that a rule names. `supervisors` is where the program that has [`supervise::main`] may be, for
-/// `source = "command"`: the first that exists is run.
+/// Returns the source of a rule. `supervisors` are candidate paths of the program that runs [`supervise::main`] for
+/// `source = "command"`; the first existing one is used.
 ///
 /// # Errors
-/// The key of the configuration that is wrong where this runs, and what is wrong with it.
+/// The key of the configuration that is invalid on this machine, and the cause.
 pub fn of_rule(rule: &Rule, supervisors: &[PathBuf]) -> Result<Box<dyn Source>, String> {
     let (variable, timeout) = (rule.variable.clone(), rule.timeout);
     Ok(match &rule.source {
@@ -148,9 +148,9 @@ pub fn of_rule(rule: &Rule, supervisors: &[PathBuf]) -> Result<Box<dyn Source>, 
     })
 }
 
-/// Makes the source of the variables of Workflows: those of `status.env`, and as `variable` the token, where a Workflow
-/// has one. Nothing is read and nobody is asked before the first fetch. Sources that reach an API server by the same
-/// settings share their connections. `supervisors` is as in [`of_rule`], for an `exec` in the kubeconfig file.
+/// Returns the source of the variables of Workflows: those in `status.env`, and the token of the Workflow, if any, as
+/// `variable`. It reads nothing and sends nothing before the first fetch. Sources with the same settings for an API
+/// server share their connections. `supervisors` are as in [`of_rule`], for an `exec` command in the kubeconfig file.
 pub fn of_kubernetes(
     settings: &config::Kubernetes,
     variable: &str,
@@ -161,17 +161,17 @@ pub fn of_kubernetes(
     Box::new(kubernetes::Kubernetes::new(settings, variable, timeout, supervisors))
 }
 
-/// One variable, of what a source read.
+/// Returns one variable with the value that a source has read.
 fn variable(name: &str, bytes: zeroize::Zeroizing<Vec<u8>>) -> Result<Variables, ValueError> {
     let value = value::of_bytes(name, bytes)?;
     let mut variables = Variables::new();
-    // The value has no NUL, which was just checked, and the name is valid since the configuration was read.
+    // `of_bytes` has checked the value for a NUL, and the configuration parser the name.
     variables.insert(name, value).map_err(|_| ValueError::Nul)?;
     Ok(variables)
 }
 
-/// Does something that blocks on a thread of its own, and stops waiting for it when the time is over: a file system may
-/// hang. Its thread is left behind then, with its slot, and the delivery goes on to fail. `failed` is for the user.
+/// Runs blocking work on its own thread, and waits at most until the timeout, because a file system may hang. After the
+/// timeout, the thread keeps its slot and the delivery fails. `failed` is for the user.
 async fn blocking<T: Send + 'static>(
     failed: &str,
     timeout: Duration,
@@ -184,21 +184,21 @@ async fn blocking<T: Send + 'static>(
         done
     };
     match tokio::time::timeout(timeout, tokio::task::spawn_blocking(work)).await {
-        // The message of a panic is not repeated: it may quote anything.
+        // The message of a panic is dropped, because it may contain a secret.
         Ok(done) => done.map_err(|_| Error::new(failed, "an internal error")),
         Err(_) => {
-            let detail = format!("no answer within {}: is the file system hung?", seconds(timeout));
+            let detail = format!("no answer within {}: check for a hung file system", seconds(timeout));
             Err(Error::new(format!("{failed} in time"), detail))
         }
     }
 }
 
-/// For messages: a duration in seconds, or milliseconds where it is shorter.
+/// Formats a duration for messages, in seconds, or in milliseconds below one second.
 fn seconds(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())
     } else if duration.subsec_nanos() == 0 {
-        // As it is: a floating-point number would round what a server requested.
+        // A floating-point number would round a large duration.
         format!("{} s", duration.as_secs())
     } else {
         format!("{} s", duration.as_secs_f64())

@@ -1,4 +1,4 @@
-//! A provider of logins (OpenID Connect Core section 3.1): where users log in, and who has.
+//! An OpenID provider (OpenID Connect Core section 3.1): the addresses for logins, and the identity of users.
 
 use std::{
     sync::Arc,
@@ -18,10 +18,10 @@ use crate::{
     verify::{TokenVerifier, Unverified},
 };
 
-/// The time for all requests of one login.
+/// The timeout of all requests of one login.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time in which keys of the provider are fetched.
+/// The timeout for fetching the keys of the provider.
 const KEYS: Duration = Duration::from_secs(5);
 
 /// The types of logout tokens (OpenID Connect Back-Channel Logout 1.0 section 2.4). Some providers write `JWT`.
@@ -33,7 +33,7 @@ const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 /// The longest age of a logout token.
 const LOGOUT_AGE: Duration = Duration::from_secs(600);
 
-/// A provider of logins.
+/// An OpenID provider.
 pub struct Provider {
     issuer: String,
     client_id: String,
@@ -42,7 +42,7 @@ pub struct Provider {
     verifier: Arc<TokenVerifier>,
 }
 
-/// What a browser is sent with.
+/// The parameters of an authorization request.
 pub struct Authorization<'a> {
     /// `redirect_uri`.
     pub redirect_uri: &'a str,
@@ -52,7 +52,7 @@ pub struct Authorization<'a> {
     pub nonce: &'a str,
     /// `code_challenge`, of the method S256.
     pub challenge: &'a str,
-    /// Set if a refresh token is wanted.
+    /// Set to request a refresh token.
     pub is_offline: bool,
 }
 
@@ -74,16 +74,16 @@ pub struct Identified {
     pub claims: Claims,
     /// The identity token.
     pub id_token: Secret,
-    /// The refresh token, if there is one.
+    /// The refresh token, if any.
     pub refresh_token: Option<Secret>,
 }
 
 /// The reason why a login failed.
 #[derive(Debug)]
 pub enum LoginError {
-    /// The provider, or this side, refuses it: for the user.
+    /// The provider or this client rejected the login. The text is for the user.
     Refused(String),
-    /// The provider cannot be asked, for the operator.
+    /// The provider returned no usable answer. The text is for the operator.
     Unavailable(String),
 }
 
@@ -97,7 +97,7 @@ impl From<Error> for LoginError {
 }
 
 impl Provider {
-    /// Returns the provider of a table `service.login`. It asks nobody before the first login.
+    /// Returns the provider of a table `service.login`. It sends nothing before the first login.
     pub fn new(login: &Login, trust: &Trust, verifier: Arc<TokenVerifier>) -> Self {
         Self {
             issuer: trust.issuer.clone(),
@@ -108,14 +108,17 @@ impl Provider {
         }
     }
 
-    /// Returns where a browser is sent to log in (OpenID Connect Core section 3.1.2.1).
+    /// Returns the URL at which a user logs in (OpenID Connect Core section 3.1.2.1).
     ///
     /// # Errors
     /// [`LoginError::Unavailable`].
     pub async fn authorization_url(&self, authorization: &Authorization<'_>) -> Result<String, LoginError> {
         let metadata = self.endpoint.metadata().await?;
         let at = metadata.authorization.as_ref().ok_or_else(|| {
-            LoginError::Unavailable(format!("{}: its metadata name no authorization_endpoint", self.issuer))
+            LoginError::Unavailable(format!(
+                "{}: its metadata contain no authorization_endpoint: check the configuration of the provider",
+                self.issuer
+            ))
         })?;
         let mut scope = self.scope.clone();
         let has_offline = scope.split(' ').any(|word| word == "offline_access");
@@ -133,13 +136,13 @@ impl Provider {
             ("code_challenge_method", "S256"),
         ];
         if authorization.is_offline {
-            // OpenID Connect Core section 11: the provider asks the user.
+            // OpenID Connect Core section 11: offline access requires the consent of the user.
             parameters.push(("prompt", "consent"));
         }
         Ok(with_query(at, &parameters))
     }
 
-    /// Returns where a browser is sent to log out, if the provider has such a place.
+    /// Returns the URL at which a user logs out, if the provider has one.
     pub async fn end_session(&self) -> Option<String> {
         let metadata = self.endpoint.metadata().await.ok()?;
         let at = metadata.end_session.as_ref()?;
@@ -159,14 +162,16 @@ impl Provider {
         let given = self.endpoint.token(subject).await?;
         let id_token = given.id_token.ok_or_else(|| {
             LoginError::Unavailable(format!(
-                "{}: it gave no identity token: set scope to openid",
+                "{}: it returned no identity token: add openid to scope",
                 self.issuer
             ))
         })?;
         let claims = verify(Arc::clone(&self.verifier), id_token.clone()).await?;
         let text = |name: &str| Some(claims.get(name)?.as_str()?.to_owned());
         if text("nonce").as_ref() != Some(&code.nonce) {
-            return Err(LoginError::Refused("the identity token is of another login".to_owned()));
+            return Err(LoginError::Refused(
+                "the identity token belongs to another login".to_owned(),
+            ));
         }
         let is_ours = claims.aud().any(|aud| aud == self.client_id);
         // OpenID Connect Core section 3.1.3.7.
@@ -186,7 +191,8 @@ impl Provider {
         })
     }
 
-    /// Verifies a logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). Returns its claims `sub` and `sid`.
+    /// Verifies a logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). Returns its claims `sub` and
+    /// `sid`.
     ///
     /// # Errors
     /// [`LoginError`].
@@ -211,14 +217,14 @@ impl Provider {
     }
 }
 
-/// The shortest time that an identity token is still valid for, to be used again.
+/// The shortest remaining lifetime of an identity token that is used again, in seconds.
 const LEFT: f64 = 30.0;
 
-/// Returns the identity token of the login of a user: the one that is stored, or the next one of the provider if that has expired.
-/// None if the user has not logged in. Nothing is verified. Blocks.
+/// Returns the identity token of the login of a user: the stored one, or a new one from the provider if it has expired.
+/// None if the user has not logged in. The token is not verified. Blocks.
 ///
 /// # Errors
-/// For the user and the operator: the login cannot be used, or the provider gives none.
+/// For the user and the operator: the login cannot be used, or the provider returns no identity token.
 pub(crate) fn identity_token(client: &config::OAuth2, uid: u32) -> Result<Option<Zeroizing<String>>, Error> {
     let config::Grant::Login { store, munge } = &client.grant else {
         return Ok(None);
@@ -240,7 +246,7 @@ pub(crate) fn identity_token(client: &config::OAuth2, uid: u32) -> Result<Option
         Some(token) => Ok(text(token)),
         None => Err(Error::new(
             "its login has expired: log in again",
-            "the provider gives no identity token for a refresh token",
+            "the provider returns no identity token for a refresh token",
         )),
     }
 }

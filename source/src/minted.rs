@@ -1,4 +1,4 @@
-//! `source = "issuer"`: tokens that the instance mints itself, each for one job.
+//! `source = "issuer"`: tokens that the instance mints for one job each.
 
 use std::{
     fmt::Display,
@@ -39,7 +39,7 @@ impl Minted {
         })
     }
 
-    /// Mints the token of a job. Blocks, as the keys are files.
+    /// Mints the token of a job. Reads the key files, so it blocks.
     fn mint(&self, job: &Values) -> Fetched {
         let (keys, mut warnings) = self.keys.keys();
         let result = self.claims(job).and_then(|claims| {
@@ -48,11 +48,11 @@ impl Minted {
             let key = keys.signing().ok_or_else(|| {
                 let path = self.keys.path().display();
                 unreadable(&format!(
-                    "{path}: no key is the active one: have one sign with `flux workflow-token rotate promote`"
+                    "{path}: no key is active: activate one with `flux workflow-token rotate promote`"
                 ))
             })?;
             let mut variables = Variables::new();
-            // A token has no NUL, and the name is valid since the configuration was read.
+            // A token contains no NUL, and the configuration parser has checked the name.
             let token = self.sign(key, claims, job.jobid, &mut warnings);
             let inserted = variables.insert(&self.variable, token);
             inserted.map_err(|e| Error::new("it has no usable value", e))?;
@@ -64,7 +64,8 @@ impl Minted {
         }
     }
 
-    /// Signs a token, which has an entry in a status list if there are such. A job need not wait for a list that cannot be used.
+    /// Signs a token with an entry in a status list, if configured. If the list cannot be used, the token has no entry,
+    /// so that the job can start.
     fn sign(&self, key: &SigningKey, claims: ClaimsToIssue, jobid: u64, warnings: &mut Vec<String>) -> SecretString {
         let Some(statuses) = &self.statuses else {
             return token::mint(key, &claims);
@@ -79,7 +80,7 @@ impl Minted {
         let settings = &self.settings;
         let no_name = || {
             let why = format!(
-                "uid {} has no user name, which the claim `sub` is: add the user",
+                "the claim `sub` needs a user name, but uid {} has none: add the user",
                 job.uid
             );
             Error::new("its owner has no name", why)
@@ -90,7 +91,7 @@ impl Minted {
             (None, Some(project)) => project.clone(),
             (None, None) => {
                 let why =
-                    "the job is in no project, and its rule has no workspace: one of them says what its token is for";
+                    "the job is in no project, and its rule has no workspace: use -S project=NAME, or set workspace";
                 return Err(Error::new("it is in no project", why));
             }
         };
@@ -136,7 +137,7 @@ fn sign_with_entry(
     jobid: u64,
 ) -> Result<SecretString, String> {
     let Grant::Session { job, .. } = &claims.grant else {
-        return Err("the token is of no job".to_owned());
+        return Err("the token belongs to no job".to_owned());
     };
     let place = statuses.give(&job.instance, claims.iat)?;
     let status = StatusEntry {
@@ -150,7 +151,7 @@ fn sign_with_entry(
     let token = token::mint(key, &claims);
     let shown = Token::inspect(token.expose_secret()).map_err(|e| e.to_string())?;
     let shown = shown.claims().as_map();
-    // Until 2106, they fit.
+    // The seconds fit until 2106.
     let seconds = |claim: &str| u32::try_from(shown.get(claim).and_then(|seconds| seconds.as_u64()).unwrap_or(0));
     let of = TokenToList {
         jobid,
@@ -288,7 +289,7 @@ mod tests {
         }
     }
 
-    /// Mints a token. Returns its claims, and what the operator is told.
+    /// Mints a token. Returns its claims and the warnings for the operator.
     fn minted(issuer: &Minted, keys: &std::path::Path) -> (Claims, Vec<String>) {
         let fetched = issuer.fetch_here(&job()).unwrap();
         let variables = fetched.result.unwrap();
@@ -320,7 +321,7 @@ mod tests {
         assert_ne!(first.0, second.0);
         assert_eq!(statuses.jobs("fluke", SystemTime::now() + HOUR).unwrap(), [1].into());
         drop((issuer, statuses));
-        // A directory that others can write to is not used. The operator reads it once.
+        // A directory that others can write to is not used. The operator is warned once.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path().join("status"), open).unwrap();
         let issuer = Minted::new(&settings, "T".to_owned(), Duration::from_secs(60)).unwrap();
@@ -349,7 +350,7 @@ mod tests {
         let error = fails(&settings(&keys), Values { project: None, ..job() });
         assert!(error.contains("the job is in no project"), "{error}");
         let error = fails(&settings(&keys), Values { user: None, ..job() });
-        assert!(error.contains("uid 1000 has no user name"), "{error}");
+        assert!(error.contains("uid 1000 has none"), "{error}");
         let user = Some("Alice_X".to_owned());
         let error = fails(&of_user, Values { user, ..job() });
         assert!(error.contains("the workspace `Alice_X` is not a name"), "{error}");

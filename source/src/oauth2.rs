@@ -1,7 +1,8 @@
-//! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4), in exchange
-//! for another token (RFC 8693), or by a refresh token (RFC 6749 section 6).
+//! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4), token
+//! exchange (RFC 8693), or a refresh token (RFC 6749 section 6).
 //!
-//! What may pass is tried again until the rule's timeout. [`request`] is what is asked, [`answer`] what comes back.
+//! Retryable errors are retried with backoff until the rule's timeout. [`request`] forms requests, and [`answer`]
+//! parses answers.
 
 mod answer;
 mod examine;
@@ -42,19 +43,19 @@ const LIFETIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 /// The age at which the metadata of a server is fetched again.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
-/// The authorization server, in the words of messages.
+/// The authorization server in messages.
 pub(crate) static SERVER: Peer = Peer {
     server: "an authorization server",
     unreachable: "the authorization server that its token comes from could not be reached",
-    unwell: "the authorization server that its token comes from is not well",
-    credential: "the site's access to the authorization server that its token comes from is not set up",
+    unwell: "the authorization server that its token comes from returned no usable answer",
+    credential: "the site's access to the authorization server that its token comes from is not set up correctly",
     address: "the key issuer or token-endpoint",
     authorities: "ca-file",
     name: None,
     client_certificate: None,
 };
 
-/// The text for the user if the server refuses.
+/// The text for the user if the server refuses the request.
 const REFUSED: &str = "the authorization server that its token comes from refused it";
 
 pub(crate) struct OAuth2(Arc<TokenEndpoint>);
@@ -113,7 +114,7 @@ impl TokenEndpoint {
         }
     }
 
-    /// Asks for a token until the timeout, as often as what failed may pass.
+    /// Requests a token. Retries retryable errors until the timeout.
     pub async fn token(self: &Arc<Self>, subject: Subject) -> Result<Given, Error> {
         let fetch = Fetch::new(self, Arc::clone(&self.settings));
         fetch
@@ -122,7 +123,7 @@ impl TokenEndpoint {
             .await
     }
 
-    /// Returns the metadata of the server, which is named by its issuer.
+    /// Returns the metadata of the server, which must be configured by its issuer.
     pub async fn metadata(self: &Arc<Self>) -> Result<Arc<Metadata>, Error> {
         let fetch = Fetch::new(self, Arc::clone(&self.settings));
         let attempts = &fetch.attempts;
@@ -131,7 +132,7 @@ impl TokenEndpoint {
         found.ok_or_else(|| Error::new(SERVER.unwell, "the key issuer is missing"))
     }
 
-    /// Returns the settings with what the user requests in place of the defaults.
+    /// Returns the settings with the requested values in place of the defaults.
     fn requested(&self, request: &TokenRequest) -> Arc<config::OAuth2> {
         if *request == TokenRequest::default() {
             return Arc::clone(&self.settings);
@@ -144,13 +145,13 @@ impl TokenEndpoint {
             settings.scope.clone_from(&request.scope);
         }
         if let Grant::ClientCredentials { share } = &mut settings.grant {
-            // It is not the one that others share.
+            // A token for a request must not be shared with other jobs.
             *share = false;
         }
         Arc::new(settings)
     }
 
-    /// Returns where tokens are asked for, and whom for a JWT by which the client authenticates is.
+    /// Returns the token endpoint, and the audience of a JWT that authenticates the client.
     async fn endpoint(&self, limit: Duration) -> Result<(String, String), SourceError> {
         let metadata = self.discovered(limit).await?;
         Ok(match (&self.settings.server, metadata) {
@@ -166,7 +167,7 @@ impl TokenEndpoint {
         let AuthorizationServer::Issuer(issuer) = &self.settings.server else {
             return Ok(None);
         };
-        // One delivery asks, while the others wait.
+        // One delivery fetches the metadata while the others wait.
         let mut known = self.metadata.lock().await;
         if let Some((at, metadata)) = &*known
             && at.elapsed() < METADATA_AGE
@@ -178,7 +179,7 @@ impl TokenEndpoint {
         Ok(Some(metadata))
     }
 
-    /// Asks for a token once. A refresh token that comes with it is stored before this returns.
+    /// Sends one token request. Stores a new refresh token before it returns.
     async fn ask(
         self: Arc<Self>,
         settings: Arc<config::OAuth2>,
@@ -187,7 +188,7 @@ impl TokenEndpoint {
     ) -> Result<Given, SourceError> {
         let (endpoint, audience) = self.endpoint(limit).await?;
         let how = self.settings.authentication.clone();
-        // It is read each time, since it may have been changed, and it is not kept.
+        // The credential may change, and must not stay in memory, so it is read for each request.
         let client = self.remote.files.read(&SERVER, move || Client::read(&how)).await??;
         let request = client.request(&settings, subject.as_deref(), &audience)?;
         let max = max_value(&self.variable);
@@ -218,7 +219,7 @@ struct Fetch<'a> {
     of: &'a Arc<TokenEndpoint>,
     settings: Arc<config::OAuth2>,
     attempts: Attempts,
-    /// Set after the token endpoint was missing once, and may have moved.
+    /// Set after the token endpoint was not found once, because it may have moved.
     moved: AtomicBool,
     warnings: Mutex<Vec<String>>,
 }
@@ -234,10 +235,10 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Returns the token as a variable, and when it expires, if the server states that.
+    /// Returns the token as a variable, and its expiry, if the server states it.
     async fn variables(&self, job: &Values) -> Result<(Variables, Option<SystemTime>), Error> {
         let Given { token, expires, .. } = match &self.settings.grant {
-            // No rule has the second one.
+            // No rule has the grant `AuthorizationCode`.
             Grant::ClientCredentials { share: false } | Grant::AuthorizationCode => self.token(None).await?,
             Grant::ClientCredentials { share: true } => self.shared().await?,
             Grant::TokenExchange {
@@ -263,9 +264,9 @@ impl<'a> Fetch<'a> {
         Ok((variables, expires))
     }
 
-    /// The token that jobs share: another one when half of its life is over.
+    /// Returns the token that jobs share. Requests a new one after half of its lifetime.
     async fn shared(&self) -> Result<Given, Error> {
-        // One delivery asks, while the others wait.
+        // One delivery requests the token while the others wait.
         let mut shared = self.of.shared.lock().await;
         if let Some(shared) = &*shared
             && Instant::now() < shared.until
@@ -282,7 +283,7 @@ impl<'a> Fetch<'a> {
         *shared = None;
         let began = Instant::now();
         let given = self.token(None).await?;
-        // Where it is not said how long it is good, each job has its own.
+        // If the server does not state the lifetime, each job gets its own token.
         if let Some(lifetime) = given.lifetime
             && let Some(until) = began.checked_add(lifetime / 2)
         {
@@ -309,14 +310,14 @@ impl<'a> Fetch<'a> {
         let (of, settings) = (Arc::clone(self.of), Arc::clone(&self.settings));
         let ask = of.ask(settings, subject, self.attempts.request_limit());
         let mut given = match is_held {
-            // The server may have replaced the token by now, so the answer is stored even if the job has ended.
+            // The server may replace the token, so the answer is stored even if the fetch is dropped.
             true => tokio::spawn(ask).await.unwrap_or_else(|_| Err(internal())),
             false => ask.await,
         };
         if let Err(error) = &mut given
             && error.retry == Retry::NotFound
         {
-            // Its metadata, which are asked for again, may name another endpoint.
+            // The metadata are fetched again, and may name another endpoint.
             *self.of.metadata.lock().await = None;
             let moved = self.moved.swap(true, Ordering::Relaxed);
             error.retry = if moved { Retry::Never } else { Retry::Backoff(None) };
@@ -329,13 +330,13 @@ impl<'a> Fetch<'a> {
         given
     }
 
-    /// RFC 6749 section 3.3: a server may give less than it was asked for, and says so then.
+    /// Warns if the server granted less than the requested scope, which it then states (RFC 6749 section 3.3).
     fn warn_of_scope(&self, given: &Given) {
         let asked = self.settings.scope.as_deref().unwrap_or_default();
         let Some(has) = &given.scope else { return };
         if asked.split(' ').any(|word| !has.split(' ').any(|other| other == word)) && !asked.is_empty() {
             let warning = format!(
-                "{}: the token has the scope `{has}`, and `{asked}` was asked for",
+                "{}: the token has the scope `{has}`, but the scope `{asked}` was requested",
                 self.place()
             );
             self.warnings
@@ -355,7 +356,7 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// Returns whether the server refuses, rather than being unwell.
+/// Returns whether the server refused the request, as opposed to other failures.
 pub(crate) fn is_refusal(error: &Error) -> bool {
     error.summary() == REFUSED
 }

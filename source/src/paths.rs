@@ -1,21 +1,21 @@
-//! Paths of keys as they are configured: `~`, `$VAR` and `${VAR}` in them.
+//! Expands `~`, `$VAR` and `${VAR}` in configured paths of keys.
 
 use std::{env, path::PathBuf};
 
 use config::KeyPath;
 
-/// Expands `~` to the home directory, by the variable HOME, and environment variables to their values. It asks nobody, and
-/// so does not block.
+/// Expands `~` to the value of the variable HOME, and environment variables to their values. It uses no name service,
+/// so it does not block.
 ///
 /// # Errors
-/// Returns what is wrong with it, in words. It names a variable that is not set.
+/// Returns a description of the mistake, which names a variable that is not set.
 pub fn expand(path: &KeyPath) -> Result<PathBuf, String> {
     expand_with(path.as_str(), |name| env::var(name))
 }
 
 fn expand_with(path: &str, variable: impl Fn(&str) -> Result<String, env::VarError>) -> Result<PathBuf, String> {
     let home = || variable("HOME").ok();
-    // Where there is no home directory, `~` stays, and is refused below.
+    // Without HOME, `~` is not expanded, and is rejected below.
     let expanded = shellexpand::full_with_context(path, home, |name| variable(name).map(Some));
     let expanded = expanded.map_err(|e| {
         let why = match e.cause {
@@ -23,17 +23,17 @@ fn expand_with(path: &str, variable: impl Fn(&str) -> Result<String, env::VarErr
             env::VarError::NotUnicode(_) => "is not UTF-8",
         };
         format!(
-            "{path}: the environment variable {} {why}, where this instance runs: set it, or write the path out",
+            "{path}: the environment variable {} {why} for this instance: set it, or write the full path",
             e.var_name
         )
     })?;
     if !expanded.starts_with('/') {
         let why = if expanded.starts_with('~') {
-            "`~` is the home directory of the instance owner, by the variable HOME, and nothing else"
+            "`~` is the home directory of the instance owner (the variable HOME), and no other form is supported"
         } else {
             "is not an absolute path"
         };
-        return Err(format!("{path}: {why}: write the path out"));
+        return Err(format!("{path}: {why}: write the full path"));
     }
     Ok(PathBuf::from(expanded.as_ref()))
 }

@@ -1,4 +1,4 @@
-//! A server of the configuration: an authorization server, or an issuer, by its URL.
+//! A configured server: an authorization server or an issuer, by its URL.
 
 mod discovery;
 
@@ -26,14 +26,14 @@ use crate::{
 /// The longest file of certificates, in bytes.
 const MAX_CA_FILE: usize = 4 << 20;
 
-/// The number of idle connections that are kept.
+/// The maximum number of idle connections.
 const MAX_IDLE: usize = 16;
 
-/// The types of answers: JSON, and that of a JWKS (RFC 7517 section 8.5), since some servers produce no other. A server
-/// that produces neither may still have what is needed.
+/// The accepted types of answers: JSON, and the type of a JWKS (RFC 7517 section 8.5), because some servers produce
+/// only that. A server that produces neither may send its own type.
 const ACCEPTED: &str = "application/json, application/jwk-set+json, */*;q=0.1";
 
-/// A server. It reads nothing, and asks nobody, before the first request.
+/// A server. It reads nothing and sends nothing before the first request.
 pub(crate) struct Remote {
     peer: &'static Peer,
     proxy: Option<Uri>,
@@ -46,7 +46,7 @@ pub(crate) struct Remote {
 #[derive(Clone)]
 struct Client {
     http: Http,
-    /// The file with the certificates that it trusts.
+    /// The file with the trusted certificates.
     file: Option<Arc<Stamp>>,
 }
 
@@ -54,7 +54,7 @@ impl Remote {
     pub fn new(network: &config::Discovery, peer: &'static Peer) -> Self {
         Self {
             peer,
-            // It was checked with the configuration.
+            // The configuration parser has checked it.
             proxy: network.proxy.as_ref().and_then(|proxy| proxy.parse().ok()),
             ca_file: network.ca_file.clone(),
             client: Mutex::default(),
@@ -62,17 +62,17 @@ impl Remote {
         }
     }
 
-    /// In the words of messages.
+    /// Returns the server in messages.
     pub fn peer(&self) -> &'static Peer {
         self.peer
     }
 
-    /// Reads what is there, in JSON.
+    /// Sends a GET request for JSON, and reads the answer.
     pub async fn get(&self, url: &str, max_body: usize, limit: Duration) -> Result<HttpReply, SourceError> {
         self.ask(Method::GET, url, None, None, max_body, limit).await
     }
 
-    /// Sends a form, and reads the answer, in JSON.
+    /// Sends a form, and reads the answer, which is JSON.
     pub async fn post(
         &self,
         url: &str,
@@ -122,7 +122,7 @@ impl Remote {
             .unwrap_or_else(|_| Err(self.peer.silent(limit)))
     }
 
-    /// Returns the client for requests; a new one if the file of certificates has changed.
+    /// Returns the client for requests. Creates a new one if the file of certificates has changed.
     async fn client(&self) -> Result<Http, SourceError> {
         let known = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(client) = known {
@@ -142,15 +142,18 @@ impl Remote {
         Ok(client.http)
     }
 
-    /// The error of an answer that is not a success.
+    /// Returns the error of an answer that is not a success.
     pub fn unusable(&self, answer: &HttpReply) -> SourceError {
         let mut cause = format!("it answered with the status {}", answer.status_text());
         let remedy = match answer.status {
-            StatusCode::NOT_FOUND => format!("see that {} is the one of {}", self.peer.address, self.peer.server),
+            StatusCode::NOT_FOUND => format!(
+                "check that {} is the address of {}",
+                self.peer.address, self.peer.server
+            ),
             status if status.is_redirection() => {
                 if let Some(location) = answer.headers.get(LOCATION) {
                     let location = String::from_utf8_lossy(location.as_bytes());
-                    cause = format!("{cause}, which sends to `{}`", quote(&location, &[]));
+                    cause = format!("{cause}, which redirects to `{}`", quote(&location, &[]));
                 }
                 format!("redirects are not followed: correct {}", self.peer.address)
             }
@@ -173,7 +176,7 @@ impl Client {
             tls: tls::client_config(roots, None, peer)?,
             server_name: None,
             proxy,
-            // That it is on this node, where it is not https, was checked with the configuration, or the metadata.
+            // The checks of the configuration and the metadata allow http only for servers on this node.
             plain: true,
             idle: MAX_IDLE,
         });
@@ -181,7 +184,7 @@ impl Client {
     }
 }
 
-/// Reads the files of one server, at most one at once: if a file system hangs, further reads wait for that one thread.
+/// Reads the files of one server, one at a time: if a file system hangs, further reads wait for that one thread.
 #[derive(Clone)]
 pub(crate) struct Files(Arc<Semaphore>);
 
@@ -192,13 +195,13 @@ impl Default for Files {
 }
 
 impl Files {
-    /// Runs what may block on a thread for it.
+    /// Runs a blocking call on its own thread.
     pub async fn read<T: Send + 'static>(
         &self,
         peer: &Peer,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, SourceError> {
-        // The message of a panic is not repeated: it may quote anything.
+        // The message of a panic is dropped, because it may contain a secret.
         let failed = || peer.wrong_credential("an internal error", "report it to the maintainers of this plugin");
         let permit = Arc::clone(&self.0).acquire_owned().await.map_err(|_| failed())?;
         let thread = tokio::task::spawn_blocking(move || (call(), permit));
@@ -206,20 +209,19 @@ impl Files {
     }
 }
 
-/// Awaits something on a thread that may block: by the runtime that the thread belongs to, or a short-lived one of its
-/// own.
+/// Awaits a future on a thread that may block, with the runtime of the thread or with a new short-lived one.
 pub(crate) fn await_here<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         return Ok(runtime.block_on(future));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let value = runtime.block_on(future);
-    // A name service that hangs is not waited for.
+    // Do not wait for a hung name service.
     runtime.shutdown_background();
     Ok(value)
 }
 
-/// The same for what is asked of a server, and for no longer than `limit`.
+/// Awaits the answer of a server on a thread that may block, for at most `limit`.
 pub(crate) fn ask_here<T>(
     peer: &Peer,
     limit: Duration,
@@ -229,7 +231,7 @@ pub(crate) fn ask_here<T>(
     let done = done.map_err(|_| {
         peer.wrong_credential(
             "the system has no more file descriptors",
-            "see ulimit -n, and run this again",
+            "raise ulimit -n, and run this again",
         )
     })?;
     done.unwrap_or_else(|_| Err(peer.silent(limit)))
@@ -246,7 +248,7 @@ mod tests {
     use super::*;
     use crate::oauth2::SERVER;
 
-    /// A read that hangs keeps its thread when nobody waits for it any more. The next read waits for that thread.
+    /// A hung read keeps its thread after its future is dropped. The next read waits for that thread.
     #[tokio::test]
     async fn files() {
         let files = Files::default();

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file as it was.
+/// The fingerprint of a file at one time.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     path: PathBuf,
@@ -16,7 +16,7 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Returns the current stamp. Blocks.
     pub fn of(path: &Path) -> Self {
-        // Links are followed: in a pod, a link to the directory of all the files is what changes.
+        // Links are followed, because in a pod, only the link to the directory of the files changes.
         let state = fs::metadata(path).ok().map(|meta| {
             [
                 i64::from_ne_bytes(meta.ino().to_ne_bytes()),
@@ -33,7 +33,7 @@ impl Stamp {
         }
     }
 
-    /// Returns whether the file is another one now.
+    /// Returns whether the file has changed.
     pub fn is_stale(&self) -> bool {
         *self != Self::of(&self.path)
     }

@@ -1,8 +1,8 @@
-//! The Status Lists of an issuer (draft-ietf-oauth-status-list-20): which entry each token of a job has, and whether it is still
-//! valid.
+//! The Status Lists of an issuer (draft-ietf-oauth-status-list-20): the entries of job tokens and their validity.
 //!
-//! A list has 2^20 entries, each of which is given out once. When all are, the next list begins; when all of its tokens have expired,
-//! a list is removed. Numbers of lists are random, so that they do not come again even if somebody empties the directory.
+//! A list has 2^20 entries, each of which is assigned once. When all are assigned, the next list begins. A list is
+//! removed when all of its tokens have expired. Numbers of lists are random, so they do not repeat even if the
+//! directory is emptied.
 
 mod journal;
 mod list;
@@ -27,19 +27,19 @@ use list::List;
 pub use journal::{Entry, hash_of};
 pub use list::{JobOwner, TokenToList};
 
-/// The most lists. While all of them have tokens that have not expired, further tokens have no entry.
+/// The maximum number of lists. While all lists are full and contain unexpired tokens, new tokens have no entry.
 pub const MAX_LISTS: usize = 16;
 
-/// The time that a process waits for its predecessor to end, and the pause between looks.
+/// The time that a process waits for its predecessor to end, and the interval of checks.
 const PREDECESSOR: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(20));
 
-/// The time after which a directory that could not be opened is tried again: jobs do not wait for it each time.
+/// The time after which opening a directory is retried, so that not every job waits for it.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The interval at which the same error is reported.
 const REPORT: Duration = Duration::from_secs(600);
 
-/// The lists in a directory. Its calls block, as files do.
+/// The lists in a directory. Its calls access files, so they block.
 pub struct StatusLists {
     path: PathBuf,
     state: Mutex<State>,
@@ -48,7 +48,7 @@ pub struct StatusLists {
 #[derive(Default)]
 struct State {
     opened: Option<Opened>,
-    /// When and why it could not be opened.
+    /// The time and cause of the last failure to open it.
     failed: Option<(Instant, String)>,
     reported: Option<(Instant, String)>,
 }
@@ -58,7 +58,7 @@ struct Opened {
     directory: Directory,
     _lock: OwnedFd,
     instance: String,
-    /// The last one was begun last.
+    /// The lists in the order of their creation.
     lists: Vec<List>,
 }
 
@@ -76,11 +76,11 @@ pub fn uri_of(issuer: &str, number: u32) -> String {
     format!("{issuer}/status/{number}")
 }
 
-/// All directories that are in use, so that those who mint tokens and those who sign lists share them.
+/// The directories in use, which the minting of tokens and the signing of lists share.
 static DIRECTORIES: Mutex<Vec<Weak<StatusLists>>> = Mutex::new(Vec::new());
 
 impl StatusLists {
-    /// Returns the lists in a directory. Nothing is read yet.
+    /// Returns the lists in a directory. Reads nothing yet.
     pub fn of(path: &Path) -> Arc<Self> {
         let mut all = DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|lists| lists.strong_count() > 0);
@@ -95,10 +95,11 @@ impl StatusLists {
         lists
     }
 
-    /// Gives an entry out to a token of a job of this instance. No other token gets the same, whenever the process ends.
+    /// Assigns an entry to a token of a job of this instance. No other token gets the same entry, even if the process
+    /// crashes.
     ///
     /// # Errors
-    /// For the operator: there is none.
+    /// For the operator: no entry is available.
     pub fn give(&self, instance: &str, now: SystemTime) -> Result<Place, String> {
         self.with(instance, |opened| {
             let now = seconds(now);
@@ -114,10 +115,10 @@ impl StatusLists {
         })
     }
 
-    /// Records the token that has an entry.
+    /// Records the token of an entry.
     ///
     /// # Errors
-    /// For the operator: after a restart, the token will not be valid.
+    /// For the operator: the token was not recorded, so it will be invalid after a restart.
     pub fn record(&self, instance: &str, place: Place, token: &TokenToList) -> Result<(), String> {
         self.with(instance, |opened| {
             let list = opened.lists.iter_mut().find(|list| list.number == place.list);
@@ -136,7 +137,7 @@ impl StatusLists {
         })
     }
 
-    /// Returns a list, if there is one of this number.
+    /// Returns the list of a number, if it exists.
     ///
     /// # Errors
     /// For the operator: the directory cannot be used.
@@ -158,8 +159,8 @@ impl StatusLists {
         })
     }
 
-    /// Marks the tokens that are not valid any more, and forgets those that have expired. The closure gets each valid token, its owner,
-    /// and whether it was not there before.
+    /// Invalidates the tokens for which the closure returns true, and drops expired ones. The closure receives each
+    /// valid token, its owner, and whether the token is new since the last sweep.
     ///
     /// # Errors
     /// For the operator: the directory cannot be used.
@@ -192,7 +193,7 @@ impl StatusLists {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Uses the directory, which is opened by the first who does.
+    /// Calls a closure with the open directory. The first call opens it.
     fn with<T>(&self, instance: &str, f: impl FnOnce(&mut Opened) -> Result<T, String>) -> Result<T, String> {
         let mut state = self.lock();
         let done = self.opened(&mut state, instance).and_then(f);
@@ -208,7 +209,7 @@ impl StatusLists {
         match opened.instance == instance {
             true => Ok(opened),
             false => Err(format!(
-                "it is of the instance {}: give each instance a directory of its own",
+                "it belongs to the instance {}: give each instance its own directory",
                 opened.instance.escape_debug()
             )),
         }
@@ -232,7 +233,7 @@ impl Opened {
             match directory.lock().map_err(|e| e.to_string())? {
                 Some(lock) => break lock,
                 None if Instant::now() < end => thread::sleep(PREDECESSOR.1),
-                None => return Err("another agent uses it: give each agent a directory of its own".to_owned()),
+                None => return Err("another agent uses it: give each agent its own directory".to_owned()),
             }
         };
         let names = directory.names(4 * MAX_LISTS).map_err(|e| e.to_string())?;
@@ -256,27 +257,27 @@ impl Opened {
         self.remove_past(now)?;
         if self.lists.len() >= MAX_LISTS {
             return Err(format!(
-                "all {MAX_LISTS} lists are full, and have tokens that have not expired: shorten max-lifetime"
+                "all {MAX_LISTS} lists are full and contain unexpired tokens: shorten max-lifetime"
             ));
         }
         let (mut number, mut key) = ([0; 4], [0; 16]);
-        // aws-lc ends the process where there is no randomness.
+        // aws-lc aborts the process if no randomness is available.
         rand::fill(&mut number)
             .and_then(|()| rand::fill(&mut key))
-            .map_err(|_| "there is no randomness")?;
+            .map_err(|_| "no randomness is available")?;
         let head = Head {
             instance: self.instance.clone(),
-            // Each list is later than the one before, whatever the clock says.
+            // Each list is later than its predecessor, even if the clock was set back.
             created: now.max(self.lists.last().map_or(0, |list| list.created + 1)),
             key,
         };
-        // The file of another list of this number is not replaced.
+        // `begin` fails if a list of this number exists.
         let list = List::begin(&self.directory, u32::from_le_bytes(number), &head).map_err(|e| e.to_string())?;
         self.lists.push(list);
         Ok(())
     }
 
-    /// Removes the lists all of whose tokens have expired.
+    /// Removes the lists whose tokens have all expired.
     fn remove_past(&mut self, now: u64) -> Result<(), String> {
         let mut removed = Ok(());
         self.lists.retain(|list| {

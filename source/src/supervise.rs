@@ -1,11 +1,11 @@
-//! The supervisor of a command: it starts the command, collects its output, and kills it with everything that it has
-//! started when told to, at its timeout, or when the engine is gone.
+//! The supervisor of a command: it starts the command and collects its output. It kills the command and all processes
+//! that the command has started on request, at the timeout, or when the engine has ended.
 //!
-//! It is a process of its own, run as `PROGRAM supervise`, with the request on standard input and the answer on
-//! standard output. Neither arguments nor output of the command are ever in its own arguments. It has a deadline of its
-//! own to answer, a second after the command was killed at the latest. Some processes cannot be killed: those of
-//! another uid (sudo), and those in uninterruptible sleep. The supervisor then answers without waiting for them, and
-//! lives as long as they do, so that its own end tells when they are gone.
+//! It is a separate process, `PROGRAM supervise`, which reads the request from standard input and writes the answer to
+//! standard output. Its own arguments contain neither arguments nor output of the command. It answers at most one
+//! second after it has killed the command. Some processes cannot be killed: those of another uid (sudo), and those in
+//! uninterruptible sleep. The supervisor then answers without waiting for them, but lives as long as they do, so its
+//! end signals theirs.
 
 mod client;
 mod descendants;

@@ -1,4 +1,5 @@
-//! A client of the token service, for users who prove with a MUNGE credential who they are: gets tokens, and logs in for jobs.
+//! A client of the token service for users who authenticate with a MUNGE credential. It gets tokens and logs in for
+//! jobs.
 
 use std::time::Duration;
 
@@ -15,11 +16,11 @@ use crate::{
 /// The longest answer, in bytes.
 const MAX_BODY: usize = 256 << 10;
 
-/// The token service, in the words of messages.
+/// The token service in messages.
 static SERVER: Peer = Peer {
     server: "the token service",
     unreachable: "the token service could not be reached",
-    unwell: "the token service is not well",
+    unwell: "the token service returned no usable answer",
     credential: "the certificates for the token service cannot be used",
     address: "--issuer",
     authorities: "--ca-file",
@@ -27,14 +28,14 @@ static SERVER: Peer = Peer {
     client_certificate: None,
 };
 
-/// What a user wants of a token.
+/// The token that a user requests.
 #[derive(Debug, Default)]
 pub struct Wanted {
-    /// The audiences; none for all that are allowed.
+    /// The audiences. If empty, all allowed ones.
     pub audience: Vec<String>,
-    /// The projects; none for all.
+    /// The projects. If empty, all.
     pub projects: Vec<String>,
-    /// The lifetime; none for the longest.
+    /// The lifetime. If none, the longest one.
     pub lifetime: Option<Duration>,
 }
 
@@ -46,36 +47,36 @@ pub struct TokenService {
     limit: Duration,
 }
 
-/// A login for jobs that was begun.
+/// A started login for jobs.
 #[derive(Deserialize)]
 pub struct Begun {
     device_code: Zeroizing<String>,
-    /// The code that the user types.
+    /// The code that the user enters.
     pub user_code: String,
-    /// Where to type it.
+    /// The address at which the user enters the code.
     pub verification_uri: String,
-    /// The same address with the code, if there is one.
+    /// The same address with the code, if any.
     pub verification_uri_complete: Option<String>,
-    /// The time for it, in seconds.
+    /// The lifetime of the code, in seconds.
     pub expires_in: u64,
-    /// The shortest interval between two questions, in seconds.
+    /// The shortest interval between two polls, in seconds.
     #[serde(default)]
     pub interval: Option<u64>,
 }
 
-/// What became of a login.
+/// The progress of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The user has not finished it.
+    /// The user has not finished the login.
     Pending,
-    /// The same, and the question came too early.
+    /// The user has not finished the login, and the poll came too early.
     TooEarly,
     /// The user has logged in.
     Done,
 }
 
 impl TokenService {
-    /// Asks the service for its metadata. Blocks, no longer than `limit`, as each question does.
+    /// Fetches the metadata of the service. Every call of this type blocks for at most `limit`.
     ///
     /// # Errors
     /// For the user: the service cannot be reached.
@@ -106,7 +107,7 @@ impl TokenService {
     /// Exchanges a MUNGE credential for a token of the user who encoded it.
     ///
     /// # Errors
-    /// For the user: there is no token.
+    /// For the user: the service issued no token.
     pub fn token(&self, wanted: &Wanted, credential: &str) -> Result<Secret, String> {
         let token: Token = self.post(&self.metadata.token_endpoint, form(wanted, credential))?;
         Ok(Secret::from(token.access_token.as_str()))
@@ -121,10 +122,10 @@ impl TokenService {
         self.post(at, munge_form(credential, &[]))
     }
 
-    /// Returns what became of a login.
+    /// Polls the progress of a login.
     ///
     /// # Errors
-    /// For the user: it failed.
+    /// For the user: the login failed.
     pub fn progress(&self, begun: &Begun) -> Result<Progress, String> {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:device_code")
@@ -140,8 +141,8 @@ impl TokenService {
         }
     }
 
-    /// Asks about the login for the jobs of a user (`status`), or ends it (`logout`). Returns when it began or was last used, in seconds since
-    /// 1970-01-01T00:00:00Z; none if there is none.
+    /// Queries (`status`) or ends (`logout`) the login for the jobs of a user. Returns the time of its start or last
+    /// use, in seconds since 1970-01-01T00:00:00Z; none if the user has not logged in.
     ///
     /// # Errors
     /// For the user: users cannot log in here, or the service does not answer.
@@ -161,7 +162,7 @@ impl TokenService {
 
     fn refused(&self, refusal: &Refusal) -> String {
         format!(
-            "{} refused it [{}]: {}",
+            "{} refused the request [{}]: {}",
             self.issuer,
             quote(&refusal.error, &[]),
             quote(&refusal.error_description, &[])
@@ -180,7 +181,7 @@ impl TokenService {
     }
 }
 
-/// The metadata of the service, as far as they are used.
+/// The used parts of the metadata of the service.
 #[derive(Deserialize)]
 struct Metadata {
     issuer: String,
@@ -216,9 +217,9 @@ fn metadata(issuer: &str, reply: &HttpReply) -> Result<Metadata, SourceError> {
         )
     };
     let metadata: Metadata = serde_json::from_slice(reply.json())
-        .map_err(|_| wrong("its metadata have no munge_uid or token_endpoint, as before its agent is connected"))?;
+        .map_err(|_| wrong("its metadata lack munge_uid or token_endpoint, as before its agent is connected"))?;
     if metadata.issuer != issuer {
-        return Err(wrong("its metadata are of another issuer"));
+        return Err(wrong("its metadata belong to another issuer"));
     }
     let are_urls = [&metadata.device_authorization_endpoint, &metadata.job_login_endpoint]
         .into_iter()
@@ -227,7 +228,7 @@ fn metadata(issuer: &str, reply: &HttpReply) -> Result<Metadata, SourceError> {
         .all(|url| check_url(url).is_ok());
     match are_urls {
         true => Ok(metadata),
-        false => Err(wrong("one of its endpoints is not a URL with https")),
+        false => Err(wrong("one of its endpoints is not an https URL")),
     }
 }
 

@@ -1,37 +1,37 @@
-//! From the bytes that a source read to a value that an environment can carry.
+//! Converts the bytes that a source has read into a value that an environment can carry.
 
 use seal::Secret;
 use zeroize::Zeroizing;
 
-/// Linux's limit for one string of an environment, with its name, `=` and NUL, in bytes (MAX_ARG_STRLEN, execve(2)).
+/// Linux's limit for one environment string including its name, `=` and NUL, in bytes (MAX_ARG_STRLEN, execve(2)).
 const MAX_ARG_STRLEN: usize = 32 * 4096;
 
-/// The longest value, in bytes, that the variable `name` can have: with a longer one no program would start.
+/// Returns the length of the longest value of the variable `name`, in bytes. With a longer one, no program would start.
 pub fn max_value(name: &str) -> usize {
     MAX_ARG_STRLEN - name.len() - 2
 }
 
-/// The reason why a value was refused. The value itself is never quoted.
+/// The reason why a value was rejected. Messages never contain the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// The value is empty, or only a newline.
+    /// The value is empty or only a newline.
     #[error("it is empty")]
     Empty,
-    /// Longer than an environment can carry.
-    #[error("it is longer than {0} bytes, the most that an environment variable can have")]
+    /// The value is longer than an environment can carry.
+    #[error("it is longer than {0} bytes, the limit for this environment variable")]
     TooLong(usize),
-    /// Not UTF-8.
+    /// The value is not UTF-8.
     #[error("it is not UTF-8 (at byte {0})")]
     NotUtf8(usize),
-    /// A NUL.
-    #[error("it has a NUL character")]
+    /// The value contains a NUL.
+    #[error("it contains a NUL character")]
     Nul,
-    /// More than one line.
+    /// The value has more than one line.
     #[error("it has more than one line; only one trailing newline is allowed")]
     Newline,
 }
 
-/// Takes one trailing newline off, and refuses what an environment cannot carry, or what no token is.
+/// Removes one trailing newline, and rejects a value that an environment cannot carry or that cannot be a token.
 ///
 /// # Errors
 /// [`ValueError`].

@@ -10,7 +10,7 @@ use token::{Claims, KeySet, Verifier, VerifyError};
 pub use crate::issuer_keys::{IssuerKeys, Lookup};
 use crate::{Error, JwksClient, keys::KeyStore};
 
-/// Verifies tokens of one issuer against its keys and the claims that they must have.
+/// Verifies the signatures and the required claims of tokens of one issuer.
 pub struct TokenVerifier {
     keys: Arc<dyn IssuerKeys>,
     issuer: String,
@@ -19,7 +19,7 @@ pub struct TokenVerifier {
     leeway: Duration,
 }
 
-/// The reason why a token was not accepted.
+/// The reason why a token was rejected.
 #[derive(Debug)]
 pub enum Unverified {
     /// The token is not valid.
@@ -29,10 +29,10 @@ pub enum Unverified {
 }
 
 impl TokenVerifier {
-    /// Returns the verifier of a table `trust.NAME`. It reads nothing, and asks nobody, before the first token.
+    /// Returns the verifier of a table `trust.NAME`. It reads nothing and sends nothing before the first token.
     ///
     /// # Errors
-    /// Returns the key of the table that cannot be used on this machine, and why.
+    /// The key of the table that is invalid on this machine, and the cause.
     pub fn new(trust: &config::Trust) -> Result<Self, String> {
         let expand = |key: &str, path| {
             crate::expand(path).map_err(|e| format!("workflow-token.trust.{}.{key}: {e}", trust.name))
@@ -51,7 +51,7 @@ impl TokenVerifier {
         })
     }
 
-    /// Returns the same for tokens of these types.
+    /// Returns a verifier with the same settings that accepts tokens of these types.
     #[must_use]
     pub fn of_types(&self, types: &[&str]) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl TokenVerifier {
         }
     }
 
-    /// Verifies a token. Blocks, as [`IssuerKeys`] says. The notes are for the operator's log.
+    /// Verifies a token. Blocks, see [`IssuerKeys`]. The notes are for the operator's log.
     pub fn verify(&self, token: &str, now: SystemTime) -> (Result<Claims, Unverified>, Vec<String>) {
         let Lookup { result, mut notes } = self.keys.known();
         let keys = match result {

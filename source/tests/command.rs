@@ -1,4 +1,4 @@
-//! Commands of rules, by the supervisor that runs them: what is left of one that does not end as it should.
+//! Commands of rules under their supervisor, in particular commands that do not end in time.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ impl Site {
         path
     }
 
-    /// A rule with a script of this name that is run in the directory of the site.
+    /// Returns a rule with a script of this name, which runs in the directory of the site.
     fn rule(&self, name: &str, script: &str, timeout: &str) -> Value {
         let script = format!("#!/bin/sh\ncd {}\n{script}\n", self.dir.path().display());
         let path = self.write(name, 0o755, &script);
@@ -63,7 +63,7 @@ impl Site {
         source::of_rule(&config.rules[0], &[supervisor]).unwrap()
     }
 
-    /// What a script came to.
+    /// Runs a script as the command of a rule. Returns the result of the fetch.
     async fn run(&self, script: &str) -> Fetched {
         let rule = self.rule("script", script, LONG);
         self.source(&rule, supervisor())
@@ -71,12 +71,12 @@ impl Site {
             .await
     }
 
-    /// The process whose number a script has written.
+    /// Returns the process whose id a script has written.
     async fn pid(&self, name: &str) -> Pid {
         Pid::from_raw(self.line(name).await.parse().unwrap())
     }
 
-    /// A line that a script has written.
+    /// Returns a line that a script has written.
     async fn line(&self, name: &str) -> String {
         loop {
             let text = fs::read_to_string(self.at(name)).unwrap_or_default();
@@ -88,7 +88,7 @@ impl Site {
     }
 }
 
-/// The example of this crate, which cargo builds with its tests.
+/// Returns the path of this crate's example, which cargo builds with its tests.
 fn supervisor() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.ancestors().nth(2).unwrap().join("examples/supervise");
@@ -100,7 +100,7 @@ fn supervisor() -> PathBuf {
     program
 }
 
-/// A slot, and what waits until nothing holds it.
+/// Returns a slot, and a receiver that fails when nothing holds the slot.
 fn slot() -> (Slot, oneshot::Receiver<()>) {
     struct Guard(#[expect(dead_code, reason = "its end closes the channel")] oneshot::Sender<()>);
     let (sender, receiver) = oneshot::channel();
@@ -115,7 +115,7 @@ fn is_gone(pid: Pid) -> bool {
         .is_none_or(|rest| rest.is_empty() || rest.starts_with(" Z"))
 }
 
-/// Drives a fetch until something else has happened.
+/// Drives a fetch until another future is ready.
 async fn until<T>(fetch: impl Future<Output = Fetched>, event: impl Future<Output = T>) -> T {
     tokio::select! {
         biased;
@@ -128,7 +128,7 @@ fn failure(fetched: Fetched) -> String {
     fetched.result.unwrap_err().to_string()
 }
 
-/// Starts processes in a session of their own, orphaned ones, and ones that ignore signals.
+/// Starts processes in their own session, orphaned processes, and processes that ignore signals.
 const ESCAPING: &str = "\
     setsid sleep 1000 & echo $! >session
     (setsid sh -c 'echo $$ >orphan; trap \"\" TERM HUP INT; sleep 1000 & wait' &)
@@ -168,7 +168,7 @@ async fn a_command_that_takes_too_long_leaves_no_process_wherever_it_went() {
         .await;
     let error = failure(fetched);
     assert!(
-        error.contains("took longer than 2 s") && error.contains("all that it had started"),
+        error.contains("took longer than 2 s") && error.contains("all processes that it had started"),
         "{error}"
     );
     for name in ESCAPED {
@@ -176,7 +176,7 @@ async fn a_command_that_takes_too_long_leaves_no_process_wherever_it_went() {
     }
 }
 
-/// A process that has become root cannot be killed by a supervisor that is not.
+/// A supervisor that is not root cannot kill a process that has become root.
 #[needs(root, setpriv)]
 #[tokio::test]
 async fn an_unkillable_command_is_abandoned_and_holds_its_slot() {
@@ -200,11 +200,11 @@ async fn an_unkillable_command_is_abandoned_and_holds_its_slot() {
     let (slot, mut released) = slot();
     let error = failure(site.source(&rule, supervisor).fetch(&Values::example(), slot).await);
     assert!(
-        error.contains("took longer than 3 s") && error.contains("except for 1 processes"),
+        error.contains("took longer than 3 s") && error.contains("except for 1 that cannot be killed"),
         "{error}"
     );
     let pid = site.pid("of-user/pid").await;
-    // Another command has run and ended since, and so would the supervisor of this one.
+    // Another command has run and ended since, so the supervisor of this one had enough time to end.
     site.run("echo token").await.result.unwrap();
     assert!(!is_gone(pid) && released.try_recv() == Err(oneshot::error::TryRecvError::Empty));
     kill(pid, Signal::SIGKILL).unwrap();
@@ -236,11 +236,11 @@ async fn a_command_that_leaves_a_noisy_process_behind_is_not_waited_for() {
     assert_eq!(fetched.result.unwrap().len(), 1);
 }
 
-/// Whoever starts the supervisor may have descriptors open that are inherited.
+/// The process that starts the supervisor may have inheritable descriptors open.
 #[tokio::test]
 async fn neither_the_supervisor_nor_a_command_keeps_a_descriptor() {
     let site = Site::new();
-    // Unlike those of the standard library, they are inherited.
+    // Unlike descriptors of the standard library, these are inherited.
     let (reader, writer) = nix::unistd::pipe().unwrap();
     let rule = site.rule("script", "echo $$ >started\nexec sleep 1000", LONG);
     let source = site.source(&rule, supervisor());

@@ -1,4 +1,4 @@
-//! Verification keys from an issuer's URL, against a stand-in for one.
+//! Verification keys from an issuer's URL, against a simulated issuer.
 
 #[path = "support/login.rs"]
 mod login;
@@ -23,10 +23,10 @@ use tempfile::TempDir;
 use token::{SigningKey, VerifyError};
 use tunnel::Tunnel;
 
-/// So many times an issuer is asked at once because of keys that are not known.
+/// The burst of requests to an issuer because of unknown keys.
 const ASKS: usize = 3;
 
-/// One who verifies.
+/// A verifier.
 #[derive(Clone)]
 struct Site {
     dir: Arc<TempDir>,
@@ -64,7 +64,7 @@ impl Site {
         Arc::new(TokenVerifier::new(&trust).unwrap())
     }
 
-    /// A token, signed with this key.
+    /// Returns a token that this key signs.
     fn token(&self, key: &SigningKey) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let claims = json!({"iss": self.issuer, "aud": "copy-offload", "sub": "alice", "exp": now + 600});
@@ -72,7 +72,7 @@ impl Site {
         token.expose_secret().to_owned()
     }
 
-    /// Verifies, as a worker thread does.
+    /// Verifies a token on a worker thread.
     async fn verify(&self, trusted: &Arc<TokenVerifier>, key: &SigningKey) -> Result<(), Unverified> {
         let (trusted, token, notes) = (trusted.clone(), self.token(key), self.notes.clone());
         tokio::task::spawn_blocking(move || {
@@ -123,7 +123,7 @@ fn none_left(result: Result<(), Unverified>) {
     );
 }
 
-/// An issuer with a key, and one who verifies.
+/// Returns an issuer with a key, and a verifier.
 fn healthy() -> (Login, SigningKey, Site) {
     let (login, key) = (Login::start(), key());
     login.publish(&[&key]);
@@ -138,7 +138,7 @@ async fn a_token_is_verified_with_the_keys_of_its_issuer_which_are_kept() {
     for _ in 0..100 {
         site.verify(&trusted, &key).await.unwrap();
     }
-    // Whoever trusts the same issuer shares them.
+    // Verifiers of the same issuer share the keys.
     site.verify(&site.trusted(), &key).await.unwrap();
     assert_eq!((login.asked(METADATA).len(), login.asked(JWKS).len()), (1, 1));
 }
@@ -185,12 +185,12 @@ async fn tokens_of_unknown_keys_do_not_have_the_issuer_asked_without_end() {
     for task in tasks {
         unknown(task.await.unwrap());
     }
-    // Those that come at once wait for one answer. One after the other, nobody else's answer is there to be waited for.
+    // Simultaneous verifications wait for one answer. Sequential ones cannot share an answer.
     for _ in 0..50 {
         unknown(site.verify(&trusted, &key()).await);
     }
     let asked = login.asked(JWKS).len() - 1;
-    // If it took long, there may have been more by now.
+    // If the test is slow, the rate limit allows more requests.
     let more = login.asked(JWKS).last().unwrap().at - login.asked(JWKS)[0].at;
     let most = ASKS + (more.as_secs() / 10) as usize;
     assert!(
@@ -209,18 +209,14 @@ async fn an_issuer_that_cannot_be_reached_does_not_stop_known_keys_from_working(
     unknown(site.verify(&trusted, &key()).await);
     site.verify(&trusted, &good).await.unwrap();
     let notes = site.notes();
-    assert!(notes.contains("those that are known are used"), "{notes}");
-    assert_eq!(
-        notes.matches("those that are known").count(),
-        1,
-        "it is said once: {notes}"
-    );
+    assert!(notes.contains("the known keys remain in use"), "{notes}");
+    assert_eq!(notes.matches("the known keys").count(), 1, "it is said once: {notes}");
     let port = login.port();
     drop(login);
     unknown(site.verify(&trusted, &key()).await);
     site.verify(&trusted, &good).await.unwrap();
 
-    // It is back, with another key: nobody asks, and it is found in the background.
+    // The issuer returns with another key, which the background task fetches without a verification.
     let new = key();
     let authority = Authority::new("the next authority");
     fs::write(site.dir.path().join("ca.pem"), authority.pem()).unwrap();
@@ -244,12 +240,12 @@ async fn keys_are_fetched_again_in_the_background() {
     site.verify(&trusted, &good).await.unwrap();
     login.until(|login| login.asked(JWKS).len() >= 4).await;
     assert!(login.asked(METADATA).len() >= 3, "where they are may change, too");
-    // One that is gone from there is not good any more, though no token named another.
+    // A removed key is rejected, even if no token named an unknown key.
     login.publish(&[]);
     let seen = login.asked(JWKS).len();
     login.until(|login| login.asked(JWKS).len() >= seen + 2).await;
     none_left(site.verify(&trusted, &good).await);
-    // And when nobody trusts the issuer any more, it is left alone: its connections are closed.
+    // When no verifier uses the issuer, its connections are closed.
     drop(trusted);
     login.until(|login| login.open() == 0).await;
 }
@@ -270,7 +266,7 @@ async fn an_issuer_that_requests_an_endless_pause_is_asked_again_when_its_keys_a
         let trusted = site.trusted();
         login.fail(METADATA, 1, Fault::busy(503, retry_after));
         site.verify(&trusted, &good).await.unwrap();
-        // The next one starts anew.
+        // The next runtime starts a new task.
         drop(trusted);
         login.until(|login| login.open() == 0).await;
     }
@@ -324,14 +320,17 @@ async fn without_keys_it_is_told_why() {
             Fault::Text(json!({"issuer": url}).to_string()),
             "names no jwks_uri",
         ),
-        (JWKS, not_json, "is not its keys"),
+        (JWKS, not_json, "is not a JWKS"),
         (JWKS, Fault::Endless, "more than"),
         (JWKS, Fault::Long(1 << 40), "more than"),
         (JWKS, Fault::Status(403, None), "status 403"),
     ] {
         let site = Site::new(&login);
         login.fail(path, 1, fault);
-        no_keys(site.verify(&site.trusted(), &good).await, &["is not well", says, &url]);
+        no_keys(
+            site.verify(&site.trusted(), &good).await,
+            &["no usable answer", says, &url],
+        );
         login.mend();
     }
     let site = Site::new(&login);
@@ -363,12 +362,12 @@ async fn keys_that_cannot_be_used_are_skipped_and_told() {
 
     login.document(JWKS, json!({"keys": [{"kty": "quantum"}]}));
     none_left(site.verify(&trusted, &key()).await);
-    assert!(site.notes().contains("no key that can be used"), "{}", site.notes());
+    assert!(site.notes().contains("no usable key"), "{}", site.notes());
     login.publish(&[&good]);
     site.verify(&trusted, &good).await.unwrap();
 }
 
-/// JWKS as issuers have been seen to publish them, beside keys that cannot be used.
+/// JWKS of real issuers, which also contain unusable keys.
 #[tokio::test]
 async fn keys_are_taken_from_sets_as_issuers_publish_them() {
     let (login, good, site) = healthy();
@@ -385,10 +384,10 @@ async fn keys_are_taken_from_sets_as_issuers_publish_them() {
     let keycloak = json!({"kid": "enc", "kty": "RSA", "alg": "RSA-OAEP", "use": "enc", "n": "AQAB", "e": "AQAB"});
     let many = (0..40).map(|n| json!({"kty": "EC", "crv": "P-521", "kid": n.to_string(), "x": "AA", "y": "AA"}));
     for set in [
-        // Without alg and use, as those of Entra.
+        // Without alg and use, as at Entra.
         json!({"keys": [bare]}),
         json!({"keys": [keycloak, with(json!({"x5c": ["AAAA"], "x5t": "x", "x5t#S256": "x", "exp": 1, "nbf": 1.5}))]}),
-        // The same kid for other algorithms.
+        // The same kid with different algorithms.
         json!({"keys": [with(json!({"alg": "RS384"})), jwk, with(json!({"alg": "RS512"}))]}),
         json!({"keys": [with(json!({"kty": "EC", "crv": "P-256", "alg": "ES256"})), jwk]}),
         json!({"keys": [with(json!({"kid": 1})), with(json!({"key_ops": ["verify"], "ext": true}))], "expires": null}),
@@ -406,7 +405,7 @@ async fn keys_are_taken_from_sets_as_issuers_publish_them() {
     site.verify(&site.trusted(), &good).await.unwrap();
 }
 
-/// RFC 8414 section 2 demands no `jwks_uri`.
+/// RFC 8414 section 2 does not require `jwks_uri`.
 #[tokio::test]
 async fn keys_that_one_place_does_not_name_are_looked_for_in_the_next() {
     let (login, good, site) = healthy();
@@ -441,7 +440,7 @@ fn a_runtime_that_ends_takes_nobody_with_it() {
     };
     let first = runtime();
     first.block_on(site.verify(&trusted, &good)).unwrap();
-    // One thread waits for an answer that does not come, when the plugin is removed.
+    // The plugin is removed while a thread waits for an answer.
     login.fail("", 1000, Fault::Hang);
     let other = key();
     first.spawn({
@@ -468,7 +467,7 @@ fn the_operator_is_told_what_is_good_and_what_is_not() {
     let said = format!("{:?}", look());
     assert!(said.contains("Good") && said.contains("1 usable key(s)"), "{said}");
     login.publish(&[]);
-    assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("no key that can be used")));
+    assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("no usable key")));
     login.metadata(METADATA, "https://evil.example.org");
     assert!(matches!(look(), Examined::Bad { what, .. } if what.contains("another issuer")));
     drop(login);

@@ -1,4 +1,4 @@
-//! Key directories as an operator has them: written, read with all suspicion, and changed while they are used.
+//! Key directories of an operator: writing, checks while reading, and changes during use.
 
 use std::{
     collections::BTreeSet,
@@ -49,7 +49,7 @@ impl Site {
         keys::read(&self.keys, Want::Signing).map_err(|e| e.to_string())
     }
 
-    /// Why the directory is not read.
+    /// Returns the reason why the directory is rejected.
     #[track_caller]
     fn refused(&self) -> String {
         self.read().expect_err("it was read")
@@ -181,7 +181,7 @@ fn a_rotation_refuses_no_token_until_its_key_is_retired() {
 
         keys::retire(&site.keys, &site.kid).unwrap();
         let (result, _) = trusted.verify(&before, SystemTime::now());
-        // Where one key is left, it is still not the one that the token names.
+        // The only remaining key is not the one that the token names.
         assert!(
             matches!(&result, Err(Unverified::Refused(VerifyError::UnknownKid(_)))),
             "{result:?}"
@@ -206,20 +206,17 @@ fn a_step_that_would_break_it_is_refused() {
             "{error:?} does not say {words:?}"
         );
     };
-    says(keys::retire(&site.keys, &site.kid), "is the active one");
+    says(keys::retire(&site.keys, &site.kid), "is active");
     says(keys::retire(&site.keys, "nobody"), "there is no key nobody");
     says(keys::retire(&site.keys, "../active"), "there is no key ../active");
-    says(
-        keys::promote(&site.keys, None).map(drop),
-        "there is no other key to sign with",
-    );
+    says(keys::promote(&site.keys, None).map(drop), "it contains no inactive key");
     says(
         keys::promote(&site.keys, Some("nobody")).map(drop),
         "there is no key nobody",
     );
     says(
         keys::create(&site.keys, Algorithm::EdDsa).map(drop),
-        "there are keys already",
+        "already contains keys",
     );
 
     let kid = keys::add(&site.keys, Algorithm::EdDsa).unwrap();
@@ -231,7 +228,7 @@ fn a_step_that_would_break_it_is_refused() {
     keys::add(&site.keys, Algorithm::EdDsa).unwrap();
     says(
         keys::promote(&site.keys, None).map(drop),
-        "there are several keys to sign with",
+        "it contains several inactive keys",
     );
     assert_eq!(site.read().unwrap().signing().unwrap().kid(), site.kid);
 }
@@ -257,7 +254,7 @@ fn what_others_could_have_a_hand_in_is_refused() {
         chmod(&path, good);
         site.read().unwrap();
     }
-    // Also of a key that does not sign yet.
+    // This includes a key that does not sign yet.
     let kid = keys::add(&site.keys, Algorithm::Es256).unwrap();
     chmod(&site.at(&format!("signing/{kid}.pem")), 0o644);
     assert!(site.refused().contains("chmod 0600"));
@@ -287,19 +284,19 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         .unwrap()
         .to_string();
     for (name, mode, content, says) in [
-        // A secret, or a private key, where public keys are.
+        // A secret or a private key among the public keys.
         ("secret.jwk", 0o600, secret.as_str(), ""),
         ("private.pem", 0o600, &private, "private key"),
         ("private.jwk", 0o600, other.to_jwk().expose_secret(), "private key"),
-        // Read after the file that is named after the key, whatever that is: the later one is told.
-        ("~other.jwk", 0o644, &same_kid, "another key of the same kid"),
+        // `~` sorts last, so this file is read after the one with the same kid, and the error names it.
+        ("~other.jwk", 0o644, &same_kid, "a different key with the same kid"),
         ("text.pem", 0o644, "hello", "no PEM block"),
         ("text.jwk", 0o644, "{", ""),
         ("text.jwks", 0o644, "{}", "not a JWKS"),
-        // A public key where secrets are.
+        // A public key among the secrets.
         ("hs256/public.jwk", 0o600, &public, ""),
         ("hs256/readable.jwk", 0o644, &secret, "chmod 0600"),
-        ("active", 0o644, "../../etc/passwd", "does not hold a kid"),
+        ("active", 0o644, "../../etc/passwd", "does not contain a kid"),
         ("active", 0o644, "nobody", "names the key nobody"),
     ] {
         let former = fs::read(site.at(name));
@@ -320,7 +317,7 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
         }
         site.read().unwrap();
     }
-    // A name that its issuer chose is shown, and does not steer a terminal.
+    // A name that the issuer chose is shown without terminal control characters.
     let named = |key: &SigningKey| {
         let key = key
             .verifying_key()
@@ -337,12 +334,12 @@ fn what_is_not_as_it_should_be_is_named_and_nothing_is_used() {
     );
     fs::remove_file(site.at("a.jwk")).unwrap();
     fs::remove_file(site.at("b.jwk")).unwrap();
-    // Without the public key of the one that signs, nobody could verify.
+    // Without the public key of the active key, no service could verify tokens.
     fs::rename(site.at(&format!("{}.pub.jwk", site.kid)), site.at("away")).unwrap();
     fs::write(site.at("some.jwk"), other.verifying_key().to_jwk().unwrap().to_string()).unwrap();
-    assert!(site.refused().contains("public key is not there"));
+    assert!(site.refused().contains("public key is missing"));
     fs::rename(site.at("away"), site.at(&format!("{}.pub.jwk", site.kid))).unwrap();
-    // Named after another one.
+    // A key in a file that is named after another key.
     fs::rename(site.private(), site.at("signing/other.pem")).unwrap();
     fs::write(site.at("active"), "other").unwrap();
     assert!(site.refused().contains("rename it"), "{}", site.refused());
@@ -372,7 +369,7 @@ fn public_keys_are_read_from_files_of_any_kind_and_secrets_from_their_own() {
         let path = write(name, 0o644, content.as_bytes());
         let keys = trusted(config::TrustedKeys::Path(self::path(&path)));
         accepts(&keys, &mint(&key));
-        // The secret that is among public keys is one that everybody knows.
+        // Everybody can read a secret among the public keys.
         let (result, notes) = keys.verify(&mint(&secret), SystemTime::now());
         assert!(
             matches!(&result, Err(Unverified::Refused(VerifyError::UnknownKid(_)))),
@@ -433,7 +430,7 @@ fn a_change_that_cannot_be_read_is_told_once_and_does_no_harm() {
     fs::write(&broken, "-----BEGIN").unwrap();
     let notes = told();
     assert!(
-        notes.len() == 1 && notes[0].contains(broken.to_str().unwrap()) && notes[0].contains("go on being used"),
+        notes.len() == 1 && notes[0].contains(broken.to_str().unwrap()) && notes[0].contains("remain in use"),
         "{notes:?}"
     );
     for _ in 0..3 {
@@ -443,9 +440,9 @@ fn a_change_that_cannot_be_read_is_told_once_and_does_no_harm() {
 
     fs::remove_file(&broken).unwrap();
     let notes = told();
-    assert!(notes.len() == 1 && notes[0].contains("in order again"), "{notes:?}");
+    assert!(notes.len() == 1 && notes[0].contains("are valid again"), "{notes:?}");
 
-    // A whole directory that is away, as a file system that is not mounted.
+    // The whole directory is missing, like an unmounted file system.
     let away = site.dir.path().join("away");
     fs::rename(&site.keys, &away).unwrap();
     assert_eq!(told().len(), 1);
@@ -453,7 +450,7 @@ fn a_change_that_cannot_be_read_is_told_once_and_does_no_harm() {
     assert_eq!(told().len(), 1);
     accepts(&site.trusted(), &signed(&store));
 
-    // Without any keys from before, there is nothing to go on with.
+    // Without former keys, there are none to keep in use.
     let never = KeyStore::signing(site.dir.path().join("never"));
     assert!(never.keys().0.unwrap_err().to_string().contains("never"));
 }
@@ -463,7 +460,7 @@ fn changes_that_follow_each_other_at_once_are_all_seen() {
     let site = Site::new(Algorithm::EdDsa);
     let kids = [site.kid.clone(), keys::add(&site.keys, Algorithm::EdDsa).unwrap()];
     let store = site.store();
-    // In place and of the same length: nothing but the time tells, and that is kept in steps.
+    // Written in place with the same length: only the time changes, and its resolution is coarse.
     for kid in kids.iter().cycle().take(500) {
         fs::write(site.at("active"), format!("{kid}\n")).unwrap();
         assert_eq!(store.keys().0.unwrap().signing().unwrap().kid(), kid);
@@ -481,7 +478,7 @@ fn a_configuration_that_is_loaded_again_keeps_the_last_good_keys() {
     assert_eq!(again.keys().0.unwrap().signing().unwrap().kid(), site.kid);
 }
 
-/// Three rotations, as an operator makes them, while others mint and verify.
+/// Three rotations by an operator during concurrent minting and verification.
 #[test]
 fn ten_thousand_tokens_over_three_rotations_and_none_is_refused() {
     const TOKENS: usize = 10_000;
@@ -522,7 +519,7 @@ fn ten_thousand_tokens_over_three_rotations_and_none_is_refused() {
             let new = keys::add(&site.keys, algorithm).unwrap();
             until(&|| all() >= TOKENS * (2 * round + 2) / 7);
             assert_eq!(keys::promote(&site.keys, None).unwrap(), new);
-            // What was signed with the former key is verified when each has had another turn.
+            // Each thread has verified a token of the former key after another iteration.
             let then = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
             until(&|| {
                 counts

@@ -1,6 +1,6 @@
-//! `source = "kubernetes"`, against a stand-in for an API server over real TLS.
+//! `source = "kubernetes"`, against a simulated API server over real TLS.
 //!
-//! Every secret here has the word "canary" in it, and every fetch looks for it in all that is said.
+//! Every secret in these tests contains the word "canary", and every fetch searches all messages for it.
 
 #[path = "support/api.rs"]
 mod api;
@@ -28,7 +28,7 @@ const TOKEN: &str = "canary-workflow-token";
 const WORKFLOWS: &str = "/workflows/";
 const SECRETS: &str = "/secrets/";
 
-/// Long enough for what is tried again, and not for what is not.
+/// A timeout that is long enough for retries, but too short for errors that must not be retried.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A directory with a kubeconfig file.
@@ -37,7 +37,7 @@ struct Site {
 }
 
 impl Site {
-    /// One that uses this server, with a bearer token.
+    /// Returns a site that uses this server with a bearer token.
     fn new(api: &Api) -> Self {
         let site = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -51,7 +51,7 @@ impl Site {
     }
 
     fn write(&self, name: &str, mode: u32, content: &str) -> PathBuf {
-        // A file that is exchanged as a whole is never seen half written.
+        // The rename is atomic, so nobody reads a partial file.
         let new = self.path(&format!(".{name}"));
         fs::write(&new, content).unwrap();
         fs::set_permissions(&new, fs::Permissions::from_mode(mode)).unwrap();
@@ -102,7 +102,7 @@ impl Site {
     }
 }
 
-/// The example of this crate, which cargo builds with its tests.
+/// Returns the path of this crate's example, which cargo builds with its tests.
 fn supervisor() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.ancestors().nth(2).unwrap().join("examples/supervise");
@@ -114,7 +114,7 @@ fn supervisor() -> PathBuf {
     program
 }
 
-/// What a fetch came to, with no secret in what it says.
+/// The result of a fetch, whose messages contain no secret.
 struct Fetched {
     result: Result<Vec<(String, String)>, String>,
     summary: String,
@@ -148,7 +148,8 @@ async fn fetch(source: &dyn Source, jobid: u64) -> Fetched {
 }
 
 impl Fetched {
-    /// That it failed, saying all of this, about this job, with nothing of the site for the user.
+    /// Asserts that the fetch failed, that the error contains all of these parts and names the job, and that the
+    /// summary for the user reveals nothing about the site.
     #[track_caller]
     fn failed(&self, says: &[&str]) {
         let error = self.result.as_ref().expect_err("it fails");
@@ -174,7 +175,7 @@ impl Fetched {
     }
 }
 
-/// The status of a Workflow that is ready, with a token in a Secret.
+/// Returns the status of a Workflow that is ready, with a token in a Secret.
 fn ready() -> Value {
     json!({
         "state": "PreRun", "ready": true, "status": "Completed", "message": "",
@@ -188,7 +189,7 @@ fn data(token: impl AsRef<[u8]>) -> Value {
     json!({"token": STANDARD.encode(token)})
 }
 
-/// A server with the Workflow of a job, and a site that uses it.
+/// Returns a server with the Workflow of a job, and a site that uses it.
 fn healthy() -> (Api, Site) {
     let api = Api::start();
     prepare(&api);
@@ -218,7 +219,7 @@ async fn a_job_gets_the_variables_of_its_workflow_and_its_token() {
     );
     assert_eq!(asked[2].path, "/api/v1/namespaces/nnf/secrets/token-1234");
 
-    // What is known is not asked for again, and the connection is used again.
+    // The version is not requested again, and the connection is reused.
     let source = site.source(PATIENCE);
     fetch(&*source, JOB).await.has_token(TOKEN);
     fetch(&*source, JOB).await.has_token(TOKEN);
@@ -296,7 +297,7 @@ async fn a_thousand_jobs_at_once_are_served_over_few_connections() {
     );
 }
 
-// What passes.
+// Transient errors.
 
 #[tokio::test]
 async fn what_passes_is_tried_again() {
@@ -327,7 +328,7 @@ async fn a_server_that_is_busy_is_given_the_time_that_it_asks_for() {
     site.fetch().await.has_token(TOKEN);
     let asked = api.asked(WORKFLOWS);
     assert_eq!(asked.len(), 2);
-    // Not less: that it is more says nothing.
+    // Only the lower bound is checked, because a slow machine may take longer.
     assert!(asked[1].at - asked[0].at >= Duration::from_secs(1));
 }
 
@@ -336,7 +337,7 @@ async fn a_server_that_asks_for_more_time_than_there_is_is_not_waited_for() {
     let (api, site) = healthy();
     api.fail(WORKFLOWS, 1, Fault::Status(503, Some(3600)));
     let fetched = site.fetch_within(Duration::from_secs(30)).await;
-    fetched.failed(&["503", "asks to wait 3600 s", "timeout of 30 s"]);
+    fetched.failed(&["503", "requests a pause of 3600 s", "timeout of 30 s"]);
     assert_eq!(api.asked(WORKFLOWS).len(), 1);
 }
 
@@ -348,7 +349,7 @@ async fn no_pause_that_a_server_requests_is_too_long_or_too_strange_to_be_told()
             api.fail(part, 1, Fault::busy(code, retry_after));
             let before = api.asked(part).len();
             let fetched = site.fetch().await;
-            fetched.failed(&[&code.to_string(), says, "not tried again", "timeout of 20 s"]);
+            fetched.failed(&[&code.to_string(), says, "no retry", "timeout of 20 s"]);
             assert_eq!(api.asked(part).len(), before + 1, "{retry_after}");
         }
     }
@@ -384,12 +385,12 @@ async fn when_the_time_is_over_the_last_trouble_is_told() {
     assert!(api.asked(WORKFLOWS).len() > 1, "it was not tried again");
     api.mend();
 
-    // With connection and version known, only the Workflow is still to be asked for.
+    // The connection and the version are known, so only the Workflow is requested.
     let shared = site.source(PATIENCE);
     fetch(&*shared, JOB).await.has_token(TOKEN);
     api.fail(WORKFLOWS, 1000, Fault::Hang);
     let fetched = site.fetch_within(Duration::from_millis(900)).await;
-    fetched.failed(&["not within 900 ms", "the Workflow was asked for", "longer timeout"]);
+    fetched.failed(&["not within 900 ms", "the Workflow was requested", "longer timeout"]);
     let fetched = site.fetch_within(Duration::from_millis(2500)).await;
     fetched.failed(&["not within 2.5 s", "did not answer within 1 s"]);
 }
@@ -437,9 +438,9 @@ async fn a_secret_that_is_not_there_yet_is_waited_for() {
     let mut status = ready();
     status["workflowToken"]["secretName"] = json!("late");
     api.workflow(NAME, UID, status);
-    // Until the end, since the Workflow says that it is to come.
+    // The Workflow names the Secret, so it is requested until the deadline.
     let fetched = site.fetch_within(Duration::from_secs(2)).await;
-    fetched.failed(&["not within 2 s", "Secret nnf/late is not there (404)"]);
+    fetched.failed(&["not within 2 s", "Secret nnf/late does not exist (404)"]);
     let before = api.asked("/secrets/late").len();
     let create = async {
         api.until(|api| api.asked("/secrets/late").len() >= before + 2).await;
@@ -463,7 +464,7 @@ async fn a_workflow_that_is_missing_is_waited_for_a_short_while() {
     api.no_workflow(NAME);
     let fetched = site.fetch_within(Duration::from_secs(4)).await;
     fetched.failed(&[
-        "Workflow default/fluxjob-1234 is not there (404)",
+        "Workflow default/fluxjob-1234 does not exist (404)",
         "keys object and namespace",
     ]);
     assert!(
@@ -486,7 +487,7 @@ async fn a_server_that_is_not_there_is_told_and_waited_for() {
     );
     drop(api);
     let fetched = site.fetch_within(Duration::from_secs(2)).await;
-    fetched.failed(&["refused the connection", "see that the server runs"]);
+    fetched.failed(&["refused the connection", "check that the server runs"]);
 
     let source = site.source(PATIENCE);
     let fetched = tokio::spawn(async move { fetch(&*source, JOB).await });
@@ -504,7 +505,7 @@ async fn a_server_that_is_not_there_is_told_and_waited_for() {
 #[tokio::test]
 async fn a_name_that_cannot_be_resolved_is_told() {
     let (api, site) = healthy();
-    // No name service is asked for a name of this length.
+    // The resolver rejects a name of this length without a query.
     let name = "a".repeat(70);
     site.configure_with(
         json!({
@@ -545,7 +546,7 @@ fn a_runtime_that_ends_takes_nobody_with_it() {
     }
 }
 
-// What does not pass.
+// Permanent errors.
 
 #[tokio::test]
 async fn what_does_not_pass_is_told_at_once() {
@@ -565,7 +566,7 @@ async fn what_does_not_pass_is_told_at_once() {
     ] {
         api.fail(WORKFLOWS, 1, fault);
         let fetched = site.fetch().await;
-        fetched.failed(&[says, "see that the address in the kubeconfig file", &api.url()]);
+        fetched.failed(&[says, "check that the address in the kubeconfig file", &api.url()]);
     }
     let gzip = vec![("content-encoding", "gzip".to_owned())];
     api.fail(SECRETS, 1, Fault::Headers(200, gzip));
@@ -599,13 +600,10 @@ async fn a_workflow_that_cannot_be_used_is_refused() {
         status
     };
     for (status, says) in [
-        (
-            with("env", json!({"1A": "canary"})),
-            "`1A`, which no environment variable can be called",
-        ),
+        (with("env", json!({"1A": "canary"})), "`1A`, which is not a valid name"),
         (
             with("env", json!({"A=B": "canary"})),
-            "`A=B`, which no environment variable",
+            "`A=B`, which is not a valid name",
         ),
         (with("env", json!({"A": "canary\u{0}"})), "a value for A with a NUL"),
         (
@@ -631,18 +629,16 @@ async fn a_workflow_that_cannot_be_used_is_refused() {
         ),
     ] {
         api.workflow(NAME, UID, status);
-        site.fetch().await.failed(&[says, ": see "]);
+        site.fetch().await.failed(&[says, ": check "]);
     }
     api.workflow(NAME, UID + 1, ready());
     site.fetch()
         .await
-        .failed(&["it belongs to uid 1001, and the job to uid 1000"]);
+        .failed(&["it belongs to uid 1001, but the job to uid 1000"]);
     for no_user in [json!({}), json!({"userID": null}), Value::Null] {
         api.workflow(NAME, UID, ready());
         api.workflow_spec(NAME, |spec| *spec = no_user);
-        site.fetch()
-            .await
-            .failed(&["does not say whom it belongs to (spec.userID)"]);
+        site.fetch().await.failed(&["names no owner (spec.userID)"]);
     }
     assert!(api.asked(SECRETS).is_empty());
 }
@@ -666,7 +662,7 @@ async fn a_secret_that_cannot_be_used_is_refused() {
             .await
             .failed(&["Secret nnf/token-1234", says, "kubectl describe secret"]);
     }
-    // As `echo` writes it.
+    // With a trailing newline, as from `echo`.
     api.secret("nnf/token-1234", data(format!("{TOKEN}\n")));
     site.fetch().await.has_token(TOKEN);
 }
@@ -802,7 +798,7 @@ async fn what_does_not_speak_tls_is_told() {
         }),
         json!({"token": BEARER}),
     );
-    site.fetch().await.failed(&["does not speak TLS", "the one for https"]);
+    site.fetch().await.failed(&["does not speak TLS", "is for https"]);
 }
 
 // Credentials.
@@ -813,7 +809,7 @@ async fn a_credential_that_is_refused_is_renewed_once() {
     let source = site.source(PATIENCE);
     fetch(&*source, JOB).await.has_token(TOKEN);
 
-    // The server does not accept it for a moment only.
+    // The server rejects the credential only for a moment.
     api.fail(WORKFLOWS, 1, Fault::Status(401, None));
     fetch(&*source, JOB).await.has_token(TOKEN);
 
@@ -849,7 +845,7 @@ async fn a_token_file_that_is_rotated_is_read_again() {
         .collect();
     assert_eq!(all, [format!("Bearer {BEARER}"), "Bearer canary-bearer-2".to_owned()]);
 
-    // It may be in the middle of being written: that is no reason to give up.
+    // The file may currently be rewritten, so the fetch retries.
     site.write("token", 0o600, "");
     let fetched = site.fetch_within(Duration::from_secs(2)).await;
     fetched.failed(&["not within 2 s", "tokenFile is not a bearer token"]);
@@ -915,7 +911,7 @@ async fn a_client_certificate_that_is_refused_is_told() {
         .failed(&["refused the client certificate", "renew the client certificate"]);
 }
 
-/// A command that prints what is in the file `credential`, and counts its runs.
+/// Writes a script that counts its runs. Returns the user of a kubeconfig file whose `exec` runs it.
 fn exec(site: &Site, script: &str) -> Value {
     let script = format!("cd {}\necho run >>runs\n{script}\n", site.path("").display());
     let path = site.write("get-credential", 0o600, &script);
@@ -965,7 +961,7 @@ async fn a_command_gives_a_token_which_is_kept() {
     let authority = info["spec"]["cluster"]["certificate-authority-data"].as_str().unwrap();
     assert_eq!(STANDARD.decode(authority).unwrap(), api.authority.pem().as_bytes());
 
-    // The server refuses it: it is asked for anew.
+    // The server rejects the credential, so a new one is requested.
     api.accept("canary-bearer-2");
     site.write(
         "credential",
@@ -995,7 +991,7 @@ async fn a_command_is_asked_again_before_its_credential_expires() {
     fetch(&*source, JOB).await.has_token(TOKEN);
     assert_eq!(runs(&site), 1);
 
-    // A quarter of its life before the end, which is now.
+    // It is renewed a quarter of its lifetime before its expiry, which is now.
     site.configure(&api, user);
     let almost = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(400);
     let almost = credential(
@@ -1016,7 +1012,7 @@ async fn a_command_is_asked_again_before_its_credential_expires() {
     site.configure(&api, user);
     let other = Site::new(&api);
     fs::copy(site.path("kubeconfig"), other.path("kubeconfig")).unwrap();
-    other.fetch().await.failed(&["has expired already", "clock"]);
+    other.fetch().await.failed(&["has already expired", "clock"]);
 }
 
 #[tokio::test]
@@ -1067,7 +1063,7 @@ async fn a_command_that_gives_no_credential_is_told() {
         ("echo '{}'", "no ExecCredential in JSON"),
         (
             "echo '{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1beta1\",\"status\":{\"token\":\"canary\"}}'",
-            "of the version",
+            "of the requested version",
         ),
         (
             "echo '{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{}}'",
@@ -1075,7 +1071,7 @@ async fn a_command_that_gives_no_credential_is_told() {
         ),
         (
             "echo '{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{\"token\":\"canary canary\"}}'",
-            "no bearer token",
+            "not a bearer token",
         ),
         (
             "echo '{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{\"token\":\"canary\",\"expirationTimestamp\":\"soon\"}}'",
@@ -1085,7 +1081,7 @@ async fn a_command_that_gives_no_credential_is_told() {
         site.configure(&api, exec(&site, script));
         site.fetch()
             .await
-            .failed(&["exec command /bin/sh printed", says, "see that it speaks"]);
+            .failed(&["exec command /bin/sh printed", says, "check that it supports"]);
     }
     site.configure(&api, exec(&site, "echo 'Authorization: Bearer canary' >&2; exit 3"));
     let fetched = site.fetch_within(Duration::from_secs(4)).await;
@@ -1119,7 +1115,7 @@ async fn a_command_that_others_can_change_is_not_run() {
         site.fetch().await.failed(&["program was refused", &says]);
     }
     assert_eq!(runs(&site), 0);
-    // It is checked again at each use.
+    // The program is checked again at each use.
     mode("program", 0o755);
     let source = site.source(PATIENCE);
     fetch(&*source, JOB).await.has_token(TOKEN);
@@ -1127,9 +1123,9 @@ async fn a_command_that_others_can_change_is_not_run() {
     mode("program", 0o777);
     api.accept("canary-bearer-2");
     fetch(&*source, JOB).await.failed(&["lets others write to it"]);
-    // Its failure is remembered for a second.
+    // Its failure is cached for one second.
     drop(source);
-    // A directory on the way.
+    // A directory of the path.
     fs::create_dir(site.path("open")).unwrap();
     site.write("program", 0o755, &script);
     fs::rename(site.path("program"), site.path("open/program")).unwrap();
@@ -1207,7 +1203,7 @@ async fn an_abandoned_command_holds_its_slot() {
     assert!(released.await.is_err());
 }
 
-/// A slot, and a receiver that fails when nothing holds the slot any more.
+/// Returns a slot, and a receiver that fails when nothing holds the slot.
 fn slot() -> (Slot, oneshot::Receiver<()>) {
     struct Guard(#[expect(dead_code, reason = "its end closes the channel")] oneshot::Sender<()>);
     let (sender, receiver) = oneshot::channel();
@@ -1219,7 +1215,7 @@ async fn who_gives_up_has_the_command_killed() {
     let (api, site) = healthy();
     nix::unistd::mkfifo(&site.path("started"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     nix::unistd::mkfifo(&site.path("alive"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    // It holds the one FIFO open for as long as it lives.
+    // The command holds this FIFO open until it ends.
     site.configure(&api, exec(&site, "exec 9>alive; echo >started; exec sleep 1000"));
     let source = site.source(PATIENCE);
     let task = tokio::spawn(async move { fetch(&*source, JOB).await.result });
@@ -1233,7 +1229,7 @@ async fn who_gives_up_has_the_command_killed() {
     .unwrap();
     task.abort();
     let end = tokio::task::spawn_blocking(move || std::io::Read::read(&mut { alive }, &mut [0]).unwrap());
-    // It is no measure of time, but ends a test that would hang.
+    // The timeout only ends a test that would hang.
     let end = tokio::time::timeout(Duration::from_secs(60), end).await;
     assert_eq!(end.expect("the command was killed").unwrap(), 0);
 }
@@ -1266,7 +1262,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         ),
         (
             cluster("server", json!("https://u:canary@127.0.0.1")),
-            ["has a user name", "https://kubernetes"],
+            ["contains a user name", "https://kubernetes"],
         ),
         (
             cluster("proxy-url", json!("http://u:canary@proxy")),
@@ -1278,7 +1274,10 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         ),
         (
             cluster("certificate-authority-data", json!("Y2FuYXJ5")),
-            ["certificate-authority in the kubeconfig file has no certificate", "PEM"],
+            [
+                "certificate-authority in the kubeconfig file contains no certificate",
+                "PEM",
+            ],
         ),
         (
             cluster("tls-server-name", json!("a b")),
@@ -1292,7 +1291,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         (json!({}), ["no credential", "tokenFile"]),
         (
             json!({"token": "can ary"}),
-            ["token is not a bearer token", "nothing else"],
+            ["token is not a bearer token", "write only the token"],
         ),
         (
             json!({"auth-provider": {"name": "gcp", "config": {"access-token": "canary"}}}),
@@ -1304,7 +1303,7 @@ async fn a_kubeconfig_file_that_is_not_safe_or_not_supported_is_refused() {
         ),
         (
             json!({"token": BEARER, "as": "root"}),
-            ["act as another", "service account"],
+            ["impersonates another", "service account"],
         ),
         (
             json!({"client-certificate-data": authority}),
@@ -1368,7 +1367,7 @@ async fn the_context_that_is_named_is_the_one_that_is_used() {
     );
 }
 
-/// Files that kubectl reads, and that other clients have been reported to fail on.
+/// Files that kubectl accepts, but other clients are reported to reject.
 #[tokio::test]
 async fn a_kubeconfig_file_is_read_as_kubectl_reads_it() {
     let (api, site) = healthy();
@@ -1463,7 +1462,7 @@ async fn a_kubeconfig_file_is_read_as_kubectl_reads_it() {
         assert!(fetched.result.is_ok(), "{what}: {:?}", fetched.result);
         fetched.has_token(TOKEN);
     }
-    // Rancher has its clusters below a path.
+    // Rancher serves its clusters below a path.
     let below = document(&data, &token, "").replace(&url, &format!("{url}/k8s/clusters/c-m-1/"));
     site.write("kubeconfig", 0o600, &below);
     let _ = site.fetch_within(Duration::from_secs(1)).await;
@@ -1472,7 +1471,7 @@ async fn a_kubeconfig_file_is_read_as_kubectl_reads_it() {
         "{:?}",
         api.asked("/")
     );
-    // What kubectl cannot use either is named.
+    // Files that kubectl rejects, too, are reported.
     for (version, says) in [
         (
             "client.authentication.k8s.io/v1alpha1",
@@ -1488,7 +1487,7 @@ async fn a_kubeconfig_file_is_read_as_kubectl_reads_it() {
     }
 }
 
-/// kubectl creates contexts without a user, and uses none.
+/// kubectl creates contexts without a user, and then uses no credential.
 #[tokio::test]
 async fn a_context_without_a_user_is_named() {
     let (api, site) = healthy();
@@ -1499,7 +1498,9 @@ async fn a_context_without_a_user_is_named() {
             api.url()
         );
         site.write("kubeconfig", 0o600, &content);
-        site.fetch().await.failed(&["the user of its context `x` is not there"]);
+        site.fetch()
+            .await
+            .failed(&["the user of its context `x` does not exist"]);
     }
 }
 
@@ -1516,12 +1517,12 @@ async fn what_is_no_kubeconfig_file_is_told_without_quoting_it() {
         ("current-context: canary-x\n", "no context `canary-x`"),
         (
             "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n",
-            "the cluster of its context `x` is not there",
+            "the cluster of its context `x` does not exist",
         ),
         (
             "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n\
              clusters: [{name: c, cluster: {server: \"https://x\"}}]\n",
-            "the user of its context `x` is not there",
+            "the user of its context `x` does not exist",
         ),
     ] {
         site.write("kubeconfig", 0o600, &content.replace("canary-x", "x"));
@@ -1560,14 +1561,14 @@ async fn a_kubeconfig_file_that_can_never_work_fails_at_once_and_is_named() {
             Some(content) => drop(site.write("kubeconfig", 0o600, content)),
             None => fs::remove_file(&path).unwrap(),
         }
-        // A day: who would wait for it would not end.
+        // One day: waiting for it would hang the test.
         let fetch = site.fetch_within(Duration::from_secs(86400));
         let fetched = tokio::time::timeout(Duration::from_secs(60), fetch).await;
         let fetched = fetched.unwrap_or_else(|_| panic!("it is retried: {content:?}"));
         fetched.failed(&[path.to_str().unwrap()]);
         assert_eq!(
             fetched.summary,
-            "the site's access to the Kubernetes API server that has its Workflow is not set up"
+            "the site's access to the Kubernetes API server that has its Workflow is not set up correctly"
         );
     }
     assert!(api.asked("").is_empty());
@@ -1581,7 +1582,7 @@ async fn files_that_others_can_change_or_read_secrets_in_are_refused() {
         mode("kubeconfig", bad);
         site.fetch().await.failed(&["kubeconfig", "was refused", "chmod 0600"]);
     }
-    // One without a secret in it may be read by others, but not changed.
+    // Others may read, but not change, a file without a secret.
     site.write("token", 0o600, BEARER);
     site.configure(&api, json!({"tokenFile": "token"}));
     mode("kubeconfig", 0o644);
@@ -1608,7 +1609,7 @@ async fn files_that_others_can_change_or_read_secrets_in_are_refused() {
     fs::remove_file(site.path("kubeconfig")).unwrap();
     site.fetch()
         .await
-        .failed(&["kubeconfig", "could not be read", "create it, or correct its path"]);
+        .failed(&["kubeconfig", "could not be read", "create it or correct its path"]);
     nix::unistd::mkfifo(&site.path("kubeconfig"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     site.fetch().await.failed(&["not a regular file"]);
 }

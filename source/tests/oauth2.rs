@@ -1,6 +1,6 @@
-//! `source = "oauth2"`, against a stand-in for an authorization server.
+//! `source = "oauth2"`, against a simulated authorization server.
 //!
-//! Every secret here has the word "canary" in it, and every fetch looks for it in all that is said.
+//! Every secret in these tests contains the word "canary", and every fetch searches all messages for it.
 
 #[path = "support/login.rs"]
 mod login;
@@ -30,7 +30,7 @@ use tunnel::Tunnel;
 const SECRET: &str = "canary secret:1";
 const UID: u32 = 4_000_001;
 
-/// Long enough for what is tried again, and not for what is not.
+/// A timeout that is long enough for retries, but too short for errors that must not be retried.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A directory with the client's secret, and a rule.
@@ -81,7 +81,7 @@ impl Site {
         };
     }
 
-    /// Has tokens fetched with a refresh token, in the file that is returned.
+    /// Configures the grant `refresh-token`. Returns the path of the file with the refresh token.
     fn refresh(&mut self) -> PathBuf {
         let path = self.write("refresh", 0o600, "canary-refresh-0\n");
         self.settings.grant = Grant::RefreshToken {
@@ -125,7 +125,7 @@ fn path(path: &std::path::Path) -> KeyPath {
     KeyPath::parse(path.to_str().unwrap()).unwrap()
 }
 
-/// The token, or why there is none.
+/// The token, or the error.
 async fn fetch(source: &dyn Source) -> Result<String, String> {
     let job = Values {
         uid: UID,
@@ -161,7 +161,7 @@ fn failed(result: Result<String, String>, says: &[&str]) {
     assert!(!error.contains('\n'), "{error}");
 }
 
-/// The form that was sent, and the header.
+/// Returns the form that was sent, and the header.
 fn sent(login: &Login) -> (Vec<(String, String)>, Option<String>) {
     let asked = login.asked(TOKEN).pop().unwrap();
     assert_eq!(asked.content_type.as_deref(), Some("application/x-www-form-urlencoded"));
@@ -177,7 +177,7 @@ fn pairs(form: &[(String, String)]) -> Vec<(&str, &str)> {
         .collect()
 }
 
-// What is asked.
+// Requests.
 
 #[tokio::test]
 async fn each_job_gets_a_token_of_its_own() {
@@ -248,7 +248,7 @@ async fn the_token_of_a_user_is_exchanged() {
     site.exchange();
     let file = site.write(&format!("{UID}.jwt"), 0o600, "canary.of.user\n");
     if nix::unistd::geteuid().is_root() {
-        // It may be the user's own.
+        // The file may belong to the user.
         chown(&file, Some(UID), None).unwrap();
     }
     login.gives(
@@ -276,22 +276,22 @@ async fn a_token_to_be_exchanged_that_is_not_there_or_not_safe_is_told() {
     let mut site = Site::new(&login);
     site.exchange();
     let name = format!("{UID}.jwt");
-    failed(site.fetch().await, &["is not there", &name]);
+    failed(site.fetch().await, &["does not exist", &name]);
     let file = site.write(&name, 0o644, "canary");
     failed(site.fetch().await, &["was refused", "chmod 0600"]);
     site.write(&name, 0o600, "canary of user");
-    failed(site.fetch().await, &["is none", "spaces"]);
+    failed(site.fetch().await, &["is not valid", "spaces"]);
     fs::remove_file(&file).unwrap();
     let other = site.write("other", 0o600, "canary");
     std::os::unix::fs::symlink(&other, &file).unwrap();
     failed(site.fetch().await, &["symbolic link"]);
     fs::remove_file(&file).unwrap();
     fs::hard_link(&other, &file).unwrap();
-    failed(site.fetch().await, &["more than one name"]);
+    failed(site.fetch().await, &["several names"]);
     assert!(login.asked(TOKEN).is_empty());
 }
 
-/// Answers of a server that replaces the refresh token at each use.
+/// Returns the answers of a server that replaces the refresh token at each use.
 fn rotating(count: usize) -> Vec<(u16, serde_json::Value)> {
     let answer = |n| {
         json!({
@@ -302,7 +302,7 @@ fn rotating(count: usize) -> Vec<(u16, serde_json::Value)> {
     (1..=count).map(|n| (200, answer(n))).collect()
 }
 
-/// The refresh tokens that were sent.
+/// Returns the refresh tokens that were sent.
 fn refreshed(login: &Login) -> Vec<String> {
     let asked = login.asked(TOKEN).into_iter();
     let forms = asked.map(|asked| form_urlencoded::parse(&asked.body).into_owned().collect());
@@ -331,7 +331,7 @@ async fn a_refresh_token_that_is_replaced_is_used_once_however_many_jobs_start()
     let expected = (0..4).map(|n| format!("canary-refresh-{n}"));
     assert_eq!(refreshed(&login), expected.collect::<Vec<_>>());
     assert_eq!(fs::read_to_string(&file).unwrap(), "canary-refresh-4\n");
-    // A server that does not replace it.
+    // A server that does not replace the refresh token.
     login.gives(200, json!({"access_token": "canary-5", "token_type": "Bearer"}));
     assert_eq!(site.fetch().await.unwrap(), "canary-5");
     assert_eq!(fs::read_to_string(&file).unwrap(), "canary-refresh-4\n");
@@ -363,12 +363,12 @@ async fn a_refresh_token_that_could_not_be_replaced_is_not_used() {
     let mut site = Site::new(&login);
     let file = site.refresh();
     fs::create_dir(site.dir.path().join("refresh.new")).unwrap();
-    failed(site.fetch().await, &["refresh-token: ", "it must be replaced"]);
+    failed(site.fetch().await, &["refresh-token: ", "this user cannot replace it"]);
     fs::remove_dir(site.dir.path().join("refresh.new")).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     failed(site.fetch().await, &["was refused", "chmod 0600"]);
     fs::remove_file(&file).unwrap();
-    failed(site.fetch().await, &["is not there"]);
+    failed(site.fetch().await, &["does not exist"]);
     assert!(login.asked(TOKEN).is_empty());
     site.write("refresh", 0o600, "canary-refresh-0");
     login.gives(
@@ -377,7 +377,10 @@ async fn a_refresh_token_that_could_not_be_replaced_is_not_used() {
     );
     failed(
         site.fetch().await,
-        &["invalid_grant", "see that the subject token or refresh token is good"],
+        &[
+            "invalid_grant",
+            "check that the subject token or refresh token is valid",
+        ],
     );
 }
 
@@ -399,7 +402,7 @@ async fn jobs_share_a_token_where_the_configuration_says_so() {
     assert!(tokens.iter().all(|token| token == "canary-1"), "{}", tokens.len());
     assert_eq!(login.asked(TOKEN).len(), 1);
 
-    // What is not said to be good for some time is not shared, and neither is what is over.
+    // A token without a lifetime is not shared, and neither is an expired one.
     for lifetime in [json!(null), json!(0), json!("0"), json!("soon"), json!(-1)] {
         let source = site.source(PATIENCE);
         login.gives(
@@ -433,7 +436,7 @@ async fn the_lifetime_that_the_server_states_is_that_of_the_token() {
             let answer = json!({"access_token": "canary", "token_type": "bearer", "expires_in": stated});
             login.gives(200, answer);
             let source = site.source(PATIENCE);
-            // The second one may be that of the first.
+            // Both jobs may share one token.
             for _ in 0..2 {
                 let before = SystemTime::now();
                 let fetched = source.fetch(&Values::example(), Slot::default()).await;
@@ -499,23 +502,23 @@ async fn a_secret_that_others_can_read_or_that_is_none_is_refused() {
     failed(site.fetch().await, &["client-secret", "could not be read"]);
     let file = site.write("key", 0o600, "canary");
     site.settings.authentication = ClientAuthentication::PrivateKeyJwt(path(&file));
-    failed(site.fetch().await, &["client-key", "has no private key"]);
+    failed(site.fetch().await, &["client-key", "contains no private key"]);
     assert!(login.asked(TOKEN).is_empty());
 }
 
-// What comes back.
+// Answers.
 
 #[tokio::test]
 async fn what_the_server_refuses_is_told_in_one_line_and_not_tried_again() {
     let login = Login::start();
     let site = Site::new(&login);
     for (status, error, says) in [
-        (401, "invalid_client", ["is not set up", "see that client-id"]),
-        (400, "invalid_client", ["is not set up", "see that client-id"]),
+        (401, "invalid_client", ["is not set up", "check that client-id"]),
+        (400, "invalid_client", ["is not set up", "check that client-id"]),
         (
             400,
             "unauthorized_client",
-            ["is not set up", "let this client use the grant"],
+            ["is not set up", "allow this client to use the grant"],
         ),
         (400, "unsupported_grant_type", ["is not set up", "set grant"]),
         (400, "invalid_scope", ["refused it", "set scope"]),
@@ -541,7 +544,7 @@ async fn what_the_server_refuses_is_told_in_one_line_and_not_tried_again() {
     failed(site.fetch().await, &["status 302", "not followed"]);
 }
 
-/// Refusals of servers that do not keep to RFC 6749 section 5.2: of GitHub, Casdoor, Okta, Google, Keycloak and Entra.
+/// Refusals that do not follow RFC 6749 section 5.2: those of GitHub, Casdoor, Okta, Google, Keycloak and Entra.
 #[tokio::test]
 async fn a_refusal_in_a_form_of_its_own_is_told() {
     let login = Login::start();
@@ -581,17 +584,17 @@ async fn a_refusal_in_a_form_of_its_own_is_told() {
         (
             400,
             json!({"error": "invalid_token", "error_description": "Invalid token"}),
-            ["invalid_token (400)", "subject token or refresh token is good"],
+            ["invalid_token (400)", "subject token or refresh token is valid"],
         ),
         (
             403,
             json!({"error": "access_denied", "error_description": "Client is not the holder of the token"}),
-            ["access_denied (403)", "one that this client may use"],
+            ["access_denied (403)", "that this client may use it"],
         ),
         (
             401,
             entra,
-            ["secret. Trace ID: 255d)", "client-id and the client's secret"],
+            ["secret. Trace ID: 255d)", "client-id, the client's secret"],
         ),
         (
             400,
@@ -606,7 +609,7 @@ async fn a_refusal_in_a_form_of_its_own_is_told() {
         failed(site.fetch().await, &[&login.url(), says[0], says[1]]);
         assert_eq!(login.asked(TOKEN).len(), before + 1, "{says:?}");
     }
-    // A server may say so with any status.
+    // A server may send these errors with any status.
     for status in [200, 400] {
         login.gives_in_turn(vec![
             (status, json!({"error": "temporarily_unavailable"})),
@@ -616,7 +619,7 @@ async fn a_refusal_in_a_form_of_its_own_is_told() {
     }
 }
 
-/// Answers that are good, though not to the letter.
+/// Answers that deviate from the standards, but are accepted.
 #[tokio::test]
 async fn a_token_is_taken_from_answers_that_are_not_to_the_letter() {
     let login = Login::start();
@@ -640,11 +643,11 @@ async fn a_token_is_taken_from_answers_that_are_not_to_the_letter() {
         login.gives(200, answer);
         assert_eq!(site.fetch().await.as_deref(), Ok("canary"), "{more}");
     }
-    // With a mark before it, and in a `Content-Encoding` that is none.
+    // With a byte order mark.
     let text = json!({"access_token": "canary", "token_type": "Bearer"}).to_string();
     login.fail(TOKEN, 1, Fault::Text(format!("\u{feff}{text}")));
     assert_eq!(site.fetch().await.as_deref(), Ok("canary"));
-    // A scope that is an array is compared with what was asked for.
+    // A scope that is an array is compared with the requested scope, too.
     site.settings.scope = Some("data:read data:write".to_owned());
     login.gives(
         200,
@@ -715,9 +718,9 @@ async fn the_server_says_when_to_ask_again_and_is_not_asked_sooner() {
     site.fetch().await.unwrap();
     let asked = login.asked(TOKEN);
     assert!(asked[1].at - asked[0].at >= Duration::from_secs(2));
-    // Nobody waits for what is too late.
+    // A pause beyond the deadline ends the fetch at once.
     login.fail(TOKEN, 1, Fault::Status(429, Some(3600)));
-    failed(site.fetch().await, &["status 429", "not tried again", "3600 s"]);
+    failed(site.fetch().await, &["status 429", "no retry", "3600 s"]);
 }
 
 #[tokio::test]
@@ -730,7 +733,7 @@ async fn no_pause_that_a_server_requests_is_too_long_or_too_strange_to_be_told()
             let before = login.asked(TOKEN).len();
             failed(
                 site.fetch().await,
-                &[&code.to_string(), says, "not tried again", "timeout of 20 s"],
+                &[&code.to_string(), says, "no retry", "timeout of 20 s"],
             );
             assert_eq!(login.asked(TOKEN).len(), before + 1, "{retry_after}");
         }
@@ -823,7 +826,7 @@ async fn what_is_no_token_is_not_delivered() {
         ),
         (
             json!({"access_token": "canaryü", "token_type": "Bearer"}),
-            "other characters",
+            "other invalid characters",
         ),
         (
             json!({"access_token": "canary".repeat(22_000), "token_type": "Bearer"}),
@@ -831,7 +834,7 @@ async fn what_is_no_token_is_not_delivered() {
         ),
     ] {
         login.gives(200, answer);
-        failed(site.fetch().await, &["is not well", says]);
+        failed(site.fetch().await, &["no usable answer", says]);
     }
     login.fail(TOKEN, 1, Fault::Text("<html>canary</html>".to_owned()));
     failed(site.fetch().await, &["not a token in JSON"]);
@@ -843,13 +846,13 @@ async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
     let site = Site::new(&login);
     for fault in [Fault::Endless, Fault::Long(1 << 40)] {
         login.fail(TOKEN, 1, fault);
-        failed(site.fetch().await, &["is not well", "answered with more than"]);
+        failed(site.fetch().await, &["no usable answer", "answered with more than"]);
     }
     login.fail(METADATA, 1, Fault::Endless);
-    failed(site.fetch().await, &["is not well", "answered with more than"]);
+    failed(site.fetch().await, &["no usable answer", "answered with more than"]);
 }
 
-// Where it is.
+// Discovery.
 
 #[tokio::test]
 async fn the_metadata_are_found_in_each_place_that_is_in_use() {
@@ -914,7 +917,7 @@ async fn metadata_are_looked_for_in_each_place_whatever_the_others_answer() {
             "it was found at the first attempt"
         );
     }
-    // None has them: each is named, with its answer.
+    // No URL has the metadata: the error names each URL with its answer.
     login.no_document(&places[2]);
     let url = login.url();
     let [first, second, third] = places.map(|place| format!("{url}{place}: "));
@@ -922,7 +925,7 @@ async fn metadata_are_looked_for_in_each_place_whatever_the_others_answer() {
     failed(
         site.fetch().await,
         &[
-            &format!("{first}it answered with the status 302, which sends to `https://sso.example.org/login`"),
+            &format!("{first}it answered with the status 302, which redirects to `https://sso.example.org/login`"),
             &format!(
                 "{}, {third}it has no metadata there (status 404)",
                 second.trim_end_matches(": ")
@@ -943,7 +946,7 @@ async fn metadata_are_looked_for_in_each_place_whatever_the_others_answer() {
     );
 }
 
-/// RFC 8414 demands neither `token_endpoint` nor `jwks_uri`: one place may have what another lacks.
+/// RFC 8414 requires neither `token_endpoint` nor `jwks_uri`, so one URL may return a member that another lacks.
 #[tokio::test]
 async fn metadata_without_what_is_needed_are_looked_for_elsewhere() {
     let login = Login::start();
@@ -956,13 +959,13 @@ async fn metadata_without_what_is_needed_are_looked_for_elsewhere() {
             &[
                 &format!("{url}{METADATA}: its metadata names no token_endpoint"),
                 &format!("{url}{OIDC}: it has no metadata there"),
-                "give the key token-endpoint",
+                "set the key token-endpoint",
             ],
         );
         login.metadata(OIDC, &url);
         site.fetch().await.unwrap();
     }
-    // What is not needed may be anything.
+    // Unneeded members may have any value.
     login.document(
         METADATA,
         json!({"issuer": url, "token_endpoint": format!("{url}{TOKEN}"), "jwks_uri": "http://elsewhere/jwks"}),
@@ -971,7 +974,7 @@ async fn metadata_without_what_is_needed_are_looked_for_elsewhere() {
     site.fetch().await.unwrap();
 }
 
-/// As in Microsoft Entra's `common`.
+/// The metadata of `common` at Microsoft Entra.
 #[tokio::test]
 async fn metadata_that_stand_for_many_issuers_are_explained() {
     let login = Login::start();
@@ -981,10 +984,10 @@ async fn metadata_that_stand_for_many_issuers_are_explained() {
         site.fetch().await,
         &[
             "another issuer (`https://login.example.org/{tenantid}/v2.0`)",
-            "the URL of the tenant",
+            "the URL of the right tenant",
         ],
     );
-    // Before the metadata stands a mark, as some servers write it.
+    // Some servers send a byte order mark before the metadata.
     let text = json!({"issuer": login.url(), "token_endpoint": format!("{}{TOKEN}", login.url())}).to_string();
     login.fail(METADATA, 1, Fault::Text(format!("\u{feff}{text}")));
     site.fetch().await.unwrap();
@@ -996,9 +999,9 @@ async fn metadata_of_another_issuer_are_not_used() {
     let site = Site::new(&login);
     for other in ["https://evil.example.org", &format!("{}/", login.url())] {
         login.metadata(METADATA, other);
-        failed(site.fetch().await, &["another issuer", other, "to the letter"]);
+        failed(site.fetch().await, &["another issuer", other, "exactly this value"]);
     }
-    // What is right elsewhere is used.
+    // Valid metadata at another URL are used.
     login.metadata(OIDC, &login.url());
     site.fetch().await.unwrap();
 }
@@ -1015,7 +1018,7 @@ async fn a_token_endpoint_that_has_moved_is_found() {
     failed(fetch(&*source).await, &["status 404", "/old"]);
     login.metadata(METADATA, &login.url());
     fetch(&*source).await.unwrap();
-    // As Keycloak says it, which is moved from `/auth/realms` to `/realms` by an upgrade.
+    // The answer of Keycloak after an upgrade has moved it from `/auth/realms` to `/realms`.
     let before = login.asked(METADATA).len();
     login.gives_in_turn(vec![
         (
@@ -1028,7 +1031,7 @@ async fn a_token_endpoint_that_has_moved_is_found() {
     assert_eq!(login.asked(METADATA).len(), before + 1);
 }
 
-// The way there.
+// Connections.
 
 #[tokio::test]
 async fn the_certificate_is_verified() {
@@ -1051,7 +1054,7 @@ async fn a_certificate_that_is_its_own_authority_is_accepted_or_explained() {
     failed(
         Site::new(&authority).fetch().await,
         &[
-            "its certificate was not accepted (it is marked as that of an authority, CA:TRUE",
+            "its certificate was not accepted (it is the server's own, but is marked as that of an authority, CA:TRUE",
             "openssl req -x509",
             "basicConstraints=critical,CA:FALSE",
             "ca-file",
@@ -1060,7 +1063,7 @@ async fn a_certificate_that_is_its_own_authority_is_accepted_or_explained() {
     assert!(authority.asked("").is_empty());
 }
 
-/// A server that has one answer, to whatever is asked, and then closes the connection, or keeps it without a word.
+/// Starts a server that sends the same answer to each request, and then closes the connection or keeps it open.
 async fn raw(answer: &'static str, closes: bool) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/token", listener.local_addr().unwrap());
@@ -1095,14 +1098,14 @@ async fn answers_of_old_or_broken_servers_are_taken_or_explained() {
     login.fail(TOKEN, 1, gzip(503, "gzip"));
     site.fetch().await.unwrap();
 
-    // HTTP/1.0: the body ends with the connection.
+    // In HTTP/1.0, the end of the connection ends the body.
     let token = "{\"access_token\": \"canary-1\", \"token_type\": \"Bearer\"}";
     let old = format!("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{token}");
     site.settings.server = AuthorizationServer::TokenEndpoint(raw(old.leak(), true).await);
     assert_eq!(site.fetch().await.unwrap(), "canary-1");
     let length = format!("Content-Length: {}\r\n", token.len());
     for old in [
-        // Content codings are compared without case (RFC 9110 section 8.4.1).
+        // Content codings are case-insensitive (RFC 9110 section 8.4.1).
         format!("HTTP/1.1 200 OK\r\nContent-Encoding: Identity\r\n{length}\r\n{token}"),
         format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{token}"),
         format!("HTTP/1.1 200\r\n{length}\r\n{token}"),
@@ -1120,7 +1123,7 @@ async fn answers_of_old_or_broken_servers_are_taken_or_explained() {
     }
     const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"acc\r\n";
     for (answer, closes, says) in [
-        (CHUNKED, true, "the connection ended before the answer did"),
+        (CHUNKED, true, "the connection ended before the answer was complete"),
         (CHUNKED, false, "did not answer within 1 s"),
         ("HTTP/1.0 200 OK\r\n\r\n{\"acc", false, "did not answer within 1 s"),
         ("HTTP/1.0 200 OK\r\n\r\n{\"acc", true, "not a token in JSON"),
@@ -1155,8 +1158,8 @@ async fn a_proxy_is_gone_through() {
         site.fetch_within(Duration::from_secs(3)).await,
         &[
             "could not be reached",
-            "the proxy made no tunnel",
-            "see that the key proxy",
+            "the proxy opened no tunnel",
+            "check that the key proxy",
         ],
     );
     tunnel.refuse("407 Proxy Authentication Required");
@@ -1167,11 +1170,11 @@ async fn a_proxy_is_gone_through() {
     site.settings.network.proxy = Some("http://127.0.0.1:1".to_owned());
     failed(
         site.fetch_within(Duration::from_secs(3)).await,
-        &["the proxy made no tunnel", "refused"],
+        &["the proxy opened no tunnel", "refused"],
     );
 }
 
-// What the operator is told beforehand.
+// Examination for the operator.
 
 #[test]
 fn the_operator_is_told_what_is_good_and_what_is_not() {
@@ -1179,7 +1182,7 @@ fn the_operator_is_told_what_is_good_and_what_is_not() {
     let mut site = Site::new(&login);
     let said = site.examine();
     assert!(
-        said.contains("closed to others") && said.contains("metadata is good"),
+        said.contains("closed to others") && said.contains("metadata is valid"),
         "{said}"
     );
     assert!(!said.contains("Bad") && !said.contains("Unwise"), "{said}");
@@ -1194,8 +1197,8 @@ fn the_operator_is_told_what_is_good_and_what_is_not() {
         }),
     );
     let said = site.examine();
-    assert!(said.contains("authenticate by client_secret_basic"), "{said}");
-    assert!(said.contains("gives tokens by client_credentials"), "{said}");
+    assert!(said.contains("client authentication client_secret_basic"), "{said}");
+    assert!(said.contains("the grant client_credentials"), "{said}");
 
     site.write("secret", 0o644, SECRET);
     login.metadata(METADATA, "https://evil.example.org");

@@ -35,7 +35,7 @@ const SECRET: &str = "canary secret:1";
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const UID: u32 = 4_000_001;
 
-/// Where oidc-provider is installed, or why it cannot be.
+/// Returns the directory in which oidc-provider is installed, or the reason why it cannot be installed.
 fn modules() -> Result<&'static Path, &'static str> {
     static MODULES: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let modules = MODULES.get_or_init(|| {
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// The server, and a directory with what it has and what its client needs.
+/// The server, and a directory with its files and those of its client.
 struct Provider {
     dir: TempDir,
     modules: &'static Path,
@@ -126,7 +126,7 @@ impl Provider {
         path
     }
 
-    /// Signs with a new key from its next start, or [`Provider::again`], on. The others stay.
+    /// Adds a key that signs after the next start or [`Provider::again`]. The other keys remain.
     fn add_key(&mut self) {
         let key = SigningKey::generate(Algorithm::Es256);
         self.keys
@@ -148,7 +148,7 @@ impl Provider {
         }
     }
 
-    /// Has it read its files again.
+    /// Makes the server read its files again.
     fn again(&mut self) {
         let server = self.running.as_mut().unwrap();
         kill(Pid::from_raw(server.pid().try_into().unwrap()), Signal::SIGHUP).unwrap();
@@ -243,7 +243,7 @@ async fn fetch(settings: OAuth2, timeout: Duration) -> Result<String, String> {
     }
 }
 
-/// Why there is no token. A token that comes nonetheless is not printed.
+/// Returns the error of a fetch. A token that is returned nevertheless is not printed.
 async fn refused(settings: OAuth2, timeout: Duration) -> String {
     fetch(settings, timeout).await.map(drop).unwrap_err()
 }
@@ -263,7 +263,7 @@ async fn a_real_server_gives_tokens_that_are_verified_with_its_keys(modules: &'s
     let mut provider = Provider::start(modules);
     let trusted = provider.trusted();
 
-    // Client credentials, by each way to authenticate.
+    // Client credentials, with each authentication method.
     let first = given(provider.basic()).await;
     let claims = verify(&trusted, &first).await;
     assert_eq!(claims.sub(), Some("basic"));
@@ -276,16 +276,16 @@ async fn a_real_server_gives_tokens_that_are_verified_with_its_keys(modules: &'s
     let key = given(provider.settings("key", key)).await;
     assert_eq!(verify(&trusted, &key).await.sub(), Some("key"));
 
-    // Token exchange: what the job gets is of its user.
+    // Token exchange: the token of the job belongs to its user.
     let exchanged = given(provider.exchange()).await;
     assert_eq!(verify(&trusted, &exchanged).await.sub(), Some("alice"));
 
-    // What it refuses.
+    // Refusals.
     let minute = Duration::from_secs(60);
     let wrong = provider.settings("basic", ClientAuthentication::SecretBasic(provider.path("wrong")));
     let error = refused(wrong, minute).await;
     assert!(
-        error.contains("invalid_client (401)") && error.contains("see that client-id"),
+        error.contains("invalid_client (401)") && error.contains("check that client-id"),
         "{error}"
     );
     let scope = OAuth2 {
@@ -308,7 +308,7 @@ async fn a_real_server_gives_tokens_that_are_verified_with_its_keys(modules: &'s
         "{error}"
     );
 
-    // Its key is rotated: tokens of the new one and of the old one are good.
+    // The key of the server is rotated: tokens of the new and of the old key are valid.
     provider.add_key();
     provider.again();
     let second = given(provider.basic()).await;
@@ -320,7 +320,7 @@ async fn a_real_server_gives_tokens_that_are_verified_with_its_keys(modules: &'s
     verify(&trusted, &second).await;
     verify(&trusted, &first).await;
 
-    // Stopped: nobody gets a token, and those that there are are good.
+    // The server is stopped: no job gets a token, but existing tokens are valid.
     provider.stop();
     let error = refused(provider.basic(), Duration::from_millis(500)).await;
     assert!(
@@ -328,7 +328,7 @@ async fn a_real_server_gives_tokens_that_are_verified_with_its_keys(modules: &'s
         "{error}"
     );
     verify(&trusted, &second).await;
-    // Started again, with one more key, while somebody waits for a token.
+    // The server is started again with another key while a fetch waits for a token.
     provider.add_key();
     let waiting = tokio::spawn(given(provider.basic()));
     tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Files that are reached over links: those of root and whoever this runs as are followed, and no others.
+//! Files behind symbolic links: only links of root and of the current user are followed.
 
 use std::{
     fs, io,
@@ -21,13 +21,13 @@ fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// A directory with the file `real/file`, and the directory `theirs`.
+/// A directory that contains the file `real/file` and the directory `theirs`.
 struct Place {
     dir: TempDir,
 }
 
 impl Place {
-    /// With a mode for the directory `theirs`.
+    /// Creates it with a mode for the directory `theirs`.
     fn new(mode: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let place = Self { dir };
@@ -44,7 +44,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// A link below the directory, whose target is relative to it where it starts with `@`.
+    /// Creates a link below the directory. A target that starts with `@` is relative to the directory.
     fn link(&self, target: &str, name: &str) {
         let target = match target.strip_prefix('@') {
             Some(name) => self.at(name),
@@ -53,7 +53,7 @@ impl Place {
         symlink(target, self.at(name)).unwrap();
     }
 
-    /// That the file is read over this path, in all ways in which files are.
+    /// Asserts that every function that reads files accepts this path.
     #[track_caller]
     fn follows(&self, name: &str) {
         let path = self.at(name);
@@ -64,7 +64,7 @@ impl Place {
         secure_path::check_way(&path, Owners::of(me())).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
-    /// That it is not, in any way, and why.
+    /// Asserts that every function that reads files rejects this path. Returns the reason.
     #[track_caller]
     fn refuses(&self, name: &str) -> String {
         let path = self.at(name);
@@ -103,18 +103,18 @@ fn links_in_directories_that_are_trusted_are_followed() {
         let name = format!("to-file-{index}");
         place.link(target, &name);
         place.follows(&name);
-        // A link to a link, and one that is relative to where it lies.
+        // A link to a link, and a link that is relative to its own directory.
         place.link(&format!("../{name}"), &format!("theirs/{name}"));
         place.follows(&format!("theirs/{name}"));
     }
-    // Above the root directory is the root directory.
+    // The parent of the root directory is the root directory.
     place.link(&format!("/../..{}", place.at("real/file").display()), "over-the-root");
     place.follows("over-the-root");
     place.link("real", "to-directory");
     place.link("../to-directory/", "theirs/to-directory");
     place.follows("to-directory/file");
     place.follows("theirs/to-directory/file");
-    // `..` is that of where the link led.
+    // `..` is the parent of the link's target.
     place.link("@theirs", "real/inner");
     place.follows("real/inner/../real/file");
 
@@ -146,7 +146,7 @@ fn links_in_a_directory_that_others_can_write_to_are_not_followed() {
             ("theirs/file", None),
             ("theirs/relative", None),
             ("theirs/directory/file", None),
-            // What others can put a link in the place of is as good as one.
+            // A directory that others can replace with a link is as unsafe as a link.
             ("theirs/../real/file", None),
             ("to-file", Some("to-file")),
             ("to-directory/file", Some("to-directory")),
@@ -182,7 +182,7 @@ fn links_in_a_directory_of_another_user_are_not_followed() {
         let why = place.refuses(name);
         assert!(why.starts_with(&says), "{name}: {why}");
     }
-    // It is as good as one of root for an instance of that user.
+    // For an instance of that user, the link is as safe as one of root.
     secure_path::check_way(&place.at("to-file"), Owners::of(OTHER)).unwrap();
 }
 
@@ -214,7 +214,7 @@ fn of_links_in_a_sticky_directory_those_of_others_are_not_followed() {
             "{name}: {why}"
         );
     }
-    // Where others cannot put one, it was put there by whom the directory is of.
+    // If others cannot create links in a directory, its owner has created them.
     fs::set_permissions(place.at("theirs"), fs::Permissions::from_mode(0o755)).unwrap();
     place.follows("theirs/file");
 }
@@ -267,7 +267,7 @@ fn a_key_directory_is_not_made_or_read_over_a_link_of_others() {
 
 #[test]
 fn a_relative_path_is_one_below_the_working_directory() {
-    // A checkout that others can write to is refused, over either.
+    // A checkout that others can write to is rejected over either link.
     let relative = Path::new("Cargo.toml");
     let absolute = std::env::current_dir().unwrap().join(relative);
     let text = |read: Result<_, Refusal>| {

@@ -328,7 +328,7 @@ fn unusable_commands(site: &Site) -> Vec<Unusable> {
             "slow",
             slow,
             "took longer than 500 ms",
-            "killed with its process group".to_owned(),
+            "killed with all processes that it had started".to_owned(),
         ),
         (
             "flood",

@@ -198,8 +198,8 @@ fn a_file_that_is_written_after_the_job_has_started_is_waited_for() {
     }
     // A file that does not arrive fails the job at the end of the wait, or at once.
     for (wait, says) in [
-        (Some("30ms"), "30 ms after the job asked for it"),
-        (None, "set the key wait if it comes later"),
+        (Some("30ms"), "30 ms after the job requested it"),
+        (None, "set the key wait if it is created later"),
     ] {
         let path = site.configure(rule(wait));
         instance.ok("config-reload", json!({"path": path}));

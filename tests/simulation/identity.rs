@@ -237,10 +237,10 @@ fn every_other_token_is_rejected_with_the_reason() {
         (json!(["fusion", "fusion-team2"]), ""),
         (json!([["fusion-team"]]), ""),
         (json!("a fusion-team"), ""),
-        (json!(null), " (its claim groups is neither a text nor a list)"),
+        (json!(null), " (its claim groups is neither a string nor an array)"),
         (
             json!({"fusion-team": true}),
-            " (its claim groups is neither a text nor a list)",
+            " (its claim groups is neither a string nor an array)",
         ),
     ] {
         login.place(me(), 0o600, &login.token(json!({"groups": groups})));

@@ -360,7 +360,7 @@ fn unreadable_keys_fail_the_job_but_an_unreadable_change_does_not() {
 
     let told = |instance: &mut Instance| {
         let lines = instance.dmesg();
-        lines.iter().filter(|line| line.contains("go on being used")).count()
+        lines.iter().filter(|line| line.contains("remain in use")).count()
     };
     assert_eq!(told(&mut instance), 0);
     site.write("keys/broken.pem", 0o644, "no key");

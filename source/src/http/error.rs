@@ -10,18 +10,18 @@ use crate::{Error, seconds, secure_file::Refusal};
 /// The longest quotation of another program's text in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
-/// The command that creates a certificate for the server, which is also the one to trust.
+/// The command that creates a self-signed certificate for the server.
 const CREATE: &str = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=HOST -addext subjectAltName=DNS:HOST \
                       -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem";
 
-const WRONG_SERVER: &str = "see that this is the server that is meant, and what is wrong with its certificate";
+const WRONG_SERVER: &str = "check that this is the right server, and check its certificate";
 
-/// A kind of server, in the words of messages.
+/// A kind of server in messages.
 #[derive(Debug)]
 pub(crate) struct Peer {
     /// The kind of server.
     pub server: &'static str,
-    /// The text for the user if it could not be asked.
+    /// The text for the user if it could not be reached.
     pub unreachable: &'static str,
     /// The text for the user if its answer was not usable.
     pub unwell: &'static str,
@@ -29,25 +29,25 @@ pub(crate) struct Peer {
     pub credential: &'static str,
     /// The key of its address.
     pub address: &'static str,
-    /// The key of the certificates to trust.
+    /// The key of the trusted certificates.
     pub authorities: &'static str,
-    /// The key of the name that its certificate is for, if there is one.
+    /// The key of the name in its certificate, if any.
     pub name: Option<&'static str>,
-    /// The key of the client certificate, if there is one.
+    /// The key of the client certificate, if any.
     pub client_certificate: Option<&'static str>,
 }
 
 impl Peer {
-    /// It did not answer in this time.
+    /// Returns the error of a server that did not answer in time.
     pub fn silent(&self, limit: Duration) -> SourceError {
         SourceError::retryable(
             self.unreachable,
             format_args!("it did not answer within {}", seconds(limit)),
-            "see that the server is well, and that no firewall is in between",
+            "check that the server works, and that no firewall blocks the connection",
         )
     }
 
-    /// The credential for it, or the file that names it, is not good.
+    /// Returns the error of an invalid credential for the server, or of the file that names it.
     pub fn wrong_credential(&self, cause: impl fmt::Display, remedy: impl fmt::Display) -> SourceError {
         SourceError::permanent(self.credential, cause, remedy)
     }
@@ -57,7 +57,7 @@ impl Peer {
 #[derive(Debug, Clone)]
 pub(crate) struct SourceError {
     pub retry: Retry,
-    /// Set if there was no connection, so that no other request to the same host would fare better.
+    /// Set if there was no connection, so that another request to the same host would fail, too.
     pub unconnected: bool,
     /// For the user.
     pub summary: &'static str,
@@ -65,16 +65,16 @@ pub(crate) struct SourceError {
     remedy: String,
 }
 
-/// The chance that another attempt succeeds. Of two errors, the greater one decides.
+/// The way to retry a request. Of two errors, the greater one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Retry {
-    /// It would fail the same way.
+    /// Do not retry: another attempt would fail in the same way.
     Never,
-    /// It can, after a pause: no shorter than the server requested.
+    /// Retry after a pause that is at least as long as the server requested.
     Backoff(Option<Duration>),
-    /// It can for a short while: a server may not see yet what was just created.
+    /// Retry for a short time: a server may not see yet what was just created.
     NotFound,
-    /// It can once, with a new client: the server refused the credential, or the client is gone.
+    /// Retry once with a new client: the server rejected the credential, or the client has ended.
     NewClient,
 }
 
@@ -97,22 +97,22 @@ impl SourceError {
         Self::new(Retry::Backoff(None), summary, cause, remedy)
     }
 
-    /// The error of a file that is not there, or not safe. `key` is where it is named.
+    /// Returns the error of a file that cannot be read or is not secure. `key` is the key that names it.
     pub fn of_file(summary: &'static str, key: &str, path: &Path, refusal: Refusal) -> Self {
         let (what, remedy) = match refusal {
             Refusal::Io(e) => (
                 format!("could not be read ({e})"),
-                "create it, or correct its path, and let the instance owner read it",
+                "create it or correct its path, and allow the instance owner to read it",
             ),
             Refusal::Untrusted(why) => (
                 format!("was refused ({why})"),
-                "let nobody but the instance owner and root change it, and nobody else read secrets in it",
+                "allow only the instance owner and root to change it, and nobody else to read secrets in it",
             ),
         };
         Self::permanent(summary, format_args!("{key}: {} {what}", path.display()), remedy)
     }
 
-    /// The same error, with the address where it happened.
+    /// Adds the address of the request to the cause.
     pub fn at(mut self, url: &str) -> Self {
         self.cause = format!("{url}: {}", self.cause);
         self
@@ -126,12 +126,12 @@ impl SourceError {
         &self.remedy
     }
 
-    /// The error of a fetch that ends with this one. `place` is what was requested, and where.
+    /// Returns the error of a fetch that this error ends. `place` names the request and the server.
     pub fn ends(&self, place: &str) -> Error {
         Error::new(self.summary, format!("{place}: {self}"))
     }
 
-    /// Of a request that came to no answer.
+    /// Returns the error of a request without an answer.
     pub fn of_request(error: &(dyn StdError + 'static), peer: &Peer) -> Self {
         let mut client = causes(error).filter_map(|cause| cause.downcast_ref::<legacy::Error>());
         Self {
@@ -153,10 +153,10 @@ impl SourceError {
                 return Self::permanent(
                     unreachable,
                     "it does not speak HTTP/1.1",
-                    format_args!("see that the port of {address} is right, and whether it is one for https"),
+                    format_args!("check that the port of {address} is correct, and whether it is for https"),
                 );
             }
-            // These types are not public.
+            // These error types are private, so their texts are compared.
             let text = cause.to_string();
             if let Some(why) = text.strip_prefix("tunnel error: ") {
                 let why = causes(cause)
@@ -167,15 +167,15 @@ impl SourceError {
                     });
                 return Self::retryable(
                     unreachable,
-                    format_args!("the proxy made no tunnel to it ({})", quote(&why, &[])),
-                    "see that the key proxy is right, that the proxy runs, and that it lets this node connect there",
+                    format_args!("the proxy opened no tunnel to it ({})", quote(&why, &[])),
+                    "check that the key proxy is correct, that the proxy runs, and that it allows this node to connect",
                 );
             }
             if text == "dns error" {
                 found.get_or_insert(Self::retryable(
                     unreachable,
                     "its name could not be resolved",
-                    format_args!("see that {address} is right, and that this node's DNS works"),
+                    format_args!("check that {address} is correct, and that the DNS of this node works"),
                 ));
             }
             let Some(io) = cause.downcast_ref::<io::Error>() else {
@@ -185,7 +185,7 @@ impl SourceError {
                 io::ErrorKind::ConnectionRefused => Self::retryable(
                     unreachable,
                     "it refused the connection",
-                    format_args!("see that the server runs, and that {address} is right, and its port"),
+                    format_args!("check that the server runs, and that {address} and its port are correct"),
                 ),
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                     cut_off(peer)
@@ -193,7 +193,7 @@ impl SourceError {
                 _ => Self::retryable(
                     unreachable,
                     format_args!("the connection failed ({io})"),
-                    "see that this node reaches the server's address",
+                    "check that this node reaches the server's address",
                 ),
             });
         }
@@ -220,29 +220,29 @@ impl SourceError {
         match error {
             Tls::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref() {
                 Some(webpki::Error::CaUsedAsEndEntity) => untrusted(
-                    &"it is marked as that of an authority, CA:TRUE, and is also the server's own",
+                    &"it is the server's own, but is marked as that of an authority, CA:TRUE",
                     &create(),
                 ),
                 Some(webpki::Error::UnsupportedCertVersion) => {
-                    untrusted(&"it is of version 1 of X.509, which names no host", &create())
+                    untrusted(&"it uses version 1 of X.509, which names no host", &create())
                 }
                 _ => untrusted(&other.0, WRONG_SERVER),
             },
             Tls::InvalidCertificate(why) => {
                 let remedy = match why {
                     CertificateError::UnknownIssuer | CertificateError::BadSignature => &format!(
-                        "see that {authorities} has the certificate of the authority that signed this server's; the server's \
-                             own will only do if it has signed itself"
+                        "check that {authorities} contains the certificate of the authority that signed this server's; \
+                         the server's own is only sufficient if it is self-signed"
                     ),
                     CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                        "renew the server's certificate, and see that the clock of this node is right"
+                        "renew the server's certificate, and check the clock of this node"
                     }
                     CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                        "see that the clock of this node is right"
+                        "check the clock of this node"
                     }
                     CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                         let or = peer.name.map(|name| format!(", or set {name}")).unwrap_or_default();
-                        &format!("name the server as its certificate does{or}")
+                        &format!("use a name of the server that its certificate contains{or}")
                     }
                     _ => WRONG_SERVER,
                 };
@@ -257,19 +257,19 @@ impl SourceError {
             Tls::InvalidMessage(_) => Self::permanent(
                 unreachable,
                 "it does not speak TLS",
-                format_args!("see that the port of {address} is the one for https"),
+                format_args!("check that the port of {address} is for https"),
             ),
-            // Without its close, a connection may have been cut by anybody.
+            // This includes a missing close_notify: an attacker may have truncated the connection.
             other => Self::permanent(
                 unreachable,
-                format_args!("no TLS connection could be made ({other})"),
-                "see which versions and ciphers of TLS the server takes; TLS 1.2 and 1.3 are spoken",
+                format_args!("the TLS connection failed ({other})"),
+                "check that the server supports TLS 1.2 or 1.3 with modern ciphers",
             ),
         }
     }
 }
 
-/// Cause and remedy, for the operator.
+/// Writes cause and remedy, for the operator.
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.cause, self.remedy)
@@ -279,12 +279,12 @@ impl fmt::Display for SourceError {
 fn cut_off(peer: &Peer) -> SourceError {
     SourceError::retryable(
         peer.unreachable,
-        "the connection ended before the answer did",
-        "see whether the server, or a proxy before it, was restarted",
+        "the connection ended before the answer was complete",
+        "check whether the server, or a proxy in front of it, was restarted",
     )
 }
 
-/// Returns whether an alert says that our certificate is missing or not good (RFC 8446, section 6.2).
+/// Returns whether an alert means that the client certificate is missing or invalid (RFC 8446 section 6.2).
 fn is_about_us(alert: AlertDescription) -> bool {
     matches!(
         alert,
@@ -299,8 +299,8 @@ fn is_about_us(alert: AlertDescription) -> bool {
     )
 }
 
-/// An error, and what it comes from. [`io::Error`] names as its source what the error in it comes from, and not that
-/// one.
+/// Returns an error and its chain of causes. `source` of an [`io::Error`] skips the error that it wraps, so that is
+/// added.
 pub(crate) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| cause(*error))
 }
@@ -312,8 +312,8 @@ fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
     }
 }
 
-/// A text of somebody else, fit for one line of a message: without the secrets that are known or can be told by their
-/// form, and not long.
+/// Shortens a foreign text to one line for a message, and redacts the given secrets and texts that have the form of
+/// one.
 pub(crate) fn quote(text: &str, secrets: &[&str]) -> String {
     let start = &text.as_bytes()[..text.len().min(4 * MAX_QUOTE)];
     let line = token::redact_lines(start, secrets).join(" ");

@@ -12,21 +12,21 @@ use tokio::time::{Instant, timeout_at};
 use super::{Peer, Retry, SourceError};
 use crate::{Error, seconds};
 
-/// The first pause between attempts, and the longest. Jitter makes each up to twice as long.
+/// The first and the longest pause between attempts. Jitter extends each pause to at most twice its length.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(2500));
 
-/// How long an object may be missing: it is created long before its job starts, but a server may answer from a cache
-/// that does not have it yet.
+/// The time that an object may be missing. It is created long before its job starts, but a server may answer from a
+/// stale cache.
 const NOT_FOUND: Duration = Duration::from_secs(5);
 
 /// The limits of one request's share of the timeout.
 const REQUEST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// A deadline that no timeout reaches: half a century ahead.
+/// The time to a deadline that no timeout reaches, 50 years.
 const FAR: Duration = Duration::from_secs(50 * 365 * 86400);
 
-/// Endless pauses that double from the first to the longest, each extended at random by up to its own length, so that
-/// jobs that start at once do not ask at once again.
+/// Returns the builder of endless pauses, which double from the first to the longest. Jitter extends each pause at
+/// random by at most its length, so that jobs that start simultaneously do not retry simultaneously.
 pub(crate) fn pauses((first, longest): (Duration, Duration)) -> ExponentialBuilder {
     ExponentialBuilder::new()
         .with_jitter()
@@ -61,22 +61,23 @@ impl Attempts {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// The time for one request: a quarter of the timeout, so that another server may be found behind the same address.
+    /// Returns the timeout of one request: a quarter of the whole timeout, so that a retry may reach another server
+    /// behind the same address.
     pub fn request_limit(&self) -> Duration {
         (self.timeout / 4).clamp(REQUEST.0, REQUEST.1)
     }
 
-    /// Notes what is being done, as in "the Workflow was asked for".
+    /// Records the current step, as in "the Workflow was requested".
     pub fn enter(&self, doing: &'static str) {
         *lock(&self.doing) = doing;
     }
 
-    /// Notes the error of an attempt that another one follows.
+    /// Records the error of an attempt that is retried.
     pub fn failed(&self, error: &SourceError) {
         *lock(&self.last) = Some(error.clone());
     }
 
-    /// Attempts until one succeeds or fails for good. `place` names what is requested, and where, for the error.
+    /// Retries until an attempt succeeds or fails permanently. `place` names the request and the server, for the error.
     pub async fn run<T, F>(&self, attempt: impl FnMut() -> F, place: impl Fn() -> String) -> Result<T, Error>
     where
         F: Future<Output = Result<T, SourceError>>,
@@ -89,7 +90,7 @@ impl Attempts {
         attempts.await.map_err(|error| self.gives_up(&error, &place()))
     }
 
-    /// Awaits all that the fetch does, until the deadline.
+    /// Awaits the whole fetch until the deadline.
     pub async fn within<T>(
         &self,
         fetch: impl Future<Output = Result<T, Error>>,
@@ -99,7 +100,7 @@ impl Attempts {
         done.unwrap_or_else(|_| Err(self.out_of_time(&place())))
     }
 
-    /// The pause before the next attempt, if there is one.
+    /// Returns the pause before the next attempt; none if there is no other attempt.
     fn pause(&self, error: &SourceError, pause: Duration, not_found: &mut Option<Instant>) -> Option<Duration> {
         match error.retry {
             Retry::Never | Retry::NewClient => None,
@@ -108,7 +109,7 @@ impl Attempts {
             Retry::NotFound => {
                 let now = Instant::now();
                 let until = *not_found.get_or_insert(now + NOT_FOUND.min(self.timeout / 2));
-                // The last attempt is at the end of it.
+                // The last attempt is at the end of this time.
                 Some(pause.min(until.saturating_duration_since(now))).filter(|pause| !pause.is_zero())
             }
         }
@@ -119,8 +120,8 @@ impl Attempts {
             return error.ends(place);
         };
         let detail = format!(
-            "{place}: {error}; it is not tried again, since the server asks to wait {}, which is longer than what is left of \
-             the timeout of {}",
+            "{place}: {error}; no retry, because the server requests a pause of {}, which exceeds the remaining part \
+             of the timeout of {}",
             seconds(requested),
             seconds(self.timeout)
         );
@@ -137,7 +138,7 @@ impl Attempts {
             None => {
                 let doing = *lock(&self.doing);
                 let detail = format!(
-                    "{place}: not within {limit}, when {doing}: see that the server is well, or set a longer timeout"
+                    "{place}: not within {limit}, when {doing}: check that the server works, or set a longer timeout"
                 );
                 Error::new(self.peer.unreachable, detail)
             }

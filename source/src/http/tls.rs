@@ -1,4 +1,4 @@
-//! TLS. A server's certificate is always verified, and there is no way to have it not be.
+//! TLS. A server's certificate is always verified; verification cannot be disabled.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use zeroize::Zeroizing;
 
 use super::error::{Peer, SourceError};
 
-/// A client certificate, in PEM, and its private key.
+/// A client certificate and its private key, in PEM.
 pub(crate) struct Identity {
     pub certificate: Vec<u8>,
     pub key: Zeroizing<Vec<u8>>,
 }
 
-/// Whose certificates are accepted. They are in PEM.
+/// The trusted root certificates.
 #[derive(Clone, Copy)]
 pub(crate) enum Roots<'a> {
     /// Those of the system.
     System,
-    /// These, and no others.
+    /// Only these, in PEM.
     Only(&'a [u8]),
-    /// Those of the system, and these.
+    /// Those of the system and these, in PEM.
     Also(&'a [u8]),
 }
 
-/// TLS 1.2 and 1.3. Blocks.
+/// Returns the configuration of a client for TLS 1.2 and 1.3. Blocks.
 pub(crate) fn client_config(
     roots: Roots<'_>,
     identity: Option<&Identity>,
@@ -47,14 +47,14 @@ pub(crate) fn client_config(
     }
     if store.is_empty() {
         return Err(peer.wrong_credential(
-            "there are no certificates to trust, neither set nor the system's own",
+            "no trusted certificates are configured, and the system has none",
             format_args!("set {}, or install the package ca-certificates", peer.authorities),
         ));
     }
-    // The provider is named since a process may have several, and its default may be another's.
+    // The provider is explicit, because another part of the process may have set another default.
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|e| peer.wrong_credential(format_args!("TLS is not there ({e})"), "build the plugin anew"))?
+        .map_err(|e| peer.wrong_credential(format_args!("TLS is not available ({e})"), "rebuild the plugin"))?
         .with_root_certificates(store);
     let Some(identity) = identity else {
         return Ok(builder.with_no_client_auth());
@@ -63,7 +63,7 @@ pub(crate) fn client_config(
     builder.with_client_auth_cert(chain, key).map_err(|e| {
         peer.wrong_credential(
             format_args!("client-certificate and client-key cannot be used ({e})"),
-            "see that the key is the one of the certificate",
+            "check that the key belongs to the certificate",
         )
     })
 }
@@ -72,17 +72,17 @@ fn add_pem(store: &mut RootCertStore, pem: &[u8], peer: &Peer) -> Result<(), Sou
     let wrong = |what: &str| {
         peer.wrong_credential(
             format_args!("{} {what}", peer.authorities),
-            "give it the certificate in PEM (BEGIN CERTIFICATE) that signs the server's",
+            "set it to the certificate in PEM (BEGIN CERTIFICATE) that signs the server's",
         )
     };
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|_| wrong("is not PEM"))?;
         store
             .add(certificate)
-            .map_err(|_| wrong("has a certificate that is damaged"))?;
+            .map_err(|_| wrong("contains a damaged certificate"))?;
     }
     if store.is_empty() {
-        return Err(wrong("has no certificate"));
+        return Err(wrong("contains no certificate"));
     }
     Ok(())
 }
@@ -96,13 +96,13 @@ fn client_certificate(
         .unwrap_or_default();
     if chain.is_empty() {
         return Err(peer.wrong_credential(
-            "client-certificate has no certificate in PEM",
+            "client-certificate contains no certificate in PEM",
             "write it again (BEGIN CERTIFICATE)",
         ));
     }
     let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|_| {
         peer.wrong_credential(
-            "client-key has no private key in PEM",
+            "client-key contains no private key in PEM",
             "write it again (BEGIN PRIVATE KEY), without a passphrase",
         )
     })?;

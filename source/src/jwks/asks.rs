@@ -1,14 +1,13 @@
-//! A limit to how often an issuer is asked out of turn.
+//! The rate limit of requests to an issuer because of unknown keys.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often an issuer is asked because of keys that are not known: so many times at once, and once in this time after
-/// that.
+/// The burst of requests because of unknown keys, and the interval of further ones.
 const ASKS: (u32, Duration) = (3, Duration::from_secs(10));
 
-/// The number of further requests out of turn.
+/// A token bucket for requests.
 pub(super) struct Asks {
     left: u32,
     since: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Fetches the metadata and keys that an issuer publishes, once.
+//! Fetches the published metadata and keys of an issuer once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ const MAX_JWKS: usize = 1 << 20;
 /// The timeout of one request.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// The most unusable keys that a line of the log names.
+/// The maximum number of unusable keys that a line of the log names.
 pub(super) const MAX_NAMED: usize = 4;
 
-/// The most unusable keys that a caller gets.
+/// The maximum number of unusable keys that a caller receives.
 const MAX_LISTED: usize = 64;
 
 /// The results of one fetch.
@@ -46,7 +46,7 @@ impl JwksClient {
         let (keys, skipped) = KeySet::from_jwks(&answer.body).map_err(|e| {
             at(SourceError::permanent(
                 SERVER.unwell,
-                format_args!("what it has there is not its keys ({e})"),
+                format_args!("its answer is not a JWKS ({e})"),
                 "see the server's log",
             ))
         })?;
@@ -58,11 +58,11 @@ impl JwksClient {
         })
     }
 
-    /// The keys that it publishes now, and a line on those that cannot be used, if there are some. Blocks, no longer
-    /// than `limit`.
+    /// Returns the keys that an issuer publishes now, and a line about unusable ones, if any. Blocks for at most
+    /// `limit`.
     ///
     /// # Errors
-    /// It has none, or none that can be used, in words for an operator.
+    /// For the operator: the issuer publishes no usable key.
     pub fn published(
         url: &str,
         discovery: &Discovery,
@@ -76,12 +76,12 @@ impl JwksClient {
         }
         let note = match describe_skipped(&fetched.skipped, MAX_LISTED) {
             none if none.is_empty() => None,
-            some => Some(format!("issuer {url}: of its keys, some cannot be used: {some}")),
+            some => Some(format!("issuer {url}: some of its keys cannot be used: {some}")),
         };
         Ok((Arc::new(fetched.keys), note))
     }
 
-    /// Looks whether its keys can be fetched. Blocks, no longer than `limit`.
+    /// Checks that the keys of an issuer can be fetched. Blocks for at most `limit`.
     #[must_use]
     pub fn examine(url: &str, discovery: &Discovery, limit: Duration) -> Examined {
         let client = Self::of(url, discovery);
@@ -94,7 +94,7 @@ impl JwksClient {
                     some => format!("; others cannot be used: {some}"),
                 };
                 format!(
-                    "issuer {url}: its metadata is good, and {} has {} usable key(s){skipped}",
+                    "issuer {url}: its metadata is valid, and {} has {} usable key(s){skipped}",
                     fetched.jwks_uri,
                     fetched.keys.len()
                 )
@@ -109,11 +109,11 @@ impl Published {
             none if none.is_empty() => "it publishes none".to_owned(),
             some => some,
         };
-        format!("issuer {url}: it has no key that can be used: {why}")
+        format!("issuer {url}: it has no usable key: {why}")
     }
 }
 
-/// The keys that cannot be used, each with the reason, and at most `most` of them.
+/// Lists unusable keys, each with the reason, and at most `most` of them.
 pub(super) fn describe_skipped(skipped: &[SkippedKey], most: usize) -> String {
     let mut named: Vec<_> = skipped
         .iter()

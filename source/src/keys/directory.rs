@@ -1,14 +1,14 @@
-//! Reading a key directory, or a single file of keys.
+//! Reads a key directory, or a single file of keys.
 //!
-//! | in the directory | is |
+//! | in the directory | contents |
 //! |---|---|
-//! | `*.pem`, `*.jwk`, `*.jwks` | verification keys: public ones |
-//! | `signing/KID.pem` | private keys, closed to everyone but their owner |
-//! | `hs256/*.jwk` | secrets for HS256, likewise: they are no public keys, and not where those are |
+//! | `*.pem`, `*.jwk`, `*.jwks` | public keys, which verify tokens |
+//! | `signing/KID.pem` | private keys, which only their owner can read |
+//! | `hs256/*.jwk` | secrets for HS256, which only their owner can read |
 //! | `active` | the `kid` of the key that signs |
 //!
-//! All else is ignored. Nobody but this user and root may have a hand in it; one file that is not as it should be, and
-//! nothing of it is used.
+//! Other files are ignored. Only this user and root may be able to change the directory. If one file is invalid, none
+//! is used.
 
 use std::{
     ffi::OsStr,
@@ -30,16 +30,16 @@ pub(super) const SIGNING: &str = "signing";
 /// The directory of secrets for HS256.
 pub(super) const HS256: &str = "hs256";
 
-/// The most entries of one directory.
+/// The maximum number of entries of one directory.
 const MAX_ENTRIES: usize = 1024;
 
-/// The longest file with one key, in bytes: an RSA key of 16,384 bits takes 13 KiB.
+/// The longest file with one key, in bytes. An RSA key of 16,384 bits takes 13 KiB.
 pub const MAX_KEY_FILE: usize = 64 * 1024;
 
 /// The longest JWKS, in bytes.
 const MAX_JWKS: usize = 1024 * 1024;
 
-/// The keys of an issuer, as far as they were asked for.
+/// The keys of an issuer. [`Want`] determines which of them were read.
 #[derive(Debug)]
 pub struct Keys {
     verifying: Arc<KeySet>,
@@ -54,24 +54,24 @@ impl Keys {
         &self.verifying
     }
 
-    /// Returns the key that signs tokens: the active one.
+    /// Returns the active key, which signs tokens.
     pub fn signing(&self) -> Option<&Arc<SigningKey>> {
         self.signing.as_ref()
     }
 
-    /// The `kid` of all keys that could be the active one.
+    /// Returns the `kid` of each key that can become the active one.
     pub fn private(&self) -> &[String] {
         &self.private
     }
 
-    /// Lines for the operator: keys that are not used, and why.
+    /// Returns lines for the operator about unused keys, with the reasons.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 }
 
-/// The reason why there are no keys: where, what, and what to do. It holds nothing of any key, and is shown as one line
-/// of plain characters: names of keys are chosen by who made them.
+/// The reason why no keys are available: the path, the cause and the next step. It contains no key material. It is one
+/// line of plain characters, because the creators of keys choose their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysError {
     path: PathBuf,
@@ -105,19 +105,19 @@ impl fmt::Display for KeysError {
 
 impl std::error::Error for KeysError {}
 
-/// The keys that a reader of a key directory wants.
+/// The keys to read from a key directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want {
     /// Keys that verify tokens. Private keys need not be readable.
     Verifying,
-    /// These, and the key that signs tokens.
+    /// Keys that verify tokens, and the key that signs them.
     Signing,
 }
 
 /// Reads a key directory, or a file with public keys: a JWKS, a JWK or a PEM block.
 ///
 /// # Errors
-/// [`KeysError`]: nothing is used where anything is not as it should be.
+/// [`KeysError`] if any file is invalid.
 pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
     if path.is_dir() || want == Want::Signing {
         let directory =
@@ -135,7 +135,7 @@ pub fn read(path: &Path, want: Want) -> Result<Keys, KeysError> {
 }
 
 /// Reads a file with a secret for HS256: a JWK of type `oct`; a PEM block with a private key, whose DER bytes are the
-/// secret, as for the rabbit software; or the bytes of the secret themselves, but for a newline at their end.
+/// secret, as for the rabbit software; or the bytes of the secret, with an optional newline at the end.
 ///
 /// # Errors
 /// [`KeysError`].
@@ -147,7 +147,7 @@ pub fn read_secret(path: &Path) -> Result<Keys, KeysError> {
     let key = if text.starts_with(b"{") {
         secret_of_jwk(path, &bytes)?.verifying_key()
     } else if bytes.windows(PEM.len()).any(|part| part == PEM) {
-        // Also where text stands before it, of which the reader says that it must not.
+        // This includes a block after other text, which the parser rejects with a better message.
         HmacKey::from_pem(&bytes).map_err(wrong)?.verifying_key()
     } else {
         let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
@@ -206,7 +206,7 @@ impl Reader {
                 else {
                     continue;
                 };
-                // Also of those that are not active yet: what others could read once may have been copied.
+                // Inactive keys are checked, too: if others could read a key before, they may have copied it.
                 open_private(directory, &name)?;
                 private.push(kid.to_string_lossy().into_owned());
             }
@@ -221,8 +221,8 @@ impl Reader {
                 };
                 let Some(key) = key else {
                     let why = format!(
-                        "it names the key {kid}, of which there is neither {SIGNING}/{kid}.pem nor a secret in {HS256}: \
-                         put it back, or have another sign with `flux workflow-token rotate promote`"
+                        "it names the key {kid}, but there is neither {SIGNING}/{kid}.pem nor a secret in {HS256}: \
+                         restore it, or activate another key with `flux workflow-token rotate promote`"
                     );
                     return Err(KeysError {
                         is_missing: true,
@@ -232,7 +232,8 @@ impl Reader {
                 let verifies = self.verifying.find(&kid, key.algorithm());
                 if verifies.is_none_or(|public| public.thumbprint() != key.verifying_key().thumbprint()) {
                     let why = format!(
-                        "it names the key {kid}, whose public key is not there: no service could verify its tokens"
+                        "it names the key {kid}, whose public key is missing, so no service could verify its tokens: \
+                         restore it, or activate another key with `flux workflow-token rotate promote`"
                     );
                     return Err(KeysError::new(&path, why));
                 }
@@ -252,7 +253,7 @@ impl Reader {
             let skipped = self.notes.first().map(|note| format!(" ({note})")).unwrap_or_default();
             return Err(KeysError::new(
                 path,
-                format!("it has no key to verify tokens with{skipped}"),
+                format!("it contains no key that can verify tokens{skipped}"),
             ));
         }
         Ok(Keys {
@@ -263,7 +264,7 @@ impl Reader {
         })
     }
 
-    /// A file with one public key.
+    /// Adds the key in a file with one public key.
     fn public(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
         let key = if bytes.trim_ascii_start().starts_with(b"{") {
             VerifyingKey::from_jwk(bytes)
@@ -277,7 +278,7 @@ impl Reader {
     fn jwks(&mut self, path: &Path, bytes: &[u8]) -> Result<(), KeysError> {
         let (keys, skipped) = KeySet::from_jwks(bytes).map_err(|e| KeysError::new(path, e))?;
         for key in skipped {
-            let why = format!("the key keys[{}] is not used: {}", key.index, key.reason);
+            let why = format!("the key keys[{}] is ignored: {}", key.index, key.reason);
             self.notes.push(KeysError::new(path, why).to_string());
         }
         self.insert(path, &keys)
@@ -290,7 +291,7 @@ impl Reader {
             let is_known = same.is_some_and(|same| same.thumbprint() == key.thumbprint());
             if self.verifying.get(key.kid()).is_some() && !is_known {
                 let why = format!(
-                    "another file has another key of the same kid, {}: give one of them its own",
+                    "another file contains a different key with the same kid, {}: give one of them another kid",
                     key.kid()
                 );
                 return Err(KeysError::new(path, why));
@@ -301,7 +302,7 @@ impl Reader {
     }
 }
 
-/// The `kid` in the file `active`, where there is one.
+/// Returns the `kid` in the file `active`; none if the file does not exist.
 pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError> {
     let path = directory.path().join(ACTIVE);
     let Some(file) = optional(directory.open(ACTIVE.as_ref()), &path)? else {
@@ -312,24 +313,24 @@ pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError>
         Ok(kid) if is_file_name(kid) => Ok(Some(kid.to_owned())),
         _ => Err(KeysError::new(
             &path,
-            "it does not hold a kid: have a key sign with `flux workflow-token rotate promote`",
+            "it does not contain a kid: activate a key with `flux workflow-token rotate promote`",
         )),
     }
 }
 
-/// Returns whether a `kid` can be the name of a file, as every thumbprint of RFC 7638 can.
+/// Returns whether a `kid` is a valid file name. Every thumbprint of RFC 7638 is one.
 pub(super) fn is_file_name(kid: &str) -> bool {
     (1..=128).contains(&kid.len()) && kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// The private key of that `kid`.
+/// Reads the private key of a `kid`.
 pub(super) fn private_key(signing: &Directory, kid: &str) -> Result<SigningKey, KeysError> {
     let name = format!("{kid}.pem");
     let path = signing.path().join(&name);
     let key = SigningKey::from_pem(&private_content(signing, name.as_ref())?).map_err(|e| KeysError::new(&path, e))?;
     if key.kid() != kid {
         let why = format!(
-            "its key is {}, and not the one that it is named after: rename it",
+            "it contains the key {}, but is named after another one: rename it",
             key.kid()
         );
         return Err(KeysError::new(&path, why));
@@ -340,7 +341,7 @@ pub(super) fn private_key(signing: &Directory, kid: &str) -> Result<SigningKey, 
 fn secret_of_jwk(path: &Path, bytes: &[u8]) -> Result<SigningKey, KeysError> {
     let key = SigningKey::from_jwk(bytes).map_err(|e| KeysError::new(path, e))?;
     if key.algorithm() != Algorithm::Hs256 {
-        return Err(KeysError::new(path, "it is no secret for HS256 (a JWK of type oct)"));
+        return Err(KeysError::new(path, "it is not a secret for HS256 (a JWK of type oct)"));
     }
     Ok(key)
 }

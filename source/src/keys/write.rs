@@ -1,7 +1,7 @@
-//! Writing a key directory: a new one, and the three steps of a rotation.
+//! Creates key directories and performs the three steps of a rotation.
 //!
-//! Each step is one that a running instance can see at any moment: files are put in their place whole, private keys
-//! before their public ones, and taken away in the order that leaves no active key without its public one.
+//! A running instance may read the directory at any moment: files appear complete, private keys before their public
+//! keys, and removals leave no active key without its public key.
 
 use std::{
     fs, io,
@@ -21,16 +21,16 @@ use super::{
 };
 use secure_path::{Directory, Owners, Refusal};
 
-/// Everyone may read what is public, and what is private nobody but the owner.
+/// Everyone may read public files; only the owner may read private ones.
 const PUBLIC_DIRECTORY: u32 = 0o755;
 const PRIVATE_DIRECTORY: u32 = 0o700;
 const PUBLIC: u32 = 0o644;
 const PRIVATE: u32 = 0o600;
 
-/// Makes a key directory with one key, which signs. Returns its `kid`.
+/// Creates a key directory with one active key. Returns its `kid`.
 ///
 /// # Errors
-/// [`KeysError`], also where there are keys already: they are not replaced.
+/// [`KeysError`], for example if the directory already contains keys, which are not replaced.
 pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
     let writer = Writer::new(
         path,
@@ -38,7 +38,7 @@ pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
     )?;
     for name in [None, Some(SIGNING), Some(HS256)] {
         if writer.has_any(name)? {
-            let why = "there are keys already: add one with `flux workflow-token rotate add`";
+            let why = "it already contains keys: add one with `flux workflow-token rotate add`";
             return Err(KeysError::new(path, why));
         }
     }
@@ -47,24 +47,24 @@ pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
     Ok(kid)
 }
 
-/// The first step of a rotation: adds a key, with which tokens are verified from now on, and not yet signed. Returns its
+/// Performs the first step of a rotation: adds a key, which verifies tokens but does not sign them yet. Returns its
 /// `kid`.
 ///
 /// # Errors
-/// [`KeysError`], also where what is there is not in order.
+/// [`KeysError`], for example if an existing file is invalid.
 pub fn add(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
     read(path, Want::Signing)?;
     Writer::open(path)?.add(algorithm)
 }
 
-/// The second step, to be taken when every verifier has the new key: signs with it from now on. Without a `kid`, the only
-/// key that was added and is not active. Returns its `kid`.
+/// Performs the second step, after every verifier has the new key: activates the key, which then signs. Without a
+/// `kid`, it activates the only inactive key. Returns its `kid`.
 ///
 /// # Errors
 /// [`KeysError`].
 pub fn promote(path: &Path, kid: Option<&str>) -> Result<String, KeysError> {
     let writer = Writer::open(path)?;
-    // Without the active key, which may be what is wrong, and is going to be put right.
+    // The active key is not read: it may be invalid, and this repairs that.
     let keys = read(path, Want::Verifying)?;
     let active = active(&writer.directory).unwrap_or_default();
     let candidates: Vec<String> = writer
@@ -78,14 +78,11 @@ pub fn promote(path: &Path, kid: Option<&str>) -> Result<String, KeysError> {
         (None, []) => {
             return Err(KeysError::new(
                 path,
-                "there is no other key to sign with: add one with `rotate add`",
+                "it contains no inactive key: add one with `rotate add`",
             ));
         }
         (None, several) => {
-            let why = format!(
-                "there are several keys to sign with: name one of {}",
-                several.join(", ")
-            );
+            let why = format!("it contains several inactive keys: name one of {}", several.join(", "));
             return Err(KeysError::new(path, why));
         }
     };
@@ -94,16 +91,16 @@ pub fn promote(path: &Path, kid: Option<&str>) -> Result<String, KeysError> {
     Ok(kid.to_owned())
 }
 
-/// The third step, to be taken when the last token that was signed with the key has expired: takes the key away. From now
-/// on its tokens are refused.
+/// Performs the third step, after the last token that the key signed has expired: removes the key. From then on, its
+/// tokens are rejected.
 ///
 /// # Errors
-/// [`KeysError`], also for the active key.
+/// [`KeysError`], for example if the key is active.
 pub fn retire(path: &Path, kid: &str) -> Result<(), KeysError> {
     let writer = Writer::open(path)?;
     let keys = read(path, Want::Signing)?;
     if keys.signing().is_some_and(|signing| signing.kid() == kid) {
-        let why = format!("the key {kid} is the active one: have another sign first, with `rotate promote`");
+        let why = format!("the key {kid} is active: activate another key first with `rotate promote`");
         return Err(KeysError::new(path, why));
     }
     if !is_file_name(kid) {
@@ -120,23 +117,22 @@ pub fn retire(path: &Path, kid: &str) -> Result<(), KeysError> {
     match read(path, Want::Signing)?.verifying().get(kid) {
         Some(_) => Err(KeysError::new(
             path,
-            format!("a file of another name has the key {kid}, so that it stays: remove it there"),
+            format!("a file with another name also contains the key {kid}: remove it there, too"),
         )),
         None if removed => Ok(()),
         None => Err(writer.no_such_key(kid)),
     }
 }
 
-/// Closes a directory of private keys that was there before, and let others in. The way to it is trusted, so that its
-/// path is what was opened.
+/// Restricts an existing directory of private keys to its owner. All directories of the path are trusted, so the path
+/// still denotes the opened directory.
 fn close(path: &Path) -> Result<(), KeysError> {
     let mode = fs::metadata(path).map_err(|e| KeysError::new(path, e))?.mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE_DIRECTORY)).map_err(|e| {
-        let why =
-            format!("mode {mode:04o} lets others than its owner in, and could not be changed ({e}): use chmod 0700");
+        let why = format!("mode {mode:04o} allows access by others, and could not be changed ({e}): use chmod 0700");
         KeysError::new(path, why)
     })
 }
@@ -145,7 +141,7 @@ fn public_name(kid: &str) -> String {
     format!("{kid}.pub.jwk")
 }
 
-/// A key directory that nobody else writes to meanwhile.
+/// A key directory that is locked for writing.
 struct Writer {
     directory: Directory,
     _lock: OwnedFd,
@@ -173,7 +169,7 @@ impl Writer {
         }
     }
 
-    /// Returns whether there is any file that a key could be in.
+    /// Returns whether it contains any file that may contain a key.
     fn has_any(&self, name: Option<&str>) -> Result<bool, KeysError> {
         let inner;
         let directory = match name {
@@ -240,7 +236,7 @@ impl Writer {
         written.map_err(|e| KeysError::refused(&self.directory.path().join(ACTIVE), &e))
     }
 
-    /// The `kid` of all keys that could sign, by the names of their files.
+    /// Returns the `kid` of each key that can sign, by the names of the files.
     fn private(&self) -> Result<Vec<String>, KeysError> {
         let mut kids = Vec::new();
         for (name, extension) in [(SIGNING, ".pem"), (HS256, ".jwk")] {
@@ -257,21 +253,21 @@ impl Writer {
         Ok(kids)
     }
 
-    /// Checks that a key signs tokens, which can be verified.
+    /// Checks that a key can sign tokens and that its public key verifies them.
     fn can_sign(&self, keys: &Keys, kid: &str) -> Result<(), KeysError> {
         if !is_file_name(kid) || !self.private()?.iter().any(|private| private == kid) {
             return Err(self.no_such_key(kid));
         }
         let Some(public) = keys.verifying().get(kid) else {
-            let why = format!("the public key of {kid} is not there: no service could verify its tokens");
+            let why = format!("the public key of {kid} is missing, so no service could verify its tokens: restore it");
             return Err(KeysError::new(self.directory.path(), why));
         };
-        // A secret was read with the others.
+        // A secret has no other part, and was already read.
         if public.algorithm().is_asymmetric()
             && let Some(signing) = self.inner(SIGNING)?
             && private_key(&signing, kid)?.verifying_key().thumbprint() != public.thumbprint()
         {
-            let why = format!("the public key of {kid} is not that of its private key");
+            let why = format!("the public key of {kid} does not belong to its private key: restore the right one");
             return Err(KeysError::new(self.directory.path(), why));
         }
         Ok(())

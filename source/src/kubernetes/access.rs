@@ -1,9 +1,9 @@
-//! The address of an API server, and the credential for it: from a kubeconfig file, or that of a pod.
+//! Reads the address of an API server and the credential for it, from a kubeconfig file or from the files of a pod.
 //!
-//! The format of the file is that of `kubectl` ("Organizing Cluster Access Using kubeconfig Files"), which [`kube`]
-//! parses. Files that it names are read here, since each must be closed to others, and so that the client is made anew
-//! when one changes. What is not supported is refused rather than ignored: proxies, impersonation, passwords, and the
-//! `auth-provider` of old, which client-go itself has given up for `exec`.
+//! [`kube`] parses the kubeconfig file, whose format is that of `kubectl` ("Organizing Cluster Access Using kubeconfig
+//! Files"). This module reads the files that it names: it checks their modes, and creates a new client when one of them
+//! changes. Unsupported features are rejected rather than ignored: proxies, impersonation, passwords, and the former
+//! `auth-provider`, which client-go has replaced with `exec`.
 
 use std::{fmt, fs, path::Path};
 
@@ -30,25 +30,25 @@ const MAX_FILE: usize = 1 << 20;
 /// The directory with the credential of a pod's service account ("Accessing the Kubernetes API from a Pod").
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// The address of an API server, and the credential for it, at one time.
+/// The address of an API server and the current credential for it.
 pub(super) struct Access {
     /// `https`, with a host.
     pub server: Uri,
     /// The name that the server's certificate must be for, if not the host.
     pub server_name: Option<String>,
-    /// The certificates to trust, in PEM; those of the system if not given.
+    /// The trusted certificates, in PEM; those of the system if not set.
     pub authorities: Option<Vec<u8>>,
     /// The client certificate.
     pub identity: Option<Identity>,
     /// The bearer token.
     pub token: Option<Secret>,
-    /// The command that gives one of these.
+    /// The command that returns a client certificate or a bearer token.
     pub exec: Option<Exec>,
-    /// The files that were read. When one of them changes, all are read again.
+    /// The files that were read. If one of them changes, all are read again.
     pub files: Vec<Stamp>,
 }
 
-/// Reads the kubeconfig file, and all that it names. Blocks.
+/// Reads the kubeconfig file and all files that it names. Blocks.
 pub(super) fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Access, SourceError> {
     match kubeconfig {
         Some(path) => of_file(path, context),
@@ -60,8 +60,8 @@ fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Acces
     let given = |name: &str| variable(name).filter(|value| !value.is_empty());
     let (Some(host), Some(port)) = (given("KUBERNETES_SERVICE_HOST"), given("KUBERNETES_SERVICE_PORT")) else {
         return Err(credential(
-            "there is no kubeconfig file to use, and this does not run in a pod (KUBERNETES_SERVICE_HOST is not set)",
-            "set the key kubeconfig to the absolute path of one",
+            "no kubeconfig file is configured, and this is not a pod (KUBERNETES_SERVICE_HOST is not set)",
+            "set the key kubeconfig to the absolute path of a kubeconfig file",
         ));
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
@@ -77,7 +77,7 @@ fn of_pod(variable: impl Fn(&str) -> Option<String>, dir: &Path) -> Result<Acces
     let reader = Reader {
         at: "the pod's own credential".to_owned(),
         dir,
-        // Kubernetes has put them there, for all users of the pod.
+        // Kubernetes creates these files for all users of the pod.
         secret: Readers::Any,
         files: Vec::new(),
     };
@@ -101,13 +101,13 @@ fn of_file(path: &Path, context: Option<&str>) -> Result<Access, SourceError> {
     reader.access(cluster, user)
 }
 
-/// Reads what one part of the site's configuration names.
+/// Reads the files that one part of the site's configuration names.
 struct Reader<'a> {
-    /// That part, for messages.
+    /// The name of that part in messages.
     at: String,
-    /// Relative paths start here.
+    /// The directory that relative paths start from.
     dir: &'a Path,
-    /// The readers that files with secrets may have.
+    /// The permitted readers of files with secrets.
     secret: Readers,
     files: Vec<Stamp>,
 }
@@ -142,7 +142,7 @@ impl Reader<'_> {
             (Some(_), None) => return Err(self.wrong("client-key is missing", "client-certificate needs it")),
             (None, Some(_)) => return Err(self.wrong("client-certificate is missing", "client-key needs it")),
         };
-        // The file wins over the token beside it ("tokenFile" in k8s.io/client-go/tools/clientcmd/api/v1).
+        // `tokenFile` takes precedence over `token` (k8s.io/client-go/tools/clientcmd/api/v1).
         let token = match self.content("tokenFile", None, nonempty(&user.token_file), self.secret)? {
             Some(content) => Some(bearer(&content, "tokenFile")?),
             None => secret(&user.token)
@@ -151,7 +151,7 @@ impl Reader<'_> {
         };
         let exec = match (&user.exec, &token) {
             (Some(exec), None) => {
-                // The command is given data, and no path.
+                // The command receives the certificates as data, not as a path.
                 cluster.certificate_authority_data = authorities.as_ref().map(|pem| STANDARD.encode(pem));
                 let exec = Exec::new(exec, &cluster, self.dir);
                 Some(exec.map_err(|e| self.wrong(e.cause(), e.remedy()))?)
@@ -161,7 +161,7 @@ impl Reader<'_> {
         if identity.is_none() && token.is_none() && exec.is_none() {
             return Err(self.wrong(
                 "its user has no credential",
-                "give it a token, a tokenFile, a client-certificate with its key, or exec",
+                "set token, tokenFile, client-certificate with client-key, or exec",
             ));
         }
         Ok(Access {
@@ -175,7 +175,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Returns the value of `key`: data in base64, or else the contents of a file.
+    /// Returns the value of `key`: data in base64, or otherwise the contents of a file.
     fn content(
         &mut self,
         key: &str,
@@ -187,7 +187,7 @@ impl Reader<'_> {
             let wrong = || {
                 self.wrong(
                     format_args!("{key}-data is not base64"),
-                    "write the file's content in base64, in one line",
+                    "write the content of the file in base64, in one line",
                 )
             };
             return decode(data).ok_or_else(wrong).map(Some);
@@ -214,13 +214,13 @@ impl Reader<'_> {
         let unsupported = [
             (
                 cluster.insecure_skip_tls_verify == Some(true),
-                "insecure-skip-tls-verify is set, with which the tokens of all jobs could be read on the way",
+                "insecure-skip-tls-verify is set, which exposes the tokens of all jobs to the network",
                 "remove it, and set certificate-authority",
             ),
             (
                 nonempty(&cluster.proxy_url).is_some(),
                 "proxy-url is set",
-                "name a server that this node reaches without a proxy",
+                "set server to an address that this node reaches without a proxy",
             ),
             (provider.is_some(), &provider_is_set, INSTEAD),
             (
@@ -230,7 +230,7 @@ impl Reader<'_> {
             ),
             (
                 impersonates,
-                "its user is to act as another (as, as-uid, as-groups)",
+                "its user impersonates another (as, as-uid, as-groups)",
                 "use the credential of a service account that has the permissions itself",
             ),
         ];
@@ -240,20 +240,22 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns where the server is: an https address.
+    /// Returns the address of the server, which is https.
     fn server(&self, address: &str) -> Result<Uri, SourceError> {
         let uri: Option<Uri> = address.parse().ok();
         let uri = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none());
         let cause = match uri {
             _ if address.is_empty() => "its cluster has no server",
             None => "the address of its server is not valid",
-            Some(uri) if uri.scheme_str() != Some("https") => "its server is not https: tokens would be sent in clear",
+            Some(uri) if uri.scheme_str() != Some("https") => {
+                "its server is not https, so tokens would be sent in clear text"
+            }
             Some(uri)
                 if uri
                     .authority()
                     .is_some_and(|authority| authority.as_str().contains('@')) =>
             {
-                "the address of its server has a user name in it, which is not supported"
+                "the address of its server contains a user name, which is not supported"
             }
             Some(uri) => return Ok(uri),
         };
@@ -267,10 +269,10 @@ impl Reader<'_> {
         let text = std::str::from_utf8(text).map_err(|e| {
             self.wrong(
                 format_args!("it is not UTF-8 (at byte {})", e.valid_up_to()),
-                "write it again",
+                "write it as UTF-8",
             )
         })?;
-        // The parser's own words quote the file, and with it what is secret.
+        // The message of the parser quotes the file, which contains secrets.
         Kubeconfig::from_yaml(text).map_err(|e| {
             let line = match e {
                 KubeconfigError::Parse(e) => e.location().map(|location| location.line()),
@@ -279,7 +281,7 @@ impl Reader<'_> {
             let line = line.map(|line| format!(" (line {line})")).unwrap_or_default();
             self.wrong(
                 format_args!("it is not a kubeconfig{line}"),
-                "see what kubectl --kubeconfig says to it",
+                "check it with kubectl --kubeconfig",
             )
         })
     }
@@ -293,13 +295,13 @@ impl Reader<'_> {
         let Some(context) = contexts.find_map(|named| named.context.as_ref()) else {
             return Err(self.wrong(
                 format_args!("it has no context `{quoted}`"),
-                "set the key context to one that it has (kubectl config get-contexts)",
+                "set the key context to an existing one (kubectl config get-contexts)",
             ));
         };
         let missing = |kind: &str| {
             self.wrong(
-                format_args!("the {kind} of its context `{quoted}` is not there"),
-                "add it, or set the key context to another one",
+                format_args!("the {kind} of its context `{quoted}` does not exist"),
+                "add it, or set the key context to another context",
             )
         };
         let mut clusters = config
@@ -317,7 +319,7 @@ impl Reader<'_> {
     }
 }
 
-/// Returns whether a kubeconfig file has something in it that only its owner may read.
+/// Returns whether a kubeconfig file contains a secret.
 fn has_secrets(config: &Kubeconfig) -> bool {
     let mut users = config.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
     users.any(|user| {
@@ -329,17 +331,17 @@ fn has_secrets(config: &Kubeconfig) -> bool {
     })
 }
 
-/// The readers that a file may have.
+/// The permitted readers of a file.
 #[derive(Clone, Copy)]
 enum Readers {
     Any,
     Owner,
 }
 
-/// Reads a file that nobody else can change; `key` is where it is named.
+/// Reads a file that nobody else can change. `key` is the key that names it.
 fn read_file(path: &Path, key: &str, readers: Readers) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), SourceError> {
     let refused = |refusal| refused(path, key, refusal);
-    // The operator wrote the path, or its file did: links in it are followed.
+    // The path comes from the operator, directly or in a file, so links in it are followed.
     let file = secure_file::open(path).map_err(refused)?;
     let meta = file.metadata().map_err(|e| refused(e.into()))?;
     if let Readers::Owner = readers {
@@ -352,7 +354,7 @@ fn refused(path: &Path, key: &str, refusal: Refusal) -> SourceError {
     SourceError::of_file(CREDENTIAL, key, path, refusal)
 }
 
-/// Decodes base64, as it stands in YAML and JSON.
+/// Decodes base64 from YAML or JSON.
 pub(super) fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     // A YAML writer may have broken the line.
     let mut compact = Zeroizing::new(Vec::with_capacity(text.len()));

@@ -1,9 +1,9 @@
-//! Connections to an API server, shared by all deliveries of the rules that use the same one.
+//! Connections to an API server. All deliveries of the rules that use the same server share them.
 //!
-//! How many requests are under way at once is bounded by [`MAX_REQUESTS`], and with it the number of connections.
+//! [`MAX_REQUESTS`] bounds the number of concurrent requests, and so the number of connections.
 //!
-//! A [`Connection`] never changes. When a file that it was made from does, its credential is about to expire, or the
-//! server refused it, a new one is made, by one delivery while the others wait.
+//! A [`Connection`] is immutable. If one of its files changes, its credential is about to expire, or the server rejects
+//! the credential, one delivery creates a new connection while the others wait.
 
 use std::{
     path::PathBuf,
@@ -36,23 +36,23 @@ use crate::{
     stamp::Stamp,
 };
 
-/// The number of requests to one API server that are under way at once.
+/// The maximum number of concurrent requests to one API server.
 pub(super) const MAX_REQUESTS: usize = 16;
 
-/// The longest body, in bytes. An object is of 1.5 MiB at most in etcd, and a Secret of 1 MiB before its base64.
+/// The longest body, in bytes. etcd limits an object to 1.5 MiB, and Kubernetes a Secret to 1 MiB before base64.
 pub(super) const MAX_BODY: usize = 3 << 20;
 
-/// For how long the reason why there is no connection is told to others, instead of trying again for each.
+/// The time that other deliveries get the error of a failed connection instead of trying again.
 const REST: Duration = Duration::from_secs(1);
 
-/// An API server, as the configuration names it, and how it is reached at present.
+/// A configured API server and the current connection to it.
 pub(super) struct Cluster {
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     supervisors: Vec<PathBuf>,
     permits: Arc<Semaphore>,
     files: Files,
-    /// The version of the API group that the server prefers, once it was asked.
+    /// The version of the API group that the server prefers, once known.
     pub version: tokio::sync::Mutex<Option<Arc<str>>>,
     state: tokio::sync::Mutex<ConnectionState>,
 }
@@ -66,22 +66,22 @@ struct ConnectionState {
 /// A client of an API server.
 pub(super) struct Connection {
     pub client: Client,
-    /// For requests.
+    /// Permits for requests.
     pub permits: Arc<Semaphore>,
-    /// The server's address, without a slash at its end.
+    /// The server's address, without a trailing slash.
     pub base: String,
-    /// The bearer token, so that it can be kept out of what the server says.
+    /// The bearer token, which is redacted from messages of the server.
     pub token: Option<Secret>,
     files: Vec<Stamp>,
     renew: Option<SystemTime>,
     expires: Option<SystemTime>,
 }
 
-/// Those that are in use.
+/// The clusters in use.
 static CLUSTERS: Mutex<Vec<Weak<Cluster>>> = Mutex::new(Vec::new());
 
 impl Cluster {
-    /// The one that other rules use, or a new one. Nothing is read, and nobody asked, before it is used.
+    /// Returns the cluster that other rules use, or a new one. Reads nothing and sends nothing before the first use.
     pub fn of(settings: &config::Kubernetes, supervisors: &[PathBuf]) -> Arc<Self> {
         let mut all = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|cluster| cluster.strong_count() > 0);
@@ -110,7 +110,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the current connection. An exec command holds `slot`, and its standard error goes to `notes`, if wanted.
+    /// Returns the current connection. An exec command holds `slot`, and its standard error is added to `notes`, if
+    /// any.
     pub async fn connection(
         &self,
         limit: Duration,
@@ -121,15 +122,15 @@ impl Cluster {
         let old = match state.connection.take() {
             None => None,
             Some(old) => {
-                // It stays what it is where this future is dropped while the files are looked at.
+                // The state stays unchanged if this future is dropped while the files are examined.
                 state.connection = Some(old.clone());
-                let looked_at = old.clone();
-                let is_stale = move || looked_at.files.iter().any(Stamp::is_stale);
+                let examined = old.clone();
+                let is_stale = move || examined.files.iter().any(Stamp::is_stale);
                 let is_stale = self.files.read(&API_SERVER, is_stale).await?;
                 if !is_stale && !is_due(old.renew) {
                     return Ok(old);
                 }
-                // What is only about to expire is good until it does.
+                // A connection whose credential expires soon remains usable until then.
                 Some(old).filter(|old| !is_stale && !is_due(old.expires))
             }
         };
@@ -149,7 +150,7 @@ impl Cluster {
                 Ok(new)
             }
             Err(mut error) => {
-                // A file that was good before may be in the middle of being written.
+                // A formerly valid file may currently be rewritten.
                 if had_one && error.retry == Retry::Never {
                     error.retry = Retry::Backoff(None);
                 }
@@ -159,7 +160,7 @@ impl Cluster {
         }
     }
 
-    /// Has the next connection be a new one, unless that has happened since `refused` was made.
+    /// Forces a new connection, unless `refused` has already been replaced.
     pub async fn renew(&self, refused: &Arc<Connection>) {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|now| Arc::ptr_eq(now, refused)) {
@@ -220,13 +221,13 @@ fn is_due(time: Option<SystemTime>) -> bool {
     time.is_some_and(|time| time <= SystemTime::now())
 }
 
-/// The client of kube over our connections, whose answers are bounded. It keeps a copy of the token that is not
+/// Returns a client of kube over our connections, with bounded answers. It keeps a copy of the token that is not
 /// zeroized.
 fn client(access: &Access) -> Result<Client, SourceError> {
     let server_name = access.server_name.clone().map(ServerName::try_from).transpose();
     let server_name = server_name.map_err(|_| {
         credential(
-            "tls-server-name in the kubeconfig file is no name of a host",
+            "tls-server-name in the kubeconfig file is not a host name",
             "set it to the name that the server's certificate is for",
         )
     })?;
@@ -241,7 +242,7 @@ fn client(access: &Access) -> Result<Client, SourceError> {
     let mut config = Config::new(access.server.clone());
     config.auth_info.token = access.token.clone();
     let auth = config.auth_layer();
-    let auth = auth.map_err(|_| credential("the token is none that can be sent", "write the token again"))?;
+    let auth = auth.map_err(|_| credential("the token cannot be sent in a header", "write the token again"))?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(auth)

@@ -1,11 +1,11 @@
-//! Errors of requests for Workflows, as messages show them.
+//! Error messages of requests for Workflows.
 
 use std::fmt;
 
 use crate::http::Peer;
 pub(super) use crate::http::{Retry, SourceError, quote};
 
-/// The API server, in the words of messages.
+/// The API server in messages.
 pub(super) static API_SERVER: Peer = Peer {
     server: "an API server",
     unreachable: UNREACHABLE,
@@ -17,19 +17,19 @@ pub(super) static API_SERVER: Peer = Peer {
     client_certificate: Some("the client certificate in the kubeconfig file"),
 };
 
-/// The text for the user if the server could not be asked.
+/// The text for the user if the server could not be reached.
 pub(super) const UNREACHABLE: &str = "the Kubernetes API server that has its Workflow could not be reached";
 /// The text for the user if the answer was not usable.
-pub(super) const UNWELL: &str = "the Kubernetes API server that has its Workflow is not well";
+pub(super) const UNWELL: &str = "the Kubernetes API server that has its Workflow returned no usable answer";
 /// The text for the user if the site's credential is missing or rejected.
 pub(super) const CREDENTIAL: &str =
-    "the site's access to the Kubernetes API server that has its Workflow is not set up";
-/// The text for the user if the Workflow does not exist, or not yet.
+    "the site's access to the Kubernetes API server that has its Workflow is not set up correctly";
+/// The text for the user if the Workflow does not exist (yet).
 pub(super) const NOT_READY: &str = "its Workflow was not ready in time";
-/// The text for the user if the Workflow, or its Secret, is not usable.
+/// The text for the user if the Workflow or its Secret is not usable.
 pub(super) const UNUSABLE: &str = "its Workflow has no usable variables";
 
-/// The credential for the API server, or the file that names it, is not good.
+/// Returns the error of an invalid credential for the API server, or of the file that names it.
 pub(super) fn credential(what: impl fmt::Display, todo: impl fmt::Display) -> SourceError {
     SourceError::permanent(CREDENTIAL, what, todo)
 }

@@ -1,4 +1,4 @@
-//! Examines an API server for the operator: whether it can be reached, and what it permits to read.
+//! Examines an API server for the operator: checks that it can be reached, and which objects it permits to read.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{Examined, Slot, remote::ask_here};
 
-/// For one question; less than for all of them, so that what was answered is told.
+/// The timeout of one request. It is shorter than that of the examination, so that partial results are reported.
 const QUESTION: Duration = Duration::from_secs(5);
 
-/// Looks whether the API server can be reached, serves Workflows, and lets them and their Secrets be read. Blocks, no
-/// longer than `limit`. `supervisors` are as in [`crate::of_rule`].
+/// Checks that the API server can be reached, serves Workflows, and permits to read them and their Secrets. Blocks for
+/// at most `limit`. `supervisors` are as in [`crate::of_rule`].
 #[must_use]
 pub fn examine(settings: &config::Kubernetes, supervisors: &[PathBuf], limit: Duration) -> Vec<Examined> {
     let mut found = Vec::new();
@@ -33,12 +33,12 @@ pub fn examine(settings: &config::Kubernetes, supervisors: &[PathBuf], limit: Du
         Ok(())
     });
     if let Err(error) = done {
-        found.push(Examined::failed("not all was asked", &error));
+        found.push(Examined::failed("the examination is incomplete", &error));
     }
     found
 }
 
-/// The absolute path of the program that gives the credential, where the kubeconfig file names one. Blocks.
+/// Returns the absolute path of the program that returns the credential, if the kubeconfig file names one. Blocks.
 pub fn exec_program(settings: &config::Kubernetes) -> Option<PathBuf> {
     let access = access::load(settings.kubeconfig.as_deref(), settings.context.as_deref()).ok()?;
     let exec = access.exec?;
@@ -46,7 +46,7 @@ pub fn exec_program(settings: &config::Kubernetes) -> Option<PathBuf> {
 }
 
 struct Examination {
-    /// Its own: connections end with the runtime.
+    /// A separate cluster, because connections end with the runtime of the examination.
     cluster: Cluster,
     settings: config::Kubernetes,
     until: Instant,
@@ -64,7 +64,7 @@ impl Examination {
             Err(error) => return found.push(Examined::failed("", &error)),
         };
         let server = &connection.base;
-        found.push(Examined::Good(format!("{origin}: can be used, for {server}")));
+        found.push(Examined::Good(format!("{origin}: can be used for {server}")));
 
         let version = match connection.get(&group_target(), QUESTION).await {
             Ok(body) => objects::preferred_version(&body),
@@ -72,7 +72,7 @@ impl Examination {
         };
         match version {
             Ok(version) => found.push(Examined::Good(format!(
-                "{server} answers, its certificate is good, and it serves {} in version {version}",
+                "{server} answers, its certificate is valid, and it serves {} in version {version}",
                 objects::GROUP
             ))),
             Err(error) => return found.push(Examined::failed(server, &error)),
@@ -81,7 +81,7 @@ impl Examination {
         self.may_get(&connection, "", "secrets", found).await;
         match self.may(&connection, "*", "*", "*", None).await {
             Ok(true) => found.push(Examined::Unwise {
-                what: "the credential may do everything there, and needs to read Workflows and Secrets only".to_owned(),
+                what: "the credential may do everything there, but only needs to read Workflows and Secrets".to_owned(),
                 todo: "use a service account with the permissions in doc/kubernetes-rbac.yaml".to_owned(),
             }),
             Ok(false) => {}
@@ -96,7 +96,7 @@ impl Examination {
                 Ok(true) => Examined::Good(format!("may get {resource} in the namespace {namespace}")),
                 Ok(false) => Examined::bad(
                     format!("may not get {resource} in the namespace {namespace}"),
-                    "grant it as doc/kubernetes-rbac.yaml does; to get Secrets, wherever Workflows name them",
+                    "grant it as in doc/kubernetes-rbac.yaml; for Secrets, in each namespace that Workflows name",
                 ),
                 Err(error) => Examined::failed(&connection.base, &error),
             },
@@ -134,8 +134,8 @@ impl Examination {
         let wrong = |_| {
             SourceError::permanent(
                 UNWELL,
-                "its answer is no SelfSubjectAccessReview in JSON",
-                "see that the address in the kubeconfig file is the one of an API server",
+                "its answer is not a SelfSubjectAccessReview in JSON",
+                "check that the address in the kubeconfig file is that of an API server",
             )
         };
         let question = serde_json::to_vec(&question).map_err(wrong)?;

@@ -1,11 +1,11 @@
 //! Credentials from a command: `exec` in a kubeconfig file.
 //!
 //! The protocol is that of client-go ("client-go credential plugins" in the Kubernetes documentation, and the API group
-//! `client.authentication.k8s.io`, versions v1 and v1beta1): the command finds an object `ExecCredential` with a `spec`
-//! in the variable `KUBERNETES_EXEC_INFO`, and prints one with a `status`: a token, or a client certificate with its
-//! key, and when it expires. kube runs such a command three times for each client, without a limit of time or output,
-//! and drops its standard error, so only the types of kube are used here. A supervisor runs it, as it does the commands
-//! of rules, see [`crate::supervise`]. It has no terminal, so it is never asked to be interactive.
+//! `client.authentication.k8s.io`, versions v1 and v1beta1). The command reads an object `ExecCredential` with a `spec`
+//! from the variable `KUBERNETES_EXEC_INFO` and prints one with a `status`: a token, or a client certificate with its
+//! key, and the time when it expires. kube runs such a command three times for each client, does not limit its time or
+//! output, and drops its standard error, so this module uses only the types of kube. A supervisor runs the command like
+//! the commands of rules, see [`crate::supervise`]. It has no terminal, so `spec.interactive` is always false.
 
 use std::{
     collections::BTreeMap,
@@ -35,10 +35,10 @@ use crate::{
 const V1: &str = "client.authentication.k8s.io/v1";
 const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
 
-/// The longest output of a command, in bytes. Certificates have a few thousand.
+/// The longest output of a command, in bytes. Certificates take a few thousand bytes.
 const MAX_OUTPUT: usize = 256 << 10;
 
-/// The longest time before its end at which a credential is replaced, so that a pending request still arrives.
+/// The longest time before its expiry at which a credential is replaced, so that pending requests still arrive in time.
 const MARGIN: Duration = Duration::from_secs(60);
 
 const INSTALL: &str = "install it, or correct command in the kubeconfig file";
@@ -54,9 +54,9 @@ pub(super) struct Exec {
 pub(super) struct Credential {
     pub token: Option<Secret>,
     pub identity: Option<Identity>,
-    /// The time to ask for the next one.
+    /// The time to request the next one.
     pub renew: Option<SystemTime>,
-    /// The time when it expires.
+    /// The time when the credential expires.
     pub expires: Option<SystemTime>,
 }
 
@@ -72,20 +72,20 @@ impl Exec {
                 };
                 return Err(credential(
                     cause,
-                    format_args!("use a command that speaks {V1} or {V1BETA1}"),
+                    format_args!("use a command that supports {V1} or {V1BETA1}"),
                 ));
             }
         };
         if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
             return Err(credential(
-                "exec has interactiveMode Always, and there is nobody to ask",
+                "exec has interactiveMode Always, but no user is present",
                 "use a credential that needs no interaction",
             ));
         }
         let Some(command) = exec.command.as_deref().filter(|command| !command.is_empty()) else {
             return Err(credential("exec has no command", "name the program to run"));
         };
-        // A name without a slash is looked for on PATH, as client-go does.
+        // A name without a slash is searched on PATH, as client-go does.
         let program = match command.contains('/') {
             true => dir.join(command).display().to_string(),
             false => command.to_owned(),
@@ -116,8 +116,8 @@ impl Exec {
                 .any(|(name, value)| bad(name) || bad(value) || !is_name(name))
         {
             return Err(credential(
-                "exec has an argument or a variable that no program can be given",
-                "see that args has no NUL, and each env a name and a value",
+                "exec contains an invalid argument or variable",
+                "remove NUL characters from args and env, and give each entry of env a name and a value",
             ));
         }
         Ok(Self { argv, env, api_version })
@@ -128,22 +128,22 @@ impl Exec {
         Path::new(self.argv.first().map(String::as_str).unwrap_or_default())
     }
 
-    /// Finds the program, and checks that nobody but the instance owner and root could have put it there. Blocks.
+    /// Finds the program, and checks that only the instance owner and root can have changed it. Blocks.
     pub fn find(&mut self) -> Result<(), SourceError> {
         let found = find_program(self.program(), Owners::process());
         let found = found.map_err(|refusal| match refusal {
             Refusal::Io(e) => credential(format_args!("{} could not be started ({e})", self.name()), INSTALL),
             Refusal::Untrusted(why) => credential(
                 format_args!("{} was refused ({why})", self.name()),
-                "let nobody but the instance owner and root change it",
+                "allow only the instance owner and root to change it",
             ),
         })?;
         self.argv[0] = found.display().to_string();
         Ok(())
     }
 
-    /// Runs the command, which is killed when the future is dropped, or at the limit. `slot` is held until it has
-    /// ended. With `log_stderr`, also returns its standard error for the operator's log, free of secrets.
+    /// Runs the command. Dropping the future or reaching the limit kills it. `slot` is held until it has ended. With
+    /// `log_stderr`, also returns its standard error for the operator's log, without secrets.
     pub async fn run(
         &self,
         supervisors: &[PathBuf],
@@ -160,14 +160,14 @@ impl Exec {
         let Output { report, stdout, stderr } = match supervise::run(supervisors.to_vec(), request, slot).await {
             Ok(output) => output,
             Err(e) => {
-                let todo = "see that the program of the agent is installed";
+                let todo = "check that the program of the agent is installed";
                 let what = format_args!("{}: its supervisor failed ({e})", self.name());
                 return (Err(credential(what, todo)), Vec::new());
             }
         };
         let read: Result<ExecCredential, _> = serde_json::from_slice(&stdout);
         let status = read.as_ref().ok().and_then(|read| read.status.as_ref());
-        // Everything on its standard output may be secret.
+        // Every line of its standard output may be a secret.
         let printed = Zeroizing::new(String::from_utf8_lossy(&stdout).into_owned());
         let lines = printed.lines().map(str::trim).filter(|line| line.len() >= MIN_SECRET);
         let secrets: Vec<&str> = status.iter().flat_map(|status| status.secrets()).chain(lines).collect();
@@ -210,16 +210,14 @@ impl Exec {
         let wrong = |what: &str| {
             credential(
                 format_args!("{} printed {what}", self.name()),
-                format_args!("see that it speaks {}", self.api_version),
+                format_args!("check that it supports {}", self.api_version),
             )
         };
         let Some(read) = read else {
             return Err(wrong("no ExecCredential in JSON"));
         };
         if read.kind != "ExecCredential" || read.api_version != self.api_version {
-            return Err(wrong(
-                "something else than an ExecCredential of the version that it was asked for",
-            ));
+            return Err(wrong("something other than an ExecCredential of the requested version"));
         }
         let Some(status) = &read.status else {
             return Err(wrong("an ExecCredential without a status"));
@@ -271,7 +269,7 @@ impl ExecStatus {
 
     fn credential(&self, now: SystemTime) -> Result<Credential, &'static str> {
         let token = match self.token.as_ref().filter(|token| !token.is_empty()) {
-            Some(token) => Some(bearer(token.as_bytes(), "token").map_err(|_| "a token that is no bearer token")?),
+            Some(token) => Some(bearer(token.as_bytes(), "token").map_err(|_| "a token that is not a bearer token")?),
             None => None,
         };
         let present = |text: &&String| !text.is_empty();
@@ -293,14 +291,14 @@ impl ExecStatus {
             Some(text) => {
                 let time: jiff::Timestamp = text
                     .parse()
-                    .map_err(|_| "an expirationTimestamp that is no RFC 3339 time")?;
+                    .map_err(|_| "an expirationTimestamp that is not an RFC 3339 time")?;
                 Some(SystemTime::from(time))
             }
         };
         let life = expires.map(|expires| expires.duration_since(now));
         let renew = match (expires, life) {
             (Some(expires), Some(Ok(life))) => Some(expires - MARGIN.min(life / 4)),
-            (Some(_), _) => return Err("a credential that has expired already (is the clock of this node right?)"),
+            (Some(_), _) => return Err("a credential that has already expired (check the clock of this node)"),
             _ => None,
         };
         Ok(Credential {

@@ -1,8 +1,8 @@
-//! The objects of the API: the API group, the Workflow and the Secret, as far as they are used.
+//! The used parts of API objects: the API group, the Workflow and the Secret.
 //!
 //! The Workflow is that of the Data Workflow Services (`Status` in api/*/workflow_types.go of
-//! DataWorkflowServices/dws); what is read of it has been there, under the same names, since the token was introduced.
-//! Why something cannot be read is told by its place, never by the words of the parser, which quote values.
+//! DataWorkflowServices/dws). The members that are read have had the same names since DWS introduced the token. Errors
+//! name the member and never contain the message of the parser, which quotes values.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::value::{self, max_value};
 /// The API group of Workflows.
 pub(super) const GROUP: &str = "dataworkflowservices.github.io";
 
-/// The key of a Secret that holds the token.
+/// The key of the token in a Secret.
 const KEY: &str = "token";
 
 /// The type `APIGroup` of the API group `meta/v1`.
@@ -84,16 +84,16 @@ pub(super) struct SecretName {
     pub name: String,
 }
 
-/// The version of the API group that the server prefers.
+/// Returns the version of the API group that the server prefers.
 pub(super) fn preferred_version(body: &[u8]) -> Result<String, SourceError> {
     let group: ApiGroup = parse(body, "APIGroup")?;
     let version = group.preferred_version.map(|preferred| preferred.version);
-    // It becomes part of a path.
+    // It becomes part of the path of a request.
     let is_version = |version: &String| version.starts_with('v') && version.bytes().all(|b| b.is_ascii_alphanumeric());
     version.filter(is_version).ok_or_else(|| no_object("APIGroup"))
 }
 
-/// The variables of a Workflow that is ready for its job to start, and the Secret that has its token.
+/// Returns the variables of a Workflow whose job may start, and the name of the Secret with its token, if any.
 pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<SecretName>), SourceError> {
     let workflow: Workflow = parse(body, "Workflow")?;
     if workflow.kind != "Workflow" {
@@ -104,16 +104,16 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
         Some(owner) => {
             return Err(SourceError::permanent(
                 UNUSABLE,
-                format_args!("it belongs to uid {owner}, and the job to uid {uid}"),
-                "see that the key object names the Workflow of the job",
+                format_args!("it belongs to uid {owner}, but the job to uid {uid}"),
+                "check that the key object names the Workflow of the job",
             ));
         }
-        // DWS takes no Workflow without it.
+        // DWS rejects a Workflow without a user id.
         None => {
             return Err(SourceError::permanent(
                 UNUSABLE,
-                "it does not say whom it belongs to (spec.userID)",
-                "see what creates it, and the definition of Workflows (kubectl explain workflow.spec)",
+                "it names no owner (spec.userID)",
+                "check the program that creates it, and the definition of Workflows (kubectl explain workflow.spec)",
             ));
         }
     }
@@ -127,8 +127,8 @@ pub(super) fn workflow(body: &[u8], uid: u32) -> Result<(Variables, Option<Secre
     Ok((variables, secret))
 }
 
-/// Returns whether the Workflow is where the job may start: in the state PreRun, which is complete. What comes before
-/// has not named all variables, and what comes after means that the job has started.
+/// Checks that the Workflow has completed the state PreRun, so that the job may start. Earlier states lack variables;
+/// in later states, the job has already started.
 fn is_ready(status: &WorkflowStatus) -> Result<(), SourceError> {
     let message = status.message.as_deref().filter(|message| !message.is_empty());
     let says = message.map_or_else(String::new, |message| format!(" (it says: {})", quote(message, &[])));
@@ -136,7 +136,7 @@ fn is_ready(status: &WorkflowStatus) -> Result<(), SourceError> {
         return Err(SourceError::permanent(
             UNUSABLE,
             format_args!("it has failed{says}"),
-            "see kubectl describe workflow",
+            "check it with kubectl describe workflow",
         ));
     }
     let state = quote(status.state.as_deref().unwrap_or_default(), &[]);
@@ -145,7 +145,7 @@ fn is_ready(status: &WorkflowStatus) -> Result<(), SourceError> {
         ("Teardown", _) => Err(SourceError::permanent(
             UNUSABLE,
             "it is being torn down",
-            "see whether the job was canceled, or the Workflow failed before",
+            "check whether the job was canceled or the Workflow failed",
         )),
         ("", _) => Err(not_ready("it has no state yet")),
         ("PreRun", _) => Err(not_ready(&format!(
@@ -159,14 +159,14 @@ fn insert(variables: &mut Variables, name: &str, value: &str) -> Result<(), Sour
     let wrong = |what: &str| {
         SourceError::permanent(
             UNUSABLE,
-            format_args!("its status.env has {what}"),
-            "see what sets it (kubectl get workflow -o yaml)",
+            format_args!("its status.env contains {what}"),
+            "check the program that sets it (kubectl get workflow -o yaml)",
         )
     };
     let shown = quote(name, &[]);
     if check_name(name).is_err() {
         return Err(wrong(&format!(
-            "`{shown}`, which no environment variable can be called"
+            "`{shown}`, which is not a valid name of an environment variable"
         )));
     }
     if value.len() > max_value(name) {
@@ -184,18 +184,18 @@ fn secret_name(token: &WorkflowToken) -> Result<SecretName, SourceError> {
     let (Some(name), Some(namespace)) = (given(&token.secret_name), given(&token.secret_namespace)) else {
         return Err(not_ready("its status.workflowToken names no Secret yet"));
     };
-    // They become part of a path.
+    // They become part of the path of a request.
     if config::check_object_name(&name).is_err() || config::check_label(&namespace).is_err() {
         return Err(SourceError::permanent(
             UNUSABLE,
             "its status.workflowToken is not the name of a Secret",
-            "see what sets it (kubectl get workflow -o yaml)",
+            "check the program that sets it (kubectl get workflow -o yaml)",
         ));
     }
     Ok(SecretName { namespace, name })
 }
 
-/// The token in a Secret, as the value for `variable`.
+/// Returns the token in a Secret as the value of `variable`.
 pub(super) fn token(body: &[u8], variable: &str, shown: &str) -> Result<Secret, SourceError> {
     let secret: SecretObject = parse(body, "Secret")?;
     if secret.kind != "Secret" {
@@ -205,7 +205,7 @@ pub(super) fn token(body: &[u8], variable: &str, shown: &str) -> Result<Secret, 
         SourceError::permanent(
             UNUSABLE,
             format_args!("the {shown} {what}"),
-            "see what creates it (kubectl describe secret)",
+            "check the program that creates it (kubectl describe secret)",
         )
     };
     let data = secret.data.and_then(|data| data.token);
@@ -219,7 +219,7 @@ fn not_ready(what: &str) -> SourceError {
         Retry::Backoff(None),
         NOT_READY,
         what,
-        "see kubectl describe workflow, and set a longer timeout where staging in takes longer",
+        "see kubectl describe workflow, and set a longer timeout if staging in takes longer",
     )
 }
 
@@ -229,7 +229,7 @@ fn parse<T: DeserializeOwned>(body: &[u8], kind: &str) -> Result<T, SourceError>
             SourceError::retryable(
                 UNWELL,
                 "its answer was cut off",
-                "see whether a proxy before the server is well",
+                "check any proxy in front of the server",
             )
         } else {
             no_object(kind)
@@ -240,7 +240,7 @@ fn parse<T: DeserializeOwned>(body: &[u8], kind: &str) -> Result<T, SourceError>
 fn no_object(kind: &str) -> SourceError {
     SourceError::permanent(
         UNWELL,
-        format_args!("its answer is no {kind} in JSON"),
-        "see that the address in the kubeconfig file is the one of an API server, and no proxy answers for it",
+        format_args!("its answer contains no {kind} in JSON"),
+        "check that the address in the kubeconfig file is that of an API server, and that no proxy answers for it",
     )
 }

@@ -1,4 +1,4 @@
-//! One request, and its reply.
+//! One request and its answer.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use super::{
 };
 use crate::http::{self, HttpReply};
 
-/// The object of a request, in the words of the API.
+/// The object of a request, in terms of the API.
 pub(super) struct Target {
     pub path: String,
-    /// As in `workflows.dataworkflowservices.github.io`.
+    /// For example, `workflows.dataworkflowservices.github.io`.
     pub resource: &'static str,
-    /// As in `Workflow default/fluxjob-1`.
+    /// For example, `Workflow default/fluxjob-1`.
     pub name: String,
-    /// Its namespace, if it has one.
+    /// Its namespace, if any.
     pub namespace: Option<String>,
 }
 
@@ -37,12 +37,12 @@ struct ApiStatus {
 }
 
 impl Connection {
-    /// Reads what is there.
+    /// Reads an object.
     pub async fn get(&self, target: &Target, limit: Duration) -> Result<Zeroizing<Vec<u8>>, SourceError> {
         self.ask(Method::GET, target, Vec::new(), limit).await
     }
 
-    /// Sends a request that changes nothing (a `POST` is that of a `SelfSubjectAccessReview`), and reads the answer.
+    /// Sends a request that changes nothing, and reads the answer. A `POST` creates a `SelfSubjectAccessReview`.
     pub async fn ask(
         &self,
         method: Method,
@@ -65,10 +65,10 @@ impl Connection {
                     "correct the keys object and namespace",
                 )
             })?;
-        // Its time begins with its turn.
+        // The time limit starts when the request has a permit.
         let turn = self.permits.acquire().await;
         let _turn = turn.map_err(|_| SourceError::retryable(UNREACHABLE, "an internal error", "report it"))?;
-        // Not `Client::request`, which logs a body that it cannot parse: it may be that of a Secret.
+        // `Client::request` logs a body that it cannot parse, which may be that of a Secret.
         let answer = async {
             let response = self.client.send(request).await.map_err(|e| of_client(&e))?;
             HttpReply::read(response, MAX_BODY, &API_SERVER).await
@@ -90,7 +90,7 @@ impl Connection {
                 Retry::NewClient,
                 CREDENTIAL,
                 format_args!("it did not accept the credential (401){says}"),
-                "renew the token or client certificate that the kubeconfig file, or its exec command, gives",
+                "renew the token or client certificate of the kubeconfig file or its exec command",
             ),
             StatusCode::FORBIDDEN => {
                 let place = match &target.namespace {
@@ -99,14 +99,14 @@ impl Connection {
                 };
                 credential(
                     format_args!("the credential may not {verb} {}{place} (403){says}", target.resource),
-                    "grant it as doc/kubernetes-rbac.yaml does",
+                    "grant it as in doc/kubernetes-rbac.yaml",
                 )
             }
             StatusCode::NOT_FOUND => SourceError::new(
                 Retry::NotFound,
                 NOT_READY,
-                format_args!("the {} is not there (404){says}", target.name),
-                "see the keys object and namespace, and whether the service that creates Workflows is well",
+                format_args!("the {} does not exist (404){says}", target.name),
+                "check the keys object and namespace, and the service that creates Workflows",
             ),
             _ => {
                 let retry = match answer.retry() {
@@ -114,7 +114,7 @@ impl Connection {
                     retry => retry,
                 };
                 let remedy = match retry {
-                    Retry::Never => "see that the address in the kubeconfig file is the one of an API server",
+                    Retry::Never => "check that the address in the kubeconfig file is that of an API server",
                     _ => "see the API server's log",
                 };
                 let cause = format_args!("it answered with the status {}{says}", answer.status_text());
@@ -123,7 +123,7 @@ impl Connection {
         })
     }
 
-    /// Returns the message of the server, in brackets.
+    /// Returns the message of the server in parentheses.
     fn message(&self, body: &[u8]) -> String {
         let secrets: Vec<&str> = self.token.iter().map(ExposeSecret::expose_secret).collect();
         match serde_json::from_slice(body) {
@@ -135,10 +135,10 @@ impl Connection {
     }
 }
 
-/// The error of a request that came to no answer.
+/// Returns the error of a request without an answer.
 fn of_client(error: &kube::Error) -> SourceError {
     let mut found = SourceError::of_request(error, &API_SERVER);
-    // The task that serves the client ends with its runtime.
+    // The task of the client has ended with its runtime.
     if http::causes(error).any(|cause| cause.is::<Closed>()) {
         found.retry = Retry::NewClient;
     }

@@ -1,4 +1,4 @@
-//! Replies of a token endpoint (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
+//! Answers of a token endpoint (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
 
 use std::time::{Duration, SystemTime};
 
@@ -14,26 +14,26 @@ use crate::{
     remote::Remote,
 };
 
-/// The longest rest of a reply beside the token, such as an unused refresh token, in bytes.
+/// The longest part of an answer besides the token, such as an unused refresh token, in bytes.
 const MAX_REST: usize = 64 << 10;
 
-/// The longest answer with a token of so many bytes.
+/// Returns the length of the longest answer with a token of at most `max_token` bytes.
 pub(super) fn max_body(max_token: usize) -> usize {
     max_token + MAX_REST
 }
 
-/// A token.
+/// The result of a token request.
 pub(crate) struct Given {
     pub token: Secret,
     /// Its lifetime, if the server states it.
     pub lifetime: Option<Duration>,
-    /// When it expires, if that is known.
+    /// Its expiry, if known.
     pub expires: Option<SystemTime>,
-    /// The refresh token that replaces the one that was sent, if the server has given one.
+    /// The refresh token that replaces the one that was sent, if any.
     pub refresh_token: Option<Secret>,
     /// The identity token of the user who has logged in (OpenID Connect Core section 3.1.3.3).
     pub id_token: Option<Secret>,
-    /// Its scope, where the server says that it is not the one that was asked for.
+    /// Its scope, if the server states one.
     pub scope: Option<String>,
 }
 
@@ -47,7 +47,7 @@ struct Success {
     scope: Option<Value>,
 }
 
-/// Reads an answer. `secrets` is what was sent, and must not be repeated.
+/// Parses an answer. `secrets` were sent, and are redacted from errors.
 pub(super) fn read(
     remote: &Remote,
     answer: &HttpReply,
@@ -70,15 +70,15 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
         SourceError::permanent(
             SERVER.unwell,
             format_args!("its answer {what}"),
-            "see that this is the token endpoint of an authorization server (RFC 6749 section 5.1)",
+            "check that this is the token endpoint of an authorization server (RFC 6749 section 5.1)",
         )
     };
-    // What the parser says may quote the answer.
+    // The message of the parser may quote the answer.
     let given: Success = serde_json::from_slice(answer.json()).map_err(|_| wrong(&"is not a token in JSON"))?;
     let token = given.access_token.filter(|token| !token.is_empty());
-    // Some servers refuse with the status of a success.
+    // Some servers send a refusal with the status of a success.
     let token = token.ok_or_else(|| refusal(answer, secrets).unwrap_or_else(|| wrong(&"has no access_token")))?;
-    // The former one stays if this one is malformed.
+    // A malformed refresh token does not replace the former one.
     let refresh_token = given
         .refresh_token
         .filter(|token| is_token(token) && token.len() <= token::MAX_LEN);
@@ -88,17 +88,19 @@ fn success(answer: &HttpReply, secrets: &[&str], exchanged: bool) -> Result<Give
         .map(|token| token.as_str())
         .collect();
     let kind = given.token_type.ok_or_else(|| wrong(&"has no token_type"))?;
-    // What is exchanged may become something else than an access token (RFC 8693 section 2.2.1).
+    // An exchange may return something other than an access token (RFC 8693 section 2.2.1).
     let is_bearer = kind.eq_ignore_ascii_case("bearer") || (exchanged && kind.eq_ignore_ascii_case("N_A"));
     if !is_bearer {
         let kind = quote(&kind, &[secrets, &hidden].concat());
         return Err(wrong(&format_args!(
-            "has a token of the type `{kind}`, and only bearer tokens can be delivered"
+            "contains a token of the type `{kind}`, but only bearer tokens can be delivered"
         )));
     }
-    // RFC 6749 appendix A.12, without spaces, which no bearer token has (RFC 6750 section 2.1).
+    // RFC 6749 appendix A.12, but without spaces, which a bearer token cannot contain (RFC 6750 section 2.1).
     if !is_token(&token) {
-        return Err(wrong(&"has an access_token with spaces or other characters in it"));
+        return Err(wrong(
+            &"contains an access_token with spaces or other invalid characters",
+        ));
     }
     let scope = given.scope.as_ref().and_then(scope);
     Ok(Given {
@@ -115,7 +117,7 @@ fn is_token(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Seconds; some servers write them as a string.
+/// Returns a lifetime in seconds, which some servers send as a string.
 fn lifetime(value: &Value) -> Option<Duration> {
     let seconds = match value {
         Value::String(text) => text.parse().ok()?,
@@ -124,7 +126,7 @@ fn lifetime(value: &Value) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Words with spaces between; some servers write an array of them.
+/// Returns a scope: words separated by spaces, which some servers send as an array.
 fn scope(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -136,14 +138,14 @@ fn scope(value: &Value) -> Option<String> {
     }
 }
 
-/// The error of the server, as in RFC 6749 section 5.2, or in a form of its own.
+/// Returns the error of the server, in the form of RFC 6749 section 5.2 or in the form of some providers.
 fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
     let members: Map<String, Value> = serde_json::from_slice(answer.json()).ok()?;
     let text = |names: &[&str]| {
         let mut texts = names.iter().filter_map(|name| member(&members, name));
         texts.find(|text| !text.is_empty())
     };
-    // Okta has codes of its own, and Google an object with its name for the status.
+    // Okta uses `errorCode`, and Google an object `error`.
     let code = text(&["error", "errorCode", "error.status", "error.code"])?;
     let says = text(&["error_description", "errorSummary", "error.message", "message"]);
     let says = says.map(|says| format!(" (it says: {})", quote(&says, secrets)));
@@ -166,7 +168,7 @@ fn refusal(answer: &HttpReply, secrets: &[&str]) -> Option<SourceError> {
     ))
 }
 
-/// A member by its name, or by a path of two, as text.
+/// Returns a member by its name or by a path of two names, as text.
 fn member(members: &Map<String, Value>, path: &str) -> Option<String> {
     let value = match path.split_once('.') {
         Some((object, name)) => members.get(object)?.get(name)?,
@@ -179,29 +181,29 @@ fn member(members: &Map<String, Value>, path: &str) -> Option<String> {
     }
 }
 
-/// For the user and the operator, what to do about an error.
+/// Returns the text for the user, and the next step for the operator, for an error code.
 fn remedy(code: &str) -> (&'static str, &'static str) {
     match code {
         "invalid_client" => (
             SERVER.credential,
-            "see that client-id and the client's secret or key are those that are registered there, and \
-             client-authentication the way that is",
+            "check that client-id, the client's secret or key, and client-authentication match the registration of \
+             this client at the server",
         ),
         "unauthorized_client" => (
             SERVER.credential,
-            "let this client use the grant, in the server's configuration",
+            "allow this client to use the grant in the server's configuration",
         ),
-        "unsupported_grant_type" => (SERVER.credential, "set grant to one that the server has"),
-        // Keycloak says that a subject token is not good with the second, and that it is not the client's with the third.
+        "unsupported_grant_type" => (SERVER.credential, "set grant to one that the server supports"),
+        // Keycloak sends `invalid_token` for an invalid subject token, and `access_denied` for one of another client.
         "invalid_grant" | "invalid_token" | "access_denied" => (
             REFUSED,
-            "see that the subject token or refresh token is good, not expired, and one that this client may use",
+            "check that the subject token or refresh token is valid, and that this client may use it",
         ),
-        "invalid_scope" => (REFUSED, "set scope to what the server lets this client have"),
+        "invalid_scope" => (REFUSED, "set scope to one that the server allows for this client"),
         // RFC 8693 section 2.2.2, and RFC 8707 section 2.
         "invalid_target" => (
             REFUSED,
-            "set audience or resource to what the server lets this client ask tokens for",
+            "set audience or resource to one that the server allows for this client",
         ),
         _ => (REFUSED, "see the server's log"),
     }

@@ -10,8 +10,8 @@ use crate::{
     remote::{Metadata, Need, Remote, ask_here},
 };
 
-/// Looks whether the server can be reached, has good metadata, and whether the client's secret can be read. No token is
-/// asked for. Blocks, no longer than `limit`.
+/// Checks that the server can be reached, that its metadata are valid, and that the client's secret can be read.
+/// Requests no token. Blocks for at most `limit`.
 #[must_use]
 pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examined> {
     let mut found = Vec::new();
@@ -29,7 +29,7 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
             }
         }
         AuthorizationServer::TokenEndpoint(url) => {
-            // RFC 6749 section 3.2: a token endpoint takes no GET, and changes nothing by one.
+            // RFC 6749 section 3.2: a token endpoint requires POST, so a GET changes nothing.
             let answer = ask_here(&SERVER, limit, remote.get(url, answer::max_body(0), limit));
             found.push(Examined::of(answer, url, |_| format!("{url} answers")));
         }
@@ -39,17 +39,17 @@ pub fn examine_oauth2(settings: &config::OAuth2, limit: Duration) -> Vec<Examine
 
 fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata, found: &mut Vec<Examined>) {
     found.push(Examined::Good(format!(
-        "{issuer} answers, its metadata is good, and it gives tokens at {}",
+        "{issuer} answers, its metadata is valid, and it issues tokens at {}",
         metadata.address
     )));
-    // Where it does not say, it is this one (RFC 8414 section 2).
+    // The default of RFC 8414 section 2.
     let default = ["client_secret_basic".to_owned()];
     let ways = metadata.authentications.as_deref().unwrap_or(&default);
     let way = settings.authentication.name();
     if !ways.iter().any(|one| one == way) {
         found.push(Examined::Unwise {
-            what: format!("{issuer}: its metadata does not say that clients can authenticate by {way}"),
-            todo: "set client-authentication to one that it takes".to_owned(),
+            what: format!("{issuer}: its metadata does not contain the client authentication {way}"),
+            todo: "set client-authentication to a method that it supports".to_owned(),
         });
     }
     let grant = settings.grant.uri();
@@ -57,8 +57,8 @@ fn examine_metadata(settings: &config::OAuth2, issuer: &str, metadata: &Metadata
         && !grants.iter().any(|one| one == grant)
     {
         found.push(Examined::Unwise {
-            what: format!("{issuer}: its metadata does not say that it gives tokens by {grant}"),
-            todo: "see the server's configuration".to_owned(),
+            what: format!("{issuer}: its metadata does not contain the grant {grant}"),
+            todo: "check the server's configuration".to_owned(),
         });
     }
 }

@@ -1,4 +1,5 @@
-//! The refresh tokens of logins for jobs: a file for each user, sealed by MUNGE so that only this user opens it.
+//! The refresh tokens of logins for jobs: one file for each user, sealed by MUNGE so that only the agent's user can
+//! open it.
 
 use std::{
     fs, io,
@@ -13,7 +14,7 @@ use seal::{Munge, Secret};
 use super::refresh::{HeldToken, LOGIN};
 use crate::Error;
 
-/// The pause before a file is looked at again that another delivery uses, and how often.
+/// The interval of polls for a file that another delivery uses, and their maximum number.
 const IN_USE: (Duration, u32) = (Duration::from_millis(50), 80);
 
 /// The directory with the refresh tokens.
@@ -24,7 +25,7 @@ pub struct LoginStore {
 }
 
 impl LoginStore {
-    /// Returns the store in a directory. Nothing is read.
+    /// Returns the store in a directory. Reads nothing.
     #[must_use]
     pub fn new(directory: &Path, munge: Munge) -> Self {
         Self {
@@ -42,7 +43,8 @@ impl LoginStore {
         self.directory.join(format!("login-{uid}"))
     }
 
-    /// Stores the refresh token of a user, with an identity token, in place of a former one. When this returns, it is on disk. Blocks.
+    /// Stores the refresh token and the identity token of a user, and replaces former ones. Blocks until they are on
+    /// disk.
     ///
     /// # Errors
     /// For the operator: the directory cannot be used, or munged does not answer.
@@ -58,10 +60,10 @@ impl LoginStore {
             }
             std::thread::sleep(IN_USE.0);
         }
-        Err(failed(io::Error::other("a delivery uses it")))
+        Err(failed(io::Error::other("a delivery uses it: try again")))
     }
 
-    /// Returns when the login of a user began or was last used; none if there is none. Blocks.
+    /// Returns the time of the start or last use of a user's login; none if the user has not logged in. Blocks.
     ///
     /// # Errors
     /// For the operator: the directory cannot be used.
@@ -74,7 +76,7 @@ impl LoginStore {
         }
     }
 
-    /// Forgets the login of a user. Blocks.
+    /// Removes the login of a user. Blocks.
     ///
     /// # Errors
     /// For the operator: the directory cannot be used.
@@ -83,7 +85,7 @@ impl LoginStore {
         if self.since(uid)?.is_none() {
             return Ok(());
         }
-        // A delivery that uses it would put the next one in its place.
+        // A delivery that uses the token would store the next one after the removal, so wait for it.
         for _ in 0..IN_USE.1 {
             if let Some(_held) = HeldToken::create(&path, self.munge.clone())? {
                 return match fs::remove_file(&path) {
@@ -98,10 +100,10 @@ impl LoginStore {
         Err(LOGIN.failed("could not be removed", &path, &"a delivery uses it: try again"))
     }
 
-    /// Takes the refresh token of a user, and waits for another delivery that uses it. Blocks.
+    /// Takes the refresh token of a user. Waits while another delivery uses it. Blocks.
     ///
     /// # Errors
-    /// Those of [`LoginStore::take`], and that it was in use for too long.
+    /// Those of [`LoginStore::take`]; the token was in use for too long.
     pub(crate) fn take_soon(&self, uid: u32) -> Result<Arc<HeldToken>, Error> {
         for _ in 0..IN_USE.1 {
             if let Some(held) = self.take(uid)? {
@@ -115,18 +117,18 @@ impl LoginStore {
     /// Takes the refresh token of a user; none if another delivery uses it. Blocks.
     ///
     /// # Errors
-    /// For the user and the operator: there is none, or it cannot be opened or replaced.
+    /// For the user and the operator: the token does not exist, or cannot be opened or replaced.
     pub(crate) fn take(&self, uid: u32) -> Result<Option<Arc<HeldToken>>, Error> {
         let path = self.path(uid);
         if self.since(uid)?.is_none() {
-            let what = "is not there: run `workflow-token login`, or `flux workflow-token login`";
+            let what = "does not exist: run `workflow-token login`, or `flux workflow-token login`";
             return Err(LOGIN.failed(what, &path, &"the user has not logged in"));
         }
         Ok(HeldToken::take_sealed(&self.path(uid), self.munge.clone())?.map(Arc::new))
     }
 }
 
-/// Returns the refresh token of the login of a job owner, once no other delivery uses it.
+/// Returns the refresh token of a job owner's login. Waits while another delivery uses it.
 pub(super) async fn of_login(store: &Path, munge: &config::Munge, job: &Values) -> Result<Arc<HeldToken>, Error> {
     let munge = munge.client();
     let munge = munge.map_err(|e| LOGIN.failed("cannot be used", store, &e))?;

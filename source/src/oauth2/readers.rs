@@ -1,5 +1,5 @@
-//! Threads that read files of users. A file system that belongs to a user answers when the user likes: no user has more
-//! than a few threads wait for it, and nobody waits for these for long.
+//! Threads that read files of users. A user may control the file system and delay its answers, so each user occupies at
+//! most a few threads, and each read has a timeout.
 
 use std::{
     collections::HashMap,
@@ -13,33 +13,33 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The number of threads that read files of one user at once.
+/// The maximum number of threads that read files of one user.
 const THREADS: usize = 2;
 
-/// Those that read, by uid.
+/// The permits of reader threads, by uid.
 #[derive(Default)]
 pub(super) struct Readers(Mutex<HashMap<u32, Weak<Semaphore>>>);
 
 /// The reason why a file was not read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unread {
-    /// It takes too long: it itself, or others of the same user.
+    /// This read, or other reads for the same user, took too long.
     Hangs,
-    /// The reader has panicked.
+    /// The read panicked.
     Fault,
 }
 
 impl Readers {
-    /// Reads a file of a user, on a thread of its own, which may be left behind.
+    /// Reads a file of a user on its own thread. After the timeout, the thread keeps running.
     pub async fn read<T: Send + 'static>(
         &self,
         uid: u32,
-        patience: Duration,
+        timeout: Duration,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unread> {
-        let (threads, until) = (self.threads(uid), Instant::now() + patience);
+        let (threads, until) = (self.threads(uid), Instant::now() + timeout);
         let turn = timeout_at(until, threads.acquire_owned()).await;
-        // It is never closed.
+        // The semaphore is never closed.
         let turn = turn.map_err(|_| Unread::Hangs)?.map_err(|_| Unread::Fault)?;
         let done = spawn_blocking(move || {
             let done = read();
@@ -86,9 +86,9 @@ mod tests {
         let (tell, told) = channel();
         let read = readers.read(1000, Duration::from_millis(1), move || tell.send(()));
         assert_eq!(read.await.unwrap_err(), Unread::Hangs);
-        assert!(told.recv().is_err(), "it was not to be read");
+        assert!(told.recv().is_err(), "the file was read");
         assert_eq!(readers.read(1001, LONG, || 7).await, Ok(7));
-        // They go on when the file system answers.
+        // The threads end when the file system answers.
         drop(hanging);
         assert_eq!(readers.read(1000, LONG, || 7).await, Ok(7));
         assert_eq!(readers.0.lock().unwrap().len(), 2);

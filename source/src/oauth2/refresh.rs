@@ -1,5 +1,6 @@
-//! Refresh tokens in files (RFC 6749 section 6). A server may replace one at each use, and then treat a use of the former as theft.
-//! So one delivery at a time uses a file, and the next token is on disk before the answer is used.
+//! Refresh tokens in files (RFC 6749 section 6). A server may replace a refresh token at each use, and treat a later
+//! use of the former one as theft. So only one delivery at a time uses a file, and the next token is on disk before the
+//! answer is used.
 
 use std::{
     fmt::Display,
@@ -26,13 +27,13 @@ use crate::{Error, http::SourceError};
 /// A refresh token.
 const REFRESH: TokenFile = TokenFile {
     key: "refresh-token",
-    name: "the refresh token that its token is to come from",
+    name: "the refresh token that its token comes from",
 };
 
-/// The pause before a file is looked at again that another delivery uses.
+/// The interval of polls for a file that another delivery uses.
 const IN_USE: Duration = Duration::from_millis(50);
 
-/// Returns the refresh token of a job, once no other delivery uses it.
+/// Returns the refresh token of a job. Waits while another delivery uses it.
 pub(super) async fn held(template: &Template, job: &Values) -> Result<Arc<HeldToken>, Error> {
     let at = REFRESH.path(template, job)?;
     loop {
@@ -46,7 +47,7 @@ pub(super) async fn held(template: &Template, job: &Values) -> Result<Arc<HeldTo
     }
 }
 
-/// The login of a user, which serves jobs.
+/// The login of a user for jobs.
 pub(crate) const LOGIN: TokenFile = TokenFile {
     key: "store",
     name: "the login of its owner",
@@ -55,38 +56,38 @@ pub(crate) const LOGIN: TokenFile = TokenFile {
 /// The longest sealed refresh token, in bytes.
 const MAX_SEALED: usize = 4 * token::MAX_LEN;
 
-/// A refresh token that nobody else uses. Dropping it lets others use its file.
+/// A refresh token whose file is locked. Dropping it unlocks the file.
 pub(crate) struct HeldToken {
     path: PathBuf,
     /// Set if the file is sealed.
     munge: Option<Munge>,
-    /// The file that replaces it, which is made before the server is asked: the disk may be full.
+    /// The file that replaces it. It is created before the token request, so that no token is lost if that fails.
     new: PathBuf,
     file: File,
     token: Secret,
-    /// The identity token of the login, if it is one and has one.
+    /// The identity token of a login, if any.
     id_token: Option<Secret>,
     _lock: Flock<File>,
 }
 
 impl HeldToken {
-    /// Takes a file; none if another delivery uses it. `prefix` is the part of the path that the operator wrote. Blocks.
+    /// Locks and reads a file; none if another delivery uses it. Blocks.
     ///
     /// # Errors
     /// For the user and the operator: the file is missing, cannot be read or replaced, or others can read it.
     fn take(at: &TokenPath) -> Result<Option<Self>, Error> {
         let read = || REFRESH.read(None, at);
-        // Nobody else can have put anything beside it.
+        // The lock and the new file are in the same directory, so nobody else may be able to write to it.
         match secure_path::check_way(&at.path, Owners::process()) {
             Ok(()) => {}
-            // It says so better.
+            // `read` returns a better error for a missing file.
             Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => drop(read()?),
             Err(e) => return Err(unusable(REFRESH, &at.path, &e)),
         }
         Self::lock(REFRESH, &at.path, None, || Ok((read()?, None)))
     }
 
-    /// Takes a sealed file; none if another delivery uses it. Blocks.
+    /// Locks and reads a sealed file; none if another delivery uses it. Blocks.
     ///
     /// # Errors
     /// For the user and the operator: the file is missing, or cannot be opened or replaced.
@@ -95,7 +96,7 @@ impl HeldToken {
         Self::lock(LOGIN, path, Some(munge), || {
             let bytes = secure_path::read_private(path, MAX_SEALED).map_err(|refusal| match refusal {
                 Refusal::Io(e) if e.kind() == io::ErrorKind::NotFound => LOGIN.failed(
-                    "is not there: run `workflow-token login`, or `flux workflow-token login`",
+                    "does not exist: run `workflow-token login`, or `flux workflow-token login`",
                     path,
                     &e,
                 ),
@@ -104,11 +105,11 @@ impl HeldToken {
             let sealed = std::str::from_utf8(&bytes).unwrap_or_default();
             let opened = open.unwrap(sealed.trim_ascii());
             let opened = opened.map_err(|e| LOGIN.failed("could not be opened: log in again", path, &e))?;
-            login_of(&opened).ok_or_else(|| LOGIN.failed("is none", path, &"log in again"))
+            login_of(&opened).ok_or_else(|| LOGIN.failed("is not valid", path, &"log in again"))
         })
     }
 
-    /// Takes a sealed file, to write the first token into it; none if a delivery uses it. Blocks.
+    /// Locks a sealed file to write the first token into it; none if a delivery uses it. Blocks.
     ///
     /// # Errors
     /// For the operator: the file cannot be written.
@@ -161,10 +162,10 @@ impl HeldToken {
         self.id_token.as_ref()
     }
 
-    /// Stores the tokens that the server gave in place of these; those that it did not give stay. Blocks until they are on disk.
+    /// Replaces the tokens with those that the server returned, and keeps the others. Blocks until they are on disk.
     ///
     /// # Errors
-    /// The file system's. The former tokens stay, but the server may reject them.
+    /// The file system failed. The former tokens remain, but the server may reject them.
     pub fn replace(&self, token: Option<&Secret>, id_token: Option<&Secret>) -> Result<(), SourceError> {
         if token.is_none() && (self.munge.is_none() || id_token.is_none()) {
             return Ok(());
@@ -194,7 +195,7 @@ impl HeldToken {
                     "refresh-token: {}: the next one could not be stored: {e}",
                     self.path.display()
                 ),
-                "mend that, and log in again if the server refuses the former one",
+                "correct that, and log in again if the server rejects the former one",
             )
         })
     }
@@ -208,13 +209,13 @@ fn login_of(opened: &[u8]) -> Option<(Secret, Option<Secret>)> {
 }
 
 fn unusable(of: TokenFile, path: &Path, why: &dyn Display) -> Error {
-    let why = format!("it must be replaced, which this user cannot do: {why}");
+    let why = format!("this user cannot replace it: {why}");
     of.failed("cannot be used", path, &why)
 }
 
 impl Drop for HeldToken {
     fn drop(&mut self) {
-        // It has replaced the token, or is of no use.
+        // The file was renamed, or is not needed.
         let _ = fs::remove_file(&self.new);
     }
 }

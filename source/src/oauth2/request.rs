@@ -20,12 +20,12 @@ use crate::{http::SourceError, secure_file};
 /// The longest file with a secret or key, in bytes.
 const MAX_FILE: usize = 64 << 10;
 
-/// The lifetime of a JWT by which a client authenticates: the time of a request, and the difference of clocks.
+/// The lifetime of a JWT that authenticates a client. It covers the duration of a request and the clock skew.
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// A token that is sent in exchange for the requested one.
 pub(crate) enum Subject {
-    /// One that is exchanged (RFC 8693 section 2.1). Its type is a URI.
+    /// A subject token (RFC 8693 section 2.1). `kind` is the URI of its type.
     Exchanged { token: Secret, kind: String },
     /// A refresh token (RFC 6749 section 6).
     Held(Arc<HeldToken>),
@@ -48,12 +48,12 @@ pub(super) enum Client {
 pub(super) struct Request {
     pub authorization: Option<HeaderValue>,
     pub form: Zeroizing<Vec<u8>>,
-    /// Texts that no message may repeat: each secret, and the forms in which it is sent.
+    /// The texts to redact from messages: each secret, and its encoded forms.
     pub secrets: Vec<Secret>,
 }
 
 impl Client {
-    /// Reads its secret or key. Blocks.
+    /// Reads the secret or key. Blocks.
     pub fn read(how: &ClientAuthentication) -> Result<Self, SourceError> {
         let key = match how {
             ClientAuthentication::PrivateKeyJwt(_) => "client-key",
@@ -74,8 +74,8 @@ impl Client {
                 let is_secret = !secret.is_empty() && secret.iter().all(|b| b.is_ascii_graphic() || *b == b' ');
                 let secret = std::str::from_utf8(secret).ok().filter(|_| is_secret).ok_or_else(|| {
                     wrong(
-                        &"is not a client secret (it is empty, or more than a line of printable ASCII)",
-                        "write the secret into it, and nothing else",
+                        &"is not a client secret (it is empty, or not one line of printable ASCII)",
+                        "write only the secret into it",
                     )
                 })?;
                 let secret = Secret::from(secret);
@@ -93,7 +93,7 @@ impl Client {
                 };
                 key.map(|key| Self::Key(Box::new(key))).map_err(|e| {
                     wrong(
-                        &format_args!("has no private key ({e})"),
+                        &format_args!("contains no private key ({e})"),
                         "write the key again, in PEM or as a JWK",
                     )
                 })
@@ -101,7 +101,7 @@ impl Client {
         }
     }
 
-    /// A request by this client. `audience` is whom a JWT by which it authenticates is for.
+    /// Returns a token request of this client. `audience` is the audience of a JWT that authenticates the client.
     pub fn request(
         &self,
         settings: &config::OAuth2,
@@ -134,7 +134,7 @@ impl Client {
             None => None,
         };
         secrets.extend(sent.into_iter().flat_map(|token| [token.clone(), encoded(token)]));
-        // That of a code was chosen when the user was sent to log in.
+        // The authorization request has determined the scope of a code.
         let is_code = matches!(subject, Some(Subject::Code { .. }));
         if let Some(scope) = settings.scope.as_ref().filter(|_| !is_code) {
             form.add("scope", scope);
@@ -166,7 +166,7 @@ impl Client {
                     "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
                 );
                 form.add("client_assertion", assertion.expose_secret());
-                // Base64url and dots, which stay as they are in a form.
+                // It consists of base64url and dots, which a form does not encode.
                 secrets.push(assertion);
                 None
             }
@@ -179,15 +179,16 @@ impl Client {
     }
 }
 
-/// A secret as it is in a form.
+/// Returns a secret as a form encodes it.
 fn encoded(secret: &Secret) -> Secret {
     let mut form = Form::default();
     form.push(secret.expose_secret());
-    // It is ASCII.
+    // An encoded form is ASCII.
     Secret::from(std::str::from_utf8(&form.0).unwrap_or_default())
 }
 
-/// The header of RFC 6749 section 2.3.1: id and secret are encoded as in a form, before they are in base64.
+/// Returns the header of RFC 6749 section 2.3.1, and its secret part. The id and the secret are form-encoded before
+/// base64.
 fn basic(id: &str, secret: &Secret) -> Result<(HeaderValue, Secret), SourceError> {
     let mut pair = Form::default();
     pair.push(id);
@@ -204,7 +205,7 @@ fn basic(id: &str, secret: &Secret) -> Result<(HeaderValue, Secret), SourceError
     Ok((header, encoded))
 }
 
-/// The JWT by which a client authenticates (RFC 7523 section 3).
+/// Returns the JWT that authenticates a client (RFC 7523 section 3).
 fn assertion(key: &SigningKey, id: &str, audience: &str, now: SystemTime) -> Secret {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let claims = json!({

@@ -1,4 +1,4 @@
-//! The metadata of an issuer (RFC 8414, and OpenID Connect Discovery 1.0).
+//! The metadata of an issuer (RFC 8414 and OpenID Connect Discovery 1.0).
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use crate::http::{HttpReply, Retry, SourceError, quote};
 /// The longest metadata, in bytes.
 const MAX_BODY: usize = 256 << 10;
 
-/// The metadata of an issuer, as far as it is used.
+/// The used parts of the metadata of an issuer.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata {
-    /// The member that was needed: the address of the keys, or of the tokens.
+    /// The needed address: that of the keys, or the token endpoint.
     pub address: String,
-    /// How clients may authenticate there. Where it does not say, that is by `client_secret_basic` (RFC 8414 section 2).
+    /// The authentication methods of clients; the default is `client_secret_basic` (RFC 8414 section 2).
     pub authentications: Option<Vec<String>>,
-    /// By what right it gives tokens.
+    /// The supported grants.
     pub grants: Option<Vec<String>>,
-    /// Where users log in, if they do.
+    /// The authorization endpoint, at which users log in.
     pub authorization: Option<String>,
-    /// Where users log out (OpenID Connect RP-Initiated Logout 1.0 section 2.1).
+    /// The end session endpoint, at which users log out (OpenID Connect RP-Initiated Logout 1.0 section 2.1).
     pub end_session: Option<String>,
 }
 
-/// A member that a caller needs of an issuer. Not all metadata contain it.
+/// The member that a caller needs. Not all metadata contain it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Keys,
@@ -42,22 +42,25 @@ impl Need {
 
     fn remedy(self) -> &'static str {
         match self {
-            Self::Keys => "see the server's configuration, or give the key keys, a file with its keys",
-            Self::Tokens => "give the key token-endpoint in place of issuer, if it has one",
+            Self::Keys => "check the server's configuration, or set the key keys to a file with its keys",
+            Self::Tokens => "set the key token-endpoint instead of issuer, if the server has one",
         }
     }
 }
 
 impl Remote {
-    /// Finds the metadata of an issuer, in each of the places that are in use. Takes no longer than `limit` for one
-    /// request. The error, if no place has what is needed, names each with its answer.
+    /// Fetches the metadata of an issuer from the first URL that returns the needed member. `limit` is the timeout of
+    /// one request.
+    ///
+    /// # Errors
+    /// Names each URL with its answer.
     pub async fn discover(&self, issuer: &str, need: Need, limit: Duration) -> Result<Metadata, SourceError> {
         let mut failures = Vec::new();
         for url in locations(issuer) {
             let answer = self.get(&url, MAX_BODY, limit).await;
             match answer.and_then(|answer| self.read(issuer, need, &answer)) {
                 Ok(metadata) => return Ok(metadata),
-                // The same in each place.
+                // The other URLs would fail in the same way.
                 Err(error) if error.unconnected || error.summary == self.peer().credential => return Err(error),
                 Err(error) => failures.push((url, error)),
             }
@@ -75,7 +78,7 @@ impl Remote {
             return Err(self.unusable(answer));
         }
         let members: Map<String, Value> = serde_json::from_slice(answer.json())
-            .map_err(|_| wrong("what is there is no metadata in JSON", NOT_THERE))?;
+            .map_err(|_| wrong("its answer is not metadata in JSON", NOT_THERE))?;
         metadata(issuer, need, &members).map_err(|(cause, remedy)| wrong(&cause, remedy))
     }
 
@@ -91,7 +94,7 @@ impl Remote {
             .iter()
             .map(|(urls, cause)| format!("{}: {cause}", urls.join(", ")))
             .collect();
-        // The next attempt may find metadata where a server was busy, after the longest pause that one requested.
+        // A busy server may answer the next attempt, after the longest of the requested pauses.
         let retry = failures
             .iter()
             .map(|(_, error)| error.retry)
@@ -110,13 +113,13 @@ impl Remote {
 }
 
 const NOT_THERE: &str =
-    "see that the key issuer is the issuer of the tokens, to the letter, or give what is needed without it";
+    "check that the key issuer is exactly the issuer of the tokens, or set the needed address without discovery";
 
-/// Returns where metadata may be. RFC 8414 section 3.1 puts the well-known part before the issuer's path; OpenID
-/// Connect Discovery section 4 after it; and section 5 of the RFC, before it, for what moved on from there.
+/// Returns the URLs at which metadata may be. RFC 8414 section 3.1 puts the well-known part before the path of the
+/// issuer, OpenID Connect Discovery section 4 after it, and RFC 8414 section 5 describes the transition.
 fn locations(issuer: &str) -> Vec<String> {
     let issuer = issuer.strip_suffix('/').unwrap_or(issuer);
-    // It was checked with the configuration.
+    // The configuration parser has checked it.
     let authority = issuer.find("://").map_or(0, |at| at + 3);
     let path = issuer[authority..].find('/').map_or(issuer.len(), |at| authority + at);
     let (host, path) = issuer.split_at(path);
@@ -131,22 +134,22 @@ fn locations(issuer: &str) -> Vec<String> {
 }
 
 fn metadata(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<Metadata, (String, &'static str)> {
-    // RFC 8414 section 3.3: to the letter, or it must not be used.
+    // RFC 8414 section 3.3: metadata must not be used unless the issuer is identical.
     match member(members, "issuer")?.and_then(Value::as_str) {
         Some(found) if found == issuer => {}
         Some(found) => {
             let what = format!("it is the metadata of another issuer (`{}`)", quote(found, &[]));
             let remedy = match found.contains('{') {
-                // As Microsoft Entra writes `{tenantid}` in those of `common` and `organizations`.
-                true => "it stands for many: set the key issuer to the URL of the tenant that is meant",
-                false => "if that is who is meant, set the key issuer to it, to the letter",
+                // The metadata of `common` and `organizations` at Microsoft Entra contain `{tenantid}`.
+                true => "it is a template for many tenants: set the key issuer to the URL of the right tenant",
+                false => "if that is the right issuer, set the key issuer to exactly this value",
             };
             return Err((what, remedy));
         }
         None => {
             return Err((
                 "its metadata names no issuer".to_owned(),
-                "see the server's configuration",
+                "check the server's configuration",
             ));
         }
     }
@@ -164,36 +167,37 @@ fn metadata(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<Me
     })
 }
 
-/// The address that is needed.
+/// Returns the needed address.
 fn address(issuer: &str, need: Need, members: &Map<String, Value>) -> Result<String, (String, &'static str)> {
     let name = need.member();
     let missing = || (format!("its metadata names no {name}"), need.remedy());
     optional(issuer, name, members)?.ok_or_else(missing)
 }
 
-/// An address, if it is there.
+/// Returns an optional address.
 fn optional(issuer: &str, name: &str, members: &Map<String, Value>) -> Result<Option<String>, (String, &'static str)> {
-    // Some servers write null for what they do not have.
+    // Some servers send null for missing members.
     let Some(value) = member(members, name)?.filter(|value| !value.is_null()) else {
         return Ok(None);
     };
-    let wrong = |why: &str| (format!("its {name} {why}"), "see the server's configuration");
-    let text = value.as_str().ok_or_else(|| wrong("is no string"))?;
+    let wrong = |why: &str| (format!("its {name} {why}"), "check the server's configuration");
+    let text = value.as_str().ok_or_else(|| wrong("is not a string"))?;
     config::check_url(text).map_err(wrong)?;
-    // Whoever is on this node is not to be spoken to in place of a server that is not.
+    // A process on this node must not be able to stand in for a remote server.
     if config::is_plain_url(text) && !config::is_plain_url(issuer) {
-        return Err(wrong("is not https, and the issuer is"));
+        return Err(wrong("is not https, but the issuer is"));
     }
     Ok(Some(text.to_owned()))
 }
 
-/// A member by its name, as it is registered (`jwks_uri`) or in camel case (`jwksUri`), as some servers write it.
+/// Returns a member by its registered name (`jwks_uri`) or by the same name in camel case (`jwksUri`), which some
+/// servers use.
 fn member<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a Value>, (String, &'static str)> {
     let camel = camel_case(name);
     match (members.get(name), members.get(&camel)) {
         (Some(one), Some(other)) if camel != name && one != other => Err((
-            format!("its metadata has both {name} and {camel}, and they differ"),
-            "see the server's configuration",
+            format!("its metadata has both {name} and {camel}, but they differ"),
+            "check the server's configuration",
         )),
         (one, other) => Ok(one.or(other)),
     }
@@ -271,7 +275,7 @@ mod tests {
             (
                 Keys,
                 json!({"issuer": "https://login/{tenantid}/v2.0"}),
-                "the tenant that is meant",
+                "the right tenant",
             ),
             (Keys, json!({"issuer": "https://i"}), "names no jwks_uri"),
             (
@@ -284,7 +288,7 @@ mod tests {
                 json!({"issuer": "https://i", "jwks_uri": "https://i/jwks"}),
                 "names no token_endpoint",
             ),
-            (Keys, json!({"issuer": "https://i", "jwks_uri": 1}), "is no string"),
+            (Keys, json!({"issuer": "https://i", "jwks_uri": 1}), "is not a string"),
             (
                 Keys,
                 json!({"issuer": "https://i", "jwks_uri": "/jwks"}),

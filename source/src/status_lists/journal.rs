@@ -1,7 +1,7 @@
-//! The file of a list: what was given out, and what has ended, in the order in which it happened.
+//! The file of a list: a journal of assigned and invalidated entries.
 //!
-//! A process that is killed loses nothing that it has written. After a power failure, only what was synced is certain to be
-//! there: that so many entries may have been given out.
+//! If the process is killed, no written record is lost. After a power failure, only synced records are certain to
+//! exist: those of reserved entries.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use postcard::{take_from_bytes, to_allocvec};
@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 /// The first bytes of a file, with the version of its format.
 const MAGIC: &[u8] = b"workflow-token status list 1\n";
 
-/// The head of a file, which is written before anything else.
+/// The head of a file, which is written first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     /// The instance of Flux, or the cluster of Slurm, whose jobs have entries.
     pub instance: String,
-    /// When the list was begun, in seconds since 1970-01-01T00:00:00Z.
+    /// The time of creation, in seconds since 1970-01-01T00:00:00Z.
     pub created: u64,
-    /// The key of the order in which entries are given out.
+    /// The key of the order in which entries are assigned.
     pub key: [u8; 16],
 }
 
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Record {
-    /// So many entries may have been given out. It is synced before they are.
+    /// The number of entries that may have been assigned. It is synced before they are assigned.
     Reserved(u32),
-    /// The job owner of the next number, from 0 on.
+    /// A job owner. Owners are numbered from 0 in the order of their records.
     Owner { uid: u32, sub: String },
-    /// A token was given an entry.
+    /// A token was assigned an entry.
     Given(Entry),
-    /// The token at this index is not valid any more.
+    /// The token at this index is no longer valid.
     Over(u32),
 }
 
-/// The entry of a token that is valid. There may be millions of them.
+/// The entry of a valid token. Keep it small: there may be millions of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The job.
@@ -49,7 +49,7 @@ pub struct Entry {
     pub(super) index: u32,
 }
 
-/// Returns a hash of a `jti`, which has 128 random bits.
+/// Returns a 64-bit hash of a `jti`, which contains 128 random bits.
 pub fn hash_of(jti: &str) -> u64 {
     let digest = digest(&SHA256, jti.as_bytes());
     digest
@@ -75,16 +75,16 @@ pub(super) fn encode(records: &[Record]) -> Result<Vec<u8>, postcard::Error> {
     Ok(bytes)
 }
 
-/// Reads a file. Returns its head, its records, and whether all of it could be read; none if it is no such file.
+/// Parses a file. Returns its head and its records; none if it is not a file of a list.
 pub(super) fn read(bytes: &[u8]) -> Option<(Head, Records<'_>)> {
     let (head, rest) = take_from_bytes(bytes.strip_prefix(MAGIC)?).ok()?;
     Some((head, Records { rest, is_whole: true }))
 }
 
-/// The records of a file, up to the first that cannot be read.
+/// The records of a file, up to the first malformed one.
 pub(super) struct Records<'a> {
     rest: &'a [u8],
-    /// Set as long as everything could be read.
+    /// Set unless a malformed record was found.
     pub is_whole: bool,
 }
 

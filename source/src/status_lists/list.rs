@@ -16,13 +16,14 @@ use super::{
     order::Order,
 };
 
-/// The entries that are reserved at once: a sync for each of them would delay jobs. A process that ends wastes the rest.
+/// The number of entries that are reserved at once, because a sync for each entry would delay jobs. The rest of a block
+/// is lost when the process ends.
 const BLOCK: u32 = 1024;
 
-/// The longest file: that of a full list of owners with long names.
+/// The longest file: that of a full list whose owners have long names.
 const MAX_FILE: usize = 256 << 20;
 
-/// The time after its expiry for which a token may still be accepted somewhere: the largest leeway.
+/// The time after its expiry that a token may still be accepted: the largest leeway.
 const LEEWAY: Duration = Duration::from_secs(600);
 
 /// A list.
@@ -30,13 +31,13 @@ pub(super) struct List {
     pub number: u32,
     pub created: u64,
     order: Order,
-    /// None if nothing can be appended, so that no more entries are given out.
+    /// None if nothing can be appended, so that no more entries are assigned.
     file: Option<File>,
-    /// So many entries may have been given out, and so many were.
+    /// The number of reserved entries, and the number of assigned ones.
     reserved: u32,
     given: u32,
     bits: StatusList,
-    /// Tokens that are valid. Those before `checked` were there when the list was last swept.
+    /// The valid tokens. Those before `checked` were present in the last sweep.
     live: Vec<Entry>,
     checked: usize,
     owners: JobOwners,
@@ -53,7 +54,7 @@ pub struct JobOwner {
     pub sub: String,
 }
 
-/// A token that was given an entry.
+/// A token with an entry.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenToList<'a> {
     /// Its job.
@@ -85,12 +86,12 @@ impl JobOwners {
     }
 }
 
-/// Returns the name of the file of a list.
+/// Returns the file name of a list.
 fn name_of(number: u32) -> String {
     format!("list-{number}")
 }
 
-/// Returns the number of the list in a file of this name.
+/// Returns the number of the list with this file name.
 pub(super) fn number_of(name: &str) -> Option<u32> {
     name.strip_prefix("list-")?.parse().ok()
 }
@@ -100,7 +101,7 @@ fn failed(e: impl std::fmt::Display) -> io::Error {
 }
 
 impl List {
-    /// Begins a list.
+    /// Creates a list and its file.
     pub fn begin(directory: &Directory, number: u32, head: &Head) -> io::Result<Self> {
         let name = name_of(number);
         let bytes = journal::begin(head).map_err(failed)?;
@@ -127,16 +128,16 @@ impl List {
         }
     }
 
-    /// Reads a list. If its file was not written to its end, or a record is malformed, no more entries are given out: more may
-    /// have been than it says. An entry that was reserved and of which nothing is known is not valid.
+    /// Reads a list. If its file is truncated or contains a malformed record, no more entries are assigned, because
+    /// more may have been assigned than were read. A reserved entry without a known token is invalid.
     pub fn open(directory: &Directory, number: u32, instance: &str) -> io::Result<Self> {
         let name = name_of(number);
         let file = directory.open(name.as_ref()).map_err(failed)?;
         let bytes = secure_path::read(file, MAX_FILE)?;
-        let (head, mut records) = journal::read(&bytes).ok_or_else(|| failed("it is no file of a status list"))?;
+        let (head, mut records) = journal::read(&bytes).ok_or_else(|| failed("it is not the file of a status list"))?;
         if head.instance != instance {
             let other = head.instance.escape_debug();
-            let what = format!("it is of the instance {other}: give each instance a directory of its own");
+            let what = format!("it belongs to the instance {other}: give each instance its own directory");
             return Err(failed(what));
         }
         let mut list = Self::empty(number, &head);
@@ -158,7 +159,7 @@ impl List {
         Ok(list)
     }
 
-    /// Takes a record of its file. Returns whether it can be true.
+    /// Applies a record of the file. Returns whether the record is plausible.
     fn replay(&mut self, record: Record, known: &mut StatusList) -> bool {
         match record {
             Record::Reserved(reserved) => {
@@ -182,12 +183,12 @@ impl List {
         }
     }
 
-    /// Returns whether it has room.
+    /// Returns whether it can assign another entry.
     pub fn has_room(&self) -> bool {
         self.file.is_some() && self.given < MAX_STATUS_ENTRIES
     }
 
-    /// Gives an entry out. Returns its index. Nothing is known of its token before it is recorded.
+    /// Assigns an entry. Returns its index. [`List::record`] records its token.
     pub fn give(&mut self, now: u64) -> io::Result<u32> {
         if self.given == self.reserved {
             self.forget_past(now);
@@ -195,7 +196,7 @@ impl List {
             self.write(&[Record::Reserved(reserved)])?;
             let synced = self.file.as_ref().map_or(Ok(()), File::sync_data);
             if synced.is_err() {
-                // Nobody knows what is on disk.
+                // The contents on disk are unknown.
                 self.file = None;
             }
             synced?;
@@ -206,7 +207,7 @@ impl List {
         Ok(index)
     }
 
-    /// Records the token of an entry that was given out.
+    /// Records the token of an assigned entry.
     pub fn record(&mut self, index: u32, token: &TokenToList) -> io::Result<()> {
         let owner = JobOwner {
             uid: token.uid,
@@ -237,7 +238,7 @@ impl List {
         Ok(())
     }
 
-    /// Forgets tokens that have expired. Nobody may sweep a list.
+    /// Drops expired tokens, because a list may never be swept.
     fn forget_past(&mut self, now: u64) {
         let (mut position, mut left) = (0, self.checked);
         self.live.retain(|entry| {
@@ -249,7 +250,7 @@ impl List {
         self.checked = left;
     }
 
-    /// Appends records. If that fails, half of one may be there, so that no others can follow.
+    /// Appends records. If that fails, the file may end with a partial record, so nothing more is appended.
     fn write(&mut self, records: &[Record]) -> io::Result<()> {
         let bytes = journal::encode(records).map_err(failed)?;
         let file = self
@@ -263,8 +264,8 @@ impl List {
         written
     }
 
-    /// Marks tokens that are not valid any more, and forgets those that have expired. The closure gets each valid token, its
-    /// owner, and whether it was not there before.
+    /// Invalidates the tokens for which the closure returns true, and drops expired ones. The closure receives each
+    /// valid token, its owner, and whether the token is new since the last sweep.
     pub fn sweep(&mut self, now: u64, mut is_over: impl FnMut(&Entry, &JobOwner, bool) -> bool) {
         let (bits, owners, checked) = (&mut self.bits, &self.owners.all, self.checked);
         let (mut position, mut over) = (0, Vec::new());
@@ -288,7 +289,7 @@ impl List {
         if self.live.capacity() > 4 * self.live.len() {
             self.live.shrink_to(2 * self.live.len());
         }
-        // After a restart, it is asked again about jobs whose ends were not written.
+        // If the write fails, the closure is called for these tokens again after a restart.
         if !over.is_empty() && self.file.is_some() {
             let _ = self.write(&over);
         }
@@ -305,7 +306,7 @@ impl List {
         &self.bits
     }
 
-    /// Returns whether all of its tokens have expired. One that is not full may get others.
+    /// Returns whether it can assign no more entries and all of its tokens have expired.
     pub fn is_past(&self, now: u64) -> bool {
         !self.has_room() && is_past(self.expires, now)
     }
@@ -321,7 +322,7 @@ impl List {
 
 #[cfg(test)]
 impl List {
-    /// Gives all entries out.
+    /// Assigns all entries.
     pub fn fill(&mut self) -> io::Result<()> {
         self.write(&[Record::Reserved(MAX_STATUS_ENTRIES)])?;
         (self.reserved, self.given) = (MAX_STATUS_ENTRIES, MAX_STATUS_ENTRIES);
@@ -334,7 +335,7 @@ fn is_past(exp: u32, now: u64) -> bool {
 }
 
 fn append(directory: &Directory, name: &str) -> io::Result<File> {
-    // It is checked as it is when it is read.
+    // `directory.open` checks the owner and mode of the file.
     mem::drop(directory.open(name.as_ref()).map_err(failed)?);
     OpenOptions::new().append(true).open(directory.path().join(name))
 }

@@ -1,13 +1,14 @@
-//! The order in which the entries of a list are given out: a secret permutation, so that an index does not tell when a job started.
+//! The order in which the entries of a list are assigned: a secret permutation, so that an index does not reveal when a
+//! job started.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use token::MAX_STATUS_ENTRIES;
 
-/// Half of the bits of an index, and the values that they have.
+/// Half of the bits of an index, and the number of their values.
 const HALF: u32 = MAX_STATUS_ENTRIES.trailing_zeros() / 2;
 const VALUES: usize = 1 << HALF;
 
-/// The rounds of the Feistel network. Four are enough for an observer who chooses nothing.
+/// The rounds of the Feistel network. Four suffice against an observer who cannot choose inputs.
 const ROUNDS: usize = 6;
 
 /// A permutation of all indices.
@@ -29,7 +30,7 @@ impl Order {
         Self(tables)
     }
 
-    /// Returns the index that is given out at this position, which is below [`MAX_STATUS_ENTRIES`].
+    /// Returns the index that is assigned at this position, which must be below [`MAX_STATUS_ENTRIES`].
     pub fn index(&self, position: u32) -> u32 {
         let mask = (1 << HALF) - 1;
         let (left, right) = self
@@ -58,7 +59,7 @@ mod tests {
             ascending += u32::from(index > former);
             former = index;
         }
-        // Half of all neighbours, within ten standard deviations.
+        // About half of all neighbors ascend, within ten standard deviations.
         assert!(ascending.abs_diff(MAX_STATUS_ENTRIES / 2) < 6_000, "{ascending}");
         assert_ne!(order.index(0), Order::new(b"0123456789abcdeg").index(0));
     }

@@ -6,7 +6,7 @@ use journal::Record;
 const INSTANCE: &str = "hpc";
 const HOUR: u32 = 3600;
 
-/// Lists that share nothing with others of this process, as those of another process do.
+/// Returns lists that share no state with others of this process, like those of another process.
 fn opened(path: &Path) -> StatusLists {
     StatusLists {
         path: path.to_owned(),
@@ -18,7 +18,7 @@ fn at(seconds: u32) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.into())
 }
 
-/// The token of a job, issued at 1000, that lives for an hour.
+/// Returns the token of a job, issued at 1000, with a lifetime of one hour.
 fn token(jobid: u64) -> TokenToList<'static> {
     TokenToList {
         jobid,
@@ -55,14 +55,14 @@ fn an_entry_takes_no_more_memory_than_promised() {
     assert_eq!(size_of::<Entry>(), 32);
 }
 
-/// The process may end at any moment: no index is given out twice, no ended job is active again, and no entry of which nothing is
-/// known is valid.
+/// The process may end at any moment. Then no index is assigned twice, no token of an ended job is valid again, and no
+/// entry without a known token is valid.
 #[test]
 fn every_end_of_the_file_is_survived() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("status");
     let lists = opened(&path);
-    // After each step: the length of the file, and what was promised by then.
+    // After each step: the length of the file, and the entries and statuses so far.
     let mut steps = Vec::new();
     let (mut places, mut statuses) = (Vec::new(), HashMap::new());
     let number = lists.give(INSTANCE, at(1000)).unwrap().list;
@@ -87,7 +87,7 @@ fn every_end_of_the_file_is_survived() {
     let begin = journal::begin(&head).unwrap().len();
     let reserved: Vec<Record> = records.filter(|record| matches!(record, Record::Reserved(_))).collect();
     assert_eq!(reserved, [Record::Reserved(1024), Record::Reserved(2048)]);
-    // Where the second block was reserved: the first index was of no token.
+    // The position at which the second block was reserved. The first index has no token.
     let second = steps.iter().rfind(|(_, given, _)| *given <= 1023).unwrap().0 as usize;
     let ends = (begin..begin + 150)
         .chain(second - 10..second + 40)
@@ -114,7 +114,7 @@ fn every_end_of_the_file_is_survived() {
         for place in lost {
             assert_eq!(status(&lists, *place), 1, "{length} {place:?}");
         }
-        // After a power failure, only what was synced is certain to be there.
+        // After a power failure, only synced records are certain to exist.
         let synced = if length >= second + 3 {
             1100
         } else {
@@ -126,7 +126,7 @@ fn every_end_of_the_file_is_survived() {
             assert!(!taken.contains(&place), "{length} {place:?}");
             assert_eq!(status(&lists, place), 0, "{length}");
         }
-        // It is once more as it was.
+        // Opening it again changes nothing.
         let once = lists.numbers(INSTANCE).unwrap();
         drop(lists);
         let again = opened(&path);
@@ -134,7 +134,7 @@ fn every_end_of_the_file_is_survived() {
         let jobs = again.jobs(INSTANCE, at(2000)).unwrap();
         assert!([5000, 5001, 5002].iter().all(|job| jobs.contains(job)), "{length}");
     }
-    // One that is no such file is reported, and nothing is given out.
+    // A file that is not a list is reported, and no entry is assigned.
     fs::write(file_of(&path, number), &whole[..begin - 1]).unwrap();
     assert!(
         opened(&path)
@@ -160,7 +160,7 @@ fn a_damaged_list_gets_no_more_entries() {
     let next = add(&lists, 2);
     assert_ne!(next.list, place.list);
     assert_eq!((status(&lists, place), status(&lists, next)), (0, 0));
-    // The latter list goes on after a restart.
+    // The second list assigns further entries after a restart.
     drop(lists);
     assert_eq!(add(&opened(&path), 3).list, next.list);
 }
@@ -190,10 +190,10 @@ fn tokens_are_swept_once_they_are_over_and_forgotten_once_they_have_expired() {
     assert_eq!(sweep(1002), [bob(1, false), bob(3, false), alice(4, true)]);
     assert_eq!(lists.jobs(INSTANCE, at(1000)).unwrap(), [].into());
     assert_eq!(lists.jobs(INSTANCE, at(1001)).unwrap(), [1, 3, 4].into());
-    // Somebody may accept them for ten minutes after.
+    // A verifier may accept them for another ten minutes.
     assert_eq!(sweep(1000 + HOUR + 599).len(), 3);
     assert_eq!(sweep(1000 + HOUR + 600), []);
-    // The list that has room stays.
+    // A list that is not full remains.
     assert_eq!(lists.numbers(INSTANCE).unwrap(), [places[0].list]);
 }
 
@@ -241,7 +241,7 @@ fn tokens_that_have_expired_take_no_memory_though_nobody_sweeps() {
         lists.give(INSTANCE, later).unwrap();
     }
     assert_eq!(lists.jobs(INSTANCE, later).unwrap(), [].into());
-    // Those that come after are new.
+    // Later tokens are new.
     add(&lists, 7);
     let mut seen = Vec::new();
     let look = |entry: &Entry, _: &JobOwner, is_new| {
@@ -261,10 +261,10 @@ fn a_directory_is_of_one_agent_and_one_instance() {
     let other = opened(&path).give(INSTANCE, at(1000)).unwrap_err();
     assert!(other.contains("another agent uses it"), "{other}");
     let other = lists.give("other", at(1000)).unwrap_err();
-    assert!(other.contains("it is of the instance hpc"), "{other}");
+    assert!(other.contains("it belongs to the instance hpc"), "{other}");
     drop(lists);
     let other = opened(&path).give("other", at(1000)).unwrap_err();
-    assert!(other.contains("it is of the instance hpc"), "{other}");
+    assert!(other.contains("it belongs to the instance hpc"), "{other}");
     let (one, same) = (StatusLists::of(&path), StatusLists::of(&path));
     assert!(Arc::ptr_eq(&one, &same));
 }

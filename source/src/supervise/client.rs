@@ -1,4 +1,4 @@
-//! Starts a supervisor, and reads its report.
+//! Starts a supervisor and reads its report.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::protocol::{Ended, KILLING, MAX_STDERR, Report, Request};
 use crate::Slot;
 
-/// The time beyond its command's timeout that the supervisor may take to report.
+/// The time after the timeout of its command within which the supervisor must report.
 const GRACE: Duration = KILLING.saturating_add(Duration::from_secs(1));
 
 /// The end and output of a command.
@@ -29,13 +29,13 @@ pub(crate) struct Output {
     pub stderr: Zeroizing<Vec<u8>>,
 }
 
-/// Has a supervisor run a command, and returns [`GRACE`] after the command's timeout at the latest. The program of the
-/// command, and the supervisor, must be such that nobody else could have changed them.
+/// Runs a command under a supervisor. Returns at most [`GRACE`] after the timeout of the command. Rejects a command or
+/// a supervisor that others can change.
 ///
-/// Dropping the future has the command killed. `slot` is held until the supervisor has ended, in any case.
+/// Dropping the future kills the command. In any case, `slot` is held until the supervisor has ended.
 ///
 /// # Errors
-/// No supervisor could be started, or it did not answer; after its time, an [`io::ErrorKind::TimedOut`].
+/// The supervisor could not be started or did not answer; [`io::ErrorKind::TimedOut`] after [`GRACE`].
 pub(crate) async fn run(supervisors: Vec<PathBuf>, request: Request, slot: Slot) -> io::Result<Output> {
     let limit = Duration::from_millis(request.timeout_ms).saturating_add(GRACE);
     match tokio::time::timeout(limit, converse(supervisors, request, slot)).await {
@@ -46,7 +46,8 @@ pub(crate) async fn run(supervisors: Vec<PathBuf>, request: Request, slot: Slot)
 
 async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -> io::Result<Output> {
     let start = move || {
-        // Both are held by this closure: a file system may hang, whatever becomes of the future.
+        // This closure owns the request and the slot, because a hung file system may block it after the future is
+        // dropped.
         let program = request
             .argv
             .first_mut()
@@ -56,7 +57,7 @@ async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -
         }
         start(&supervisors, slot).map(|supervisor| Ok((supervisor, request)))
     };
-    // The message of a panic is not repeated: it may quote anything.
+    // The message of a panic is dropped, because it may contain a secret.
     let started = tokio::task::spawn_blocking(start).await;
     let (mut supervisor, request) = match started.map_err(|_| io::Error::other("an internal error"))?? {
         Ok(started) => started,
@@ -67,7 +68,7 @@ async fn converse(supervisors: Vec<PathBuf>, mut request: Request, slot: Slot) -
     read(from, request.max_stdout).await
 }
 
-/// Makes a path of the name of a program, and checks it.
+/// Replaces the name of a program with its path, and checks the path.
 fn resolve(program: &mut String) -> Result<(), Refusal> {
     let found = find_program(Path::new(&*program), Owners::process())?;
     *program = found.into_os_string().into_string().map_err(|path| {
@@ -83,7 +84,7 @@ async fn read(from: &mut pipe::Receiver, max_stdout: usize) -> io::Result<Output
     let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "its answer was cut off");
     let limit = max_stdout + 1 + MAX_STDERR + 4096;
     let mut from = from.take(limit as u64);
-    // It never grows, which would leave copies behind.
+    // The buffer never grows, which would leave copies of secrets in memory.
     let mut all = Zeroizing::new(Vec::with_capacity(limit));
     loop {
         if let Some(end) = all.iter().position(|b| *b == b'\n') {
@@ -100,7 +101,7 @@ async fn read(from: &mut pipe::Receiver, max_stdout: usize) -> io::Result<Output
         }
         if from.read_buf(&mut *all).await? == 0 {
             return Err(match all.is_empty() {
-                true => io::Error::new(io::ErrorKind::UnexpectedEof, "it gave no answer"),
+                true => io::Error::new(io::ErrorKind::UnexpectedEof, "it returned no answer"),
                 false => cut(),
             });
         }
@@ -154,7 +155,7 @@ fn start(supervisors: &[PathBuf], slot: Slot) -> io::Result<Supervisor> {
     )))
 }
 
-/// A supervisor that runs. When dropped, it is told to end, and its slot is held until it has.
+/// A running supervisor. Dropping this makes it end, and its slot is held until it has ended.
 struct Supervisor {
     child: Option<Child>,
     pipes: Option<(pipe::Sender, pipe::Receiver)>,
@@ -179,7 +180,7 @@ impl Drop for Supervisor {
         let (slot, pipes) = (self.slot.clone(), self.pipes.take());
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            // It ends once its standard input is closed and its command is gone; its standard output is closed then.
+            // It ends, and so closes its standard output, after its standard input is closed and its command has ended.
             drop(child.stdin.take());
             let from = match (pipes, child.stdout.take()) {
                 (Some((_, from)), _) => Ok(from),
@@ -190,7 +191,7 @@ impl Drop for Supervisor {
                 let mut rest = Zeroizing::new([0; 4096]);
                 while matches!(from.read(&mut rest[..]).await, Ok(n) if n > 0) {}
             }
-            // It is a moment to its end. A broker may have reaped it already.
+            // It ends soon. A broker may have reaped it already.
             let _ = tokio::task::spawn_blocking(move || child.wait()).await;
             drop(slot);
         });

@@ -1,7 +1,7 @@
-//! The processes that a command has started, wherever they have gone.
+//! The processes that a command has started, including orphaned ones.
 //!
-//! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): each process whose parent has ended becomes
-//! a child of its own. So all are found below it, with whatever session, process group and uid.
+//! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): orphaned processes become its children. So
+//! all processes are its descendants, regardless of their session, process group and uid.
 
 use std::{fs, io, os::fd::OwnedFd, thread, time::Duration};
 
@@ -16,33 +16,34 @@ use rustix::{
 /// The interval of checks on processes that cannot be killed.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// A command and all that it has started.
+/// A command and all processes that it has started.
 pub(super) struct Descendants {
     command: Pid,
-    /// The end of the command.
+    /// The exit status of the command, once it has ended.
     pub status: Option<WaitStatus>,
 }
 
-/// To be called before there are any.
+/// Makes this process a child subreaper. Call it before the command starts.
 pub(super) fn adopt() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
 impl Descendants {
-    /// Those of a child that leads a process group of its own.
+    /// Returns the descendants of a child that leads its own process group.
     pub fn of(command: Pid) -> Self {
         Self { command, status: None }
     }
 
-    /// Kills what the command left running in its process group, and reaps the command, which has ended.
+    /// Kills the remaining processes in the process group of the command, which has ended, and reaps the command.
     pub fn command_ended(&mut self) -> io::Result<()> {
-        // It is not reaped yet, so the number is still its.
+        // The command is not reaped yet, so its process id cannot have been reused.
         let _ = kill_process_group(self.command, Signal::KILL);
         self.reap(WaitOptions::NOHANG)?;
         Ok(())
     }
 
-    /// Kills all. Returns how many had not ended before: not all can be killed at once, or at all.
+    /// Kills all descendants. Returns the number of those that had not ended before. Killing may take several calls,
+    /// and some processes cannot be killed.
     pub fn kill(&mut self) -> io::Result<usize> {
         if self.status.is_none() {
             let _ = kill_process_group(self.command, Signal::KILL);
@@ -53,14 +54,14 @@ impl Descendants {
             for pid in children(parent) {
                 parents.push(pid);
                 match pidfd_open(pid, PidfdFlags::empty()) {
-                    // A number may have been given to a stranger before it was opened, but not afterwards.
+                    // The process id may have been reused before the pidfd was opened, but not afterwards.
                     Ok(pidfd) if is_child(pid, parent) => {
                         if !has_ended(&pidfd)? {
                             running += 1;
                             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
                         }
                     }
-                    // Its own children are elsewhere now, and found there next time.
+                    // Its children have another parent now. The next call finds them.
                     _ => running += 1,
                 }
             }
@@ -69,16 +70,16 @@ impl Descendants {
         Ok(running.max(usize::from(self.status.is_none())))
     }
 
-    /// Waits until there are none, however long that takes, and kills what appears meanwhile.
+    /// Waits without a timeout until all descendants have ended, and kills new ones.
     pub fn outlive(&mut self) -> io::Result<()> {
         while self.kill()? > 0 {
-            // Not every one of them is a child of this process, whose end could be waited for.
+            // Only children of this process could be waited for with wait(2).
             thread::sleep(PAUSE);
         }
         Ok(())
     }
 
-    /// Reaps a child. Returns whether there was one.
+    /// Reaps a child. Returns whether one had ended.
     fn reap(&mut self, options: WaitOptions) -> io::Result<bool> {
         loop {
             return match wait(options) {
@@ -105,7 +106,7 @@ fn children(parent: Pid) -> Vec<Pid> {
     for thread in threads.flatten() {
         match fs::read_to_string(thread.path().join("children")) {
             Ok(list) => pids.extend(list.split_ascii_whitespace().filter_map(pid)),
-            // The thread has ended, or the kernel has no such files (CONFIG_PROC_CHILDREN).
+            // The thread has ended, or the kernel does not provide these files (CONFIG_PROC_CHILDREN).
             Err(_) if thread.path().join("stat").exists() => return children_among_all(parent),
             Err(_) => (),
         }
@@ -113,7 +114,7 @@ fn children(parent: Pid) -> Vec<Pid> {
     pids
 }
 
-/// Returns the children of a process, by looking at each process.
+/// Returns the children of a process by examining every process.
 fn children_among_all(parent: Pid) -> Vec<Pid> {
     let names = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = names.filter_map(|entry| pid(entry.file_name().to_str()?));
@@ -127,7 +128,7 @@ fn pid(number: &str) -> Option<Pid> {
 /// Returns whether a process is still the child of this parent (proc_pid_stat(5)).
 fn is_child(pid: Pid, parent: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    // The name of the program, in parentheses, may have any characters.
+    // The name of the program, in parentheses, may contain any character.
     let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
     fields.nth(1) == Some(parent.as_raw_nonzero().to_string().as_str())
 }

@@ -1,4 +1,4 @@
-//! The process: runs one command.
+//! The supervisor process, which runs one command.
 
 use std::{
     io::{self, BufRead, Read, Write},
@@ -22,14 +22,14 @@ use super::{
     protocol::{Ended, KILLING, MAX_STDERR, Report, Request},
 };
 
-/// The interval at which it is killed again: it may start other processes until it ends.
+/// The interval of repeated kills. The command may start other processes until it ends.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The most reads of the pipes after the command has ended: as much as they can hold (fcntl(2), F_SETPIPE_SZ). Another
-/// process may still write to them.
+/// The maximum number of reads of the pipes after the command has ended: the capacity of a pipe (fcntl(2),
+/// F_SETPIPE_SZ). Another process may still write to them.
 const MAX_REST: usize = (1 << 20) / 4096;
 
-/// Runs the command of the request on standard input. The process must do nothing else.
+/// Runs the command of the request on standard input. The process must have no other purpose.
 pub fn main() -> ExitCode {
     match serve(io::stdin().lock(), io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,11 +42,11 @@ pub fn main() -> ExitCode {
 
 fn serve(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()> {
     secure_path::close_inherited(None)?;
-    // Core images would have the command's output in them.
+    // A core dump would contain the output of the command.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     adopt()?;
     let mut line = Zeroizing::new(String::with_capacity(1 << 16));
-    // More than the kernel takes as arguments is no request.
+    // The limit exceeds the largest arguments that the kernel accepts.
     input.by_ref().take(4 << 20).read_line(&mut line)?;
     let request: Request = serde_json::from_str(&line).map_err(io::Error::other)?;
     let mut printed = Printed {
@@ -69,7 +69,8 @@ fn serve(mut input: io::StdinLock<'_>, mut output: impl Write) -> io::Result<()>
     attended.and(answered)
 }
 
-/// The output of a command that failed is handed over too: it is looked for in its standard error, and hidden there.
+/// Writes the report and the output of a command. The client needs the standard output of a failed command, too, to
+/// redact it from the standard error.
 fn answer(output: &mut impl Write, ended: Ended, left: usize, printed: &Printed) -> io::Result<()> {
     let stderr = &printed.stderr.bytes[..printed.stderr.bytes.len().min(MAX_STDERR)];
     let report = Report {
@@ -86,7 +87,8 @@ fn answer(output: &mut impl Write, ended: Ended, left: usize, printed: &Printed)
 }
 
 fn start(request: &Request) -> io::Result<Child> {
-    // Threads of the engine may have signals blocked, which is inherited; the command gets them as a login shell would.
+    // Blocked signals are inherited from the thread of the engine. The command starts with none blocked, as from a
+    // shell.
     SigSet::empty().thread_set_mask()?;
     let (program, args) = request
         .argv
@@ -101,8 +103,8 @@ fn start(request: &Request) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits for the command to end, whichever way, or until it cannot be ended in time. Returns how many processes are
-/// left.
+/// Waits until the command has ended, or until the time to kill it is over. Returns its end and the number of remaining
+/// processes.
 fn attend(
     mut child: Child,
     family: &mut Descendants,
@@ -113,14 +115,15 @@ fn attend(
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
     let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
     let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
-    // Why it is being killed, and when to give up.
+    // The reason why it is being killed, and the deadline for that.
     let mut killing: Option<(Ended, Instant)> = None;
     let mut rest = MAX_REST;
     loop {
         let now = Instant::now();
         let next = match (&killing, family.status) {
             (Some((_, give_up)), _) => (*give_up).min(now + AGAIN),
-            // Whoever left the process group may still hold the pipes: what is there is read, and no more waited for.
+            // A process that has left the process group may hold the pipes open. Read what is available, and do not
+            // wait.
             (None, Some(_)) => now,
             (None, None) => deadline,
         };
@@ -187,7 +190,7 @@ struct Printed {
     stderr: Kept,
 }
 
-/// The beginning of one of its streams.
+/// The beginning of one stream of a command.
 struct Kept {
     bytes: Zeroizing<Vec<u8>>,
     limit: usize,
@@ -203,13 +206,13 @@ impl Kept {
         }
     }
 
-    /// Reads what is there, and closes the pipe at its end. Whatever is beyond the limit is thrown away.
+    /// Reads the available bytes, and closes the pipe at its end. Bytes beyond the limit are dropped.
     fn fill(&mut self, pipe: &mut Option<impl Read>) -> io::Result<()> {
         let Some(reader) = pipe else { return Ok(()) };
         let mut buffer = Zeroizing::new([0; 4096]);
         match reader.read(&mut buffer[..]) {
             Ok(0) => *pipe = None,
-            // One byte beyond the limit is kept, so that its reader sees that there was more.
+            // One byte beyond the limit is kept, to indicate that there was more.
             Ok(n) => {
                 self.total = self.total.saturating_add(n as u64);
                 let room = (self.limit + 1).saturating_sub(self.bytes.len());

@@ -1,24 +1,24 @@
-//! The protocol between a supervisor and whoever starts it.
+//! The protocol between a supervisor and its client.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-/// The time after which the supervisor reports without a killed command.
+/// The time after a kill at which the supervisor reports, even if the command has not ended.
 pub(super) const KILLING: Duration = Duration::from_secs(1);
 
-/// The longest part of a command's standard error that is kept, in bytes: its beginning.
+/// The number of bytes at the beginning of a command's standard error that are kept.
 pub(crate) const MAX_STDERR: usize = 8192;
 
 /// The command: one line of JSON on standard input, which then stays open. Closing it kills the command.
 ///
-/// Arguments and variables may be secret: they are wiped when dropped.
+/// Arguments and variables may be secret, so they are zeroized on drop.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Request {
     pub argv: Vec<String>,
-    /// Added to the environment of the command.
+    /// Additional environment variables of the command.
     pub env: BTreeMap<String, String>,
     pub timeout_ms: u64,
     /// The command is killed when it prints more than this many bytes.
@@ -29,11 +29,12 @@ impl Request {
     /// Returns the line.
     ///
     /// # Errors
-    /// None in practice: all types can be written as JSON.
+    /// None in practice: all types can be serialized as JSON.
     pub fn to_line(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
         let texts = self.argv.iter().chain(self.env.keys()).chain(self.env.values());
-        // JSON writes a byte as six at most (`\u0000`), a text with two quotes and a separator, and the numbers and names
-        // of members in less than 256. So it never grows, which would leave copies behind.
+        // JSON takes at most six bytes for a byte (`\u0000`), three for the quotes and the separator of a string, and
+        // less than 256 for the numbers and names of members. So the buffer never grows, which would leave copies in
+        // memory.
         let longest = texts.map(|text| text.len() * 6 + 3).sum::<usize>() + 256;
         let mut line = Zeroizing::new(Vec::with_capacity(longest));
         serde_json::to_writer(&mut *line, self)?;
@@ -52,15 +53,15 @@ impl Drop for Request {
     }
 }
 
-/// The end of the command: one line of JSON on standard output, followed by its output: `stdout` bytes, then `stderr`
-/// bytes.
+/// The end of the command: one line of JSON on standard output, followed by the output of the command: `stdout` bytes,
+/// then `stderr` bytes.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Report {
     pub ended: Ended,
     pub stdout: usize,
     pub stderr: usize,
-    /// The number of bytes that it wrote to standard error.
+    /// The number of bytes that the command wrote to standard error.
     pub wrote: u64,
     /// The number of its processes that could not be killed.
     pub left: usize,

@@ -1,5 +1,4 @@
-//! A stand-in for the API server of Kubernetes: the paths, objects and answers that the real one has for what is asked of
-//! it here.
+//! A simulated Kubernetes API server, with the paths, objects and answers that the tests need.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 #[path = "server.rs"]
@@ -28,7 +27,7 @@ pub struct World {
     /// `namespace/name`
     workflows: BTreeMap<String, Value>,
     secrets: BTreeMap<String, Value>,
-    /// As in `get secrets`.
+    /// The forbidden actions, as in `get secrets`.
     denied: BTreeSet<String>,
     is_admin: bool,
 }
@@ -66,7 +65,7 @@ impl Api {
         self.0.world(|world| world.tokens = HashSet::from([token.to_owned()]));
     }
 
-    /// Has a Workflow, as the service of flux-coral2 creates it, with this status.
+    /// Adds a Workflow with this status, as the service of flux-coral2 creates it.
     pub fn workflow(&self, name: &str, uid: u32, status: Value) {
         let workflow = json!({
             "kind": "Workflow",
@@ -79,7 +78,7 @@ impl Api {
             .world(|world| world.workflows.insert(format!("default/{name}"), workflow));
     }
 
-    /// Changes the `spec` of a Workflow that there is.
+    /// Changes the `spec` of an existing Workflow.
     pub fn workflow_spec(&self, name: &str, change: impl FnOnce(&mut Value)) {
         self.0.world(|world| {
             let workflow = world.workflows.get_mut(&format!("default/{name}")).unwrap();
@@ -91,7 +90,7 @@ impl Api {
         self.0.world(|world| world.workflows.remove(&format!("default/{name}")));
     }
 
-    /// Has a Secret.
+    /// Adds a Secret.
     pub fn secret(&self, name: &str, data: Value) {
         let (namespace, name) = name.split_once('/').unwrap();
         let secret = json!({
@@ -103,13 +102,13 @@ impl Api {
             .world(|world| world.secrets.insert(format!("{namespace}/{name}"), secret));
     }
 
-    /// Serves these versions of Workflows, the first preferred; none where DWS is not installed.
+    /// Serves these versions of Workflows and prefers the first. An empty list means that DWS is not installed.
     pub fn versions(&self, versions: &[&str]) {
         self.0
             .world(|world| world.versions = versions.iter().map(|version| (*version).to_owned()).collect());
     }
 
-    /// Does not permit this, as in `get secrets`.
+    /// Forbids an action, as in `get secrets`.
     pub fn deny(&self, what: &str) {
         self.0.world(|world| world.denied.insert(what.to_owned()));
     }

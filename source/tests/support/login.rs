@@ -1,4 +1,4 @@
-//! A stand-in for an authorization server: its metadata, its keys, and its token endpoint.
+//! A simulated authorization server: its metadata, its keys, and its token endpoint.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 #[path = "server.rs"]
@@ -16,22 +16,22 @@ use token::{Algorithm, SigningKey};
 pub use server::{Asked, Authority, FAR_AHEAD, Fault, NO_PAUSE, Setup};
 use server::{Script, StandIn};
 
-/// The paths that it has.
+/// The paths of the server.
 pub const METADATA: &str = "/.well-known/oauth-authorization-server";
 pub const OIDC: &str = "/.well-known/openid-configuration";
 pub const JWKS: &str = "/jwks";
 pub const TOKEN: &str = "/token";
 
-/// What is behind it.
+/// The state of the server.
 #[derive(Default)]
 pub struct World {
-    /// What is at a path, and its `Cache-Control`.
+    /// The document at a path, and its `Cache-Control`.
     pub documents: HashMap<String, (Value, Option<&'static str>)>,
-    /// What the token endpoint answers, in turn; the last one for ever.
+    /// The answers of the token endpoint in order. The last one is repeated.
     pub answers: Vec<(u16, Value)>,
-    /// How many tokens were given.
+    /// The number of issued tokens.
     pub given: usize,
-    /// The one type that it produces its keys in, as some servers do.
+    /// The only content type of its keys, as on some servers.
     pub jwks_type: Option<&'static str>,
 }
 
@@ -85,7 +85,7 @@ impl Deref for Login {
 }
 
 impl Login {
-    /// One that has metadata, no keys, and gives tokens.
+    /// Starts a server that has metadata and no keys, and issues tokens.
     pub fn start() -> Self {
         Self::with(Setup::default())
     }
@@ -105,7 +105,7 @@ impl Login {
         login
     }
 
-    /// Has metadata of this issuer there.
+    /// Serves the metadata of this issuer at a path.
     pub fn metadata(&self, path: &str, issuer: &str) {
         let url = self.url();
         self.document(
@@ -129,7 +129,7 @@ impl Login {
         self.0.world(|world| world.documents.remove(path));
     }
 
-    /// Answers so to who asks for a token.
+    /// Sets the answers to token requests.
     pub fn gives(&self, code: u16, answer: Value) {
         self.gives_in_turn(vec![(code, answer)]);
     }
@@ -138,14 +138,14 @@ impl Login {
         self.0.world(|world| world.answers = answers);
     }
 
-    /// Has these keys.
+    /// Publishes these keys.
     pub fn publish(&self, keys: &[&SigningKey]) {
         let keys: Vec<_> = keys.iter().map(|key| key.verifying_key().to_jwk()).collect();
         self.document(JWKS, json!({"keys": keys}));
     }
 }
 
-/// A key to sign with.
+/// Returns a key that signs.
 pub fn key() -> SigningKey {
     SigningKey::generate(Algorithm::EdDsa)
 }

@@ -1,7 +1,6 @@
-//! A server on loopback, over real TLS or without it, that answers as its [`World`] says, and has the faults that a server
-//! may have.
+//! A server on loopback, with real TLS or without TLS. Its [`World`] determines the answers, and it simulates faults.
 //!
-//! It runs on a thread of its own, and ends when dropped.
+//! It runs on its own thread and ends when dropped.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
@@ -67,7 +66,8 @@ impl Authority {
         )
     }
 
-    /// One whose certificate, signed by itself, is that of the server: as `openssl req -x509` creates it, or without CA:TRUE.
+    /// Returns an authority whose self-signed certificate is also that of the server: as `openssl req -x509` creates
+    /// it, or without CA:TRUE.
     pub fn of_server(is_ca: bool) -> Self {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.is_ca = match is_ca {
@@ -84,7 +84,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate for a client.
+    /// Issues a certificate for a client.
     pub fn client(&self, name: &str) -> Certified {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -96,7 +96,7 @@ impl Authority {
         }
     }
 
-    /// What a server needs.
+    /// Returns the TLS configuration of a server.
     fn server(&self, setup: &Setup) -> ServerConfig {
         let mut params = CertificateParams::new(setup.names.clone()).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -114,7 +114,7 @@ impl Authority {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-        // As an API server does: a client may have a certificate.
+        // Client certificates are optional, as on an API server.
         let clients: Arc<dyn ClientCertVerifier> = if setup.demands_certificate {
             clients.build().unwrap()
         } else {
@@ -129,14 +129,14 @@ impl Authority {
     }
 }
 
-/// How a server is to be.
+/// The settings of a server.
 pub struct Setup {
-    /// What its certificate is for.
+    /// The names in its certificate.
     pub names: Vec<String>,
     pub expired: bool,
     pub demands_certificate: bool,
     pub port: u16,
-    /// Whether it speaks no TLS.
+    /// Set if it does not use TLS.
     pub plain: bool,
 }
 
@@ -152,42 +152,45 @@ impl Default for Setup {
     }
 }
 
-/// What the server does wrong.
+/// A fault of the server.
 #[derive(Clone)]
 pub enum Fault {
     /// It answers with this status, and these seconds in Retry-After.
     Status(u16, Option<u64>),
     /// It answers with this status and these headers.
     Headers(u16, Vec<(&'static str, String)>),
-    /// It answers with this status, and says this.
+    /// It answers with this status and this message.
     Says(u16, String),
     /// It does not answer.
     Hang,
-    /// It ends the connection in the middle of the answer, of which this is the beginning.
+    /// It sends only this beginning of the answer, and ends the connection.
     CutOff(&'static str),
     /// It ends the connection before the answer.
     HangUp,
-    /// It answers with this, whatever was asked.
+    /// It sends this answer to any request.
     Text(String),
-    /// It says that a body of this many bytes is to come.
+    /// It announces a body of this length.
     Long(u64),
-    /// It sends a body without end.
+    /// It sends an endless body.
     Endless,
 }
 
 impl Fault {
-    /// It has no time, and requests this pause.
+    /// It is busy, and requests this pause.
     pub fn busy(code: u16, retry_after: &str) -> Self {
         Self::Headers(code, vec![("retry-after", retry_after.to_owned())])
     }
 }
 
-/// Values of Retry-After that name a time beyond every timeout (RFC 9110 section 10.2.3), and the text to look for in
-/// the error.
+/// Values of Retry-After with a time beyond every timeout (RFC 9110 section 10.2.3), and the expected text of the
+/// error.
 pub const FAR_AHEAD: [(&str, &str); 6] = [
-    ("18446744073709551615", "asks to wait 18446744073709551615 s"),
-    ("9223372036854775807", "asks to wait 9223372036854775807 s"),
-    ("99999999999999999999999999", "asks to wait 18446744073709551615 s"),
+    ("18446744073709551615", "requests a pause of 18446744073709551615 s"),
+    ("9223372036854775807", "requests a pause of 9223372036854775807 s"),
+    (
+        "99999999999999999999999999",
+        "requests a pause of 18446744073709551615 s",
+    ),
     (
         "Fri, 31 Dec 9999 23:59:59 GMT",
         "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
@@ -199,7 +202,7 @@ pub const FAR_AHEAD: [(&str, &str); 6] = [
     ("Fri Dec 31 23:59:59 9999", "Retry-After: Fri Dec 31 23:59:59 9999"),
 ];
 
-/// Values of Retry-After that name no time, or one that has passed.
+/// Values of Retry-After without a valid time, or with a past one.
 pub const NO_PAUSE: [&str; 10] = [
     "Sun, 06 Nov 1994 08:49:37 GMT",
     "Sunday, 06-Nov-94 08:49:37 GMT",
@@ -213,7 +216,7 @@ pub const NO_PAUSE: [&str; 10] = [
     "",
 ];
 
-/// What was asked.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub method: String,
@@ -227,11 +230,11 @@ pub struct Asked {
     pub at: Instant,
 }
 
-/// What is behind a server.
+/// The behavior behind a server.
 pub trait World: Send + 'static {
     fn answer(&mut self, asked: &Asked) -> Response<Script>;
 
-    /// As the server says that something is wrong.
+    /// Returns an error in the format of the server.
     fn failure(code: u16, message: &str) -> Response<Script>;
 }
 
@@ -255,7 +258,7 @@ pub struct StandIn<W> {
     scheme: &'static str,
     shared: Arc<Mutex<Shared<W>>>,
     counters: Arc<Counters>,
-    /// Changes whenever something is asked, or a connection ends.
+    /// Changes after each request and each end of a connection.
     changed: watch::Receiver<()>,
     _end: tokio::sync::oneshot::Sender<()>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -286,8 +289,7 @@ impl<W: World> StandIn<W> {
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                // A port that was in use a moment ago may be asked for again.
-                // Who else was given it meanwhile, such as another test, is waited for.
+                // A restarted server uses its former port. If another process, such as another test, has it now, wait.
                 let listener = loop {
                     match TcpListener::bind((Ipv4Addr::LOCALHOST, setup.port)).await {
                         Err(e) if setup.port != 0 && e.kind() == std::io::ErrorKind::AddrInUse => {
@@ -327,12 +329,12 @@ impl<W: World> StandIn<W> {
         self.shared.lock().unwrap()
     }
 
-    /// Changes what is behind it, or looks at it.
+    /// Accesses the state behind the server.
     pub fn world<T>(&self, with: impl FnOnce(&mut W) -> T) -> T {
         with(&mut self.shared().world)
     }
 
-    /// Does this wrong, so many times, when asked for a path with `part` in it.
+    /// Simulates a fault for this number of requests whose path contains `part`.
     pub fn fail(&self, part: &str, times: usize, fault: Fault) {
         let faults = std::iter::repeat_n((part.to_owned(), fault), times);
         self.shared().faults.extend(faults);
@@ -342,7 +344,7 @@ impl<W: World> StandIn<W> {
         self.shared().faults.clear();
     }
 
-    /// All that was asked for a path with `part` in it.
+    /// Returns the requests whose path contains `part`.
     pub fn asked(&self, part: &str) -> Vec<Asked> {
         self.shared()
             .asked
@@ -352,7 +354,7 @@ impl<W: World> StandIn<W> {
             .collect()
     }
 
-    /// Waits until this holds; looked at whenever something is asked, or a connection ends.
+    /// Waits until a condition holds. Checks it after each request and each end of a connection.
     pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
         let mut changed = self.changed.clone();
         let wait = async {
@@ -360,7 +362,7 @@ impl<W: World> StandIn<W> {
                 changed.changed().await.expect("the server runs");
             }
         };
-        // It is no measure of time, but ends a test that would hang.
+        // The timeout only ends a test that would hang.
         tokio::time::timeout(Duration::from_secs(60), wait)
             .await
             .expect("it comes to hold");
@@ -374,7 +376,7 @@ impl<W: World> StandIn<W> {
         self.counters.most.load(Ordering::SeqCst)
     }
 
-    /// How many connections there were.
+    /// Returns the number of accepted connections.
     pub fn accepted(&self) -> usize {
         self.counters.accepted.load(Ordering::SeqCst)
     }
@@ -519,7 +521,7 @@ impl Fault {
     }
 }
 
-/// An answer in JSON.
+/// Returns an answer in JSON.
 pub fn json(code: u16, value: &Value) -> Response<Script> {
     let mut response = Response::new(Script::of(value.to_string().into_bytes()));
     *response.status_mut() = StatusCode::from_u16(code).unwrap();
@@ -528,7 +530,7 @@ pub fn json(code: u16, value: &Value) -> Response<Script> {
     response
 }
 
-/// A body. `None` ends the connection, once all before it was sent.
+/// A body. `None` ends the connection after the preceding parts were sent.
 pub struct Script {
     frames: VecDeque<Option<Bytes>>,
     endless: bool,
@@ -559,7 +561,7 @@ impl Body for Script {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; 8192])))));
         }
         if self.frames.front() == Some(&None) && !std::mem::replace(&mut self.is_sent, true) {
-            // What was given so far is sent when there is nothing more to give.
+            // Pending parts are sent before the connection ends.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -1,4 +1,4 @@
-//! An HTTP proxy that makes tunnels (RFC 9110 section 9.3.6).
+//! An HTTP proxy that opens tunnels (RFC 9110 section 9.3.6).
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::sync::{Arc, Mutex};
@@ -37,12 +37,12 @@ impl Tunnel {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The first lines of what was asked.
+    /// Returns the first lines of the requests.
     pub fn asked(&self) -> Vec<String> {
         self.state.lock().unwrap().asked.clone()
     }
 
-    /// Answers with this status from now on.
+    /// Sets the status of later answers.
     pub fn refuse(&self, status: &'static str) {
         self.state.lock().unwrap().refuse = Some(status);
     }

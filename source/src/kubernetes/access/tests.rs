@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn a_pod_uses_the_credential_that_kubernetes_gives_it() {
     let dir = tempfile::tempdir().unwrap();
-    // As the kubelet lays it out: links through a link that is exchanged as a whole, readable by the pod's users.
+    // The layout of the kubelet: links through one link that is replaced atomically, readable by all users of the pod.
     fs::create_dir(dir.path().join("..1")).unwrap();
     for (name, content) in [("ca.crt", "authority"), ("token", "first\n")] {
         let path = dir.path().join("..1").join(name);
