@@ -1,7 +1,7 @@
-//! A client for servers that send small answers: HTTP/1.1 over verified TLS, through a proxy if there is one.
+//! A client for servers that send small responses: HTTP/1.1 over verified TLS, through a proxy if one is configured.
 //!
-//! The client speaks HTTP/1.1 with keep-alive, and not HTTP/2: answers are small, a few connections carry them all, and
-//! one that hangs does not hold up the others. Redirects are not followed: what is sent has secrets in it.
+//! The client uses HTTP/1.1 with keep-alive, not HTTP/2: responses are small, a few connections suffice, and a
+//! connection that hangs does not delay the others. It does not follow redirects, because requests contain secrets.
 
 #![forbid(unsafe_code)]
 
@@ -22,30 +22,30 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tower::{BoxError, ServiceExt, service_fn, util::BoxCloneSyncService};
 
-/// The time that an idle connection is kept.
+/// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// After what time a peer that is silent is asked whether it is there, so that one that was cut off is not used again.
+/// The idle time after which TCP keep-alive probes the peer, so that a dead connection is not used again.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The client that sends requests with bodies of the type `B`.
+/// A client that sends requests with bodies of the type `B`.
 pub type Http<B = Full<Bytes>> = Client<HttpsConnector<Route>, B>;
 
 /// Settings for connections to a server.
 pub struct Transport {
-    /// The certificates that are trusted, and that of the client.
+    /// The trusted certificates, and the certificate of the client.
     pub tls: ClientConfig,
-    /// The name that the server's certificate must be for, if not the host.
+    /// The name that the server's certificate must contain, if not the host.
     pub server_name: Option<ServerName<'static>>,
-    /// The proxy that is asked for a tunnel to it (RFC 9110, section 9.3.6).
+    /// The proxy that opens a tunnel to the server (RFC 9110, section 9.3.6).
     pub proxy: Option<Uri>,
     /// Allows a server without TLS. The caller checks that it is on this node.
     pub plain: bool,
-    /// The number of idle connections that are kept.
+    /// The maximum number of idle connections.
     pub idle: usize,
 }
 
-/// Makes a client, which connects to nobody yet.
+/// Returns a client that has not connected yet.
 pub fn client<B>(way: Transport) -> Http<B>
 where
     B: Body + Send,
@@ -67,7 +67,7 @@ where
         .build(tls.enable_http1().wrap_connector(route(way.proxy)))
 }
 
-/// Connects to a server: through a proxy if there is one, but not to a server on this node.
+/// Connects to a server, through the proxy if one is set. Servers without TLS, which are on this node, bypass it.
 type Route = BoxCloneSyncService<Uri, TokioIo<TcpStream>, BoxError>;
 
 fn route(proxy: Option<Uri>) -> Route {
@@ -87,7 +87,7 @@ fn route(proxy: Option<Uri>) -> Route {
     }))
 }
 
-/// A body of at most `max` bytes. One that is declared longer fails at once.
+/// Limits a body to `max` bytes. A body that is declared longer fails at once.
 pub fn bounded<B: Body>(body: B, max: usize) -> Limited<B> {
     let is_longer = body.size_hint().lower() > max as u64;
     Limited::new(body, if is_longer { 0 } else { max })

@@ -1,4 +1,4 @@
-//! Asks the agent. One connection carries all questions; it is made again whenever it ends.
+//! The client of the agent. One connection carries all requests; the client reconnects whenever it ends.
 
 use std::{
     collections::HashMap,
@@ -26,34 +26,34 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-/// The time for an answer, over all connections that it takes: longer than the agent gives its file system and scheduler.
+/// The timeout of a request, including reconnects: longer than the agent waits for its file system and scheduler.
 const TIMEOUT: Duration = Duration::from_secs(6);
 
-/// The time for an answer of the provider of logins: longer than the agent gives it.
+/// The timeout of a request that involves the login provider: longer than the agent waits for the provider.
 const SLOW: Duration = Duration::from_secs(16);
 
 /// The first pause between attempts to connect, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The way to the agent.
+/// A client of the agent.
 #[derive(Clone, Debug)]
 pub struct AgentClient {
     asked: mpsc::Sender<Asked>,
-    /// Whether the agent is connected, and its uid, once it is known.
+    /// Whether the agent is connected, and the last known uid of the agent.
     state: watch::Receiver<(bool, Option<u32>)>,
 }
 
-/// A question, and who waits for its answer.
+/// A request, and the channel for its reply.
 struct Asked {
     ask: Ask,
     answer: oneshot::Sender<Answer>,
 }
 
-/// The questions of a connection that wait for answers, by number.
+/// The requests of a connection that await replies, by number.
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
 
 impl AgentClient {
-    /// Starts to connect. `uid` may be that of the agent, besides root and this process.
+    /// Starts to connect. Besides root and the uid of this process, the agent may run as `uid`.
     pub fn start(path: PathBuf, uid: Option<u32>) -> Self {
         let (asked, asks) = mpsc::channel(MAX_PENDING);
         let (sender, state) = watch::channel((false, None));
@@ -61,20 +61,20 @@ impl AgentClient {
         Self { asked, state }
     }
 
-    /// Returns whether there is a connection.
+    /// Returns whether the agent is connected.
     pub fn is_connected(&self) -> bool {
         self.state.borrow().0
     }
 
-    /// Returns the uid that the agent runs as, once it has been connected.
+    /// Returns the uid of the agent, or `None` before the first connection.
     pub fn uid(&self) -> Option<u32> {
         self.state.borrow().1
     }
 
-    /// Asks a question, as often as a connection ends meanwhile: for questions that do nothing twice.
+    /// Sends an idempotent request, again after each lost connection, until a reply arrives.
     ///
     /// # Errors
-    /// For the operator: there is no answer.
+    /// A message for the operator if no reply arrives in time.
     pub async fn ask(&self, question: impl Fn() -> Question) -> Result<Answer, String> {
         let answered = async {
             loop {
@@ -86,31 +86,31 @@ impl AgentClient {
         within(TIMEOUT, answered).await
     }
 
-    /// Asks a question, which the agent may have received even if there is no answer.
+    /// Sends a request once. The agent may have received it even if no reply arrives.
     ///
     /// # Errors
-    /// For the operator: there is no answer.
+    /// A message for the operator if no reply arrives in time.
     pub async fn ask_once(&self, question: Question) -> Result<Answer, String> {
         let ended = || "the connection to the agent ended".to_owned();
         within(TIMEOUT, async { self.send(question).await?.ok_or_else(ended) }).await
     }
 
-    /// Asks a question that takes the agent longer, since it asks others: see [`AgentClient::ask_once`].
+    /// Like [`AgentClient::ask_once`], but waits longer, for requests that make the agent contact the login provider.
     ///
     /// # Errors
-    /// For the operator: there is no answer.
+    /// A message for the operator if no reply arrives in time.
     pub async fn ask_slowly(&self, question: Question) -> Result<Answer, String> {
         let ended = || "the connection to the agent ended".to_owned();
         within(SLOW, async { self.send(question).await?.ok_or_else(ended) }).await
     }
 
-    /// Sends a question. Returns its answer; none if the connection ended before.
+    /// Sends a request. Returns the reply, or `None` if the connection ended first.
     async fn send(&self, question: Question) -> Result<Option<Answer>, String> {
         let (answer, answered) = oneshot::channel();
         let version = VERSION;
         let ask = Ask { version, question };
         let sent = self.asked.send(Asked { ask, answer }).await;
-        sent.map_err(|_| "the service ends".to_owned())?;
+        sent.map_err(|_| "the service is shutting down".to_owned())?;
         Ok(answered.await.ok())
     }
 }
@@ -138,7 +138,7 @@ async fn keep_connected(
                     eprintln!("workflow-tokend: the agent at {} is back", path.display());
                     said.clear();
                 }
-                // Nobody looks if the service ends.
+                // Sending fails only while the service shuts down.
                 let _ = state.send((true, Some(peer)));
                 let (reader, writer) = stream.into_split();
                 let pending = Pending::default();
@@ -153,7 +153,7 @@ async fn keep_connected(
             Err(e) => Err(e),
         };
         match ended {
-            // Nobody asks any more.
+            // All callers have gone.
             Ok(()) => return,
             Err(e) => {
                 let e = format!("the agent at {}: {e}", path.display());
@@ -168,7 +168,8 @@ async fn keep_connected(
     }
 }
 
-/// Connects, and checks that the peer is the agent: nobody else may say that a token is valid. Returns its uid, too.
+/// Connects, and checks that the peer is the agent, since its replies decide which tokens are valid. Also returns its
+/// uid.
 async fn connect(path: &std::path::Path, uid: Option<u32>) -> io::Result<(UnixStream, u32)> {
     let checked = path.to_owned();
     let check = move || secure_path::check_socket(&checked, Owners::process().and_user(uid));
@@ -199,13 +200,13 @@ async fn read(mut reader: OwnedReadHalf, pending: &Pending) -> io::Result<()> {
         let ServiceAnswer { number, answer } = protocol::decode(&body).map_err(io::Error::other)?;
         let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         if let Some(waiting) = waiting {
-            // Nobody waits for a late answer.
+            // The caller may have timed out.
             let _ = waiting.send(answer);
         }
     }
 }
 
-/// Sends questions until nobody asks any more.
+/// Sends requests until all callers have gone.
 async fn write(mut writer: OwnedWriteHalf, pending: &Pending, asks: &mut mpsc::Receiver<Asked>) -> io::Result<()> {
     let mut number = 0;
     while let Some(Asked { ask, answer }) = asks.recv().await {
@@ -215,13 +216,13 @@ async fn write(mut writer: OwnedWriteHalf, pending: &Pending, asks: &mut mpsc::R
         number += 1;
         let frame = protocol::encode(&ServiceAsk { number, ask }).map_err(io::Error::other)?;
         if frame.len() > HEADER + MAX_QUESTION {
-            // The agent would close the connection, with all other questions.
+            // The agent would close the connection, and so fail all other requests.
             let _ = answer.send(Answer::Failed("the question is too long".to_owned()));
             continue;
         }
         {
             let mut pending = pending.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those that nobody waits for any more would be kept as long as the agent does not answer.
+            // Remove requests that timed out, so that a silent agent does not make the map grow.
             if pending.len() > 2 * MAX_PENDING {
                 pending.retain(|_, waiting| !waiting.is_closed());
             }

@@ -1,4 +1,4 @@
-//! The audit stream: a line of JSON for each token that is issued, exchanged or revoked. It never has a token.
+//! The audit stream: one line of JSON for each token that is issued, exchanged or revoked. It never contains a token.
 
 use std::{
     fs::{File, OpenOptions},
@@ -33,7 +33,7 @@ pub struct Event<'a> {
     instance: Option<&'a str>,
 }
 
-/// A line about a user who logs in or out, or decides about a client.
+/// A line about a login, a logout, or a user's decision about a client.
 #[derive(Serialize)]
 pub struct Login<'a> {
     /// RFC 3339, in UTC.
@@ -44,7 +44,7 @@ pub struct Login<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Something has happened to a token at the request of a client, or of a user without one.
+    /// Returns the event of a token, at the request of a client, or of a user without one.
     pub fn new(event: &'static str, client: Option<&'a str>, claims: &'a Claims) -> Self {
         let job = claims.job();
         Self {
@@ -64,7 +64,7 @@ impl Audit {
     /// Opens the stream: a file, or standard error.
     ///
     /// # Errors
-    /// For the operator: the file cannot be opened.
+    /// A message for the operator if the file cannot be opened.
     pub fn open(path: Option<PathBuf>) -> Result<Self, String> {
         let audit = Self {
             path,
@@ -74,10 +74,10 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Opens the file again, which logrotate(8) may have renamed. Blocks.
+    /// Reopens the file, which logrotate(8) may have renamed. Blocks.
     ///
     /// # Errors
-    /// For the operator: the file cannot be opened. The one that is open stays.
+    /// A message for the operator if the file cannot be opened. The old file stays open.
     pub fn reopen(&self) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
@@ -96,7 +96,7 @@ impl Audit {
         });
     }
 
-    /// Writes a line. One that cannot be written is logged: the token is revoked in any case.
+    /// Writes a line. If that fails, logs the failure, and does not undo the operation.
     pub fn write(&self, event: &impl Serialize) {
         let written = serde_json::to_string(event)
             .map_err(io::Error::other)

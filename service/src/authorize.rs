@@ -1,5 +1,5 @@
-//! Logins of command-line tools and applications with a browser: the code flow (RFC 6749 section 4.1) for public clients, with PKCE
-//! (RFC 7636) and redirections to loopback addresses (RFC 8252 section 7.3).
+//! Logins of command-line tools and of applications with a browser: the authorization code flow (RFC 6749 section 4.1)
+//! for public clients, with PKCE (RFC 7636) and redirects to loopback addresses (RFC 8252 section 7.3).
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::{
 /// The longest `state`, in bytes.
 const MAX_STATE: usize = 1024;
 
-/// A request for a code.
+/// An authorization request.
 struct Request<'a> {
     client: &'a Client,
     redirect_uri: &'a str,
@@ -38,7 +38,7 @@ struct Request<'a> {
     wanted: Wanted,
 }
 
-/// Shows who wants to act as the user.
+/// Shows the page that asks whether the client may act as the user.
 pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
     let (settings, query) = (service.settings(), query.unwrap_or_default());
     let shown = async {
@@ -72,7 +72,7 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQu
     shown.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }
 
-/// Takes what the user decides.
+/// Handles the decision of the user.
 pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let decided = async {
@@ -99,7 +99,7 @@ pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, bod
 }
 
 impl<'a> Request<'a> {
-    /// The parameters that are passed on from the page to the decision.
+    /// The parameters that the page passes on to the decision.
     const NAMES: [&'static str; 11] = [
         "response_type",
         "client_id",
@@ -114,7 +114,7 @@ impl<'a> Request<'a> {
         "lifetime",
     ];
 
-    /// Reads the parameters. A mistake of a known client is an answer to it.
+    /// Reads the parameters. Errors of a known client become redirects to it, all others pages.
     fn read(settings: &'a Settings, form: &'a Form) -> Result<Result<Self, Response>, Failed> {
         let id = form.get("client_id").unwrap_or_default();
         let client = settings
@@ -122,11 +122,13 @@ impl<'a> Request<'a> {
             .iter()
             .find(|client| client.id == id && client.is_public());
         let client = client.ok_or(Failed::Malformed(
-            "The parameter client_id names no client that users log in to",
+            "The parameter client_id names no client that users can log in to",
         ))?;
         let redirect_uri = form.get("redirect_uri").unwrap_or_default();
         if !client.redirects_to(redirect_uri) {
-            return Err(Failed::Malformed("The parameter redirect_uri is not one of the client"));
+            return Err(Failed::Malformed(
+                "The parameter redirect_uri is not registered for the client",
+            ));
         }
         let state = form.get("state");
         let challenge = form.get("code_challenge").unwrap_or_default();
@@ -172,7 +174,7 @@ impl<'a> Request<'a> {
         self.answer(settings, &[("code", &id)])
     }
 
-    /// Sends the browser back to the client, with the parameter `iss` of RFC 9207.
+    /// Redirects the browser to the client, with the parameter `iss` of RFC 9207.
     fn answer(&self, settings: &Settings, parameters: &[(&str, &str)]) -> Result<Response, Failed> {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(parameters);
@@ -192,7 +194,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Returns whether a text is a challenge of the method S256: 32 bytes in base64url (RFC 7636 section 4.2).
+/// Returns whether a text is a code challenge of the method S256: 32 bytes in base64url (RFC 7636 section 4.2).
 fn is_challenge(text: &str) -> bool {
     text.len() == 43
         && text

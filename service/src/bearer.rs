@@ -1,4 +1,4 @@
-//! The token of a request: `Authorization: Bearer` (RFC 6750 section 2.1), or the header of old clients.
+//! The token of a request: in `Authorization: Bearer` (RFC 6750 section 2.1), or in the header of old clients.
 
 use http::{HeaderMap, HeaderName, header};
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, header};
 pub struct Bearer<'a> {
     /// The token.
     pub token: &'a str,
-    /// Set if it was in the header of old clients.
+    /// Set if the token was in the header of old clients.
     pub is_legacy: bool,
 }
 
@@ -15,13 +15,13 @@ pub struct Bearer<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Returns the token of a request, if it has one.
+/// Returns the token of a request, or `None` if the request contains none.
 ///
 /// # Errors
 /// [`Malformed`].
 pub fn bearer<'a>(headers: &'a HeaderMap, legacy: Option<&HeaderName>) -> Result<Option<Bearer<'a>>, Malformed> {
     let current = single(headers, &header::AUTHORIZATION)?
-        .and_then(of_scheme)
+        .and_then(bearer_token)
         .transpose()?;
     let old = match legacy {
         Some(name) => single(headers, name)?.map(|token| is_token(token).then_some(token).ok_or(Malformed)),
@@ -29,7 +29,7 @@ pub fn bearer<'a>(headers: &'a HeaderMap, legacy: Option<&HeaderName>) -> Result
     };
     let old = old.transpose()?;
     match (current, old) {
-        // A client may send the same in both ways while it is migrated.
+        // During a migration, a client may send the same token in both headers.
         (Some(current), Some(old)) if current != old => Err(Malformed),
         (Some(token), _) => Ok(Some(Bearer {
             token,
@@ -39,7 +39,7 @@ pub fn bearer<'a>(headers: &'a HeaderMap, legacy: Option<&HeaderName>) -> Result
     }
 }
 
-/// Returns the only value of a header, if there is one.
+/// Returns the value of a header, or `None` if the header is absent. A repeated header is an error.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Malformed> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -49,8 +49,8 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
     }
 }
 
-/// Returns the token of credentials; none if they are of another scheme than `Bearer`.
-fn of_scheme(credentials: &str) -> Option<Result<&str, Malformed>> {
+/// Returns the token of credentials, or `None` if their scheme is not `Bearer`.
+fn bearer_token(credentials: &str) -> Option<Result<&str, Malformed>> {
     let (scheme, token) = credentials.split_once(' ').unwrap_or((credentials, ""));
     if !scheme.eq_ignore_ascii_case("bearer") {
         return None;
@@ -114,7 +114,7 @@ mod tests {
             &[("x-session", "a"), ("x-session", "a")],
             &[("x-session", "")],
         ] {
-            // A tab makes another scheme of it, which is none.
+            // A scheme ends at a space, so a tab makes the scheme unknown.
             let read = read(malformed);
             assert!(
                 read == Err(Malformed) || read == Ok(None) && malformed[0].1.contains('\t'),

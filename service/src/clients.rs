@@ -1,4 +1,4 @@
-//! Finds out which client asks. A client that is on this machine proves its identity, too.
+//! Authenticates clients.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,9 @@ use crate::{
     settings::{Client, Proof, Settings},
 };
 
-/// Returns the client of a request: by HTTP Basic or the parameters `client_id` and `client_secret` (RFC 6749 section 2.3.1), by
-/// its uid over a Unix socket, or by `client_id` alone if it is public (RFC 6749 section 2.1): whoever says so.
+/// Returns the client of a request: by HTTP Basic or the parameters `client_id` and `client_secret` (RFC 6749 section
+/// 2.3.1); by its uid over a Unix socket; or, for a public client, by `client_id` alone, without authentication (RFC
+/// 6749 section 2.1).
 ///
 /// # Errors
 /// [`OAuthError::InvalidRequest`], [`OAuthError::InvalidClient`].
@@ -28,11 +29,11 @@ pub fn authenticate<'a>(
     let basic = basic(headers)?;
     match (basic, form.get("client_secret")) {
         (Some(_), Some(_)) => Err(OAuthError::InvalidRequest(
-            "the client used two ways to prove its identity",
+            "the client used two methods of authentication",
         )),
         (Some(Basic { id, secret }), None) => {
             if form.get("client_id").is_some_and(|named| named != id.as_str()) {
-                return Err(OAuthError::InvalidRequest("client_id is that of another client"));
+                return Err(OAuthError::InvalidRequest("client_id names another client"));
             }
             with_secret(clients, &id, secret.as_bytes())
         }
@@ -56,7 +57,7 @@ pub fn authenticate<'a>(
 }
 
 fn with_secret<'a>(clients: &'a [Client], id: &str, secret: &[u8]) -> Result<&'a Client, OAuthError> {
-    // An unknown id takes as long as a known one.
+    // Compare a secret in any case, so that unknown ids take as long as known ones.
     let unknown = Proof::Secret([0; 32]);
     let client = clients.iter().find(|client| client.id == id);
     let is_secret = client.map_or(&unknown, |client| &client.proof).is_secret(secret);
@@ -86,7 +87,7 @@ fn basic(headers: &HeaderMap) -> Result<Option<Basic>, OAuthError> {
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {
     if text.contains(['&', '=']) {
-        // Somebody did not encode it.
+        // The client did not encode it.
         return Some(Cow::Borrowed(text));
     }
     let mut parts = form_urlencoded::parse(text.as_bytes());
@@ -153,7 +154,7 @@ mod tests {
             (Some("local:".to_owned()), String::new()),
             (None, "client_id=copy".to_owned()),
             (None, format!("client_secret={encoded}")),
-            // A program on this machine is nobody by that alone.
+            // A TCP connection from this machine authenticates nobody.
             (None, "client_id=local".to_owned()),
             (None, String::new()),
         ] {
@@ -180,7 +181,7 @@ mod tests {
             ask(Peer::Unix(1000), None, "client_id=copy"),
             Err(OAuthError::InvalidClient)
         );
-        // Root is no client unless it is one in the configuration.
+        // Root is a client only if the configuration contains it.
         assert_eq!(ask(Peer::Unix(0), None, ""), Err(OAuthError::InvalidClient));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     wanted::Wanted,
 };
 
-/// The lifetime of a code, in seconds: that of a redirection (RFC 6749 section 4.1.2 has ten minutes at most).
+/// The lifetime of a code, in seconds: enough for a redirect (RFC 6749 section 4.1.2 allows at most ten minutes).
 const LIFETIME: u64 = 60;
 
 /// An authorization code.
@@ -23,21 +23,21 @@ const LIFETIME: u64 = 60;
 pub struct Code {
     /// The client.
     pub client: String,
-    /// Where the browser was sent with it.
+    /// The redirect URI to which the browser was sent with the code.
     pub redirect_uri: String,
     /// `code_challenge` of the method S256.
     pub challenge: String,
-    /// What the user has allowed.
+    /// The request that the user approved.
     pub wanted: Wanted,
     /// The user.
     pub grantee: Grantee,
-    /// The family that began with it, once it was used.
+    /// The family that began with the code, after its use.
     pub family: Option<String>,
 }
 
-/// A code that is valid.
+/// A valid code.
 pub struct Redeemed {
-    /// What it is for.
+    /// The code.
     pub code: Code,
     id: SecretText,
     version: i64,
@@ -57,10 +57,10 @@ pub async fn issue(state: &State, code: &Code) -> Result<Zeroizing<String>, Stat
     Ok(id)
 }
 
-/// Finds a code of a client (RFC 6749 section 4.1.3).
+/// Looks up a code of a client (RFC 6749 section 4.1.3).
 ///
 /// # Errors
-/// [`OAuthError::InvalidGrant`]: it is not valid. If it was used before, what began with it ends.
+/// [`OAuthError::InvalidGrant`] if the code is not valid. If it was used before, its family ends.
 pub async fn redeem(
     state: &State,
     client: &Client,
@@ -79,7 +79,7 @@ pub async fn redeem(
         random::challenge(verifier).as_bytes(),
     );
     if let Some(family) = &code.family {
-        // RFC 6749 section 4.1.2: somebody has stolen it.
+        // RFC 6749 section 4.1.2: a second use means that the code was stolen.
         families::end(state, family).await?;
     } else if is_verifier.is_ok() && redirect_uri == Some(&code.redirect_uri) {
         return Ok(Redeemed {
@@ -89,12 +89,12 @@ pub async fn redeem(
             expires: stored.expires,
         });
     }
-    // It is good once, also for whoever guesses.
+    // One failed attempt invalidates the code, so that it cannot be guessed.
     state.remove(Kind::Code, id).await?;
     Err(invalid())
 }
 
-/// Notes that a code was used for a family. Returns whether nobody else has used it.
+/// Records that a family began with a code. Returns false if another request used the code first.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].

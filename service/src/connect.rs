@@ -1,6 +1,6 @@
 //! The Connect protocol (<https://connectrpc.com/docs/protocol>), for unary calls whose requests have no fields.
 //!
-//! Since requests have no fields, messages are looked at no further than whether they are JSON, and compressed ones not at all.
+//! Since requests have no fields, the service checks only that messages are JSON, and does not decompress them.
 
 use axum::{
     Json,
@@ -22,7 +22,7 @@ use crate::form::Form;
 
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
 
-/// Base64 of a query, which may have padding.
+/// Base64 of a query, with optional padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -40,13 +40,13 @@ pub enum Call {
 /// The reason why a call failed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CallError {
-    /// The encoding is none of ours.
+    /// The encoding is not supported.
     UnsupportedMediaType,
     /// The request is malformed.
     InvalidArgument(&'static str),
-    /// The method or the compression is not there.
+    /// The method or the compression is not supported.
     Unimplemented(&'static str),
-    /// There is no answer at the moment.
+    /// No response is available at the moment.
     Unavailable,
 }
 
@@ -59,7 +59,7 @@ impl Call {
         }
     }
 
-    fn of_codec(name: &str) -> Result<Self, CallError> {
+    fn from_codec(name: &str) -> Result<Self, CallError> {
         match name {
             "json" => Ok(Self::Json),
             "proto" => Ok(Self::Proto),
@@ -67,13 +67,13 @@ impl Call {
         }
     }
 
-    /// Reads a request that is posted.
+    /// Reads a POST request.
     fn post(headers: &HeaderMap, message: &[u8]) -> Result<Self, CallError> {
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let media_type = text(&header::CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
         let codec = media_type.to_ascii_lowercase();
-        let call = Self::of_codec(codec.strip_prefix("application/").unwrap_or_default())?;
+        let call = Self::from_codec(codec.strip_prefix("application/").unwrap_or_default())?;
         if headers.contains_key(PROTOCOL_VERSION) && text(&PROTOCOL_VERSION) != Some("1") {
             return Err(CallError::InvalidArgument("connect-protocol-version must be 1"));
         }
@@ -84,14 +84,14 @@ impl Call {
         call.check(encoding.unwrap_or_default(), message)
     }
 
-    /// Reads a request that is in a query.
+    /// Reads a GET request, whose message is in the query.
     ///
     /// # Errors
     /// [`CallError`].
     pub fn get(query: &str) -> Result<Self, CallError> {
         let query = Form::parse(query.as_bytes()).map_err(|e| CallError::InvalidArgument(e.text()))?;
         let encoding = query.get("encoding");
-        let call = Self::of_codec(encoding.ok_or(CallError::InvalidArgument("the parameter encoding is missing"))?)?;
+        let call = Self::from_codec(encoding.ok_or(CallError::InvalidArgument("the parameter encoding is missing"))?)?;
         if query.get("connect").is_some_and(|version| version != "v1") {
             return Err(CallError::InvalidArgument("the parameter connect must be v1"));
         }

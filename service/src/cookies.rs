@@ -1,5 +1,5 @@
-//! The cookies of browsers. Their names begin with `__Host-`: browsers keep such a cookie only if this host has set it over https
-//! for all paths, so that no other host of the domain sets one (RFC 6265bis section 4.1.3.2).
+//! Cookies. Their names begin with `__Host-`: browsers accept such a cookie only from this host, over https and for all
+//! paths, so no other host of the domain can set one (RFC 6265bis section 4.1.3.2).
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use cookie::{Cookie, SameSite, time::Duration};
@@ -10,10 +10,10 @@ pub const SESSION: &str = "__Host-workflow-token";
 /// A login in progress.
 pub const LOGIN: &str = "__Host-workflow-token-login";
 
-/// The longest value that is looked at, in bytes.
+/// The longest accepted value, in bytes.
 const MAX_VALUE: usize = 4096;
 
-/// Returns the value of a cookie; none if there are several of the name, of which one is somebody else's.
+/// Returns the value of a cookie, or `None` if the name is repeated, since somebody else may have set one of them.
 pub fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let lines = headers
         .get_all(header::COOKIE)
@@ -29,7 +29,7 @@ pub fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     }
 }
 
-/// Returns the header that sets a cookie for so many seconds.
+/// Returns the header that sets a cookie for a number of seconds.
 pub fn set(name: &'static str, value: &str, seconds: u64) -> HeaderValue {
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     header(Cookie::build((name, value.to_owned())).max_age(Duration::seconds(seconds)))

@@ -1,31 +1,31 @@
-//! What a proxy demands of a token: the query of its forward-auth request.
+//! The demand of a proxy: the query of its forward-auth request names what a token must be for.
 
 use crate::form::{Form, FormError};
 
-/// The most characters of an unknown parameter that are shown.
+/// The maximum number of characters of an unknown parameter in a message.
 const MAX_SHOWN: usize = 64;
 
 /// A demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
-    /// One of these is in the claim `aud`. At least one.
+    /// At least one audience, of which the claim `aud` must contain one.
     pub audience: Vec<String>,
-    /// All of these words are in the claim `scope`.
+    /// Words that the claim `scope` must contain.
     pub scope: Vec<String>,
-    /// The token is for this workspace, or for all.
+    /// The workspace that the token must be for. A token for all workspaces qualifies, too.
     pub project: Option<String>,
 }
 
-/// The reason why a demand was refused. The operator of the proxy must correct it.
+/// The reason why a demand was rejected. The operator of the proxy must correct it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DemandError {
-    /// There is no audience, so that a token for any service would do.
+    /// The audience is missing. Without it, a token for any service would be accepted.
     #[error("the parameter aud is missing: name the service that the proxy protects")]
     NoAudience,
-    /// A parameter has no value, as when a variable of the proxy is empty.
+    /// A parameter is empty, for example because a variable of the proxy is.
     #[error("the parameter {0} has no value")]
     Empty(&'static str),
-    /// There is a parameter of another name.
+    /// A parameter is unknown.
     #[error("the parameter {0} is unknown: use aud, scope and project")]
     Unknown(String),
     /// The parameters are malformed.
@@ -34,7 +34,7 @@ pub enum DemandError {
 }
 
 impl Demand {
-    /// Reads a query. `aud` and `scope` may have several words, with spaces between.
+    /// Parses a query. `aud` and `scope` may contain several words, separated by spaces.
     ///
     /// # Errors
     /// [`DemandError`].

@@ -1,7 +1,8 @@
-//! Logins of devices that have no browser, such as command-line tools (RFC 8628), and logins for jobs.
+//! Logins of devices without a browser, such as command-line tools (RFC 8628), and logins for jobs.
 //!
-//! The device shows a code, which the user types in a browser. A login for jobs is the same, but the user has proved with a MUNGE
-//! credential who that is on the cluster, and logs in at the provider anew, which gives the agent a refresh token.
+//! The device shows a code, which the user types in a browser. A login for jobs differs in two points: a MUNGE
+//! credential proves who the user is on the cluster, and the user logs in at the provider again, which gives the agent
+//! a refresh token.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ use crate::{
     wanted::{REPEATABLE, Wanted},
 };
 
-/// Answers a device that wants to log its user in (RFC 8628 section 3.1).
+/// Handles the authorization request of a device (RFC 8628 section 3.1).
 pub async fn authorization(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
@@ -69,7 +70,7 @@ pub async fn authorization(
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response())
 }
 
-/// Returns whose jobs a login is for, if it is for jobs: the user who encoded the MUNGE credential of the request.
+/// Returns the login for jobs that a request begins, or `None`. Its user encoded the MUNGE credential in the request.
 async fn bound(service: &Service, settings: &Settings, form: &Form<'_>) -> Result<Option<JobLogin>, OAuthError> {
     let Some(credential) = job_login::credential(form)? else {
         return Ok(None);
@@ -80,7 +81,7 @@ async fn bound(service: &Service, settings: &Settings, form: &Form<'_>) -> Resul
     }
 }
 
-/// Shows the form for the code, or whom it lets in.
+/// Shows the form for the code, or the page that asks whether the device may act as the user.
 pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
     let (settings, query) = (service.settings(), query.unwrap_or_default());
     let shown = async {
@@ -105,7 +106,7 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQu
         service.limits.check_code(&session.user)?;
         let Some((_, device)) = devices::typed(state, code).await? else {
             return enter(Some(
-                "This code is wrong or too old. Look at your terminal, and type it again.",
+                "This code is wrong or has expired. Look at your terminal, and type it again.",
             ));
         };
         let mut frame = session.frame(&settings.issuer);
@@ -130,7 +131,7 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap, RawQu
     shown.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }
 
-/// Takes what the user decides.
+/// Handles the decision of the user.
 pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let decided = async {
@@ -141,7 +142,7 @@ pub async fn decide(State(service): State<Arc<Service>>, headers: HeaderMap, bod
         };
         let code = form.get("user_code").unwrap_or_default();
         let Some(decision) = form.get("decision") else {
-            // The form for the code was sent: the next page asks.
+            // This was the form for the code. The next page asks for the decision.
             return to_page(&settings, code);
         };
         service.limits.check_code(&session.user)?;
@@ -168,7 +169,7 @@ fn to_page(settings: &Settings, code: &str) -> Result<Response, Failed> {
     Ok((StatusCode::SEE_OTHER, [(header::LOCATION, login::location(&to)?)]).into_response())
 }
 
-/// Shows that a login for jobs is over.
+/// Shows that a login for jobs is complete.
 pub async fn over(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
     let settings = service.settings();
     let shown = async {
@@ -182,8 +183,8 @@ pub async fn over(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
 
 fn done(settings: &Settings, session: &Session, is_allowed: bool) -> Response {
     let (title, text) = match is_allowed {
-        true => ("You are logged in", "Your program goes on by itself."),
-        false => ("The request was denied", "Nobody got a token."),
+        true => ("You are logged in", "Your program continues automatically."),
+        false => ("The request was denied", "No token was issued."),
     };
     let page = Done {
         frame: session.frame(&settings.issuer),

@@ -1,4 +1,4 @@
-//! The logins of devices in the state (RFC 8628).
+//! Logins of devices in the state (RFC 8628).
 
 use protocol::SecretText;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -15,27 +15,27 @@ use crate::{
     wanted::Wanted,
 };
 
-/// The time that a user has, in seconds.
+/// The time within which the user must log in, in seconds.
 pub const LIFETIME: u64 = 600;
 
-/// The shortest interval between two questions of a device, in seconds.
+/// The shortest interval between two polls of a device, in seconds.
 pub const INTERVAL: u64 = 5;
 
-/// How often a record is changed anew that another request changed meanwhile.
+/// The maximum number of attempts to change a record that other requests change at the same time.
 const CHANGES: u32 = 8;
 
 /// The login of a device.
 #[derive(Serialize, Deserialize)]
 pub struct Device {
-    /// The client; none for a login for jobs, whose user has proved who that is.
+    /// The client, or `None` for a login for jobs, whose user has proved their identity.
     pub client: Option<String>,
-    /// What the device wants.
+    /// The request of the device.
     pub wanted: Wanted,
     /// The code that the user types, without its hyphen.
     pub user_code: String,
-    /// Set if the login is for jobs.
+    /// The login for jobs, if it is one.
     pub job_login: Option<JobLogin>,
-    /// When the device asked last.
+    /// The time of the last poll.
     asked: u64,
     decision: Decision,
 }
@@ -43,9 +43,9 @@ pub struct Device {
 /// A login for jobs.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JobLogin {
-    /// The user of the cluster whose jobs it is for.
+    /// The user of the cluster whose jobs the login serves.
     pub user: String,
-    /// What shows the agent who that is.
+    /// The evidence of the user's identity, for the agent.
     pub proof: SecretText,
 }
 
@@ -56,11 +56,11 @@ enum Decision {
     Allowed(Grantee),
 }
 
-/// What a device may have.
+/// A grant that the user approved.
 pub enum Given {
     /// A token of a user.
     Token(Grantee, Wanted),
-    /// Nothing: the login was for jobs.
+    /// A login for jobs, which returns no token.
     JobLogin,
 }
 
@@ -84,13 +84,13 @@ pub async fn begin(
         decision: Decision::Open,
     };
     state.insert(Kind::Device, &code, None, &device, expires).await?;
-    // Its value is sealed, as are all.
+    // The state seals all values, so it may contain the device code.
     let value = SecretText(code.clone());
     state.insert(Kind::UserCode, &user_code, None, &value, expires).await?;
     Ok((code, user_code))
 }
 
-/// Returns the login that a code that was typed is of, with its device code, if nobody has decided about it.
+/// Returns the undecided login of the code that a user typed, with its device code.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].
@@ -104,7 +104,7 @@ pub async fn typed(state: &State, code: &str) -> Result<Option<(SecretText, Devi
     Ok(open(state, &code.value.0).await?.map(|device| (code.value, device)))
 }
 
-/// Returns a login that nobody has decided about.
+/// Returns an undecided login.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].
@@ -114,7 +114,7 @@ pub async fn open(state: &State, code: &str) -> Result<Option<Device>, StateErro
     Ok(device.filter(is_open).map(|device| device.value))
 }
 
-/// Lets a device act for a user, or denies it with none. That is decided once.
+/// Records the decision: a grantee approves the login, `None` denies it. The first decision counts.
 ///
 /// # Errors
 /// [`Failed`].
@@ -126,7 +126,7 @@ pub async fn decide(state: &State, code: &str, grantee: Option<Grantee>) -> Resu
             return Err(Failed::Stale);
         }
         device.decision = grantee.clone().map_or(Decision::Denied, Decision::Allowed);
-        // The device may have asked meanwhile.
+        // A poll of the device may have changed the record meanwhile.
         if state
             .replace(Kind::Device, code, stored.version, &device, stored.expires)
             .await?
@@ -138,7 +138,7 @@ pub async fn decide(state: &State, code: &str, grantee: Option<Grantee>) -> Resu
     Err(Failed::Unavailable)
 }
 
-/// Returns what a device may have, if the user has allowed it (RFC 8628 section 3.5).
+/// Returns what the user approved (RFC 8628 section 3.5).
 ///
 /// # Errors
 /// [`OAuthError`].
@@ -156,11 +156,11 @@ pub async fn redeem(state: &State, client: Option<&Client>, code: &str) -> Resul
         Decision::Open => {
             let now = now();
             if now.saturating_sub(device.asked) < INTERVAL - 1 {
-                // Nothing is written: anybody could ask.
+                // Do not record this poll: anybody could send it.
                 return Err(OAuthError::SlowDown);
             }
             device.asked = now;
-            // If another request has changed it, the next question sees that.
+            // If another request changed the record, the next poll sees the change.
             state
                 .replace(Kind::Device, code, stored.version, &device, stored.expires)
                 .await?;
@@ -178,7 +178,7 @@ pub async fn redeem(state: &State, client: Option<&Client>, code: &str) -> Resul
     }
 }
 
-/// Uses a device code up. Returns whether nobody else has.
+/// Consumes a device code. Returns false if another request consumed it first.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].

@@ -1,4 +1,4 @@
-//! Errors of OAuth (RFC 6749 section 5.2), as responses.
+//! OAuth errors (RFC 6749 section 5.2), as responses.
 
 use axum::{
     Json,
@@ -12,17 +12,17 @@ use crate::{log::Kind as Line, state::StateError};
 /// The reason why a client's request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OAuthError {
-    /// A parameter is missing, there twice or malformed.
+    /// A parameter is missing, repeated or malformed.
     InvalidRequest(&'static str),
-    /// The client is unknown, or did not prove its identity.
+    /// The client is unknown, or its authentication failed.
     InvalidClient,
-    /// The client may not do this.
+    /// The client lacks the permission.
     UnauthorizedClient(&'static str),
-    /// The grant type is none of ours.
+    /// The grant type is not supported.
     UnsupportedGrantType,
-    /// The proof is not valid, or for another client.
+    /// The proof is not valid, or belongs to another client.
     InvalidGrant(String),
-    /// The token is for nothing that may be asked for (RFC 8693 section 2.2.2).
+    /// The token may not be for this audience or resource (RFC 8693 section 2.2.2).
     InvalidTarget(String),
     /// The scope or project is wider than allowed.
     InvalidScope(String),
@@ -30,11 +30,11 @@ pub enum OAuthError {
     AuthorizationPending,
     /// The client asks too often.
     SlowDown,
-    /// The user has denied it.
+    /// The user has denied the request.
     AccessDenied,
-    /// The device code is not known any more.
+    /// The device code has expired, or was never issued.
     ExpiredToken,
-    /// The agent or scheduler does not answer; the operator finds the cause in the log.
+    /// The agent or the scheduler does not reply. The log contains the cause.
     Unavailable,
 }
 
@@ -54,13 +54,13 @@ impl IntoResponse for OAuthError {
             Self::InvalidClient => (
                 StatusCode::UNAUTHORIZED,
                 "invalid_client",
-                "the client did not prove its identity",
+                "the authentication of the client failed",
             ),
             Self::UnauthorizedClient(what) => (StatusCode::BAD_REQUEST, "unauthorized_client", *what),
             Self::UnsupportedGrantType => (
                 StatusCode::BAD_REQUEST,
                 "unsupported_grant_type",
-                "the metadata of the issuer list those that are supported",
+                "the metadata of the issuer list the supported grant types",
             ),
             Self::InvalidGrant(what) => (StatusCode::BAD_REQUEST, "invalid_grant", what.as_str()),
             Self::InvalidTarget(what) => (StatusCode::BAD_REQUEST, "invalid_target", what.as_str()),
@@ -68,14 +68,14 @@ impl IntoResponse for OAuthError {
             Self::AuthorizationPending => (
                 StatusCode::BAD_REQUEST,
                 "authorization_pending",
-                "the user has not decided yet: ask again",
+                "the user has not decided yet: poll again",
             ),
-            Self::SlowDown => (StatusCode::BAD_REQUEST, "slow_down", "ask less often"),
-            Self::AccessDenied => (StatusCode::BAD_REQUEST, "access_denied", "the user has denied it"),
+            Self::SlowDown => (StatusCode::BAD_REQUEST, "slow_down", "poll less often"),
+            Self::AccessDenied => (StatusCode::BAD_REQUEST, "access_denied", "the user denied the request"),
             Self::ExpiredToken => (
                 StatusCode::BAD_REQUEST,
                 "expired_token",
-                "the device code is not known, or has expired: begin again",
+                "the device code is unknown, or has expired: begin again",
             ),
             Self::Unavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -1,6 +1,7 @@
-//! The metadata of another authorization server (RFC 8414, OpenID Connect Discovery), which are served in place of our own.
+//! The metadata of another authorization server (RFC 8414, OpenID Connect Discovery), which the service publishes
+//! instead of its own.
 //!
-//! They are fetched again every hour, and kept while the server does not answer.
+//! The service fetches them again every hour, and keeps the last ones while the server does not respond.
 
 use std::{
     error::Error,
@@ -26,13 +27,13 @@ use crate::{
 /// The longest metadata, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
-/// The time for one request.
+/// The timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first pause before another attempt, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
-/// The longest quotation of the server's text in a message, in characters.
+/// The longest quotation of the server's response in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
 /// The members that describe the token endpoint.
@@ -42,7 +43,7 @@ const OF_TOKEN_ENDPOINT: [&str; 3] = [
     "grant_types_supported",
 ];
 
-/// Members that could lead a client past a token endpoint that is not the server's.
+/// Members that could lead a client to another token endpoint than the one that is published.
 const WITH_TOKEN_ENDPOINT: [&str; 3] = [
     "mtls_endpoint_aliases",
     "signed_metadata",
@@ -51,14 +52,14 @@ const WITH_TOKEN_ENDPOINT: [&str; 3] = [
 
 type Members = Map<String, Value>;
 
-/// The metadata of the server that the settings name, if they name one.
+/// The current metadata of the server that the settings name, if any.
 pub struct External {
     settings: watch::Sender<Option<Arc<Server>>>,
     known: Arc<RwLock<Option<Arc<Members>>>>,
 }
 
 impl External {
-    /// Starts to fetch them, as long as the service runs.
+    /// Starts to fetch the metadata, for the lifetime of the service.
     pub fn start(server: Option<Arc<Server>>) -> Self {
         let (settings, changes) = watch::channel(server);
         let known = Arc::default();
@@ -66,12 +67,13 @@ impl External {
         Self { settings, known }
     }
 
-    /// Takes other settings, and fetches at once.
+    /// Applies new settings, and fetches at once.
     pub fn replace(&self, server: Option<Arc<Server>>) {
         self.settings.send_replace(server);
     }
 
-    /// Returns the metadata of a server as they are served, once they are known. `ours` returns those of this service.
+    /// Returns the published metadata of a server, or `None` until they are known. `ours` returns those of this
+    /// service.
     pub fn document(&self, server: &Server, ours: impl FnOnce() -> Option<Members>) -> Option<Members> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         if !is_of(&known, &server.issuer) {
@@ -128,13 +130,13 @@ async fn keep_known(mut changes: watch::Receiver<Option<Arc<Server>>>, known: Ar
         match timeout(next, changes.changed()).await {
             Err(_) => {}
             Ok(Ok(())) => pause = PAUSES.0,
-            // The service ends.
+            // The service is shutting down.
             Ok(Err(_)) => return,
         }
     }
 }
 
-/// Fetches metadata from the first place that has them.
+/// Fetches metadata from the first URL that has them.
 async fn fetch(server: &Server) -> Result<Members, String> {
     let http = http_client::client(Transport {
         tls: server.tls.clone(),
@@ -154,7 +156,7 @@ async fn fetch(server: &Server) -> Result<Members, String> {
         }
     }
     Err(format!(
-        "the metadata of {} could not be fetched: {}. The service tries again, and serves those that it knows",
+        "the metadata of {} could not be fetched: {}. The service retries, and publishes the last known metadata",
         server.issuer,
         failures.join("; ")
     ))
@@ -188,14 +190,14 @@ async fn get(http: &Http, url: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Returns the first cause of an error.
+/// Returns the root cause of an error.
 fn cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     iter::successors(Some(error), |error| (*error).source())
         .last()
         .unwrap_or(error)
 }
 
-/// Reads metadata, whose members are named in the way of the standards (`jwks_uri`) or in that of other programs (`jwksUri`).
+/// Parses metadata. Their members are named as in the standards (`jwks_uri`), or in camel case (`jwksUri`).
 fn read(issuer: &str, body: &[u8]) -> Result<Members, String> {
     // Some servers begin with a byte order mark (RFC 8259 section 8.1).
     let json = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
@@ -203,7 +205,7 @@ fn read(issuer: &str, body: &[u8]) -> Result<Members, String> {
     let mut members = Members::new();
     for (name, value) in found {
         let name = snake_case(name);
-        // Some servers write null for what they do not have.
+        // Some servers write null for absent members.
         if value.is_null() {
             continue;
         }
@@ -215,7 +217,7 @@ fn read(issuer: &str, body: &[u8]) -> Result<Members, String> {
     if !is_of(&members, issuer) {
         let found = members.get("issuer").and_then(Value::as_str).unwrap_or_default();
         return Err(format!(
-            "metadata of another issuer, `{}`: set external.issuer to it, to the letter, if it is right",
+            "metadata of another issuer, `{}`: if it is correct, set external.issuer to exactly this value",
             quote(found)
         ));
     }
@@ -228,7 +230,7 @@ fn is_of(members: &Members, issuer: &str) -> bool {
     members.get("issuer").and_then(Value::as_str) == Some(issuer)
 }
 
-/// Returns a name in camel case as the standards write it; others as they are.
+/// Converts a name in camel case to that of the standards. Other names stay as they are.
 fn snake_case(name: String) -> String {
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return name;
@@ -243,7 +245,7 @@ fn snake_case(name: String) -> String {
     snake
 }
 
-/// Returns a text of somebody else, fit for one line of a message.
+/// Escapes and shortens a foreign text for one line of a message.
 fn quote(text: &str) -> String {
     let start: String = text.chars().take(MAX_QUOTE).collect();
     start.escape_debug().to_string()

@@ -1,4 +1,4 @@
-//! Why a page cannot be shown, for the person in front of it.
+//! Error pages of logins.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -14,13 +14,13 @@ use crate::{
 
 static UNUSABLE: Line = Line::new();
 
-/// The reason why a login, or what belongs to it, failed.
+/// The reason why a login, or a request of a logged-in user, failed.
 pub enum Failed {
-    /// The link is not one of this browser, or too old.
+    /// The link belongs to another browser, or has expired.
     Stale,
-    /// The provider or the agent refuses.
+    /// The provider or the agent refused.
     Refused(String),
-    /// Something does not answer.
+    /// The agent, the provider or the state is not available.
     Unavailable,
     /// A parameter is malformed.
     Malformed(&'static str),
@@ -32,20 +32,20 @@ impl Failed {
         let (status, title, text) = match self {
             Self::Stale => (
                 StatusCode::BAD_REQUEST,
-                "This page is too old",
+                "This page has expired",
                 "It was opened in another browser, took too long, or was used before. Start again.".to_owned(),
             ),
             Self::Refused(why) => (
                 StatusCode::FORBIDDEN,
-                "That is not possible",
+                "The request was refused",
                 format!("The reason: {why}."),
             ),
             Self::Unavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Please try again in a moment",
-                "A part of the service does not answer.".to_owned(),
+                "A part of the service does not respond.".to_owned(),
             ),
-            Self::Malformed(what) => (StatusCode::BAD_REQUEST, "This address is not right", format!("{what}.")),
+            Self::Malformed(what) => (StatusCode::BAD_REQUEST, "This address is not valid", format!("{what}.")),
         };
         let page = Problem {
             frame: Frame {

@@ -1,5 +1,5 @@
-//! Refresh tokens (RFC 6749 section 6). Each is good once, and the answer has the next one: a family. Whoever uses a former one has
-//! stolen it, or was stolen from, so the family ends (RFC 9700 section 4.14.2).
+//! Refresh tokens (RFC 6749 section 6). Each is valid once, and is exchanged for the next one: they form a family. The
+//! use of a former token shows that one was stolen, so the family ends (RFC 9700 section 4.14.2).
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -26,17 +26,17 @@ static REUSED: Line = Line::new();
 pub struct Family {
     /// The client.
     pub client: String,
-    /// When it began, in seconds since 1970-01-01T00:00:00Z.
+    /// When the family began, in seconds since 1970-01-01T00:00:00Z.
     pub since: u64,
     /// The user.
     pub grantee: Grantee,
-    /// What the user has allowed.
+    /// The request that the user approved.
     pub wanted: Wanted,
     /// The SHA-256 digest of the secret of the current token.
     current: Vec<u8>,
 }
 
-/// A refresh token that is valid.
+/// A valid refresh token.
 pub struct Held {
     /// Its family.
     pub family: Family,
@@ -44,7 +44,7 @@ pub struct Held {
     version: i64,
 }
 
-/// The most families of one user.
+/// The maximum number of families of one user.
 const MOST: u64 = 200;
 
 /// Begins a family. Returns its id and its first token.
@@ -58,7 +58,7 @@ pub async fn begin(
     grantee: Grantee,
 ) -> Result<(String, Zeroizing<String>), OAuthError> {
     if state.count_owned(Kind::Family, &grantee.owner).await? >= MOST {
-        let text = "too many programs may act for the user: end some at the page of the user";
+        let text = "too many programs may act for the user: end some of them at the page of the user";
         return Err(OAuthError::InvalidGrant(text.to_owned()));
     }
     let (id, secret) = (random::secret().to_string(), random::secret());
@@ -75,10 +75,10 @@ pub async fn begin(
     Ok((id, token))
 }
 
-/// Finds the family of a refresh token of a client.
+/// Looks up the family of a refresh token of a client.
 ///
 /// # Errors
-/// [`OAuthError::InvalidGrant`]: it is not valid, or was used before, which ends its family.
+/// [`OAuthError::InvalidGrant`] if the token is not valid, or was used before. The latter ends its family.
 pub async fn redeem(state: &State, client: &Client, token: &str) -> Result<Held, OAuthError> {
     let invalid = || OAuthError::InvalidGrant("the refresh token is not valid".to_owned());
     let (id, secret) = token.split_once('.').ok_or_else(invalid)?;
@@ -97,10 +97,10 @@ pub async fn redeem(state: &State, client: &Client, token: &str) -> Result<Held,
     })
 }
 
-/// Uses a refresh token up. Returns the next one.
+/// Consumes a refresh token. Returns the next one.
 ///
 /// # Errors
-/// [`OAuthError::InvalidGrant`]: somebody else has used it meanwhile, which ends its family.
+/// [`OAuthError::InvalidGrant`] if another request consumed it first, which ends its family.
 pub async fn rotate(state: &State, client: &Client, held: Held) -> Result<Zeroizing<String>, OAuthError> {
     let Held {
         mut family,
@@ -127,7 +127,7 @@ pub async fn end(state: &State, id: &str) -> Result<(), StateError> {
     state.remove(Kind::Family, id).await.map(drop)
 }
 
-/// Ends the family of a refresh token of this client (RFC 7009 section 2.1). Returns whether it is one.
+/// Ends the family of a refresh token of this client (RFC 7009 section 2.1). Returns false if the token has no family.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].
@@ -143,7 +143,7 @@ pub async fn revoke(state: &State, client: &Client, token: &str) -> Result<bool,
 
 async fn end_reused(state: &State, id: &str, client: &Client) -> Result<(), StateError> {
     REUSED.log(format_args!(
-        "a refresh token of the client {} was used twice: all of its family were revoked",
+        "a refresh token of the client {} was used twice: all tokens of its family were revoked",
         client.id.escape_debug()
     ));
     end(state, id).await

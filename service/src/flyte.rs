@@ -1,7 +1,7 @@
-//! Flyte's AuthMetadataService, by which its clients find out where and as whom to log in.
+//! Flyte's AuthMetadataService, in which Flyte's clients find the authorization server and their client id.
 //!
-//! Clients of Flyte 2 call it by the Connect protocol. Those of Flyte 1 use gRPC, which needs HTTP/2 and is not served, or the
-//! paths of its gateway.
+//! Clients of Flyte 2 call it with the Connect protocol. Those of Flyte 1 use gRPC, which needs HTTP/2 and is not
+//! supported, or the paths of Flyte's gateway.
 
 pub mod messages;
 
@@ -27,7 +27,7 @@ use crate::{
 /// The service of Flyte 1.
 pub const SERVICE: &str = "/flyteidl.service.AuthMetadataService";
 
-/// The service of Flyte 2, whose methods are declared to have no side effects, so that GET does, too.
+/// The service of Flyte 2. Its methods are declared free of side effects, so they accept GET, too.
 pub const SERVICE_2: &str = "/flyteidl2.auth.AuthMetadataService";
 
 /// The path of the gateway of Flyte 1 for the public client.
@@ -64,7 +64,7 @@ async fn public_client(State(service): State<Arc<Service>>, call: Call) -> Resul
     Ok(call.response(&config(client)))
 }
 
-/// Answers in the way of the gateway of Flyte 1, by the names that fields have in Protocol Buffers.
+/// Handles a request in the format of the gateway of Flyte 1, which uses the field names of Protocol Buffers.
 async fn gateway(State(service): State<Arc<Service>>) -> Response {
     let settings = service.settings();
     let Some(client) = &settings.public_client else {
@@ -87,7 +87,7 @@ async fn gateway(State(service): State<Arc<Service>>) -> Response {
     Json(body).into_response()
 }
 
-/// Returns the settings in the form of Flyte, whose clients know one redirect URI.
+/// Returns the settings in the format of Flyte, whose clients support one redirect URI.
 fn config(client: &PublicClient) -> PublicClientConfig {
     PublicClientConfig {
         client_id: client.id.clone(),

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 #[derive(Default)]
 pub struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-/// The reason why parameters were refused.
+/// The reason why parameters were rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FormError {
     /// A parameter is repeated (RFC 6749 section 3.2).
@@ -15,13 +15,13 @@ pub enum FormError {
     /// The bytes are not UTF-8.
     #[error("{}", self.text())]
     NotUtf8,
-    /// There are more than [`MAX_PARAMETERS`].
+    /// The number of parameters exceeds [`MAX_PARAMETERS`].
     #[error("{}", self.text())]
     TooMany,
 }
 
 impl FormError {
-    /// Returns the error in words.
+    /// Returns the error message.
     pub fn text(self) -> &'static str {
         match self {
             Self::Repeated => "a parameter is repeated",
@@ -31,11 +31,11 @@ impl FormError {
     }
 }
 
-/// The most parameters.
+/// The maximum number of parameters.
 pub const MAX_PARAMETERS: usize = 64;
 
 impl<'a> Form<'a> {
-    /// Reads parameters.
+    /// Parses parameters.
     ///
     /// # Errors
     /// [`FormError`].
@@ -43,7 +43,7 @@ impl<'a> Form<'a> {
         Self::parse_with(bytes, &[])
     }
 
-    /// Reads parameters, of which some may be there more than once.
+    /// Parses parameters. Those in `repeatable` may be repeated.
     ///
     /// # Errors
     /// [`FormError`].
@@ -53,7 +53,7 @@ impl<'a> Form<'a> {
         }
         let mut all: Vec<(Cow<str>, Cow<str>)> = Vec::new();
         for (name, value) in form_urlencoded::parse(bytes) {
-            // The parser writes this for bytes that are not UTF-8.
+            // The parser replaces bytes that are not UTF-8 by this character.
             if name.contains('\u{fffd}') || value.contains('\u{fffd}') {
                 return Err(FormError::NotUtf8);
             }
@@ -68,7 +68,7 @@ impl<'a> Form<'a> {
         Ok(Self(all))
     }
 
-    /// Returns a parameter. One without a value is as good as none (RFC 6749 section 3.1).
+    /// Returns the value of a parameter. An empty parameter counts as absent (RFC 6749 section 3.1).
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0
             .iter()
@@ -76,7 +76,7 @@ impl<'a> Form<'a> {
             .map(|(_, value)| value.as_ref())
     }
 
-    /// Returns all values of a parameter that may be there more than once.
+    /// Returns all values of a repeatable parameter.
     pub fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b str> {
         let found = self
             .0
@@ -85,7 +85,7 @@ impl<'a> Form<'a> {
         found.map(|(_, value)| value.as_ref())
     }
 
-    /// Returns all parameters with a value.
+    /// Returns all parameters that are not empty.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         let pairs = self.0.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         pairs.filter(|(_, value)| !value.is_empty())

@@ -1,13 +1,13 @@
-//! Forward authentication: a proxy asks about each request to the service behind it.
+//! Forward authentication: a proxy asks for a decision about each request to the service behind it.
 //!
-//! | proxy | asks | grants at | refuses with |
+//! | proxy | path | grants at | rejects with |
 //! |---|---|---|---|
-//! | nginx `auth_request` | `/auth/nginx?aud=…` | 2xx | 401 and 403; it makes 500 of everything else |
-//! | Traefik `forwardAuth`, Caddy `forward_auth` | `/auth/traefik?aud=…`, `/auth/caddy?aud=…` | 2xx | what is answered |
-//! | Envoy `ext_authz` | `/auth/envoy` and the path of the request; the demand is in the header [`DEMAND`] | 200 | what is answered |
+//! | nginx `auth_request` | `/auth/nginx?aud=…` | 2xx | 401 and 403; nginx turns all others into 500 |
+//! | Traefik `forwardAuth`, Caddy `forward_auth` | `/auth/traefik?aud=…`, `/auth/caddy?aud=…` | 2xx | the response |
+//! | Envoy `ext_authz` | `/auth/envoy` and the path of the request; the demand is in the header [`DEMAND`] | 200 | the response |
 //!
-//! The token is all that is used of a request: neither its path nor a header `X-Forwarded-…` decides anything, whoever wrote
-//! them. All identity headers are set in each grant, so that none from the client survives.
+//! The decision depends on the token and the demand only, not on the path of the request or on headers `X-Forwarded-…`,
+//! which clients can forge. Each grant sets all identity headers, and so replaces those of the client.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::{
     verdict::satisfying,
 };
 
-/// The header with the demand of Envoy, whose requests have the query of the client.
+/// The header with the demand of Envoy, which passes the client's query on.
 pub const DEMAND: HeaderName = HeaderName::from_static("x-workflow-token-demand");
 
 static MISCONFIGURED: Kind = Kind::new();
@@ -56,22 +56,22 @@ enum Proxy {
     Envoy,
 }
 
-/// Answers nginx.
+/// Handles a request of nginx.
 pub async fn nginx(service: State<Arc<Service>>, uri: Uri, headers: HeaderMap) -> Response {
     answer(&service, Proxy::Nginx, &uri, &headers).await
 }
 
-/// Answers Traefik.
+/// Handles a request of Traefik.
 pub async fn traefik(service: State<Arc<Service>>, uri: Uri, headers: HeaderMap) -> Response {
     answer(&service, Proxy::Traefik, &uri, &headers).await
 }
 
-/// Answers Caddy.
+/// Handles a request of Caddy.
 pub async fn caddy(service: State<Arc<Service>>, uri: Uri, headers: HeaderMap) -> Response {
     answer(&service, Proxy::Caddy, &uri, &headers).await
 }
 
-/// Answers Envoy.
+/// Handles a request of Envoy.
 pub async fn envoy(service: State<Arc<Service>>, uri: Uri, headers: HeaderMap) -> Response {
     answer(&service, Proxy::Envoy, &uri, &headers).await
 }
@@ -81,8 +81,8 @@ async fn answer(service: &Service, proxy: Proxy, uri: &Uri, headers: &HeaderMap)
     let demand = match demand(proxy, uri, headers) {
         Ok(demand) => demand,
         Err(why) => {
-            // The operator of the proxy sees it in the log of both.
-            MISCONFIGURED.log(format_args!("a request of {proxy:?} was refused: {why}"));
+            // The response repeats the reason, for the log of the proxy.
+            MISCONFIGURED.log(format_args!("a request of {proxy:?} was rejected: {why}"));
             service.metrics.decided(Decision::Misconfigured);
             return (StatusCode::FORBIDDEN, format!("{why}\n")).into_response();
         }
@@ -126,7 +126,7 @@ fn demand(proxy: Proxy, uri: &Uri, headers: &HeaderMap) -> Result<Demand, String
                     .map_err(|_| format!("the header {DEMAND} is not ASCII"))?,
                 _ => {
                     return Err(format!(
-                        "the header {DEMAND} is not there once: set it with headers_to_add"
+                        "the header {DEMAND} must occur once: set it with headers_to_add"
                     ));
                 }
             }
@@ -136,7 +136,7 @@ fn demand(proxy: Proxy, uri: &Uri, headers: &HeaderMap) -> Result<Demand, String
     Demand::parse(query).map_err(|e| e.to_string())
 }
 
-/// Returns the values of the identity headers, empty where the token says nothing.
+/// Returns the values of the identity headers. Values for absent claims are empty.
 fn identity(claims: &Claims) -> Result<[HeaderValue; 8], Refused> {
     let job = claims.job();
     let text = |text: &str| {
@@ -165,7 +165,7 @@ fn refuse(settings: &Settings, proxy: Proxy, demand: &Demand, refused: &Refused)
             StatusCode::UNAUTHORIZED,
             Some(("invalid_token", "it is for another service")),
         ),
-        // nginx makes an error of the server of 400.
+        // nginx turns 400 into 500.
         Refused::Malformed if proxy == Proxy::Nginx => (
             StatusCode::UNAUTHORIZED,
             Some(("invalid_request", "send one token, in Authorization: Bearer")),
@@ -180,7 +180,7 @@ fn refuse(settings: &Settings, proxy: Proxy, demand: &Demand, refused: &Refused)
             Some(("insufficient_scope", "it is for another project")),
         ),
         Refused::Unknown(why) => {
-            UNKNOWN.log(format_args!("it is not known whether a token is valid: {why}"));
+            UNKNOWN.log(format_args!("the validity of a token could not be determined: {why}"));
             return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response();
         }
     };
@@ -201,12 +201,12 @@ fn refuse(settings: &Settings, proxy: Proxy, demand: &Demand, refused: &Refused)
             crate::metadata::resource_url(settings, resource)
         );
     }
-    // All of it is visible ASCII: what the configuration accepts, and what is checked above.
+    // The challenge is visible ASCII: the configuration and the checks above accept nothing else.
     let challenge = HeaderValue::from_str(&challenge).unwrap_or(HeaderValue::from_static("Bearer"));
     (status, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
 }
 
-/// Tells an old client that its header ends (RFC 9745, RFC 8594).
+/// Announces to an old client that its header will be withdrawn (RFC 9745, RFC 8594).
 fn deprecate(legacy: &Legacy, headers: &mut HeaderMap) {
     let both = [
         ("deprecation", Some(&legacy.deprecated)),

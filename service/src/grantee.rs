@@ -1,4 +1,4 @@
-//! A user who has allowed a program to act, for a while.
+//! A user who has allowed a program to act for them, for a limited time.
 
 use protocol::{Evidence, SecretText};
 use serde::{Deserialize, Serialize};
@@ -8,9 +8,9 @@ use crate::session::Session;
 /// The user.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Grantee {
-    /// The evidence for tokens of the user.
+    /// The evidence with which the agent mints tokens of the user.
     ticket: SecretText,
-    /// The owner of the records of the user.
+    /// The owner of the user's records in the state.
     pub owner: String,
     /// The end of the login, in seconds since 1970-01-01T00:00:00Z.
     pub expires: u64,
@@ -26,7 +26,7 @@ impl Grantee {
         }
     }
 
-    /// Returns the evidence for a token.
+    /// Returns the evidence with which the agent mints a token.
     pub fn evidence(&self) -> Evidence {
         Evidence::Login(self.ticket.clone())
     }

@@ -24,7 +24,7 @@ const SIGNED: &str = "application/token-introspection+jwt";
 static UNKNOWN: Kind = Kind::new();
 static UNSIGNED: Kind = Kind::new();
 
-/// Answers whether a token is active, and what it says.
+/// Reports whether a token is active, and its claims.
 pub async fn introspect(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
@@ -44,10 +44,10 @@ pub async fn introspect(
     service.metrics.decided(Decision::of(&result));
     let response = match result {
         Ok(claims) if is_for(client, &claims) => active(&claims),
-        // What it says is no business of the client (RFC 7662 section 4).
+        // The client must not learn the claims of such a token (RFC 7662 section 4).
         Ok(_) | Err(Refused::Invalid(_)) => Map::from_iter([("active".to_owned(), Value::Bool(false))]),
         Err(refused) => {
-            UNKNOWN.log(format_args!("introspection for {}: {refused:?}", client.id));
+            UNKNOWN.log(format_args!("introspection for {} failed: {refused:?}", client.id));
             return Err(OAuthError::Unavailable);
         }
     };
@@ -73,7 +73,7 @@ pub async fn introspect(
     }
 }
 
-/// Reads the parameters of a POST request, of which some may be there more than once.
+/// Reads the parameters of a POST request. Those in `repeatable` may be repeated.
 ///
 /// # Errors
 /// [`OAuthError::InvalidRequest`].
@@ -91,14 +91,14 @@ pub fn read_form<'a>(headers: &HeaderMap, body: &'a [u8], repeatable: &[&str]) -
     Form::parse_with(body, repeatable).map_err(|e| OAuthError::InvalidRequest(e.text()))
 }
 
-/// Returns whether a token is one that a client may ask about.
+/// Returns whether a client may introspect a token.
 pub fn is_for(client: &Client, claims: &Claims) -> bool {
     claims.aud().any(|aud| client.audience.iter().any(|known| known == aud))
 }
 
-/// All claims, and the members that RFC 7662 section 2.2 adds.
+/// Returns all claims, and the members that RFC 7662 section 2.2 adds.
 fn active(claims: &Claims) -> Map<String, Value> {
-    // The claims were read before.
+    // The claims were parsed before.
     let mut response: Map<String, Value> = serde_json::from_str(claims.as_json()).unwrap_or_default();
     response.insert("active".to_owned(), json!(true));
     response.insert("token_type".to_owned(), json!("Bearer"));

@@ -1,4 +1,4 @@
-//! The login that serves the jobs of a user: whether there is one, and its end. The user proves with a MUNGE credential who that is.
+//! Status and end of the login that serves the jobs of a user. A MUNGE credential proves the identity of the user.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Answers `{"since": SECONDS}`, or null if there is no login.
+/// Handles a request. The status is `{"since": SECONDS}`, or null without a login.
 pub async fn job_login(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
@@ -42,7 +42,7 @@ pub async fn job_login(
     }
 }
 
-/// Returns the MUNGE credential of a request, if it has one.
+/// Returns the MUNGE credential of a request, or `None`.
 ///
 /// # Errors
 /// [`OAuthError::InvalidRequest`].
@@ -52,11 +52,13 @@ pub fn credential(form: &Form) -> Result<Option<SecretText>, OAuthError> {
         (Some(credential), Some(MUNGE)) if credential.starts_with("MUNGE:") => {
             Ok(Some(SecretText(Zeroizing::new(credential.to_owned()))))
         }
-        _ => Err(OAuthError::InvalidRequest("the subject_token is no MUNGE credential")),
+        _ => Err(OAuthError::InvalidRequest(
+            "the subject_token is not a MUNGE credential",
+        )),
     }
 }
 
-/// Asks the agent about a login, for a program.
+/// Asks the agent about a login, at the request of a program.
 ///
 /// # Errors
 /// [`OAuthError`].

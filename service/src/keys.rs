@@ -1,4 +1,4 @@
-//! The public keys of the issuer, which the agent knows.
+//! The public keys of the issuer, which the service gets from the agent.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -20,10 +20,10 @@ use crate::{
     recent::{Recent, key},
 };
 
-/// The interval at which the keys are asked for.
+/// The interval between refreshes of the keys.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// The shortest interval between two questions that tokens can cause.
+/// The shortest interval between refreshes that tokens with unknown keys cause.
 const SOONEST: Duration = Duration::from_secs(1);
 
 /// The time for which a token that was verified is not verified again: two of these at most, and not once it has expired.
@@ -39,17 +39,17 @@ pub struct Keys {
     issuer: String,
     agent: AgentClient,
     known: RwLock<Option<Arc<PublicKeys>>>,
-    /// When they were asked for.
+    /// The time of the last refresh.
     asked: Mutex<Option<Instant>>,
 }
 
-/// The keys as they are published.
+/// The published keys.
 pub struct PublicKeys {
     /// The JWK Set (RFC 7517 section 5).
     pub jwks: String,
     /// Its entity tag (RFC 9110 section 8.8.3).
     pub etag: String,
-    /// The algorithms of the keys, each once.
+    /// The algorithms of the keys, without duplicates.
     pub algorithms: Vec<String>,
     verifier: Verifier,
     verified: Recent<Arc<Verified>>,
@@ -86,16 +86,16 @@ impl PublicKeys {
     }
 }
 
-/// The reason why a token was not verified.
+/// The reason why a token could not be verified.
 pub enum Unverified {
-    /// It is not valid.
+    /// The token is not valid.
     Refused(VerifyError),
-    /// No keys are known.
+    /// No keys are known yet.
     NoKeys,
 }
 
 impl Keys {
-    /// Starts to fetch the keys of this issuer, as long as the service runs.
+    /// Starts to fetch the keys of an issuer, for the lifetime of the service.
     pub fn start(issuer: &str, agent: AgentClient) -> Arc<Self> {
         let keys = Arc::new(Self {
             issuer: issuer.to_owned(),
@@ -107,12 +107,12 @@ impl Keys {
         keys
     }
 
-    /// Returns the keys, if they are known.
+    /// Returns the keys, or `None` before the first successful fetch.
     pub fn known(&self) -> Option<Arc<PublicKeys>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Verifies a token of the issuer, for any audience. The keys are asked for again if it names one that is not known.
+    /// Verifies a token of the issuer, for any audience. If the token names an unknown key, the keys are fetched again.
     ///
     /// # Errors
     /// [`Unverified`].
@@ -130,7 +130,7 @@ impl Keys {
         }
     }
 
-    /// Asks for the keys, unless somebody has done so in the last second.
+    /// Fetches the keys, unless they were fetched in the last second.
     async fn ask_soon(&self) {
         let mut asked = self.asked.lock().await;
         if asked.is_none_or(|asked| asked.elapsed() >= SOONEST) {
@@ -149,7 +149,7 @@ impl Keys {
             question: IssuerQuestion::PublicKeys,
         };
         let Answer::PublicKeys(jwks) = self.agent.ask(question).await? else {
-            return Err("the agent answered another question".to_owned());
+            return Err("the agent sent an unexpected reply".to_owned());
         };
         let keys = self.public_keys(jwks)?;
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
@@ -159,7 +159,7 @@ impl Keys {
     fn public_keys(&self, jwks: String) -> Result<PublicKeys, String> {
         let (keys, skipped) = KeySet::from_jwks(jwks.as_bytes()).map_err(|e| e.to_string())?;
         if !skipped.is_empty() {
-            return Err(format!("{} of the keys of the agent cannot be used", skipped.len()));
+            return Err(format!("{} of the agent's keys cannot be used", skipped.len()));
         }
         if keys.is_empty() {
             let what =

@@ -4,8 +4,9 @@
 //! proxies, services ── HTTP ──► workflow-tokend ── Unix socket ──► workflow-token-agent
 //! ```
 //!
-//! It faces the network and holds no signing key. It verifies tokens with the public keys of their issuer, and asks the agent
-//! whether they were revoked and whether their jobs are active. The agent decides what it may ask.
+//! The service faces the network and has no signing key. It verifies tokens with the public keys of their issuer, and
+//! asks the agent whether they were revoked and whether their jobs are active. The agent decides what the service may
+//! ask.
 
 #![forbid(unsafe_code)]
 
@@ -72,10 +73,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{listen::Listener, service::Service, settings::Settings};
 
-/// Serves until SIGTERM. On SIGHUP the settings and certificates are loaded again.
+/// Serves until SIGTERM. SIGHUP reloads the settings and certificates.
 ///
 /// # Errors
-/// For the operator: the start failed.
+/// A message for the operator if the service cannot start.
 pub async fn run(path: &Path) -> Result<(), String> {
     let settings = Settings::load(path)?;
     let failed = |e| format!("signals cannot be handled: {e}");
@@ -87,7 +88,7 @@ pub async fn run(path: &Path) -> Result<(), String> {
     let service = Service::new(settings).await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let served = tokio::spawn(serve::serve_all(listeners, Arc::clone(&service), stopping));
-    // systemd logs it if the service cannot report that it is ready.
+    // Without this notification, systemd reports that the service did not start.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let issuer = service.settings().issuer.clone();
     eprintln!("workflow-tokend: serves {} at {}", issuer.url(), addresses.join(", "));
@@ -99,7 +100,7 @@ pub async fn run(path: &Path) -> Result<(), String> {
         }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    // Nobody listens if the servers have ended.
+    // Sending fails only if the servers have already ended.
     let _ = stop.send(true);
     served
         .await

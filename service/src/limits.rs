@@ -1,4 +1,4 @@
-//! How often strangers may do what costs something: not the rate of everybody, but what one can do to others.
+//! Rate limits on expensive requests of strangers, so that one stranger cannot harm others.
 
 use std::num::NonZeroU32;
 
@@ -6,19 +6,19 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 
 use crate::{error::OAuthError, failed::Failed};
 
-/// The logins of devices that begin in a second, and at once.
+/// The number of device logins that may begin per second, and in a burst.
 const DEVICES: (NonZeroU32, NonZeroU32) = (NonZeroU32::new(20).unwrap(), NonZeroU32::new(200).unwrap());
 
-/// The codes that one user tries in a minute: nobody guesses one of 20^8.
+/// The number of codes that one user may try per minute: too few to guess one of 20^8.
 const CODES: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
-/// How often one attempt to log in comes back from the provider in a minute: once, but for a browser that repeats it.
+/// How often one attempt to log in may return from the provider per minute: once, but browsers may repeat the request.
 const ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 
-/// How often browsers come back in a second, and at once: the provider is asked each time.
+/// How often browsers may return per second, and in a burst: each return makes the agent contact the provider.
 const RETURNS: (NonZeroU32, NonZeroU32) = (NonZeroU32::new(50).unwrap(), NonZeroU32::new(500).unwrap());
 
-/// The users whose tries are remembered, before old ones are forgotten.
+/// The number of users to count codes for, before old counts are removed.
 const USERS: usize = 10_000;
 
 /// The limits.
@@ -30,7 +30,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Returns limits that nobody has reached.
+    /// Returns limits with empty counts.
     pub fn new() -> Self {
         Self {
             devices: DefaultDirectRateLimiter::direct(Quota::per_second(DEVICES.0).allow_burst(DEVICES.1)),
@@ -40,7 +40,7 @@ impl Limits {
         }
     }
 
-    /// Counts the login of a device that begins.
+    /// Counts the beginning of a device login.
     ///
     /// # Errors
     /// [`OAuthError::SlowDown`].
@@ -48,7 +48,7 @@ impl Limits {
         self.devices.check().map_err(|_| OAuthError::SlowDown)
     }
 
-    /// Counts an attempt to log in, by its `state`, that comes back from the provider.
+    /// Counts the return of an attempt to log in, by its `state`, from the provider.
     ///
     /// # Errors
     /// [`Failed`].
@@ -61,7 +61,7 @@ impl Limits {
         self.attempts.check_key(&state.to_owned()).map_err(|_| Failed::Stale)
     }
 
-    /// Counts a code that a user types.
+    /// Counts a code that a user typed.
     ///
     /// # Errors
     /// [`Failed::Refused`].

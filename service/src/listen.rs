@@ -1,4 +1,4 @@
-//! The sockets of the service: those that systemd passes, or its own.
+//! The sockets of the service, passed by systemd or its own.
 
 use std::{
     fs::{self, Permissions},
@@ -12,7 +12,7 @@ use listenfd::ListenFd;
 
 use crate::settings::{Listen, Settings};
 
-/// A socket that listens.
+/// A listening socket.
 pub enum Socket {
     /// TCP.
     Tcp(TcpListener),
@@ -20,29 +20,29 @@ pub enum Socket {
     Unix(UnixListener),
 }
 
-/// What is served at a socket.
+/// The paths that a socket serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// The public paths, by the listener of this position.
+    /// The public paths, for the listener with this position in the settings.
     Public(usize),
     /// The metrics.
     Internal,
 }
 
-/// A socket, and what is served at it.
+/// A socket, and the paths that it serves.
 pub struct Listener {
     /// The socket.
     pub socket: Socket,
-    /// What is served at it.
+    /// The paths that it serves.
     pub served: Served,
 }
 
 impl Listener {
-    /// Binds all sockets of the settings. If systemd passes sockets (sd_listen_fds(3)), they are those of the tables `listen`, in
-    /// their order.
+    /// Binds all sockets of the settings. If systemd passes sockets (sd_listen_fds(3)), they replace those of the
+    /// tables `listen`, in the same order.
     ///
     /// # Errors
-    /// For the operator: a socket cannot be used.
+    /// A message for the operator if a socket cannot be used.
     pub fn bind_all(settings: &Settings) -> Result<Vec<Self>, String> {
         let mut passed = ListenFd::from_env();
         let expected = settings.listen.len();
@@ -63,7 +63,7 @@ impl Listener {
             let socket = socket
                 .map_err(failed)?
                 .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-            // Those of systemd block.
+            // systemd passes blocking sockets.
             let is_set = match &socket {
                 Socket::Tcp(socket) => socket.set_nonblocking(true),
                 Socket::Unix(socket) => socket.set_nonblocking(true),
@@ -106,7 +106,7 @@ impl Listener {
     }
 }
 
-/// Checks the address at which a socket listens, which systemd may have chosen.
+/// Checks the address of a socket, which may come from systemd.
 fn check_address(listen: &Listen, socket: &Socket) -> Result<(), String> {
     match (listen, socket) {
         (Listen::Tcp(tcp), Socket::Tcp(socket)) => {
@@ -130,9 +130,9 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
     Ok(Socket::Tcp(socket))
 }
 
-/// Everybody may connect: a client is known by its uid.
+/// Binds a Unix socket to which every user can connect: the kernel reports the uid of a client.
 fn bind_unix(path: &Path) -> io::Result<Socket> {
-    // A socket that nobody listens at is left by a service that was killed.
+    // A killed service leaves its socket, on which nobody listens.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }

@@ -1,4 +1,5 @@
-//! Lines for the log that strangers can cause: one in a while, with the number of those that were left out.
+//! Rate-limited log lines, for events that strangers can cause: at most one line of a kind in an interval, with the
+//! number of omitted lines.
 
 use std::{
     fmt::Display,
@@ -9,7 +10,7 @@ use std::{
 /// The shortest interval between two lines of one kind.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A kind of line.
+/// A kind of log line.
 pub struct Kind(Mutex<State>);
 
 struct State {
@@ -18,7 +19,7 @@ struct State {
 }
 
 impl Kind {
-    /// Returns a kind, of which no line was logged.
+    /// Returns a kind without any logged line.
     pub const fn new() -> Self {
         Self(Mutex::new(State {
             last: None,
@@ -26,7 +27,7 @@ impl Kind {
         }))
     }
 
-    /// Logs a line, unless one of this kind was logged a moment ago.
+    /// Logs a line, unless one of this kind was logged within the last 10 seconds.
     pub fn log(&self, line: impl Display) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.last.is_some_and(|last| last.elapsed() < INTERVAL) {
@@ -35,7 +36,7 @@ impl Kind {
         }
         match state.left_out {
             0 => eprintln!("workflow-tokend: {line}"),
-            count => eprintln!("workflow-tokend: {line} (and {count} lines like it before)"),
+            count => eprintln!("workflow-tokend: {line} (omitted {count} similar lines before)"),
         }
         *state = State {
             last: Some(Instant::now()),

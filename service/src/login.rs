@@ -1,7 +1,7 @@
 //! Logins of browsers at the provider (OpenID Connect Core section 3.1): `/login` and `/callback`.
 //!
-//! What belongs to a login in progress is in a cookie that only this service can read. So strangers who begin logins take no room,
-//! and a login ends in the browser that it began in.
+//! A sealed cookie contains the state of a login in progress. So logins that strangers begin use no memory, and a login
+//! can end only in the browser in which it began.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::{
     service::Service, session, settings::Settings,
 };
 
-/// The time that a user has to log in, in seconds.
+/// The time within which the user must log in, in seconds.
 const LIFETIME: u64 = 900;
 
-/// The longest address to return to, in bytes.
+/// The longest return address, in bytes.
 const MAX_RETURN: usize = 2048;
 
-/// The pages that a login returns to, behind the path of the issuer.
+/// The pages that a login can return to, relative to the path of the issuer.
 const RETURNS: [&str; 3] = ["/me", "/device", "/authorize"];
 
 static FAILED: Line = Line::new();
@@ -38,12 +38,12 @@ struct Attempt {
     verifier: SecretText,
     /// The path and query to return to.
     back: String,
-    /// The device code of a login for jobs.
+    /// The device code, if the login is for jobs.
     device: Option<SecretText>,
     expires: u64,
 }
 
-/// Sends a browser to the provider.
+/// Redirects a browser to the provider.
 pub async fn login(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) -> Response {
     let settings = service.settings();
     let begun = async {
@@ -58,13 +58,13 @@ pub async fn login(State(service): State<Arc<Service>>, RawQuery(query): RawQuer
     begun.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }
 
-/// Returns whether an address names a page of this service that a browser may be sent back to after a login.
+/// Returns whether a browser may be redirected to an address after a login: it must be a page of this service.
 pub fn is_page(address: &str) -> bool {
     let path = address.split('?').next().unwrap_or_default();
     RETURNS.contains(&path) && address.len() <= MAX_RETURN && address.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Sends a browser to the provider, which returns it to a page of the service.
+/// Redirects a browser to the provider. After the login, the browser returns to a page of the service.
 ///
 /// # Errors
 /// [`Failed`].
@@ -103,14 +103,14 @@ pub async fn begin(
     Ok((StatusCode::SEE_OTHER, headers).into_response())
 }
 
-/// Takes a browser back from the provider.
+/// Handles the return of a browser from the provider.
 pub async fn callback(State(service): State<Arc<Service>>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
     let settings = service.settings();
     let query = Zeroizing::new(query.unwrap_or_default());
     let mut response = finish(&service, &settings, &headers, &query)
         .await
         .unwrap_or_else(|failed| failed.response(&settings));
-    // However it ends, it ends once.
+    // Every attempt is valid once, whatever its result.
     response
         .headers_mut()
         .append(header::SET_COOKIE, cookies::remove(cookies::LOGIN));
@@ -129,7 +129,7 @@ async fn finish(service: &Service, settings: &Settings, headers: &HeaderMap, que
         return Err(Failed::Stale);
     }
     if form.get("error").is_some() {
-        // What the provider says may be anything.
+        // Do not show the provider's text, which could be anything.
         return Err(Failed::Refused("the provider did not log you in".to_owned()));
     }
     service.limits.check_attempt(&attempt.state)?;
@@ -165,12 +165,12 @@ async fn finish(service: &Service, settings: &Settings, headers: &HeaderMap, que
     Ok((StatusCode::SEE_OTHER, headers).into_response())
 }
 
-/// Asks the agent about a login.
+/// Sends the agent a request about a login.
 ///
 /// # Errors
 /// [`Failed`].
 pub async fn ask(service: &Service, settings: &Settings, question: LoginQuestion) -> Result<Answer, Failed> {
-    // Strangers who log in delay neither users who have, nor those who ask whether tokens are valid.
+    // Separate turns, so that strangers do not delay users who are logged in, and neither delays checks of tokens.
     let turns = &service.logins[usize::from(matches!(question, LoginQuestion::User { .. }))];
     let question = Question::Issuer {
         name: settings.issuer.url().to_owned(),
@@ -187,7 +187,7 @@ pub async fn ask(service: &Service, settings: &Settings, question: LoginQuestion
     }
 }
 
-/// Returns an address of the provider, for the policy of a page whose form leads there.
+/// Returns an address at the provider, for the policy of a page whose form leads there.
 ///
 /// # Errors
 /// [`Failed`].
@@ -205,7 +205,7 @@ pub async fn provider(service: &Service, settings: &Settings) -> Result<Option<S
     }
 }
 
-/// Sends a browser to log in, and then back to a page.
+/// Redirects a browser to the login, and then back to a page.
 pub fn required(settings: &Settings, back: &str) -> Response {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("return", back);
@@ -219,7 +219,7 @@ pub fn required(settings: &Settings, back: &str) -> Response {
 /// Returns the header `Location`.
 ///
 /// # Errors
-/// The address is none.
+/// The address cannot be a header.
 pub fn location(address: &str) -> Result<header::HeaderValue, Failed> {
     header::HeaderValue::from_str(address).map_err(|_| Failed::Unavailable)
 }

@@ -1,4 +1,4 @@
-//! The end of sessions: by the user (OpenID Connect RP-Initiated Logout 1.0), and by the provider (Back-Channel Logout 1.0).
+//! Logout by the user (OpenID Connect RP-Initiated Logout 1.0) or by the provider (Back-Channel Logout 1.0).
 
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ use crate::{
 
 static UNREVOKED: Line = Line::new();
 
-/// For how long a revocation is kept beyond the end of its login, in seconds: the difference of clocks.
+/// How long a revocation is kept after the end of its login, in seconds: a tolerance for clock differences.
 const CLOCKS: u64 = 600;
 
-/// Ends the session of a browser, and sends it to the provider to log out there, too.
+/// Ends the session of a browser, and redirects the browser to the provider, to log out there, too.
 pub async fn logout(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let ended = async {
@@ -57,7 +57,7 @@ pub async fn logout(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     ended.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }
 
-/// Shows that the session is over.
+/// Shows that the session has ended.
 pub async fn page(State(service): State<Arc<Service>>) -> Response {
     let frame = Frame {
         base: service.settings().issuer.path().to_owned(),
@@ -90,7 +90,7 @@ pub async fn back_channel(
     }
 }
 
-/// Revokes logins, so that programs that act by them get no tokens any more, either.
+/// Revokes logins, so that programs that act by them get no further tokens.
 async fn revoke(service: &Service, logins: Vec<Login>) {
     for login in logins {
         let question = || Question::Revoke {
@@ -99,9 +99,9 @@ async fn revoke(service: &Service, logins: Vec<Login>) {
         };
         match service.agent.ask(question).await {
             Ok(Answer::Revoked) => {}
-            Ok(_) => UNREVOKED.log("a login was not revoked, since the agent answered another question"),
+            Ok(_) => UNREVOKED.log("a login was not revoked, since the agent sent an unexpected reply"),
             Err(e) => UNREVOKED.log(format_args!(
-                "a login was not revoked, and programs may act by it until it ends: {e}"
+                "a login was not revoked, so programs may act by it until it ends: {e}"
             )),
         }
     }

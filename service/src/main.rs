@@ -7,13 +7,13 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use service::settings::Settings;
 
-/// The most threads that serve: enough for more than the agent answers.
+/// The maximum number of worker threads: the agent would not answer more requests.
 const MAX_WORKERS: usize = 8;
 
-/// The most threads that wait for files and the name service.
+/// The maximum number of threads that wait for files and the name service.
 const BLOCKING_THREADS: usize = 16;
 
-/// Reports over HTTP whether tokens are valid, and mints tokens.
+/// Reports over HTTP whether tokens are valid, and mints tokens
 #[derive(Parser)]
 #[command(name = "workflow-tokend", version)]
 struct Cli {

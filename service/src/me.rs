@@ -1,4 +1,4 @@
-//! What belongs to the user who has logged in: the page `/me`, and a token for programs in the browser.
+//! The page of a logged-in user (`/me`), and tokens for programs in the browser.
 
 use std::sync::Arc;
 
@@ -33,10 +33,10 @@ use crate::{
     wanted::{REPEATABLE, Wanted},
 };
 
-/// The most sessions and logins that are shown.
+/// The maximum number of sessions and logins on the page.
 const MOST: u32 = 100;
 
-/// The name of the login for jobs in forms.
+/// The id of the login for jobs in forms.
 const JOB_LOGIN: &str = "job-login";
 
 impl JobLoginRow {
@@ -48,7 +48,7 @@ impl JobLoginRow {
     }
 }
 
-/// Shows the user what belongs to them.
+/// Shows the page of the user.
 pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
     let settings = service.settings();
     let shown = async {
@@ -96,7 +96,7 @@ pub async fn page(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
     shown.await.unwrap_or_else(|failed: Failed| failed.response(&settings))
 }
 
-/// Asks the agent for the user of a session.
+/// Sends the agent a request for the user of a session.
 async fn ask(
     service: &Service,
     settings: &Settings,
@@ -107,7 +107,7 @@ async fn ask(
     login::ask(service, settings, LoginQuestion::User { ticket, request }).await
 }
 
-/// Revokes the tokens of a job of the user.
+/// Revokes the tokens of one of the user's jobs.
 pub async fn revoke(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let revoked = async {
@@ -137,7 +137,7 @@ fn back(settings: &Settings) -> Result<Response, Failed> {
     Ok((StatusCode::SEE_OTHER, [(header::LOCATION, login::location(&to)?)]).into_response())
 }
 
-/// Ends another session or login of the user.
+/// Ends another session, or a login, of the user.
 pub async fn end(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let settings = service.settings();
     let ended = async {
@@ -168,7 +168,7 @@ pub async fn token(
     body: Bytes,
 ) -> Result<Response, OAuthError> {
     let settings = service.settings();
-    // Forms of other sites cannot send the one, and scripts of other sites neither.
+    // Neither forms nor scripts of other sites can send these headers.
     let is_same_origin = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin")
         || headers.contains_key("x-requested-with");
     let is_foreign = headers
@@ -176,7 +176,7 @@ pub async fn token(
         .is_some_and(|origin| origin != settings.issuer.origin());
     if !is_same_origin || is_foreign {
         return Err(OAuthError::InvalidRequest(
-            "the request must be of a page of this origin, or have the header X-Requested-With",
+            "the request must come from a page of this origin, or contain the header X-Requested-With",
         ));
     }
     let form = match body.is_empty() {

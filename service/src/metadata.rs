@@ -1,5 +1,5 @@
-//! Where clients find everything: metadata of the issuer (RFC 8414, OpenID Connect Discovery), its keys, and metadata of
-//! protected services (RFC 9728).
+//! Published metadata: those of the issuer (RFC 8414, OpenID Connect Discovery), its keys, and those of protected
+//! services (RFC 9728).
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     settings::{Resource, Settings},
 };
 
-/// The path of the keys, behind that of the issuer.
+/// The path of the keys, relative to that of the issuer.
 pub const JWKS: &str = "/jwks";
 
 /// The path of introspection.
@@ -51,25 +51,26 @@ pub const DEVICE_AUTHORIZATION: &str = "/device_authorization";
 /// The path of requests about the login for the jobs of a user.
 pub const JOB_LOGIN: &str = "/job-login";
 
-/// The type of a MUNGE credential as a token, of which no standard has one.
+/// The type of a MUNGE credential in a token exchange. No standard defines one.
 pub const MUNGE: &str = "urn:x-workflow-token:munge";
 
 /// The path of logins of programs with a browser.
 pub const AUTHORIZATION: &str = "/authorize";
 
-/// The path of all Status Lists. That of one is followed by its number.
+/// The path of all Status Lists. The path of one list is this path and its number.
 pub const STATUS: &str = "/status";
 
-/// The path of metadata of protected services, before their names.
+/// The path of the metadata of protected services, followed by the name of a service.
 pub const RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
 /// The path of the settings of the public client.
 pub const PUBLIC_CLIENT: &str = "/.well-known/workflow-token-client";
 
-/// For how long clients may keep metadata and keys: shorter than a key is published before it signs.
+/// How long clients may cache metadata and keys: shorter than the time between the publication of a key and its first
+/// signature.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
-/// How clients prove their identity.
+/// The supported methods of client authentication.
 const AUTHENTICATION: [&str; 2] = ["client_secret_basic", "client_secret_post"];
 
 /// Returns the metadata of the issuer.
@@ -78,7 +79,8 @@ pub async fn issuer(State(service): State<Arc<Service>>) -> Result<Response, OAu
     Ok(([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response())
 }
 
-/// Returns the metadata that clients find: our own, or those of the server that the settings name. None if they are not known.
+/// Returns the published metadata: those of this service, or of the server that the settings name. None if they are not
+/// known yet.
 pub fn document(service: &Service) -> Option<Map<String, Value>> {
     let settings = service.settings();
     let ours = || {
@@ -108,9 +110,9 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_
         "token_endpoint": at(TOKEN),
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
         "grant_types_supported": [CLIENT_CREDENTIALS, TOKEN_EXCHANGE],
-        // The uid that a MUNGE credential is restricted to, which is exchanged for a token.
+        // A program that exchanges a MUNGE credential for a token restricts the credential to this uid.
         "munge_uid": munge_uid,
-        // Required, even if nobody is sent to an authorization endpoint.
+        // Required, even without an authorization endpoint.
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": keys.algorithms,
@@ -136,7 +138,7 @@ fn metadata(settings: &Settings, keys: &PublicKeys, munge_uid: Option<u32>, has_
     metadata
 }
 
-/// Returns what a command-line tool needs to log in, by the names that client metadata have (RFC 7591 section 2).
+/// Returns the settings that a command-line tool needs for a login, named as in client metadata (RFC 7591 section 2).
 pub async fn public_client(State(service): State<Arc<Service>>) -> Response {
     let settings = service.settings();
     let Some(client) = &settings.public_client else {
@@ -167,7 +169,7 @@ pub async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Re
     Ok((headers, kind, keys.jwks.clone()).into_response())
 }
 
-/// Returns whether a client has a response of this entity tag (RFC 9110 section 13.1.2).
+/// Returns whether a client has cached the response with this entity tag (RFC 9110 section 13.1.2).
 pub fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
     let known = headers
         .get_all(header::IF_NONE_MATCH)
@@ -194,8 +196,8 @@ pub async fn resource(State(service): State<Arc<Service>>, Path(name): Path<Stri
     ([(header::CACHE_CONTROL, MAX_AGE)], Json(metadata)).into_response()
 }
 
-/// Returns the URL of the metadata of a protected service: at the service itself, whose proxy passes the path on
-/// (RFC 9728 section 3.1).
+/// Returns the URL of the metadata of a protected service. It is at the service itself, whose proxy passes the path on
+/// to workflow-tokend (RFC 9728 section 3.1).
 pub fn resource_url(settings: &Settings, resource: &Resource) -> String {
     debug_assert!(settings.resources.contains(resource));
     let after_scheme = resource.url.find("://").map_or(0, |at| at + 3);

@@ -34,17 +34,17 @@ struct DecisionLabels {
 /// A decision about the token of a request.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub enum Decision {
-    /// It was valid.
+    /// The token was valid.
     Granted,
-    /// There was none.
+    /// The request contained no token.
     Missing,
-    /// It was not valid, or malformed.
+    /// The token was not valid, or malformed.
     Invalid,
-    /// It was for another service or project, or lacked a scope.
+    /// The token was for another service or project, or lacked a scope.
     Forbidden,
-    /// The agent could not report its validity.
+    /// The agent could not report the validity of the token.
     Unknown,
-    /// The proxy did not say what it demands.
+    /// The demand of the proxy was missing or malformed.
     Misconfigured,
 }
 
@@ -75,10 +75,10 @@ impl EncodeLabelValue for Decision {
 }
 
 impl Metrics {
-    /// Returns all metrics, in text.
+    /// Returns all metrics, as text.
     ///
     /// # Errors
-    /// They cannot be formatted.
+    /// The metrics cannot be formatted.
     pub fn text(&self, is_agent_connected: bool) -> Result<String, std::fmt::Error> {
         self.agent.set(is_agent_connected.into());
         let mut text = String::new();
@@ -86,7 +86,7 @@ impl Metrics {
         Ok(text)
     }
 
-    /// Returns counters that are at zero.
+    /// Returns counters with the value 0.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("workflow_tokend");
         let requests = Family::default();
@@ -124,7 +124,7 @@ impl Metrics {
         self.legacy.inc();
     }
 
-    /// Counts a connection, until what is returned is dropped.
+    /// Counts a connection as open until the returned value is dropped.
     pub fn connected(&self) -> Connected {
         self.connections.inc();
         Connected(self.connections.clone())

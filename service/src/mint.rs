@@ -1,4 +1,4 @@
-//! Has the agent mint tokens, and answers with them (RFC 6749 section 5.1).
+//! Requests tokens from the agent, and formats the response (RFC 6749 section 5.1).
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(2);
 
 static UNMINTED: Kind = Kind::new();
 
-/// A token that was minted.
+/// A minted token.
 pub struct Minted {
     /// The token.
     pub token: SecretText,
@@ -29,13 +29,13 @@ pub struct Minted {
 }
 
 impl Minted {
-    /// Returns the time that it is valid for, in seconds.
+    /// Returns the remaining lifetime, in seconds.
     pub fn expires_in(&self) -> u64 {
         (self.claims.exp().seconds() as u64).saturating_sub(now())
     }
 }
 
-/// Has the agent mint a token. `event` is its name in the audit stream.
+/// Requests a token from the agent. `event` is its name in the audit stream.
 ///
 /// # Errors
 /// [`OAuthError`].
@@ -47,12 +47,12 @@ pub async fn mint(
 ) -> Result<Minted, OAuthError> {
     let client = request.client.clone();
     let is_login = matches!(request.evidence, Evidence::Login(_));
-    // A MUNGE credential is good once: a question that may have been received is not sent again.
+    // A MUNGE credential is valid once, so a request that the agent may have received is not repeated.
     let question = Question::Issuer {
         name: settings.issuer.url().to_owned(),
         question: IssuerQuestion::Mint(request),
     };
-    // Whoever asks for tokens delays nobody who asks whether tokens are valid, and strangers nobody else.
+    // Requests for tokens do not delay checks of tokens, and strangers delay only each other.
     let is_known = client.is_some() || is_login;
     let turn = timeout(WAIT, service.minting[usize::from(is_known)].acquire()).await;
     let Ok(Ok(_turn)) = turn else {
@@ -76,14 +76,14 @@ pub async fn mint(
             return Err(OAuthError::Unavailable);
         }
     };
-    // Its key may be newer than those that are known here.
+    // The key may be newer than the keys that are known here.
     let claims = service.keys.verify(&token.0).await;
     let claims = claims.map_err(|_| OAuthError::Unavailable)?;
     service.audit.write(&Event::new(event, client.as_deref(), &claims));
     Ok(Minted { token, claims })
 }
 
-/// Returns the answer with a token.
+/// Returns the response with a token.
 pub fn respond(minted: &Minted, issued_type: Option<&str>, refresh: Option<Zeroizing<String>>) -> Response {
     let mut body = json!({
         "access_token": *minted.token.0,
@@ -100,7 +100,7 @@ pub fn respond(minted: &Minted, issued_type: Option<&str>, refresh: Option<Zeroi
     answer(&body)
 }
 
-/// Returns an answer that nobody keeps.
+/// Returns a response that caches must not store.
 pub fn answer(body: &Value) -> Response {
     let no_store = [(header::CACHE_CONTROL, "no-store"), (header::PRAGMA, "no-cache")];
     (no_store, Json(body)).into_response()

@@ -15,7 +15,7 @@ use crate::{
 pub async fn operator(State(service): State<Arc<Service>>) -> Response {
     let figures = match service.agent.ask(|| Question::Figures).await {
         Ok(Answer::Figures(figures)) => Ok(figures),
-        Ok(_) => Err("the agent answers another question: install the same release of both".to_owned()),
+        Ok(_) => Err("the agent sent an unexpected reply: install the same release of both".to_owned()),
         Err(why) => Err(why),
     };
     let operator = Operator {

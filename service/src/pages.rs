@@ -1,6 +1,7 @@
-//! The pages for people: HTML from templates, and one style sheet. They need no JavaScript, and the policy of each page forbids it.
+//! The pages for people: HTML from templates, and one style sheet. They contain no JavaScript, and the policy of each
+//! page forbids it.
 //!
-//! A page is a struct, and its response depends on nothing else. Askama escapes everything in it. All links and forms are
+//! A page is a struct, and its response depends on nothing else. Askama escapes all values. All links and forms are
 //! below the path of the issuer.
 
 mod operator;
@@ -19,14 +20,14 @@ pub use operator::Operator;
 pub use style::{STYLE, style};
 pub use user::{JobLoginRow, Me, SessionRow};
 
-/// The content security policy, before the origins that forms lead to.
+/// The content security policy, up to the allowed targets of forms.
 const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; \
                       form-action 'self'";
 
 /// The headers of all pages, besides the policy.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    // Without one, browsers would send no `Origin` with forms.
+    // Without a policy, browsers would not send `Origin` with forms.
     (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (
@@ -35,22 +36,23 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     ),
 ];
 
-/// The parts that all pages have.
+/// The common parts of all pages.
 #[derive(Clone, Default)]
 pub struct Frame {
     /// The path of the issuer: empty, or `/PATH`.
     pub base: String,
     /// The user who has logged in.
     pub user: Option<String>,
-    /// The hidden field `csrf` of all forms.
+    /// The value of the hidden field `csrf` of all forms.
     pub csrf: Option<String>,
-    /// The URLs that the answer to a form may redirect to, besides the service itself: browsers apply the policy to them, too.
+    /// The URLs that the response to a form may redirect to, besides the service itself: browsers apply the policy to
+    /// them, too.
     pub form_origins: Vec<String>,
 }
 
 /// A page.
 pub trait Page: Template + Sized {
-    /// Returns the parts that all pages have.
+    /// Returns the common parts.
     fn frame(&self) -> &Frame;
 
     /// Returns the status of the response.
@@ -85,11 +87,11 @@ pub struct Problem {
     pub status: StatusCode,
     /// The heading: `The login failed`.
     pub title: String,
-    /// What happened, and what to do.
+    /// The explanation, and what to do.
     pub text: String,
 }
 
-/// The end of a session.
+/// The page after a logout.
 #[derive(Template)]
 #[template(path = "logged-out.html")]
 pub struct LoggedOut {
@@ -97,7 +99,7 @@ pub struct LoggedOut {
     pub frame: Frame,
 }
 
-/// The end of what a terminal began: back to it.
+/// The last page of a login that a terminal began.
 #[derive(Template)]
 #[template(path = "done.html")]
 pub struct Done {
@@ -105,7 +107,7 @@ pub struct Done {
     pub frame: Frame,
     /// The heading: `You are logged in`.
     pub title: String,
-    /// What the user has done.
+    /// The result.
     pub text: String,
 }
 
@@ -115,25 +117,25 @@ pub struct Done {
 pub struct EnterCode {
     /// The common parts.
     pub frame: Frame,
-    /// The code, if it is known: from the query or a former attempt.
+    /// The code from the query or a former attempt, if any.
     pub code: Option<String>,
-    /// Why a former attempt failed.
+    /// The reason why a former attempt failed.
     pub problem: Option<String>,
 }
 
-/// The question whether a client may act as the user. The answer is a POST with `decision`: `allow` or `deny`.
+/// The question whether a client may act as the user. The form is a POST with `decision`: `allow` or `deny`.
 #[derive(Template)]
 #[template(path = "confirm.html")]
 pub struct Confirm {
     /// The common parts.
     pub frame: Frame,
-    /// The path that the answer is sent to, behind that of the issuer: `/device`.
+    /// The path that the form is sent to, relative to that of the issuer: `/device`.
     pub action: String,
     /// Further hidden fields.
     pub hidden: Vec<(String, String)>,
-    /// The client, as its metadata or the operator names it.
+    /// The name of the client, from its metadata or the operator.
     pub client: String,
-    /// The code that the terminal of the user shows, too.
+    /// The code that the user's terminal shows, too.
     pub code: Option<String>,
     /// The audiences of the token.
     pub audience: Vec<String>,
@@ -143,7 +145,7 @@ pub struct Confirm {
     pub projects: Vec<String>,
     /// The lifetime of the token in seconds.
     pub expires_in: Option<u64>,
-    /// The user of the cluster whose jobs get tokens of this login, if it is one for jobs.
+    /// The user of the cluster whose jobs get tokens of this login, if it is a login for jobs.
     pub for_jobs: Option<String>,
 }
 
@@ -155,7 +157,7 @@ impl Confirm {
 }
 
 impl Frame {
-    /// Returns the URL of the style sheet, whose query changes with its contents.
+    /// Returns the URL of the style sheet. Its query changes with the content.
     fn style_url(&self) -> String {
         style::url(&self.base)
     }
@@ -171,7 +173,7 @@ impl Frame {
     }
 }
 
-/// Returns the expression for the origin of a URL in a content security policy; none if there is none.
+/// Returns the source expression of a URL for a content security policy, or `None` if the policy cannot express it.
 fn source(url: &str) -> Option<String> {
     let uri: http::Uri = url.parse().ok()?;
     let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"))?;
@@ -180,7 +182,7 @@ fn source(url: &str) -> Option<String> {
     if authority.bytes().all(is_host) {
         return Some(format!("{scheme}://{authority}"));
     }
-    // The grammar has no IPv6 addresses.
+    // Source expressions do not allow IPv6 addresses.
     authority.starts_with('[').then(|| format!("{scheme}:"))
 }
 

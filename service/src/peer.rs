@@ -3,9 +3,9 @@
 /// The peer of a connection.
 #[derive(Debug, Clone, Copy)]
 pub enum Peer {
-    /// A program that is reached by TCP: whoever it is, also on this machine.
+    /// An unknown program that connected by TCP, possibly on this machine.
     Tcp,
-    /// A local user, as the kernel says (`SO_PEERCRED`, unix(7)).
+    /// A local user, as reported by the kernel (`SO_PEERCRED`, unix(7)).
     Unix(u32),
 }
 

@@ -1,4 +1,4 @@
-//! The forms of pages, which a browser posts.
+//! Forms that browsers post from pages.
 
 use axum::http::HeaderMap;
 
@@ -11,10 +11,11 @@ use crate::{
     settings::Settings,
 };
 
-/// Reads a form, of which some parameters may be there more than once. Returns it with the session of the browser, if it has one.
+/// Reads a form, and returns it with the session of the browser, or `None` without a session. Parameters in
+/// `repeatable` may be repeated.
 ///
 /// # Errors
-/// [`Failed`]: the form is malformed, or no page of the service made it for this session.
+/// [`Failed`] if the form is malformed, or does not come from a page that the service made for this session.
 pub async fn posted<'a>(
     service: &Service,
     settings: &Settings,

@@ -1,4 +1,4 @@
-//! What operators and their programs ask: metrics, and whether the service works.
+//! Metrics, and probes of liveness and readiness.
 
 use std::sync::Arc;
 
@@ -21,12 +21,13 @@ pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
     }
 }
 
-/// The process works.
+/// Reports that the process runs.
 pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// The service can answer: the agent is connected, the keys are known, and the state can be used.
+/// Reports whether the service can answer requests: the agent is connected, the keys are known, and the state can be
+/// used.
 pub async fn ready(State(service): State<Arc<Service>>) -> Response {
     let missing = match (service.agent.is_connected(), service.keys.known()) {
         (true, Some(_)) => match service.has_state().await {
@@ -34,7 +35,7 @@ pub async fn ready(State(service): State<Arc<Service>>) -> Response {
             false => "the state cannot be used\n",
         },
         (false, _) => "the agent is not connected\n",
-        (true, None) => "the keys of the issuer are not known\n",
+        (true, None) => "the keys of the issuer are unknown\n",
     };
     (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
 }

@@ -1,4 +1,4 @@
-//! Random texts that nobody guesses.
+//! Random texts that cannot be guessed.
 
 use aws_lc_rs::{
     digest::{SHA256, digest},
@@ -7,20 +7,21 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
-/// The letters of codes that people type: no vowels, so that they form no words, and none that look alike (RFC 8628 section 6.1).
+/// The letters of codes that people type: no vowels, so that codes form no words, and no similar letters (RFC 8628
+/// section 6.1).
 const LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 
-/// The letters of such a code: more than 34 bits.
+/// The number of letters in such a code: more than 34 bits.
 const CODE: usize = 8;
 
-/// Returns a secret of 256 bits, in letters, digits, `-` and `_`.
+/// Returns a secret of 256 bits: letters, digits, `-` and `_`.
 pub fn secret() -> Zeroizing<String> {
     let mut bytes = Zeroizing::new([0; 32]);
     fill(&mut *bytes);
     Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes))
 }
 
-/// Returns the challenge of a verifier, of the method S256 (RFC 7636 section 4.2).
+/// Returns the code challenge of a verifier, for the method S256 (RFC 7636 section 4.2).
 pub fn challenge(verifier: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()))
 }
@@ -31,7 +32,7 @@ pub fn user_code() -> String {
     while code.len() < CODE {
         let mut bytes = [0; 2 * CODE];
         fill(&mut bytes);
-        // All letters are as likely: 240 is a multiple of 20.
+        // 240 is a multiple of 20, so all letters are equally likely.
         let letters = bytes.iter().filter(|byte| **byte < 240);
         let letters = letters.map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]));
         code.extend(letters.take(CODE - code.len()));
@@ -39,7 +40,7 @@ pub fn user_code() -> String {
     code
 }
 
-/// Returns a code as it is shown: `WDJB-MJHT`.
+/// Returns a code as users see it: `WDJB-MJHT`.
 pub fn shown(code: &str) -> String {
     match code.split_at_checked(CODE / 2) {
         Some((first, second)) => format!("{first}-{second}"),
@@ -47,7 +48,7 @@ pub fn shown(code: &str) -> String {
     }
 }
 
-/// Returns the code that a person typed, whatever its case and whatever is between the letters; none if it is not one.
+/// Normalizes a code that a person typed, ignoring case and separators. Returns `None` if it is not a code.
 pub fn typed(text: &str) -> Option<String> {
     let code: String = text
         .chars()
@@ -60,7 +61,7 @@ pub fn typed(text: &str) -> Option<String> {
 }
 
 fn fill(bytes: &mut [u8]) {
-    // aws-lc ends the process where there is no randomness.
+    // aws-lc aborts the process if no randomness is available.
     rand::fill(bytes).expect("random bytes");
 }
 

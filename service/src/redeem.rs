@@ -1,5 +1,5 @@
-//! Tokens that a user has allowed a program to have: for a device code, an authorization code or a refresh token. A token is minted
-//! before what it is for is used up: if the agent does not answer, the program asks again.
+//! Tokens that a user has allowed a program to get, with a device code, an authorization code or a refresh token. The
+//! token is minted before the code is consumed: if the agent does not reply, the program can try again.
 
 use axum::response::Response;
 use protocol::SecretText;
@@ -19,7 +19,7 @@ use crate::{
     wanted::Wanted,
 };
 
-/// What a redemption needs.
+/// A request to redeem a code or a refresh token.
 pub struct Redemption<'a> {
     /// The service.
     pub service: &'a Service,
@@ -30,7 +30,7 @@ pub struct Redemption<'a> {
 }
 
 impl Redemption<'_> {
-    /// Answers a device (RFC 8628 section 3.4).
+    /// Redeems a device code (RFC 8628 section 3.4).
     ///
     /// # Errors
     /// [`OAuthError`].
@@ -50,7 +50,7 @@ impl Redemption<'_> {
         Ok(respond(&minted, None, Some(token)))
     }
 
-    /// Answers a program that was given a code (RFC 6749 section 4.1.3).
+    /// Redeems an authorization code (RFC 6749 section 4.1.3).
     ///
     /// # Errors
     /// [`OAuthError`].
@@ -70,7 +70,7 @@ impl Redemption<'_> {
         Ok(respond(&minted, None, Some(token)))
     }
 
-    /// Answers a program with a refresh token (RFC 6749 section 6).
+    /// Redeems a refresh token (RFC 6749 section 6).
     ///
     /// # Errors
     /// [`OAuthError`].

@@ -1,20 +1,20 @@
-//! Why a token is not accepted.
+//! Reasons to reject a token.
 
-/// The reason why a token is not accepted.
+/// The reason why a token is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
-    /// There is no token.
+    /// The request contains no token.
     Missing,
     /// The headers with the token are malformed, or there are several tokens.
     Malformed,
-    /// It is not valid: for its bearer.
+    /// The token is not valid. The text is for its bearer.
     Invalid(String),
-    /// It is for another service.
+    /// The token is for another service.
     OtherAudience,
-    /// It lacks these scopes.
+    /// The token lacks these scopes.
     Scope(String),
-    /// It is for another project.
+    /// The token is for another project.
     OtherProject,
-    /// The agent cannot report its validity; the reason, for the operator.
+    /// The agent cannot report the validity of the token. The text is for the operator.
     Unknown(String),
 }

@@ -26,11 +26,11 @@ use crate::{
 
 static FAILED: Kind = Kind::new();
 
-/// The time for which a revocation is kept beyond the expiry of its token: the difference of clocks.
+/// How long a revocation is kept after the expiry of its token, in seconds: a tolerance for clock differences.
 const LEEWAY: u64 = 600;
 
-/// Revokes a token; a client's own refresh token with all of its family. A token that is not valid, or not for the client, counts as
-/// revoked: that is no error (RFC 7009 section 2.2).
+/// Revokes a token. A client's own refresh token is revoked with all tokens of its family. A token that is not valid,
+/// or not for the client, counts as revoked, without an error (RFC 7009 section 2.2).
 pub async fn revoke(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
@@ -66,7 +66,7 @@ pub async fn revoke(
         keep_secs: left.saturating_add(LEEWAY),
         claims,
     };
-    // It goes on if the client breaks off, so that what was revoked is in the audit stream.
+    // A separate task continues if the client disconnects, so that the audit stream contains every revocation.
     let revoked = tokio::spawn(async move { revocation.run(&service).await });
     revoked.await.unwrap_or(Err(OAuthError::Unavailable))
 }

@@ -1,4 +1,4 @@
-//! The paths of the service: a fixed list. Everything else is 404.
+//! The paths of the service: a fixed list. The response to all others is 404.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 /// The longest body of a request, in bytes.
 const MAX_BODY: usize = 32 << 10;
 
-/// The routes, as metrics name them.
+/// The routes, as named in metrics.
 const ROUTES: [&str; 29] = [
     metadata::JWKS,
     metadata::TOKEN,
@@ -54,10 +54,10 @@ const ROUTES: [&str; 29] = [
     pages::STYLE,
 ];
 
-/// The time in which a request is answered, from its last header on: longer than the agent has.
+/// The timeout of a request, from its last header on: longer than the timeouts of the agent.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the paths that everybody reaches.
+/// Returns the public paths.
 pub fn public(service: &Arc<Service>) -> Router {
     let settings = service.settings();
     let base = settings.issuer.path();
@@ -70,10 +70,11 @@ pub fn public(service: &Arc<Service>) -> Router {
         .route(&at(metadata::STATUS), get(status::lists))
         .route(
             &format!("{}/{{number}}", at(metadata::STATUS)),
-            // A list in a JWT is in base64 twice.
+            // A list in a JWT is encoded in base64 twice, so it compresses well.
             get(status::list).layer(CompressionLayer::new().gzip(true)),
         )
-        // RFC 8414 section 3.1 puts the path of the issuer behind, OpenID Connect Discovery before.
+        // The well-known part is in front of the issuer's path in RFC 8414 section 3.1, and behind it in OpenID Connect
+        // Discovery.
         .route(
             &format!("/.well-known/oauth-authorization-server{base}"),
             get(metadata::issuer),
@@ -144,7 +145,7 @@ fn guarded(router: Router<Arc<Service>>, service: &Arc<Service>) -> Router {
         .with_state(Arc::clone(service))
 }
 
-/// Ends a request that takes too long, and marks all answers as what they are.
+/// Ends requests that take too long, and sets headers of all responses.
 async fn bound(request: Request, next: Next) -> Response {
     let answered = timeout(TIMEOUT, next.run(request)).await;
     let mut response = answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response());
@@ -156,7 +157,7 @@ async fn bound(request: Request, next: Next) -> Response {
     response
 }
 
-/// Counts a request by its route, which is one of the list.
+/// Counts a request by its route.
 async fn count(State(service): State<Arc<Service>>, path: MatchedPath, request: Request, next: Next) -> Response {
     let settings = service.settings();
     let of_issuer = path

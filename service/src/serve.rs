@@ -1,4 +1,4 @@
-//! Serves HTTP/1.1 and 1.0 at all sockets, until it is told to stop.
+//! Serves HTTP/1.1 and 1.0 at all sockets, until the service shuts down.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -27,26 +27,26 @@ use crate::{
     service::Service,
 };
 
-/// The most connections of a socket. Further ones wait until one ends. All of their buffers and bodies take less memory than the unit
-/// of systemd allows.
+/// The maximum number of connections per socket. Further ones wait until one ends. The buffers and bodies of all
+/// connections fit into the memory limit of the systemd unit.
 const CONNECTIONS: usize = 12_288;
 
-/// The time for a TLS handshake, and for the headers of a request: also how long a connection may be idle.
+/// The timeout of a TLS handshake, and of the headers of a request. It also limits the idle time of a connection.
 const HEADERS: Duration = Duration::from_secs(30);
 
-/// The time for a peer to take what is sent to it.
+/// The timeout of a write to a peer.
 const WRITE: Duration = Duration::from_secs(30);
 
 /// The longest request line and headers, in bytes.
 const MAX_HEADERS: usize = 32 << 10;
 
-/// The time that requests have to end when the service stops.
+/// The time that requests have to end at a shutdown.
 const STOPPING: Duration = Duration::from_secs(10);
 
-/// The pause after an error of accept(2), as when no descriptors are left.
+/// The pause after an error of accept(2), for example if no file descriptors are left.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// What each connection needs.
+/// The values that each connection needs.
 #[derive(Clone)]
 struct Server {
     router: Router,
@@ -54,7 +54,7 @@ struct Server {
     service: Arc<Service>,
 }
 
-/// Serves until `stopping` is true, and then to the end of all requests.
+/// Serves until `stopping` is true, and then until all requests end.
 pub async fn serve_all(listeners: Vec<Listener>, service: Arc<Service>, stopping: watch::Receiver<bool>) {
     let graceful = Arc::new(GracefulShutdown::new());
     let mut servers = JoinSet::new();
@@ -82,7 +82,7 @@ pub async fn serve_all(listeners: Vec<Listener>, service: Arc<Service>, stopping
         servers.spawn(accept(socket, server, Arc::clone(&graceful), stopping.clone()));
     }
     while servers.join_next().await.is_some() {}
-    // The servers have ended, and connections hold watchers only.
+    // The servers have ended, and connections hold only watchers.
     if let Some(graceful) = Arc::into_inner(graceful)
         && timeout(STOPPING, graceful.shutdown()).await.is_err()
     {
@@ -97,7 +97,7 @@ async fn accept(socket: Socket, server: Server, graceful: Arc<GracefulShutdown>,
     };
     let listening = match listening {
         Ok(listening) => listening,
-        Err(e) => return eprintln!("workflow-tokend: a socket: {e}"),
+        Err(e) => return eprintln!("workflow-tokend: a socket failed: {e}"),
     };
     let turns = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -146,7 +146,7 @@ impl Listening {
         match self {
             Self::Tcp(socket) => {
                 let (stream, _) = socket.accept().await?;
-                // It only delays.
+                // Failure costs only latency.
                 let _ = stream.set_nodelay(true);
                 Ok(Accepted {
                     stream: Stream::Tcp(stream),
@@ -168,7 +168,7 @@ impl Listening {
 async fn serve(stream: Stream, peer: Peer, server: Server, watcher: Watcher, held: (OwnedSemaphorePermit, Connected)) {
     match (stream, &server.tls) {
         (Stream::Tcp(stream), Some(tls)) => {
-            // A peer that fails here is a stranger, or gives up.
+            // A failed handshake is the problem of the peer, and is not logged.
             if let Ok(Ok(stream)) = timeout(HEADERS, tls.accept(stream)).await {
                 serve_http(stream, peer, server.router, watcher).await;
             }
@@ -198,10 +198,10 @@ async fn serve_http(
         .header_read_timeout(HEADERS)
         .max_buf_size(MAX_HEADERS)
         .half_close(false);
-    // A peer that takes nothing would keep its connection for ever.
+    // Without a timeout, a peer that reads nothing would keep its connection forever.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE));
     let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), answer);
-    // A peer that breaks off, or sends nonsense, has had its answer.
+    // Errors of a connection are the problem of the peer, and are not logged.
     let _ = watcher.watch(connection).await;
 }

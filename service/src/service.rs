@@ -22,10 +22,10 @@ use crate::{
     validity::Validities,
 };
 
-/// The most requests for tokens that the agent is asked at once: a part of what it answers at once.
+/// The maximum number of concurrent requests for tokens to the agent: a part of the agent's own limit.
 const MINTING: usize = 24;
 
-/// The same for logins.
+/// The maximum number of concurrent requests about logins to the agent.
 const LOGINS: usize = 32;
 
 static UNUSABLE: Kind = Kind::new();
@@ -33,37 +33,37 @@ static UNUSABLE: Kind = Kind::new();
 /// The service.
 pub struct Service {
     settings: RwLock<Arc<Settings>>,
-    /// The certificates of the listeners, in their order.
+    /// The certificates of the listeners, in the order of the settings.
     certificates: Vec<Option<Arc<CurrentCertificate>>>,
-    /// The way to the agent.
+    /// The client of the agent.
     pub agent: AgentClient,
     /// The keys of the issuer.
     pub keys: Arc<Keys>,
     /// The metadata of another server.
     pub external: External,
-    /// The answers of the agent.
+    /// The cached validity of tokens.
     pub validities: Validities,
-    /// The status lists.
+    /// The Status Lists.
     pub statuses: StatusLists,
     /// The counters.
     pub metrics: Metrics,
     /// The audit stream.
     pub audit: Audit,
-    /// Turns to ask the agent for a token: for strangers, and for all who have proved who they are to the service.
+    /// Turns to request a token from the agent: one semaphore for strangers, one for authenticated callers.
     pub minting: [Semaphore; 2],
-    /// Turns to ask the agent about logins: for strangers, and for users who have logged in.
+    /// Turns to ask the agent about logins: one semaphore for strangers, one for users who are logged in.
     pub logins: [Semaphore; 2],
-    /// How often strangers may do what costs something.
+    /// The rate limits on expensive requests of strangers.
     pub limits: Limits,
-    /// What the service remembers, if it does.
+    /// The state, if one is configured.
     pub state: Option<Arc<State>>,
 }
 
 impl Service {
-    /// Starts to connect to the agent.
+    /// Starts the service, and begins to connect to the agent.
     ///
     /// # Errors
-    /// For the operator: the audit stream or the state cannot be opened.
+    /// A message for the operator if the audit stream or the state cannot be opened.
     pub async fn new(settings: Settings) -> Result<Arc<Self>, String> {
         let state = match &settings.state {
             Some(settings) => Some(Arc::new(State::open(settings).await?)),
@@ -91,7 +91,7 @@ impl Service {
         }))
     }
 
-    /// Returns the settings in force.
+    /// Returns the current settings.
     pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -101,16 +101,16 @@ impl Service {
         self.certificates.get(listener)?.as_ref()
     }
 
-    /// Returns the state, which all that has to do with logins needs.
+    /// Returns the state, which all logins need.
     ///
     /// # Errors
-    /// There is none.
+    /// [`StateError::Unavailable`] if no state is configured.
     pub fn state(&self) -> Result<&State, StateError> {
-        let none = || StateError::Unavailable("the file has no table state".to_owned());
+        let none = || StateError::Unavailable("the configuration contains no table state".to_owned());
         self.state.as_deref().ok_or_else(none)
     }
 
-    /// Returns whether the state can be used, or there is none.
+    /// Returns true if the state can be used, or none is configured.
     pub async fn has_state(&self) -> bool {
         let Some(state) = &self.state else {
             return true;
@@ -122,15 +122,16 @@ impl Service {
         checked.is_ok()
     }
 
-    /// Loads the settings again, with certificates and secrets. Wrong ones are logged, and the former stay.
+    /// Reloads the settings, with certificates and secrets. If they are not valid, logs the error and keeps the current
+    /// ones.
     pub async fn reload(self: &Arc<Self>, path: &Path) {
         let (service, path) = (Arc::clone(self), path.to_owned());
         // The file system and the name service may hang.
         let loaded = tokio::task::spawn_blocking(move || service.load_again(&path)).await;
         match loaded {
-            Ok(Ok(())) => eprintln!("workflow-tokend: the settings were loaded again"),
-            Ok(Err(e)) => eprintln!("workflow-tokend: {e}: the former settings stay"),
-            Err(_) => eprintln!("workflow-tokend: an internal error: the former settings stay"),
+            Ok(Ok(())) => eprintln!("workflow-tokend: the settings were reloaded"),
+            Ok(Err(e)) => eprintln!("workflow-tokend: {e}: the former settings stay in force"),
+            Err(_) => eprintln!("workflow-tokend: an internal error: the former settings stay in force"),
         }
     }
 

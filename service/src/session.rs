@@ -1,4 +1,4 @@
-//! Sessions of browsers: an opaque id in a cookie, and what belongs to it in the state.
+//! Browser sessions: an opaque id in a cookie, and a record in the state.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use protocol::{LoggedIn, ProviderSession, SecretText};
@@ -19,7 +19,7 @@ use crate::{
 /// A session.
 #[derive(Serialize, Deserialize)]
 pub struct Session {
-    /// The evidence for tokens of the user.
+    /// The evidence with which the agent mints tokens of the user.
     pub ticket: SecretText,
     /// The user name on the cluster.
     pub user: String,
@@ -27,7 +27,7 @@ pub struct Session {
     pub uid: u32,
     /// The projects.
     pub projects: Vec<String>,
-    /// The hidden field of forms.
+    /// The hidden field `csrf` of forms.
     pub csrf: SecretText,
     /// When it began, in seconds since 1970-01-01T00:00:00Z.
     pub since: u64,
@@ -35,11 +35,11 @@ pub struct Session {
     pub expires: u64,
     /// The session at the provider.
     pub provider: ProviderSession,
-    /// Where to log out at the provider.
+    /// The URL to log out at the provider.
     pub end_session: Option<String>,
 }
 
-/// A session of a browser that has shown its cookie.
+/// The session of a request, by its cookie.
 pub struct Current {
     /// The value of the cookie.
     pub id: Zeroizing<String>,
@@ -47,14 +47,14 @@ pub struct Current {
     pub session: Session,
 }
 
-/// A session that the provider can end by its name for it.
+/// A session that the provider can end, by the provider's name of it.
 #[derive(Serialize, Deserialize)]
 struct Owned {
     owner: String,
     login: Option<Login>,
 }
 
-/// A login, which can be revoked: all that comes from it ends then.
+/// A login. Its revocation ends everything that depends on it.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Login {
     /// The claim `jti` of its ticket.
@@ -64,12 +64,12 @@ pub struct Login {
 }
 
 impl Session {
-    /// Returns the owner of this session and of the logins that it allows, as the state names it.
+    /// Returns the owner of this session and of the logins that it allows, as named in the state.
     pub fn owner(&self) -> String {
         owner(self.provider.sub.as_deref().unwrap_or(&self.user))
     }
 
-    /// Returns the login that this session comes from.
+    /// Returns the login that this session depends on.
     fn login(&self) -> Option<Login> {
         let ticket = Token::inspect(&self.ticket.0).ok()?;
         let jti = ticket.claims().as_map().get("jti")?.as_str()?.to_owned();
@@ -77,23 +77,23 @@ impl Session {
         Some(Login { jti, expires })
     }
 
-    /// Returns the parts of pages for this user.
+    /// Returns the common parts of pages for this user.
     pub fn frame(&self, issuer: &IssuerUrl) -> Frame {
         Frame {
             base: issuer.path().to_owned(),
             user: Some(self.user.clone()),
             csrf: Some(self.csrf.0.to_string()),
-            // The button to log out leads there.
+            // The response to the logout button redirects there.
             form_origins: self.end_session.iter().cloned().collect(),
         }
     }
 
-    /// Returns whether a form was made for this session, by a page of the service.
+    /// Returns whether a page of the service made a form for this session.
     pub fn made(&self, form: &Form, headers: &HeaderMap, issuer: &IssuerUrl) -> bool {
         let csrf = form.get("csrf").unwrap_or_default();
         let is_ours = match headers.get(header::ORIGIN) {
             Some(origin) => origin == issuer.origin(),
-            // Old browsers do not send it.
+            // Old browsers do not send this header.
             None => true,
         };
         let expected = self.csrf.0.as_bytes();
@@ -101,7 +101,7 @@ impl Session {
     }
 }
 
-/// The owner of the records of a user, by the subject at the provider.
+/// Returns the owner of a user's records, by the subject at the provider.
 fn owner(sub: &str) -> String {
     format!("sub:{sub}")
 }
@@ -121,10 +121,10 @@ pub async fn current(state: &State, headers: &HeaderMap) -> Result<Option<Curren
     }))
 }
 
-/// The most sessions of one user.
+/// The maximum number of sessions of one user.
 const MOST_SESSIONS: u64 = 200;
 
-/// Begins the session of a user who has logged in, and ends that which the browser had. Returns the cookie.
+/// Begins the session of a user who has logged in, and ends the browser's former session. Returns the cookie.
 ///
 /// # Errors
 /// [`StateError`].
@@ -144,7 +144,7 @@ pub async fn begin(state: &State, headers: &HeaderMap, login: LoggedIn) -> Resul
     };
     let owner = session.owner();
     if state.count_owned(Kind::Session, &owner).await? >= MOST_SESSIONS {
-        // Nobody needs so many: they all end, so that this one can begin.
+        // No user needs this many sessions. End them all, so that this one can begin.
         state.remove_owned(Kind::Session, &owner).await?;
     }
     state
@@ -175,11 +175,11 @@ pub async fn end(state: &State, id: &str) -> Result<(), StateError> {
     Ok(())
 }
 
-/// The most sessions that are looked at at once.
+/// The maximum number of sessions to read at once.
 const MOST: u32 = 1000;
 
-/// Ends the sessions that a logout at the provider is about, and all programs and sessions of the user if it is about no single
-/// session. Returns the logins that they come from.
+/// Ends the sessions that a logout at the provider concerns. If the logout names no single session, also ends all
+/// programs and sessions of the user. Returns the logins that they depend on.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].

@@ -1,4 +1,4 @@
-//! The configuration of the service: a TOML file of its own.
+//! The configuration of the service: a separate TOML file.
 
 mod client;
 mod external;
@@ -28,7 +28,7 @@ use table::{ListenTable, Table};
 
 use crate::certificates;
 
-/// The file, unless an argument names another one.
+/// The default path of the file.
 pub const PATH: &str = "/etc/workflow-token/tokend.toml";
 
 /// The longest file, in bytes.
@@ -41,25 +41,25 @@ pub struct Settings {
     pub issuer: IssuerUrl,
     /// The Unix socket of the agent.
     pub agent: PathBuf,
-    /// The uid of the agent, besides root and that of the service itself.
+    /// The uid that the agent may have, besides root and that of the service itself.
     pub agent_uid: Option<u32>,
-    /// The addresses to listen at; at least one.
+    /// The listening addresses; at least one.
     pub listen: Vec<Listen>,
-    /// The address at which metrics are served, if they are.
+    /// The address of the listener for metrics, if any.
     pub metrics: Option<SocketAddr>,
     /// The clients that may ask about tokens.
     pub clients: Vec<Client>,
     /// The protected services.
     pub resources: Vec<Resource>,
-    /// The header that old clients send instead of `Authorization`, if they are served.
+    /// The header that old clients send instead of `Authorization`, if they are supported.
     pub legacy: Option<Legacy>,
-    /// The file of the audit stream; standard error where there is none.
+    /// The file of the audit stream, or `None` for standard error.
     pub audit: Option<PathBuf>,
-    /// The public client that command-line tools are, if there is one.
+    /// The public client of command-line tools, if any.
     pub public_client: Option<PublicClient>,
-    /// The server whose metadata are served in place of our own.
+    /// The server whose metadata the service publishes instead of its own.
     pub external: Option<Arc<External>>,
-    /// What the service remembers, if it does.
+    /// The state, if one is configured.
     pub state: Option<StateSettings>,
 }
 
@@ -70,28 +70,28 @@ pub struct IssuerUrl {
     path: usize,
 }
 
-/// An address to listen at.
+/// A listening address.
 #[derive(Debug, Clone)]
 pub enum Listen {
     /// TCP.
     Tcp(TcpListen),
-    /// A Unix socket, whose mode lets everybody connect.
+    /// A Unix socket, to which every user can connect.
     Unix(PathBuf),
 }
 
-/// A TCP address to listen at.
+/// A listening TCP address.
 #[derive(Debug, Clone)]
 pub struct TcpListen {
     /// The address and port.
     pub address: SocketAddr,
-    /// The certificate for TLS; without one, the address is a loopback address.
+    /// The certificate for TLS. It is optional only for loopback addresses.
     pub certificate: Option<Arc<CertifiedKey>>,
-    /// Set if other addresses are allowed without a certificate.
+    /// Allows other addresses without a certificate.
     pub allow_plain_http: bool,
 }
 
 impl TcpListen {
-    /// Checks that no token crosses the network in clear text by mistake.
+    /// Checks that no token can cross the network in clear text by mistake.
     ///
     /// # Errors
     /// The remedy.
@@ -113,18 +113,18 @@ pub struct Resource {
     pub name: String,
     /// Its URL, the resource identifier.
     pub url: String,
-    /// The scopes that it knows.
+    /// The scopes that it supports.
     pub scopes: Vec<String>,
 }
 
 /// A header that old clients send instead of `Authorization`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Legacy {
-    /// Its name, whose value is the token.
+    /// The name of the header. Its value is the token.
     pub header: HeaderName,
-    /// The day since which it is deprecated: `@` and seconds since 1970-01-01T00:00:00Z (RFC 9745).
+    /// The date of the deprecation: `@` and seconds since 1970-01-01T00:00:00Z (RFC 9745).
     pub deprecated: String,
-    /// The day from which it will not be accepted any more, as an HTTP date (RFC 8594), if that is known.
+    /// The date from which the header is rejected, if known, as an HTTP date (RFC 8594).
     pub sunset: Option<String>,
 }
 
@@ -152,27 +152,27 @@ impl IssuerUrl {
         &self.url[..self.path]
     }
 
-    /// Returns the path of the URL: empty, or one that begins with a slash.
+    /// Returns the path of the URL. It is empty, or begins with a slash.
     pub fn path(&self) -> &str {
         &self.url[self.path..]
     }
 }
 
 impl Settings {
-    /// Reads a file, and all files that it names.
+    /// Loads a file, and all files that it names.
     ///
     /// # Errors
-    /// For the operator: the file, the key, and what is wrong.
+    /// A message for the operator, with the file, the key and the problem.
     pub fn load(path: &Path) -> Result<Self, String> {
         let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let text = read(path).map_err(|e| failed(&e))?;
         Self::parse(&text).map_err(|e| failed(&e))
     }
 
-    /// Reads the text of a file, and all files that it names.
+    /// Parses the text of a file, and loads all files that it names.
     ///
     /// # Errors
-    /// The key, and what is wrong.
+    /// The key and the problem.
     pub fn parse(text: &str) -> Result<Self, String> {
         let table = Table::parse(text)?;
         let at = |key: &str, e: String| format!("{key}: {e}");
@@ -223,12 +223,12 @@ impl Settings {
         })
     }
 
-    /// Returns the resource of an audience.
+    /// Returns the protected service of an audience.
     pub fn resource(&self, audience: &[String]) -> Option<&Resource> {
         self.resources.iter().find(|resource| audience.contains(&resource.name))
     }
 
-    /// Returns a line for `--check`.
+    /// Returns the output of `--check`.
     pub fn summary(&self) -> String {
         format!(
             "{}: {} listeners, {} clients, {} resources: ok",
@@ -272,13 +272,13 @@ fn listen(table: ListenTable) -> Result<Listen, (&'static str, String)> {
     }
 }
 
-/// Refuses two tables of the same name.
+/// Rejects duplicate names in a table.
 fn unique<'a>(table: &str, key: &str, names: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut known = HashSet::new();
     for (i, name) in names.enumerate() {
         if !known.insert(name) {
             return Err(format!(
-                "{table}[{i}].{key}: another {table} is called `{}`",
+                "{table}[{i}].{key}: another {table} has the name `{}`",
                 name.escape_debug()
             ));
         }

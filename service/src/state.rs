@@ -1,7 +1,7 @@
-//! What the service remembers: sessions, logins of devices, authorization codes and families of refresh tokens.
+//! The state: sessions, logins of devices, authorization codes and families of refresh tokens.
 //!
-//! All of them are records of one table in SQLite, or in PostgreSQL if several services share it. The database has only
-//! digests of ids and owners, and sealed values: it is of no use without the key file.
+//! All are records of one table, in SQLite, or in PostgreSQL if several services share it. The database contains only
+//! digests of ids and owners, and sealed values: it is useless without the key file.
 
 mod cookie;
 mod database;
@@ -29,29 +29,29 @@ use self::{
 };
 use crate::{clock, log, settings::StateSettings};
 
-/// The interval at which expired records are deleted.
+/// The interval between deletions of expired records.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// The most records that are deleted at once, so that others need not wait for long.
+/// The maximum number of records to delete in one statement, so that other writers do not wait for long.
 const BATCH: i64 = 500;
 
-/// The pause between two batches.
+/// The pause between two batches of deletions.
 const PAUSE: Duration = Duration::from_millis(50);
 
 static UNSWEPT: log::Kind = log::Kind::new();
 static UNREADABLE: log::Kind = log::Kind::new();
 
-/// The records.
+/// The state. Clones share the database.
 #[derive(Clone)]
 pub struct State {
     database: Arc<Database>,
     keyring: Arc<RwLock<Keyring>>,
     counts: Arc<Counts>,
-    /// Deletes expired records as long as there is a clone.
+    /// Deletes expired records until the last clone is dropped.
     _sweeper: Arc<JoinSet<()>>,
 }
 
-/// Runs a query on a connection to read or to write, in bounded time.
+/// Runs a query on a reading or writing connection, with a timeout.
 macro_rules! run {
     ($state:expr, $way:ident, $connection:ident => $query:expr) => {{
         let end = Instant::now() + LIMIT;
@@ -66,14 +66,14 @@ macro_rules! run {
         let $connection = &mut *acquired;
         let done = timeout_at($end, $query).await;
         if done.is_err() {
-            // Nobody can say what it waits for.
+            // The statement may still be running, so the connection cannot be reused.
             acquired.close_on_drop();
         }
         done.map_err(late).and_then(|done| done.map_err(unavailable))
     }};
 }
 
-/// Runs a statement with values, and returns the number of rows that it changed.
+/// Executes a statement with values. Returns the number of changed rows.
 macro_rules! change {
     ($state:expr, $statement:expr $(, $value:expr)*) => {
         run!($state, write, connection => async {
@@ -83,7 +83,7 @@ macro_rules! change {
     };
 }
 
-/// Runs a statement with values, and returns its rows. SQLite reports an error of the commit after the last of them.
+/// Executes a statement with values. Returns its rows. SQLite reports an error of the commit only after the last row.
 macro_rules! fetch {
     ($state:expr, $way:ident, $statement:expr $(, $value:expr)*) => {
         run!($state, $way, connection => sqlx::query_as($statement)$(.bind($value))*.fetch_all(connection))
@@ -94,7 +94,7 @@ impl State {
     /// Opens the database, and creates or updates its tables.
     ///
     /// # Errors
-    /// For the operator: the database cannot be used.
+    /// A message for the operator if the database cannot be used.
     pub async fn open(settings: &StateSettings) -> Result<Self, String> {
         let mut state = Self {
             database: Arc::new(Database::open(&settings.database).await?),
@@ -114,7 +114,7 @@ impl State {
         *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = keyring;
     }
 
-    /// Checks that the database answers.
+    /// Checks that the database responds.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -126,7 +126,7 @@ impl State {
     /// Stores a record.
     ///
     /// # Errors
-    /// [`StateError::Exists`] if there is one that has not expired.
+    /// [`StateError::Exists`] if an unexpired record has this id.
     pub async fn insert<T: Serialize>(
         &self,
         kind: Kind,
@@ -158,7 +158,7 @@ impl State {
         Ok(())
     }
 
-    /// Returns a record.
+    /// Returns a record, or `None`.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -171,7 +171,7 @@ impl State {
             .map(|(_, stored)| stored))
     }
 
-    /// Removes a record and returns its value: of several callers, also of other services, one gets it.
+    /// Removes a record, and returns its value to exactly one of concurrent callers, even of several services.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -185,10 +185,10 @@ impl State {
             .map(|(_, stored)| stored.value))
     }
 
-    /// Replaces the value of a record that was not changed since it had this version. Returns whether it was replaced.
+    /// Replaces the value of a record if its version is still this one. Returns whether it did.
     ///
     /// # Errors
-    /// Those of [`State::insert`], without [`StateError::Exists`].
+    /// Those of [`State::insert`], except [`StateError::Exists`].
     pub async fn replace<T: Serialize>(
         &self,
         kind: Kind,
@@ -216,7 +216,7 @@ impl State {
         Ok(replaced == 1)
     }
 
-    /// Removes a record. Returns whether it was there.
+    /// Removes a record. Returns whether it existed.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -236,7 +236,7 @@ impl State {
         Ok(self.removed(kind, removed))
     }
 
-    /// Returns records of an owner, those first that expire last, with the digests of their ids.
+    /// Returns records of an owner, with the digests of their ids. Those that expire last come first.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -259,7 +259,7 @@ impl State {
         Ok(rows.into_iter().filter_map(|row| self.open_row(kind, row)).collect())
     }
 
-    /// Removes a record of an owner, by the digest of its id. Returns whether it was there.
+    /// Removes a record of an owner, by the digest of its id. Returns whether it existed.
     ///
     /// # Errors
     /// [`StateError::Unavailable`].
@@ -327,7 +327,7 @@ impl State {
         count
     }
 
-    /// Opens a record. One that cannot be opened counts as absent.
+    /// Opens a record. A record that cannot be opened counts as absent.
     fn open_row<T: DeserializeOwned>(&self, kind: Kind, row: Row) -> Option<(Vec<u8>, Stored<T>)> {
         let (id, version, expires, sealed) = row;
         match self.keyring().open(&Place::new(kind, &id, version, expires), &sealed) {
@@ -352,7 +352,7 @@ impl State {
     }
 }
 
-/// The digest of an id, version, expiry and sealed value of a record.
+/// The digest of the id, the version, the expiry and the sealed value of a record.
 type Row = (Vec<u8>, i64, i64, Vec<u8>);
 
 async fn sweep_always(state: State) {
@@ -361,7 +361,7 @@ async fn sweep_always(state: State) {
     loop {
         ticks.tick().await;
         if let Err(e) = state.sweep().await {
-            UNSWEPT.log(format_args!("expired records are not deleted: {e}"));
+            UNSWEPT.log(format_args!("expired records could not be deleted: {e}"));
         }
     }
 }
@@ -370,12 +370,12 @@ fn digest_of(text: &str) -> Digest {
     digest(&SHA256, text.as_bytes())
 }
 
-/// A number as databases have them.
+/// Converts a number to the integer type of databases.
 fn seconds(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Seconds since 1970-01-01T00:00:00Z.
+/// Returns the seconds since 1970-01-01T00:00:00Z.
 fn now() -> i64 {
     seconds(clock::now())
 }

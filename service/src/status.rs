@@ -1,4 +1,5 @@
-//! Status Lists: services that fetch them need not ask about each token (draft-ietf-oauth-status-list-20 sections 8 and 9).
+//! Publishes Status Lists, so that services can check many tokens without asking (draft-ietf-oauth-status-list-20
+//! sections 8 and 9).
 
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ pub async fn list(
     Path(number): Path<String>,
     request: HeaderMap,
 ) -> Result<Response, OAuthError> {
-    // Each list has one URI.
+    // Reject other spellings of the number: each list has one URI.
     let number: Option<u32> = number.parse().ok().filter(|parsed: &u32| parsed.to_string() == number);
     let list = match number {
         Some(number) => service.statuses.list(number).await?,
@@ -54,7 +55,7 @@ pub async fn list(
     Ok((headers(), etag, kind, list.token.clone()).into_response())
 }
 
-/// For caches, and for browsers on pages of other origins (section 8.1).
+/// Returns the headers for caches, and for browsers on pages of other origins (section 8.1).
 fn headers() -> [(header::HeaderName, HeaderValue); 2] {
     let max_age = format!("public, max-age={}", STATUS_LIST_TTL.as_secs());
     let max_age = HeaderValue::from_str(&max_age).unwrap_or(HeaderValue::from_static("no-store"));

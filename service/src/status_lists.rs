@@ -1,4 +1,4 @@
-//! The Status Lists of the issuer, as the agent signs them: each is asked for once a second at most.
+//! The Status Lists of the issuer, signed by the agent. Each is fetched at most once per second.
 
 use std::{
     collections::HashMap,
@@ -14,19 +14,19 @@ use tokio::sync::Mutex;
 
 use crate::{agent::AgentClient, error::OAuthError, log::Kind};
 
-/// The shortest interval between two questions to the agent about the same.
+/// The shortest interval between two identical requests to the agent.
 const SOONEST: Duration = Duration::from_secs(1);
 
 static UNKNOWN: Kind = Kind::new();
 
-/// The lists of the issuer, as the agent has signed them.
+/// The Status Lists of the issuer, signed by the agent.
 pub struct StatusLists {
     issuer: String,
     agent: AgentClient,
     known: Mutex<Known>,
 }
 
-/// The answers of the last moments, with their times.
+/// The recent replies, with their times.
 #[derive(Default)]
 struct Known {
     numbers: Option<(Instant, Vec<u32>)>,
@@ -42,7 +42,7 @@ pub struct List {
 }
 
 impl StatusLists {
-    /// Asks this agent.
+    /// Returns an empty cache for the lists of an issuer.
     pub fn new(issuer: &str, agent: AgentClient) -> Self {
         Self {
             issuer: issuer.to_owned(),
@@ -60,7 +60,7 @@ impl StatusLists {
         self.numbers_of(&mut known).await.cloned()
     }
 
-    /// Returns a list, if there is one of this number.
+    /// Returns the list with this number, or `None`.
     ///
     /// # Errors
     /// [`OAuthError::Unavailable`].
@@ -110,7 +110,7 @@ impl StatusLists {
             question: question(),
         };
         self.agent.ask(question).await.map_err(|e| {
-            UNKNOWN.log(format_args!("the status lists could not be fetched: {e}"));
+            UNKNOWN.log(format_args!("the Status Lists could not be fetched: {e}"));
             OAuthError::Unavailable
         })
     }

@@ -1,6 +1,6 @@
-//! Rejects requests that two programs could read differently: the proxy in front of the service, and the service.
+//! Rejects requests that the service and a proxy in front of it could interpret differently.
 //!
-//! Nothing is normalized: what is not plain is refused with 400.
+//! The service normalizes nothing: it rejects ambiguous requests with 400.
 
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-/// The path below which the rest is that of a request to another service, which is not looked at. The path of the issuer comes first.
+/// The path whose remainder is the path of a request to another service, which is not checked. The path of the issuer
+/// precedes it.
 pub const FOREIGN: &str = "/auth/envoy/";
 
-/// The headers of which a request has one at most.
+/// The headers that must not be repeated.
 const SINGLE: [HeaderName; 5] = [
     header::AUTHORIZATION,
     header::HOST,
@@ -23,7 +24,7 @@ const SINGLE: [HeaderName; 5] = [
     header::TRANSFER_ENCODING,
 ];
 
-/// Refuses what is ambiguous. `foreign` is the path of [`FOREIGN`].
+/// Rejects ambiguous requests. `foreign` is the complete path of [`FOREIGN`].
 pub async fn refuse_ambiguous(State(foreign): State<Arc<str>>, request: Request, next: Next) -> Response {
     match ambiguity(&foreign, request.uri().path(), request.headers()) {
         Some(what) => (StatusCode::BAD_REQUEST, format!("{what}\n")).into_response(),
@@ -36,16 +37,16 @@ fn ambiguity(foreign: &str, path: &str, headers: &HeaderMap) -> Option<&'static 
         return Some("the path has an empty segment, `.`, `..` or a forbidden character");
     }
     if SINGLE.iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
-        return Some("a header is repeated that may be there once");
+        return Some("a header is repeated that must occur once");
     }
     match headers.keys().all(is_unambiguous) {
         true => None,
-        false => Some("the name of a header has an underscore or a period"),
+        false => Some("the name of a header contains an underscore or a period"),
     }
 }
 
-/// Returns whether everybody reads a path in the same way: segments of unreserved characters (RFC 3986 section 2.3), none of
-/// them empty, `.` or `..`. The empty path is one.
+/// Returns whether a path is unambiguous: segments of unreserved characters (RFC 3986 section 2.3), of which none is
+/// empty, `.` or `..`. The empty path is allowed.
 pub fn is_plain_path(path: &str) -> bool {
     let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let is_plain = |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_unreserved);
@@ -55,7 +56,8 @@ pub fn is_plain_path(path: &str) -> bool {
     }
 }
 
-/// Returns whether the name of a header has no other spelling: programs that pass headers in variables write `_` for `-` and `.`.
+/// Returns whether the name of a header is unambiguous: programs that pass headers in variables replace `-` and `.` by
+/// `_`.
 pub fn is_unambiguous(name: &HeaderName) -> bool {
     !name.as_str().bytes().any(|byte| matches!(byte, b'_' | b'.'))
 }

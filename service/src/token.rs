@@ -1,5 +1,5 @@
-//! Tokens for users and clients: client credentials (RFC 6749 section 4.4), token exchange (RFC 8693), and what users have allowed. The
-//! agent checks the proof and decides.
+//! Tokens for users and clients: client credentials (RFC 6749 section 4.4), token exchange (RFC 8693), and grants of
+//! users. The agent verifies the proof and decides.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::{
     wanted::{REPEATABLE, Wanted},
 };
 
-/// The longest MUNGE credential, in bytes: ours has a payload of a line.
+/// The longest MUNGE credential, in bytes. Ours contain one line.
 const MAX_MUNGE: usize = 8 << 10;
 
 /// The types of tokens that can be exchanged (RFC 8693 section 3).
@@ -37,10 +37,10 @@ const TOKEN_TYPES: [&str; 3] = [
     "urn:ietf:params:oauth:token-type:id_token",
 ];
 
-/// The types of tokens that can be requested: all are the same JWT.
+/// The types of tokens that can be requested. All are the same JWT.
 const REQUESTED: [&str; 2] = [TOKEN_TYPES[0], TOKEN_TYPES[1]];
 
-/// Answers a request for a token.
+/// Handles a token request.
 pub async fn token(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
@@ -79,7 +79,7 @@ pub async fn token(
     }
 }
 
-/// Returns the client, if the request names one. A token exchange needs none.
+/// Returns the client, if the request names one. A token exchange requires none.
 fn client<'a>(
     settings: &'a Settings,
     peer: Peer,
@@ -94,13 +94,13 @@ fn client<'a>(
     }
 }
 
-/// Returns the proof of a token exchange, and the type of the token that is issued.
+/// Returns the proof of a token exchange, and the type of the issued token.
 async fn exchanged(
     service: &Service,
     client: Option<&Client>,
     form: &Form<'_>,
 ) -> Result<(Evidence, &'static str), OAuthError> {
-    let missing = "the parameters subject_token and subject_token_type are needed";
+    let missing = "the parameters subject_token and subject_token_type are required";
     let (Some(subject), Some(kind)) = (form.get("subject_token"), form.get("subject_token_type")) else {
         return Err(OAuthError::InvalidRequest(missing));
     };
@@ -113,11 +113,13 @@ async fn exchanged(
     let secret = SecretText(Zeroizing::new(subject.to_owned()));
     let evidence = match kind {
         MUNGE if !subject.starts_with("MUNGE:") || subject.len() > MAX_MUNGE => {
-            return Err(OAuthError::InvalidRequest("the subject_token is no MUNGE credential"));
+            return Err(OAuthError::InvalidRequest(
+                "the subject_token is not a MUNGE credential",
+            ));
         }
         MUNGE => Evidence::Munge(secret),
         kind if TOKEN_TYPES.contains(&kind) => {
-            // A client exchanges the tokens that are for it, and not those that another one got.
+            // A client may exchange only tokens that are for it, not those that another client received.
             if let Some(client) = client
                 && let Ok(claims) = service.keys.verify(subject).await
                 && !is_for(client, &claims)

@@ -1,6 +1,6 @@
-//! Whether tokens are still valid, as the agent says. An answer is used for half a second, so that a token whose job has ended is
-//! inactive within a second, and services that ask thousands of times a second do not ask the scheduler as often. The next answer
-//! about an active token is asked for ahead of time.
+//! The validity of tokens, as the agent reports it. Replies are cached for half a second: a token whose job has ended
+//! becomes inactive within a second, and thousands of checks per second do not load the scheduler. The reply about an active
+//! token is requested again before it is too old, so that no check waits for it.
 
 use std::{
     sync::Arc,
@@ -16,31 +16,31 @@ use crate::{
     recent::{Recent, key},
 };
 
-/// The time for which an answer is used.
+/// How long a reply is cached.
 const FRESH: Duration = Duration::from_millis(500);
 
-/// The age at which the next answer is asked for, so that nobody waits for it.
+/// The age at which the next reply is requested.
 const AHEAD: Duration = Duration::from_millis(250);
 
-/// The most tokens of which answers are kept for this time.
+/// The maximum number of cached replies.
 const MOST: usize = 100_000;
 
-/// The answers about tokens.
+/// The cached validity of tokens.
 pub struct Validities {
     agent: AgentClient,
     kept: Recent<Arc<Entry>>,
 }
 
-/// An answer, which the first who needs it asks for.
+/// A reply, which the first caller requests.
 struct Entry {
     asked: Instant,
     validity: OnceCell<Validity>,
-    /// When the answer before this one was asked for: the token was active.
+    /// When the previous reply was requested, if the token was active.
     active: Option<Instant>,
 }
 
 impl Entry {
-    /// Returns the entry that replaces another.
+    /// Returns the entry that replaces `former`.
     fn after(former: Option<&Arc<Self>>) -> Arc<Self> {
         let active = former.filter(|former| former.validity.get() == Some(&Validity::Active));
         Arc::new(Self {
@@ -50,13 +50,13 @@ impl Entry {
         })
     }
 
-    /// Returns whether the next answer need not be asked for.
+    /// Returns whether the next reply need not be requested yet.
     fn is_recent(&self) -> bool {
         let limit = if self.validity.initialized() { AHEAD } else { FRESH };
         self.asked.elapsed() < limit
     }
 
-    /// Returns the answer that can be used, if there is one.
+    /// Returns the reply that can be used now, if any.
     fn answer(&self) -> Option<Validity> {
         let is_active = || self.active.is_some_and(|asked| asked.elapsed() < FRESH);
         let known = self.validity.get().cloned();
@@ -65,7 +65,7 @@ impl Entry {
 }
 
 impl Validities {
-    /// Asks this agent.
+    /// Returns an empty cache of an agent's replies.
     pub fn new(agent: AgentClient) -> Self {
         Self {
             agent,
@@ -73,7 +73,7 @@ impl Validities {
         }
     }
 
-    /// Returns whether a token that was verified is still valid.
+    /// Returns whether a verified token is still valid.
     pub async fn of(&self, claims: &Claims) -> Validity {
         let mut made = false;
         let entry = self.kept.get_or_make(
@@ -96,7 +96,7 @@ impl Validities {
         answer
     }
 
-    /// Forgets the answer about a token that was revoked.
+    /// Drops the cached reply about a token that was revoked.
     pub fn forget(&self, claims: &Claims) {
         self.kept.remove(&key(claims.as_json()));
     }
@@ -143,7 +143,7 @@ mod tests {
         }
         assert_eq!(Entry::after(Some(&entry(FRESH, Some(Validity::Active)))).answer(), None);
         assert_eq!(Entry::after(None).answer(), None);
-        // One that was used while the next was asked for does not last longer by that.
+        // Its use while the next one is requested does not extend it.
         let former = entry(AHEAD, Some(Validity::Active));
         let next = Entry::after(Some(&former));
         assert_eq!(Entry::after(Some(&next)).answer(), None);

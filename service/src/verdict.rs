@@ -5,14 +5,14 @@ use token::{Claims, Scope, VerifyError};
 
 use crate::{demand::Demand, keys::Unverified, refused::Refused, service::Service};
 
-/// Returns the claims of a token that is valid, whatever it is for.
+/// Returns the claims of a valid token, for any demand.
 ///
 /// # Errors
 /// [`Refused`].
 pub async fn valid(service: &Service, token: &str) -> Result<Claims, Refused> {
     let claims = match service.keys.verify(token).await {
         Ok(claims) => claims,
-        Err(Unverified::NoKeys) => return Err(Refused::Unknown("the keys of the issuer are not known".to_owned())),
+        Err(Unverified::NoKeys) => return Err(Refused::Unknown("the keys of the issuer are unknown".to_owned())),
         Err(Unverified::Refused(error)) => return Err(Refused::Invalid(for_bearer(&error))),
     };
     match service.validities.of(&claims).await {
@@ -57,7 +57,8 @@ pub async fn satisfying(service: &Service, token: &str, demand: &Demand) -> Resu
     Ok(claims)
 }
 
-/// What a bearer may know: the class of the error, and nothing that a stranger has put into the token.
+/// Returns the description of an error for the bearer: only its class, and no text from the token, which a stranger may
+/// have written.
 fn for_bearer(error: &VerifyError) -> String {
     match error {
         VerifyError::Expired { .. } => "it has expired".to_owned(),

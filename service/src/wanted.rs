@@ -1,38 +1,38 @@
-//! What a request for a token wants.
+//! The parameters of a token request.
 
 use protocol::{Evidence, MintRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::{error::OAuthError, form::Form, session::Session, settings::Settings};
 
-/// The parameters that may be there more than once (RFC 8693 section 2.1).
+/// The parameters that may be repeated (RFC 8693 section 2.1).
 pub const REPEATABLE: [&str; 2] = ["audience", "resource"];
 
-/// The most projects of a request.
+/// The maximum number of words, such as projects, of a parameter.
 const MAX_WORDS: usize = 64;
 
-/// The longest words that are kept, in bytes.
+/// The maximum total length of the words, in bytes.
 const MAX_LENGTH: usize = 4096;
 
-/// The words of OpenID Connect in a scope: they ask for nothing that a token of this issuer has.
+/// Scopes of OpenID Connect, which are ignored, since tokens of this issuer do not depend on them.
 const OPENID: [&str; 6] = ["openid", "profile", "email", "groups", "offline_access", "offline"];
 
-/// What a request wants.
+/// A request for a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// The audiences; none for all that are allowed.
+    /// The audiences, or none for all that are allowed.
     pub audience: Vec<String>,
-    /// The scope; none for that which is allowed.
+    /// The scope, or `None` for the allowed one.
     pub scope: Option<String>,
-    /// The projects; none for all that are allowed.
+    /// The projects, or none for all that are allowed.
     pub projects: Vec<String>,
-    /// The lifetime in seconds; none for the longest.
+    /// The lifetime in seconds, or `None` for the longest.
     pub lifetime: Option<u64>,
 }
 
 impl Wanted {
-    /// Reads the parameters of a request: `audience` by name, `resource` by the URL of a protected service (RFC 8707), `scope`,
-    /// `project` and `lifetime`.
+    /// Reads the parameters of a request: `audience`, `resource`, `scope`, `project` and `lifetime`. An audience is a
+    /// name, and a resource is the URL of a protected service (RFC 8707).
     ///
     /// # Errors
     /// [`OAuthError::InvalidRequest`], [`OAuthError::InvalidTarget`].
@@ -40,7 +40,7 @@ impl Wanted {
         let mut audience: Vec<String> = form.all("audience").map(str::to_owned).collect();
         for url in form.all("resource") {
             let known = settings.resources.iter().find(|resource| resource.url == url);
-            let known = known.ok_or_else(|| OAuthError::InvalidTarget("the resource is not known".to_owned()))?;
+            let known = known.ok_or_else(|| OAuthError::InvalidTarget("the resource is unknown".to_owned()))?;
             audience.push(known.name.clone());
         }
         let scope = words(form.get("scope"))?;
@@ -63,10 +63,10 @@ impl Wanted {
         }
     }
 
-    /// Returns the narrower of this and what a later request for the same grant wants.
+    /// Returns the intersection with a later request for the same grant.
     ///
     /// # Errors
-    /// [`OAuthError::InvalidTarget`], [`OAuthError::InvalidScope`]: it wants more.
+    /// [`OAuthError::InvalidTarget`] and [`OAuthError::InvalidScope`] if the later request exceeds the grant.
     pub fn narrowed(self, later: Self) -> Result<Self, OAuthError> {
         let is_within = |allowed: &[String], wanted: &[String]| {
             allowed.is_empty() || wanted.iter().all(|wanted| allowed.contains(wanted))
@@ -94,7 +94,7 @@ impl Wanted {
         })
     }
 
-    /// Returns the projects that a token of this user has.
+    /// Returns the projects of a token for this user.
     pub fn projects_of(&self, session: &Session) -> Vec<String> {
         match self.projects.is_empty() {
             true => session.projects.clone(),
@@ -102,7 +102,7 @@ impl Wanted {
         }
     }
 
-    /// Returns the request for the agent.
+    /// Returns the request to the agent.
     pub fn request(self, evidence: Evidence, client: Option<String>) -> MintRequest {
         MintRequest {
             evidence,

@@ -1,8 +1,8 @@
-//! Two services behind nginx share one PostgreSQL: either may be killed.
+//! Two services behind nginx share one PostgreSQL server. Either can be killed without failed requests.
 
 mod support;
 
-#[allow(dead_code, reason = "other tests use the rest of it")]
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "state/server.rs"]
 mod server;
 
@@ -25,10 +25,10 @@ use support::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How often the services are killed.
+/// The number of times that a service is killed.
 const ROUNDS: usize = 6;
 
-/// A balancer, and one of the services behind it; the other one is that of the site.
+/// A load balancer, and one of the services behind it. The other service belongs to the site.
 struct Balanced {
     nginx: Child,
     others: Vec<(SocketAddr, Option<Child>)>,
@@ -104,7 +104,7 @@ impl Balanced {
         self.others[i].1 = Some(child);
     }
 
-    /// Kills one service, and starts the other one if it was killed.
+    /// Kills one service. If the other one is dead, restarts that first.
     fn turn(&mut self, i: usize) {
         let other = 1 - i % 2;
         if self.others[other].1.is_none() {
@@ -191,13 +191,13 @@ async fn no_session_login_or_revocation_is_lost_when_a_service_is_killed() {
         let form = format!("grant_type=refresh_token&client_id=cli&refresh_token={refresh}");
         let next = answer(&balanced.service.post_as(None, "/token", &form, &[]));
         then!();
-        // The other service knows that it was used, and that all of them were revoked.
+        // The other service knows that the token was used, and that its family was revoked.
         assert_eq!(balanced.service.post_as(None, "/token", &form, &[]).status, 400);
         then!();
         let next = next["refresh_token"].as_str().unwrap();
         let form = format!("grant_type=refresh_token&client_id=cli&refresh_token={next}");
         assert_eq!(balanced.service.post_as(None, "/token", &form, &[]).status, 400);
-        // The agent stores which tokens were revoked.
+        // The agent stores revocations.
         let token = given["access_token"].as_str().unwrap();
         assert_eq!(balanced.service.post("/revoke", &format!("token={token}")).status, 200);
         then!();

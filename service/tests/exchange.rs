@@ -13,7 +13,7 @@ use token::Grant;
 const EXCHANGE: &str = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange";
 const MUNGE: &str = "subject_token_type=urn:x-workflow-token:munge&subject_token=MUNGE:canary-secret-credential:";
 
-/// Returns the answer, and the claims of the token in it.
+/// Returns the response, and the claims of the token in it.
 fn issued(response: &Response) -> (Value, Value) {
     assert_eq!(response.status, 200, "{}", response.body);
     assert_eq!(
@@ -54,7 +54,7 @@ fn a_munge_credential_needs_no_client() {
         "urn:ietf:params:oauth:token-type:access_token"
     );
     assert!(answer["expires_in"].as_u64().unwrap() > 0);
-    // Its token is one.
+    // The token is valid.
     let audit = fs::read_to_string(service.dir.path().join("audit")).unwrap();
     let line: Value = serde_json::from_str(&audit).unwrap();
     assert_eq!(
@@ -80,7 +80,7 @@ fn a_client_gets_tokens_of_its_own() {
             (401, "invalid_client"),
             "{client:?}"
         );
-        // A wrong secret is no request without a client.
+        // A wrong secret is an error, and does not count as a request without a client.
         if client.is_some() {
             let response = service.post_as(client, "/token", &format!("{EXCHANGE}&{MUNGE}"), &[]);
             assert_eq!(error(&response), "invalid_client");
@@ -108,7 +108,7 @@ fn a_client_exchanges_the_tokens_that_are_for_it() {
     let other = mint(&service.agent, "other-service", Grant::Cluster);
     assert_eq!(error(&exchange(&other, Some(&copy))), "invalid_grant");
     assert_eq!(service.agent.get(|answers| answers.minted), 1);
-    // Who holds it may do so, without being a client.
+    // The holder of the token may exchange it without being a client.
     issued(&exchange(&other, None));
 }
 

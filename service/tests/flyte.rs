@@ -1,4 +1,4 @@
-//! The client of Flyte's SDK, from PyPI, finds out where and as whom to log in.
+//! The client of Flyte's SDK, from PyPI, finds the authorization server and its client id.
 
 mod support;
 
@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit_code()
 }
 
-/// Installs the SDK into the target directory, unless it is there. Returns the directory to import it from, or why it cannot be
-/// used.
+/// Installs the SDK into the target directory, if it is missing. Returns the directory to import it from, or the reason
+/// why it cannot be used.
 fn flyte() -> Result<PathBuf, String> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flyte");
     let imports = || {

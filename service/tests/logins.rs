@@ -1,4 +1,4 @@
-//! Users log in, and let programs act for them.
+//! Users log in, and allow programs to act for them.
 
 mod support;
 
@@ -12,7 +12,7 @@ use support::{
 const DEVICE_CODE: &str = "grant_type=urn:ietf:params:oauth:grant-type:device_code";
 const SESSION: &str = "__Host-workflow-token";
 const ATTEMPT: &str = "__Host-workflow-token-login";
-/// That of RFC 7636 appendix B.
+/// The code verifier of RFC 7636 appendix B.
 const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 const AUTHORIZE: &str = "/authorize?response_type=code&client_id=cli&state=s1&code_challenge_method=S256\
                          &redirect_uri=http%3A%2F%2F127.0.0.1%3A7777%2Fcallback\
@@ -28,7 +28,7 @@ fn error(response: &Response) -> String {
     body["error"].as_str().unwrap().to_owned()
 }
 
-/// Returns whose login a token was minted for.
+/// Returns the subject of the login for which a token was minted.
 fn proof(answer: &Value) -> String {
     let payload = answer["access_token"].as_str().unwrap().split('.').nth(1).unwrap();
     let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
@@ -58,7 +58,7 @@ fn refresh(service: &Service, token: &str) -> Response {
     service.post_as(None, "/token", &form, &[])
 }
 
-/// Allows the login of a device.
+/// Approves the login of a device.
 fn allow(browser: &mut Browser, device: &Value) -> Response {
     let code = device["user_code"].as_str().unwrap();
     let page = browser.get(&format!("/device?user_code={code}"));
@@ -92,7 +92,7 @@ fn a_browser_logs_in_and_out() {
     );
     assert!(location.contains("post_logout_redirect_uri=https%3A%2F%2Ftokens.example.org%2Flogged-out"));
     assert!(!browser.cookies.contains_key(SESSION));
-    // The cookie is of no use to whoever has kept it.
+    // A copy of the cookie is useless after the logout.
     browser.cookies.insert(SESSION.to_owned(), session);
     assert_eq!(browser.get("/me").status, 303);
     assert_eq!(browser.get("/logged-out").status, 200);
@@ -109,7 +109,7 @@ fn a_login_ends_in_the_browser_and_attempt_that_it_began_in() {
     let (mut alice, mut eve) = (Browser::new(&service), Browser::new(&service));
     let state = alice.begin("/login");
     let of_eve = eve.begin("/login");
-    // Swapped: neither has a session.
+    // With swapped cookies, neither browser has a session.
     for (browser, state) in [(&mut eve, &state), (&mut alice, &of_eve)] {
         let attempt = browser.cookies.get(ATTEMPT).cloned();
         assert_eq!(browser.finish(state, "alice").status, 400);
@@ -131,7 +131,7 @@ fn a_login_ends_in_the_browser_and_attempt_that_it_began_in() {
         assert!(matches!(response.status, 400 | 403), "{query}: {response:?}");
         assert!(!alice.cookies.contains_key(SESSION), "{query}");
     }
-    // A changed cookie is none.
+    // A changed cookie is not valid.
     let mut changed = attempt.clone().into_bytes();
     let last = changed.len() - 1;
     changed[last] ^= 1;
@@ -139,13 +139,13 @@ fn a_login_ends_in_the_browser_and_attempt_that_it_began_in() {
         .cookies
         .insert(ATTEMPT.to_owned(), String::from_utf8(changed).unwrap());
     assert_eq!(alice.finish(&state, "alice").status, 400);
-    // That of the session is none, either.
+    // The cookie of the session is not valid here, either.
     let state = alice.begin("/login");
     alice.finish(&state, "alice");
     let session = alice.cookies[SESSION].clone();
     alice.cookies.insert(ATTEMPT.to_owned(), session);
     assert_eq!(alice.finish(&state, "alice").status, 400);
-    // A code is good once, also for a browser that has kept the cookie.
+    // A code is valid once, even if the browser has kept the cookie.
     let state = alice.begin("/login");
     let attempt = alice.cookies[ATTEMPT].clone();
     alice.finish(&state, "alice");
@@ -192,8 +192,8 @@ fn a_session_is_another_one_after_each_login() {
     assert_ne!(browser.cookies[SESSION], first);
     let mut other = Browser::new(&service);
     other.cookies.insert(SESSION.to_owned(), first);
-    assert_eq!(other.get("/me").status, 303, "the former session goes on");
-    // Two cookies of the name are none.
+    assert_eq!(other.get("/me").status, 303, "the former session is still valid");
+    // A repeated cookie counts as none.
     let twice = format!("{SESSION}={0}; {SESSION}={0}", browser.cookies[SESSION]);
     assert_eq!(service.get_with("/me", &[("Cookie", &twice)]).status, 303);
 }
@@ -243,7 +243,7 @@ fn a_device_gets_a_token_when_its_user_allows_it() {
     assert_eq!(error(&redeem(&service, &device)), "authorization_pending");
     assert_eq!(error(&redeem(&service, &device)), "slow_down");
     let mut browser = Browser::new(&service);
-    // Nobody sees it without a login, which comes back to it.
+    // The page requires a login, which returns to it.
     let response = browser.get(&format!("/device?user_code={code}"));
     let login = response.header("location").unwrap().to_owned();
     let state = browser.begin(&login);
@@ -252,7 +252,7 @@ fn a_device_gets_a_token_when_its_user_allows_it() {
         response.header("location").unwrap(),
         format!("/device?user_code={code}")
     );
-    // The code is typed in any way that people type.
+    // The code is accepted in every form that people type.
     let page = browser.get("/device");
     let typed = code.to_lowercase().replace('-', " ");
     let response = browser.submit(&page, "/device", &format!("user_code={}", typed.replace(' ', "+")));
@@ -264,10 +264,10 @@ fn a_device_gets_a_token_when_its_user_allows_it() {
     let given = answer(&redeem(&service, &device));
     assert_eq!(proof(&given), "login:canary-secret-ticket-alice");
     assert_eq!(given["scope"], "workspace");
-    // It is good once.
+    // The code is valid once.
     assert_eq!(error(&redeem(&service, &device)), "expired_token");
     let page = browser.get(&format!("/device?user_code={code}"));
-    assert!(page.body.contains("wrong or too old"), "{page:?}");
+    assert!(page.body.contains("wrong or has expired"), "{page:?}");
 }
 
 #[test]
@@ -307,20 +307,20 @@ fn a_refresh_token_is_good_once_and_ends_with_its_theft() {
     assert_eq!(proof(&given), "login:canary-secret-ticket-alice");
     let second = token(&given);
     assert_ne!(first, second);
-    // No more than was granted.
+    // A program gets no more than was granted.
     let wider = format!("grant_type=refresh_token&client_id=cli&audience=b&refresh_token={second}");
     assert_eq!(error(&service.post_as(None, "/token", &wider, &[])), "invalid_target");
-    // Not for another client.
+    // Another client cannot use the token.
     let other = format!("grant_type=refresh_token&refresh_token={second}");
     assert_eq!(error(&service.post("/token", &other)), "invalid_grant");
-    // A token that the agent cannot mint does not use it up.
+    // If the agent cannot mint a token, the refresh token stays valid.
     service
         .agent
         .set(|answers| answers.denied = Some(protocol::DenialCode::InvalidGrant));
     assert_eq!(error(&refresh(&service, &second)), "invalid_grant");
     service.agent.set(|answers| answers.denied = None);
     let third = token(&answer(&refresh(&service, &second)));
-    // Somebody uses a former one: nobody has any more.
+    // The use of a former token ends the family.
     assert_eq!(error(&refresh(&service, &second)), "invalid_grant");
     assert_eq!(error(&refresh(&service, &third)), "invalid_grant");
     assert!(service.log().contains("was used twice"), "{}", service.log());
@@ -340,7 +340,7 @@ fn a_client_revokes_its_refresh_token_and_a_user_ends_logins() {
             .to_owned()
     };
     let token = login(&mut browser);
-    // A stranger cannot.
+    // A stranger cannot revoke it.
     service.post("/revoke", &format!("token={token}"));
     let token = answer(&refresh(&service, &token))["refresh_token"]
         .as_str()
@@ -352,7 +352,7 @@ fn a_client_revokes_its_refresh_token_and_a_user_ends_logins() {
     let token = login(&mut browser);
     let page = browser.get("/me");
     assert!(page.body.contains("cli"), "{page:?}");
-    // Another user has no power over it.
+    // Another user cannot end it.
     let mut eve = Browser::new(&service);
     eve.log_in("eve");
     let fields = hidden_fields(&page, "/me/end");
@@ -406,7 +406,7 @@ fn a_program_with_a_browser_gets_a_token_by_a_code() {
     let given = answer(&redeem(&first, &format!("code_verifier={VERIFIER}&{redirect}")));
     assert_eq!(proof(&given), "login:canary-secret-ticket-alice");
     let token = given["refresh_token"].as_str().unwrap();
-    // Whoever uses the code again ends what was begun with it.
+    // A second use of the code ends the family that began with it.
     assert_eq!(
         error(&redeem(&first, &format!("code_verifier={VERIFIER}&{redirect}"))),
         "invalid_grant"
@@ -419,7 +419,7 @@ fn a_program_with_a_browser_gets_a_token_by_a_code() {
     ] {
         let code = code(&mut browser);
         assert_eq!(error(&redeem(&code, &wrong)), "invalid_grant", "{wrong}");
-        // A guess uses it up.
+        // A wrong guess consumes the code.
         let right = format!("code_verifier={VERIFIER}&{redirect}");
         assert_eq!(error(&redeem(&code, &right)), "invalid_grant", "{wrong}");
     }
@@ -496,7 +496,7 @@ fn a_login_for_jobs_is_of_the_user_whose_jobs_they_are() {
         let policy = page.header("content-security-policy").unwrap();
         assert!(policy.contains("https://provider.example.org"), "{policy}");
         let response = browser.submit(&page, "/device", "decision=allow");
-        // A session is not enough: the user logs in anew.
+        // A session is not enough: the user must log in again.
         assert_eq!(error(&redeem(&service, &device)), "authorization_pending");
         let state = state_of(&response);
         let response = browser.finish(&state, user);
@@ -572,7 +572,7 @@ fn a_user_sees_the_jobs_that_hold_tokens_and_revokes_them() {
         service.agent.get(|answers| answers.logins.revoked.clone()),
         ["alice hpc 17"]
     );
-    // The login for jobs is ended there, too.
+    // The user ends the login for jobs there, too.
     assert!(fields.contains("csrf=") && page.body.contains("job-login"));
     assert_eq!(browser.submit(&page, "/me/end", "").status, 303);
     assert_eq!(service.agent.get(|answers| answers.logins.for_jobs.len()), 0);

@@ -1,4 +1,4 @@
-//! The metadata of another server are served in place of our own.
+//! The service publishes the metadata of another server instead of its own.
 
 #[path = "support/stub.rs"]
 mod stub;
@@ -16,7 +16,7 @@ const OAUTH: &str = "/.well-known/oauth-authorization-server";
 const OPENID: &str = "/.well-known/openid-configuration";
 const LISTENER: &str = "address = \"127.0.0.1:0\"";
 
-/// The metadata of a server, as the standards write them.
+/// The metadata of a server, named as in the standards.
 fn metadata(issuer: &str) -> Value {
     json!({
         "issuer": issuer,
@@ -42,18 +42,18 @@ fn body(response: &Response) -> Value {
     serde_json::from_str(&response.body).unwrap()
 }
 
-/// Waits until metadata are served.
+/// Waits until the service publishes metadata.
 fn served(service: &Service) -> Value {
     until("metadata are served", || service.get(OAUTH).status == 200);
     body(&service.get(OAUTH))
 }
 
-/// Waits until the log has a text, and no metadata are served.
+/// Waits until the log contains a text, and checks that no metadata are published.
 fn refused(service: &Service, says: &str) {
     until(says, || service.log().contains(says));
     let response = service.get(OAUTH);
     assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
-    // The user learns nothing about the site.
+    // The response reveals nothing about the site.
     assert!(!response.body.contains("127.0.0.1"), "{response:?}");
 }
 
@@ -65,7 +65,7 @@ fn metadata_of_another_server_are_served_in_place_of_our_own() {
     assert_eq!(served(&service), metadata(&server.url()));
     assert_eq!(body(&service.get(OPENID)), metadata(&server.url()));
     assert_eq!(server.asked(OPENID), 0);
-    // The keys of our tokens are where they were.
+    // The URL of our keys stays the same.
     assert_eq!(body(&service.get("/jwks"))["keys"].as_array().unwrap().len(), 1);
 }
 
@@ -108,7 +108,7 @@ fn the_token_endpoint_is_ours_or_another_if_the_file_says_so() {
     );
     let methods = found["token_endpoint_auth_methods_supported"].as_array().unwrap();
     assert!(methods.contains(&json!("client_secret_basic")), "{methods:?}");
-    // A client that uses TLS certificates finds no way past it.
+    // A client that uses TLS certificates cannot bypass the endpoint.
     assert_eq!(found["mtls_endpoint_aliases"], Value::Null);
     assert_eq!(found["jwks_uri"], format!("{}/keys", server.url()));
 
@@ -128,7 +128,7 @@ fn a_server_that_comes_up_is_found_and_one_that_goes_down_is_remembered() {
     server.set(OPENID, Reply::Status(502, String::new()));
     let service = Service::with(&external(&server.url(), ""));
     refused(&service, "status 502");
-    // Attempts follow.
+    // The service retries.
     let asked = server.asked(OAUTH);
     until("it is asked again", || server.asked(OAUTH) > asked + 1);
     server.set_json(OAUTH, &metadata(&server.url()));
@@ -165,7 +165,7 @@ fn a_server_that_is_silent_keeps_nobody_waiting() {
     assert_eq!(service.get(OAUTH).status, 503);
     assert_eq!((service.get("/readyz").status, service.get("/jwks").status), (200, 200));
     server.set_json(OPENID, &metadata(&server.url()));
-    // After that time, the other place is tried.
+    // After the refresh interval, the service tries the other URL.
     assert_eq!(served(&service), metadata(&server.url()));
 }
 
@@ -210,7 +210,7 @@ fn a_server_behind_a_proxy_is_reached_and_its_certificate_checked() {
     let params = CertificateParams::new(vec!["login.example.org".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().pem();
     let server = Stub::with_tls(&certificate, &key.serialize_pem());
-    // Nobody resolves the name but the proxy.
+    // Only the proxy resolves the name.
     let issuer = "https://login.example.org";
     server.set_json(OAUTH, &metadata(issuer));
     let (proxy, asked) = stub::proxy(server.address);
@@ -237,7 +237,7 @@ fn other_settings_serve_no_metadata_of_the_former_server() {
     until("the former are not served", || service.get(OAUTH).status == 503);
     second.set_json(OAUTH, &metadata(&second.url()));
     assert_eq!(served(&service), metadata(&second.url()));
-    // Without the table, they are our own.
+    // Without the table, the service publishes its own metadata.
     write_settings(service.dir.path(), LISTENER, "");
     service.signal(Signal::SIGHUP);
     until("our own are served", || served(&service)["issuer"] == ISSUER);

@@ -20,7 +20,7 @@ fn a_grant_sets_every_identity_header() {
     let service = Service::start();
     let token = job_token(&service.agent, "17", "copy-offload");
     let (name, value) = bearer(&token);
-    // Those of the client are in the request, and a proxy overwrites them with ours.
+    // The request contains identity headers of the client. A proxy overwrites them with ours.
     let forged = [
         (name, value.as_str()),
         ("X-Workflow-Token-Subject", "root"),
@@ -42,7 +42,7 @@ fn a_grant_sets_every_identity_header() {
         assert_eq!((job, uid, instance), (Some("17"), Some("1000"), Some("hpc")));
         assert!(id.is_some_and(|id| id.len() == 22) && expires.unwrap().parse::<u64>().is_ok());
     }
-    // Those of which the token says nothing are empty, and not missing.
+    // Headers for absent claims are empty, not missing.
     let token = mint(&service.agent, "copy-offload", Grant::Cluster);
     let (name, value) = bearer(&token);
     let response = service.get_with("/auth/caddy?aud=copy-offload", &[(name, &value)]);
@@ -160,7 +160,7 @@ fn the_client_of_envoy_cannot_weaken_the_demand() {
     let service = Service::start();
     let token = job_token(&service.agent, "17", "copy-offload");
     let (name, value) = bearer(&token);
-    // As Envoy sends it: the method, path and query are those of the client.
+    // Envoy sends the method, path and query of the client.
     let ask = |path: &str, demand: &[&str]| {
         let mut headers = vec![(name, value.as_str()), ("x-envoy-internal", "true")];
         headers.extend(demand.iter().map(|demand| ("x-workflow-token-demand", *demand)));
@@ -230,7 +230,7 @@ fn old_and_new_clients_are_served_while_they_are_migrated() {
         service.get_with(path, &[(name, &value), ("X-Session", &other)]).status,
         400
     );
-    // A bad token is one in both headers.
+    // An invalid token is invalid in both headers.
     let bad = service.get_with(path, &[("X-Session", "x")]);
     assert_eq!((bad.status, bad.header("deprecation")), (401, Some("@1767225600")));
     let metrics = service.metrics();

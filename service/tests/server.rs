@@ -1,4 +1,4 @@
-//! The server: strange requests, many connections, certificates, signals.
+//! The server: unusual requests, many connections, certificates, signals.
 
 mod support;
 
@@ -40,12 +40,12 @@ fn paths_that_could_be_read_in_two_ways_are_refused() {
         let response = service.get(path);
         assert_eq!(response.status, 400, "{path}: {response:?}");
     }
-    // Those are plain, and there is nothing.
+    // These paths are valid, but do not exist.
     for path in ["/metrics", "/Livez", "/auth", "/auth/nginx/x", "/.well-known/x", "/"] {
         assert_eq!(service.get(path).status, 404, "{path}");
     }
     assert_eq!(service.get("/livez").status, 200);
-    // Bytes that are no characters of a path.
+    // Bytes that paths must not contain.
     for request in [
         &b"GET /livez\xff HTTP/1.1\r\nHost: a\r\n\r\n"[..],
         b"GET /livez\0 HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -95,7 +95,7 @@ fn a_request_is_never_read_as_two() {
         let mut stream = service.connect();
         stream.write_all(request.as_bytes()).unwrap();
         let mut all = String::new();
-        // The connection ends, by a reset where bytes were left.
+        // The connection ends, with a reset if unread bytes were left.
         let _ = stream.read_to_string(&mut all);
         let answers = all.matches("HTTP/1.1 ").count();
         assert!(answers <= 1 && !all.contains("200 OK"), "{request:?}: {all}");
@@ -113,7 +113,7 @@ fn long_requests_are_refused_and_old_ones_served() {
     let client = format!("copy:{SECRET}");
     let response = service.post_as(Some(&client), "/introspect", &format!("token={long}"), &[]);
     assert_eq!(response.status, 413);
-    // A body that is announced and does not come keeps nobody else.
+    // A client that announces a body and does not send it delays nobody else.
     let mut slow = service.connect();
     slow.write_all(b"POST /introspect HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
         .unwrap();
@@ -187,13 +187,13 @@ fn sigterm_lets_requests_end() {
             &[],
         ))
         .unwrap();
-    // It is on its way when the next one on the same connection would be.
+    // The first request is still in progress when the second one on the same connection arrives.
     assert_eq!(service.get("/livez").status, 200);
     service.signal(Signal::SIGTERM);
     until("nobody is accepted any more", || {
         TcpStream::connect(service.address).is_err()
     });
-    // The agent has answered nothing; it does so on its next connection.
+    // The agent has not replied. It replies on its next connection.
     service.agent.set(|answers| answers.is_silent = false);
     service.agent.kill();
     service.agent.listen();
@@ -210,7 +210,7 @@ fn sockets_of_systemd_serve_several_clients_at_once() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut service = Service::with_passed(&socket, "address = \"127.0.0.1:1\"");
     assert_eq!(service.address, socket.local_addr().unwrap());
-    // Each is served while others are open, and nobody needs a next one to be served.
+    // Each connection is served while others are open, and needs no further connection to be served.
     let mut open: Vec<TcpStream> = (0..20).map(|_| service.connect()).collect();
     for stream in &mut open {
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
@@ -229,12 +229,12 @@ fn a_peer_that_takes_nothing_keeps_nobody_from_being_served() {
         .set_write_timeout(Some(std::time::Duration::from_millis(200)))
         .unwrap();
     let request = "GET /jwks HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
-    // Until nothing more is taken.
+    // Writes until the service accepts no more bytes.
     while greedy.write_all(request.as_bytes()).is_ok() {}
     assert_eq!(service.get("/livez").status, 200);
 }
 
-/// Writes a certificate for localhost, and returns it.
+/// Writes a certificate for localhost. Returns it.
 fn certificate(dir: &std::path::Path) -> String {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -244,7 +244,7 @@ fn certificate(dir: &std::path::Path) -> String {
     pem
 }
 
-/// Asks whether the service lives, over TLS, trusting one certificate.
+/// Requests the liveness of the service over TLS, with one trusted certificate.
 fn lives(service: &Service, pem: &str) -> Option<u16> {
     let mut roots = RootCertStore::empty();
     roots
@@ -274,7 +274,7 @@ fn a_certificate_is_replaced_while_connections_are_open() {
         lives(&service, &second) == Some(200)
     });
     assert_eq!(lives(&service, &first), None);
-    // A key of another certificate changes nothing.
+    // A key that does not match the certificate changes nothing.
     write_private(
         &service.dir.path().join("key.pem"),
         &KeyPair::generate().unwrap().serialize_pem(),
@@ -284,7 +284,7 @@ fn a_certificate_is_replaced_while_connections_are_open() {
         service.log().contains("cannot be used with")
     });
     assert_eq!(lives(&service, &second), Some(200));
-    // Who speaks no TLS is not served.
+    // A client without TLS is not served.
     let mut stream = service.connect();
     stream.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert!(Response::receive(&mut stream).is_none());

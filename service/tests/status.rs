@@ -1,4 +1,4 @@
-//! Services fetch status lists, and then know without a question for each token which ones are still valid.
+//! Services fetch Status Lists, and check tokens without further requests.
 
 mod support;
 
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use support::{ISSUER, Service, until};
 use token::{Claims, ClaimsToIssue, Grant, KeySet, StatusCache, StatusEntry, TokenStatus, Verifier};
 
-/// The path of a URI of the issuer.
+/// Returns the path of a URI of the issuer.
 fn path(uri: &Value) -> &str {
     uri.as_str().and_then(|uri| uri.strip_prefix(ISSUER)).unwrap()
 }
 
-/// The paths of all lists, as the metadata of the issuer lead to them.
+/// Returns the paths of all lists, from the metadata of the issuer.
 fn lists(service: &Service) -> Value {
     let metadata: Value = serde_json::from_str(&service.get("/.well-known/oauth-authorization-server").body).unwrap();
     let response = service.get(path(&metadata["status_list_aggregation_endpoint"]));
@@ -30,7 +30,7 @@ fn verifier(service: &Service) -> Verifier {
     Verifier::new(keys).issuer(ISSUER).audience("copy-offload")
 }
 
-/// The claims of a token with an entry in the list 7.
+/// Returns the claims of a token with an entry in list 7.
 fn token(service: &Service, index: u32) -> Claims {
     let claims = ClaimsToIssue {
         iss: ISSUER.to_owned(),
@@ -78,7 +78,7 @@ fn a_service_learns_from_lists_which_tokens_are_over() {
     service.agent.set(|answers| answers.lists = [(7, vec![2, 3])].into());
     until("the next list", || {
         let response = service.get("/status/7");
-        // One that was issued in the same second is not taken for a later one.
+        // The cache rejects a list that was issued in the same second as the cached one.
         let inserted = cache.insert(&response.body, SystemTime::now());
         inserted.is_ok() && cache.status(&valid, SystemTime::now()) == TokenStatus::Invalid
     });
@@ -111,7 +111,7 @@ fn what_is_no_list_is_not_found_and_the_agent_is_not_asked_for_it() {
     let service = Service::start();
     assert_eq!(lists(&service), json!([]));
     service.agent.set(|answers| answers.lists = [(7, Vec::new())].into());
-    until("the list is there", || service.get("/status/7").status == 200);
+    until("the list exists", || service.get("/status/7").status == 200);
     let signed = service.agent.get(|answers| answers.signed_lists);
     for path in [
         "/status/8",

@@ -1,4 +1,4 @@
-//! Services ask whether tokens are valid, and revoke them.
+//! Services check tokens, and revoke them.
 
 mod support;
 
@@ -65,7 +65,7 @@ fn a_token_is_active_exactly_as_long_as_its_job() {
     until("the token is inactive", || {
         service.introspect(&token) == json!({"active": false})
     });
-    // That of another job is not.
+    // The token of another job is still valid.
     let other = job_token(&service.agent, "18", "copy-offload");
     assert_eq!(service.introspect(&other)["active"], true);
 }
@@ -77,7 +77,7 @@ fn what_is_not_known_is_neither_active_nor_inactive() {
     let token = job_token(&service.agent, "17", "copy-offload");
     let response = service.post("/introspect", &format!("token={token}"));
     assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
-    // The user learns nothing about the site.
+    // The response reveals nothing about the site.
     assert!(!response.body.contains("canary-cause"), "{}", response.body);
     until("the operator learns the cause", || {
         service.log().contains("canary-cause-for-the-operator")
@@ -108,7 +108,7 @@ fn tokens_that_are_not_valid_are_inactive() {
         claims("1", ISSUER),
         claims("9e9", "https://other.example.org"),
         forged,
-        // Those for others are none of the client's business.
+        // A client learns nothing about tokens for others.
         mint(&service.agent, "other-service", Grant::Cluster),
     ] {
         assert_eq!(service.introspect(&bad), json!({"active": false}), "{bad}");
@@ -135,7 +135,7 @@ fn a_client_that_does_not_prove_its_identity_learns_nothing() {
         service.agent.get(|answers| (answers.checked, answers.revoked.len())),
         (0, 0)
     );
-    // A parameter twice is refused, whatever it is.
+    // A repeated parameter is rejected, whatever its value.
     for form in [
         format!("{form}&{form}"),
         format!("{form}&x=1&x=1"),
@@ -169,7 +169,7 @@ fn a_local_client_is_known_by_its_uid_on_a_unix_socket() {
             .body
             .contains("\"active\":true")
     });
-    // It may not do more than the table says, and claims to be nobody else.
+    // The client has no further permissions, and cannot claim to be another one.
     assert!(
         ask("/revoke", &format!("token={token}"))
             .body
@@ -198,7 +198,7 @@ fn a_response_is_signed_for_the_client() {
         (&json!("copy"), &json!(true))
     );
     assert_eq!(claims["token_introspection"]["sub"], "alice");
-    // It cannot be used as a token.
+    // The signed response cannot be used as a token.
     assert_eq!(service.introspect(&response.body), json!({"active": false}));
 }
 
@@ -207,11 +207,11 @@ fn a_revoked_token_is_inactive_at_once() {
     let service = Service::start();
     let token = job_token(&service.agent, "17", "copy-offload");
     let jti = service.introspect(&token)["jti"].as_str().unwrap().to_owned();
-    // One that is for others is left alone.
+    // A token for others is not revoked.
     let other = mint(&service.agent, "other-service", Grant::Cluster);
     assert_eq!(service.post("/revoke", &format!("token={other}")).status, 200);
     assert!(service.agent.get(|answers| answers.revoked.is_empty()));
-    // One that cannot be revoked is said to be none.
+    // A failed revocation is reported as an error.
     service.agent.set(|answers| answers.is_read_only = true);
     assert_eq!(service.post("/revoke", &format!("token={token}")).status, 503);
     assert_eq!(service.introspect(&token)["active"], true);
@@ -228,7 +228,7 @@ fn a_revoked_token_is_inactive_at_once() {
     );
     assert_eq!((&line["uid"], &line["job"]), (&json!(1000), &json!("17")));
     assert!(!audit.contains("eyJ"), "{audit}");
-    // What is no token any more is no error (RFC 7009 section 2.2).
+    // An expired or malformed token is not an error (RFC 7009 section 2.2).
     assert_eq!(service.post("/revoke", "token=x").status, 200);
 }
 
@@ -240,7 +240,7 @@ fn keys_that_rotate_are_learned_and_strangers_cannot_have_them_asked_for_without
         .agent
         .set(|answers| answers.keys.insert(0, SigningKey::generate(Algorithm::Es256)));
     let new = job_token(&service.agent, "18", "copy-offload");
-    // The agent may have been asked a moment ago.
+    // The reply of the agent may be cached for a moment.
     until("the new key is known", || service.introspect(&new)["active"] == true);
     assert_eq!(service.introspect(&old)["active"], true);
     let before = service.agent.get(|answers| answers.asked_for_keys);

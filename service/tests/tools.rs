@@ -1,4 +1,4 @@
-//! Command-line tools find out where and as whom to log in.
+//! Command-line tools find the authorization server and their client id.
 
 mod support;
 
@@ -11,7 +11,7 @@ const PUBLIC_CLIENT: &str = "[public-client]\nclient-id = \"flyte\"\nscopes = [\
 const FLYTE: &str = "/flyteidl.service.AuthMetadataService";
 const FLYTE_2: &str = "/flyteidl2.auth.AuthMetadataService";
 
-/// Posts a message in the way of the Connect protocol.
+/// Posts a message with the Connect protocol.
 fn call(service: &Service, path: &str, headers: &[(&str, &str)], message: &str) -> Response {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n",
@@ -53,7 +53,7 @@ fn command_line_tools_find_their_settings() {
             "authorization_metadata_key": "flyte-authorization",
         })
     );
-    // Nobody can log in where there is no such client.
+    // Without a public client, nobody can log in.
     let service = Service::start();
     for path in ["/.well-known/workflow-token-client", "/config/v1/flyte_client"] {
         assert_eq!(service.get(path).status, 404, "{path}");
@@ -104,7 +104,7 @@ fn flyte_finds_metadata_and_client_by_the_connect_protocol() {
                 .contains(&json!("client_credentials"))
         );
     }
-    // Without side effects are those of Flyte 2.
+    // The methods of Flyte 2 have no side effects.
     for query in [
         "connect=v1&encoding=json&message=%7B%7D",
         "message=e30&base64=1&encoding=json&other=x",
@@ -124,7 +124,7 @@ fn flyte_finds_metadata_and_client_in_protocol_buffers() {
     let client = "\x0a\x05flyte\x12\x1fhttp://localhost:53593/callback\x1a\x03all\x1a\x07offline\
         \x22\x13flyte-authorization\x32\x01a";
     let path = format!("{FLYTE_2}/GetPublicClientConfig");
-    // As the client of Python sends it: the message is empty, and compressed all the same.
+    // The Python client compresses even its empty message.
     let gzip = "\x1f\x08\0";
     let proto = ("Content-Type", "application/proto");
     for (headers, message) in [
@@ -211,7 +211,7 @@ fn calls_that_are_wrong_get_errors_of_the_connect_protocol() {
     assert_eq!(call(&service, &format!("{FLYTE_2}/Other"), &[JSON], "{}").status, 404);
 }
 
-/// Returns the JSON of a response that succeeded.
+/// Returns the JSON of a successful response.
 fn body(response: &Response) -> Value {
     assert_eq!(response.status, 200, "{response:?}");
     serde_json::from_str(&response.body).unwrap()

@@ -1,10 +1,10 @@
-//! The messages of Flyte's AuthMetadataService, as `flyteidl.service` and `flyteidl2.auth` have them. Fields that this service
-//! leaves empty are left out.
+//! The messages of Flyte's AuthMetadataService, as defined in `flyteidl.service` and `flyteidl2.auth`. Fields that this
+//! service never sets are omitted.
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-/// The answer of `GetOAuth2Metadata`. It is read from metadata, which have other names and further members.
+/// The response of `GetOAuth2Metadata`. It is read from metadata, which use other names and contain further members.
 #[derive(Clone, PartialEq, Message, Deserialize, Serialize)]
 #[serde(default, rename_all(serialize = "camelCase"))]
 pub struct OAuth2Metadata {
@@ -30,7 +30,7 @@ pub struct OAuth2Metadata {
     device_authorization_endpoint: String,
 }
 
-/// The answer of `GetPublicClientConfig`.
+/// The response of `GetPublicClientConfig`.
 #[derive(Clone, PartialEq, Message, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublicClientConfig {

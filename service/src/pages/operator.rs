@@ -1,4 +1,4 @@
-//! The page of the operator: the figures of the agent, as plots.
+//! The page of the operator: the agent's figures, as plots.
 
 use askama::Template;
 use axum::http::StatusCode;
@@ -10,7 +10,7 @@ use super::{
     time::{Moment, span},
 };
 
-/// The page of the operator. It is for the listener of metrics, and has no forms.
+/// The page of the operator. It belongs to the listener of metrics, and contains no forms.
 #[derive(Template)]
 #[template(path = "operator.html")]
 pub struct Operator {
@@ -18,7 +18,7 @@ pub struct Operator {
     pub frame: Frame,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
     pub now: u64,
-    /// The figures of the agent, or why there are none.
+    /// The figures of the agent, or the reason why they are missing.
     pub figures: Result<Figures, String>,
 }
 
@@ -56,7 +56,7 @@ impl Operator {
         let keys = figures.keys.iter().map(|key| {
             let age = key.since.map(|since| self.now.saturating_sub(since));
             let role = if key.is_active { "signs: " } else { "" };
-            let text = age.map_or("not known".to_owned(), span);
+            let text = age.map_or("unknown".to_owned(), span);
             Value {
                 label: format!("{role}{}, of {}", key.kid, key.issuer),
                 number: age.unwrap_or(0),

@@ -1,4 +1,4 @@
-//! Plots, in SVG. Each has its numbers in a table, too.
+//! Plots, in SVG. Each comes with a table of its numbers.
 
 use askama::{Template, filters::HtmlSafe};
 
@@ -8,20 +8,20 @@ const WIDTH: u32 = 320;
 /// The height of a bar with its label, and that of the bar alone.
 const ROW: (u32, u32) = (36, 12);
 
-/// The length of the longest bar: its number is behind it.
+/// The length of the longest bar, which leaves space for its number.
 const LONGEST: u32 = WIDTH - 100;
 
-/// The height of the highest column, and the space above columns and below them for text.
+/// The height of the highest column, and the space for text above and below columns.
 const COLUMN: (u32, u32, u32) = (120, 18, 22);
 
-/// The most characters of a label in a plot.
+/// The longest label in a plot, in characters.
 const LABEL: usize = 42;
 
 /// A plot of numbers.
 #[derive(Template)]
 #[template(path = "plot.html")]
 pub(super) struct Plot {
-    /// A word that no other plot of the page has.
+    /// The id of the plot, unique on its page.
     pub id: &'static str,
     /// The title.
     pub title: &'static str,
@@ -39,13 +39,13 @@ impl HtmlSafe for Plot {}
 /// A bar or column.
 struct Bar {
     label: String,
-    /// The label, or its beginning.
+    /// The label, shortened if necessary.
     short: String,
     value: String,
     brief: String,
     is_failure: bool,
     shape: Shape,
-    /// The places of the label and of the value.
+    /// The positions of the label and of the value.
     label_at: (u32, u32),
     value_at: (u32, u32),
 }
@@ -58,15 +58,15 @@ struct Shape {
     height: u32,
 }
 
-/// A number that is to be shown.
+/// A number to plot.
 pub(super) struct Value {
     pub label: String,
     pub number: u64,
     /// The number, for people.
     pub text: String,
-    /// The same, as short as a plot needs it.
+    /// The number in short form, for the plot.
     pub brief: String,
-    /// Whether it is about something that failed.
+    /// Whether the number counts failures.
     pub is_failure: bool,
 }
 
@@ -82,14 +82,14 @@ impl Value {
         }
     }
 
-    /// Marks a failure.
+    /// Sets whether the number counts failures.
     pub fn failed(self, is_failure: bool) -> Self {
         Self { is_failure, ..self }
     }
 }
 
 impl Plot {
-    /// Returns horizontal bars, for values in no order.
+    /// Returns horizontal bars, for values without an order.
     pub fn bars(
         id: &'static str,
         title: &'static str,
@@ -121,7 +121,7 @@ impl Plot {
         }
     }
 
-    /// Returns columns, for values in an order.
+    /// Returns columns, for ordered values.
     pub fn columns(
         id: &'static str,
         title: &'static str,
@@ -129,7 +129,7 @@ impl Plot {
         values: Vec<Value>,
     ) -> Self {
         let highest = highest(&values);
-        // Without a column there is nothing to see.
+        // If all numbers are zero, the page says so instead.
         let values = if highest == 0 { Vec::new() } else { values };
         let step = WIDTH / row(values.len()).max(1);
         let (most, above, below) = COLUMN;
@@ -156,7 +156,7 @@ impl Plot {
         WIDTH
     }
 
-    /// Returns the description, for those who do not see the plot.
+    /// Returns the description, for screen readers.
     fn description(&self) -> String {
         let bars = self.bars.iter().map(|bar| format!("{}: {}", bar.label, bar.value));
         bars.collect::<Vec<_>>().join("; ")
@@ -182,7 +182,7 @@ fn highest(values: &[Value]) -> u64 {
     values.iter().map(|value| value.number).max().unwrap_or(0)
 }
 
-/// Returns the part of a length for a number: something for all but nothing.
+/// Returns the part of a length that stands for a number. Only zero gets no part.
 fn part(number: u64, highest: u64, length: u32) -> u32 {
     if number == 0 {
         return 0;
@@ -191,7 +191,7 @@ fn part(number: u64, highest: u64, length: u32) -> u32 {
     u32::try_from(part).unwrap_or(length).max(1)
 }
 
-/// Returns a number with four digits at most, and its unit.
+/// Returns a number with at most four digits, and its unit.
 fn brief(number: u64) -> String {
     let units = [
         (10_000_000_000, 1_000_000_000, "G"),
@@ -204,12 +204,12 @@ fn brief(number: u64) -> String {
     }
 }
 
-/// Returns a position in a list, which is short.
+/// Returns an index in a list, which is short.
 fn row(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX / ROW.0).min(u32::MAX / ROW.0)
 }
 
-/// Returns a label, or its beginning.
+/// Returns a label, shortened if necessary.
 fn shortened(label: &str) -> String {
     match label.char_indices().nth(LABEL) {
         Some(_) => label.chars().take(LABEL - 1).chain(['…']).collect(),

@@ -9,16 +9,16 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-/// The path of the style sheet, behind that of the issuer.
+/// The path of the style sheet, relative to that of the issuer.
 pub const STYLE: &str = "/assets/style.css";
 
 /// The style sheet.
 const SHEET: &str = include_str!("../../assets/style.css");
 
-/// For how long browsers keep it: its URL changes with its contents.
+/// How long browsers cache the style sheet: its URL changes with the content.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// The beginning of the digest of its contents.
+/// The first part of the digest of the content.
 static VERSION: LazyLock<String> =
     LazyLock::new(|| URL_SAFE_NO_PAD.encode(&digest(&SHA256, SHEET.as_bytes()).as_ref()[..12]));
 
@@ -29,7 +29,7 @@ pub async fn style() -> Response {
     (headers, SHEET).into_response()
 }
 
-/// Returns the URL of the style sheet of an issuer with this path.
+/// Returns the URL of the style sheet, below the path of the issuer.
 pub(super) fn url(base: &str) -> String {
     format!("{base}{STYLE}?v={}", *VERSION)
 }

@@ -10,7 +10,7 @@ const UNITS: [(u64, &str); 3] = [(86400, "day"), (3600, "hour"), (60, "minute")]
 #[derive(Template)]
 #[template(path = "moment.html")]
 pub(super) struct Moment {
-    /// As RFC 3339 writes it; none if it is too far away.
+    /// The time in the format of RFC 3339, or `None` if it is too far away.
     exact: Option<String>,
     text: String,
     relative: String,
@@ -33,7 +33,7 @@ impl Moment {
     }
 }
 
-/// Returns a span of time in words, rounded down.
+/// Returns a duration in words, rounded down.
 pub(super) fn span(seconds: u64) -> String {
     let unit = UNITS.into_iter().find(|(length, _)| seconds >= *length);
     match unit.map(|(length, name)| (seconds / length, name)) {

@@ -1,4 +1,4 @@
-//! The page of a user: identity, the jobs that hold tokens, and the sessions.
+//! The page of a user: identity, jobs that hold tokens, and sessions.
 
 use askama::Template;
 use protocol::Held;
@@ -11,28 +11,28 @@ use super::{Frame, time::Moment};
 pub struct Me {
     /// The common parts.
     pub frame: Frame,
-    /// The time, in seconds since 1970-01-01T00:00:00Z, as all times here.
+    /// The current time, in seconds since 1970-01-01T00:00:00Z. All times here have this unit.
     pub now: u64,
     /// The name of the user.
     pub user: String,
-    /// The uid on the cluster.
+    /// The user's uid on the cluster.
     pub uid: u32,
-    /// The projects.
+    /// The user's projects.
     pub projects: Vec<String>,
     /// When this session ends.
     pub session_expires: u64,
-    /// The jobs that hold tokens; none if the agent cannot report them at the moment. Each has a button, which is a POST to
+    /// The jobs that hold tokens, or `None` if the agent cannot report them at the moment. Each has a button: a POST to
     /// `/me/revoke` with `instance` and `jobid`.
     pub jobs: Option<Vec<Held>>,
     /// The other sessions and logins of the user.
     pub sessions: Vec<SessionRow>,
-    /// The login whose tokens jobs get.
+    /// The login for jobs.
     pub job_login: Option<JobLoginRow>,
 }
 
-/// A session or login. The button is a POST to `/me/end` with `id`.
+/// A session or login. Its button is a POST to `/me/end` with `id`.
 pub struct SessionRow {
-    /// Its name in the form, which is not the secret in the cookie.
+    /// The id in the form. It differs from the secret in the cookie.
     pub id: String,
     /// The client: `Browser`, or the name of a command-line tool.
     pub client: String,
@@ -42,9 +42,9 @@ pub struct SessionRow {
     pub expires: u64,
 }
 
-/// The login whose tokens jobs get. The button is a POST to `/me/end` with `id`.
+/// The login for jobs. Its button is a POST to `/me/end` with `id`.
 pub struct JobLoginRow {
-    /// Its name in the form.
+    /// The id in the form.
     pub id: String,
     /// When it began.
     pub since: u64,

@@ -1,4 +1,4 @@
-//! The table `client`: who may ask about tokens.
+//! The table `client`: who may ask about tokens, and exchange them.
 
 use std::{fmt, path::PathBuf};
 
@@ -10,37 +10,37 @@ use serde::Deserialize;
 
 use super::user::UserName;
 
-/// The shortest secret, in bytes: nobody guesses one that is random.
+/// The shortest secret, in bytes: a random one of this length cannot be guessed.
 const MIN_SECRET: usize = 32;
 
-/// The longest file of a secret, in bytes.
+/// The longest secret file, in bytes.
 const MAX_SECRET: usize = 1024;
 
-/// A client: a service that asks about the tokens that it receives.
+/// A client: a service that asks about the tokens that it receives, or a program of users.
 #[derive(Debug)]
 pub struct Client {
     /// Its id.
     pub id: String,
-    /// How it proves its identity.
+    /// The method of its authentication.
     pub proof: Proof,
     /// The audiences of the tokens that it may ask about and exchange.
     pub audience: Vec<String>,
-    /// Set if it may introspect tokens (RFC 7662).
+    /// Allows the client to introspect tokens (RFC 7662).
     pub may_introspect: bool,
-    /// Set if it may revoke tokens (RFC 7009).
+    /// Allows the client to revoke tokens (RFC 7009).
     pub may_revoke: bool,
-    /// The addresses that a browser may be sent back to, of a public client.
+    /// The redirect URIs of a public client.
     pub redirect_uris: Vec<String>,
 }
 
 impl Client {
-    /// Returns whether it proves nothing, as programs of users, which cannot keep a secret (RFC 6749 section 2.1).
+    /// Returns whether the client has no authentication: programs of users cannot keep a secret (RFC 6749 section 2.1).
     pub fn is_public(&self) -> bool {
         matches!(self.proof, Proof::Public)
     }
 
-    /// Returns whether a browser may be sent back to an address: one of those of the client, to the letter, whatever the port of a
-    /// loopback address (RFC 8252 section 7.3).
+    /// Returns whether the client registered a redirect URI. The comparison is exact, except for the port of a loopback
+    /// address (RFC 8252 section 7.3).
     pub fn redirects_to(&self, address: &str) -> bool {
         let wanted = without_loopback_port(address);
         let is_same = |known: &String| known == address || wanted.is_some() && without_loopback_port(known) == wanted;
@@ -48,7 +48,7 @@ impl Client {
     }
 }
 
-/// Returns a loopback address without its port, and what follows; none if it is another address.
+/// Returns a loopback address without its port, and the rest of the URI. Returns `None` for other addresses.
 fn without_loopback_port(address: &str) -> Option<(&str, &str)> {
     let rest = address.strip_prefix("http://")?;
     let host = ["127.0.0.1", "[::1]", "localhost"]
@@ -64,13 +64,13 @@ fn without_loopback_port(address: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// How a client proves its identity.
+/// A method of client authentication.
 pub enum Proof {
-    /// With a secret, of which this is the SHA-256 digest.
+    /// A secret, stored as its SHA-256 digest.
     Secret([u8; 32]),
-    /// By its uid, over a Unix socket.
+    /// The uid of the client, over a Unix socket.
     Uid(u32),
-    /// Not at all.
+    /// None.
     Public,
 }
 
@@ -85,7 +85,7 @@ impl fmt::Debug for Proof {
 }
 
 impl Proof {
-    /// Returns whether a secret is the right one, in a time that does not depend on either.
+    /// Returns whether a secret is correct, in constant time.
     pub fn is_secret(&self, secret: &[u8]) -> bool {
         match self {
             Self::Secret(expected) => verify_slices_are_equal(expected, digest(&SHA256, secret).as_ref()).is_ok(),
@@ -124,7 +124,7 @@ impl ClientTable {
         }
         if self.audience.iter().any(String::is_empty) || self.audience.is_empty() && !self.may.is_empty() {
             return Err(format!(
-                "{at}.audience: must name the audiences of the tokens that it may ask about"
+                "{at}.audience: must name the audiences of the tokens that the client may ask about"
             ));
         }
         if !self.public && !self.redirect_uris.is_empty() {
@@ -132,12 +132,12 @@ impl ClientTable {
         }
         if self.public && !self.may.is_empty() {
             return Err(format!(
-                "{at}.may: a public client proves nothing, so it may do nothing for others"
+                "{at}.may: a public client has no authentication, so it must have no permissions"
             ));
         }
         for uri in &self.redirect_uris {
             if uri.contains(['*', ' ', '\\']) {
-                return Err(format!("{at}.redirect-uris: must be whole URLs, without wildcards"));
+                return Err(format!("{at}.redirect-uris: must be complete URLs, without wildcards"));
             }
             config::check_url(uri).map_err(|e| format!("{at}.redirect-uris: {e}"))?;
         }
@@ -151,7 +151,7 @@ impl ClientTable {
                 let bytes = read.map_err(|e| format!("{at}.secret-file: {}: {e}", path.display()))?;
                 let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
                 if secret.len() < MIN_SECRET {
-                    let what = "has fewer than 32 bytes: make one with `openssl rand -hex 32`";
+                    let what = "has fewer than 32 bytes: create one with `openssl rand -hex 32`";
                     return Err(format!("{at}.secret-file: {}: {what}", path.display()));
                 }
                 let mut expected = [0; 32];

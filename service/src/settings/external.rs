@@ -1,4 +1,4 @@
-//! The table of the server whose metadata are served in place of our own.
+//! The table `external`: the server whose metadata the service publishes instead of its own.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,38 +12,38 @@ use serde::Deserialize;
 
 use super::paths::absolute;
 
-/// The longest file of certificates, in bytes.
+/// The longest certificate file, in bytes.
 const MAX_CA_FILE: usize = 4 << 20;
 
-/// The age at which metadata are fetched again, by default and at least.
+/// The default and the shortest interval between refreshes of the metadata.
 const REFRESH: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(1));
 
-/// The value of `token-endpoint` for that of this service.
+/// The value of `token-endpoint` that selects the endpoint of this service.
 const OURS: &str = "ours";
 
-/// A server whose metadata are served in place of our own.
+/// A server whose metadata the service publishes instead of its own.
 #[derive(Debug)]
 pub struct External {
     /// Its issuer identifier (RFC 8414 section 2).
     pub issuer: String,
-    /// The URLs at which its metadata may be, in the order in which they are tried. At least one.
+    /// The possible URLs of its metadata, in order of preference. At least one.
     pub places: Vec<String>,
     /// The HTTP proxy.
     pub proxy: Option<Uri>,
-    /// The certificates that are trusted: those of the system, and of `ca-file`.
+    /// The trusted certificates: those of the system, and of `ca-file`.
     pub tls: ClientConfig,
-    /// What is served in place of its token endpoint.
+    /// The token endpoint that replaces that of the server.
     pub token_endpoint: Option<TokenEndpoint>,
-    /// The age at which metadata are fetched again.
+    /// The interval between refreshes of the metadata.
     pub refresh: Duration,
 }
 
 /// A token endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenEndpoint {
-    /// That of this service.
+    /// The endpoint of this service.
     Ours,
-    /// Another one.
+    /// Another endpoint.
     Url(String),
 }
 
@@ -59,7 +59,7 @@ pub(super) struct ExternalTable {
 }
 
 impl ExternalTable {
-    /// Reads the file of certificates, and those of the system.
+    /// Loads the certificate file, and the certificates of the system.
     pub fn external(self) -> Result<Arc<External>, String> {
         let at = |key: &str, e: &dyn std::fmt::Display| format!("external.{key}: {e}");
         config::check_issuer_url(&self.issuer).map_err(|e| at("issuer", &e))?;
@@ -85,7 +85,7 @@ impl ExternalTable {
         let refresh = self.refresh.map_or(Ok(REFRESH.0), |text| config::parse_duration(&text));
         let refresh = refresh.map_err(|e| at("refresh", &e))?;
         if refresh < REFRESH.1 {
-            return Err(at("refresh", &"must be 1s at least"));
+            return Err(at("refresh", &"must be at least 1s"));
         }
         Ok(Arc::new(External {
             issuer: self.issuer,
@@ -98,8 +98,8 @@ impl ExternalTable {
     }
 }
 
-/// Returns where metadata may be: RFC 8414 section 3.1 puts the well-known part before the path of the issuer, OpenID Connect
-/// Discovery section 4 behind it.
+/// Returns the possible URLs of metadata. RFC 8414 section 3.1 puts the well-known part before the path of the issuer,
+/// OpenID Connect Discovery section 4 behind it.
 fn places(issuer: &str) -> Vec<String> {
     let issuer = issuer.strip_suffix('/').unwrap_or(issuer);
     let after_scheme = issuer.find("://").map_or(0, |at| at + 3);
@@ -126,11 +126,11 @@ fn tls(ca_file: Option<PathBuf>) -> Result<ClientConfig, String> {
                 .map_err(|e| at(&format_args!("a certificate cannot be used: {e}")))?;
         }
         if roots.is_empty() {
-            return Err(at(&"it has no certificate (BEGIN CERTIFICATE)"));
+            return Err(at(&"it contains no certificate (BEGIN CERTIFICATE)"));
         }
     }
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    // The provider is named since a process may have several, and its default may be another's.
+    // Name the provider: a process may contain several, and the default may be another one.
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS cannot be used: {e}"))?;
@@ -182,7 +182,7 @@ mod tests {
             ("issuer = \"https://i\"\ntoken-endpoint = \"yours\"", "or \"ours\""),
             (
                 "issuer = \"https://i\"\nrefresh = \"10ms\"",
-                "external.refresh: must be 1s at least",
+                "external.refresh: must be at least 1s",
             ),
             (
                 "issuer = \"https://i\"\nrefresh = \"x\"",

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The longest path of a socket, in bytes: unix(7) has room for 108 with the NUL.
+/// The longest socket path, in bytes: unix(7) allows 108 with the NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
 pub(super) fn absolute(path: PathBuf) -> Result<PathBuf, String> {
@@ -16,6 +16,6 @@ pub(super) fn socket(path: PathBuf) -> Result<PathBuf, String> {
     let is_short = |path: &Path| path.as_os_str().len() <= MAX_SOCKET_PATH;
     absolute(path).and_then(|path| match is_short(&path) {
         true => Ok(path),
-        false => Err(format!("must have {MAX_SOCKET_PATH} bytes at most")),
+        false => Err(format!("must have at most {MAX_SOCKET_PATH} bytes")),
     })
 }

@@ -1,20 +1,20 @@
-//! The table of the client that command-line tools are.
+//! The table `public-client`: the client id and settings of command-line tools.
 
 use http::HeaderName;
 use serde::Deserialize;
 
 use crate::strict;
 
-/// The public client (RFC 6749 section 2.1) that command-line tools are.
+/// The public client (RFC 6749 section 2.1) of command-line tools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicClient {
     /// Its id.
     pub id: String,
-    /// Where a tool receives codes: at loopback addresses only (RFC 8252 section 7.3).
+    /// The redirect URIs at which a tool receives codes: loopback addresses only (RFC 8252 section 7.3).
     pub redirect_uris: Vec<String>,
-    /// The scopes that a tool asks for.
+    /// The scopes that a tool requests.
     pub scopes: Vec<String>,
-    /// The audience that a tool asks for.
+    /// The audience that a tool requests.
     pub audience: Option<String>,
     /// The header in which a tool sends its token.
     pub authorization_metadata_key: HeaderName,
@@ -42,11 +42,11 @@ impl PublicClientTable {
         {
             return Err("public-client.client-id: must be visible ASCII without a colon".to_owned());
         }
-        // Without TLS, a URL passes that check only at a loopback address.
+        // Without TLS, `check_url` accepts only loopback addresses.
         let is_loopback = |uri: &String| config::check_url(uri).is_ok() && config::is_plain_url(uri);
         if let Some(i) = self.redirect_uris.iter().position(|uri| !is_loopback(uri)) {
             return Err(format!(
-                "public-client.redirect-uris[{i}]: must be at this machine, as in http://localhost:53593/callback"
+                "public-client.redirect-uris[{i}]: must be on this machine, as in http://localhost:53593/callback"
             ));
         }
         let is_scope = |scope: &String| !scope.is_empty() && scope.bytes().all(strict::is_scope_byte);
@@ -118,7 +118,7 @@ mod tests {
             ))
             .unwrap_err();
             assert!(
-                error.starts_with("public-client.redirect-uris[1]: must be at this machine"),
+                error.starts_with("public-client.redirect-uris[1]: must be on this machine"),
                 "{uri}: {error}"
             );
         }

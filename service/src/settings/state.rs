@@ -1,4 +1,4 @@
-//! The table `state`: where the service keeps what it remembers.
+//! The table `state`: the database of sessions, logins and codes.
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
@@ -11,37 +11,37 @@ use zeroize::Zeroizing;
 use super::paths::absolute;
 use crate::state::seal::Keyring;
 
-/// The longest file of a password or of certificates, in bytes.
+/// The longest password or certificate file, in bytes.
 const MAX_FILE: usize = 1 << 20;
 
-/// The state.
+/// The settings of the state.
 #[derive(Debug, Clone)]
 pub struct StateSettings {
     /// The database.
     pub database: DatabaseSettings,
-    /// The most records of a kind.
+    /// The maximum number of records of one kind.
     pub max_records: u64,
-    /// The keys under which records are sealed.
+    /// The keys that seal records.
     pub keyring: Keyring,
 }
 
 /// A database.
 #[derive(Debug, Clone)]
 pub enum DatabaseSettings {
-    /// A file of SQLite.
+    /// An SQLite file.
     Sqlite(PathBuf),
-    /// PostgreSQL.
+    /// A PostgreSQL database.
     Postgres(PostgresSettings),
 }
 
-/// A database of PostgreSQL.
+/// A PostgreSQL database.
 #[derive(Debug, Clone)]
 pub struct PostgresSettings {
     /// Its URL, without a password.
     pub url: String,
     /// The password of the user in the URL.
     pub password: Option<SecretString>,
-    /// Certificates in PEM of authorities that are trusted besides the public ones.
+    /// Trusted certificates in PEM, besides the public ones.
     pub ca: Option<Vec<u8>>,
 }
 
@@ -94,7 +94,7 @@ impl StateTable {
 }
 
 impl StateSettings {
-    /// Returns whether only the keys differ.
+    /// Returns whether other settings differ in nothing but the keys.
     pub fn has_same_database(&self, other: &Self) -> bool {
         let is_same = match (&self.database, &other.database) {
             (DatabaseSettings::Sqlite(a), DatabaseSettings::Sqlite(b)) => a == b,
@@ -112,7 +112,7 @@ impl StateSettings {
 }
 
 impl PostgresSettings {
-    /// Returns whether the connection crosses the network, or an authority was named.
+    /// Returns whether the connection uses TLS: it crosses the network, or `ca-file` is set.
     pub fn is_tls(&self, options: &PgConnectOptions) -> bool {
         let host = options.get_host().trim_matches(['[', ']']);
         let is_loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
@@ -129,12 +129,12 @@ impl fmt::Display for DatabaseSettings {
     }
 }
 
-/// Checks the URL of a database. What it reports has no part of the URL, which may have a password.
+/// Checks the URL of a database. Error messages contain no part of the URL, which may include a password.
 fn postgres_url(text: &str) -> Result<String, &'static str> {
     let form = "must be sqlite:///PATH, postgres://USER@HOST/DATABASE, or postgres://USER@%2FDIRECTORY/DATABASE for a Unix socket";
     let url = url::Url::parse(text).map_err(|_| form)?;
     if url.password().is_some() {
-        return Err("must have no password: write it to a file, and name that in password-file");
+        return Err("must contain no password: write it to a file, and set password-file");
     }
     let has_all = !url.username().is_empty() && url.has_host() && url.path().len() > 1;
     let has_more = url.query().is_some() || url.fragment().is_some();
@@ -161,6 +161,6 @@ fn authorities(path: PathBuf) -> Result<Vec<u8>, String> {
     let first = CertificateDer::pem_slice_iter(&pem).next();
     match first {
         Some(Ok(_)) => Ok(pem.to_vec()),
-        _ => Err(failed(&"it has no certificate (BEGIN CERTIFICATE)")),
+        _ => Err(failed(&"it contains no certificate (BEGIN CERTIFICATE)")),
     }
 }

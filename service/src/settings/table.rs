@@ -1,4 +1,4 @@
-//! The tables of the file, as they are written.
+//! The tables of the file, before validation.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -11,7 +11,7 @@ use super::{
     state::StateTable, user::UserName,
 };
 
-/// Headers that no other meaning can be given.
+/// Headers that have a fixed meaning, so that they cannot contain tokens.
 const RESERVED: [&str; 8] = [
     "authorization",
     "connection",
@@ -107,7 +107,7 @@ impl ResourceTable {
         if self.name.is_empty() || !crate::strict::is_plain_path(&format!("/{}", self.name)) || self.name.contains('/')
         {
             return Err(format!(
-                "{at}.name: must have only letters, digits and -._~, since it is part of a URL"
+                "{at}.name: must contain only letters, digits and -._~, since it is part of a URL"
             ));
         }
         config::check_url(&self.url).map_err(|e| format!("{at}.url: {e}"))?;
@@ -135,7 +135,7 @@ impl LegacyTable {
         }
         let day = |key: &str, text: &str| -> Result<Date, String> {
             text.parse()
-                .map_err(|_| format!("legacy.{key}: must be a day, as in \"2027-06-30\""))
+                .map_err(|_| format!("legacy.{key}: must be a date, as in \"2027-06-30\""))
         };
         let deprecated = day("deprecated", &self.deprecated)?.to_zoned(TimeZone::UTC);
         let deprecated = deprecated
@@ -151,7 +151,7 @@ impl LegacyTable {
     }
 }
 
-/// Messages of the parser have several lines, one of which is the text of the file.
+/// Shortens a message of the parser to one line. The others quote the file, which may contain secrets.
 fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ").replace(char::is_control, "?")

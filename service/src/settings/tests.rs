@@ -91,7 +91,7 @@ fn mistakes_name_the_key() {
         (
             "[[client]]\nid = \"a\"\nuser = 1\naudience = [\"a\"]\nmay = [\"revoke\"]\n\
              [[client]]\nid = \"a\"\nuser = 2\naudience = [\"a\"]\nmay = [\"revoke\"]",
-            "client[1].id: another client is called `a`",
+            "client[1].id: another client has the name `a`",
         ),
         ("[[resource]]\nname = \"a/b\"\nurl = \"https://a\"", "resource[0].name"),
         ("[[resource]]\nname = \"a\"\nurl = \"a\"", "resource[0].url"),
@@ -109,7 +109,7 @@ fn mistakes_name_the_key() {
         ),
         (
             "[legacy]\nheader = \"x-y\"\ndeprecated = \"soon\"",
-            "legacy.deprecated: must be a day",
+            "legacy.deprecated: must be a date",
         ),
         (
             "[[client]]\nid = \"a\"\npublic = true\nmay = [\"revoke\"]\naudience = [\"a\"]",
@@ -125,7 +125,7 @@ fn mistakes_name_the_key() {
         ),
         (
             "[[client]]\nid = \"a\"\npublic = true\nredirect-uris = [\"https://*.example.org/\"]",
-            "client[0].redirect-uris: must be whole",
+            "client[0].redirect-uris: must be complete",
         ),
         (
             "[[client]]\nid = \"a\"\npublic = true\nredirect-uris = [\"http://a.example.org/\"]",
@@ -208,7 +208,7 @@ fn mistakes_of_the_state_name_the_key_and_no_password() {
         ),
         (
             "key-file = \"/k\"\ndatabase = \"postgres://a:canary@b/c\"",
-            "state.database: must have no password: write it to a file, and name that in password-file",
+            "state.database: must contain no password: write it to a file, and set password-file",
         ),
         (
             "key-file = \"/k\"\ndatabase = \"postgres://a@b/c?password=canary\"",

@@ -1,4 +1,4 @@
-//! A user in the file.
+//! User names in the file.
 
 use nix::unistd::User;
 use serde::Deserialize;
@@ -12,7 +12,7 @@ pub(super) enum UserName {
 }
 
 impl UserName {
-    /// Returns the uid. Blocks as the name service does.
+    /// Returns the uid. May block in the name service.
     pub fn uid(&self) -> Result<u32, String> {
         let name = match self {
             Self::Uid(uid) => return Ok(*uid),

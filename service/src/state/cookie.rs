@@ -1,4 +1,4 @@
-//! Values that a browser keeps in a cookie, and only this service can read: those of strangers take no room in the database.
+//! Values in cookies that only this service can read, so that strangers do not fill the database.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Serialize, de::DeserializeOwned};
@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Kind, State, StateError, seal::Place};
 
 impl State {
-    /// Seals a value for the cookie of a name.
+    /// Seals a value for the cookie with this name.
     ///
     /// # Errors
     /// [`StateError::TooLong`].
@@ -15,7 +15,7 @@ impl State {
         Ok(URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    /// Opens the cookie of a name; none if it was not sealed for it here.
+    /// Opens the cookie with this name. Returns `None` if this service did not seal the value for it.
     pub fn open_cookie<T: DeserializeOwned>(&self, name: &str, sealed: &str) -> Option<T> {
         let sealed = URL_SAFE_NO_PAD.decode(sealed).ok()?;
         self.keyring().open(&place(name), &sealed).ok()

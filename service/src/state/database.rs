@@ -1,4 +1,4 @@
-//! The database: connections, and its tables.
+//! Connections to the database, and its schema.
 
 use std::{
     fs::{self, OpenOptions},
@@ -20,20 +20,20 @@ use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use super::record::{LIMIT, StateError};
 use crate::settings::{DatabaseSettings, PostgresSettings};
 
-/// The longest time to open the database.
+/// The timeout for opening the database.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// The longest time that a writer of SQLite waits for others, other services included: less than an operation has.
+/// How long an SQLite writer waits for others, including other services: shorter than the timeout of an operation.
 const BUSY: Duration = Duration::from_millis(1500);
 
-/// The most connections that read SQLite at once.
+/// The maximum number of reading connections to SQLite.
 const SQLITE_READERS: u32 = 4;
 
-/// The most connections to PostgreSQL, which lets 100 in by default.
+/// The maximum number of connections to PostgreSQL, which accepts 100 by default.
 const POSTGRES_CONNECTIONS: u32 = 16;
 
-/// The statements that bring the tables to each version, in their order. Both databases know them: SQLite stores bytes in a
-/// column of any type. Statements that were released never change.
+/// The statements that update the schema to each version, in order. Both databases accept them: SQLite stores bytes in
+/// a column of any type. Never change released statements.
 const MIGRATIONS: [&str; 1] = ["CREATE TABLE records (
         kind BIGINT NOT NULL,
         id BYTEA NOT NULL,
@@ -46,10 +46,10 @@ const MIGRATIONS: [&str; 1] = ["CREATE TABLE records (
     CREATE INDEX records_owner ON records (kind, owner) WHERE owner IS NOT NULL;
     CREATE INDEX records_expires ON records (expires);"];
 
-/// One row, with the version of the tables.
+/// The table with one row that contains the schema version.
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)";
 
-/// Keeps other services from updating the tables until the transaction ends. The number is an arbitrary one.
+/// Prevents other services from updating the schema until the transaction ends. The number is arbitrary.
 const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(7812053617)";
 
 /// Connections.
@@ -68,7 +68,7 @@ impl Database {
     /// Opens a database, and creates or updates its tables.
     ///
     /// # Errors
-    /// For the operator.
+    /// A message for the operator.
     pub async fn open(settings: &DatabaseSettings) -> Result<Self, String> {
         let name = settings.to_string();
         let opened = timeout(OPEN_LIMIT, async {
@@ -77,14 +77,14 @@ impl Database {
                 DatabaseSettings::Postgres(settings) => postgres(settings).await.map(Self::Postgres),
             }
         });
-        let late = |_| format!("it did not answer within {} s", OPEN_LIMIT.as_secs());
+        let late = |_| format!("it did not respond within {} s", OPEN_LIMIT.as_secs());
         let opened = opened.await.map_err(late).and_then(|opened| opened);
         opened.map_err(|e| format!("state.database: {name}: {e}"))
     }
 }
 
-/// Creates or updates the tables in one transaction, and returns their version: it is a later one after an update of another
-/// service.
+/// Creates or updates the schema in one transaction. Returns its version, which is later than expected if a newer
+/// service updated it.
 macro_rules! migrate {
     ($connection:ident, $begin:literal, $lock:expr) => {{
         let mut transaction = $connection.begin_with($begin).await?;
@@ -123,7 +123,7 @@ async fn sqlite(path: &Path) -> Result<Pools<Sqlite>, String> {
     let end = Instant::now() + OPEN_LIMIT;
     let version = loop {
         match sqlite_version(&options).await {
-            // Another service creates it.
+            // Another service is creating the file.
             Err(e) if is_busy(&e) && Instant::now() < end => sleep(BUSY / 30).await,
             version => break version,
         }
@@ -132,7 +132,7 @@ async fn sqlite(path: &Path) -> Result<Pools<Sqlite>, String> {
     let pool = |most| pool_options(most).test_before_acquire(false);
     Ok(Pools {
         read: pool(SQLITE_READERS).connect_lazy_with(options.clone()),
-        // Writers queue here instead of waiting for each other's lock by turns.
+        // Writers queue in this pool, instead of competing for the lock of SQLite.
         write: pool(1).connect_lazy_with(options),
     })
 }
@@ -159,7 +159,7 @@ async fn postgres(settings: &PostgresSettings) -> Result<Pools<Postgres>, String
         options = options.ssl_root_cert_from_pem(pem.clone());
     }
     check_version(postgres_version(&options).await)?;
-    // The server ends what nobody waits for.
+    // The server aborts statements whose callers have timed out.
     let options = options.options([("statement_timeout", LIMIT.as_millis())]);
     let pool = pool_options(POSTGRES_CONNECTIONS).connect_lazy_with(options);
     Ok(Pools {
@@ -184,13 +184,13 @@ fn check_version(version: Result<i64, sqlx::Error>) -> Result<(), String> {
     match version {
         Ok(version) if usize::try_from(version) == Ok(known) => Ok(()),
         Ok(version) => Err(format!(
-            "its tables have version {version}, and this service knows version {known}: install a later version of the service"
+            "its schema has version {version}, and this service supports {known}: install a later version of the service"
         )),
         Err(e) => Err(one_line(&e)),
     }
 }
 
-/// Creates the file where it is missing. Nobody else can read it, or replace it.
+/// Creates the file if it is missing, so that no other user can read or replace it.
 fn create(path: &Path) -> Result<(), Refusal> {
     secure_path::open_directory(path.parent().unwrap_or(path), Owners::process())?;
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
@@ -199,14 +199,14 @@ fn create(path: &Path) -> Result<(), Refusal> {
     secure_path::check_private(&file.metadata()?)
 }
 
-/// Returns whether another connection holds the lock of SQLite: SQLITE_BUSY, with what extends it.
+/// Returns whether another connection holds the lock of SQLite: SQLITE_BUSY, or one of its extended codes.
 fn is_busy(e: &sqlx::Error) -> bool {
     let code = e.as_database_error().and_then(|e| e.code());
     code.and_then(|code| code.parse::<u32>().ok())
         .is_some_and(|code| code & 0xff == 5)
 }
 
-/// Errors of a database, for the operator. They have no values.
+/// Converts an error of a database, without values, for the operator.
 pub fn unavailable(e: sqlx::Error) -> StateError {
     StateError::Unavailable(match e {
         sqlx::Error::PoolTimedOut => no_answer(),
@@ -214,13 +214,13 @@ pub fn unavailable(e: sqlx::Error) -> StateError {
     })
 }
 
-/// The error of a database that does not answer.
+/// Returns the error of a database that does not respond in time.
 pub fn late(_: Elapsed) -> StateError {
     StateError::Unavailable(no_answer())
 }
 
 fn no_answer() -> String {
-    format!("the database did not answer within {} s", LIMIT.as_secs())
+    format!("the database did not respond within {} s", LIMIT.as_secs())
 }
 
 fn one_line(e: &sqlx::Error) -> String {

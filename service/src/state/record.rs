@@ -1,4 +1,4 @@
-//! Records of the state, and why one cannot be stored.
+//! Records of the state, and errors of storing them.
 
 use std::{
     fmt,
@@ -8,18 +8,18 @@ use std::{
 
 use thiserror::Error;
 
-/// The longest time of an operation.
+/// The timeout of an operation.
 pub const LIMIT: Duration = Duration::from_secs(2);
 
 /// The longest value, in bytes, as JSON.
 pub const MAX_VALUE: usize = 64 << 10;
 
-/// What a record is about.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The session of a browser.
     Session,
-    /// The login of a device (RFC 8628), by its device code.
+    /// The login of a device (RFC 8628), with its device code as id.
     Device,
     /// The code that a user types to log in a device.
     UserCode,
@@ -27,9 +27,9 @@ pub enum Kind {
     Code,
     /// A family of refresh tokens.
     Family,
-    /// The name of a session at the provider of logins.
+    /// The name of a session at the login provider.
     ProviderSession,
-    /// A cookie. It is no record: a browser keeps it.
+    /// A cookie. It is not stored in the state.
     Cookie,
 }
 
@@ -38,7 +38,7 @@ pub enum Kind {
 pub struct Stored<T> {
     /// Its value.
     pub value: T,
-    /// The number of its changes, which [`State::replace`](super::State::replace) expects.
+    /// The version, which each change increments. [`State::replace`](super::State::replace) expects it.
     pub version: i64,
     /// When it expires, in seconds since 1970-01-01T00:00:00Z.
     pub expires: u64,
@@ -48,15 +48,15 @@ pub struct Stored<T> {
 #[derive(Debug, Error)]
 pub enum StateError {
     /// The id is taken.
-    #[error("the state has another {0} of this id")]
+    #[error("the state already contains a {0} with this id")]
     Exists(Kind),
-    /// The state has as many records of a kind as it may have.
-    #[error("the state has {1} records of the kind {0}: raise state.max-records, or wait until some expire")]
+    /// The number of records of this kind has reached the limit.
+    #[error("the state contains {1} records of the kind {0}: raise state.max-records, or wait until some expire")]
     Full(Kind, u64),
-    /// The value is too long to be stored.
+    /// The value is too long.
     #[error("a value of the kind {0} is longer than {max} bytes", max = MAX_VALUE)]
     TooLong(Kind),
-    /// The database cannot be used: for the operator. What was asked for may have been done all the same.
+    /// The database cannot be used. The text is for the operator. The operation may have been executed all the same.
     #[error("the state cannot be used: {0}")]
     Unavailable(String),
 }
@@ -72,7 +72,7 @@ impl Kind {
         Self::Cookie,
     ];
 
-    /// Its number in the database, which never changes.
+    /// Returns its number in the database, which never changes.
     pub fn number(self) -> i64 {
         match self {
             Self::Session => 1,
@@ -100,14 +100,14 @@ impl fmt::Display for Kind {
     }
 }
 
-/// About how many records of each kind there are: counted once in a while, and what this process did since.
+/// The approximate number of records of each kind: from the last count, and the changes of this process since then.
 pub struct Counts {
     of: [AtomicI64; Kind::ALL.len()],
     most: u64,
 }
 
 impl Counts {
-    /// Returns counts of nothing, of which each may be as high as this.
+    /// Returns counts of zero, with a limit for each kind.
     pub fn new(most: u64) -> Self {
         Self {
             of: Default::default(),
@@ -115,7 +115,7 @@ impl Counts {
         }
     }
 
-    /// Checks that there may be another record.
+    /// Checks that another record is within the limit.
     ///
     /// # Errors
     /// [`StateError::Full`].
@@ -126,12 +126,12 @@ impl Counts {
         }
     }
 
-    /// Counts records that were added, or removed if the count is negative.
+    /// Adds a number of new records, which is negative for removed ones.
     pub fn add(&self, kind: Kind, count: i64) {
         self.of[kind as usize].fetch_add(count, Relaxed);
     }
 
-    /// Sets what was counted, by the numbers of the kinds.
+    /// Sets the counted numbers, by the numbers of the kinds.
     pub fn set(&self, counted: &[(i64, i64)]) {
         for kind in Kind::ALL {
             let count = counted.iter().find(|(number, _)| *number == kind.number());

@@ -1,8 +1,8 @@
 //! Seals values with AES-256-GCM under a key of the key file.
 //!
-//! A sealed value is a random nonce of 12 bytes, the JSON of the value, encrypted, and the tag of 16 bytes. The kind, the
-//! digest of the id, the version and the expiry of the record are authenticated with it: a value in another place, or with
-//! another expiry, does not open.
+//! A sealed value consists of a random nonce of 12 bytes, the encrypted JSON of the value, and a tag of 16 bytes. The
+//! associated data are the kind, the digest of the id, the version and the expiry of the record, so a value does not
+//! open in another place or with another expiry.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -15,27 +15,27 @@ use zeroize::Zeroizing;
 
 use super::record::{Kind, MAX_VALUE, StateError};
 
-/// The most keys: each of them is tried.
+/// The maximum number of keys, since each is tried.
 const MAX_KEYS: usize = 8;
 
-/// The longest key file, in bytes: the most keys with some comments.
+/// The longest key file, in bytes: enough for the maximum number of keys with some comments.
 const MAX_FILE: usize = 4096;
 
 /// The length of the tag, in bytes.
 const TAG: usize = 16;
 
-/// The keys: the first seals, and all open.
+/// The keys. The first seals, and all open.
 #[derive(Clone)]
 pub struct Keyring(Arc<[RandomizedNonceKey]>);
 
-/// Where a value is: what is authenticated with it.
+/// The place of a value: the associated data of its seal.
 pub struct Place {
     kind: Kind,
     bytes: Vec<u8>,
 }
 
 impl Place {
-    /// The place of a record.
+    /// Returns the place of a record.
     pub fn new(kind: Kind, id: &[u8], version: i64, expires: i64) -> Self {
         let numbers = [kind.number(), version, expires].map(i64::to_be_bytes);
         Self {
@@ -46,10 +46,11 @@ impl Place {
 }
 
 impl Keyring {
-    /// Reads a key file: a key of 64 hexadecimal digits on each line. Lines that begin with `#` and empty ones are left out.
+    /// Loads a key file: one key of 64 hexadecimal digits per line. Empty lines, and those that begin with `#`, are
+    /// ignored.
     ///
     /// # Errors
-    /// For the operator.
+    /// A message for the operator.
     pub fn load(path: &Path) -> Result<Self, String> {
         let failed = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
         let bytes = secure_path::read_private(path, MAX_FILE).map_err(|e| failed(&e))?;
@@ -57,17 +58,19 @@ impl Keyring {
         let lines = lines.map(|(i, line)| (i + 1, line.trim_ascii()));
         let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"));
         let keys = keys.map(|(number, line)| {
-            let what = "must be 64 hexadecimal digits: make a key with `openssl rand -hex 32`";
+            let what = "must be 64 hexadecimal digits: create a key with `openssl rand -hex 32`";
             let mut key = Zeroizing::new([0; AES_256_KEY_LEN]);
-            // The error would have a digit of the key.
+            // The error of `hex` would contain a digit of the key.
             hex::decode_to_slice(line, &mut *key).map_err(|_| failed(&format_args!("line {number} {what}")))?;
             RandomizedNonceKey::new(&AES_256_GCM, &*key).map_err(|_| failed(&"a key cannot be used"))
         });
         let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
         match keys.len() {
-            0 => Err(failed(&"has no key: make one with `openssl rand -hex 32`")),
+            0 => Err(failed(&"contains no key: create one with `openssl rand -hex 32`")),
             1..=MAX_KEYS => Ok(Self(keys.into())),
-            _ => Err(failed(&format_args!("has more than {MAX_KEYS} keys: remove the last"))),
+            _ => Err(failed(&format_args!(
+                "contains more than {MAX_KEYS} keys: remove the last"
+            ))),
         }
     }
 
@@ -77,7 +80,7 @@ impl Keyring {
     /// [`StateError::TooLong`], and [`StateError::Unavailable`] after an internal error.
     pub(super) fn seal<T: Serialize>(&self, place: &Place, value: &T) -> Result<Vec<u8>, StateError> {
         let failed = |what: &str| StateError::Unavailable(what.to_owned());
-        // It has the room that it needs, so that it is not moved, leaving a copy behind.
+        // With enough capacity, the vector is never reallocated, which would leave a copy in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_VALUE + TAG));
         bytes.resize(MAX_VALUE, 0);
         let mut rest = &mut bytes[..];
@@ -96,7 +99,7 @@ impl Keyring {
     /// Opens a sealed value.
     ///
     /// # Errors
-    /// For the operator: the reason why it does not open.
+    /// The reason, for the operator.
     pub(super) fn open<T: DeserializeOwned>(&self, place: &Place, sealed: &[u8]) -> Result<T, &'static str> {
         let unknown = "no key of the key file opens it, or it was changed";
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(unknown)?;
@@ -106,7 +109,7 @@ impl Keyring {
                 let mut bytes = Zeroizing::new(sealed.to_vec());
                 let opened = key.open_in_place(Nonce::from(nonce), Aad::from(&place.bytes), &mut bytes);
                 let value = serde_json::from_slice(opened.ok()?);
-                Some(value.map_err(|_| "its value is of another version of the service"))
+                Some(value.map_err(|_| "its value belongs to another version of the service"))
             })
             .unwrap_or(Err(unknown))
     }

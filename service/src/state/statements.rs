@@ -1,4 +1,4 @@
-//! The statements, which both databases know.
+//! SQL statements, which both databases accept.
 
 pub const CHECK: &str = "SELECT kind FROM records LIMIT 0";
 

@@ -1,4 +1,4 @@
-//! Pages as a browser gets them.
+//! Parses pages as a browser receives them.
 
 use axum::{
     body::to_bytes,
@@ -6,7 +6,7 @@ use axum::{
 };
 use service::pages::Page;
 
-/// A page as it was answered.
+/// The response with a page.
 pub struct Answered {
     pub name: &'static str,
     pub status: StatusCode,
@@ -49,7 +49,7 @@ impl Answered {
         tags(&self.html)
     }
 
-    /// The texts of the tags with these names, in their order.
+    /// Returns the texts of the tags with these names, in order.
     pub fn texts(&self, names: &[&str]) -> Vec<&str> {
         let tags = self.tags().into_iter();
         tags.filter(|tag| names.contains(&tag.name))
@@ -58,7 +58,7 @@ impl Answered {
     }
 }
 
-/// Splits HTML in which `<`, `>` and `"` stand for nothing but tags and attributes: others are escaped.
+/// Splits HTML in which `<`, `>` and `"` occur only in tags and attributes; all others are escaped.
 pub fn tags(html: &str) -> Vec<Tag<'_>> {
     let mut tags = Vec::new();
     for part in html.split('<').skip(1) {

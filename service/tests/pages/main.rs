@@ -13,7 +13,7 @@ use samples::{figures, frame, me, pages};
 use service::pages::{Confirm, Frame, LoggedOut, Me, style};
 use support::Service;
 
-/// A text that would be markup if it were not escaped, in text and in attributes.
+/// A text that would be markup without escaping, in text and in attributes.
 const CANARY: &str = r#"<script>canary('&amp;')</script>" autofocus onfocus="canary()"#;
 
 #[tokio::test]
@@ -242,7 +242,10 @@ async fn a_user_sees_jobs_logins_and_sessions() {
     };
     let page = Answered::of("me", nothing).await;
     assert_eq!(page.texts(&["button"]), ["Log out"]);
-    for text in ["None of your jobs holds a token.", "You are logged in nowhere else."] {
+    for text in [
+        "None of your jobs holds a token.",
+        "You have no other sessions or logins.",
+    ] {
         assert!(page.html.contains(text), "{text}");
     }
     let unknown = Me {
@@ -306,7 +309,7 @@ async fn the_style_sheet_is_cached_until_it_changes() {
     assert_eq!(parts.headers["content-type"], "text/css; charset=utf-8");
     assert_eq!(parts.headers["cache-control"], "public, max-age=31536000, immutable");
     let sheet = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
-    // The policy of the pages does not let it load anything.
+    // The policy of the pages forbids the sheet to load anything.
     assert!(sheet.contains("prefers-color-scheme: dark") && !sheet.contains("url(") && !sheet.contains("@import"));
     let service = Service::start();
     let served = service.get(&format!("/assets/style.css?v={version}"));
@@ -339,7 +342,7 @@ fn operators_see_the_figures_of_the_agent() {
         (page.status, page.header("x-content-type-options")),
         (200, Some("nosniff"))
     );
-    // The numbers of each plot are in a table, too.
+    // A table contains the numbers of each plot, too.
     for (label, number) in [
         ("delivered", "1234"),
         ("rule 0 (file): fetched", "9"),
@@ -361,6 +364,6 @@ fn operators_see_the_figures_of_the_agent() {
         .find(|tag| tag.get("rel") == Some("stylesheet"))
         .unwrap();
     assert_eq!(service.internal(link.get("href").unwrap()).status, 200);
-    // It is for operators only.
+    // The page is for operators only.
     assert_eq!(service.get("/operator").status, 404);
 }

@@ -1,4 +1,4 @@
-//! One of each page.
+//! One sample of each page.
 
 use axum::http::StatusCode;
 use protocol::{Count, Figures, Held, JobFacts, KeyFigures, Latency, SourceFigures};
@@ -6,7 +6,7 @@ use service::pages::{Confirm, Done, EnterCode, Frame, JobLoginRow, LoggedOut, Me
 
 use crate::html::Answered;
 
-/// The time of all pages.
+/// The time on all pages.
 const NOW: u64 = 1_800_000_000;
 
 pub fn frame() -> Frame {
@@ -88,7 +88,7 @@ pub fn figures(text: &str) -> Figures {
     }
 }
 
-/// All pages, with a text wherever they have one.
+/// Returns all pages, with this text in every place that takes a text.
 pub async fn pages(text: &str) -> Vec<Answered> {
     let (frame, owned) = (frame(), || text.to_owned());
     let framed = Frame {

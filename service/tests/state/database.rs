@@ -1,4 +1,4 @@
-//! Trouble with PostgreSQL, and the service above it.
+//! Failures of PostgreSQL, and their effect on the service.
 
 use std::{fs, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     support::{Service, until, write_private},
 };
 
-/// A database of a server of its own, for one test.
+/// A database on a separate server, for one test.
 async fn alone(more: &str, files: &[(&str, &str)]) -> (Site, Arc<Server>) {
     let server = Arc::new(Server::start(more, files).await);
     let mut site = Site::sqlite().await;
@@ -67,7 +67,7 @@ fn the_service_is_ready_while_the_database_answers() {
             (response.status, response.body.as_str()),
             (503, "the state cannot be used\n")
         );
-        // What does not need it is served.
+        // Requests that do not need the state are served.
         assert_eq!((service.get("/livez").status, service.get("/jwks").status), (200, 200));
         until("the cause is in the log", || {
             service.log().contains("the state cannot be used: ")
@@ -96,7 +96,7 @@ fn keys_are_loaded_again_and_another_database_needs_a_restart() {
         write_private(&site.dir.path().join("keys"), &format!("{}\n{}\n", KEYS[1], KEYS[0]));
         service.signal(Signal::SIGHUP);
         until("the keys are loaded", || {
-            service.log().contains("the settings were loaded again")
+            service.log().contains("the settings were reloaded")
         });
         assert!(!site.dir.path().join("other.db").exists());
         assert_eq!(service.get("/readyz").status, 200);
@@ -155,7 +155,7 @@ fn the_network_is_crossed_with_tls_and_a_password() {
             // Another authority, and another name.
             ("localhost", "password", "other.pem", "certificate"),
             ("127.0.0.1", "password", "ca.pem", "certificate"),
-            // An address that is not known to be that of this machine.
+            // An address that is not known to belong to this machine.
             ("0.0.0.0", "password", "", "certificate"),
         ] {
             let error = open(host, password, ca).await.map(drop).unwrap_err();

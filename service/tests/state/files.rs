@@ -1,4 +1,4 @@
-//! The files of SQLite, and the key file.
+//! The SQLite files, and the key file.
 
 use std::{
     fs::{self, Permissions},
@@ -39,7 +39,7 @@ fn only_its_user_can_open_the_file() {
         assert!(open.contains("state.db: mode 0640"), "{open}");
         fs::set_permissions(site.file(), Permissions::from_mode(0o600)).unwrap();
         fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
-        // Another one could put another file in its place. (The keys are in the same directory.)
+        // Another user could replace the file. (The keys are in the same directory.)
         let refused = settings(&site.table()).unwrap_err();
         assert!(refused.contains("others can write"), "{refused}");
         fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();
@@ -122,7 +122,7 @@ fn a_full_disk_loses_nothing() {
                 "{i}"
             );
         }
-        // With room again, it works as before.
+        // With free space, the state works again.
         fs::remove_file(&ballast).unwrap();
         state
             .insert(Kind::Session, "next", None, &"next", later())
@@ -141,8 +141,8 @@ fn a_mistake_in_the_key_file_names_the_line() {
         let site = Site::sqlite().await;
         let path = site.dir.path().join("keys");
         for (lines, says) in [
-            ("", "has no key"),
-            ("# none\n\n", "has no key"),
+            ("", "contains no key"),
+            ("# none\n\n", "contains no key"),
             ("0123456789abcdef\n", "line 1"),
             (&format!("{}\n{}0\n", KEYS[0], KEYS[1]), "line 2"),
             (&format!("{}\n", KEYS[0].replace('a', "g")), "line 1"),

@@ -17,10 +17,10 @@ use std::{
 use service::state::{Kind, State};
 use site::{Site, settings};
 
-/// How long anything may take.
+/// The timeout of every step.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Makes two tests of each function.
+/// Defines two tests for each function.
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {
         mod sqlite {
@@ -65,12 +65,12 @@ async fn store_until_killed(table: &str) {
             .insert(Kind::Session, &i.to_string(), None, &i, later())
             .await
             .unwrap();
-        // On standard output the runner writes, too.
+        // The test runner also writes to standard output.
         eprintln!("stored {i}");
     }
 }
 
-/// In an hour, in seconds since 1970-01-01T00:00:00Z.
+/// Returns the time in one hour, in seconds since 1970-01-01T00:00:00Z.
 fn later() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     since.as_secs() + 3600

@@ -1,4 +1,4 @@
-//! A server of PostgreSQL that a test starts.
+//! A PostgreSQL server that a test starts.
 
 use std::{
     fs,
@@ -22,10 +22,10 @@ use crate::support::write_private;
 /// The password of the user `tester`.
 pub const PASSWORD: &str = "canary-secret-password of/the@database";
 
-/// A user that owns nothing else: the server does not run as root.
+/// The user who runs the server, which does not run as root. The user owns nothing else.
 const NOBODY: u32 = 65534;
 
-/// The server of the tests that run now.
+/// The server of the running tests.
 static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
 
 pub struct Server {
@@ -36,7 +36,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Returns a server that several tests use.
+    /// Returns a server that several tests share.
     pub async fn shared() -> Arc<Self> {
         let server = {
             let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,7 +50,7 @@ impl Server {
         server
     }
 
-    /// Starts a server with more in its configuration, and with files, by their names.
+    /// Starts a server with additional configuration and files, by their names.
     pub async fn start(more: &str, files: &[(&str, &str)]) -> Self {
         let server = Self::spawn(more, files);
         server.until_ready().await;
@@ -59,7 +59,7 @@ impl Server {
 
     fn spawn(more: &str, files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // The number is free, and taken by nobody else in this moment.
+        // The port is free at this moment.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         if Uid::effective().is_root() {
             chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -94,20 +94,20 @@ impl Server {
         Self { dir, port, child }
     }
 
-    /// The URL of a database, by the Unix socket.
+    /// Returns the URL of a database, over the Unix socket.
     pub fn url(&self, database: &str) -> String {
         let directory = self.dir.path().to_str().unwrap().replace('/', "%2F");
         format!("postgres://tester@{directory}:{}/{database}", self.port)
     }
 
-    /// Has the server end at once, as after a crash.
+    /// Stops the server at once, as in a crash.
     pub fn stop(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGQUIT);
         child.wait().unwrap();
     }
 
-    /// Starts it again.
+    /// Restarts the server.
     pub async fn start_again(&self) {
         *self.child.lock().unwrap() = postgres(self.dir.path());
         self.until_ready().await;
@@ -140,7 +140,7 @@ fn postgres(dir: &Path) -> Child {
     postgres.spawn().unwrap()
 }
 
-/// A program of Debian's package, as a user that may run it.
+/// Returns a command that runs a program of Debian's package as the user of the server.
 fn command(program: &str, dir: &Path) -> Command {
     let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
     let programs = versions.map(|version| version.unwrap().path().join("bin").join(program));

@@ -25,7 +25,7 @@ pub const KEYS: [&str; 2] = [
     "FF0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1eff",
 ];
 
-/// The number of databases of the server.
+/// The number of databases on the server.
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 pub struct Site {
@@ -59,12 +59,12 @@ impl Site {
         }
     }
 
-    /// The file of SQLite.
+    /// Returns the SQLite file.
     pub fn file(&self) -> PathBuf {
         self.dir.path().join("state.db")
     }
 
-    /// The table `state` of a service.
+    /// Returns the table `state` of a service.
     pub fn table(&self) -> String {
         let keys = self.dir.path().join("keys");
         format!(
@@ -78,12 +78,12 @@ impl Site {
         settings(&self.table()).unwrap()
     }
 
-    /// Opens it as another service.
+    /// Opens the state as another service does.
     pub async fn open(&self) -> State {
         State::open(&self.settings()).await.unwrap()
     }
 
-    /// Runs statements past the service.
+    /// Executes statements without the service.
     pub async fn execute(&self, statements: &str) {
         match &self.postgres {
             Some(_) => {
@@ -97,7 +97,7 @@ impl Site {
         }
     }
 
-    /// Returns a number that the database has.
+    /// Returns a number from the database.
     pub async fn number(&self, query: &str) -> i64 {
         let (number,): (i64,) = match &self.postgres {
             Some(_) => {
@@ -112,7 +112,7 @@ impl Site {
         number
     }
 
-    /// Keeps others from writing until what is returned is dropped.
+    /// Prevents others from writing until the returned value is dropped.
     pub async fn lock(&self) -> Box<dyn Any> {
         match &self.postgres {
             Some(_) => {
@@ -129,7 +129,7 @@ impl Site {
         }
     }
 
-    /// Returns the bytes of all files of the database.
+    /// Returns the content of all files of the database.
     pub fn bytes(&self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut paths = vec![match &self.postgres {
@@ -139,7 +139,7 @@ impl Site {
         while let Some(path) = paths.pop() {
             match path.is_dir() {
                 true => paths.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path())),
-                // The server removes some meanwhile.
+                // The server removes some files meanwhile.
                 false => all.extend(fs::read(&path).unwrap_or_default()),
             }
         }

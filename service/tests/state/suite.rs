@@ -1,4 +1,4 @@
-//! What is so on SQLite and on PostgreSQL.
+//! Tests for SQLite and PostgreSQL.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use crate::{
     support::write_private,
 };
 
-/// What must be nowhere in the database.
+/// Texts that the database must never contain in clear text.
 const CANARY: &str = "canary-5b8f0d7e";
 
 pub async fn a_record_is_stored_until_it_is_removed(site: Site) {
@@ -65,7 +65,7 @@ pub async fn a_record_is_stored_until_it_is_removed(site: Site) {
     let values: Vec<_> = owned.iter().map(|(_, stored)| stored.value.as_str()).collect();
     assert_eq!(values, ["second", "b"]);
     assert_eq!(state.owned::<String>(Kind::Session, "alice", 1).await.unwrap().len(), 1);
-    // A user removes one of theirs, and none of another user.
+    // A user can remove their own records, but not those of another user.
     let (digest, _) = &owned[1];
     assert!(!state.remove_digest(Kind::Session, "bob", digest).await.unwrap());
     assert!(state.remove_digest(Kind::Session, "alice", digest).await.unwrap());
@@ -123,7 +123,7 @@ pub async fn one_of_two_changes_wins(site: Site) {
 
 pub async fn an_expired_record_is_absent(site: Site) {
     let state = site.open().await;
-    // More than are deleted at once.
+    // More records than one batch deletes.
     for i in 0..600 {
         state
             .insert(Kind::Code, &format!("old{i}"), Some("alice"), &i, 1000)
@@ -139,7 +139,7 @@ pub async fn an_expired_record_is_absent(site: Site) {
     assert!(!state.replace(Kind::Code, "old7", 1, &8, later()).await.unwrap());
     assert_eq!(state.owned::<String>(Kind::Code, "alice", 9).await.unwrap().len(), 1);
     assert_eq!(state.count(Kind::Code).await.unwrap(), 1);
-    // Its id is free.
+    // Its id is available again.
     state.insert(Kind::Code, "old7", None, &"again", later()).await.unwrap();
     assert_eq!(get(&state, Kind::Code, "old7").await.as_deref(), Some("again"));
     assert_eq!(site.number("SELECT count(*) FROM records").await, 601);
@@ -154,7 +154,7 @@ pub async fn a_record_in_another_place_is_absent(site: Site) {
         state.insert(Kind::Session, id, None, &value, later()).await.unwrap();
     }
     assert_eq!(get(&state, Kind::Session, "root").await.as_deref(), Some("of root"));
-    // The values change places.
+    // Swap the values of two records.
     let swap = "CREATE TABLE copied AS SELECT id, sealed FROM records; \
                 UPDATE records SET sealed = (SELECT sealed FROM copied WHERE copied.id <> records.id); DROP TABLE copied";
     site.execute(swap).await;
@@ -162,7 +162,7 @@ pub async fn a_record_in_another_place_is_absent(site: Site) {
     assert_eq!(get(&state, Kind::Session, "root").await, None);
     site.execute(swap).await;
     assert_eq!(get(&state, Kind::Session, "root").await.as_deref(), Some("of root"));
-    // Another kind, another expiry, another version.
+    // Change the kind, the expiry and the version.
     for (change, back, kind) in [
         ("kind = 2", "kind = 1", Kind::Device),
         ("expires = expires + 1", "expires = expires - 1", Kind::Session),
@@ -173,7 +173,7 @@ pub async fn a_record_in_another_place_is_absent(site: Site) {
         site.execute(&format!("UPDATE records SET {back}")).await;
         assert_eq!(get(&state, Kind::Session, "root").await.as_deref(), Some("of root"));
     }
-    // Of one that does not open nothing is given out.
+    // A record that cannot be opened reveals nothing.
     site.execute("UPDATE records SET expires = expires + 1").await;
     assert_eq!(state.take::<String>(Kind::Session, "root").await.unwrap(), None);
 }
@@ -192,7 +192,7 @@ pub async fn the_database_has_no_plain_text(site: Site) {
             .await
             .unwrap()
     );
-    // What is written past the service is found.
+    // Records that others write are found.
     site.execute("CREATE TABLE shown (text TEXT); INSERT INTO shown VALUES ('shown-1c44ab09')")
         .await;
     if site.postgres.is_some() {
@@ -217,7 +217,7 @@ pub async fn keys_rotate(site: Site) {
         .insert(Kind::Session, "next", None, &"next", later())
         .await
         .unwrap();
-    // Another service that was not told yet cannot open it, and works as soon as it is.
+    // Another service cannot open the record until it loads the new key.
     write_private(&site.dir.path().join("keys"), KEYS[0]);
     let other = site.open().await;
     assert_eq!(get(&other, Kind::Session, "next").await, None);
@@ -276,7 +276,7 @@ pub async fn there_are_bounds(site: Site) {
         Some("a")
     );
     insert("d").await.unwrap();
-    // Those of other services are counted.
+    // The limit counts the records of other services.
     let other = State::open(&bounded).await.unwrap();
     let full = other.insert(Kind::Device, "e", None, &"e", later()).await;
     assert!(matches!(full, Err(StateError::Full(Kind::Device, 3))), "{full:?}");
@@ -300,13 +300,13 @@ pub async fn a_database_that_hangs_is_an_error(site: Site) {
     let hangs = state.insert(Kind::Session, "a", None, &"a", later()).await;
     assert!(matches!(hangs, Err(StateError::Unavailable(_))), "{hangs:?}");
     drop(lock);
-    // What was asked for may be done all the same, but not twice.
+    // The operation may have been executed, but not twice.
     let done = state.insert(Kind::Session, "a", None, &"a", later()).await;
     assert!(matches!(done, Ok(()) | Err(StateError::Exists(_))), "{done:?}");
     assert_eq!(get(&state, Kind::Session, "a").await.as_deref(), Some("a"));
 }
 
-/// A service that is killed has stored what it said it had.
+/// A killed service has stored every record that it reported as stored.
 pub async fn a_record_outlives_the_service(site: Site) {
     let name = match site.postgres {
         Some(_) => "postgresql::a_record_outlives_the_service",

@@ -1,4 +1,4 @@
-//! A provider of logins as the agent of a test has it, and browsers.
+//! A simulated login provider behind the agent of a test, and browsers.
 
 use std::collections::HashMap;
 
@@ -10,29 +10,29 @@ use protocol::{
 
 use super::{Response, Service, write_private};
 
-/// The public client `cli`, in the file of a service.
+/// The public client `cli`, for the file of a service.
 pub const MORE: &str = "[[client]]\nid = \"cli\"\npublic = true\nredirect-uris = [\"http://127.0.0.1/callback\"]\n";
 
-/// Where the provider of a test is.
+/// The URL of the simulated provider.
 const PROVIDER: &str = "https://provider.example.org/authorize";
 
-/// The logins that an agent of a test knows.
+/// The logins of a simulated agent.
 #[derive(Default)]
 pub struct Logins {
-    /// By `nonce`.
+    /// Logins in progress, by `nonce`.
     begun: HashMap<String, BeginLogin>,
-    /// For whose jobs users have logged in.
+    /// The users with a login for jobs.
     pub for_jobs: Vec<String>,
-    /// Whose tokens of which jobs users have revoked.
+    /// The revocations that users requested: the user and the job.
     pub revoked: Vec<String>,
-    /// Set if tickets are JWTs, as those of an agent are.
+    /// Makes tickets JWTs, as those of a real agent are.
     pub has_jwts: bool,
-    /// The lifetime of logins, in seconds; an hour by default.
+    /// The lifetime of logins in seconds. Default: one hour.
     pub lifetime: Option<u64>,
 }
 
 impl Logins {
-    /// Answers as an agent whose provider gives the code `code-USER` to a user.
+    /// Replies like an agent whose provider gives a user the code `code-USER`.
     pub fn answer(&mut self, question: LoginQuestion) -> Answer {
         match question {
             LoginQuestion::Begin(begin) => {
@@ -130,7 +130,7 @@ fn ticket(user: &str, is_jwt: bool) -> String {
     )
 }
 
-/// Starts a service to which users log in, with the public client `cli`.
+/// Starts a service at which users can log in, with the public client `cli`.
 pub fn service_with_logins() -> Service {
     let state = "[state]\ndatabase = \"sqlite://DIR/state/state.db\"\nkey-file = \"DIR/keys\"\n\n";
     Service::with_files("address = \"127.0.0.1:0\"", &format!("{state}{MORE}"), |dir| {
@@ -184,7 +184,7 @@ impl<'a> Browser<'a> {
         self.keep(response)
     }
 
-    /// Posts a form, with further headers.
+    /// Posts a form, with additional headers.
     pub fn post_with(&mut self, path: &str, form: &str, headers: &[(&str, &str)]) -> Response {
         let cookies = self.headers();
         let mut all = vec![("Cookie", cookies.as_str())];
@@ -193,20 +193,20 @@ impl<'a> Browser<'a> {
         self.keep(response)
     }
 
-    /// Sends the form of a page, with its hidden fields and these.
+    /// Submits the form of a page, with its hidden fields and these.
     pub fn submit(&mut self, page: &Response, action: &str, more: &str) -> Response {
         let form = format!("{}{more}", hidden_fields(page, action));
         self.post_with(action, &form, &[("Origin", super::ISSUER)])
     }
 
-    /// Goes to the provider. Returns `state`.
+    /// Follows the redirect to the provider. Returns `state`.
     pub fn begin(&mut self, path: &str) -> String {
         let response = self.get(path);
         assert_eq!(response.status, 303, "{response:?}");
         state_of(&response)
     }
 
-    /// Comes back from the provider as a user.
+    /// Returns from the provider as a user.
     pub fn finish(&mut self, state: &str, user: &str) -> Response {
         self.get(&format!("/callback?state={state}&code=code-{user}"))
     }
@@ -223,7 +223,7 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// Returns `state` of a redirection to the provider.
+/// Returns `state` from a redirect to the provider.
 pub fn state_of(response: &Response) -> String {
     let location = response.header("location").unwrap();
     assert!(location.starts_with(PROVIDER), "{location}");
@@ -237,7 +237,7 @@ pub fn state_of(response: &Response) -> String {
         .to_owned()
 }
 
-/// Returns the hidden fields of the form with an action, each with `&` behind.
+/// Returns the hidden fields of the form with an action, each followed by `&`.
 pub fn hidden_fields(page: &Response, action: &str) -> String {
     let start = page.body.find(&format!("action=\"{action}\"")).expect(&page.body);
     let form = &page.body[start..];

@@ -1,4 +1,4 @@
-//! A service with an agent that a test controls, and a client that sends any bytes.
+//! A service with a simulated agent, and a client that can send arbitrary bytes.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -34,10 +34,10 @@ use token::{Algorithm, ClaimsToIssue, Grant, Job, JobScheduler, KeySet, SigningK
 pub const ISSUER: &str = "https://tokens.example.org";
 /// The secret of the client `copy`.
 pub const SECRET: &str = "canary-secret-of-the-client-copy-0123456789";
-/// How long anything may take.
+/// The timeout of every step.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Waits until something is so.
+/// Waits until a condition is true.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;
     while !is_so() {
@@ -46,46 +46,46 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// What the agent of a test answers.
+/// The state of the simulated agent.
 #[derive(Default)]
 pub struct Answers {
-    /// Jobs that have ended.
+    /// The jobs that have ended.
     pub ended: HashSet<u64>,
-    /// Tokens that were revoked, by `jti`.
+    /// The revoked tokens, by `jti`.
     pub revoked: HashSet<String>,
-    /// Set if nothing is known.
+    /// Makes the validity of all tokens unknown.
     pub is_unknown: bool,
-    /// Set if revocations cannot be stored.
+    /// Makes revocations fail.
     pub is_read_only: bool,
-    /// Set if nothing is answered.
+    /// Stops all replies.
     pub is_silent: bool,
-    /// The questions that were not answered.
+    /// The number of requests without a reply.
     pub received: usize,
-    /// The keys, public ones last published.
+    /// The keys. The first one signs.
     pub keys: Vec<SigningKey>,
-    /// How often keys were asked for.
+    /// The number of requests for keys.
     pub asked_for_keys: usize,
-    /// How often the validity of a token was asked for.
+    /// The number of requests for the validity of a token.
     pub checked: usize,
-    /// How often a token was asked for.
+    /// The number of requests for a token.
     pub minted: usize,
-    /// Why no token is minted, if none is.
+    /// The error with which requests for a token fail, if any.
     pub denied: Option<DenialCode>,
     /// Logins.
     pub logins: login::Logins,
-    /// The figures; none if the agent has none.
+    /// The figures, or `None` to fail requests for them.
     pub figures: Option<Figures>,
     /// The jobs that hold tokens.
     pub held: Vec<Held>,
-    /// The status lists: their numbers, and the tokens that are not valid.
+    /// The Status Lists: their numbers, and the invalid tokens.
     pub lists: HashMap<u32, Vec<u32>>,
-    /// How often a list was signed.
+    /// The number of signatures of a list.
     pub signed_lists: usize,
-    /// When lists are signed, if not now, in seconds.
+    /// The time of signatures in seconds, or `None` for the current time.
     pub fixed_time: Option<u64>,
 }
 
-/// An agent.
+/// A simulated agent.
 pub struct Agent {
     pub answers: Arc<Mutex<Answers>>,
     path: PathBuf,
@@ -109,7 +109,7 @@ impl Agent {
         agent
     }
 
-    /// Listens (again).
+    /// Listens, also after a stop.
     pub fn listen(&mut self) {
         let _ = fs::remove_file(&self.path);
         let socket = UnixListener::bind(&self.path).unwrap();
@@ -131,7 +131,7 @@ impl Agent {
         });
     }
 
-    /// Ends like an agent that is killed.
+    /// Stops as if the agent had been killed.
     pub fn kill(&mut self) {
         drop(self.stop.take());
         fs::remove_file(&self.path).unwrap();
@@ -255,7 +255,7 @@ fn sign_list(answers: &mut Answers, number: u32) -> Answer {
     Answer::Signed(token::sign_status_list(&answers.keys[0], &issue))
 }
 
-/// Mints as a grant for all would, and denies what the test has set.
+/// Mints tokens as a grant for all users would, unless the test has set an error.
 fn mint_for(answers: &mut Answers, request: MintRequest) -> Answer {
     answers.minted += 1;
     if let Some(code) = answers.denied {
@@ -284,7 +284,7 @@ fn mint_for(answers: &mut Answers, request: MintRequest) -> Answer {
     Answer::Minted(SecretText(token.expose_secret().to_owned().into()))
 }
 
-/// The token of a job.
+/// Returns the token of a job.
 pub fn job_token(agent: &Agent, jobid: &str, audience: &str) -> String {
     let job = Job {
         id: jobid.parse().unwrap(),
@@ -299,7 +299,7 @@ pub fn job_token(agent: &Agent, jobid: &str, audience: &str) -> String {
     mint(agent, audience, Grant::Session { workspace, job })
 }
 
-/// A token of the user alice.
+/// Returns a token of the user alice.
 pub fn mint(agent: &Agent, audience: &str, grant: Grant) -> String {
     let claims = ClaimsToIssue {
         iss: ISSUER.to_owned(),
@@ -313,7 +313,7 @@ pub fn mint(agent: &Agent, audience: &str, grant: Grant) -> String {
     agent.get(|answers| token::mint(&answers.keys[0], &claims).expose_secret().to_owned())
 }
 
-/// A service that runs.
+/// A running service.
 pub struct Service {
     pub agent: Agent,
     pub dir: TempDir,
@@ -328,17 +328,17 @@ impl Service {
         Self::with("")
     }
 
-    /// The same, with more in its file.
+    /// Like `start`, with additional text in the file of the service.
     pub fn with(more: &str) -> Self {
         Self::with_listener("address = \"127.0.0.1:0\"", more)
     }
 
-    /// The same, with a listener of its own. In both, `DIR` is the directory of the service.
+    /// Like `start`, with other listeners. Here and above, `DIR` is the directory of the service.
     pub fn with_listener(listener: &str, more: &str) -> Self {
         Self::with_files(listener, more, |_| {})
     }
 
-    /// The same, with files of its own.
+    /// Like `start`, with additional files.
     pub fn with_files(listener: &str, more: &str, write: impl FnOnce(&Path)) -> Self {
         Self::run(
             listener,
@@ -348,7 +348,7 @@ impl Service {
         )
     }
 
-    /// The same, with a socket that is passed as systemd passes it: it blocks.
+    /// Like `start`, with a blocking socket, as systemd passes it.
     pub fn with_passed(socket: &std::net::TcpListener, listener: &str) -> Self {
         let mut command = Command::new("sh");
         let pass = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
@@ -379,7 +379,7 @@ impl Service {
         service
     }
 
-    /// Kills the service, and starts it again.
+    /// Kills and restarts the service.
     pub fn restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -401,12 +401,12 @@ impl Service {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    /// Returns the metrics, of a service that has a listener for them.
+    /// Returns the metrics of a service that has a listener for them.
     pub fn metrics(&self) -> String {
         self.internal("/metrics").body
     }
 
-    /// Gets a path of the listener for metrics.
+    /// Requests a path of the listener for metrics.
     pub fn internal(&self, path: &str) -> Response {
         let log = self.log();
         let address = log
@@ -464,7 +464,7 @@ impl Service {
     }
 }
 
-/// Starts a service. Returns its address, or none that is one if it has only Unix sockets.
+/// Starts a service. Returns its address, or an unusable one if it has only Unix sockets.
 pub fn launch(dir: &Path, mut command: Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr) {
     let mut child = command
         .arg("--config")
@@ -473,7 +473,7 @@ pub fn launch(dir: &Path, mut command: Command, log: &Arc<Mutex<String>>) -> (Ch
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());
-    // It may log something before.
+    // The service may log other lines first.
     let address = loop {
         let mut line = String::new();
         assert_ne!(lines.read_line(&mut line).unwrap(), 0, "{}", log.lock().unwrap());
@@ -492,7 +492,7 @@ pub fn launch(dir: &Path, mut command: Command, log: &Arc<Mutex<String>>) -> (Ch
     (child, address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 1))))
 }
 
-/// A request that posts a form.
+/// Returns a request that posts a form.
 pub fn form_request(client: Option<&str>, path: &str, form: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n",
@@ -526,7 +526,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // No secret is ever in a log, whatever a test did.
+        // Whatever a test did, no secret may be in a log.
         let log = self.log();
         assert!(
             thread::panicking() || !log.contains("canary-secret") && !log.contains("eyJ"),
@@ -546,7 +546,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Receives a response; none if the peer closes the connection before.
+    /// Receives a response, or returns `None` if the peer closes the connection first.
     pub fn receive(stream: &mut impl Read) -> Option<Self> {
         let mut head = Vec::new();
         let mut byte = [0];
@@ -567,7 +567,7 @@ impl Response {
                 continue;
             }
             let twice = headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-            assert_eq!(twice, None, "{name} is there twice");
+            assert_eq!(twice, None, "{name} is repeated");
         }
         let length = headers
             .get("content-length")

@@ -1,4 +1,4 @@
-//! An authorization server that answers as a test says, and a proxy.
+//! A simulated authorization server, and a proxy.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-/// What is answered at a path.
+/// The response at a path.
 #[derive(Clone)]
 pub enum Reply {
     /// The status 200, with this body.
     Body(String),
     /// Another status, with this header.
     Status(u16, String),
-    /// A body without end.
+    /// A body that never ends.
     Endless,
-    /// Nothing, and the connection stays.
+    /// No response. The connection stays open.
     Silence,
-    /// Nothing: the connection ends.
+    /// No response. The connection is closed.
     Nothing,
 }
 
@@ -37,7 +37,7 @@ struct State {
     silent: Vec<TcpStream>,
 }
 
-/// A server. Paths that a test did not set are 404.
+/// A server. Its response at paths that the test did not set is 404.
 pub struct Stub {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -48,7 +48,7 @@ impl Stub {
         Self::serve(None)
     }
 
-    /// Serves over TLS, by a certificate and its key in PEM.
+    /// Serves over TLS, with a certificate and its key in PEM.
     pub fn with_tls(certificate: &str, key: &str) -> Self {
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -83,19 +83,19 @@ impl Stub {
         self.state.lock().unwrap().replies.insert(path.to_owned(), reply);
     }
 
-    /// Answers with JSON.
+    /// Sets a response in JSON.
     pub fn set_json(&self, path: &str, json: &serde_json::Value) {
         self.set(path, Reply::Body(json.to_string()));
     }
 
-    /// Returns how often a path was asked for.
+    /// Returns the number of requests for a path.
     pub fn asked(&self, path: &str) -> usize {
         let state = self.state.lock().unwrap();
         state.asked.iter().filter(|asked| *asked == path).count()
     }
 }
 
-/// An HTTP proxy that makes tunnels to one server, whatever it is asked for. Returns its address, and what it was asked for.
+/// Starts an HTTP proxy that opens all tunnels to one server. Returns its address, and the requested targets.
 pub fn proxy(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let shared = Arc::clone(&asked);
@@ -133,7 +133,7 @@ fn answer(mut stream: impl Read + Write, held: TcpStream, state: &Mutex<State>) 
         state.replies.get(&path).cloned()
     };
     let head = |status: u16, rest: &str| format!("HTTP/1.1 {status} x\r\nConnection: close\r\n{rest}\r\n");
-    // A client that does not wait for the end is what some tests are about.
+    // Some tests need a client that disconnects early.
     let _ = match reply.unwrap_or(Reply::Status(404, String::new())) {
         Reply::Body(body) => {
             let length = format!("Content-Length: {}\r\n", body.len());
@@ -155,7 +155,7 @@ fn answer(mut stream: impl Read + Write, held: TcpStream, state: &Mutex<State>) 
     };
 }
 
-/// Receives the head of a request, and returns its first line.
+/// Receives the head of a request. Returns its first line.
 fn request_line(stream: &mut impl Read) -> Option<String> {
     let mut head = Vec::new();
     let mut byte = [0];
