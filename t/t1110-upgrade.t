@@ -91,7 +91,7 @@ test_expect_success 'an instance with the plugins of flux-coral2' '
 
 test_expect_success 'doctor names the plugin' '
 	of_plugins &&
-	grep "^warn  plugin .*dws-jobtap.so that is loaded, from $OLD_DWS, .* flux-coral2" doctor
+	grep "^warn  plugin .*the loaded dws-jobtap.so, from $OLD_DWS, .* flux-coral2" doctor
 '
 
 test_expect_success 'first the job shells: jobs have the variables of the eventlog' '
@@ -127,7 +127,7 @@ test_expect_success 'then the job manager: jobs in all states continue' '
 test_expect_success 'doctor names the new plugin, and finds its part for job shells' '
 	of_plugins &&
 	grep "^ok    plugin .*loaded from $DWS_JOBTAP: .*in-flight=" doctor &&
-	grep "^ok    shell .*dws_environment.so is there" doctor &&
+	grep "^ok    shell .*dws_environment.so is installed" doctor &&
 	! grep "no line of .* loads dws_environment.so" doctor
 '
 

@@ -120,7 +120,7 @@ test_expect_success 'an instance with the plugin of flux-coral2' '
 
 test_expect_success 'doctor names the plugin' '
 	of_plugins &&
-	grep "^warn  plugin .*cray-pmi-bootstrap.so that is loaded, from $OLD_PMI, .* flux-coral2" doctor
+	grep "^warn  plugin .*the loaded cray-pmi-bootstrap.so, from $OLD_PMI, .* flux-coral2" doctor
 '
 
 test_expect_success 'first the job shells: jobs have the values of the eventlog' '
@@ -151,7 +151,7 @@ test_expect_success 'then the job manager: jobs in all states continue' '
 test_expect_success 'doctor names the new plugin, and finds that job shells load theirs in the right order' '
 	of_plugins &&
 	grep "^ok    plugin .*loaded from $PMI: .*ports-free=" doctor &&
-	grep "^ok    shell .*cray-pmi-bootstrap.so is there" doctor &&
+	grep "^ok    shell .*cray-pmi-bootstrap.so is installed" doctor &&
 	grep "^ok    shell .*initrc.lua loads cray-pmi-bootstrap.so before cray_pals.so" doctor
 '
 

@@ -46,7 +46,7 @@ is_refused_as_ended() {
 
 # unknown NAME
 unknown() {
-	test_expect_code 2 verify "$1" && grep "not known whether the token was revoked or its job has ended" out
+	test_expect_code 2 verify "$1" && grep "could not report whether the token was revoked or its job has ended" out
 }
 
 test_expect_success 'an instance issues tokens' '

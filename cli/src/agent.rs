@@ -1,4 +1,4 @@
-//! Asks the agent of the instance or cluster that this runs in.
+//! The client of the agent of this Flux instance or Slurm cluster.
 
 use std::{
     io,
@@ -15,34 +15,34 @@ use slurm::{Deadline, MAX_REPLY, Site, exchange};
 
 use crate::{flux, print};
 
-/// The time in which the agent must answer: longer than the scheduler may take to answer the agent.
+/// The timeout of a reply: longer than the scheduler may take to answer the agent.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The name of the socket of an agent that plugins started, in the rundir of the broker.
+/// The name of the socket of an agent that the plugins started, in the rundir of the broker.
 const SOCKET: &str = "workflow-token-agent";
 
-/// The agent that is asked.
+/// The address of an agent.
 pub enum Agent {
-    /// The agent of an instance of Flux, by its socket.
+    /// The socket of an agent of a Flux instance.
     Flux(PathBuf),
-    /// The agent of a Slurm cluster, by its socket and the name of the cluster.
+    /// The socket of an agent of a Slurm cluster, and the name of the cluster.
     Slurm(PathBuf, String),
 }
 
 impl Agent {
-    /// Finds the agent: that of the Slurm cluster with this configuration, or that of the instance of Flux that this runs in, or
-    /// that of the cluster that this node belongs to.
+    /// Finds the agent: that of the Slurm cluster with this configuration; or else that of the enclosing Flux instance;
+    /// or else that of the cluster to which this node belongs.
     ///
     /// # Errors
-    /// For the operator.
+    /// A message for the operator if no agent is configured.
     pub fn find(config: Option<&Path>) -> Result<Self, String> {
         if let Some(path) = config {
-            return Self::of_cluster(path);
+            return Self::from_cluster(path);
         }
         let rundir = match flux::run(&["getattr", "rundir"]) {
             Ok(rundir) => rundir,
             Err(e) if e.is_no_instance() && Path::new(slurm::CONFIG).exists() => {
-                return Self::of_cluster(Path::new(slurm::CONFIG));
+                return Self::from_cluster(Path::new(slurm::CONFIG));
             }
             Err(e) => return Err(format!("the agent of the instance cannot be found: {e}")),
         };
@@ -52,12 +52,12 @@ impl Agent {
         ))
     }
 
-    fn of_cluster(path: &Path) -> Result<Self, String> {
+    fn from_cluster(path: &Path) -> Result<Self, String> {
         let site = Site::read(path)?;
         Ok(Self::Slurm(site.slurm.socket, site.slurm.cluster))
     }
 
-    /// Returns the name of the cluster, if it is one.
+    /// Returns the name of the Slurm cluster, or `None` on Flux.
     pub fn cluster(&self) -> Option<&str> {
         match self {
             Self::Flux(_) => None,
@@ -65,15 +65,15 @@ impl Agent {
         }
     }
 
-    /// Asks a question.
+    /// Sends a request, and returns the reply.
     ///
     /// # Errors
-    /// For the operator: there is no answer.
+    /// A message for the operator if no reply arrives.
     pub fn ask(&self, question: Question) -> Result<Answer, String> {
         let (Self::Flux(socket) | Self::Slurm(socket, _)) = self;
         let failed = |e: io::Error| {
             let path = print::word(&socket.display().to_string());
-            format!("the agent at {path} does not answer: {e}: does it run, and are you root or its user?")
+            format!("the agent at {path} does not answer: {e}. Check that it runs, and run this as root or its user")
         };
         let deadline = Deadline::after(TIMEOUT);
         let mut stream = UnixStream::connect(socket).map_err(failed)?;
@@ -84,12 +84,14 @@ impl Agent {
         let answer = match self {
             Self::Flux(_) => match exchange(&mut stream, &Request::Ask(ask), MAX_REPLY, deadline) {
                 Ok(Reply::Answer(answer)) => Ok(answer),
-                Ok(_) => Err(io::Error::other("it serves another user, or is of another release")),
+                Ok(_) => Err(io::Error::other(
+                    "it serves another user, or belongs to another release",
+                )),
                 Err(e) => Err(e),
             },
             Self::Slurm(..) => match exchange(&mut stream, &ControllerRequest::Ask(ask), MAX_REPLY, deadline) {
                 Ok(ControllerReply::Answer(answer)) => Ok(answer),
-                Ok(_) => Err(io::Error::other("it is of another release")),
+                Ok(_) => Err(io::Error::other("it belongs to another release")),
                 Err(e) => Err(e),
             },
         };

@@ -1,22 +1,21 @@
-//! Arguments are no place for secrets: every user of the node can read them in /proc, and shells keep them in their
-//! history.
+//! Rejects secrets in arguments: every user of the node can read them in /proc, and shells keep them in their history.
 
 use std::ffi::OsString;
 
 use crate::print;
 
-/// A secret was given as an argument.
+/// An argument contains a secret.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "argument {position} is, or holds, {what}: every user of this node can see arguments, so take that secret as known \
-     and replace it. Give it in a file, on standard input (-) or in an environment variable (--env)"
+    "argument {position} contains {what}. Every user of this node can see arguments, so replace that secret. \
+     Pass secrets in a file, on standard input (-) or in an environment variable (--env)"
 )]
 pub struct Exposed {
     position: usize,
     what: &'static str,
 }
 
-/// Refuses arguments that hold a token, a credential or a key, before anything can print them.
+/// Rejects arguments that contain a token, a credential or a key, before anything can print them.
 pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
     for (index, arg) in args.enumerate() {
         let arg = arg.to_string_lossy();
@@ -37,7 +36,7 @@ pub fn check(args: impl Iterator<Item = OsString>) -> Result<(), Exposed> {
     Ok(())
 }
 
-/// Returns whether it is, or holds, a JWK with a private part or a secret (RFC 7518 section 6).
+/// Returns whether a text contains a JWK with a private part or a secret (RFC 7518 section 6).
 fn is_private_jwk(arg: &str) -> bool {
     let plain: String = arg.chars().filter(|c| !c.is_whitespace() && *c != '\\').collect();
     let private = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
@@ -45,7 +44,7 @@ fn is_private_jwk(arg: &str) -> bool {
     has("kty") && private.into_iter().any(has)
 }
 
-/// Prints what clap has to say, which quotes arguments, and exits as clap would.
+/// Prints a message of clap, without the secrets in quoted arguments, and exits as clap does.
 pub fn exit(error: &clap::Error) -> ! {
     let text = error.render();
     if error.use_stderr() {
@@ -69,7 +68,7 @@ mod tests {
     #[test]
     fn secrets_are_refused_wherever_they_stand_and_not_repeated() {
         let token = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl";
-        // `{ "alg":…`, and an empty third part.
+        // The header begins `{ "alg":…`, and the third part is empty.
         let spaced = "eyAiYWxnIjoiSFMyNTYifQ.eyJzdWIiOiJhIn0.";
         for arg in [
             token.to_owned(),
@@ -83,7 +82,7 @@ mod tests {
             format!("-t{spaced}"),
         ] {
             let message = refused(&arg).unwrap();
-            assert!(message.starts_with("argument 2 is, or holds, a token: "), "{message}");
+            assert!(message.starts_with("argument 2 contains a token. "), "{message}");
             assert!(!message.contains("ey"), "{message}");
         }
         assert!(refused("MUNGE:AwQDAAC:").unwrap().contains("a MUNGE credential"));

@@ -23,14 +23,14 @@ mod servers;
 mod shell;
 mod slurm;
 
-/// Check what workflow tokens need on this node, and say what to do about what is wrong
+/// Check the set-up on this node, and print how to correct it
 ///
-/// On Flux, run it as the instance owner on the node where the job manager runs (rank 0), since that is who reads token files
-/// and runs commands; the checks of MUNGE and of the job shell plugin are worth running on every node. On Slurm, run it
-/// as the agent's user on a controller, and as root on a node. The exit status is 0 if nothing failed.
+/// On Flux, run it as the instance owner on the node of rank 0: the instance owner reads token files and runs commands.
+/// Also run it on the other nodes, for the checks of MUNGE and of the job shell plugins. On Slurm, run it as the
+/// agent's user on a controller, and as root on each node. The exit status is 0 if no check failed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Check the configuration in this TOML file, or directory of them, instead of the running instance's
+    /// Check the configuration in this TOML file, or in the files of this directory, instead of the instance's
     #[arg(long, value_name = "FILE|DIR")]
     config: Option<PathBuf>,
 
@@ -43,12 +43,12 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs all checks and prints what they found.
+/// Runs all checks, and prints their findings.
 pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let path = args.config.clone().or_else(default_cluster);
     if let Some(path) = path.filter(|path| is_of_cluster(path)) {
         let findings = match Site::read(&path) {
-            Ok(site) => of_cluster(args, &site),
+            Ok(site) => check_cluster(args, &site),
             Err(e) => vec![fail(
                 "config",
                 e,
@@ -80,20 +80,20 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     report(args, &findings)
 }
 
-/// Returns whether a configuration has the table of a Slurm cluster, right or wrong.
+/// Returns whether a configuration contains the table `slurm`, valid or not.
 fn is_of_cluster(path: &Path) -> bool {
     let files = config::read_files(path).map(|files| files.conf);
     files.is_ok_and(|conf| conf[config::TABLE].get("slurm").is_some())
 }
 
-/// Returns the configuration of a Slurm cluster at its default place, where there is no Flux.
+/// Returns the default configuration of a Slurm cluster if it exists, and there is no Flux instance.
 fn default_cluster() -> Option<PathBuf> {
     let path = PathBuf::from(::slurm::CONFIG);
     (path.exists() && matches!(Instance::find(), Instance::None(_))).then_some(path)
 }
 
 /// Runs the checks of a Slurm cluster.
-fn of_cluster(args: &Args, site: &Site) -> Vec<Finding> {
+fn check_cluster(args: &Args, site: &Site) -> Vec<Finding> {
     let config = &site.config;
     let mut findings = vec![clock::check()];
     findings.extend(configuration::digit_names(config));
@@ -121,7 +121,7 @@ fn report(args: &Args, findings: &[Finding]) -> Result<ExitCode, io::Error> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Returns whether the checks see what the instance sees.
+/// Checks that the caller is the instance owner, so that the other checks have the same access as the instance.
 fn caller(instance: &Instance) -> Finding {
     const CHECK: &str = "instance";
 

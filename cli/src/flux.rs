@@ -1,4 +1,4 @@
-//! Runs `flux` and the commands of Slurm, without ever waiting for one for long.
+//! Runs `flux` and the commands of Slurm, with a timeout.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
@@ -15,36 +15,38 @@ use config::Config;
 use crate::print;
 use crate::within::TIMEOUT;
 
-/// The reason why a command gave no answer.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such program.
-    #[error("the command {0} is not on PATH: add the directory that holds it, such as /usr/bin, to PATH")]
+    /// The program does not exist.
+    #[error("the command {0} is not on PATH: add the directory that contains it, such as /usr/bin, to PATH")]
     NotFound(&'static str),
     /// It could not be run.
     #[error("{command} could not be run: {error}")]
     NotRun { command: String, error: io::Error },
-    /// It did not end.
+    /// The command did not end in time.
     #[error(
-        "{command} did not answer within {} seconds and was killed: see whether the scheduler hangs",
+        "{command} did not answer within {} seconds and was killed: check whether the scheduler hangs",
         TIMEOUT.as_secs()
     )]
     TimedOut { command: String },
-    /// It printed more than anything that is expected of it.
-    #[error("{command} printed more than {MAX_OUTPUT} bytes and was killed: is the one on PATH the real one?")]
+    /// The output exceeds every expected size.
+    #[error(
+        "{command} printed more than {MAX_OUTPUT} bytes and was killed: check that the one on PATH is the real one"
+    )]
     TooMuch { command: String },
-    /// It said no; with what it wrote to its standard error, free of secrets, on one line.
+    /// The command failed. `says` is its standard error, without secrets, on one line.
     #[error("{command} failed: {says}")]
     Failed { command: String, says: String },
 }
 
 impl Error {
-    /// Returns whether there is no Flux instance that could have answered.
+    /// Returns whether the error shows that there is no Flux instance.
     pub fn is_no_instance(&self) -> bool {
         self.says("flux_open") || self.says("broker socket") || matches!(self, Self::NotFound(_))
     }
 
-    /// Returns whether only the owner of the instance is answered.
+    /// Returns whether only the instance owner gets a reply.
     pub fn is_denied(&self) -> bool {
         [
             "restricted to",
@@ -56,32 +58,32 @@ impl Error {
         .any(|text| self.says(text))
     }
 
-    /// Returns whether flux failed and said `text`.
+    /// Returns whether flux failed with a message that contains `text`.
     pub fn says(&self, text: &str) -> bool {
         matches!(self, Self::Failed { says, .. } if says.contains(text))
     }
 }
 
-/// A sealed record takes at most 1.5 MiB; a configuration or a query answer far less.
+/// The maximum output. A sealed record has at most 1.5 MiB; a configuration or a query reply is far smaller.
 const MAX_OUTPUT: usize = 4 << 20;
 
-/// Returns what `flux ARGS…` prints, without the newline at its end.
+/// Returns the output of `flux ARGS…`, without the newline at its end.
 ///
 /// # Errors
-/// As those of [`run_program`].
+/// Those of [`run_program`].
 pub fn run(args: &[&str]) -> Result<String, Error> {
     run_program("flux", args)
 }
 
-/// Returns what a program prints, without the newline at its end.
+/// Returns the output of a program, without the newline at its end.
 ///
 /// # Errors
-/// [`Error`], also if what it prints is not UTF-8.
+/// [`Error`], also if the output is not UTF-8.
 pub fn run_program(program: &'static str, args: &[&str]) -> Result<String, Error> {
     let command = || format!("{program} {}", print::hidden(args.join(" ")));
     let mut child = Command::new(program)
         .args(args)
-        // The messages that are looked at are those of strerror(3).
+        // The messages that this module compares are those of strerror(3).
         .env("LC_ALL", "C")
         .process_group(0)
         .stdin(Stdio::null())
@@ -130,14 +132,14 @@ pub fn run_program(program: &'static str, args: &[&str]) -> Result<String, Error
     Ok(output)
 }
 
-/// Reads a pipe on a thread, so that neither of two blocks the other. A thread whose pipe some descendant keeps open is
-/// left behind.
+/// Reads a pipe in a thread, so that the two pipes do not block each other. If a descendant keeps the pipe open, the
+/// thread is abandoned.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (done, wait) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
-            // What was read before an error is as much as there is.
+            // After an error, use the bytes that were read.
             let _ = pipe.take(MAX_OUTPUT as u64 + 1).read_to_end(&mut bytes);
         }
         done.send(bytes)
@@ -168,16 +170,16 @@ fn await_end(
 
 fn kill(child: &mut Child) {
     if let Ok(group) = i32::try_from(child.id()) {
-        // It has ended by itself otherwise.
+        // This fails if the process has already ended.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
     let _ = child.wait();
 }
 
-/// Returns the configuration of the instance of Flux that this runs in.
+/// Returns the configuration of the enclosing Flux instance.
 ///
 /// # Errors
-/// For the operator.
+/// A message for the operator.
 pub fn configuration() -> Result<Config, String> {
     let conf = run(&["config", "get"]).map_err(|e| e.to_string())?;
     let conf = serde_json::from_str(&conf).map_err(|e| format!("the configuration of Flux: {e}"))?;

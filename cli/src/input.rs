@@ -1,4 +1,4 @@
-//! A token from where it may be: a file, standard input or the environment, and never an argument.
+//! Reads a token from a file, standard input or the environment, never from an argument.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -10,40 +10,40 @@ use zeroize::Zeroizing;
 
 use crate::print;
 
-/// Where the token is.
+/// The source of the token.
 #[derive(clap::Args)]
 pub struct TokenInput {
-    /// File that holds the token; - is standard input, as is no FILE where that is not a terminal
+    /// File that contains the token; - is standard input, as is no FILE if that is not a terminal
     #[arg(value_name = "FILE", conflicts_with = "env")]
     file: Option<PathBuf>,
 
-    /// Take the token from this environment variable, such as DW_WORKFLOW_TOKEN
+    /// Read the token from this environment variable, such as DW_WORKFLOW_TOKEN
     #[arg(long, value_name = "NAME")]
     env: Option<String>,
 }
 
-/// The reason why there is no token.
+/// The reason why no token could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("no token was given: name a file, give - for standard input, or --env NAME for an environment variable")]
+    #[error("no token was given: name a file, - for standard input, or --env NAME for an environment variable")]
     NoInput,
     #[error(
-        "the environment variable {0} is not set: see the names that a job was given with `flux workflow-token show JOBID`"
+        "the environment variable {0} is not set: `flux workflow-token show JOBID` prints the names that a job got"
     )]
     NoVariable(String),
     #[error("{0}: {1}")]
     Unreadable(String, io::Error),
-    #[error("{0}: not UTF-8, so not a token: see that it is the right file")]
+    #[error("{0}: not UTF-8, so not a token: check that it is the right file")]
     NotUtf8(String),
 }
 
-/// Returns where the token came from, for messages, and the token.
+/// Returns the origin of the token, for messages, and the token.
 ///
 /// # Errors
 /// [`Error`].
 pub fn read(args: &TokenInput) -> Result<(String, Zeroizing<String>), Error> {
     if let Some(name) = &args.env {
-        // The value is copied once more by the conversion; the process's environment keeps it anyway.
+        // The conversion copies the value once more, but the environment of the process contains it anyway.
         let shown = print::hidden(name);
         let value = std::env::var_os(name).ok_or_else(|| Error::NoVariable(shown.clone()))?;
         let origin = format!("environment variable {shown}");
@@ -62,7 +62,7 @@ pub fn read(args: &TokenInput) -> Result<(String, Zeroizing<String>), Error> {
             let meta = file.metadata().map_err(|e| Error::Unreadable(name.clone(), e))?;
             if meta.is_file() && meta.mode() & 0o077 != 0 {
                 print::err(format_args!(
-                    "warning: {name}: mode {:04o} lets others than its owner read or change the token: use chmod 0600",
+                    "warning: {name}: mode {:04o} gives others than its owner access to the token: use chmod 0600",
                     meta.mode() & 0o7777
                 ));
             }
@@ -72,7 +72,7 @@ pub fn read(args: &TokenInput) -> Result<(String, Zeroizing<String>), Error> {
 }
 
 fn read_from(reader: impl Read, origin: String) -> Result<(String, Zeroizing<String>), Error> {
-    // One byte more tells "too long" from "just fits", next to a line end; sized up front against stray copies.
+    // Read one byte more than the limit, to detect longer input. The capacity avoids reallocation, which leaves copies.
     let limit = MAX_LEN + "\r\n".len() + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit));
     reader

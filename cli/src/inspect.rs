@@ -7,10 +7,10 @@ use token::{Malformed, NumericDate, Token, check_shape};
 
 use crate::{input, print};
 
-/// Show what a token says, without trusting it: the signature is NOT verified
+/// Print the claims of a token, without trust: the signature is NOT verified
 ///
 /// The token is read from FILE, from standard input, or from an environment variable, never from an argument, which
-/// every user of this node could see. Its signature is not shown.
+/// every user of this node could see. Its signature is not printed.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -21,7 +21,7 @@ pub struct Args {
     json: bool,
 }
 
-/// The reason why there is nothing to show.
+/// The reason why nothing can be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -32,7 +32,7 @@ pub enum Error {
     Write(#[from] io::Error),
 }
 
-/// Shows a token.
+/// Prints a token.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let (origin, text) = input::read(&args.token)?;
     let now = SystemTime::now();
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 struct Report {
     token: Token,
     now: SystemTime,
-    /// Why it would not be delivered.
+    /// The reason why a rule would not deliver the token.
     check: Option<String>,
 }
 
@@ -66,16 +66,16 @@ impl Report {
             len => format!("{} by its header, {len} bytes, NOT verified", print::word(token.alg())),
         };
         let unsecured = if token.is_unsecured() {
-            "\nThe token is UNSECURED (\"alg\": \"none\"): anyone can make such a token, and no service may accept it."
+            "\nThe token is UNSECURED (\"alg\": \"none\"): anyone can create such a token. No service may accept it."
         } else {
             ""
         };
         format!(
             "header {}\nclaims {}\n\nissued      {}\nvalid from  {}\nexpires     {}\nsignature   {signature}\n\
-             delivered   {}\n\nNothing above is verified: whoever made the token chose every value of it.{unsecured}\n",
+             delivered   {}\n\nNothing above is verified: the author of the token chose every value.{unsecured}\n",
             print::json(&Value::Object(token.header().clone())),
             print::json(&Value::Object(claims.as_map().clone())),
-            self.time(claims.issued_at(), "not said", ""),
+            self.time(claims.issued_at(), "unknown", ""),
             self.time(claims.not_before(), "any time", ""),
             self.time(claims.expires(), "never", "EXPIRED, "),
             match &self.check {

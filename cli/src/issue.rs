@@ -14,16 +14,16 @@ use zeroize::Zeroizing;
 
 use crate::print;
 
-/// Issue a token: of a user or of a job, by a key directory; or as the rabbit software does
+/// Issue a token of a user or of a job, with a key directory, or a token as the rabbit software issues it
 ///
-/// The token is printed to standard output and nowhere else. With --key it is one that the rabbit software would issue:
-/// HS256 over the DER bytes of a PEM private key. Such a token never expires: whoever has it can use it until the key is
+/// The token is printed to standard output, and nowhere else. With --key, it is identical to a token of the rabbit
+/// software: HS256 with the DER bytes of a PEM private key. Such a token never expires: it is valid until the key is
 /// replaced.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("signer").required(true))]
 pub struct Args {
-    /// PEM file with the private key, for a token of the rabbit software; it must be owned by you or root and closed to
-    /// everyone else (mode 0600)
+    /// PEM file with the private key, for a token of the rabbit software; it must belong to you or root, and be
+    /// accessible only to its owner (mode 0600)
     #[arg(long, value_name = "FILE", group = "signer")]
     key: Option<PathBuf>,
 
@@ -31,32 +31,32 @@ pub struct Args {
     #[arg(long, value_name = "DIR", group = "signer", requires_all = ["issuer", "audience", "scope"])]
     keys: Option<PathBuf>,
 
-    /// Whom the token is about (claim `sub`): a user; the rabbit software uses "user-container"
+    /// Subject of the token (claim `sub`): a user or a service; the rabbit software uses "user-container"
     #[arg(long, value_name = "SUBJECT", value_parser = NonEmptyStringValueParser::new())]
     sub: String,
 
-    /// When it was issued (claim `iat`), in seconds since 1970 [default: now]
+    /// Time of issue (claim `iat`), in seconds since 1970 [default: now]
     #[arg(long, value_name = "SECONDS", conflicts_with = "keys")]
     iat: Option<u64>,
 
-    /// Who issues it (claim `iss`)
+    /// Issuer of the token (claim `iss`)
     #[arg(long, value_name = "ISSUER", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
     issuer: Option<String>,
 
-    /// A service that it is for (claim `aud`); may be given several times
+    /// A service that the token is for (claim `aud`); may be repeated
     #[arg(long, value_name = "AUDIENCE", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
     audience: Vec<String>,
 
-    /// What it is good for: cluster (everything), workspace (those that are listed), system (an executor, for those that it
-    /// is bound to) or session (one job)
+    /// Scope of the token: cluster (everything), workspace (the listed workspaces), system (for an executor, the
+    /// workspaces that it is bound to) or session (one job)
     #[arg(long, value_name = "SCOPE", conflicts_with = "key")]
     scope: Option<Scope>,
 
-    /// A workspace (claim `workspace`); may be given several times, unless the scope is session
+    /// A workspace (claim `workspace`); may be repeated, except for the scope session
     #[arg(long, value_name = "NAME", conflicts_with = "key")]
     workspace: Vec<Name>,
 
-    /// How long it is good for
+    /// Lifetime of the token
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = config::parse_duration,
         conflicts_with = "key")]
     lifetime: Duration,
@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "UID", conflicts_with = "key")]
     uid: Option<u32>,
 
-    /// The instance of Flux that the job runs in, for the scope session
+    /// The Flux instance of the job, for the scope session
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "key")]
     instance: Option<String>,
 
@@ -81,7 +81,7 @@ pub struct Args {
 /// The reason why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("--key -: a key is read from a file only, whose owner and mode show that nobody else has it")]
+    #[error("--key -: the key must be in a file, so that its owner and mode can be checked")]
     KeyFromStdin,
     #[error("key file {0}: {1}")]
     Unreadable(String, Refusal),
@@ -89,11 +89,11 @@ pub enum Error {
     NotKey(String, KeyError),
     #[error(transparent)]
     Keys(#[from] KeysError),
-    #[error("{0}: no key is the active one: have one sign with `flux workflow-token rotate promote`")]
+    #[error("{0}: no key is active: choose one with `flux workflow-token rotate promote`")]
     NoActive(String),
     #[error("--scope {scope} {needs}")]
     Scope { scope: Scope, needs: &'static str },
-    #[error("the clock of this node is before 1970: set it, or give --iat")]
+    #[error("the clock of this node is before 1970: set it, or use --iat")]
     Clock,
     #[error("the token could not be written: {0}")]
     Write(io::Error),
@@ -107,10 +107,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             (token, Some(kid), Some(expires))
         }
         (None, Some(key)) => (rabbit(args, key)?, None, None),
-        // clap demands one of them.
+        // clap requires one of them.
         (None, None) => return Err(Error::KeyFromStdin),
     };
-    // Neither a token nor a kid that names a file has a character that JSON escapes.
+    // Neither a token nor a kid contains characters that JSON escapes.
     let line = Zeroizing::new(if args.json {
         format!(
             "{{\"token\": \"{}\", \"kid\": {}, \"expires\": {}}}\n",
@@ -132,7 +132,7 @@ fn mint(args: &Args, path: &Path) -> Result<(SecretString, String, NumericDate),
         return Err(Error::NoActive(path.display().to_string()));
     };
     let claims = ClaimsToIssue {
-        // clap demands them with --keys.
+        // clap requires these options with --keys.
         iss: args.issuer.clone().unwrap_or_default(),
         aud: args.audience.clone(),
         sub: args.sub.clone(),
@@ -146,18 +146,18 @@ fn mint(args: &Args, path: &Path) -> Result<(SecretString, String, NumericDate),
     Ok((token::mint(key, &claims), key.kid().to_owned(), expires))
 }
 
-/// What the scope needs, and nothing else.
+/// Returns the grant, if the options fit the scope.
 fn grant(args: &Args) -> Result<Grant, Error> {
-    // clap demands it with --keys.
+    // clap requires it with --keys.
     let scope = args.scope.unwrap_or(Scope::Session);
     let wrong = |needs| Err(Error::Scope { scope, needs });
     if scope != Scope::Session && (args.job.is_some() || args.uid.is_some() || args.instance.is_some()) {
-        return wrong("is of no job: leave --job, --uid and --instance out");
+        return wrong("concerns no job: omit --job, --uid and --instance");
     }
     match (scope, args.workspace.as_slice()) {
         (Scope::Cluster, []) => Ok(Grant::Cluster),
-        (Scope::Cluster, _) => wrong("is for everything: leave --workspace out"),
-        (_, []) => wrong("needs --workspace"),
+        (Scope::Cluster, _) => wrong("includes all workspaces: omit --workspace"),
+        (_, []) => wrong("requires --workspace"),
         (Scope::Workspace, names) => Ok(Grant::Workspaces(names.to_vec())),
         (Scope::System, names) => Ok(Grant::System(names.to_vec())),
         (Scope::Session, [workspace]) => match (&args.job, args.uid, &args.instance) {
@@ -170,9 +170,9 @@ fn grant(args: &Args) -> Result<Grant, Error> {
                     scheduler: JobScheduler::default(),
                 },
             }),
-            _ => wrong("needs --job, --uid and --instance"),
+            _ => wrong("requires --job, --uid and --instance"),
         },
-        (Scope::Session, _) => wrong("has one --workspace, that of the job"),
+        (Scope::Session, _) => wrong("requires one --workspace, that of the job"),
     }
 }
 

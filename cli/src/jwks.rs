@@ -8,14 +8,14 @@ use crate::print;
 
 /// Print the public keys of a key directory as a JWKS (RFC 7517), for services that verify
 ///
-/// Secrets for HS256 are not among them.
+/// Secrets for HS256 are omitted.
 #[derive(clap::Args)]
 pub struct Args {
     /// The key directory, or a file with public keys: a JWKS, a JWK or a PEM block
     #[arg(value_name = "DIR")]
     keys: PathBuf,
 
-    /// It is JSON in any case: with this, on one line
+    /// Print the JWKS on one line
     #[arg(long)]
     json: bool,
 }

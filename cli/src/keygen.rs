@@ -8,10 +8,10 @@ use token::Algorithm;
 
 use crate::print;
 
-/// Make a key directory with one key, which signs from now on
+/// Create a key directory with one key, which signs from now on
 ///
-/// The directory is made unless it is there; its keys are never replaced (see rotate). To be run as the instance owner:
-/// nobody else can read private keys. Prints the `kid` of the key.
+/// Creates the directory if necessary, and never replaces keys (see rotate). Run it as the instance owner, who must be
+/// able to read the private keys. Prints the `kid` of the key.
 #[derive(clap::Args)]
 pub struct Args {
     /// The key directory, as in the key `keys` of [workflow-token.issuer]
@@ -26,15 +26,15 @@ pub struct Args {
     json: bool,
 }
 
-/// Which kind of key.
+/// The kind of a key.
 #[derive(clap::Args)]
 pub struct KeyKind {
-    /// What the key is for: EdDSA, ES256, RS256, or HS256, whose secret every verifier must have
+    /// Algorithm of the key: EdDSA, ES256, RS256, or HS256, whose secret every verifier must hold
     #[arg(long, value_name = "ALGORITHM", default_value = "EdDSA")]
     pub algorithm: Algorithm,
 }
 
-/// The reason why nothing was done.
+/// The reason why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -43,7 +43,7 @@ pub enum Error {
     Write(#[from] io::Error),
 }
 
-/// Makes a key directory.
+/// Creates a key directory.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let kid = keys::create(&args.keys, args.kind.algorithm)?;
     kid_out(

@@ -12,10 +12,10 @@ use crate::{
     service::{Error, Service, ServiceArgs},
 };
 
-/// Log in, so that your jobs get tokens of your own
+/// Log in, so that your jobs get tokens of your login
 ///
-/// MUNGE proves who you are on the cluster. You log in with a browser, on any machine: open the address that is printed, and compare the
-/// code. The login serves all of your jobs until `logout`, or until the provider ends it.
+/// MUNGE proves your identity on the cluster. Open the printed address in a browser, on any machine, compare the code,
+/// and log in. The login serves all of your jobs until `logout`, or until the provider ends it.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -38,13 +38,13 @@ pub struct StatusArgs {
     service: ServiceArgs,
 }
 
-/// The bounds of the interval between two questions, in seconds.
+/// The bounds of the polling interval, in seconds.
 const INTERVALS: (u64, u64) = (1, 60);
 
-/// The interval, unless the service names another (RFC 8628 section 3.2), and what is added if that is too short (section 3.5).
+/// The default interval (RFC 8628 section 3.2), and its increase after `slow_down` (section 3.5), in seconds.
 const INTERVAL: u64 = 5;
 
-/// The longest time for a login, in seconds.
+/// The longest duration of a login, in seconds.
 const MAX_EXPIRES: u64 = 3600;
 
 /// Logs in.
@@ -95,7 +95,7 @@ pub fn log_out(args: &LogoutArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows whether there is a login.
+/// Prints whether a login exists.
 ///
 /// # Errors
 /// [`Error`].
@@ -104,7 +104,7 @@ pub fn status(args: &StatusArgs) -> Result<ExitCode, Error> {
     match ask(&service, JobLogin::Status)? {
         Some(since) => {
             let since = jiff::Timestamp::from_second(i64::try_from(since).unwrap_or(i64::MAX)).unwrap_or_default();
-            print::out(&format!("A login serves your jobs. It was used or begun at {since}.\n"))?;
+            print::out(&format!("A login serves your jobs. It was used or began at {since}.\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         None => {

@@ -1,7 +1,7 @@
-//! `flux workflow-token`: what operators and users type about the tokens of jobs.
+//! `flux workflow-token`: the command for users and operators.
 //!
-//! One module for each subcommand; [`flux`] runs `flux` itself, [`print`](mod@print) is the only way to standard output. No
-//! subcommand takes a secret as an argument, since arguments are visible to everyone on the node.
+//! Each subcommand is a module. [`flux`] runs `flux` itself, and [`print`](mod@print) is the only module that writes to standard
+//! output. No subcommand accepts a secret as an argument, since every user of the node can see arguments.
 
 mod agent;
 mod argv;
@@ -27,8 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Workflow tokens for Flux jobs: keep keys, issue, verify and inspect tokens, show what a job was given, find what is set
-/// up wrong.
+/// Workflow tokens for Flux jobs: request, inspect and verify tokens, manage their keys, and check the set-up
 #[derive(Parser)]
 #[command(
     name = "flux-workflow-token",

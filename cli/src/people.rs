@@ -1,13 +1,13 @@
-//! Users as people know them.
+//! Names of users.
 
 use nix::unistd::{Uid, User};
 
-/// The name of a user, where it has one.
+/// Returns the name of a user, or `None`.
 pub fn name(uid: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
-/// `alice (uid 1000)`, or `uid 1000`.
+/// Returns `alice (uid 1000)`, or `uid 1000`.
 pub fn describe(uid: u32) -> String {
     match name(uid) {
         Some(name) => format!("{name} (uid {uid})"),
@@ -15,7 +15,7 @@ pub fn describe(uid: u32) -> String {
     }
 }
 
-/// Who runs this.
+/// Returns the uid of the caller.
 pub fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }

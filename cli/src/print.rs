@@ -1,4 +1,5 @@
-//! Standard output, without buffers that keep a copy, and standard error: neither with characters that steer a terminal.
+//! Writes to standard output, without buffers that keep copies, and to standard error. Neither gets terminal control
+//! characters.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -8,44 +9,44 @@ use std::os::fd::AsFd;
 use serde_json::Value;
 use token::is_plain;
 
-/// Writes to standard output, past the buffer of `std::io::stdout`, which is never zeroized.
+/// Writes to standard output without the buffer of `std::io::stdout`, which is never zeroized.
 ///
 /// # Errors
-/// Of writing; a pipe without a reader is one.
+/// Errors of writing, including a pipe without a reader.
 pub fn out(text: &str) -> io::Result<()> {
     File::from(io::stdout().as_fd().try_clone_to_owned()?).write_all(text.as_bytes())
 }
 
-/// Writes one line to standard error: what a file, a server or an argument says could be anything.
+/// Writes one line to standard error, escaped: texts of files, servers and arguments can contain anything.
 pub fn err(text: impl Display) {
-    // There is nowhere else to say it.
+    // A failure cannot be reported anywhere.
     let _ = writeln!(io::stderr(), "flux-workflow-token: {}", word(&text.to_string()));
 }
 
-/// The same for a text of several lines that begins as it is to.
+/// Writes several lines to standard error, escaped, without a prefix.
 pub fn err_lines(text: &str) {
     for line in text.lines() {
         let _ = writeln!(io::stderr(), "{}", word(line));
     }
 }
 
-/// A text that quotes an argument where a secret may have been given in place of a name, with all hidden that looks like one.
+/// Redacts secrets in a text that quotes an argument, since a user may have typed a secret instead of a name.
 pub fn hidden(text: impl Display) -> String {
     token::redact(&text.to_string()).into_owned()
 }
 
-/// JSON over several lines, in ASCII except for letters: what comes from a token or a record could hold characters that
-/// move the cursor or turn the direction of writing.
+/// Formats JSON over several lines, and escapes all characters but ASCII and letters: texts of tokens and records could
+/// contain characters that move the cursor or change the direction of writing.
 pub fn json(value: &Value) -> String {
     escaped(&format!("{value:#}"))
 }
 
-/// The same on one line.
+/// Formats JSON on one line, escaped.
 pub fn json_line(value: &Value) -> String {
     escaped(&value.to_string())
 }
 
-/// JSON in which only strings have characters that are not plain.
+/// Escapes characters in JSON. Only strings contain characters to escape.
 fn escaped(json: &str) -> String {
     let mut safe = String::new();
     for c in json.chars() {
@@ -61,7 +62,7 @@ fn escaped(json: &str) -> String {
     safe
 }
 
-/// A word from a record on one line, its odd characters escaped.
+/// Escapes a text, for one line.
 pub fn word(text: &str) -> String {
     token::plain(text).into_owned()
 }

@@ -8,8 +8,8 @@ use crate::{agent::Agent, print, show};
 
 /// Revoke tokens: those of a job, those of a user that were issued until now, or one token
 ///
-/// Returns once the revocation is on disk. `verify --agent` refuses the tokens from then on, and a job whose tokens were
-/// revoked gets no other ones. Services that verify tokens by themselves accept them until they expire. Only root and
+/// Returns when the revocation is on disk. From then on, `verify --agent` rejects the tokens, and a job whose tokens
+/// were revoked gets no others. Services that do not ask the agent accept the tokens until they expire. Only root and
 /// the agent's user can revoke tokens.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("subject").required(true))]
@@ -23,11 +23,11 @@ pub struct Args {
         allow_hyphen_values = true)]
     jti: Option<String>,
 
-    /// The user (claim `sub`, or the owner of the job of a token)
+    /// The user (claim `sub`, or the job owner)
     #[arg(long, value_name = "USER", value_parser = NonEmptyStringValueParser::new(), group = "subject")]
     user: Option<String>,
 
-    /// For how long the revocation is kept, at most 400 days: until the last of the tokens has expired
+    /// How long to keep the revocation, at most 400 days: until the last of the tokens has expired
     #[arg(long, value_name = "DURATION", default_value = "400d", value_parser = parse_keep)]
     keep: Duration,
 
@@ -45,11 +45,11 @@ pub enum Error {
     Agent(String),
 }
 
-/// The longest time that a revocation is kept.
+/// The longest time for which a revocation is kept.
 const LONGEST: Duration = Duration::from_secs(400 * 86_400);
 
 fn parse_keep(text: &str) -> Result<Duration, String> {
-    // Longer than any duration of the configuration.
+    // This is longer than any duration of the configuration.
     if text == "400d" {
         return Ok(LONGEST);
     }
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let subjects = match (&args.jobid, &args.jti, &args.user) {
         (Some(jobid), _, _) => vec![job(jobid, &agent)?],
         (None, Some(jti), _) => vec![Subject::Jti(jti.clone())],
-        (None, None, user) => of_user(user.as_deref().unwrap_or_default()),
+        (None, None, user) => user_subjects(user.as_deref().unwrap_or_default()),
     };
     let question = Question::Revoke {
         subjects,
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     match agent.ask(question).map_err(Error::Agent)? {
         Answer::Revoked => Ok(ExitCode::SUCCESS),
         Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
-        _ => Err(Error::Agent("the agent answered another question".to_owned())),
+        _ => Err(Error::Agent("the agent sent an unexpected reply".to_owned())),
     }
 }
 
@@ -92,8 +92,8 @@ fn job(text: &str, agent: &Agent) -> Result<Subject, Error> {
     Ok(Subject::Job { instance, jobid })
 }
 
-/// Returns the subjects of a user: by name, and by uid if there is one.
-fn of_user(name: &str) -> Vec<Subject> {
+/// Returns the subjects of a user: the name, and the uid if there is one.
+fn user_subjects(name: &str) -> Vec<Subject> {
     let by_uid = |uid| User::from_uid(Uid::from_raw(uid)).ok().flatten();
     let user = User::from_name(name).ok().flatten();
     let user = user.or_else(|| name.parse().ok().and_then(by_uid));

@@ -8,11 +8,10 @@ use source::keys::{self, Want};
 use crate::keygen::{Error, KeyKind, kid_out};
 use crate::print;
 
-/// Replace the key that signs, in steps that refuse no token
+/// Replace the key that signs, in steps during which no token is rejected
 ///
-/// First add a key. When every service that verifies has it (see jwks), promote it: tokens are signed with it from then on.
-/// When the last token that was signed with the former one has expired, retire that. A running instance sees each step by
-/// itself.
+/// First, add a key. When every service that verifies has it (see jwks), promote it: it signs from then on. When the
+/// last token of the former key has expired, retire that key. A running instance applies each step at once.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -34,23 +33,23 @@ enum Step {
         #[command(flatten)]
         kind: KeyKind,
     },
-    /// Have a key sign from now on; prints its kid
+    /// Sign with this key from now on; prints its kid
     Promote {
         /// The key directory
         #[arg(value_name = "DIR")]
         keys: PathBuf,
 
-        /// Which key [default: the only one that is not the active one]
+        /// The key [default: the only one that is not the active one]
         #[arg(value_name = "KID", allow_hyphen_values = true)]
         kid: Option<String>,
     },
-    /// Take a key away: its tokens are refused from now on. That of the active key is refused
+    /// Delete the private part of a key, which must not be active: its tokens are rejected from now on
     Retire {
         /// The key directory
         #[arg(value_name = "DIR")]
         keys: PathBuf,
 
-        /// Which key
+        /// The key
         #[arg(value_name = "KID", allow_hyphen_values = true)]
         kid: String,
     },
@@ -62,7 +61,7 @@ enum Step {
     },
 }
 
-/// Takes one step of a rotation.
+/// Performs one step of a rotation.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     match &args.step {
         Step::Add { keys, kind } => {

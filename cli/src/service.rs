@@ -1,4 +1,4 @@
-//! The token service of the cluster, for subcommands that ask it.
+//! The token service of the cluster, for subcommands that use it.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,13 +10,13 @@ use source::token_service::TokenService;
 
 use crate::{flux, print};
 
-/// How long the service may take for one answer.
+/// The timeout of one request.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which service is asked, and how it is reached.
+/// The options that select the service.
 #[derive(clap::Args)]
 pub struct ServiceArgs {
-    /// The URL of the token service; by default, that of the instance or cluster that this node belongs to
+    /// URL of the token service [default: the issuer of the Slurm cluster or Flux instance of this node]
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
 
@@ -24,7 +24,7 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "URL")]
     proxy: Option<String>,
 
-    /// Certificates to trust beside those of the system, in PEM
+    /// Certificates in PEM to trust, besides those of the system
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 
@@ -33,7 +33,7 @@ pub struct ServiceArgs {
     config: Option<PathBuf>,
 }
 
-/// The reason why the service did not do what it was asked for.
+/// The reason why a request to the service failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}: name the token service with --issuer")]
@@ -46,7 +46,7 @@ pub enum Error {
     Io(#[from] std::io::Error),
 }
 
-/// A service that answers.
+/// A token service.
 pub struct Service {
     /// Its URL.
     pub issuer: String,
@@ -56,7 +56,7 @@ pub struct Service {
 }
 
 impl ServiceArgs {
-    /// Connects to the service.
+    /// Prepares requests to the service.
     ///
     /// # Errors
     /// [`Error`].
@@ -70,7 +70,11 @@ impl ServiceArgs {
             (Some(issuer), _) => issuer.clone(),
             (None, Ok(config)) => match config.issuer {
                 Some(issuer) => issuer.name,
-                None => return Err(Error::Configuration("the configuration has no table issuer".to_owned())),
+                None => {
+                    return Err(Error::Configuration(
+                        "the configuration contains no table issuer".to_owned(),
+                    ));
+                }
             },
             (None, Err(e)) => return Err(Error::Configuration(print::hidden(e))),
         };

@@ -11,17 +11,17 @@ use token::NumericDate;
 
 use crate::{flux, people, print, within};
 
-/// Show the sealed record of a job: the names of its variables, when and by whom it was sealed, no values
+/// Print the sealed record of a job: the names of its variables, its owner, its sealer and the time, but no values
 ///
-/// The job owner and the instance owner can read the record. Where the job owner runs this, the record is opened and
-/// thrown away, which proves who sealed it; nobody else can do that, not even root.
+/// The job owner and the instance owner can read the record. If the job owner runs this, it opens the record and
+/// discards the content, which verifies the sealer; nobody else can do that, not even root.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Job id, in any form that Flux takes
+    /// Job id, in any form that Flux accepts
     #[arg(value_name = "JOBID")]
     jobid: String,
 
-    /// Which record: each plugin that delivers keeps its own
+    /// The record to print: each plugin that delivers has one
     #[arg(long, value_name = "KEY", default_value = key::WORKFLOW_TOKEN, value_parser = key::ALL)]
     record: String,
 
@@ -39,21 +39,21 @@ pub struct Args {
     json: bool,
 }
 
-/// The reason why there is nothing to show.
+/// The reason why nothing can be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{0}: not a job id: give it as flux jobs prints it (ƒ…), or as a number")]
+    #[error("{0}: not a job id: use the id that flux jobs prints (ƒ…), or a number")]
     NotJobid(String),
-    #[error("{0}: no such job in this instance: see `flux jobs -a`; jobs that were purged are gone")]
+    #[error("{0}: no such job in this instance: see `flux jobs -a`, which omits purged jobs")]
     NoJob(String),
     #[error("{0}: only the job owner and the instance owner can read the record of a job: ask one of them")]
     Denied(String),
     #[error(
-        "{0}: the job has no such record: no rule matched this job, the record was removed at the job's end, or the plugin \
-         was not loaded (operators: see `flux workflow-token doctor`)"
+        "{0}: the job has no such record: no rule matched this job, the record was removed at the end of the job, or \
+         the plugin was not loaded (operators: see `flux workflow-token doctor`)"
     )]
     NoRecord(String),
-    #[error("{0}: there is no Flux instance to ask: run this where `flux jobs` works")]
+    #[error("{0}: this does not run in a Flux instance: run it where `flux jobs` works")]
     NoInstance(String),
     #[error("{0}: {1}")]
     Record(String, seal::Error),
@@ -65,18 +65,18 @@ pub enum Error {
     Write(#[from] io::Error),
 }
 
-/// What is certain of who sealed a record.
+/// The certainty about the sealer of a record.
 enum Seal {
-    /// MUNGE said who, and it is the instance owner; and when.
+    /// MUNGE confirmed the sealer, who is the instance owner, and the time.
     Authentic { by: u32, at: SystemTime },
-    /// It could not be opened, and why.
+    /// The record is not authentic, for this reason.
     Refused(String),
-    /// It was not opened, and why.
+    /// The record was not opened, for this reason.
     Unknown(String),
 }
 
 impl Seal {
-    /// Who sealed a record, and when: as MUNGE says, or else as the record does.
+    /// Returns the sealer and the time, from MUNGE or else from the record.
     fn by_and_at(&self, record: &Record) -> (u32, NumericDate) {
         match self {
             Self::Authentic { by, at } => (*by, NumericDate::from(*at)),
@@ -85,7 +85,7 @@ impl Seal {
     }
 }
 
-/// Shows a record.
+/// Prints a record.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let id = print::word(&print::hidden(&args.jobid));
     if let Some(path) = &args.config {
@@ -108,14 +108,14 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     })
 }
 
-/// Shows the record of a Slurm job.
+/// Prints the record of a Slurm job.
 fn show_cluster(args: &Args, path: &Path, id: String) -> Result<ExitCode, Error> {
     let failed = |why: String| Error::Cluster(id.clone(), why);
     let site = Site::read(path).map_err(failed)?;
     let jobid: u32 = args
         .jobid
         .parse()
-        .map_err(|_| failed("not a job id: give the number that squeue prints".to_owned()))?;
+        .map_err(|_| failed("not a job id: use the number that squeue prints".to_owned()))?;
     let answer = stored(&site, jobid).map_err(failed)?;
     let record = match answer {
         Stored::Record(record) => record,
@@ -131,10 +131,10 @@ fn show_cluster(args: &Args, path: &Path, id: String) -> Result<ExitCode, Error>
     Ok(ExitCode::SUCCESS)
 }
 
-/// The answer that a controller or a node has stored for a job.
+/// The result that a controller or a node has stored for a job.
 enum Stored {
     Record(Record),
-    /// The reason why the job must not start.
+    /// The reason why the delivery failed.
     Failed(String),
 }
 
@@ -148,7 +148,7 @@ fn stored(site: &Site, jobid: u32) -> Result<Stored, String> {
             match (entry["answer"]["record"].as_str(), entry["answer"]["failed"].as_str()) {
                 (Some(record), _) => parse(record),
                 (None, Some(why)) => Ok(Stored::Failed(why.to_owned())),
-                (None, None) => Err(format!("{}: it is of another release", store.display())),
+                (None, None) => Err(format!("{}: it belongs to another release", store.display())),
             }
         }
         (Err(_), Ok(text)) => parse(&text),
@@ -163,7 +163,7 @@ fn stored(site: &Site, jobid: u32) -> Result<Stored, String> {
     }
 }
 
-/// The job id as a number; flux knows the forms that it can have.
+/// Converts a job id to a number, with flux, which supports all its forms.
 pub(crate) fn decimal(id: &str, shown: &str) -> Result<u64, Error> {
     match flux::run(&["job", "id", "--to=dec", "--", id]) {
         Ok(number) => number.trim().parse().map_err(|_| Error::NotJobid(shown.to_owned())),
@@ -172,7 +172,7 @@ pub(crate) fn decimal(id: &str, shown: &str) -> Result<u64, Error> {
     }
 }
 
-/// What flux means by its answer.
+/// Converts an error message of flux.
 fn refusal(id: String, error: flux::Error) -> Error {
     if error.says("key not found") {
         Error::NoRecord(id)
@@ -187,17 +187,17 @@ fn refusal(id: String, error: flux::Error) -> Error {
     }
 }
 
-/// Opens the record where this process can, and throws away what was in it.
+/// Opens the record if this process can, and discards its content.
 fn verify(record: &Record, jobid: u64, socket: Option<&Path>) -> Seal {
     if record.jobid() != jobid {
-        return Seal::Refused(format!("it says that it belongs to job {}", record.jobid()));
+        return Seal::Refused(format!("it claims to belong to job {}", record.jobid()));
     }
     if people::me() != record.uid() {
         return Seal::Unknown("only the job owner can open it".to_owned());
     }
     let owner = match flux::run(&["getattr", "security.owner"]).map(|uid| uid.trim().parse::<u32>()) {
         Ok(Ok(owner)) => owner,
-        Ok(Err(_)) => return Seal::Unknown("flux did not say who owns the instance".to_owned()),
+        Ok(Err(_)) => return Seal::Unknown("flux did not report the owner of the instance".to_owned()),
         Err(e) => return Seal::Unknown(e.to_string()),
     };
     let munge = match munge(socket) {
@@ -220,7 +220,8 @@ fn verify(record: &Record, jobid: u64, socket: Option<&Path>) -> Seal {
     }
 }
 
-/// MUNGE where the caller says, or else as the instance is configured, or else where MUNGE's own default is.
+/// Returns MUNGE with the socket of the caller, or else of the instance's configuration, or else with its default
+/// socket.
 fn munge(socket: Option<&Path>) -> Result<Munge, seal::MungeError> {
     if socket.is_some() {
         return Munge::new(socket);
@@ -240,7 +241,7 @@ fn as_text(id: &str, key: &str, record: &Record, seal: &Seal) -> String {
     let certain = match seal {
         Seal::Authentic { .. } => "verified by MUNGE".to_owned(),
         Seal::Refused(why) => format!("but the record is NOT AUTHENTIC: {}", print::word(why)),
-        Seal::Unknown(why) => format!("by what the record says, not verified: {}", print::word(why)),
+        Seal::Unknown(why) => format!("according to the record, not verified: {}", print::word(why)),
     };
     format!(
         "job         {id}\nvariables   {}\nfor         {}\nsealed      {sealed_at} ({})\nsealed by   {}, {certain}\n\

@@ -10,22 +10,22 @@ use crate::{
 
 /// Print a token of your own, for services that accept it
 ///
-/// MUNGE proves who you are to the token service of the cluster, which gives a token for your projects. Programs that take a command for
-/// their token can run this.
+/// MUNGE proves your identity to the token service of the cluster, which issues a token for your projects. Programs
+/// that run a command to get their token can run this.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     service: ServiceArgs,
 
-    /// An audience of the token; by default, all services that the site allows
+    /// An audience of the token [default: all services that the site allows]; may be repeated
     #[arg(long, value_name = "NAME")]
     audience: Vec<String>,
 
-    /// The projects that the token is for; by default, all of yours
+    /// A project that the token is for [default: all of yours]; may be repeated
     #[arg(long = "project", value_name = "NAME")]
     projects: Vec<String>,
 
-    /// The lifetime; by default, and at most, what the site allows
+    /// The lifetime; the default and the maximum are those that the site allows
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
     lifetime: Option<Duration>,
 }

@@ -17,8 +17,8 @@ use crate::{agent::Agent, input, print};
 
 /// Verify a token: its signature, issuer, audience and times
 ///
-/// Exits with 0 where the token is good, with 1 where it is refused, and with 2 where that cannot be told, as the keys or
-/// the token cannot be read. The reason is printed.
+/// The exit status is 0 if the token is valid, 1 if it is rejected, and 2 if the command cannot decide, because it
+/// cannot read the keys or the token. The reason is printed.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("with").required(true), group = ArgGroup::new("by").required(true),
     group = ArgGroup::new("for").required(true))]
@@ -26,19 +26,19 @@ pub struct Args {
     #[command(flatten)]
     token: input::TokenInput,
 
-    /// The keys of its issuer: a key directory, or a file with a JWKS, a JWK or a PEM block
+    /// The keys of the issuer: a key directory, or a file with a JWKS, a JWK or a PEM block
     #[arg(long, value_name = "PATH", group = "with")]
     keys: Option<PathBuf>,
 
-    /// For HS256: the file of the secret (a JWK, a PEM private key, or the secret itself), closed to everyone else
+    /// For HS256: the file of the secret (a JWK, a PEM private key, or the secret itself), accessible only to its owner
     #[arg(long, value_name = "FILE", group = "with")]
     secret: Option<PathBuf>,
 
-    /// The keys that the issuer publishes: its URL is given as --issuer (RFC 8414, OpenID Connect Discovery)
+    /// The keys that the issuer publishes, at the URL of --issuer (RFC 8414, OpenID Connect Discovery)
     #[arg(long, group = "with", conflicts_with = "any_issuer")]
     discover: bool,
 
-    /// With --discover: roots of trust beside those of the system, a file of PEM certificates
+    /// With --discover: certificates in PEM to trust, besides those of the system
     #[arg(long, value_name = "FILE", requires = "discover")]
     ca_file: Option<PathBuf>,
 
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "URL", requires = "discover")]
     proxy: Option<String>,
 
-    /// The issuer (claim `iss`) that is demanded
+    /// The required issuer (claim `iss`)
     #[arg(long, value_name = "ISSUER", group = "by")]
     issuer: Option<String>,
 
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, group = "by")]
     any_issuer: bool,
 
-    /// The audience (claim `aud`) that is demanded; where there are several, one of them
+    /// The required audience (claim `aud`); if repeated, the token must be for one of them
     #[arg(long, value_name = "AUDIENCE", group = "for")]
     audience: Vec<String>,
 
@@ -62,11 +62,11 @@ pub struct Args {
     #[arg(long, group = "for")]
     any_audience: bool,
 
-    /// How much the clocks of issuer and verifier may differ
+    /// The tolerated difference between the clocks of issuer and verifier
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration)]
     leeway: Duration,
 
-    /// Also ask the agent whether the token was revoked, and whether its job is active; only root and the agent's user can
+    /// Also ask the agent whether the token was revoked and whether its job is active; only as root or the agent's user
     #[arg(long)]
     agent: bool,
 
@@ -74,7 +74,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE|DIR", requires = "agent")]
     config: Option<PathBuf>,
 
-    /// Also look the token up in this Status List, which was fetched from its issuer: no network is needed. Several may be given
+    /// Also look the token up in this Status List, which was fetched from its issuer, without the network; may be
+    /// repeated
     #[arg(long, value_name = "FILE")]
     status_list: Vec<PathBuf>,
 
@@ -83,7 +84,7 @@ pub struct Args {
     json: bool,
 }
 
-/// The reason why it cannot be told.
+/// The reason why the command cannot decide.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -94,26 +95,26 @@ pub enum Error {
     Secret(String),
     #[error("{0}")]
     Discovery(String),
-    #[error("it is not known whether the token was revoked or its job has ended: {0}")]
+    #[error("the agent could not report whether the token was revoked or its job has ended: {0}")]
     Agent(String),
-    #[error("status list {0}: {1}")]
+    #[error("Status List {0}: {1}")]
     StatusList(String, String),
-    #[error("it is not known whether the token is still valid: {0}")]
+    #[error("the token could not be looked up in a Status List: {0}")]
     Unlisted(String),
     #[error(transparent)]
     Write(#[from] io::Error),
 }
 
-/// How long the issuer may take.
+/// The timeout of requests to the issuer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The token is refused.
+/// The exit status for a rejected token.
 const REFUSED: u8 = 1;
 
-/// It cannot be told.
+/// The exit status if the command cannot decide.
 const UNKNOWN: u8 = 2;
 
-/// Verifies a token. What goes wrong is printed here, as it has an exit status of its own.
+/// Verifies a token. Prints errors here, since they have a separate exit status.
 pub fn run(args: &Args) -> ExitCode {
     verify(args).unwrap_or_else(|e| {
         print::err(e);
@@ -160,7 +161,7 @@ fn verify(args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
-/// Reads Status Lists; none if no file is named.
+/// Reads Status Lists. Returns `None` if no file is named.
 fn status_lists(verifier: &Verifier, files: &[PathBuf]) -> Result<Option<StatusCache>, Error> {
     if files.is_empty() {
         return Ok(None);
@@ -176,7 +177,7 @@ fn status_lists(verifier: &Verifier, files: &[PathBuf]) -> Result<Option<StatusC
     Ok(Some(cache))
 }
 
-/// Reads the file of a Status List, no further than the longest one.
+/// Reads the file of a Status List, up to the maximum length.
 fn fetched(file: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(file)?
@@ -185,27 +186,29 @@ fn fetched(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Looks a token that was verified up in Status Lists. Returns why it is not valid any more.
+/// Looks up a verified token in Status Lists. Returns the reason why it is no longer valid.
 fn not_valid(lists: &StatusCache, claims: &Claims) -> Result<Option<&'static str>, Error> {
     match lists.status(claims, SystemTime::now()) {
         TokenStatus::Valid => Ok(None),
-        TokenStatus::Invalid => Ok(Some("by its status list, it was revoked, or its job has ended")),
+        TokenStatus::Invalid => Ok(Some(
+            "its Status List reports that it was revoked, or that its job has ended",
+        )),
         TokenStatus::Stale { uri } => {
             let uri = print::hidden(uri);
             Err(Error::Unlisted(format!(
-                "fetch its status list, {uri}, and name the file with --status-list"
+                "fetch its Status List, {uri}, and name the file with --status-list"
             )))
         }
         TokenStatus::Unlisted => Err(Error::Unlisted(
-            "it names no status list: ask the token service, or use --agent".to_owned(),
+            "it names no Status List: ask the token service, or use --agent".to_owned(),
         )),
     }
 }
 
-/// Asks the agent about a token that was verified. Returns why it is not valid any more.
+/// Asks the agent about a verified token. Returns the reason why it is no longer valid.
 fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Error> {
     let agent = Agent::find(config).map_err(Error::Agent)?;
-    let malformed = || Error::Agent("the job id of the token is none of its scheduler".to_owned());
+    let malformed = || Error::Agent("the job id of the token is not one of its scheduler".to_owned());
     let facts = TokenFacts::of(claims).ok_or_else(malformed)?;
     match agent.ask(Question::Check(facts)).map_err(Error::Agent)? {
         Answer::Validity(Validity::Active) => Ok(None),
@@ -216,22 +219,22 @@ fn invalid(claims: &Claims, config: Option<&Path>) -> Result<Option<String>, Err
         }
         Answer::Validity(Validity::Revoked) => Ok(Some("it was revoked".to_owned())),
         Answer::Validity(Validity::Unknown(why)) | Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
-        _ => Err(Error::Agent("the agent answered another question".to_owned())),
+        _ => Err(Error::Agent("the agent sent an unexpected reply".to_owned())),
     }
 }
 
-/// The keys to verify with, and what is to be said of others.
+/// Returns the keys to verify with, and notes about unusable ones.
 fn keys(args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error> {
     let keys = match (&args.keys, &args.secret) {
         (Some(path), _) => keys::read(path, Want::Verifying)?,
         (None, Some(secret)) => keys::read_secret(secret).map_err(|e| Error::Secret(print::hidden(e)))?,
-        // clap demands one of the three, and with this one an issuer.
+        // clap requires one of the three options, and requires an issuer with this one.
         (None, None) => return discover(args.issuer.as_deref().unwrap_or_default(), args),
     };
     Ok((Arc::clone(keys.verifying()), keys.notes().to_vec()))
 }
 
-/// What the issuer at this URL publishes.
+/// Returns the keys that the issuer at this URL publishes.
 fn discover(url: &str, args: &Args) -> Result<(Arc<KeySet>, Vec<String>), Error> {
     let wrong = |option: &str, wrong: &str| Error::Discovery(format!("{option} {wrong}"));
     config::check_issuer_url(url).map_err(|why| wrong("--issuer", why))?;
@@ -267,7 +270,7 @@ fn accepted(claims: &Claims, kid: Option<&str>, json: bool) -> Result<ExitCode, 
 fn text(claims: &Claims, kid: Option<&str>) -> String {
     let list = |all: Vec<&str>| all.into_iter().map(print::word).collect::<Vec<_>>().join(", ");
     let time = |time: NumericDate| format!("{time} ({})", time.relative_to(SystemTime::now()));
-    let some = |text: Option<&str>| text.map_or_else(|| "not said".to_owned(), print::word);
+    let some = |text: Option<&str>| text.map_or_else(|| "none".to_owned(), print::word);
     let mut rows = vec![
         (
             "verified",

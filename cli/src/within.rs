@@ -1,13 +1,13 @@
-//! Calls that may block for ever, made to end.
+//! Timeouts for calls that may block forever.
 
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long this command waits for any one program or daemon.
+/// How long this command waits for any program or daemon.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs `call` on a thread of its own, and gives up waiting for it after [`TIMEOUT`]. The thread ends with the process.
+/// Runs `call` in a separate thread, and returns `None` after [`TIMEOUT`]. The thread ends with the process.
 pub fn timeout<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, wait) = mpsc::channel();
     thread::spawn(move || done.send(call()));

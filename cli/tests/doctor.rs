@@ -1,4 +1,4 @@
-//! `flux workflow-token doctor`: what is wrong, what to do, and never a hang.
+//! `flux workflow-token doctor`: findings, remedies, and no hangs.
 
 mod common;
 
@@ -163,7 +163,7 @@ fn shows_an_error_of_toml_on_lines_of_its_own() {
         &munged.socket(),
     ]);
     assert!(!ran.out.contains("\\u{a}"), "{}", ran.out);
-    // The line at fault, and the mark below it.
+    // The faulty line, and the mark below it.
     let lines: Vec<&str> = ran.out.lines().collect();
     let at = lines
         .iter()
@@ -213,8 +213,8 @@ fn warns_where_no_job_can_get_a_token() {
     let munged = Munged::start();
     let bench = healthy(&munged);
     for (conf, says) in [
-        ("{}", "has no table [workflow-token]"),
-        (r#"{"workflow-token":{}}"#, "has no rule"),
+        ("{}", "contains no table [workflow-token]"),
+        (r#"{"workflow-token":{}}"#, "contains no rule"),
     ] {
         bench.write("bin/conf.json", 0o644, conf);
         let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
@@ -292,7 +292,7 @@ fn finds_files_that_others_can_change() {
             "libexec",
             0o777,
             "rule",
-            "the way to it is not safe: others can write to the directory ",
+            "the path is not safe: others can write to the directory ",
             "let only the instance owner",
         ),
         (
@@ -358,7 +358,7 @@ fn checks_a_token_file_without_placeholders_as_the_source_does() {
     fails(
         &bench.run(&["doctor"]),
         "rule",
-        "mode 0640 lets others than its owner in",
+        "mode 0640 gives others than its owner access",
         "chmod 0600",
     );
 }
@@ -376,7 +376,7 @@ fn a_token_file_that_is_a_link_is_refused() {
         &bench.run(&["doctor"]),
         "rule",
         "shared.jwt: is a symbolic link",
-        "name the file that it leads to",
+        "name the file that the link leads to",
     );
 }
 
@@ -385,7 +385,7 @@ fn a_token_file_that_is_a_link_is_refused() {
 fn a_directory_that_holds_a_link_is_on_the_way_as_for_the_source() {
     let munged = Munged::start();
     let bench = healthy(&munged);
-    // A link to a link: the directory that holds the second one is on neither path.
+    // A link to a link: neither path contains the directory of the second link.
     fs::create_dir(bench.path("theirs")).unwrap();
     fs::rename(bench.path("tokens"), bench.path("real")).unwrap();
     symlink("../real", bench.path("theirs/tokens")).unwrap();
@@ -410,7 +410,7 @@ fn a_directory_that_holds_a_link_is_on_the_way_as_for_the_source() {
     fails(&run(), "rule", &says, "let only the instance owner");
 }
 
-/// What it says of rule 0 whose file has this path below the token directory.
+/// Returns the finding about rule 0 whose file has this path below the token directory.
 fn of_path(bench: &Bench, munged: &Munged, path: &str) -> Ran {
     let conf = fs::read_to_string(bench.path("bin/conf.json")).unwrap();
     bench.write("bin/conf.json", 0o644, conf.replace("{jobid}.jwt", path));
@@ -482,7 +482,7 @@ fn warns_of_a_secret_among_the_arguments_of_a_command() {
     assert!(!ran.out.contains(&secret[..10]), "{}", ran.out);
 }
 
-/// Flux merges the tables of several files, and replaces arrays.
+/// Flux merges the tables of several files, but replaces arrays.
 #[needs(munged)]
 #[test]
 fn warns_of_arrays_in_more_than_one_file() {
@@ -578,7 +578,7 @@ fn without_an_instance_it_checks_what_it_can() {
         "{}",
         ran.out
     );
-    assert!(ran.line("plugin").contains("there is no flux on PATH"), "{}", ran.out);
+    assert!(ran.line("plugin").contains("flux is not on PATH"), "{}", ran.out);
 }
 
 #[needs(munged)]

@@ -1,4 +1,4 @@
-//! `flux workflow-token doctor`, of the plugins that take the place of those of flux-coral2.
+//! `flux workflow-token doctor`: the plugins that replace those of flux-coral2.
 
 mod common;
 
@@ -10,7 +10,7 @@ use needs::needs;
 
 const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
 
-/// A node with all plugins of this project, and cray_pals.so; its initrc loads them as it should.
+/// A node with all plugins of this project and cray_pals.so, which its initrc loads in the correct order.
 fn with_all(munged: &Munged) -> Bench {
     let bench = healthy(munged);
     bench.write("shell/dws_environment.so", 0o755, "…dws-environment…");
@@ -32,7 +32,7 @@ fn with_all(munged: &Munged) -> Bench {
     bench
 }
 
-/// Has `flux` answer so, before all else.
+/// Sets a reply of `flux` that takes precedence over all others.
 fn add(bench: &Bench, cases: &str) {
     let all = fs::read_to_string(bench.path("bin/cases")).unwrap();
     bench.write("bin/cases", 0o644, all.replacen("in\n", &format!("in\n{cases}\n"), 1));
@@ -45,7 +45,7 @@ fn not_loaded(bench: &Bench, object: &str) {
     );
 }
 
-/// As flux-coral2's own plugins, which have nothing to tell.
+/// Replies like flux-coral2's own plugins, which report nothing.
 fn theirs(bench: &Bench, object: &str) {
     add(
         bench,
@@ -67,8 +67,8 @@ fn finds_nothing_wrong_where_nothing_is() {
     for (mark, says) in [
         ("/lib/dws-jobtap.so", "in-flight=7"),
         ("/lib/cray-pmi-bootstrap.so", "ports-free=1000"),
-        ("shell/dws_environment.so", "is there"),
-        ("shell/cray-pmi-bootstrap.so", "is there"),
+        ("shell/dws_environment.so", "is installed"),
+        ("shell/cray-pmi-bootstrap.so", "is installed"),
         ("initrc.lua", "loads cray-pmi-bootstrap.so before cray_pals.so"),
     ] {
         assert!(ran.line(mark).contains(says), "{mark}: {}", ran.out);
@@ -89,13 +89,14 @@ fn a_plugin_of_flux_coral2_in_the_place_of_ours_is_called_that() {
         let line = ran.ok().line("flux-coral2");
         assert!(line.starts_with("warn  plugin"), "{}", ran.out);
         assert!(
-            line.contains(&format!("{object} that is loaded, from /lib/{object}")) && line.contains(in_clear),
+            line.contains(&format!("the loaded {object}, from /lib/{object}")) && line.contains(in_clear),
             "{}",
             ran.out
         );
         assert!(
-            ran.out
-                .contains(&format!("flux jobtap load --remove={object} {object}; doc/upgrade.md")),
+            ran.out.contains(&format!(
+                "flux jobtap load --remove={object} {object}; see doc/upgrade.md"
+            )),
             "{}",
             ran.out
         );
@@ -106,10 +107,10 @@ fn a_plugin_of_flux_coral2_in_the_place_of_ours_is_called_that() {
     fails(
         &bench.run(&["doctor"]),
         "shell",
-        "shell/dws_environment.so is not the one of this project but that of flux-coral2",
-        "install that of this project there, on every node",
+        "shell/dws_environment.so does not belong to this project but to flux-coral2",
+        "install the one of this project, on every node",
     );
-    // Where the one in the job manager is theirs as well, it is right.
+    // If the job manager has loaded their plugin, too, their shell plugin is correct.
     theirs(&bench, "dws-jobtap.so");
     let ran = bench.run(&["doctor"]);
     assert!(!ran.ok().out.contains("shell/dws_environment.so"), "{}", ran.out);
@@ -120,8 +121,12 @@ fn a_plugin_of_flux_coral2_in_the_place_of_ours_is_called_that() {
 fn a_part_in_the_job_shell_that_is_missing_is_missed_where_it_is_needed() {
     let munged = Munged::start();
     for (object, part, without) in [
-        ("dws-jobtap.so", "dws_environment.so", "starts without its variables"),
-        (CRAY_PMI, CRAY_PMI, "jobs of several nodes do not start"),
+        (
+            "dws-jobtap.so",
+            "dws_environment.so",
+            "jobs start without their variables",
+        ),
+        (CRAY_PMI, CRAY_PMI, "jobs on several nodes do not start"),
     ] {
         let bench = with_all(&munged);
         fs::remove_file(bench.path("shell").join(part)).unwrap();
@@ -181,7 +186,7 @@ fn a_site_with_rabbits_alone_needs_no_plugin_for_rules() {
     bench.write("bin/conf.json", 0o644, "{\"workflow-token\":{}}");
     let ran = bench.run(&["doctor", "--munge-socket", &munged.socket()]);
     assert!(
-        ran.ok().line("no rule asks for it").starts_with("ok    plugin"),
+        ran.ok().line("no rule needs it").starts_with("ok    plugin"),
         "{}",
         ran.out
     );
@@ -203,10 +208,10 @@ fn the_order_in_which_job_shells_load_plugins_is_checked() {
 
     initrc("plugin.load \"cray_pals.so\"\nplugin.load \"*.so\"\n");
     let ran = bench.run(&["doctor"]);
-    fails(&ran, "shell", "loads cray-pmi-bootstrap.so after cray_pals.so", "have ");
+    fails(&ran, "shell", "loads cray-pmi-bootstrap.so after cray_pals.so", "make ");
     assert!(ran.out.contains(first), "{}", ran.out);
 
-    // Directories are gone through from the last to the first.
+    // Directories are searched from the last to the first.
     initrc("plugin.load \"*.so\"\n");
     fs::create_dir(bench.path("other")).unwrap();
     bench.write("other/cray_pals.so", 0o755, "");
@@ -229,7 +234,7 @@ fn the_order_in_which_job_shells_load_plugins_is_checked() {
         &bench.run(&["doctor"]),
         "shell",
         "loads cray-pmi-bootstrap.so after cray_pals.so",
-        "have ",
+        "make ",
     );
 
     initrc("plugin.load \"workflow-token.so\"\nplugin.load \"dws_environment.so\"\n");

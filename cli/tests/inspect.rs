@@ -1,4 +1,4 @@
-//! `flux workflow-token inspect`: what a token says, with no trust in it and no copy of it anywhere.
+//! `flux workflow-token inspect`: prints the claims of a token, and copies neither the token nor its signature.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn hs256(claims: &str) -> String {
     jwt(r#"{"alg":"HS256","typ":"JWT"}"#, claims)
 }
 
-/// Neither the token nor its signature is shown, whatever happened.
+/// Asserts that the output contains neither the token nor its signature.
 #[track_caller]
 fn keeps(ran: &Ran, token: &str) {
     for shown in [&ran.out, &ran.err] {
@@ -142,7 +142,7 @@ fn warns_of_a_token_that_others_can_read() {
     let file = bench.write("token", 0o644, hs256("{}"));
     let ran = bench.run(&["inspect", file.to_str().unwrap()]);
     assert!(
-        ran.ok().err.contains("mode 0644 lets others than its owner read"),
+        ran.ok().err.contains("mode 0644 gives others than its owner access"),
         "{}",
         ran.err
     );
@@ -176,7 +176,7 @@ fn refuses_a_token_as_an_argument_and_says_why() {
         &["inspect", &jwt("{ \"alg\":\"HS256\"}", "{}")],
     ] {
         let ran = Bench::new().run(args);
-        ran.refused("a token: every user of this node can see arguments, so take that secret as known and replace it");
+        ran.refused("a token. Every user of this node can see arguments, so replace that secret");
         keeps(&ran, &token);
     }
 }

@@ -1,4 +1,4 @@
-//! `flux workflow-token issue`: tokens that the rabbit software accepts, from keys that nobody else has.
+//! `flux workflow-token issue`: tokens that the rabbit software accepts, with keys that nobody else can read.
 
 mod common;
 
@@ -11,7 +11,7 @@ use needs::needs;
 const RABBIT: &str = include_str!("../../token/testdata/rabbit.pem");
 const PUBLIC: &str = include_str!("../../token/testdata/public.pem");
 
-/// Of that key, computed by another program (Python's hmac).
+/// A token of that key, computed by another program (Python's hmac).
 const TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJpYXQiOjE3MDAwMDAwMDAsInN1YiI6InVzZXItY29udGFpbmVyIn0.EZos5TxoXCTLxI3ygYTgvEes6yyvrFyEj0fDspG7zIo";
 
 fn issue(bench: &Bench, key: &str, more: &[&str]) -> common::Ran {
@@ -67,7 +67,7 @@ fn refuses_a_key_of_another_user() {
 #[test]
 fn refuses_what_is_no_key_file_and_never_waits() {
     let bench = Bench::new();
-    issue(&bench, "-", &[]).refused("--key -: a key is read from a file only");
+    issue(&bench, "-", &[]).refused("--key -: the key must be in a file");
     issue(&bench, "/nonexistent.pem", &[]).refused("key file /nonexistent.pem: No such file or directory");
     issue(&bench, bench.dir.path().to_str().unwrap(), &[]).refused("not a regular file");
 
@@ -84,7 +84,7 @@ fn refuses_what_is_no_key_file_and_never_waits() {
 #[test]
 fn a_key_as_an_argument_is_refused_and_not_repeated() {
     let ran = issue(&Bench::new(), RABBIT, &[]);
-    ran.refused("argument 5 is, or holds, a private key");
+    ran.refused("argument 5 contains a private key");
     assert!(!ran.err.contains("MIHu"), "{}", ran.err);
 }
 

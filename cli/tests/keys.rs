@@ -26,7 +26,7 @@ struct Site {
 }
 
 impl Site {
-    /// With a key of this algorithm.
+    /// Creates a key of this algorithm.
     fn new(algorithm: &str) -> Self {
         let site = Self::empty();
         let kid = site.run(&["keygen", &site.keys, "--algorithm", algorithm]);
@@ -50,7 +50,7 @@ impl Site {
         serde_json::from_str(&ran.ok().out).unwrap()
     }
 
-    /// A token of alice.
+    /// Issues a token of alice.
     #[track_caller]
     fn issue(&self, more: &[&str]) -> String {
         self.try_issue(more).ok().out.trim_end().to_owned()
@@ -67,7 +67,7 @@ impl Site {
         self.run(&all)
     }
 
-    /// Verifies a token that comes on standard input.
+    /// Verifies a token from standard input.
     fn verify(&self, token: &str, more: &[&str]) -> Ran {
         let all = [&["verify", "--keys", &self.keys], &ISSUER[..], &AUDIENCE, more].concat();
         self.bench.run_with_stdin(&all, token.as_bytes())
@@ -86,13 +86,13 @@ impl Site {
     }
 }
 
-/// That a token was refused, and why.
+/// Asserts that a token was rejected, and why.
 #[track_caller]
 fn refuses(ran: &Ran, says: &str) {
     ran.refused(&format!("refused: {says}"));
 }
 
-/// That it could not be told whether a token is good, and why.
+/// Asserts that the command could not decide, and why.
 #[track_caller]
 fn cannot_tell(ran: &Ran, says: &str) {
     assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{}", ran.err);
@@ -119,7 +119,7 @@ fn the_names_of_keys_do_not_steer_the_terminal() {
         let is_odd = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
         assert!(!ran.ok().out.contains(is_odd), "{:?}", ran.out);
     }
-    // Nor where they are in the way.
+    // Keys are not replaced either if they are in the way.
     let other = Site::new("EdDSA");
     let mut key = other.json(&["jwks", &other.keys])["keys"][0].clone();
     key["kid"] = json!("k\u{1b}[2J\u{9b}2J\u{202e}\u{7f}");
@@ -196,20 +196,20 @@ fn the_claims_are_those_of_the_scope() {
         assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 3600);
     }
     for (args, says) in [
-        (&["--scope", "workspace"][..], "--scope workspace needs --workspace"),
+        (&["--scope", "workspace"][..], "--scope workspace requires --workspace"),
         (
             &["--scope", "session", "--workspace", "a"],
-            "--scope session needs --job, --uid and --instance",
+            "--scope session requires --job, --uid and --instance",
         ),
         (
             &["--scope", "session", "--workspace", "a", "--workspace", "b"],
-            "--scope session has one --workspace",
+            "--scope session requires one --workspace",
         ),
         (
             &["--scope", "cluster", "--workspace", "a"],
-            "--scope cluster is for everything",
+            "--scope cluster includes all workspaces",
         ),
-        (&["--scope", "cluster", "--uid", "1"], "--scope cluster is of no job"),
+        (&["--scope", "cluster", "--uid", "1"], "--scope cluster concerns no job"),
     ] {
         site.try_issue(args).refused(says);
     }
@@ -260,7 +260,7 @@ fn a_token_that_is_not_good_is_refused_with_its_reason() {
     assert_eq!(refused["verified"], false);
     assert!(refused["reason"].as_str().unwrap().contains("issuer"), "{refused}");
 
-    // As the rabbit software makes them: they never expire.
+    // Tokens of the rabbit software never expire.
     let key = site
         .bench
         .write("rabbit.pem", 0o600, include_str!("../../token/testdata/rabbit.pem"));
@@ -288,7 +288,7 @@ fn a_token_comes_from_a_file_standard_input_or_a_variable_and_never_an_argument(
     Ran::of(command.env("TOKEN", &token)).ok();
 
     let ran = site.run(&[&verify[..], &[&token]].concat());
-    ran.refused("is, or holds, a token");
+    ran.refused("contains a token");
     assert!(!ran.err.contains(&token[..20]), "{}", ran.err);
 }
 
@@ -307,7 +307,7 @@ fn where_it_cannot_be_told_the_exit_status_says_so() {
     cannot_tell(&with(&["--keys", &site.keys, "--secret", "s"]), "--secret");
     cannot_tell(&site.verify("", &["--env", "NOT_SET"]), "NOT_SET is not set");
     cannot_tell(&site.verify("", &["/nonexistent.jwt"]), "/nonexistent.jwt");
-    // Neither issuer nor audience is accepted by neglect.
+    // An issuer or an audience must be named, or "any" chosen explicitly.
     let all = ["verify", "--keys", &site.keys];
     cannot_tell(&site.bench.run_with_stdin(&all, token.as_bytes()), "--issuer");
 }
@@ -346,7 +346,7 @@ fn a_rotation_has_three_steps() {
     site.verify(&after, &[]).ok();
     site.run(&["rotate", "retire", &site.keys, &first])
         .refused("there is no key");
-    // A thumbprint may begin like an option does.
+    // A thumbprint may begin with a hyphen, like an option.
     site.run(&["rotate", "retire", &site.keys, "-x"])
         .refused("there is no key -x");
     let list = site.run(&["rotate", "list", &site.keys]);
@@ -371,7 +371,7 @@ fn nobody_else_can_read_a_private_key_whatever_the_umask() {
         );
         let jwks = site.run(&["jwks", &keys]);
         assert_eq!(jwks.ok().out.contains(&kid), algorithm == "EdDSA", "{}", jwks.out);
-        // What is private is printed by none of them.
+        // No subcommand prints private parts.
         let secret = fs::read_to_string(&file).unwrap();
         let secret = secret.lines().nth(1).unwrap_or(&secret).to_owned();
         for args in [
@@ -477,22 +477,22 @@ fn a_token_is_looked_up_in_a_status_list() {
     verify(&token(entry(2)), &file).ok();
     refuses(
         &verify(&token(entry(3)), &file),
-        "by its status list, it was revoked, or its job has ended",
+        "its Status List reports that it was revoked",
     );
-    refuses(&verify(&token(entry(16)), &file), "by its status list");
-    cannot_tell(&verify(&token(None), &file), "it names no status list");
+    refuses(&verify(&token(entry(16)), &file), "its Status List reports");
+    cannot_tell(&verify(&token(None), &file), "it names no Status List");
     let elsewhere = StatusEntry {
         index: 2,
         uri: "https://hpc.example.org/status/8".to_owned(),
     };
     cannot_tell(
         &verify(&token(Some(elsewhere)), &file),
-        "fetch its status list, https://hpc.example.org/status/8",
+        "fetch its Status List, https://hpc.example.org/status/8",
     );
 
     let old = status_list(&site, &key, now - Duration::from_secs(300), &list);
-    cannot_tell(&verify(&token(entry(2)), &old), "fetch its status list");
-    refuses(&verify(&token(entry(3)), &old), "by its status list");
+    cannot_tell(&verify(&token(entry(2)), &old), "fetch its Status List");
+    refuses(&verify(&token(entry(3)), &old), "its Status List reports");
     let expired = status_list(&site, &key, now - Duration::from_secs(3600), &list);
     cannot_tell(&verify(&token(entry(2)), &expired), "list.jwt: ");
     let other = SigningKey::generate(Algorithm::EdDsa);
@@ -500,6 +500,6 @@ fn a_token_is_looked_up_in_a_status_list() {
     cannot_tell(&verify(&token(entry(2)), &foreign), "list.jwt: ");
     cannot_tell(
         &verify(&token(entry(2)), "/nowhere/list.jwt"),
-        "status list /nowhere/list.jwt: ",
+        "Status List /nowhere/list.jwt: ",
     );
 }

@@ -1,4 +1,4 @@
-//! `flux workflow-token doctor` with rules whose source is kubernetes.
+//! `flux workflow-token doctor` with rules with `source = "kubernetes"`.
 
 #[path = "../../source/tests/support/api.rs"]
 mod api;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const BEARER: &str = "canary-bearer";
 
-/// A configuration with a rule for this server.
+/// Returns a configuration with a rule for this server.
 fn bench(api: &Api) -> Bench {
     let bench = Bench::new();
     configure(&bench, api, json!({"token": BEARER}));
@@ -45,7 +45,7 @@ fn configure(bench: &Bench, api: &Api, user: Value) {
     bench.write("kubeconfig", 0o600, kubeconfig.to_string());
 }
 
-/// The findings about servers, each with what to do.
+/// Returns the findings about servers, with their remedies.
 fn findings(ran: &Ran) -> Vec<String> {
     let lines: Vec<_> = ran.out.lines().collect();
     let about = lines

@@ -1,4 +1,4 @@
-//! `flux workflow-token doctor` with rules whose source is oauth2, and with issuers whose keys are asked for.
+//! `flux workflow-token doctor` with rules with `source = "oauth2"`, and with issuers that publish their keys.
 
 mod common;
 #[path = "../../source/tests/support/login.rs"]

@@ -1,4 +1,4 @@
-//! `flux workflow-token show`: what a job was given, and by whom, without the values.
+//! `flux workflow-token show`: the names that a job got, and the sealer, without the values.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// A record for this user, who sealed it, though it says that `sealer` did.
+/// Returns a record for this user. The caller sealed it, but it claims that `sealer` did.
 fn sealed(munged: &Munged, jobid: u64, sealer: u32) -> String {
     let owner = Owner { jobid, uid: me() };
     let munge = Munge::new(Some(Path::new(&munged.socket()))).unwrap();
@@ -29,7 +29,7 @@ fn sealed(munged: &Munged, jobid: u64, sealer: u32) -> String {
         .to_json()
 }
 
-/// A record that nobody sealed.
+/// Returns a record that nobody sealed.
 fn unsealed(uid: u32) -> String {
     format!(
         r#"{{"version":1,"jobid":{JOBID},"uid":{uid},"sealer":0,"variables":["DW_WORKFLOW_TOKEN"],
@@ -37,7 +37,7 @@ fn unsealed(uid: u32) -> String {
     )
 }
 
-/// An instance of `instance_owner` in which `job info` does what `info` says.
+/// Defines an instance of `instance_owner` in which `job info` runs `info`.
 fn bench(instance_owner: u32, info: &str) -> Bench {
     let bench = Bench::new();
     bench.flux(&format!(
@@ -66,7 +66,7 @@ fn show(bench: &Bench, munged: &Munged) -> Ran {
 fn proves_to_the_job_owner_who_sealed_it() {
     let munged = Munged::start();
     let bench = with_record(me(), &sealed(&munged, JOBID, me()));
-    // Opened twice: that MUNGE has seen it before does not matter.
+    // Opening it twice is not an error, although MUNGE reports a replay.
     for _ in 0..2 {
         let ran = show(&bench, &munged);
         assert_eq!(ran.ok().line("variables"), "variables   DW_WORKFLOW_TOKEN OTHER");
@@ -114,7 +114,7 @@ fn reads_the_socket_from_the_configuration_of_the_instance() {
 #[test]
 fn tells_a_record_that_the_instance_owner_did_not_seal() {
     let munged = Munged::start();
-    // Whatever it says itself.
+    // The claims of the record do not matter.
     for says in [me(), me() + 1] {
         let bench = with_record(me() + 1, &sealed(&munged, JOBID, says));
         let ran = show(&bench, &munged);
@@ -133,7 +133,7 @@ fn tells_a_record_of_another_job() {
     assert_eq!(ran.code, Some(1));
     assert!(
         ran.line("sealed by")
-            .contains("NOT AUTHENTIC: it says that it belongs to job 99"),
+            .contains("NOT AUTHENTIC: it claims to belong to job 99"),
         "{}",
         ran.out
     );
@@ -151,7 +151,7 @@ fn shows_to_others_what_the_record_says_and_that_it_is_not_verified() {
     );
     assert_eq!(
         ran.line("sealed by"),
-        "sealed by   root (uid 0), by what the record says, not verified: only the job owner can open it"
+        "sealed by   root (uid 0), according to the record, not verified: only the job owner can open it"
     );
 
     let json: Value = serde_json::from_str(&bench.run(&["show", "--json", ID]).ok().out).unwrap();
@@ -180,8 +180,8 @@ fn says_why_there_is_nothing_to_show() {
     for (info, says) in [
         (
             "echo 'flux-job: workflow-token: key not found' >&2; exit 1",
-            "ƒ2oLkTLb1: the job has no such record: no rule matched this job, the record was removed at the job's end, or \
-             the plugin was not loaded",
+            "ƒ2oLkTLb1: the job has no such record: no rule matched this job, the record was removed at the end of the job, \
+             or the plugin was not loaded",
         ),
         (
             "echo 'flux-job: invalid job id' >&2; exit 1",
@@ -193,7 +193,7 @@ fn says_why_there_is_nothing_to_show() {
         ),
         (
             "echo 'flux-job: flux_open: broker socket /run/flux/local was not found' >&2; exit 1",
-            "ƒ2oLkTLb1: there is no Flux instance to ask",
+            "ƒ2oLkTLb1: this does not run in a Flux instance",
         ),
         (
             "echo 'flux-job: No space left' >&2; exit 1",

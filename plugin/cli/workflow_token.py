@@ -1,8 +1,8 @@
-"""Keeps the tokens of a job out of the jobspecs that it submits.
+"""Keeps the tokens of a job out of the jobspecs that the job submits.
 
 flux-run(1), flux-submit(1), flux-bulksubmit(1), flux-batch(1) and flux-alloc(1) copy the caller's environment into the
-jobspec, which Flux stores in clear text. This plugin of these commands removes the variables that contain tokens. In the
-instance, it detects jobspecs of other programs that contain such variables.
+jobspec, which Flux stores in clear text. This plugin of these commands removes the variables that contain tokens. In
+the instance, it reports jobspecs of other programs that contain such variables.
 """
 
 import os
@@ -12,7 +12,7 @@ import syslog
 from flux import Flux
 from flux.cli.plugin import CLIPlugin
 
-# The variable in which the job shell plugin lists the variables that it set, separated by spaces.
+# The job shell plugin sets this variable to the names of the variables that it sets, separated by spaces.
 NAMES = "WORKFLOW_TOKEN_VARIABLES"
 ALWAYS = {NAMES, "DW_WORKFLOW_TOKEN", "DW_WORKFLOW_TOKEN_FILE"}
 
@@ -23,7 +23,7 @@ class WorkflowTokenPlugin(CLIPlugin):
     def modify_jobspec(self, args, jobspec):
         if not jobspec.environment:
             return
-        # A Python program may have passed os.environ itself.
+        # A Python program may have passed os.environ, which must not change.
         environment = dict(jobspec.environment)
         rules = getattr(args, "env", None) or []
         for name in sorted(ALWAYS.union(os.environ.get(NAMES, "").split()) & environment.keys()):
@@ -38,12 +38,12 @@ class WorkflowTokenPlugin(CLIPlugin):
         jobspec.environment = environment
 
     def validate(self, jobspec):
-        """Detects a jobspec that was built without modify_jobspec. Runs in job-ingest's validator, before Flux stores it."""
+        """Reports a jobspec that was built without modify_jobspec. job-ingest calls this before it is stored."""
         environment = jobspec.environment or {}
         if NAMES not in environment:
             return
         names = sorted(ALWAYS.union(environment[NAMES].split()) & environment.keys() - {NAMES})
-        why = f"the jobspec has {', '.join(names)} of the enclosing job in its environment, in clear text"
+        why = f"the jobspec contains {', '.join(names)} of the enclosing job in its environment, in clear text"
         flux = Flux()
         if flux.conf_get("workflow-token.inner-jobs", default="warn", update=True) == "reject":
             raise ValueError(f"{why}: remove {'it' if len(names) == 1 else 'them'} and {NAMES} from it")
@@ -51,7 +51,7 @@ class WorkflowTokenPlugin(CLIPlugin):
 
 
 def is_inherited(name, value, rules):
-    """Returns whether the value is inherited from the caller, and no rule NAME=VALUE of --env sets it."""
-    # A rule with a template leaves the caller's value, which the job shell replaces.
+    """Returns whether a variable has the caller's value, and no rule NAME=VALUE of --env sets it."""
+    # A rule with a template leaves the caller's value in place; the job shell replaces it.
     explicit = any(rule.startswith(name + "=") and "{{" not in rule for rule in rules)
     return value == os.environ.get(name) and not explicit

@@ -1,4 +1,4 @@
-//! The clock: tokens and credentials live for minutes, so a wrong one lets them expire or come from the future.
+//! The clock. Tokens and credentials live for minutes: a wrong clock makes them expired or not yet valid.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,14 +8,14 @@ use super::finding::{Finding, fail, ok};
 
 const CHECK: &str = "clock";
 
-/// 2025-01-01T00:00:00Z, before this program existed.
+/// 2025-01-01T00:00:00Z, before the first release of this program.
 const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 /// 2100-01-01T00:00:00Z
 const LATEST: Duration = Duration::from_secs(4_102_444_800);
 
 pub(super) fn check() -> Finding {
     let now = SystemTime::now();
-    // A clock that was set back is behind what was installed on the node.
+    // A clock that was set back is earlier than the installation of this program.
     let installed = std::env::current_exe()
         .and_then(std::fs::metadata)
         .and_then(|meta| meta.modified());
@@ -23,8 +23,7 @@ pub(super) fn check() -> Finding {
 }
 
 fn judge(now: SystemTime, installed: Option<SystemTime>) -> Finding {
-    const ADVICE: &str =
-        "set the clock and keep it right with NTP (chronyc tracking, timedatectl), on every node alike";
+    const ADVICE: &str = "set the clock, and synchronize all nodes with NTP (chronyc tracking, timedatectl)";
 
     let date = NumericDate::from(now);
     if now < UNIX_EPOCH + EARLIEST || now > UNIX_EPOCH + LATEST {

@@ -1,4 +1,4 @@
-//! The table `[workflow-token]`: of a file, or of the running instance.
+//! The table `[workflow-token]` of a file or of the running instance.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::flux;
 
 const CHECK: &str = "config";
 
-/// The configuration, where there is a valid one, and what was found.
+/// Returns the configuration if it is valid, and the finding.
 pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>, Finding) {
     let (conf, origin) = match path {
         Some(path) => match config::read_files(path) {
@@ -24,7 +24,7 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
                 );
             }
         },
-        None => match of_instance(instance) {
+        None => match read_instance(instance) {
             Ok(conf) => (conf, "the instance's configuration".to_owned()),
             Err(finding) => return (None, finding),
         },
@@ -48,13 +48,13 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
     }
 }
 
-/// Arrays that stand in more than one file. Flux merges tables, but not arrays, and says nothing.
+/// Reports arrays that occur in more than one file. Flux merges tables, but replaces arrays without a message.
 pub(super) fn replaced(path: Option<&Path>) -> Vec<Finding> {
     let path = match path {
         Some(path) => Some(path.to_owned()),
         None => flux::run(&["getattr", "config.path"]).ok().map(PathBuf::from),
     };
-    // What cannot be read is a finding of its own.
+    // Another finding reports unreadable files.
     let files = path.and_then(|path| config::read_files(&path).ok());
     let replaced = files.into_iter().flat_map(|files| files.replaced);
     let finding = |replaced: config::Replaced| {
@@ -64,32 +64,28 @@ pub(super) fn replaced(path: Option<&Path>) -> Vec<Finding> {
     replaced.map(finding).collect()
 }
 
-fn of_instance(instance: &Instance) -> Result<Value, Finding> {
+fn read_instance(instance: &Instance) -> Result<Value, Finding> {
     if let Some(mut absence) = instance.absence(CHECK) {
-        absence.todo = "name a file or directory with --config to check that one".to_owned();
+        absence.todo = "name a file or directory with --config to check it".to_owned();
         return Err(absence);
     }
     let text = flux::run(&["config", "get"]).map_err(|e| {
         if e.is_denied() {
             skip(CHECK, e.to_string(), "run this as the instance owner")
         } else {
-            fail(
-                CHECK,
-                e.to_string(),
-                "see that the instance's broker is well (flux uptime)",
-            )
+            fail(CHECK, e.to_string(), "check the broker of the instance (flux uptime)")
         }
     })?;
     serde_json::from_str(&text).map_err(|e| {
         fail(
             CHECK,
-            format!("what flux config get printed cannot be read: {e}"),
-            "see that flux on PATH is the real one, and that no table is nested 127 levels deep",
+            format!("the output of flux config get cannot be parsed: {e}"),
+            "check that flux on PATH is the real one, and that no table is nested 127 levels deep",
         )
     })
 }
 
-/// Keys that have no effect any more.
+/// Reports obsolete keys, which have no effect.
 pub(super) fn obsolete(config: &Config) -> impl Iterator<Item = Finding> {
     config.obsolete.iter().map(|line| {
         let (what, todo) = line.rsplit_once(": ").unwrap_or((line, "remove the key"));
@@ -97,7 +93,7 @@ pub(super) fn obsolete(config: &Config) -> impl Iterator<Item = Finding> {
     })
 }
 
-/// Names of digits that nobody has: the operator meant an id.
+/// Reports names that consist of digits and belong to nobody: the operator probably meant an id.
 pub(super) fn digit_names(config: &Config) -> impl Iterator<Item = Finding> {
     let nobody = |kind, name: &str| match kind {
         "user" => User::from_name(name).is_ok_and(|user| user.is_none()),
@@ -120,12 +116,12 @@ fn judge(config: &Config, is_there: bool, origin: &str) -> Finding {
     match config.rules.len() {
         0 if !is_there => warn(
             CHECK,
-            format!("{origin} has no table [{TABLE}], so no job gets a token"),
-            "add the table as flux-config-workflow-token(5) shows, and run flux config reload",
+            format!("{origin} contains no table [{TABLE}], so no job gets a token"),
+            "add the table (see flux-config-workflow-token(5)), and run flux config reload",
         ),
         0 => warn(
             CHECK,
-            format!("{origin}: [{TABLE}] has no rule, so no job gets a token"),
+            format!("{origin}: [{TABLE}] contains no rule, so no job gets a token"),
             format!("add a table [[{TABLE}.rule]], and run flux config reload"),
         ),
         1 => ok(CHECK, format!("{origin}: valid, 1 rule")),

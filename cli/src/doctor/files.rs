@@ -1,5 +1,5 @@
-//! What rules name: directories of token files, token files, and programs. Who can change one of them chooses the
-//! tokens that jobs get.
+//! The files that rules name: token files, their directories, and programs. A user who can change one of them can
+//! choose the tokens of jobs.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -14,18 +14,18 @@ use crate::people;
 
 const CHECK: &str = "rule";
 
-/// Checks the files of all rules; `owner` is the instance owner, who may own them.
+/// Checks the files of all rules. `owner` is the uid of the instance owner, who may own them.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     config
         .rules
         .iter()
         .enumerate()
-        .flat_map(|(index, rule)| [of_rule(index, rule, owner), secrets(index, rule)])
+        .flat_map(|(index, rule)| [check_rule(index, rule, owner), secrets(index, rule)])
         .flatten()
         .collect()
 }
 
-/// The program that a kubeconfig file names.
+/// Checks the program that a kubeconfig file names.
 pub(super) fn exec_program(check: &'static str, path: &Path, owner: u32) -> Finding {
     let what = format!("the exec command {}", path.display());
     match program(path, owner) {
@@ -34,9 +34,9 @@ pub(super) fn exec_program(check: &'static str, path: &Path, owner: u32) -> Find
     }
 }
 
-fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
+fn check_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
     let (path, checked) = match &rule.source {
-        // One that is waited for need not be there now.
+        // With `wait`, the file need not exist now.
         Source::File { path, wait } if path.is_constant() && (wait.is_none() || Path::new(path.prefix()).exists()) => {
             let path = PathBuf::from(path.prefix());
             let checked = token_file(&path, owner);
@@ -52,7 +52,7 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
             let checked = program(&path, owner);
             (path, checked)
         }
-        // See the checks of API servers, and of keys.
+        // Other checks cover API servers and keys.
         Source::Kubernetes(_) | Source::Issuer(_) | Source::OAuth2(_) => return None,
     };
     let what = format!("rule {index} (source {}): {}", rule.source.name(), path.display());
@@ -65,8 +65,8 @@ fn of_rule(index: usize, rule: &Rule, owner: u32) -> Option<Finding> {
     })
 }
 
-/// What a directory whose name depends on the job leads to: it does not exist yet, or is one of many, and may belong to
-/// the user it is named after.
+/// Checks a directory whose name depends on the job. It may not exist yet, may be one of many, and may belong to the
+/// user in its name.
 fn placeholder_directory(path: &Template, what: &str, owner: u32) -> Option<Finding> {
     let todo = "name the file, not a directory, after the job or its owner, as in /var/lib/tokens/{uid}.jwt";
     let text = path.to_string();
@@ -75,12 +75,12 @@ fn placeholder_directory(path: &Template, what: &str, owner: u32) -> Option<Find
         .split('/')
         .filter_map(|name| Some((name, Template::parse(name).ok()?)))
         .find(|(_, template)| !template.is_constant())?;
-    Some(match of_its_user(&directory_of(path), &template, owner) {
+    Some(match user_directory(&directory_of(path), &template, owner) {
         Some((directory, uid)) => fail(
             CHECK,
             format!(
                 "{what}: the directory {component} in {text} is one of users, such as {}, which can be changed by {}: \
-                 a file there is refused",
+                 a file in it is rejected",
                 directory.display(),
                 people::describe(uid)
             ),
@@ -89,18 +89,18 @@ fn placeholder_directory(path: &Template, what: &str, owner: u32) -> Option<Find
         None => warn(
             CHECK,
             format!(
-                "{what}: the name of the directory {component} in {text} depends on the job: a file there is refused \
-                 unless the directory belongs to the instance owner or root, cannot be written by others, and is no \
-                 symbolic link"
+                "{what}: the name of the directory {component} in {text} depends on the job: a file in it is rejected \
+                 unless the directory belongs to the instance owner or root, others cannot write to it, and it is \
+                 not a symbolic link"
             ),
             todo,
         ),
     })
 }
 
-/// A directory in `base` that is named after a user as `name` says, and belongs to that user.
-fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32)> {
-    /// There may be a directory for each user of a large site.
+/// Finds a directory in `base` whose name contains a user, by the template `name`, and that belongs to that user.
+fn user_directory(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32)> {
+    /// A large site may have a directory for each user.
     const MAX_ENTRIES: usize = 1000;
 
     fs::read_dir(base).ok()?.take(MAX_ENTRIES).flatten().find_map(|entry| {
@@ -114,7 +114,7 @@ fn of_its_user(base: &Path, name: &Template, owner: u32) -> Option<(PathBuf, u32
     })
 }
 
-/// Returns whether an argument of a command has the form of a secret. It is not shown.
+/// Reports an argument of a command that looks like a secret, without its text.
 fn secrets(index: usize, rule: &Rule) -> Option<Finding> {
     let Source::Command { argv, .. } = &rule.source else {
         return None;
@@ -134,7 +134,7 @@ fn secrets(index: usize, rule: &Rule) -> Option<Finding> {
     ))
 }
 
-/// What is wrong with a file, and what to do.
+/// A problem of a file, and the remedy.
 struct Wrong {
     what: String,
     todo: String,
@@ -149,7 +149,7 @@ impl Wrong {
     }
 }
 
-/// The deepest directory that the template names without a placeholder.
+/// Returns the deepest directory that the template names without a placeholder.
 fn directory_of(template: &Template) -> PathBuf {
     let prefix = template.prefix();
     let end = prefix.rfind('/').map_or(0, |slash| slash + 1);
@@ -163,21 +163,21 @@ fn token_file(path: &Path, owner: u32) -> Result<(), Wrong> {
     let meta = stat(path)?;
     if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) {
         return Err(Wrong::new(
-            "is a symbolic link, so it is refused",
-            "name the file that it leads to",
+            "is a symbolic link, so it is rejected",
+            "name the file that the link leads to",
         ));
     }
     if !meta.is_file() {
         return Err(Wrong::new(
             "is not a regular file",
-            "name the file that holds the token",
+            "name the file that contains the token",
         ));
     }
     owned(&meta, owner)?;
     if meta.mode() & 0o077 != 0 {
         return Err(Wrong::new(
             format!(
-                "mode {:04o} lets others than its owner in, so it is refused",
+                "mode {:04o} gives others than its owner access, so it is rejected",
                 meta.mode() & 0o7777
             ),
             format!("chmod 0600 {}", path.display()),
@@ -195,7 +195,7 @@ fn directory(path: &Path, owner: u32) -> Result<(), Wrong> {
     above(path, owner)
 }
 
-/// As it is checked before each run.
+/// Checks a program like the agent before each run.
 fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
     let meta = stat(path)?;
     if !meta.is_file() {
@@ -214,7 +214,7 @@ fn program(path: &Path, owner: u32) -> Result<(), Wrong> {
     secure_path::check_program(path, Owners::of(owner)).map_err(unsafe_way)
 }
 
-/// That nobody else can put something else in the place of `path` by way of a directory above it, or of a link.
+/// Checks that nobody else can replace `path` through a directory above it, or a link.
 fn above(path: &Path, owner: u32) -> Result<(), Wrong> {
     secure_path::check_way(path, Owners::of(owner)).map_err(unsafe_way)
 }
@@ -223,8 +223,8 @@ fn unsafe_way(refusal: Refusal) -> Wrong {
     match refusal {
         Refusal::Io(e) => unreadable(&e),
         Refusal::Untrusted(why) => Wrong::new(
-            format!("the way to it is not safe: {why}"),
-            "let only the instance owner and root change what is on the way, or name another one",
+            format!("the path is not safe: {why}"),
+            "let only the instance owner and root change the directories and links on the path, or name another one",
         ),
     }
 }
@@ -235,7 +235,7 @@ fn stat(path: &Path) -> Result<Metadata, Wrong> {
 
 fn unreadable(e: &io::Error) -> Wrong {
     let todo = match e.kind() {
-        io::ErrorKind::PermissionDenied => "let the instance owner in, or run this as the instance owner",
+        io::ErrorKind::PermissionDenied => "give the instance owner access, or run this as the instance owner",
         _ => "create it, or correct the rule",
     };
     Wrong::new(e.to_string(), todo)
@@ -259,12 +259,12 @@ fn owned(meta: &Metadata, owner: u32) -> Result<(), Wrong> {
         return Ok(());
     }
     Err(Wrong::new(
-        format!("is owned by {}, so it is refused", people::describe(meta.uid())),
+        format!("belongs to {}, so it is rejected", people::describe(meta.uid())),
         format!("chown it to {} or root", people::describe(owner)),
     ))
 }
 
-/// Who besides root and `owner` can change a file, or what is in a directory.
+/// Returns who besides root and `owner` can change a file, or the content of a directory.
 pub(super) fn writers(meta: &Metadata, owner: u32) -> Option<String> {
     if meta.uid() != owner && meta.uid() != 0 {
         return Some(people::describe(meta.uid()));

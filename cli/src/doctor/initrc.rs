@@ -1,35 +1,35 @@
-//! The initrc of the job shell, flux-shell-initrc(5), as far as it loads plugins. It is a program in Lua; what is looked at
-//! are calls of `plugin.load` with constant names, as in the initrc of Flux, in the order in which they stand there.
+//! Reads which plugins the initrc of the job shell loads (flux-shell-initrc(5)). The initrc is a program in Lua; this
+//! module considers only calls of `plugin.load` with constant names, as in the initrc of Flux, in textual order.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which objects are loaded, in which order.
+/// The objects that an initrc loads, and their order.
 pub(super) struct Initrc {
     pub path: PathBuf,
-    /// For each object in the order of loading: its place, and its name. Those of one place are loaded in an order that
-    /// depends on the locale.
+    /// Each object in loading order: the number of its pattern and directory, and its name. Objects with the same number
+    /// are loaded in an order that depends on the locale.
     loaded: Vec<(usize, String)>,
 }
 
-/// Whether an object is loaded before another one.
+/// The loading order of two objects.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Before,
-    /// By one pattern, from one directory.
+    /// One pattern loads both from one directory.
     Together,
     After,
 }
 
 impl Initrc {
-    /// Nothing where it cannot be read.
+    /// Reads a file. Returns `None` if that fails.
     pub fn read(path: &Path, dirs: &[PathBuf]) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
         let mut loaded = Vec::new();
         let mut place = 0;
         for pattern in patterns(&text) {
             let has_directory = pattern.starts_with(['/', '~', '.']);
-            // Directories are gone through from the last to the first, so that what is in the first one counts.
+            // Directories are searched from the last to the first, so that the first one takes precedence.
             let directories: Vec<_> = if has_directory {
                 vec![PathBuf::new()]
             } else {
@@ -51,7 +51,7 @@ impl Initrc {
         self.place(name).is_some()
     }
 
-    /// Nothing where one of the two is not loaded: by this file at least.
+    /// Returns the loading order of two objects, or `None` if this file does not load both.
     pub fn order(&self, first: &str, second: &str) -> Option<Order> {
         let (first, second) = (self.place(first)?, self.place(second)?);
         Some(match first.cmp(&second) {
@@ -67,7 +67,7 @@ impl Initrc {
     }
 }
 
-/// What calls of `plugin.load` name, as a string or as the member `file` of a table.
+/// Returns the arguments of calls of `plugin.load`: a string, or the member `file` of a table.
 fn patterns(text: &str) -> Vec<String> {
     let text = without_comments(text);
     let calls = text.split("plugin.load").skip(1);
@@ -89,13 +89,13 @@ fn patterns(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// A string in quotes, at the beginning.
+/// Returns the quoted string at the beginning of a text.
 fn quoted(text: &str) -> Option<String> {
     let quote = text.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
     text[1..].split_once(quote).map(|(inner, _)| inner.to_owned())
 }
 
-/// Comments reach from two hyphens to the end of the line, or of the block that they open; not within a string.
+/// Removes comments. They begin with two hyphens outside a string, and extend to the end of the line or of a block.
 fn without_comments(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let (mut rest, mut quote) = (text, None);

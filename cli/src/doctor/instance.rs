@@ -3,13 +3,13 @@
 use super::finding::{Finding, skip};
 use crate::flux;
 
-/// The Flux instance in which this command runs.
+/// The Flux instance to which this command belongs.
 pub enum Instance {
-    /// An instance, and its owner.
+    /// An instance, and the uid of its owner.
     Here { owner: u32 },
-    /// No instance, and the error.
+    /// No instance, and the error that shows it.
     None(flux::Error),
-    /// The instance gives malformed answers.
+    /// An instance whose replies are malformed.
     Broken(flux::Error),
 }
 
@@ -20,7 +20,7 @@ impl Instance {
                 Ok(owner) => Self::Here { owner },
                 Err(_) => Self::Broken(flux::Error::Failed {
                     command: "flux getattr security.owner".to_owned(),
-                    says: "its answer is no uid".to_owned(),
+                    says: "the reply is not a uid".to_owned(),
                 }),
             },
             Err(e) if e.is_no_instance() => Self::None(e),
@@ -28,14 +28,14 @@ impl Instance {
         }
     }
 
-    /// Returns why nothing can be asked of it, as a finding.
+    /// Returns the finding that the instance cannot be queried, or `None` if it can.
     pub fn absence(&self, check: &'static str) -> Option<Finding> {
         match self {
             Self::Here { .. } => None,
             Self::None(flux::Error::NotFound(_)) => Some(skip(
                 check,
-                "there is no flux on PATH",
-                "add the directory that holds flux to PATH and run this again",
+                "flux is not on PATH",
+                "add the directory that contains flux to PATH, and run this again",
             )),
             Self::None(_) => Some(skip(
                 check,

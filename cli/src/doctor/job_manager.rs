@@ -1,4 +1,4 @@
-//! The plugins that the job manager has loaded: those of this project, or the ones of flux-coral2 whose names they have.
+//! The loaded plugins of the job manager: those of this project, or those of flux-coral2 with the same names.
 
 use config::Config;
 use serde_json::Value;
@@ -13,7 +13,7 @@ const WORKFLOW_TOKEN: &str = "workflow-token.so";
 const DWS: &str = "dws-jobtap.so";
 const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
 
-/// Which of the plugins of this project are loaded.
+/// The loaded plugins of this project.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Loaded {
     pub workflow_token: bool,
@@ -21,7 +21,7 @@ pub(super) struct Loaded {
     pub cray_pmi: bool,
 }
 
-/// Asks the job manager for the state of each plugin.
+/// Queries the state of each plugin from the job manager.
 pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Vec<Finding>) {
     if let Some(absence) = instance.absence(CHECK) {
         return (Loaded::default(), vec![absence]);
@@ -40,9 +40,7 @@ pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Ve
         (is_configured && !loaded.dws).then(|| {
             fail(
                 CHECK,
-                format!(
-                    "{DWS} is not loaded in the job manager, and the configuration has a table [workflow-token.dws]"
-                ),
+                format!("{DWS} is not loaded in the job manager, and the configuration contains [workflow-token.dws]"),
                 how_to_load(DWS),
             )
         })
@@ -51,18 +49,18 @@ pub(super) fn check(instance: &Instance, config: Option<&Config>) -> (Loaded, Ve
     (loaded, findings)
 }
 
-/// What the job manager says of a plugin.
+/// The job manager's reply about a plugin.
 enum QueryReply {
     NotLoaded,
     Ours {
         path: String,
         counters: String,
     },
-    /// It is loaded, and says nothing that a plugin of this project says.
+    /// The plugin is loaded, and reports nothing that a plugin of this project reports.
     Theirs {
         path: String,
     },
-    /// Nobody but the instance owner is answered.
+    /// The job manager answers only the instance owner.
     Denied,
     NoJson,
     Failed(flux::Error),
@@ -79,10 +77,7 @@ impl QueryReply {
         let Ok(answer) = serde_json::from_str::<Value>(&answer) else {
             return Self::NoJson;
         };
-        let path = answer["path"]
-            .as_str()
-            .unwrap_or("a path that it does not tell")
-            .to_owned();
+        let path = answer["path"].as_str().unwrap_or("an unknown path").to_owned();
         let mut counters = Vec::new();
         numbers("", &answer, &mut counters);
         if counters.is_empty() {
@@ -96,50 +91,45 @@ impl QueryReply {
 fn judge_workflow_token(answer: QueryReply, loaded: Loaded, config: Option<&Config>) -> Finding {
     let has_no_rule = config.is_some_and(|config| config.rules.is_empty());
     match answer {
-        QueryReply::NotLoaded if has_no_rule && (loaded.dws || loaded.cray_pmi) => ok(
-            CHECK,
-            format!("{WORKFLOW_TOKEN} is not loaded, and no rule asks for it"),
-        ),
+        QueryReply::NotLoaded if has_no_rule && (loaded.dws || loaded.cray_pmi) => {
+            ok(CHECK, format!("{WORKFLOW_TOKEN} is not loaded, and no rule needs it"))
+        }
         QueryReply::NotLoaded => fail(
             CHECK,
             format!("{WORKFLOW_TOKEN} is not loaded in the job manager, so no job gets a token"),
             how_to_load(WORKFLOW_TOKEN),
         ),
         QueryReply::Ours { path, counters } => ok(CHECK, format!("loaded from {path}: {counters}")),
-        // There is no other one of this name.
+        // No other project has a plugin of this name.
         QueryReply::Theirs { path } => ok(CHECK, format!("loaded from {path}: no counters")),
         QueryReply::Denied => skip(
             CHECK,
-            "only the instance owner can ask the job manager",
+            "only the instance owner can query the job manager",
             "run this as the instance owner",
         ),
-        QueryReply::Failed(e) => fail(
-            CHECK,
-            e.to_string(),
-            "see whether the job manager is well (flux module list)",
-        ),
+        QueryReply::Failed(e) => fail(CHECK, e.to_string(), "check the job manager (flux module list)"),
         QueryReply::NoJson => fail(
             CHECK,
-            "flux jobtap query printed no JSON",
-            "see that flux on PATH is the real one",
+            "flux jobtap query did not print JSON",
+            "check that flux on PATH is the real one",
         ),
     }
 }
 
-/// Of a plugin that takes the place of one of flux-coral2, where it is loaded. What else is wrong with the job manager was
-/// found for the first plugin.
+/// Judges a plugin that replaces one of flux-coral2, if it is loaded. The finding of the first plugin covers all other
+/// problems of the job manager.
 fn judge_replacing(object: &str, answer: QueryReply, what: &str) -> Option<Finding> {
     match answer {
         QueryReply::Ours { path, counters } => Some(ok(CHECK, format!("loaded from {path}: {counters}"))),
         QueryReply::Theirs { path } => Some(warn(
             CHECK,
             format!(
-                "{object} that is loaded, from {path}, is not the one of this project but that of flux-coral2, which writes \
-                 {what} in clear into eventlogs"
+                "the loaded {object}, from {path}, does not belong to this project but to flux-coral2, and writes \
+                 {what} in clear text into eventlogs"
             ),
             format!(
-                "install the plugins for the job shell on every node, then the one for the job manager, and run flux jobtap \
-                 load --remove={object} {object}; doc/upgrade.md has the steps"
+                "install the job shell plugins on every node, then the job manager plugin, and run flux jobtap \
+                 load --remove={object} {object}; see doc/upgrade.md"
             ),
         )),
         QueryReply::NotLoaded | QueryReply::Denied | QueryReply::Failed(_) | QueryReply::NoJson => None,
@@ -148,12 +138,12 @@ fn judge_replacing(object: &str, answer: QueryReply, what: &str) -> Option<Findi
 
 fn how_to_load(object: &str) -> String {
     format!(
-        "load it with `flux jobtap load {object}`, and at every start by plugins = [{{ load = \"{object}\" }}] in the table \
-         [job-manager]"
+        "load it with `flux jobtap load {object}`, and at every start by plugins = [{{ load = \"{object}\" }}] in \
+         the table [job-manager]"
     )
 }
 
-/// All numbers in a JSON value, as `name.name=number`.
+/// Collects all numbers of a JSON value, as `name.name=number`.
 fn numbers(name: &str, value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Number(number) => found.push(format!("{name}={number}")),

@@ -1,4 +1,4 @@
-//! Keys: those that the instance signs with, and those that it verifies with.
+//! Keys: those with which the instance signs, and those with which it verifies.
 
 use config::{Config, KeyPath, Source, TrustedKeys};
 use source::keys::{self, Keys, KeysError, Want};
@@ -8,14 +8,14 @@ use crate::{people, within};
 
 const CHECK: &str = "keys";
 
-/// Reads all keys as the instance does; `owner` is the instance owner.
+/// Reads all keys as the instance does. `owner` is the uid of the instance owner.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     let mut all: Vec<(String, &KeyPath, KeyUse)> = Vec::new();
     let issuers = config.rules.iter().filter_map(|rule| match &rule.source {
         Source::Issuer(issuer) => Some(&issuer.keys),
         _ => None,
     });
-    // All rules have the same.
+    // All rules use the same issuer.
     all.extend(issuers.take(1).map(|keys| ("issuer".to_owned(), keys, KeyUse::Signing)));
     all.extend(config.trusts.iter().filter_map(|trust| match &trust.keys {
         TrustedKeys::Path(path) => Some((format!("trust {}", trust.name), path, KeyUse::Verifying)),
@@ -23,7 +23,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
         TrustedKeys::Discovered(_) => None,
     }));
     if !all.is_empty() && people::me() != owner {
-        let todo = format!("run this as {}, who is to read them", people::describe(owner));
+        let todo = format!("run this as {}, who must be able to read them", people::describe(owner));
         return vec![skip(CHECK, "the keys of the instance were not read", todo)];
     }
     all.into_iter()
@@ -55,7 +55,7 @@ fn of(name: &str, path: &KeyPath, what: KeyUse) -> Vec<Finding> {
         None => vec![fail(
             CHECK,
             format!("{text}: it could not be read within 10 seconds"),
-            "see whether the file system hangs",
+            "check whether the file system hangs",
         )],
         Some(read) => judge(name, &text, what, read),
     }
@@ -68,7 +68,7 @@ fn judge(name: &str, text: &str, what: KeyUse, read: Result<Keys, KeysError>) ->
             return vec![fail(
                 CHECK,
                 format!("{name}: {e}"),
-                "until it can be read, no new start of the plugin has keys",
+                "correct it: until then, the plugin gets no keys when it starts",
             )];
         }
     };
@@ -80,8 +80,8 @@ fn judge(name: &str, text: &str, what: KeyUse, read: Result<Keys, KeysError>) ->
     findings.push(match (what, keys.signing()) {
         (KeyUse::Signing, None) => fail(
             CHECK,
-            format!("{text}: no key is the active one"),
-            "have one sign with `flux workflow-token rotate promote`",
+            format!("{text}: no key is active"),
+            "choose one with `flux workflow-token rotate promote`",
         ),
         (_, Some(key)) => ok(
             CHECK,

@@ -1,4 +1,4 @@
-//! API servers that rules name: whether they can be reached, and let Workflows and their Secrets be read.
+//! The API servers of rules: whether they reply, and grant access to Workflows and their Secrets.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::servers::{LIMIT, Question, ask, findings};
 
 const CHECK: &str = "kubernetes";
 
-/// Asks all servers at the same time. `owner` is the instance owner.
+/// Queries all servers concurrently. `owner` is the uid of the instance owner.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     let rules = config.rules.iter().enumerate();
     let of_rules = rules.filter_map(|(index, rule)| match &rule.source {
@@ -25,7 +25,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
             None => distinct.push((name, settings)),
         }
     }
-    // This very program supervises the commands of kubeconfig files.
+    // This program itself supervises the commands of kubeconfig files.
     let supervisor: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
     let questions = distinct
         .into_iter()
@@ -37,7 +37,7 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
     ask(
         CHECK,
         questions,
-        "see whether the file system of the kubeconfig file hangs",
+        "check whether the file system of the kubeconfig file hangs",
     )
 }
 

@@ -1,4 +1,4 @@
-//! MUNGE: whether munged seals and opens.
+//! MUNGE: whether munged seals and opens records.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,10 +11,10 @@ use crate::{people, within};
 
 const CHECK: &str = "munge";
 
-/// Seals a record for whoever runs this and opens it again.
+/// Seals a record for the caller, and opens it again.
 pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Finding> {
     const START: &str =
-        "start munged (systemctl start munge), and see that the path of its socket is right and open to all";
+        "start munged (systemctl start munge), and check the path of its socket, which all users must reach";
 
     let configured = config.map(|config| &config.munge);
     let socket = socket.or_else(|| configured.and_then(|munge| munge.socket.as_deref()));
@@ -28,7 +28,7 @@ pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Findi
     });
     let client = match client {
         Ok(client) => client,
-        Err(e) => return vec![fail(CHECK, format!("{place}: {e}"), "give another path")],
+        Err(e) => return vec![fail(CHECK, format!("{place}: {e}"), "name another path")],
     };
 
     let begin = Instant::now();
@@ -39,7 +39,7 @@ pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Findi
             vec![fail(
                 CHECK,
                 what,
-                "see whether it is stopped or overloaded, and restart it (systemctl restart munge)",
+                "check whether it is stopped or overloaded, and restart it (systemctl restart munge)",
             )]
         }
         Some(Err(e)) if e.is_retryable() => {
@@ -48,7 +48,7 @@ pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Findi
         Some(Err(e)) => vec![fail(
             CHECK,
             format!("munged at {place} does not work: {e}"),
-            "see munged's log",
+            "read the log of munged",
         )],
         Some(Ok(trip)) => {
             let took = begin.elapsed();
@@ -64,7 +64,7 @@ pub(super) fn check(config: Option<&Config>, socket: Option<&Path>) -> Vec<Findi
 }
 
 struct Trip {
-    /// How far munged's clock is from this process's.
+    /// The difference between munged's clock and the clock of this process.
     skew: Duration,
     staleness: Option<Staleness>,
 }
@@ -75,7 +75,7 @@ fn round_trip(munge: &Munge) -> Result<Trip, seal::Error> {
     let uid = people::me();
     let owner = Owner { jobid: 0, uid };
     let mut variables = Variables::new();
-    // The name is valid, and the value has no NUL.
+    // The name is valid, and the value contains no NUL.
     let _ = variables.insert(NAME, Secret::from("this is no secret"));
     let sealed = Record::seal(munge, owner, uid, &variables, &Default::default())?;
     let now = SystemTime::now();
@@ -93,21 +93,21 @@ fn round_trip(munge: &Munge) -> Result<Trip, seal::Error> {
     })
 }
 
-/// A trip of a second or two leaves no room for any of these.
+/// Reports wrong times. A record that is opened at once can be neither expired nor from the future.
 fn judge(trip: &Trip) -> Option<Finding> {
-    const ADVICE: &str = "see that the clock of this node does not jump (chronyc tracking), and restart munged";
+    const ADVICE: &str = "check that the clock of this node does not jump (chronyc tracking), and restart munged";
 
     match trip.staleness {
-        Some(Staleness::Expired) => Some(warn(CHECK, "munged calls a fresh credential expired", ADVICE)),
+        Some(Staleness::Expired) => Some(warn(CHECK, "munged reports a fresh credential as expired", ADVICE)),
         Some(Staleness::Rewound) => Some(warn(
             CHECK,
-            "munged calls a fresh credential one from the future",
+            "munged reports a fresh credential as one from the future",
             ADVICE,
         )),
-        // A credential holds random bits; this one was opened once.
+        // A credential contains random bits, and this one was opened only once.
         Some(Staleness::Replayed) => Some(warn(
             CHECK,
-            "munged calls a fresh credential replayed",
+            "munged reports a fresh credential as replayed",
             "restart munged",
         )),
         None if trip.skew > Duration::from_secs(5) => {

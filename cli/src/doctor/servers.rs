@@ -1,4 +1,4 @@
-//! Servers that are asked over the network: all of them at the same time.
+//! Servers on the network, queried concurrently.
 
 use std::thread;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use source::{Examined, JwksClient};
 use super::finding::{Finding, fail, ok, skip, warn};
 use crate::{people, within};
 
-/// For all questions to one server: less than this command has patience for.
+/// The timeout of all queries to one server: shorter than that of this command.
 pub(super) const LIMIT: Duration = Duration::from_secs(8);
 
-/// A server: what names it in the configuration, and who finds out about it.
+/// A server: its name in the configuration, and the function that queries it.
 pub(super) type Question = (String, Box<dyn FnOnce() -> Vec<Finding> + Send>);
 
-/// Asks all servers. `hangs` is what to do about one that takes for ever.
+/// Queries all servers. `hangs` is the remedy for a query that does not end.
 pub(super) fn ask(check: &'static str, questions: Vec<Question>, hangs: &str) -> Vec<Finding> {
     let asked: Vec<_> = questions
         .into_iter()
@@ -26,7 +26,7 @@ pub(super) fn ask(check: &'static str, questions: Vec<Question>, hangs: &str) ->
         .flat_map(|(name, asked)| {
             let found = within::timeout(move || asked.join().ok()).flatten();
             let found =
-                found.unwrap_or_else(|| vec![fail(check, "the server could not be asked within 10 seconds", hangs)]);
+                found.unwrap_or_else(|| vec![fail(check, "the server could not be queried within 10 seconds", hangs)]);
             found.into_iter().map(move |mut finding| {
                 finding.what = format!("{name}: {}", finding.what);
                 finding
@@ -35,7 +35,7 @@ pub(super) fn ask(check: &'static str, questions: Vec<Question>, hangs: &str) ->
         .collect()
 }
 
-/// What was found out, as findings.
+/// Converts results to findings.
 pub(super) fn findings(check: &'static str, examined: Vec<Examined>) -> Vec<Finding> {
     let finding = |examined| match examined {
         Examined::Good(what) => ok(check, what),
@@ -45,9 +45,9 @@ pub(super) fn findings(check: &'static str, examined: Vec<Examined>) -> Vec<Find
     examined.into_iter().map(finding).collect()
 }
 
-/// Authorization servers, and issuers whose keys are asked for there. `owner` is the instance owner.
+/// Queries authorization servers, and issuers that publish keys. `owner` is the uid of the instance owner.
 pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
-    const HANGS: &str = "see whether the file system of ca-file or the client's secret hangs";
+    const HANGS: &str = "check whether the file system of ca-file or of the client's secret hangs";
 
     let rules = config.rules.iter().enumerate();
     let servers = rules.filter_map(|(index, rule)| match &rule.source {
@@ -75,10 +75,10 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
         ask("oauth2", servers, HANGS)
     } else {
         let todo = format!(
-            "run this as {}, who is to read the secrets of clients",
+            "run this as {}, who must be able to read the secrets of clients",
             people::describe(owner)
         );
-        vec![skip("oauth2", "the authorization servers were not asked", todo)]
+        vec![skip("oauth2", "the authorization servers were not queried", todo)]
     };
     found.extend(ask("trust", issuers, HANGS));
     found

@@ -1,5 +1,5 @@
-//! The plugins of the job shell: those that are needed are where it looks for them, its initrc loads them, and in the right
-//! order.
+//! The plugins of the job shell: whether the required ones are in its plugin path, and its initrc loads them in the
+//! correct order.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use crate::{flux, people};
 const CHECK: &str = "shell";
 
 const CRAY_PMI: &str = "cray-pmi-bootstrap.so";
-/// Of flux-coral2. It takes ports and secret for Cray PMI from the one before.
+/// The plugin of flux-coral2 that uses the ports and the secret that Cray PMI bootstrap sets.
 const CRAY_PALS: &str = "cray_pals.so";
 
-/// An object, what the job lacks without it, and what a file of this project has in it, where there is another one of the
-/// same name.
+/// An object, the effect of its absence, and a text that only the file of this project contains, if there is another
+/// file with the same name.
 struct Object {
     name: &'static str,
     without: &'static str,
@@ -29,30 +29,30 @@ struct Object {
 
 const WORKFLOW_TOKEN: Object = Object {
     name: "workflow-token.so",
-    without: "without it a job starts without its token",
+    without: "without it, jobs start without their tokens",
     mark: None,
 };
 const DWS_ENVIRONMENT: Object = Object {
     name: "dws_environment.so",
-    without: "without it a rabbit job starts without its variables",
-    // The key of the record that it looks for.
+    without: "without it, rabbit jobs start without their variables",
+    // The key of the record that the plugin reads.
     mark: Some(seal::key::DWS_ENVIRONMENT),
 };
 const CRAY_PMI_BOOTSTRAP: Object = Object {
     name: CRAY_PMI,
-    without: "without it cray_pals.so finds no secret, and jobs of several nodes do not start",
+    without: "without it, cray_pals.so finds no secret, and jobs on several nodes do not start",
     mark: None,
 };
 
-/// Looks where the job shell looks for plugins, for the parts of those that the job manager has loaded.
+/// Searches the plugin path of the job shell for the counterparts of the plugins that the job manager has loaded.
 pub(super) fn check(instance: &Instance, loaded: Loaded, config: Option<&Config>) -> Vec<Finding> {
     let dirs = match setting(instance, "shell_pluginpath") {
         Ok(dirs) => dirs,
         Err(flux::Error::NotFound(_)) => {
-            let todo = "add the directory that holds flux to PATH";
-            return vec![skip(CHECK, "there is no flux on PATH", todo)];
+            let todo = "add the directory that contains flux to PATH";
+            return vec![skip(CHECK, "flux is not on PATH", todo)];
         }
-        Err(e) => return vec![fail(CHECK, e.to_string(), "see that flux on PATH is the real one")],
+        Err(e) => return vec![fail(CHECK, e.to_string(), "check that flux on PATH is the real one")],
     };
     let dirs: Vec<_> = dirs
         .split(':')
@@ -88,7 +88,7 @@ pub(super) fn check(instance: &Instance, loaded: Loaded, config: Option<&Config>
     findings
 }
 
-/// What the instance says, or else what flux was built with.
+/// Returns a broker attribute of the instance, or else the built-in default of flux.
 fn setting(instance: &Instance, name: &str) -> Result<String, flux::Error> {
     match instance {
         Instance::Here { .. } => flux::run(&["getattr", &format!("conf.{name}")]),
@@ -97,7 +97,7 @@ fn setting(instance: &Instance, name: &str) -> Result<String, flux::Error> {
 }
 
 impl Object {
-    /// The first directory has precedence.
+    /// Searches the directories. The first one takes precedence.
     fn find(&self, dirs: &[PathBuf]) -> Finding {
         let Self { name, without, .. } = self;
         let Some(path) = dirs.iter().map(|dir| dir.join(name)).find(|path| path.exists()) else {
@@ -115,22 +115,20 @@ impl Object {
         match fs::metadata(&path).map(|meta| files::writers(&meta, people::me())) {
             Ok(None) if !self.is_ours(&path) => fail(
                 CHECK,
-                format!(
-                    "{shown} is not the one of this project but that of flux-coral2, which cannot open what is sealed"
-                ),
-                "install that of this project there, on every node: until then rabbit jobs do not start",
+                format!("{shown} does not belong to this project but to flux-coral2, and cannot open sealed records"),
+                "install the one of this project, on every node: until then, rabbit jobs do not start",
             ),
-            Ok(None) => ok(CHECK, format!("{shown} is there")),
+            Ok(None) => ok(CHECK, format!("{shown} is installed")),
             Ok(Some(who)) => fail(
                 CHECK,
                 format!("{shown} can be changed by {who}, and runs in the shell of every job"),
                 format!("chown root {shown} && chmod 0755 {shown}"),
             ),
-            Err(e) => warn(CHECK, format!("{shown}: {e}"), "see that every user can read it"),
+            Err(e) => warn(CHECK, format!("{shown}: {e}"), "make it readable for every user"),
         }
     }
 
-    /// Returns whether it is of this project. What cannot be read is not called another one's.
+    /// Returns whether the file belongs to this project. An unreadable file gets the benefit of the doubt.
     fn is_ours(&self, path: &Path) -> bool {
         let Some(mark) = self.mark else { return true };
         let Ok(content) = fs::read(path) else { return true };
@@ -139,7 +137,7 @@ impl Object {
 }
 
 impl Initrc {
-    /// Returns whether an object that is where it should be is loaded.
+    /// Checks that the initrc loads an installed object.
     fn check(&self, object: &Object) -> Option<Finding> {
         let Object { name, without, .. } = object;
         let path = self.path.display();
@@ -148,34 +146,34 @@ impl Initrc {
                 CHECK,
                 format!("no line of {path} loads {name}"),
                 format!(
-                    "add plugin.load {{ file = \"{name}\" }} to it, on every node, unless a file that it sources does so: \
-                     {without}"
+                    "add plugin.load {{ file = \"{name}\" }} to it, on every node, unless a file that it sources \
+                     does so: {without}"
                 ),
             )
         })
     }
 
-    /// Returns whether the secret for Cray PMI is there when it is looked for.
+    /// Checks that the secret for Cray PMI is set before it is read.
     fn check_order(&self) -> Option<Finding> {
         let path = self.path.display();
         let todo = format!(
-            "have {path} load it by name before all others, on every node: plugin.load {{ file = \"{CRAY_PMI}\" }} as the \
-             first line"
+            "make {path} load it by name before all others, on every node: plugin.load {{ file = \"{CRAY_PMI}\" }} \
+             as the first line"
         );
         match self.order(CRAY_PMI, CRAY_PALS)? {
             Order::Before => Some(ok(CHECK, format!("{path} loads {CRAY_PMI} before {CRAY_PALS}"))),
             Order::Together => Some(warn(
                 CHECK,
                 format!(
-                    "one line of {path} loads both {CRAY_PMI} and {CRAY_PALS}, in an order that depends on the locale of the \
-                     job shell; in the wrong one, jobs of several nodes do not start"
+                    "one line of {path} loads both {CRAY_PMI} and {CRAY_PALS}, in an order that depends on the locale \
+                     of the job shell. In the wrong order, jobs on several nodes do not start"
                 ),
                 todo,
             )),
             Order::After => Some(fail(
                 CHECK,
                 format!(
-                    "{path} loads {CRAY_PMI} after {CRAY_PALS}, which looks for the secret for Cray PMI too early: jobs of \
+                    "{path} loads {CRAY_PMI} after {CRAY_PALS}, which reads the secret for Cray PMI too early: jobs on \
                      several nodes do not start"
                 ),
                 todo,

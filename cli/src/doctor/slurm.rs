@@ -1,4 +1,4 @@
-//! A Slurm cluster: what its controllers and nodes are set up with.
+//! The set-up of a Slurm cluster, on its controllers and nodes.
 
 use std::{
     fs,
@@ -21,10 +21,10 @@ const PLUGIN: &str = "workflow-token-spank.so";
 /// The name of the program for prologs and epilogs.
 const PROLOG: &str = "workflow-token-slurmctld";
 
-/// The time beyond the timeout of a delivery that a prolog may take.
+/// The time that a prolog needs in addition to the timeout of a delivery.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// The time in which an agent must accept a connection.
+/// The timeout of a connection to an agent.
 const CONNECT: Duration = Duration::from_secs(2);
 
 /// Checks this node of a cluster. `agent` is the uid of the agent's user.
@@ -65,7 +65,7 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
         let mut lines = shown.lines();
         lines.find_map(|line| {
             let (found, value) = line.split_once('=')?;
-            // Releases that take several programs number them.
+            // Releases that support several programs number them.
             (found.trim().split('[').next() == Some(key)).then(|| value.trim().to_owned())
         })
     };
@@ -75,8 +75,8 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
         true => ok(CHECK, format!("cluster {named}")),
         false => fail(
             CHECK,
-            format!("slurm.conf has ClusterName={named}, and the table slurm has cluster = \"{cluster}\""),
-            "write the name of slurm.conf in the table slurm",
+            format!("slurm.conf contains ClusterName={named}, and the table slurm contains cluster = \"{cluster}\""),
+            "write the name from slurm.conf in the table slurm",
         ),
     });
     for key in ["PrologSlurmctld", "EpilogSlurmctld"] {
@@ -86,11 +86,11 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
             Some(program) => warn(
                 CHECK,
                 format!("{key}={program} does not mention {PROLOG}"),
-                format!("have it run {PROLOG}, unless one of its programs does"),
+                format!("let it run {PROLOG}, unless one of its programs does"),
             ),
             None => fail(
                 CHECK,
-                format!("slurm.conf has no {key}: no job gets a token"),
+                format!("slurm.conf does not set {key}: no job gets a token"),
                 format!("set {key} to {PROLOG}, and restart slurmctld"),
             ),
         });
@@ -108,16 +108,16 @@ fn step_program(site: &Site) -> Finding {
         Err(e) => warn(
             CHECK,
             e,
-            "install it on all nodes that run jobs: without it, there are no files with tokens, and tokens are not renewed",
+            "install it on all nodes that run jobs: without it, there are no token files, and tokens are not renewed",
         ),
     }
 }
 
-/// Checks the time after which Slurm ends a prolog, and then requeues or kills its job (slurm.conf(5)).
+/// Checks the time after which Slurm kills a prolog, and then requeues or kills its job (slurm.conf(5)).
 fn prolog_timeout(site: &Site, value: Option<&str>) -> Option<Finding> {
     let seconds = value?.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
     let needed = (site.config.timeout + MARGIN).as_secs();
-    // 65534 is "no limit" in some releases.
+    // 65534 means "no limit" in some releases.
     (seconds < needed && seconds != 0).then(|| {
         fail(
             CHECK,
@@ -156,7 +156,7 @@ fn plug_stack(path: &Path) -> Finding {
         None if text.contains("include") => warn(
             CHECK,
             format!("{shown} does not name {PLUGIN} itself"),
-            "see that a file that it includes does",
+            "check that a file that it includes does",
         ),
         None => fail(
             CHECK,
@@ -165,7 +165,7 @@ fn plug_stack(path: &Path) -> Finding {
         ),
         Some((_, object)) if !Path::new(&object).exists() && object.starts_with('/') => fail(
             CHECK,
-            format!("{shown} names {object}, which is not there"),
+            format!("{shown} names {object}, which does not exist"),
             "install it on this node: Slurm drains nodes that lack a required plugin",
         ),
         Some((kind, object)) if kind != "required" => warn(
@@ -182,7 +182,7 @@ fn controller(site: &Site) -> Finding {
     let socket = site.slurm.socket.clone();
     let shown = socket.display().to_string();
     if !socket.exists() {
-        let what = format!("{shown} is not there: this is no controller, or no agent runs here");
+        let what = format!("{shown} does not exist: this is not a controller, or no agent runs here");
         return skip(CHECK, what, "on a controller, start workflow-token-agent");
     }
     match within::timeout(move || UnixStream::connect(&socket)) {
@@ -196,7 +196,7 @@ fn controller(site: &Site) -> Finding {
     }
 }
 
-/// Checks that an agent can be reached as a node would.
+/// Checks that an agent accepts connections, as nodes make them.
 fn agent_at(server: &str) -> Finding {
     let name = server.to_owned();
     let connected = within::timeout(move || {
@@ -218,7 +218,7 @@ fn agent_at(server: &str) -> Finding {
         ),
         None => fail(
             CHECK,
-            format!("{server} was not resolved in time"),
+            format!("the name {server} could not be resolved in time"),
             "write an address instead of a name",
         ),
     }

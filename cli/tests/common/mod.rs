@@ -1,9 +1,6 @@
-//! What the tests of the command share: running it with a `flux` that is a script, and a munged of our own.
+//! Common parts of the command's tests: they run it with a `flux` that is a script, and start a munged.
 
-#![allow(
-    dead_code,
-    reason = "each test file is a program of its own, and uses a part of this"
-)]
+#![allow(dead_code, reason = "each test file is a separate program, and uses a part of this")]
 
 use std::fs;
 use std::io::Write;
@@ -20,12 +17,12 @@ mod server;
 
 use server::Server;
 
-/// The command, in an environment of its own: no token, no Flux instance, and on PATH a `flux` that `script` stands for.
+/// The command in an isolated environment: no token, no Flux instance, and a `flux` on PATH that runs `script`.
 pub struct Bench {
     pub dir: TempDir,
 }
 
-/// What one run came to.
+/// The result of a run.
 pub struct Ran {
     pub code: Option<i32>,
     pub out: String,
@@ -46,7 +43,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// Has the `flux` on PATH answer by the branches of a shell `case` over its arguments.
+    /// Defines the replies of `flux` on PATH, as branches of a shell `case` over its arguments.
     pub fn flux(&self, cases: &str) -> &Self {
         let unknown = "*) echo \"flux: no such test case: $*\" >&2; exit 99;;";
         self.write(
@@ -57,7 +54,7 @@ impl Bench {
         self
     }
 
-    /// Puts other words into what `flux` answers.
+    /// Replaces text in the replies of `flux`.
     pub fn replace_in_flux(&self, from: &str, to: &str) {
         let cases = fs::read_to_string(self.path("bin/cases")).unwrap();
         assert!(cases.contains(from), "no {from:?} in {cases}");
@@ -94,7 +91,7 @@ impl Bench {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // The command may end without reading all of it.
+        // The command may end without reading all input.
         let _ = child.stdin.take().unwrap().write_all(stdin);
         Ran::from(child.wait_with_output().unwrap(), begin)
     }
@@ -115,7 +112,7 @@ impl Ran {
         }
     }
 
-    /// That it failed, printed nothing, and wrote one line with `says` in it.
+    /// Asserts that the command failed, printed nothing, and wrote one line that contains `says`.
     #[track_caller]
     pub fn refused(&self, says: &str) {
         assert_eq!(self.code, Some(1), "{}{}", self.out, self.err);
@@ -131,7 +128,7 @@ impl Ran {
         self
     }
 
-    /// The line that has `mark` in it.
+    /// Returns the line that contains `mark`.
     #[track_caller]
     pub fn line(&self, mark: &str) -> &str {
         self.out
@@ -141,7 +138,7 @@ impl Ran {
     }
 }
 
-/// A munged with its own key and socket, ended when dropped.
+/// A munged with a separate key and socket. Dropping it ends the process.
 pub struct Munged {
     server: Server,
     dir: TempDir,
@@ -151,7 +148,7 @@ impl Munged {
     /// Starts one. The test needs munged.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Clients of any uid go through the directory to the socket.
+        // Clients of any uid must be able to reach the socket in the directory.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
         let mut key = vec![0; 128];
@@ -186,7 +183,7 @@ impl Munged {
     }
 }
 
-/// What the doctor says by the file `flux.toml`. It tells no canary.
+/// Returns the findings of doctor about the file `flux.toml`, and asserts that they do not contain the canary.
 pub fn doctor(bench: &Bench) -> Ran {
     let ran = bench.run(&["doctor", "--config", bench.path("flux.toml").to_str().unwrap()]);
     assert!(
@@ -201,7 +198,7 @@ pub fn me() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// A node on which nothing is wrong: an instance of ours, both plugins, a token directory and a command.
+/// A correctly configured node: an instance, both plugins, a token directory and a command.
 pub fn healthy(munged: &Munged) -> Bench {
     let bench = Bench::new();
     for dir in ["shell", "tokens", "libexec"] {
@@ -245,13 +242,13 @@ pub fn healthy(munged: &Munged) -> Bench {
     bench
 }
 
-/// That exactly one finding failed, and that it says this and what to do.
+/// Asserts that exactly one finding failed, and that it contains this fact and this remedy.
 #[track_caller]
 pub fn fails(ran: &Ran, check: &str, says: &str, todo: &str) {
     assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
     let mut lines = ran.out.lines().skip_while(|line| !line.starts_with("fail"));
     let found = lines.next().unwrap();
-    // What was found may have several lines.
+    // A fact may consist of several lines.
     let advice = lines.find(|line| line.trim_start().starts_with('→')).unwrap();
     assert!(
         found.starts_with(&format!("fail  {check}")) && found.contains(says),
