@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -61,14 +61,7 @@ fn caller(agent: u32) -> Finding {
 
 /// Checks slurm.conf as the controller reports it (scontrol(1)).
 fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
-    let value = |key: &str| {
-        let mut lines = shown.lines();
-        lines.find_map(|line| {
-            let (found, value) = line.split_once('=')?;
-            // Releases that support several programs number them.
-            (found.trim().split('[').next() == Some(key)).then(|| value.trim().to_owned())
-        })
-    };
+    let value = |key: &str| setting(shown, key);
     let mut findings = Vec::new();
     let (cluster, named) = (&site.slurm.cluster, value("ClusterName").unwrap_or_default());
     findings.push(match *cluster == named {
@@ -80,8 +73,7 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
         ),
     });
     for key in ["PrologSlurmctld", "EpilogSlurmctld"] {
-        let what = value(key).filter(|program| program != "(null)");
-        findings.push(match what {
+        findings.push(match value(key) {
             Some(program) if runs_prolog(Path::new(&program)) => ok(CHECK, format!("{key}={program}")),
             Some(program) => warn(
                 CHECK,
@@ -96,9 +88,29 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
         });
     }
     findings.extend(prolog_timeout(site, value("PrologEpilogTimeout").as_deref()));
-    let stack = value("PlugStackConfig").unwrap_or_else(|| "/etc/slurm/plugstack.conf".to_owned());
-    findings.push(plug_stack(Path::new(&stack)));
+    findings.push(plug_stack(&plug_stack_path(shown)));
     findings
+}
+
+/// Returns the value of a key in the output of `scontrol show config`, which prints `(null)` for a key that is not set.
+fn setting(shown: &str, key: &str) -> Option<String> {
+    let value = shown.lines().find_map(|line| {
+        let (found, value) = line.split_once('=')?;
+        // Releases that support several programs number them.
+        (found.trim().split('[').next() == Some(key)).then(|| value.trim())
+    });
+    value.filter(|value| *value != "(null)").map(str::to_owned)
+}
+
+/// Returns the path of plugstack.conf. By default, it is beside slurm.conf (slurm.conf(5)).
+fn plug_stack_path(shown: &str) -> PathBuf {
+    setting(shown, "PlugStackConfig").map_or_else(
+        || {
+            let slurm_conf = setting(shown, "SLURM_CONF").unwrap_or_else(|| "/etc/slurm/slurm.conf".to_owned());
+            Path::new(&slurm_conf).with_file_name("plugstack.conf")
+        },
+        PathBuf::from,
+    )
 }
 
 /// Checks the program that keeps tokens in files on nodes.
@@ -246,6 +258,22 @@ mod tests {
             assert_eq!(prolog_timeout(&site, Some(value)).is_some(), is_wrong, "{value}");
         }
         assert!(prolog_timeout(&site, None).is_none());
+    }
+
+    #[test]
+    fn a_key_that_is_not_set_is_null() {
+        let shown = "Configuration data as of 2026-11-22T14:06:55\nEpilogSlurmctld         = (null)\n\
+                     PrologSlurmctld[0]      = /a b\nPlugStackConfig         = (null)\n\
+                     SLURM_CONF              = /srv/slurm/slurm.conf\n";
+        assert_eq!(setting(shown, "PrologSlurmctld").as_deref(), Some("/a b"));
+        assert_eq!(setting(shown, "EpilogSlurmctld"), None);
+        assert_eq!(setting(shown, "Prolog"), None);
+        assert_eq!(plug_stack_path(shown), Path::new("/srv/slurm/plugstack.conf"));
+        assert_eq!(plug_stack_path(""), Path::new("/etc/slurm/plugstack.conf"));
+        assert_eq!(
+            plug_stack_path("PlugStackConfig = /srv/p.conf"),
+            Path::new("/srv/p.conf")
+        );
     }
 
     #[test]
