@@ -10,7 +10,7 @@ use std::{
 
 use slurm::Site;
 
-use super::finding::{Finding, fail, ok, skip, warn};
+use super::finding::{Finding, FindingStatus, fail, ok, skip, warn};
 use crate::{flux::run_program, people, within};
 
 const CHECK: &str = "slurm";
@@ -88,7 +88,12 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
         });
     }
     findings.extend(prolog_timeout(site, value("PrologEpilogTimeout").as_deref()));
-    findings.push(plug_stack(&plug_stack_path(shown)));
+    let proc = Path::new("/proc");
+    let host = Host {
+        is_controller: site.slurm.socket.exists() || runs(proc, "slurmctld"),
+        has_slurmd: runs(proc, "slurmd"),
+    };
+    findings.push(host.excuse(plug_stack(&plug_stack_path(shown))));
     findings
 }
 
@@ -145,6 +150,39 @@ fn runs_prolog(program: &Path) -> bool {
 
 fn contains(text: &[u8], word: &str) -> bool {
     text.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// The daemons of this node.
+struct Host {
+    /// Set if slurmctld runs, or the agent's socket for it exists.
+    is_controller: bool,
+    has_slurmd: bool,
+}
+
+impl Host {
+    /// Omits a failure of plugstack.conf on a controller without slurmd. Only slurmd and the programs that users run
+    /// load SPANK plugins.
+    fn excuse(&self, finding: Finding) -> Finding {
+        match finding.status {
+            FindingStatus::Fail if self.is_controller && !self.has_slurmd => skip(
+                CHECK,
+                format!(
+                    "{}. This controller runs no slurmd, so it needs no {PLUGIN}",
+                    finding.what
+                ),
+                "check each node that runs jobs",
+            ),
+            _ => finding,
+        }
+    }
+}
+
+/// Returns whether a daemon runs, by the names of processes (proc_pid_comm(5)).
+fn runs(proc: &Path, daemon: &str) -> bool {
+    let Ok(entries) = fs::read_dir(proc) else { return false };
+    entries
+        .flatten()
+        .any(|entry| fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.trim_end() == daemon))
 }
 
 /// Checks plugstack.conf on this node, and the object that it names (spank(8)).
@@ -274,6 +312,43 @@ mod tests {
             plug_stack_path("PlugStackConfig = /srv/p.conf"),
             Path::new("/srv/p.conf")
         );
+    }
+
+    #[test]
+    fn a_controller_without_slurmd_needs_no_plugstack() {
+        let directory = tempfile::tempdir().unwrap();
+        for (is_controller, has_slurmd, status) in [
+            (true, false, "skip"),
+            (true, true, "fail"),
+            (false, false, "fail"),
+            (false, true, "fail"),
+        ] {
+            let host = Host {
+                is_controller,
+                has_slurmd,
+            };
+            let finding = host.excuse(plug_stack(&directory.path().join("plugstack.conf")));
+            assert_eq!(finding.status.name(), status, "{}", finding.what);
+        }
+        let controller = Host {
+            is_controller: true,
+            has_slurmd: false,
+        };
+        assert_eq!(controller.excuse(ok(CHECK, "a fact")).status.name(), "ok");
+    }
+
+    #[test]
+    fn a_daemon_is_found_by_its_name() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, name) in [("1", "init"), ("20", "slurmctld"), ("21", "slurmstepd")] {
+            fs::create_dir(proc.path().join(pid)).unwrap();
+            fs::write(proc.path().join(pid).join("comm"), format!("{name}\n")).unwrap();
+        }
+        assert!(!runs(proc.path(), "slurmd") && runs(proc.path(), "slurmctld"));
+        fs::create_dir(proc.path().join("22")).unwrap();
+        fs::write(proc.path().join("22/comm"), "slurmd\n").unwrap();
+        assert!(runs(proc.path(), "slurmd"));
+        assert!(!runs(&proc.path().join("missing"), "slurmd"));
     }
 
     #[test]
