@@ -32,6 +32,11 @@ test_expect_success 'show: the variables of a job, without values' '
 	test_must_fail "$CLI" show --config "$SITE" abc 2>err && grep "not a job id" err
 '
 
+# A job has run since, so the agent has served those connections.
+test_expect_success 'the agent does not log the connections of doctor' '
+	grep "^ok .*an agent listens at" found && test_expect_code 1 grep "a request of the controller" agent.log
+'
+
 test_expect_success 'doctor names what is missing' '
 	cp plugstack.conf right && : >plugstack.conf &&
 	test_must_fail doctor && grep "^fail .*does not name workflow-token-spank.so" found &&

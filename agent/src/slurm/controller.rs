@@ -8,7 +8,7 @@ use protocol::{
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream, time::timeout};
 
-use crate::frames::receive;
+use crate::frames::receive_any;
 
 use super::{
     Site,
@@ -26,22 +26,20 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves a connection.
 pub async fn serve(mut stream: UnixStream, site: Arc<Site>) {
-    let request = match timeout(REQUEST, receive(&mut stream, MAX_REQUEST)).await {
-        Ok(Ok(ControllerRequest::Ask(ask))) => {
+    let request = timeout(REQUEST, receive_any(&mut stream, MAX_REQUEST)).await;
+    let reply = match request {
+        // A client that only connects checks whether an agent listens.
+        Ok(Ok(None)) => return,
+        Ok(Ok(Some(ControllerRequest::Ask(ask)))) => {
             let reply = ControllerReply::Answer(questions::answer(&site, ask).await);
             return send(&mut stream, &reply).await;
         }
-        request => request,
-    };
-    let reply = match request {
-        Ok(Ok(ControllerRequest::Prolog(job))) => prolog(&site, job, &stream).await,
-        Ok(Ok(ControllerRequest::Epilog {
+        Ok(Ok(Some(ControllerRequest::Prolog(job)))) => prolog(&site, job, &stream).await,
+        Ok(Ok(Some(ControllerRequest::Epilog {
             version,
             jobid,
             restarts,
-        })) => epilog(&site, version, jobid, restarts).await,
-        // Handled above.
-        Ok(Ok(ControllerRequest::Ask(_))) => return,
+        }))) => epilog(&site, version, jobid, restarts).await,
         Ok(Err(e)) => Err(format!("a request of the controller could not be read: {e}")),
         Err(_) => Err("a request of the controller did not arrive".to_owned()),
     };
