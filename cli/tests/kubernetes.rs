@@ -6,7 +6,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use api::{Api, Authority, Fault};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -172,7 +171,6 @@ fn a_server_that_hangs_does_not_hang_the_command() {
     api.fail("/apis/", 10, Fault::Hang);
     let ran = doctor(&bench);
     fails(&ran, &["did not answer within 5 s", "check that the server works"]);
-    assert!(ran.took < Duration::from_secs(60), "{:?}", ran.took);
 }
 
 #[test]
