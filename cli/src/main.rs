@@ -5,6 +5,7 @@
 
 mod agent;
 mod argv;
+mod completions;
 mod doctor;
 mod flux;
 mod input;
@@ -25,7 +26,7 @@ mod within;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Workflow tokens for Flux jobs: request, inspect and verify tokens, manage their keys, and check the set-up
 #[derive(Parser)]
@@ -55,6 +56,8 @@ enum Command {
     Logout(login::LogoutArgs),
     Status(login::StatusArgs),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    Completions(completions::Args),
     /// Supervise the exec program of a kubeconfig file, for `doctor`.
     #[command(hide = true)]
     Supervise,
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Logout(args) => login::log_out(&args).map_err(Into::into),
         Command::Status(args) => login::status(&args).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args).map_err(Into::into),
+        Command::Completions(args) => completions::run(&args, Cli::command()).map_err(Into::into),
         Command::Supervise => return source::supervise::main(),
     };
     done.unwrap_or_else(|e: Box<dyn std::error::Error>| fail(e.as_ref()))
@@ -91,8 +95,6 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
