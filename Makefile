@@ -3,7 +3,8 @@
 # make check       checks format and lints, builds, and runs the tests
 # make check-all   runs longer checks: soak, counted instructions, dependencies, Miri, fuzzing, sanitizers
 # make install     installs into PREFIX (and DESTDIR); BINDIR, SBINDIR, LIBDIR, LIBEXECDIR and MANDIR default to bin,
-#                  sbin, lib, libexec and share/man in PREFIX
+#                  sbin, lib, libexec and share/man in PREFIX; packaging/install.mk lists the other directories, and the parts
+#                  that packages contain
 # make doc         builds the documentation as a book in HTML, and checks its links
 # make bench       measures the cost
 # make soak        runs randomized fault injection for DURATION seconds (600); SEED repeats an earlier run
@@ -48,8 +49,9 @@ all: build
 deps:
 	@scripts/deps.sh check
 
+# Names what it misses, and installs nothing.
 build:
-	@scripts/deps.sh build
+	@CARGO="$(firstword $(CARGO))" scripts/needed
 	$(CARGO) build $(PACKAGES) --profile $(PROFILE)
 
 stage:
@@ -99,36 +101,9 @@ sanitize: deps
 sbom:
 	@scripts/sbom
 
-install: build man
-	install -d $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins $(DESTDIR)$(LIBDIR)/flux/shell/plugins
-	install -d $(DESTDIR)$(LIBEXECDIR)/flux/cmd $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins
-	install -m 0755 $(built)/workflow-token-agent $(DESTDIR)$(LIBEXECDIR)/workflow-token-agent
-	install -m 0755 $(built)/workflow-token-slurmctld $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmctld
-	install -m 0755 $(built)/workflow-token-slurmstepd $(DESTDIR)$(LIBEXECDIR)/workflow-token-slurmstepd
-	install -d $(DESTDIR)$(LIBDIR)/slurm
-	install -m 0755 $(built)/libslurm_spank.so $(DESTDIR)$(LIBDIR)/slurm/workflow-token-spank.so
-	install -m 0755 $(built)/libjobtap_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/workflow-token.so
-	install -m 0755 $(built)/libjobtap_dws.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/dws-jobtap.so
-	install -m 0755 $(built)/libshell_workflow_token.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/workflow-token.so
-	install -m 0755 $(built)/libjobtap_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/job-manager/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built)/libshell_cray_pmi_bootstrap.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/cray-pmi-bootstrap.so
-	install -m 0755 $(built)/libshell_dws_environment.so $(DESTDIR)$(LIBDIR)/flux/shell/plugins/dws_environment.so
-	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(LIBEXECDIR)/flux/cmd/flux-workflow-token
-	install -m 0644 plugin/cli/workflow_token.py $(DESTDIR)$(LIBEXECDIR)/flux/cli/plugins/workflow_token.py
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(LIBDIR)/systemd/system
-	install -m 0755 $(built)/flux-workflow-token $(DESTDIR)$(BINDIR)/workflow-token
-	install -m 0755 $(built)/workflow-tokend $(DESTDIR)$(SBINDIR)/workflow-tokend
-	@for unit in packaging/systemd/*; do \
-		sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|; s|@SBINDIR@|$(SBINDIR)|' $$unit \
-			>$(DESTDIR)$(LIBDIR)/systemd/system/$${unit##*/} || exit 1; \
-	done
-	@for page in $(man); do \
-		[ -e $(CARGO_TARGET_DIR)/man/$$page ] || continue; \
-		dir=$(DESTDIR)$(MANDIR)/man$${page##*.}; \
-		install -d $$dir && install -m 0644 $(CARGO_TARGET_DIR)/man/$$page $$dir/$$page || exit 1; \
-	done
+include packaging/install.mk
 
-# After the build, which installs pandoc if possible.
+# After the build, so that both are made in turn.
 man: build
 	@mkdir -p $(CARGO_TARGET_DIR)/man
 	@command -v pandoc >/dev/null || { echo "man: no manual pages are made, since pandoc was not found" >&2; exit 0; }; \

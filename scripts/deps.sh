@@ -1,8 +1,8 @@
 #!/bin/sh
-# deps.sh build|demo|check: installs missing Debian or Ubuntu packages for building, for the demo, or for all checks and
-# tests.
-# Without apt or permission, or after a failure, it prints a warning and continues. The build then names the missing
-# packages, and tests that need them are skipped.
+# deps.sh demo|check: installs missing Debian or Ubuntu packages for the demo, or for all checks and tests. A build needs none of
+# this: see scripts/needed.
+# Without apt or permission, or after a failure, it prints a warning and continues. The build then names what it misses, and tests
+# that need it are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 what_for=${1:-check}
@@ -26,18 +26,14 @@ cc:gcc
 pkg-config:pkg-config
 /usr/include/munge.h:libmunge-dev
 pandoc:pandoc
+/usr/include/jansson.h:libjansson-dev
+munged:munge
+python3:python3
+openssl:openssl
+slurmctld:slurmctld
+slurmd:slurmd
+srun:slurm-client
 "
-if [ "$what_for" != build ]; then
-	wanted="$wanted
-	/usr/include/jansson.h:libjansson-dev
-	munged:munge
-	python3:python3
-	openssl:openssl
-	slurmctld:slurmctld
-	slurmd:slurmd
-	srun:slurm-client
-	"
-fi
 if [ "$what_for" = check ]; then
 	PATH=$tools/bin:$PATH
 	wanted="$wanted
