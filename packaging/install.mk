@@ -61,6 +61,7 @@ install-agent: build man
 	$(call install_program,workflow-token-agent,$(LIBEXECDIR)/workflow-token-agent)
 	$(call install_unit,workflow-token-agent-slurm.service)
 	$(call install_file,packaging/tmpfiles.d/workflow-token-agent.conf,$(TMPFILESDIR)/workflow-token-agent.conf)
+	$(call install_pages,workflow-token-agent.8)
 
 install-service: build man
 	$(call install_program,workflow-tokend,$(SBINDIR)/workflow-tokend)
@@ -77,6 +78,6 @@ install-cli: build man
 	$(built)/flux-workflow-token completions bash >$(DESTDIR)$(BASHCOMPDIR)/workflow-token
 	$(built)/flux-workflow-token completions zsh >$(DESTDIR)$(ZSHCOMPDIR)/_workflow-token
 	$(built)/flux-workflow-token completions fish >$(DESTDIR)$(FISHCOMPDIR)/workflow-token.fish
-	$(call install_pages,flux-workflow-token.1 flux-config-workflow-token.5 workflow-token-errors.7)
+	$(call install_pages,flux-workflow-token.1 flux-config-workflow-token.5 $(filter workflow-token-%.5,$(man)) workflow-token-errors.7)
 	@[ ! -e $(DESTDIR)$(MANDIR)/man1/flux-workflow-token.1 ] || \
 		echo '.so man1/flux-workflow-token.1' >$(DESTDIR)$(MANDIR)/man1/workflow-token.1
