@@ -71,7 +71,7 @@ impl Bench {
 
     pub fn command(&self, args: &[&str]) -> Command {
         // A command that hangs is killed, and has status 124.
-        let mut command = Command::new("timeout");
+        let mut command = Command::new("/usr/bin/timeout");
         command
             .args(["--kill-after=5", LIMIT, env!("CARGO_BIN_EXE_flux-workflow-token")])
             .args(args)
