@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+
 # make demo        shows the delivery of a token to a job, step by step
 # make demo-login  starts the token service with a development provider, to try in a browser
 # make check       checks format and lints, builds, and runs the tests

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Compares the declarations of the crates `ffi` and `spank` with the headers of flux-core and Slurm, if installed.
 
 use std::{env, fs, path::PathBuf, process::Command};

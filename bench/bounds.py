@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """The bounds of figures, in bounds.toml."""
 
 import os

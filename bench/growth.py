@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What a delivery costs with many others in flight, on the Flux simulator: run by bench/run.
 
 BENCH_FLUX_SIM is the simulator, BENCH_SOCKET the socket of munged, BENCH_TOKEN the file whose content the jobs get. No job is

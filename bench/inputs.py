@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Checks what `make bench` is given before it measures: inputs.py [settings]. Prints one line for each error, and ends with status 1 if
 there is one. With `settings`, only the environment variables are checked, which needs no build."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Tokens, against bare jsonwebtoken: run by bench/run. BENCH_TOKEN_RATE is the program token-rate."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What source = "kubernetes" costs when many jobs are allocated at once: run inside an instance by bench/run.
 
 BENCH_KUBE is where t/kube-apiserver.py, which takes 5 ms for each answer, puts its kubeconfig files.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What the benchmarks on a real Flux share: jobs, their events, and medians."""
 
 import json

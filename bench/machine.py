@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """The machine and the programs that were measured, for the report: run by bench/run at its end.
 
 BENCH_STAT is the first line of /proc/stat from its beginning.

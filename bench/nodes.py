@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What a job of many nodes costs rank 0, and what that comes to on a large machine: run by bench/run, outside an instance.
 
 Every job shell asks once for its record, from the broker of its own node, which has the directories of the job and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What dws-jobtap.so and dws_environment.so cost, against those of flux-coral2: run inside an instance by bench/run.
 
 FLUX_CORAL2_PLUGINS is the directory that has the other's job-manager/plugins and shell/plugins.

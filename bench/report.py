@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Makes doc/performance.md of the rows that were measured: report.py ROWS. Also updates bounds.toml, and reports on standard error which
 of its entries need attention, unless the page is one for a test (BENCH_REPORT)."""
 

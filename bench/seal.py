@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Sealing and opening, against munge's own benchmark program: run by bench/run.
 
 BENCH_SOCKET is the socket of the munged that both use, BENCH_RATE the program seal-rate.

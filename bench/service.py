@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """service.py [FILE]: stands in for the service flux-coral2-dws: answers at once, as if Kubernetes took no time. The
 variables that it gives to jobs are those in FILE, an object in JSON, where there is one."""
 

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+
 # slurm-cluster.sh DIRECTORY with|without|empty: a Slurm cluster on this machine for bench/slurm.py, with the product, without, or with
 # nothing but a prolog and epilog of the controller that do nothing. Prints a line of JSON when it is ready, and ends with standard
 # input.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What workflow tokens cost on Slurm: clusters on this machine with the product, without it,
 and with the prologs alone that it needs, in turns."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """The token service, on one core: run by bench/run. The load generator and the agent have another core."""
 
 import json

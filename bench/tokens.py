@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """What workflow-token.so costs on a real Flux: run inside an instance by bench/run."""
 
 import json

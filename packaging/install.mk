@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+
 # make install-PART  installs what one package contains: flux, slurm, agent, service or cli
 #
 # Flux is expected below PREFIX. `make install $(packaging/flux-paths)` asks pkg-config where it is instead.

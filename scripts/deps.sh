@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT OR Apache-2.0
+
 # deps.sh demo|check: installs missing Debian or Ubuntu packages for the demo, or for all checks and tests. A build needs none of
 # this: see scripts/needed.
 # Without apt or permission, or after a failure, it prints a warning and continues. The build then names what it misses, and tests

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Programs that run beside the caller. If one exits early or is not ready in time, its output is reported."""
 
 import select

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # shellcheck shell=bash
 # Code shared by tests and the demo: a private munged, tokens, and waiting.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """dws-service.py serve DIRECTORY VARIABLES [again]: stands in for the service that communicates with Data Workflow
 Services.
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """kube-apiserver.py: stands in for a Kubernetes API server with Data Workflow Services (DWS), as far as the service
 of flux-coral2 and the plugins use them.
 

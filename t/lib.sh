@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # shellcheck shell=bash
 # Code shared by the tests: a Flux instance and a munged of their own, jobs, and checks of the results.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Prints a new token: it has the form of a JWT, but no valid signature. The arguments are claims, CLAIM=VALUE, where
 VALUE is JSON or else a string."""
 

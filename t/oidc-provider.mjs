@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // oidc-provider, an authorization server that is certified by the OpenID Foundation, on loopback and without TLS.
 //
 //   node oidc-provider.mjs MODULES DIRECTORY PORT

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """A task that reads its token from the file every 10 ms until the file `stop` of the DIRECTORY exists. Prints the
 results.
 

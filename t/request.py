@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """request.py URL [--token FILE] [--client ID:FILE] [--form NAME=VALUE|NAME=@FILE]… [--header NAME:VALUE|NAME:@FILE]…: sends a
 request and prints the status, the headers and the body of the response. URL may be unix:SOCKET:PATH. A token or secret is in a FILE, never
 in the arguments."""

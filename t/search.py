@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """search.py SECRETS HAYSTACK…: searches for secrets in places where they must not be.
 
 SECRETS is a file with a token, or a number of at least 16 digits, on each line. A HAYSTACK is a file, a directory

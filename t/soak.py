@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """soak.py tokens|rabbits SECONDS SEED DIR: randomized fault injection for an instance, run by `flux python` in it.
 
 Keeps jobs running. Each task writes digests of its token and of its secret for Cray PMI to a file

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A token is found only in the environment of its job'
 
 . "$(dirname "$0")/lib.sh"

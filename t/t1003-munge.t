@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='munged of the shells is down or restarted: no job hangs, and none starts without its token'
 
 . "$(dirname "$0")/lib.sh"

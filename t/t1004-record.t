@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A record is rejected unless it belongs to the job and the instance owner sealed it'
 
 . "$(dirname "$0")/lib.sh"

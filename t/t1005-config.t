@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='An invalid configuration is rejected with its key, and the earlier configuration stays in force'
 
 . "$(dirname "$0")/lib.sh"

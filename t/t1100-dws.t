@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Rabbit jobs: their life, their fate after failures, and reloads and restarts without a loss'
 
 . "$(dirname "$0")/lib.sh"

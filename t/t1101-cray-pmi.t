@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The secret for Cray PMI is found only in the environment of its tasks'
 
 . "$(dirname "$0")/lib.sh"

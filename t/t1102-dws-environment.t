@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Rabbit jobs have the variables of their sealed record, or of the event of earlier versions'
 
 . "$(dirname "$0")/lib.sh"

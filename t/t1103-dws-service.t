@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Rabbit jobs with the unmodified service of flux-coral2, and a stand-in for its Kubernetes'
 
 . "$(dirname "$0")/lib.sh"

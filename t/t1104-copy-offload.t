@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The copy-offload server accepts only jobs that have its token'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='source = "kubernetes": jobs have the variables and tokens of their Workflows'
 
 . "$(dirname "$0")/lib.sh"

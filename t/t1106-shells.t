@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Jobs of 64 tasks on two nodes with several job shells each: all tasks have the same values, and each shell sends one request'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='In a multi-user instance only the job owner has the variables of rabbits and the secret for Cray PMI'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Token, variables of rabbits and secret for Cray PMI are found nowhere, whatever fails'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The plugins of flux-coral2 for rabbit jobs are replaced and restored while jobs exist'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The plugin of flux-coral2 for Cray PMI is replaced and restored while jobs exist'
 
 . "$(dirname "$0")/lib.sh"

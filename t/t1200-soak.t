@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Randomized fault injection: munged, sources, the configuration and the plugin itself fail, and each job is accounted for
 
 WORKFLOW_TOKEN_SOAK is the duration in seconds (30). WORKFLOW_TOKEN_SEED is the seed of an earlier run.'

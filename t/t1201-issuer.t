@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The instance mints tokens, its keys rotate without a restart, and tokens are verified before delivery'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='source = "oauth2": jobs have tokens of an authorization server, which are verified with its keys'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='In a multi-user instance a job belongs to a project of its owner, or is rejected'
 
 . "$(dirname "$0")/lib.sh"

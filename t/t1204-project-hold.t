@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A job of an unknown owner is held, and the job manager does not wait'
 
 . "$(dirname "$0")/lib.sh"

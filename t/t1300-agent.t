@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The agent is killed, stopped, missing, changed by others, or exits immediately: jobs receive their tokens, or fail in time'
 
 . "$(dirname "$0")/lib.sh"

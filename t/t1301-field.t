@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Field reports: names that are numbers, rules in two files, token files that arrive late'
 
 . "$(dirname "$0")/lib.sh"

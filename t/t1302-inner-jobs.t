@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A job submits jobs, and their jobspecs do not contain its token'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Tokens are renewed while their job runs, and end with it'
 
 . "$(dirname "$0")/lib.sh"

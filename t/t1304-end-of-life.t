@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A token is valid until its job ends or it is revoked, and the agent reports which'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='A job that may outlast its token is reported or rejected when it is submitted'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='The token service reports whether the tokens of jobs are valid, and issues tokens to users'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Checks that the declarations of the crates `ffi` and `spank` agree with the headers of flux-core and Slurm.
 //!
 //! `build.rs` runs bindgen if the headers are installed. A function whose declaration differs does not compile here.

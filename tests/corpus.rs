@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Runs the fuzz targets over their committed corpus, with any toolchain, so that known findings do
 //! not recur.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Counts with callgrind the plugin's instructions on the reactor thread for a delivery and a renewal: a number that
 //! does not depend on the load of the machine. Of the calls into Flux and the C library, only the plugin's own part
 //! counts.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Runs randomized fault injection on the simulator for a given time. Jobs of several users run at full rate. Meanwhile
 //! munged is killed, stopped and restarted; sources fail, hang and send garbage; jobs are canceled; the plugin is
 //! removed and loaded again; its configuration changes; the KVS is slow or full; and descriptors run out. At the end,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state that all connections share.
 
 use std::{path::PathBuf, sync::Arc};

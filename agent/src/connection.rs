@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Serves one plugin. When the connection closes, its requests are canceled.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Hardens the process: no core dumps, no ptrace, bounded memory, no inherited descriptors.
 
 use std::os::{fd::AsRawFd, unix::net::UnixListener};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The issuer of an instance's tokens, for the token service: returns its public keys, mints tokens for users and
 //! clients, and signs responses.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The socket of the agent. Only one agent serves it at a time.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token-agent`: the process that fetches, checks and seals tokens for the plugins of a scheduler.
 //!
 //! It runs everything that can hang, grow, crash or be attacked, so that the scheduler does not. It may be killed at

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Exchanges a token of this issuer for a narrower one, never for one with a wider scope, audience, workspace or
 //! lifetime.
 

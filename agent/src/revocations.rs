@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Revocations of tokens before their expiry.
 //!
 //! The file has one line of JSON for each revocation. It is synced to disk before a revocation is confirmed. Several

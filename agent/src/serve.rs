@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Accepts connections until the process ends.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Serves the token service, which faces the network and holds no key.
 //!
 //! The service connects to a socket of its own, as a user of its own. It may check and revoke single tokens, get the

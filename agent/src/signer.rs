@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Signs with the keys of an issuer.
 
 use std::{sync::Arc, time::SystemTime};

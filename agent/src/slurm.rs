@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The agent of a Slurm cluster.
 //!
 //! PrologSlurmctld passes on a job ([`controller`]). The engine delivers its sealed record, which is stored until the

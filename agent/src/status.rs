@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The Status Lists of an issuer, for services that do not query each token (draft-ietf-oauth-status-list-20).
 //!
 //! Before signing a list, the agent looks up ended jobs and revocations. If it cannot, it does not sign: services then

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Answers whether tokens are still valid. The agent asks the scheduler each time whether a job is active, so no answer
 //! is outdated.
 

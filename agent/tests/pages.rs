@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The page of the agent is what its help says.
 
 use std::path::Path;

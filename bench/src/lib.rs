@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The benchmarks that print a rate share this.
 
 use std::{env, error::Error, process::ExitCode};

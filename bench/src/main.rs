@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `seal-rate seal|open SOCKET THREADS SECONDS LENGTH`: prints how many records were sealed each second, or sealed and
 //! opened, by so many threads, with a payload of so many bytes: what `remunge -e` and `remunge -d` do, with all that a
 //! delivery and a job shell add to it.

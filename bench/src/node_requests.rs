@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `node-requests ask|pairs SOCKET PORT AGENT-UID CLUSTER JOBID NODE`: prints how many requests the agent of a Slurm cluster
 //! answers a second, or how many credentials munged encodes and decodes a second: eight threads, for two seconds.
 

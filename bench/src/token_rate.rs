@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `token-rate ROUNDS`: how many tokens are issued and verified each second on one core, by each algorithm, and the ratio to
 //! bare jsonwebtoken with the same key, header and claims. The two are run in turns, and medians compared. A line each, with
 //! tabs between: what, ours, the peer's, and the ratio.

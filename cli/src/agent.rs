@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The client of the agent of this Flux instance or Slurm cluster.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rejects secrets in arguments: every user of the node can read them in /proc, and shells keep them in their history.
 
 use std::ffi::OsString;

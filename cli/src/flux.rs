@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Runs `flux` and the commands of Slurm, with a timeout.
 
 use std::io::{self, Read};

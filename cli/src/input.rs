@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads a token from a file, standard input or the environment, never from an argument.
 
 use std::fs::File;

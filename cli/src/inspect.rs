@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use std::io;
 use std::process::ExitCode;
 use std::time::SystemTime;

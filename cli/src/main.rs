@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token`: the command for users and operators.
 //!
 //! Each subcommand is a module. [`flux`] runs `flux` itself, and [`print`](mod@print) is the only module that writes to standard

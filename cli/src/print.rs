@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Writes to standard output, without buffers that keep copies, and to standard error. Neither gets terminal control
 //! characters.
 

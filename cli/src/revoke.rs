@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::builder::NonEmptyStringValueParser;

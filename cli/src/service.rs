@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The token service of the cluster, for subcommands that use it.
 
 use std::{

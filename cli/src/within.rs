@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Timeouts for calls that may block forever.
 
 use std::sync::mpsc;

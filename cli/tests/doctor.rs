@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token doctor`: findings, remedies, and no hangs.
 
 mod common;

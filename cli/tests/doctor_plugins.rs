@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token doctor`: the plugins that replace those of flux-coral2.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The examples of configurations that packages install are accepted by `doctor`.
 
 mod common;

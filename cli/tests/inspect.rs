@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token inspect`: prints the claims of a token, and copies neither the token nor its signature.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token issue`: tokens that the rabbit software accepts, with keys that nobody else can read.
 
 mod common;

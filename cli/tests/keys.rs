@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token keygen`, `rotate`, `jwks`, `issue` and `verify`: keys and tokens as operators handle them.
 
 mod common;

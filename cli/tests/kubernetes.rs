@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token doctor` with rules with `source = "kubernetes"`.
 
 #[path = "../../source/tests/support/api.rs"]

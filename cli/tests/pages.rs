@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The documentation: the parser accepts its examples, and the page of the command is what its help says.
 
 use std::{collections::BTreeSet, fs, path::Path};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token doctor` with rules with `source = "oauth2"`, and with issuers that publish their keys.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `flux workflow-token show`: the names that a job got, and the sealer, without the values.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Flux Standard Duration (Flux RFC 23): a number and one of the units `ms`, `s` (the default), `m`, `h`, `d`.
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Minted tokens and trusted issuers: `source = "issuer"`, the tables `issuer` and `trust.NAME`.
 
 use std::{path::PathBuf, time::Duration};

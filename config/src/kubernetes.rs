@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Workflows of the Data Workflow Services: `source = "kubernetes"`, and the table `dws`.
 
 use std::{path::PathBuf, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Names of Kubernetes objects and namespaces.
 
 /// The longest name of an object: a DNS subdomain (Kubernetes, "Object Names and IDs").

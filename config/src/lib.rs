@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `[workflow-token]` of the configuration of Flux or of a Slurm cluster, and the choice of a job's rule.
 //!
 //! The table is parsed once, at the edge, into a fully checked [`Config`]. Every error names the key. Nothing here

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! User logins at an OpenID provider: the table `service.login`.
 
 use std::{path::PathBuf, time::Duration};

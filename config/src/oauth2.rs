@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens of an external authorization server: `source = "oauth2"`.
 
 use std::path::PathBuf;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Parses the configuration of Flux, a JSON object, into a [`Config`].
 //!
 //! The type of a key or a function of `field` reads the key. Keys that depend on each other are checked when the table

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Projects: the tables `project` and `identity`, and the choice of a job's project.
 
 use std::fmt;

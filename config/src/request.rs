@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! User requests for tokens that differ from the default, within the limits of a rule.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Settings of the agent itself and of its client, the token service: the table `service`.
 
 use std::{path::PathBuf, time::Duration};

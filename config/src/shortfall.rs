@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Predicts whether a token expires before its job ends, or cannot be obtained when the job starts.
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `slurm`: how the agent, the controllers and the nodes of a cluster connect and authenticate.
 
 use std::{net::SocketAddr, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Templates in paths and arguments: text with placeholders such as `{jobid}` and `{user}`.
 
 use std::{fmt, time::Duration};

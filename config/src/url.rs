@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! URLs of servers in the configuration.
 
 use http::Uri;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The engine of one configuration, and the state that all engines of a process share.
 
 use std::{path::Path, sync::Arc, time::Duration};

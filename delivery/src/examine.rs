@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Warnings about a valid configuration. The log reports them once for each configuration.
 
 use std::{path::PathBuf, sync::Arc};

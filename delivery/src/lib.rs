@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The engine: turns the facts of one job into a sealed record.
 //!
 //! ```text

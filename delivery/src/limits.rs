@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Limits the concurrent deliveries of one rule, and chooses the next one.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins of users: verifies a login at the provider and maps it to a user of the cluster.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Look-ups of users in the name service and in users' file systems, which may hang.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Job owners: names, groups and claims, from the name service and from the user's identity token.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! One delivery: owner, rule, turn, fetch, check, seal.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The stage of a delivery, for the operator's message about a timeout.
 
 use std::{

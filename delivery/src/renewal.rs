@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The time at which the tokens of a job are renewed.
 
 use std::time::SystemTime;

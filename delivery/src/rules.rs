@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Chooses the rule once the job owner is known. The current membership in projects decides; the one found at
 //! submission or update does not count.
 

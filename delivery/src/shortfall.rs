@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reports tokens that are not renewed and expire before their jobs end. Their lifetime is known only after the fetch.
 
 use std::time::{Duration, SystemTime};

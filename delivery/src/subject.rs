@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The subject of a token that is minted for a user or a client, and the grant that applies.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Lanes of rules: a job waits only in the lane of its own rule.
 
 use std::{fs, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};

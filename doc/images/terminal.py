@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Draws the output of a command as a terminal, in SVG: terminal.py COMMAND <OUTPUT >FILE.svg.
 
 doc/images/demo.svg shows a run of `make demo`: its part on Slurm, from the line with the release on.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Arguments of a plugin's callback: flux_plugin_arg_create(3), flux-jobtap-plugins(7).
 //!
 //! These types unpack single values and do not parse the whole: a jobspec can be megabytes long.

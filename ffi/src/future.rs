@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Futures: flux_future_create(3), flux_rpc(3), flux_kvs_lookup(3).
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The handle: flux_log(3), flux_aux_set(3), flux_rpc(3), flux_kvs_lookup(3).
 
 use std::{ffi::CStr, io, marker::PhantomData, os::fd::RawFd, ptr, rc::Rc, slice};

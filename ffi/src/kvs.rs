@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! KVS transactions: flux_kvs_txn_create(3).
 
 use std::{ffi::CStr, io};

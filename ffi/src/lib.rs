@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The C API of libflux-core, jobtap and the job shell: the declarations are in [`raw`]; the rest are safe types over
 //! them.
 //!

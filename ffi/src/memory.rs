@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Counts the memory that this object has allocated, apart from everything else that is loaded into the process.
 
 use std::{

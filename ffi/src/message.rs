@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Requests to a service that a plugin registers: flux_request_decode(3), flux_respond(3).
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Plugins (flux_plugin_create(3)), and the operations of job manager plugins (flux-jobtap-plugins(7)).
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The declarations, written by hand: exactly the functions that this workspace calls.
 //!
 //! Sources: the man pages of flux-core, sections 3 and 7 (flux-jobtap-plugins(7), flux-shell-plugins(7)), and RFC 18,

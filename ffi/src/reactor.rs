@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Watchers of the reactor: flux_fd_watcher_create(3), flux_timer_watcher_create(3).
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The job shell: flux-shell-plugins(7), flux_shell_get_info(3), flux_shell_setenvf(3), flux_shell_killall(3),
 //! flux_shell_log(3).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tests the ownership between C and the safe types. The C side is written in Rust, so that Miri checks both sides:
 //! nothing is freed twice, used after it was freed, or leaked, whichever callback runs within which call.
 #![expect(

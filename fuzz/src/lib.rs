@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The fuzz targets: what is parsed, and the invariants for any input. Each function panics if an invariant does not
 //! hold.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A client for servers that send small responses: HTTP/1.1 over verified TLS, through a proxy if one is configured.
 //!
 //! The client uses HTTP/1.1 with keep-alive, not HTTP/2: responses are small, a few connections suffice, and a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A path that was checked, in a form that is cheap to check again.
 
 use std::path::Path;

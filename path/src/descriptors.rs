@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Descriptors that a program inherits.
 
 use std::{fs, io, os::fd::RawFd};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Finds out which files, programs and sockets can be trusted: those that only root and a few chosen users can create
 //! or change.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! FUSE file systems: the server is a user's program, and it chooses the owners and modes that the file
 //! system reports.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The users who may own a path.
 
 use std::{fmt, path::Path};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads files that the operator names, up to a length limit.
 
 use std::{

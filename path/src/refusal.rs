@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reasons to reject a path.
 
 use std::{fmt, io};

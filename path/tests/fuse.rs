@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A FUSE file system whose user claims that root owns everything in it.
 
 use std::{

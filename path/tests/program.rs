@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rejects programs and sockets that another user could have created or changed.
 
 use std::{

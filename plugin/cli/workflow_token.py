@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Keeps the tokens of a job out of the jobspecs that the job submits.
 
 flux-run(1), flux-submit(1), flux-bulksubmit(1), flux-batch(1) and flux-alloc(1) copy the caller's environment into the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The agent client: sends requests to the agent over one socket that never blocks, and repeats them if the agent ends.
 //!
 //! It keeps every request without a final reply. An agent may be killed at any moment; the client sends everything to

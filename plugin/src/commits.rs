@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The record store, first half: commits sealed records to the KVS.
 //!
 //! Records that arrive during a commit wait for the next one: one commit of many records costs little more than one of

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The active configuration, and the location of the agent.
 
 use std::{

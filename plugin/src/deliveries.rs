@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Deliveries on the reactor thread, from the request to the agent to the end of the prolog.
 //!
 //! Calls into Flux may call back before they return (an exception moves the job to CLEANUP), so no `RefCell` is

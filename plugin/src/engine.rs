@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The engine that all plugins share: configuration, deliveries, and jobs from before the plugin was loaded.
 //!
 //! Calls into Flux may call back before they return (an exception moves the job to CLEANUP), so no `RefCell` is

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The eventlog of a job: one JSON object in each line (RFC 18), with the events of RFC 21.
 //!
 //! It contains untrusted text: the note of an exception, a memo, the events of other plugins. Lines that are malformed

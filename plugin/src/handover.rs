@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state that a plugin leaves, as one versioned item of the Flux handle, for its successor in the same job manager.
 //!
 //! It contains more than eventlogs, and is more recent: the job manager writes eventlogs in batches. A successor that

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The names that distinguish the plugins.
 
 use std::ffi::CStr;

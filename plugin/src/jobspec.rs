@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The project, the time limit and the requests for tokens in a jobspec.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

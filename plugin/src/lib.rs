@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Delivers secrets to jobs, in the job manager of Flux.
 //!
 //! A prolog holds a job that needs a secret until the agent has fetched, checked and sealed it, and the sealed record

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The prologs and exceptions of jobs.
 
 use ffi::{JobId, Jobtap, LogLevel};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Answers questions of the agent about jobs: whether they are active, and when they ended.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};

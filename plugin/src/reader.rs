@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads the KVS for jobs from before the plugin was loaded: the eventlogs of jobs in an unknown state, and the sealed
 //! records of running jobs.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The record store, second half: removes the records of jobs that have ended.
 //!
 //! Records are removed during quiet periods: no job waits for a removal, and it costs the KVS as much as storing a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Counters for `flux jobtap query`, including the time spent on the reactor thread.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The takeover from the predecessor in the same job manager, and the handover to the successor.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table of deliveries. The cost of an operation does not grow with the number of deliveries.
 
 use std::{

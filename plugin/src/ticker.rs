@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A ticker on the reactor thread that runs only while work is pending.
 
 use std::{

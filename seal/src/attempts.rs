@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Schedules the fetch of a job's next record: when it is due, and with backoff after failures.
 
 use std::time::{Duration, Instant, SystemTime};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The files that hold a job's current tokens on a node. On Slurm, each step has its own.
 //!
 //! They are in a directory of their own that only the job owner can enter, in a file system in memory if possible. The

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Sealed records: the variables of one job in a MUNGE credential that only the job owner can open.
 //!
 //! Sealing turns [`Variables`], the job id and the uid of the job owner into a [`Record`]. Opening turns a record back

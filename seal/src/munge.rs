@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! MUNGE. This is the only module that calls libmunge (munge(3), munge_ctx(3)). It uses the declarations of crate
 //! `munge-sys`.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The payload of the credential: JSON, written once into a buffer that is never moved, and wiped afterwards.
 
 use std::{

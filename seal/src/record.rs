@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The sealed record in the job's KVS directory. Opening performs its checks in the order of trust.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The generations of a record. A job whose token expires receives a series of records, each of which replaces the
 //! previous one.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! munged's socket. Its listener receives secrets in clear text, so only root, this process's user, the instance owner
 //! and munged's own user may have created it.
 

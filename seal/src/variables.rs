@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The variables of one job: a map of environment variable names to secret values.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The version of records and payloads, which determines the format of the rest.
 
 use serde::{Deserialize, de::DeserializeOwned};

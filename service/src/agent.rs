@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The client of the agent. One connection carries all requests; the client reconnects whenever it ends.
 
 use std::{

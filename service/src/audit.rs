@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The audit stream: one line of JSON for each token that is issued, exchanged or revoked. It never contains a token.
 
 use std::{

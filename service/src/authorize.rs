@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins of command-line tools and of applications with a browser: the authorization code flow (RFC 6749 section 4.1)
 //! for public clients, with PKCE (RFC 7636) and redirects to loopback addresses (RFC 8252 section 7.3).
 

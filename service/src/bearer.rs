@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The token of a request: in `Authorization: Bearer` (RFC 6750 section 2.1), or in the header of old clients.
 
 use http::{HeaderMap, HeaderName, header};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Certificates of the service. SIGHUP replaces them while connections are open.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Authenticates clients.
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The time of day.
 
 use std::time::{SystemTime, UNIX_EPOCH};

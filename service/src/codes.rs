@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Authorization codes in the state (RFC 6749 section 4.1.2).
 
 use protocol::SecretText;

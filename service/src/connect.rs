@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The Connect protocol (<https://connectrpc.com/docs/protocol>), for unary calls whose requests have no fields.
 //!
 //! Since requests have no fields, the service checks only that messages are JSON, and does not decompress them.

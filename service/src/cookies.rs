@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Cookies. Their names begin with `__Host-`: browsers accept such a cookie only from this host, over https and for all
 //! paths, so no other host of the domain can set one (RFC 6265bis section 4.1.3.2).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The demand of a proxy: the query of its forward-auth request names what a token must be for.
 
 use crate::form::{Form, FormError};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins of devices without a browser, such as command-line tools (RFC 8628), and logins for jobs.
 //!
 //! The device shows a code, which the user types in a browser. A login for jobs differs in two points: a MUNGE

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins of devices in the state (RFC 8628).
 
 use protocol::SecretText;

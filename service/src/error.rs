@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! OAuth errors (RFC 6749 section 5.2), as responses.
 
 use axum::{

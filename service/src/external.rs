@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The metadata of another authorization server (RFC 8414, OpenID Connect Discovery), which the service publishes
 //! instead of its own.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Refresh tokens (RFC 6749 section 6). Each is valid once, and is exchanged for the next one: they form a family. The
 //! use of a former token shows that one was stolen, so the family ends (RFC 9700 section 4.14.2).
 

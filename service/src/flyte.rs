@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Flyte's AuthMetadataService, in which Flyte's clients find the authorization server and their client id.
 //!
 //! Clients of Flyte 2 call it with the Connect protocol. Those of Flyte 1 use gRPC, which needs HTTP/2 and is not

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Parameters of a request, in a query or a body of the type `application/x-www-form-urlencoded`.
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Forward authentication: a proxy asks for a decision about each request to the service behind it.
 //!
 //! | proxy | path | grants at | rejects with |

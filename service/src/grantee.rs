@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A user who has allowed a program to act for them, for a limited time.
 
 use protocol::{Evidence, SecretText};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Introspection of tokens (RFC 7662), with signed responses (RFC 9701).
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Status and end of the login that serves the jobs of a user. A MUNGE credential proves the identity of the user.
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The public keys of the issuer, which the service gets from the agent.
 
 use std::{

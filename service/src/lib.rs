@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The token service: reports over HTTP whether tokens are valid, and mints tokens.
 //!
 //! ```text

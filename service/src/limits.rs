@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rate limits on expensive requests of strangers, so that one stranger cannot harm others.
 
 use std::num::NonZeroU32;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The sockets of the service, passed by systemd or its own.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rate-limited log lines, for events that strangers can cause: at most one line of a kind in an interval, with the
 //! number of omitted lines.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins of browsers at the provider (OpenID Connect Core section 3.1): `/login` and `/callback`.
 //!
 //! A sealed cookie contains the state of a login in progress. So logins that strangers begin use no memory, and a login

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logout by the user (OpenID Connect RP-Initiated Logout 1.0) or by the provider (Back-Channel Logout 1.0).
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-tokend`: the token service.
 
 #![forbid(unsafe_code)]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The page of a logged-in user (`/me`), and tokens for programs in the browser.
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Published metadata: those of the issuer (RFC 8414, OpenID Connect Discovery), its keys, and those of protected
 //! services (RFC 9728).
 

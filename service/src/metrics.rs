@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Metrics, in the format of OpenMetrics.
 
 use std::{fmt::Write, sync::atomic::AtomicU64};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Requests tokens from the agent, and formats the response (RFC 6749 section 5.1).
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The pages for people: HTML from templates, and one style sheet. They contain no JavaScript, and the policy of each
 //! page forbids it.
 //!

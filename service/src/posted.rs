@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Forms that browsers post from pages.
 
 use axum::http::HeaderMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Metrics, and probes of liveness and readiness.
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Random texts that cannot be guessed.
 
 use aws_lc_rs::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Values of the last moments, by the digest of a text.
 
 use std::{

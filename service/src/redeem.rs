@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens that a user has allowed a program to get, with a device code, an authorization code or a refresh token. The
 //! token is minted before the code is consumed: if the agent does not reply, the program can try again.
 

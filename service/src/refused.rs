@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reasons to reject a token.
 
 /// The reason why a token is rejected.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Revocation of tokens (RFC 7009).
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The paths of the service: a fixed list. The response to all others is 404.
 
 use std::{sync::Arc, time::Duration};

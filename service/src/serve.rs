@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Serves HTTP/1.1 and 1.0 at all sockets, until the service shuts down.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Browser sessions: an opaque id in a cookie, and a record in the state.
 
 use axum::http::{HeaderMap, HeaderValue, header};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The configuration of the service: a separate TOML file.
 
 mod client;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state: sessions, logins of devices, authorization codes and families of refresh tokens.
 //!
 //! All are records of one table, in SQLite, or in PostgreSQL if several services share it. The database contains only

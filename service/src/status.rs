@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Publishes Status Lists, so that services can check many tokens without asking (draft-ietf-oauth-status-list-20
 //! sections 8 and 9).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The Status Lists of the issuer, signed by the agent. Each is fetched at most once per second.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rejects requests that the service and a proxy in front of it could interpret differently.
 //!
 //! The service normalizes nothing: it rejects ambiguous requests with 400.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens for users and clients: client credentials (RFC 6749 section 4.4), token exchange (RFC 8693), and grants of
 //! users. The agent verifies the proof and decides.
 

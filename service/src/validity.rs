@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The validity of tokens, as the agent reports it. Replies are cached for half a second: a token whose job has ended
 //! becomes inactive within a second, and thousands of checks per second do not load the scheduler. The reply about an active
 //! token is requested again before it is too old, so that no check waits for it.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Decides whether a token satisfies a demand.
 
 use protocol::Validity;

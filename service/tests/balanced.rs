@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Two services behind nginx share one PostgreSQL server. Either can be killed without failed requests.
 
 mod support;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The documentation: the service accepts the examples of its configuration, and its page is what its help says.
 
 use std::{

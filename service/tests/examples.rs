@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The example of a configuration that the package installs is accepted by `workflow-tokend --check`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};

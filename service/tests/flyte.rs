@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The client of Flyte's SDK, from PyPI, finds the authorization server and its client id.
 
 mod support;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Users log in, and allow programs to act for them.
 
 mod support;

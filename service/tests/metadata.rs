@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The service publishes the metadata of another server instead of its own.
 
 #[path = "support/stub.rs"]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Proxies ask about each request to the services behind them.
 
 mod support;

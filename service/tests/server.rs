@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The server: unusual requests, many connections, certificates, signals.
 
 mod support;

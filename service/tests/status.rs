@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Services fetch Status Lists, and check tokens without further requests.
 
 mod support;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Command-line tools find the authorization server and their client id.
 
 mod support;

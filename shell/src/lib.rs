@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Code shared by the job shell plugins: looks up a sealed record, opens it as the job owner, exports its variables,
 //! and reads the settings in the shell's initrc.
 #![forbid(unsafe_code)]

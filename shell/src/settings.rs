@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The configuration of a plugin in the shell's initrc.
 
 use std::{ffi::CStr, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The cache of sealed records on a node, accessible to root only. The node requests each job's record once.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! One request and its reply, within a time limit that no peer can extend.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Code shared by the Slurm components: the configuration, the cache of records, one bounded request to the agent, and
 //! the record of a job on its nodes.
 #![forbid(unsafe_code)]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The messages between the plugin in slurmstepd and `workflow-token-slurmstepd`, each in one frame on a socket, and
 //! the record that both open.
 //!

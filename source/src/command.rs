@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "command"`: the output of a program of the site.
 //!
 //! [`crate::supervise`] runs the program without a shell.

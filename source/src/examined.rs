@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Findings about a source, for the operator, before a job uses it.
 
 use crate::http::SourceError;

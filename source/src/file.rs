@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "file"`: a file for each job or user that only the instance owner can read.
 
 use std::{

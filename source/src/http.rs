@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The HTTP client of the sources: verified TLS, and bounded answers.
 //!
 //! Bodies of requests and answers are in memory that is zeroized. The buffers of hyper and rustls are not; they live as

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Identity tokens, which a login stores for its user. Projects use their claims.
 
 use std::{

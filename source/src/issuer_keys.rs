@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The keys of an issuer, from any source.
 
 use std::sync::Arc;

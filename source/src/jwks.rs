@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Verification keys from an issuer's URL: its metadata name a JWKS (RFC 8414, OpenID Connect Discovery), which is
 //! cached and refreshed.
 //!

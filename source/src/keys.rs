@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys in files. Reads check owners and modes, each use checks for changes, and the command writes the files.
 //!
 //! A running instance uses [`KeyStore`]. A change takes effect with the next token, without a restart. If the changed

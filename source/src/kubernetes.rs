@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "kubernetes"`: the Workflow of a rabbit job, and the Secret that it names.
 //!
 //! A job that uses rabbit storage has an object `Workflow` of the Data Workflow Services (DWS). Its `status.env`

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Sources of variables, such as workflow tokens, one module each.
 //!
 //! A [`Source`] fetches the variables of one job. It never blocks the calling thread: blocking calls run on threads of

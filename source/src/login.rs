@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! An OpenID provider (OpenID Connect Core section 3.1): the addresses for logins, and the identity of users.
 
 use std::{

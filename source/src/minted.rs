@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "issuer"`: tokens that the instance mints for one job each.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "oauth2"`: tokens of an external authorization server, by client credentials (RFC 6749 section 4.4), token
 //! exchange (RFC 8693), or a refresh token (RFC 6749 section 6).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Expands `~`, `$VAR` and `${VAR}` in configured paths of keys.
 
 use std::{env, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A configured server: an authorization server or an issuer, by its URL.
 
 mod discovery;

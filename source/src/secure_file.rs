@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads files with secrets and other files that the operator names, if nobody else can have changed them, see
 //! [`secure_path`].
 

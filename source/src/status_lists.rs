@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The Status Lists of an issuer (draft-ietf-oauth-status-list-20): the entries of job tokens and their validity.
 //!
 //! A list has 2^20 entries, each of which is assigned once. When all are assigned, the next list begins. A list is

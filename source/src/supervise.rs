@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The supervisor of a command: it starts the command and collects its output. It kills the command and all processes
 //! that the command has started on request, at the timeout, or when the engine has ended.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A client of the token service for users who authenticate with a MUNGE credential. It gets tokens and logs in for
 //! jobs.
 

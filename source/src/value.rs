@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Converts the bytes that a source has read into a value that an environment can carry.
 
 use seal::Secret;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Verifies tokens against the keys of their issuer, for `check = "verify"` and the command `verify`.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Commands of rules under their supervisor, in particular commands that do not end in time.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Verification keys from an issuer's URL, against a simulated issuer.
 
 #[path = "support/login.rs"]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Key directories of an operator: writing, checks while reading, and changes during use.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "kubernetes"`, against a simulated API server over real TLS.
 //!
 //! Every secret in these tests contains the word "canary", and every fetch searches all messages for it.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "oauth2"`, against a simulated authorization server.
 //!
 //! Every secret in these tests contains the word "canary", and every fetch searches all messages for it.

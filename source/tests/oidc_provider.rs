@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `source = "oauth2"`, and verification with the keys of an issuer, against a certified authorization server:
 //! oidc-provider, which npm installs into the target directory.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Files behind symbolic links: only links of root and of the current user are followed.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // A user agent without a screen: requests over TLS exactly as they are written, and a cookie jar.
 
 import { request as plain } from 'node:http';

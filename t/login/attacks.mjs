@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Requests of attackers, exactly as they send them.
 
 import assert from 'node:assert/strict';

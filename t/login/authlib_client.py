@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """clients.py: Authlib as a client of the service at LOGIN_ISSUER: discovery, client credentials, the code flow with PKCE, introspection
 and revocation. It prints "open URL" where a user has to agree."""
 

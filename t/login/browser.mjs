@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Chromium, with a context of its own for each user: no cookie of one is seen by another.
 
 import { join } from 'node:path';

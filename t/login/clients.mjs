@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // What programs get: openid-client, with pages of the service in Chromium where a user has to agree.
 
 import assert from 'node:assert/strict';

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Logins that serve jobs: the command of the user, and pages of the service in Chromium.
 
 import assert from 'node:assert/strict';

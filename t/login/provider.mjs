@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // An OpenID provider on loopback, without TLS: oidc-provider, which is certified by the OpenID Foundation.
 //
 //   node provider.mjs FILE

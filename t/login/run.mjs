@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Runs one test: an export of one of these programs, with the site.
 //
 //   node run.mjs PROGRAM TEST

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Logins and logouts of people, in Chromium.
 
 import assert from 'node:assert/strict';

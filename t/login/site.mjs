@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Where the service and the provider are, and who logs in: the environment of these programs.
 
 import { Agent } from './agent.mjs';

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Logins while the provider is in trouble: they fail, with a page that says so, and the next one works.
 
 import assert from 'node:assert/strict';

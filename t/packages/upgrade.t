@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Packages: a cluster runs with what they install, and jobs keep their tokens through an upgrade and back
 
 scripts/packages runs this in a chroot of its own: it writes to /etc and starts the daemons of the system. The directories

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """ask.py SOCKET PORT RESTRICT CLUSTER JOBID UID NODE [COUNT]: requests the record of a job from an agent, as a node
 does, and prints the kind of each of its COUNT replies to the same credential: Record, Failed, Unknown, or the error.
 

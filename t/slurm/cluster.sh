@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # shellcheck shell=bash
 # A Slurm cluster of two nodes on this machine, in the current directory, with its own agent.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """echo.py PORT: a service behind a proxy. It answers each request with the headers that it received, as JSON."""
 
 import http.server

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # shellcheck shell=bash
 # Code shared by the tests on Slurm: a cluster of two nodes on this machine, with its own munged and agent.
 #

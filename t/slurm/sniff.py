@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """sniff.py FILE: appends all packets of the loopback interface to FILE until it is killed (packet(7)). Needs root. FILE exists
 once recording has begun."""
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """status.py entry TOKEN: prints the URI of the status list that a token names, and its index there.
 status.py status LIST URI INDEX ISSUER: prints the status at an index of a status list, 0 or 1. Both are in files."""
 

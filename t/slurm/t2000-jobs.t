@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: every kind of job receives its token, and no other job does'
 
 . "$(dirname "$0")/lib.sh"

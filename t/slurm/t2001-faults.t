@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: after any fault, no job starts without its token, each reports the reason in one line, and no node is drained'
 
 . "$(dirname "$0")/lib.sh"

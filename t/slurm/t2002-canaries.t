@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: the token is only in the environment of the tasks, and nobody else can obtain it'
 
 . "$(dirname "$0")/lib.sh"

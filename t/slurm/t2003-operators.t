@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: doctor reports the setup, and show reports the tokens of a job'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: a backup controller takes over while jobs run, and each job receives its token'
 
 . "$(dirname "$0")/lib.sh"

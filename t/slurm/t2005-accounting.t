@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: no token is in the accounting database, and rules for accounts and qualities of service work'
 
 . "$(dirname "$0")/lib.sh"

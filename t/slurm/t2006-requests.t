@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: a user requests another audience or lifetime, within what the rule allows'
 
 . "$(dirname "$0")/lib.sh"

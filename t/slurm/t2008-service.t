@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: the token service reports to proxies and services whether the tokens of jobs are valid'
 
 . "$(dirname "$0")/lib.sh"

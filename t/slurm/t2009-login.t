@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: users log in to the token service at an OpenID provider, and clients and proxies of others use the service'
 
 . "$(dirname "$0")/lib.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: the same shared object on other releases, each in a chroot of a Debian suite that packages it'
 
 . "$(dirname "$0")/lib.sh"

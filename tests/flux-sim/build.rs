@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Compiles the C-variadic functions that the simulator exports, and exports all symbols of the simulator to the
 //! plugins that it loads.
 

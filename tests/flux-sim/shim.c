@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* shim.c - the parts of the simulator that must be C: the C-variadic functions of the Flux API, and JSON objects that
  * behave as callers expect (an unpacked string belongs to the object from which it was unpacked).
  *

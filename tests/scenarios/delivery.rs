@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Deliveries: which token each job receives, and the fate of a job whose token cannot be obtained.
 
 use std::fs;

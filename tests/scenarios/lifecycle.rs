@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The job manager's plugin and its agent are configured, loaded, removed, restarted and killed at any moment of a
 //! delivery, and under load. No job is lost, stuck, or started without its token.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The plugins as users and operators see them. Each scenario is written once. It runs on the simulator and, if
 //! installed, on Flux: see `needs::scenario`.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Cray PMI: which job receives which ports, through reloads and restarts. The secret is in the record and in the shell
 //! option of `cray_pals.so`, and nowhere else.
 

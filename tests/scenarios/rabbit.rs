@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rabbit jobs with a scripted service: their life, their fate after a failure, and how the plugin resumes them from
 //! any point when the plugin or the instance returns.
 

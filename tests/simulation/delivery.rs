@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Deliveries that only the simulator can test: faults of the KVS, and jobs of other users. `tests/scenarios/` tests
 //! everything else that users notice.
 

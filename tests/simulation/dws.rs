@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `dws-jobtap.so` in cases that only the simulator can test: faults of the KVS, jobs of other users, and jobs in every
 //! state when the plugin or the instance returns. `tests/scenarios/` tests everything else that users notice.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `dws_environment.so` on the simulator. Rabbit jobs find the variables of their sealed record in their environment.
 //! Jobs prepared before variables were sealed find those of their eventlog. No rabbit job starts without its variables.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Field reports: names that are numbers, configuration in several files, files that arrive late.
 
 use std::{fs, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The cost of a delivery does not grow with the number of others. On the simulator: memory, by the plugin's own
 //! count.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Projects by the claims of identity tokens, on the simulator: which tokens are accepted.
 
 use std::{

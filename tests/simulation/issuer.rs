@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens that the instance mints, and tokens that are verified before delivery, on the simulator. The command verifies
 //! the token that a job finds in its environment.
 

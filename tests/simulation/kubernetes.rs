@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Deliveries whose source is a Workflow, on the simulator: the plugin runs in a broker, which reaps its children and
 //! has a thread that must not block.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The life of the job manager's plugin, in cases that only the simulator can test: removal and restart during a
 //! commit, and its memory. `tests/scenarios/` tests everything else that users notice.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The plugins under the Flux simulator, with a real munged.
 
 #[macro_use]

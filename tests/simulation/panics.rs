@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A panic in a plugin costs at most one job. That job ends with one clear exception and does not start without its
 //! secret, and neither other jobs nor the instance are affected. Builds with the feature `fault-injection` panic at the
 //! place that a file names.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Cray PMI in cases that only the simulator can test: slow look-ups, and memory. `tests/scenarios/` tests everything
 //! else that users notice.
 

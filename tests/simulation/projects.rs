@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Projects on the simulator, with a name service that the test controls: who may submit which jobs, and who receives a
 //! token.
 

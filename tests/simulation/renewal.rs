@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens that are renewed while their job runs, and jobs with several tokens.
 
 use std::{fs, process::Command};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Sealed records, with a real munged: who can open them, and which are rejected.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The job shell's part of a delivery, on the simulator: which records are accepted, for which jobs a record is looked
 //! up, and the fate of a job whose record cannot be used.
 

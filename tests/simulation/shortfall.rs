@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens that cannot last as long as their jobs: users are warned or their jobs rejected, at submission if this is
 //! known then.
 

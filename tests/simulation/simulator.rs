@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The simulator itself, with small plugins in C that have their own declarations.
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The token of a job has an entry in a status list. The list shows that the job has ended, even if it ended while no
 //! agent ran.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The agent reports whether the job of a token is active, and when it ended.
 
 use std::{fs, io::Write, os::unix::net::UnixStream, time::SystemTime};

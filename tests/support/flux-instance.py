@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """flux-instance.py --statedir DIRECTORY [OPTION…]: runs an instance of Flux as `flux-sim instance` runs a simulated
 one.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* jobtap.c - a plugin for the job manager for tests of the simulator.
  *
  * In state RUN it starts a prolog, and wakes the reactor through an eventfd from a thread of its own. The reactor then

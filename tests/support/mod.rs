@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Code shared by the tests.
 #![allow(dead_code, unreachable_pub)]
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* names.c - a name service for tests, loaded with LD_PRELOAD.
  *
  * The file $TEST_NAMES contains a line for each user (user NAME UID GID) and each group (group NAME GID MEMBER…).

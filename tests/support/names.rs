@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Users, groups and projects: an instance with a name service that a test controls.
 
 use std::{fs, io::Write, path::PathBuf, process::Command};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* option.c - a plugin for the job shell that sets options when it is loaded, and logs their values in shell.init. */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! README and the pages in `doc/`: their examples, and the options that their synopses and descriptions have.
 
 #![allow(dead_code, reason = "each test that includes this file uses a part of it")]

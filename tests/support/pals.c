@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* pals.c - a plugin for the job shell that reads the option "cray-pals" when it is loaded, as Cray's PMI does, and
  * exports the value.
  */

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The product's plugins on the simulator, set up as on a site: with munged, secrets, programs and a configuration.
 
 use std::{

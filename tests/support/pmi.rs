@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Instances with the plugins for Cray PMI, and jobs as seen by these plugins.
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* puppet.c - a plugin for the job manager that performs the actions that a test requests, and records its calls.
  *
  * Its configuration {"on": {TOPIC: [ACTION, ...]}} lists the actions for the callback of each topic. Its service "do"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A site with rabbits, and the service that communicates with DWS, played by a test.
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Searches for secrets in places where they must not be.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Programs that run beside a test. If one exits early or is not ready in time, its output is reported.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 /* shell.c - a plugin for the job shell for tests of the simulator.
  *
  * In shell.init it reads the key "test" of the job through job-info.lookup, and exports it as TEST_VALUE. Without the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Drives an instance of the simulator, or of Flux, from a test.
 
 use std::io::Write;

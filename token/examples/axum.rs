@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A service that verifies workflow tokens: a layer of axum, and a handler that asks whose token it is.
 //!
 //! ```text

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! JSON objects whose names are unique, at any depth, read without a tree.
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The compact serialization of a JWS (RFC 7515 section 3.1) as far as one can read it without a key.
 
 use std::fmt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Protects a service of axum, or any other of tower, that no proxy protects.
 
 use std::{

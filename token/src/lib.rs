@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Workflow tokens: reading claims, checking the shape of a token without its key, issuing, and keeping tokens
 //! out of logs.
 //!

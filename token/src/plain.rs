@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Characters that are shown as they are, and those that could steer a terminal or mislead a reader.
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keeping secrets out of logs where the text comes from elsewhere, such as the standard error of a program.
 //!
 //! Two nets, since each has holes: secrets that are known are found wherever they stand, and what merely looks like one

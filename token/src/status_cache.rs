@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Status Lists that a service has fetched, so that it knows without a question for each token which ones are still valid.
 
 use std::collections::HashMap;

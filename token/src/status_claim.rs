@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The claim `status` of a token: its entry in a Status List (draft-ietf-oauth-status-list-20 section 6.2).
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Status Lists: whether each of many tokens is valid, as one compressed array of bits (draft-ietf-oauth-status-list-20).
 
 use std::fmt;

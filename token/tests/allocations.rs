@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What a token costs besides its cryptography: one allocation to verify, for its claims, and two to issue, for its claims
 //! and itself.
 

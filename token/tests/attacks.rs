@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Attacks on verification (RFC 8725 section 2), each refused with its own reason.
 
 mod common;

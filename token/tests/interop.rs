@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Other implementations verify our tokens, and we verify theirs: PyJWT (Python) and jose (JavaScript).
 //!
 //! Both are installed into the target directory, from their registries.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys in all the forms that they are kept in.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The layer for services of tower lets only requests with a valid token through, and with a cache only those whose token is
 //! still valid.
 

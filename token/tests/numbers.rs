@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Numbers in claims, however they are written. `scripts/check` also runs this with another reader of numbers.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Attacks on the log: output that hides a token, or that costs more than it should to look at.
 
 use std::{fs, io::Write, process::Command, process::Stdio};

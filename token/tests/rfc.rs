@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The examples of RFC 7515, 7517, 7519, 7520, 7638, 7797 and 8037: those of our algorithms are accepted, all others are
 //! refused for what they are, and so is each that was altered.
 

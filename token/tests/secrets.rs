@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Nothing of a key or token is in what is printed of it.
 
 mod common;

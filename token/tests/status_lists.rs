@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Status Lists: what a verifier accepts, and what a cache of them says of tokens.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tokens that are minted, what they say, and which objects they open.
 
 mod common;

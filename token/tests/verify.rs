@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What a verifier accepts, and what it makes of it.
 
 mod common;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys that anyone could use, or that two readers could take for different ones, are refused when they are read.
 
 mod common;

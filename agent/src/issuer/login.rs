@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Logins, for the token service: issues tickets, and decides on requests with a ticket.
 //!
 //! A ticket is a JWT of a type of its own, which no service accepts as a token. The token service keeps it for the user

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A line of the file of revocations, which is one JSON object.
 
 use protocol::Subject;

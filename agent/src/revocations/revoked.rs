@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The active revocations, in memory: a million of them take about 30 MB.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Serves PrologSlurmctld and EpilogSlurmctld, one request for each connection.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Queries Slurm for the ends of jobs. The queries are limited, so that questions about tokens do not delay jobs that
 //! start. A job causes at most one query in half a second, however many tokens it has.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The facts of a Slurm job that rules refer to. The engine looks up the job owner.
 
 use config::{Asked, AttributePath, Facts, Principal, Projects, Property};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Requests the sealed record of a job from the engine: completes the job's facts, and selects its rules.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Node lists in Slurm's notation: `n1,n[2-4,007-010],c[0-1]n[0-3]` (slurm.conf(5), NodeName).
 
 /// The most bracketed ranges in one element.

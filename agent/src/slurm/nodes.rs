@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Serves the nodes, one request for each connection, in a MUNGE credential that only the agent's user can open.
 
 use std::{

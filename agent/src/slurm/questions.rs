@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Answers questions about the validity of tokens, and revokes tokens.
 
 use std::{sync::Arc, time::SystemTime};

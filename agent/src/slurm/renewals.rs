@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Renews the records of running jobs before their tokens expire, and applies `on-expiry` of their rules if a renewal
 //! fails.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reports for people: the jobs of a user that hold tokens, and the figures of the agent.
 
 use std::{collections::HashSet, io, sync::Arc};

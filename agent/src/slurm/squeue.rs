@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Queries Slurm about jobs and nodes, and cancels and signals jobs, with its commands (squeue(1), scontrol(1),
 //! scancel(1)).
 

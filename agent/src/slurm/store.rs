@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The sealed records of active jobs, one file for each. They outlive the agent, and two controllers may share them.
 //!
 //! The agent keeps no copy in memory: the kernel caches the files.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `bench-inline.so`: the simplest plugin that could deliver, for comparison only. It calls munge_encode(3) in
 //! `job.state.run`, on the thread of the job manager, which stands still as long as munged does.
 //!

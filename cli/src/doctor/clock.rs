@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The clock. Tokens and credentials live for minutes: a wrong clock makes them expired or not yet valid.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `[workflow-token]` of a file or of the running instance.
 
 use std::path::{Path, PathBuf};

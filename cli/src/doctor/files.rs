@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The files that rules name: token files, their directories, and programs. A user who can change one of them can
 //! choose the tokens of jobs.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads which plugins the initrc of the job shell loads (flux-shell-initrc(5)). The initrc is a program in Lua; this
 //! module considers only calls of `plugin.load` with constant names, as in the initrc of Flux, in textual order.
 

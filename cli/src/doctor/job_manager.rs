@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The loaded plugins of the job manager: those of this project, or those of flux-coral2 with the same names.
 
 use config::Config;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys: those with which the instance signs, and those with which it verifies.
 
 use config::{Config, KeyPath, Source, TrustedKeys};

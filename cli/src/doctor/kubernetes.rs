@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The API servers of rules: whether they reply, and grant access to Workflows and their Secrets.
 
 use std::path::PathBuf;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! MUNGE: whether munged seals and opens records.
 
 use std::path::Path;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Servers on the network, queried concurrently.
 
 use std::thread;

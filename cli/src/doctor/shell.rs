@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The plugins of the job shell: whether the required ones are in its plugin path, and its initrc loads them in the
 //! correct order.
 

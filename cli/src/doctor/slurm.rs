@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The set-up of a Slurm cluster, on its controllers and nodes.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Common parts of the command's tests: they run it with a `flux` that is a script, and start a munged.
 
 #![allow(dead_code, reason = "each test file is a separate program, and uses a part of this")]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Functions for `deserialize_with` that read keys, required and optional ones. Each error states the valid values.
 
 use std::{fmt::Display, path::PathBuf, str::FromStr, time::Duration};

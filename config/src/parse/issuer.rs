@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The tables `issuer` and `trust.NAME`, and the keys of rules with `source = "issuer"`.
 
 use std::{path::PathBuf, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The keys of rules with `source = "oauth2"`.
 
 use std::path::PathBuf;

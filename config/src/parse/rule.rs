@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Rules and the table `dws`. Their source determines their additional keys.
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `service` and its tables `grant`.
 
 use std::{path::PathBuf, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The reason why a job gets no secret.
 
 use std::fmt;

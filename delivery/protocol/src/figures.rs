@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reports of the agent: the jobs of a user that hold tokens, and figures for operators. They contain no secret.
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Frames: a little-endian length of four bytes, and a message of that many bytes in the postcard wire format.
 
 use std::io;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The protocol between a scheduler's plugin and the agent, over a Unix stream socket.
 //!
 //! A plugin sends [`Request`]s and the agent sends [`Reply`]s, each in one frame. Either side may close the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Questions of the token service about logins of users at an OpenID provider. The agent holds the client secret and
 //! the refresh tokens, so it sends the requests to the provider.
 

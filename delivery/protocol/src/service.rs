@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The protocol between the token service and the agent, over a Unix stream socket of its own.
 //!
 //! The service sends numbered questions over one connection and receives the answers in any order. The frames are the

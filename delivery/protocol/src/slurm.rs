@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The protocol of a Slurm cluster. Each message is one frame.
 //!
 //! ```text

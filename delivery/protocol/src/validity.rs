@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Questions to the agent about issued tokens, their revocation and their issuer.
 
 use serde::{Deserialize, Serialize};

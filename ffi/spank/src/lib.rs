@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The C API of SPANK plugins: the declarations are in [`raw`]; the rest are safe types over them. See spank(8).
 
 pub mod raw;

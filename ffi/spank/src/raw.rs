@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The declarations of spank.h (spank(8)), written by hand: exactly what this workspace uses, as of Slurm 21.08.
 //!
 //! The symbols are not linked: they resolve in the program that loads the plugin. `tests/abi.rs` compares each

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Counts the hosts of a job: the hostlists of its resources (RFC 20, RFC 29), as libhostlist expands them.
 
 /// The most hosts in a range. As in libhostlist, a larger range is invalid.

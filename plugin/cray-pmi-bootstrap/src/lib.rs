@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `cray-pmi-bootstrap.so` for the job manager: gives each job with several nodes two ports and a secret, which Cray's
 //! libpmi uses to connect its tasks. It replaces the plugin of that name of flux-coral2, whose event contains the
 //! secret. Here, the event contains only the ports, and the secret is sealed.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state of the plugin, and the lifecycle of a job with ports.
 
 use std::{

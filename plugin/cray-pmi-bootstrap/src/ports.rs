@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The ports for the control connections of Cray's libpmi: two for each job that has several nodes.
 
 use std::{collections::HashMap, ops::Range};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The variables of a job: its ports in the format of libpmi, and a secret of 64 random bits.
 
 use std::{fmt::Write, io};

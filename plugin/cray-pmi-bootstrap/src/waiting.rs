@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Jobs in their prologs that wait until the free ports are known.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The callbacks for all stages of a rabbit job, and the functions that the engine calls.
 
 use std::{ffi::CStr, io, rc::Rc};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The constraints of a job's resources (RFC 31) when the service excludes rabbits that are down.
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! DEPEND: a job waits until its workflow is created and its resources are known.
 
 use std::rc::Rc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! CLEANUP: the service tears down the workflow when no shell is running any more.
 
 use std::rc::Rc;

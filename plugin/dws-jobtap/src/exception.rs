@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `job.event.exception`: an exception ends the prolog. In the epilog, it makes the service tear down the workflow.
 
 use std::rc::Rc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `dws-jobtap.so` for the job manager: moves a rabbit job through its states, together with the service for Data
 //! Workflow Services.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state of a rabbit job: small state machines, each with a table of its transitions.
 //!
 //! ```text

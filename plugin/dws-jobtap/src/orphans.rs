@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Orphaned workflows: those of rabbit jobs that became inactive while no plugin was loaded. No plugin requested their
 //! teardown, so they still occupy storage on the rabbits.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! RUN: the service sets up the workflow, and the variables that it sends are sealed and committed.
 
 use std::rc::Rc;

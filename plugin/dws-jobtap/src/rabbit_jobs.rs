@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state of the plugin: the active rabbit jobs, the stage of each, and the failure of a job.
 
 use std::{

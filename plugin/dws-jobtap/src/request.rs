@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The payloads of the requests of the service for Data Workflow Services, in the format of flux-coral2.
 
 use std::fmt;

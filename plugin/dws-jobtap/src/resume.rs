@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Resumes rabbit jobs that were active when the plugin was loaded: those of a removed plugin, of an earlier job
 //! manager, or of the plugin of flux-coral2.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Calls to the service for Data Workflow Services, and replies to its requests.
 
 use std::{ffi::CStr, io, rc::Rc};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tears down orphaned workflows.
 //!
 //! The removed plugin left the jobs in its handover. Their eventlogs show whether another plugin tore down the workflow

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The requests without a final reply. A new connection repeats them all.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

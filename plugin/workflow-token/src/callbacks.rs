@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The plugin's callbacks. Only those that the configuration needs are registered.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Handles tokens that expire because they could not be renewed.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};

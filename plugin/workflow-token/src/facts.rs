@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The facts of a job that rules refer to, on the reactor thread.
 
 use config::{Asked, AttributePath, Facts, Person, Principal, Projects, Property};

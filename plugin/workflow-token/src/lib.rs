@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token.so` for the job manager: holds a job in a prolog until its sealed workflow token is in the KVS.
 
 mod callbacks;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Job owners that the agent has looked up. Callbacks that decide on projects use them, because they cannot wait for a
 //! look-up.
 

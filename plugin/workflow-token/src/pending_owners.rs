@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Pending owners: users who are being looked up, and their held jobs. One turn of the reactor handles a limited number
 //! of jobs, however many are held.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Checks the projects of jobs that are submitted or updated.
 //!
 //! Callbacks that may reject a job run on the reactor thread, which cannot wait for the name service. If the job owner

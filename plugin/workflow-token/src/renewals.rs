@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Schedules the renewals of running jobs' records, and reports expired tokens.
 //!
 //! ```text

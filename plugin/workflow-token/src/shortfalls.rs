@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Warns at submission that the token of a job expires before the job may end.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The tokens of the jobs of an instance: rules, deliveries, renewals, and jobs from before the plugin was loaded.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The options of a credential, munge_ctx(3).
 
 use std::{ffi::c_int, str::FromStr};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The messages of Flyte's AuthMetadataService, as defined in `flyteidl.service` and `flyteidl2.auth`. Fields that this
 //! service never sets are omitted.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The page of the operator: the agent's figures, as plots.
 
 use askama::Template;

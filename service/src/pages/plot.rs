@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Plots, in SVG. Each comes with a table of its numbers.
 
 use askama::{Template, filters::HtmlSafe};

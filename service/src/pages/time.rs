@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Times, for people and for programs.
 
 use askama::{Template, filters::HtmlSafe};

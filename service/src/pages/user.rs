@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The page of a user: identity, jobs that hold tokens, and sessions.
 
 use askama::Template;

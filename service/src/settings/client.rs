@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `client`: who may ask about tokens, and exchange them.
 
 use std::{fmt, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `external`: the server whose metadata the service publishes instead of its own.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Paths in the file.
 
 use std::path::{Path, PathBuf};

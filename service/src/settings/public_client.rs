@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `public-client`: the client id and settings of command-line tools.
 
 use http::HeaderName;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The table `state`: the database of sessions, logins and codes.
 
 use std::{fmt, net::IpAddr, path::PathBuf};

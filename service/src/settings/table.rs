@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The tables of the file, before validation.
 
 use std::{net::SocketAddr, path::PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! User names in the file.
 
 use nix::unistd::User;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Values in cookies that only this service can read, so that strangers do not fill the database.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Seals values with AES-256-GCM under a key of the key file.
 //!
 //! A sealed value consists of a random nonce of 12 bytes, the encrypted JSON of the value, and a tag of 16 bytes. The

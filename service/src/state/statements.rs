@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! SQL statements, which both databases accept.
 
 pub const CHECK: &str = "SELECT kind FROM records LIMIT 0";

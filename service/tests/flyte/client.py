@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 """Fetches the client configuration in the way of Flyte's SDK. Prints it in JSON.
 
 Usage: client.py URL

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The pages for people: escaping, headers, forms and structure.
 
 mod html;

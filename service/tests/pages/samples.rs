@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! One sample of each page.
 
 use axum::http::StatusCode;

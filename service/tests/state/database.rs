@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Failures of PostgreSQL, and their effect on the service.
 
 use std::{fs, sync::Arc};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The state of the service: the same tests on SQLite and on PostgreSQL.
 
 mod database;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A PostgreSQL server that a test starts.
 
 use std::{

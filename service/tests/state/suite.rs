@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Tests for SQLite and PostgreSQL.
 
 use std::{

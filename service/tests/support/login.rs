@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A simulated login provider behind the agent of a test, and browsers.
 
 use std::collections::HashMap;

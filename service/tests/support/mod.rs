@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A service with a simulated agent, and a client that can send arbitrary bytes.
 
 #![allow(dead_code, reason = "each test uses a part of it")]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `cray-pmi-bootstrap.so`: hands a job's ports and secret to the unmodified plugin `cray_pals.so` of flux-coral2.
 //!
 //! When `cray_pals.so` is loaded, it takes them from the shell option `cray-pals` if set, and otherwise reads them from

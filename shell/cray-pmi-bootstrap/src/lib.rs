@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `cray-pmi-bootstrap.so` for the job shell.
 
 mod bootstrap;

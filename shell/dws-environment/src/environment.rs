@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `dws_environment.so`: sets the variables of Data Workflow Services in the environment of a rabbit job's tasks. It
 //! replaces the plugin of that name of flux-coral2, which reads them from the job's eventlog.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `dws_environment.so` for the job shell.
 
 mod environment;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The tokens of the enclosing job. A Flux instance that runs in a job has no plugin that delivers, so its jobs receive
 //! the tokens of that job.
 //!

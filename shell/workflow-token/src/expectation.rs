@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Decides whether a job has a record.
 //!
 //! The rules are the job manager's. A shell sees the jobspec that the user signed, without later changes, and the

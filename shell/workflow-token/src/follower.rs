@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Follows the records of a job: looks up the next one when it is due, writes it to the files, and signals the tasks.
 
 use std::{

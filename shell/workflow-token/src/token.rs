@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token.so`: sets the token of a job in the environment of its tasks.
 //!
 //! It sends its first look-up while the shell is still loading plugins, and uses the response in `shell.init`, so that

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The facts of a job in the environment of PrologSlurmctld and EpilogSlurmctld (slurm.conf(5), prolog_epilog).
 //! slurmctld sets all variables that begin with `SLURM_`. Variables set by users begin with `SPANK_`.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token-slurmctld`: hands a Slurm controller's jobs to its agent, as PrologSlurmctld and EpilogSlurmctld.
 //!
 //! It always exits with status 0. With any other status, Slurm would requeue a batch job, kill any other job, and drain

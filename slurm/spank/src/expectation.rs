@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Decides on the node, without the agent, whether a job may receive a token.
 //!
 //! The rules are the agent's. With its copy of the rules, a node skips jobs that no rule can match, even if the agent

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Starts the program that keeps the tokens of a step in files on this node and renews them. A plugin in slurmstepd
 //! must not start threads.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token-spank.so`: the edge to Slurm, see spank(8).
 //!
 //! Every callback returns 0. If a required plugin fails, Slurm drains one node after the other.

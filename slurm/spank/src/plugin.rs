@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The plugin's work in each program.
 //!
 //! srun, sbatch, salloc: the plugin removes the variables of the surrounding job, so that no secret is sent or stored

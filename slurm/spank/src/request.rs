@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The option `--token`, with which a user requests a token other than the default.
 //!
 //! srun, sbatch and salloc check the requests against their copy of the rules, if they can read it, and pass them to

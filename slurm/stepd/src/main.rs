@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! `workflow-token-slurmstepd`: keeps the tokens of a step's tasks on one node in files.
 //!
 //! The plugin in slurmstepd starts it as root. As root, it reads the configuration, and contacts agents with the node's

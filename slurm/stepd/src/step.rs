@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The files of a step on one node, from the first record to the last.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Lines for the operator, in the system log of the node (syslog(3), RFC 3164). slurmstepd provides no log for its
 //! children.
 

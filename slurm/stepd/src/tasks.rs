@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The tasks of a step on this node, and waiting for their events.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The two users that this process acts as: root, and the job owner.
 
 use std::io;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The error of one request: its cause, the remedy, and whether another attempt can succeed.
 
 use std::{error::Error as StdError, fmt, io, path::Path, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Retries with exponential backoff, jitter and a deadline.
 
 use std::{

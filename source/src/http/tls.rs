@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! TLS. A server's certificate is always verified; verification cannot be disabled.
 
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The rate limit of requests to an issuer because of unknown keys.
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Fetches the published metadata and keys of an issuer once.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads a key directory, or a single file of keys.
 //!
 //! | in the directory | contents |

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Creates key directories and performs the three steps of a rotation.
 //!
 //! A running instance may read the directory at any moment: files appear complete, private keys before their public

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Reads the address of an API server and the credential for it, from a kubeconfig file or from the files of a pod.
 //!
 //! [`kube`] parses the kubeconfig file, whose format is that of `kubectl` ("Organizing Cluster Access Using kubeconfig

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Connections to an API server. All deliveries of the rules that use the same server share them.
 //!
 //! [`MAX_REQUESTS`] bounds the number of concurrent requests, and so the number of connections.

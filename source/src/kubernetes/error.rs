@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Error messages of requests for Workflows.
 
 use std::fmt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Examines an API server for the operator: checks that it can be reached, and which objects it permits to read.
 
 use std::{path::PathBuf, time::Duration};

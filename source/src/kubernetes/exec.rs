@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Credentials from a command: `exec` in a kubeconfig file.
 //!
 //! The protocol is that of client-go ("client-go credential plugins" in the Kubernetes documentation, and the API group

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The used parts of API objects: the API group, the Workflow and the Secret.
 //!
 //! The Workflow is that of the Data Workflow Services (`Status` in api/*/workflow_types.go of

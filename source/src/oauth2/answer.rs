@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Answers of a token endpoint (RFC 6749 sections 5.1 and 5.2, RFC 8693 section 2.2).
 
 use std::time::{Duration, SystemTime};

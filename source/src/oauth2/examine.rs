@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The check of a rule for `flux workflow-token doctor`.
 
 use std::time::Duration;

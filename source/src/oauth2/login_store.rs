@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The refresh tokens of logins for jobs: one file for each user, sealed by MUNGE so that only the agent's user can
 //! open it.
 

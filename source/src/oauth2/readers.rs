@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Threads that read files of users. A user may control the file system and delay its answers, so each user occupies at
 //! most a few threads, and each read has a timeout.
 

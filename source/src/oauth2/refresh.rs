@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Refresh tokens in files (RFC 6749 section 6). A server may replace a refresh token at each use, and treat a later
 //! use of the former one as theft. So only one delivery at a time uses a file, and the next token is on disk before the
 //! answer is used.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Requests to a token endpoint, and the authentication of the client.
 
 use std::{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The metadata of an issuer (RFC 8414 and OpenID Connect Discovery 1.0).
 
 use std::time::Duration;

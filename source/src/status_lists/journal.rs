@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The file of a list: a journal of assigned and invalidated entries.
 //!
 //! If the process is killed, no written record is lost. After a power failure, only synced records are certain to

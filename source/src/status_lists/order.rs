@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The order in which the entries of a list are assigned: a secret permutation, so that an index does not reveal when a
 //! job started.
 

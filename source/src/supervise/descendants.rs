@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The processes that a command has started, including orphaned ones.
 //!
 //! The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)): orphaned processes become its children. So

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The protocol between a supervisor and its client.
 
 use std::{collections::BTreeMap, time::Duration};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A simulated Kubernetes API server, with the paths, objects and answers that the tests need.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 

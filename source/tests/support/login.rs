@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A simulated authorization server: its metadata, its keys, and its token endpoint.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 

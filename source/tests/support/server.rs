@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! A server on loopback, with real TLS or without TLS. Its [`World`] determines the answers, and it simulates faults.
 //!
 //! It runs on its own thread and ends when dropped.

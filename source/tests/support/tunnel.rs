@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! An HTTP proxy that opens tunnels (RFC 9110 section 9.3.6).
 #![allow(dead_code, reason = "each test program uses a part of it")]
 

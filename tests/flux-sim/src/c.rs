@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Values that cross the C boundary: errno, strings, JSON objects and named auxiliary items.
 //!
 //! `Aux` imitates Flux's `aux_set(3)` family: a list in which keyed items come first, the newest at the head.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The connection between the instance and a job shell: JSON values, one per line, over a socket. Neither side ever
 //! waits for the other to read.
 

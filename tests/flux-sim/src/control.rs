@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The control of an instance: one JSON request per line on standard input, and one JSON response per line on standard
 //! output.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Event logs, as in RFC 18: one JSON object per line, with a timestamp, a name and an optional context.
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Execution: starts the shells of a job, collects their output, and reports how they ended.
 //!
 //! Imitates job-exec as seen by the job manager (`start`, `finish`, `release`): one shell on this node for each node of

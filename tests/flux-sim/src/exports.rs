@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The C names that the simulator exports: every name that plugins may call, with its declared type. The names of
 //! jansson are in the library with which the simulator is linked, and plugins find them there.
 

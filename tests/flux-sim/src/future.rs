@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Futures.
 //!
 //! Imitates `flux_future_then(3)`, `flux_future_get(3)` and their family. A continuation runs on a later turn than the

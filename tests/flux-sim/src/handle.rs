@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The Flux handle: the process's view of its broker, and the messages that both exchange.
 //!
 //! Imitates `flux_t` with its aux items, `flux_log(3)`, `flux_rpc(3)` and `flux_respond(3)`. In the instance, the

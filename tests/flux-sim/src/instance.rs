@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The instance: the job manager, with its KVS, its log and its configuration.
 //!
 //! Imitates how job-ingest and job-manager take a job from submission to its end, commit events in batches, and replay

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Jobs: their data, and the effect of each event.
 //!
 //! Imitates the state machine of RFC 21, as far as it is needed here. Only plugins add dependencies, and resources

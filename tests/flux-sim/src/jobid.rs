@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Job ids: FLUIDs and their encodings (RFC 19).
 //!
 //! Imitates `flux_job_id_encode(3)`, `flux_job_id_parse(3)` and `flux_job_kvs_key(3)`, without the word and emoji

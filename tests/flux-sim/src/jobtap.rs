@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! jobtap: the plugins of the job manager.
 //!
 //! Imitates `flux-jobtap-plugins(7)`, with its order of callbacks at load, at a change of the configuration and at

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The key-value store, and its content on disk.
 //!
 //! Imitates `flux_kvs_txn_create(3)`, commits and lookups, with dots in keys as directories. Every value ever

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The simulator: a substitute for the job manager, the KVS and the job shell of Flux, for machines without Flux.
 //!
 //! It loads the same shared objects as Flux, through the same C names, and imitates the parts of Flux that they see:

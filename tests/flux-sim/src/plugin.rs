@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Plugins: shared objects, their handlers, and the arguments passed to them.
 //!
 //! Imitates `flux_plugin_create(3)` and its family, as used by jobtap and the job shell.

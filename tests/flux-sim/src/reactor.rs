@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The reactor: one thread that serves descriptors, futures, timers and deferred work in turns, and measures the
 //! duration of each callback of a plugin.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Runs one job in its own instance, in a temporary directory.
 //!
 //! Imitates the user's view of `flux run`: the output of the job, an exception as `flux job attach` prints it, and the

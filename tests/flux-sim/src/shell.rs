@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The job shell: a separate process that runs one task of a job as the job owner.
 //!
 //! Imitates `flux-shell-plugins(7)` and the stages of the job shell: it loads plugins, then runs `shell.init`, a

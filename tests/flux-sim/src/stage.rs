@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Services that a test plays in place of services beside Flux: their requests, and their responses.
 //!
 //! The stage answers a topic immediately, or holds its requests until the test responds to each. It also records

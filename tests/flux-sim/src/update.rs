@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Updates of jobspecs by request.
 //!
 //! Imitates `update.c` of the job manager. Each updated key needs the consent of a plugin. Then the plugins validate

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Makes the test runner ignore tests that cannot run on this machine, and report the reason.
 
 #![forbid(unsafe_code)]

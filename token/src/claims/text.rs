@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Strings of claims, kept as places in the payload.
 
 use std::borrow::Cow;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The encodings of keys in DER, as far as aws-lc-rs does not read or write them, or does not tell which part is wrong.
 
 use pkcs8::der::asn1::{BitStringRef, OctetStringRef, UintRef};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Checks of public keys for Ed25519 that aws-lc does not make (RFC 8032 section 5.1).
 
 use num_bigint::BigUint;

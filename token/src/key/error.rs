@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 use crate::key::{MIN_KEY_LEN, MIN_RSA_BITS};
 
 /// The reason why something is not taken as a key. Holds nothing of the key.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys to sign and to verify with, each bound to one algorithm.
 
 mod der;

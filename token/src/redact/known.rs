@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Where known secrets are in a text, in whatever form: as they are, and by any eight of their letters and digits in a
 //! row, in upper or lower case, with anything in between, escaped, or as a dump in numbers.
 //!

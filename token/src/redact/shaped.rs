@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Finds texts in the form of a secret.
 
 use std::ops::Range;

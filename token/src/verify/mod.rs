@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Verification of tokens (RFC 7515 section 5.2, RFC 7519 section 7.2), as RFC 8725 demands.
 
 mod error;

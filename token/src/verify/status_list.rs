@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Verification of Status List Tokens (draft-ietf-oauth-status-list-20 sections 5.1 and 8.3).
 
 use std::time::{Duration, SystemTime};

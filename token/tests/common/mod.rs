@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Keys and tokens for tests, signed by another implementation where they are ones that this one would never make.
 
 #![allow(dead_code, reason = "each test program uses some of them")]

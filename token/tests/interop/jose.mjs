@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 // Verifies a token that was issued here, and issues one with a key of its own, by jose.
 // Reads what to do as JSON from standard input, and writes what came of it as JSON. Its argument is where jose is.
 

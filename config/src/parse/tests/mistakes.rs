@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Mistakes. Each is rejected with an error that names the key.
 
 use super::*;
