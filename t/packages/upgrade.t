@@ -47,7 +47,10 @@ is_current() {
 
 # restarted: what the package scripts have systemd do after an upgrade.
 restarted() {
-	kill "$AGENT" "$SERVICE" && { wait "$AGENT"; wait "$SERVICE"; } 2>/dev/null
+	kill "$AGENT" "$SERVICE" && {
+		wait "$AGENT"
+		wait "$SERVICE"
+	} 2>/dev/null
 	agent_up && service_up
 }
 
@@ -211,7 +214,10 @@ test_expect_success 'a job runs, and its token is renewed' '
 
 # becomes NUMBER SUFFIX: installs that version while the job runs, as apt does.
 becomes() {
-	dpkg --install /packages/"$1"/workflow-token-*.deb >dpkg.log 2>&1 || { cat dpkg.log; return 1; }
+	dpkg --install /packages/"$1"/workflow-token-*.deb >dpkg.log 2>&1 || {
+		cat dpkg.log
+		return 1
+	}
 	version_is "$2" && test "$(squeue --noheader --format=%T)" = RUNNING
 }
 
