@@ -285,8 +285,9 @@ def main():
         return
     section(
         "The token service",
-        "On one core, with EdDSA and 32 connections that are kept; wrk and the agent run on another core. oauth2-proxy checks the "
-        "same token, but does not ask whether its job is active or whether it was revoked.",
+        "On one core, with EdDSA and 32 connections that are kept; wrk and the agent run on another core. All requests have one "
+        "token. The service verifies it once in ten seconds, and asks the agent four times a second whether it is still valid. "
+        "oauth2-proxy verifies it each time, and asks nobody.",
     )
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
