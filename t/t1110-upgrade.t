@@ -100,7 +100,7 @@ test_expect_success 'first the job shells: jobs have the variables of the eventl
 	id=$(rabbit_job ok -o verbose=1 "$PWD/keep") &&
 	lives "$id" &&
 	is_clear "$id" &&
-	flux job attach "$id" 2>&1 | grep "in clear: this job was prepared by a dws-jobtap.so that does not seal them"
+	flux job attach "$id" 2>&1 | grep "in clear text: the dws-jobtap.so that prepared this job does not seal them"
 '
 
 test_expect_success 'then the job manager: jobs in all states continue' '

@@ -271,7 +271,7 @@ test_expect_success 'the jobspec of flux job submit is stored unchanged' '
 
 test_expect_success 'the instance reports this, or rejects the job, and does not repeat the token' '
 	flux dmesg >dmesg &&
-	grep "workflow-token: the jobspec has DW_WORKFLOW_TOKEN.* of the enclosing job" dmesg &&
+	grep "workflow-token: the jobspec contains DW_WORKFLOW_TOKEN.* of the enclosing job" dmesg &&
 	{ echo "inner-jobs = \"reject\"" && rules; } | table &&
 	test_must_fail outer bypass run ./bypass 2>rejected &&
 	grep "DW_WORKFLOW_TOKEN, DW_WORKFLOW_TOKEN_FILE of the enclosing job .*: remove them and WORKFLOW_TOKEN_VARIABLES" rejected &&
