@@ -58,7 +58,6 @@ enum Command {
     Logout(login::LogoutArgs),
     Status(login::StatusArgs),
     Doctor(doctor::Args),
-    #[command(hide = true)]
     Completions(completions::Args),
     /// Supervise the exec program of a kubeconfig file, for `doctor`.
     #[command(hide = true)]

@@ -140,7 +140,7 @@ test_expect_success 'a hung source: Slurm responds, the job fails, and jobs of o
 		printf "\n[[workflow-token.rule]]\nsource = \"command\"\ncommand = [\"%s/slow\"]\npartition = \"other\"\n" "$PWD"
 		rule "user = \"$ALICE\"" "partition = \"debug\""
 	} | site &&
-	kill -HUP "$AGENT" && eventually has_lines 2 "loaded again" agent.log &&
+	kill -HUP "$AGENT" && eventually has_lines 2 "was reloaded" agent.log &&
 	id=$(batch "$ALICE" -p other -o "$PWD/shared/slow.out" --wrap "touch $PWD/shared/slow-started") &&
 	works && squeue >/dev/null &&
 	eventually finished "$id" &&
@@ -161,13 +161,13 @@ test_expect_success 'all cores of a node wait for a hung source: Slurm responds,
 		exit 1
 	EOF
 	cp "$SITE" right.toml && sed "s/^timeout = .*/timeout = \"60s\"/" right.toml >"$SITE" &&
-	kill -HUP "$AGENT" && eventually has_lines 3 "loaded again" agent.log &&
+	kill -HUP "$AGENT" && eventually has_lines 3 "was reloaded" agent.log &&
 	for n in $(seq 16); do batch "$ALICE" -p other -w n1 -o /dev/null --wrap "touch $PWD/shared/late" || return; done >ids &&
 	eventually are_configuring 16 &&
 	works && are_configuring 16 &&
 	: >released && eventually all_ended &&
 	! test -e shared/late && no_node_is_drained &&
-	cp right.toml "$SITE" && kill -HUP "$AGENT" && eventually has_lines 4 "loaded again" agent.log && works
+	cp right.toml "$SITE" && kill -HUP "$AGENT" && eventually has_lines 4 "was reloaded" agent.log && works
 '
 
 test "$(id -u)" -ne 0 || ! mkdir full || ! mount -t tmpfs -o size=16k,mode=0700,uid="$(id -u "$CONTROLLER")" none full 2>/dev/null ||

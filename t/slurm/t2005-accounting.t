@@ -140,7 +140,7 @@ rules() {
 }
 
 test_expect_success 'account: only jobs of this account receive the token' '
-	rules | site && kill -HUP "$AGENT" && eventually has_lines 1 "loaded again" agent.log &&
+	rules | site && kill -HUP "$AGENT" && eventually has_lines 1 "was reloaded" agent.log &&
 	token=$(cat token) &&
 	prints "$token" -A science &&
 	prints none -A other
