@@ -25,10 +25,10 @@ PROFILE ?= release
 CARGO ?= cargo
 # The packages to build: by default only the product. Tests and benchmarks need more.
 PACKAGES ?=
-# Tools that deps.sh provides.
-export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
+# Tools that deps.sh provides.
+export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
 ifneq ($(FLUX_PREFIX),)
 export FLUX_PREFIX
 export PATH := $(FLUX_PREFIX)/bin:$(PATH)

@@ -355,7 +355,7 @@ pub fn browser(data: &[u8]) {
         assert!(!path.contains("//") && !path.contains("/./") && !path.contains("/../") && !path.ends_with("/.."));
         assert!(!path.contains(['%', '\\', ';', '?', '#', '\0']));
     }
-    if service::login::is_page(text(1)) {
+    if service::is_page(text(1)) {
         let is_local = text(1).starts_with('/') && !text(1).starts_with("//") && !text(1).starts_with("/\\");
         assert!(is_local && !text(1).contains(char::is_control));
     }

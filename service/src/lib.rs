@@ -39,7 +39,7 @@ mod keys;
 mod limits;
 mod listen;
 mod log;
-pub mod login;
+mod login;
 mod logout;
 mod me;
 mod metadata;
@@ -68,6 +68,8 @@ mod token;
 mod validity;
 mod verdict;
 mod wanted;
+
+pub use login::is_page;
 
 use std::{path::Path, sync::Arc};
 
