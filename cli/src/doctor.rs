@@ -103,7 +103,15 @@ fn check_cluster(args: &Args, site: &Site) -> Vec<Finding> {
     match site.agent_uid() {
         Ok(agent) => {
             findings.extend(slurm::check(site, agent));
-            findings.extend(files::check(config, agent));
+            let files = files::check(config, agent).into_iter();
+            let is_controller = slurm::is_controller(site);
+            findings.extend(files.map(|finding| {
+                if is_controller {
+                    finding
+                } else {
+                    slurm::of_node(finding)
+                }
+            }));
             findings.extend(keys::check(config, agent));
             findings.extend(kubernetes::check(config, agent));
             findings.extend(servers::check(config, agent));

@@ -92,7 +92,7 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
     findings.extend(prolog_timeout(site, value("PrologEpilogTimeout").as_deref()));
     let proc = Path::new("/proc");
     let host = Host {
-        is_controller: site.slurm.socket.exists() || runs(proc, "slurmctld"),
+        is_controller: is_controller(site),
         has_slurmd: runs(proc, "slurmd"),
     };
     findings.push(host.excuse(plug_stack(&plug_stack_path(shown))));
@@ -152,6 +152,26 @@ fn runs_prolog(program: &Path) -> bool {
 
 fn contains(text: &[u8], word: &str) -> bool {
     text.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// Returns whether this is a controller: slurmctld runs, or the agent's socket for it exists.
+pub(super) fn is_controller(site: &Site) -> bool {
+    site.slurm.socket.exists() || runs(Path::new("/proc"), "slurmctld")
+}
+
+/// Omits a failure about a file of a rule on a node that is no controller. Only the agent reads these files.
+pub(super) fn of_node(finding: Finding) -> Finding {
+    match finding.status {
+        FindingStatus::Fail => skip(
+            finding.check,
+            format!(
+                "{}. This node is no controller, so it needs no file of a rule",
+                finding.what
+            ),
+            "check each controller",
+        ),
+        _ => finding,
+    }
 }
 
 /// The daemons of this node.
@@ -279,6 +299,14 @@ fn agent_at(server: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_needs_no_files_of_rules() {
+        let finding = of_node(fail("rule", "rule 0: no such file", "create it"));
+        assert!(finding.status == FindingStatus::Skip && finding.what.starts_with("rule 0: no such file"));
+        assert_eq!(finding.todo, "check each controller");
+        assert!(of_node(ok("rule", "rule 0")).status == FindingStatus::Ok);
+    }
 
     #[test]
     fn a_prolog_must_not_be_ended_before_its_delivery() {
