@@ -41,7 +41,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 #[derive(Clone, Debug)]
 pub struct AgentClient {
     asked: mpsc::Sender<Asked>,
-    /// Whether the agent is connected, and the last known uid of the agent.
+    /// The state of the connection, true if the agent is connected, and the last known uid of the agent.
     state: watch::Receiver<(bool, Option<u32>)>,
 }
 

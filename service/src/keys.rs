@@ -28,10 +28,10 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// The shortest interval between refreshes that tokens with unknown keys cause.
 const SOONEST: Duration = Duration::from_secs(1);
 
-/// The time for which a token that was verified is not verified again: two of these at most, and not once it has expired.
+/// How long a verified token is not verified again.
 const VERIFIED: Duration = Duration::from_secs(10);
 
-/// The most tokens of such a time, and the longest of them, in bytes: all of them take some 15 MB.
+/// The maximum number of verified tokens in a generation of the cache, and the maximum length of one in bytes. The cache takes about 15 MB.
 const MOST: (usize, usize) = (2_000, 4096);
 
 static UNFETCHED: Kind = Kind::new();
@@ -64,9 +64,10 @@ struct Verified {
 }
 
 impl Verified {
-    /// Returns whether it would be verified again: its times have not become wrong, nor has the clock.
+    /// Returns whether the verification still holds. It does not if the token has expired, or if somebody set the clock back.
     fn is_good(&self, now: SystemTime) -> bool {
-        self.at <= now && NumericDate::from(now) < self.claims.exp()
+        let age = now.duration_since(self.at);
+        age.is_ok_and(|age| age < VERIFIED) && NumericDate::from(now) < self.claims.exp()
     }
 }
 

@@ -55,7 +55,7 @@ impl Limits {
     /// # Errors
     /// [`Failed`].
     pub fn check_attempt(&self, state: &str) -> Result<(), Failed> {
-        // First, since anybody begins attempts: this bounds how many of them are remembered.
+        // Anybody can begin attempts, so this comes first and bounds the number of counted ones.
         self.returns.check().map_err(|_| Failed::Unavailable)?;
         if self.attempts.len() > USERS {
             self.attempts.retain_recent();

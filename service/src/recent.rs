@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Values of the last moments, by the digest of a text.
+//! A cache of recent values, by the digest of a text.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ pub fn key(text: &str) -> Key {
     key
 }
 
-/// Values that are kept for at least one lifetime and less than two, in two generations: the older one is dropped as a whole.
+/// A cache that keeps each value for less than two lifetimes, in two generations. It drops the older one as a whole.
 #[derive(Debug)]
 pub struct Recent<V> {
     lifetime: Duration,
@@ -31,13 +31,30 @@ pub struct Recent<V> {
 
 #[derive(Debug)]
 struct Generations<V> {
+    /// The beginning of the young generation.
     since: Instant,
     young: HashMap<Key, V>,
     old: HashMap<Key, V>,
 }
 
+impl<V> Generations<V> {
+    /// Drops the values that are too old at `now`, however long nobody has looked.
+    fn age(&mut self, lifetime: Duration, now: Instant) {
+        let age = now.duration_since(self.since);
+        if age < lifetime {
+            return;
+        }
+        self.old = mem::take(&mut self.young);
+        self.since += lifetime;
+        if age >= 2 * lifetime {
+            self.old.clear();
+            self.since = now;
+        }
+    }
+}
+
 impl<V: Clone> Recent<V> {
-    /// Keeps at most `most` values of each generation. Further ones are not kept.
+    /// Returns an empty cache of at most `most` values in each generation. It does not keep further ones.
     pub fn new(lifetime: Duration, most: usize) -> Self {
         Self {
             lifetime,
@@ -56,12 +73,12 @@ impl<V: Clone> Recent<V> {
         kept.young.get(key).or_else(|| kept.old.get(key)).cloned()
     }
 
-    /// Keeps a value in place of a former one.
+    /// Keeps a value, and replaces a former one.
     pub fn insert(&self, key: Key, value: V) {
         self.get_or_make(key, |_| false, |_| value);
     }
 
-    /// Returns the value if it is good, or else replaces it by what `make` makes of it.
+    /// Returns the value if it is good. Otherwise, `make` makes its replacement.
     pub fn get_or_make(&self, key: Key, is_good: impl Fn(&V) -> bool, make: impl FnOnce(Option<&V>) -> V) -> V {
         let mut kept = self.lock();
         let known = kept.young.get(&key).or_else(|| kept.old.get(&key));
@@ -75,7 +92,7 @@ impl<V: Clone> Recent<V> {
         value
     }
 
-    /// Forgets a value.
+    /// Drops a value.
     pub fn remove(&self, key: &Key) {
         let mut kept = self.lock();
         kept.young.remove(key);
@@ -84,11 +101,7 @@ impl<V: Clone> Recent<V> {
 
     fn lock(&self) -> MutexGuard<'_, Generations<V>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if now.duration_since(kept.since) >= self.lifetime {
-            kept.since = now;
-            kept.old = mem::take(&mut kept.young);
-        }
+        kept.age(self.lifetime, Instant::now());
         kept
     }
 }
@@ -105,7 +118,7 @@ mod tests {
         recent.insert(two, 2);
         recent.insert(three, 3);
         assert_eq!([one, two, three].map(|key| recent.get(&key)), [Some(1), Some(2), None]);
-        // A value is replaced even if there is no room for another.
+        // A full cache still replaces a value.
         recent.insert(two, 4);
         assert_eq!(recent.get(&two), Some(4));
         recent.remove(&one);
@@ -118,11 +131,25 @@ mod tests {
     }
 
     #[test]
-    fn values_are_dropped_after_two_lifetimes() {
-        let recent = Recent::new(Duration::ZERO, 2);
-        let one = key("one");
-        recent.insert(one, 1);
-        assert_eq!(recent.get(&one), Some(1), "it is of the older generation");
-        assert_eq!(recent.get(&one), None);
+    fn values_are_dropped_before_two_lifetimes_however_seldom_they_are_read() {
+        let lifetime = Duration::from_secs(10);
+        let begin = Instant::now();
+        let of = |reads: &[u64]| {
+            let mut kept = Generations {
+                since: begin,
+                young: HashMap::from([(key("one"), 1)]),
+                old: HashMap::new(),
+            };
+            for second in reads {
+                kept.age(lifetime, begin + Duration::from_secs(*second));
+            }
+            kept.young.len() + kept.old.len()
+        };
+        for reads in [&[9][..], &[10], &[19], &[5, 15, 19]] {
+            assert_eq!(of(reads), 1, "{reads:?}");
+        }
+        for reads in [&[20][..], &[1000], &[19, 20], &[15, 20], &[19, 1000]] {
+            assert_eq!(of(reads), 0, "{reads:?}");
+        }
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct Value {
     pub text: String,
     /// The number in short form, for the plot.
     pub brief: String,
-    /// Whether the number counts failures.
+    /// Set if the number counts failures.
     pub is_failure: bool,
 }
 
