@@ -9,7 +9,7 @@ import textwrap
 
 import bounds
 
-HEAD = """# What workflow tokens cost
+HEAD = """# The cost of workflow tokens
 
 This page answers the first questions of operators: what do workflow tokens cost the scheduler, jobs and services? [Method](#method)
 describes the machine and how the figures were measured. `make bench` measures them again.

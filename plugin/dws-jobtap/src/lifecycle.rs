@@ -51,7 +51,7 @@ pub enum Origin {
     Inherited,
 }
 
-/// Whether the state of a job is known.
+/// The knowledge of a job's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Knowledge {
     #[default]
@@ -135,7 +135,7 @@ pub enum Prolog {
 pub enum PrologEvent {
     /// It was started to hold the job.
     Held,
-    /// It is the first prolog of the job, whose rabbits must be set up.
+    /// The job is in its first prolog, and its rabbits must be set up.
     Started,
     /// An earlier one is outstanding.
     FoundOutstanding,

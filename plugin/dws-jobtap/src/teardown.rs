@@ -99,7 +99,7 @@ impl RabbitJobs {
         while let Some((job, end)) = self.orphans.next() {
             self.orphans.at.set(Some(job));
             match end {
-                // It is unknown whether the job ran and has data to be copied out.
+                // The job may have run, and may have data to copy out.
                 End::Purged => self.forget_orphan(job, "it has been purged"),
                 End::HasRun(has_run) => return self.tear_orphan_down(job, has_run),
             }

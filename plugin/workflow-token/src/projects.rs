@@ -45,7 +45,7 @@ pub(crate) struct Membership {
     ticker: Rc<Ticker>,
 }
 
-/// Whether a job may be in its project.
+/// The decision about a job and its project.
 enum Standing {
     Fine,
     Denied(Denied),

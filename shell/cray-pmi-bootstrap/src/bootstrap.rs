@@ -70,7 +70,7 @@ fn load(plugin: Plugin<'static>, shell: &Shell<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the job uses `cray_pals.so`.
+/// The use of `cray_pals.so` by the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Certain,

@@ -13,7 +13,7 @@ use ffi::Shell;
 use nix::unistd::{Group, User, getegid, geteuid, getgroups};
 use serde_json::Value;
 
-/// Whether a record is expected.
+/// The expectation of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expectation {
     /// No record can exist.
