@@ -58,14 +58,15 @@ pub enum Answer {
     Record(Record),
     /// The job must not start, for this reason. The text is for the user.
     Failed(String),
+    /// No agent has a record. The text is for the operator: the reply of each agent, or why it was unreachable.
+    Unavailable(String),
 }
 
 /// Contacts one agent after the other, and retries while any of them is
 /// unreachable.
 ///
 /// # Errors
-/// Text for the operator: the response of each agent, or the reason why it was
-/// unreachable.
+/// Text for the operator: munged of this node does not encode a request.
 pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
     let name = node.name;
     let deadline = Deadline::after(TOGETHER);
@@ -107,7 +108,7 @@ pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
         // A round that begins too late would only report its own timeouts.
         if all_know_nothing || !deadline.left().is_ok_and(|left| left > PAUSE + CONNECT) {
             let failures = failures.join("; ");
-            return Err(format!("no agent has a record [agent-unavailable]: {failures}"));
+            return Ok(Answer::Unavailable(format!("no agent has a record: {failures}")));
         }
         thread::sleep(PAUSE);
     }

@@ -56,7 +56,7 @@ test_expect_success 'the agent logs the job and the cause' '
 
 test_expect_success 'the agent is down: a job that a rule may match fails' '
 	agent_down &&
-	fails "could not be delivered" &&
+	fails "could not be delivered.*\[agent-unavailable\]" &&
 	grep "agent-unavailable" slurmd-n?.log
 '
 
@@ -81,7 +81,7 @@ test_expect_success 'the agent is killed: the records of running jobs survive' '
 
 test_expect_success 'the agent is stopped: a job fails in time' '
 	kill -STOP "$AGENT" &&
-	fails "could not be delivered" &&
+	fails "could not be delivered.*\[agent-unavailable\]" &&
 	kill -CONT "$AGENT" && works
 '
 
@@ -90,8 +90,8 @@ test_expect_success 'munged of a node is down: a job fails, and others run once 
 	sed "s,^munge-socket.*,munge-socket = \"$PWD/node/munge.socket\"," "$SITE" >node.toml &&
 	mkdir -p node && cp -p munge.key node &&
 	sed -i "s/config=.*/config=$(printf %s "$PWD" | sed "s,/,\\\\/,g")\/node.toml/" plugstack.conf &&
-	fails "could not be delivered" &&
-	grep "munged running on this node" slurmd-n?.log &&
+	fails "could not be delivered.*\[node-failed\]" &&
+	grep "munged running on this node.*\[node-failed\]" slurmd-n?.log &&
 	main=$MUNGED && MUNGE_SOCKET=$PWD/node/munge.socket munge_up && works &&
 	munge_kill && MUNGED=$main &&
 	sed -i "s/node.toml/site.toml/" plugstack.conf && works
@@ -100,7 +100,7 @@ test_expect_success 'munged of a node is down: a job fails, and others run once 
 test_expect_success 'the configuration of a node is invalid' '
 	cp "$SITE" right.toml &&
 	sed "s/^source = .*/source = \"none\"/" right.toml >"$SITE" &&
-	fails "could not be delivered" &&
+	fails "could not be delivered.*\[node-failed\]" &&
 	grep "workflow-token.rule\[0\].source" slurmd-n?.log &&
 	cp right.toml "$SITE" && works
 '

@@ -122,6 +122,8 @@ codes! {
     EventFailed = "event-failed",
     /// The system returned no random bytes.
     RandomFailed = "random-failed",
+    /// A Slurm node could not request the token.
+    NodeFailed = "node-failed",
 }
 
 impl fmt::Display for Code {

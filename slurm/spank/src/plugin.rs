@@ -21,6 +21,7 @@ use std::{
 
 use config::{Config, VARIABLE};
 use nix::unistd::geteuid;
+use protocol::Code;
 use seal::{BEARER_TOKEN_FILE, ExposeSecret, Opened};
 use slurm::{Answer, LocalRecord, Node, Site, Start};
 use spank::{Context, EXTERN_STEP, LAST_STEP, Spank};
@@ -78,7 +79,7 @@ pub fn task_init(spank: &Spank<'_>, _arguments: &[String]) {
             Err(why) => (why, false),
         },
         Step::Failed(failed) => (failed.user.clone(), failed.is_everywhere),
-        Step::Unknown => (USER.to_owned(), false),
+        Step::Unknown => (Failed::here(Code::Internal, "").user, false),
     };
     // Print one line for the step, or one for each node that has a fault of its own.
     let prints = match is_everywhere {
@@ -120,10 +121,6 @@ pub fn forget(spank: &Spank<'_>, arguments: &[String]) {
     }
 }
 
-/// The message to a user about a fault of the site.
-const USER: &str = "the workflow token of this job could not be delivered: tell the operators that the reason is in slurmd.log \
-                    on its node";
-
 /// A step that must not start.
 pub struct Failed {
     user: String,
@@ -133,12 +130,14 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// Returns a fault of this node, or of its connection to the agents.
-    fn here(operator: String, is_everywhere: bool) -> Self {
+    /// Returns a fault whose cause is in the log of this node.
+    fn here(code: Code, operator: &str) -> Self {
+        let what = "the workflow token of this job could not be delivered";
+        let advice = "tell the operators that the reason is in slurmd.log on its node";
         Self {
-            user: USER.to_owned(),
-            operator,
-            is_everywhere,
+            user: format!("{what} [{code}]: {advice}"),
+            operator: format!("{operator} [{code}]"),
+            is_everywhere: code == Code::AgentUnavailable,
         }
     }
 }
@@ -166,10 +165,15 @@ fn variables(config: &Config) -> BTreeSet<String> {
 
 /// Determines the outcome for the tasks of a step.
 fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
-    let unknown = |what: &str| Failed::here(format!("Slurm does not report the {what} of the step"), false);
+    let unknown = |what: &str| {
+        Failed::here(
+            Code::NodeFailed,
+            &format!("Slurm does not report the {what} of the step"),
+        )
+    };
     let jobid = spank.jobid().ok_or_else(|| unknown("job id"))?;
     let uid = spank.uid().ok_or_else(|| unknown("uid"))?;
-    let failed = |e: String| Failed::here(format!("job {jobid}: {e}"), false);
+    let failed = |e: String| Failed::here(Code::NodeFailed, &format!("job {jobid}: {e}"));
     let site = Site::read(&slurm::config_of(arguments)).map_err(failed)?;
     if !expectation::may_match(&site, uid) {
         return Ok(Step::NoToken);
@@ -187,8 +191,11 @@ fn step(spank: &Spank<'_>, arguments: &[String]) -> Result<Step, Failed> {
     };
     let is_current = |record: &seal::Record| record.renewal().is_current(SystemTime::now());
     let answer = slurm::cached(&site.slurm.cache, jobid, uid, is_current, || slurm::ask(&node));
-    let record = match answer.map_err(|e| Failed::here(format!("job {jobid}: {e}"), true))? {
+    let record = match answer.map_err(failed)? {
         Answer::Record(record) => record,
+        Answer::Unavailable(why) => {
+            return Err(Failed::here(Code::AgentUnavailable, &format!("job {jobid}: {why}")));
+        }
         Answer::Failed(user) => {
             return Err(Failed {
                 user,

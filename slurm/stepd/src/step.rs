@@ -123,7 +123,7 @@ impl Step {
                     jobid: self.start.jobid,
                     agent_uid: self.agent_uid,
                 },
-                Answer::Failed(why) => return Err(why),
+                Answer::Failed(why) | Answer::Unavailable(why) => return Err(why),
             };
             if !self.is_next(record.record.renewal()) {
                 return Ok(None);
