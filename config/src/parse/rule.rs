@@ -198,10 +198,14 @@ impl RuleTable {
             SourceName::File | SourceName::Command | SourceName::Kubernetes
         );
         if !self.audiences.is_empty() && !takes_audience {
-            return Err(wrong_at(at, "audiences", "needs source = \"issuer\" or \"oauth2\""));
+            return Err(wrong_at(
+                at,
+                "audiences",
+                "needs source = \"issuer\", \"login\" or \"oauth2\"",
+            ));
         }
         if !self.scopes.is_empty() && !matches!(self.source, SourceName::OAuth2 | SourceName::Login) {
-            return Err(wrong_at(at, "scopes", "needs source = \"oauth2\""));
+            return Err(wrong_at(at, "scopes", "needs source = \"login\" or \"oauth2\""));
         }
         if self
             .scopes

@@ -120,10 +120,11 @@ impl GrantTable {
             if self.clients.is_empty() {
                 return Err(wrong_at(at, "clients", "is missing: name the clients that get tokens"));
             }
-            if !self.users.is_empty() || !self.groups.is_empty() {
+            let restriction = [("users", &self.users), ("groups", &self.groups)];
+            if let Some((key, _)) = restriction.into_iter().find(|(_, names)| !names.is_empty()) {
                 return Err(wrong_at(
                     at,
-                    "users",
+                    key,
                     "restricts tokens of users, but these tokens are for the client itself: remove it",
                 ));
             }
@@ -204,6 +205,12 @@ mod tests {
             (
                 grant(json!({"from": ["client", "munge"], "audience": "a", "workspaces": ["w"]})),
                 "service.grant[0].from: must be \"client\" alone",
+            ),
+            (
+                grant(
+                    json!({"from": "client", "clients": ["c"], "groups": ["g"], "audience": "a", "workspaces": ["w"]}),
+                ),
+                "service.grant[0].groups: restricts tokens of users",
             ),
             (
                 grant(json!({"from": "munge", "audience": "a", "workspaces": ["w"], "max-lifetime": "500ms"})),
