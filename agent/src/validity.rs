@@ -330,7 +330,7 @@ pub async fn revoke(stores: Vec<Store>, subjects: Vec<Subject>, keep_secs: u64) 
         return Answer::Failed("no plugin of that instance is connected to the agent".to_owned());
     }
     if stores.iter().any(Option::is_none) {
-        return Answer::Failed("revocations are not stored: set the key revocations".to_owned());
+        return Answer::NotStored;
     }
     let store = move || {
         let mut stores = stores.into_iter().flatten();

@@ -75,6 +75,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     };
     match agent.ask(question).map_err(Error::Agent)? {
         Answer::Revoked => Ok(ExitCode::SUCCESS),
+        Answer::NotStored => Err(Error::Agent(
+            "revocations are not stored: set the key revocations".to_owned(),
+        )),
         Answer::Failed(why) => Err(Error::Agent(print::hidden(why))),
         _ => Err(Error::Agent("the agent sent an unexpected reply".to_owned())),
     }

@@ -20,6 +20,8 @@ pub enum OAuthError {
     InvalidClient,
     /// The client lacks the permission.
     UnauthorizedClient(&'static str),
+    /// Tokens of this type cannot be revoked (RFC 7009 section 2.2.1).
+    UnsupportedTokenType,
     /// The grant type is not supported.
     UnsupportedGrantType,
     /// The proof is not valid, or belongs to another client.
@@ -63,6 +65,11 @@ impl IntoResponse for OAuthError {
                 StatusCode::BAD_REQUEST,
                 "unsupported_grant_type",
                 "the metadata of the issuer list the supported grant types",
+            ),
+            Self::UnsupportedTokenType => (
+                StatusCode::BAD_REQUEST,
+                "unsupported_token_type",
+                "this site does not store revocations of tokens",
             ),
             Self::InvalidGrant(what) => (StatusCode::BAD_REQUEST, "invalid_grant", what.as_str()),
             Self::InvalidTarget(what) => (StatusCode::BAD_REQUEST, "invalid_target", what.as_str()),

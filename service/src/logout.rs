@@ -101,6 +101,9 @@ async fn revoke(service: &Service, logins: Vec<Login>) {
         };
         match service.agent.ask(question).await {
             Ok(Answer::Revoked) => {}
+            Ok(Answer::NotStored) => UNREVOKED.log(
+                "a login was not revoked, so programs may act by it until it ends: set the key revocations of the agent",
+            ),
             Ok(_) => UNREVOKED.log("a login was not revoked, since the agent sent an unexpected reply"),
             Err(e) => UNREVOKED.log(format_args!(
                 "a login was not revoked, so programs may act by it until it ends: {e}"

@@ -126,6 +126,7 @@ pub async fn revoke(State(service): State<Arc<Service>>, headers: HeaderMap, bod
                 service.audit.login("revoke-job", &session);
                 back(&settings)
             }
+            Answer::NotStored => Err(Failed::Refused("this site does not store revocations".to_owned())),
             _ => Err(Failed::Unavailable),
         }
     };

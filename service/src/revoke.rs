@@ -89,6 +89,13 @@ impl Revocation {
         };
         match service.agent.ask(question).await {
             Ok(Answer::Revoked) => {}
+            Ok(Answer::NotStored) => {
+                FAILED.log(format_args!(
+                    "a revocation of {} was refused: set the key revocations of the agent",
+                    self.client
+                ));
+                return Err(OAuthError::UnsupportedTokenType);
+            }
             Ok(_) => return Err(OAuthError::Unavailable),
             Err(e) => {
                 FAILED.log(format_args!("a revocation of {} failed: {e}", self.client));

@@ -218,6 +218,16 @@ fn a_revoked_token_is_inactive_at_once() {
     assert_eq!(service.post("/revoke", &format!("token={token}")).status, 503);
     assert_eq!(service.introspect(&token)["active"], true);
     service.agent.set(|answers| answers.is_read_only = false);
+    // A client need not retry if the site stores no revocations.
+    service.agent.set(|answers| answers.has_no_revocations = true);
+    let response = service.post("/revoke", &format!("token={token}"));
+    assert_eq!(response.status, 400);
+    assert!(
+        response.body.contains(r#""error":"unsupported_token_type""#),
+        "{}",
+        response.body
+    );
+    service.agent.set(|answers| answers.has_no_revocations = false);
     let response = service.post("/revoke", &format!("token={token}&token_type_hint=refresh_token"));
     assert_eq!((response.status, response.body.as_str()), (200, ""));
     assert_eq!(service.introspect(&token), json!({"active": false}));

@@ -169,6 +169,9 @@ pub enum Answer {
     Figures(Figures),
     /// To [`IssuerQuestion::StatusLists`].
     StatusLists(Vec<u32>),
+    /// To [`Question::Revoke`], and to a revocation by [`LoginQuestion::User`]: the key `revocations` of the agent is
+    /// not set.
+    NotStored,
 }
 
 /// The claims of a token that decide whether it is still valid.

@@ -59,6 +59,8 @@ pub struct Answers {
     pub is_unknown: bool,
     /// Makes revocations fail.
     pub is_read_only: bool,
+    /// Whether the key `revocations` is not set.
+    pub has_no_revocations: bool,
     /// Stops all replies.
     pub is_silent: bool,
     /// The number of requests without a reply.
@@ -190,6 +192,7 @@ fn answer(answers: &mut Answers, question: Question) -> Answer {
                 _ => Validity::Active,
             })
         }
+        Question::Revoke { .. } if answers.has_no_revocations => Answer::NotStored,
         Question::Revoke { .. } if answers.is_read_only => Answer::Failed("the disk is full".to_owned()),
         Question::Revoke { subjects, keep_secs } => {
             assert!(keep_secs > 0);
