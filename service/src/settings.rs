@@ -233,7 +233,7 @@ impl Settings {
     /// Returns the output of `--check`.
     pub fn summary(&self) -> String {
         format!(
-            "{}: {} listeners, {} clients, {} resources: ok",
+            "{}: ok (tables: {} listen, {} client, {} resource)",
             self.issuer.url(),
             self.listen.len(),
             self.clients.len(),

@@ -34,7 +34,7 @@ fn the_example_is_accepted() {
     );
     assert!(ran.status.success(), "{err}");
     assert!(
-        out.contains("https://tokens.example.org: 1 listeners, 1 clients"),
+        out.contains("https://tokens.example.org: ok (tables: 1 listen, 1 client"),
         "{out}"
     );
 }

@@ -123,7 +123,7 @@ test_expect_success 'a cluster, an agent and a service start, each as its own us
 	chown -R "$SERVICE" service && { "$TESTS/slurm/echo.py" "$ECHO" 8>&- 9>&- & BESIDE+=($!); } &&
 	munge_up && agent_up && cluster_up && service_up &&
 	as "$SERVICE" "$PWD/bin/workflow-tokend" --check --config="$PWD/service/tokend.toml" >checked &&
-	grep "^$ISSUER: 2 listeners, 1 clients, 1 resources: ok$" checked
+	grep "^$ISSUER: ok (tables: 2 listen, 1 client, 1 resource)$" checked
 '
 
 test_expect_success 'the token of a job is active as long as the job, through restarts of all parts' '

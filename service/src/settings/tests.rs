@@ -40,7 +40,7 @@ fn a_file_has_defaults() {
     );
     assert_eq!(
         settings.summary(),
-        "https://a.example.org/tokens: 1 listeners, 0 clients, 0 resources: ok"
+        "https://a.example.org/tokens: ok (tables: 1 listen, 0 client, 0 resource)"
     );
 }
 
