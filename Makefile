@@ -27,12 +27,13 @@ CARGO ?= cargo
 PACKAGES ?=
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
-# Tools that deps.sh provides.
-export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
+# FLUX_PREFIX, and the tools that deps.sh provides. PATH gets each once, even if make runs make: cargo builds tests again if PATH changes.
+before = $(if $(filter $1,$(subst :, ,$2)),$2,$1:$2)
+export PATH := $(call before,$(CARGO_TARGET_DIR)/tools/bin,$(PATH))
 ifneq ($(FLUX_PREFIX),)
 export FLUX_PREFIX
-export PATH := $(FLUX_PREFIX)/bin:$(PATH)
-export PKG_CONFIG_PATH := $(FLUX_PREFIX)/lib/pkgconfig:$(PKG_CONFIG_PATH)
+export PATH := $(call before,$(FLUX_PREFIX)/bin,$(PATH))
+export PKG_CONFIG_PATH := $(call before,$(FLUX_PREFIX)/lib/pkgconfig,$(PKG_CONFIG_PATH))
 endif
 
 built = $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -64,7 +65,8 @@ demo:
 	@scripts/demo
 	@scripts/demo-slurm
 
-demo-login: deps
+demo-login:
+	@scripts/deps.sh demo-login
 	@$(MAKE) --no-print-directory stage
 	@scripts/demo-login
 

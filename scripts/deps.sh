@@ -1,14 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
 
-# deps.sh demo|check: installs missing Debian or Ubuntu packages for the demo, or for all checks and tests. A build needs none of
-# this: see scripts/needed.
+# deps.sh demo|demo-login|check: installs missing Debian or Ubuntu packages for a demo, or for all checks and tests. A build needs none
+# of this: see scripts/needed.
 # Without apt or permission, or after a failure, it prints a warning and continues. The build then names what it misses, and tests
 # that need it are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 what_for=${1:-check}
 tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
+PATH=$tools/bin:$PATH
 
 command -v cargo >/dev/null || {
 	echo "deps: cargo was not found: install a Rust toolchain (1.88 or newer), for instance with rustup" >&2
@@ -32,12 +33,20 @@ pandoc:pandoc
 munged:munge
 python3:python3
 openssl:openssl
-slurmctld:slurmctld
-slurmd:slurmd
-srun:slurm-client
 "
+if [ "$what_for" = demo-login ]; then
+	wanted="$wanted
+	curl:curl
+	pip3:python3-pip
+	"
+else
+	wanted="$wanted
+	slurmctld:slurmctld
+	slurmd:slurmd
+	srun:slurm-client
+	"
+fi
 if [ "$what_for" = check ]; then
-	PATH=$tools/bin:$PATH
 	wanted="$wanted
 	c++:g++
 	valgrind:valgrind
@@ -127,18 +136,18 @@ node_of_pypi() {
 	chmod +x "$tools/bin/npm"
 }
 
-# login_packages: installs the packages for the login tests: npm packages according to their lock file, and Authlib from
+# login_packages: installs the npm packages of the development provider, according to their lock file, and for the tests also Authlib from
 # PyPI.
 login_packages() {
 	packages=${CARGO_TARGET_DIR:-$PWD/target}/login
 	mkdir -p "$packages" || return
 	if ! cmp -s t/login/package-lock.json "$packages/installed"; then
-		echo "deps: installing packages of npm for the tests of logins"
+		echo "deps: installing npm packages for logins"
 		cp t/login/package.json t/login/package-lock.json "$packages/" &&
 			timeout -k 5 300 npm ci --loglevel=error --fetch-retries=1 --no-audit --no-fund --ignore-scripts --prefix "$packages" >/dev/null &&
 			cp t/login/package-lock.json "$packages/installed" || return
 	fi
-	[ -e "$packages/python/authlib" ] ||
+	[ "$what_for" = demo-login ] || [ -e "$packages/python/authlib" ] ||
 		python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile \
 			--retries=1 --timeout=60 --target "$packages/python" Authlib==1.9.6 requests
 }
@@ -149,11 +158,11 @@ for item in $wanted; do
 done
 [ -z "$missing" ] || install_packages $missing || true
 
-[ "$what_for" = check ] || exit 0
+[ "$what_for" != demo ] || exit 0
 if node_is_old || ! command -v npm >/dev/null; then
 	{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi || {
-		echo "deps: warning: no Node.js 20 or newer: tests that need it are skipped" >&2
+		echo "deps: warning: no Node.js 20 or newer: what needs it is skipped" >&2
 		exit 0
 	}
 fi
-login_packages || echo "deps: warning: packages for the tests of logins are missing: they are skipped" >&2
+login_packages || echo "deps: warning: npm packages for logins are missing: what needs them is skipped" >&2
