@@ -25,7 +25,11 @@ pub(super) fn check(config: &Config, owner: u32) -> Vec<Finding> {
         TrustedKeys::Discovered(_) => None,
     }));
     if !all.is_empty() && people::me() != owner {
-        let todo = format!("run this as {}, who must be able to read them", people::describe(owner));
+        let place = if config.slurm.is_some() { "on a controller " } else { "" };
+        let todo = format!(
+            "run this {place}as {}, who must be able to read them",
+            people::describe(owner)
+        );
         return vec![skip(CHECK, "the keys of the instance were not read", todo)];
     }
     all.into_iter()
