@@ -15,6 +15,7 @@ mod counts;
 mod engine;
 mod examine;
 mod identity;
+mod job_claims;
 mod limits;
 mod login;
 mod lookups;

@@ -7,7 +7,8 @@ use std::fmt;
 use serde::de::MapAccess;
 
 use crate::json::{self, Members, ObjectOr, Skipped, Value};
-use crate::jws::{self, Segment};
+use crate::jws;
+use crate::malformed::{Malformed, Segment};
 use crate::status_claim::{RawStatus, StatusClaim};
 use crate::times::Times;
 use crate::{Name, NumericDate, Scope, Session, TokenKind, VerifyError};
@@ -248,7 +249,7 @@ impl Claims {
 
     pub(crate) fn read(payload: Vec<u8>) -> Result<Self, VerifyError> {
         jws::object_text(&payload, Segment::Claims)?;
-        let payload = String::from_utf8(payload).map_err(|e| jws::Malformed::NotUtf8 {
+        let payload = String::from_utf8(payload).map_err(|e| Malformed::NotUtf8 {
             segment: Segment::Claims,
             at: e.utf8_error().valid_up_to(),
         })?;

@@ -30,6 +30,7 @@ mod jws;
 mod key;
 #[cfg(feature = "axum")]
 mod layer;
+mod malformed;
 mod mint;
 mod name;
 mod object;
@@ -47,13 +48,14 @@ pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub use claims::{Claims, JobClaim};
 pub use date::NumericDate;
 pub use issue::issue;
-pub use jws::{Base64Fault, MAX_LEN, Malformed, Segment, Token, UnverifiedClaims};
+pub use jws::{Token, UnverifiedClaims};
 pub use key::{
     HmacKey, KeyError, KeySet, MAX_KEYS, MAX_KID_LEN, MAX_RSA_BITS, MIN_KEY_LEN, MIN_RSA_BITS, SigningKey, SkippedKey,
     VerifyingKey,
 };
 #[cfg(feature = "axum")]
 pub use layer::{RequireToken, Required};
+pub use malformed::{Base64Fault, MAX_LEN, Malformed, Segment};
 pub use mint::{ClaimsToIssue, Grant, Job, JobScheduler, mint, workflow_lifetime};
 pub use name::{Name, NameError, Session, SessionError};
 pub use object::{Denied, ObjectKey, ObjectKeyError, Tokens, authorize};

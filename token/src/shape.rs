@@ -6,7 +6,8 @@ use serde::de::MapAccess;
 
 use crate::NumericDate;
 use crate::json::{self, Members, Skipped, Value};
-use crate::jws::{self, Malformed, Segment};
+use crate::jws;
+use crate::malformed::{Malformed, Segment};
 use crate::times::Times;
 
 /// The accepted distance of a token's `nbf` in the future: clocks of two machines never agree entirely

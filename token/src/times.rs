@@ -4,7 +4,7 @@ use serde::de::MapAccess;
 
 use crate::NumericDate;
 use crate::json::{self, Value};
-use crate::jws::Malformed;
+use crate::malformed::Malformed;
 
 /// The claims that are times (RFC 7519 section 4.1), as they are in the JSON.
 #[derive(Default)]

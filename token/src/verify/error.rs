@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use crate::jws::Malformed;
+use crate::malformed::Malformed;
 use crate::{Algorithm, NumericDate, StatusListError, is_plain};
 
 /// The reason why a token is refused. Holds nothing of the token but times, and names that whoever made it chose, made

@@ -8,7 +8,8 @@ use super::VerifyError;
 use super::error::Shown;
 use crate::Algorithm;
 use crate::json::{self, Members, Skipped, Value};
-use crate::jws::{self, Malformed, Segment};
+use crate::jws;
+use crate::malformed::{Malformed, Segment};
 
 /// What the header says, after all was refused that no token may say (RFC 7515 section 4, RFC 8725 section 3).
 pub(super) struct Header<'a> {

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::jws::{self, Malformed, Segment};
+use crate::jws;
+use crate::malformed::{Malformed, Segment};
 use crate::{Claims, KeySet, LEEWAY, NumericDate};
 use header::Header;
 
