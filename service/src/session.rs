@@ -167,13 +167,13 @@ pub async fn begin(state: &State, headers: &HeaderMap, login: LoggedIn) -> Resul
     Ok((cookie, session))
 }
 
-/// Ends a session.
+/// Ends a session. What the provider calls it is kept until its login ends: programs may act by this login, and a logout at the provider
+/// must still find it.
 ///
 /// # Errors
 /// [`StateError::Unavailable`].
 pub async fn end(state: &State, id: &str) -> Result<(), StateError> {
     state.remove(Kind::Session, id).await?;
-    state.remove(Kind::ProviderSession, id).await?;
     Ok(())
 }
 

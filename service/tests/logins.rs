@@ -668,14 +668,19 @@ fn a_session_ends_in_time_and_outlives_the_service() {
 fn a_logout_at_the_provider_revokes_the_login() {
     let service = service_with_logins();
     service.agent.set(|answers| answers.logins.has_jwts = true);
-    for (user, token) in [("alice", ":sid-alice"), ("bob", "sub-bob:")] {
+    // Carol has left her session before. Programs may still act by her login.
+    for (user, token) in [("alice", ":sid-alice"), ("bob", "sub-bob:"), ("carol", ":sid-carol")] {
         let mut browser = Browser::new(&service);
         browser.log_in(user);
+        if user == "carol" {
+            let page = browser.get("/me");
+            assert_eq!(browser.submit(&page, "/logout", "").status, 303);
+        }
         let response = service.post_as(None, "/backchannel-logout", &format!("logout_token={token}"), &[]);
         assert_eq!(response.status, 200);
         assert_eq!(browser.get("/me").status, 303);
     }
     let mut revoked: Vec<String> = service.agent.get(|answers| answers.revoked.iter().cloned().collect());
     revoked.sort();
-    assert_eq!(revoked, ["login-alice", "login-bob"]);
+    assert_eq!(revoked, ["login-alice", "login-bob", "login-carol"]);
 }
