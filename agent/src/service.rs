@@ -12,13 +12,13 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use config::{Principal, TABLE};
 use nix::unistd::{User, geteuid};
 use protocol::{
-    Answer, Ask, Question, Subject,
+    Answer, Ask, Question, Subject, Throttle,
     service::{MAX_PENDING, MAX_QUESTION, ServiceAnswer, ServiceAsk},
 };
 use tokio::{
@@ -40,8 +40,8 @@ const CONNECTIONS: usize = 16;
 /// The pause after an error of accept(2), such as a lack of descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// The shortest interval between two lines about refused connections.
-const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+/// Logs refused connections, which any user can cause.
+static REFUSED: Throttle = Throttle::new();
 
 /// The pause between two checks whether a task has ended, and the most checks.
 const ENDING: (Duration, u32) = (Duration::from_millis(5), 200);
@@ -174,12 +174,11 @@ async fn accept<A: Answers>(listening: Listening, user: u32, agent: Arc<A>) {
         Err(e) => return eprintln!("workflow-token-agent: the socket of the service: {e}"),
     };
     let mut connections = JoinSet::new();
-    let mut refused = None;
     loop {
         tokio::select! {
             accepted = socket.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    if is_service(&stream, user, &mut refused) {
+                    if is_service(&stream, user) {
                         connections.spawn(serve(stream, Arc::clone(&agent)));
                     }
                 }
@@ -194,16 +193,16 @@ async fn accept<A: Answers>(listening: Listening, user: u32, agent: Arc<A>) {
 }
 
 /// Returns whether the service is the peer. Logs other peers at limited intervals, since any user can connect.
-fn is_service(stream: &UnixStream, user: u32, refused: &mut Option<Instant>) -> bool {
+fn is_service(stream: &UnixStream, user: u32) -> bool {
     let whose = match stream.peer_cred() {
         Ok(peer) if [0, user, geteuid().as_raw()].contains(&peer.uid()) => return true,
         Ok(peer) => format!("uid {}", peer.uid()),
         Err(e) => format!("an unknown user ({e})"),
     };
-    if refused.is_none_or(|last| last.elapsed() >= AFTER_REFUSAL) {
-        eprintln!("workflow-token-agent: a connection of {whose} to the socket of the service was refused");
-        *refused = Some(Instant::now());
-    }
+    REFUSED.log(
+        "workflow-token-agent",
+        format_args!("a connection of {whose} to the socket of the service was refused"),
+    );
     false
 }
 
@@ -249,7 +248,7 @@ fn refusal(question: &Question) -> Option<&'static str> {
         Question::Check(_) | Question::Issuer { .. } | Question::Held { .. } | Question::Figures => None,
         Question::Revoke { subjects, .. } if subjects.iter().all(|subject| matches!(subject, Subject::Jti(_))) => None,
         Question::Revoke { .. } => {
-            Some("the service revokes single tokens only: use `flux workflow-token revoke` for others")
+            Some("the service revokes single tokens only: use `[flux] workflow-token revoke` for others")
         }
     }
 }

@@ -19,6 +19,7 @@ mod frame;
 mod login;
 pub mod service;
 pub mod slurm;
+mod throttle;
 mod validity;
 
 use std::{fmt, path::PathBuf};
@@ -33,6 +34,7 @@ pub use frame::{Error, HEADER, Incoming, MAX_FRAME, body_length, decode, encode,
 pub use login::{
     BeginLogin, Bound, FinishLogin, JobLogin, LoggedIn, LoginQuestion, ProviderSession, UserRequest, job_login_payload,
 };
+pub use throttle::Throttle;
 pub use validity::{
     Answer, Ask, Denial, DenialCode, Evidence, IssuerQuestion, JobEnd, JobFacts, MAX_SUBJECTS, MAX_TEXT, MintRequest,
     Question, Subject, TokenFacts, Validity, munge_payload,
