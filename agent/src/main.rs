@@ -24,13 +24,20 @@ mod slurm;
 mod status;
 mod validity;
 
-use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode};
+use std::{os::unix::net::UnixListener, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
-use tokio::runtime::Builder;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 
 /// The most threads that block. Permits limit each of their users: lanes, look-ups, sealing.
 const BLOCKING_THREADS: usize = 4096;
+
+/// The longest wait at SIGTERM for requests that use refresh tokens: longer than such a request takes.
+const ENDING: Duration = Duration::from_secs(30);
 
 /// Fetches, checks and seals the secrets of jobs for the plugins of a scheduler.
 #[derive(Parser)]
@@ -84,12 +91,24 @@ fn run(cli: &Cli) -> Result<(), String> {
         .thread_name("workflow-token");
     let runtime = builder.enable_all().build().map_err(|e| format!("no threads: {e}"))?;
     let served = match &cli.command {
-        Some(Command::Slurm { config }) => runtime.block_on(slurm::serve(config, passed)),
-        _ => runtime.block_on(serve_plugins(cli, passed)),
+        Some(Command::Slurm { config }) => runtime.block_on(until_terminated(slurm::serve(config, passed))),
+        _ => runtime.block_on(until_terminated(serve_plugins(cli, passed))),
     };
     // Do not wait for hung threads.
     runtime.shutdown_background();
     served
+}
+
+/// Serves until SIGTERM. A server replaces a refresh token when it is used, so the process does not end before the next one is on disk.
+async fn until_terminated(served: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let mut end = signal(SignalKind::terminate()).map_err(|e| format!("signals: {e}"))?;
+    tokio::select! {
+        served = served => served,
+        _ = end.recv() => {
+            let _ = timeout(ENDING, source::rotations_ended()).await;
+            Ok(())
+        }
+    }
 }
 
 async fn serve_plugins(cli: &Cli, passed: Option<UnixListener>) -> Result<(), String> {

@@ -20,7 +20,7 @@ mod store;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -57,6 +57,7 @@ struct Site {
     program: PathBuf,
     shared: Arc<Shared>,
     /// The active configuration.
+    reloading: Mutex<()>,
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
@@ -118,37 +119,26 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
         addresses: addresses::Addresses::default(),
         renewals: renewals::Renewals::default(),
         sockets: Sockets::default(),
+        reloading: Mutex::default(),
         current: RwLock::new(Arc::new(current)),
     });
     site.serve_service()?;
-    let signals = Signals::new()?;
+    let reload = signal(SignalKind::hangup()).map_err(|e| format!("signals: {e}"))?;
     // Ignore the result: systemd logs a missing notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     eprintln!(
         "workflow-token-agent: serves cluster {} at {address}",
         site.current().slurm.cluster
     );
-    run(&site, &controller, nodes, signals).await;
-    Ok(())
+    run(&site, &controller, nodes, reload).await
 }
 
-/// The signals that the agent handles: SIGHUP and SIGTERM.
-struct Signals {
-    reload: Signal,
-    end: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, String> {
-        let failed = |e| format!("signals: {e}");
-        Ok(Self {
-            reload: signal(SignalKind::hangup()).map_err(failed)?,
-            end: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-}
-
-async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mut signals: Signals) {
+async fn run(
+    site: &Arc<Site>,
+    controller: &UnixListener,
+    nodes: TcpListener,
+    mut reload: Signal,
+) -> Result<(), String> {
     let mut tasks = JoinSet::new();
     tasks.spawn(purge(Arc::clone(site)));
     tasks.spawn(renewals::follow_all(Arc::clone(site)));
@@ -168,12 +158,11 @@ async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mu
                 }
             },
             Some(_) = tasks.join_next() => {}
-            _ = signals.reload.recv() => {
+            _ = reload.recv() => {
                 let site = Arc::clone(site);
                 // The reload runs on a thread, because the name service and the file system may hang.
                 tasks.spawn(async move { drop(tokio::task::spawn_blocking(move || site.reload()).await) });
             }
-            _ = signals.end.recv() => return,
         }
     }
 }
@@ -196,6 +185,8 @@ impl Site {
 
     /// Reloads the configuration. If the new one is invalid, logs the error and keeps the former one.
     fn reload(self: &Arc<Self>) {
+        // One after the other, so that the last signal has the last word, even if the name service delays the one before.
+        let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |e: String| eprintln!("workflow-token-agent: {e}: the former configuration stays");
         let loaded = match load(&self.path, &self.program, &self.shared) {
             Ok(loaded) => loaded,

@@ -46,7 +46,7 @@ pub use examined::Examined;
 pub use identity::{Unclaimed, claimed, read_identity};
 pub use jwks::JwksClient;
 pub use kubernetes::{examine, exec_program};
-pub use oauth2::{LoginStore, examine_oauth2};
+pub use oauth2::{LoginStore, examine_oauth2, rotations_ended};
 pub use paths::expand;
 pub use value::{ValueError, max_value};
 

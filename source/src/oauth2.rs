@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 
 use self::request::Client;
 pub(crate) use self::{answer::Given, refresh::LOGIN, request::Subject};
-pub use self::{examine::examine_oauth2, login_store::LoginStore};
+pub use self::{examine::examine_oauth2, login_store::LoginStore, refresh::rotations_ended};
 use crate::{
     Error, Fetched, Slot, Source,
     http::{Attempts, Peer, Retry, SourceError},
@@ -313,7 +313,15 @@ impl<'a> Fetch<'a> {
         let ask = of.ask(settings, subject, self.attempts.request_limit());
         let mut given = match is_held {
             // The server may replace the token, so the answer is stored even if the fetch is dropped.
-            true => tokio::spawn(ask).await.unwrap_or_else(|_| Err(internal())),
+            true => {
+                let rotation = refresh::rotation().await;
+                let ask = async move {
+                    let answer = ask.await;
+                    drop(rotation);
+                    answer
+                };
+                tokio::spawn(ask).await.unwrap_or_else(|_| Err(internal()))
+            }
             false => ask.await,
         };
         if let Err(error) = &mut given

@@ -11,13 +11,15 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use config::{Template, Values};
-use nix::fcntl::{Flock, FlockArg, OFlag};
-use seal::{ExposeSecret, Munge, Secret};
+use nix::fcntl::{Flock, FlockArg, OFlag, posix_fallocate};
+use seal::{ExposeSecret, Munge, MungeError, Secret};
 use secure_path::{Owners, Refusal};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zeroize::Zeroizing;
 
 use super::{
@@ -34,6 +36,33 @@ const REFRESH: TokenFile = TokenFile {
 
 /// The interval of polls for a file that another delivery uses.
 const IN_USE: Duration = Duration::from_millis(50);
+
+/// The time that an operation waits for munged, which may be restarting, and the interval of attempts.
+const MUNGED: (Duration, Duration) = (Duration::from_secs(8), Duration::from_millis(100));
+
+/// Held by each request that uses a refresh token, until the next token is on disk.
+static ROTATIONS: RwLock<()> = RwLock::const_new(());
+
+/// Begins a request that uses a refresh token.
+pub(super) async fn rotation() -> RwLockReadGuard<'static, ()> {
+    ROTATIONS.read().await
+}
+
+/// Waits until the requests that use refresh tokens have ended. No further one begins while the guard exists.
+pub async fn rotations_ended() -> RwLockWriteGuard<'static, ()> {
+    ROTATIONS.write().await
+}
+
+/// Repeats an operation until munged responds, for [`MUNGED`] at most. Blocks.
+fn with_munged<T>(run: impl Fn() -> Result<T, MungeError>) -> Result<T, MungeError> {
+    let end = Instant::now() + MUNGED.0;
+    loop {
+        match run() {
+            Err(e) if e.is_retryable() && Instant::now() < end => thread::sleep(MUNGED.1),
+            done => return done,
+        }
+    }
+}
 
 /// Returns the refresh token of a job. Waits while another delivery uses it.
 pub(super) async fn held(template: &Template, job: &Values) -> Result<Arc<HeldToken>, Error> {
@@ -63,7 +92,8 @@ pub(crate) struct HeldToken {
     path: PathBuf,
     /// Set if the file is sealed.
     munge: Option<Munge>,
-    /// The file that replaces it. It is created before the token request, so that no token is lost if that fails.
+    /// The file that replaces it. It is created before the token request, with room for the next token, so that no token is
+    /// lost if that fails.
     new: PathBuf,
     file: File,
     token: Secret,
@@ -105,8 +135,11 @@ impl HeldToken {
                 refusal => LOGIN.failed("could not be read", path, &refusal),
             })?;
             let sealed = std::str::from_utf8(&bytes).unwrap_or_default();
-            let opened = open.unwrap(sealed.trim_ascii());
-            let opened = opened.map_err(|e| LOGIN.failed("could not be opened: log in again", path, &e))?;
+            let opened = with_munged(|| open.unwrap(sealed.trim_ascii()));
+            let opened = opened.map_err(|e| match e.is_retryable() {
+                true => LOGIN.failed("could not be opened", path, &e),
+                false => LOGIN.failed("could not be opened: log in again", path, &e),
+            })?;
             login_of(&opened).ok_or_else(|| LOGIN.failed("is not valid", path, &"log in again"))
         })
     }
@@ -143,6 +176,8 @@ impl HeldToken {
         let (token, id_token) = read()?;
         let new = beside(".new");
         let file = options.open(&new).map_err(failed)?;
+        let room = if munge.is_some() { MAX_SEALED } else { token::MAX_LEN };
+        posix_fallocate(&file, 0, room as i64).map_err(|e| failed(e.into()))?;
         Ok(Some(Self {
             path: path.to_owned(),
             munge,
@@ -174,18 +209,23 @@ impl HeldToken {
         }
         let token = token.unwrap_or(&self.token).expose_secret();
         let write = || {
-            match &self.munge {
+            let written = match &self.munge {
                 Some(munge) => {
                     let id_token = id_token
                         .or(self.id_token.as_ref())
                         .map_or("", |token| token.expose_secret());
                     let login = Zeroizing::new(format!("{token}\n{id_token}"));
-                    let sealed = munge.wrap(login.as_bytes()).map_err(io::Error::other)?;
+                    let sealed = with_munged(|| munge.wrap(login.as_bytes())).map_err(io::Error::other)?;
                     (&self.file).write_all(sealed.as_bytes())?;
+                    sealed.len()
                 }
-                None => (&self.file).write_all(token.as_bytes())?,
-            }
+                None => {
+                    (&self.file).write_all(token.as_bytes())?;
+                    token.len()
+                }
+            };
             (&self.file).write_all(b"\n")?;
+            self.file.set_len(written as u64 + 1)?;
             self.file.sync_all()?;
             fs::rename(&self.new, &self.path)?;
             File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
@@ -224,7 +264,7 @@ impl Drop for HeldToken {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -251,6 +291,9 @@ mod tests {
         let first = held(&path).unwrap();
         assert!(held(&path).is_none());
         assert_eq!(first.token().expose_secret(), "first");
+        // There is room for the next token, even if the disk is full when it arrives.
+        let new = fs::metadata(directory.path().join("refresh.new")).unwrap();
+        assert!(new.blocks() * 512 >= token::MAX_LEN as u64, "{new:?}");
         first.replace(Some(&Secret::from("second")), None).unwrap();
         drop(first);
         let second = held(&path).unwrap();
