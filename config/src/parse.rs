@@ -172,6 +172,10 @@ impl Table {
             .map(|table| table.service(&trusts, &projects, has_issuer, login))
             .transpose()?;
         let slurm = self.slurm.map(slurm::SlurmTable::slurm).transpose()?;
+        if slurm.is_some() && self.issuer.as_ref().is_some_and(|issuer| issuer.instance.is_some()) {
+            let what = "is for Flux: on Slurm, tokens name the key cluster of the table slurm: remove it";
+            return Err(wrong_at(&format!("{TABLE}.issuer"), "instance", what));
+        }
         let defaults = rule::Defaults {
             scheduler: match slurm {
                 Some(_) => Scheduler::Slurm,

@@ -120,6 +120,19 @@ mod tests {
     }
 
     #[test]
+    fn tokens_name_the_cluster_and_no_other_instance() {
+        let issuer = json!({"keys": "/k", "name": "https://a", "audience": "a", "instance": "other"});
+        let slurm = json!({"cluster": "hpc", "servers": "ctl"});
+        let error = Config::from_json(&json!({"workflow-token": {"slurm": slurm, "issuer": issuer}})).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("workflow-token.issuer.instance: is for Flux"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn mistakes_name_the_key() {
         let long = vec!["ctl"; 9];
         for (slurm, says) in [
