@@ -70,22 +70,13 @@ pub enum Answer {
 pub fn ask(node: &Node<'_>) -> Result<Answer, String> {
     let name = node.name;
     let deadline = Deadline::after(TOGETHER);
-    let servers = node.site.slurm.servers.iter();
-    let servers: Vec<_> = servers.map(|server| (server, server.to_socket_addrs())).collect();
     loop {
         let mut failures = Vec::new();
         let mut all_know_nothing = true;
-        for (server, addresses) in &servers {
-            let addresses = match addresses {
-                Ok(addresses) => addresses.clone().collect::<Vec<_>>(),
-                Err(e) => {
-                    failures.push(format!("{server}: {e}"));
-                    continue;
-                }
-            };
+        for server in &node.site.slurm.servers {
             // Without munged on this node, no agent can be contacted.
             let request = request(node)?;
-            match ask_one(&addresses, &request, deadline) {
+            match ask_one(server, &request, deadline) {
                 Ok(NodeReply::Record(text)) => match record(node, &text) {
                     Ok(record) => return Ok(Answer::Record(record)),
                     Err(why) => failures.push(format!("{server}: {why}")),
@@ -146,8 +137,9 @@ fn request(node: &Node<'_>) -> Result<String, String> {
     sealed.map_err(|e| e.to_string())
 }
 
-fn ask_one(addresses: &[SocketAddr], credential: &String, deadline: Deadline) -> io::Result<NodeReply> {
-    let mut stream = connect(addresses, deadline)?;
+fn ask_one(server: &str, credential: &String, deadline: Deadline) -> io::Result<NodeReply> {
+    let addresses: Vec<SocketAddr> = server.to_socket_addrs()?.collect();
+    let mut stream = connect(&addresses, deadline)?;
     // The request is small and nothing follows it.
     stream.set_nodelay(true)?;
     exchange(&mut stream, credential, MAX_REPLY, deadline.at_most(REPLY))
