@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use config::{Config, Property, Rule, SlurmJob, TokenRequests};
 use delivery::{Sealed, Task, Variables};
 use protocol::{Code, Failure, JobFacts, slurm::Job};
+use tokio::task::JoinSet;
 
 use crate::validity;
 
@@ -51,10 +52,16 @@ pub async fn deliver(site: &Site, current: &Arc<Current>, job: &Job, records: u3
         variables: Variables::Rules(rules),
     };
     let engine = Arc::clone(&current.engine);
-    let outcome = match records {
-        0 => engine.deliver_or_none(task).await,
-        _ => engine.deliver(task).await,
-    };
+    // A panic ends this delivery only. Dropping the set ends the delivery.
+    let mut delivery = JoinSet::new();
+    delivery.spawn(async move {
+        match records {
+            0 => engine.deliver_or_none(task).await,
+            _ => engine.deliver(task).await,
+        }
+    });
+    let outcome = delivery.join_next().await.and_then(Result::ok);
+    let outcome = outcome.ok_or_else(Failure::internal_in_agent)?;
     for line in outcome.warnings {
         eprintln!("workflow-token-agent: {line}");
     }

@@ -82,10 +82,13 @@ impl Renewals {
         }
     }
 
-    /// Removes the jobs without a record, and returns the jobs in `stored` that are not followed.
+    /// Removes the jobs without a record, and those whose task ended before their renewal, after a panic. Returns the jobs in
+    /// `stored` that are not followed.
     fn unknown(&self, mut stored: HashSet<u32>) -> HashSet<u32> {
         let mut known = self.lock();
-        known.retain(|job, followed| stored.contains(job) || !followed.task.is_finished());
+        known.retain(|job, followed| {
+            !followed.task.is_finished() || (stored.contains(job) && followed.renew_at.is_none())
+        });
         stored.retain(|job| !known.contains_key(job));
         stored
     }
@@ -223,7 +226,8 @@ mod tests {
         while !renewals.lock().values().all(|followed| followed.task.is_finished()) {
             tokio::task::yield_now().await;
         }
-        assert_eq!(renewals.unknown(HashSet::from([1, 2, 5])), HashSet::from([5]));
-        assert_eq!((renewals.of(1000), renewals.of(1001)), (vec![1], vec![2]));
+        // The first one was due, and its task ended without a renewal.
+        assert_eq!(renewals.unknown(HashSet::from([1, 2, 5])), HashSet::from([1, 5]));
+        assert_eq!((renewals.of(1000), renewals.of(1001)), (vec![], vec![2]));
     }
 }
