@@ -97,9 +97,8 @@ pub async fn end_of(jobid: u32) -> Result<Option<JobEnd>, String> {
     .await
     {
         Ok(answer) => Ok(end_in(jobid, &answer)),
-        // Slurm forgets jobs MinJobAge after their end, slurm.conf(5).
-        Err(e) if e.contains("Invalid job id") => Ok(Some(JobEnd::default())),
-        Err(e) => Err(e),
+        // squeue fails for a job that Slurm has forgotten, MinJobAge after its end (slurm.conf(5)).
+        Err(_) => Ok((!active_jobs().await?.contains(&jobid)).then(JobEnd::default)),
     }
 }
 

@@ -37,6 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The store of records.
 pub struct Store {
     directory: PathBuf,
+    /// The end of the names of new files: agents on other machines may share the directory.
+    suffix: String,
     /// Serializes changes: the end of a job and its next run may be reported at the same time.
     changing: Mutex<()>,
     turns: Arc<Semaphore>,
@@ -90,6 +92,7 @@ impl Store {
             .map_err(|e| format!("{}, the key store of the table slurm: {e}", directory.display()))?;
         Ok(Self {
             directory: directory.to_owned(),
+            suffix: format!("{:016x}", fastrand::u64(..)),
             changing: Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
         })
@@ -128,8 +131,7 @@ impl Store {
 
     fn write(&self, entry: &Entry) -> io::Result<()> {
         let jobid = entry.job.jobid;
-        // Another controller may share the directory, so the name must be unique.
-        let new = self.directory.join(format!(".job-{jobid}-{}", std::process::id()));
+        let new = self.directory.join(format!(".job-{jobid}-{}", self.suffix));
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).write(true).mode(0o600);
         let written = options
@@ -324,7 +326,7 @@ mod tests {
         let store = Store::open(&directory.path().join("store")).unwrap();
         store.put(&entry(7, 0)).unwrap();
         // Simulates a full disk: the new file cannot be written.
-        fs::create_dir(store.directory.join(format!(".job-7-{}", std::process::id()))).unwrap();
+        fs::create_dir(store.directory.join(format!(".job-7-{}", store.suffix))).unwrap();
         assert!(store.put(&entry(7, 1)).is_err());
         assert_eq!(store.get(7).unwrap(), None);
     }
