@@ -52,6 +52,8 @@ pub type Store = Option<Result<Arc<Revocations>, String>>;
 struct Known {
     /// The inode, since another agent may replace the file, and the number of bytes read.
     inode: u64,
+    /// The file, open so that no other file gets its inode.
+    _file: Option<File>,
     read: u64,
     lines: u64,
     revoked: Arc<Revoked>,
@@ -169,6 +171,7 @@ impl Revocations {
         if meta.ino() != known.inode || meta.len() < known.read {
             *known = Known {
                 inode: meta.ino(),
+                _file: Some(file.try_clone()?),
                 reported: std::mem::take(&mut known.reported),
                 ..Known::default()
             };
@@ -310,6 +313,21 @@ mod tests {
         // Each agent reads the lines that the other one appends.
         after.revoke(&[job(None, 4)], HOUR).unwrap();
         assert_eq!(revocations.is_revoked(&of_job(4)), Ok(true));
+    }
+
+    #[test]
+    fn a_file_that_another_agent_rewrites_is_not_taken_for_the_former_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let (reader, writer) = (Revocations::open(&path).unwrap(), Revocations::open(&path).unwrap());
+        writer.revoke(&[job(Some("a"), 1)], HOUR).unwrap();
+        assert_eq!(reader.is_revoked(&of_job(1)), Ok(true));
+        let former = fs::metadata(&writer.path).unwrap().ino();
+        // File systems give the inode of a removed file to one of the next.
+        for _ in 0..20 {
+            writer.rewrite(now()).unwrap();
+            assert_ne!(fs::metadata(&writer.path).unwrap().ino(), former);
+        }
     }
 
     #[test]
