@@ -293,11 +293,17 @@ pub async fn refusal(store: Store, job: JobFacts) -> Option<Failure> {
         iat: Some(f64::MAX),
         ..TokenFacts::default()
     };
-    let why = match revoked(vec![store], token).await? {
-        Validity::Unknown(e) => format!("the revocations could not be read: {e}"),
-        _ => "its tokens were revoked".to_owned(),
-    };
-    Some(Failure::new(Code::Revoked, "its tokens were revoked", why))
+    Some(match revoked(vec![store], token).await? {
+        Validity::Unknown(e) => {
+            let why = format!("the revocations could not be read: {e}");
+            Failure::new(
+                Code::RevocationsUnknown,
+                "it is not known whether its tokens were revoked",
+                why,
+            )
+        }
+        _ => Failure::new(Code::Revoked, "its tokens were revoked", "its tokens were revoked"),
+    })
 }
 
 /// Returns the validity of a revoked token, or of one whose revocations are unknown; none for other tokens.

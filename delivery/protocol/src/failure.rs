@@ -124,6 +124,8 @@ codes! {
     RandomFailed = "random-failed",
     /// A Slurm node could not request the token.
     NodeFailed = "node-failed",
+    /// The revocations could not be read.
+    RevocationsUnknown = "revocations-unknown",
 }
 
 impl fmt::Display for Code {
