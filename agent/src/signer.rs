@@ -55,7 +55,7 @@ impl Signer {
     pub fn sign<T>(&self, sign: impl FnOnce(&SigningKey) -> T) -> Result<T, String> {
         let keys = self.keys().map_err(|e| e.to_string())?;
         let key = keys.signing();
-        let key = key.ok_or("no key is the active one: promote one with `flux workflow-token rotate promote`")?;
+        let key = key.ok_or("no key is the active one: promote one with `[flux] workflow-token rotate promote`")?;
         Ok(sign(key))
     }
 }

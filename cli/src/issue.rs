@@ -91,7 +91,7 @@ pub enum Error {
     NotKey(String, KeyError),
     #[error(transparent)]
     Keys(#[from] KeysError),
-    #[error("{0}: no key is active: choose one with `flux workflow-token rotate promote`")]
+    #[error("{0}: no key is active: choose one with `[flux] workflow-token rotate promote`")]
     NoActive(String),
     #[error("--scope {scope} {needs}")]
     Scope { scope: Scope, needs: &'static str },

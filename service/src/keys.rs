@@ -166,7 +166,7 @@ impl Keys {
         }
         if keys.is_empty() {
             let what =
-                "the issuer has no public keys, since HS256 has none: add one with `flux workflow-token rotate add`";
+                "the issuer has no public keys, since HS256 has none: add one with `[flux] workflow-token rotate add`";
             return Err(what.to_owned());
         }
         let mut algorithms: Vec<String> = keys.iter().map(|key| key.algorithm().to_string()).collect();

@@ -50,7 +50,7 @@ impl Minted {
             let key = keys.signing().ok_or_else(|| {
                 let path = self.keys.path().display();
                 unreadable(&format!(
-                    "{path}: no key is active: activate one with `flux workflow-token rotate promote`"
+                    "{path}: no key is active: activate one with `[flux] workflow-token rotate promote`"
                 ))
             })?;
             let mut variables = Variables::new();

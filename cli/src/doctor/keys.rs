@@ -87,7 +87,7 @@ fn judge(name: &str, text: &str, what: KeyUse, read: Result<Keys, KeysError>) ->
         (KeyUse::Signing, None) => fail(
             CHECK,
             format!("{text}: no key is active"),
-            "choose one with `flux workflow-token rotate promote`",
+            "choose one with `[flux] workflow-token rotate promote`",
         ),
         (_, Some(key)) => ok(
             CHECK,

@@ -224,7 +224,7 @@ impl Reader {
                 let Some(key) = key else {
                     let why = format!(
                         "it names the key {kid}, but there is neither {SIGNING}/{kid}.pem nor a secret in {HS256}: \
-                         restore it, or activate another key with `flux workflow-token rotate promote`"
+                         restore it, or activate another key with `[flux] workflow-token rotate promote`"
                     );
                     return Err(KeysError {
                         is_missing: true,
@@ -235,7 +235,7 @@ impl Reader {
                 if verifies.is_none_or(|public| public.thumbprint() != key.verifying_key().thumbprint()) {
                     let why = format!(
                         "it names the key {kid}, whose public key is missing, so no service could verify its tokens: \
-                         restore it, or activate another key with `flux workflow-token rotate promote`"
+                         restore it, or activate another key with `[flux] workflow-token rotate promote`"
                     );
                     return Err(KeysError::new(&path, why));
                 }
@@ -315,7 +315,7 @@ pub(super) fn active(directory: &Directory) -> Result<Option<String>, KeysError>
         Ok(kid) if is_file_name(kid) => Ok(Some(kid.to_owned())),
         _ => Err(KeysError::new(
             &path,
-            "it does not contain a kid: activate a key with `flux workflow-token rotate promote`",
+            "it does not contain a kid: activate a key with `[flux] workflow-token rotate promote`",
         )),
     }
 }

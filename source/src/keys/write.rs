@@ -40,7 +40,7 @@ pub fn create(path: &Path, algorithm: Algorithm) -> Result<String, KeysError> {
     )?;
     for name in [None, Some(SIGNING), Some(HS256)] {
         if writer.has_any(name)? {
-            let why = "it already contains keys: add one with `flux workflow-token rotate add`";
+            let why = "it already contains keys: add one with `[flux] workflow-token rotate add`";
             return Err(KeysError::new(path, why));
         }
     }
