@@ -11,6 +11,7 @@ use ::slurm::Site;
 use finding::{Finding, FindingStatus, fail, ok, warn};
 use instance::Instance;
 
+mod agents_host;
 mod clock;
 mod configuration;
 mod files;
@@ -48,13 +49,16 @@ pub struct Args {
 /// Runs all checks, and prints their findings.
 pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     let path = args.config.clone().or_else(default_cluster);
+    if let Some(unreadable) = path.as_deref().and_then(unreadable) {
+        return report(args, &[unreadable]);
+    }
     if let Some(path) = path.filter(|path| is_of_cluster(path)) {
         let findings = match Site::read(&path) {
-            Ok(site) => check_cluster(args, &site),
+            Ok(site) => check_cluster(args, &site, &path),
             Err(e) => vec![fail(
                 "config",
                 e,
-                "correct the key; workflow-token-slurm(7) describes it",
+                "correct the key; flux-config-workflow-token(5) names its page",
             )],
         };
         return report(args, &findings);
@@ -78,8 +82,16 @@ pub fn run(args: &Args) -> Result<ExitCode, io::Error> {
     findings.extend(config.iter().flat_map(|config| keys::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| kubernetes::check(config, trusted)));
     findings.extend(config.iter().flat_map(|config| servers::check(config, trusted)));
+    findings.extend(config.iter().flat_map(|config| agents_host::check(config, trusted)));
 
     report(args, &findings)
+}
+
+/// Returns the finding about a file that cannot be read, unless there is a Flux instance to check.
+fn unreadable(path: &Path) -> Option<Finding> {
+    let error = config::read_files(path).err()?;
+    let is_alone = matches!(Instance::find(), Instance::None(_));
+    is_alone.then(|| fail("config", error.to_string(), "correct the file, or name another one"))
 }
 
 /// Returns whether a configuration contains the table `slurm`, valid or not.
@@ -95,9 +107,11 @@ fn default_cluster() -> Option<PathBuf> {
 }
 
 /// Runs the checks of a Slurm cluster.
-fn check_cluster(args: &Args, site: &Site) -> Vec<Finding> {
+fn check_cluster(args: &Args, site: &Site, path: &Path) -> Vec<Finding> {
     let config = &site.config;
-    let mut findings = vec![clock::check()];
+    let found = configuration::judge(config, true, &path.display().to_string(), "reload the agents");
+    let mut findings = vec![clock::check(), found];
+    findings.extend(configuration::replaced(Some(path)));
     findings.extend(configuration::digit_names(config));
     findings.extend(munge::check(Some(config), args.munge_socket.as_deref()));
     match site.agent_uid() {
@@ -115,6 +129,9 @@ fn check_cluster(args: &Args, site: &Site) -> Vec<Finding> {
             findings.extend(keys::check(config, agent));
             findings.extend(kubernetes::check(config, agent));
             findings.extend(servers::check(config, agent));
+            if is_controller {
+                findings.extend(agents_host::check(config, agent));
+            }
         }
         Err(e) => findings.push(fail("slurm", e, "create the user, or correct the key")),
     }

@@ -50,7 +50,16 @@ test_expect_success 'doctor names what is missing' '
 	sed "s/workflow-token-slurmstepd/missing/" "$SITE" >other.toml &&
 	"$CLI" doctor --config other.toml >found && grep "^warn .*$PWD/bin/missing, the key step-program" found &&
 	sed "s/^servers = .*/server = 1/" "$SITE" >other.toml &&
-	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found
+	test_must_fail "$CLI" doctor --config other.toml >found && grep "workflow-token.slurm.server" found &&
+	sed "s/^user = \"$ALICE\"/partition = \"nowhere\"/" "$SITE" >other.toml &&
+	"$CLI" doctor --config other.toml >found && grep "^warn .*the cluster has no partition \"nowhere\"" found &&
+	sed "/^\[\[workflow-token.rule\]\]/,\$d" "$SITE" >other.toml &&
+	"$CLI" doctor --config other.toml >found && grep "^warn .*contains no rule" found &&
+	sed "s,^\[workflow-token\],&\nrevocations = \"$PWD/no/such\"," "$SITE" >other.toml &&
+	test_must_fail "$CLI" doctor --config other.toml >found && grep "^fail .*$PWD/no/such: No such file" found &&
+	echo "[workflow-token" >other.toml &&
+	test_must_fail "$CLI" doctor --config other.toml >found &&
+	grep "^fail .*other.toml: TOML parse error at line 1" found && test_expect_code 1 grep "flux" found
 '
 
 # verify: verifies the token of the job, with the agent. The caller is root or the user of the agent.

@@ -44,7 +44,7 @@ pub(super) fn check(instance: &Instance, path: Option<&Path>) -> (Option<Config>
             )
         }
         Ok(config) => {
-            let finding = judge(&config, conf.get(TABLE).is_some(), &origin);
+            let finding = judge(&config, conf.get(TABLE).is_some(), &origin, "run flux config reload");
             (Some(config), finding)
         }
     }
@@ -114,17 +114,18 @@ pub(super) fn digit_names(config: &Config) -> impl Iterator<Item = Finding> {
     })
 }
 
-fn judge(config: &Config, is_there: bool, origin: &str) -> Finding {
+/// Returns the finding about a valid configuration. `then` follows after a correction.
+pub(super) fn judge(config: &Config, is_there: bool, origin: &str, then: &str) -> Finding {
     match config.rules.len() {
         0 if !is_there => warn(
             CHECK,
             format!("{origin} contains no table [{TABLE}], so no job gets a token"),
-            "add the table (see flux-config-workflow-token(5)), and run flux config reload",
+            format!("add the table (see flux-config-workflow-token(5)), and {then}"),
         ),
         0 => warn(
             CHECK,
             format!("{origin}: [{TABLE}] contains no rule, so no job gets a token"),
-            format!("add a table [[{TABLE}.rule]], and run flux config reload"),
+            format!("add a table [[{TABLE}.rule]], and {then}"),
         ),
         1 => ok(CHECK, format!("{origin}: valid, 1 rule")),
         n => ok(CHECK, format!("{origin}: valid, {n} rules")),

@@ -74,7 +74,7 @@ fn judge(name: &str, text: &str, what: KeyUse, read: Result<Keys, KeysError>) ->
             return vec![fail(
                 CHECK,
                 format!("{name}: {e}"),
-                "correct it: until then, the plugin gets no keys when it starts",
+                "correct it: an agent that starts before gets no keys, and jobs fail with [source-failed]",
             )];
         }
     };

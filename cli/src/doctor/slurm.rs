@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use config::{Config, Property};
 use slurm::Site;
 
 use super::finding::{Finding, FindingStatus, fail, ok, skip, warn};
@@ -33,7 +34,12 @@ const CONNECT: Duration = Duration::from_secs(2);
 pub(super) fn check(site: &Site, agent: u32) -> Vec<Finding> {
     let mut findings = vec![caller(agent)];
     match run_program("scontrol", &["show", "config"]) {
-        Ok(shown) => findings.extend(slurm_conf(site, &shown)),
+        Ok(shown) => {
+            findings.extend(slurm_conf(site, &shown));
+            if let Ok(shown) = run_program("scontrol", &["show", "partition", "--oneliner"]) {
+                findings.extend(partitions(&site.config, &shown));
+            }
+        }
         Err(e) => findings.push(skip(
             CHECK,
             e.to_string(),
@@ -97,6 +103,26 @@ fn slurm_conf(site: &Site, shown: &str) -> Vec<Finding> {
     };
     findings.push(host.excuse(plug_stack(&plug_stack_path(shown))));
     findings
+}
+
+/// Reports partitions of rules that the cluster does not have. `shown` is the output of scontrol(1).
+fn partitions(config: &Config, shown: &str) -> Vec<Finding> {
+    let name = |line| str::split_whitespace(line).find_map(|word| word.strip_prefix("PartitionName="));
+    let known: Vec<&str> = shown.lines().filter_map(name).collect();
+    let conditions = config.rules.iter().enumerate().flat_map(|(index, rule)| {
+        let properties = rule.conditions.properties.iter();
+        properties.map(move |(property, value)| (index, property, value))
+    });
+    let unknown =
+        conditions.filter(|(_, property, value)| **property == Property::Partition && !known.contains(&value.as_str()));
+    let finding = |(index, _, value): (usize, _, &String)| {
+        let what = format!(
+            "rule {index}: the cluster has no partition \"{}\"",
+            value.escape_debug()
+        );
+        warn("rule", what, "correct the key partition: no job matches the rule")
+    };
+    unknown.map(finding).collect()
 }
 
 /// Returns the value of a key in the output of `scontrol show config`, which prints `(null)` for a key that is not set.
@@ -306,6 +332,20 @@ mod tests {
         assert!(finding.status == FindingStatus::Skip && finding.what.starts_with("rule 0: no such file"));
         assert_eq!(finding.todo, "check each controller");
         assert!(of_node(ok("rule", "rule 0")).status == FindingStatus::Ok);
+    }
+
+    #[test]
+    fn a_rule_for_a_partition_that_does_not_exist_is_reported() {
+        let rule = |partition: &str| serde_json::json!({"partition": partition, "source": "file", "path": "/t"});
+        let slurm = serde_json::json!({"cluster": "hpc", "servers": "ctl"});
+        let rules = [rule("gpu"), rule("gpux")];
+        let config = serde_json::json!({"workflow-token": {"slurm": slurm, "rule": rules}});
+        let config = Config::from_json(&config).unwrap();
+        let shown = "PartitionName=gpu AllowGroups=ALL\nPartitionName=cpu AllowGroups=ALL\n";
+        let findings = partitions(&config, shown);
+        assert_eq!(findings.len(), 1);
+        assert!(findings[0].status == FindingStatus::Warn && findings[0].what.contains("rule 1:"));
+        assert!(findings[0].what.contains("gpux"));
     }
 
     #[test]
