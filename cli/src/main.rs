@@ -28,7 +28,7 @@ mod within;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Workflow tokens for Flux jobs: request, inspect and verify tokens, manage their keys, and check the set-up
 #[derive(Parser)]
@@ -68,7 +68,9 @@ fn main() -> ExitCode {
     if let Err(e) = argv::check(std::env::args_os().skip(1)) {
         return fail(&e);
     }
-    let cli = Cli::try_parse().unwrap_or_else(|e| argv::exit(&e));
+    let matches = command().try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = cli.unwrap_or_else(|e| argv::exit(&e));
     let done = match cli.command {
         Command::Keygen(args) => keygen::run(&args).map_err(Into::into),
         Command::Rotate(args) => rotate::run(&args).map_err(Into::into),
@@ -87,6 +89,14 @@ fn main() -> ExitCode {
         Command::Supervise => return source::supervise::main(),
     };
     done.unwrap_or_else(|e: Box<dyn std::error::Error>| fail(e.as_ref()))
+}
+
+/// Returns the command line, with the name that this program was called by.
+fn command() -> clap::Command {
+    match print::name() {
+        name @ "workflow-token" => Cli::command().name(name).bin_name(name),
+        _ => Cli::command(),
+    }
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

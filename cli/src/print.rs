@@ -3,10 +3,12 @@
 //! Writes to standard output, without buffers that keep copies, and to standard error. Neither gets terminal control
 //! characters.
 
+use std::env;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use serde_json::Value;
 use token::is_plain;
@@ -22,7 +24,17 @@ pub fn out(text: &str) -> io::Result<()> {
 /// Writes one line to standard error, escaped: texts of files, servers and arguments can contain anything.
 pub fn err(text: impl Display) {
     // A failure cannot be reported anywhere.
-    let _ = writeln!(io::stderr(), "flux-workflow-token: {}", word(&text.to_string()));
+    let _ = writeln!(io::stderr(), "{}: {}", name(), word(&text.to_string()));
+}
+
+/// Returns the name that this program was called by.
+pub fn name() -> &'static str {
+    let called = env::args_os().next();
+    let called = called.as_deref().and_then(|path| Path::new(path).file_name());
+    match called.is_some_and(|name| name == "workflow-token") {
+        true => "workflow-token",
+        false => "flux-workflow-token",
+    }
 }
 
 /// Writes several lines to standard error, escaped, without a prefix.

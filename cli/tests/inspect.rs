@@ -231,3 +231,29 @@ fn nothing_in_a_token_steers_the_terminal() {
         ran.out
     );
 }
+
+#[test]
+fn the_command_has_the_name_that_it_was_called_by() {
+    let directory = tempfile::tempdir().unwrap();
+    let called = directory.path().join("workflow-token");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_flux-workflow-token"), &called).unwrap();
+    for (program, name, usage) in [
+        (called.to_str().unwrap(), "workflow-token", "Usage: workflow-token "),
+        (
+            env!("CARGO_BIN_EXE_flux-workflow-token"),
+            "flux-workflow-token",
+            "Usage: flux workflow-token ",
+        ),
+    ] {
+        let run = |args: &[&str]| std::process::Command::new(program).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let err = text(run(&["jwks", "/no/such/keys"]).stderr);
+        assert!(err.starts_with(&format!("{name}: ")), "{err}");
+        let help = text(run(&["--help"]).stdout);
+        assert!(help.contains(usage), "{help}");
+        assert_eq!(
+            text(run(&["--version"]).stdout),
+            format!("{name} {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}
