@@ -63,6 +63,14 @@ impl Issuer {
         self.signer.name()
     }
 
+    /// Checks that it can sign. Blocks.
+    ///
+    /// # Errors
+    /// For the operator: the keys cannot be read, or no key is active.
+    pub fn check(&self) -> Result<(), String> {
+        self.signer.sign(|_| ())
+    }
+
     /// Returns its status lists, if any.
     pub fn status(&self) -> Option<&Arc<Status>> {
         self.status.as_ref()

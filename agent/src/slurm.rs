@@ -232,9 +232,13 @@ fn load(path: &Path, program: &Path, shared: &Arc<Shared>) -> Result<Current, St
     };
     let engine = Engine::new(&configure, program, shared, Box::new(|_, _| {}));
     let engine = Arc::new(engine.map_err(|e| format!("{}: {e}", path.display()))?);
+    let issuer = Issuer::of(&engine)?;
+    if let Some(Err(e)) = issuer.as_ref().map(|issuer| issuer.check()) {
+        eprintln!("workflow-token-agent: {e}: until then, jobs that need a token of the issuer fail [source-failed]");
+    }
     Ok(Current {
         munge: site.config.munge_client().map_err(|e| e.to_string())?,
-        issuer: Issuer::of(&engine)?,
+        issuer,
         engine,
         revocations: match validity::open(site.config.agent.revocations.as_deref()) {
             Some(Err(e)) => return Err(e),

@@ -307,7 +307,13 @@ fn open(credential: &str, current: &Current) -> Result<NodeRequest, Refused> {
         )));
     }
     if *cluster != current.slurm.cluster {
-        return Err(Stranger(format!("it is for cluster {}", cluster.escape_debug())));
+        return Err(Stranger(format!(
+            "job {} on node {}: the node has cluster = \"{}\", and the agent \"{}\": write the same name in the table slurm of both",
+            request.jobid,
+            request.node.escape_debug(),
+            cluster.escape_debug(),
+            current.slurm.cluster
+        )));
     }
     Ok(request)
 }
