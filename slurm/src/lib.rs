@@ -29,6 +29,15 @@ pub fn config_of(arguments: &[String]) -> PathBuf {
     named.unwrap_or(CONFIG).into()
 }
 
+/// Shortens an error, which names its file, to one line for logs: a mistake of TOML is shown with its line and a mark below it.
+fn in_one_line(error: &str) -> String {
+    let mut lines = error.lines();
+    match (lines.next(), lines.next_back()) {
+        (Some(place), Some(mistake)) => format!("{place}: {mistake}"),
+        _ => error.to_owned(),
+    }
+}
+
 /// The configuration of a cluster.
 #[derive(Debug)]
 pub struct Site {
@@ -47,7 +56,7 @@ impl Site {
     /// Text for the operator that names the file, the key and the mistake.
     pub fn read(path: &Path) -> Result<Self, String> {
         let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-        let files = config::read_files(path).map_err(|e| failed(&e))?;
+        let files = config::read_files(path).map_err(|e| in_one_line(&e.to_string()))?;
         let config = Config::from_json(&files.conf).map_err(|e| failed(&e))?;
         let missing = || {
             failed(&format_args!(
@@ -76,5 +85,25 @@ impl Site {
             )),
             Err(e) => Err(failed(&e)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_of_toml_is_one_line_that_names_the_file_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.toml");
+        std::fs::write(&path, "[workflow-token]\ntimeout = = 1\n").unwrap();
+        let error = Site::read(&path).unwrap_err();
+        let begin = format!("{}: TOML parse error at line 2, column 11: ", path.display());
+        assert!(error.starts_with(&begin) && error.lines().count() == 1, "{error}");
+        assert!(
+            Site::read(&directory.path().join("missing"))
+                .unwrap_err()
+                .contains("No such file")
+        );
     }
 }
