@@ -3,8 +3,8 @@
 
 # deps.sh demo|demo-login|check: installs missing Debian or Ubuntu packages for a demo, or for all checks and tests. A build needs none
 # of this: see scripts/needed.
-# Without apt or permission, or after a failure, it prints a warning and continues. The build then names what it misses, and tests
-# that need it are skipped.
+# Without apt or permission, or after a failure, it prints a warning and continues. The build then names what it misses, and tests that
+# need it are skipped. Only demo-login without Node.js is an error.
 set -eu
 cd "$(dirname "$0")/.."
 what_for=${1:-check}
@@ -28,11 +28,7 @@ cc:gcc
 /usr/include/stdio.h:libc6-dev
 pkg-config:pkg-config
 /usr/include/munge.h:libmunge-dev
-pandoc:pandoc
-/usr/include/jansson.h:libjansson-dev
-munged:munge
 python3:python3
-openssl:openssl
 "
 if [ "$what_for" = demo-login ]; then
 	wanted="$wanted
@@ -41,6 +37,10 @@ if [ "$what_for" = demo-login ]; then
 	"
 else
 	wanted="$wanted
+	pandoc:pandoc
+	/usr/include/jansson.h:libjansson-dev
+	munged:munge
+	openssl:openssl
 	slurmctld:slurmctld
 	slurmd:slurmd
 	srun:slurm-client
@@ -152,6 +152,16 @@ login_packages() {
 			--retries=1 --timeout=60 --target "$packages/python" Authlib==1.9.6 requests
 }
 
+# without WHAT: the demo of logins needs it; of the tests, only some do.
+without() {
+	if [ "$what_for" = demo-login ]; then
+		echo "deps: make demo-login needs $1, which could not be installed: see above" >&2
+		exit 1
+	fi
+	echo "deps: warning: without $1, tests of logins are skipped" >&2
+	exit 0
+}
+
 missing=
 for item in $wanted; do
 	is_there "${item%%:*}" || missing="$missing ${item#*:}"
@@ -160,9 +170,6 @@ done
 
 [ "$what_for" != demo ] || exit 0
 if node_is_old || ! command -v npm >/dev/null; then
-	{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi || {
-		echo "deps: warning: no Node.js 20 or newer: what needs it is skipped" >&2
-		exit 0
-	}
+	{ node_of_the_distribution && install_packages nodejs npm; } || node_of_pypi || without "Node.js 20 or newer"
 fi
-login_packages || echo "deps: warning: npm packages for logins are missing: what needs them is skipped" >&2
+login_packages || without "the npm packages for logins"
