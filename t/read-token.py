@@ -38,8 +38,9 @@ def main():
     path = os.environ["DW_WORKFLOW_TOKEN_FILE"]
     signal.signal(signal.SIGUSR1, received)
     reads, incomplete, expired, tokens = 0, 0, 0, []
-    open(f"{directory}/started.{name}", "w").close()
-    while not os.path.exists(directory + "/stop"):
+
+    def read():
+        nonlocal reads, incomplete, expired
         with open(path) as file:
             token = file.read()
         try:
@@ -49,9 +50,15 @@ def main():
         if token not in tokens:
             tokens.append(token)
         reads += 1
+
+    open(f"{directory}/started.{name}", "w").close()
+    while not os.path.exists(directory + "/stop"):
+        read()
         time.sleep(0.01)
-    # A late signal must not end the interpreter during its exit.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # The last read. A signal from now on is for a token that is not read, unless that of the last token is still to come.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    read()
+    pending = len(tokens) - 1 > signals and signal.sigtimedwait({signal.SIGUSR1}, 10) is not None
     first = tokens[0] == os.environ["DW_WORKFLOW_TOKEN"]
     print(
         json.dumps(
@@ -61,7 +68,7 @@ def main():
                 "expired": expired,
                 "first": first,
                 "tokens": len(tokens),
-                "signals": signals,
+                "signals": signals + pending,
             }
         )
     )

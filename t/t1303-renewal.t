@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Tokens are renewed while their job runs, and end with it'
 
+. "$(dirname "$0")/own-shm.sh"
 . "$(dirname "$0")/lib.sh"
 need_flux
 need_canaries

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 test_description='Slurm: tokens are renewed while their job runs, and end with it'
 
+. "$(dirname "$0")/../own-shm.sh"
 . "$(dirname "$0")/lib.sh"
 need_slurm
 test "$(id -u)" -eq 0 || skip "not root: the program of a rule must not belong to the user of the job"
