@@ -351,12 +351,10 @@ async fn a_refresh_token_is_stored_even_if_its_job_has_gone() {
         tokio::task::yield_now().await;
     }
     job.abort();
-    let stored = async {
-        while fs::read_to_string(&file).unwrap() != "canary-refresh-1\n" {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, stored).await.expect("it is stored");
+    // The agent waits for this before it ends.
+    let ended = tokio::time::timeout(PATIENCE, source::rotations_ended()).await;
+    assert_eq!(fs::read_to_string(&file).unwrap(), "canary-refresh-1\n");
+    drop(ended.expect("the request ends"));
 }
 
 #[tokio::test]

@@ -93,7 +93,15 @@ mod tests {
         // The threads end when the file system answers.
         drop(hanging);
         assert_eq!(readers.read(1000, LONG, || 7).await, Ok(7));
-        assert_eq!(readers.0.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn users_without_a_reader_are_forgotten() {
+        let readers = Readers::default();
+        for uid in 1000..1010 {
+            assert_eq!(readers.read(uid, LONG, || 7).await, Ok(7));
+        }
+        assert_eq!(readers.0.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
