@@ -56,8 +56,9 @@ struct Site {
     path: PathBuf,
     program: PathBuf,
     shared: Arc<Shared>,
-    /// The active configuration.
+    /// Held by a reload.
     reloading: Mutex<()>,
+    /// The active configuration.
     current: RwLock<Arc<Current>>,
     store: Store,
     nodes: nodes::Capacity,
@@ -86,7 +87,7 @@ impl Site {
     }
 }
 
-/// Serves a cluster until SIGTERM. Reloads the configuration on SIGHUP.
+/// Serves a cluster. Reloads the configuration on SIGHUP.
 ///
 /// # Errors
 /// The start failed.
@@ -133,12 +134,7 @@ pub async fn serve(path: &Path, passed: Option<std::os::unix::net::UnixListener>
     run(&site, &controller, nodes, reload).await
 }
 
-async fn run(
-    site: &Arc<Site>,
-    controller: &UnixListener,
-    nodes: TcpListener,
-    mut reload: Signal,
-) -> Result<(), String> {
+async fn run(site: &Arc<Site>, controller: &UnixListener, nodes: TcpListener, mut reload: Signal) -> ! {
     let mut tasks = JoinSet::new();
     tasks.spawn(purge(Arc::clone(site)));
     tasks.spawn(renewals::follow_all(Arc::clone(site)));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Whether a token that names a job is for the job of a delivery.
+//! Checks that a token that names a job is for the job of a delivery.
 
 use crate::task::Task;
 

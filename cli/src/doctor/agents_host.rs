@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the agent needs on its host besides the rules: the directory of revocations, and the token service.
+//! Checks what the agent uses on its host besides the rules: the directory of revocations, and the socket and user of the token service.
 
 use std::{
     fs, io,

@@ -59,7 +59,7 @@ pub struct Answers {
     pub is_unknown: bool,
     /// Makes revocations fail.
     pub is_read_only: bool,
-    /// Whether the key `revocations` is not set.
+    /// Makes the agent report that it stores no revocations.
     pub has_no_revocations: bool,
     /// Stops all replies.
     pub is_silent: bool,
